@@ -1,0 +1,34 @@
+#!/usr/bin/env python3
+"""Turn multi-line JSON files and ChatGPT exports into JSONL; see docs/convert.md."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from src.data.convert import convert_tree, exit_code, summary
+
+PATHS = "files, or folders to search with their subfolders (default: data)"
+CHECK = "say what would be done and write nothing; exit code 1 when there is something to do"
+FORCE = "replace an x.jsonl that differs from x.json; the old one is kept as x.jsonl.orig"
+NOTHING = "No .json or .jsonl files found. Put your data there or give a PATH."
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("paths", metavar="PATH", nargs="*", type=Path, default=[Path("data")], help=PATHS)
+    parser.add_argument("--check", action="store_true", help=CHECK)
+    parser.add_argument("--force", action="store_true", help=FORCE)
+    args = parser.parse_args()
+    outcomes = convert_tree(args.paths, force=args.force, check=args.check)
+    for outcome in outcomes:
+        print(outcome, file=sys.stderr if outcome.status == "refused" else sys.stdout, flush=True)
+    print(summary(outcomes) if outcomes else NOTHING)
+    return exit_code(outcomes)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,321 @@
+"""From a command line to one validated configuration, through Hydra.
+
+Every stage has the same composed shape, so a flat YAML file (the shipped ones, a user's own, a run's
+config_used.yaml) needs no defaults list:
+
+    schema defaults < the stage's file < presets < experiment < command line
+
+Hydra alone refuses `epochz=2` one problem at a time, and accepts `+epochz=2` to lose it. Here plain
+values are added whatever their name, and `config.load` judges them all together.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice, product
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra import main as hydra_main
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from src import config
+from src.errors import ConfigError, UserError, did_you_mean
+from src.utils.secrets import secrets_as_references
+
+CONFIGS = Path("configs").resolve() if Path("configs").is_dir() else Path(__file__).parents[1] / "configs"
+GROUPS = ("model", "data", "method", "hardware", "launch", "experiment")
+ROOT = "assay_root"
+MAX_CHECKED_JOBS = 256
+
+
+@dataclass
+class Call:
+    """A parsed command line: overrides for Hydra, its own flags, and the stage's configuration file."""
+
+    stage: str
+    config_dir: Path
+    config_name: str
+    overrides: list[str] = field(default_factory=list)
+    flags: list[str] = field(default_factory=list)
+    multirun: bool = False
+    problems: list[str] = field(default_factory=list)  # told together with those of the settings
+
+
+def parse(stage: str, config_name: str, argv: list[str]) -> Call:
+    """Split `argv` into the stage's configuration, Hydra's flags and overrides.
+
+    A word without `=` is the stage's MODEL_PATH, where it takes one. What cannot be understood becomes
+    one of the call's problems.
+    Raises: ConfigError if the configuration file is missing: then nothing else can be judged.
+    """
+    call = Call(stage, CONFIGS, config_name)
+    words = iter(secrets_as_references(argv))
+    for word in words:
+        if word.startswith("-"):
+            _flag(call, word, words)
+        elif "=" in word or word.startswith("~"):
+            call.overrides.append(word)
+        elif "model_path" in config.flat_keys(config.SCHEMAS[stage]):
+            call.overrides.append(f"model_path={_quoted(word)}")
+        else:
+            call.problems.append(f"{word} is not an override; write key=value")
+    _locate(call)
+    return call
+
+
+def _flag(call: Call, word: str, words: Iterator[str]) -> None:
+    name, _, inline = word.partition("=")
+
+    def value() -> str:
+        found = inline or next(words, "")
+        if not found:
+            call.problems.append(f"{name} needs a value")
+        return found
+
+    if name in {"--config-name", "-cn"}:
+        call.config_name = value()
+    elif name in {"--config-path", "-cp"}:
+        call.config_dir = Path(value())
+    elif name in {"--multirun", "-m"}:
+        call.multirun = True
+        call.flags.append("--multirun")
+    elif name in {"--cfg", "-c", "--info", "-i", "--package", "-p", "--config-dir", "-cd"}:
+        call.flags += [name, value()]
+    elif name in {"--resolve", "--hydra-help", "--run", "-r"}:
+        call.flags.append(name)
+    elif name == "--repo" and call.stage == "publish-hf":
+        call.overrides.append(f"repo_id={_quoted(value())}")
+    elif name == "--public" and call.stage == "publish-hf":
+        call.overrides.append("private=false")
+    elif name == "--force" and call.stage.startswith("publish"):
+        call.overrides.append("force=true")
+    else:
+        call.problems.append(f"{name} is not a flag of {call.stage}; {call.stage} --help lists them")
+
+
+def _quoted(text: str) -> str:
+    """`text` as one string of Hydra's grammar, whatever it holds."""
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def _locate(call: Call) -> None:
+    """Settle the configuration file: a name under --config-path, or a path to a YAML file."""
+    named = Path(call.config_name)
+    if named.suffix in {".yaml", ".yml"} and named.is_file():
+        call.config_dir, call.config_name = named.parent, named.stem
+    call.config_dir = call.config_dir.resolve()
+    call.config_name = call.config_name.removesuffix(".yaml")
+    if not call.config_dir.is_dir():
+        raise ConfigError(f"--config-path {call.config_dir} is not a folder")
+    if not (call.config_dir / f"{call.config_name}.yaml").is_file():
+        names = [p.stem for p in call.config_dir.glob("*.yaml")]
+        raise ConfigError(
+            f"there is no configuration {call.config_name} in {call.config_dir}"
+            f"{did_you_mean(call.config_name, names) or '; list-configs shows all'}"
+        )
+
+
+def run(call: Call, task: Callable[[Any], int | None]) -> int:
+    """Check every job of the call, then run `task(config)` under Hydra, which also does sweeps and launchers.
+
+    Raises: UserError from the check or from the task itself.
+    """
+    overrides, problems = _prepare(call)
+    _register(call)
+    for job in _jobs(call, overrides):
+        problems += _problems_of(call, job)
+    if problems := [*call.problems, *problems]:
+        raise ConfigError(*dict.fromkeys(problems), hint=f"{call.stage} --help lists every setting")
+
+    codes: list[int] = []
+    refused: list[UserError] = []
+
+    def job(composed: DictConfig) -> None:
+        try:
+            codes.append(task(config.load(call.stage, _plain(composed))) or 0)
+        except UserError as error:
+            refused.append(error)
+            raise SystemExit(error.exit_code) from error  # Hydra prints a preface to any other exception
+
+    argv, sys.argv = sys.argv, [f"assay-{call.stage}", *call.flags, *overrides]
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach the door, which knows how they should sound
+    try:
+        hydra_main(version_base="1.3", config_path=str(call.config_dir), config_name=ROOT)(job)()
+    except SystemExit:
+        if refused:
+            raise refused[0] from None
+        raise
+    finally:
+        sys.argv = argv
+    return max(codes, default=0)
+
+
+def _composed(call: Call, overrides: list[str]) -> dict[str, Any]:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(call.config_dir), version_base="1.3"):
+        try:
+            return _plain(compose(ROOT, overrides=overrides))
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ConfigError(_first_line(error)) from error
+
+
+def _problems_of(call: Call, overrides: list[str]) -> list[str]:
+    try:
+        config.load(call.stage, _composed(call, overrides))
+    except UserError as error:
+        return list(error.problems)
+    return []
+
+
+def _plain(composed: DictConfig) -> dict[str, Any]:
+    values = OmegaConf.to_container(composed, resolve=True)
+    assert isinstance(values, dict)
+    return {str(k): v for k, v in values.items() if k != "hydra"}
+
+
+def _register(call: Call) -> None:
+    """Store the root configuration: schema defaults, then the stage's file, then the preset groups."""
+    store = ConfigStore.instance()
+    store.store(name="assay_schema", node=config.defaults(call.stage))
+    groups: list[Any] = [{g: None} for g in GROUPS]
+    store.store(
+        name=ROOT,
+        node={
+            "defaults": [
+                "assay_schema", call.config_name, *groups, "_self_",
+                {"override hydra/job_logging": "none"}, {"override hydra/hydra_logging": "none"},
+            ],
+            "hydra": {
+                # config_used.yaml and manifest.json are the snapshot; Hydra's own would repeat the
+                # command line unredacted.
+                "output_subdir": None,
+                "run": {"dir": "."},
+                "sweep": {"dir": "outputs/multirun/${now:%Y-%m-%d_%H-%M-%S}", "subdir": "."},
+                "searchpath": [f"file://{CONFIGS}"],
+            },
+        },
+    )  # fmt: skip
+
+
+def _prepare(call: Call) -> tuple[list[str], list[str]]:
+    """Overrides with plain values forced in, for `config.load` to judge; and what cannot be parsed."""
+    ready, problems = [], []
+    for text in call.overrides:
+        try:
+            parsed = OverridesParser.create().parse_override(text)
+        except HydraException as error:
+            problems.append(f"{text} cannot be read as key=value: {_first_line(error)}")
+            continue
+        key = parsed.key_or_group
+        if key.split("/")[0].split(".")[0] == "hydra" or parsed.is_delete():
+            ready.append(text)
+        elif key in GROUPS:
+            unknown = _unknown_preset(call, parsed)
+            problems += unknown
+            ready += [] if unknown else [f"{key}={text.split('=', 1)[1]}"]
+        else:
+            ready.append("++" + text.lstrip("+"))
+    return ready, problems
+
+
+def _unknown_preset(call: Call, parsed: Override) -> list[str]:
+    folders = {call.config_dir / parsed.key_or_group, CONFIGS / parsed.key_or_group}
+    known = sorted(p.stem for folder in folders for p in folder.glob("*.yaml"))
+    value = parsed.value()
+    chosen = [str(v) for v in getattr(value, "list", [value]) if v is not None]
+    return [
+        f"{parsed.key_or_group}={name} is not a preset"
+        f"{did_you_mean(name, known) or '; there are: ' + (', '.join(known) or 'none')}"
+        for name in chosen
+        if name not in known
+    ]
+
+
+def _jobs(call: Call, overrides: list[str]) -> Iterator[list[str]]:
+    """Each job's overrides: a sweep is checked whole before its first job runs for hours.
+
+    Sweeps that a search plugin draws by itself are checked job by job, as they start.
+    """
+    if not call.multirun:
+        yield overrides
+        return
+    parser = OverridesParser.create()
+    choices = []
+    for text in overrides:
+        parsed = parser.parse_override(text)
+        if parsed.is_sweep_override() and not parsed.is_discrete_sweep():
+            continue
+        if parsed.is_sweep_override():
+            prefix = text.split("=", 1)[0]
+            choices.append([f"{prefix}={v}" for v in parsed.sweep_string_iterator()])
+        else:
+            choices.append([text])
+    yield from (list(job) for job in islice(product(*choices), MAX_CHECKED_JOBS))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n", 1)[0]
+
+
+def help_text(stage: str, config_name: str, summary: str) -> str:
+    """The stage's settings with their defaults and meanings, from the schema."""
+    positional = " [MODEL_PATH]" if "model_path" in config.flat_keys(config.SCHEMAS[stage]) else ""
+    extra = " [--repo REPO] [--public]" if stage == "publish-hf" else ""
+    lines = [
+        f"usage: python -m src.main {stage}{positional}{extra} [--config-name CONFIG] [key=value ...]",
+        "",
+        summary,
+        "",
+        f"settings (defaults of the schema; configs/{config_name}.yaml comes over them):",
+    ]
+    rows = [(k, _shown(d), doc) for k, (d, doc) in config.flat_keys(config.SCHEMAS[stage]).items()]
+    lines += [f"  {key:<28} {default:<24} {doc}" for key, default, doc in rows]
+    lines += ["", "presets:"]
+    lines += [f"  {g}=" + "|".join(n) for g in GROUPS if (n := presets(g))]
+    lines += [
+        "",
+        "flags:",
+        "  --config-name, --config-path  another file or folder; a run's config_used.yaml repeats the run",
+        "  --cfg job                     print the composed configuration and stop",
+        "  --multirun, -m                one job for each combination of key=a,b",
+    ]
+    return "\n".join(lines)
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    text = "[" + ",".join(value) + "]" if isinstance(value, list) else str(value)
+    return text if len(text) <= 24 else text[:21] + "..."
+
+
+def presets(group: str) -> list[str]:
+    return sorted(p.stem for p in (CONFIGS / group).glob("*.yaml"))
+
+
+def list_configs() -> str:
+    """Every configuration file shipped, with the first line that it says of itself."""
+    lines = []
+    for path in sorted(CONFIGS.glob("*.yaml")) + sorted(CONFIGS.glob("*/*.yaml")):
+        first = next((x for x in path.read_text(encoding="utf-8").splitlines() if x.startswith("# ")), "")
+        about = "" if "@package" in first else first[2:]
+        if "@package" in first:
+            comments = [x for x in path.read_text(encoding="utf-8").splitlines()[1:] if x.startswith("# ")]
+            about = comments[0][2:] if comments else ""
+        name = path.relative_to(CONFIGS).with_suffix("")
+        shown = str(name) if name.parent == Path() else f"{name.parent}={name.name}"
+        lines.append(f"{shown:<36} {about}")
+    return "\n".join(lines)

@@ -1,0 +1,299 @@
+"""The configuration: small dataclasses mixed into one flat schema a stage, and `load()`, which is strict.
+
+Each mixin is what one room of the house needs; a function takes the mixin, not the whole.
+The keys are those of the documented YAML files; every other key has its default and its one-line
+meaning here, and `--help` is made from them. Two mixins must never share a field name
+(Python would merge them in silence): tests/test_config.py refuses it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from functools import cache
+from typing import Annotated, Any, Literal, get_args, get_type_hints
+
+from annotated_types import Ge, Gt, Interval, Len
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from typing_extensions import Doc
+
+from src.errors import ConfigError, did_you_mean
+from src.utils.signatures import check_passthrough
+
+DEMO_MODEL = "models/SmolLM2-135M-Instruct"
+
+Bf16 = bool | Literal["auto"]
+Share = Interval(ge=0, le=1)
+Names = Annotated[list[str], Len(1)]
+
+
+@dataclass
+class ModelArgs:
+    model_name: Annotated[str, Len(1), Doc("Hub id or local folder of the base model")] = DEMO_MODEL
+    model_revision: Annotated[str | None, Doc("branch, tag or commit on the Hub; null is main")] = None
+    trust_remote_code: Annotated[bool, Doc("run Python code that the model repository ships")] = False
+
+
+@dataclass
+class PrecisionArgs:
+    bf16: Annotated[
+        Bf16, Doc("true: bfloat16; false: fp16 on a GPU, fp32 on a CPU; auto: bfloat16 where native")
+    ] = "auto"
+
+
+@dataclass
+class DataSource:
+    type: Annotated[Literal["local", "lakefs"], Doc("where the training files come from")] = "local"
+
+
+@dataclass
+class DataArgs:
+    dataset_path: Annotated[str, Len(1), Doc("folder that holds the training files")] = "./data"
+    dataset_pattern: Annotated[str, Len(1), Doc("glob of the training files inside it")] = "*.jsonl"
+    data_format: Annotated[
+        Literal["messages", "prompt_completion", "instruction"], Doc("shape of a training row")
+    ] = "messages"
+    data_source: DataSource = field(default_factory=DataSource)
+    on_bad_row: Annotated[
+        Literal["refuse", "skip"], Doc("a row that cannot be used: refuse to start, or skip and report")
+    ] = "refuse"
+    max_length: Annotated[int, Ge(8), Doc("longest row in tokens; longer ones are rejected and named")] = 512
+
+
+@dataclass
+class OptimArgs:
+    epochs: Annotated[float, Gt(0), Doc("passes over the training rows")] = 3
+    max_steps: Annotated[int | None, Ge(1), Doc("stop after this many optimizer steps")] = None
+    batch_size: Annotated[int, Ge(1), Doc("rows a device and step")] = 8
+    lr: Annotated[float, Gt(0), Doc("peak learning rate")] = 1e-3
+    gradient_accumulation_steps: Annotated[int, Ge(1), Doc("batches added up before a step")] = 1
+    warmup_ratio: Annotated[float, Share, Doc("share of the steps with rising learning rate")] = 0.03
+    weight_decay: Annotated[float, Ge(0), Doc("AdamW weight decay")] = 0.0
+    lr_scheduler_type: Annotated[
+        Literal["linear", "cosine", "constant"], Doc("learning rate after the warm-up")
+    ] = "cosine"
+    max_grad_norm: Annotated[float, Gt(0), Doc("gradients are clipped to this L2 norm")] = 1.0
+    gradient_checkpointing: Annotated[bool, Doc("recompute activations: less memory, more time")] = False
+
+
+@dataclass
+class MethodArgs:
+    method: Annotated[
+        Literal["lora", "rslora", "dora", "qlora", "full"], Doc("how the weights are tuned")
+    ] = "lora"
+    lora_r: Annotated[int, Ge(1), Doc("rank of the update matrices")] = 16
+    lora_alpha: Annotated[float, Gt(0), Doc("scale of the update; usually 2 x lora_r")] = 32
+    lora_dropout: Annotated[float, Interval(ge=0, lt=1), Doc("dropout before the update")] = 0.05
+    lora_target_modules: Annotated[
+        Names | None, Doc("modules that get an update; null is every linear layer")
+    ] = None
+    peft: Annotated[dict[str, Any], Doc("further arguments of the method's peft config")] = field(
+        default_factory=dict
+    )
+
+
+@dataclass
+class HardwareArgs:
+    cuda_visible_devices: Annotated[str, Doc('GPUs to use, e.g. "0" or "0,1"')] = "0"
+
+
+@dataclass
+class OutputArgs:
+    output_dir: Annotated[str, Len(1), Doc("runs are written to OUTPUT_DIR/runs/<timestamp>")] = "outputs"
+    artifacts_dir: Annotated[str, Len(1), Doc("published models and baseline metrics")] = "artifacts"
+
+
+@dataclass
+class SeedArgs:
+    seed: Annotated[int, Ge(0), Doc("seed of every random number generator")] = 42
+
+
+@dataclass
+class LoopArgs:
+    logging_steps: Annotated[int, Ge(1), Doc("write the loss every N steps")] = 5
+    eval_steps: Annotated[
+        int | None, Ge(1), Doc("loss on the dev split every N steps; null is every epoch")
+    ] = None
+    save_steps: Annotated[int | None, Ge(1), Doc("a checkpoint every N steps; null is every epoch")] = None
+    save_total_limit: Annotated[int, Ge(1), Doc("checkpoints kept")] = 2
+    trainer: Annotated[dict[str, Any], Doc("further arguments of transformers.TrainingArguments")] = field(
+        default_factory=dict
+    )
+
+
+@dataclass
+class EvalDataArgs:
+    eval_path: Annotated[str, Len(1), Doc("folder with test.jsonl, dev.jsonl, adversarial.jsonl")] = (
+        "./data/eval"
+    )
+
+
+@dataclass
+class EvalArgs:
+    splits: Annotated[Names, Doc("files of eval_path to answer, without .jsonl")] = field(
+        default_factory=lambda: ["test", "dev", "adversarial"]
+    )
+    metrics: Annotated[Names, Doc("entries of the METRICS table")] = field(
+        default_factory=lambda: ["exact_match", "avg_jaccard_overlap", "rouge1", "rouge2", "rougeL", "bleu"]
+    )
+    eval_batch_size: Annotated[int, Ge(1), Doc("prompts answered at once")] = 32
+    max_new_tokens: Annotated[int, Ge(1), Doc("longest answer in tokens")] = 64
+    max_examples: Annotated[int | None, Ge(1), Doc("only the first N rows of each split")] = None
+    generation: Annotated[
+        dict[str, Any], Doc("further arguments of transformers.GenerationConfig; greedy without")
+    ] = field(default_factory=dict)
+
+
+@dataclass
+class TunedArgs:
+    model_path: Annotated[
+        str | None, Doc("run directory or model folder; null is the newest finished run")
+    ] = None
+
+
+@dataclass
+class GateArgs:
+    metric: Annotated[str, Doc("metric that decides")] = "exact_match"
+    split: Annotated[str, Doc("split that decides")] = "test"
+    min_delta: Annotated[float, Doc("how much better than the base, in the metric's units")] = 0.0
+
+
+@dataclass
+class PublishArgs:
+    publish_name: Annotated[str | None, Doc("name under artifacts/models; null is <base>-<method>")] = None
+    repo_id: Annotated[str | None, Doc("Hub repository, user/name")] = None
+    private: Annotated[bool, Doc("keep the Hub repository private")] = True
+    force: Annotated[bool, Doc("publish even where the gate says no")] = False
+    gate: GateArgs = field(default_factory=GateArgs)
+
+
+_STRICT = ConfigDict(extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=False)
+
+# Python lays out the fields of the last base first: read each list from its end.
+
+
+@dataclass
+class TrainConfig(
+    OutputArgs, SeedArgs, EvalDataArgs, LoopArgs, HardwareArgs, MethodArgs, PrecisionArgs, OptimArgs,
+    DataArgs, ModelArgs,
+):  # fmt: skip
+    __pydantic_config__ = _STRICT
+
+
+@dataclass
+class EvalConfig(OutputArgs, SeedArgs, HardwareArgs, PrecisionArgs, EvalArgs, EvalDataArgs, TunedArgs):
+    __pydantic_config__ = _STRICT
+
+
+@dataclass
+class BaselineConfig(OutputArgs, SeedArgs, HardwareArgs, PrecisionArgs, EvalArgs, EvalDataArgs, ModelArgs):
+    __pydantic_config__ = _STRICT
+
+
+@dataclass
+class PublishConfig(OutputArgs, PublishArgs, TunedArgs):
+    __pydantic_config__ = _STRICT
+
+
+SCHEMAS: dict[str, type] = {
+    "train": TrainConfig,
+    "eval": EvalConfig,
+    "eval-baseline": BaselineConfig,
+    "publish": PublishConfig,
+    "publish-hf": PublishConfig,
+}
+
+
+@cache
+def _adapter(schema: type) -> TypeAdapter[Any]:
+    return TypeAdapter(schema)
+
+
+def load(stage: str, values: Mapping[str, Any]) -> Any:
+    """Validate composed `values` against the schema of `stage`.
+
+    Returns: an instance of `SCHEMAS[stage]`.
+    Raises: ConfigError listing every problem at once.
+    """
+    schema = SCHEMAS[stage]
+    problems: list[str] = []
+    config: Any = None
+    try:
+        config = _adapter(schema).validate_python(dict(values))
+    except ValidationError as error:
+        problems += dict.fromkeys(_sentence(schema, e) for e in error.errors(include_url=False))
+    problems += cross_checks(values)
+    if problems:
+        raise ConfigError(*problems)
+    return config
+
+
+def cross_checks(values: Mapping[str, Any]) -> list[str]:
+    """What no single key shows: settings that contradict each other, and pass-through arguments."""
+    problems = [
+        problem for key in ("peft", "trainer", "generation") for problem in check_passthrough(key, values)
+    ]
+    devices = str(values.get("cuda_visible_devices", "")).replace(" ", "").split(",")
+    if any(d and not d.lstrip("-").isdigit() and not d.startswith(("GPU-", "MIG-")) for d in devices):
+        problems.append(
+            f'cuda_visible_devices={values["cuda_visible_devices"]} is not a list of GPUs like "0" or "0,1"'
+        )
+    if values.get("method") == "full" and values.get("peft"):
+        problems.append("peft: {...} has no meaning with method=full, which makes no adapter")
+    return problems
+
+
+def _sentence(schema: type, error: Any) -> str:
+    """One pydantic error in words; the branches of a union are told as one."""
+    key = ".".join(str(part) for part in error["loc"] if not _is_branch(part))
+    if error["type"] == "unexpected_keyword_argument":
+        return f"{key} is not a setting{did_you_mean(key, flat_keys(schema))}"
+    message = error["msg"].removesuffix(", unable to parse string as a number")
+    message = message.removesuffix(", unable to parse string as an integer")
+    message = message.replace("Input should be", "should be").replace("valid number", "number")
+    top = key.split(".")[0]
+    expected = _choices(schema, top)
+    if expected and key == top:
+        guess = did_you_mean(str(error["input"]), expected)
+        message = f"should be one of {', '.join(expected)}{guess}"
+    return f"{key}={error['input']}: {message[0].lower()}{message[1:]}"
+
+
+def _is_branch(part: object) -> bool:
+    """pydantic names the branch of a union inside `loc`: `literal['auto']`, `bool`, `int`."""
+    return isinstance(part, str) and (part in {"bool", "int", "str", "float"} or "[" in part)
+
+
+def _choices(schema: type, key: str) -> list[str]:
+    hint = get_type_hints(schema).get(key)
+    return _literals(hint)
+
+
+def _literals(hint: Any) -> list[str]:
+    if hint is bool:
+        return ["true", "false"]
+    args = get_args(hint)
+    if args and all(isinstance(a, str) for a in args):
+        return list(args)
+    found = [name for a in args for name in _literals(a)]
+    return found if any(n not in {"true", "false"} for n in found) else []
+
+
+def flat_keys(schema: type, prefix: str = "") -> dict[str, tuple[Any, str]]:
+    """`{"data_source.type": (default, meaning)}` for every setting of `schema`, in order."""
+    found: dict[str, tuple[Any, str]] = {}
+    hints = get_type_hints(schema, include_extras=True)
+    defaults = schema()
+    for item in fields(schema):
+        value = getattr(defaults, item.name)
+        if is_dataclass(value):
+            found |= flat_keys(type(value), f"{prefix}{item.name}.")
+        else:
+            doc = [m.documentation for m in get_args(hints[item.name])[1:] if isinstance(m, Doc)]
+            found[prefix + item.name] = (value, doc[0] if doc else "")
+    return found
+
+
+def defaults(stage: str) -> dict[str, Any]:
+    """Every key of the stage with its default, as plain data."""
+    return asdict(SCHEMAS[stage]())

@@ -1,0 +1,66 @@
+"""Every error that is the user's to mend, drawn at the top:
+
+    UserError            exit code 2: one sentence of fact, one of remedy, no traceback
+    ├── ConfigError      a setting is unknown, of the wrong type or out of range
+    ├── DataError        a file or row cannot be used; names file:line
+    ├── ModelError       a model, tokenizer or method cannot be used
+    ├── RunError         a run directory is missing, unfinished or cannot be written
+    ├── NotYetError      documented, and not available in this version
+    └── NotPromoted      exit code 3: the tuned model is not better than its base
+
+Whatever is not a UserError nobody foresaw, and it keeps its traceback.
+"""
+
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Facts that the user can act on, and what to do about them.
+
+    Args:
+        problems: one sentence each, all that are wrong at once.
+        hint: the remedy, said once after the facts.
+    """
+
+    exit_code = 2
+
+    def __init__(self, *problems: str, hint: str = "") -> None:
+        self.problems = problems
+        self.hint = hint
+        super().__init__(*problems)
+
+    def __str__(self) -> str:
+        parts = [*self.problems, self.hint] if self.hint else list(self.problems)
+        return ("; " if len(self.problems) == 1 else "\n").join(parts)
+
+
+class ConfigError(UserError):
+    pass
+
+
+class DataError(UserError):
+    pass
+
+
+class ModelError(UserError):
+    pass
+
+
+class RunError(UserError):
+    pass
+
+
+class NotYetError(UserError):
+    pass
+
+
+class NotPromoted(UserError):
+    exit_code = 3
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`; did you mean lora_r?` where one of `known` is close to `word`, else an empty string."""
+    import difflib
+
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]}?" if close else ""

@@ -1,0 +1,213 @@
+"""Evaluation of a tuned model and of its untouched base: the same prompts, decoding and metrics."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from src import runs
+from src.config import BaselineConfig, DataArgs, EvalArgs, EvalConfig, EvalDataArgs
+from src.data import loader
+from src.data.sources import sha256
+from src.errors import DataError
+from src.eval import compare, metrics
+from src.model.source import Source, locate
+from src.utils import environment
+from src.utils.curves import Curves
+from src.utils.files import read_json, whole_folder, write_json, write_jsonl, write_text
+from src.utils.logs import log, log_to
+from src.utils.secrets import redact
+
+Splits = dict[str, list[loader.Row]]
+
+
+def evaluate(cfg: EvalConfig) -> int:
+    """Answer the splits with a tuned model, write its metrics, and compare with the base where it is known.
+
+    A run's evaluation goes into its directory; that of a bare model folder into a new one.
+    """
+    folder, run = runs.find(cfg.model_path, cfg.output_dir)
+    if run and run.status != runs.FINISHED:
+        log.warning("run %s is %s; its model is evaluated all the same", run.id, run.status)
+    log.info("evaluating %s", folder if run is None else f"run {run.id} ({run.model})")
+    splits, dtype, device = _prepare(cfg)
+
+    from src.model import load  # torch and its like start loading here
+
+    model, tokenizer, base = load.load_tuned(folder, dtype.value, device.value)
+    if run is None:
+        facts = {"base_model": _base(base, None), "model_path": str(folder)}
+        run = runs.create(cfg.output_dir, "eval", _yaml(cfg), facts)
+    log_to(run.logs)
+    with run.recorded("evaluation"):
+        answers = _answer(model, tokenizer, splits, cfg)
+        result = _result(answers, _conditions(cfg, tokenizer, dtype, device), cfg) | {
+            "base_model": _base(base, run.manifest.get("base_model"))
+        }
+        _write(run, answers, result, _yaml(cfg))
+    _explain(result)
+    _compare_with_base(run, result, cfg)
+    return 0
+
+
+def evaluate_baseline(cfg: BaselineConfig) -> int:
+    """Answer the splits with the untouched base, keep its metrics, and compare the runs that wait for them."""
+    splits, dtype, device = _prepare(cfg)
+    source = locate(cfg.model_name, cfg.model_revision)
+    log.info("evaluating the base model %s", source.name)
+
+    from src.model import load
+
+    tokenizer = load.load_tokenizer(source.location, cfg.model_revision, cfg.trust_remote_code)
+    model, source = load.load_base(
+        source, dtype.value, device.value, trust_remote_code=cfg.trust_remote_code
+    )
+    answers = _answer(model, tokenizer, splits, cfg)
+    base = _base(source, None)
+    result = _result(answers, _conditions(cfg, tokenizer, dtype, device), cfg) | {"base_model": base}
+    target = compare.baseline_folder(cfg.artifacts_dir, base, result["conditions"])
+    with whole_folder(target) as temporary:
+        _write_answers(temporary, answers)
+        write_text(temporary / "config_used.yaml", _yaml(cfg))
+        write_json(temporary / "metrics.json", result)
+    log.info("baseline kept in %s", target)
+    _explain(result)
+    _compare_waiting(result, cfg)
+    return 0
+
+
+def read_splits(cfg: EvalArgs, eval_path: str) -> Splits:
+    """The rows of each split, prompt and completion.
+
+    Raises: DataError naming missing files and every bad row.
+    """
+    paths = {name: Path(eval_path) / f"{name}.jsonl" for name in cfg.splits}
+    missing = [p for p in paths.values() if not p.is_file()]
+    if missing:
+        raise DataError(*(f"{p} does not exist" for p in missing), hint="set eval_path or splits")
+    shape = DataArgs(data_format="prompt_completion")
+    return {name: loader.read_rows([path], shape)[0][: cfg.max_examples] for name, path in paths.items()}
+
+
+def _prepare(cfg: EvalConfig | BaselineConfig) -> tuple[Splits, environment.Reasoned, environment.Reasoned]:
+    """Everything that can be refused before torch is imported."""
+    metrics.check(cfg.metrics)
+    splits = read_splits(cfg, cfg.eval_path)
+    device = environment.choose_device(cfg.cuda_visible_devices)
+    dtype = environment.choose_dtype(cfg.bf16, cfg.cuda_visible_devices)
+    log.info("device %s; precision %s", device, dtype)
+    return splits, dtype, device
+
+
+def _answer(model: Any, tokenizer: Any, splits: Splits, cfg: EvalArgs) -> dict[str, list[dict[str, Any]]]:
+    """`{split: [{prompt, reference, prediction, scores, tokens, stop}, ...]}`."""
+    from src.eval.generate import answer
+
+    found = {}
+    for name, rows in splits.items():
+        prompts = [loader.encode_prompt(row.messages[:-1], tokenizer) for row in rows]
+        answers = answer(
+            model, tokenizer, prompts, batch_size=cfg.eval_batch_size, max_new_tokens=cfg.max_new_tokens,
+            seed=cfg.seed, extra=cfg.generation, title=name,
+        )  # fmt: skip
+        found[name] = [
+            {
+                "prompt": row.messages[0]["content"],
+                "reference": row.messages[-1]["content"],
+                "prediction": a.text,
+                "prompt_tokens": len(prompt),
+                "tokens": a.tokens,
+                "stop": a.stop,
+            }
+            for row, prompt, a in zip(rows, prompts, answers, strict=True)
+        ]
+    return found
+
+
+def _result(
+    answers: Mapping[str, Sequence[dict[str, Any]]], conditions: dict[str, Any], cfg: EvalArgs
+) -> dict[str, Any]:
+    """Score the answers; each row gets its own scores, each split the corpus score of each metric."""
+    corpus: dict[str, dict[str, float]] = {}
+    for split, rows in answers.items():
+        pairs = [row["prediction"] for row in rows], [row["reference"] for row in rows]
+        scored = {name: metrics.score(name, *pairs) for name in cfg.metrics}
+        corpus[split] = {name: s.corpus for name, s in scored.items()}
+        for index, row in enumerate(rows):
+            row["scores"] = {name: s.examples[index] for name, s in scored.items()}
+    return {"eval": corpus, "metrics": metrics.describe(cfg.metrics), "conditions": conditions}
+
+
+def _conditions(
+    cfg: EvalConfig | BaselineConfig, tokenizer: Any, dtype: environment.Reasoned, device: environment.Reasoned
+) -> dict[str, Any]:
+    """What the scores depend on, the model's weights aside."""
+    return {
+        "data": {s: sha256(Path(cfg.eval_path) / f"{s}.jsonl") for s in cfg.splits},
+        "max_examples": cfg.max_examples,
+        "chat_template": hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest(),
+        "decoding": {"max_new_tokens": cfg.max_new_tokens, "seed": cfg.seed} | redact(cfg.generation),
+        "eval_batch_size": cfg.eval_batch_size,
+        "precision": dtype.value,
+        "device": device.value,
+        "metrics": {name: about["implementation"] for name, about in metrics.describe(cfg.metrics).items()},
+    }
+
+
+def _base(source: Source, recorded: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The base model's identity; a full fine-tune knows its base only from its run's manifest."""
+    return dict(recorded or {"name": source.name, "revision": source.revision})
+
+
+def _write(run: runs.Run, answers: Mapping[str, Any], result: dict[str, Any], config_yaml: str) -> None:
+    _write_answers(run.path / "evals", answers)
+    write_text(run.path / "evals" / "config_used.yaml", config_yaml)
+    before = read_json(run.path / "metrics.json") if (run.path / "metrics.json").exists() else {}
+    write_json(run.path / "metrics.json", before | result)
+    (run.path / "comparison.json").unlink(missing_ok=True)  # it compared what has just been replaced
+    curves = Curves(run.logs)
+    step = before.get("train", {}).get("steps", 0)
+    for split, scores in result["eval"].items():
+        for name, value in scores.items():
+            curves.add(f"eval_{split}/{name}", value, step)
+    curves.close()
+
+
+def _write_answers(folder: Path, answers: Mapping[str, Any]) -> None:
+    for split, rows in answers.items():
+        write_jsonl(folder / f"{split}.predictions.jsonl", rows)
+
+
+def _compare_with_base(run: runs.Run, result: dict[str, Any], cfg: EvalConfig) -> None:
+    folder = compare.baseline_folder(cfg.artifacts_dir, result["base_model"], result["conditions"])
+    if (folder / "metrics.json").exists():
+        compare.record(run, read_json(folder / "metrics.json"))
+    else:
+        compare.show_one(result, f"{run.id}, tuned")
+        log.info("make eval-baseline evaluates the base model under these conditions and compares")
+
+
+def _compare_waiting(base: dict[str, Any], cfg: BaselineConfig) -> None:
+    """Compare the newest run that was evaluated under the same conditions on the same base."""
+    for run in runs.all_runs(cfg.output_dir):
+        path = run.path / "metrics.json"
+        result = read_json(path) if path.exists() else {}
+        same = result.get("base_model", {}).get("revision") == base["base_model"]["revision"]
+        if same and result.get("conditions") == base["conditions"]:
+            compare.record(run, base)
+            return
+    compare.show_one(base, f"{base['base_model']['name']}, base")
+
+
+def _explain(result: Mapping[str, Any]) -> None:
+    for name, about in result["metrics"].items():
+        log.info("%s: %s (scale %s)", name, about["implementation"], about["scale"])
+
+
+def _yaml(cfg: EvalConfig | BaselineConfig) -> str:
+    return str(yaml.safe_dump(redact(asdict(cfg)), sort_keys=False, allow_unicode=True))

@@ -1,0 +1,78 @@
+"""Batched generation: left-padded, longest prompts first, greedy unless asked otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from tqdm import tqdm
+from transformers import GenerationConfig, set_seed
+
+
+class Answer(NamedTuple):
+    """`stop` is `end` where the model ended its turn, `length` where it was cut at `max_new_tokens`."""
+
+    text: str
+    tokens: int
+    stop: str
+
+
+def answer(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[list[int]],
+    *,
+    batch_size: int,
+    max_new_tokens: int,
+    seed: int,
+    extra: Mapping[str, Any],
+    title: str,
+) -> list[Answer]:
+    """Answers to `prompts` (lists of token ids), in their order. Only sampling draws on `seed`."""
+    ends = end_tokens(model, tokenizer)
+    settings = GenerationConfig(
+        **{"do_sample": False, **extra},
+        max_new_tokens=max_new_tokens,
+        eos_token_id=sorted(ends),
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    set_seed(seed)
+    model.eval()
+    answers: dict[int, Answer] = {}
+    # The longest go first: what does not fit the memory shows at once.
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+    with tqdm(total=len(prompts), desc=title, unit="prompt", disable=None) as bar, torch.inference_mode():
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            for index, found in zip(batch, _generate(model, tokenizer, prompts, batch, settings), strict=True):
+                answers[index] = _read(found, ends, tokenizer)
+            bar.update(len(batch))
+    return [answers[i] for i in range(len(prompts))]
+
+
+def end_tokens(model: Any, tokenizer: Any) -> set[int]:
+    """Every token that ends a turn: the tokenizer's, and those that the model's own settings name."""
+    own = model.generation_config.eos_token_id
+    return {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
+
+
+def _generate(
+    model: Any, tokenizer: Any, prompts: Sequence[list[int]], batch: Sequence[int], settings: GenerationConfig
+) -> Iterator[list[int]]:
+    width = max(len(prompts[i]) for i in batch)
+    rows = [[tokenizer.pad_token_id] * (width - len(prompts[i])) + prompts[i] for i in batch]
+    mask = [[0] * (width - len(prompts[i])) + [1] * len(prompts[i]) for i in batch]
+    made = model.generate(
+        input_ids=torch.tensor(rows, device=model.device),
+        attention_mask=torch.tensor(mask, device=model.device),
+        generation_config=settings,
+    )
+    yield from made[:, width:].tolist()
+
+
+def _read(tokens: list[int], ends: set[int], tokenizer: Any) -> Answer:
+    stop = next((i for i, token in enumerate(tokens) if token in ends), None)
+    kept = tokens if stop is None else tokens[:stop]
+    text = tokenizer.decode(kept, skip_special_tokens=True)
+    return Answer(text, len(kept), "length" if stop is None else "end")

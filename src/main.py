@@ -1,0 +1,142 @@
+"""The door: `python -m src.main STAGE key=value ...`.
+
+Only the standard library is imported here, and a room of the house only when its command runs, so that
+`--help`, `version`, `list-configs` and a wrong key answer at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import NamedTuple
+
+NAME = "Assay"
+VERSION = "0.1.0"
+
+
+class Stage(NamedTuple):
+    function: str
+    config_name: str
+    summary: str
+
+
+STAGES = {
+    "train": Stage("src.train.pipeline:train", "train", "Fine-tune a model on your data."),
+    "eval": Stage("src.eval.evaluator:evaluate", "eval", "Evaluate a tuned model and compare it with its base."),
+    "eval-baseline": Stage(
+        "src.eval.evaluator:evaluate_baseline", "eval_baseline", "Evaluate the untouched base model."
+    ),
+    "publish": Stage("src.deploy.push:publish", "publish", "Copy a model that beats its base to artifacts/models."),
+    "publish-hf": Stage("src.deploy.push:publish_hf", "publish", "Push a model that beats its base to the Hub."),
+}
+UTILITIES = {
+    "runs": "List the runs with their status.",
+    "list-configs": "List the configuration files and presets.",
+    "version": "Print the versions of Assay and of what it stands on.",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one stage. Returns its exit code: 0 done, 2 wrong input, 3 not promoted, 130 interrupted."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in {"-h", "--help", "help"}:
+        print(usage())
+        return 0 if argv else 2
+    from src.errors import UserError
+
+    try:
+        return _run(argv[0], argv[1:])
+    except UserError as error:
+        from src.utils.secrets import redact
+
+        print(redact(str(error)), file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `... | head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _run(name: str, rest: list[str]) -> int:
+    if name not in {**STAGES, **UTILITIES}:
+        from src.errors import UserError, did_you_mean
+
+        known = [*STAGES, *UTILITIES]
+        raise UserError(
+            f"{name} is not a stage{did_you_mean(name, known) or '; there are: ' + ', '.join(known)}"
+        )
+    if name in UTILITIES:
+        return _utility(name, rest)
+    stage = STAGES[name]
+    from src import cli
+
+    if {"-h", "--help"} & set(rest):
+        print(cli.help_text(name, stage.config_name, stage.summary))
+        return 0
+    _load_dotenv()
+    return cli.run(cli.parse(name, stage.config_name, rest), lambda config: _call(stage, config))
+
+
+def _call(stage: Stage, config: object) -> int:
+    """Import the stage's room and run it."""
+    from importlib import import_module
+
+    from src.utils.logs import start_logging
+
+    start_logging()
+    if hasattr(config, "cuda_visible_devices"):  # has effect only before torch is imported
+        os.environ["CUDA_VISIBLE_DEVICES"] = config.cuda_visible_devices
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    if "TRANSFORMERS_CACHE" in os.environ:  # the name that this cache had before
+        os.environ.setdefault("HF_HUB_CACHE", os.environ["TRANSFORMERS_CACHE"])
+    module, function = stage.function.split(":")
+    return getattr(import_module(module), function)(config) or 0
+
+
+def _utility(name: str, rest: list[str]) -> int:
+    if {"-h", "--help"} & set(rest):
+        print(f"usage: python -m src.main {name}\n\n{UTILITIES[name]}")
+    elif name == "version":
+        print(version())
+    elif name == "runs":
+        from src.runs import table
+
+        print(table(rest[0] if rest else "outputs"))
+    else:
+        from src.cli import list_configs
+
+        print(list_configs())
+    return 0
+
+
+def version() -> str:
+    from src.utils.environment import git_state, versions
+
+    lines = [f"{NAME} {VERSION} (commit {git_state()['commit'] or 'unknown'})"]
+    installed = versions()
+    for package in ("torch", "transformers", "peft", "hydra-core", "sacrebleu"):
+        lines.append(f"{package} {installed.get(package, 'not installed')}")
+    return "\n".join([*lines, f"Python {sys.version.split()[0]}"])
+
+
+def usage() -> str:
+    lines = [f"{NAME} {VERSION}: fine-tune a language model, prove that it is better, publish it.", ""]
+    lines += ["usage: python -m src.main STAGE [key=value ...]", "", "stages:"]
+    lines += [f"  {name:<14} {stage.summary}" for name, stage in STAGES.items()]
+    lines += [f"  {name:<14} {summary}" for name, summary in UTILITIES.items()]
+    return "\n".join([*lines, "", "python -m src.main STAGE --help lists the settings of a stage."])
+
+
+def _load_dotenv() -> None:
+    """Settings of `.env`, where it is present; the environment wins over it."""
+    if os.path.exists(".env"):
+        from dotenv import load_dotenv
+
+        load_dotenv(".env", override=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,93 @@
+"""Where a base model is and exactly which one it is, found without loading it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from src.config import DEMO_MODEL
+from src.errors import ModelError
+
+LOCAL_PREFIXES = (".", "/", "~", "models/", "outputs/", "artifacts/")
+IDENTITY_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", "tokenizer*", "*.jinja")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A base model: the name it was asked by, its local folder or None on the Hub, and its revision.
+
+    `revision` is `sha256:...` over the content of a local folder; on the Hub the branch, tag or commit
+    asked for (None: the default branch), until loading has resolved it to a commit.
+    """
+
+    name: str
+    folder: Path | None
+    revision: str | None
+
+    @property
+    def location(self) -> str:
+        """What from_pretrained takes."""
+        return str(self.folder or self.name)
+
+
+def locate(name: str, revision: str | None = None) -> Source:
+    """Find the model, and refuse what cannot be one, before anything heavy is loaded.
+
+    Raises: ModelError if a local folder is missing or incomplete, or holds no safetensors.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        _check_folder(folder)
+        return Source(name, folder, content_hash(folder))
+    if name.startswith(LOCAL_PREFIXES) or name.count("/") > 1:
+        makes = "make model builds it" if name == DEMO_MODEL else "set model_name to a folder or a Hub id"
+        if name == "models/tiny-random-llama":
+            makes = "make tiny-model builds it"
+        raise ModelError(f"model_name {name} does not exist", hint=makes)
+    return Source(name, None, revision)
+
+
+def _check_folder(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{folder} has no config.json", hint="model_name must be a transformers model folder")
+    if not list(folder.glob("*.safetensors")):
+        held = ", ".join(sorted(p.name for p in folder.glob("*.bin"))) or "none"
+        raise ModelError(
+            f"{folder} has no safetensors weights (others there: {held})",
+            hint="pickled weights can run code and are not loaded; convert them to safetensors",
+        )
+
+
+def content_hash(folder: Path) -> str:
+    """`sha256:` over the names and contents of the files that make the model what it is."""
+    files = sorted({p for pattern in IDENTITY_FILES for p in folder.glob(pattern)})
+    total = sum(p.stat().st_size for p in files)
+    whole = hashlib.sha256()
+    with tqdm(total=total, unit="B", unit_scale=True, desc="hashing the model", leave=False, delay=1) as bar:
+        for path in files:
+            digest = hashlib.sha256()
+            with path.open("rb") as file:
+                for block in iter(lambda: file.read(1 << 22), b""):
+                    digest.update(block)
+                    bar.update(len(block))
+            whole.update(f"{path.name} {digest.hexdigest()}\n".encode())
+    return f"sha256:{whole.hexdigest()}"
+
+
+def adapter_base(folder: Path) -> tuple[str, str | None] | None:
+    """`(base model name, revision)` of an adapter folder, or None where it holds full weights.
+
+    Raises: ModelError if it is neither.
+    """
+    settings = folder / "adapter_config.json"
+    if settings.is_file():
+        found = json.loads(settings.read_text(encoding="utf-8"))
+        return found["base_model_name_or_path"], found.get("revision")
+    if not folder.is_dir():
+        raise ModelError(f"{folder} is not a folder", hint="give a run directory or a model folder")
+    _check_folder(folder)
+    return None

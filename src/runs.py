@@ -1,0 +1,222 @@
+"""The run directory: the memory of the pipeline. Stages meet here and nowhere else.
+
+    outputs/runs/2026-01-15_10-30-45/
+      config_used.yaml  manifest.json  data_report.json  logs/  checkpoints/  model/
+      metrics.json  evals/<split>.predictions.jsonl  comparison.json
+    outputs/runs/latest -> the newest run
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from src.errors import RunError
+from src.utils.files import point, read_json, saving, write_json, write_text
+from src.utils.logs import log
+
+FINISHED, RUNNING, FAILED, INTERRUPTED = "finished", "running", "failed", "interrupted"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run directory. Its truth is on disk: another process may read it at any moment."""
+
+    path: Path
+
+    @property
+    def id(self) -> str:
+        return self.path.name
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        return dict(read_json(self.path / "manifest.json"))
+
+    def update(self, **changes: Any) -> None:
+        write_json(self.path / "manifest.json", self.manifest | changes)
+
+    @property
+    def status(self) -> str:
+        """What the run is now: a `running` whose process is gone was interrupted."""
+        return _status(self.manifest)
+
+    @property
+    def status_in_words(self) -> str:
+        """The status, and that of the evaluation where it did not finish."""
+        manifest = self.manifest
+        evaluation = _status(manifest["evaluation"]) if "evaluation" in manifest else FINISHED
+        return _status(manifest) + ("" if evaluation == FINISHED else f", evaluation {evaluation}")
+
+    @contextmanager
+    def recorded(self, part: str | None = None) -> Iterator[Run]:
+        """Record how the work inside ended: finished, or failed with its error.
+
+        `part` names work added to a run that is there already, such as its evaluation; it has a record of
+        its own in the manifest, and leaves the run's status alone.
+        """
+
+        def note(**changes: Any) -> None:
+            self.update(**({part: self.manifest.get(part, {}) | changes} if part else changes))
+
+        if part:
+            note(status=RUNNING, started=now(), ended=None, error=None, command=command(), process=this_process())
+        try:
+            yield self
+        except BaseException as error:
+            stopped = isinstance(error, KeyboardInterrupt)
+            reason = "stopped by the user" if stopped else f"{type(error).__name__}: {error}"
+            try:
+                note(status=INTERRUPTED if stopped else FAILED, error=reason, ended=now())
+            except RunError as full:  # the manifest still says running, of a process that is gone soon
+                log.error("%s", full)
+            raise
+        note(status=FINISHED, ended=now())
+
+
+def create(output_dir: str | Path, stage: str, config_yaml: str, facts: Mapping[str, Any]) -> Run:
+    """Make a new run directory, named by the time, and point `latest` to it.
+
+    Two runs started in the same second get two directories. `latest` is switched last, to a directory
+    that already says what it is.
+    """
+    root = Path(output_dir) / "runs"
+    run = Run(_new_folder(root))
+    write_text(run.path / "config_used.yaml", config_yaml)
+    run.logs.mkdir()
+    write_json(
+        run.path / "manifest.json",
+        {
+            "run": run.id,
+            "stage": stage,
+            "status": RUNNING,
+            "started": now(),
+            "ended": None,
+            "command": command(),
+            "process": this_process(),
+            **facts,
+        },
+    )
+    point(root / "latest", run.path)
+    return run
+
+
+def _new_folder(root: Path) -> Path:
+    name = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    for suffix in ["", *(f"-{n}" for n in range(2, 1000))]:
+        path = root / (name + suffix)
+        try:
+            with saving(path, path / "none"):
+                path.mkdir(parents=True)
+            return path
+        except FileExistsError:
+            continue
+    raise RunError(f"{root} holds a thousand runs of this very second")
+
+
+def now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def command() -> list[str]:
+    """The command line of this process, from the door on."""
+    words = sys.orig_argv
+    return ["python", "-m", *words[words.index("src.main") :]] if "src.main" in words else list(words)
+
+
+def _status(record: Mapping[str, Any]) -> str:
+    if record["status"] == RUNNING and not _alive(record["process"]):
+        return INTERRUPTED
+    return str(record["status"])
+
+
+def this_process() -> dict[str, Any]:
+    return {
+        "pid": os.getpid(),
+        "created": psutil.Process().create_time(),
+        "host": socket.gethostname(),
+    }
+
+
+def _alive(process: Mapping[str, Any]) -> bool:
+    """Whether the recorded process still runs. On another host that cannot be seen, so it is believed."""
+    if process["host"] != socket.gethostname():
+        return True
+    try:
+        found = psutil.Process(process["pid"])
+        same = abs(found.create_time() - process["created"]) < 1  # a pid is reused, a start time is not
+        return same and found.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def all_runs(output_dir: str | Path) -> list[Run]:
+    """Every run directory, the newest first."""
+    found = (p.parent for p in (Path(output_dir) / "runs").glob("*/manifest.json"))
+    runs = [Run(p) for p in found if not p.is_symlink()]
+    return sorted(runs, key=lambda r: (r.manifest["started"], len(r.id), r.id), reverse=True)
+
+
+def newest_finished(output_dir: str | Path) -> Run:
+    """The newest run that finished and holds a model.
+
+    Raises: RunError if there is none, naming the newest unfinished one.
+    """
+    runs = all_runs(output_dir)
+    for run in runs:
+        if run.status == FINISHED and run.model.is_dir():
+            return run
+    other = f"; the newest, {runs[0].id}, is {runs[0].status}" if runs else ""
+    raise RunError(f"no finished run in {output_dir}/runs{other}", hint="make train makes one")
+
+
+def find(path: str | None, output_dir: str | Path) -> tuple[Path, Run | None]:
+    """The model folder that `path` means, and the run that it belongs to, if any.
+
+    `path` is a run directory, a model folder (with weights), or None for the newest finished run.
+    Raises: RunError if there is no model there, or its run is not finished.
+    """
+    if path is None:
+        run = newest_finished(output_dir)
+        return run.model, run
+    folder = Path(path)
+    if not folder.exists():
+        raise RunError(f"{path} does not exist", hint="give a run directory or a folder with a model")
+    resolved = folder.resolve()
+    owner = resolved.parent if resolved.name == "model" else resolved
+    if not (owner / "logs").is_dir() or not (owner / "manifest.json").is_file():
+        return folder, None  # a model of its own: downloaded, or published
+    run = Run(owner)
+    if not run.model.is_dir():
+        raise RunError(f"run {run.id} has no model: it is {run.status}", hint="give a finished run")
+    return run.model, run
+
+
+def table(output_dir: str | Path) -> str:
+    """The runs as text, the newest first: id, stage, method, base model, status, what went wrong."""
+    lines = [f"{'run':<24} {'stage':<6} {'method':<8} {'base model':<36} status"]
+    for run in all_runs(output_dir):
+        manifest = run.manifest
+        base = manifest.get("base_model", {}).get("name", "")
+        error = f": {manifest['error']}" if manifest.get("error") else ""
+        lines.append(
+            f"{run.id:<24} {manifest['stage']:<6} {manifest.get('method', ''):<8} {base:<36} "
+            f"{run.status_in_words}{error}"
+        )
+    return "\n".join(lines) if len(lines) > 1 else f"no runs in {output_dir}/runs; make train makes one"

@@ -1,0 +1,61 @@
+"""What happens beside the training loop: TensorBoard curves and the marker of a whole checkpoint."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+from transformers.trainer_callback import ProgressCallback
+
+from src.runs import Run
+from src.utils.curves import Curves
+from src.utils.files import write_text
+from src.utils.logs import log
+
+COMPLETE = "COMPLETE"  # written last: a checkpoint folder without it is torn
+
+SHOWN = {"loss": "train/loss", "learning_rate": "train/learning_rate", "grad_norm": "train/grad_norm",
+         "eval_loss": "eval/loss"}  # fmt: skip
+
+
+class RunRecorder(TrainerCallback):  # type: ignore[misc]
+    """Writes the curves to the run's logs, with the tokens trained a second, and marks checkpoints."""
+
+    def __init__(self, run: Run) -> None:
+        self.curves = Curves(run.logs)
+        self.tokens = 0
+        self.since = time.monotonic()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.since = time.monotonic()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+        logs = logs or {}
+        for name, tag in SHOWN.items():
+            if name in logs:
+                self.curves.add(tag, float(logs[name]), state.global_step)
+        if "loss" in logs:
+            trained, self.tokens = int(state.num_input_tokens_seen) - self.tokens, int(state.num_input_tokens_seen)
+            rate = trained / max(time.monotonic() - self.since, 1e-9)
+            self.curves.add("train/tokens_per_second", rate, state.global_step)
+            self.since = time.monotonic()
+            logs = logs | {"tokens/s": rate}
+        said = "  ".join(f"{k} {logs[k]:.4g}" for k in [*SHOWN, "tokens/s"] if k in logs)
+        if said:
+            log.info("step %d/%d  epoch %.2f  %s", state.global_step, state.max_steps, state.epoch or 0, said)
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        write_text(folder / COMPLETE, f"step {state.global_step}\n")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.curves.close()
+
+
+class Bar(ProgressCallback):  # type: ignore[misc]
+    """The Trainer's progress bars without its own lines: RunRecorder writes them, to the log as well."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+        pass

@@ -1,0 +1,146 @@
+"""What this machine is: each value travels with the reason for it, and both are printed.
+
+Everything here is read without torch, so that a setting the hardware cannot serve is refused at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psutil
+
+from src.errors import ConfigError
+
+NATIVE_BF16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")  # x86, x86, arm64
+FIRST_BF16_CAPABILITY = 8.0  # Ampere
+
+
+class Gpu(NamedTuple):
+    name: str
+    memory_mib: int
+    capability: float
+    driver: str
+
+
+class Reasoned(NamedTuple):
+    """A choice and why it was made."""
+
+    value: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.value} ({self.reason})"
+
+
+def gpus(visible: str) -> list[Gpu]:
+    """The GPUs among `visible` ("0", "0,1", "" for none), as nvidia-smi names them."""
+    if not shutil.which("nvidia-smi") or not visible.strip():
+        return []
+    asked = subprocess.run(
+        [
+            "nvidia-smi",
+            f"--id={visible}",
+            "--query-gpu=name,memory.total,compute_cap,driver_version",
+            "--format=csv,noheader,nounits",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    rows = [[cell.strip() for cell in line.split(",")] for line in asked.stdout.splitlines()]
+    good = (r for r in rows if asked.returncode == 0 and len(r) == 4)
+    return [Gpu(name, int(memory), float(capability), driver) for name, memory, capability, driver in good]
+
+
+@cache
+def cpu_flags() -> frozenset[str]:
+    """Instruction-set flags of the CPU; empty where /proc/cpuinfo does not tell."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return frozenset()
+    return frozenset(next((x.split(":")[1] for x in lines if x.startswith(("flags", "Features"))), "").split())
+
+
+def choose_device(visible: str) -> Reasoned:
+    """`cuda` or `cpu`."""
+    found = gpus(visible)
+    if found:
+        return Reasoned("cuda", f"{found[0].name}, {found[0].memory_mib // 1024} GiB")
+    return Reasoned("cpu", f"no GPU answers for cuda_visible_devices={visible!r}")
+
+
+def choose_dtype(bf16: bool | str, visible: str) -> Reasoned:
+    """`bfloat16`, `float16` or `float32` for the setting `bf16` (true, false, auto) on this hardware.
+
+    Raises: ConfigError if bfloat16 is asked of hardware without it.
+    """
+    found = gpus(visible)
+    if found:
+        weakest = min(found, key=lambda gpu: gpu.capability)
+        native = weakest.capability >= FIRST_BF16_CAPABILITY
+        hardware = f"{weakest.name}, compute capability {weakest.capability}"
+        fallback = "float16"
+    else:
+        native = bool(cpu_flags().intersection(NATIVE_BF16_FLAGS))
+        hardware = "this CPU" if native else "this CPU has no bfloat16 instructions"
+        fallback = "float32"
+    if bf16 is True and not native:
+        raise ConfigError(
+            f"bf16=true, but the hardware has no bfloat16 ({hardware})",
+            hint=f"bf16=auto or bf16=false uses {fallback} here",
+        )
+    if bf16 is False:
+        return Reasoned(fallback, "bf16=false")
+    if native:
+        return Reasoned("bfloat16", f"bf16={str(bf16).lower()}, native on {hardware}")
+    return Reasoned(fallback, f"bf16=auto, {hardware}")
+
+
+def git_state() -> dict[str, str | None]:
+    """`commit` of the code, and `diff_sha256` of what was changed since (None where nothing was)."""
+
+    def git(*words: str) -> str | None:
+        done = subprocess.run(["git", *words], capture_output=True, cwd=Path(__file__).parents[2])
+        return done.stdout.decode(errors="replace") if done.returncode == 0 else None
+
+    try:
+        commit, diff = git("rev-parse", "HEAD"), git("diff", "HEAD", "--", "src", "configs", "scripts")
+    except FileNotFoundError:
+        return {"commit": None, "diff_sha256": None}
+    digest = hashlib.sha256(diff.encode()).hexdigest() if diff else None
+    return {"commit": commit.strip() if commit else None, "diff_sha256": digest}
+
+
+def versions() -> dict[str, str]:
+    """`{package: version}` of everything installed."""
+    found = {d.metadata["Name"]: d.version for d in metadata.distributions() if d.metadata["Name"]}
+    return dict(sorted(found.items(), key=lambda item: item[0].lower()))
+
+
+def hardware(visible: str) -> dict[str, Any]:
+    """CPU, memory and GPUs, for the manifest."""
+    return {
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "cpu": _cpu_name(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "gpus": [gpu._asdict() for gpu in gpus(visible)],
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), platform.machine())

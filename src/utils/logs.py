@@ -1,0 +1,51 @@
+"""The text log: on the terminal at once, and in the run directory from its first line on."""
+
+from __future__ import annotations
+
+import logging
+import logging.handlers
+import sys
+import warnings
+from pathlib import Path
+
+from tqdm import tqdm
+
+from src.utils.secrets import redact
+
+log = logging.getLogger("assay")
+
+
+class _Screen(logging.StreamHandler):  # type: ignore[type-arg]
+    """Writes above a progress bar, not through it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stdout)
+
+
+class _Redacting(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return str(redact(super().format(record)))
+
+
+_waiting = logging.handlers.MemoryHandler(capacity=100_000, flushLevel=logging.CRITICAL + 1)
+
+
+def start_logging() -> None:
+    """Log to the terminal, and keep what is said until `log_to` gives it a file."""
+    screen = _Screen()
+    screen.setFormatter(_Redacting("%(message)s"))
+    log.handlers = [screen, _waiting]
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns at import, used or not
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+
+
+def log_to(folder: Path) -> None:
+    """Write the log to `folder`/run.log, from its first line on."""
+    handler = logging.FileHandler(folder / "run.log", encoding="utf-8")
+    handler.setFormatter(_Redacting("%(asctime)s %(levelname)s %(message)s"))
+    _waiting.setTarget(handler)
+    _waiting.flush()
+    log.removeHandler(_waiting)
+    log.addHandler(handler)

@@ -1,0 +1,42 @@
+"""No secret is ever written down: every writer of the house passes what it writes through `redact`."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+SECRET_NAME = re.compile(r"TOKEN|SECRET|KEY|PASSWORD|^LAKEFS_", re.IGNORECASE)
+SHORTEST_SECRET = 8  # shorter values (KEY=1, TOKEN=test) occur in honest text by chance
+
+
+def secrets() -> dict[str, str]:
+    """`{value: variable name}` of the environment's secrets, the longest first."""
+    found = {v: k for k, v in os.environ.items() if SECRET_NAME.search(k) and len(v) >= SHORTEST_SECRET}
+    return dict(sorted(found.items(), key=lambda item: -len(item[0])))
+
+
+def redact(value: Any) -> Any:
+    """`value` with every secret in it replaced by `${oc.env:NAME}`: unreadable here, and still reproducible.
+
+    Walks dicts and lists, so that a secret is found before any escaping hides it.
+    """
+    return _replace(value, secrets())
+
+
+def _replace(value: Any, known: Mapping[str, str]) -> Any:
+    if isinstance(value, str):
+        for secret, name in known.items():
+            value = value.replace(secret, f"${{oc.env:{name}}}")
+        return value
+    if isinstance(value, Mapping):
+        return {_replace(k, known): _replace(v, known) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_replace(v, known) for v in value]
+    return value
+
+
+def secrets_as_references(argv: Iterable[str]) -> list[str]:
+    """A command line on which a secret typed out becomes a reference to its environment variable."""
+    return [str(redact(word)) for word in argv]
