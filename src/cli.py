@@ -133,8 +133,8 @@ def run(call: Call, task: Callable[[Any], int | None]) -> int:
     """
     overrides, problems = _prepare(call)
     _register(call)
-    for job in _jobs(call, overrides):
-        problems += _problems_of(call, job)
+    for each in _jobs(call, overrides):
+        problems += _problems_of(call, each)
     if problems := [*call.problems, *problems]:
         raise ConfigError(*dict.fromkeys(problems), hint=f"{call.stage} --help lists every setting")
 

@@ -78,15 +78,15 @@ class OptimArgs:
 
 @dataclass
 class MethodArgs:
-    method: Annotated[
-        Literal["lora", "rslora", "dora", "qlora", "full"], Doc("how the weights are tuned")
-    ] = "lora"
+    method: Annotated[Literal["lora", "rslora", "dora", "qlora", "full"], Doc("how the weights are tuned")] = (
+        "lora"
+    )
     lora_r: Annotated[int, Ge(1), Doc("rank of the update matrices")] = 16
     lora_alpha: Annotated[float, Gt(0), Doc("scale of the update; usually 2 x lora_r")] = 32
     lora_dropout: Annotated[float, Interval(ge=0, lt=1), Doc("dropout before the update")] = 0.05
-    lora_target_modules: Annotated[
-        Names | None, Doc("modules that get an update; null is every linear layer")
-    ] = None
+    lora_target_modules: Annotated[Names | None, Doc("modules that get an update; null is every linear layer")] = (
+        None
+    )
     peft: Annotated[dict[str, Any], Doc("further arguments of the method's peft config")] = field(
         default_factory=dict
     )
@@ -111,9 +111,9 @@ class SeedArgs:
 @dataclass
 class LoopArgs:
     logging_steps: Annotated[int, Ge(1), Doc("write the loss every N steps")] = 5
-    eval_steps: Annotated[
-        int | None, Ge(1), Doc("loss on the dev split every N steps; null is every epoch")
-    ] = None
+    eval_steps: Annotated[int | None, Ge(1), Doc("loss on the dev split every N steps; null is every epoch")] = (
+        None
+    )
     save_steps: Annotated[int | None, Ge(1), Doc("a checkpoint every N steps; null is every epoch")] = None
     save_total_limit: Annotated[int, Ge(1), Doc("checkpoints kept")] = 2
     trainer: Annotated[dict[str, Any], Doc("further arguments of transformers.TrainingArguments")] = field(
@@ -123,9 +123,7 @@ class LoopArgs:
 
 @dataclass
 class EvalDataArgs:
-    eval_path: Annotated[str, Len(1), Doc("folder with test.jsonl, dev.jsonl, adversarial.jsonl")] = (
-        "./data/eval"
-    )
+    eval_path: Annotated[str, Len(1), Doc("folder with test.jsonl, dev.jsonl, adversarial.jsonl")] = "./data/eval"
 
 
 @dataclass
@@ -146,9 +144,7 @@ class EvalArgs:
 
 @dataclass
 class TunedArgs:
-    model_path: Annotated[
-        str | None, Doc("run directory or model folder; null is the newest finished run")
-    ] = None
+    model_path: Annotated[str | None, Doc("run directory or model folder; null is the newest finished run")] = None
 
 
 @dataclass
@@ -230,9 +226,7 @@ def load(stage: str, values: Mapping[str, Any]) -> Any:
 
 def cross_checks(values: Mapping[str, Any]) -> list[str]:
     """What no single key shows: settings that contradict each other, and pass-through arguments."""
-    problems = [
-        problem for key in ("peft", "trainer", "generation") for problem in check_passthrough(key, values)
-    ]
+    problems = [problem for key in ("peft", "trainer", "generation") for problem in check_passthrough(key, values)]
     devices = str(values.get("cuda_visible_devices", "")).replace(" ", "").split(",")
     if any(d and not d.lstrip("-").isdigit() and not d.startswith(("GPU-", "MIG-")) for d in devices):
         problems.append(

@@ -26,7 +26,9 @@ STAGES = {
     "eval-baseline": Stage(
         "src.eval.evaluator:evaluate_baseline", "eval_baseline", "Evaluate the untouched base model."
     ),
-    "publish": Stage("src.deploy.push:publish", "publish", "Copy a model that beats its base to artifacts/models."),
+    "publish": Stage(
+        "src.deploy.push:publish", "publish", "Copy a model that beats its base to artifacts/models."
+    ),
     "publish-hf": Stage("src.deploy.push:publish_hf", "publish", "Push a model that beats its base to the Hub."),
 }
 UTILITIES = {
@@ -64,9 +66,7 @@ def _run(name: str, rest: list[str]) -> int:
         from src.errors import UserError, did_you_mean
 
         known = [*STAGES, *UTILITIES]
-        raise UserError(
-            f"{name} is not a stage{did_you_mean(name, known) or '; there are: ' + ', '.join(known)}"
-        )
+        raise UserError(f"{name} is not a stage{did_you_mean(name, known) or '; there are: ' + ', '.join(known)}")
     if name in UTILITIES:
         return _utility(name, rest)
     stage = STAGES[name]

@@ -1,9 +1,9 @@
 """The run directory: the memory of the pipeline. Stages meet here and nowhere else.
 
-    outputs/runs/2026-01-15_10-30-45/
-      config_used.yaml  manifest.json  data_report.json  logs/  checkpoints/  model/
-      metrics.json  evals/<split>.predictions.jsonl  comparison.json
-    outputs/runs/latest -> the newest run
+outputs/runs/2026-01-15_10-30-45/
+  config_used.yaml  manifest.json  data_report.json  logs/  checkpoints/  model/
+  metrics.json  evals/<split>.predictions.jsonl  comparison.json
+outputs/runs/latest -> the newest run
 """
 
 from __future__ import annotations
@@ -76,7 +76,14 @@ class Run:
             self.update(**({part: self.manifest.get(part, {}) | changes} if part else changes))
 
         if part:
-            note(status=RUNNING, started=now(), ended=None, error=None, command=command(), process=this_process())
+            note(
+                status=RUNNING,
+                started=now(),
+                ended=None,
+                error=None,
+                command=command(),
+                process=this_process(),
+            )
         try:
             yield self
         except BaseException as error:

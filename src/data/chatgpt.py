@@ -167,9 +167,7 @@ def _part_text(part: object, extras: Counter[str]) -> str:
     return ""
 
 
-def _rows(
-    nodes: Mapping[str, Json], visible: Mapping[str, _Message], left_out: Counter[str]
-) -> list[Messages]:
+def _rows(nodes: Mapping[str, Json], visible: Mapping[str, _Message], left_out: Counter[str]) -> list[Messages]:
     """One row for each distinct branch; counts duplicates and the visible messages that reached no row."""
     rows: dict[tuple[tuple[str, str], ...], None] = {}
     used: set[str] = set()

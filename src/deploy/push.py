@@ -48,10 +48,12 @@ def local(run: runs.Run, cfg: PublishConfig, verdict: gate.Verdict) -> str:
         for extra in ("config_used.yaml", "comparison.json", "metrics.json", "data_report.json"):
             shutil.copy2(run.path / extra, temporary / extra)
         write_text(temporary / "README.md", describe.model_card(run, name, verdict))
-        write_json(temporary / "manifest.json", run.manifest | {
-            "published": {"name": name, "at": runs.now(), "promoted": verdict.promoted, "verdict": verdict.sentence},
-            "sha256": {str(p.relative_to(temporary)): sha256(p) for p in sorted(temporary.rglob("*")) if p.is_file()},
-        })  # fmt: skip
+        files = [p for p in sorted(temporary.rglob("*")) if p.is_file()]
+        manifest = run.manifest | {
+            "published": {"name": name, "at": runs.now(), **verdict._asdict()},
+            "sha256": {str(p.relative_to(temporary)): sha256(p) for p in files},
+        }
+        write_json(temporary / "manifest.json", manifest)
     point(target.parent / "latest", target)
     return str(target)
 

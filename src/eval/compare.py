@@ -81,7 +81,11 @@ def show(comparison: Mapping[str, Any], title: str) -> None:
             table.add_section()
         digits = 1 if row["scale"] == "0-100" else 3
         colour = "green" if row["difference"] > 0 else "red" if row["difference"] < 0 else "dim"
-        shown = [f"{row['base']:.{digits}f}", f"{row['tuned']:.{digits}f}", f"{row['difference']:+.{digits}f}"]
+        shown = [
+            f"{row['base']:.{digits}f}",
+            f"{row['tuned']:.{digits}f}",
+            f"{row['difference']:+.{digits}f}",
+        ]
         first = row["split"] if row["split"] != previous else ""
         table.add_row(first, row["metric"], row["scale"], *shown[:2], f"[{colour}]{shown[2]}[/]")
         previous = row["split"]

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from src import runs
-from src.config import BaselineConfig, DataArgs, EvalArgs, EvalConfig, EvalDataArgs
+from src.config import BaselineConfig, DataArgs, EvalArgs, EvalConfig
 from src.data import loader
 from src.data.sources import sha256
 from src.errors import DataError
@@ -64,9 +64,7 @@ def evaluate_baseline(cfg: BaselineConfig) -> int:
     from src.model import load
 
     tokenizer = load.load_tokenizer(source.location, cfg.model_revision, cfg.trust_remote_code)
-    model, source = load.load_base(
-        source, dtype.value, device.value, trust_remote_code=cfg.trust_remote_code
-    )
+    model, source = load.load_base(source, dtype.value, device.value, trust_remote_code=cfg.trust_remote_code)
     answers = _answer(model, tokenizer, splits, cfg)
     base = _base(source, None)
     result = _result(answers, _conditions(cfg, tokenizer, dtype, device), cfg) | {"base_model": base}
@@ -104,7 +102,9 @@ def _prepare(cfg: EvalConfig | BaselineConfig) -> tuple[Splits, environment.Reas
     return splits, dtype, device
 
 
-def _answer(model: Any, tokenizer: Any, splits: Splits, cfg: EvalArgs) -> dict[str, list[dict[str, Any]]]:
+def _answer(
+    model: Any, tokenizer: Any, splits: Splits, cfg: EvalConfig | BaselineConfig
+) -> dict[str, list[dict[str, Any]]]:
     """`{split: [{prompt, reference, prediction, scores, tokens, stop}, ...]}`."""
     from src.eval.generate import answer
 
@@ -144,7 +144,10 @@ def _result(
 
 
 def _conditions(
-    cfg: EvalConfig | BaselineConfig, tokenizer: Any, dtype: environment.Reasoned, device: environment.Reasoned
+    cfg: EvalConfig | BaselineConfig,
+    tokenizer: Any,
+    dtype: environment.Reasoned,
+    device: environment.Reasoned,
 ) -> dict[str, Any]:
     """What the scores depend on, the model's weights aside."""
     return {

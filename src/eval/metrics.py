@@ -13,7 +13,7 @@ from statistics import fmean
 from typing import NamedTuple
 
 from rouge_score import rouge_scorer
-from sacrebleu.metrics import BLEU
+from sacrebleu.metrics.bleu import BLEU
 
 from src.errors import ConfigError, did_you_mean
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, set_seed
 
 from src.errors import ModelError
 from src.model.source import Source, adapter_base, locate
@@ -26,6 +26,11 @@ DEFAULT_CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '### Answer:\n' }}{% endif %}"
 )
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python's, NumPy's and torch's generators, on every device."""
+    set_seed(seed)
 
 
 def load_tokenizer(location: str, revision: str | None = None, trust_remote_code: bool = False) -> Any:
@@ -114,5 +119,3 @@ def _remedy(reason: str) -> str:
     if "trust_remote_code" in reason:
         return "read that code first, then set trust_remote_code=true"
     return "check model_name and the network"
-
-

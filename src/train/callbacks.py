@@ -37,7 +37,10 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
             if name in logs:
                 self.curves.add(tag, float(logs[name]), state.global_step)
         if "loss" in logs:
-            trained, self.tokens = int(state.num_input_tokens_seen) - self.tokens, int(state.num_input_tokens_seen)
+            trained, self.tokens = (
+                int(state.num_input_tokens_seen) - self.tokens,
+                int(state.num_input_tokens_seen),
+            )
             rate = trained / max(time.monotonic() - self.since, 1e-9)
             self.curves.add("train/tokens_per_second", rate, state.global_step)
             self.since = time.monotonic()

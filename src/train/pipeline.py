@@ -33,9 +33,7 @@ def train(cfg: TrainConfig) -> int:
     log.info("%d rows in %d files; base model %s", len(rows) + len(bad_rows), len(data.files), base.name)
     log.info("device %s; precision %s", device, dtype)
 
-    from transformers import set_seed  # torch and its like start loading here
-
-    from src.model import load, methods
+    from src.model import load, methods  # torch and its like start loading here
     from src.train.fit import fit
 
     tokenizer = load.load_tokenizer(base.location, cfg.model_revision, cfg.trust_remote_code)
@@ -44,12 +42,12 @@ def train(cfg: TrainConfig) -> int:
     _say_data(report)
     held_out = _held_out(cfg, tokenizer)
 
-    set_seed(cfg.seed)
+    load.seed_everything(cfg.seed)
     model, base = load.load_base(
         base, dtype.value, device.value,
         four_bit=methods.METHODS[cfg.method].four_bit, trust_remote_code=cfg.trust_remote_code,
     )  # fmt: skip
-    set_seed(cfg.seed)
+    load.seed_everything(cfg.seed)
     model = methods.apply(model, cfg, base, cfg.gradient_checkpointing)
     trainable, total = methods.trainable_parameters(model)
     log.info("%s: %s of %s parameters are trained (%.2f %%)", cfg.method, f"{trainable:,}", f"{total:,}",
@@ -77,7 +75,9 @@ def save(model: Any, tokenizer: Any, folder: Path) -> None:
             import json
 
             found = json.loads(settings.read_text(encoding="utf-8"))
-            found = {k: sorted(v) if k == "target_modules" and isinstance(v, list) else v for k, v in found.items()}
+            found = {
+                k: sorted(v) if k == "target_modules" and isinstance(v, list) else v for k, v in found.items()
+            }
             write_json(settings, found)
 
 

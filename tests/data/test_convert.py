@@ -108,9 +108,7 @@ def test_an_existing_orig_is_never_overwritten(tmp_path: Path) -> None:
     assert (tmp_path / "x.jsonl.orig.3").read_text() == PRETTY
 
 
-def test_original_is_copied_where_there_are_no_hard_links(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_original_is_copied_where_there_are_no_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_links(*_: object) -> None:
         raise OSError(errno.EPERM, "Operation not permitted")
 
@@ -631,9 +629,7 @@ def test_command_converts_the_data_folder_and_says_so(tmp_path: Path) -> None:
     done = run(cwd=tmp_path)
     assert done.returncode == 0
     assert done.stdout == (
-        "data/x.json: converted (2 rows) to data/x.jsonl\n"
-        "data/y.jsonl: ok (1 row)\n"
-        "2 files: 1 converted, 1 ok\n"
+        "data/x.json: converted (2 rows) to data/x.jsonl\ndata/y.jsonl: ok (1 row)\n2 files: 1 converted, 1 ok\n"
     )
     assert (tmp_path / "data/x.jsonl").read_text() == PRETTY_ROWS
     assert run("--check", cwd=tmp_path).returncode == 0

