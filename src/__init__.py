@@ -1,0 +1,2 @@
+NAME = "Assay"
+VERSION = "0.1.0"

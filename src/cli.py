@@ -23,6 +23,7 @@ from hydra import compose, initialize_config_dir
 from hydra import main as hydra_main
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
@@ -33,7 +34,7 @@ from src import config
 from src.errors import ConfigError, UserError, did_you_mean
 from src.utils.secrets import secrets_as_references
 
-CONFIGS = Path("configs").resolve() if Path("configs").is_dir() else Path(__file__).parents[1] / "configs"
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 GROUPS = ("model", "data", "method", "hardware", "launch", "experiment")
 ROOT = "assay_root"
 MAX_CHECKED_JOBS = 256
@@ -142,6 +143,9 @@ def run(call: Call, task: Callable[[Any], int | None]) -> int:
     refused: list[UserError] = []
 
     def job(composed: DictConfig) -> None:
+        if call.multirun:
+            current = HydraConfig.get().job
+            print(f"job {current.num}: {current.override_dirname}", flush=True)
         try:
             codes.append(task(config.load(call.stage, _plain(composed))) or 0)
         except UserError as error:

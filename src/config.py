@@ -31,6 +31,10 @@ Names = Annotated[list[str], Len(1)]
 class ModelArgs:
     model_name: Annotated[str, Len(1), Doc("Hub id or local folder of the base model")] = DEMO_MODEL
     model_revision: Annotated[str | None, Doc("branch, tag or commit on the Hub; null is main")] = None
+
+
+@dataclass
+class TrustArgs:
     trust_remote_code: Annotated[bool, Doc("run Python code that the model repository ships")] = False
 
 
@@ -171,18 +175,20 @@ _STRICT = ConfigDict(extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=F
 @dataclass
 class TrainConfig(
     OutputArgs, SeedArgs, EvalDataArgs, LoopArgs, HardwareArgs, MethodArgs, PrecisionArgs, OptimArgs,
-    DataArgs, ModelArgs,
+    DataArgs, TrustArgs, ModelArgs,
 ):  # fmt: skip
     __pydantic_config__ = _STRICT
 
 
 @dataclass
-class EvalConfig(OutputArgs, SeedArgs, HardwareArgs, PrecisionArgs, EvalArgs, EvalDataArgs, TunedArgs):
+class EvalConfig(OutputArgs, SeedArgs, HardwareArgs, PrecisionArgs, EvalArgs, EvalDataArgs, TrustArgs, TunedArgs):
     __pydantic_config__ = _STRICT
 
 
 @dataclass
-class BaselineConfig(OutputArgs, SeedArgs, HardwareArgs, PrecisionArgs, EvalArgs, EvalDataArgs, ModelArgs):
+class BaselineConfig(
+    OutputArgs, SeedArgs, HardwareArgs, PrecisionArgs, EvalArgs, EvalDataArgs, TrustArgs, ModelArgs
+):
     __pydantic_config__ = _STRICT
 
 

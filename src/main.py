@@ -10,8 +10,7 @@ import os
 import sys
 from typing import NamedTuple
 
-NAME = "Assay"
-VERSION = "0.1.0"
+from src import NAME, VERSION
 
 
 class Stage(NamedTuple):
@@ -88,7 +87,6 @@ def _call(stage: Stage, config: object) -> int:
     start_logging()
     if hasattr(config, "cuda_visible_devices"):  # has effect only before torch is imported
         os.environ["CUDA_VISIBLE_DEVICES"] = config.cuda_visible_devices
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     if "TRANSFORMERS_CACHE" in os.environ:  # the name that this cache had before
         os.environ.setdefault("HF_HUB_CACHE", os.environ["TRANSFORMERS_CACHE"])

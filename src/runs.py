@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 
 from src.errors import RunError
-from src.utils.files import point, read_json, saving, write_json, write_text
+from src.utils.files import disk_errors, point, read_json, write_json, write_text
 from src.utils.logs import log
 
 FINISHED, RUNNING, FAILED, INTERRUPTED = "finished", "running", "failed", "interrupted"
@@ -85,7 +85,8 @@ class Run:
                 process=this_process(),
             )
         try:
-            yield self
+            with disk_errors(self.path):
+                yield self
         except BaseException as error:
             stopped = isinstance(error, KeyboardInterrupt)
             reason = "stopped by the user" if stopped else f"{type(error).__name__}: {error}"
@@ -129,7 +130,7 @@ def _new_folder(root: Path) -> Path:
     for suffix in ["", *(f"-{n}" for n in range(2, 1000))]:
         path = root / (name + suffix)
         try:
-            with saving(path, path / "none"):
+            with disk_errors(path):
                 path.mkdir(parents=True)
             return path
         except FileExistsError:

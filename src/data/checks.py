@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from src.data.loader import IGNORED, Example, Rejection
-from src.data.sources import sha256
 from src.errors import DataError
+from src.utils.files import sha256
 
 
 def refuse_evaluation_files(files: Sequence[Path], eval_path: str | Path) -> None:

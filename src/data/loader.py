@@ -96,10 +96,7 @@ def read_rows(files: Sequence[Path], args: DataArgs) -> tuple[list[Row], list[Re
 
 
 def encode(rows: Sequence[Row], tokenizer: Any, max_length: int) -> tuple[list[Example], list[Rejection]]:
-    """Tokenise rows; one that the template refuses or that is longer than `max_length` is rejected.
-
-    Raises: DataError if no row is left.
-    """
+    """Tokenise rows; one that the template refuses or that is longer than `max_length` is rejected."""
     examples: list[Example] = []
     rejected: list[Rejection] = []
     for row in rows:
@@ -110,10 +107,6 @@ def encode(rows: Sequence[Row], tokenizer: Any, max_length: int) -> tuple[list[E
             examples.append(Example(row, ids, labels))
         except RowError as error:
             rejected.append(Rejection(row.file, row.line, error.reason, error.detail))
-    if not examples:
-        raise DataError(
-            *(str(r) for r in rejected[:MOST_SHOWN]), hint="no row is left to train on; raise max_length"
-        )
     return examples, rejected
 
 

@@ -5,7 +5,6 @@ To add a source, enter a function in SOURCES; config.DataSource.type names it.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,16 +50,3 @@ SOURCES: dict[str, Callable[[DataArgs], Pinned]] = {"local": local, "lakefs": la
 
 def fetch(args: DataArgs) -> Pinned:
     return SOURCES[args.data_source.type](args)
-
-
-def sha256(path: Path) -> str:
-    """Content hash of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _slow(file)
-
-
-def _slow(file: Any) -> str:
-    digest = hashlib.sha256()
-    for block in iter(lambda: file.read(1 << 20), b""):
-        digest.update(block)
-    return digest.hexdigest()

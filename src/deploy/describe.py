@@ -7,8 +7,8 @@ from typing import Any
 
 import yaml
 
+from src import NAME, VERSION
 from src.deploy.gate import Verdict
-from src.main import NAME, VERSION
 from src.runs import Run
 from src.utils.files import read_json
 from src.utils.secrets import redact

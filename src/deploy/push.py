@@ -8,10 +8,9 @@ from pathlib import Path
 
 from src import runs
 from src.config import PublishConfig
-from src.data.sources import sha256
 from src.deploy import describe, gate
 from src.errors import NotYetError, RunError
-from src.utils.files import point, whole_folder, write_json, write_text
+from src.utils.files import point, sha256, whole_folder, write_json, write_text
 from src.utils.logs import log
 
 

@@ -13,13 +13,12 @@ import yaml
 from src import runs
 from src.config import BaselineConfig, DataArgs, EvalArgs, EvalConfig
 from src.data import loader
-from src.data.sources import sha256
 from src.errors import DataError
 from src.eval import compare, metrics
 from src.model.source import Source, locate
 from src.utils import environment
 from src.utils.curves import Curves
-from src.utils.files import read_json, whole_folder, write_json, write_jsonl, write_text
+from src.utils.files import read_json, sha256, whole_folder, write_json, write_jsonl, write_text
 from src.utils.logs import log, log_to
 from src.utils.secrets import redact
 
@@ -39,7 +38,9 @@ def evaluate(cfg: EvalConfig) -> int:
 
     from src.model import load  # torch and its like start loading here
 
-    model, tokenizer, base = load.load_tuned(folder, dtype.value, device.value)
+    model, tokenizer, base = load.load_tuned(
+        folder, dtype.value, device.value, trust_remote_code=cfg.trust_remote_code
+    )
     if run is None:
         facts = {"base_model": _base(base, None), "model_path": str(folder)}
         run = runs.create(cfg.output_dir, "eval", _yaml(cfg), facts)
@@ -56,7 +57,7 @@ def evaluate(cfg: EvalConfig) -> int:
 
 
 def evaluate_baseline(cfg: BaselineConfig) -> int:
-    """Answer the splits with the untouched base, keep its metrics, and compare the runs that wait for them."""
+    """Answer the splits with the untouched base, keep its metrics, and compare the newest run that fits."""
     splits, dtype, device = _prepare(cfg)
     source = locate(cfg.model_name, cfg.model_revision)
     log.info("evaluating the base model %s", source.name)
@@ -171,8 +172,8 @@ def _write(run: runs.Run, answers: Mapping[str, Any], result: dict[str, Any], co
     _write_answers(run.path / "evals", answers)
     write_text(run.path / "evals" / "config_used.yaml", config_yaml)
     before = read_json(run.path / "metrics.json") if (run.path / "metrics.json").exists() else {}
+    (run.path / "comparison.json").unlink(missing_ok=True)  # it compared what is now replaced
     write_json(run.path / "metrics.json", before | result)
-    (run.path / "comparison.json").unlink(missing_ok=True)  # it compared what has just been replaced
     curves = Curves(run.logs)
     step = before.get("train", {}).get("steps", 0)
     for split, scores in result["eval"].items():

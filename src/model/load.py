@@ -61,6 +61,11 @@ def load_base(
 
     Raises: ModelError if it cannot be had.
     """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ModelError(
+            f"nvidia-smi shows a GPU, but torch {torch.__version__} cannot use it",
+            hint="install a CUDA build of torch that fits the driver, or set hardware=cpu",
+        )
     quantization = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -82,18 +87,20 @@ def load_base(
     return (model if four_bit else model.to(device)), source
 
 
-def load_tuned(folder: Path, dtype: str, device: str) -> tuple[Any, Any, Source]:
+def load_tuned(
+    folder: Path, dtype: str, device: str, *, trust_remote_code: bool = False
+) -> tuple[Any, Any, Source]:
     """A tuned model, its tokenizer, and the base that it is made of (itself, for full weights).
 
     Raises: ModelError if the folder, or the adapter's base model, cannot be loaded.
     """
-    tokenizer = load_tokenizer(str(folder))
+    tokenizer = load_tokenizer(str(folder), trust_remote_code=trust_remote_code)
     base = adapter_base(folder)
     if base is None:
-        model, source = load_base(locate(str(folder)), dtype, device)
+        model, source = load_base(locate(str(folder)), dtype, device, trust_remote_code=trust_remote_code)
         return model, tokenizer, source
     name, revision = base
-    model, source = load_base(locate(name, revision), dtype, device)
+    model, source = load_base(locate(name, revision), dtype, device, trust_remote_code=trust_remote_code)
     if revision and source.revision != revision:
         log.warning("the base model %s is now %s; the adapter was made on %s", name, source.revision, revision)
     return PeftModel.from_pretrained(model, str(folder)), tokenizer, source

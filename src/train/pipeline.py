@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import yaml
 from src import runs
 from src.config import DataArgs, TrainConfig
 from src.data import checks, loader, sources
+from src.errors import DataError
 from src.model.source import Source, locate
 from src.utils import environment
 from src.utils.files import whole_folder, write_json
@@ -27,6 +29,7 @@ def train(cfg: TrainConfig) -> int:
     data = sources.fetch(cfg)
     checks.refuse_evaluation_files(data.files, cfg.eval_path)
     rows, bad_rows = loader.read_rows(data.files, cfg)
+    dev = _dev_rows(cfg)
     base = locate(cfg.model_name, cfg.model_revision)
     device = environment.choose_device(cfg.cuda_visible_devices)
     dtype = environment.choose_dtype(cfg.bf16, cfg.cuda_visible_devices)
@@ -38,9 +41,14 @@ def train(cfg: TrainConfig) -> int:
 
     tokenizer = load.load_tokenizer(base.location, cfg.model_revision, cfg.trust_remote_code)
     examples, unfit = loader.encode(rows, tokenizer, cfg.max_length)
+    if not examples:
+        told = [str(r) for r in unfit[: loader.MOST_SHOWN]]
+        raise DataError(*told, hint="no row is left to train on; raise max_length")
     report = checks.report(data.files, examples, [*bad_rows, *unfit])
     _say_data(report)
-    held_out = _held_out(cfg, tokenizer)
+    held_out, too_long = loader.encode(dev, tokenizer, cfg.max_length)
+    for row in too_long:
+        log.warning("left out of the evaluation loss: %s", row)
 
     load.seed_everything(cfg.seed)
     model, base = load.load_base(
@@ -72,8 +80,6 @@ def save(model: Any, tokenizer: Any, folder: Path) -> None:
         tokenizer.save_pretrained(temporary)
         settings = temporary / "adapter_config.json"
         if settings.exists():  # peft lists sets in an order that changes from process to process
-            import json
-
             found = json.loads(settings.read_text(encoding="utf-8"))
             found = {
                 k: sorted(v) if k == "target_modules" and isinstance(v, list) else v for k, v in found.items()
@@ -81,14 +87,13 @@ def save(model: Any, tokenizer: Any, folder: Path) -> None:
             write_json(settings, found)
 
 
-def _held_out(cfg: TrainConfig, tokenizer: Any) -> list[loader.Example]:
-    """The dev split's rows, for the evaluation loss; none where there is no such file."""
+def _dev_rows(cfg: TrainConfig) -> list[loader.Row]:
+    """The dev split, for the evaluation loss; none where there is no such file."""
     path = Path(cfg.eval_path) / "dev.jsonl"
     if not path.is_file():
         log.warning("%s does not exist: no evaluation loss", path)
         return []
-    rows, _ = loader.read_rows([path], DataArgs(data_format="prompt_completion"))
-    return loader.encode(rows, tokenizer, cfg.max_length)[0]
+    return loader.read_rows([path], DataArgs(data_format="prompt_completion"))[0]
 
 
 def _say_data(report: dict[str, Any]) -> None:

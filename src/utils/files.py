@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -39,20 +40,16 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 @contextmanager
-def saving(what: Path, temporary: Path) -> Iterator[None]:
-    """Turn a full disk or a read-only folder into one sentence, and leave no half-written `temporary`.
+def disk_errors(what: Path) -> Iterator[None]:
+    """Turn a full disk or a read-only folder into one sentence about `what`.
 
     Libraries wrap the operating system's error in their own (safetensors raises a SafetensorError), so
     the message is read where there is no errno.
     """
     try:
         yield
-    except BaseException as error:
-        shutil.rmtree(temporary, ignore_errors=True) if temporary.is_dir() else temporary.unlink(True)
-        full = getattr(error, "errno", None) in {errno.ENOSPC, errno.EDQUOT} or (
-            isinstance(error, Exception) and "No space left on device" in str(error)
-        )
-        if full:
+    except Exception as error:
+        if getattr(error, "errno", None) in {errno.ENOSPC, errno.EDQUOT} or "No space left" in str(error):
             raise RunError(
                 f"{what} could not be written: no space left on the device",
                 hint="what was there before is intact; free some space and run the command again",
@@ -61,6 +58,23 @@ def saving(what: Path, temporary: Path) -> Iterator[None]:
             raise RunError(
                 f"{what} could not be written: permission denied", hint="choose another output_dir"
             ) from error
+        raise
+
+
+@contextmanager
+def saving(what: Path, temporary: Path) -> Iterator[None]:
+    """Write `what` by way of `temporary`, of which nothing is left if that fails.
+
+    Raises: RunError if the disk is full or the folder read-only.
+    """
+    try:
+        with disk_errors(what):
+            yield
+    except BaseException:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
         raise
 
 
@@ -108,3 +122,12 @@ def read_json(path: Path) -> Any:
         raise RunError(f"{path} does not exist", hint="is its folder a run directory?") from None
     except ValueError as error:
         raise RunError(f"{path} is not JSON: {error}", hint="restore it or make a new run") from None
+
+
+def sha256(path: Path) -> str:
+    """Content hash of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        for block in iter(lambda: file.read(1 << 22), b""):
+            digest.update(block)
+    return digest.hexdigest()

@@ -37,6 +37,7 @@ def start_logging() -> None:
     log.handlers = [screen, _waiting]
     log.setLevel(logging.INFO)
     log.propagate = False
+    logging.raiseExceptions = False  # a log that cannot be written, on a full disk, is no reason to die
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns at import, used or not
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
