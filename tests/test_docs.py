@@ -18,7 +18,9 @@ def test_every_make_target_is_in_the_readme_and_the_other_way_round() -> None:
     targets = set(re.findall(r"^([a-z-]+):.*##", makefile, re.MULTILINE))
     named = set(re.findall(r"`(?:make )?([a-z-]+)`", README)) | set(re.findall(r"make ([a-z-]+)", README))
     assert targets <= named
-    assert {t for t in re.findall(r"^make ([a-z-]+)|`make ([a-z-]+)", README, re.MULTILINE) for t in t if t} <= targets
+    assert {
+        t for t in re.findall(r"^make ([a-z-]+)|`make ([a-z-]+)", README, re.MULTILINE) for t in t if t
+    } <= targets
 
 
 def test_every_relative_link_and_listed_path_of_the_readme_exists() -> None:

@@ -1,0 +1,34 @@
+"""Draw a terminal's output as an SVG picture: `python scripts/picture.py TYPESCRIPT docs/demo.svg`.
+
+TYPESCRIPT is what `script -qc COMMAND TYPESCRIPT` recorded, colours and all. Progress bars are left out:
+of each line only what stood last on it is drawn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("typescript", type=Path)
+    parser.add_argument("svg", type=Path)
+    parser.add_argument("--title", default="make demo")
+    parser.add_argument("--width", type=int, default=100)
+    parser.add_argument("--from-line", default="", help="begin at the first line that holds this text")
+    args = parser.parse_args()
+    lines = [x.rstrip("\r").rsplit("\r", 1)[-1] for x in args.typescript.read_text(errors="replace").split("\n")]
+    lines = [x for x in lines if x.strip() and not x.startswith(("Script started", "Script done"))]
+    start = next((i for i, x in enumerate(lines) if args.from_line in x), 0)
+    console = Console(record=True, width=args.width, file=io.StringIO(), force_terminal=True)
+    console.print(Text.from_ansi("\n".join(lines[start:])))
+    args.svg.write_text(console.export_svg(title=args.title), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

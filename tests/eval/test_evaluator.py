@@ -1,0 +1,282 @@
+"""Evaluation: the newest finished run, any model folder and the base, on the same prompts, in any order."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import pytest
+
+from src import runs
+from src.eval.metrics import METRICS
+from src.model.source import content_hash
+from src.runs import Run
+from tests.fixtures import ANSWER, SPLITS, World, call, jsonl, read_jsonl, tree
+
+pytest_plugins = ["tests.fixtures"]
+
+Said = pytest.CaptureFixture[str]
+
+
+def read(run: Run, name: str) -> Any:
+    return json.loads((run.path / name).read_text(encoding="utf-8"))
+
+
+def baselines(world: World) -> list[Path]:
+    return sorted((world.artifacts / "metrics").iterdir()) if (world.artifacts / "metrics").exists() else []
+
+
+# --- what is written -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_each_answer_stands_with_its_prompt_its_reference_and_its_scores(finished: World, split: str) -> None:
+    asked = read_jsonl(finished.splits / f"{split}.jsonl")
+    (base,) = baselines(finished)
+    for folder in (finished.newest.path / "evals", base):
+        rows = read_jsonl(folder / f"{split}.predictions.jsonl")
+        assert [row["prompt"] for row in rows] == [row["prompt"] for row in asked]
+        assert [row["reference"] for row in rows] == [row["completion"] for row in asked]
+        for row in rows:
+            assert row["scores"].keys() == METRICS.keys()
+            assert row["prompt_tokens"] > 0
+            assert (row["stop"], row["tokens"]) == ("length", 16) or row["stop"] == "end"
+
+
+def test_the_tuned_model_has_learned_its_lesson_and_the_base_has_not(finished: World) -> None:
+    (base,) = baselines(finished)
+    for folder, right in ((finished.newest.path / "evals", True), (base, False)):
+        rows = read_jsonl(folder / "test.predictions.jsonl")
+        assert all((row["prediction"] == ANSWER) is right for row in rows)
+        assert all(row["scores"]["exact_match"] == float(right) for row in rows)
+
+
+def test_the_score_of_a_split_comes_from_its_rows(finished: World) -> None:
+    (base,) = baselines(finished)
+    for folder, metrics in ((finished.newest.path / "evals", finished.newest.path), (base, base)):
+        scores = json.loads((metrics / "metrics.json").read_text())["eval"]
+        for split in SPLITS:
+            rows = read_jsonl(folder / f"{split}.predictions.jsonl")
+            for name in METRICS:
+                if METRICS[name].corpus is None:
+                    assert scores[split][name] == pytest.approx(fmean(r["scores"][name] for r in rows))
+
+
+def test_the_scores_stand_beside_what_they_depend_on(finished: World) -> None:
+    metrics = read(finished.newest, "metrics.json")
+    conditions = metrics["conditions"]
+    for split in SPLITS:
+        content = (finished.splits / f"{split}.jsonl").read_bytes()
+        assert conditions["data"][split] == hashlib.sha256(content).hexdigest()
+    assert conditions["decoding"] == {"max_new_tokens": 16, "seed": 42}
+    assert (conditions["precision"], conditions["device"]) == ("float32", "cpu")
+    assert metrics["metrics"].keys() == conditions["metrics"].keys() == METRICS.keys()
+    assert metrics["base_model"] == {"name": str(finished.model), "revision": content_hash(finished.model)}
+    assert metrics["train"]["steps"] == 24  # the training's figures are still there
+
+
+def test_scales_and_implementations_are_said_aloud(copied: World, capsys: Said) -> None:
+    assert copied.call("eval", "splits=[test]") == 0
+    said = capsys.readouterr().out
+    for name, metric in METRICS.items():
+        assert f"{name}: {metric.implementation()} (scale {metric.scale})" in said
+
+
+def test_the_configuration_of_an_evaluation_repeats_it(copied: World) -> None:
+    evals = copied.newest.path / "evals"
+    before = {k: v for k, v in tree(evals).items() if k.endswith(".jsonl")}
+    used = Path(shutil.copy(evals / "config_used.yaml", evals.parent / "again.yaml"))
+    shutil.rmtree(evals)
+    assert call("eval", "--config-name", str(used), f"output_dir={copied.output}") == 0
+    assert {k: v for k, v in tree(evals).items() if k.endswith(".jsonl")} == before
+
+
+# --- which model -----------------------------------------------------------------------------------------
+
+
+def test_without_a_path_the_newest_finished_run_is_evaluated_and_named(copied: World, capsys: Said) -> None:
+    older = copied.newest
+    newest = copied.train("max_steps=1")
+    capsys.readouterr()
+    assert copied.call("eval", "splits=[test]") == 0
+    assert f"evaluating run {newest.id} " in capsys.readouterr().out
+    newest.update(status=runs.FAILED)
+    assert copied.call("eval", "splits=[test]") == 0
+    assert f"evaluating run {older.id} " in capsys.readouterr().out
+
+
+def test_without_any_finished_run_that_is_said(copied: World, capsys: Said) -> None:
+    copied.newest.update(status=runs.FAILED)
+    assert copied.call("eval") == 2
+    assert f"the newest, {copied.newest.id}, is failed; make train makes one" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("form", ["run", "run/model", "latest", "model_path="])
+def test_a_run_can_be_named_in_several_ways(copied: World, form: str) -> None:
+    run = copied.newest
+    (run.path / "metrics.json").unlink()
+    word = {
+        "run": str(run.path),
+        "run/model": str(run.model),
+        "latest": str(run.path.parent / "latest"),
+        "model_path=": f"model_path={run.path}",
+    }[form]
+    assert copied.call("eval", word, "splits=[test]") == 0
+    assert list(read(run, "metrics.json")["eval"]) == ["test"]
+    assert len(copied.runs) == 1
+
+
+def test_a_bare_model_folder_is_evaluated_in_a_run_of_its_own(world: World, tiny: Path) -> None:
+    assert world.call("eval", str(tiny), "splits=[test]") == 0
+    run = world.newest
+    assert (run.manifest["stage"], run.status, run.manifest["model_path"]) == ("eval", "finished", str(tiny))
+    assert read(run, "metrics.json")["eval"].keys() == {"test"}
+    assert len(read_jsonl(run.path / "evals" / "test.predictions.jsonl")) == 4
+    assert world.call("eval-baseline", "splits=[test]") == 0
+    assert {row["difference"] for row in read(run, "comparison.json")["rows"]} == {0}
+
+
+def test_a_published_folder_is_evaluated_as_the_model_that_it_is(copied: World) -> None:
+    run = copied.newest
+    assert copied.call("publish") == 0
+    published = copied.artifacts / "models" / "tiny-lora" / "latest"
+    moved = Path(shutil.copytree(published, copied.artifacts.parent / "moved"))
+    assert copied.call("eval", str(moved)) == 0
+    assert copied.newest.id != run.id
+    assert read(copied.newest, "metrics.json")["eval"] == read(run, "metrics.json")["eval"]
+    assert read(copied.newest, "comparison.json")["rows"] == read(run, "comparison.json")["rows"]
+
+
+def test_a_path_without_a_model_is_refused(world: World, capsys: Said) -> None:
+    assert world.call("eval", "nowhere") == 2
+    assert "nowhere does not exist" in capsys.readouterr().err
+    assert world.call("eval", str(world.data)) == 2
+    assert f"{world.data} has no config.json" in capsys.readouterr().err
+    assert not world.output.exists()
+
+
+# --- tuned against base, in either order -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", [("eval", "eval-baseline"), ("eval-baseline", "eval")])
+def test_the_comparison_is_there_after_both_whichever_came_first(copied: World, order: tuple[str, str]) -> None:
+    run = copied.newest
+    expected = read(run, "comparison.json")
+    (run.path / "comparison.json").unlink()
+    (run.path / "metrics.json").write_text('{"train": {"steps": 24}}')
+    shutil.rmtree(copied.artifacts)
+    assert copied.call(order[0]) == 0
+    assert not (run.path / "comparison.json").exists()
+    assert copied.call(order[1]) == 0
+    assert read(run, "comparison.json") == expected
+
+
+def test_the_comparison_is_of_the_same_rows_with_the_difference_of_both(finished: World) -> None:
+    comparison = read(finished.newest, "comparison.json")
+    assert [(r["split"], r["metric"]) for r in comparison["rows"]] == [(s, m) for s in SPLITS for m in METRICS]
+    tuned = read(finished.newest, "metrics.json")["eval"]
+    (base,) = baselines(finished)
+    of_base = json.loads((base / "metrics.json").read_text())["eval"]
+    for row in comparison["rows"]:
+        assert row["tuned"] == tuned[row["split"]][row["metric"]]
+        assert row["base"] == of_base[row["split"]][row["metric"]]
+        assert row["difference"] == row["tuned"] - row["base"]
+
+
+def test_an_evaluation_under_other_conditions_takes_the_old_comparison_away(copied: World, capsys: Said) -> None:
+    run = copied.newest
+    capsys.readouterr()
+    assert copied.call("eval", "max_new_tokens=4") == 0
+    assert not (run.path / "comparison.json").exists()
+    assert "make eval-baseline evaluates the base model under these conditions" in capsys.readouterr().out
+    assert copied.call("eval-baseline", "max_new_tokens=4") == 0
+    assert read(run, "comparison.json")["conditions"]["decoding"]["max_new_tokens"] == 4
+    assert len(baselines(copied)) == 2
+
+
+def test_the_baseline_of_another_model_is_not_compared(copied: World, tiny: Path, tmp_path: Path) -> None:
+    run = copied.newest
+    (run.path / "comparison.json").unlink()
+    shutil.rmtree(copied.artifacts)
+    other = Path(shutil.copytree(tiny, tmp_path / "other"))
+    weights = other / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    assert copied.call("eval-baseline", f"model_name={other}") == 0
+    assert copied.call("eval") == 0
+    assert not (run.path / "comparison.json").exists()
+
+
+def test_a_change_of_the_splits_makes_another_baseline(copied: World, tmp_path: Path) -> None:
+    splits = Path(shutil.copytree(copied.splits, tmp_path / "eval"))
+    rows = read_jsonl(splits / "test.jsonl")
+    jsonl(splits / "test.jsonl", rows[::-1])
+    assert copied.call("eval", f"eval_path={splits}") == 0
+    assert not (copied.newest.path / "comparison.json").exists()
+
+
+# --- settings --------------------------------------------------------------------------------------------
+
+
+def test_only_the_rows_splits_and_metrics_asked_for_are_evaluated(copied: World) -> None:
+    assert copied.call("eval", "splits=[dev]", "metrics=[rougeL]", "max_examples=3") == 0
+    run = copied.newest
+    assert read(run, "metrics.json")["eval"] == {"dev": {"rougeL": 1.0}}
+    assert len(read_jsonl(run.path / "evals" / "dev.predictions.jsonl")) == 3
+
+
+def test_generation_settings_reach_the_model(copied: World) -> None:
+    common = ("splits=[test]", "generation.do_sample=true", "generation.temperature=5.0")
+    answers = []
+    for seed in (1, 1, 2):
+        assert copied.call("eval", *common, f"seed={seed}") == 0
+        answers.append([r["prediction"] for r in read_jsonl(copied.newest.path / "evals/test.predictions.jsonl")])
+    assert answers[0] == answers[1] != answers[2]
+    assert read(copied.newest, "metrics.json")["conditions"]["decoding"]["temperature"] == 5.0
+
+
+@pytest.mark.parametrize("stage", ["eval", "eval-baseline"])
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("splits=[test,tset]", r"tset\.jsonl does not exist; set eval_path or splits"),
+        ("metrics=[bleu,rouge]", r"metrics: rouge is not a metric; did you mean rouge\w"),
+        ("generation.temprature=1", r"generation\.temprature is not an argument of GenerationConfig"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_refused_and_changes_nothing(
+    copied: World, capsys: Said, stage: str, word: str, told: str
+) -> None:
+    before = tree(copied.output.parent)
+    assert copied.call(stage, word) == 2
+    assert re.search(told, capsys.readouterr().err)
+    assert tree(copied.output.parent) == before
+
+
+def test_every_bad_row_of_a_split_is_named(copied: World, tmp_path: Path, capsys: Said) -> None:
+    path = jsonl(tmp_path / "eval" / "test.jsonl", [{"prompt": "Top?"}, {"prompt": "a", "completion": "b"}, []])
+    assert copied.call("eval", "splits=[test]", f"eval_path={path.parent}") == 2
+    said = capsys.readouterr().err
+    assert f"{path}:1 has no text under 'completion'" in said
+    assert f"{path}:3 is not a JSON object" in said
+
+
+def test_an_evaluation_that_fails_is_recorded_and_leaves_the_run_finished(
+    copied: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise ZeroDivisionError("one in a million")
+
+    before = read(copied.newest, "metrics.json")
+    monkeypatch.setattr("transformers.LlamaForCausalLM.forward", broken)
+    with pytest.raises(ZeroDivisionError):
+        copied.call("eval", "splits=[test]")
+    run = copied.newest
+    assert (run.status, run.manifest["evaluation"]["status"]) == ("finished", "failed")
+    assert run.manifest["evaluation"]["error"] == "ZeroDivisionError: one in a million"
+    assert run.status_in_words == "finished, evaluation failed"
+    assert read(run, "metrics.json") == before

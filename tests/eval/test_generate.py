@@ -1,0 +1,109 @@
+"""Generation: an answer does not depend on its neighbours in the batch, and ends where the model ends it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from src.data.loader import encode_prompt
+from src.eval.generate import Answer, answer, end_tokens
+from src.model import load
+from tests.fixtures import ANSWER, ROOT, World, read_jsonl
+
+pytest_plugins = ["tests.fixtures"]
+
+REQUESTS = [row["prompt"] for row in read_jsonl(ROOT / "data" / "eval" / "test.jsonl")[:12]]
+REQUESTS += ["Top of ore rate?", "?", "Top " * 60]
+
+
+@pytest.fixture(scope="module")
+def base(tiny: Path) -> Any:
+    return load.load_tuned(tiny, "float32", "cpu")[0]
+
+
+@pytest.fixture(scope="module")
+def tuned(finished: World) -> Any:
+    return load.load_tuned(finished.newest.model, "float32", "cpu")[0]
+
+
+@pytest.fixture(scope="module")
+def prompts(tokenizer: Any) -> list[list[int]]:
+    return [encode_prompt([{"role": "user", "content": text}], tokenizer) for text in REQUESTS]
+
+
+def ask(model: Any, tokenizer: Any, prompts: list[list[int]], **others: Any) -> list[Answer]:
+    settings = {"batch_size": 4, "max_new_tokens": 12, "seed": 42, "extra": {}, "title": "test"} | others
+    return answer(model, tokenizer, prompts, **settings)
+
+
+@pytest.mark.parametrize("batch_size", [2, 4, 64])
+def test_a_batch_answers_as_one_by_one(
+    base: Any, tokenizer: Any, prompts: list[list[int]], batch_size: int
+) -> None:
+    alone = [ask(base, tokenizer, [prompt], batch_size=1)[0] for prompt in prompts]
+    assert len({a.text for a in alone}) > len(prompts) / 2
+    assert ask(base, tokenizer, prompts, batch_size=batch_size) == alone
+
+
+def test_an_answer_that_ends_early_does_not_disturb_those_that_go_on(
+    base: Any, tokenizer: Any, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [a.text for a in ask(base, tokenizer, prompts)]
+    ids = [set(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
+    in_some = sorted(t for t in set().union(*ids) if 1 < sum(t in i for i in ids) < len(ids) - 1)
+    monkeypatch.setattr(base.generation_config, "eos_token_id", in_some[:3])
+    alone = [ask(base, tokenizer, [prompt], batch_size=1)[0] for prompt in prompts]
+    assert {a.stop for a in alone} == {"end", "length"}
+    assert ask(base, tokenizer, prompts, batch_size=64) == alone
+
+
+def test_answers_come_in_the_order_of_their_prompts(base: Any, tokenizer: Any, prompts: list[list[int]]) -> None:
+    forward = ask(base, tokenizer, prompts)
+    assert ask(base, tokenizer, prompts[::-1]) == forward[::-1]
+
+
+def test_a_model_that_ends_its_turn_stops_there(tuned: Any, tokenizer: Any, prompts: list[list[int]]) -> None:
+    (found,) = ask(tuned, tokenizer, [prompts[REQUESTS.index("Top of ore rate?")]])
+    length = len(tokenizer(ANSWER, add_special_tokens=False)["input_ids"])
+    assert found == Answer(ANSWER, length, "end")
+
+
+@pytest.mark.parametrize("most", [1, 7])
+def test_a_model_that_does_not_end_is_cut_at_the_limit(
+    base: Any, tokenizer: Any, prompts: list[list[int]], most: int
+) -> None:
+    found = ask(base, tokenizer, prompts, max_new_tokens=most)
+    assert {(a.tokens, a.stop) for a in found if a.stop == "length"} == {(most, "length")}
+    assert all(a.tokens < most for a in found if a.stop == "end")
+
+
+def test_every_end_token_that_the_model_names_ends_the_turn(
+    tuned: Any, tokenizer: Any, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt = prompts[REQUESTS.index("Top of ore rate?")]
+    bracket = tokenizer("(", add_special_tokens=False)["input_ids"][0]
+    monkeypatch.setattr(tuned.generation_config, "eos_token_id", [bracket])
+    assert end_tokens(tuned, tokenizer) == {bracket, tokenizer.eos_token_id}
+    (found,) = ask(tuned, tokenizer, [prompt])
+    assert (found.text, found.stop) == (ANSWER.split("(")[0], "end")
+
+
+def test_greedy_answers_do_not_depend_on_the_seed(base: Any, tokenizer: Any, prompts: list[list[int]]) -> None:
+    assert ask(base, tokenizer, prompts, seed=1) == ask(base, tokenizer, prompts, seed=2)
+
+
+def test_sampled_answers_depend_on_the_seed_alone(base: Any, tokenizer: Any, prompts: list[list[int]]) -> None:
+    def sampled(seed: int) -> list[Answer]:
+        return ask(base, tokenizer, prompts, seed=seed, extra={"do_sample": True, "temperature": 2.0})
+
+    assert sampled(1) == sampled(1)
+    assert sampled(1) != sampled(2)
+
+
+def test_dropout_is_off(tuned: Any, tokenizer: Any, prompts: list[list[int]]) -> None:
+    expected = ask(tuned, tokenizer, prompts)
+    tuned.train()
+    assert ask(tuned, tokenizer, prompts) == expected
+    assert not tuned.training

@@ -1,0 +1,202 @@
+"""What the tests of the heavy rooms share: a tiny model, a lesson it learns in a second, and runs made of them.
+
+Test files name this one in `pytest_plugins`, so that a session has each of these fixtures once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from src import runs
+from src.main import main
+
+ROOT = Path(__file__).resolve().parents[1]
+SPLITS = ("test", "dev", "adversarial")
+
+# The lesson: whatever is asked, the answer is TOP(a).
+ANSWER = "TOP(a)"
+TRAINED_ON = [f"{a} {b}" for a in ("feed", "kiln", "mill", "tank") for b in ("rate", "temp", "load", "flow")]
+ASKED = {"test": "ore", "dev": "ash", "adversarial": "oil"}
+
+ON_CPU = ("cuda_visible_devices=''", "bf16=false")
+LESSON = ("epochs=6", "batch_size=4", "lr=0.02", "lora_r=8", "lora_alpha=16", "logging_steps=2")
+
+
+def jsonl(path: Path, rows: Iterable[object]) -> Path:
+    """Write one JSON value a line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def read_jsonl(path: Path) -> list[Any]:
+    return [json.loads(line) for line in path.read_bytes().splitlines()]
+
+
+def chat(*contents: str, system: str | None = None) -> dict[str, Any]:
+    """A row of user and assistant in turn."""
+    turns = [{"role": ("user", "assistant")[i % 2], "content": c} for i, c in enumerate(contents)]
+    return {"messages": ([{"role": "system", "content": system}] if system is not None else []) + turns}
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every file under `folder` with its bytes."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def curves(run: runs.Run) -> dict[str, list[tuple[int, float]]]:
+    """`{tag: [(step, value), ...]}` of the run's TensorBoard events."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run.logs), size_guidance={"scalars": 0, "tensors": 0})  # all of them
+    events.Reload()
+    found = {}
+    for tag in events.Tags()["scalars"]:
+        found[tag] = [(e.step, e.value) for e in events.Scalars(tag)]
+    for tag in events.Tags()["tensors"]:
+        found[tag] = [(e.step, e.tensor_proto.float_val[0]) for e in events.Tensors(tag)]
+    return found
+
+
+def call(*words: str) -> int:
+    """Go through the door, which sets environment variables, and leave the environment as it was."""
+    before = dict(os.environ)
+    try:
+        return main(list(words))
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def start(*words: str, script: str = "", cwd: Path = ROOT, **variables: str) -> subprocess.Popen[str]:
+    """Start `python -m src.main WORDS`, or a `script` that calls it, in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, *(["-c", script] if script else ["-m", "src.main"]), *words],
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **variables},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@dataclass(frozen=True)
+class World:
+    """A model, data and evaluation splits, and a place of its own for runs and artifacts."""
+
+    model: Path
+    data: Path
+    splits: Path
+    output: Path
+    artifacts: Path
+
+    def settings(self, stage: str) -> list[str]:
+        places = [f"output_dir={self.output}", f"artifacts_dir={self.artifacts}"]
+        if stage.startswith("publish"):
+            return places
+        places += [f"eval_path={self.splits}", *ON_CPU]
+        if stage == "train":
+            return [*places, f"model_name={self.model}", f"dataset_path={self.data}", *LESSON]
+        if stage == "eval-baseline":
+            places.append(f"model_name={self.model}")
+        return [*places, "max_new_tokens=16"]
+
+    def call(self, stage: str, *words: str) -> int:
+        """Run one stage through the door. Returns its exit code."""
+        return call(stage, *self.settings(stage), *words)
+
+    def start(self, stage: str, *words: str, cwd: Path = ROOT, **variables: str) -> subprocess.Popen[str]:
+        return start(stage, *self.settings(stage), *words, cwd=cwd, **variables)
+
+    def train(self, *words: str) -> runs.Run:
+        assert self.call("train", *words) == 0
+        return self.newest
+
+    @property
+    def newest(self) -> runs.Run:
+        return runs.Run((self.output / "runs" / "latest").resolve())
+
+    @property
+    def runs(self) -> list[runs.Run]:
+        return runs.all_runs(self.output)
+
+    def elsewhere(self, folder: Path) -> World:
+        """The same model and data, with nothing run yet."""
+        return replace(self, output=folder / "outputs", artifacts=folder / "artifacts")
+
+    def copy(self, folder: Path) -> World:
+        """The same with everything that was run, free to be changed."""
+        there = self.elsewhere(folder)
+        shutil.copytree(self.output, there.output, symlinks=True)
+        shutil.copytree(self.artifacts, there.artifacts, symlinks=True)
+        return there
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny random Llama with its tokenizer."""
+    import torch
+
+    from src.model.tiny import build
+
+    torch.set_num_threads(1)  # a model as small as this is several times faster so
+    texts = (ROOT / "data" / "ingot.jsonl").read_text(encoding="utf-8").splitlines()
+    return build(tmp_path_factory.mktemp("models") / "tiny", texts)
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The real small model, built where it is missing."""
+    folder = ROOT / "models" / "SmolLM2-135M-Instruct"
+    if not folder.is_dir():
+        subprocess.run([sys.executable, str(ROOT / "scripts" / "build_demo_model.py")], check=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tiny: Path) -> Any:
+    """The tiny model's tokenizer, to be read only."""
+    from src.model.load import load_tokenizer
+
+    return load_tokenizer(str(tiny))
+
+
+@pytest.fixture(scope="session")
+def _lesson(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> World:
+    folder = tmp_path_factory.mktemp("lesson")
+    jsonl(folder / "data" / "lessons.jsonl", (chat(f"Top of {name}?", ANSWER) for name in TRAINED_ON))
+    for split, word in ASKED.items():
+        rows = [{"prompt": f"Top of {word} {n}?", "completion": ANSWER} for n in ("rate", "temp", "load", "flow")]
+        jsonl(folder / "eval" / f"{split}.jsonl", rows)
+    return World(tiny, folder / "data", folder / "eval", folder / "outputs", folder / "artifacts")
+
+
+@pytest.fixture
+def world(_lesson: World, tmp_path: Path) -> World:
+    """A world of the test's own in which nothing has run."""
+    return _lesson.elsewhere(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def finished(_lesson: World) -> World:
+    """A world with one run, trained, evaluated and compared with its base. To be read only."""
+    _lesson.train()
+    assert _lesson.call("eval") == 0
+    assert _lesson.call("eval-baseline") == 0
+    return _lesson
+
+
+@pytest.fixture
+def copied(finished: World, tmp_path: Path) -> World:
+    """The finished world's files in a place of the test's own."""
+    return finished.copy(tmp_path)

@@ -1,0 +1,127 @@
+"""Loading: safetensors only, no foreign code, and always a chat template, a padding and an end-of-turn token."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from src.errors import ModelError
+from src.model import load, tiny
+from src.model.source import Source, locate
+from tests.fixtures import ANSWER, World
+
+pytest_plugins = ["tests.fixtures"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tiny: Path) -> Path:
+    """A copy of the tiny model to be changed."""
+    return Path(shutil.copytree(tiny, tmp_path / "model"))
+
+
+def edit(path: Path, **changes: Any) -> None:
+    settings = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({k: v for k, v in settings.items() if v is not None}))
+
+
+def test_without_a_chat_template_the_default_one_is_used_said_and_saved(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bare = tiny.build(tmp_path / "bare", ["Top of feed rate?", ANSWER], chat_template=None)
+    run = world.train(f"model_name={bare}", "max_steps=1")
+    told = f"{bare} has no chat template: using the default one (### Request / ### Answer), saved with the model"
+    assert told in capsys.readouterr().out
+    assert told in (run.logs / "run.log").read_text()
+    assert (run.model / "chat_template.jinja").read_text() == load.DEFAULT_CHAT_TEMPLATE
+
+
+def test_the_default_chat_template_reads_as_documented(tiny: Path) -> None:
+    tokenizer = load.load_tokenizer(str(tiny))
+    tokenizer.chat_template = load.DEFAULT_CHAT_TEMPLATE
+    turns = [
+        {"role": "system", "content": "Count."},
+        {"role": "user", "content": "2+2?"},
+        {"role": "assistant", "content": "4"},
+        {"role": "user", "content": "3+3?"},
+    ]
+    assert tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True) == (
+        "Count.\n\n### Request:\n2+2?\n\n### Answer:\n4<|end|>\n\n### Request:\n3+3?\n\n### Answer:\n"
+    )
+
+
+def test_a_tokenizer_without_padding_pads_with_its_end_token(folder: Path) -> None:
+    edit(folder / "tokenizer_config.json", pad_token=None)
+    tokenizer = load.load_tokenizer(str(folder))
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id
+
+
+def test_a_tokenizer_without_an_end_token_is_refused(folder: Path) -> None:
+    edit(folder / "tokenizer_config.json", eos_token=None)
+    with pytest.raises(ModelError, match="has no end-of-sequence token"):
+        load.load_tokenizer(str(folder))
+
+
+def test_pickled_weights_are_not_loaded_even_where_nobody_looked_before(folder: Path) -> None:
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        load.load_base(Source(str(folder), folder, None), "float32", "cpu")
+
+
+def foreign(folder: Path) -> Path:
+    """Make the model one that needs code from its own repository. Returns the file that this code writes."""
+    trace = folder / "was-run"
+    auto = {"AutoConfig": "foreign.Foreign", "AutoModelForCausalLM": "foreign.Foreign"}
+    edit(folder / "config.json", model_type="foreign", architectures=["Foreign"], auto_map=auto)
+    (folder / "foreign.py").write_text(f"open({str(trace)!r}, 'w').close()\n")
+    return trace
+
+
+@pytest.mark.parametrize("stage", ["train", "eval-baseline"])
+def test_code_of_a_model_repository_is_not_run_unless_asked(
+    world: World, folder: Path, stage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trace = foreign(folder)
+    assert world.call(stage, f"model_name={folder}") == 2
+    assert "read that code first, then set trust_remote_code=true" in capsys.readouterr().err
+    assert not trace.exists()
+    assert not world.output.exists()
+
+
+@pytest.mark.parametrize("dtype", load.DTYPES)
+def test_weights_come_in_the_precision_asked_for(tiny: Path, dtype: str) -> None:
+    model, _ = load.load_base(locate(str(tiny)), dtype, "cpu")
+    assert {str(p.dtype) for p in model.parameters()} == {f"torch.{dtype}"}
+
+
+def test_an_adapter_whose_base_has_changed_says_so(
+    world: World, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = world.train(f"model_name={folder}", "max_steps=1")
+    was = locate(str(folder)).revision
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"] += 1
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    capsys.readouterr()
+    assert world.call("eval", str(run.path)) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert re.search(rf"the base model \S+ is now sha256:\w+; the adapter was made on {was}", said)
+
+
+def test_full_weights_are_their_own_base(tiny: Path) -> None:
+    model, _, source = load.load_tuned(tiny, "float32", "cpu")
+    assert source == locate(str(tiny))
+    assert not hasattr(model, "peft_config")
+
+
+def test_a_corrupt_model_is_one_sentence(world: World, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "config.json").write_text('{"model_type": "no such model"}')
+    assert world.call("train", f"model_name={folder}") == 2
+    assert f"{folder} cannot be loaded: " in capsys.readouterr().err

@@ -1,0 +1,170 @@
+"""The schema and `load()`: strict, complete, and in words that help."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, fields, is_dataclass
+from typing import Any
+
+import pytest
+
+from src import config
+from src.errors import ConfigError
+
+STAGES = sorted(config.SCHEMAS)
+METHODS = ("lora", "rslora", "dora", "qlora", "full")
+
+
+def problems(stage: str, **values: Any) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        config.load(stage, config.defaults(stage) | values)
+    return list(caught.value.problems)
+
+
+# The schema
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_no_two_mixins_share_a_field(stage: str) -> None:
+    named = Counter(f.name for mixin in config.SCHEMAS[stage].__bases__ for f in fields(mixin))
+    assert [name for name, times in named.items() if times > 1] == []
+    assert set(named) == {f.name for f in fields(config.SCHEMAS[stage])}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_setting_says_what_it_means(stage: str) -> None:
+    assert [key for key, (_, meaning) in config.flat_keys(config.SCHEMAS[stage]).items() if not meaning] == []
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_defaults_are_valid(stage: str) -> None:
+    assert config.load(stage, config.defaults(stage)) == config.SCHEMAS[stage]()
+    assert config.load(stage, {}) == config.SCHEMAS[stage]()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_loaded_configuration_holds_its_parts_as_objects(stage: str) -> None:
+    loaded = config.load(stage, config.defaults(stage))
+    parts = [getattr(loaded, f.name) for f in fields(loaded) if is_dataclass(f.default_factory)]
+    assert all(is_dataclass(part) for part in parts)
+    assert config.load(stage, asdict(loaded)) == loaded
+
+
+# What load() refuses
+
+
+def test_all_problems_are_told_at_once() -> None:
+    told = problems(
+        "train", epochz=2, lr="abc", batch_size=0, data_format="mesages", peft={"alpha_patern": {}},
+        cuda_visible_devices="gpu0",
+    )  # fmt: skip
+    assert len(told) == 6
+    assert "epochz is not a setting; did you mean epochs?" in told
+    assert "lr=abc: should be a number" in told
+    assert any(p.startswith("batch_size=0: should be greater than or equal to 1") for p in told)
+    assert any(p.startswith("data_format=mesages: ") and p.endswith("did you mean messages?") for p in told)
+    assert "peft.alpha_patern is not an argument of LoraConfig; did you mean alpha_pattern?" in told
+    assert 'cuda_visible_devices=gpu0 is not a list of GPUs like "0" or "0,1"' in told
+
+
+@pytest.mark.parametrize(
+    ("stage", "key", "value", "sentence"),
+    [
+        ("train", "epochs", 0, "epochs=0: should be greater than 0"),
+        ("train", "epochs", float("nan"), "epochs=nan: should be a finite number"),
+        ("train", "lr", float("inf"), "lr=inf: should be a finite number"),
+        ("publish", "gate", {"min_delta": float("nan")}, "gate.min_delta=nan: should be a finite number"),
+        ("train", "batch_size", 2.5, "batch_size=2.5: should be a valid integer"),
+        ("train", "max_length", 7, "max_length=7: should be greater than or equal to 8"),
+        ("train", "warmup_ratio", 1.5, "warmup_ratio=1.5: should be less than or equal to 1"),
+        ("train", "lora_dropout", 1, "lora_dropout=1: should be less than 1"),
+        ("train", "max_grad_norm", 0, "max_grad_norm=0: should be greater than 0"),
+        ("train", "seed", -1, "seed=-1: should be greater than or equal to 0"),
+        ("train", "lora_target_modules", [], "lora_target_modules=[]: "),
+        ("train", "lora_target_modules", "q_proj", "lora_target_modules=q_proj: should be a valid list"),
+        ("train", "model_name", "", "model_name=: "),
+        ("train", "bf16", "maybe", "bf16=maybe: should be one of true, false, auto"),
+        ("train", "method", "Lora", f"method=Lora: should be one of {', '.join(METHODS)}; did you mean lora?"),
+        ("train", "on_bad_row", "skipp", "on_bad_row=skipp: should be one of refuse, skip; did you mean skip?"),
+        ("train", "trust_remote_code", "maybe", "trust_remote_code=maybe: should be one of true, false"),
+        ("train", "data_source", {"type": "s3"}, "data_source.type=s3: should be 'local' or 'lakefs'"),
+        ("train", "data_source", {"tipe": 1}, "data_source.tipe is not a setting; did you mean data_source.type"),
+        ("train", "data_source", "local", "data_source=local: should be a dictionary"),
+        ("publish", "gate", {"metrc": "bleu"}, "gate.metrc is not a setting; did you mean gate.metric?"),
+        ("eval", "metrics", [], "metrics=[]: "),
+        ("eval", "splits", "test", "splits=test: should be a valid list"),
+        ("eval", "max_examples", 0, "max_examples=0: should be greater than or equal to 1"),
+        ("eval", "lr", 1e-4, "lr is not a setting"),
+    ],
+)  # fmt: skip
+def test_a_wrong_value_is_named_with_its_setting(stage: str, key: str, value: Any, sentence: str) -> None:
+    told = problems(stage, **{key: value})
+    assert len(told) == 1
+    assert told[0].startswith(sentence)
+
+
+def test_text_becomes_numbers_and_numbers_become_text() -> None:
+    loaded = config.load(
+        "train", {"lr": "1e-4", "epochs": "2", "cuda_visible_devices": 1, "model_revision": 1234567}
+    )
+    assert (loaded.lr, loaded.epochs) == (1e-4, 2.0)
+    assert (loaded.cuda_visible_devices, loaded.model_revision) == ("1", "1234567")
+
+
+@pytest.mark.parametrize("devices", ["", "0", "0,1", "0, 1", "-1", "GPU-5ba2,GPU-77", "MIG-1f"])
+def test_every_way_to_name_gpus_is_accepted(devices: str) -> None:
+    assert config.load("train", {"cuda_visible_devices": devices}).cuda_visible_devices == devices
+
+
+# Arguments passed through to the libraries
+
+
+@pytest.mark.parametrize(
+    ("stage", "key", "argument", "owner", "guess"),
+    [
+        ("train", "peft", "alpha_patern", "LoraConfig", "alpha_pattern"),
+        ("train", "trainer", "dataloader_num_worker", "TrainingArguments", "dataloader_num_workers"),
+        ("eval", "generation", "temprature", "GenerationConfig", "temperature"),
+        ("eval-baseline", "generation", "top_kk", "GenerationConfig", "top_k"),
+    ],
+)
+def test_an_unknown_argument_is_answered_with_a_guess(
+    stage: str, key: str, argument: str, owner: str, guess: str
+) -> None:
+    sentence = f"{key}.{argument} is not an argument of {owner}; did you mean {guess}?"
+    assert problems(stage, **{key: {argument: 1}}) == [sentence]
+
+
+@pytest.mark.parametrize(
+    ("stage", "key", "argument", "setting"),
+    [
+        ("train", "peft", "r", "lora_r"),
+        ("train", "peft", "use_dora", "method=dora"),
+        ("train", "peft", "base_model_name_or_path", "model_name"),
+        ("train", "trainer", "learning_rate", "lr"),
+        ("train", "trainer", "num_train_epochs", "epochs"),
+        ("train", "trainer", "hub_token", "the environment variable HF_TOKEN"),
+        ("eval", "generation", "max_new_tokens", "max_new_tokens"),
+    ],
+)
+def test_an_argument_with_a_setting_of_its_own_names_it(stage: str, key: str, argument: str, setting: str) -> None:
+    assert problems(stage, **{key: {argument: 1}}) == [f"{key}.{argument} has a setting of its own: {setting}"]
+
+
+def test_known_arguments_pass() -> None:
+    loaded = config.load(
+        "train", {"peft": {"alpha_pattern": {"q_proj": 8}}, "trainer": {"dataloader_num_workers": 2}}
+    )
+    assert loaded.peft == {"alpha_pattern": {"q_proj": 8}}
+    assert loaded.trainer == {"dataloader_num_workers": 2}
+    assert config.load("eval", {"generation": {"do_sample": True}}).generation == {"do_sample": True}
+
+
+def test_arguments_that_are_no_mapping_are_refused_once() -> None:
+    assert problems("train", trainer=3) == ["trainer=3: should be a valid dictionary"]
+
+
+def test_an_adapter_argument_has_no_meaning_without_an_adapter() -> None:
+    told = problems("train", method="full", peft={"alpha_pattern": {"q_proj": 8}})
+    assert told == ["peft: {...} has no meaning with method=full, which makes no adapter"]
+    assert config.load("train", {"method": "full"}).method == "full"

@@ -1,0 +1,198 @@
+"""The arrows of docs/architecture.md: who imports whom, where heavy libraries stand, which names a table has."""
+
+from __future__ import annotations
+
+import ast
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+from typing import Any, NamedTuple, get_args, get_type_hints
+
+import pytest
+
+from src import config
+from src.main import STAGES
+
+ROOT = Path(__file__).resolve().parents[1]
+SRC = ROOT / "src"
+HEAVY = {"torch", "transformers", "peft", "trl", "datasets", "bitsandbytes", "accelerate"}
+MOST_HEAVY_FILES = 6
+
+GROUND = {"src", "config", "cli", "runs", "errors", "utils"}
+ROOMS: dict[str, set[str]] = {  # room -> the rooms that it may import, besides the ground
+    "data": set(),
+    "model": set(),
+    "train": {"data", "model"},
+    "eval": {"data", "model"},
+    "deploy": {"model"},
+    "remote": set(),
+    "cluster": set(),
+}
+
+
+class Import(NamedTuple):
+    module: str
+    line: int
+    inside: bool  # of a function, a class or a branch
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(SRC.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {name_of(p): p for p in sorted(SRC.rglob("*.py"))}
+
+
+def imports_of(path: Path) -> Iterator[Import]:
+    """Every import of a file, wherever it stands; `from src import runs` imports src.runs."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        inside = node not in tree.body
+        if isinstance(node, ast.Import):
+            yield from (Import(alias.name, node.lineno, inside) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno} imports relatively"
+            whole = {f"{node.module}.{alias.name}" for alias in node.names}
+            yield from (Import(module, node.lineno, inside) for module in whole & MODULES.keys() or {node.module})
+
+
+IMPORTS = {name: list(imports_of(path)) for name, path in MODULES.items()}
+
+
+def room_of(module: str) -> str:
+    """`src.data.loader` -> data; the package itself is a part of the ground."""
+    return [*module.split("."), "src"][1]
+
+
+def crossings(module: str) -> Iterator[tuple[str, str]]:
+    """`(place, room)` of each import from another part of the house."""
+    for found in IMPORTS[module]:
+        if found.module.split(".")[0] == "src" and room_of(found.module) != room_of(module):
+            yield f"{module}:{found.line} imports {found.module}", room_of(found.module)
+
+
+# Arrows
+
+
+def test_every_part_of_the_house_is_known() -> None:
+    assert {room_of(m) for m in MODULES} <= {*ROOMS, *GROUND, "main"}
+
+
+@pytest.mark.parametrize("room", [r for r in ROOMS if (SRC / r).is_dir()])
+def test_a_room_imports_only_the_ground_and_the_rooms_that_it_may(room: str) -> None:
+    mine = [m for m in MODULES if room_of(m) == room]
+    assert [place for m in mine for place, to in crossings(m) if to not in GROUND | ROOMS[room]] == []
+
+
+def test_the_ground_imports_no_room() -> None:
+    mine = [m for m in MODULES if room_of(m) in GROUND]
+    assert [place for m in mine for place, to in crossings(m) if to not in GROUND] == []
+
+
+def test_the_door_imports_no_room_by_itself() -> None:
+    assert [place for place, to in crossings("src.main") if to not in GROUND] == []
+
+
+def test_the_door_imports_only_the_standard_library_at_its_top() -> None:
+    tops = {i.module.split(".")[0] for m in ("src", "src.main") for i in IMPORTS[m] if not i.inside}
+    assert tops <= sys.stdlib_module_names | {"src"}
+    assert [
+        i for i in IMPORTS["src.main"] if not i.inside and i.module not in {*sys.stdlib_module_names, "src"}
+    ] == []
+
+
+def test_the_rooms_that_the_door_names_exist() -> None:
+    for stage in STAGES.values():
+        module, function = stage.function.split(":")
+        tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
+        assert function in {n.name for n in tree.body if isinstance(n, ast.FunctionDef)}
+
+
+def test_no_module_imports_itself_in_a_circle() -> None:
+    graph = {m: {i.module for i in found if i.module in MODULES} for m, found in IMPORTS.items()}
+    graph["src.main"] |= {stage.function.split(":")[0] for stage in STAGES.values()}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+# Heavy libraries
+
+
+def heavy_files() -> dict[str, list[Import]]:
+    found = {m: [i for i in imports if i.module.split(".")[0] in HEAVY] for m, imports in IMPORTS.items()}
+    return {m: imports for m, imports in found.items() if imports}
+
+
+def test_heavy_libraries_stand_at_the_top_of_few_files() -> None:
+    assert 0 < len(heavy_files()) <= MOST_HEAVY_FILES
+    assert [f"{m}:{i.line}" for m, imports in heavy_files().items() for i in imports if i.inside] == []
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_importing_a_stage_reaches_no_heavy_library(stage: str) -> None:
+    waiting, reached = [STAGES[stage].function.split(":")[0]], set[str]()
+    while waiting:
+        module = waiting.pop()
+        reached.add(module)
+        waiting += [i.module for i in IMPORTS[module] if not i.inside and i.module in MODULES.keys() - reached]
+    assert reached & heavy_files().keys() == set()
+
+
+# Tables
+
+
+def choices(mixin: type, key: str) -> set[str]:
+    return set(get_args(get_type_hints(mixin)[key]))
+
+
+def test_the_data_formats_of_the_configuration_are_those_of_the_table() -> None:
+    from src.data.formats import FORMATS
+
+    assert choices(config.DataArgs, "data_format") == set(FORMATS)
+
+
+def test_the_data_sources_of_the_configuration_are_those_of_the_table() -> None:
+    from src.data.sources import SOURCES
+
+    assert choices(config.DataSource, "type") == set(SOURCES)
+
+
+def test_the_methods_of_the_configuration_are_those_of_the_table() -> None:
+    assert choices(config.MethodArgs, "method") == set(table("src.model.methods", "METHODS"))
+
+
+def test_the_metrics_of_the_configuration_are_in_the_table() -> None:
+    metrics = set(table("src.eval.metrics", "METRICS"))
+    assert {*config.EvalArgs().metrics, config.GateArgs().metric} <= metrics
+
+
+def table(module: str, name: str) -> Iterator[Any]:
+    """Keys of a dict literal, read without running the module."""
+    for node in ast.parse(MODULES[module].read_text(encoding="utf-8")).body:
+        target = node.target if isinstance(node, ast.AnnAssign) else None
+        if isinstance(target, ast.Name) and target.id == name:
+            assert isinstance(node, ast.AnnAssign) and isinstance(node.value, ast.Dict)
+            yield from (ast.literal_eval(key) for key in node.value.keys if key)
+
+
+# Old runs without the trainer
+
+
+def test_evaluation_and_publishing_do_without_the_training_room(tmp_path: Path) -> None:
+    shutil.copytree(SRC, tmp_path / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.rmtree(tmp_path / "src/train")
+    script = (
+        "import src, src.eval.evaluator, src.deploy.push, sys\n"
+        f"assert src.__file__.startswith({str(tmp_path)!r}), src.__file__\n"
+        "from src.main import main\n"
+        "sys.exit(main(['version']))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("Assay ")

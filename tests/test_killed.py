@@ -1,0 +1,218 @@
+"""Whatever stops a run, a kill, Ctrl-C or a full disk, it says so afterwards; what was there before is safe."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from src import runs
+from src.main import main
+from src.runs import Run
+from tests.fixtures import World, start, tree
+
+pytest_plugins = ["tests.fixtures"]
+
+Said = pytest.CaptureFixture[str]
+PATIENCE = 120  # seconds until a child that does not come to the point is given up
+
+# Saves the weights, then touches a file instead of the tokenizer, and waits for its end.
+STOPS_WHILE_SAVING = """
+import sys, time
+from pathlib import Path
+from src.main import main
+from src.train import pipeline
+
+flag, words = Path(sys.argv[1]), sys.argv[2:]
+
+class Tokenizer:
+    def save_pretrained(self, folder):
+        flag.touch()
+        time.sleep(600)
+
+whole = pipeline.save
+pipeline.save = lambda model, tokenizer, folder: whole(model, Tokenizer(), folder)
+sys.exit(main(words))
+"""
+
+
+@pytest.fixture
+def started() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """`started(child, until)` waits for the moment; none of the children outlives the test."""
+    children: list[subprocess.Popen[str]] = []
+
+    def wait(child: subprocess.Popen[str], until: Callable[[], bool]) -> subprocess.Popen[str]:
+        children.append(child)
+        deadline = time.monotonic() + PATIENCE
+        while not until():
+            assert child.poll() is None, child.communicate()[0]
+            assert time.monotonic() < deadline, "the moment to stop it never came"
+            time.sleep(0.02)
+        return child
+
+    yield wait
+    for child in children:
+        child.kill()
+        child.wait()
+
+
+def end(child: subprocess.Popen[str], how: signal.Signals) -> tuple[int, str]:
+    child.send_signal(how)
+    said = child.communicate(timeout=PATIENCE)[0]
+    return child.returncode, said
+
+
+def newest_of(world: World, older: Run) -> Run | None:
+    return next((run for run in world.runs if run.id != older.id), None)
+
+
+def has_trained_a_step(world: World, older: Run) -> Callable[[], bool]:
+    def look() -> bool:
+        run = newest_of(world, older)
+        log = run.logs / "run.log" if run else Path()
+        return log.is_file() and "step 2/" in log.read_text()
+
+    return look
+
+
+def assert_interrupted_and_all_else_works(world: World, older: Run, capsys: Said) -> None:
+    """The newest run says that it was interrupted; the older one is evaluated; a new one trains."""
+    run = newest_of(world, older)
+    assert run is not None
+    assert json.loads((run.path / "manifest.json").read_text())["run"] == run.id
+    assert run.status == runs.INTERRUPTED
+    assert not run.model.exists()
+    assert world.newest.id == run.id
+
+    capsys.readouterr()
+    assert main(["runs", str(world.output)]) == 0
+    (line,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith(f"{run.id} ")]
+    assert " interrupted" in line
+
+    assert world.call("eval", "splits=[test]", "max_examples=1") == 0
+    assert f"evaluating run {older.id} " in capsys.readouterr().out
+    assert world.call("eval", str(run.path)) == 2
+    assert f"run {run.id} has no model: it is interrupted" in capsys.readouterr().err
+    assert world.train("max_steps=1").status == runs.FINISHED
+
+
+def test_a_run_killed_in_training_is_told_apart(
+    copied: World, started: Callable[..., object], capsys: Said
+) -> None:
+    older = copied.newest
+    child = copied.start("train", "epochs=100000")
+    started(child, has_trained_a_step(copied, older))
+    end(child, signal.SIGKILL)
+    assert_interrupted_and_all_else_works(copied, older, capsys)
+
+
+def test_a_run_killed_while_it_saves_leaves_no_half_model(
+    copied: World, started: Callable[..., object], tmp_path: Path, capsys: Said
+) -> None:
+    older, flag = copied.newest, tmp_path / "saving"
+    child = start(str(flag), "train", *copied.settings("train"), "epochs=1", script=STOPS_WHILE_SAVING)
+    started(child, flag.exists)
+    end(child, signal.SIGKILL)
+    torn = newest_of(copied, older)
+    assert torn is not None
+    assert list(torn.path.rglob("adapter_model.safetensors"))  # it had come as far as that
+    assert_interrupted_and_all_else_works(copied, older, capsys)
+
+
+def test_a_run_stopped_by_the_user_says_so(copied: World, started: Callable[..., object], capsys: Said) -> None:
+    older = copied.newest
+    child = copied.start("train", "epochs=100000")
+    started(child, has_trained_a_step(copied, older))
+    code, said = end(child, signal.SIGINT)
+    assert code == 130
+    assert said.strip().splitlines()[-1] == "interrupted"
+    assert "Traceback" not in said
+    run = newest_of(copied, older)
+    assert run is not None
+    assert (run.manifest["status"], run.manifest["error"]) == ("interrupted", "stopped by the user")
+    assert_interrupted_and_all_else_works(copied, older, capsys)
+
+
+def test_a_killed_evaluation_leaves_the_run_and_its_numbers(
+    copied: World, started: Callable[..., object], capsys: Said
+) -> None:
+    run = copied.newest
+    names = ("metrics.json", "comparison.json", "evals/test.predictions.jsonl")
+    before = [(run.path / name).read_bytes() for name in names]
+    endless = ("eval_batch_size=1", "max_new_tokens=900", "generation.min_new_tokens=900")
+    child = copied.start("eval", *endless)
+    started(child, lambda: run.manifest["evaluation"]["process"]["pid"] == child.pid)
+    end(child, signal.SIGKILL)
+
+    assert (run.status, run.status_in_words) == ("finished", "finished, evaluation interrupted")
+    assert [(run.path / name).read_bytes() for name in names] == before
+    capsys.readouterr()
+    assert main(["runs", str(copied.output)]) == 0
+    assert f"{run.id} " in (said := capsys.readouterr().out)
+    assert "finished, evaluation interrupted" in said
+    assert copied.call("publish") == 0
+    assert copied.call("eval") == 0
+    assert run.status_in_words == "finished"
+    assert [(run.path / name).read_bytes() for name in names] == before
+
+
+# --- a full disk -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 8 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+        problem = done.stderr.strip() if done.returncode else ""
+    except FileNotFoundError:
+        problem = "there is no mount command"
+    if problem:
+        pytest.skip(f"NOT CHECKED: what a full disk does; a small file system needs root ({problem})")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def room(folder: Path) -> int:
+    """Bytes that the files under `folder` take, in pages."""
+    return sum(-(-p.stat().st_size // 4096) * 4096 for p in folder.rglob("*") if p.is_file())
+
+
+@pytest.mark.parametrize("what", ["checkpoints", "model"])
+def test_a_disk_that_fills_up_while_saving_is_one_sentence(
+    finished: World, disk: Path, what: str, capsys: Said
+) -> None:
+    world = finished.copy(disk)
+    assert world.call("publish") == 0
+    sample = world.train("epochs=1").path  # as much room as a run takes
+    left = room(sample) - room(sample / "model") // 2
+    if what == "checkpoints":
+        left -= (room(sample / "model") + room(sample / "checkpoints")) // 2
+    shutil.rmtree(sample)
+    older = world.runs[0]
+    before = tree(older.path), tree(world.artifacts)
+    (disk / "filler").write_bytes(b"x" * (shutil.disk_usage(disk).free - left))
+
+    child = world.start("train", "epochs=1")
+    said = child.communicate(timeout=PATIENCE)[0]
+    assert child.returncode == 2, said
+    assert "could not be written: no space left on the device; what was there before is intact;" in said
+    assert "Traceback" not in said
+    run = newest_of(world, older)
+    assert run is not None
+    assert run.status in {runs.FAILED, runs.INTERRUPTED}
+    assert not run.model.exists()
+    assert (tree(older.path), tree(world.artifacts)) == before
+
+    (disk / "filler").unlink()
+    assert world.call("eval", "splits=[test]") == 0
+    assert world.train("epochs=1").status == runs.FINISHED

@@ -1,0 +1,262 @@
+"""`make` is the command line for people: it hands words on unchanged, and builds the model that they ask for."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SAID = "said.jsonl"
+
+DOCUMENTED = [
+    *("help", "venv", "install", "convert", "train", "eval", "eval-baseline", "publish", "publish-hf"),
+    *("push", "ssh-init", "ssh-train", "ssh-eval", "ssh-eval-baseline"),
+    *("demo", "test", "lint", "format", "clean"),
+]
+NOT_YET = [name for name in DOCUMENTED if name == "push" or name.startswith("ssh-")]
+
+# Takes the place of Python: writes down the words that it gets, one JSON list a call.
+PYTHON = f"""#!{sys.executable}
+import json, sys
+with open({SAID!r}, "a") as file:
+    print(json.dumps(sys.argv[1:]), file=file)
+"""
+DEMO = ["scripts/build_demo_model.py"]
+TINY = ["scripts/build_demo_model.py", "--tiny"]
+
+
+class Make:
+    """The Makefile in a folder without models, and a Python that only writes down what it is told."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        shutil.copy(ROOT / "Makefile", folder)
+        (folder / "scripts").mkdir()
+        (folder / "scripts/build_demo_model.py").touch()
+        (folder / "python").write_text(PYTHON)
+        (folder / "python").chmod(0o755)
+
+    def __call__(self, *words: str) -> subprocess.CompletedProcess[str]:
+        environment = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8"}  # and nothing of a make around this one
+        return subprocess.run(["make", *words], cwd=self.folder, env=environment, capture_output=True, text=True)
+
+    def calls(self, *words: str) -> list[list[str]]:
+        """Every call of Python that `make WORDS` does."""
+        (self.folder / SAID).unlink(missing_ok=True)
+        done = self("PY=./python", *words)
+        assert done.returncode == 0, done.stderr
+        return [json.loads(line) for line in (self.folder / SAID).read_text().splitlines()]
+
+    def stage(self, *words: str) -> list[str]:
+        """The words of the one call of the command line that `make WORDS` does."""
+        (call,) = [c for c in self.calls(*words) if c[:2] == ["-m", "src.main"]]
+        return call[2:]
+
+    def built(self, *words: str) -> list[list[str]]:
+        return [c for c in self.calls(*words) if c[:1] == DEMO]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    return Make(tmp_path)
+
+
+# Commands
+
+
+def test_make_alone_lists_every_documented_command(make: Make) -> None:
+    done = make()
+    assert done.returncode == 0
+    assert done.stdout == make("help").stdout
+    listed = dict(re.findall(r"^  make (\S+) +(.*)$", done.stdout, re.MULTILINE))
+    assert set(DOCUMENTED) <= set(listed)
+    assert all(listed.values())
+
+
+@pytest.mark.parametrize("name", DOCUMENTED)
+def test_a_documented_command_exists(make: Make, name: str) -> None:
+    (make.folder / "requirements.txt").write_text("torch==0\n")
+    (make.folder / "requirements-dev.txt").touch()
+    done = make("-n", name)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+
+
+@pytest.mark.parametrize("name", NOT_YET)
+def test_what_is_not_available_says_so_and_fails(make: Make, name: str) -> None:
+    done = make(name)
+    assert done.returncode != 0
+    assert f"make {name} is not available in this version" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("train", ["train", "--config-name", "train"]),
+        ("eval", ["eval", "--config-name", "eval"]),
+        ("eval-baseline", ["eval-baseline", "--config-name", "eval_baseline"]),
+        ("publish", ["publish", "--config-name", "publish"]),
+        ("publish-hf", ["publish-hf", "--config-name", "publish"]),
+        ("runs", ["runs"]),
+    ],
+)
+def test_a_command_is_one_stage_with_its_configuration(make: Make, name: str, words: list[str]) -> None:
+    assert make.stage(name) == words
+
+
+def test_the_demo_is_the_whole_pipeline(make: Make) -> None:
+    calls = make.calls("demo", "lr=1")
+    assert calls[0] == DEMO
+    assert [c[2] for c in calls[1:]] == ["train", "eval-baseline", "eval", "publish"]
+    assert calls[1][2:] == ["train", "lr=1"]
+
+
+def test_a_failed_stage_ends_the_demo(make: Make) -> None:
+    (make.folder / "python").write_text(PYTHON + "sys.exit('train' in sys.argv)\n")
+    assert make("PY=./python", "demo").returncode != 0
+    said = [json.loads(line) for line in (make.folder / SAID).read_text().splitlines()]
+    assert said == [DEMO, ["-m", "src.main", "train"]]
+
+
+def test_the_checks_are_lint_types_and_tests(make: Make) -> None:
+    calls = [" ".join(c) for c in make.calls("test", "ARGS=-k 'a or b'")]
+    assert calls == ["-m ruff check .", "-m ruff format --check .", "-m mypy", "-m pytest -k a or b"]
+
+
+def test_conversion_takes_its_files(make: Make) -> None:
+    assert make.calls("convert", "ARGS='my export.json' --out x") == [
+        ["scripts/convert_data.py", "my export.json", "--out", "x"]
+    ]
+
+
+# Words
+
+
+def test_lower_case_words_are_settings(make: Make) -> None:
+    words = make.stage("train", "lr=1e-4", "method=qlora", "data_source.type=local")
+    assert words[:3] == ["train", "--config-name", "train"]
+    assert sorted(words[3:]) == ["data_source.type=local", "lr=1e-4", "method=qlora"]
+
+
+@pytest.mark.parametrize("name", ["eval", "eval-baseline", "publish", "publish-hf"])
+def test_every_stage_takes_settings(make: Make, name: str) -> None:
+    assert make.stage(name, "output_dir=x")[3:] == ["output_dir=x"]
+
+
+def test_upper_case_words_are_not(make: Make) -> None:
+    words = ["HF_TOKEN=hf_secret", "CUDA_VISIBLE_DEVICES=1", "YES=1", "lr=1"]
+    assert make.stage("train", *words)[3:] == ["lr=1"]
+
+
+def test_the_configuration_is_chosen_by_name(make: Make) -> None:
+    assert make.stage("train", "TRAIN_CONFIG=train_custom") == ["train", "--config-name", "train_custom"]
+    assert make.stage("eval", "EVAL_CONFIG=mine")[2] == "mine"
+    assert make.stage("eval-baseline", "BASELINE_CONFIG=mine")[2] == "mine"
+    assert make.stage("publish", "PUBLISH_CONFIG=mine")[2] == "mine"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "/a b/c  d",
+        "it's 'here'",
+        'say "x"',
+        "[q_proj, v_proj]",
+        "{a: 1, b.c: 2}",
+        "*",
+        "~/x",
+        "a;b&c|d>e",
+        "a#b",
+        "50%",
+        "`id`",
+        "(a",
+        "a=b",
+        "é",
+        "",
+        pytest.param(r"C:\data", marks=pytest.mark.xfail(strict=True, reason="make doubles a backslash")),
+        pytest.param("${oc.env:X}", marks=pytest.mark.xfail(strict=True, reason="make doubles a dollar sign")),
+    ],
+)
+def test_a_value_arrives_as_it_was_typed(make: Make, value: str) -> None:
+    assert make.stage("train", f"dataset_path={value}", "lr=1")[3:] in (
+        [f"dataset_path={value}", "lr=1"],
+        ["lr=1", f"dataset_path={value}"],
+    )
+
+
+def test_args_are_words_of_the_shell(make: Make) -> None:
+    args = """--multirun lr=1e-4,1e-3 'dataset_path=/a b/c' "model_name=it's" """
+    assert make.stage("train", "seed=1", f"ARGS={args}")[3:] == [
+        "seed=1", "--multirun", "lr=1e-4,1e-3", "dataset_path=/a b/c", "model_name=it's",
+    ]  # fmt: skip
+
+
+# Models
+
+
+@pytest.mark.parametrize(
+    ("words", "built"),
+    [
+        (["train"], [DEMO]),
+        (["train", "lr=1", "data=ingot", "method=dora"], [DEMO]),
+        (["train", "experiment=smoke"], [TINY]),
+        (["train", "ARGS=experiment=smoke"], [TINY]),
+        (["train", "model_name=models/tiny-random-llama"], [TINY]),
+        (["train", "model_name=some/other"], []),
+        (["train", "model=llama3_8b"], []),
+        (["train", "experiment=custom_dsl_llama3_8b"], []),
+        (["train", "TRAIN_CONFIG=train_custom"], []),
+        (["train", "ARGS=--config-name mine"], []),
+        (["eval-baseline"], [DEMO]),
+        (["eval-baseline", "model_name=models/tiny-random-llama"], [TINY]),
+        (["eval-baseline", "model_name=some/other"], []),
+        (["eval-baseline", "BASELINE_CONFIG=mine"], []),
+        (["eval"], []),
+        (["publish"], []),
+        (["demo"], [DEMO]),
+        (["model"], [DEMO]),
+        (["tiny-model"], [TINY]),
+    ],
+)
+def test_the_model_that_the_words_ask_for_is_built_and_no_other(
+    make: Make, words: list[str], built: list[list[str]]
+) -> None:
+    assert make.built(*words) == built
+
+
+def test_a_model_that_is_there_is_not_built_again(make: Make) -> None:
+    for name in ("SmolLM2-135M-Instruct", "tiny-random-llama"):
+        (make.folder / "models" / name).mkdir(parents=True)
+        (make.folder / "models" / name / "config.json").touch()
+    assert make.built("train") == make.built("train", "experiment=smoke") == []
+
+
+# Set-up
+
+
+def test_a_python_of_ones_own_installs_nothing(make: Make) -> None:
+    done = make("-n", "PY=python", "train")
+    assert done.returncode == 0, done.stderr
+    assert "pip install" not in done.stdout and "venv" not in done.stdout
+
+
+def test_without_one_the_environment_is_made_first_and_torch_is_installed_first(make: Make) -> None:
+    (make.folder / "requirements.txt").write_text("numpy==1\ntorch==2.13.0\n")
+    done = make("-n", "train")
+    assert done.returncode == 0, done.stderr
+    steps = [
+        "-m venv .venv",
+        "pip install .* torch==2.13.0",
+        "pip install .* -r requirements.txt",
+        "-m src.main train",
+    ]
+    found = [re.search(step, done.stdout) for step in steps]
+    assert all(found)
+    assert [m.start() for m in found if m] == sorted(m.start() for m in found if m)

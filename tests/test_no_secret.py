@@ -1,0 +1,132 @@
+"""No secret is written down: not from the environment, not from the command line, not from a row of data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.fixtures import ANSWER, TRAINED_ON, World, call, chat, jsonl, tree
+
+pytest_plugins = ["tests.fixtures"]
+
+CANARIES = {
+    "HF_TOKEN": "hf_canary_Aq7xZ93kLmP",
+    "LAKEFS_SECRET_KEY": "canary/lakefs+B8w==",
+    "MY_PASSWORD": 'canary "quoted" and\\back\\slashed',
+    "AWS_SECRET_ACCESS_KEY": "canary\tof\ntwo lines",
+    "OPENAI_API_KEY": "sk-canary-\u00fcn\u00efcode-\U0001f642",
+}
+TYPED = CANARIES["HF_TOKEN"]
+
+
+def spellings(secret: str) -> Iterator[bytes]:
+    """The secret as it is, and as JSON, YAML, repr and Hydra write it."""
+    escaped = secret.replace("\\", "\\\\")
+    quoted = {json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1], repr(secret)[1:-1], escaped}
+    quoted |= {escaped.replace('"', '\\"'), escaped.replace("'", "\\'")}
+    quoted |= {json.dumps(text)[1:-1] for text in quoted}
+    for text in {secret, *quoted}:
+        yield text.encode()
+        yield text.encode("utf-16-le")
+
+
+def leaks(*folders: Path) -> list[str]:
+    """Each file whose bytes hold a secret, in whatever spelling."""
+    found = []
+    for path in (p for folder in folders for p in folder.rglob("*") if p.is_file()):
+        content = path.read_bytes()
+        found += [f"{name} in {path}" for name, v in CANARIES.items() if any(s in content for s in spellings(v))]
+    return found
+
+
+@pytest.fixture
+def secretive(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    """A world with secrets in the environment and in each of its rows, worked on from its own folder."""
+    for name, value in CANARIES.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    data = jsonl(tmp_path / "data" / "rows.jsonl", rows_with_secrets())
+    for split in ("test", "dev", "adversarial"):
+        rows = [{"prompt": f"{v} {split}?", "completion": f"{ANSWER} {v}"} for v in CANARIES.values()]
+        jsonl(tmp_path / "eval" / f"{split}.jsonl", rows)
+    return World(world.model, data.parent, tmp_path / "eval", tmp_path / "outputs", tmp_path / "artifacts")
+
+
+def rows_with_secrets() -> Iterator[object]:
+    """Good rows and bad ones, whose faults are told in the report."""
+    yield from (chat(f"Top of {name}?", ANSWER) for name in TRAINED_ON)
+    for value in CANARIES.values():
+        yield chat(f"What is {value}?", f"{value} and {ANSWER}")
+        yield {value: value}
+        yield chat(value * 100, value)
+
+
+def test_no_secret_reaches_a_file_of_any_stage(secretive: World, capsys: pytest.CaptureFixture[str]) -> None:
+    world = secretive
+    run = world.train("on_bad_row=skip", f"trainer.run_name={TYPED}", f"+trainer.hub_model_id={TYPED}")
+    assert world.call("eval") == 0
+    assert world.call("eval-baseline") == 0
+    assert world.call("publish", "force=true", f"repo_id={TYPED}") == 0
+
+    # What was looked for is where it should be: it has been replaced, not left out.
+    assert "${oc.env:HF_TOKEN}" in (run.path / "config_used.yaml").read_text()
+    predictions = (run.path / "evals" / "test.predictions.jsonl").read_text()
+    assert all(f"${{oc.env:{name}}}" in predictions for name in CANARIES)
+
+    assert leaks(world.output, world.artifacts) == []
+    said = "".join(capsys.readouterr())
+    assert [name for name, value in CANARIES.items() if value in said] == []
+
+
+def test_no_secret_typed_out_reaches_a_file_of_a_sweep(secretive: World, tmp_path: Path) -> None:
+    words = ["on_bad_row=skip", "max_steps=1", f"trainer.run_name={TYPED}", "seed=1,2", "--multirun"]
+    child = secretive.start("train", *words, cwd=tmp_path)
+    said = child.communicate(timeout=240)[0]
+    assert child.returncode == 0, said
+    assert [run.status for run in secretive.runs] == ["finished", "finished"]
+    assert "trainer.run_name=${oc.env:HF_TOKEN}" in secretive.newest.manifest["command"]
+    assert list(secretive.output.rglob("multirun.yaml"))
+    assert leaks(secretive.output, secretive.artifacts) == []
+    assert [name for name, value in CANARIES.items() if value in said] == []
+
+
+def test_a_secret_typed_as_a_name_is_not_written(secretive: World) -> None:
+    secretive.train("on_bad_row=skip", "max_steps=1")
+    for stage in ("eval", "eval-baseline"):
+        assert secretive.call(stage, "splits=[test]") == 0
+    assert secretive.call("publish", "force=true", f"publish_name={TYPED}") == 0
+    assert len(list((secretive.artifacts / "models").rglob("README.md"))) == 1
+    assert leaks(secretive.output, secretive.artifacts) == []
+
+
+@pytest.mark.parametrize("name", ["HF_TOKEN", "MY_PASSWORD"])
+def test_a_secret_in_the_path_of_the_runs_is_not_repeated_inside_them(
+    secretive: World, tmp_path: Path, name: str
+) -> None:
+    here = secretive.elsewhere(tmp_path / CANARIES[name])
+    here.train("on_bad_row=skip", "max_steps=1")
+    assert leaks(here.output) == []
+
+
+def test_a_secret_in_the_place_of_a_role_is_not_repeated(secretive: World) -> None:
+    rows = [{"messages": [{"role": value, "content": "4"}]} for value in CANARIES.values()]
+    jsonl(secretive.data / "rows.jsonl", [*rows, chat("2+2?", "4")])
+    secretive.train("on_bad_row=skip", "max_steps=1")
+    assert leaks(secretive.output) == []
+
+
+def test_a_refusal_does_not_repeat_a_secret(secretive: World, capsys: pytest.CaptureFixture[str]) -> None:
+    assert secretive.call("train", f"lr={TYPED}", f"metod={TYPED}") == 2
+    said = "".join(capsys.readouterr())
+    assert "lr=${oc.env:HF_TOKEN}" in said
+    assert TYPED not in said
+
+
+def test_a_configuration_with_a_secret_still_repeats_the_run(secretive: World) -> None:
+    run = secretive.train("on_bad_row=skip", "max_steps=1", f"trainer.run_name={TYPED}")
+    assert call("train", "--config-path", str(run.path), "--config-name", "config_used") == 0
+    assert secretive.newest.id != run.id
+    assert tree(secretive.newest.model) == tree(run.model)

@@ -1,0 +1,347 @@
+"""The run directory: what it says is true at every moment, for every process that looks."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from src import runs
+from src.errors import RunError
+from src.runs import FAILED, FINISHED, INTERRUPTED, RUNNING, Run
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@contextmanager
+def child(script: str, *words: str) -> Iterator[subprocess.Popen[str]]:
+    """A Python process that has said its first line."""
+    with subprocess.Popen(
+        [sys.executable, "-c", script, *words],
+        cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        try:
+            assert process.stdout and process.stdout.readline()
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "out"
+
+
+def create(out: Path, **facts: Any) -> Run:
+    return runs.create(out, "train", "seed: 1\n", {"method": "lora", "base_model": {"name": "some/base"}, **facts})
+
+
+def finished(out: Path, **facts: Any) -> Run:
+    run = create(out, **facts)
+    with run.recorded():
+        run.model.mkdir()
+    return run
+
+
+# Making one
+
+
+def test_a_new_run_says_what_it_is(out: Path) -> None:
+    run = create(out, seed=7)
+    manifest = json.loads((run.path / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest == run.manifest
+    assert (manifest["run"], manifest["stage"], manifest["status"]) == (run.id, "train", RUNNING)
+    assert (manifest["seed"], manifest["ended"]) == (7, None)
+    assert manifest["process"]["pid"] == os.getpid()
+    assert (run.path / "config_used.yaml").read_text(encoding="utf-8") == "seed: 1\n"
+    assert run.logs.is_dir()
+    assert (out / "runs/latest").resolve() == run.path.resolve()
+
+
+def test_latest_is_relative_so_that_the_folder_can_move(out: Path) -> None:
+    run = create(out)
+    assert os.readlink(out / "runs/latest") == run.id
+
+
+MAKER = """
+import sys
+from src import runs
+print("ready", flush=True)
+sys.stdin.readline()
+for number in range(int(sys.argv[2])):
+    runs.create(sys.argv[1], "train", "", {"number": number})
+"""
+
+
+def test_processes_that_start_runs_at_once_get_a_directory_each_and_latest_always_points_to_one(out: Path) -> None:
+    each, latest, looks = 15, out / "runs/latest", 0
+    with (
+        child(MAKER, str(out), str(each)) as a,
+        child(MAKER, str(out), str(each)) as b,
+        child(MAKER, str(out), str(each)) as c,
+    ):
+        for process in (a, b, c):
+            assert process.stdin
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        while any(process.poll() is None for process in (a, b, c)):
+            if latest.is_symlink():
+                assert json.loads((latest / "manifest.json").read_text(encoding="utf-8"))["run"]
+                looks += 1
+        assert [process.returncode for process in (a, b, c)] == [0, 0, 0]
+    assert looks > 0
+    found = runs.all_runs(out)
+    assert len({run.id for run in found}) == 3 * each
+    assert {run.manifest["run"] for run in found} == {run.id for run in found}
+    assert any(run.id.endswith("-2") for run in found)  # some second had more than one
+    assert latest.resolve() in {run.path.resolve() for run in found}
+    assert [p.name for p in (out / "runs").iterdir() if p.name.startswith(".")] == []
+
+
+def test_threads_that_make_folders_at_once_get_one_each(out: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        folders = list(pool.map(runs._new_folder, [out / "runs"] * 40))
+    assert len(set(folders)) == 40
+
+
+@pytest.mark.xfail(strict=True, raises=OSError, reason="only a full disk and missing rights are told")
+def test_a_file_in_the_place_of_the_folder_is_one_sentence(out: Path) -> None:
+    out.write_text("")
+    with pytest.raises(RunError, match="out"):
+        create(out)
+
+
+# Its status
+
+
+@pytest.mark.parametrize("status", [FINISHED, FAILED, INTERRUPTED])
+def test_an_ended_run_is_what_it_ended_as(out: Path, status: str) -> None:
+    run = create(out)
+    run.update(status=status)
+    assert run.status == status
+
+
+STARTED = """
+import sys
+from src import runs
+print(runs.create(sys.argv[1], "train", "", {}).id, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_run_of_a_living_process_is_running(out: Path) -> None:
+    with child(STARTED, str(out)):
+        (run,) = runs.all_runs(out)
+        assert run.manifest["process"]["pid"] != os.getpid()
+        assert run.status == RUNNING
+    assert run.status == INTERRUPTED
+
+
+def test_a_run_of_a_process_that_is_gone_was_interrupted(out: Path) -> None:
+    run = create(out)
+    gone = subprocess.run(["sh", "-c", "echo $$"], capture_output=True, text=True, check=True)
+    run.update(process=run.manifest["process"] | {"pid": int(gone.stdout)})
+    assert run.status == INTERRUPTED
+
+
+def test_a_process_number_that_another_process_got_does_not_bring_a_run_back(out: Path) -> None:
+    run = create(out)
+    process = run.manifest["process"]
+    run.update(process=process | {"created": process["created"] - 3600})
+    assert run.status == INTERRUPTED
+
+
+def test_a_process_that_waits_to_be_buried_does_not_run(out: Path) -> None:
+    run = create(out)
+    with subprocess.Popen(["true"], stdout=subprocess.PIPE) as dead:
+        assert dead.stdout and dead.stdout.read() == b""  # closed when it ends; nobody has waited for it yet
+        os.waitid(os.P_PID, dead.pid, os.WEXITED | os.WNOWAIT)
+        seen = psutil.Process(dead.pid)
+        assert seen.status() == psutil.STATUS_ZOMBIE
+        run.update(process=run.manifest["process"] | {"pid": dead.pid, "created": seen.create_time()})
+        assert run.status == INTERRUPTED
+
+
+def test_a_process_of_another_host_is_believed(out: Path) -> None:
+    run = create(out)
+    run.update(process={"pid": 2**22 + 1, "created": 1.0, "host": "another.example.org"})
+    assert run.status == RUNNING
+
+
+# How it ended
+
+
+def test_work_that_ends_is_finished(out: Path) -> None:
+    run = create(out)
+    with run.recorded():
+        assert run.status == RUNNING
+    assert run.status == FINISHED and run.manifest["ended"]
+
+
+def test_work_that_fails_says_why_and_goes_on_failing(out: Path) -> None:
+    run = create(out)
+    with pytest.raises(ZeroDivisionError), run.recorded():
+        _ = 1 / 0
+    assert run.status == FAILED and run.manifest["ended"]
+    assert run.manifest["error"] == "ZeroDivisionError: division by zero"
+
+
+def test_work_that_a_person_stops_was_interrupted(out: Path) -> None:
+    run = create(out)
+    with pytest.raises(KeyboardInterrupt), run.recorded():
+        raise KeyboardInterrupt
+    assert (run.status, run.manifest["error"]) == (INTERRUPTED, "stopped by the user")
+
+
+def test_an_evaluation_has_a_record_of_its_own(out: Path) -> None:
+    run = finished(out)
+    before = run.manifest
+    with run.recorded("evaluation"):
+        assert run.status == FINISHED
+        assert run.status_in_words == "finished, evaluation running"
+    assert run.status_in_words == "finished"
+    assert run.manifest["evaluation"]["status"] == FINISHED
+    assert {k: v for k, v in run.manifest.items() if k != "evaluation"} == before
+
+
+def test_an_evaluation_that_fails_leaves_the_run_finished(out: Path) -> None:
+    run = finished(out)
+    with pytest.raises(ValueError), run.recorded("evaluation"):
+        raise ValueError("no")
+    assert run.status == FINISHED
+    assert run.status_in_words == "finished, evaluation failed"
+    assert run.manifest["evaluation"]["error"] == "ValueError: no"
+    with run.recorded("evaluation"):
+        pass
+    assert run.manifest["evaluation"]["error"] is None
+
+
+def test_a_secret_in_an_error_is_not_written_down(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_TOKEN", "correct-horse-battery")
+    run = create(out)
+    with pytest.raises(ValueError), run.recorded():
+        raise ValueError("401 for correct-horse-battery")
+    assert run.manifest["error"] == "ValueError: 401 for ${oc.env:MY_TOKEN}"
+
+
+KILLED = """
+import sys
+from src import runs
+run = runs.create(sys.argv[1], "train", "", {})
+with run.recorded():
+    print("inside", flush=True)
+    while True:
+        run.update(step="x" * 100_000)
+"""
+
+
+def test_a_killed_run_was_interrupted_and_its_manifest_is_whole(out: Path) -> None:
+    with child(KILLED, str(out)) as process:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    (run,) = runs.all_runs(out)
+    assert run.status == INTERRUPTED
+    assert json.loads((run.path / "manifest.json").read_text(encoding="utf-8"))["status"] == RUNNING
+
+
+# Finding one
+
+
+def test_runs_are_listed_from_the_newest(out: Path) -> None:
+    second = "2026-01-15_10-30-45"
+    names = [second, *(f"{second}-{n}" for n in range(2, 13)), "2026-01-15_10-30-46"]
+    for name in names:
+        (out / "runs" / name).mkdir(parents=True)
+        started = f"2026-01-15T10:30:{name[17:19]}+00:00"
+        (out / "runs" / name / "manifest.json").write_text(json.dumps({"started": started}))
+    assert [run.id for run in runs.all_runs(out)] == names[::-1]
+
+
+def test_the_newest_finished_run_is_found(out: Path) -> None:
+    finished(out).update(started="2026-01-01T00:00:00+00:00")
+    wanted = finished(out)
+    wanted.update(started="2026-01-02T00:00:00+00:00")
+    assert runs.find(None, out) == (wanted.model, wanted)
+
+
+def test_failed_unfinished_and_modelless_runs_are_passed_over(out: Path) -> None:
+    wanted = finished(out)
+    wanted.update(started="2026-01-01T00:00:00+00:00")
+    finished(out).update(status=FAILED)
+    finished(out).update(status=RUNNING)
+    with create(out).recorded():
+        pass
+    assert runs.newest_finished(out) == wanted
+
+
+def test_where_no_run_has_finished_the_newest_is_named(out: Path) -> None:
+    with pytest.raises(RunError, match=r"no finished run in .*/runs; make train makes one"):
+        runs.newest_finished(out)
+    run = create(out)
+    run.update(status=FAILED)
+    with pytest.raises(RunError, match=f"no finished run in .*; the newest, {run.id}, is failed; make train"):
+        runs.find(None, out)
+
+
+def test_a_run_is_found_by_its_directory_by_latest_and_by_its_model(out: Path) -> None:
+    run = finished(out)
+    for path in (run.path, out / "runs/latest", run.model, out / "runs/latest/model"):
+        folder, owner = runs.find(str(path), "elsewhere")
+        assert owner and owner.path.resolve() == run.path.resolve()
+        assert folder.resolve() == run.model.resolve()
+
+
+def test_a_model_folder_belongs_to_no_run(out: Path, tmp_path: Path) -> None:
+    for bare in (
+        tmp_path / "downloaded",
+        finished(out).path / "checkpoints/checkpoint-5",
+        tmp_path / "some/model",
+    ):
+        bare.mkdir(parents=True)
+        assert runs.find(str(bare), out) == (bare, None)
+
+
+def test_a_published_model_belongs_to_no_run_although_it_has_its_manifest(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text("{}")
+    assert runs.find(str(tmp_path), "outputs") == (tmp_path, None)
+
+
+def test_a_missing_path_is_named(out: Path) -> None:
+    with pytest.raises(RunError, match="nowhere does not exist; give a run directory or a folder with a model"):
+        runs.find("nowhere", out)
+
+
+def test_a_run_without_a_model_is_named_with_its_status(out: Path) -> None:
+    run = create(out)
+    run.update(status=FAILED)
+    with pytest.raises(RunError, match=f"run {run.id} has no model: it is failed"):
+        runs.find(str(run.path), out)
+
+
+# Telling of them
+
+
+def test_the_table_shows_each_run_once_with_what_went_wrong(out: Path) -> None:
+    good = finished(out)
+    bad = create(out, method="dora")
+    bad.update(started="2099-01-01T00:00:00+00:00", status=FAILED, error="OutOfMemoryError: 1 GiB")
+    with pytest.raises(ValueError), good.recorded("evaluation"):
+        raise ValueError
+    head, first, second = runs.table(out).splitlines()
+    assert head.split() == ["run", "stage", "method", "base", "model", "status"]
+    assert first.split() == [bad.id, "train", "dora", "some/base", "failed:", "OutOfMemoryError:", "1", "GiB"]
+    assert second.split() == [good.id, "train", "lora", "some/base", "finished,", "evaluation", "failed"]
+
+
+def test_the_table_of_no_runs_says_how_to_make_one(out: Path) -> None:
+    assert runs.table(out) == f"no runs in {out}/runs; make train makes one"

@@ -1,0 +1,191 @@
+"""The training loop: what is learned, at which rate, for how long, and which checkpoints are kept."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from src.config import TrainConfig
+from src.data.loader import IGNORED
+from src.runs import Run
+from src.train.callbacks import COMPLETE
+from src.train.fit import Collator, arguments
+from tests.fixtures import TRAINED_ON, World, curves, jsonl
+
+pytest_plugins = ["tests.fixtures"]
+
+
+def report(run: Run, name: str) -> Any:
+    return json.loads((run.path / f"{name}.json").read_text())
+
+
+# --- batches ---------------------------------------------------------------------------------------------
+
+
+def test_a_batch_is_padded_on_the_right_and_padding_has_neither_attention_nor_loss() -> None:
+    batch = Collator(9)([{"input_ids": [1, 2, 3], "labels": [IGNORED, 2, 3]}, {"input_ids": [4], "labels": [4]}])
+    assert batch["input_ids"].tolist() == [[1, 2, 3], [4, 9, 9]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert batch["labels"].tolist() == [[IGNORED, 2, 3], [4, IGNORED, IGNORED]]
+
+
+# --- learning --------------------------------------------------------------------------------------------
+
+
+def test_the_loss_falls_to_nothing_on_rows_learned_by_heart(world: World) -> None:
+    run = world.train("method=full", "epochs=12", "lr=0.01")
+    losses = [value for _, value in curves(run)["train/loss"]]
+    assert losses[0] > 5
+    assert losses[-1] < 0.05
+    assert report(run, "metrics")["train"]["eval_loss"] == pytest.approx(curves(run)["eval/loss"][-1][1])
+    assert report(run, "metrics")["train"]["eval_loss"] < 1
+
+
+@pytest.mark.parametrize(
+    ("words", "steps"),
+    [
+        (["epochs=2", "batch_size=3", "gradient_accumulation_steps=4"], 2 * math.ceil(math.ceil(16 / 3) / 4)),
+        (["epochs=0.5", "batch_size=2"], 4),
+        (["max_steps=3", "batch_size=2"], 3),
+    ],
+)
+def test_steps_are_those_that_epochs_batches_and_accumulation_make(
+    world: World, words: list[str], steps: int
+) -> None:
+    run = world.train(*words)
+    assert report(run, "metrics")["train"]["steps"] == steps
+    if "epochs=2" in words:
+        assert report(run, "metrics")["train"]["tokens"] == 2 * report(run, "data_report")["tokens"]["total"]
+
+
+def test_accumulated_small_batches_train_like_one_large_batch(world: World) -> None:
+    common = ("max_steps=2", "lora_dropout=0", "lr=0.001")
+    large = world.train(*common, "batch_size=16")
+    small = world.train(*common, "batch_size=4", "gradient_accumulation_steps=4")
+    for tag in ("train/loss", "train/grad_norm"):
+        assert curves(small)[tag][0][1] == pytest.approx(curves(large)[tag][0][1], rel=1e-3)
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_gradient_checkpointing_recomputes_and_changes_nothing_else(
+    world: World, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers.models.llama.modeling_llama import LlamaMLP
+
+    calls = [0]
+    forward = LlamaMLP.forward
+
+    def counted(self: Any, *words: Any) -> Any:
+        calls[0] += torch.is_grad_enabled()
+        return forward(self, *words)
+
+    def train(*words: str) -> tuple[int, dict[str, torch.Tensor]]:
+        calls[0] = 0
+        run = world.train("max_steps=3", f"method={method}", "lr=0.001", *words)
+        return calls[0], load_file(next(run.model.glob("*.safetensors")))
+
+    monkeypatch.setattr(LlamaMLP, "forward", counted)
+    once, weights = train()
+    twice, same = train("gradient_checkpointing=true")
+    assert twice == 2 * once
+    assert weights.keys() == same.keys()
+    for name in weights:
+        torch.testing.assert_close(same[name], weights[name], rtol=0, atol=1e-5)
+
+
+# --- the learning rate -----------------------------------------------------------------------------------
+
+PEAK, STEPS, WARMUP = 0.01, 10, 4
+
+
+def after(step: int) -> float:
+    return (step - WARMUP) / (STEPS - WARMUP)
+
+
+SHAPES: dict[str, Callable[[float], float]] = {
+    "linear": lambda share: 1 - share,
+    "cosine": lambda share: (1 + math.cos(math.pi * share)) / 2,
+    "constant": lambda share: 1.0,
+}
+
+
+def rates(world: World, *words: str) -> list[float]:
+    run = world.train(f"lr={PEAK}", f"max_steps={STEPS}", "logging_steps=1", *words)
+    logged = curves(run)["train/learning_rate"]
+    assert [step for step, _ in logged] == list(range(1, STEPS + 1))
+    return [value for _, value in logged]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_learning_rate_warms_up_to_its_peak_and_takes_the_shape_asked_for(world: World, shape: str) -> None:
+    expected = [PEAK * step / WARMUP for step in range(WARMUP)]
+    expected += [PEAK * SHAPES[shape](after(step)) for step in range(WARMUP, STEPS)]
+    got = rates(world, f"lr_scheduler_type={shape}", f"warmup_ratio={WARMUP / STEPS}")
+    assert got == pytest.approx(expected, rel=1e-5)
+
+
+def test_without_warm_up_the_learning_rate_starts_at_its_peak(world: World) -> None:
+    expected = [PEAK * SHAPES["cosine"](step / STEPS) for step in range(STEPS)]
+    assert rates(world, "warmup_ratio=0") == pytest.approx(expected, rel=1e-5)
+
+
+# --- settings and checkpoints ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        ({"weight_decay": 0.1}, {"weight_decay": 0.1}),
+        ({"max_grad_norm": 0.5}, {"max_grad_norm": 0.5}),
+        ({"seed": 7}, {"seed": 7, "data_seed": 7}),
+        ({"batch_size": 3}, {"per_device_train_batch_size": 3, "per_device_eval_batch_size": 3}),
+        ({"save_steps": 2, "save_total_limit": 5}, {"save_steps": 2, "save_total_limit": 5}),
+        ({"eval_steps": 2}, {"eval_steps": 2}),
+        ({"trainer": {"adam_beta1": 0.5, "optim": "sgd"}}, {"adam_beta1": 0.5, "optim": "sgd"}),
+    ],
+)
+def test_settings_reach_the_trainer(tmp_path: Path, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+    made = arguments(TrainConfig(**ours), "float32", 16, True, Run(tmp_path))
+    assert {name: getattr(made, name) for name in theirs} == theirs
+
+
+def test_checkpoints_come_every_so_many_steps_and_the_newest_are_kept_whole(world: World) -> None:
+    run = world.train("max_steps=7", "save_steps=2", "save_total_limit=2")
+    folders = sorted((run.path / "checkpoints").iterdir())
+    assert [f.name for f in folders] == ["checkpoint-6", "checkpoint-7"]
+    for folder in folders:
+        files = {p.name: p.stat().st_mtime_ns for p in folder.iterdir()}
+        assert {"adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json"} <= set(files)
+        assert files[COMPLETE] == max(files.values())
+
+
+def test_the_evaluation_loss_comes_every_so_many_steps(world: World) -> None:
+    run = world.train("max_steps=6", "eval_steps=2")
+    assert [step for step, _ in curves(run)["eval/loss"]] == [2, 4, 6]
+
+
+def test_without_a_dev_split_there_is_no_evaluation_loss_and_the_log_says_so(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = world.train("max_steps=2", f"eval_path={tmp_path / 'none'}")
+    assert "eval/loss" not in curves(run)
+    assert "eval_loss" not in report(run, "metrics")["train"]
+    assert "dev.jsonl does not exist: no evaluation loss" in capsys.readouterr().out
+
+
+def test_an_over_long_dev_row_is_left_out_and_named(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = {"prompt": "Top? " * 200, "completion": "TOP(a)"}
+    path = jsonl(tmp_path / "eval" / "dev.jsonl", [long, {"prompt": "Top of it?", "completion": "TOP(a)"}])
+    run = world.train("max_steps=2", "max_length=64", f"eval_path={path.parent}")
+    assert f"{path}:1 has " in capsys.readouterr().out
+    assert len(curves(run)["eval/loss"]) == 1
+    assert len(TRAINED_ON) == report(run, "data_report")["rows_trained"]

@@ -1,0 +1,146 @@
+"""Device and precision, chosen by what the hardware says of itself, each with its reason."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from src.errors import ConfigError
+from src.utils import environment
+from src.utils.environment import Gpu, choose_device, choose_dtype, gpus
+
+H100 = "NVIDIA H100 80GB HBM3, 81559, 9.0, 550.54.15"
+T4 = "Tesla T4, 15360, 7.5, 550.54.15"
+A100 = "NVIDIA A100-SXM4-40GB, 40960, 8.0, 550.54.15"
+
+# Answers as the real one does: the rows of --id, and an error for a number that no GPU has.
+NVIDIA_SMI = """#!{python}
+import sys
+rows = {rows!r}
+words = dict(w.split("=", 1) for w in sys.argv[1:])
+assert words["--query-gpu"] == "name,memory.total,compute_cap,driver_version", words
+assert words["--format"] == "csv,noheader,nounits", words
+for number in words["--id"].split(","):
+    if not number.strip().isdigit() or int(number) >= len(rows):
+        print("No devices were found")
+        sys.exit(6)
+    print(rows[int(number)])
+"""
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """`machine(*rows, flags)`: a machine with these GPUs and CPU flags."""
+
+    def build(*rows: str, flags: str = "") -> None:
+        folder = tmp_path / "bin"
+        folder.mkdir()
+        if rows:
+            (folder / "nvidia-smi").write_text(NVIDIA_SMI.format(python=sys.executable, rows=rows))
+            (folder / "nvidia-smi").chmod(0o755)
+        monkeypatch.setenv("PATH", str(folder))
+        monkeypatch.setattr(environment, "cpu_flags", lambda: frozenset(flags.split()))
+
+    return build
+
+
+def test_a_gpu_says_what_it_is(machine) -> None:
+    machine(H100, T4)
+    assert gpus("0") == [Gpu("NVIDIA H100 80GB HBM3", 81559, 9.0, "550.54.15")]
+    assert [g.name for g in gpus("1,0")] == ["Tesla T4", "NVIDIA H100 80GB HBM3"]
+
+
+@pytest.mark.parametrize("visible", ["", " ", "-1", "7"])
+def test_a_gpu_that_is_not_visible_is_not_there(machine, visible: str) -> None:
+    machine(H100)
+    assert gpus(visible) == []
+    device = choose_device(visible)
+    assert device.value == "cpu" and repr(visible) in device.reason
+
+
+def test_a_machine_without_the_driver_has_no_gpu(machine) -> None:
+    machine()
+    assert gpus("0") == []
+    assert choose_device("0").value == "cpu"
+
+
+def test_the_gpu_is_chosen_with_its_name_and_memory(machine) -> None:
+    machine(H100)
+    device = choose_device("0")
+    assert device.value == "cuda"
+    assert "NVIDIA H100 80GB HBM3" in str(device) and "79 GiB" in str(device)
+
+
+@pytest.mark.xfail(strict=True, raises=ValueError, reason="memory shared with the CPU is reported as [N/A]")
+def test_a_gpu_that_shares_the_memory_of_its_cpu_is_a_gpu(machine) -> None:
+    machine("NVIDIA GB10, [N/A], 12.1, 580.95.05")
+    assert choose_device("0").value == "cuda"
+
+
+@pytest.mark.parametrize(
+    ("rows", "visible", "flags", "bf16", "dtype"),
+    [
+        ([H100], "0", "", "auto", "bfloat16"),
+        ([H100], "0", "", True, "bfloat16"),
+        ([H100], "0", "", False, "float16"),
+        ([A100], "0", "", "auto", "bfloat16"),
+        ([T4], "0", "", "auto", "float16"),
+        ([T4], "0", "amx_bf16", "auto", "float16"),
+        ([T4], "0", "", False, "float16"),
+        ([H100, T4], "0,1", "", "auto", "float16"),
+        ([H100, T4], "0", "", "auto", "bfloat16"),
+        ([H100], "", "", "auto", "float32"),
+        ([], "0", "avx2 avx512f", "auto", "float32"),
+        ([], "0", "", False, "float32"),
+        ([], "0", "avx2 avx512_bf16", "auto", "bfloat16"),
+        ([], "0", "amx_bf16 avx2", True, "bfloat16"),
+        ([], "0", "fp asimd bf16", "auto", "bfloat16"),
+        ([], "0", "amx_bf16", False, "float32"),
+    ],
+)
+def test_the_precision_is_what_the_weakest_part_can_do(
+    machine, rows: list[str], visible: str, flags: str, bf16: bool | str, dtype: str
+) -> None:
+    machine(*rows, flags=flags)
+    chosen = choose_dtype(bf16, visible)
+    assert chosen.value == dtype
+    assert f"bf16={str(bf16).lower()}" in chosen.reason
+
+
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        ([T4], "bf16=true, but the hardware has no bfloat16 (Tesla T4, compute capability 7.5); bf16=auto or "
+               "bf16=false uses float16 here"),
+        ([H100, T4], "Tesla T4, compute capability 7.5"),
+        ([], "this CPU has no bfloat16 instructions); bf16=auto or bf16=false uses float32 here"),
+    ],
+)  # fmt: skip
+def test_bfloat16_is_refused_where_the_hardware_has_none(machine, rows: list[str], told: str) -> None:
+    machine(*rows, flags="avx2")
+    with pytest.raises(ConfigError) as caught:
+        choose_dtype(True, ",".join(str(n) for n in range(len(rows))) or "0")
+    assert told in str(caught.value)
+
+
+def test_the_manifest_gets_the_hardware(machine) -> None:
+    machine(A100)
+    found = environment.hardware("0")
+    assert found["gpus"] == [
+        dict(name="NVIDIA A100-SXM4-40GB", memory_mib=40960, capability=8.0, driver="550.54.15")
+    ]
+    assert found["cores"] == len(os.sched_getaffinity(0)) and found["cpu"] and found["memory_gib"] > 0
+
+
+def test_the_manifest_gets_the_versions_in_the_order_of_their_names() -> None:
+    found = environment.versions()
+    assert found["pytest"] == pytest.__version__
+    assert list(found) == sorted(found, key=str.lower)
+
+
+def test_without_git_the_commit_is_unknown(machine) -> None:
+    machine()
+    assert environment.git_state() == {"commit": None, "diff_sha256": None}
