@@ -18,13 +18,18 @@ PY ?= $(VENV)/bin/python
 READY := $(if $(filter file,$(origin PY)),$(VENV)/.installed)
 READY_DEV := $(if $(filter file,$(origin PY)),$(VENV)/.installed-dev)
 
-# Lower-case NAME=VALUE words of the command line are settings; upper-case ones are make's own.
+# Lower-case NAME=VALUE words of the command line are settings; upper-case ones are make's own. Only the names
+# are taken from MAKEOVERRIDES, where make escapes the values: each value is taken as it was typed.
 UPPER := A% B% C% D% E% F% G% H% I% J% K% L% M% N% O% P% Q% R% S% T% U% V% W% X% Y% Z%
-# make escapes the spaces in them; ␠ stands for one until each word is quoted for the shell.
 EMPTY :=
 SPACE := $(EMPTY) $(EMPTY)
-SETTINGS = $(filter-out $(UPPER),$(subst \$(SPACE),␠,$(MAKEOVERRIDES)))
-OVERRIDES = $(foreach s,$(SETTINGS),'$(subst ␠,$(SPACE),$(subst ','\'',$(s)))') $(ARGS)
+TAB := $(EMPTY)	$(EMPTY)
+WORDS = $(subst \$(TAB),_,$(subst \$(SPACE),_,$(subst \\,_,$(MAKEOVERRIDES))))
+NAMES = $(filter-out $(UPPER),$(foreach w,$(WORDS),$(firstword $(subst =, ,$(w)))))
+SETTINGS = $(foreach n,$(NAMES),$(n)=$(value $(n)))
+quoted = '$(subst ','\'',$(1)=$(value $(1)))'
+OVERRIDES = $(foreach n,$(NAMES),$(call quoted,$(n))) $(ARGS)
+ONLY = $(foreach n,$(filter $(1),$(NAMES)),$(call quoted,$(n)))
 MAIN = $(PY) -m src.main
 
 # The demo's models are built where the settings ask for them.
@@ -73,9 +78,9 @@ runs: $(READY)  ## List the runs with their status
 
 demo: $(READY) $(DEMO)  ## The whole pipeline on a real small model: train, evaluate, compare, publish
 	$(MAIN) train $(OVERRIDES)
-	$(MAIN) eval-baseline
-	$(MAIN) eval
-	$(MAIN) publish
+	$(MAIN) eval-baseline $(call ONLY,output_dir artifacts_dir bf16 cuda_visible_devices model_name)
+	$(MAIN) eval $(call ONLY,output_dir artifacts_dir bf16 cuda_visible_devices)
+	$(MAIN) publish $(call ONLY,output_dir artifacts_dir)
 
 push ssh-init ssh-train ssh-eval ssh-eval-baseline:
 	@echo "make $@ is not available in this version; run the same command on the GPU machine itself" >&2; exit 2
@@ -99,7 +104,7 @@ format: $(READY_DEV)  ## Format the code
 	$(PY) -m ruff format .
 
 clean:  ## Remove caches, and outputs/ after asking (YES=1 does not ask)
-	@$(PYTHON) scripts/clean.py $(if $(YES),--yes)
+	@$(PYTHON) scripts/clean.py $(if $(filter 1,$(YES)),--yes)
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -27,7 +27,9 @@ def main() -> int:
     if not args.yes and not _agreed(f"remove {held}? [y/N] "):
         print(f"kept {held}; make clean YES=1 removes it")
         return 0
-    shutil.rmtree(outputs)
+    shutil.rmtree(outputs.resolve())  # runs may be kept on a larger disk, behind a link
+    if outputs.is_symlink():
+        outputs.unlink()
     print(f"removed {held}")
     return 0
 

@@ -12,6 +12,7 @@ values are added whatever their name, and `config.load` judges them all together
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -62,15 +63,18 @@ def parse(stage: str, config_name: str, argv: list[str]) -> Call:
     """
     call = Call(stage, CONFIGS, config_name)
     words = iter(secrets_as_references(argv))
+    takes_path = "model_path" in config.flat_keys(config.SCHEMAS[stage])
     for word in words:
         if word.startswith("-"):
             _flag(call, word, words)
+        elif takes_path and ("=" not in word or Path(word).exists()):
+            call.overrides.append(f"model_path={_quoted(word)}")
         elif "=" in word or word.startswith("~"):
             call.overrides.append(word)
-        elif "model_path" in config.flat_keys(config.SCHEMAS[stage]):
-            call.overrides.append(f"model_path={_quoted(word)}")
         else:
             call.problems.append(f"{word} is not an override; write key=value")
+    if "--resolve" in call.flags and "--cfg" not in call.flags:
+        call.problems.append("--resolve goes with --cfg")
     _locate(call)
     return call
 
@@ -85,16 +89,21 @@ def _flag(call: Call, word: str, words: Iterator[str]) -> None:
         return found
 
     if name in {"--config-name", "-cn"}:
-        call.config_name = value()
+        call.config_name = value() or call.config_name
     elif name in {"--config-path", "-cp"}:
-        call.config_dir = Path(value())
+        call.config_dir = Path(value() or call.config_dir)
     elif name in {"--multirun", "-m"}:
         call.multirun = True
         call.flags.append("--multirun")
-    elif name in {"--cfg", "-c", "--info", "-i", "--package", "-p", "--config-dir", "-cd"}:
-        call.flags += [name, value()]
-    elif name in {"--resolve", "--hydra-help", "--run", "-r"}:
-        call.flags.append(name)
+    elif name in {"--cfg", "-c"}:
+        wanted = value()
+        if wanted not in {"job", "hydra", "all"}:
+            call.problems.append(f"--cfg {wanted}: should be one of job, hydra, all")
+        call.flags += ["--cfg", wanted]
+    elif name in {"--config-dir", "-cd"}:
+        call.flags += ["--config-dir", value()]
+    elif name == "--resolve":
+        call.flags.append("--resolve")
     elif name == "--repo" and call.stage == "publish-hf":
         call.overrides.append(f"repo_id={_quoted(value())}")
     elif name == "--public" and call.stage == "publish-hf":
@@ -107,7 +116,8 @@ def _flag(call: Call, word: str, words: Iterator[str]) -> None:
 
 def _quoted(text: str) -> str:
     """`text` as one string of Hydra's grammar, whatever it holds."""
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    escaped = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), text)
+    return f"'{escaped}'"
 
 
 def _locate(call: Call) -> None:
@@ -147,7 +157,7 @@ def run(call: Call, task: Callable[[Any], int | None]) -> int:
             current = HydraConfig.get().job
             print(f"job {current.num}: {current.override_dirname}", flush=True)
         try:
-            codes.append(task(config.load(call.stage, _plain(composed))) or 0)
+            codes.append(task(config.load(call.stage, {str(k): _plain(composed, str(k)) for k in composed})) or 0)
         except UserError as error:
             refused.append(error)
             raise SystemExit(error.exit_code) from error  # Hydra prints a preface to any other exception
@@ -160,32 +170,44 @@ def run(call: Call, task: Callable[[Any], int | None]) -> int:
         if refused:
             raise refused[0] from None
         raise
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_first_line(error)) from error
     finally:
         sys.argv = argv
     return max(codes, default=0)
 
 
-def _composed(call: Call, overrides: list[str]) -> dict[str, Any]:
+def _composed(call: Call, overrides: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """The values of one job as Hydra composes them, and what of them could not be."""
     GlobalHydra.instance().clear()
-    with initialize_config_dir(str(call.config_dir), version_base="1.3"):
+    try:
+        with initialize_config_dir(str(call.config_dir), version_base="1.3"):
+            composed = compose(ROOT, overrides=overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        return {}, [_first_line(error)]
+    values, problems = {}, []
+    for key in (str(k) for k in composed if k != "hydra"):
         try:
-            return _plain(compose(ROOT, overrides=overrides))
-        except (HydraException, OmegaConfBaseException) as error:
-            raise ConfigError(_first_line(error)) from error
+            values[key] = _plain(composed, key)
+        except OmegaConfBaseException as error:
+            problems.append(f"{key} cannot be resolved: {_first_line(error)}")
+    return values, problems
 
 
 def _problems_of(call: Call, overrides: list[str]) -> list[str]:
+    """Everything that is wrong with one job, found without running it."""
+    values, problems = _composed(call, overrides)
     try:
-        config.load(call.stage, _composed(call, overrides))
+        config.load(call.stage, values)
     except UserError as error:
-        return list(error.problems)
-    return []
+        problems += error.problems
+    return problems
 
 
-def _plain(composed: DictConfig) -> dict[str, Any]:
-    values = OmegaConf.to_container(composed, resolve=True)
-    assert isinstance(values, dict)
-    return {str(k): v for k, v in values.items() if k != "hydra"}
+def _plain(composed: DictConfig, key: str) -> Any:
+    """The value of one key as plain data, its interpolations resolved."""
+    value = composed[key]
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
 def _register(call: Call) -> None:
@@ -224,13 +246,28 @@ def _prepare(call: Call) -> tuple[list[str], list[str]]:
         key = parsed.key_or_group
         if key.split("/")[0].split(".")[0] == "hydra" or parsed.is_delete():
             ready.append(text)
+        elif key in GROUPS and parsed.value() is None:
+            continue  # no preset: as it is without the word
         elif key in GROUPS:
             unknown = _unknown_preset(call, parsed)
             problems += unknown
             ready += [] if unknown else [f"{key}={text.split('=', 1)[1]}"]
         else:
-            ready.append("++" + text.lstrip("+"))
+            ready.append("++" + _as_typed(call, key, parsed, text.lstrip("+")))
     return ready, problems
+
+
+def _as_typed(call: Call, key: str, parsed: Override, text: str) -> str:
+    """`key=value` with the value of a text setting quoted, as it was typed.
+
+    Unquoted, Hydra reads the commit 12e4567 as a number, and the GPUs 0,1 as a sweep.
+    """
+    typed = text.split("=", 1)[1]
+    is_text = config.takes_text(config.SCHEMAS[call.stage], key)
+    sweep = call.multirun and parsed.is_sweep_override()
+    if not is_text or sweep or typed[:1] in {"'", '"'} or typed in {"", "null"}:
+        return text
+    return f"{key}={_quoted(typed)}"
 
 
 def _unknown_preset(call: Call, parsed: Override) -> list[str]:

@@ -14,10 +14,12 @@ from functools import cache
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 from annotated_types import Ge, Gt, Interval, Len
+from omegaconf import OmegaConf
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from typing_extensions import Doc
 
 from src.errors import ConfigError, did_you_mean
+from src.utils.secrets import redact
 from src.utils.signatures import check_passthrough
 
 DEMO_MODEL = "models/SmolLM2-135M-Instruct"
@@ -224,6 +226,11 @@ def load(stage: str, values: Mapping[str, Any]) -> Any:
         config = _adapter(schema).validate_python(dict(values))
     except ValidationError as error:
         problems += dict.fromkeys(_sentence(schema, e) for e in error.errors(include_url=False))
+    problems += [
+        f"{key}={str(values[key]).lower()}: should be a number"
+        for key, (default, _) in flat_keys(schema).items()
+        if isinstance(values.get(key), bool) and type(default) in {int, float}
+    ]
     problems += cross_checks(values)
     if problems:
         raise ConfigError(*problems)
@@ -233,7 +240,7 @@ def load(stage: str, values: Mapping[str, Any]) -> Any:
 def cross_checks(values: Mapping[str, Any]) -> list[str]:
     """What no single key shows: settings that contradict each other, and pass-through arguments."""
     problems = [problem for key in ("peft", "trainer", "generation") for problem in check_passthrough(key, values)]
-    devices = str(values.get("cuda_visible_devices", "")).replace(" ", "").split(",")
+    devices = str(values.get("cuda_visible_devices") or "").replace(" ", "").split(",")
     if any(d and not d.lstrip("-").isdigit() and not d.startswith(("GPU-", "MIG-")) for d in devices):
         problems.append(
             f'cuda_visible_devices={values["cuda_visible_devices"]} is not a list of GPUs like "0" or "0,1"'
@@ -251,9 +258,8 @@ def _sentence(schema: type, error: Any) -> str:
     message = error["msg"].removesuffix(", unable to parse string as a number")
     message = message.removesuffix(", unable to parse string as an integer")
     message = message.replace("Input should be", "should be").replace("valid number", "number")
-    top = key.split(".")[0]
-    expected = _choices(schema, top)
-    if expected and key == top:
+    expected = _choices(schema, key)
+    if expected:
         guess = did_you_mean(str(error["input"]), expected)
         message = f"should be one of {', '.join(expected)}{guess}"
     return f"{key}={error['input']}: {message[0].lower()}{message[1:]}"
@@ -265,8 +271,18 @@ def _is_branch(part: object) -> bool:
 
 
 def _choices(schema: type, key: str) -> list[str]:
-    hint = get_type_hints(schema).get(key)
+    """What the setting may be, if that is a list of names; `key` may be dotted."""
+    first, _, rest = key.partition(".")
+    hint = get_type_hints(schema).get(first)
+    if rest:
+        return _choices(hint, rest) if is_dataclass(hint) and isinstance(hint, type) else []
     return _literals(hint)
+
+
+def takes_text(schema: type, key: str) -> bool:
+    """Whether the setting is free text, or text or null."""
+    hint = get_type_hints(schema).get(key)
+    return hint in (str, str | None)
 
 
 def _literals(hint: Any) -> list[str]:
@@ -292,6 +308,11 @@ def flat_keys(schema: type, prefix: str = "") -> dict[str, tuple[Any, str]]:
             doc = [m.documentation for m in get_args(hints[item.name])[1:] if isinstance(m, Doc)]
             found[prefix + item.name] = (value, doc[0] if doc else "")
     return found
+
+
+def to_yaml(settings: Any) -> str:
+    """A validated configuration as YAML that composes to the same again, its secrets as references."""
+    return OmegaConf.to_yaml(OmegaConf.create(redact(asdict(settings))))
 
 
 def defaults(stage: str) -> dict[str, Any]:

@@ -40,13 +40,12 @@ UTILITIES = {
 def main(argv: list[str] | None = None) -> int:
     """Run one stage. Returns its exit code: 0 done, 2 wrong input, 3 not promoted, 130 interrupted."""
     argv = sys.argv[1:] if argv is None else argv
-    if not argv or argv[0] in {"-h", "--help", "help"}:
-        print(usage())
-        return 0 if argv else 2
     from src.errors import UserError
 
     try:
-        return _run(argv[0], argv[1:])
+        code = _run(argv[0], argv[1:]) if argv else _usage(2)
+        sys.stdout.flush()
+        return code
     except UserError as error:
         from src.utils.secrets import redact
 
@@ -60,7 +59,14 @@ def main(argv: list[str] | None = None) -> int:
         return 0
 
 
+def _usage(code: int) -> int:
+    print(usage())
+    return code
+
+
 def _run(name: str, rest: list[str]) -> int:
+    if name in {"-h", "--help", "help"}:
+        return _usage(0)
     if name not in {**STAGES, **UTILITIES}:
         from src.errors import UserError, did_you_mean
 
@@ -87,6 +93,7 @@ def _call(stage: Stage, config: object) -> int:
     start_logging()
     if hasattr(config, "cuda_visible_devices"):  # has effect only before torch is imported
         os.environ["CUDA_VISIBLE_DEVICES"] = config.cuda_visible_devices
+        os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # the order of nvidia-smi
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     if "TRANSFORMERS_CACHE" in os.environ:  # the name that this cache had before
         os.environ.setdefault("HF_HUB_CACHE", os.environ["TRANSFORMERS_CACHE"])
@@ -95,8 +102,13 @@ def _call(stage: Stage, config: object) -> int:
 
 
 def _utility(name: str, rest: list[str]) -> int:
+    takes = "[OUTPUT_DIR]" if name == "runs" else ""
     if {"-h", "--help"} & set(rest):
-        print(f"usage: python -m src.main {name}\n\n{UTILITIES[name]}")
+        print(f"usage: python -m src.main {name} {takes}".rstrip() + f"\n\n{UTILITIES[name]}")
+    elif len(rest) > bool(takes):
+        from src.errors import UserError
+
+        raise UserError(f"{name} does not take {rest[-1]}", hint=f"write {name} {takes}".rstrip())
     elif name == "version":
         print(version())
     elif name == "runs":

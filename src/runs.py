@@ -49,6 +49,13 @@ class Run:
     def manifest(self) -> dict[str, Any]:
         return dict(read_json(self.path / "manifest.json"))
 
+    @property
+    def readable(self) -> bool:
+        try:
+            return {"started", "stage", "status"} <= self.manifest.keys()
+        except RunError:
+            return False
+
     def update(self, **changes: Any) -> None:
         write_json(self.path / "manifest.json", self.manifest | changes)
 
@@ -174,11 +181,26 @@ def _alive(process: Mapping[str, Any]) -> bool:
         return False
 
 
+def check_writable(output_dir: str | Path) -> None:
+    """Raises: RunError if no run directory could be made there. Makes nothing."""
+    folder = Path(output_dir).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir():
+        raise RunError(f"output_dir {output_dir}: {folder} is not a folder", hint="choose another output_dir")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise RunError(f"output_dir {output_dir}: {folder} is read-only", hint="choose another output_dir")
+
+
 def all_runs(output_dir: str | Path) -> list[Run]:
-    """Every run directory, the newest first."""
-    found = (p.parent for p in (Path(output_dir) / "runs").glob("*/manifest.json"))
-    runs = [Run(p) for p in found if not p.is_symlink()]
+    """Every run directory with a manifest that can be read, the newest first."""
+    runs = [run for run in _folders(output_dir) if run.readable]
     return sorted(runs, key=lambda r: (r.manifest["started"], len(r.id), r.id), reverse=True)
+
+
+def _folders(output_dir: str | Path) -> list[Run]:
+    found = (p.parent for p in (Path(output_dir) / "runs").glob("*/manifest.json"))
+    return [Run(p) for p in found if not p.is_symlink()]
 
 
 def newest_finished(output_dir: str | Path) -> Run:
@@ -198,7 +220,7 @@ def find(path: str | None, output_dir: str | Path) -> tuple[Path, Run | None]:
     """The model folder that `path` means, and the run that it belongs to, if any.
 
     `path` is a run directory, a model folder (with weights), or None for the newest finished run.
-    Raises: RunError if there is no model there, or its run is not finished.
+    Raises: RunError if there is no model there.
     """
     if path is None:
         run = newest_finished(output_dir)
@@ -227,4 +249,6 @@ def table(output_dir: str | Path) -> str:
             f"{run.id:<24} {manifest['stage']:<6} {manifest.get('method', ''):<8} {base:<36} "
             f"{run.status_in_words}{error}"
         )
+    broken = [run for run in _folders(output_dir) if not run.readable]
+    lines += [f"{run.id:<24} its manifest.json cannot be read" for run in broken]
     return "\n".join(lines) if len(lines) > 1 else f"no runs in {output_dir}/runs; make train makes one"

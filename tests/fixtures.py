@@ -5,6 +5,7 @@ Test files name this one in `pytest_plugins`, so that a session has each of thes
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -29,7 +30,7 @@ TRAINED_ON = [f"{a} {b}" for a in ("feed", "kiln", "mill", "tank") for b in ("ra
 ASKED = {"test": "ore", "dev": "ash", "adversarial": "oil"}
 
 ON_CPU = ("cuda_visible_devices=''", "bf16=false")
-LESSON = ("epochs=6", "batch_size=4", "lr=0.02", "lora_r=8", "lora_alpha=16", "logging_steps=2")
+LESSON = ("epochs=10", "batch_size=4", "lr=0.02", "lora_r=8", "lora_alpha=16", "logging_steps=2")
 
 
 def jsonl(path: Path, rows: Iterable[object]) -> Path:
@@ -145,11 +146,14 @@ class World:
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a tiny random Llama with its tokenizer."""
+    import peft  # noqa: F401
     import torch
+    from transformers import Trainer  # noqa: F401
 
     from src.model.tiny import build
 
     torch.set_num_threads(1)  # a model as small as this is several times faster so
+    gc.freeze()  # the Trainer collects garbage after each run: let it not walk through the libraries
     texts = (ROOT / "data" / "ingot.jsonl").read_text(encoding="utf-8").splitlines()
     return build(tmp_path_factory.mktemp("models") / "tiny", texts)
 
@@ -157,6 +161,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
     """The real small model, built where it is missing."""
+    import torch
+
+    torch.set_num_threads(1)  # two threads on cores that others use are many times slower than one
     folder = ROOT / "models" / "SmolLM2-135M-Instruct"
     if not folder.is_dir():
         subprocess.run([sys.executable, str(ROOT / "scripts" / "build_demo_model.py")], check=True)

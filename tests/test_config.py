@@ -87,7 +87,7 @@ def test_all_problems_are_told_at_once() -> None:
         ("train", "method", "Lora", f"method=Lora: should be one of {', '.join(METHODS)}; did you mean lora?"),
         ("train", "on_bad_row", "skipp", "on_bad_row=skipp: should be one of refuse, skip; did you mean skip?"),
         ("train", "trust_remote_code", "maybe", "trust_remote_code=maybe: should be one of true, false"),
-        ("train", "data_source", {"type": "s3"}, "data_source.type=s3: should be 'local' or 'lakefs'"),
+        ("train", "data_source", {"type": "s3"}, "data_source.type=s3: should be one of local, lakefs"),
         ("train", "data_source", {"tipe": 1}, "data_source.tipe is not a setting; did you mean data_source.type"),
         ("train", "data_source", "local", "data_source=local: should be a dictionary"),
         ("publish", "gate", {"metrc": "bleu"}, "gate.metrc is not a setting; did you mean gate.metric?"),

@@ -65,7 +65,9 @@ def composed(stage: str, *words: str) -> dict[str, Any]:
     overrides, problems = cli._prepare(call)
     assert problems == []
     cli._register(call)
-    return asdict(config.load(stage, cli._composed(call, overrides)))
+    values, problems = cli._composed(call, overrides)
+    assert problems == []
+    return asdict(config.load(stage, values))
 
 
 def check_golden(name: str, values: dict[str, Any]) -> None:

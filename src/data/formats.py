@@ -91,7 +91,8 @@ def _turn(turn: object, number: int) -> Message:
         raise RowError("not_an_object", f"has a message {number} that is not an object")
     role, content = turn.get("role"), turn.get("content")
     if role not in ROLES:
-        raise RowError("unknown_role", f"has the unknown role {role!r} (known: {', '.join(ROLES)})")
+        shown = role if isinstance(role, str) else type(role).__name__
+        raise RowError("unknown_role", f"has the unknown role '{shown}' (known: {', '.join(ROLES)})")
     if not isinstance(content, str):
         raise RowError("not_text", f"has a message {number} whose content is not text")
     return {"role": str(role), "content": content}

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from src import runs
-from src.config import BaselineConfig, DataArgs, EvalArgs, EvalConfig
+from src.config import BaselineConfig, DataArgs, EvalArgs, EvalConfig, to_yaml
 from src.data import loader
 from src.errors import DataError
 from src.eval import compare, metrics
@@ -43,14 +40,14 @@ def evaluate(cfg: EvalConfig) -> int:
     )
     if run is None:
         facts = {"base_model": _base(base, None), "model_path": str(folder)}
-        run = runs.create(cfg.output_dir, "eval", _yaml(cfg), facts)
+        run = runs.create(cfg.output_dir, "eval", to_yaml(cfg), facts)
     log_to(run.logs)
     with run.recorded("evaluation"):
         answers = _answer(model, tokenizer, splits, cfg)
         result = _result(answers, _conditions(cfg, tokenizer, dtype, device), cfg) | {
             "base_model": _base(base, run.manifest.get("base_model"))
         }
-        _write(run, answers, result, _yaml(cfg))
+        _write(run, answers, result, to_yaml(cfg))
     _explain(result)
     _compare_with_base(run, result, cfg)
     return 0
@@ -72,7 +69,7 @@ def evaluate_baseline(cfg: BaselineConfig) -> int:
     target = compare.baseline_folder(cfg.artifacts_dir, base, result["conditions"])
     with whole_folder(target) as temporary:
         _write_answers(temporary, answers)
-        write_text(temporary / "config_used.yaml", _yaml(cfg))
+        write_text(temporary / "config_used.yaml", to_yaml(cfg))
         write_json(temporary / "metrics.json", result)
     log.info("baseline kept in %s", target)
     _explain(result)
@@ -211,7 +208,3 @@ def _compare_waiting(base: dict[str, Any], cfg: BaselineConfig) -> None:
 def _explain(result: Mapping[str, Any]) -> None:
     for name, about in result["metrics"].items():
         log.info("%s: %s (scale %s)", name, about["implementation"], about["scale"])
-
-
-def _yaml(cfg: EvalConfig | BaselineConfig) -> str:
-    return str(yaml.safe_dump(redact(asdict(cfg)), sort_keys=False, allow_unicode=True))

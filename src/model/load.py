@@ -103,7 +103,8 @@ def load_tuned(
     model, source = load_base(locate(name, revision), dtype, device, trust_remote_code=trust_remote_code)
     if revision and source.revision != revision:
         log.warning("the base model %s is now %s; the adapter was made on %s", name, source.revision, revision)
-    return PeftModel.from_pretrained(model, str(folder)), tokenizer, source
+    # in the precision that it was computed in during training, not in fp32 with a cast at every layer
+    return PeftModel.from_pretrained(model, str(folder), autocast_adapter_dtype=False), tokenizer, source
 
 
 def _hub_revision(revision: str | None) -> str | None:

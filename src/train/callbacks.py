@@ -51,6 +51,8 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        # a pickle of the settings that nobody reads, unredacted
+        (folder / "training_args.bin").unlink(missing_ok=True)
         write_text(folder / COMPLETE, f"step {state.global_step}\n")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from peft.helpers import disable_input_dtype_casting
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -68,7 +69,10 @@ def fit(
     trainer.remove_callback(PrinterCallback)
     if sys.stderr.isatty():
         trainer.add_callback(Bar)
-    done = trainer.train()
+    # Under autocast the adapter's fp32 weights are computed on in 16 bits; peft would cast the activations
+    # to fp32 and autocast back again.
+    with disable_input_dtype_casting(model, active=dtype != "float32"):
+        done = trainer.train()
     losses = [h["eval_loss"] for h in trainer.state.log_history if "eval_loss" in h]
     return {
         "train_loss": done.training_loss,
@@ -111,7 +115,6 @@ def arguments(cfg: TrainConfig, dtype: str, rows: int, evaluates: bool, run: Run
         seed=cfg.seed,
         data_seed=cfg.seed,
         report_to=[],
-        train_sampling_strategy="group_by_length",
         include_num_input_tokens_seen="non_padding",
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from src import runs
-from src.config import DataArgs, TrainConfig
+from src.config import DataArgs, TrainConfig, to_yaml
 from src.data import checks, loader, sources
 from src.errors import DataError
 from src.model.source import Source, locate
 from src.utils import environment
 from src.utils.files import whole_folder, write_json
 from src.utils.logs import log, log_to
-from src.utils.secrets import redact
 
 
 def train(cfg: TrainConfig) -> int:
@@ -26,6 +22,7 @@ def train(cfg: TrainConfig) -> int:
     All that can be refused is refused before the run directory is made, and most of it before torch is
     imported.
     """
+    runs.check_writable(cfg.output_dir)
     data = sources.fetch(cfg)
     checks.refuse_evaluation_files(data.files, cfg.eval_path)
     rows, bad_rows = loader.read_rows(data.files, cfg)
@@ -61,7 +58,7 @@ def train(cfg: TrainConfig) -> int:
     log.info("%s: %s of %s parameters are trained (%.2f %%)", cfg.method, f"{trainable:,}", f"{total:,}",
              100 * trainable / total)  # fmt: skip
 
-    run = runs.create(cfg.output_dir, "train", _yaml(cfg), _facts(cfg, base, data, report, dtype))
+    run = runs.create(cfg.output_dir, "train", to_yaml(cfg), _facts(cfg, base, data, report, dtype))
     log_to(run.logs)
     log.info("run %s", run.path)
     with run.recorded():
@@ -107,10 +104,6 @@ def _say_data(report: dict[str, Any]) -> None:
         log.warning("rejected: %s:%s %s", r["file"], r["line"], r["detail"])
     if len(report["rejected"]) > loader.MOST_SHOWN:
         log.warning("... and %d more, all in data_report.json", len(report["rejected"]) - loader.MOST_SHOWN)
-
-
-def _yaml(cfg: TrainConfig) -> str:
-    return str(yaml.safe_dump(redact(asdict(cfg)), sort_keys=False, allow_unicode=True))
 
 
 def _facts(

@@ -57,7 +57,17 @@ def gpus(visible: str) -> list[Gpu]:
     )
     rows = [[cell.strip() for cell in line.split(",")] for line in asked.stdout.splitlines()]
     good = (r for r in rows if asked.returncode == 0 and len(r) == 4)
-    return [Gpu(name, int(memory), float(capability), driver) for name, memory, capability, driver in good]
+    return [
+        Gpu(name, int(_number(memory)), _number(capability), driver) for name, memory, capability, driver in good
+    ]
+
+
+def _number(text: str) -> float:
+    """What nvidia-smi printed; 0 for its `[N/A]`, as for the memory that a GPU shares with the CPU."""
+    try:
+        return float(text)
+    except ValueError:
+        return 0.0
 
 
 @cache

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import hashlib
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ def write_text(path: Path, text: str) -> None:
 
     Raises: RunError if the disk is full; the previous file is intact then.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _beside(path)
     with saving(path, temporary):
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("w", encoding="utf-8", errors="surrogatepass", newline="\n") as file:
@@ -32,7 +34,10 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(redact(value), indent=2, ensure_ascii=False, default=str) + "\n")
+    write_text(
+        path,
+        json.dumps(redact(value), indent=2, ensure_ascii=False, default=lambda other: redact(str(other))) + "\n",
+    )
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -49,15 +54,15 @@ def disk_errors(what: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if getattr(error, "errno", None) in {errno.ENOSPC, errno.EDQUOT} or "No space left" in str(error):
+        number = error.errno if isinstance(error, OSError) else None
+        if number in {errno.ENOSPC, errno.EDQUOT} or "No space left" in str(error):
             raise RunError(
                 f"{what} could not be written: no space left on the device",
                 hint="what was there before is intact; free some space and run the command again",
             ) from error
-        if isinstance(error, PermissionError):
-            raise RunError(
-                f"{what} could not be written: permission denied", hint="choose another output_dir"
-            ) from error
+        if number in {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}:
+            reason = os.strerror(number).lower()
+            raise RunError(f"{what} could not be written: {reason}", hint="choose another output_dir") from error
         raise
 
 
@@ -71,10 +76,11 @@ def saving(what: Path, temporary: Path) -> Iterator[None]:
         with disk_errors(what):
             yield
     except BaseException:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        else:
-            temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            if temporary.is_dir():
+                shutil.rmtree(temporary, ignore_errors=True)
+            else:
+                temporary.unlink(missing_ok=True)
         raise
 
 
@@ -84,9 +90,8 @@ def whole_folder(target: Path) -> Iterator[Path]:
 
     Raises: RunError if the disk is full; the previous folder is intact then.
     """
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary = _beside(target)
     with saving(target, temporary):
-        shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         yield temporary
         for file in temporary.rglob("*"):
@@ -97,19 +102,36 @@ def whole_folder(target: Path) -> Iterator[Path]:
 
 
 def _swap(new: Path, target: Path) -> None:
+    """Put the folder `new` in the place of `target`, at one stroke where the system can exchange two names."""
     if not target.exists():
         new.rename(target)
         return
-    old = target.with_name(f".{target.name}.{os.getpid()}.old")
+    if _exchanged(new, target):
+        shutil.rmtree(new)
+        return
+    old = _beside(target)
     target.rename(old)
     new.rename(target)
     shutil.rmtree(old)
 
 
+def _exchanged(a: Path, b: Path) -> bool:
+    """Whether two names were exchanged by Linux's renameat2(2)."""
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    try:
+        return ctypes.CDLL(None).renameat2(here, os.fsencode(a), here, os.fsencode(b), exchange) == 0
+    except AttributeError:
+        return False
+
+
+def _beside(path: Path) -> Path:
+    """A hidden name beside `path` that no other process, on this host or another, chooses."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+
+
 def point(link: Path, target: Path) -> None:
     """Switch the symbolic link `link` to its sibling or descendant `target`, atomically."""
-    temporary = link.with_name(f".{link.name}.{os.getpid()}.tmp")
-    temporary.unlink(missing_ok=True)
+    temporary = _beside(link)
     temporary.symlink_to(os.path.relpath(target, link.parent))
     temporary.replace(link)
 

@@ -82,7 +82,6 @@ def test_a_clean_repository_is_no_error(repository: Path) -> None:
     assert clean(repository, "--yes") == "removed caches\n"
 
 
-@pytest.mark.xfail(strict=True, reason="rmtree refuses a link")
 def test_runs_behind_a_link_to_a_larger_disk_go_too(
     repository: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

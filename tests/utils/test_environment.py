@@ -74,7 +74,6 @@ def test_the_gpu_is_chosen_with_its_name_and_memory(machine) -> None:
     assert "NVIDIA H100 80GB HBM3" in str(device) and "79 GiB" in str(device)
 
 
-@pytest.mark.xfail(strict=True, raises=ValueError, reason="memory shared with the CPU is reported as [N/A]")
 def test_a_gpu_that_shares_the_memory_of_its_cpu_is_a_gpu(machine) -> None:
     machine("NVIDIA GB10, [N/A], 12.1, 580.95.05")
     assert choose_device("0").value == "cuda"
