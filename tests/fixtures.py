@@ -30,7 +30,9 @@ TRAINED_ON = [f"{a} {b}" for a in ("feed", "kiln", "mill", "tank") for b in ("ra
 ASKED = {"test": "ore", "dev": "ash", "adversarial": "oil"}
 
 ON_CPU = ("cuda_visible_devices=''", "bf16=false")
-LESSON = ("epochs=10", "batch_size=4", "lr=0.02", "lora_r=8", "lora_alpha=16", "logging_steps=2")
+EPOCHS, BATCH = 10, 4
+STEPS = EPOCHS * len(TRAINED_ON) // BATCH
+LESSON = (f"epochs={EPOCHS}", f"batch_size={BATCH}", "lr=0.01", "lora_r=8", "lora_alpha=16", "logging_steps=2")
 
 
 def jsonl(path: Path, rows: Iterable[object]) -> Path:

@@ -54,7 +54,7 @@ def test_an_empty_input_adds_nothing_to_the_instruction(given: dict[str, object]
         ({"messages": [ANSWERED, "hello"]}, "messages", "not_an_object", "message 2 that is not an object"),
         ({"messages": [{"role": "tool", "content": "4"}]}, "messages", "unknown_role", "'tool'"),
         ({"messages": [{"content": "4"}]}, "messages", "unknown_role", "None"),
-        ({"messages": [{"role": ["user"], "content": "4"}]}, "messages", "unknown_role", "['user']"),
+        ({"messages": [{"role": ["user"], "content": "4"}]}, "messages", "unknown_role", "'list'"),
         ({"messages": [{"role": "user"}, ANSWERED]}, "messages", "not_text", "message 1 whose content"),
         ({"messages": [{"role": "user", "content": ["2+2?"]}]}, "messages", "not_text", "message 1 whose content"),
         (chat("2+2?"), "messages", "no_assistant_turn", "no assistant turn"),

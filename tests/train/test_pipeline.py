@@ -19,7 +19,7 @@ from src import runs
 from src.model.source import content_hash
 from src.runs import Run
 from src.train.callbacks import COMPLETE
-from tests.fixtures import LESSON, ROOT, TRAINED_ON, World, call, chat, curves, jsonl, tree
+from tests.fixtures import EPOCHS, LESSON, ROOT, STEPS, TRAINED_ON, World, call, chat, curves, jsonl, tree
 
 pytest_plugins = ["tests.fixtures"]
 
@@ -95,16 +95,15 @@ def test_the_report_accounts_for_every_row(world: World, tmp_path: Path) -> None
 
 
 def test_the_curves_are_in_tensorboard(run: Run) -> None:
-    steps = 6 * len(TRAINED_ON) // 4
     shown = curves(run)
     for tag in ("train/loss", "train/learning_rate", "train/grad_norm", "train/tokens_per_second"):
-        assert [step for step, _ in shown[tag]] == list(range(2, steps + 1, 2)), tag
+        assert [step for step, _ in shown[tag]] == list(range(2, STEPS + 1, 2)), tag
         assert all(value >= 0 for _, value in shown[tag]), tag
-    assert [step for step, _ in shown["eval/loss"]] == list(range(4, steps + 1, 4))
+    assert [step for step, _ in shown["eval/loss"]] == list(range(4, STEPS + 1, 4))
     scores = read(run, "metrics.json")["eval"]
     for split, of in scores.items():
         for metric, value in of.items():
-            assert shown[f"eval_{split}/{metric}"] == [(steps, pytest.approx(value))]
+            assert shown[f"eval_{split}/{metric}"] == [(STEPS, pytest.approx(value))]
 
 
 def test_the_numbers_are_those_of_the_curves(run: Run) -> None:
@@ -112,14 +111,14 @@ def test_the_numbers_are_those_of_the_curves(run: Run) -> None:
     losses = [value for _, value in curves(run)["train/loss"]]
     assert figures["train_loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-4)
     assert figures["eval_loss"] == pytest.approx(curves(run)["eval/loss"][-1][1])
-    assert figures["tokens"] == 6 * read(run, "data_report.json")["tokens"]["total"]
+    assert figures["tokens"] == EPOCHS * read(run, "data_report.json")["tokens"]["total"]
 
 
 def test_the_text_log_holds_the_run_from_its_first_line(run: Run) -> None:
     log = (run.logs / "run.log").read_text()
     assert f"{len(TRAINED_ON)} rows in 1 files; base model" in log
     assert "precision float32 (bf16=false)" in log
-    assert "step 24/24" in log
+    assert f"step {STEPS}/{STEPS}" in log
     assert f"model in {run.model}" in log
 
 
