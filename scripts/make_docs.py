@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from src.cli import help_text, list_configs  # noqa: E402
+from src.help import help_text, list_configs  # noqa: E402
 from src.main import STAGES  # noqa: E402
 
 TARGET = ROOT / "docs" / "settings.md"

@@ -75,11 +75,13 @@ def _run(name: str, rest: list[str]) -> int:
     if name in UTILITIES:
         return _utility(name, rest)
     stage = STAGES[name]
+    if {"-h", "--help"} & set(rest):
+        from src.help import help_text
+
+        print(help_text(name, stage.config_name, stage.summary))
+        return 0
     from src import cli
 
-    if {"-h", "--help"} & set(rest):
-        print(cli.help_text(name, stage.config_name, stage.summary))
-        return 0
     _load_dotenv()
     return cli.run(cli.parse(name, stage.config_name, rest), lambda config: _call(stage, config))
 
@@ -118,7 +120,7 @@ def _utility(name: str, rest: list[str]) -> int:
 
         print(table(rest[0] if rest else "outputs"))
     else:
-        from src.cli import list_configs
+        from src.help import list_configs
 
         print(list_configs())
     return 0

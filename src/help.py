@@ -1,0 +1,62 @@
+"""What `--help` and `list-configs` say, made from the schema and from the files shipped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from src import config
+from src.cli import CONFIGS, GROUPS
+
+
+def help_text(stage: str, config_name: str, summary: str) -> str:
+    """The stage's settings with their defaults and meanings, from the schema."""
+    positional = " [MODEL_PATH]" if "model_path" in config.flat_keys(config.SCHEMAS[stage]) else ""
+    extra = " [--repo REPO] [--public]" if stage == "publish-hf" else ""
+    lines = [
+        f"usage: python -m src.main {stage}{positional}{extra} [--config-name CONFIG] [key=value ...]",
+        "",
+        summary,
+        "",
+        f"settings (defaults of the schema; configs/{config_name}.yaml comes over them):",
+    ]
+    rows = [(k, _shown(d), doc) for k, (d, doc) in config.flat_keys(config.SCHEMAS[stage]).items()]
+    lines += [f"  {key:<28} {default:<24} {doc}" for key, default, doc in rows]
+    lines += ["", "presets:"]
+    lines += [f"  {g}=" + "|".join(n) for g in GROUPS if (n := presets(g))]
+    lines += [
+        "",
+        "flags:",
+        "  --config-name, --config-path  another file or folder; a run's config_used.yaml repeats the run",
+        "  --cfg job                     print the composed configuration and stop",
+        "  --multirun, -m                one job for each combination of key=a,b",
+    ]
+    return "\n".join(lines)
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    text = "[" + ",".join(value) + "]" if isinstance(value, list) else str(value)
+    return text if len(text) <= 24 else text[:21] + "..."
+
+
+def presets(group: str) -> list[str]:
+    return sorted(p.stem for p in (CONFIGS / group).glob("*.yaml"))
+
+
+def list_configs() -> str:
+    """Every configuration file shipped, with the first comment line that it says of itself."""
+    lines = []
+    for path in sorted(CONFIGS.glob("*.yaml")) + sorted(CONFIGS.glob("*/*.yaml")):
+        name = path.relative_to(CONFIGS).with_suffix("")
+        shown = str(name) if name.parent == Path() else f"{name.parent}={name.name}"
+        lines.append(f"{shown:<36} {_about(path)}")
+    return "\n".join(lines)
+
+
+def _about(path: Path) -> str:
+    comments = (x[2:] for x in path.read_text(encoding="utf-8").splitlines() if x.startswith("# "))
+    return next((c for c in comments if not c.startswith("@package")), "")
