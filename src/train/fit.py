@@ -17,7 +17,6 @@ from src.config import TrainConfig
 from src.data.loader import IGNORED, Example
 from src.runs import Run
 from src.train.callbacks import Bar, RunRecorder
-from src.utils.secrets import redact
 
 
 class Rows(torch.utils.data.Dataset):  # type: ignore[type-arg]
@@ -120,4 +119,4 @@ def arguments(cfg: TrainConfig, dtype: str, rows: int, evaluates: bool, run: Run
         dataloader_pin_memory=torch.cuda.is_available(),
         prediction_loss_only=True,
     )
-    return TrainingArguments(**(ours | redact(cfg.trainer)))
+    return TrainingArguments(**(ours | cfg.trainer))

@@ -59,6 +59,12 @@ def test_every_bad_row_is_named_by_file_and_line_at_once(tmp_path: Path) -> None
     assert "on_bad_row=skip" in str(caught.value)
 
 
+def test_one_bad_row_is_enough_to_refuse(tmp_path: Path) -> None:
+    path = put(tmp_path, f"{GOOD}\n{{}}\n{GOOD}\n")
+    with pytest.raises(DataError, match=r"x\.jsonl:2 has no list of messages"):
+        read_rows([path], DataArgs())
+
+
 def test_when_bad_rows_are_many_the_rest_is_counted(tmp_path: Path) -> None:
     path = put(tmp_path, "{}\n" * (MOST_SHOWN + 3))
     with pytest.raises(DataError) as caught:
@@ -226,6 +232,21 @@ def test_a_row_that_the_template_refuses_is_rejected_with_the_reason(tiny: Path)
     assert len(examples) == 1
     assert rejection.reason == "template"
     assert rejection.detail == "is refused by the chat template: System role not supported"
+
+
+@pytest.mark.xfail(strict=True, reason="transformers refuses an empty conversation with a ValueError")
+def test_a_conversation_that_begins_with_an_answer_is_trained_or_rejected(tokenizer: Any) -> None:
+    begins = Row(Path("x.jsonl"), 3, [{"role": "assistant", "content": "Hello!"}, *row("2+2?", "4").messages])
+    examples, rejected = encode([begins, row("2+2?", "4")], tokenizer, 512)
+    assert len(examples) + len(rejected) == 2
+
+
+@pytest.mark.xfail(strict=True, reason="the tokenizer refuses a lone surrogate with a TypeError")
+def test_half_a_surrogate_pair_is_one_bad_row(tmp_path: Path, tokenizer: Any) -> None:
+    path = put(tmp_path, json.dumps(chat("2 \ud83d 2?", "4")) + f"\n{GOOD}\n")  # as broken exports have it
+    rows, bad = read_rows([path], DataArgs(on_bad_row="skip"))
+    examples, unfit = encode(rows, tokenizer, 512)
+    assert (len(examples), [r.line for r in [*bad, *unfit]]) == (1, [1])
 
 
 def test_a_template_that_rewrites_what_was_said_before_is_rejected(tiny: Path) -> None:

@@ -113,6 +113,14 @@ def test_the_name_and_the_run_are_those_asked_for(copied: World) -> None:
     assert "\n# ingot\n" in (folder / "README.md").read_text()
 
 
+@pytest.mark.xfail(strict=True, reason="publish_name is taken as a path")
+@pytest.mark.parametrize("name", ["..", "../../escaped", "{absolute}"])
+def test_a_name_that_leads_elsewhere_is_refused(copied: World, tmp_path: Path, name: str) -> None:
+    before = tree(tmp_path)
+    assert copied.call("publish", f"publish_name={name.format(absolute=tmp_path / 'escaped')}") == 2
+    assert tree(tmp_path) == before
+
+
 @pytest.mark.parametrize("status", [runs.FAILED, runs.INTERRUPTED, runs.RUNNING])
 def test_an_unfinished_run_is_not_published(copied: World, status: str, capsys: Said) -> None:
     run = copied.newest

@@ -131,6 +131,7 @@ def test_a_run_can_be_named_in_several_ways(copied: World, form: str) -> None:
     assert len(copied.runs) == 1
 
 
+@pytest.mark.xfail(strict=True, reason="only its evaluation is recorded as finished, the run stays as running")
 def test_a_bare_model_folder_is_evaluated_in_a_run_of_its_own(world: World, tiny: Path) -> None:
     assert world.call("eval", str(tiny), "splits=[test]") == 0
     run = world.newest
@@ -152,6 +153,7 @@ def test_a_published_folder_is_evaluated_as_the_model_that_it_is(copied: World) 
     assert read(copied.newest, "comparison.json")["rows"] == read(run, "comparison.json")["rows"]
 
 
+@pytest.mark.xfail(strict=True, reason="the tokenizer is looked for before the model")
 def test_a_path_without_a_model_is_refused(world: World, capsys: Said) -> None:
     assert world.call("eval", "nowhere") == 2
     assert "nowhere does not exist" in capsys.readouterr().err
@@ -263,6 +265,16 @@ def test_every_bad_row_of_a_split_is_named(copied: World, tmp_path: Path, capsys
     said = capsys.readouterr().err
     assert f"{path}:1 has no text under 'completion'" in said
     assert f"{path}:3 is not a JSON object" in said
+
+
+@pytest.mark.xfail(strict=True, reason="a RowError is no error of the user's where prompts are encoded")
+def test_a_chat_template_that_refuses_the_prompts_is_one_sentence(
+    world: World, tiny: Path, tmp_path: Path, capsys: Said
+) -> None:
+    model = Path(shutil.copytree(tiny, tmp_path / "model"))
+    (model / "chat_template.jinja").write_text("{{ raise_exception('not a chat model') }}")
+    assert world.call("eval-baseline", f"model_name={model}") == 2
+    assert "is refused by the chat template: not a chat model" in capsys.readouterr().err
 
 
 def test_an_evaluation_that_fails_is_recorded_and_leaves_the_run_finished(
