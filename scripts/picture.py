@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import re
 from pathlib import Path
 
 from rich.console import Console
@@ -27,7 +28,8 @@ def main() -> None:
     start = next((i for i, x in enumerate(lines) if args.from_line in x), 0)
     console = Console(record=True, width=args.width, file=io.StringIO(), force_terminal=True)
     console.print(Text.from_ansi("\n".join(lines[start:])))
-    args.svg.write_text(console.export_svg(title=args.title), encoding="utf-8")
+    svg = re.sub(r"@font-face \{.*?\}", "", console.export_svg(title=args.title), flags=re.DOTALL)
+    args.svg.write_text(svg, encoding="utf-8")  # the font is the reader's own: nothing is fetched
 
 
 if __name__ == "__main__":
