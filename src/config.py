@@ -8,6 +8,7 @@ meaning here, and `--help` is made from them. Two mixins must never share a fiel
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from functools import cache
@@ -245,6 +246,9 @@ def cross_checks(values: Mapping[str, Any]) -> list[str]:
         problems.append(
             f'cuda_visible_devices={values["cuda_visible_devices"]} is not a list of GPUs like "0" or "0,1"'
         )
+    name = values.get("publish_name")
+    if isinstance(name, str) and not re.fullmatch(r"\w[\w.-]*", name):
+        problems.append(f"publish_name={name}: should be a name of letters, digits, '.', '_' and '-'")
     if values.get("method") == "full" and values.get("peft"):
         problems.append("peft: {...} has no meaning with method=full, which makes no adapter")
     return problems

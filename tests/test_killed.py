@@ -187,10 +187,7 @@ def room(folder: Path) -> int:
     return sum(-(-p.stat().st_size // 4096) * 4096 for p in folder.rglob("*") if p.is_file())
 
 
-TORCH_SAVE = pytest.mark.xfail(strict=True, reason="torch.save does not say that the disk is full")
-
-
-@pytest.mark.parametrize("what", [pytest.param("checkpoints", marks=TORCH_SAVE), "model"])
+@pytest.mark.parametrize("what", ["checkpoints", "model"])
 def test_a_disk_that_fills_up_while_saving_is_one_sentence(
     finished: World, disk: Path, what: str, capsys: Said
 ) -> None:

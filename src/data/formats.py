@@ -57,7 +57,8 @@ def instruction(row: Row) -> list[Message]:
     [{'role': 'user', 'content': 'Add.\\n\\n2 and 2'}, {'role': 'assistant', 'content': '4'}]
     """
     asked = _text(row, "instruction")
-    given = row.get("input") or ""
+    given = row.get("input")
+    given = "" if given is None else given
     if not isinstance(given, str):
         raise RowError("not_text", "has an input that is not text")
     return _pair(f"{asked}\n\n{given}" if given.strip() else asked, _text(row, "output"))
@@ -83,7 +84,17 @@ def translate(row: object, data_format: str) -> list[Message]:
         raise RowError("no_assistant_turn", "has no assistant turn")
     if any(not turn["content"].strip() for turn in answers):
         raise RowError("empty_answer", "has an empty assistant turn")
+    if any(not _is_unicode(turn["content"]) for turn in turns):
+        raise RowError("not_unicode", "has half a surrogate pair, which is no character")
     return turns
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+        return True
+    except UnicodeEncodeError:
+        return False
 
 
 def _turn(turn: object, number: int) -> Message:

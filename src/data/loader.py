@@ -122,6 +122,8 @@ def encode_messages(turns: Sequence[Message], tokenizer: Any) -> tuple[list[int]
     for position, turn in enumerate(turns):
         if turn["role"] != "assistant":
             continue
+        if position == 0:
+            raise RowError("no_request", "begins with an answer: there is nothing that it answers")
         before = render(turns[:position], tokenizer, prompt=True)
         after = render(turns[: position + 1], tokenizer)
         if not before.startswith(done) or not after.startswith(before):

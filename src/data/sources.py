@@ -30,7 +30,11 @@ def local(args: DataArgs) -> Pinned:
     folder = Path(args.dataset_path)
     if not folder.is_dir():
         raise DataError(f"dataset_path {folder} is not a folder", hint="set dataset_path to your data")
-    files = sorted(p for p in folder.glob(args.dataset_pattern) if p.is_file())
+    try:
+        files = sorted(p for p in folder.glob(args.dataset_pattern) if p.is_file())
+    except (ValueError, NotImplementedError) as error:
+        said = f"dataset_pattern {args.dataset_pattern} is not a pattern inside {folder}: {error}"
+        raise DataError(said, hint="set dataset_pattern to one such as *.jsonl") from None
     if not files:
         there = sorted(p.name for p in folder.iterdir() if p.is_file())
         held = f"it holds {', '.join(there[:8])}{' ...' if len(there) > 8 else ''}" if there else "it is empty"

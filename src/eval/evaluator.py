@@ -10,9 +10,10 @@ from typing import Any
 from src import runs
 from src.config import BaselineConfig, DataArgs, EvalArgs, EvalConfig, to_yaml
 from src.data import loader
+from src.data.formats import RowError
 from src.errors import DataError
 from src.eval import compare, metrics
-from src.model.source import Source, locate
+from src.model.source import Source, locate, locate_tuned
 from src.utils import environment
 from src.utils.curves import Curves
 from src.utils.files import read_json, sha256, whole_folder, write_json, write_jsonl, write_text
@@ -31,18 +32,20 @@ def evaluate(cfg: EvalConfig) -> int:
     if run and run.status != runs.FINISHED:
         log.warning("run %s is %s; its model is evaluated all the same", run.id, run.status)
     log.info("evaluating %s", folder if run is None else f"run {run.id} ({run.model})")
+    tuned = locate_tuned(folder)
     splits, dtype, device = _prepare(cfg)
 
     from src.model import load  # torch and its like start loading here
 
     model, tokenizer, base = load.load_tuned(
-        folder, dtype.value, device.value, trust_remote_code=cfg.trust_remote_code
+        tuned, dtype.value, device.value, trust_remote_code=cfg.trust_remote_code
     )
+    part = "evaluation" if run else None
     if run is None:
         facts = {"base_model": _base(base, None), "model_path": str(folder)}
         run = runs.create(cfg.output_dir, "eval", to_yaml(cfg), facts)
     log_to(run.logs)
-    with run.recorded("evaluation"):
+    with run.recorded(part):
         answers = _answer(model, tokenizer, splits, cfg)
         result = _result(answers, _conditions(cfg, tokenizer, dtype, device), cfg) | {
             "base_model": _base(base, run.manifest.get("base_model"))
@@ -108,7 +111,7 @@ def _answer(
 
     found = {}
     for name, rows in splits.items():
-        prompts = [loader.encode_prompt(row.messages[:-1], tokenizer) for row in rows]
+        prompts = _prompts(rows, tokenizer)
         answers = answer(
             model, tokenizer, prompts, batch_size=cfg.eval_batch_size, max_new_tokens=cfg.max_new_tokens,
             seed=cfg.seed, extra=cfg.generation, title=name,
@@ -124,6 +127,19 @@ def _answer(
             }
             for row, prompt, a in zip(rows, prompts, answers, strict=True)
         ]
+    return found
+
+
+def _prompts(rows: Sequence[loader.Row], tokenizer: Any) -> list[list[int]]:
+    """Raises: DataError naming every row that the chat template refuses."""
+    found, refused = [], []
+    for row in rows:
+        try:
+            found.append(loader.encode_prompt(row.messages[:-1], tokenizer))
+        except RowError as error:
+            refused.append(f"{row.file}:{row.line} {error.detail}")
+    if refused:
+        raise DataError(*refused[: loader.MOST_SHOWN], hint="mend the rows or the model's chat template")
     return found
 
 

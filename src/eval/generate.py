@@ -9,6 +9,8 @@ import torch
 from tqdm import tqdm
 from transformers import GenerationConfig, set_seed
 
+from src.errors import ConfigError
+
 
 class Answer(NamedTuple):
     """`stop` is `end` where the model ended its turn, `length` where it was cut at `max_new_tokens`."""
@@ -31,12 +33,17 @@ def answer(
 ) -> list[Answer]:
     """Answers to `prompts` (lists of token ids), in their order. Only sampling draws on `seed`."""
     ends = end_tokens(model, tokenizer)
-    settings = GenerationConfig(
-        **{"do_sample": False, **extra},
-        max_new_tokens=max_new_tokens,
-        eos_token_id=sorted(ends),
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    try:
+        settings = GenerationConfig(
+            **{"do_sample": False, **extra},
+            max_new_tokens=max_new_tokens,
+            eos_token_id=sorted(ends),
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    except (ValueError, TypeError) as error:
+        raise ConfigError(
+            f"generation={dict(extra)}: {error}", hint="see transformers.GenerationConfig"
+        ) from error
     set_seed(seed)
     model.eval()
     answers: dict[int, Answer] = {}

@@ -11,7 +11,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, set_seed
 
 from src.errors import ModelError
-from src.model.source import Source, adapter_base, locate
+from src.model.source import Source, Tuned
 from src.utils.logs import log
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -88,23 +88,19 @@ def load_base(
 
 
 def load_tuned(
-    folder: Path, dtype: str, device: str, *, trust_remote_code: bool = False
+    tuned: Tuned, dtype: str, device: str, *, trust_remote_code: bool = False
 ) -> tuple[Any, Any, Source]:
     """A tuned model, its tokenizer, and the base that it is made of (itself, for full weights).
 
     Raises: ModelError if the folder, or the adapter's base model, cannot be loaded.
     """
-    tokenizer = load_tokenizer(str(folder), trust_remote_code=trust_remote_code)
-    base = adapter_base(folder)
-    if base is None:
-        model, source = load_base(locate(str(folder)), dtype, device, trust_remote_code=trust_remote_code)
+    tokenizer = load_tokenizer(str(tuned.folder), trust_remote_code=trust_remote_code)
+    model, source = load_base(tuned.base, dtype, device, trust_remote_code=trust_remote_code)
+    if not tuned.is_adapter:
         return model, tokenizer, source
-    name, revision = base
-    model, source = load_base(locate(name, revision), dtype, device, trust_remote_code=trust_remote_code)
-    if revision and source.revision != revision:
-        log.warning("the base model %s is now %s; the adapter was made on %s", name, source.revision, revision)
     # in the precision that it was computed in during training, not in fp32 with a cast at every layer
-    return PeftModel.from_pretrained(model, str(folder), autocast_adapter_dtype=False), tokenizer, source
+    model = PeftModel.from_pretrained(model, str(tuned.folder), autocast_adapter_dtype=False)
+    return model, tokenizer, source
 
 
 def _hub_revision(revision: str | None) -> str | None:

@@ -47,18 +47,26 @@ def apply(model: Any, args: MethodArgs, source: Source, gradient_checkpointing: 
         check_targets(model, args.lora_target_modules)
     if method.four_bit:
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=gradient_checkpointing)
-    adapter = LoraConfig(
+    try:
+        tuned = get_peft_model(model, _adapter(args, method, source))
+    except (ValueError, TypeError, NotImplementedError) as error:
+        if not args.peft:
+            raise
+        raise ModelError(f"peft={args.peft}: {error}", hint="see peft.LoraConfig") from error
+    tuned.peft_config["default"].base_model_name_or_path = source.name
+    return tuned
+
+
+def _adapter(args: MethodArgs, method: Method, source: Source) -> LoraConfig:
+    return LoraConfig(
         task_type="CAUSAL_LM",
         r=args.lora_r,
         lora_alpha=args.lora_alpha,
         lora_dropout=args.lora_dropout,
         target_modules=args.lora_target_modules or "all-linear",
         revision=source.revision,
-        **(method.adapter | args.peft),
+        **((method.adapter or {}) | args.peft),
     )
-    tuned = get_peft_model(model, adapter)
-    tuned.peft_config["default"].base_model_name_or_path = source.name
-    return tuned
 
 
 def check_targets(model: nn.Module, wanted: list[str]) -> None:

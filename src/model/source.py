@@ -6,11 +6,13 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from tqdm import tqdm
 
 from src.config import DEMO_MODEL
 from src.errors import ModelError
+from src.utils.logs import log
 
 LOCAL_PREFIXES = (".", "/", "~", "models/", "outputs/", "artifacts/")
 IDENTITY_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", "tokenizer*", "*.jinja")
@@ -91,3 +93,26 @@ def adapter_base(folder: Path) -> tuple[str, str | None] | None:
         raise ModelError(f"{folder} is not a folder", hint="give a run directory or a model folder")
     _check_folder(folder)
     return None
+
+
+class Tuned(NamedTuple):
+    """A folder with a tuned model: an adapter over `base`, or full weights, then `base` is the folder itself."""
+
+    folder: Path
+    base: Source
+    is_adapter: bool
+
+
+def locate_tuned(folder: Path) -> Tuned:
+    """Find a tuned model and its base, before anything heavy is loaded.
+
+    Raises: ModelError if either cannot be a model.
+    """
+    base = adapter_base(folder)
+    if base is None:
+        return Tuned(folder, locate(str(folder)), False)
+    name, revision = base
+    source = locate(name, None if revision and revision.startswith("sha256:") else revision)
+    if revision and source.folder and source.revision != revision:
+        log.warning("the base model %s is now %s; the adapter was made on %s", name, source.revision, revision)
+    return Tuned(folder, source, True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 
+from src.errors import RunError
 from src.runs import Run
 from src.utils.curves import Curves
 from src.utils.files import write_text
@@ -37,6 +39,11 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
             if name in logs:
                 self.curves.add(tag, float(logs[name]), state.global_step)
         if "loss" in logs:
+            if not math.isfinite(logs["loss"]):
+                raise RunError(
+                    f"training diverged: the loss is {logs['loss']} at step {state.global_step}",
+                    hint="lower lr, or look at the rows for what the model cannot learn",
+                )
             trained, self.tokens = (
                 int(state.num_input_tokens_seen) - self.tokens,
                 int(state.num_input_tokens_seen),

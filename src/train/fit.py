@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from src.config import TrainConfig
 from src.data.loader import IGNORED, Example
+from src.errors import ConfigError
 from src.runs import Run
 from src.train.callbacks import Bar, RunRecorder
 
@@ -57,7 +59,7 @@ def fit(
     """Train `model` in place. Returns the final figures: loss, steps, seconds, tokens."""
     trainer = Trainer(
         model=model,
-        args=arguments(cfg, dtype, len(examples), bool(held_out), run),
+        args=arguments(cfg, dtype, len(examples), bool(held_out), run.path / "checkpoints"),
         train_dataset=Rows(examples),
         eval_dataset=Rows(held_out) if held_out else None,
         data_collator=Collator(tokenizer.pad_token_id),
@@ -82,14 +84,17 @@ def fit(
     }
 
 
-def arguments(cfg: TrainConfig, dtype: str, rows: int, evaluates: bool, run: Run) -> TrainingArguments:
-    """Our settings in the Trainer's words."""
+def arguments(cfg: TrainConfig, dtype: str, rows: int, evaluates: bool, folder: Path) -> TrainingArguments:
+    """Our settings in the Trainer's words; checkpoints go to `folder`.
+
+    Raises: ConfigError if the Trainer refuses what `trainer: {...}` holds.
+    """
     steps_an_epoch = math.ceil(math.ceil(rows / cfg.batch_size) / cfg.gradient_accumulation_steps)
     steps = cfg.max_steps or math.ceil(cfg.epochs * steps_an_epoch)
     warmup = round(cfg.warmup_ratio * steps)
     scheduler = cfg.lr_scheduler_type
     ours = dict(
-        output_dir=str(run.path / "checkpoints"),
+        output_dir=str(folder),
         num_train_epochs=cfg.epochs,
         max_steps=cfg.max_steps or -1,
         per_device_train_batch_size=cfg.batch_size,
@@ -118,5 +123,11 @@ def arguments(cfg: TrainConfig, dtype: str, rows: int, evaluates: bool, run: Run
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
         prediction_loss_only=True,
+        logging_nan_inf_filter=False,  # a loss that is no number would be logged as 0
     )
-    return TrainingArguments(**(ours | cfg.trainer))
+    try:
+        return TrainingArguments(**(ours | cfg.trainer))
+    except (ValueError, TypeError) as error:
+        if not cfg.trainer:
+            raise
+        raise ConfigError(f"trainer={cfg.trainer}: {error}", hint="see transformers.TrainingArguments") from error

@@ -34,7 +34,7 @@ def train(cfg: TrainConfig) -> int:
     log.info("device %s; precision %s", device, dtype)
 
     from src.model import load, methods  # torch and its like start loading here
-    from src.train.fit import fit
+    from src.train.fit import arguments, fit
 
     tokenizer = load.load_tokenizer(base.location, cfg.model_revision, cfg.trust_remote_code)
     examples, unfit = loader.encode(rows, tokenizer, cfg.max_length)
@@ -58,6 +58,7 @@ def train(cfg: TrainConfig) -> int:
     log.info("%s: %s of %s parameters are trained (%.2f %%)", cfg.method, f"{trainable:,}", f"{total:,}",
              100 * trainable / total)  # fmt: skip
 
+    arguments(cfg, dtype.value, len(examples), bool(held_out), Path("checkpoints"))  # refused here if at all
     run = runs.create(cfg.output_dir, "train", to_yaml(cfg), _facts(cfg, base, data, report, dtype))
     log_to(run.logs)
     log.info("run %s", run.path)

@@ -55,7 +55,9 @@ def disk_errors(what: Path) -> Iterator[None]:
         yield
     except Exception as error:
         number = error.errno if isinstance(error, OSError) else None
-        if number in {errno.ENOSPC, errno.EDQUOT} or "No space left" in str(error):
+        # torch.save gives no reason at all: the disk is asked
+        silent = isinstance(error, RuntimeError) and _free(what) < 1 << 20
+        if number in {errno.ENOSPC, errno.EDQUOT} or "No space left" in str(error) or silent:
             raise RunError(
                 f"{what} could not be written: no space left on the device",
                 hint="what was there before is intact; free some space and run the command again",
@@ -64,6 +66,13 @@ def disk_errors(what: Path) -> Iterator[None]:
             reason = os.strerror(number).lower()
             raise RunError(f"{what} could not be written: {reason}", hint="choose another output_dir") from error
         raise
+
+
+def _free(path: Path) -> int:
+    """Bytes left where `path` is, or would be."""
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
 
 
 @contextmanager

@@ -234,14 +234,12 @@ def test_a_row_that_the_template_refuses_is_rejected_with_the_reason(tiny: Path)
     assert rejection.detail == "is refused by the chat template: System role not supported"
 
 
-@pytest.mark.xfail(strict=True, reason="transformers refuses an empty conversation with a ValueError")
 def test_a_conversation_that_begins_with_an_answer_is_trained_or_rejected(tokenizer: Any) -> None:
     begins = Row(Path("x.jsonl"), 3, [{"role": "assistant", "content": "Hello!"}, *row("2+2?", "4").messages])
     examples, rejected = encode([begins, row("2+2?", "4")], tokenizer, 512)
     assert len(examples) + len(rejected) == 2
 
 
-@pytest.mark.xfail(strict=True, reason="the tokenizer refuses a lone surrogate with a TypeError")
 def test_half_a_surrogate_pair_is_one_bad_row(tmp_path: Path, tokenizer: Any) -> None:
     path = put(tmp_path, json.dumps(chat("2 \ud83d 2?", "4")) + f"\n{GOOD}\n")  # as broken exports have it
     rows, bad = read_rows([path], DataArgs(on_bad_row="skip"))

@@ -113,7 +113,6 @@ def test_the_name_and_the_run_are_those_asked_for(copied: World) -> None:
     assert "\n# ingot\n" in (folder / "README.md").read_text()
 
 
-@pytest.mark.xfail(strict=True, reason="publish_name is taken as a path")
 @pytest.mark.parametrize("name", ["..", "../../escaped", "{absolute}"])
 def test_a_name_that_leads_elsewhere_is_refused(copied: World, tmp_path: Path, name: str) -> None:
     before = tree(tmp_path)

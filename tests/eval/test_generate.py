@@ -10,6 +10,7 @@ import pytest
 from src.data.loader import encode_prompt
 from src.eval.generate import Answer, answer, end_tokens
 from src.model import load
+from src.model.source import locate_tuned
 from tests.fixtures import ANSWER, ROOT, World, read_jsonl
 
 pytest_plugins = ["tests.fixtures"]
@@ -20,12 +21,12 @@ REQUESTS += ["Top of ore rate?", "?", "Top " * 60]
 
 @pytest.fixture(scope="module")
 def base(tiny: Path) -> Any:
-    return load.load_tuned(tiny, "float32", "cpu")[0]
+    return load.load_tuned(locate_tuned(tiny), "float32", "cpu")[0]
 
 
 @pytest.fixture(scope="module")
 def tuned(finished: World) -> Any:
-    return load.load_tuned(finished.newest.model, "float32", "cpu")[0]
+    return load.load_tuned(locate_tuned(finished.newest.model), "float32", "cpu")[0]
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from src.errors import ModelError
 from src.model import load, tiny
-from src.model.source import Source, locate
+from src.model.source import Source, locate, locate_tuned
 from tests.fixtures import ANSWER, World
 
 pytest_plugins = ["tests.fixtures"]
@@ -116,7 +116,7 @@ def test_an_adapter_whose_base_has_changed_says_so(
 
 
 def test_full_weights_are_their_own_base(tiny: Path) -> None:
-    model, _, source = load.load_tuned(tiny, "float32", "cpu")
+    model, _, source = load.load_tuned(locate_tuned(tiny), "float32", "cpu")
     assert source == locate(str(tiny))
     assert not hasattr(model, "peft_config")
 

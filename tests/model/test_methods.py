@@ -13,7 +13,7 @@ from torch import nn
 from src.config import MethodArgs
 from src.errors import ModelError
 from src.model import load, methods
-from src.model.source import Source, locate
+from src.model.source import Source, locate, locate_tuned
 from src.train.pipeline import save
 from tests.fixtures import ANSWER, ROOT, World, chat
 
@@ -67,7 +67,7 @@ def test_each_method_trains_a_step_and_comes_back_from_disk_as_the_same_model(
     assert moved > 0.5
 
     save(model, tokenizer, tmp_path / "model")
-    again, _, _ = load.load_tuned(tmp_path / "model", "float32", "cpu")
+    again, _, _ = load.load_tuned(locate_tuned(tmp_path / "model"), "float32", "cpu")
     # A 4-bit base is rounded; its adapter is evaluated on the base as it is.
     tolerance = 0.2 if methods.METHODS[method].four_bit else 1e-6
     torch.testing.assert_close(logits(again, ids), after, rtol=0, atol=tolerance)
