@@ -155,7 +155,7 @@ def run(call: Call, task: Callable[[Any], int | None]) -> int:
     def job(composed: DictConfig) -> None:
         if call.multirun:
             current = HydraConfig.get().job
-            print(f"job {current.num}: {current.override_dirname}", flush=True)
+            print(f"job {current.num}:", current.override_dirname.replace("++", ""), flush=True)
         try:
             codes.append(task(config.load(call.stage, {str(k): _plain(composed, str(k)) for k in composed})) or 0)
         except UserError as error:
