@@ -9,7 +9,7 @@ from typing import Any
 from src import runs
 from src.config import DataArgs, TrainConfig, to_yaml
 from src.data import checks, loader, sources
-from src.errors import DataError
+from src.errors import DataError, NotYetError
 from src.model.source import Source, locate
 from src.utils import environment
 from src.utils.files import whole_folder, write_json
@@ -22,6 +22,8 @@ def train(cfg: TrainConfig) -> int:
     All that can be refused is refused before the run directory is made, and most of it before torch is
     imported.
     """
+    if "," in cfg.cuda_visible_devices:  # the Trainer would multiply the batch by them without a word
+        raise NotYetError("training on several GPUs is not available in this version", hint="name one GPU")
     runs.check_writable(cfg.output_dir)
     data = sources.fetch(cfg)
     checks.refuse_evaluation_files(data.files, cfg.eval_path)

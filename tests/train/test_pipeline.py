@@ -216,6 +216,7 @@ def test_training_on_the_evaluation_split_is_refused(world: World, capsys: pytes
     [
         (["dataset_path=nowhere"], "dataset_path nowhere is not a folder"),
         (["dataset_pattern=*.csv"], "it holds lessons.jsonl"),
+        (["cuda_visible_devices=0,1"], "training on several GPUs is not available in this version"),
         (["data_source.type=lakefs"], "lakefs is not available in this version"),
         (["model_name=./nowhere"], "model_name ./nowhere does not exist"),
         (["lora_rr=4", "epochs=0"], "lora_rr is not a setting; did you mean lora_r?"),
