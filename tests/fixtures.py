@@ -84,7 +84,7 @@ def call(*words: str) -> int:
 def start(*words: str, script: str = "", cwd: Path = ROOT, **variables: str) -> subprocess.Popen[str]:
     """Start `python -m src.main WORDS`, or a `script` that calls it, in a process of its own."""
     return subprocess.Popen(
-        [sys.executable, *(["-c", script] if script else ["-m", "src.main"]), *words],
+        [sys.executable, "-X", "faulthandler", *(["-c", script] if script else ["-m", "src.main"]), *words],
         cwd=cwd,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **variables},
         stdout=subprocess.PIPE,

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import math
+import signal
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from transformers import TrainerCallback
@@ -28,10 +33,32 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
     def __init__(self, run: Run) -> None:
         self.curves = Curves(run.logs)
         self.tokens = 0
+        self.interrupted = False
         self.since = time.monotonic()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.since = time.monotonic()
+
+    @contextmanager
+    def heeding_interrupts(self) -> Iterator[None]:
+        """Ctrl-C ends the training even where a library swallows it: it is raised again at the next step."""
+
+        def note(number: int, frame: FrameType | None) -> None:
+            self.interrupted = True
+            signal.default_int_handler(number, frame)
+
+        if threading.current_thread() is not threading.main_thread():
+            yield  # signals are the main thread's
+            return
+        before = signal.signal(signal.SIGINT, note)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.interrupted:
+            raise KeyboardInterrupt
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         logs = logs or {}

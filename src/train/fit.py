@@ -57,6 +57,7 @@ def fit(
     dtype: str, run: Run,
 ) -> dict[str, float]:  # fmt: skip
     """Train `model` in place. Returns the final figures: loss, steps, seconds, tokens."""
+    recorder = RunRecorder(run)
     trainer = Trainer(
         model=model,
         args=arguments(cfg, dtype, len(examples), bool(held_out), run.path / "checkpoints"),
@@ -64,7 +65,7 @@ def fit(
         eval_dataset=Rows(held_out) if held_out else None,
         data_collator=Collator(tokenizer.pad_token_id),
         processing_class=tokenizer,
-        callbacks=[RunRecorder(run)],
+        callbacks=[recorder],
     )
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
@@ -72,7 +73,7 @@ def fit(
         trainer.add_callback(Bar)
     # Under autocast the adapter's fp32 weights are computed on in 16 bits; peft would cast the activations
     # to fp32 and autocast back again.
-    with disable_input_dtype_casting(model, active=dtype != "float32"):
+    with recorder.heeding_interrupts(), disable_input_dtype_casting(model, active=dtype != "float32"):
         done = trainer.train()
     losses = [h["eval_loss"] for h in trainer.state.log_history if "eval_loss" in h]
     return {
