@@ -24,7 +24,11 @@ UPPER := A% B% C% D% E% F% G% H% I% J% K% L% M% N% O% P% Q% R% S% T% U% V% W% X%
 EMPTY :=
 SPACE := $(EMPTY) $(EMPTY)
 TAB := $(EMPTY)	$(EMPTY)
-WORDS = $(subst \$(TAB),_,$(subst \$(SPACE),_,$(subst \\,_,$(MAKEOVERRIDES))))
+define NEWLINE
+
+
+endef
+WORDS = $(subst $(NEWLINE),_,$(subst \$(TAB),_,$(subst \$(SPACE),_,$(subst \\,_,$(MAKEOVERRIDES)))))
 NAMES = $(filter-out $(UPPER),$(foreach w,$(WORDS),$(firstword $(subst =, ,$(w)))))
 SETTINGS = $(foreach n,$(NAMES),$(n)=$(value $(n)))
 quoted = '$(subst ','\'',$(1)=$(value $(1)))'
@@ -39,7 +43,7 @@ GIVEN = $(SETTINGS) $(ARGS)
 MODEL = $(if $(filter experiment=smoke model_name=models/tiny-random-llama,$(GIVEN)),$(TINY),$(if $(filter model_name=% model=% experiment=% model_path=% --config-%,$(GIVEN)),,$(DEMO)))
 MODEL_IF = $(if $(filter $(1),$(2)),$(MODEL))
 
-.PHONY: help venv install convert model tiny-model train eval eval-baseline publish publish-hf runs demo \
+.PHONY: help venv install convert data-push model tiny-model check-data train eval eval-baseline publish publish-hf runs demo \
 	push ssh-init ssh-train ssh-eval ssh-eval-baseline test lint format clean
 
 help:  ## List these commands
@@ -54,9 +58,17 @@ install: $(VENV)/.installed  ## Install the pinned dependencies into .venv (torc
 convert: $(READY)  ## Convert multi-line JSON and ChatGPT exports under data/ to JSONL
 	$(PY) scripts/convert_data.py $(ARGS)
 
+# Through the environment a message arrives as it was typed: Hydra's grammar has no place for it's.
+data-push: override export MESSAGE := $(value MESSAGE)
+data-push: $(READY)  ## Commit a folder to lakeFS: make data-push MESSAGE="what is new" data_source.repo=NAME
+	$(MAIN) data-push $(if $(MESSAGE),'message=$${oc.env:MESSAGE}') $(OVERRIDES)
+
 model: $(DEMO)  ## Build the demo's base model, SmolLM2-135M-Instruct, without the Hub
 
 tiny-model: $(TINY)  ## Build the tiny random model of experiment=smoke
+
+check-data: $(READY) $(call MODEL_IF,train,$(TRAIN_CONFIG))  ## Show what a training would train on, and what not and why
+	$(MAIN) check-data --config-name $(TRAIN_CONFIG) $(OVERRIDES)
 
 train: $(READY) $(call MODEL_IF,train,$(TRAIN_CONFIG))  ## Fine-tune a model: make train lr=1e-4 method=qlora
 	$(MAIN) train --config-name $(TRAIN_CONFIG) $(OVERRIDES)

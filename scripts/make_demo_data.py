@@ -12,6 +12,7 @@ The output depends on the seed alone: two runs write byte-identical files.
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -584,13 +585,41 @@ def build(seed: int) -> dict[str, list[Row]]:
     return files
 
 
+def in_other_shapes(files: dict[str, list[Row]]) -> dict[str, list[Row]]:
+    """Rows of the example files again, in the shapes that other people's data has."""
+    talks, pairs = files["formats/messages.jsonl"], files["formats/prompt_completion.jsonl"]
+    return {
+        "formats/conversations.jsonl": [shared(row) if i % 2 else paired(row) for i, row in enumerate(talks)],
+        "formats/questions.csv": [{"question": row["prompt"], "formula": row["completion"]} for row in pairs],
+        "formats/text.jsonl": [{"text": f"{row['prompt']} In INGOT: {row['completion']}"} for row in pairs],
+    }
+
+
+def shared(row: Row) -> Row:
+    """A row in messages format as ShareGPT has it."""
+    names = {"system": "system", "user": "human", "assistant": "gpt"}
+    return {"conversations": [{"from": names[turn["role"]], "value": turn["content"]} for turn in row["messages"]]}
+
+
+def paired(row: Row) -> Row:
+    """A row in messages format as pairs of input and output."""
+    turns = [turn["content"] for turn in row["messages"] if turn["role"] != "system"]
+    pairs = zip(turns[::2], turns[1::2], strict=True)
+    return {"conversations": [{"input": asked, "output": answered} for asked, answered in pairs]}
+
+
 def write(files: dict[str, list[Row]], out: Path) -> None:
-    """Write each file as JSON Lines below ``out``."""
+    """Write each file below ``out``, as a table where its name ends in .csv, else as JSON Lines."""
     for name, rows in files.items():
         path = out / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        path.write_bytes(text.encode())
+        if path.suffix == ".csv":
+            with path.open("w", encoding="utf-8", newline="") as file:
+                table = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+                table.writeheader()
+                table.writerows(rows)
+        else:
+            path.write_bytes("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -600,6 +629,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("data"), help="folder (default: %(default)s)")
     args = parser.parse_args(argv)
     files = build(args.seed)
+    files |= in_other_shapes(files)
     write(files, args.out)
     for name, rows in files.items():
         print(f"{args.out / name}: {len(rows)} rows")

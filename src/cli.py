@@ -239,7 +239,7 @@ def _prepare(call: Call) -> tuple[list[str], list[str]]:
     ready, problems = [], []
     for text in call.overrides:
         try:
-            parsed = OverridesParser.create().parse_override(text)
+            text, parsed = _parsed(call, text)
         except HydraException as error:
             problems.append(f"{text} cannot be read as key=value: {_first_line(error)}")
             continue
@@ -255,6 +255,22 @@ def _prepare(call: Call) -> tuple[list[str], list[str]]:
         else:
             ready.append("++" + _as_typed(call, key, parsed, text.lstrip("+")))
     return ready, problems
+
+
+def _parsed(call: Call, text: str) -> tuple[str, Override]:
+    """An override as Hydra reads it: as typed or, where that is none, with the value of a text setting quoted.
+
+    Raises: HydraException if it is none even so.
+    """
+    parser = OverridesParser.create()
+    try:
+        return text, parser.parse_override(text)
+    except HydraException:
+        key, _, typed = text.lstrip("+").partition("=")
+        if not config.takes_text(config.SCHEMAS[call.stage], key):
+            raise
+        text = f"{key}={_quoted(typed)}"
+        return text, parser.parse_override(text)
 
 
 def _as_typed(call: Call, key: str, parsed: Override, text: str) -> str:

@@ -50,21 +50,116 @@ class PrecisionArgs:
 
 @dataclass
 class DataSource:
-    type: Annotated[Literal["local", "lakefs"], Doc("where the training files come from")] = "local"
+    """Where files come from. SOURCE_KEYS says which keys belong to which type."""
+
+    type: Annotated[Literal["local", "lakefs", "hub", "url", "s3"], Doc("where the training files come from")] = (
+        "local"
+    )
+    endpoint: Annotated[
+        str | None, Doc("server of lakeFS, the Hub or S3; null is the environment's, or the public one")
+    ] = None
+    repo: Annotated[str | None, Doc("lakeFS repository, or dataset id on the Hub")] = None
+    branch: Annotated[str | None, Doc("lakeFS branch, resolved to a commit; null is main")] = None
+    tag: Annotated[str | None, Doc("lakeFS tag, instead of a branch")] = None
+    commit: Annotated[str | None, Doc("lakeFS commit, instead of a branch")] = None
+    revision: Annotated[str | None, Doc("branch, tag or commit on the Hub; null is main")] = None
+    bucket: Annotated[str | None, Doc("S3 bucket")] = None
+    path: Annotated[str, Doc("folder inside the repository or the bucket")] = ""
+    url: Annotated[str | None, Doc("http(s) address of one file")] = None
+    sha256: Annotated[str | None, Doc("what the downloaded file must hash to")] = None
+    max_gb: Annotated[float, Gt(0), Doc("most that a source may send, in GB")] = 100
+    allow_private: Annotated[bool, Doc("let a url lead to a private address")] = False
+
+
+SOURCE_KEYS: dict[str, set[str]] = {
+    "local": set(),
+    "lakefs": {"endpoint", "repo", "branch", "tag", "commit", "path", "max_gb"},
+    "hub": {"endpoint", "repo", "revision", "path", "max_gb"},
+    "url": {"url", "sha256", "max_gb", "allow_private"},
+    "s3": {"endpoint", "bucket", "path", "max_gb"},
+}
+
+DataFormat = Literal["auto", "messages", "prompt_completion", "instruction", "conversations", "text"]
+
+
+@dataclass
+class ColumnArgs:
+    strategy: Annotated[
+        Literal["QA", "Chat"] | None,
+        Doc("take rows by column: QA, a question and an answer; Chat, a list of turns"),
+    ] = None
+    question_key: Annotated[str | None, Doc("column of the question, or of the turns of a Chat")] = None
+    answer_key: Annotated[str | None, Doc("column of the answer")] = None
+    label_key: Annotated[str | None, Doc("column that is learnt; the same as answer_key")] = None
+    user_prompt: Annotated[str | None, Doc('what the user says, with columns in braces: "{question}"')] = None
+    system_prompt: Annotated[str | None, Doc("system turn of the rows that have none")] = None
+
+
+@dataclass
+class Dataset(ColumnArgs):
+    """One of several data sets that are trained on together."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=False)
+
+    path: Annotated[str, Len(1), Doc("file or folder of this data set")] = "./data"
+    pattern: Annotated[str | None, Doc("glob of its files; null is every data file of path")] = None
+    format: Annotated[DataFormat, Doc("shape of its rows")] = "auto"
+    weight: Annotated[float, Gt(0), Doc("how often an epoch sees each row: 2 is twice, 0.5 a seeded half")] = 1
+    data_source: DataSource = field(default_factory=DataSource)
 
 
 @dataclass
 class DataArgs:
-    dataset_path: Annotated[str, Len(1), Doc("folder that holds the training files")] = "./data"
+    dataset_path: Annotated[str, Len(1), Doc("folder that holds the training files, or one file")] = "./data"
     dataset_pattern: Annotated[str, Len(1), Doc("glob of the training files inside it")] = "*.jsonl"
-    data_format: Annotated[
-        Literal["messages", "prompt_completion", "instruction"], Doc("shape of a training row")
-    ] = "messages"
+    data_format: Annotated[DataFormat, Doc("shape of a training row; auto looks at the rows")] = "messages"
     data_source: DataSource = field(default_factory=DataSource)
+    datasets: Annotated[
+        list[Dataset], Doc("several data sets instead: [{path: a, format: auto, weight: 1}, ...]")
+    ] = field(default_factory=list)
+    trainDataConfig: Annotated[
+        str | dict[str, Any] | None, Doc("data sets as {name: {data_path, strategy, ...}}, or that as YAML text")
+    ] = None
     on_bad_row: Annotated[
         Literal["refuse", "skip"], Doc("a row that cannot be used: refuse to start, or skip and report")
     ] = "refuse"
-    max_length: Annotated[int, Ge(8), Doc("longest row in tokens; longer ones are rejected and named")] = 512
+    max_length: Annotated[int, Ge(8), Doc("longest row in tokens")] = 512
+    cache_dir: Annotated[str | None, Doc("fetched and tokenised data; null is OUTPUT_DIR/cache")] = None
+
+
+@dataclass
+class RowArgs:
+    """What is done with rows that can be read."""
+
+    train_on: Annotated[
+        Literal["completion", "last_turn", "all"], Doc("loss on every answer, the last answer, or every token")
+    ] = "completion"
+    on_overlength: Annotated[
+        Literal["reject", "truncate_prompt", "truncate", "split"],
+        Doc("a row over max_length: leave it out, cut its prompt, cut its end, or train on its pieces"),
+    ] = "reject"
+    on_duplicate: Annotated[
+        Literal["keep", "reject"], Doc("a row that occurred before, exactly, normalised or nearly")
+    ] = "keep"
+    on_contamination: Annotated[
+        Literal["reject", "refuse", "keep"], Doc("a row that occurs in the evaluation files of eval_path")
+    ] = "reject"
+    near_threshold: Annotated[
+        float, Interval(gt=0, le=1), Doc("texts are near duplicates from this Jaccard similarity on")
+    ] = 0.8
+    check_mask: Annotated[
+        Literal["sample", "all"], Doc("prove the mask on 10,000 rows and a sample of the rest, or on all")
+    ] = "sample"
+    strict_data: Annotated[bool, Doc("refuse to start at any finding")] = False
+    data_workers: Annotated[int | None, Ge(1), Doc("processes that read data; null is one a core")] = None
+
+
+@dataclass
+class DataPushArgs:
+    dataset_path: Annotated[str, Len(1), Doc("folder to commit, or one file")] = "./data"
+    dataset_pattern: Annotated[str, Len(1), Doc("glob of the files to commit; ** goes into folders")] = "**/*"
+    data_source: DataSource = field(default_factory=lambda: DataSource(type="lakefs"))
+    message: Annotated[str | None, Doc("what the commit says")] = None
 
 
 @dataclass
@@ -155,6 +250,13 @@ class TunedArgs:
 
 
 @dataclass
+class TokenizationArgs:
+    allow_other_tokenizer: Annotated[
+        bool, Doc("evaluate with another tokenizer or chat template than the model was tuned with")
+    ] = False
+
+
+@dataclass
 class GateArgs:
     metric: Annotated[str, Doc("metric that decides")] = "exact_match"
     split: Annotated[str, Doc("split that decides")] = "test"
@@ -178,13 +280,28 @@ _STRICT = ConfigDict(extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=F
 @dataclass
 class TrainConfig(
     OutputArgs, SeedArgs, EvalDataArgs, LoopArgs, HardwareArgs, MethodArgs, PrecisionArgs, OptimArgs,
-    DataArgs, TrustArgs, ModelArgs,
+    RowArgs, ColumnArgs, DataArgs, TrustArgs, ModelArgs,
 ):  # fmt: skip
     __pydantic_config__ = _STRICT
 
 
 @dataclass
-class EvalConfig(OutputArgs, SeedArgs, HardwareArgs, PrecisionArgs, EvalArgs, EvalDataArgs, TrustArgs, TunedArgs):
+class DataPushConfig(DataPushArgs):
+    __pydantic_config__ = _STRICT
+
+
+@dataclass
+class EvalConfig(
+    OutputArgs,
+    SeedArgs,
+    HardwareArgs,
+    PrecisionArgs,
+    EvalArgs,
+    EvalDataArgs,
+    TrustArgs,
+    TokenizationArgs,
+    TunedArgs,
+):
     __pydantic_config__ = _STRICT
 
 
@@ -202,6 +319,8 @@ class PublishConfig(OutputArgs, PublishArgs, TunedArgs):
 
 SCHEMAS: dict[str, type] = {
     "train": TrainConfig,
+    "check-data": TrainConfig,  # the very settings of the training that it stands before
+    "data-push": DataPushConfig,
     "eval": EvalConfig,
     "eval-baseline": BaselineConfig,
     "publish": PublishConfig,
@@ -246,11 +365,31 @@ def cross_checks(values: Mapping[str, Any]) -> list[str]:
         problems.append(
             f'cuda_visible_devices={values["cuda_visible_devices"]} is not a list of GPUs like "0" or "0,1"'
         )
+    problems += _source_problems(values)
     name = values.get("publish_name")
     if isinstance(name, str) and not re.fullmatch(r"\w[\w.-]*", name):
         problems.append(f"publish_name={name}: should be a name of letters, digits, '.', '_' and '-'")
     if values.get("method") == "full" and values.get("peft"):
         problems.append("peft: {...} has no meaning with method=full, which makes no adapter")
+    return problems
+
+
+def _source_problems(values: Mapping[str, Any]) -> list[str]:
+    """Keys of a data source that its type does not read: nobody should think that they count."""
+    several = values.get("datasets")
+    places = {"": values} | {
+        f"datasets.{i}.": d for i, d in enumerate(several if isinstance(several, list) else [])
+    }
+    problems = []
+    for prefix, holder in places.items():
+        source = holder.get("data_source") if isinstance(holder, Mapping) else None
+        if not isinstance(source, Mapping) or source.get("type", "local") not in SOURCE_KEYS:
+            continue
+        kind, plain = source.get("type", "local"), asdict(DataSource())
+        unread = [
+            k for k, v in source.items() if k in plain and v != plain[k] and k not in SOURCE_KEYS[kind] | {"type"}
+        ]
+        problems += [f"{prefix}data_source.{k} has no meaning with data_source.type={kind}" for k in unread]
     return problems
 
 
@@ -284,8 +423,11 @@ def _choices(schema: type, key: str) -> list[str]:
 
 
 def takes_text(schema: type, key: str) -> bool:
-    """Whether the setting is free text, or text or null."""
-    hint = get_type_hints(schema).get(key)
+    """Whether the setting, whose key may be dotted, is free text, or text or null."""
+    first, _, rest = key.partition(".")
+    hint = get_type_hints(schema).get(first)
+    if rest:
+        return is_dataclass(hint) and isinstance(hint, type) and takes_text(hint, rest)
     return hint in (str, str | None)
 
 

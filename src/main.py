@@ -20,7 +20,11 @@ class Stage(NamedTuple):
 
 
 STAGES = {
+    "check-data": Stage(
+        "src.train.check:check_data", "train", "Show what a training would train on, and what not."
+    ),
     "train": Stage("src.train.pipeline:train", "train", "Fine-tune a model on your data."),
+    "data-push": Stage("src.data.push:push", "data_push", "Commit a folder to a lakeFS branch."),
     "eval": Stage("src.eval.evaluator:evaluate", "eval", "Evaluate a tuned model and compare it with its base."),
     "eval-baseline": Stage(
         "src.eval.evaluator:evaluate_baseline", "eval_baseline", "Evaluate the untouched base model."

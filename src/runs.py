@@ -112,7 +112,7 @@ def create(output_dir: str | Path, stage: str, config_yaml: str, facts: Mapping[
     that already says what it is.
     """
     root = Path(output_dir) / "runs"
-    run = Run(_new_folder(root))
+    run = Run(new_folder(root))
     write_text(run.path / "config_used.yaml", config_yaml)
     run.logs.mkdir()
     write_json(
@@ -132,7 +132,8 @@ def create(output_dir: str | Path, stage: str, config_yaml: str, facts: Mapping[
     return run
 
 
-def _new_folder(root: Path) -> Path:
+def new_folder(root: Path) -> Path:
+    """A new folder in `root`, named by the time; two of the same second get two names."""
     name = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     for suffix in ["", *(f"-{n}" for n in range(2, 1000))]:
         path = root / (name + suffix)

@@ -175,7 +175,7 @@ def smollm2() -> Path:
 @pytest.fixture(scope="session")
 def tokenizer(tiny: Path) -> Any:
     """The tiny model's tokenizer, to be read only."""
-    from src.model.load import load_tokenizer
+    from src.model.tokenizer import load_tokenizer
 
     return load_tokenizer(str(tiny))
 

@@ -167,6 +167,12 @@ def test_a_typed_commit_that_looks_like_a_number_stays_text() -> None:
     assert one("train", "model_revision=12e4567").model_revision == "12e4567"
 
 
+@pytest.mark.parametrize("typed", ["it's", "it's é #1", "a=b", "{x", "'quoted' and not", "12e4567"])
+def test_text_that_hydra_cannot_read_is_taken_as_typed(typed: str) -> None:
+    assert one("data-push", f"message={typed}").message == typed
+    assert one("train", "data_source.type=lakefs", f"data_source.commit={typed}").data_source.commit == typed
+
+
 @pytest.mark.parametrize("stage", ["eval", "eval-baseline"])
 def test_the_snapshot_of_an_evaluation_repeats_it(stage: str) -> None:
     first = one(stage, "splits=[test]", "generation={do_sample: true, temperature: 0.7}", "max_examples=3")

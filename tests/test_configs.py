@@ -138,6 +138,7 @@ def pasted(tmp_path: Path) -> Path:
 def test_the_documented_yaml_is_a_configuration_of_its_own(pasted: Path) -> None:
     values = composed("train", "--config-path", str(pasted.parent), "--config-name", "train_seed")
     written = yaml.safe_load(pasted.read_text(encoding="utf-8"))
+    assert values["data_source"]["type"] == written.pop("data_source")["type"] == "local"
     assert {k: values[k] for k in written} == written
     assert values == composed("train", "experiment=custom_dsl_llama3_8b")
 

@@ -19,7 +19,7 @@ from src.main import STAGES
 ROOT = Path(__file__).resolve().parents[1]
 SRC = ROOT / "src"
 HEAVY = {"torch", "transformers", "peft", "trl", "datasets", "bitsandbytes", "accelerate"}
-MOST_HEAVY_FILES = 6
+MOST_HEAVY_FILES = 7
 
 GROUND = {"src", "config", "cli", "help", "runs", "errors", "utils"}
 ROOMS: dict[str, set[str]] = {  # room -> the rooms that it may import, besides the ground
@@ -154,13 +154,18 @@ def choices(mixin: type, key: str) -> set[str]:
 def test_the_data_formats_of_the_configuration_are_those_of_the_table() -> None:
     from src.data.formats import FORMATS
 
-    assert choices(config.DataArgs, "data_format") == set(FORMATS)
+    assert choices(config.DataArgs, "data_format") == {"auto", *FORMATS}
 
 
 def test_the_data_sources_of_the_configuration_are_those_of_the_table() -> None:
     from src.data.sources import SOURCES
 
-    assert choices(config.DataSource, "type") == set(SOURCES)
+    assert choices(config.DataSource, "type") == set(SOURCES) == config.SOURCE_KEYS.keys()
+
+
+def test_each_key_of_a_data_source_is_read_by_one_at_least() -> None:
+    read = {key for keys in config.SOURCE_KEYS.values() for key in keys}
+    assert read | {"type"} == set(config.DataSource.__dataclass_fields__)
 
 
 def test_the_methods_of_the_configuration_are_those_of_the_table() -> None:

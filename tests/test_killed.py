@@ -36,8 +36,11 @@ class Tokenizer:
         flag.touch()
         time.sleep(600)
 
+class Chat:
+    tokenizer = Tokenizer()
+
 whole = pipeline.save
-pipeline.save = lambda model, tokenizer, folder: whole(model, Tokenizer(), folder)
+pipeline.save = lambda model, chat, folder: whole(model, Chat(), folder)
 sys.exit(main(words))
 """
 

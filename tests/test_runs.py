@@ -110,7 +110,7 @@ def test_processes_that_start_runs_at_once_get_a_directory_each_and_latest_alway
 
 def test_threads_that_make_folders_at_once_get_one_each(out: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
-        folders = list(pool.map(runs._new_folder, [out / "runs"] * 40))
+        folders = list(pool.map(runs.new_folder, [out / "runs"] * 40))
     assert len(set(folders)) == 40
 
 

@@ -1,23 +1,47 @@
 """Row formats: each is a small translation of one row into messages, the one shape inside the house.
 
 To add a format, write a function `row -> messages` and enter it in FORMATS; the example in its docstring
-is run as a test, and config.DataArgs.data_format names it.
+is run as a test, and config.DataFormat names it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, TypedDict
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple, NotRequired, TypedDict
 
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "user", "assistant", "tool")
+TEXT = "text"  # the role of a document, which no chat template is put around
+SHAREGPT = {
+    "system": "system",
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+    "assistant": "assistant",
+    "model": "assistant",
+    "tool": "tool",
+    "observation": "tool",
+    "function_response": "tool",
+}
+CARRIED = ("name", "tool_calls", "tool_call_id", "reasoning_content")  # keys of a turn that chat templates read
 
 
 class Message(TypedDict):
     role: str
     content: str
+    name: NotRequired[str]
+    tool_calls: NotRequired[list[Any]]
+    tool_call_id: NotRequired[str]
+    reasoning_content: NotRequired[str]
+    weight: NotRequired[int]
 
 
 Row = Mapping[str, Any]
+Translation = Callable[[Row], list[Message]]
 
 
 class RowError(Exception):
@@ -26,19 +50,21 @@ class RowError(Exception):
     def __init__(self, reason: str, detail: str) -> None:
         self.reason = reason
         self.detail = detail
-        super().__init__(detail)
+        super().__init__(reason, detail)
+
+    def __str__(self) -> str:
+        return self.detail
 
 
 def messages(row: Row) -> list[Message]:
-    """Turns of a conversation, passed on as they are.
+    """Turns of a conversation with roles system, user, assistant and tool, passed on as they are.
+
+    A turn may carry `tool_calls`, and an assistant's turn `weight: 0`, which takes the loss from it.
 
     >>> messages({"messages": [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]})
     [{'role': 'user', 'content': '2+2?'}, {'role': 'assistant', 'content': '4'}]
     """
-    turns = row.get("messages")
-    if not isinstance(turns, list) or not turns:
-        raise RowError("no_messages", "has no list of messages")
-    return [_turn(turn, number) for number, turn in enumerate(turns, 1)]
+    return [_turn(turn, number) for number, turn in enumerate(_turns(row, "messages"), 1)]
 
 
 def prompt_completion(row: Row) -> list[Message]:
@@ -47,7 +73,7 @@ def prompt_completion(row: Row) -> list[Message]:
     >>> prompt_completion({"prompt": "2+2?", "completion": "4"})
     [{'role': 'user', 'content': '2+2?'}, {'role': 'assistant', 'content': '4'}]
     """
-    return _pair(_text(row, "prompt"), _text(row, "completion"))
+    return pair(text_of(row, "prompt"), text_of(row, "completion"))
 
 
 def instruction(row: Row) -> list[Message]:
@@ -56,45 +82,159 @@ def instruction(row: Row) -> list[Message]:
     >>> instruction({"instruction": "Add.", "input": "2 and 2", "output": "4"})
     [{'role': 'user', 'content': 'Add.\\n\\n2 and 2'}, {'role': 'assistant', 'content': '4'}]
     """
-    asked = _text(row, "instruction")
+    asked = text_of(row, "instruction")
     given = row.get("input")
     given = "" if given is None else given
     if not isinstance(given, str):
         raise RowError("not_text", "has an input that is not text")
-    return _pair(f"{asked}\n\n{given}" if given.strip() else asked, _text(row, "output"))
+    turns = pair(f"{asked}\n\n{given}" if given.strip() else asked, text_of(row, "output"))
+    system = row.get("system")
+    return [*([{"role": "system", "content": system}] if isinstance(system, str) and system else []), *turns]  # type: ignore[list-item]
 
 
-FORMATS: dict[str, Callable[[Row], list[Message]]] = {
-    "messages": messages,
-    "prompt_completion": prompt_completion,
-    "instruction": instruction,
+def conversations(row: Row) -> list[Message]:
+    """Pairs of input and output, or ShareGPT's turns of from and value.
+
+    >>> conversations({"conversations": [{"input": "2+2?", "output": "4"}]})
+    [{'role': 'user', 'content': '2+2?'}, {'role': 'assistant', 'content': '4'}]
+    >>> conversations({"conversations": [{"from": "human", "value": "2+2?"}, {"from": "gpt", "value": "4"}]})
+    [{'role': 'user', 'content': '2+2?'}, {'role': 'assistant', 'content': '4'}]
+    """
+    turns = _turns(row, "conversations")
+    found: list[Message] = []
+    system = row.get("system")
+    if isinstance(system, str) and system.strip():
+        found.append({"role": "system", "content": system})
+    for number, turn in enumerate(turns, 1):
+        if not isinstance(turn, dict):
+            raise RowError("not_an_object", f"has a message {number} that is not an object")
+        if "from" in turn or "value" in turn:
+            role = turn.get("from")
+            known = SHAREGPT.get(role) if isinstance(role, str) else None
+            found.append(_turn({"role": known or role, "content": turn.get("value")}, number))
+        elif "input" in turn or "output" in turn:
+            found += pair(text_of(turn, "input"), text_of(turn, "output"))
+        else:
+            found.append(_turn(turn, number))
+    return found
+
+
+def text(row: Row) -> list[Message]:
+    """A document for plain continued training: no chat template, loss on all of it.
+
+    >>> text({"text": "Once upon a time."})
+    [{'role': 'text', 'content': 'Once upon a time.'}]
+    """
+    return [{"role": TEXT, "content": text_of(row, "text")}]
+
+
+class Format(NamedTuple):
+    """A translation, and the columns by which `auto` knows it."""
+
+    translate: Translation
+    columns: frozenset[str]
+
+
+FORMATS: dict[str, Format] = {
+    "messages": Format(messages, frozenset({"messages"})),
+    "prompt_completion": Format(prompt_completion, frozenset({"prompt", "completion"})),
+    "instruction": Format(instruction, frozenset({"instruction", "output"})),
+    "conversations": Format(conversations, frozenset({"conversations"})),
+    "text": Format(text, frozenset({"text"})),
 }
 
 
-def translate(row: object, data_format: str) -> list[Message]:
-    """The messages of a row in `data_format`, checked to be worth training on.
+def detect(rows: Iterable[object]) -> Counter[str]:
+    """How many of `rows` have the columns of each format; a row counts for the first that fits."""
+    found: Counter[str] = Counter()
+    for row in rows:
+        columns = row.keys() if isinstance(row, dict) else set()
+        found.update([next((name for name, f in FORMATS.items() if f.columns <= columns), "")])
+    del found[""]
+    return found
+
+
+def translated(row: object, translate: Translation) -> list[Message]:
+    """The messages of a row, checked to be worth training on.
 
     Raises: RowError.
     """
     if not isinstance(row, dict):
         raise RowError("not_an_object", "is not a JSON object")
-    turns = FORMATS[data_format](row)
-    answers = [turn for turn in turns if turn["role"] == "assistant"]
-    if not answers:
-        raise RowError("no_assistant_turn", "has no assistant turn")
-    if any(not turn["content"].strip() for turn in answers):
-        raise RowError("empty_answer", "has an empty assistant turn")
-    if any(not _is_unicode(turn["content"]) for turn in turns):
-        raise RowError("not_unicode", "has half a surrogate pair, which is no character")
+    turns = translate(row)
+    for number, turn in enumerate(turns, 1):
+        if not _is_unicode(turn):
+            raise RowError("not_unicode", "has half a surrogate pair, which is no character")
+        if not turn["content"].strip() and turn["role"] in ("user", TEXT):
+            raise RowError(
+                "empty_prompt" if turn["role"] == "user" else "empty_text", f"has an empty message {number}"
+            )
+        if turn["role"] == "assistant" and not turn["content"].strip() and not turn.get("tool_calls"):
+            raise RowError("empty_answer", "has an empty assistant turn")
+    _check_order([turn["role"] for turn in turns])
     return turns
 
 
-def _is_unicode(text: str) -> bool:
+def tools_of(row: object) -> list[Any] | None:
+    """The tools that a conversation may call, which chat templates show to the model.
+
+    Raises: RowError if they are no list.
+    """
+    tools = row.get("tools") if isinstance(row, dict) else None
+    tools = _parsed(tools) if isinstance(tools, str) and tools.strip() else tools
+    if tools in (None, ""):
+        return None
+    if not isinstance(tools, list):
+        raise RowError("bad_tools", "has tools that are not a list")
+    return tools or None
+
+
+FOLLOWS = {  # role -> the roles that it may follow; "" is the beginning
+    "system": {""},
+    "user": {"", "system", "assistant"},
+    "assistant": {"user", "tool"},
+    "tool": {"assistant", "tool"},
+    TEXT: {""},
+}
+
+
+def _check_order(roles: list[str]) -> None:
+    if TEXT in roles and len(roles) == 1:
+        return
+    if "assistant" not in roles:
+        raise RowError("no_assistant_turn", "has no assistant turn")
+    for number, (before, role) in enumerate(zip(["", *roles], roles, strict=False), 1):
+        if before not in FOLLOWS[role]:
+            where = f"after {before}" if before else "at the beginning"
+            raise RowError("role_order", f"has a message {number} of {role} {where}")
+    if roles[-1] != "assistant":
+        raise RowError("role_order", f"ends with a message of {roles[-1]} that nothing answers")
+
+
+def _is_unicode(turn: Message) -> bool:
     try:
-        text.encode()
+        turn["content"].encode()
+        if len(turn) > 2:
+            json.dumps(turn, ensure_ascii=False).encode()
         return True
     except UnicodeEncodeError:
         return False
+
+
+def _turns(row: Row, key: str) -> list[Any]:
+    turns = row.get(key)
+    if isinstance(turns, str):  # a table's cell holds a list as JSON
+        turns = _parsed(turns)
+    if not isinstance(turns, list) or not turns:
+        raise RowError(f"no_{key}", f"has no list of {key}")
+    return turns
+
+
+def _parsed(cell: str) -> object:
+    try:
+        return json.loads(cell)
+    except (ValueError, RecursionError):
+        return cell
 
 
 def _turn(turn: object, number: int) -> Message:
@@ -104,17 +244,37 @@ def _turn(turn: object, number: int) -> Message:
     if role not in ROLES:
         shown = role if isinstance(role, str) else type(role).__name__
         raise RowError("unknown_role", f"has the unknown role '{shown}' (known: {', '.join(ROLES)})")
+    carried = {key: turn[key] for key in CARRIED if turn.get(key) is not None}
+    if content is None and role == "assistant" and carried.get("tool_calls"):
+        content = ""
+    found: dict[str, Any] = {"role": role, "content": _joined(content, number), **carried}
+    if turn.get("weight") is not None:
+        if turn["weight"] not in (0, 1):
+            raise RowError("bad_weight", f"has a message {number} whose weight is neither 0 nor 1")
+        found["weight"] = int(turn["weight"])
+    return found  # type: ignore[return-value]
+
+
+def _joined(content: object, number: int) -> str:
+    """The text of a turn; OpenAI's list of text parts is joined."""
+    if isinstance(content, list) and content:
+        parts = [
+            part.get("text") if isinstance(part, dict) and part.get("type") == TEXT else None for part in content
+        ]
+        if all(isinstance(part, str) for part in parts):
+            return "".join(str(part) for part in parts)
     if not isinstance(content, str):
         raise RowError("not_text", f"has a message {number} whose content is not text")
-    return {"role": str(role), "content": content}
+    return content
 
 
-def _text(row: Row, key: str) -> str:
+def text_of(row: Row, key: str) -> str:
+    """Raises: RowError if the row has no text under `key`."""
     value = row.get(key)
     if not isinstance(value, str):
         raise RowError(f"no_{key}", f"has no text under {key!r}")
     return value
 
 
-def _pair(asked: str, answered: str) -> list[Message]:
+def pair(asked: str, answered: str) -> list[Message]:
     return [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]

@@ -1,171 +1,219 @@
-"""From files to rows to tokens. Every row is trained on, or rejected by file, line and reason.
+"""From files to rows: every row is usable, or rejected by file, line and reason.
 
-One tokenisation serves training and evaluation: a conversation is cut where an answer begins and where
-it ends, and each piece is tokenised by itself. So the tokens of an evaluation prompt are, token by token,
-what the model saw before that answer in training.
+Reads in one pass, in bounded memory and on every core; what was found is kept in the cache, so that the
+same files under the same settings are not read twice.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from src.config import DataArgs
-from src.data.formats import Message, RowError, translate
+import numpy as np
+
+from src.config import ColumnArgs, DataFormat
+from src.data import duplicates
+from src.data.columns import strategy_of, translation
+from src.data.formats import FORMATS, Message, RowError, Translation, detect, tools_of, translated
+from src.data.heldout import HeldOutRows
+from src.data.readers import read_values
+from src.data.rows import MOST_SHOWN, Rejection, Row
+from src.data.sources import Part
+from src.data.store import Array, RowStore, content_key, made_once, write_lines
 from src.errors import DataError
+from src.utils.files import sha256, write_json
+from src.utils.logs import log
+from src.utils.secrets import credentials, redact
+from src.utils.workers import cores, ordered
 
-IGNORED = -100  # label of a token without loss, as torch.nn.CrossEntropyLoss takes it
-MOST_SHOWN = 20
-
-
-@dataclass(frozen=True)
-class Row:
-    """One training row: its messages and where they stand."""
-
-    file: Path
-    line: int
-    messages: list[Message]
+BATCH = 500  # values that a process is given at once
+LOOKED_AT = 100  # rows of a file by which `auto` judges
+LONGEST_DETAIL = 500  # characters
+SMALL = 8 << 20  # bytes of files below which further processes cost more than they save
 
 
-@dataclass(frozen=True)
-class Rejection:
-    """A row that is not trained on, and why."""
-
-    file: Path
-    line: int
-    reason: str
-    detail: str
-
-    def __str__(self) -> str:
-        return f"{self.file}:{self.line} {self.detail}"
+class Batch(NamedTuple):
+    file: int
+    values: list[tuple[int, Any]]  # line and value
 
 
-@dataclass(frozen=True)
-class Example:
-    """Token ids of a row, and its labels: the id where there is loss, IGNORED elsewhere. Equal lengths."""
+class Taken(NamedTuple):
+    """What a process made of a batch: JSON lines, rejections, fingerprints of the lines' texts, overlaps."""
 
-    row: Row
-    input_ids: list[int]
-    labels: list[int]
-
-
-def read_lines(path: Path) -> Iterator[tuple[int, object | RowError]]:
-    """`(line, value)` of each non-blank line of a JSONL file; a RowError stands for a line that is not JSON."""
-    with path.open("rb") as file:
-        for number, raw in enumerate(file, 1):
-            try:
-                text = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-                if text:
-                    yield number, json.loads(text)
-            except UnicodeDecodeError as error:
-                yield number, RowError("not_utf8", f"is not UTF-8 at byte {error.start + 1}")
-            except json.JSONDecodeError as error:
-                yield number, RowError("not_json", f"is not JSON: {error.msg} at column {error.colno}")
-            except RecursionError:
-                yield number, RowError("not_json", "is not JSON that can be read: nested too deeply")
+    file: int
+    rows_in: int
+    lines: list[bytes]
+    rejected: list[tuple[int, int, str, str]]  # file, line, reason, detail
+    fingerprints: Array
+    overlaps: list[tuple[int, duplicates.Kind, float, str, int]]  # index into lines, then as in store.Match
 
 
-def read_rows(files: Sequence[Path], args: DataArgs) -> tuple[list[Row], list[Rejection]]:
-    """Rows of JSONL `files`, in order.
+def read_rows(path: Path, data_format: DataFormat) -> list[Row]:
+    """All rows of one small file, such as an evaluation split.
 
-    Raises: DataError naming every bad row, unless `on_bad_row=skip` has them rejected and counted.
+    Raises: DataError naming the bad rows.
     """
-    rows: list[Row] = []
-    rejected: list[Rejection] = []
-    for path in files:
-        for line, value in read_lines(path):
-            try:
-                if isinstance(value, RowError):
-                    raise value
-                rows.append(Row(path, line, translate(value, args.data_format)))
-            except RowError as error:
-                rejected.append(Rejection(path, line, error.reason, error.detail))
-    if rejected and args.on_bad_row == "refuse":
-        told = [f"{r} (data_format={args.data_format})" for r in rejected[:MOST_SHOWN]]
-        more = len(rejected) - len(told)
-        raise DataError(
-            *told, *([f"... and {more} more"] if more else []), hint="fix the rows or set on_bad_row=skip"
-        )
-    if not rows:
-        names = ", ".join(str(f) for f in files)
-        raise DataError(f"{names}: no row to train on", hint="set dataset_path and dataset_pattern")
-    return rows, rejected
-
-
-def encode(rows: Sequence[Row], tokenizer: Any, max_length: int) -> tuple[list[Example], list[Rejection]]:
-    """Tokenise rows; one that the template refuses or that is longer than `max_length` is rejected."""
-    examples: list[Example] = []
-    rejected: list[Rejection] = []
-    for row in rows:
+    translate = FORMATS[data_format].translate
+    rows, rejected = [], []
+    for line, value in read_values(path):
         try:
-            ids, labels = encode_messages(row.messages, tokenizer)
-            if len(ids) > max_length:
-                raise RowError("over_length", f"has {len(ids)} tokens, over max_length={max_length}")
-            examples.append(Example(row, ids, labels))
+            rows.append(Row(path, line, _messages(value, translate), tools_of(value)))
         except RowError as error:
-            rejected.append(Rejection(row.file, row.line, error.reason, error.detail))
-    return examples, rejected
+            rejected.append(Rejection(path, line, error.reason, error.detail))
+    if rejected:
+        refuse(rejected, f"data_format={data_format}", "fix the rows")
+    return rows
 
 
-def encode_messages(turns: Sequence[Message], tokenizer: Any) -> tuple[list[int], list[int]]:
-    """Token ids and labels of a conversation: loss on every answer, its end-of-turn token included.
+def refuse(rejected: Sequence[Rejection], about: str, hint: str) -> None:
+    """Raises: DataError naming the first rejected rows, and how many more there are."""
+    told = [f"{r} ({about})" if about else str(r) for r in rejected[:MOST_SHOWN]]
+    more = len(rejected) - len(told)
+    raise DataError(*told, *([f"... and {more} more"] if more else []), hint=hint)
 
-    Raises: RowError if the chat template refuses the turns, or does not render a longer conversation as a
-    continuation of the shorter one.
+
+def read(
+    parts: Sequence[Part], held_out: HeldOutRows, near_threshold: float, cache: Path, workers: int | None
+) -> RowStore:
+    """The rows of all `parts`, from the cache where they were read before.
+
+    Raises: DataError if a file cannot be read, or its format is not found.
     """
-    ids: list[int] = []
-    labels: list[int] = []
-    done = ""
-    for position, turn in enumerate(turns):
-        if turn["role"] != "assistant":
-            continue
-        if position == 0:
-            raise RowError("no_request", "begins with an answer: there is nothing that it answers")
-        before = render(turns[:position], tokenizer, prompt=True)
-        after = render(turns[: position + 1], tokenizer)
-        if not before.startswith(done) or not after.startswith(before):
-            raise RowError("template", "is rendered by the chat template in a way that hides where answers begin")
-        asked = _tokens(before[len(done) :], tokenizer)
-        answered = _tokens(after[len(before) :], tokenizer)
-        learned = _through_end_of_turn(answered, tokenizer.eos_token_id)
-        ids += asked + answered
-        labels += [IGNORED] * len(asked) + learned + [IGNORED] * (len(answered) - len(learned))
-        done = after
-    return ids, labels
+    files: list[dict[str, Any]] = [
+        {"file": str(file), "sha256": sha256(file), "part": number, "format": part.data_format}
+        for number, part in enumerate(parts)
+        for file in part.files
+    ]
+    columns = [part.columns for part in parts]
+    key = content_key(files=files, columns=columns, held_out=held_out.identity, near=near_threshold)
+
+    def make(folder: Path) -> None:
+        for file in files:
+            part = parts[file["part"]]
+            file["format"] = format_of(Path(file["file"]), part.data_format, part.columns)
+        _write(folder, files, columns, held_out, near_threshold, workers)
+
+    made_once(cache / "rows" / key, make)
+    return RowStore(cache / "rows" / key)
 
 
-def encode_prompt(turns: Sequence[Message], tokenizer: Any) -> list[int]:
-    """Token ids of a conversation up to the point where the next answer begins."""
-    pieces = [i for i, turn in enumerate(turns) if turn["role"] == "assistant"]
-    if not pieces:
-        return _tokens(render(turns, tokenizer, prompt=True), tokenizer)
-    ids, _ = encode_messages(turns[: pieces[-1] + 1], tokenizer)
-    done = render(turns[: pieces[-1] + 1], tokenizer)
-    return ids + _tokens(render(turns, tokenizer, prompt=True)[len(done) :], tokenizer)
+def format_of(path: Path, asked: DataFormat, columns: ColumnArgs) -> str:
+    """The format asked for, or the one that most of the first rows have; columns go before both.
 
-
-def render(turns: Sequence[Message], tokenizer: Any, prompt: bool = False) -> str:
-    """The text of a conversation; with `prompt`, up to where the next answer begins.
-
-    Raises: RowError if the chat template refuses the turns.
+    Raises: DataError if none has one.
     """
-    from jinja2 import TemplateError
+    if strategy_of(columns):
+        return str(strategy_of(columns))
+    if asked != "auto":
+        return asked
+    rows = [value for _, value in islice(read_values(path), LOOKED_AT)]
+    found = detect(rows)
+    if not found:
+        keys = sorted({str(key) for row in rows if isinstance(row, dict) for key in row})
+        held = f"its rows have {', '.join(keys[:12])}" if keys else "it has no row with columns"
+        raise DataError(
+            f"{path}: data_format=auto knows none of its first {len(rows)} rows: {held}",
+            hint="name the columns with question_key and answer_key, or set data_format",
+        )
+    name, count = found.most_common(1)[0]
+    log.info("%s: data_format=auto found %s (%d of the first %d rows)", path, name, count, len(rows))
+    return name
 
-    try:
-        return str(tokenizer.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=prompt))
-    except TemplateError as error:
-        raise RowError("template", f"is refused by the chat template: {error}") from error
+
+def _write(
+    folder: Path, files: list[dict[str, Any]], columns: Sequence[ColumnArgs], held_out: HeldOutRows,
+    near_threshold: float, workers: int | None,
+) -> None:  # fmt: skip
+    """Read `files` into a row store at `folder`."""
+    translations = [translation(columns[f["part"]], f["format"]) for f in files]
+    secrets = {json.dumps(value, ensure_ascii=False)[1:-1]: name for value, name in credentials().items()}
+    rows_in, usable = [0] * len(files), [0] * len(files)
+    sizes: list[Array] = [np.zeros(1, np.int64)]
+
+    def work(batch: Batch) -> Taken:
+        return _take(batch, translations[batch.file], held_out, secrets)
+
+    small = sum(Path(f["file"]).stat().st_size for f in files) < SMALL
+    with (
+        duplicates.Spool(folder) as spool,
+        (folder / "rows.jsonl").open("wb") as rows,
+        (folder / "rejected.jsonl").open("w", encoding="utf-8") as rejected,
+        (folder / "contamination.jsonl").open("w", encoding="utf-8") as overlaps,
+    ):
+        for taken in ordered(work, _batches(files), 1 if small else workers or cores()):
+            first = sum(usable)
+            rows_in[taken.file] += taken.rows_in
+            usable[taken.file] += len(taken.lines)
+            sizes.append(np.fromiter(map(len, taken.lines), np.int64, len(taken.lines)))
+            spool.add(taken.fingerprints)
+            rows.writelines(taken.lines)
+            rejected.writelines(_line(_quotable(redact(r))) for r in taken.rejected)
+            overlaps.writelines(_line(redact([first + i, *rest])) for i, *rest in taken.overlaps)
+        rows.flush()
+        np.save(folder / "places.npy", np.cumsum(np.concatenate(sizes)))
+        for file, count_in, count in zip(files, rows_in, usable, strict=True):
+            file.update(rows_in=count_in, usable=count)
+        first_rows = np.cumsum([0, *usable[:-1]]).tolist()
+        write_json(folder / "about.json", {"files": files, "first_rows": first_rows})
+        store = RowStore(folder)
+        found = spool.duplicates(lambda row: _whole_text(store.row(row).messages), near_threshold)
+        write_lines(folder / "duplicates.jsonl", (_told(store, d) for d in found))
 
 
-def _tokens(text: str, tokenizer: Any) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+def _batches(files: Sequence[dict[str, Any]]) -> Iterator[Batch]:
+    for number, file in enumerate(files):
+        values = iter(read_values(Path(file["file"])))
+        while batch := list(islice(values, BATCH)):
+            yield Batch(number, batch)
 
 
-def _through_end_of_turn(answered: list[int], eos: int | None) -> list[int]:
-    """The answer's tokens up to its last end-of-turn token: what a template writes after it is no answer."""
-    if eos is None or eos not in answered:
-        return answered
-    return answered[: len(answered) - answered[::-1].index(eos)]
+def _take(batch: Batch, translate: Translation, held_out: HeldOutRows, secrets: Mapping[str, str]) -> Taken:
+    """Args: secrets: names of the environment's credentials, by their value as JSON writes it."""
+    lines: list[bytes] = []
+    taken: list[list[Message]] = []
+    rejected: list[tuple[int, int, str, str]] = []
+    for line, value in batch.values:
+        try:
+            turns = _messages(value, translate)
+            written = _line([batch.file, line, turns, tools_of(value)])
+            held = [name for secret, name in secrets.items() if secret in written]
+            if held:  # whatever is learnt is given away with the model
+                raise RowError("secret", f"holds the value of the environment variable {held[0]}")
+            lines.append(written.encode())
+            taken.append(turns)
+        except RowError as error:
+            rejected.append((batch.file, line, error.reason, error.detail))
+    texts = [_whole_text(turns) for turns in taken]
+    found = duplicates.fingerprints(texts)
+    matches = held_out.matches(taken, dict(zip(texts, found, strict=True)))
+    overlaps = [(i, m.kind, m.similarity, m.file, m.line) for i, m in enumerate(matches) if m]
+    return Taken(batch.file, len(batch.values), lines, rejected, found, overlaps)
+
+
+def _messages(value: object, translate: Translation) -> list[Message]:
+    if isinstance(value, RowError):
+        raise value
+    return translated(value, translate)
+
+
+def _whole_text(turns: Sequence[Message]) -> str:
+    return "\n".join(turn["content"] for turn in turns)
+
+
+def _told(store: RowStore, found: duplicates.Duplicate) -> list[Any]:
+    earlier = store.row(found.earlier)
+    return list(redact([found.row, found.kind, found.similarity, str(earlier.file), earlier.line]))
+
+
+def _quotable(rejected: Sequence[Any]) -> list[Any]:
+    """A rejection whose detail, which may quote the row, is short and can be written."""
+    *place, detail = rejected
+    detail = detail.encode(errors="replace").decode()
+    return [*place, detail if len(detail) <= LONGEST_DETAIL else f"{detail[:LONGEST_DETAIL]} ..."]
+
+
+def _line(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, default=str) + "\n"

@@ -1,56 +1,114 @@
-"""Data sources: each gives local files, and says exactly which version of them was read.
+"""Data sources: each gives a local folder, and says exactly which version of it was fetched.
 
-To add a source, enter a function in SOURCES; config.DataSource.type names it.
+To add a source, enter a function in SOURCES; config.DataSource.type names it, and config.SOURCE_KEYS says
+which of its keys it reads.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from src.config import DataArgs
-from src.errors import DataError, NotYetError
+from src.config import ColumnArgs, DataFormat, DataSource, TrainConfig
+from src.data.columns import named_datasets
+from src.data.download import Fetched
+from src.data.from_hub import hub
+from src.data.from_lakefs import lakefs
+from src.data.from_s3 import s3
+from src.data.from_url import url
+from src.data.readers import is_data_file, kind_of
+from src.errors import ConfigError, DataError
+
+SOURCES: dict[str, Callable[[DataSource, Path], Fetched]] = {
+    "local": lambda _source, _cache: Fetched(Path(), {"type": "local"}),  # dataset_path, where it is
+    "lakefs": lakefs,
+    "hub": hub,
+    "url": url,
+    "s3": s3,
+}
 
 
 @dataclass(frozen=True)
-class Pinned:
-    """Local files, and the version they were read at: what the manifest records."""
+class Part:
+    """The files of one data set at one version, and how their rows are to be taken."""
 
     files: list[Path]
-    version: dict[str, Any] = field(default_factory=dict)
+    version: dict[str, Any]
+    data_format: DataFormat
+    columns: ColumnArgs
+    weight: float = 1
 
 
-def local(args: DataArgs) -> Pinned:
-    """Files under `dataset_path` that match `dataset_pattern`, in the order of their names.
+def cache_of(cfg: TrainConfig) -> Path:
+    """The folder of fetched and tokenised data."""
+    return Path(cfg.cache_dir or Path(cfg.output_dir) / "cache")
 
-    Raises: DataError if there are none.
+
+def fetch(cfg: TrainConfig) -> list[Part]:
+    """The files of every data set of `cfg`, fetched where they are not on this machine.
+
+    Raises: ConfigError if data sets are named in two ways; DataError if there are no files, or they cannot
+    be had.
     """
-    folder = Path(args.dataset_path)
+    several = list(cfg.datasets)
+    if cfg.trainDataConfig:
+        if several:
+            raise ConfigError("datasets and trainDataConfig both name the data sets", hint="keep one of them")
+        several = named_datasets(cfg.trainDataConfig)
+        if not several:
+            raise DataError("trainDataConfig has no entry with exp_type: train", hint="add one to train on")
+    if not several:
+        columns = ColumnArgs(**{key: getattr(cfg, key) for key in ColumnArgs.__dataclass_fields__})
+        found = _files(cfg.dataset_path, cfg.dataset_pattern, cfg.data_source, cache_of(cfg), "dataset_path")
+        return [Part(*found, cfg.data_format, columns)]
+    return [
+        Part(*_files(d.path, d.pattern, d.data_source, cache_of(cfg), f"datasets.{i}.path"), d.format, d, d.weight)
+        for i, d in enumerate(several)
+    ]
+
+
+def _files(
+    path: str, pattern: str | None, source: DataSource, cache: Path, key: str
+) -> tuple[list[Path], dict[str, Any]]:
+    """The data files, in the order of their names, and the version that they have."""
+    fetched = SOURCES[source.type](source, cache / "sources")
+    folder = Path(path) if source.type == "local" else fetched.folder
+    if folder.is_file():
+        kind_of(folder)
+        return [folder], fetched.version
     if not folder.is_dir():
-        raise DataError(f"dataset_path {folder} is not a folder", hint="set dataset_path to your data")
+        raise DataError(f"{key} {folder} is not a folder or a file", hint=f"set {key} to your data")
+    if source.type != "local":  # which of the fetched files, wherever they lay in the repository
+        pattern = f"**/{pattern}" if pattern and source.type != "url" else None
+    files = _matching(folder, pattern)
+    away = [f for f in files if not f.resolve().is_relative_to(folder.resolve())]
+    if away:
+        raise DataError(
+            *(f"{f} is a symbolic link that leaves {folder}" for f in away),
+            hint=f"set {key} to where it leads, or copy the file",
+        )
+    for file in files:
+        kind_of(file)
+    return files, fetched.version
+
+
+def _matching(folder: Path, pattern: str | None) -> list[Path]:
     try:
-        files = sorted(p for p in folder.glob(args.dataset_pattern) if p.is_file())
+        files = sorted(p for p in folder.glob(pattern or "**/*") if p.is_file())
     except (ValueError, NotImplementedError) as error:
-        said = f"dataset_pattern {args.dataset_pattern} is not a pattern inside {folder}: {error}"
+        said = f"dataset_pattern {pattern} is not a pattern inside {folder}: {error}"
         raise DataError(said, hint="set dataset_pattern to one such as *.jsonl") from None
+    if ".." in Path(pattern or "").parts:
+        raise DataError(
+            f"dataset_pattern {pattern} leaves {folder}", hint="set dataset_path to where the files are"
+        )
+    if pattern is None:
+        files = [f for f in files if is_data_file(f) and not f.name.startswith(".")]
     if not files:
-        there = sorted(p.name for p in folder.iterdir() if p.is_file())
+        there = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
         held = f"it holds {', '.join(there[:8])}{' ...' if len(there) > 8 else ''}" if there else "it is empty"
-        raise DataError(f"no file in {folder} matches {args.dataset_pattern}: {held}", hint="set dataset_pattern")
-    return Pinned(files, {"type": "local"})
-
-
-def lakefs(args: DataArgs) -> Pinned:
-    raise NotYetError(
-        "data_source.type=lakefs is not available in this version",
-        hint="export the files and use data_source.type=local",
-    )
-
-
-SOURCES: dict[str, Callable[[DataArgs], Pinned]] = {"local": local, "lakefs": lakefs}
-
-
-def fetch(args: DataArgs) -> Pinned:
-    return SOURCES[args.data_source.type](args)
+        asked = f"matches {pattern}" if pattern else "is a data file"
+        raise DataError(f"no file in {folder} {asked}: {held}", hint="set dataset_pattern")
+    return files

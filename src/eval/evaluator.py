@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from src import runs
-from src.config import BaselineConfig, DataArgs, EvalArgs, EvalConfig, to_yaml
+from src.config import BaselineConfig, EvalArgs, EvalConfig, to_yaml
 from src.data import loader
+from src.data.chat import IDENTITY, Chat
 from src.data.formats import RowError
-from src.errors import DataError
+from src.data.rows import MOST_SHOWN, Row
+from src.errors import DataError, ModelError
 from src.eval import compare, metrics
 from src.model.source import Source, locate, locate_tuned
 from src.utils import environment
@@ -20,7 +21,7 @@ from src.utils.files import read_json, sha256, whole_folder, write_json, write_j
 from src.utils.logs import log, log_to
 from src.utils.secrets import redact
 
-Splits = dict[str, list[loader.Row]]
+Splits = dict[str, list[Row]]
 
 
 def evaluate(cfg: EvalConfig) -> int:
@@ -40,14 +41,16 @@ def evaluate(cfg: EvalConfig) -> int:
     model, tokenizer, base = load.load_tuned(
         tuned, dtype.value, device.value, trust_remote_code=cfg.trust_remote_code
     )
+    chat = Chat(tokenizer)
+    _check_tokenization(folder if run is None else run.model, run, chat, cfg)
     part = "evaluation" if run else None
     if run is None:
         facts = {"base_model": _base(base, None), "model_path": str(folder)}
         run = runs.create(cfg.output_dir, "eval", to_yaml(cfg), facts)
     log_to(run.logs)
     with run.recorded(part):
-        answers = _answer(model, tokenizer, splits, cfg)
-        result = _result(answers, _conditions(cfg, tokenizer, dtype, device), cfg) | {
+        answers = _answer(model, chat, splits, cfg)
+        result = _result(answers, _conditions(cfg, chat, dtype, device), cfg) | {
             "base_model": _base(base, run.manifest.get("base_model"))
         }
         _write(run, answers, result, to_yaml(cfg))
@@ -63,12 +66,14 @@ def evaluate_baseline(cfg: BaselineConfig) -> int:
     log.info("evaluating the base model %s", source.name)
 
     from src.model import load
+    from src.model.tokenizer import load_tokenizer
 
-    tokenizer = load.load_tokenizer(source.location, cfg.model_revision, cfg.trust_remote_code)
+    tokenizer = load_tokenizer(source.location, cfg.model_revision, cfg.trust_remote_code)
     model, source = load.load_base(source, dtype.value, device.value, trust_remote_code=cfg.trust_remote_code)
-    answers = _answer(model, tokenizer, splits, cfg)
+    chat = Chat(tokenizer)
+    answers = _answer(model, chat, splits, cfg)
     base = _base(source, None)
-    result = _result(answers, _conditions(cfg, tokenizer, dtype, device), cfg) | {"base_model": base}
+    result = _result(answers, _conditions(cfg, chat, dtype, device), cfg) | {"base_model": base}
     target = compare.baseline_folder(cfg.artifacts_dir, base, result["conditions"])
     with whole_folder(target) as temporary:
         _write_answers(temporary, answers)
@@ -89,8 +94,7 @@ def read_splits(cfg: EvalArgs, eval_path: str) -> Splits:
     missing = [p for p in paths.values() if not p.is_file()]
     if missing:
         raise DataError(*(f"{p} does not exist" for p in missing), hint="set eval_path or splits")
-    shape = DataArgs(data_format="prompt_completion")
-    return {name: loader.read_rows([path], shape)[0][: cfg.max_examples] for name, path in paths.items()}
+    return {name: loader.read_rows(path, "prompt_completion")[: cfg.max_examples] for name, path in paths.items()}
 
 
 def _prepare(cfg: EvalConfig | BaselineConfig) -> tuple[Splits, environment.Reasoned, environment.Reasoned]:
@@ -103,17 +107,35 @@ def _prepare(cfg: EvalConfig | BaselineConfig) -> tuple[Splits, environment.Reas
     return splits, dtype, device
 
 
+def _check_tokenization(folder: Path, run: runs.Run | None, chat: Chat, cfg: EvalConfig) -> None:
+    """Raises: ModelError if the model was tuned with another tokenizer or template, unless that is allowed."""
+    recorded = [run.manifest.get("tokenization", {})] if run else []
+    if (folder / IDENTITY).exists():
+        recorded.append(read_json(folder / IDENTITY))
+    names = {"chat_template_sha256": "chat template", "tokenizer_sha256": "tokenizer"}
+    other = [
+        what
+        for key, what in names.items()
+        if any(r.get(key, chat.identity[key]) != chat.identity[key] for r in recorded)
+    ]
+    for what in other:
+        said = f"{folder} holds another {what} than its model was tuned with"
+        if not cfg.allow_other_tokenizer:
+            raise ModelError(said, hint="restore the folder, or set allow_other_tokenizer=true")
+        log.warning("%s", said)
+
+
 def _answer(
-    model: Any, tokenizer: Any, splits: Splits, cfg: EvalConfig | BaselineConfig
+    model: Any, chat: Chat, splits: Splits, cfg: EvalConfig | BaselineConfig
 ) -> dict[str, list[dict[str, Any]]]:
     """`{split: [{prompt, reference, prediction, scores, tokens, stop}, ...]}`."""
     from src.eval.generate import answer
 
     found = {}
     for name, rows in splits.items():
-        prompts = _prompts(rows, tokenizer)
+        prompts = _prompts(rows, chat)
         answers = answer(
-            model, tokenizer, prompts, batch_size=cfg.eval_batch_size, max_new_tokens=cfg.max_new_tokens,
+            model, chat.tokenizer, prompts, batch_size=cfg.eval_batch_size, max_new_tokens=cfg.max_new_tokens,
             seed=cfg.seed, extra=cfg.generation, title=name,
         )  # fmt: skip
         found[name] = [
@@ -130,16 +152,16 @@ def _answer(
     return found
 
 
-def _prompts(rows: Sequence[loader.Row], tokenizer: Any) -> list[list[int]]:
+def _prompts(rows: Sequence[Row], chat: Chat) -> list[list[int]]:
     """Raises: DataError naming every row that the chat template refuses."""
     found, refused = [], []
     for row in rows:
         try:
-            found.append(loader.encode_prompt(row.messages[:-1], tokenizer))
+            found.append(chat.prompt(row.messages[:-1], row.tools))
         except RowError as error:
             refused.append(f"{row.file}:{row.line} {error.detail}")
     if refused:
-        raise DataError(*refused[: loader.MOST_SHOWN], hint="mend the rows or the model's chat template")
+        raise DataError(*refused[:MOST_SHOWN], hint="mend the rows or the model's chat template")
     return found
 
 
@@ -159,7 +181,7 @@ def _result(
 
 def _conditions(
     cfg: EvalConfig | BaselineConfig,
-    tokenizer: Any,
+    chat: Chat,
     dtype: environment.Reasoned,
     device: environment.Reasoned,
 ) -> dict[str, Any]:
@@ -167,7 +189,7 @@ def _conditions(
     return {
         "data": {s: sha256(Path(cfg.eval_path) / f"{s}.jsonl") for s in cfg.splits},
         "max_examples": cfg.max_examples,
-        "chat_template": hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest(),
+        "tokenization": chat.identity,
         "decoding": {"max_new_tokens": cfg.max_new_tokens, "seed": cfg.seed} | redact(cfg.generation),
         "eval_batch_size": cfg.eval_batch_size,
         "precision": dtype.value,

@@ -15,7 +15,7 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from src.config import TrainConfig
-from src.data.loader import IGNORED, Example
+from src.data.rows import IGNORED, Example
 from src.errors import ConfigError
 from src.runs import Run
 from src.train.callbacks import Bar, RunRecorder
@@ -32,7 +32,7 @@ class Rows(torch.utils.data.Dataset):  # type: ignore[type-arg]
 
     def __getitem__(self, index: int) -> dict[str, list[int]]:
         example = self.examples[index]
-        return {"input_ids": example.input_ids, "labels": example.labels}
+        return {"input_ids": example.ids, "labels": example.labels}
 
 
 class Collator:

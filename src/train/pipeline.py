@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from src import runs
-from src.config import DataArgs, TrainConfig, to_yaml
-from src.data import checks, loader, sources
-from src.errors import DataError, NotYetError
+from src.config import TrainConfig, to_yaml
+from src.data import checks, loader, prepare
+from src.data.chat import IDENTITY, Chat
+from src.data.encode import Rules, encode
+from src.data.formats import RowError
+from src.data.rows import Example, Row
+from src.data.show import show
+from src.errors import NotYetError
 from src.model.source import Source, locate
+from src.train import check
 from src.utils import environment
 from src.utils.files import whole_folder, write_json
 from src.utils.logs import log, log_to
@@ -25,29 +32,22 @@ def train(cfg: TrainConfig) -> int:
     if "," in cfg.cuda_visible_devices:  # the Trainer would multiply the batch by them without a word
         raise NotYetError("training on several GPUs is not available in this version", hint="name one GPU")
     runs.check_writable(cfg.output_dir)
-    data = sources.fetch(cfg)
-    checks.refuse_evaluation_files(data.files, cfg.eval_path)
-    rows, bad_rows = loader.read_rows(data.files, cfg)
+    data = prepare.read(cfg)
+    prepare.refuse_bad_rows(data, cfg)
     dev = _dev_rows(cfg)
     base = locate(cfg.model_name, cfg.model_revision)
     device = environment.choose_device(cfg.cuda_visible_devices)
     dtype = environment.choose_dtype(cfg.bf16, cfg.cuda_visible_devices)
-    log.info("%d rows in %d files; base model %s", len(rows) + len(bad_rows), len(data.files), base.name)
+    log.info("%s usable rows in %d files; base model %s", f"{len(data.store):,}", len(data.store.files), base.name)
     log.info("device %s; precision %s", device, dtype)
 
     from src.model import load, methods  # torch and its like start loading here
     from src.train.fit import arguments, fit
 
-    tokenizer = load.load_tokenizer(base.location, cfg.model_revision, cfg.trust_remote_code)
-    examples, unfit = loader.encode(rows, tokenizer, cfg.max_length)
-    if not examples:
-        told = [str(r) for r in unfit[: loader.MOST_SHOWN]]
-        raise DataError(*told, hint="no row is left to train on; raise max_length")
-    report = checks.report(data.files, examples, [*bad_rows, *unfit])
-    _say_data(report)
-    held_out, too_long = loader.encode(dev, tokenizer, cfg.max_length)
-    for row in too_long:
-        log.warning("left out of the evaluation loss: %s", row)
+    _, examples, chat = check.tokenised(data, base, cfg)
+    show(examples, chat, cfg.max_length)
+    checks.refuse_findings(examples.report, cfg)
+    held_out = _held_out(dev, chat, cfg.max_length)
 
     load.seed_everything(cfg.seed)
     model, base = load.load_base(
@@ -61,23 +61,24 @@ def train(cfg: TrainConfig) -> int:
              100 * trainable / total)  # fmt: skip
 
     arguments(cfg, dtype.value, len(examples), bool(held_out), Path("checkpoints"))  # refused here if at all
-    run = runs.create(cfg.output_dir, "train", to_yaml(cfg), _facts(cfg, base, data, report, dtype))
+    run = runs.create(cfg.output_dir, "train", to_yaml(cfg), _facts(cfg, base, data, chat, examples.report, dtype))
     log_to(run.logs)
     log.info("run %s", run.path)
     with run.recorded():
-        write_json(run.path / "data_report.json", report)
-        figures = fit(model, tokenizer, examples, held_out, cfg, dtype.value, run)
-        save(model, tokenizer, run.model)
+        write_json(run.path / "data_report.json", examples.report)
+        figures = fit(model, chat.tokenizer, examples, held_out, cfg, dtype.value, run)
+        save(model, chat, run.model)
         write_json(run.path / "metrics.json", {"train": figures})
     log.info("trained in %.0f s, loss %.4f; model in %s", figures["seconds"], figures["train_loss"], run.model)
     return 0
 
 
-def save(model: Any, tokenizer: Any, folder: Path) -> None:
+def save(model: Any, chat: Chat, folder: Path) -> None:
     """Write the adapter or full weights with the tokenizer: the whole folder, or nothing of it."""
     with whole_folder(folder) as temporary:
         model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
+        chat.tokenizer.save_pretrained(temporary)
+        write_json(temporary / IDENTITY, chat.identity)
         settings = temporary / "adapter_config.json"
         if settings.exists():  # peft lists sets in an order that changes from process to process
             found = json.loads(settings.read_text(encoding="utf-8"))
@@ -87,34 +88,34 @@ def save(model: Any, tokenizer: Any, folder: Path) -> None:
             write_json(settings, found)
 
 
-def _dev_rows(cfg: TrainConfig) -> list[loader.Row]:
+def _dev_rows(cfg: TrainConfig) -> list[Row]:
     """The dev split, for the evaluation loss; none where there is no such file."""
     path = Path(cfg.eval_path) / "dev.jsonl"
     if not path.is_file():
         log.warning("%s does not exist: no evaluation loss", path)
         return []
-    return loader.read_rows([path], DataArgs(data_format="prompt_completion"))[0]
+    return loader.read_rows(path, "prompt_completion")
 
 
-def _say_data(report: dict[str, Any]) -> None:
-    tokens = report["tokens"]
-    log.info(
-        "%d rows in = %d trained + %d rejected; %s tokens, %s of them with loss",
-        report["rows_in"], report["rows_trained"], len(report["rejected"]),
-        f"{tokens['total']:,}", f"{tokens['with_loss']:,}",
-    )  # fmt: skip
-    for r in report["rejected"][: loader.MOST_SHOWN]:
-        log.warning("rejected: %s:%s %s", r["file"], r["line"], r["detail"])
-    if len(report["rejected"]) > loader.MOST_SHOWN:
-        log.warning("... and %d more, all in data_report.json", len(report["rejected"]) - loader.MOST_SHOWN)
+def _held_out(rows: Sequence[Row], chat: Chat, max_length: int) -> list[Example]:
+    """Rows for the evaluation loss; what does not fit is said."""
+    found: list[Example] = []
+    for row, encoded in zip(rows, encode(rows, chat, Rules(max_length)), strict=True):
+        if isinstance(encoded, RowError):
+            log.warning("left out of the evaluation loss: %s:%d %s", row.file, row.line, encoded.detail)
+        else:
+            found += encoded.examples
+    return found
 
 
 def _facts(
-    cfg: TrainConfig, base: Source, data: sources.Pinned, report: dict[str, Any], dtype: environment.Reasoned
-) -> dict[str, Any]:
+    cfg: TrainConfig, base: Source, data: prepare.Data, chat: Chat, report: dict[str, Any],
+    dtype: environment.Reasoned,
+) -> dict[str, Any]:  # fmt: skip
     return {
         "method": cfg.method,
         "base_model": {"name": base.name, "revision": base.revision},
+        "tokenization": chat.identity,
         "data": data.version | {"files": report["files"]},
         "seed": cfg.seed,
         "precision": dtype._asdict(),

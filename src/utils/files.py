@@ -112,9 +112,12 @@ def whole_folder(target: Path) -> Iterator[Path]:
 
 def _swap(new: Path, target: Path) -> None:
     """Put the folder `new` in the place of `target`, at one stroke where the system can exchange two names."""
-    if not target.exists():
+    try:
         new.rename(target)
         return
+    except OSError as error:  # it is there, or another process has just put it there
+        if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
+            raise
     if _exchanged(new, target):
         shutil.rmtree(new)
         return

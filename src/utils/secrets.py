@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 SECRET_NAME = re.compile(r"TOKEN|SECRET|KEY|PASSWORD|^LAKEFS_", re.IGNORECASE)
+PUBLIC_NAME = re.compile(r"ENDPOINT|URL$|HOST$", re.IGNORECASE)  # kept out of files all the same, but no secret
 SHORTEST_SECRET = 8  # shorter values (KEY=1, TOKEN=test) occur in honest text by chance
 
 
@@ -35,6 +36,11 @@ def _replace(value: Any, known: Mapping[str, str]) -> Any:
     if isinstance(value, list | tuple):
         return [_replace(v, known) for v in value]
     return value
+
+
+def credentials() -> dict[str, str]:
+    """`{value: variable name}` of those secrets that open a door; an address does not."""
+    return {value: name for value, name in secrets().items() if not PUBLIC_NAME.search(name)}
 
 
 def secrets_as_references(argv: Iterable[str]) -> list[str]:

@@ -9,13 +9,12 @@ from typing import Any
 
 import pytest
 
-from src.config import DataArgs
-from src.data.checks import refuse_evaluation_files, report
-from src.data.loader import IGNORED, encode, read_rows
+from src.data.checks import refuse_evaluation_files
 from src.errors import DataError
+from tests.data.ready import Maker
 from tests.fixtures import chat, jsonl
 
-pytest_plugins = ["tests.fixtures"]
+pytest_plugins = ["tests.fixtures", "tests.data.ready"]
 
 
 def test_an_evaluation_file_among_the_training_files_is_refused(tmp_path: Path) -> None:
@@ -35,29 +34,76 @@ def test_each_copy_of_an_evaluation_file_is_refused_whatever_its_name(tmp_path: 
     refuse_evaluation_files([own], tmp_path / "there is none")
 
 
-def test_the_report_accounts_for_every_row(tmp_path: Path, tokenizer: Any) -> None:
-    first = jsonl(tmp_path / "a.jsonl", [chat("2+2?", "4"), {}, chat("2+2?", "4" * 300), chat("3+3?", "6")])
-    second = jsonl(tmp_path / "b.jsonl", [chat("4+4?"), chat("5+5?", "10")])
-    files = [first, second]
-    rows, bad = read_rows(files, DataArgs(on_bad_row="skip"))
-    examples, unfit = encode(rows, tokenizer, 64)
-    made = report(files, examples, [*bad, *unfit])
+def test_the_report_accounts_for_every_row(make: Maker) -> None:
+    rows = [chat("2+2?", "4"), {}, chat("2+2 at length?", "4" * 300), chat("3+3?", "6")]
+    first, second = make.file("a.jsonl", rows), make.file("b.jsonl", [chat("4+4?"), chat("5+5?", "10")])
+    tokens = make.tokens(max_length=64)
+    made = tokens.report
 
-    assert (made["rows_in"], made["rows_trained"]) == (6, 3)
+    assert (made["rows_in"], made["rows_trained"], made["examples"]) == (6, 3, 3)
     assert made["rows_in"] == made["rows_trained"] + len(made["rejected"])
-    assert made["rejected_by_reason"] == {"no_messages": 1, "no_assistant_turn": 1, "over_length": 1}
+    assert made["rejected_by_reason"] == {"no_messages": 1, "over_length": 1, "no_assistant_turn": 1}
     assert [(r["file"], r["line"]) for r in made["rejected"]] == [
         (str(first), 2),
-        (str(second), 1),
         (str(first), 3),
+        (str(second), 1),
     ]
     assert all(r["detail"] for r in made["rejected"])
-    assert [(f["rows_in"], f["rows_trained"]) for f in made["files"]] == [(4, 2), (2, 1)]
-    assert [f["sha256"] for f in made["files"]] == [hashlib.sha256(f.read_bytes()).hexdigest() for f in files]
+    assert [(f["rows_in"], f["rows_trained"], f["format"]) for f in made["files"]] == [
+        (4, 2, "messages"),
+        (2, 1, "messages"),
+    ]
+    assert [f["sha256"] for f in made["files"]] == [
+        hashlib.sha256(f.read_bytes()).hexdigest() for f in (first, second)
+    ]
 
-    lengths = sorted(len(e.input_ids) for e in examples)
+    lengths = sorted(len(e.ids) for e in tokens)
     assert made["tokens"]["total"] == sum(lengths)
-    assert made["tokens"]["with_loss"] == sum(x != IGNORED for e in examples for x in e.labels)
+    assert made["tokens"]["with_loss"] == sum(sum(e.learnt) for e in tokens)
+    assert list(made["tokens"]["row_length"]) == ["min", "p50", "p90", "p95", "p99", "max"]
     assert made["tokens"]["row_length"]["min"] == lengths[0]
     assert made["tokens"]["row_length"]["p50"] == lengths[1]
     assert made["tokens"]["row_length"]["max"] == lengths[-1]
+    assert made["mask"] == {"checked": 4 - 1, "agree": 3, "disagree": 0, "not_comparable": {}}
+
+
+@pytest.mark.parametrize(
+    ("rows", "settings", "finding"),
+    [
+        ([{}], {}, "1 rows are rejected: no_messages"),
+        ([chat("2+2?", "4" * 300)], {"max_length": 64}, "1 rows are rejected: over_length"),
+        (
+            [chat("2+2?", "4" * 300)],
+            {"max_length": 64, "on_overlength": "truncate"},
+            "1 rows are cut to max_length",
+        ),
+        ([chat("3+3?", "6")], {}, "1 rows are duplicates of earlier ones (1 exact)"),
+        ([chat("Held out?", "9")], {"on_contamination": "keep"}, "1 rows occur in the evaluation files"),
+        ([chat("<|end|>?", "4")], {}, "1 rows are rejected: control_token"),
+    ],
+)
+def test_a_finding_is_told_and_with_strict_data_refused(
+    make: Maker, rows: list[Any], settings: dict[str, Any], finding: str
+) -> None:
+    make.held_out([{"prompt": "Held out?", "completion": "9"}])
+    make.file("a.jsonl", [chat("3+3?", "6"), *rows])
+    tokens = make.tokens(**settings)
+    assert tokens.report["findings"] == [finding]
+    with pytest.raises(DataError) as caught:
+        make.tokens(**settings, strict_data=True)
+    assert caught.value.problems == (finding,)
+
+
+def test_clean_data_has_no_finding(make: Maker) -> None:
+    make.file("a.jsonl", [chat("3+3?", "6"), chat("4+4?", "8")])
+    assert make.tokens(strict_data=True).report["findings"] == []
+
+
+def test_a_template_without_an_end_of_turn_is_a_finding(make: Maker) -> None:
+    make.file("a.jsonl", [chat("3+3?", "6")])
+    make.tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\\n' }}{% endfor %}"
+        + ("{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}")
+    )
+    (finding,) = make.tokens().report["findings"]
+    assert "the model does not learn to stop" in finding

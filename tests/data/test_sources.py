@@ -4,64 +4,112 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from src.config import DataArgs, DataSource
+from src.config import TrainConfig, load
 from src.data.sources import SOURCES, fetch
-from src.errors import DataError, NotYetError
+from src.errors import DataError
 
 
-def args(folder: Path, pattern: str = "*.jsonl") -> DataArgs:
-    return DataArgs(dataset_path=str(folder), dataset_pattern=pattern)
+def config(folder: Path, pattern: str = "*.jsonl", **more: Any) -> TrainConfig:
+    found: TrainConfig = load("train", {"dataset_path": str(folder), "dataset_pattern": pattern, **more})
+    return found
+
+
+def names(cfg: TrainConfig) -> list[str]:
+    return [path.name for part in fetch(cfg) for path in part.files]
 
 
 def test_the_files_that_match_come_in_the_order_of_their_names(tmp_path: Path) -> None:
     for name in ("b.jsonl", "a.jsonl", "c.txt"):
         (tmp_path / name).touch()
     (tmp_path / "d.jsonl").mkdir()
-    found = fetch(args(tmp_path))
-    assert [p.name for p in found.files] == ["a.jsonl", "b.jsonl"]
-    assert found.version == {"type": "local"}
+    assert names(config(tmp_path)) == ["a.jsonl", "b.jsonl"]
+    assert [part.version for part in fetch(config(tmp_path))] == [{"type": "local"}]
 
 
 def test_a_pattern_reaches_into_subfolders_where_it_says_so(tmp_path: Path) -> None:
     (tmp_path / "deep" / "er").mkdir(parents=True)
     (tmp_path / "deep" / "er" / "a.jsonl").touch()
-    assert [p.name for p in fetch(args(tmp_path, "**/*.jsonl")).files] == ["a.jsonl"]
+    assert names(config(tmp_path, "**/*.jsonl")) == ["a.jsonl"]
     with pytest.raises(DataError):
-        fetch(args(tmp_path, "*.jsonl"))
+        fetch(config(tmp_path, "*.jsonl"))
+
+
+def test_a_path_may_be_one_file_whatever_the_pattern(tmp_path: Path) -> None:
+    for name in ("a.csv", "b.csv"):
+        (tmp_path / name).touch()
+    assert names(config(tmp_path / "a.csv")) == ["a.csv"]
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=re.escape(f"dataset_path {tmp_path / 'nowhere'} is not a folder")):
-        fetch(args(tmp_path / "nowhere"))
+    with pytest.raises(
+        DataError, match=re.escape(f"dataset_path {tmp_path / 'nowhere'} is not a folder or a file")
+    ):
+        fetch(config(tmp_path / "nowhere"))
 
 
 def test_an_empty_folder_is_called_empty(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="it is empty"):
-        fetch(args(tmp_path))
+        fetch(config(tmp_path))
 
 
 def test_a_pattern_that_matches_nothing_tells_what_is_there(tmp_path: Path) -> None:
     (tmp_path / "rows.json").touch()
     with pytest.raises(DataError, match=r"matches \*\.jsonl: it holds rows\.json") as caught:
-        fetch(args(tmp_path))
+        fetch(config(tmp_path))
     assert "set dataset_pattern" in str(caught.value)
 
 
-@pytest.mark.parametrize("pattern", ["/etc/*.jsonl", "a**b"])
-def test_a_pattern_that_is_none_is_refused(tmp_path: Path, pattern: str) -> None:
-    with pytest.raises(DataError, match="set dataset_pattern"):
-        fetch(args(tmp_path, pattern))
+@pytest.mark.parametrize("pattern", ["/etc/*.jsonl", "a**b", "../*.jsonl"])
+def test_a_pattern_that_is_none_or_leaves_the_folder_is_refused(tmp_path: Path, pattern: str) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "out.jsonl").touch()
+    with pytest.raises(DataError, match="set dataset_pa"):
+        fetch(config(tmp_path / "in", pattern))
 
 
-def test_a_source_that_is_not_available_yet_says_so(tmp_path: Path) -> None:
-    with pytest.raises(NotYetError, match="lakefs is not available in this version"):
-        fetch(DataArgs(dataset_path=str(tmp_path), data_source=DataSource("lakefs")))
+def test_a_file_of_no_known_kind_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.xlsx").touch()
+    with pytest.raises(DataError, match=r"a\.xlsx is of no known kind; known are \.jsonl"):
+        fetch(config(tmp_path, "*.xlsx"))
 
 
-def test_each_source_can_be_asked_for() -> None:
-    from typing import get_args, get_type_hints
+def test_a_link_may_lead_anywhere_inside_its_folder_only(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "out.jsonl").touch()
+    (tmp_path / "in" / "a.jsonl").touch()
+    (tmp_path / "in" / "b.jsonl").symlink_to("a.jsonl")
+    (tmp_path / "link").symlink_to(tmp_path / "in")
+    assert names(config(tmp_path / "link")) == ["a.jsonl", "b.jsonl"]
+    (tmp_path / "in" / "c.jsonl").symlink_to(tmp_path / "out.jsonl")
+    with pytest.raises(DataError, match=r"c\.jsonl is a symbolic link that leaves"):
+        fetch(config(tmp_path / "in"))
 
-    assert set(get_args(get_type_hints(DataSource)["type"])) == set(SOURCES)
+
+def test_a_data_set_without_a_pattern_is_every_data_file_of_its_folder(tmp_path: Path) -> None:
+    for name in ("a.jsonl", "b.csv.gz", "deep/c.parquet", "notes.txt", ".hidden.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert names(config(tmp_path, datasets=[{"path": str(tmp_path)}])) == ["a.jsonl", "b.csv.gz", "c.parquet"]
+    assert names(config(tmp_path, datasets=[{"path": str(tmp_path), "pattern": "*.jsonl"}])) == [
+        ".hidden.jsonl",
+        "a.jsonl",
+    ]
+
+
+def test_the_pattern_chooses_among_fetched_files_wherever_they_lay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from src.data.download import Fetched
+
+    for name in ("train/a.jsonl", "b.jsonl", "c.csv"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    version = {"type": "hub", "commit": "1"}
+    monkeypatch.setitem(SOURCES, "hub", lambda source, cache: Fetched(tmp_path, version))
+    cfg = config(tmp_path / "nowhere", data_source={"type": "hub", "repo": "a/b"})
+    assert names(cfg) == ["b.jsonl", "a.jsonl"]
+    assert fetch(cfg)[0].version == version

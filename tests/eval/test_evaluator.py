@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -296,3 +297,49 @@ def test_an_evaluation_that_fails_is_recorded_and_leaves_the_run_finished(
     assert run.manifest["evaluation"]["error"] == "ZeroDivisionError: one in a million"
     assert run.status_in_words == "finished, evaluation failed"
     assert read(run, "metrics.json") == before
+
+
+# --- the tokenizer that the model was tuned with ---------------------------------------------------------
+
+
+def change_template(folder: Path) -> None:
+    path = folder / "chat_template.jinja"
+    path.write_text(path.read_text() + "\n")
+
+
+def change_tokenizer(folder: Path) -> None:
+    path = folder / "tokenizer.json"
+    rules = json.loads(path.read_text())
+    rules["normalizer"] = {"type": "Lowercase"}
+    path.write_text(json.dumps(rules))
+
+
+@pytest.mark.parametrize(("change", "what"), [(change_template, "chat template"), (change_tokenizer, "tokenizer")])
+def test_another_tokenizer_than_the_model_was_tuned_with_is_refused_unless_told(
+    copied: World, capsys: Said, change: Callable[[Path], None], what: str
+) -> None:
+    run = copied.newest
+    before = read(run, "metrics.json")
+    change(run.model)
+    assert copied.call("eval", "splits=[test]") == 2
+    assert f"{run.model} holds another {what} than its model was tuned with" in capsys.readouterr().err
+    assert read(run, "metrics.json") == before
+    assert copied.call("eval", "splits=[test]", "allow_other_tokenizer=true") == 0
+    assert f"holds another {what}" in capsys.readouterr().out
+
+
+def test_a_model_folder_by_itself_knows_its_tokenizer(copied: World, tmp_path: Path, capsys: Said) -> None:
+    folder = Path(shutil.copytree(copied.newest.model, tmp_path / "alone"))
+    change_template(folder)
+    assert copied.call("eval", str(folder), "splits=[test]") == 2
+    assert "holds another chat template" in capsys.readouterr().err
+
+
+def test_a_run_of_an_earlier_version_that_kept_no_hashes_is_evaluated(copied: World) -> None:
+    run = copied.newest
+    (run.model / "tokenization.json").unlink()
+    manifest = run.manifest
+    del manifest["tokenization"]
+    (run.path / "manifest.json").write_text(json.dumps(manifest))
+    change_template(run.model)
+    assert copied.call("eval", "splits=[test]") == 0

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from src.data.loader import encode_prompt
+from src.data.chat import Chat
 from src.eval.generate import Answer, answer, end_tokens
 from src.model import load
 from src.model.source import locate_tuned
@@ -31,7 +31,7 @@ def tuned(finished: World) -> Any:
 
 @pytest.fixture(scope="module")
 def prompts(tokenizer: Any) -> list[list[int]]:
-    return [encode_prompt([{"role": "user", "content": text}], tokenizer) for text in REQUESTS]
+    return [Chat(tokenizer).prompt([{"role": "user", "content": text}]) for text in REQUESTS]
 
 
 def ask(model: Any, tokenizer: Any, prompts: list[list[int]], **others: Any) -> list[Answer]:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from src.errors import ModelError
 from src.model import load, tiny
+from src.model import tokenizer as tokenizer_of
 from src.model.source import Source, locate, locate_tuned
 from tests.fixtures import ANSWER, World
 
@@ -39,12 +40,12 @@ def test_without_a_chat_template_the_default_one_is_used_said_and_saved(
     told = f"{bare} has no chat template: using the default one (### Request / ### Answer), saved with the model"
     assert told in capsys.readouterr().out
     assert told in (run.logs / "run.log").read_text()
-    assert (run.model / "chat_template.jinja").read_text() == load.DEFAULT_CHAT_TEMPLATE
+    assert (run.model / "chat_template.jinja").read_text() == tokenizer_of.DEFAULT_CHAT_TEMPLATE
 
 
 def test_the_default_chat_template_reads_as_documented(tiny: Path) -> None:
-    tokenizer = load.load_tokenizer(str(tiny))
-    tokenizer.chat_template = load.DEFAULT_CHAT_TEMPLATE
+    tokenizer = tokenizer_of.load_tokenizer(str(tiny))
+    tokenizer.chat_template = tokenizer_of.DEFAULT_CHAT_TEMPLATE
     turns = [
         {"role": "system", "content": "Count."},
         {"role": "user", "content": "2+2?"},
@@ -58,14 +59,14 @@ def test_the_default_chat_template_reads_as_documented(tiny: Path) -> None:
 
 def test_a_tokenizer_without_padding_pads_with_its_end_token(folder: Path) -> None:
     edit(folder / "tokenizer_config.json", pad_token=None)
-    tokenizer = load.load_tokenizer(str(folder))
+    tokenizer = tokenizer_of.load_tokenizer(str(folder))
     assert tokenizer.pad_token_id == tokenizer.eos_token_id
 
 
 def test_a_tokenizer_without_an_end_token_is_refused(folder: Path) -> None:
     edit(folder / "tokenizer_config.json", eos_token=None)
     with pytest.raises(ModelError, match="has no end-of-sequence token"):
-        load.load_tokenizer(str(folder))
+        tokenizer_of.load_tokenizer(str(folder))
 
 
 def test_pickled_weights_are_not_loaded_even_where_nobody_looked_before(folder: Path) -> None:
@@ -92,7 +93,7 @@ def test_code_of_a_model_repository_is_not_run_unless_asked(
     assert world.call(stage, f"model_name={folder}") == 2
     assert "read that code first, then set trust_remote_code=true" in capsys.readouterr().err
     assert not trace.exists()
-    assert not world.output.exists()
+    assert not (world.output / "runs").exists()
 
 
 @pytest.mark.parametrize("dtype", load.DTYPES)

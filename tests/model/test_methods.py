@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from src.config import MethodArgs
+from src.data.chat import Chat
 from src.errors import ModelError
 from src.model import load, methods
 from src.model.source import Source, locate, locate_tuned
@@ -66,7 +67,7 @@ def test_each_method_trains_a_step_and_comes_back_from_disk_as_the_same_model(
     moved = (after - before).abs().max()
     assert moved > 0.5
 
-    save(model, tokenizer, tmp_path / "model")
+    save(model, Chat(tokenizer), tmp_path / "model")
     again, _, _ = load.load_tuned(locate_tuned(tmp_path / "model"), "float32", "cpu")
     # A 4-bit base is rounded; its adapter is evaluated on the base as it is.
     tolerance = 0.2 if methods.METHODS[method].four_bit else 1e-6

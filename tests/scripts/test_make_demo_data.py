@@ -53,7 +53,7 @@ def all_pairs(names: list[str]) -> list[tuple[str, str]]:
 def test_generator_reproduces_the_committed_files(tmp_path: Path) -> None:
     for out in (tmp_path / "one", tmp_path / "two"):
         demo.main(["--seed", "7", "--out", str(out)])
-    for name in demo.COUNTS:
+    for name in [*demo.COUNTS, *demo.in_other_shapes(demo.build(7))]:
         first = (tmp_path / "one" / name).read_bytes()
         assert first == (tmp_path / "two" / name).read_bytes()
         assert first == (DATA / name).read_bytes(), f"{name}: run python scripts/make_demo_data.py"

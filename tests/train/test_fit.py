@@ -12,14 +12,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from src.config import DataArgs, TrainConfig
-from src.data.loader import IGNORED, encode_prompt, read_rows
+from src.config import TrainConfig
+from src.data.chat import Chat
+from src.data.encode import Encoded, Rules, encode
+from src.data.loader import read_rows
+from src.data.rows import IGNORED, Row
 from src.model import load
 from src.model.source import locate
+from src.model.tokenizer import load_tokenizer
 from src.runs import Run
 from src.train.callbacks import COMPLETE
 from src.train.fit import Collator, arguments
-from tests.fixtures import ANSWER, TRAINED_ON, World, curves, jsonl
+from tests.fixtures import ANSWER, TRAINED_ON, World, chat, curves, jsonl
 
 pytest_plugins = ["tests.fixtures"]
 
@@ -38,6 +42,25 @@ def test_a_batch_is_padded_on_the_right_and_padding_has_neither_attention_nor_lo
     assert batch["labels"].tolist() == [[IGNORED, 2, 3], [4, IGNORED, IGNORED]]
 
 
+def test_padding_with_the_end_of_turn_token_does_not_hide_the_real_one(tiny: Path) -> None:
+    tokenizer = load_tokenizer(str(tiny))
+    tokenizer.pad_token = tokenizer.eos_token
+    rows = [
+        Row(Path("x"), 1, chat(*turns)["messages"]) for turns in (("2+2?", "4"), ("2+2 and then what?", "4444"))
+    ]
+    examples = [
+        each.examples[0] for each in encode(rows, Chat(tokenizer), Rules(512)) if isinstance(each, Encoded)
+    ]
+    batch = Collator(tokenizer.pad_token_id)([{"input_ids": e.ids, "labels": e.labels} for e in examples])
+    assert len(examples) == 2
+    for index, example in enumerate(examples):
+        length = len(example.ids)
+        assert batch["labels"][index].tolist().count(tokenizer.eos_token_id) == 1
+        assert batch["labels"][index, :length].tolist() == example.labels
+        assert batch["labels"][index, length:].tolist() == [IGNORED] * (batch["labels"].shape[1] - length)
+        assert batch["attention_mask"][index].sum() == length
+
+
 # --- learning --------------------------------------------------------------------------------------------
 
 
@@ -45,8 +68,8 @@ def test_the_first_loss_is_the_cross_entropy_of_the_answers_by_hand(world: World
     run = world.train("batch_size=16", "lora_dropout=0", "max_steps=1", "logging_steps=1")
     model, _ = load.load_base(locate(str(world.model)), "float32", "cpu")
     total, tokens = 0.0, 0
-    for row in read_rows([world.data / "lessons.jsonl"], DataArgs())[0]:
-        prompt = encode_prompt(row.messages[:-1], tokenizer)
+    for row in read_rows(world.data / "lessons.jsonl", "messages"):
+        prompt = Chat(tokenizer).prompt(row.messages[:-1])
         answer = tokenizer(ANSWER + tokenizer.eos_token, add_special_tokens=False)["input_ids"]
         with torch.inference_mode():
             chances = model(input_ids=torch.tensor([prompt + answer])).logits[0].log_softmax(-1)

@@ -57,11 +57,12 @@ def test_the_manifest_tells_what_was_made_of_what_with_what(run: Run, finished: 
     assert (manifest["method"], manifest["seed"]) == ("lora", 42)
     assert manifest["base_model"] == {"name": str(finished.model), "revision": content_hash(finished.model)}
     assert manifest["precision"] == {"value": "float32", "reason": "bf16=false"}
-    assert manifest["data"]["type"] == "local"
+    assert manifest["data"]["sources"] == [{"type": "local", "weight": 1}]
     assert manifest["data"]["files"] == [
         {
             "file": str(lessons),
             "sha256": hashlib.sha256(lessons.read_bytes()).hexdigest(),
+            "format": "messages",
             "rows_in": len(TRAINED_ON),
             "rows_trained": len(TRAINED_ON),
         }
@@ -116,7 +117,7 @@ def test_the_numbers_are_those_of_the_curves(run: Run) -> None:
 
 def test_the_text_log_holds_the_run_from_its_first_line(run: Run) -> None:
     log = (run.logs / "run.log").read_text()
-    assert f"{len(TRAINED_ON)} rows in 1 files; base model" in log
+    assert f"{len(TRAINED_ON)} usable rows in 1 files; base model" in log
     assert "precision float32 (bf16=false)" in log
     assert f"run {run.path}\n" in log
     assert f"step {STEPS}/{STEPS}" in log
@@ -170,10 +171,10 @@ def test_the_configuration_used_says_every_setting(run: Run) -> None:
 
 
 def refused(world: World, capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    """Train what cannot be trained, make sure that nothing is left of it, and return what was said."""
+    """Train what cannot be trained, make sure that no run is left of it, and return what was said."""
     capsys.readouterr()
     assert world.call("train", *words) == 2
-    assert not world.output.exists()
+    assert {p.name for p in world.output.glob("*")} <= {"cache"}
     said = capsys.readouterr().err
     assert "Traceback" not in said
     return said
@@ -217,7 +218,8 @@ def test_training_on_the_evaluation_split_is_refused(world: World, capsys: pytes
         (["dataset_path=nowhere"], "dataset_path nowhere is not a folder"),
         (["dataset_pattern=*.csv"], "it holds lessons.jsonl"),
         (["cuda_visible_devices=0,1"], "training on several GPUs is not available in this version"),
-        (["data_source.type=lakefs"], "lakefs is not available in this version"),
+        (["data_source.type=lakefs"], "data_source.type=lakefs names no server"),
+        (["data_source.repo=x"], "data_source.repo has no meaning with data_source.type=local"),
         (["model_name=./nowhere"], "model_name ./nowhere does not exist"),
         (["lora_rr=4", "epochs=0"], "lora_rr is not a setting; did you mean lora_r?"),
     ],

@@ -1,0 +1,142 @@
+"""Rows taken by column: a question and an answer, or a list of turns, put into a template of the user's.
+
+The keys are those of the aiDAPTIV charts: strategy, question_key, answer_key, label_key, user_prompt,
+system_prompt.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from src.config import ColumnArgs, Dataset, DataSource
+from src.data.formats import (
+    FORMATS,
+    TEXT,
+    Message,
+    Row,
+    RowError,
+    Translation,
+    _turns,
+    conversations,
+    pair,
+    text_of,
+)
+from src.errors import ConfigError
+
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+PLACE = re.compile(r"\{(\w+)\}")
+
+
+def strategy_of(args: ColumnArgs) -> str | None:
+    """The strategy asked for; naming a column asks for QA."""
+    return args.strategy or ("QA" if args.question_key or args.answer_key or args.user_prompt else None)
+
+
+def translation(args: ColumnArgs, data_format: str) -> Translation:
+    """How a row becomes messages: by its columns where they are named, else by its format.
+
+    Raises: ConfigError if the columns contradict each other.
+    """
+    strategy = strategy_of(args)
+    if args.label_key not in (None, args.answer_key):
+        raise ConfigError(
+            f"label_key={args.label_key} is not answer_key={args.answer_key}: what is learnt is the answer",
+            hint="name the same column in both, or leave label_key out",
+        )
+    if strategy == "Chat" and args.answer_key:
+        raise ConfigError(
+            "answer_key has no meaning with strategy=Chat, which takes every turn from question_key",
+            hint="leave answer_key out, or set strategy=QA",
+        )
+    found = {"QA": _qa, "Chat": _chat}[strategy](args) if strategy else FORMATS[data_format].translate
+    return _with_system(found, args.system_prompt) if args.system_prompt else found
+
+
+def named_datasets(config: str | Mapping[str, Any]) -> list[Dataset]:
+    """The data sets of a trainDataConfig: `{name: {data_path, strategy, question_key, ...}}` or that as YAML.
+
+    Raises: ConfigError if it is neither, or has keys of its own.
+    """
+    try:
+        found = yaml.safe_load(config) if isinstance(config, str) else config
+    except yaml.YAMLError as error:
+        raise ConfigError(f"trainDataConfig is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(found, Mapping) or not all(isinstance(entry, Mapping) for entry in found.values()):
+        raise ConfigError("trainDataConfig should be {name: {data_path: ..., strategy: QA, ...}}")
+    known = {"data_path", "exp_type", *(ColumnArgs.__dataclass_fields__)}
+    strange = [f"trainDataConfig.{n}.{k} is not a setting" for n, e in found.items() for k in e if k not in known]
+    strange += [f"trainDataConfig.{n} has no data_path" for n, e in found.items() if not e.get("data_path")]
+    strange += [
+        f"trainDataConfig.{n}.exp_type={e['exp_type']}: should be one of train, eval, inference"
+        for n, e in found.items()
+        if e.get("exp_type", "train") not in ("train", "eval", "inference")
+    ]
+    strange += [
+        f"trainDataConfig.{n}.strategy={e['strategy']}: should be one of QA, Chat"
+        for n, e in found.items()
+        if e.get("strategy") not in (None, "QA", "Chat")
+    ]
+    if strange:
+        raise ConfigError(*strange)
+    return [_dataset(entry) for entry in found.values() if entry.get("exp_type", "train") == "train"]
+
+
+def _dataset(entry: Mapping[str, Any]) -> Dataset:
+    """`data_path` is a local path, or else the id of a data set on the Hub."""
+    path = str(entry["data_path"])
+    on_the_hub = not Path(path).exists() and HUB_ID.fullmatch(path)
+    source = DataSource(type="hub", repo=path) if on_the_hub else DataSource()
+    columns = {k: v for k, v in entry.items() if k not in ("data_path", "exp_type")}
+    return Dataset(path=path, data_source=source, **columns)
+
+
+def _qa(args: ColumnArgs) -> Translation:
+    question, answer = args.question_key or "question", args.answer_key or args.label_key or "answer"
+
+    def translate(row: Row) -> list[Message]:
+        asked = text_of(row, question)
+        if args.user_prompt:
+            asked = _filled(args.user_prompt, {**row, "question": asked})
+        return pair(asked, text_of(row, answer))
+
+    return translate
+
+
+def _chat(args: ColumnArgs) -> Translation:
+    key = args.question_key or "messages"
+
+    def translate(row: Row) -> list[Message]:
+        turns = conversations({**row, "conversations": _turns(row, key)})
+        if args.user_prompt:
+            for turn in turns:
+                if turn["role"] == "user":
+                    turn["content"] = _filled(args.user_prompt, {**row, "question": turn["content"]})
+        return turns
+
+    return translate
+
+
+def _filled(template: str, columns: Mapping[str, Any]) -> str:
+    """`template` with each `{column}` replaced; other braces stay as they are."""
+
+    def value(place: re.Match[str]) -> str:
+        if not isinstance(columns.get(place[1]), str):
+            raise RowError(f"no_{place[1]}", f"has no text under {place[1]!r}, which user_prompt names")
+        return str(columns[place[1]])
+
+    return PLACE.sub(value, template)
+
+
+def _with_system(translate: Translation, system: str) -> Translation:
+    def translate_with_system(row: Row) -> list[Message]:
+        turns = translate(row)
+        if turns[0]["role"] in ("system", TEXT):
+            return turns
+        return [{"role": "system", "content": system}, *turns]
+
+    return translate_with_system

@@ -1,0 +1,102 @@
+"""Open a data file for reading, compressed or not; an archive that was cut off never reads as if it were whole."""
+
+from __future__ import annotations
+
+import io
+import stat
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from src.errors import DataError
+
+# Bytes decompressed in one step. One step makes at most 130,000 times as many (zstd) and waits in memory.
+STEP = 1024
+
+
+class Damaged(Exception):
+    """The bytes of a file are not those that its kind promises: it was cut off or corrupted."""
+
+
+class Decompressor(Protocol):
+    """What zlib and zstandard have in common; each object reads one member, or frame, of an archive."""
+
+    @property
+    def eof(self) -> bool: ...
+    @property
+    def unused_data(self) -> bytes: ...
+    def decompress(self, data: bytes, /) -> bytes: ...
+
+
+def gzip() -> Decompressor:
+    return zlib.decompressobj(wbits=31)  # gzip's header and checksum, and not zlib's
+
+
+def zstd() -> Decompressor:
+    import zstandard
+
+    return zstandard.ZstdDecompressor().decompressobj()
+
+
+ARCHIVES: dict[str, Callable[[], Decompressor]] = {".gz": gzip, ".zst": zstd}
+
+
+def open_data(path: Path) -> io.BufferedReader:
+    """The bytes of a data file, decompressed where the name ends in one of ARCHIVES.
+
+    Raises: DataError if it is no regular file. Reading raises Damaged where an archive is cut off or corrupted.
+    OSError is left to the caller.
+    """
+    mode = path.stat().st_mode  # before opening: to open a named pipe waits for its writer
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "no regular file"
+        raise DataError(f"{path} is {kind}", hint="give a data file")
+    file = path.open("rb")
+    archive = ARCHIVES.get(path.suffix.lower())
+    return io.BufferedReader(_Decompressed(file, archive), 1 << 18) if archive else file
+
+
+class _Decompressed(io.RawIOBase):
+    """The content of an archive, all its members one after the other."""
+
+    def __init__(self, file: io.BufferedReader, archive: Callable[[], Decompressor]) -> None:
+        self._file = file
+        self._archive = archive
+        self._member: Decompressor | None = archive()  # None between two members
+        self._packed = b""
+        self._ready = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        """Fill all of `buffer`, less only at the end."""
+        filled = 0
+        while filled < len(buffer) and (self._ready or self._step()):
+            piece = self._ready[: len(buffer) - filled]
+            buffer[filled : filled + len(piece)] = piece
+            self._ready = self._ready[len(piece) :]
+            filled += len(piece)
+        return filled
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+    def _step(self) -> bool:
+        """Decompress a little more; False at the end of the archive."""
+        packed = self._packed or self._file.read(STEP)
+        if not packed and self._member:
+            raise Damaged("the archive ends too early")
+        if packed:
+            self._unpack(packed, self._member or self._archive())
+        return bool(packed)
+
+    def _unpack(self, packed: bytes, member: Decompressor) -> None:
+        try:
+            self._ready = memoryview(member.decompress(packed))
+        except Exception as error:  # zstandard's own class is known only where zstandard is imported
+            raise Damaged(str(error)) from error
+        self._packed = member.unused_data if member.eof else b""
+        self._member = None if member.eof else member

@@ -1,0 +1,362 @@
+"""Rows that say the same as an earlier row, or as a held-out text: exactly, when normalised, or nearly.
+
+A text is normalised, cut into shingles (words and pairs of neighbouring words), and sketched by MinHash
+(Broder 1997, "On the resemblance and containment of documents"). Locality-sensitive hashing of the sketch in
+bands (Indyk and Motwani 1998) names candidates, and the true Jaccard similarity of the shingles decides.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from hashlib import blake2b, shake_128
+from itertools import pairwise
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from rensa import RMinHash
+
+Kind = Literal["exact", "normalised", "near"]
+Hashes = NDArray[np.uint64]
+Rows = NDArray[np.int64]
+Fingerprints = NDArray[np.void]  # of FINGERPRINT
+
+THRESHOLD = 0.8  # Jaccard similarity from which a text is a near duplicate
+BANDS, BAND_SIZE = 18, 7  # similarity s makes a candidate with probability 1-(1-s^7)^18: 0.99 at 0.8, 0.13 at 0.5
+FEWEST_WORDS = 10  # of a text with near duplicates: of "sort the list" and "sort the list twice" both are wanted
+MOST_COMPARED = 16  # rows of a bucket that each other row of it is compared with
+SEED = 1
+BLOCK = 64  # texts hashed at once, and
+PIECE = 32_768  # shingles: rensa starts threads, which no fork survives, from 256 texts or 65,536 shingles on
+READ_ROWS = 65_536
+
+FINGERPRINT = np.dtype([("exact", "<u8"), ("normalised", "<u8"), ("bands", "<u8", (BANDS,))])
+_EXACT, _NORMALISED, _BAND = 0, 1, 2  # 64-bit columns of a fingerprint; a band each from _BAND on
+_FACTORS = np.frombuffer(shake_128(b"bands").digest(8 * BANDS * BAND_SIZE), "<u8").reshape(BANDS, BAND_SIZE) | 1
+_WORD_FACTOR, _PAIR_FACTOR = np.frombuffer(shake_128(b"shingles").digest(16), "<u8") | 1
+
+# Scripts written without spaces (Thai to Khmer, kana, Han): each of their letters is a word.
+_UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+    "\U00020000-\U0003ffff"
+)
+_WORDS = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+|[^\w\s]")
+_ASCII_WORDS = re.compile(r"\w+|[^\w\s]")
+# A sentence mark at the end of a word; "!" only after two letters, since 5! and n! are factorials.
+_MARKS = re.compile(r"""[.,;:?!](?:(?<=[^\W\d_]{2}.)[.,;:?!]*|(?<=[\w)\]}"'][.,;:?])[.,;:?]*)(?=["']?(?:\s|\Z))""")
+# NFKC makes 10² and 102 one, 1½ and 11/2, and a wide full stop one that no space follows.
+_BEFORE_NFKC = re.compile(
+    "[\u00b2\u00b3\u00b9\u00bc-\u00be\u1d2c-\u1d6a\u2070-\u209c\u2150-\u215f\u2189\u2460-\u24ff"
+    "\uff0c\uff0e\uff1a\uff1b\uff01\uff1f]"
+)
+_COMPATIBLE = {"<super>": "^{0}", "<sub>": "_{0}", "<wide>": "{0} "}
+_ALIKE = (
+    {mark: "'" for mark in "\u2018\u2019\u201b\u2039\u203a"}
+    | {mark: '"' for mark in "\u201c\u201d\u201e\u201f\u00ab\u00bb"}
+    | {mark: "-" for mark in "\u2010\u2011\u2012\u2013\u2014\u2015\u2212"}
+    | {"\u3002": ". ", "\u0964": ". ", "\u3001": ", ", "\u060c": ",", "\u061b": ";", "\u061f": "?"}
+    | {mark: "" for mark in "\u00bf\u00a1\u00ad\u200b\u200e\u200f\u2060\ufe0e\ufe0f\ufeff"}
+)
+_AFTER_NFKC = re.compile(f"[{''.join(_ALIKE)}]")
+
+
+class Duplicate(NamedTuple):
+    row: int
+    earlier: int
+    kind: Kind
+    similarity: float  # 1.0 unless near
+
+
+class Match(NamedTuple):
+    file: str
+    line: int
+    kind: Kind
+    similarity: float  # 1.0 unless near
+
+
+class HeldOutText(NamedTuple):
+    file: str
+    line: int
+    text: str
+
+
+class Shingles(NamedTuple):
+    words: frozenset[str]
+    pairs: frozenset[tuple[str, str]]
+
+
+TextOf = Callable[[int], str]
+
+
+def normalise(text: str) -> str:
+    """`text` without what rarely changes its meaning: case, width and form of letters, quotes and dashes
+    (Unicode NFKC and case folding), amount of white space, marks that end a phrase.
+
+    Whatever can be an operator, a digit or a separator within a word is kept.
+
+    >>> normalise("Is  it 3.5, or 35?!")
+    'is it 3.5 or 35?!'
+    >>> normalise("Yes!") == normalise("yes")
+    True
+    """
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", _BEFORE_NFKC.sub(_kept_apart, text))
+        text = _AFTER_NFKC.sub(lambda found: _ALIKE[found[0]], text)
+        text = unicodedata.normalize("NFKC", text.casefold())
+    return " ".join(_MARKS.sub("", text.casefold()).split())
+
+
+def similarity(one: str, other: str) -> float:
+    """Jaccard similarity of the shingles of two texts, 0 to 1, a word weighing as much as two pairs.
+
+    Replacing k words apart from each other in a text of n different ones leaves (3n-1-4k)/(3n-1+4k): 0.82 for
+    3 of 40. Pairs alone would leave 0.73, and words alone would not see their order.
+    """
+    return _jaccard(_shingles(one), _shingles(other))
+
+
+def fingerprints(texts: Sequence[str]) -> Fingerprints:
+    """What finds the duplicates of each text: an array (len(texts),) of FINGERPRINT, 160 bytes a text.
+
+    `exact` and `normalised` are the 64-bit BLAKE2b of the text and of its normalised form. `bands` are hashes of
+    the MinHash, or zeros where the text is too short for near duplicates. The same in every process.
+    Raises: UnicodeEncodeError for a surrogate, which is no character.
+    """
+    blocks = [_block(texts[start : start + BLOCK]) for start in range(0, len(texts), BLOCK)]
+    return np.concatenate(blocks) if blocks else np.empty(0, FINGERPRINT)
+
+
+class Spool:
+    """The fingerprints of the rows 0, 1, ... of a run, in a nameless file: about 70 bytes of memory a row.
+
+    Args:
+        directory: where the file lies; the system's temporary directory if None.
+    """
+
+    def __init__(self, directory: Path | None = None) -> None:
+        self._file = tempfile.TemporaryFile(dir=directory)  # noqa: SIM115 - the spool is the context
+        self._rows = 0
+
+    def __enter__(self) -> Spool:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def add(self, found: Fingerprints) -> None:
+        """Appends the fingerprints of the next rows. Raises: OSError if the disk is full."""
+        self._file.seek(0, 2)
+        self._file.write(found.tobytes())
+        self._rows += len(found)
+
+    def duplicates(self, text_of: TextOf, threshold: float = THRESHOLD) -> Iterator[Duplicate]:
+        """Each row that duplicates an earlier one, once, in the order of rows.
+
+        The strongest kind counts (exact, normalised, near), and of it the earliest row. That row may itself be
+        reported as near an earlier one: near is not transitive. In a bucket of more than MOST_COMPARED rows a
+        row is compared with the first ones that are unlike one another, so a row that is only near a later one
+        may go unseen there.
+
+        Args:
+            text_of: the text of a row that was added; asked for rows that may be near duplicates only.
+            threshold: least Jaccard similarity of near duplicates, 0 to 1. The bands are made for 0.8: of a
+                lower similarity fewer are found.
+        """
+        exact = _first_equal(self._column(_EXACT))
+        normalised = _first_equal(self._column(_NORMALISED))
+        near, score = self._near(np.flatnonzero(normalised == np.arange(self._rows)), text_of, threshold)
+        # An earlier choice of np.select goes before a later one.
+        own = np.arange(self._rows)
+        earlier = np.select([exact != own, normalised != own], [exact, normalised], near)
+        for row in np.flatnonzero(earlier != own).tolist():
+            kind: Kind = "exact" if exact[row] != row else "normalised" if normalised[row] != row else "near"
+            yield Duplicate(row, int(earlier[row]), kind, float(score[row]))
+
+    def _column(self, number: int) -> Hashes:
+        column = np.empty(self._rows, np.uint64)
+        self._file.seek(0)
+        for start in range(0, self._rows, READ_ROWS):
+            words = np.frombuffer(self._file.read(READ_ROWS * FINGERPRINT.itemsize), "<u8")
+            column[start : start + READ_ROWS] = words.reshape(-1, _BAND + BANDS)[:, number]
+        return column
+
+    def _near(self, rows: Rows, text_of: TextOf, threshold: float) -> tuple[Rows, NDArray[np.float64]]:
+        """The earliest row that each row is near (itself if none), and their similarity."""
+        earliest, score = np.arange(self._rows), np.ones(self._rows)
+        shingles = lru_cache(2 * MOST_COMPARED)(lambda row: _shingles(text_of(row)))
+        for band in range(BANDS):
+            for bucket in _buckets(self._column(_BAND + band)[rows], rows):
+                _compare(bucket, earliest, score, shingles, threshold)
+        return earliest, score
+
+
+class HeldOut:
+    """Held-out texts, up to some hundred thousand, against which training rows are held.
+
+    Args:
+        texts: each with its place; of equal ones the first is named.
+        threshold: least Jaccard similarity of near duplicates, 0 to 1.
+    """
+
+    def __init__(self, texts: Sequence[HeldOutText], threshold: float = THRESHOLD) -> None:
+        self._texts, self._threshold = texts, threshold
+        found = fingerprints([text.text for text in texts])
+        numbers = range(len(texts) - 1, -1, -1)  # backwards, so that the first of equals stays
+        self._exact = {int(found["exact"][number]): number for number in numbers}
+        self._normalised = {int(found["normalised"][number]): number for number in numbers}
+        owners = np.array(sorted(self._normalised.values()), np.int64)
+        keys = found["bands"][owners]
+        owners, keys = np.repeat(owners, BANDS)[keys.ravel() != 0], keys.ravel()[keys.ravel() != 0]
+        order = np.argsort(keys, kind="stable")
+        self._keys, self._owners = keys[order], owners[order]
+
+    def matches(self, found: Fingerprints, texts: Sequence[str]) -> list[Match | None]:
+        """For each text, with its fingerprint in `found`, the held-out text that it duplicates.
+
+        The strongest kind counts, then the highest similarity, then the first text. Of the held-out texts that
+        share a bucket MOST_COMPARED are compared.
+        """
+        bands = np.ascontiguousarray(found["bands"])
+        starts = np.searchsorted(self._keys, bands)
+        ends = np.minimum(np.searchsorted(self._keys, bands, side="right"), starts + MOST_COMPARED)
+        result: list[Match | None] = []
+        for row, text in enumerate(texts):
+            if (number := self._exact.get(int(found["exact"][row]))) is not None:
+                result.append(self._match(number, "exact", 1.0))
+            elif (number := self._normalised.get(int(found["normalised"][row]))) is not None:
+                result.append(self._match(number, "normalised", 1.0))
+            else:
+                result.append(
+                    self._nearest(starts[row], ends[row], text) if any(ends[row] > starts[row]) else None
+                )
+        return result
+
+    def _nearest(self, starts: Rows, ends: Rows, text: str) -> Match | None:
+        numbers = {int(n) for start, end in zip(starts, ends, strict=True) for n in self._owners[start:end]}
+        if not numbers:
+            return None
+        shingles = _shingles(text)
+        scores = [(_jaccard(shingles, _shingles(self._texts[number].text)), -number) for number in numbers]
+        score, number = max(scores)
+        return self._match(-number, "near", score) if score >= self._threshold else None
+
+    def _match(self, number: int, kind: Kind, score: float) -> Match:
+        return Match(self._texts[number].file, self._texts[number].line, kind, score)
+
+
+def _kept_apart(found: re.Match[str]) -> str:
+    return _COMPATIBLE.get(unicodedata.decomposition(found[0]).split(" ")[0], " {0}").format(found[0])
+
+
+def _words(normalised: str) -> list[str]:
+    return (_ASCII_WORDS if normalised.isascii() else _WORDS).findall(normalised)
+
+
+def _shingles(text: str) -> Shingles:
+    words = _words(normalise(text))
+    return Shingles(frozenset(words), frozenset(pairwise(words)))
+
+
+def _jaccard(one: Shingles, other: Shingles) -> float:
+    words, pairs = len(one.words & other.words), len(one.pairs & other.pairs)
+    either = 2 * (len(one.words) + len(other.words) - words) + len(one.pairs) + len(other.pairs) - pairs
+    return (2 * words + pairs) / either if either else 1.0
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def _block(texts: Sequence[str]) -> Fingerprints:
+    found = np.zeros(len(texts), FINGERPRINT)
+    normalised = [normalise(text) for text in texts]
+    found["exact"] = [_hash(text) for text in texts]
+    found["normalised"] = [_hash(text) for text in normalised]
+    words = [_words(text) for text in normalised]
+    long = [number for number, row in enumerate(words) if len(row) >= FEWEST_WORDS]
+    if long:
+        found["bands"][long] = _bands([words[number] for number in long])
+    return found
+
+
+def _bands(words: list[list[str]]) -> Hashes:
+    """Hashes (len(words), BANDS) of the MinHash of the shingles; each row has a word or more."""
+    ends = np.cumsum([len(row) for row in words])
+    (hashes,) = RMinHash.hash_token_sets([[word for row in words for word in row]])
+    shingles = np.empty((len(hashes), 3), np.uint64)
+    shingles[:, 0] = hashes
+    shingles[:, 1] = shingles[:, 0] * _WORD_FACTOR  # its second weight
+    shingles[:-1, 2] = shingles[:-1, 0] * _PAIR_FACTOR + shingles[1:, 1]
+    shingles[ends - 1, 2] = shingles[ends - 1, 0]  # the last word of a row has no pair
+    sketch = _minhash(shingles.ravel(), 3 * np.concatenate([[0], ends[:-1]]))
+    bands: Hashes = (sketch.reshape(-1, BANDS, BAND_SIZE) * _FACTORS).sum(axis=2, dtype=np.uint64)
+    return bands
+
+
+def _minhash(shingles: Hashes, starts: Rows) -> Hashes:
+    """MinHash (len(starts), BANDS * BAND_SIZE) of rows that begin at `starts` of `shingles`.
+
+    A row may lie in several pieces: the MinHash of a union is the least of the parts'.
+    """
+    cuts = np.arange(0, len(shingles), PIECE)
+    bounds = np.unique(np.concatenate([starts, cuts, [len(shingles)]]))
+    digests: list[Any] = []
+    for cut in cuts:
+        inside = bounds[(bounds >= cut) & (bounds <= cut + PIECE)] - cut
+        piece = shingles[cut : cut + PIECE]
+        digests += RMinHash.digest_matrix_from_flat_token_hashes(
+            piece, inside.astype(np.uint64), BANDS * BAND_SIZE, SEED
+        ).to_rows()
+    return np.minimum.reduceat(np.array(digests, np.uint64), np.searchsorted(bounds, starts), axis=0)
+
+
+def _first_equal(hashes: Hashes) -> Rows:
+    """For each place the first place that holds an equal hash, which may be itself."""
+    order = np.argsort(hashes, kind="stable")
+    new = np.concatenate([[True], np.diff(hashes[order]) != 0])[: len(hashes)]
+    first = np.empty(len(hashes), np.int64)
+    first[order] = order[new][np.cumsum(new) - 1]
+    return first
+
+
+def _buckets(hashes: Hashes, rows: Rows) -> Iterator[Rows]:
+    """Rows of equal hashes, other than 0, in ascending order; two or more a bucket."""
+    order = np.argsort(hashes, kind="stable")
+    # The difference to a 0 put before leaves the zeros, which come first, outside of all buckets.
+    bounds = np.flatnonzero(np.diff(hashes[order], prepend=np.uint64(0), append=np.uint64(0)))
+    several = np.flatnonzero(np.diff(bounds) > 1)
+    for start, end in zip(bounds[several].tolist(), bounds[several + 1].tolist(), strict=True):
+        yield rows[order[start:end]]
+
+
+def _compare(
+    bucket: Rows,
+    earliest: Rows,
+    score: NDArray[np.float64],
+    shingles: Callable[[int], Shingles],
+    threshold: float,
+) -> None:
+    """Enters into `earliest` and `score` what the rows of a bucket are near."""
+    compared: list[int] = []
+    for row in bucket.tolist():
+        for other in compared:
+            if other >= earliest[row]:
+                break
+            found = _jaccard(shingles(row), shingles(other))
+            if found >= threshold:
+                earliest[row], score[row] = other, found
+                break
+        alone = earliest[row] == row
+        if len(compared) < MOST_COMPARED and (alone or len(bucket) <= MOST_COMPARED):
+            compared.append(row)

@@ -1,0 +1,259 @@
+"""The `hub` source: the data files of a dataset on the Hugging Face Hub, at one commit; or a local copy of it.
+
+A branch is resolved to its commit first, and from then on only that commit is read. Every file is checked against
+the hash that the commit itself holds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from src.config import DataSource
+from src.data.download import (
+    Fetched,
+    below,
+    cache_key,
+    check_server,
+    check_size,
+    concurrently,
+    inside,
+    once,
+    places,
+)
+from src.errors import DataError
+from src.utils.files import sha256
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.hf_api import RepoFile
+
+PUBLIC = "https://huggingface.co"
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+DATA_FILE = re.compile(rf"({'|'.join(map(re.escape, SUFFIXES))})(\.gz|\.zst)?\Z", re.IGNORECASE)
+COMMIT = re.compile(r"[0-9a-f]{40}")
+ANSWER_SECONDS = 10
+BLOCK = 1 << 20
+
+
+def hub(source: DataSource, cache: Path) -> Fetched:
+    """Fetch the data files of `source.repo` below `source.path`, or read a local folder of that name in place.
+
+    Args:
+        source: reads endpoint, repo, revision, path and max_gb; HF_TOKEN opens private datasets.
+        cache: the files land in CACHE/hub, in a folder for just this commit.
+    Raises: DataError if they cannot be had, are too large, or are not those of the commit.
+    """
+    if not source.repo:
+        raise DataError(
+            "data_source.repo is not set", hint="set it to a dataset id such as user/name, or a folder"
+        )
+    if Path(source.repo).expanduser().is_dir():
+        return _local(source, Path(source.repo).expanduser())
+    endpoint = check_server(source.endpoint or os.environ.get("HF_ENDPOINT") or PUBLIC)
+    commit = source.revision if source.revision and COMMIT.fullmatch(source.revision) else None
+    if commit is None or not _target(source, endpoint, commit, cache).is_dir():
+        commit = _download(source, endpoint, cache)
+    version = {"type": "hub", "repo": source.repo, "revision": source.revision, "commit": commit}
+    return Fetched(_target(source, endpoint, commit, cache), version | {"path": source.path})
+
+
+def _is_data(name: str) -> bool:
+    """Whether `name`, seen from `path`, is a data file; hidden ones are notes of git and of the library."""
+    return DATA_FILE.search(name) is not None and not any(
+        part.startswith(".") and part != ".." for part in name.split("/")
+    )
+
+
+def _nothing(source: DataSource) -> DataError:
+    return DataError(
+        f"{source.repo} holds no data files below {source.path or 'its root'}",
+        hint=f"correct data_source.path; data files end in {', '.join(SUFFIXES)}, or those with .gz or .zst",
+    )
+
+
+# Local folder
+
+
+def _local(source: DataSource, repo: Path) -> Fetched:
+    """A folder as it lies there, pinned by the content of its data files."""
+    if source.revision:
+        raise DataError(
+            f"data_source.revision has no meaning for {source.repo}, which is a local folder",
+            hint="leave it out, or name a dataset on the Hub",
+        )
+    folder = inside(repo, source.path) if source.path.strip("/") else repo
+    names = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
+    names = [name for name in names if _is_data(name)]
+    if not names:
+        raise _nothing(source)
+    content = hashlib.sha256()
+    for name in names:
+        content.update(f"{sha256(folder / name)}  {name}\n".encode(errors="surrogateescape"))
+    version = {"type": "hub", "repo": source.repo, "revision": None, "commit": None, "path": source.path}
+    return Fetched(folder, version | {"sha256": content.hexdigest()})
+
+
+# Download
+
+
+def _target(source: DataSource, endpoint: str, commit: str, cache: Path) -> Path:
+    return cache / "hub" / cache_key(endpoint, source.repo, commit, source.path)
+
+
+def _download(source: DataSource, endpoint: str, cache: Path) -> str:
+    """Bring the files of the revision into their folder. Returns: its commit."""
+    with _errors(source, endpoint):
+        api = _api(endpoint)
+        commit = api.dataset_info(str(source.repo), revision=source.revision, timeout=ANSWER_SECONDS).sha
+        if not commit or not COMMIT.fullmatch(commit):
+            raise DataError(f"{endpoint} names no commit of {source.repo}", hint="check data_source.endpoint")
+        once(_target(source, endpoint, commit, cache), lambda folder: _fetch(api, source, commit, folder))
+    return commit
+
+
+def _api(endpoint: str) -> HfApi:
+    if endpoint != PUBLIC:
+        # read when the library is imported; its Xet protocol does not fall back where an endpoint lacks it
+        os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
+    from huggingface_hub import HfApi
+
+    # False: no token that a login has left on this machine
+    return HfApi(endpoint=endpoint, token=os.environ.get("HF_TOKEN") or False)
+
+
+def _fetch(api: HfApi, source: DataSource, commit: str, folder: Path) -> None:
+    from huggingface_hub.hf_api import RepoFile
+
+    tree = api.list_repo_tree(str(source.repo), recursive=True, revision=commit, repo_type="dataset")
+    found = [(below(source.path, entry.path), entry) for entry in tree if isinstance(entry, RepoFile)]
+    named = {name: entry for name, entry in found if name is not None and _is_data(name)}
+    if not named:
+        raise _nothing(source)
+    check_size(str(source.repo), sum(entry.size for entry in named.values()), source.max_gb)
+    where = places(folder, named)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".", suffix=".tmp") as staging:
+
+        def read(name: str) -> None:
+            _read(api, source, commit, named[name], Path(staging), where[name])
+
+        concurrently(read, named)
+
+
+def _read(api: HfApi, source: DataSource, commit: str, entry: RepoFile, staging: Path, target: Path) -> None:
+    """Write one file to `target`, by way of `staging`, where the library keeps notes of its own."""
+    got = api.hf_hub_download(
+        str(source.repo),
+        entry.path,
+        repo_type="dataset",
+        revision=commit,
+        local_dir=staging,
+        tqdm_class=cast(Any, partial(_Meter, entry)),
+    )
+    if not _matches(Path(got), entry):
+        raise _not_listed(entry)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    Path(got).rename(target)
+
+
+class _Meter:
+    """Stands where the library expects a progress bar, and stops a file that grows over its listed size."""
+
+    def __init__(self, entry: RepoFile, **_: object) -> None:
+        self.entry, self.received = entry, 0
+
+    def __enter__(self) -> _Meter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def update(self, size: int) -> None:
+        self.received += size
+        if self.received > self.entry.size:
+            raise _not_listed(self.entry)
+
+
+def _matches(file: Path, entry: RepoFile) -> bool:
+    """Whether a file has the hash of its git blob, or the SHA-256 of its large object."""
+    if entry.lfs is not None:
+        return sha256(file) == entry.lfs.sha256
+    digest = hashlib.sha1(f"blob {file.stat().st_size}\0".encode(), usedforsecurity=False)
+    with file.open("rb") as opened:
+        for block in iter(lambda: opened.read(BLOCK), b""):
+            digest.update(block)
+    return digest.hexdigest() == entry.blob_id
+
+
+def _not_listed(entry: RepoFile) -> DataError:
+    return DataError(
+        f"{entry.path} is not what its commit on the Hub holds",
+        hint="nothing was kept; run the command again, and check data_source.endpoint if that does not help",
+    )
+
+
+# Errors
+
+
+@contextmanager
+def _errors(source: DataSource, endpoint: str) -> Iterator[None]:
+    """Turn what the library raises into sentences; its own texts span several lines."""
+    import httpx2
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+    try:
+        yield
+    except HfHubHTTPError as error:
+        raise _refusal(error, source, endpoint) from None
+    except HFValidationError:
+        raise DataError(
+            f"{source.repo} is neither a local folder nor a dataset id such as user/name",
+            hint="correct data_source.repo",
+        ) from None
+    except OfflineModeIsEnabled:
+        raise DataError(
+            f"the dataset {source.repo} is not in the cache, and HF_HUB_OFFLINE forbids to fetch it",
+            hint="unset HF_HUB_OFFLINE, or set data_source.revision to a commit that was fetched before",
+        ) from None
+    except (OSError, httpx2.HTTPError, httpx2.InvalidURL, ValueError, KeyError) as error:
+        raise DataError(
+            f"{endpoint} does not answer as a Hub ({type(error.__cause__ or error).__name__})",
+            hint="check the network and data_source.endpoint, or name a local folder in data_source.repo",
+        ) from None
+
+
+def _refusal(error: HfHubHTTPError, source: DataSource, endpoint: str) -> DataError:
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    token = "HF_TOKEN does not open it" if os.environ.get("HF_TOKEN") else "HF_TOKEN is not set"
+    status = error.response.status_code
+    if isinstance(error, GatedRepoError):
+        return DataError(
+            f"the dataset {source.repo} is gated, and {token}",
+            hint="accept its terms on its page, and set HF_TOKEN",
+        )
+    if isinstance(error, RevisionNotFoundError):
+        return DataError(
+            f"the dataset {source.repo} has no revision {source.revision}", hint="correct data_source.revision"
+        )
+    if isinstance(error, RepositoryNotFoundError):
+        return DataError(
+            f"there is no dataset {source.repo} at {endpoint}, or it is private and {token}",
+            hint="correct data_source.repo, or set HF_TOKEN to a token that may read it",
+        )
+    if status in {401, 403}:
+        return DataError(
+            f"{endpoint} refuses access to the dataset {source.repo}, and {token}",
+            hint="set HF_TOKEN to a token that may read it",
+        )
+    return DataError(
+        f"{endpoint} answered with HTTP status {status} for the dataset {source.repo}", hint="try again later"
+    )

@@ -1,0 +1,210 @@
+"""lakeFS: a branch, tag or commit becomes a commit id before anything is read, and that commit is what is read.
+
+A commit never changes, so one that is in the cache needs no server.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from src.config import DataSource
+from src.data.download import Fetched, concurrently, inside, once
+from src.data.lakefs_client import (
+    TIMEOUT,
+    Repository,
+    Stored,
+    address,
+    connect,
+    reason,
+    repository_name,
+    server_message,
+)
+from src.errors import DataError, RunError
+from src.utils.files import read_json, write_json
+from src.utils.logs import log
+
+BLOCK = 1 << 25  # the client holds an answer in memory: a larger object is read in ranges of so many bytes
+ATTEMPTS = 3
+MOST_SHOWN = 20
+
+
+def lakefs(source: DataSource, cache: Path) -> Fetched:
+    """The objects of one commit under `source.path`, in a folder of `cache`.
+
+    Raises: DataError if the reference is unclear or unknown, the server cannot be reached, there is nothing
+    to read or more than `max_gb`, a name cannot be that of a file here, or an object arrives damaged.
+    """
+    endpoint, name = address(source), repository_name(source)
+    kind, ref = _reference(source)
+    shelf = cache / "lakefs" / _short_hash(endpoint) / name
+    path = _short_hash(source.path) if source.path else "all"
+
+    def fetched(commit: str) -> Fetched:
+        unsure = sum(not stored.md5 for stored in _kept(shelf / commit / path))
+        version = {"type": "lakefs", "endpoint": endpoint, "repo": name, "ref": f"{kind} {ref}", "commit": commit}
+        more = {"checked_by_size_only": unsure} if unsure else {}
+        return Fetched(shelf / commit / path / "files", {**version, "path": source.path, **more})
+
+    if kind == "commit" and (shelf / ref / path).is_dir():
+        log.info("lakeFS %s: commit %s is in the cache", name, ref)
+        return fetched(ref)
+    repository = connect(source)
+    with repository.errors_told(f"{kind} {ref}", when_dead=_instead(shelf, path)):
+        commit = repository.resolve(ref)
+        if kind == "commit" and not commit.startswith(ref):
+            raise DataError(
+                f"{ref} is not a commit, but a name of commit {commit}", hint="set data_source.branch or tag"
+            )
+        wanted = {} if (shelf / commit / path).is_dir() else _wanted(repository, commit, source, f"{kind} {ref}")
+        presigned = bool(wanted) and repository.presigns()
+    log.info("lakeFS %s: %s %s is commit %s", name, kind, ref, commit)
+    if wanted:
+        log.info("lakeFS %s: fetching %s", name, _amount(wanted))
+        reference = repository.reference(commit)
+        once(shelf / commit / path, lambda folder: _fill(folder, reference, presigned, wanted))
+    return fetched(commit)
+
+
+def _kept(folder: Path) -> list[Stored]:
+    """The objects of a commit in the cache.
+
+    Raises: DataError if a file is missing or has another size than when it was fetched.
+    """
+    try:
+        objects = {name: Stored(*o) for name, o in read_json(folder / "objects.json").items()}
+        files = {name: folder / "files" / name for name in objects}
+        altered = [
+            name for name, file in files.items() if not file.is_file() or file.stat().st_size != objects[name].size
+        ]
+    except RunError:
+        altered = ["objects.json"]
+    if altered:
+        raise DataError(f"{folder} is not what was fetched: {altered[0]} has changed", hint="delete that folder")
+    return list(objects.values())
+
+
+def _instead(shelf: Path, path: str) -> str:
+    """What can be read of a repository whose server does not answer; empty if nothing can."""
+    commits = sorted(shelf.glob(f"*/{path}"), key=lambda folder: folder.stat().st_mtime, reverse=True)
+    names = [folder.parent.name for folder in commits[:3]]
+    return f"without the server there is data_source.commit={' or '.join(names)} in the cache" if names else ""
+
+
+def _short_hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _amount(objects: dict[str, Stored]) -> str:
+    return f"{len(objects):,} objects of {sum(o.size for o in objects.values()):,} bytes"
+
+
+def _reference(source: DataSource) -> tuple[str, str]:
+    """`("branch", "main")`.
+
+    Raises: DataError if several are given, or the commit cannot be one.
+    """
+    kinds = {"branch": source.branch, "tag": source.tag, "commit": source.commit}
+    given = [(kind, ref) for kind, ref in kinds.items() if ref]
+    if len(given) > 1:
+        told = ", ".join(f"{kind} {ref}" for kind, ref in given)
+        raise DataError(f"data_source names more than one version: {told}", hint="keep one of them")
+    if source.commit and not re.fullmatch("[0-9a-f]{6,64}", source.commit):
+        raise DataError(
+            f"data_source.commit={source.commit} is not a commit id",
+            hint="it has 64 digits of 0-9 and a-f, of which the first 6 or more will do",
+        )
+    return given[0] if given else ("branch", "main")
+
+
+def _wanted(repository: Repository, commit: str, source: DataSource, ref: str) -> dict[str, Stored]:
+    """`{name inside the folder: object}` of everything under `source.path`, checked before any is fetched."""
+    prefix = f"{source.path.rstrip('/')}/" if source.path else ""
+    single = None if source.path[-1:] in {"", "/"} else repository.single(commit, source.path)
+    # Other tools mark a folder by an empty object with its name.
+    found = [o for o in repository.objects(commit, prefix) if o.size or not o.key.endswith("/")]
+    if single and found:
+        raise DataError(f"{source.path} of {ref} is both a file and a folder", hint="rename one of them")
+    if not single and not found:
+        there = [o.path for o in repository.reference(commit).objects(delimiter="/", max_amount=MOST_SHOWN)]
+        raise DataError(
+            f"{ref} of repository {repository.name} holds nothing under {source.path or '/'}",
+            hint=f"set data_source.path; there is {', '.join(there)}" if there else "push data first",
+        )
+    wanted = {single.key.rsplit("/", 1)[-1]: single} if single else {o.key.removeprefix(prefix): o for o in found}
+    problems = unusable(wanted)
+    if problems:
+        raise DataError(*problems, hint="nothing was fetched; rename these objects, or set data_source.path")
+    if sum(o.size for o in wanted.values()) > source.max_gb * 1e9:
+        raise DataError(
+            f"{ref} holds {_amount(wanted)}, more than data_source.max_gb={source.max_gb:g}",
+            hint="nothing was fetched; raise data_source.max_gb, or set data_source.path",
+        )
+    return wanted
+
+
+def unusable(names: Iterable[str]) -> list[str]:
+    """Why not all `names` can be files of one folder here, and on a disk that does not tell a from A."""
+    problems, taken = list[str](), dict[str, str]()
+    for name in names:
+        try:
+            inside(Path("/objects"), name)
+        except DataError as error:
+            problems += error.problems
+            continue
+        same = _folded(name)
+        if same in taken:
+            problems.append(f"{taken[same]!r} and {name!r} would be one file where a and A are the same")
+        taken[same] = name
+    parents = {str(parent): name for same, name in taken.items() for parent in PurePosixPath(same).parents}
+    problems += [
+        f"{taken[p]!r} is a file and, for {parents[p]!r}, a folder" for p in parents.keys() & taken.keys()
+    ]
+    more = len(problems) - MOST_SHOWN
+    return [*problems[:MOST_SHOWN], f"... and {more} more"] if more > 0 else problems
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", "/".join(PurePosixPath(name).parts)).casefold()
+
+
+def _fill(folder: Path, reference: Any, presigned: bool, wanted: dict[str, Stored]) -> None:
+    targets = {inside(folder / "files", name): stored for name, stored in wanted.items()}
+    for parent in {target.parent for target in targets}:
+        parent.mkdir(parents=True, exist_ok=True)
+    concurrently(lambda job: _fetch(reference, presigned, *job), targets.items())
+    write_json(folder / "objects.json", {name: stored for name, stored in wanted.items()})
+
+
+def _fetch(reference: Any, presigned: bool, target: Path, stored: Stored) -> None:
+    """Read one object to `target`, again where it arrives damaged."""
+    from lakefs.exceptions import ServerException
+    from urllib3.exceptions import HTTPError
+
+    wrong = ""
+    for _ in range(ATTEMPTS):
+        size, digest = 0, hashlib.md5(usedforsecurity=False)
+        try:
+            with (
+                reference.object(stored.key).reader("rb", presigned, _request_timeout=TIMEOUT) as reader,
+                target.open("wb") as file,
+            ):
+                while size < stored.size and (block := reader.read(BLOCK if stored.size > BLOCK else None)):
+                    size += file.write(block)
+                    digest.update(block)
+        except ServerException as error:
+            raise DataError(
+                f"{stored.key} cannot be read: {server_message(error)}", hint="see the server's own log"
+            ) from None
+        except HTTPError as error:
+            raise DataError(
+                f"{stored.key} cannot be read: {reason(error)}", hint="run the command again"
+            ) from None
+        wrong = stored.difference(size, digest.hexdigest())
+        if not wrong:
+            return
+    raise DataError(f"{stored.key} arrives damaged: {wrong}", hint="nothing was kept; run the command again")

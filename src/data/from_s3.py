@@ -1,0 +1,238 @@
+"""The `s3` source: objects below a path of a bucket, at any S3-compatible endpoint.
+
+The listing is the pin: each object is read by the version id and ETag that were listed, so an object that is
+overwritten meanwhile is either still read as it was, or the fetch stops.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from src.config import DataSource
+from src.data.download import (
+    THREADS,
+    Fetched,
+    below,
+    cache_key,
+    check_server,
+    check_size,
+    concurrently,
+    once,
+    places,
+)
+from src.errors import DataError
+
+CONNECT_SECONDS, READ_SECONDS = 4, 20
+ATTEMPTS = 3
+BLOCK = 1 << 20
+# what a key that may not list versions, or a server that has none, answers
+NO_VERSIONS = {"AccessDenied", "403", "NotImplemented", "501", "MethodNotAllowed", "405"}
+CHANGED = {"PreconditionFailed", "412", "NoSuchVersion", "NoSuchKey", "404"}
+DENIED = {
+    "AccessDenied", "403", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken",
+    "TokenRefreshRequired", "AllAccessDisabled",
+}  # fmt: skip
+
+
+class Object(NamedTuple):
+    """One object as it was listed; `name` is what it is called below the path."""
+
+    key: str
+    name: str
+    version_id: str | None
+    etag: str
+    size: int
+
+
+def s3(source: DataSource, cache: Path) -> Fetched:
+    """Fetch the objects below `source.path`, or the one object of that key.
+
+    Args:
+        source: reads endpoint, bucket, path and max_gb; the credentials are those that boto3 finds.
+        cache: the objects land in CACHE/s3, in a folder for just these versions.
+    Raises: DataError if they cannot be had, are too large, or have names that are no files of one folder.
+    """
+    if not source.bucket:
+        raise DataError("data_source.bucket is not set", hint="set it to the name of the S3 bucket")
+    endpoint = source.endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    endpoint = endpoint and check_server(endpoint)
+    with _errors(source.bucket, endpoint):
+        client = _client(endpoint)
+        objects = _listed(client, source.bucket, source.path)
+        _check(objects, source)
+        listing = sorted((o.key, o.version_id or o.etag, o.size) for o in objects)
+        target = cache / "s3" / cache_key(endpoint, source.bucket, source.path, listing)
+        once(target, lambda folder: _fetch(client, str(source.bucket), objects, folder))
+    version = {"type": "s3", "endpoint": endpoint, "bucket": source.bucket, "path": source.path}
+    facts = [{"key": o.key, "version_id": o.version_id, "etag": o.etag, "bytes": o.size} for o in objects]
+    return Fetched(target, version | {"objects": facts})
+
+
+def _client(endpoint: str | None) -> Any:
+    import boto3
+    from botocore.config import Config
+
+    config = Config(
+        connect_timeout=CONNECT_SECONDS,
+        read_timeout=READ_SECONDS,
+        retries={"total_max_attempts": ATTEMPTS, "mode": "standard"},
+        max_pool_connections=THREADS,
+        # a bucket is a host name at AWS only
+        s3={"addressing_style": "path" if endpoint else "auto"},
+    )
+    # a session of its own: the default one remembers the environment of its first use
+    return boto3.session.Session().client("s3", endpoint_url=endpoint, config=config)
+
+
+# Listing
+
+
+def _listed(client: Any, bucket: str, path: str) -> list[Object]:
+    """The newest version of every object below `path`, by key."""
+    from botocore.exceptions import ClientError
+
+    try:
+        entries = list(_entries(client, "list_object_versions", "Versions", bucket, path))
+    except ClientError as error:
+        if _code(error) not in NO_VERSIONS:
+            raise
+        entries = list(_entries(client, "list_objects_v2", "Contents", bucket, path))
+    objects = [_object(entry, path) for entry in entries if entry.get("IsLatest", True)]
+    return sorted(o for o in objects if o is not None)
+
+
+def _entries(client: Any, operation: str, member: str, bucket: str, path: str) -> Iterator[dict[str, Any]]:
+    for page in client.get_paginator(operation).paginate(Bucket=bucket, Prefix=path.strip("/")):
+        yield from page.get(member, [])
+
+
+def _object(entry: dict[str, Any], path: str) -> Object | None:
+    """What was listed, unless it lies elsewhere or is the empty object that stands for a folder."""
+    name = below(path, entry["Key"])
+    if name is None or (not entry["Size"] and entry["Key"].endswith("/")):
+        return None
+    version_id = entry.get("VersionId")
+    # "null" is no version: it is whatever was written there last
+    return Object(
+        entry["Key"], name, None if version_id == "null" else version_id, entry["ETag"].strip('"'), entry["Size"]
+    )
+
+
+def _check(objects: list[Object], source: DataSource) -> None:
+    where = f"s3://{source.bucket}/{source.path}"
+    if not objects:
+        raise DataError(f"{where} holds no objects", hint="set data_source.path to a folder or key of the bucket")
+    check_size(where, sum(o.size for o in objects), source.max_gb)
+
+
+# Fetching
+
+
+def _fetch(client: Any, bucket: str, objects: list[Object], folder: Path) -> None:
+    where = places(folder, [o.name for o in objects])
+    concurrently(lambda o: _read(client, bucket, o, where[o.name]), objects)
+
+
+def _read(client: Any, bucket: str, item: Object, target: Path) -> None:
+    """Write one object to `target`, again from its start if its bytes do not arrive as they were listed."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    pin = {"IfMatch": f'"{item.etag}"'} | ({"VersionId": item.version_id} if item.version_id else {})
+    reason = ""
+    for _ in range(ATTEMPTS):
+        try:
+            return _write(client.get_object(Bucket=bucket, Key=item.key, **pin), item, target)
+        except _Torn as torn:
+            reason = str(torn)
+    raise DataError(
+        f"s3://{bucket}/{item.key} did not arrive as it was listed in {ATTEMPTS} attempts ({reason})",
+        hint="nothing was kept; run the command again",
+    )
+
+
+class _Torn(Exception):
+    """Why the bytes received are not those of the listing."""
+
+
+def _write(answer: dict[str, Any], item: Object, target: Path) -> None:
+    from botocore.exceptions import FlexibleChecksumError, HTTPClientError, IncompleteReadError
+
+    digest, size = hashlib.md5(usedforsecurity=False), 0
+    with target.open("wb") as file, closing(answer["Body"]) as body:
+        try:
+            for block in body.iter_chunks(BLOCK):
+                size += len(block)
+                if size > item.size:
+                    raise _Torn("too many bytes")
+                digest.update(block)
+                file.write(block)
+        except (FlexibleChecksumError, HTTPClientError, IncompleteReadError) as error:
+            raise _Torn(type(error).__name__) from None
+    if size != item.size:
+        raise _Torn(f"{size:,} of {item.size:,} bytes")
+    if _etag_is_md5(answer, item.etag) and digest.hexdigest() != item.etag:
+        raise _Torn("another MD5")
+
+
+def _etag_is_md5(answer: dict[str, Any], etag: str) -> bool:
+    """Whether it must be the content's MD5: not where parts were put together, or other keys encrypt it."""
+    foreign = answer.get("ServerSideEncryption", "AES256") != "AES256" or "SSECustomerAlgorithm" in answer
+    return not foreign and re.fullmatch(r"[0-9a-f]{32}", etag) is not None
+
+
+# Errors
+
+
+@contextmanager
+def _errors(bucket: str, endpoint: str | None) -> Iterator[None]:
+    """Turn what boto3 raises into sentences; their own texts may name keys and signatures."""
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        yield
+    except ClientError as error:
+        raise _refusal(_code(error), bucket) from None
+    except BotoCoreError as error:
+        raise _failure(type(error).__name__, bucket, endpoint or "the AWS endpoint") from None
+
+
+def _code(error: Any) -> str:
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+def _refusal(code: str, bucket: str) -> DataError:
+    if code == "NoSuchBucket":
+        return DataError(
+            f"there is no S3 bucket {bucket}", hint="correct data_source.bucket or data_source.endpoint"
+        )
+    if code in DENIED:
+        return DataError(
+            f"S3 refuses access to the bucket {bucket} ({code})",
+            hint="check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and that they may list and read it",
+        )
+    if code in CHANGED:
+        return DataError(
+            f"an object of the S3 bucket {bucket} changed while it was fetched",
+            hint="nothing was kept; run the command again",
+        )
+    return DataError(
+        f"S3 could not read the bucket {bucket} ({code})", hint="check the data_source, or try again later"
+    )
+
+
+def _failure(name: str, bucket: str, endpoint: str) -> DataError:
+    if "Credential" in name or name == "ProfileNotFound":
+        return DataError(
+            f"there are no credentials for the S3 bucket {bucket} ({name})",
+            hint="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
+        )
+    if name == "ParamValidationError":
+        return DataError(f"{bucket!r} is not the name of an S3 bucket", hint="correct data_source.bucket")
+    return DataError(
+        f"{endpoint} does not answer as an S3 server ({name})", hint="check data_source.endpoint and the network"
+    )

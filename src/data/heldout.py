@@ -1,0 +1,93 @@
+"""Training rows that occur in the evaluation files: what is answered there must not have been learnt by heart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from src.data.duplicates import FINGERPRINT, HeldOut, HeldOutText, Match, fingerprints, normalise
+from src.data.formats import FORMATS, TEXT, Message, RowError, translated
+from src.data.readers import read_values
+from src.utils.files import sha256
+from src.utils.logs import log
+
+Fingerprint = np.void  # of duplicates.FINGERPRINT
+
+
+def exchanges(turns: Sequence[Message]) -> list[tuple[str, str]]:
+    """`(request, answer)` of each answered request; a document is a request of its own."""
+    if turns[0]["role"] == TEXT:
+        return [(turns[0]["content"], "")]
+    pairs = pairwise(turns)
+    return [(a["content"], b["content"]) for a, b in pairs if a["role"] == "user" and b["role"] == "assistant"]
+
+
+def joined(request: str, answer: str) -> str:
+    return f"{request}\n{answer}" if answer else request
+
+
+class HeldOutRows:
+    """The rows of the evaluation files under `eval_path`, against which training rows are held.
+
+    A training row occurs there if one of its requests is that of an evaluation row, exactly or normalised,
+    or if request and answer together are near those of one.
+    """
+
+    def __init__(self, eval_path: str | Path, near_threshold: float) -> None:
+        self.files = sorted(Path(eval_path).glob("*.jsonl"))
+        self.identity = [[str(file), sha256(file)] for file in self.files]
+        self._requests: dict[str, tuple[str, int, str]] = {}
+        pairs = [text for file in self.files for text in self._read(file)]
+        self._pairs = HeldOut(pairs, near_threshold) if pairs else None
+
+    def _read(self, file: Path) -> list[HeldOutText]:
+        found, unread = [], 0
+        for line, value in read_values(file):
+            try:
+                if isinstance(value, RowError):
+                    raise value
+                turns = translated(value, FORMATS["prompt_completion"].translate)
+            except RowError:
+                unread += 1
+                continue
+            request, answer = turns[0]["content"], turns[-1]["content"]
+            for key in (normalise(request), request):
+                self._requests.setdefault(key, (str(file), line, request))
+            found.append(HeldOutText(str(file), line, joined(request, answer)))
+        if unread:
+            log.warning("%s: %d rows cannot be read; no training row was compared with them", file, unread)
+        return found
+
+    def matches(
+        self, conversations: Sequence[Sequence[Message]], known: Mapping[str, Fingerprint]
+    ) -> list[Match | None]:
+        """For each conversation the evaluation row that it gives away; the strongest kind of its exchanges counts.
+
+        Args:
+            known: fingerprints of texts that have been taken already.
+        """
+        if not self._pairs:
+            return [None] * len(conversations)
+        asked = [(i, *pair) for i, turns in enumerate(conversations) for pair in exchanges(turns)]
+        texts = [joined(request, answer) for _, request, answer in asked]
+        unknown = [text for text in texts if text not in known]
+        found = {**known, **dict(zip(unknown, fingerprints(unknown), strict=True))}
+        near = self._pairs.matches(np.array([found[text] for text in texts], FINGERPRINT), texts)
+        best: list[Match | None] = [None] * len(conversations)
+        for (i, request, _), close in zip(asked, near, strict=True):
+            match, before = self._asked(request) or close, best[i]
+            if match and (before is None or _strength(match) > _strength(before)):
+                best[i] = match
+        return best
+
+    def _asked(self, request: str) -> Match | None:
+        """The evaluation row whose request this is."""
+        place = self._requests.get(request) or self._requests.get(normalise(request))
+        return Match(place[0], place[1], "exact" if place[2] == request else "normalised", 1.0) if place else None
+
+
+def _strength(match: Match) -> tuple[int, float]:
+    return ("near", "normalised", "exact").index(match.kind), match.similarity

@@ -1,0 +1,125 @@
+"""Training data made ready: files fetched, rows read and judged as texts, then tokenised."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from src.config import TrainConfig
+from src.data import checks, loader, sources
+from src.data.chat import Chat
+from src.data.encode import Rules
+from src.data.heldout import HeldOutRows
+from src.data.sources import Part, cache_of
+from src.data.store import Array, Counts, RowStore, TokenStore, content_key, made_once
+from src.data.tokens import Left, to_prove, write_tokens
+from src.errors import DataError
+from src.utils.files import write_json
+
+
+class Data(NamedTuple):
+    """Training files that have been read and judged, before anything is tokenised."""
+
+    parts: list[Part]
+    store: RowStore
+    rejected: list[Left]  # of the store's rows, by the settings
+    eval_files: list[Path]
+
+    @property
+    def version(self) -> dict[str, Any]:
+        """What the manifest says of where the data comes from."""
+        return {"sources": [part.version | {"weight": part.weight} for part in self.parts]}
+
+
+def read(cfg: TrainConfig) -> Data:
+    """Fetch and read the training files, and judge their rows as texts. Nothing heavy is imported.
+
+    Raises: DataError if they cannot be had or read.
+    """
+    parts = sources.fetch(cfg)
+    checks.refuse_evaluation_files([file for part in parts for file in part.files], cfg.eval_path)
+    held_out = HeldOutRows(cfg.eval_path, cfg.near_threshold)
+    store = loader.read(parts, held_out, cfg.near_threshold, cache_of(cfg), cfg.data_workers)
+    return Data(parts, store, list(_left_out(parts, store, cfg)), held_out.files)
+
+
+def refuse_bad_rows(data: Data, cfg: TrainConfig) -> None:
+    """Raises: DataError naming the rows that the settings do not let pass, or if no row is left."""
+    bad = list(data.store.rejected())
+    if bad and cfg.on_bad_row == "refuse":
+        loader.refuse(bad, f"data_format={cfg.data_format}", "fix the rows or set on_bad_row=skip")
+    if cfg.on_contamination == "refuse":
+        found = (
+            data.store.rejection(m.row, "contamination", m.detail) for m in data.store.matches("contamination")
+        )
+        if overlaps := list(found):
+            loader.refuse(overlaps, "", "remove the rows, or set on_contamination=reject")
+    if len(data.store) == len(data.rejected):
+        names = ", ".join(str(f) for f in data.store.files)
+        raise DataError(f"{names}: no row to train on", hint="set dataset_path and dataset_pattern")
+
+
+def tokenise(data: Data, chat: Chat, cfg: TrainConfig) -> TokenStore:
+    """The tokens of all rows that are trained on, from the cache where they were made before.
+
+    Its `report` is the data report.
+    Raises: DataError if no row is left to train on.
+    """
+    rules = Rules(cfg.max_length, cfg.train_on, cfg.on_overlength)
+    key = content_key(
+        rows=data.store.folder.name,
+        left_out=[cfg.on_duplicate, cfg.on_contamination],
+        weights=[part.weight for part in data.parts],
+        rules=rules,
+        mask=cfg.check_mask,
+        seed=cfg.seed,
+        chat=[chat.identity, chat.day],
+    )
+    folder = cache_of(cfg) / "tokens" / key
+
+    def make(temporary: Path) -> None:
+        kept = np.setdiff1d(np.arange(len(data.store)), [left.row for left in data.rejected])
+        proven = to_prove(len(data.store), cfg.check_mask == "all", cfg.seed)
+        outcome, rows = write_tokens(temporary, data.store, kept, chat, rules, proven, cfg.data_workers)
+        np.save(temporary / "order.npy", _order(data, rows, cfg.seed))
+        report = checks.report(data.store, data.rejected, outcome, rows, Counts.of(temporary), data.eval_files)
+        write_json(temporary / "data_report.json", report)
+
+    made_once(folder, make)
+    return TokenStore(folder)
+
+
+def _left_out(parts: Sequence[Part], store: RowStore, cfg: TrainConfig) -> Iterator[Left]:
+    """Rows that the settings leave out, each once."""
+    left: set[int] = set()
+    if cfg.on_contamination != "keep":
+        left |= {m.row for m in store.matches("contamination")}
+        yield from (Left(m.row, "contamination", m.detail) for m in store.matches("contamination"))
+    if cfg.on_duplicate == "reject":
+        found = [m for m in store.matches("duplicates") if m.row not in left]
+        left |= {m.row for m in found}
+        yield from (Left(m.row, "duplicate", m.detail) for m in found)
+    times = _times(parts, store, cfg.seed)
+    weights = [parts[file["part"]].weight for file in store.about["files"]]
+    unseen = np.flatnonzero(times == 0)
+    for row, file in zip(unseen.tolist(), store.files_of(unseen).tolist(), strict=True):
+        if row not in left:
+            yield Left(row, "not_sampled", f"is left out by weight={weights[file]:g}")
+
+
+def _times(parts: Sequence[Part], store: RowStore, seed: int) -> Array:
+    """How often an epoch sees each row: its weight, a fraction of one by a seeded draw."""
+    weights = np.concatenate(
+        [np.zeros(0), *(np.full(f["usable"], parts[f["part"]].weight) for f in store.about["files"])]
+    )
+    drawn = np.random.default_rng(seed).random(len(weights))
+    return np.floor(weights).astype(np.int64) + (drawn < weights % 1)
+
+
+def _order(data: Data, rows: Array, seed: int) -> Array:
+    """The examples of an epoch, in the order of their rows, each as often as its row is seen."""
+    times = _times(data.parts, data.store, seed)
+    return np.repeat(np.arange(len(rows)), times[rows])

@@ -1,0 +1,100 @@
+"""The data report for people: a table, and examples with the tokens that carry loss marked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import groupby
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from src.data.chat import Chat
+from src.data.checks import ASKED_FOR, KINDS
+from src.data.rows import MOST_SHOWN, Example
+from src.data.store import TokenStore
+from src.utils.logs import log
+from src.utils.secrets import redact
+
+EXAMPLES = 3
+LONGEST = 1_500  # characters of an example that are shown
+
+
+def show(tokens: TokenStore, chat: Chat, max_length: int) -> None:
+    """Log the report of `tokens`, and print three of its examples."""
+    lines = [("training data", ""), *_lines(tokens.report, max_length)]
+    width = max(len(what) for what, _ in lines)
+    for what, value in lines:
+        log.info("%s", f"{what:<{width}}  {value}".rstrip())
+    for line in _rejections(tokens.report):
+        log.warning("%s", line)
+    console = Console()
+    for number in _spread(len(tokens)):
+        shown = _example(tokens[number], number, chat, coloured=console.color_system is not None)
+        console.print(shown, soft_wrap=True)
+    for finding in tokens.report["findings"]:
+        log.warning("finding: %s", finding)
+
+
+def _lines(report: Mapping[str, Any], max_length: int) -> Iterator[tuple[str, str]]:
+    for file in report["files"]:
+        yield (
+            "file",
+            f"{file['file']}  {file['format']}, {file['rows_in']:,} rows in, {file['rows_trained']:,} trained",
+        )
+    rejected = len(report["rejected"])
+    several = f" ({report['examples']:,} examples)" if report["examples"] != report["rows_trained"] else ""
+    yield "rows", f"{report['rows_in']:,} in = {report['rows_trained']:,} trained{several} + {rejected:,} rejected"
+    for reason, count in report["rejected_by_reason"].items():
+        yield "  rejected", f"{count:,} {reason}"
+    tokens = report["tokens"]
+    share = 100 * tokens["with_loss"] / max(1, tokens["total"])
+    yield "tokens", f"{tokens['total']:,}, {tokens['with_loss']:,} of them with loss ({share:.1f} %)"
+    yield "row length", "  ".join(f"{name} {length:,}" for name, length in tokens["row_length"].items())
+    over = report["rejected_by_reason"].get("over_length", 0)
+    yield f"over max_length={max_length}", f"{over:,} rejected, {len(report['cut']):,} cut"
+    yield "duplicates", _kinds(report["duplicates"])
+    for file, kinds in report["contamination"]["files"].items():
+        yield "also in", f"{file}: {_kinds(kinds)}"
+    yield "mask", _mask(report["mask"])
+
+
+def _kinds(counts: Mapping[str, Any]) -> str:
+    return ", ".join(f"{counts[kind]:,} {kind}" for kind in KINDS)
+
+
+def _mask(mask: Mapping[str, Any]) -> str:
+    said = f"{mask['agree']:,} of {mask['checked']:,} checked are the same by a second derivation"
+    said += f", {mask['disagree']:,} differ" if mask["disagree"] else ""
+    return said + "".join(f"; {count:,}: {why}" for why, count in mask["not_comparable"].items())
+
+
+def _rejections(report: Mapping[str, Any]) -> Iterator[str]:
+    rejected = [r for r in report["rejected"] if r["reason"] not in ASKED_FOR]
+    for r in rejected[:MOST_SHOWN]:
+        yield f"rejected: {r['file']}:{r['line']} {r['detail']}"
+    if len(rejected) > MOST_SHOWN:
+        yield f"... and {len(rejected) - MOST_SHOWN} more, all in data_report.json"
+    for cut in report["cut"][:MOST_SHOWN]:
+        yield f"cut: {cut['file']}:{cut['line']} {cut['detail']}"
+    if len(report["cut"]) > MOST_SHOWN:
+        yield f"... and {len(report['cut']) - MOST_SHOWN} more, all in data_report.json"
+
+
+def _spread(count: int) -> list[int]:
+    """The first, the middle and the last of `count`."""
+    return sorted({0, count // 2, count - 1}) if count else []
+
+
+def _example(example: Example, number: int, chat: Chat, *, coloured: bool) -> Text:
+    """The text of an example; what carries loss is green, or between ⟦ and ⟧ where there is no colour."""
+    heading = f"\nexample {number + 1}, {len(example.ids)} tokens, {sum(example.learnt)} with loss:\n"
+    shown = Text().append(heading, style="bold")
+    for learnt, tokens in groupby(zip(example.ids, example.learnt, strict=True), key=lambda pair: pair[1]):
+        text = str(redact(chat.tokenizer.decode([token for token, _ in tokens])))
+        if len(shown) + len(text) > LONGEST:
+            text = f"{text[: max(0, LONGEST - len(shown))]} ... "
+        shown.append(text if coloured or not learnt else f"⟦{text}⟧", style="green" if learnt else "dim")
+        if len(shown) > LONGEST:
+            break
+    return shown

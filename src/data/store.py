@@ -1,0 +1,177 @@
+"""Rows and tokens on disk: written whole or not at all, found again by what they were made of, read in place.
+
+CACHE/rows/<key>/    rows.jsonl (a usable row a line), places.npy, rejected.jsonl, duplicates.jsonl,
+                     contamination.jsonl, about.json
+CACHE/tokens/<key>/  ids.bin, learnt.bin, ends.npy, order.npy, data_report.json
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from src.data.rows import Example, Rejection, Row
+from src.errors import RunError
+from src.utils.files import read_json, whole_folder, write_json
+
+Array = np.ndarray[Any, np.dtype[Any]]
+DATA_ROOM = Path(__file__).parent
+
+
+class Match(NamedTuple):
+    """A row that says what an earlier row, or an evaluation row, says: `kind` is exact, normalised or near."""
+
+    row: int
+    kind: str
+    similarity: float
+    file: str
+    line: int
+
+    @property
+    def detail(self) -> str:
+        like = f"{self.kind} duplicate" if self.kind != "near" else f"near duplicate ({self.similarity:.2f})"
+        return f"is the {like} of {self.file}:{self.line}"
+
+
+def content_key(**made_of: Any) -> str:
+    """The name of what is made of `made_of` by the code of this room."""
+    text = json.dumps(made_of | {"code": _code()}, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+@cache
+def _code() -> str:
+    digest = hashlib.sha256()
+    for file in sorted(DATA_ROOM.glob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def made_once(folder: Path, make: Callable[[Path], None]) -> bool:
+    """Have `make(temporary)` fill `folder` unless it is there whole. Returns whether it was there.
+
+    A folder counts as whole if its list of files and sizes, written last, is met.
+    """
+    if _whole(folder):
+        return True
+    with whole_folder(folder) as temporary:
+        make(temporary)
+        write_json(temporary / "sizes.json", {f.name: f.stat().st_size for f in temporary.iterdir()})
+    return False
+
+
+def _whole(folder: Path) -> bool:
+    try:
+        sizes = read_json(folder / "sizes.json")
+    except RunError:
+        return False
+    return isinstance(sizes, dict) and all(
+        (folder / name).is_file() and (folder / name).stat().st_size == size for name, size in sizes.items()
+    )
+
+
+class RowStore:
+    """The usable rows of a set of files, and what was found out about the others."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.about: dict[str, Any] = read_json(folder / "about.json")
+        self.files = [Path(file["file"]) for file in self.about["files"]]
+        self._places: Array = np.load(folder / "places.npy", mmap_mode="r")
+        self._rows = (folder / "rows.jsonl").open("rb")
+
+    def __len__(self) -> int:
+        return len(self._places) - 1
+
+    def __getstate__(self) -> Path:
+        return self.folder
+
+    def __setstate__(self, folder: Path) -> None:
+        self.__init__(folder)  # type: ignore[misc]
+
+    def files_of(self, rows: Array) -> Array:
+        """The index of each row's file."""
+        return np.searchsorted(self.about["first_rows"], rows, side="right") - 1
+
+    def rejection(self, row: int, reason: str, detail: str) -> Rejection:
+        """The place of a usable row that is not used after all."""
+        found = self.row(row)
+        return Rejection(found.file, found.line, reason, detail)
+
+    def line(self, row: int) -> bytes:
+        # one call without a shared position: forked processes read the same open file
+        start, end = int(self._places[row]), int(self._places[row + 1])
+        return os.pread(self._rows.fileno(), end - start, start)
+
+    def row(self, row: int) -> Row:
+        return self.parse(self.line(row))
+
+    def parse(self, line: bytes) -> Row:
+        file, number, messages, tools = json.loads(line)
+        return Row(self.files[file], number, messages, tools)
+
+    def rejected(self) -> Iterator[Rejection]:
+        for file, line, reason, detail in _read_lines(self.folder / "rejected.jsonl"):
+            yield Rejection(self.files[file], line, reason, detail)
+
+    def matches(self, what: str) -> Iterator[Match]:
+        """What was found of `what`: duplicates or contamination."""
+        yield from (Match(*found) for found in _read_lines(self.folder / f"{what}.jsonl"))
+
+
+class Counts(NamedTuple):
+    """Of each example, how many tokens it has, and how many of them are learnt."""
+
+    tokens: Array
+    learnt: Array
+
+    @classmethod
+    def of(cls, folder: Path) -> Counts:
+        ends = np.load(folder / "ends.npy")
+        if not len(ends):
+            return cls(ends, ends)
+        learnt = np.memmap(folder / "learnt.bin", np.uint8, "r")
+        starts = np.concatenate([[0], ends[:-1]])
+        return cls(np.diff(ends, prepend=0), np.add.reduceat(learnt, starts, dtype=np.int64))
+
+
+class TokenStore(Sequence[Example]):
+    """Tokenised examples as an epoch sees them, in order and number; read from disk as they are asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.report: dict[str, Any] = read_json(folder / "data_report.json")
+        self._order: Array = np.load(folder / "order.npy", mmap_mode="r")
+        self._ends: Array = np.load(folder / "ends.npy", mmap_mode="r")
+        empty = np.zeros(0, dtype=np.int32)
+        self._ids: Array = np.memmap(folder / "ids.bin", np.int32, "r") if len(self._ends) else empty
+        self._learnt: Array = np.memmap(folder / "learnt.bin", np.bool_, "r") if len(self._ends) else empty
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        example = int(self._order[index])
+        start, end = int(self._ends[example - 1]) if example else 0, int(self._ends[example])
+        return Example(self._ids[start:end].tolist(), self._learnt[start:end].tolist())
+
+
+def write_lines(path: Path, values: Iterator[Any]) -> None:
+    """One JSON value a line."""
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(value, ensure_ascii=False) + "\n" for value in values)
+
+
+def _read_lines(path: Path) -> Iterator[Any]:
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            yield json.loads(line)

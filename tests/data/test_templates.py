@@ -1,0 +1,92 @@
+"""What each model family is taught, on record in tests/data/golden: the rendered text with ⟦what carries loss⟧.
+
+A change of a template's handling shows there. Where it is wanted, write the records anew and read the difference:
+
+    UPDATE_GOLDEN=1 python -m pytest tests/data/test_templates.py
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+
+import pytest
+
+from src.data.chat import Chat, Rendered
+from src.data.encode import Encoded, Rules, encode
+from src.data.formats import Message, RowError
+from src.data.mask import Prover
+from src.data.rows import Example
+from tests.data import tokenizers
+from tests.data.tokenizers import CONVERSATIONS, FAMILIES, REFUSED, TEMPLATES, TOOLS, WITH_TOOLS, row
+
+pytest_plugins = ["tests.data.tokenizers"]
+
+GOLDEN = Path(__file__).parent / "golden"
+NAMES = [*FAMILIES, REFUSED.name]
+
+
+def marked(text: Rendered, example: Example, weighted: set[int]) -> str:
+    """The text with marks around what is taught."""
+    assert any(example.learnt)
+    shown, done = "", 0
+    for span, turn in zip(text.answers, text.taught, strict=True):
+        inner = text.text[span.start : span.end]
+        shown += text.text[done : span.start] + (f"⟦{inner}⟧" if turn in weighted else inner)
+        done = span.end
+    return shown + text.text[done:]
+
+
+def differing(chat: Chat, example: Example, text: str) -> str:
+    """Where one pass over the whole text gives other tokens than its pieces do."""
+    whole = chat.tokenizer(text, add_special_tokens=False)["input_ids"]
+    if whole == example.ids:
+        return "the same"
+    names = chat.tokenizer.convert_ids_to_tokens
+    specials = set(chat.tokenizer.all_special_ids) | set(chat.tokenizer.added_tokens_decoder)
+    stretches = [
+        [names(list(found)) for special, found in groupby(ids, key=specials.__contains__) if not special]
+        for ids in (example.ids, whole)
+    ]
+    pairs = [f"{a} for {b}" for a, b in zip(*stretches, strict=True) if a != b]
+    return "; ".join(pairs)
+
+
+def told(name: str, title: str, turns: list[Message]) -> Iterator[str]:
+    chat = tokenizers.chat(name)
+    tools = TOOLS if turns is WITH_TOOLS else None
+    yield f"=== {title}"
+    encoded = encode([row(turns, tools)], chat, Rules(100_000))[0]
+    if isinstance(encoded, RowError):
+        yield f"--- refused ({encoded.reason}): {encoded}"
+        return
+    assert isinstance(encoded, Encoded)
+    weighted = {i for i, turn in enumerate(turns) if turn.get("weight") != 0}
+    prover = Prover(chat)
+    for text, whole, example in zip(encoded.texts, encoded.whole, encoded.examples, strict=True):
+        verdict = prover.prove(turns, tools, text, whole)
+        agrees = {True: "agrees", False: f"DISAGREES, {verdict.detail}", None: f"not comparable, {verdict.detail}"}
+        yield marked(text, example, weighted)
+        counts = f"{len(example.ids)} tokens, {sum(example.learnt)} with loss"
+        yield f"--- {counts}; in one pass: {differing(chat, example, text.text)}"
+        yield f"--- second derivation by {prover.method}: {agrees[verdict.agrees]}"
+
+
+@pytest.mark.usefixtures("frozen")
+@pytest.mark.parametrize("name", NAMES)
+def test_a_family_is_taught_what_its_golden_record_says(name: str) -> None:
+    found = "\n".join(line for title, turns in CONVERSATIONS.items() for line in told(name, title, turns)) + "\n"
+    path = GOLDEN / f"{name}.txt"
+    if os.environ.get("UPDATE_GOLDEN"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(found, encoding="utf-8")
+    assert path.exists(), f"{name} has no golden file; UPDATE_GOLDEN=1 writes it"
+    assert found == path.read_text(encoding="utf-8")
+    assert "DISAGREES" not in found
+
+
+def test_every_template_has_a_family_and_a_golden_record() -> None:
+    assert sorted(p.stem for p in TEMPLATES.glob("*.jinja")) == sorted(NAMES)
+    assert sorted(p.stem for p in GOLDEN.glob("*.txt")) == sorted(NAMES)
