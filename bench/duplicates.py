@@ -23,7 +23,8 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from src.data.duplicates import HeldOut, HeldOutText, Spool, fingerprints, similarity  # noqa: E402
+from src.data.duplicates import HeldOut, HeldOutText, Spool, fingerprints  # noqa: E402
+from src.data.similarity import similarity  # noqa: E402
 
 LETTERS = "etaoinshrdlcumwfgypbvk"
 KINDS = ("exact", "normalised", "near", "hard negative", "unrelated")

@@ -77,7 +77,7 @@ class Chat:
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
         added = {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}
-        self.special_tokens = sorted(added | set(tokenizer.all_special_tokens), key=len, reverse=True)
+        self.special_tokens = tuple(sorted(added | set(tokenizer.all_special_tokens), key=len, reverse=True))
         self.special = re.compile("|".join(map(re.escape, self.special_tokens)) or r"(?!)")
 
     # text
@@ -180,7 +180,7 @@ class Chat:
 
     def ends_turn(self, rendered: Rendered) -> bool:
         """Whether every answer ends with a special token, by which a model knows when to stop."""
-        return all(rendered.text.endswith(tuple(self.special_tokens), s.start, s.end) for s in rendered.answers)
+        return all(rendered.text.endswith(self.special_tokens, s.start, s.end) for s in rendered.answers)
 
     def control_in(self, turns: Sequence[Message]) -> str | None:
         """A token by which this template steers the model, and which a message holds as text.
@@ -188,17 +188,17 @@ class Chat:
         It would be read as the token itself, and end a turn or begin another where nobody did. A special
         token that the template does not use, such as the <filename> of a code model, does no such harm.
         """
-        held = (self._control.search(_words(turn)) for turn in turns if turn["role"] != TEXT)
-        return next((match[0] for match in held if match), None)
+        said = [_words(turn) for turn in turns if turn["role"] != TEXT]
+        return next((token for token in self._control for text in said if token in text), None)
 
     @cached_property
-    def _control(self) -> re.Pattern[str]:
+    def _control(self) -> list[str]:
         turns: list[Message] = [{"role": "user", "content": "."}, {"role": "assistant", "content": "."}]
         shown = self.render(turns) + self.render(turns[:1], prompt=True) + str(self.tokenizer.chat_template)
         with suppress(RowError):  # it may know no system turn
             shown += self.render([{"role": "system", "content": "."}, *turns])
         used = {*self.special.findall(shown), *filter(None, (self.tokenizer.bos_token, self.tokenizer.eos_token))}
-        return re.compile("|".join(map(re.escape, sorted(used, key=len, reverse=True))) or r"(?!)")
+        return sorted(used, key=len, reverse=True)
 
     # tokens
 
@@ -270,7 +270,7 @@ class Chat:
 
     # identity
 
-    @property
+    @cached_property
     def identity(self) -> dict[str, str]:
         """What a model was tuned with, and is to be used with."""
         return {"chat_template_sha256": self.template_hash, "tokenizer_sha256": self.tokenizer_hash}

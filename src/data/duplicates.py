@@ -7,13 +7,10 @@ bands (Indyk and Motwani 1998) names candidates, and the true Jaccard similarity
 
 from __future__ import annotations
 
-import re
 import tempfile
-import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from hashlib import blake2b, shake_128
-from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NamedTuple
@@ -21,6 +18,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from rensa import RMinHash
+
+from src.data.similarity import Shingles, jaccard, normalise, shingles_of, words_of
 
 Kind = Literal["exact", "normalised", "near"]
 Hashes = NDArray[np.uint64]
@@ -40,30 +39,6 @@ FINGERPRINT = np.dtype([("exact", "<u8"), ("normalised", "<u8"), ("bands", "<u8"
 _EXACT, _NORMALISED, _BAND = 0, 1, 2  # 64-bit columns of a fingerprint; a band each from _BAND on
 _FACTORS = np.frombuffer(shake_128(b"bands").digest(8 * BANDS * BAND_SIZE), "<u8").reshape(BANDS, BAND_SIZE) | 1
 _WORD_FACTOR, _PAIR_FACTOR = np.frombuffer(shake_128(b"shingles").digest(16), "<u8") | 1
-
-# Scripts written without spaces (Thai to Khmer, kana, Han): each of their letters is a word.
-_UNSPACED = (
-    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-    "\U00020000-\U0003ffff"
-)
-_WORDS = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+|[^\w\s]")
-_ASCII_WORDS = re.compile(r"\w+|[^\w\s]")
-# A sentence mark at the end of a word; "!" only after two letters, since 5! and n! are factorials.
-_MARKS = re.compile(r"""[.,;:?!](?:(?<=[^\W\d_]{2}.)[.,;:?!]*|(?<=[\w)\]}"'][.,;:?])[.,;:?]*)(?=["']?(?:\s|\Z))""")
-# NFKC makes 10² and 102 one, 1½ and 11/2, and a wide full stop one that no space follows.
-_BEFORE_NFKC = re.compile(
-    "[\u00b2\u00b3\u00b9\u00bc-\u00be\u1d2c-\u1d6a\u2070-\u209c\u2150-\u215f\u2189\u2460-\u24ff"
-    "\uff0c\uff0e\uff1a\uff1b\uff01\uff1f]"
-)
-_COMPATIBLE = {"<super>": "^{0}", "<sub>": "_{0}", "<wide>": "{0} "}
-_ALIKE = (
-    {mark: "'" for mark in "\u2018\u2019\u201b\u2039\u203a"}
-    | {mark: '"' for mark in "\u201c\u201d\u201e\u201f\u00ab\u00bb"}
-    | {mark: "-" for mark in "\u2010\u2011\u2012\u2013\u2014\u2015\u2212"}
-    | {"\u3002": ". ", "\u0964": ". ", "\u3001": ", ", "\u060c": ",", "\u061b": ";", "\u061f": "?"}
-    | {mark: "" for mark in "\u00bf\u00a1\u00ad\u200b\u200e\u200f\u2060\ufe0e\ufe0f\ufeff"}
-)
-_AFTER_NFKC = re.compile(f"[{''.join(_ALIKE)}]")
 
 
 class Duplicate(NamedTuple):
@@ -86,39 +61,7 @@ class HeldOutText(NamedTuple):
     text: str
 
 
-class Shingles(NamedTuple):
-    words: frozenset[str]
-    pairs: frozenset[tuple[str, str]]
-
-
 TextOf = Callable[[int], str]
-
-
-def normalise(text: str) -> str:
-    """`text` without what rarely changes its meaning: case, width and form of letters, quotes and dashes
-    (Unicode NFKC and case folding), amount of white space, marks that end a phrase.
-
-    Whatever can be an operator, a digit or a separator within a word is kept.
-
-    >>> normalise("Is  it 3.5, or 35?!")
-    'is it 3.5 or 35?!'
-    >>> normalise("Yes!") == normalise("yes")
-    True
-    """
-    if not text.isascii():
-        text = unicodedata.normalize("NFKC", _BEFORE_NFKC.sub(_kept_apart, text))
-        text = _AFTER_NFKC.sub(lambda found: _ALIKE[found[0]], text)
-        text = unicodedata.normalize("NFKC", text.casefold())
-    return " ".join(_MARKS.sub("", text.casefold()).split())
-
-
-def similarity(one: str, other: str) -> float:
-    """Jaccard similarity of the shingles of two texts, 0 to 1, a word weighing as much as two pairs.
-
-    Replacing k words apart from each other in a text of n different ones leaves (3n-1-4k)/(3n-1+4k): 0.82 for
-    3 of 40. Pairs alone would leave 0.73, and words alone would not see their order.
-    """
-    return _jaccard(_shingles(one), _shingles(other))
 
 
 def fingerprints(texts: Sequence[str]) -> Fingerprints:
@@ -194,7 +137,7 @@ class Spool:
     def _near(self, rows: Rows, text_of: TextOf, threshold: float) -> tuple[Rows, NDArray[np.float64]]:
         """The earliest row that each row is near (itself if none), and their similarity."""
         earliest, score = np.arange(self._rows), np.ones(self._rows)
-        shingles = lru_cache(2 * MOST_COMPARED)(lambda row: _shingles(text_of(row)))
+        shingles = lru_cache(2 * MOST_COMPARED)(lambda row: shingles_of(text_of(row)))
         for band in range(BANDS):
             for bucket in _buckets(self._column(_BAND + band)[rows], rows):
                 _compare(bucket, earliest, score, shingles, threshold)
@@ -246,32 +189,13 @@ class HeldOut:
         numbers = {int(n) for start, end in zip(starts, ends, strict=True) for n in self._owners[start:end]}
         if not numbers:
             return None
-        shingles = _shingles(text)
-        scores = [(_jaccard(shingles, _shingles(self._texts[number].text)), -number) for number in numbers]
+        shingles = shingles_of(text)
+        scores = [(jaccard(shingles, shingles_of(self._texts[number].text)), -number) for number in numbers]
         score, number = max(scores)
         return self._match(-number, "near", score) if score >= self._threshold else None
 
     def _match(self, number: int, kind: Kind, score: float) -> Match:
         return Match(self._texts[number].file, self._texts[number].line, kind, score)
-
-
-def _kept_apart(found: re.Match[str]) -> str:
-    return _COMPATIBLE.get(unicodedata.decomposition(found[0]).split(" ")[0], " {0}").format(found[0])
-
-
-def _words(normalised: str) -> list[str]:
-    return (_ASCII_WORDS if normalised.isascii() else _WORDS).findall(normalised)
-
-
-def _shingles(text: str) -> Shingles:
-    words = _words(normalise(text))
-    return Shingles(frozenset(words), frozenset(pairwise(words)))
-
-
-def _jaccard(one: Shingles, other: Shingles) -> float:
-    words, pairs = len(one.words & other.words), len(one.pairs & other.pairs)
-    either = 2 * (len(one.words) + len(other.words) - words) + len(one.pairs) + len(other.pairs) - pairs
-    return (2 * words + pairs) / either if either else 1.0
 
 
 def _hash(text: str) -> int:
@@ -283,7 +207,7 @@ def _block(texts: Sequence[str]) -> Fingerprints:
     normalised = [normalise(text) for text in texts]
     found["exact"] = [_hash(text) for text in texts]
     found["normalised"] = [_hash(text) for text in normalised]
-    words = [_words(text) for text in normalised]
+    words = [words_of(text) for text in normalised]
     long = [number for number, row in enumerate(words) if len(row) >= FEWEST_WORDS]
     if long:
         found["bands"][long] = _bands([words[number] for number in long])
@@ -353,7 +277,7 @@ def _compare(
         for other in compared:
             if other >= earliest[row]:
                 break
-            found = _jaccard(shingles(row), shingles(other))
+            found = jaccard(shingles(row), shingles(other))
             if found >= threshold:
                 earliest[row], score[row] = other, found
                 break

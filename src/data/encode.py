@@ -126,13 +126,18 @@ def _cut(row: Row, chat: Chat, rules: Rules, encoded: Encoded, longest: int) -> 
         cut = [Example(e.ids[start:end], e.learnt[start:end]) for e, start, end in edges]
         return encoded._replace(examples=cut, note=f"split into {len(cut)} pieces")
     splits = rules.on_overlength == "split"
-    parts = _exchanges(row, chat, rules) if splits else _short_prompts(row, chat, rules)
+    parts = list(_exchanges(row, chat, rules) if splits else _short_prompts(row, chat, rules))
     shorter = [part for part in (_whole(turns, row.tools, chat, rules) for turns in parts) if part]
     if not shorter:
         raise RowError("over_length", f"{over.detail}, and its longest answer does not fit with its request")
     if rules.train_on == "last_turn":
         shorter = shorter[-1:]
-    note = f"split into {len(shorter)} pieces" if splits else f"prompt cut, {longest} tokens before"
+    if splits:
+        note = f"split into {len(shorter)} pieces"
+    else:
+        dropped = len(row.messages) - len(parts[0])
+        said = f", and {dropped} earlier messages dropped" if dropped else ""
+        note = f"prompt cut, {longest} tokens before{said}"
     return encoded._replace(examples=[example for part in shorter for example in part], note=note)
 
 

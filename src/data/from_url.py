@@ -1,37 +1,26 @@
-"""The `url` source: one file over http(s), resumable, verified, and never from inside the private network.
-
-Every hop of a redirect is resolved once; its addresses are judged, and the connection goes to just those, so a
-name that answers differently the second time gains nothing. For that reason no proxy is used.
-"""
+"""The `url` source: one file over http(s), resumable, verified, and never from inside the private network."""
 
 from __future__ import annotations
 
-import ipaddress
 import re
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import unquote, urljoin, urlsplit
+from urllib.parse import unquote, urlsplit
 
 from src.config import DataSource
 from src.data.download import Fetched, cache_key, check_size, once
+from src.data.http_client import Headers, get, parse
 from src.errors import DataError, RunError
 from src.utils.files import disk_errors, read_json, sha256, write_json
 
 if TYPE_CHECKING:
     from urllib3 import BaseHTTPResponse
-    from urllib3.util import Url
 
-CONNECT_SECONDS, READ_SECONDS = 10, 30
-MOST_REDIRECTS = 5
 BLOCK = 1 << 20
-NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
-GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
 # what a server may call the compression of a file that is a compressed one by its name
 ENCODINGS = {"gzip": ".gz", "x-gzip": ".gz", "zstd": ".zst"}
-Headers = dict[str, str]
 
 
 class Place(NamedTuple):
@@ -87,7 +76,7 @@ def shown(address: str) -> str:
 
 
 def _checked(address: str) -> str:
-    parsed = _parse(address)
+    parsed = parse(address)
     if parsed is None:
         raise DataError(
             "data_source.url is not an http(s) address", hint="set it to one such as https://host/file"
@@ -98,17 +87,6 @@ def _checked(address: str) -> str:
             hint="take it out; use a signed url or another source",
         )
     return address.partition("#")[0]
-
-
-def _parse(address: str) -> Url | None:
-    from urllib3.exceptions import LocationParseError
-    from urllib3.util import parse_url
-
-    try:
-        parsed = parse_url(address)
-    except LocationParseError:
-        return None
-    return parsed if parsed.scheme in {"http", "https"} and parsed.host else None
 
 
 def _checked_digest(digest: str | None) -> str | None:
@@ -193,7 +171,7 @@ def _download(
 def _answer(address: str, source: DataSource, place: Place, known: dict[str, Any]) -> Iterator[BaseHTTPResponse]:
     """The server's answer: 304 for a version that is here, 206 for the rest of a part, or 200."""
     for conditions in (_conditions(place, known), {}):
-        response = _follow(address, source, place, conditions)
+        response = get(address, place.shown, conditions, allow_private=source.allow_private)
         try:
             if response.status != 416 or not conditions:
                 _check_status(response, place, conditions)
@@ -287,106 +265,3 @@ def _broken_off(place: Place, error: Exception) -> DataError:
 def _drop_part(place: Place) -> None:
     place.part.unlink(missing_ok=True)
     place.part_facts.unlink(missing_ok=True)
-
-
-# Connections
-
-
-def _follow(address: str, source: DataSource, place: Place, conditions: Headers) -> BaseHTTPResponse:
-    """The first answer that is no redirect."""
-    for _ in range(MOST_REDIRECTS + 1):
-        parsed = _parse(address)
-        assert parsed is not None, "checked before"
-        response = _ask(parsed, source, place, conditions)
-        target = response.headers.get("Location")
-        if response.status not in {301, 302, 303, 307, 308} or not target:
-            return response
-        response.close()
-        address = _next_hop(address, target, place)
-    raise DataError(
-        f"{place.shown} redirects more than {MOST_REDIRECTS} times", hint="use the address that it means"
-    )
-
-
-def _next_hop(address: str, target: str, place: Place) -> str:
-    following = urljoin(address, target)
-    parsed = _parse(following)
-    if parsed is None or parsed.auth is not None:
-        raise DataError(f"{place.shown} redirects to what is no plain http(s) address", hint="use another url")
-    if address.lower().startswith("https:") and parsed.scheme != "https":
-        raise DataError(
-            f"{place.shown} redirects from https down to http", hint="use an address that stays on https"
-        )
-    return following.partition("#")[0]
-
-
-def _ask(parsed: Url, source: DataSource, place: Place, conditions: Headers) -> BaseHTTPResponse:
-    """Send the request to the first of the host's addresses that takes it."""
-    import urllib3
-
-    host = (parsed.host or "").strip("[]").rstrip(".")
-    secure = parsed.scheme == "https"
-    port = parsed.port or (443 if secure else 80)
-    options: dict[str, Any] = {}
-    if secure:
-        options = {"assert_hostname": host} | ({} if _as_ip(host) else {"server_hostname": host})
-    pool_class = urllib3.HTTPSConnectionPool if secure else urllib3.HTTPConnectionPool
-    headers = {"Host": parsed.netloc or host, "Accept-Encoding": "identity", "User-Agent": "assay", **conditions}
-    reason = ""
-    for ip in _addresses(host, port, source.allow_private, place):
-        pool = pool_class(ip, port, timeout=urllib3.Timeout(CONNECT_SECONDS, READ_SECONDS), **options)
-        try:
-            return pool.urlopen(
-                "GET", parsed.request_uri, headers=headers, redirect=False, retries=False,
-                preload_content=False, decode_content=False,
-            )  # fmt: skip
-        except urllib3.exceptions.SSLError:
-            raise DataError(
-                f"the certificate of {host} is not trusted",
-                hint="set SSL_CERT_FILE if it comes from a certificate authority of your own",
-            ) from None
-        except urllib3.exceptions.HTTPError as error:
-            reason = type(error).__name__
-    raise DataError(
-        f"{host} does not answer on port {port} ({reason})",
-        hint="check data_source.url and the network; proxies are not used, see docs/sources.md",
-    )
-
-
-def _addresses(host: str, port: int, allow_private: bool, place: Place) -> list[str]:
-    """The addresses of `host`, all of them judged."""
-    if re.fullmatch(r"\d+|0x[0-9a-f]*", host.lower().rpartition(".")[2]) and _as_ip(host) is None:
-        raise DataError(
-            f"{place.shown} leads to {host}, an unusual spelling of an address", hint="write it as a.b.c.d"
-        )
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError):
-        raise DataError(f"no address is known for {host}", hint="check data_source.url and the network") from None
-    addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
-    private = [ip for ip in addresses if not _is_public(ip)]
-    if private and not allow_private:
-        raise DataError(
-            f"{place.shown} leads to {host}, which is {private[0]}, a private address",
-            hint="set data_source.allow_private=true if you trust it",
-        )
-    return addresses
-
-
-def _as_ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    try:
-        return ipaddress.ip_address(host)
-    except ValueError:
-        return None
-
-
-def _is_public(address: str) -> bool:
-    """Whether an address, or the IPv4 one that it stands for, is reachable by everybody."""
-    ip = ipaddress.ip_address(address)
-    if isinstance(ip, ipaddress.IPv6Address):
-        in_nat64 = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF) if ip in NAT64 else None
-        inner = ip.ipv4_mapped or ip.sixtofour or in_nat64
-        if inner is None and ip not in GLOBAL_UNICAST:
-            return False
-        ip = inner or ip
-    return ip.is_global and not ip.is_multicast

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from src.data.duplicates import FINGERPRINT, HeldOut, HeldOutText, Match, fingerprints, normalise
+from src.data.duplicates import FINGERPRINT, HeldOut, HeldOutText, Match, fingerprints
 from src.data.formats import FORMATS, TEXT, Message, RowError, translated
 from src.data.readers import read_values
+from src.data.similarity import normalise
 from src.utils.files import sha256
 from src.utils.logs import log
 

@@ -16,6 +16,7 @@ import pytest
 
 from bench import duplicates as bench
 from src.data import duplicates
+from src.data import similarity as similarity_module
 from src.data.duplicates import (
     FEWEST_WORDS,
     MOST_COMPARED,
@@ -25,9 +26,8 @@ from src.data.duplicates import (
     Match,
     Spool,
     fingerprints,
-    normalise,
-    similarity,
 )
+from src.data.similarity import normalise, similarity
 
 ROOT = Path(__file__).resolve().parents[2]
 LONG = " ".join(f"word{number}" for number in range(40))
@@ -50,7 +50,7 @@ def replaced(text: str, *places: int, by: str = "other") -> str:
 
 
 def test_the_docstring_examples_are_true() -> None:
-    result = doctest.testmod(duplicates)
+    result = doctest.testmod(similarity_module)
     assert (result.failed, result.attempted > 0) == (0, True)
 
 
@@ -287,7 +287,7 @@ def test_a_bucket_of_many_rows_costs_a_few_comparisons_each(monkeypatch: pytest.
         compared += 1
         return 0.0
 
-    monkeypatch.setattr(duplicates, "_jaccard", counted)
+    monkeypatch.setattr(duplicates, "jaccard", counted)
     with Spool() as spool:
         spool.add(found)
         assert list(spool.duplicates(lambda row: f"{row} {LONG}")) == []

@@ -200,7 +200,7 @@ def test_a_cut_prompt_keeps_the_system_turn_the_template_and_whole_answers(name:
     tail = " ".join(WORDS * 30)
     cut = next(tail[i:] for i in range(len(tail)) if chat.prompt([*header, user(tail[i:])]) == kept)
     assert cut.endswith("iota kappa") and len(cut) < len(tail)
-    assert found.note == f"prompt cut, {longest(name, turns)} tokens before"
+    assert found.note == f"prompt cut, {longest(name, turns)} tokens before, and 12 earlier messages dropped"
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -21,7 +21,8 @@ import pytest
 
 from src.config import DataSource
 from src.data import download, from_url
-from src.data.from_url import _is_public, url
+from src.data.from_url import url
+from src.data.http_client import is_public
 from src.errors import DataError
 from tests.data.hub_server import Handler, closed_port, serving, tree
 
@@ -358,7 +359,7 @@ def test_an_odd_spelling_of_an_address_is_refused(tmp_path: Path, host: str, all
     ],
 )  # fmt: skip
 def test_which_addresses_are_public(address: str, public: bool) -> None:
-    assert _is_public(address) is public
+    assert is_public(address) is public
 
 
 class Names:

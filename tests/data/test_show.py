@@ -79,6 +79,10 @@ def test_a_long_example_and_a_long_list_are_shortened(make: Maker, seen: Callabl
 
 def test_no_secret_is_shown(make: Maker, seen: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_canary_0123456789")
-    rows = [chat("2+2?", "4"), chat("What is the key?", "It is hf_canary_0123456789."), {"hf_canary_0123456789": 1}]
+    rows = [
+        chat("2+2?", "4"),
+        chat("What is the key?", "It is hf_canary_0123456789."),
+        {"hf_canary_0123456789": 1},
+    ]
     make.file("a.jsonl", rows)
     assert "hf_canary" not in seen()
