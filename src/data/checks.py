@@ -23,8 +23,10 @@ SHARES = {"min": 0.0, "p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "max": 1
 
 def refuse_evaluation_files(files: Sequence[Path], eval_path: str | Path) -> None:
     """Raises: DataError if a training file is one of the evaluation files, by path or by content."""
-    held = {sha256(p): p for p in sorted(Path(eval_path).glob("*.jsonl"))}
-    same = [(f, held[h]) for f in files if (h := sha256(f)) in held]
+    held = {(p.stat().st_size, sha256(p)): p for p in sorted(Path(eval_path).glob("*.jsonl"))}
+    sizes = {size for size, _ in held}  # a large file is not hashed once more for nothing
+    alike = [(f, f.stat().st_size) for f in files if f.stat().st_size in sizes]
+    same = [(f, held[key]) for f, size in alike if (key := (size, sha256(f))) in held]
     if same:
         raise DataError(
             *(f"training file {f} is the evaluation file {e}" for f, e in same),

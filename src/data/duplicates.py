@@ -7,6 +7,7 @@ bands (Indyk and Motwani 1998) names candidates, and the true Jaccard similarity
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from rensa import RMinHash
 
 from src.data.similarity import Shingles, jaccard, normalise, shingles_of, words_of
+from src.utils.workers import ordered
 
 Kind = Literal["exact", "normalised", "near"]
 Hashes = NDArray[np.uint64]
@@ -103,7 +105,7 @@ class Spool:
         self._file.write(found.tobytes())
         self._rows += len(found)
 
-    def duplicates(self, text_of: TextOf, threshold: float = THRESHOLD) -> Iterator[Duplicate]:
+    def duplicates(self, text_of: TextOf, threshold: float = THRESHOLD, processes: int = 1) -> Iterator[Duplicate]:
         """Each row that duplicates an earlier one, once, in the order of rows.
 
         The strongest kind counts (exact, normalised, near), and of it the earliest row. That row may itself be
@@ -115,10 +117,13 @@ class Spool:
             text_of: the text of a row that was added; asked for rows that may be near duplicates only.
             threshold: least Jaccard similarity of near duplicates, 0 to 1. The bands are made for 0.8: of a
                 lower similarity fewer are found.
+            processes: that look for candidates.
         """
+        self._file.flush()
         exact = _first_equal(self._column(_EXACT))
         normalised = _first_equal(self._column(_NORMALISED))
-        near, score = self._near(np.flatnonzero(normalised == np.arange(self._rows)), text_of, threshold)
+        apart = np.flatnonzero(normalised == np.arange(self._rows))
+        near, score = self._near(apart, text_of, threshold, processes)
         # An earlier choice of np.select goes before a later one.
         own = np.arange(self._rows)
         earlier = np.select([exact != own, normalised != own], [exact, normalised], near)
@@ -128,18 +133,25 @@ class Spool:
 
     def _column(self, number: int) -> Hashes:
         column = np.empty(self._rows, np.uint64)
-        self._file.seek(0)
+        size = FINGERPRINT.itemsize
         for start in range(0, self._rows, READ_ROWS):
-            words = np.frombuffer(self._file.read(READ_ROWS * FINGERPRINT.itemsize), "<u8")
+            # a read without a position, which processes would share
+            words = np.frombuffer(os.pread(self._file.fileno(), READ_ROWS * size, start * size), "<u8")
             column[start : start + READ_ROWS] = words.reshape(-1, _BAND + BANDS)[:, number]
         return column
 
-    def _near(self, rows: Rows, text_of: TextOf, threshold: float) -> tuple[Rows, NDArray[np.float64]]:
+    def _near(
+        self, rows: Rows, text_of: TextOf, threshold: float, processes: int
+    ) -> tuple[Rows, NDArray[np.float64]]:
         """The earliest row that each row is near (itself if none), and their similarity."""
         earliest, score = np.arange(self._rows), np.ones(self._rows)
         shingles = lru_cache(2 * MOST_COMPARED)(lambda row: shingles_of(text_of(row)))
-        for band in range(BANDS):
-            for bucket in _buckets(self._column(_BAND + band)[rows], rows):
+
+        def candidates(band: int) -> list[Rows]:
+            return list(_buckets(self._column(_BAND + band)[rows], rows))
+
+        for buckets in ordered(candidates, range(BANDS), processes):
+            for bucket in buckets:
                 _compare(bucket, earliest, score, shingles, threshold)
         return earliest, score
 

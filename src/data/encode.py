@@ -94,8 +94,12 @@ def _taught(turns: Sequence[Message], train_on: TrainOn) -> AbstractSet[int | No
 
 
 def _example(pieces: Sequence[tuple[list[int], int | None]], taught: AbstractSet[int | None]) -> Example:
-    ids = [token for piece, _ in pieces for token in piece]
-    return Example(ids, [turn in taught for piece, turn in pieces for _ in piece])
+    ids: list[int] = []
+    learnt: list[bool] = []
+    for piece, turn in pieces:
+        ids += piece
+        learnt += [turn in taught] * len(piece)
+    return Example(ids, learnt)
 
 
 def _fitted(row: Row, chat: Chat, rules: Rules, encoded: Encoded) -> Encoded:

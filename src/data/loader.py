@@ -88,7 +88,13 @@ def read(
         for file in part.files
     ]
     columns = [part.columns for part in parts]
-    key = content_key(files=files, columns=columns, held_out=held_out.identity, near=near_threshold)
+    key = content_key(
+        files=files,
+        columns=columns,
+        held_out=held_out.identity,
+        near=near_threshold,
+        secrets=sorted(credentials()),  # a row that was harmless yesterday may hold today's
+    )
 
     def make(folder: Path) -> None:
         for file in files:
@@ -143,7 +149,8 @@ def _write(
         (folder / "rejected.jsonl").open("w", encoding="utf-8") as rejected,
         (folder / "contamination.jsonl").open("w", encoding="utf-8") as overlaps,
     ):
-        for taken in ordered(work, _batches(files), 1 if small else workers or cores()):
+        processes = 1 if small else workers or cores()
+        for taken in ordered(work, _batches(files), processes):
             first = sum(usable)
             rows_in[taken.file] += taken.rows_in
             usable[taken.file] += len(taken.lines)
@@ -159,7 +166,7 @@ def _write(
         first_rows = np.cumsum([0, *usable[:-1]]).tolist()
         write_json(folder / "about.json", {"files": files, "first_rows": first_rows})
         store = RowStore(folder)
-        found = spool.duplicates(lambda row: _whole_text(store.row(row).messages), near_threshold)
+        found = spool.duplicates(lambda row: _whole_text(store.row(row).messages), near_threshold, processes)
         write_lines(folder / "duplicates.jsonl", (_told(store, d) for d in found))
 
 

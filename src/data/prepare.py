@@ -13,6 +13,7 @@ from src.data import checks, loader, sources
 from src.data.chat import Chat
 from src.data.encode import Rules
 from src.data.heldout import HeldOutRows
+from src.data.rows import MOST_SHOWN
 from src.data.sources import Part, cache_of
 from src.data.store import Array, Counts, RowStore, TokenStore, content_key, made_once
 from src.data.tokens import Left, to_prove, write_tokens
@@ -59,7 +60,8 @@ def refuse_bad_rows(data: Data, cfg: TrainConfig) -> None:
             loader.refuse(overlaps, "", "remove the rows, or set on_contamination=reject")
     if len(data.store) == len(data.rejected):
         names = ", ".join(str(f) for f in data.store.files)
-        raise DataError(f"{names}: no row to train on", hint="set dataset_path and dataset_pattern")
+        left_out = [str(data.store.rejection(*left)) for left in data.rejected[:MOST_SHOWN]]
+        raise DataError(*left_out, f"{names}: no row to train on", hint="set dataset_path and dataset_pattern")
 
 
 def tokenise(data: Data, chat: Chat, cfg: TrainConfig) -> TokenStore:

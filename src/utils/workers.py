@@ -19,6 +19,7 @@ from src.errors import UserError
 In = TypeVar("In")
 Out = TypeVar("Out")
 
+FEW_COLLECTIONS = 100_000  # objects made between two: batches of rows are many small objects
 AHEAD = 3  # items a process is given before its first result is taken
 PR_SET_PDEATHSIG = 1  # Linux prctl(2)
 
@@ -64,6 +65,7 @@ def _begin(work: Callable[[Any], Any], parent: int) -> None:
     _work = work
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # each process has a core; threads would fight for it
     gc.freeze()  # what the parent had made is not walked through again and again, and its pages stay shared
+    gc.set_threshold(FEW_COLLECTIONS)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted and ends the pool
     with suppress(AttributeError, OSError):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

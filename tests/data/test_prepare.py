@@ -302,3 +302,21 @@ def test_a_row_that_gives_away_a_credential_is_not_trained_on(
     assert reasons(found) == {2: "secret"}
     assert found.report["rejected"][0]["detail"] == "holds the value of the environment variable MY_PASSWORD"
     assert not [name for name, content in tree(make.folder / "outputs").items() if b"canary" in content]
+
+
+def test_a_credential_that_was_set_later_is_found_in_rows_read_before(
+    make: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make.file("a.jsonl", [chat("2+2?", "4"), chat("Key?", "late-canary")])
+    assert make.tokens().report["rows_trained"] == 2
+    monkeypatch.setenv("MY_PASSWORD", "late-canary")
+    assert reasons(make.tokens()) == {2: "secret"}
+
+
+def test_without_a_row_left_by_the_settings_the_reasons_are_told(make: Maker) -> None:
+    make.held_out([{"prompt": "Held out?", "completion": "yes"}])
+    path = make.file("a.jsonl", [chat("Held out?", "yes")])
+    with pytest.raises(DataError) as caught:
+        make.read()
+    assert caught.value.problems[0].startswith(f"{path}:1 is the exact duplicate of")
+    assert caught.value.problems[-1] == f"{path}: no row to train on"

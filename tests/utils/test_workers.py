@@ -71,7 +71,7 @@ def test_no_process_outlives_a_parent_that_is_killed() -> None:
     script = (
         "import os, time\n"
         "from src.utils.workers import ordered\n"
-        "def work(n):\n    print(os.getpid(), flush=True)\n    time.sleep(60)\n"
+        "def work(n):\n    os.write(1, b'%d\\n' % os.getpid())\n    time.sleep(60)\n"
         "list(ordered(work, range(9), 2))\n"
     )
     with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True) as parent:
