@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from itertools import groupby
 from typing import Any
 
@@ -29,9 +30,12 @@ def show(tokens: TokenStore, chat: Chat, max_length: int) -> None:
     for line in _rejections(tokens.report):
         log.warning("%s", line)
     console = Console()
-    for number in _spread(len(tokens)):
-        shown = _example(tokens[number], number, chat, coloured=console.color_system is not None)
-        console.print(shown, soft_wrap=True)
+    with console.capture() as captured:
+        for number in _spread(len(tokens)):
+            shown = _example(tokens[number], number, chat, coloured=console.color_system is not None)
+            console.print(shown, soft_wrap=True)
+    with suppress(BrokenPipeError):  # as in `make check-data | head`; rich would end the process
+        print(captured.get(), end="", flush=True)
     for finding in tokens.report["findings"]:
         log.warning("finding: %s", finding)
 

@@ -6,6 +6,7 @@ import logging
 import logging.handlers
 import sys
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
 from tqdm import tqdm
@@ -16,10 +17,11 @@ log = logging.getLogger("assay")
 
 
 class _Screen(logging.StreamHandler):  # type: ignore[type-arg]
-    """Writes above a progress bar, not through it."""
+    """Writes above a progress bar, not through it; a reader that has gone away ends no training."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stdout)
+        with suppress(BrokenPipeError):
+            tqdm.write(self.format(record), file=sys.stdout)
 
 
 class _Redacting(logging.Formatter):

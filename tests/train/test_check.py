@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.conftest import Door
-from tests.fixtures import World, chat, jsonl
+from tests.fixtures import ROOT, World, chat, jsonl
 
 pytest_plugins = ["tests.fixtures"]
 
@@ -99,3 +101,16 @@ def test_the_second_training_reads_its_tokens_from_the_cache(
     again = world.train("max_steps=1")
     weights = "adapter_model.safetensors"
     assert (again.model / weights).read_bytes() == (first.model / weights).read_bytes()
+
+
+def test_a_reader_that_goes_away_ends_neither_check_nor_training(world: World) -> None:
+    """As in `make train | head`."""
+    places = [f"output_dir={world.output}", f"eval_path={world.splits}", f"model_name={world.model}"]
+    for stage, *more in (["check-data"], ["train", "max_steps=1", "cuda_visible_devices=''"]):
+        words = [sys.executable, "-m", "src.main", stage, *places, f"dataset_path={world.data}", *more]
+        with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as child:
+            assert child.stdout
+            child.stdout.close()
+            assert child.wait(timeout=120) == 0
+    assert world.newest.status == "finished"
+    assert len(list((world.output / "checks").iterdir())) == 1
