@@ -222,5 +222,8 @@ def _quotable(rejected: Sequence[Any]) -> list[Any]:
     return [*place, detail if len(detail) <= LONGEST_DETAIL else f"{detail[:LONGEST_DETAIL]} ..."]
 
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False, default=str)  # json.dumps would make one for each line
+
+
 def _line(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False, default=str) + "\n"
+    return _ENCODER.encode(value) + "\n"
