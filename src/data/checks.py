@@ -15,6 +15,7 @@ from src.data.store import Array, Counts, Match, RowStore
 from src.data.tokens import Left, Outcome
 from src.errors import DataError
 from src.utils.files import sha256
+from src.utils.secrets import redact
 
 ASKED_FOR = {"not_sampled"}  # reasons that are settings, no findings
 KINDS = ("exact", "normalised", "near")
@@ -123,7 +124,8 @@ def _told(store: RowStore, match: Match) -> dict[str, Any]:
 def _overlaps(store: RowStore, eval_files: Sequence[Path]) -> dict[str, dict[str, int]]:
     """For each evaluation file, how many training rows occur in it, by kind."""
     found = Counter((match.file, match.kind) for match in store.matches("contamination"))
-    return {str(file): {kind: found[str(file), kind] for kind in KINDS} for file in eval_files}
+    names = [str(redact(str(file))) for file in eval_files]  # as the matches were written down
+    return {name: {kind: found[name, kind] for kind in KINDS} for name in names}
 
 
 def _mask(outcome: Outcome) -> dict[str, Any]:

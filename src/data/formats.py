@@ -89,7 +89,8 @@ def instruction(row: Row) -> list[Message]:
         raise RowError("not_text", "has an input that is not text")
     turns = pair(f"{asked}\n\n{given}" if given.strip() else asked, text_of(row, "output"))
     system = row.get("system")
-    return [*([{"role": "system", "content": system}] if isinstance(system, str) and system else []), *turns]  # type: ignore[list-item]
+    said = isinstance(system, str) and system.strip()
+    return [*([{"role": "system", "content": system}] if said else []), *turns]  # type: ignore[list-item]
 
 
 def conversations(row: Row) -> list[Message]:

@@ -135,7 +135,7 @@ def _write(
 ) -> None:  # fmt: skip
     """Read `files` into a row store at `folder`."""
     translations = [translation(columns[f["part"]], f["format"]) for f in files]
-    secrets = {json.dumps(value, ensure_ascii=False)[1:-1]: name for value, name in credentials().items()}
+    secrets = {way: name for value, name in credentials().items() for way in _ways(value)}
     rows_in, usable = [0] * len(files), [0] * len(files)
     sizes: list[Array] = [np.zeros(1, np.int64)]
 
@@ -168,6 +168,12 @@ def _write(
         store = RowStore(folder)
         found = spool.duplicates(lambda row: _whole_text(store.row(row).messages), near_threshold, processes)
         write_lines(folder / "duplicates.jsonl", (_told(store, d) for d in found))
+
+
+def _ways(secret: str) -> set[str]:
+    """How a line of JSON may hold a text: as text, or within a text that is JSON itself, as arguments of calls are."""
+    texts = {secret, json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1]}
+    return {json.dumps(text, ensure_ascii=False)[1:-1] for text in texts}
 
 
 def _batches(files: Sequence[dict[str, Any]]) -> Iterator[Batch]:

@@ -60,13 +60,20 @@ def fetch(cfg: TrainConfig) -> list[Part]:
         if not several:
             raise DataError("trainDataConfig has no entry with exp_type: train", hint="add one to train on")
     if not several:
-        columns = ColumnArgs(**{key: getattr(cfg, key) for key in ColumnArgs.__dataclass_fields__})
         found = _files(cfg.dataset_path, cfg.dataset_pattern, cfg.data_source, cache_of(cfg), "dataset_path")
-        return [Part(*found, cfg.data_format, columns)]
+        return [Part(*found, cfg.data_format, _columns(cfg))]
     return [
-        Part(*_files(d.path, d.pattern, d.data_source, cache_of(cfg), f"datasets.{i}.path"), d.format, d, d.weight)
+        Part(
+            *_files(d.path, d.pattern, d.data_source, cache_of(cfg), f"datasets.{i}.path"),
+            d.format, _columns(d), d.weight,
+        )
         for i, d in enumerate(several)
-    ]
+    ]  # fmt: skip
+
+
+def _columns(settings: ColumnArgs) -> ColumnArgs:
+    """Those of the settings that decide how a row is taken, and no others."""
+    return ColumnArgs(**{key: getattr(settings, key) for key in ColumnArgs.__dataclass_fields__})
 
 
 def _files(

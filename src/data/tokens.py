@@ -136,7 +136,7 @@ def _proven(row: Row, encoded: Encoded, prover: Prover, counts: Counter[str]) ->
     """`encoded`, or why its mask cannot be believed."""
     for text, example in zip(encoded.texts, encoded.whole, strict=True):
         agrees, detail = prover.prove(row.messages, row.tools, text, example)
-        counts["agrees" if agrees else "disagrees" if agrees is False else f"not comparable: {detail}"] += 1
+        counts["agrees" if agrees else "disagrees" if agrees is False else detail] += 1
         if agrees is False:
             return RowError("disputed_mask", detail)
     return encoded

@@ -55,6 +55,12 @@ def test_a_data_path_that_is_there_is_local(tmp_path: Path) -> None:
     assert (found.path, found.data_source.type) == ("HuggingFaceH4/instruction-dataset", "local")
 
 
+@pytest.mark.parametrize("path", ["data.csv", "a/b/c", "/a/b", "./a/b", "a b/c"])
+def test_a_data_path_that_is_no_id_is_local(path: str) -> None:
+    (found,) = named_datasets({"a": {"data_path": path}})
+    assert (found.path, found.data_source.type) == (path, "local")
+
+
 def test_only_entries_to_train_on_are_trained_on() -> None:
     both = {"a": {"data_path": "a.csv", "exp_type": "eval"}, "b": {"data_path": "b.csv"}}
     assert [d.path for d in named_datasets(both)] == ["b.csv"]
@@ -65,6 +71,7 @@ def test_only_entries_to_train_on_are_trained_on() -> None:
     [
         ("a: [", "trainDataConfig is not YAML"),
         ("just text", "should be {name:"),
+        ({"a": "x"}, "should be {name:"),
         ({"a": {"data_path": "x", "question_kye": "q"}}, "trainDataConfig.a.question_kye is not a setting"),
         ({"a": {"strategy": "QA"}}, "trainDataConfig.a has no data_path"),
         (
@@ -84,6 +91,8 @@ def test_a_question_is_put_into_the_users_words() -> None:
     row = {"q": "2+2?", "topic": "sums", "a": "4", "braces": "{topic}"}
     columns = {"question_key": "q", "answer_key": "a"}
     assert taken(row, **columns, user_prompt="On {topic}: {question} {}")[0]["content"] == "On sums: 2+2? {}"
+    other = {**row, "question": "of another column"}
+    assert taken(other, **columns, user_prompt="{question}")[0]["content"] == "2+2?"
     # what a column holds is text, no template
     assert taken({**row, "q": "{topic}"}, **columns, user_prompt="{question}")[0]["content"] == "{topic}"
     with pytest.raises(RowError, match="'level', which user_prompt names"):
@@ -91,11 +100,23 @@ def test_a_question_is_put_into_the_users_words() -> None:
 
 
 def test_naming_a_column_asks_for_questions_and_answers() -> None:
-    assert [strategy_of(ColumnArgs(**c)) for c in ({}, {"answer_key": "a"}, {"strategy": "Chat"})] == [
+    assert [
+        strategy_of(ColumnArgs(**c))
+        for c in (
+            {},
+            {"answer_key": "a"},
+            {"question_key": "q"},
+            {"user_prompt": "{question}"},
+            {"strategy": "Chat"},
+        )
+    ] == [
         None,
+        "QA",
+        "QA",
         "QA",
         "Chat",
     ]
+    assert strategy_of(ColumnArgs(system_prompt="Count.")) is None
     assert taken({"question": "2+2?", "a": "4"}, answer_key="a") == chat("2+2?", "4")["messages"]
 
 
@@ -131,3 +152,10 @@ def test_a_row_with_a_system_turn_keeps_its_own() -> None:
 def test_columns_that_contradict_each_other_are_refused(columns: dict[str, Any], told: str) -> None:
     with pytest.raises(ConfigError, match=told):
         translation(ColumnArgs(**columns), "messages")
+
+
+def test_a_chat_without_a_column_is_taken_from_messages() -> None:
+    found = taken(
+        chat("{topic}", "{topic}") | {"topic": "sums"}, strategy="Chat", user_prompt="{topic}: {question}"
+    )
+    assert found == chat("sums: {topic}", "{topic}")["messages"]

@@ -171,3 +171,138 @@ def test_a_format_is_known_by_its_columns() -> None:
         7,
     ]
     assert detect(rows) == dict.fromkeys(FORMATS, 1)
+
+
+@pytest.mark.parametrize(
+    ("columns", "found"),
+    [
+        ({"prompt": "2+2?"}, []),
+        ({"instruction": "2+2?", "completion": "4"}, []),
+        ({"text": "4", "messages": []}, ["messages"]),  # the first that fits
+    ],
+)
+def test_a_format_needs_all_its_columns(columns: dict[str, object], found: list[str]) -> None:
+    assert list(detect([columns])) == found
+
+
+@pytest.mark.parametrize(
+    ("speaker", "role"),
+    [("human", "user"), ("user", "user")]
+    + [(name, "assistant") for name in ("gpt", "chatgpt", "bing", "bard", "assistant", "model")],
+)
+def test_speakers_of_other_houses_are_known(speaker: str, role: str) -> None:
+    turns = [{"from": "human", "value": "2+2?"}, {"from": "gpt", "value": "4"}]
+    turns[role == "assistant"]["from"] = speaker
+    assert translate({"conversations": turns}, "conversations") == chat("2+2?", "4")["messages"]
+
+
+@pytest.mark.parametrize("speaker", ["tool", "observation", "function_response"])
+def test_what_a_tool_says_is_known_by_other_names(speaker: str) -> None:
+    said = [("system", "Count."), ("human", "2+2?"), ("gpt", "?"), (speaker, "4"), ("gpt", "4")]
+    turns = translate({"conversations": [{"from": who, "value": what} for who, what in said]}, "conversations")
+    assert [turn["role"] for turn in turns] == ["system", "user", "assistant", "tool", "assistant"]
+
+
+@pytest.mark.parametrize(
+    ("roles", "told"),
+    [
+        ("system user assistant user assistant", None),
+        ("user assistant tool tool assistant", None),
+        ("user assistant tool assistant user assistant", None),
+        ("system assistant", "message 2 of assistant after system"),
+        ("user assistant tool user assistant", "message 4 of user after tool"),
+        ("user tool assistant", "message 2 of tool after user"),
+        ("user assistant tool", "ends with a message of tool"),
+        ("user system assistant", "message 2 of system after user"),
+        ("system system user assistant", "message 2 of system after system"),
+    ],
+)
+def test_turns_come_in_an_order_that_models_know(roles: str, told: str | None) -> None:
+    row = {"messages": [{"role": role, "content": "4"} for role in roles.split()]}
+    if told is None:
+        assert [turn["role"] for turn in translate(row, "messages")] == roles.split()
+    else:
+        assert told in refusal(row, "messages").detail
+
+
+def test_only_requests_and_answers_must_say_something() -> None:
+    call = [{"type": "function"}]
+    turns = [
+        {"role": "system", "content": ""},
+        {"role": "user", "content": "2+2?"},
+        {"role": "assistant", "content": "", "tool_calls": call},
+        {"role": "tool", "content": " "},
+        ANSWERED,
+    ]
+    assert translate({"messages": turns}, "messages") == turns
+    asked = {"role": "user", "content": None, "tool_calls": call}
+    assert refusal({"messages": [asked, ANSWERED]}, "messages").reason == "not_text"
+    assert refusal({"messages": [{"role": "user", "content": []}, ANSWERED]}, "messages").reason == "not_text"
+
+
+def test_half_a_surrogate_pair_is_found_wherever_it_is_carried() -> None:
+    asked = {"role": "user", "content": "2+2?"}
+    for carried in ({"name": "\ud83d"}, {"reasoning_content": "\ud83d"}, {"tool_calls": [{"a": "\ud83d"}]}):
+        assert refusal({"messages": [asked, ANSWERED | carried]}, "messages").reason == "not_unicode"
+
+
+def test_what_templates_read_is_carried_as_it_is() -> None:
+    carried = {"name": "", "reasoning_content": "two and two", "tool_calls": [], "tool_call_id": "1"}
+    (_, found) = translate({"messages": [{"role": "user", "content": "2+2?"}, ANSWERED | carried]}, "messages")
+    assert found == ANSWERED | carried
+    row = {"messages": [{"role": "user", "content": "2+2?"}, ANSWERED | {"name": None, "weight": None}]}
+    assert translate(row, "messages")[1] == ANSWERED
+
+
+@pytest.mark.parametrize("weight", [0, 1, 0.0, 1.0, False, True])
+def test_a_weight_is_0_or_1_however_it_is_written(weight: float) -> None:
+    row = {"messages": [{"role": "user", "content": "2+2?"}, ANSWERED | {"weight": weight}]}
+    assert repr(translate(row, "messages")[1]["weight"]) == str(int(weight))
+
+
+@pytest.mark.parametrize("tools", [None, "", [], "[]", "null"])
+def test_a_row_may_have_no_tools(tools: object) -> None:
+    assert tools_of({"tools": tools}) is None
+
+
+@pytest.mark.parametrize("tools", ["add", 7, '{"a": 1}', {"a": 1}])
+def test_tools_are_a_list(tools: object) -> None:
+    with pytest.raises(RowError, match="tools that are not a list") as caught:
+        tools_of({"tools": tools})
+    assert caught.value.reason == "bad_tools"
+
+
+def test_a_cell_that_is_nested_too_deeply_is_no_list() -> None:
+    assert refusal({"messages": "[" * 200_000}, "messages").reason == "no_messages"
+
+
+@pytest.mark.parametrize("system", ["", None, 7])
+def test_no_system_text_adds_no_turn(system: object) -> None:
+    for row, name in (
+        ({"system": system, "conversations": [{"input": "2+2?", "output": "4"}]}, "conversations"),
+        ({"system": system, "instruction": "2+2?", "output": "4"}, "instruction"),
+    ):
+        assert translate(row, name) == chat("2+2?", "4")["messages"]
+    assert (
+        translate({"system": " ", "conversations": [{"input": "2+2?", "output": "4"}]}, "conversations")
+        == chat("2+2?", "4")["messages"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("turn", "reason"),
+    [
+        ({"from": "human"}, "not_text"),
+        ({"value": "2+2?"}, "unknown_role"),
+        ({"output": "4"}, "no_input"),
+        ({"input": "2+2?"}, "no_output"),
+        ("2+2?", "not_an_object"),
+    ],
+)
+def test_half_a_turn_is_refused_for_what_it_lacks(turn: object, reason: str) -> None:
+    assert refusal({"conversations": [turn, *chat("2+2?", "4")["messages"]]}, "conversations").reason == reason
+
+
+def test_turns_of_roles_and_contents_may_stand_among_conversations() -> None:
+    row = {"conversations": chat("2+2?", "4", "3+3?", "6")["messages"]}
+    assert translate(row, "conversations") == row["conversations"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from src.data.loader import read_rows
 from src.data.rows import MOST_SHOWN
 from src.errors import ConfigError, DataError
 from tests.data.ready import Maker
-from tests.fixtures import chat, jsonl
+from tests.fixtures import chat, jsonl, tree
 
 pytest_plugins = ["tests.fixtures", "tests.data.ready"]
 
@@ -86,6 +87,69 @@ def test_many_rows_are_read_by_several_processes_in_order(make: Maker, monkeypat
     assert [(m.row, m.kind, m.line) for m in data.store.matches("duplicates")] == [(149, "exact", 8)]
 
 
+def test_overlaps_are_told_of_the_right_rows_in_every_batch(make: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("src.data.loader.BATCH", 7)
+    held = make.held_out([{"prompt": f"Held {i}?", "completion": "yes"} for i in range(3)])
+    rows: list[object] = [chat(f"{i}+1?", str(i + 1)) for i in range(30)]
+    rows[2], rows[9], rows[25] = {}, chat("Held 2?", "yes"), chat("held 0?", "no")
+    make.file("a.jsonl", rows)
+    store = make.read().store
+    found = [(store.row(m.row).line, m.kind, m.file, m.line) for m in store.matches("contamination")]
+    assert found == [(10, "exact", str(held), 3), (26, "normalised", str(held), 1)]
+
+
+def test_a_detail_that_quotes_the_row_is_short_and_can_be_written(make: Maker) -> None:
+    roles = [
+        "x" * 1000,
+        "\ud83d",
+        "y" * (500 - len("has the unknown role '' (known: system, user, assistant, tool)")),
+    ]
+    put(
+        make,
+        GOOD + "\n" + "".join(json.dumps({"messages": [{"role": role, "content": ""}]}) + "\n" for role in roles),
+    )
+    details = [r.detail for r in make.read().store.rejected()]
+    assert details[0] == "has the unknown role '" + "x" * (500 - len("has the unknown role '")) + " ..."
+    assert details[1] == "has the unknown role '?' (known: system, user, assistant, tool)"
+    assert (len(details[2]), details[2][-1]) == (500, ")")
+
+
+def test_a_detail_quotes_no_secret(make: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_canary_0123456789")
+    make.file("a.jsonl", [chat("2+2?", "4"), {"messages": [{"role": "hf_canary_0123456789", "content": "4"}]}])
+    (rejected,) = make.read().store.rejected()
+    assert "'${oc.env:HF_TOKEN}'" in rejected.detail
+    assert not [name for name, content in tree(make.folder / "outputs").items() if b"canary" in content]
+
+
+def test_a_secret_in_the_name_of_a_file_is_not_written_down(make: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_canary_0123456789")
+    make.held_out([{"prompt": "Held out?", "completion": "yes"}], "hf_canary_0123456789")
+    make.file("hf_canary_0123456789.jsonl", [chat("2+2?", "4"), chat("2+2?", "4"), chat("Held out?", "yes"), {}])
+    store = make.read().store
+    assert [len(list(store.matches(what))) for what in ("duplicates", "contamination")] == [1, 1]
+    assert not [name for name, content in tree(make.folder / "outputs").items() if b"canary" in content]
+
+
+def test_the_tools_of_a_row_are_kept_and_looked_through(make: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_PASSWORD", "tool-canary")
+    tools = [{"type": "function", "function": {"name": "add"}}]
+    make.file("a.jsonl", [chat("2+2?", "4") | {"tools": tools}, chat("3+3?", "6") | {"tools": ["tool-canary"]}])
+    store = make.read().store
+    assert [store.row(i).tools for i in range(len(store))] == [tools]
+    assert [(r.line, r.reason) for r in store.rejected()] == [(2, "secret")]
+
+
+def test_near_duplicates_are_as_near_as_is_asked(make: Maker) -> None:
+    words = [f"word{i}" for i in range(60)]
+    other = [*words[:30], "another", *words[31:]]
+    make.held_out([{"prompt": " ".join(words[::-1]), "completion": "4"}])
+    make.file("a.jsonl", [chat(" ".join(w), "4") for w in (words, other, other[::-1])])
+    for threshold, found in ((0.8, (1, 1)), (0.99, (0, 0))):
+        store = make.read(near_threshold=threshold).store
+        assert tuple(len(list(store.matches(what))) for what in ("duplicates", "contamination")) == found
+
+
 @pytest.mark.parametrize("content", ["", "\n\n", "{}\n"])
 def test_files_without_a_single_row_are_refused(make: Maker, content: str) -> None:
     put(make, content)
@@ -95,10 +159,13 @@ def test_files_without_a_single_row_are_refused(make: Maker, content: str) -> No
 
 def test_evaluation_rows_are_all_read_or_named(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "test.jsonl", [{"prompt": "2+2?", "completion": "4"}, {"prompt": "3+3?"}])
-    with pytest.raises(DataError, match=r"test\.jsonl:2 has no text under 'completion'"):
+    with pytest.raises(DataError, match=r"test\.jsonl:2 has no text under 'completion'.*; fix the rows$"):
         read_rows(path, "prompt_completion")
     jsonl(path, [{"prompt": "2+2?", "completion": "4"}])
     assert [row.messages for row in read_rows(path, "prompt_completion")] == [chat("2+2?", "4")["messages"]]
+    tools = [{"type": "function"}]
+    jsonl(path, [chat("2+2?", "4") | {"tools": tools}, chat("2+2?", "4")])
+    assert [(row.line, row.tools) for row in read_rows(path, "messages")] == [(1, tools), (2, None)]
 
 
 # --- every kind of file, and every format ---------------------------------------------------------------
@@ -140,6 +207,13 @@ def test_auto_finds_a_format_for_each_file_and_says_which(make: Maker, capsys: p
     assert [(r.file.name, r.line, r.reason) for r in data.store.rejected()] == [("b.jsonl", 2, "no_instruction")]
 
 
+def test_auto_finds_the_format_that_most_rows_have(make: Maker) -> None:
+    make.file("a.jsonl", [{"instruction": "3+3?", "output": "6"}, chat("2+2?", "4"), chat("4+4?", "8")])
+    make.file("b.jsonl", [*[chat(f"{i}+1?", "4") for i in range(100)], *[{"text": "5+5=10"}] * 101])
+    data = make.read(data_format="auto")
+    assert [f["format"] for f in data.store.about["files"]] == ["messages", "messages"]  # the first rows only
+
+
 def test_auto_tells_the_columns_that_it_does_not_know(make: Maker) -> None:
     make.file("a.jsonl", [{"question": "2+2?", "answer": "4"}])
     with pytest.raises(
@@ -148,6 +222,23 @@ def test_auto_tells_the_columns_that_it_does_not_know(make: Maker) -> None:
         make.read(data_format="auto")
     assert "question_key" in str(caught.value)
     assert lines(make, question_key="question", answer_key="answer") == [("a.jsonl", 1)]
+    (file,) = make.read(question_key="question", answer_key="answer").store.about["files"]
+    assert file["format"] == "QA"
+    make.file("a.jsonl", [{f"column{i:02}": "2+2?" for i in range(20)}])
+    with pytest.raises(DataError, match=r"its rows have column00, .*, column11; ") as caught:
+        make.read(data_format="auto")
+    assert "column12" not in str(caught.value)
+
+
+def test_a_date_in_a_table_is_kept_as_text(make: Maker) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [chat("2+2?", "4") | {"tools": [{"name": "add", "since": date(2024, 2, 29)}]}]
+    (make.folder / "data").mkdir()
+    pq.write_table(pa.Table.from_pylist(rows), make.folder / "data" / "a.parquet")
+    (row,) = (make.read(dataset_pattern="*").store.row(0),)
+    assert row.tools == [{"name": "add", "since": "2024-02-29"}]
 
 
 def test_several_data_sets_are_read_each_in_its_way(make: Maker) -> None:
@@ -157,11 +248,15 @@ def test_several_data_sets_are_read_each_in_its_way(make: Maker) -> None:
     entries = [
         {"path": str(first)},
         {"path": str(make.folder / "data" / "two"), "question_key": "q", "answer_key": "a"},
+        {
+            "path": str(make.file("three.jsonl", [{"prompt": "4+4?", "completion": "8"}])),
+            "format": "prompt_completion",
+        },
     ]
     data = make.read(datasets=entries)
     found = [data.store.row(i).messages for i in range(len(data.store))]
-    assert found == [chat(a, b)["messages"] for a, b in (("2+2?", "4"), ("3+3?", "6"))]
-    assert data.version == {"sources": [{"type": "local", "weight": 1}] * 2}
+    assert found == [chat(a, b)["messages"] for a, b in (("2+2?", "4"), ("3+3?", "6"), ("4+4?", "8"))]
+    assert data.version == {"sources": [{"type": "local", "weight": 1}] * 3}
 
 
 def test_a_train_data_config_is_read(make: Maker) -> None:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from src.data import prepare, tokens
+from src.data import loader, prepare, store, tokens
 from src.data.store import TokenStore
 from src.errors import DataError
 from tests.data.ready import Maker
@@ -32,8 +35,8 @@ def sums(count: int) -> list[dict[str, Any]]:
     return [chat(f"{i}+1?", str(i + 1)) for i in range(count)]
 
 
-def reasons(store: TokenStore) -> dict[int, str]:
-    return {r["line"]: r["reason"] for r in store.report["rejected"]}
+def reasons(found: TokenStore) -> dict[int, str]:
+    return {r["line"]: r["reason"] for r in found.report["rejected"]}
 
 
 # --- evaluation rows and duplicates ----------------------------------------------------------------------
@@ -58,8 +61,9 @@ def test_rows_of_the_evaluation_files_are_left_out_by_name(make: Maker) -> None:
     details = {r["line"]: r["detail"] for r in found.report["rejected"]}
     assert details[2] == f"is the exact duplicate of {file}:1"
     assert details[3] == f"is the normalised duplicate of {file}:1"
-    assert details[4].startswith("is the near duplicate (0.")
-    assert details[4].endswith(f"of {file}:2")
+    (near,) = (m for m in make.read().store.matches("contamination") if m.kind == "near")
+    assert 0.8 <= near.similarity < 1
+    assert details[4] == f"is the near duplicate ({near.similarity:.2f}) of {file}:2"
     assert found.report["contamination"]["files"] == {str(file): {"exact": 1, "normalised": 1, "near": 1}}
     assert (found.report["rows_in"], found.report["rows_trained"]) == (5, 2)
 
@@ -96,6 +100,26 @@ def test_duplicates_are_told_and_left_out_where_that_is_asked(make: Maker) -> No
     assert (left.report["rows_trained"], len(left)) == (5, 5)
 
 
+def test_a_row_that_may_go_for_several_reasons_goes_once_and_for_the_first(make: Maker) -> None:
+    make.held_out([{"prompt": "Held out?", "completion": "yes"}])
+    rows = [chat("Held out?", "yes"), chat("Held out?", "yes"), *sums(20), *[chat("0+1?", "1")] * 20]
+    path = make.file("a.jsonl", rows)
+    found = make.tokens(on_duplicate="reject", datasets=[{"path": str(path), "weight": 0.5}], seed=3)
+    lines = [r["line"] for r in found.report["rejected"]]
+    assert lines == sorted(set(lines))
+    assert (reasons(found)[1], reasons(found)[2]) == ("contamination", "contamination")
+    assert {reasons(found)[line] for line in range(23, 43)} == {"duplicate"}
+    assert found.report["rows_in"] == found.report["rows_trained"] + len(lines)
+
+
+def test_a_copy_of_an_evaluation_file_is_refused_before_it_is_read(make: Maker) -> None:
+    rows = [{"prompt": "Held out?", "completion": "yes"}]
+    held, path = make.held_out(rows), make.file("a.jsonl", rows)
+    with pytest.raises(DataError, match=re.escape(f"training file {path} is the evaluation file {held}")):
+        prepare.read(make.config(data_format="prompt_completion"))
+    assert not (make.folder / "outputs").exists()
+
+
 # --- weights ---------------------------------------------------------------------------------------------
 
 
@@ -119,7 +143,13 @@ def test_a_weight_says_how_often_an_epoch_sees_a_row(make: Maker) -> None:
     report = found.report
     assert report["rejected_by_reason"] == {"not_sampled": 40 - halved}
     assert report["rows_in"] == report["rows_trained"] + len(report["rejected"])
+    assert {(r["file"], r["detail"]) for r in report["rejected"]} == {(str(half), "is left out by weight=0.5")}
+    assert [(f["rows_in"], f["rows_trained"]) for f in report["files"]] == [(40, 40), (40, halved), (40, 40)]
+    assert (report["rows_trained"], report["examples"], len(found)) == (80 + halved, 80 + halved, 160 + halved)
     assert report["findings"] == []  # it was asked for
+    assert make.read(datasets=entries).version == {
+        "sources": [{"type": "local", "weight": weight} for weight in (3, 0.5, 1)]
+    }
     assert make.texts(make.tokens(datasets=entries)) == make.texts(found)
     assert make.texts(make.tokens(datasets=entries, seed=7)) != make.texts(found)
 
@@ -156,6 +186,80 @@ def test_the_first_rows_and_a_seeded_sample_are_proven(monkeypatch: pytest.Monke
     assert (tokens.to_prove(20_000, every=False, seed=1) == chosen).all()
     assert (tokens.to_prove(20_000, every=False, seed=2) != chosen).any()
     assert tokens.to_prove(20_000, every=True, seed=1).all()
+
+
+def test_which_rows_are_proven_is_chosen_by_the_settings(make: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+    make.file("a.jsonl", sums(40))
+    monkeypatch.setattr(tokens, "PROVEN_FIRST", 3)
+    monkeypatch.setattr(tokens, "PROVEN_SHARE", 0)
+    assert make.tokens().report["mask"]["checked"] == 3
+    assert make.tokens(check_mask="all").report["mask"]["checked"] == 40
+    monkeypatch.setattr(tokens, "PROVEN_SHARE", 0.5)
+    assert len({make.tokens(seed=seed).report["mask"]["checked"] for seed in range(1, 7)}) > 1
+
+
+def test_ten_thousand_rows_and_one_in_a_hundred_of_the_rest_are_proven() -> None:
+    chosen = tokens.to_prove(50_000, every=False, seed=1)
+    assert chosen[:10_000].all()
+    assert 300 < chosen[10_000:].sum() < 500
+
+
+def test_a_mask_without_a_second_derivation_is_counted_and_trained_on(
+    make: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make.file("a.jsonl", sums(3))
+    monkeypatch.setattr(type(make.tokenizer), "is_fast", False)
+    found = make.tokens().report
+    why = "the tokenizer gives no offsets"
+    assert found["mask"] == {"checked": 3, "agree": 0, "disagree": 0, "not_comparable": {why: 3}}
+    assert (found["rows_trained"], found["findings"]) == (
+        3,
+        ["3 masks could not be compared with a second derivation"],
+    )
+
+
+def test_as_many_processes_as_asked_for_work_where_there_is_work_for_them(
+    make: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def noted(work: Any, items: Any, processes: int) -> Any:
+        asked.append(processes)
+        return map(work, items)
+
+    for room in (loader, tokens):
+        monkeypatch.setattr(room, "ordered", noted)
+        monkeypatch.setattr(room, "cores", lambda: 7)
+    make.file("a.jsonl", sums(5))
+    make.tokens(data_workers=3)
+    assert asked == [1, 1]  # for few rows no process pays
+    for room in (loader, tokens):
+        monkeypatch.setattr(room, "SMALL", 0)
+    make.tokens(data_workers=3, cache_dir=str(make.folder / "three"))
+    make.tokens(cache_dir=str(make.folder / "all"))
+    assert asked[2:] == [3, 3, 7, 7]
+
+
+def test_each_text_of_a_row_is_proven(make: Maker) -> None:
+    make.tokenizer.chat_template = make.tokenizer.chat_template.replace(
+        "message['content']", "(message['content'] if loop.last else message['content'].split('|')[-1])"
+    )
+    make.file("a.jsonl", [chat("2+2?", "4"), chat("2+2?", "two and two|4", "3+3?", "three and three|6")])
+    found = make.tokens()
+    assert make.texts(found) == ["4<|end|>", "two and two|4<|end|>", "three and three|6<|end|>"]
+    assert (found.report["mask"]["checked"], found.report["rows_trained"]) == (3, 2)
+
+
+def test_answers_without_an_end_of_turn_are_counted_over_all_batches(
+    make: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokens, "BATCH", 2)
+    make.tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\\n' }}{% endfor %}"
+        + ("{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}")
+    )
+    make.file("a.jsonl", sums(5))
+    assert make.tokens().report["no_end_of_turn"] == 5
 
 
 def test_a_mask_that_the_second_derivation_disputes_is_not_trained_on(
@@ -244,6 +348,109 @@ def test_a_torn_cache_is_made_anew(make: Maker) -> None:
         assert list(again) == before
 
 
+def test_a_cache_that_lost_a_file_is_made_anew(make: Maker) -> None:
+    make.file("a.jsonl", sums(5))
+    before = list(make.tokens())
+    for file in sorted((make.folder / "outputs" / "cache").rglob("*.*")):
+        if file.is_file():
+            file.unlink()
+            assert list(make.tokens()) == before
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"max_length": 48},
+        {"train_on": "last_turn"},
+        {"on_overlength": "truncate"},
+        {"on_contamination": "keep"},
+        {"on_duplicate": "reject"},
+        {"near_threshold": 0.99},
+        {"check_mask": "all"},
+        {"data_format": "auto"},
+    ],
+)
+def test_each_setting_by_itself_finds_no_tokens_of_another(
+    make: Maker, monkeypatch: pytest.MonkeyPatch, setting: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(tokens, "PROVEN_FIRST", 1)
+    monkeypatch.setattr(tokens, "PROVEN_SHARE", 0)
+    make.held_out([{"prompt": "Held out?", "completion": "yes"}])
+    long = [chat("2+2?", "4" * size) for size in (20, 200)]
+    near = [chat(LONG, "So."), chat(LONG.replace("eleven", "twelve"), "So.")]
+    make.file(
+        "a.jsonl", [chat("1+1?", "2", "2+2?", "4"), chat("Held out?", "no"), *sums(2), *sums(2), *long, *near]
+    )
+    make.file("b.jsonl", [{"prompt": "9+9?", "completion": "18"}])
+    before, after = make.tokens(max_length=128), make.tokens(**{"max_length": 128, **setting})
+    fresh = make.tokens(**{"max_length": 128, **setting}, cache_dir=str(make.folder / "fresh"))
+    assert (list(after), after.report) == (list(fresh), fresh.report)
+    assert after.report != before.report
+
+
+def test_a_template_that_writes_the_date_has_tokens_for_a_day(
+    make: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Tomorrow(date):
+        @classmethod
+        def today(cls) -> date:
+            return date.today() + timedelta(days=1)
+
+    make.file("a.jsonl", sums(2))
+    undated = make.tokens().folder
+    monkeypatch.setattr("src.data.chat.date", Tomorrow)
+    assert make.tokens().folder == undated
+    make.tokenizer.chat_template = "{{ strftime_now('%Y') }}" + make.tokenizer.chat_template
+    tomorrow = make.tokens().folder
+    monkeypatch.undo()
+    assert make.tokens().folder != tomorrow
+
+
+def test_columns_are_taken_anew_from_a_file_that_was_read_by_others(make: Maker) -> None:
+    make.file("a.jsonl", [{"q": "2+2?", "a": "4", "b": "four"}])
+    assert make.texts(make.tokens(question_key="q", answer_key="a")) == ["4<|end|>"]
+    assert make.texts(make.tokens(question_key="q", answer_key="b")) == ["four<|end|>"]
+
+
+def test_a_file_of_another_name_is_told_by_its_own(make: Maker) -> None:
+    path = make.file("a.jsonl", [*sums(2), {}])
+    make.tokens()
+    path = path.rename(path.with_name("b.jsonl"))
+    report = make.tokens().report
+    assert [f["file"] for f in (*report["files"], *report["rejected"])] == [str(path)] * 2
+
+
+def test_an_evaluation_file_of_another_name_is_told_by_its_own(make: Maker) -> None:
+    make.file("a.jsonl", [chat("2+2?", "4"), chat("Held out?", "yes")])
+    held = make.held_out([{"prompt": "Held out?", "completion": "yes"}])
+    make.tokens()
+    held = held.rename(held.with_name("dev.jsonl"))
+    report = make.tokens().report
+    assert report["contamination"]["files"] == {str(held): {"exact": 1, "normalised": 0, "near": 0}}
+    assert report["rejected"][0]["detail"] == f"is the exact duplicate of {held}:1"
+
+
+def test_evaluation_rows_that_changed_are_compared_anew(make: Maker) -> None:
+    make.file("a.jsonl", [chat("2+2?", "4"), chat("Held out?", "yes")])
+    for request, found in (("Something else?", {}), ("Held out?", {2: "contamination"}), ("Held up?", {})):
+        make.held_out([{"prompt": request, "completion": "yes"}])
+        assert reasons(make.tokens()) == found
+
+
+def test_changed_code_finds_nothing_that_the_old_code_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "DATA_ROOM", tmp_path)
+    keys = []
+    for code in ("x = 1", "x = 2"):
+        (tmp_path / "code.py").write_text(code)
+        store._code.cache_clear()
+        keys.append(store.content_key(of="the same"))
+    monkeypatch.undo()
+    store._code.cache_clear()
+    assert len({*keys, store.content_key(of="the same")}) == 3
+
+
 @pytest.mark.parametrize("moment", [0.0, 0.02, 0.1, 0.3])
 def test_a_kill_at_any_moment_leaves_no_cache_that_is_wrong(make: Maker, tiny: Path, moment: float) -> None:
     make.file("a.jsonl", [chat(f"{i}+1?", f"{i + 1} " * 5) for i in range(3000)])
@@ -320,3 +527,31 @@ def test_without_a_row_left_by_the_settings_the_reasons_are_told(make: Maker) ->
         make.read()
     assert caught.value.problems[0].startswith(f"{path}:1 is the exact duplicate of")
     assert caught.value.problems[-1] == f"{path}: no row to train on"
+
+
+@pytest.mark.parametrize("ascii_only", [True, False])
+def test_a_credential_in_the_arguments_of_a_call_is_found(
+    make: Maker, monkeypatch: pytest.MonkeyPatch, ascii_only: bool
+) -> None:
+    monkeypatch.setenv("MY_PASSWORD", 'quo"ted\\ünï-canary')
+    arguments = json.dumps({"key": 'quo"ted\\ünï-canary'}, ensure_ascii=ascii_only)
+    call = {"type": "function", "function": {"name": "log_in", "arguments": arguments}}
+    turns = [{"role": "user", "content": "Log in."}, {"role": "assistant", "content": None, "tool_calls": [call]}]
+    make.file("a.jsonl", [chat("2+2?", "4"), {"messages": turns}])
+    assert reasons(make.tokens()) == {2: "secret"}
+
+
+def test_overlaps_are_counted_for_a_file_with_a_secret_in_its_name(
+    make: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_canary_0123456789")
+    make.held_out([{"prompt": "Held out?", "completion": "yes"}], "hf_canary_0123456789")
+    make.file("a.jsonl", [chat("2+2?", "4"), chat("Held out?", "yes")])
+    (counts,) = make.tokens().report["contamination"]["files"].values()
+    assert counts == {"exact": 1, "normalised": 0, "near": 0}
+
+
+def test_a_weight_alone_does_not_have_the_rows_read_again(make: Maker) -> None:
+    path = make.file("a.jsonl", sums(3))
+    folders = {make.read(datasets=[{"path": str(path), "weight": weight}]).store.folder for weight in (1, 2)}
+    assert len(folders) == 1

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from src.data.chat import Chat
+from src.data.mask import Prover, Verdict
+from src.data.rows import MOST_SHOWN
 from src.data.show import show
 from src.utils.logs import start_logging
 from tests.data.ready import Maker
@@ -86,3 +88,68 @@ def test_no_secret_is_shown(make: Maker, seen: Callable[..., str], monkeypatch: 
     ]
     make.file("a.jsonl", rows)
     assert "hf_canary" not in seen()
+
+
+def test_rows_that_a_weight_leaves_out_are_counted_without_a_warning(
+    make: Maker, seen: Callable[..., str]
+) -> None:
+    path = make.file("a.jsonl", [chat(f"{i}+1?", str(i + 1)) for i in range(20)])
+    shown = seen(datasets=[{"path": str(path), "weight": 0.5}])
+    assert "not_sampled" in shown
+    assert "is left out by weight" not in shown
+    assert "finding" not in shown
+
+
+def test_rows_that_were_cut_or_split_are_named(make: Maker, seen: Callable[..., str]) -> None:
+    path = make.file("a.jsonl", [{"text": f"{i}+1={i + 1} " * 30} for i in range(MOST_SHOWN + 5)])
+    shown = seen(data_format="text", on_overlength="split", max_length=32)
+    examples = len(make.tokens(data_format="text", on_overlength="split", max_length=32))
+    assert f"25 in = 25 trained ({examples} examples)" in shown
+    assert f"cut: {path}:20 split into" in shown
+    assert f"cut: {path}:21 " not in shown
+    assert "... and 5 more, all in data_report.json" in shown
+
+
+def test_as_many_as_are_named_leave_no_rest(make: Maker, seen: Callable[..., str]) -> None:
+    path = make.file("a.jsonl", [chat("2+2?", "4"), *[{}] * MOST_SHOWN])
+    shown = seen()
+    assert f"rejected: {path}:{MOST_SHOWN + 1} " in shown
+    assert "more, all in" not in shown
+
+
+def test_what_the_mask_was_compared_with_is_told(
+    make: Maker, seen: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verdicts = iter([Verdict(True), Verdict(False, "has loss elsewhere"), Verdict(None, "no offsets")])
+    monkeypatch.setattr(Prover, "prove", lambda *_: next(verdicts))
+    path = make.file("a.jsonl", [chat(f"{i}+1?", str(i + 1)) for i in range(3)])
+    shown = seen()
+    said = "1 of 3 checked are the same by a second derivation, 1 differ; 1: no offsets"
+    assert said in " ".join(shown.split())
+    assert f"rejected: {path}:2 has loss elsewhere" in shown
+    assert "finding: 1 masks could not be compared" in shown
+
+
+def test_an_example_has_its_number_and_its_counts(make: Maker, seen: Callable[..., str]) -> None:
+    make.file("a.jsonl", [chat("2+2?", "4"), chat("3+3?", "6 and so on")])
+    shown = seen()
+    for number, example in enumerate(make.tokens(), 1):
+        assert sum(example.learnt) < len(example.ids)
+        assert f"example {number}, {len(example.ids)} tokens, {sum(example.learnt)} with loss:" in shown
+
+
+def test_an_example_of_many_turns_is_shortened_once(make: Maker, seen: Callable[..., str]) -> None:
+    turns = [f"turn {i} " + "x " * 150 for i in range(20)]
+    make.file("a.jsonl", [chat(*turns)])
+    shown = seen(max_length=9000)
+    assert "turn 2 " in shown
+    assert "turn 8 " not in shown
+    assert shown.count(" ... ") == 1
+
+
+def test_an_address_of_the_environment_is_not_shown(
+    make: Maker, seen: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LAKEFS_ENDPOINT", "http://lake.example.org")
+    make.file("a.jsonl", [chat("Where?", "http://lake.example.org")])
+    assert "⟦${oc.env:LAKEFS_ENDPOINT}<|end|>⟧" in seen()

@@ -44,11 +44,28 @@ def test_a_path_may_be_one_file_whatever_the_pattern(tmp_path: Path) -> None:
     assert names(config(tmp_path / "a.csv")) == ["a.csv"]
 
 
+def test_a_file_of_no_known_kind_is_refused_also_by_its_path(tmp_path: Path) -> None:
+    (tmp_path / "a.xlsx").touch()
+    with pytest.raises(DataError, match=r"a\.xlsx is of no known kind"):
+        fetch(config(tmp_path / "a.xlsx"))
+
+
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=re.escape(f"dataset_path {tmp_path / 'nowhere'} is not a folder or a file")
     ):
         fetch(config(tmp_path / "nowhere"))
+
+
+def test_a_missing_folder_of_a_data_set_is_named_by_its_key(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").touch()
+    with pytest.raises(DataError, match=r"datasets\.1\.path \S+nowhere is not a folder.*; set datasets\.1\.path"):
+        fetch(config(tmp_path, datasets=[{"path": str(tmp_path)}, {"path": str(tmp_path / "nowhere")}]))
+
+
+def test_a_train_data_config_that_trains_on_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no entry with exp_type: train"):
+        fetch(config(tmp_path, trainDataConfig={"a": {"data_path": "a.csv", "exp_type": "eval"}}))
 
 
 def test_an_empty_folder_is_called_empty(tmp_path: Path) -> None:
@@ -63,11 +80,27 @@ def test_a_pattern_that_matches_nothing_tells_what_is_there(tmp_path: Path) -> N
     assert "set dataset_pattern" in str(caught.value)
 
 
-@pytest.mark.parametrize("pattern", ["/etc/*.jsonl", "a**b", "../*.jsonl"])
-def test_a_pattern_that_is_none_or_leaves_the_folder_is_refused(tmp_path: Path, pattern: str) -> None:
+@pytest.mark.parametrize("count", [8, 9])
+def test_of_what_is_there_the_first_eight_are_told(tmp_path: Path, count: int) -> None:
+    for number in range(count):
+        (tmp_path / f"{number}.txt").touch()
+    with pytest.raises(DataError, match=f"{', '.join(f'{n}.txt' for n in range(8))}{' ...' * (count > 8)}; set"):
+        fetch(config(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "told"),
+    [
+        ("/etc/*.jsonl", "is not a pattern inside"),
+        ("a**b", "is not a pattern inside|no file in"),
+        ("../*.jsonl", r"pattern \.\./\*\.jsonl leaves"),
+        ("*/../../*.jsonl", r"pattern \*/\.\./\.\./\*\.jsonl leaves"),
+    ],
+)
+def test_a_pattern_that_is_none_or_leaves_the_folder_is_refused(tmp_path: Path, pattern: str, told: str) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "out.jsonl").touch()
-    with pytest.raises(DataError, match="set dataset_pa"):
+    with pytest.raises(DataError, match=f"({told}).*; set dataset_pa"):
         fetch(config(tmp_path / "in", pattern))
 
 
@@ -113,3 +146,24 @@ def test_the_pattern_chooses_among_fetched_files_wherever_they_lay(
     cfg = config(tmp_path / "nowhere", data_source={"type": "hub", "repo": "a/b"})
     assert names(cfg) == ["b.jsonl", "a.jsonl"]
     assert fetch(cfg)[0].version == version
+
+
+def test_of_what_an_address_names_every_data_file_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from src.data.download import Fetched
+
+    caches = []
+
+    def fetched(_: Any, cache: Path) -> Fetched:
+        caches.append(cache)
+        return Fetched(tmp_path, {"type": "url"})
+
+    for name in ("deep/a.csv", "b.jsonl", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    monkeypatch.setitem(SOURCES, "url", fetched)
+    source = {"type": "url", "url": "https://example.org/a.zip"}
+    assert names(config(tmp_path, data_source=source, cache_dir=str(tmp_path / "kept"))) == ["b.jsonl", "a.csv"]
+    assert names(config(tmp_path, data_source=source, output_dir=str(tmp_path / "out"))) == ["b.jsonl", "a.csv"]
+    assert caches == [tmp_path / "kept" / "sources", tmp_path / "out" / "cache" / "sources"]

@@ -335,6 +335,21 @@ def test_a_model_folder_by_itself_knows_its_tokenizer(copied: World, tmp_path: P
     assert "holds another chat template" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("key", ["chat_template_sha256", "tokenizer_sha256"])
+@pytest.mark.parametrize("place", ["manifest.json", "model/tokenization.json"])
+def test_the_record_of_the_run_and_that_of_the_model_are_both_held_to(
+    copied: World, capsys: Said, key: str, place: str
+) -> None:
+    run = copied.newest
+    path = run.path / place if place == "manifest.json" else run.model / "tokenization.json"
+    record = json.loads(path.read_text())
+    (record["tokenization"] if place == "manifest.json" else record)[key] = "0" * 64
+    path.write_text(json.dumps(record))
+    assert copied.call("eval", "splits=[test]") == 2
+    what = {"chat_template_sha256": "chat template", "tokenizer_sha256": "tokenizer"}[key]
+    assert f"holds another {what} than its model was tuned with; restore the folder" in capsys.readouterr().err
+
+
 def test_a_run_of_an_earlier_version_that_kept_no_hashes_is_evaluated(copied: World) -> None:
     run = copied.newest
     (run.model / "tokenization.json").unlink()

@@ -103,6 +103,46 @@ def test_the_second_training_reads_its_tokens_from_the_cache(
     assert (again.model / weights).read_bytes() == (first.model / weights).read_bytes()
 
 
+def test_when_no_row_is_left_by_their_length_the_report_is_there_all_the_same(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert check(world, "max_length=16") == 2
+    said = capsys.readouterr()
+    assert "no row is left to train on; raise max_length" in said.err
+    assert "16 in = 0 trained + 16 rejected" in said.out
+    assert "over max_length=16  16 rejected, 0 cut" in said.out
+    assert "0, 0 of them with loss (0.0 %)" in said.out
+    assert report(world)["tokens"] == {
+        "total": 0,
+        "with_loss": 0,
+        "row_length": dict.fromkeys(("min", "p50", "p90", "p95", "p99", "max"), 0),
+    }
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_a_row_is_read(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert check(world, f"output_dir={tmp_path / 'file'}", f"dataset_path={tmp_path / 'nowhere'}") == 2
+    said = capsys.readouterr().err
+    assert "output_dir" in said
+    assert "nowhere" not in said
+
+
+def test_the_tokenizer_is_loaded_as_the_settings_say(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    from src.model import tokenizer
+
+    right, given = tokenizer.load_tokenizer, []
+
+    def noted(*args: Any) -> Any:
+        given.append(args)
+        return right(args[0])
+
+    monkeypatch.setattr(tokenizer, "load_tokenizer", noted)
+    assert check(world, "trust_remote_code=true") == 0
+    assert given == [(str(world.model), None, True)]
+
+
 def test_a_reader_that_goes_away_ends_neither_check_nor_training(world: World) -> None:
     """As in `make train | head`."""
     places = [f"output_dir={world.output}", f"eval_path={world.splits}", f"model_name={world.model}"]

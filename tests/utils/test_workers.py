@@ -19,7 +19,7 @@ from src.utils.workers import AHEAD, cores, ordered
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize("processes", [1, 3])
+@pytest.mark.parametrize("processes", [1, 2, 3])
 def test_results_come_in_the_order_of_the_input(processes: int) -> None:
     def work(number: int) -> tuple[int, int]:
         time.sleep(0.002 * (number % 3))
@@ -83,5 +83,25 @@ def test_no_process_outlives_a_parent_that_is_killed() -> None:
     assert alive == []
 
 
-def test_there_is_a_core() -> None:
-    assert cores() >= 1
+def test_the_processes_leave_interrupts_to_their_parent_and_use_one_core_each() -> None:
+    def work(_: int) -> tuple[bool, str | None]:
+        return signal.getsignal(signal.SIGINT) is signal.SIG_IGN, os.environ.get("TOKENIZERS_PARALLELISM")
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        alone = work(0)
+        assert not alone[0]
+        assert set(ordered(work, range(6), 2)) == {(True, "false")}
+        assert work(0) == alone
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_cores_are_those_that_the_process_may_use() -> None:
+    allowed = os.sched_getaffinity(0)
+    assert cores() == len(allowed)
+    try:
+        os.sched_setaffinity(0, {min(allowed)})
+        assert cores() == 1
+    finally:
+        os.sched_setaffinity(0, allowed)
