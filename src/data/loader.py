@@ -171,7 +171,7 @@ def _write(
 
 
 def _ways(secret: str) -> set[str]:
-    """How a line of JSON may hold a text: as text, or within a text that is JSON itself, as arguments of calls are."""
+    """How a line of JSON may hold a text: as text, or inside a text that is JSON itself (arguments of calls)."""
     texts = {secret, json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1]}
     return {json.dumps(text, ensure_ascii=False)[1:-1] for text in texts}
 
