@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
 
 from src import runs
 from src.config import TrainConfig, to_yaml
@@ -16,14 +15,6 @@ from src.utils.files import write_json, write_text
 from src.utils.logs import log
 
 
-class Ready(NamedTuple):
-    """Tokenised training data, and what it was tokenised with."""
-
-    data: prepare.Data
-    tokens: TokenStore
-    chat: Chat
-
-
 def check_data(cfg: TrainConfig) -> int:
     """Show what a training with these settings would train on; keep the report under OUTPUT_DIR/checks.
 
@@ -31,20 +22,20 @@ def check_data(cfg: TrainConfig) -> int:
     """
     runs.check_writable(cfg.output_dir)
     data = prepare.read(cfg)
-    ready = tokenised(data, locate(cfg.model_name, cfg.model_revision), cfg)
+    tokens, chat = tokenised(data, locate(cfg.model_name, cfg.model_revision), cfg)
     folder = runs.new_folder(Path(cfg.output_dir) / "checks")
     write_text(folder / "config_used.yaml", to_yaml(cfg))
-    write_json(folder / "data_report.json", ready.tokens.report)
-    show(ready.tokens, ready.chat, cfg.max_length)
+    write_json(folder / "data_report.json", tokens.report)
+    show(tokens, chat, cfg.max_length)
     log.info("report in %s", folder / "data_report.json")
     prepare.refuse_bad_rows(data, cfg)
-    checks.refuse_findings(ready.tokens.report, cfg)
+    checks.refuse_findings(tokens.report, cfg)
     return 0
 
 
-def tokenised(data: prepare.Data, base: Source, cfg: TrainConfig) -> Ready:
-    """The tokens of the rows, by the tokenizer of `base`."""
+def tokenised(data: prepare.Data, base: Source, cfg: TrainConfig) -> tuple[TokenStore, Chat]:
+    """The tokens of the rows by the tokenizer of `base`, and that tokenizer."""
     from src.model.tokenizer import load_tokenizer  # transformers starts loading here
 
     chat = Chat(load_tokenizer(base.location, cfg.model_revision, cfg.trust_remote_code))
-    return Ready(data, prepare.tokenise(data, chat, cfg), chat)
+    return prepare.tokenise(data, chat, cfg), chat

@@ -44,7 +44,7 @@ def train(cfg: TrainConfig) -> int:
     from src.model import load, methods  # torch and its like start loading here
     from src.train.fit import arguments, fit
 
-    _, examples, chat = check.tokenised(data, base, cfg)
+    examples, chat = check.tokenised(data, base, cfg)
     show(examples, chat, cfg.max_length)
     checks.refuse_findings(examples.report, cfg)
     held_out = _held_out(dev, chat, cfg.max_length)
