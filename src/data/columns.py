@@ -21,10 +21,10 @@ from src.data.formats import (
     Row,
     RowError,
     Translation,
-    _turns,
     conversations,
     pair,
     text_of,
+    turns_of,
 )
 from src.errors import ConfigError
 
@@ -96,7 +96,7 @@ def _dataset(entry: Mapping[str, Any]) -> Dataset:
 
 
 def _qa(args: ColumnArgs) -> Translation:
-    question, answer = args.question_key or "question", args.answer_key or args.label_key or "answer"
+    question, answer = args.question_key or "question", args.answer_key or "answer"
 
     def translate(row: Row) -> list[Message]:
         asked = text_of(row, question)
@@ -111,7 +111,7 @@ def _chat(args: ColumnArgs) -> Translation:
     key = args.question_key or "messages"
 
     def translate(row: Row) -> list[Message]:
-        turns = conversations({**row, "conversations": _turns(row, key)})
+        turns = conversations({**row, "conversations": turns_of(row, key)})
         if args.user_prompt:
             for turn in turns:
                 if turn["role"] == "user":

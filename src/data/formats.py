@@ -64,7 +64,7 @@ def messages(row: Row) -> list[Message]:
     >>> messages({"messages": [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]})
     [{'role': 'user', 'content': '2+2?'}, {'role': 'assistant', 'content': '4'}]
     """
-    return [_turn(turn, number) for number, turn in enumerate(_turns(row, "messages"), 1)]
+    return [_turn(turn, number) for number, turn in enumerate(turns_of(row, "messages"), 1)]
 
 
 def prompt_completion(row: Row) -> list[Message]:
@@ -101,7 +101,7 @@ def conversations(row: Row) -> list[Message]:
     >>> conversations({"conversations": [{"from": "human", "value": "2+2?"}, {"from": "gpt", "value": "4"}]})
     [{'role': 'user', 'content': '2+2?'}, {'role': 'assistant', 'content': '4'}]
     """
-    turns = _turns(row, "conversations")
+    turns = turns_of(row, "conversations")
     found: list[Message] = []
     system = row.get("system")
     if isinstance(system, str) and system.strip():
@@ -222,7 +222,8 @@ def _is_unicode(turn: Message) -> bool:
         return False
 
 
-def _turns(row: Row, key: str) -> list[Any]:
+def turns_of(row: Row, key: str) -> list[Any]:
+    """The list under `key`, in a table's cell as JSON. Raises: RowError if there is none."""
     turns = row.get(key)
     if isinstance(turns, str):  # a table's cell holds a list as JSON
         turns = _parsed(turns)

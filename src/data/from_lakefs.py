@@ -24,13 +24,13 @@ from src.data.lakefs_client import (
     repository_name,
     server_message,
 )
+from src.data.rows import MOST_SHOWN
 from src.errors import DataError, RunError
 from src.utils.files import read_json, write_json
 from src.utils.logs import log
 
 BLOCK = 1 << 25  # the client holds an answer in memory: a larger object is read in ranges of so many bytes
 ATTEMPTS = 3
-MOST_SHOWN = 20
 
 
 def lakefs(source: DataSource, cache: Path) -> Fetched:

@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 from src.config import DataPushConfig
 from src.data.download import concurrently
-from src.data.from_lakefs import MOST_SHOWN, unusable
+from src.data.from_lakefs import unusable
 from src.data.lakefs_client import TIMEOUT, Repository, connect, reason, server_message
+from src.data.rows import MOST_SHOWN
 from src.errors import ConfigError, DataError
 from src.utils.logs import log
 

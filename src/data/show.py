@@ -17,7 +17,6 @@ from src.data.store import TokenStore
 from src.utils.logs import log
 from src.utils.secrets import redact
 
-EXAMPLES = 3
 LONGEST = 1_500  # characters of an example that are shown
 
 

@@ -54,17 +54,16 @@ def _code() -> str:
     return digest.hexdigest()
 
 
-def made_once(folder: Path, make: Callable[[Path], None]) -> bool:
-    """Have `make(temporary)` fill `folder` unless it is there whole. Returns whether it was there.
+def made_once(folder: Path, make: Callable[[Path], None]) -> None:
+    """Have `make(temporary)` fill `folder` unless it is there whole.
 
     A folder counts as whole if its list of files and sizes, written last, is met.
     """
     if _whole(folder):
-        return True
+        return
     with whole_folder(folder) as temporary:
         make(temporary)
         write_json(temporary / "sizes.json", {f.name: f.stat().st_size for f in temporary.iterdir()})
-    return False
 
 
 def _whole(folder: Path) -> bool:
@@ -90,12 +89,6 @@ class RowStore:
     def __len__(self) -> int:
         return len(self._places) - 1
 
-    def __getstate__(self) -> Path:
-        return self.folder
-
-    def __setstate__(self, folder: Path) -> None:
-        self.__init__(folder)  # type: ignore[misc]
-
     def files_of(self, rows: Array) -> Array:
         """The index of each row's file."""
         return np.searchsorted(self.about["first_rows"], rows, side="right") - 1
@@ -105,17 +98,11 @@ class RowStore:
         found = self.row(row)
         return Rejection(found.file, found.line, reason, detail)
 
-    def line(self, row: int) -> bytes:
-        # one call without a shared position: forked processes read the same open file
-        start, end = int(self._places[row]), int(self._places[row + 1])
-        return os.pread(self._rows.fileno(), end - start, start)
-
     def row(self, row: int) -> Row:
-        return self.parse(self.line(row))
-
-    def parse(self, line: bytes) -> Row:
-        file, number, messages, tools = json.loads(line)
-        return Row(self.files[file], number, messages, tools)
+        start, end = int(self._places[row]), int(self._places[row + 1])
+        # one call without a shared position: forked processes read the same open file
+        file, line, messages, tools = json.loads(os.pread(self._rows.fileno(), end - start, start))
+        return Row(self.files[file], line, messages, tools)
 
     def rejected(self) -> Iterator[Rejection]:
         for file, line, reason, detail in _read_lines(self.folder / "rejected.jsonl"):
