@@ -36,7 +36,7 @@ from src.errors import ConfigError, UserError, did_you_mean
 from src.utils.secrets import secrets_as_references
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-GROUPS = ("model", "data", "method", "hardware", "launch", "experiment")
+GROUPS = ("model", "data", "method", "hardware", "parallel", "launch", "experiment")
 ROOT = "assay_root"
 MAX_CHECKED_JOBS = 256
 

@@ -252,6 +252,22 @@ class HardwareArgs:
 
 
 @dataclass
+class LaunchArgs:
+    num_processes: Annotated[
+        int | None, Ge(1), Doc("processes a machine; null is one a GPU of cuda_visible_devices, one on a CPU")
+    ] = None
+    num_nodes: Annotated[int, Ge(1), Doc("machines that train together; under srun those of its step")] = 1
+    node_rank: Annotated[int, Ge(0), Doc("which of them this one is, from 0; under srun by itself")] = 0
+    master_addr: Annotated[str | None, Doc("host name or address of machine 0; under srun by itself")] = None
+    master_port: Annotated[int | None, Interval(ge=1, le=65535), Doc("free port there; null is 29500")] = None
+    distributed: Annotated[
+        Literal["ddp", "fsdp2", "zero2", "zero3"],
+        Doc("what processes share out: ddp rows; zero2 optimizer and gradients too; fsdp2, zero3 weights too"),
+    ] = "ddp"
+    offload: Annotated[bool, Doc("keep in main memory what fsdp2, zero2 or zero3 share out")] = False
+
+
+@dataclass
 class OutputArgs:
     output_dir: Annotated[str, Len(1), Doc("runs are written to OUTPUT_DIR/runs/<timestamp>")] = "outputs"
     artifacts_dir: Annotated[str, Len(1), Doc("published models and baseline metrics")] = "artifacts"
@@ -347,8 +363,8 @@ _STRICT = ConfigDict(extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=F
 
 @dataclass
 class TrainConfig(
-    OutputArgs, SeedArgs, EvalDataArgs, LoopArgs, HardwareArgs, SpeedArgs, MethodArgs, PrecisionArgs, LossArgs,
-    OptimArgs, RowArgs, ColumnArgs, DataArgs, TrustArgs, ModelArgs,
+    OutputArgs, SeedArgs, EvalDataArgs, LoopArgs, LaunchArgs, HardwareArgs, SpeedArgs, MethodArgs, PrecisionArgs,
+    LossArgs, OptimArgs, RowArgs, ColumnArgs, DataArgs, TrustArgs, ModelArgs,
 ):  # fmt: skip
     __pydantic_config__ = _STRICT
 
@@ -439,6 +455,19 @@ def cross_checks(values: Mapping[str, Any]) -> list[str]:
         problems.append(f"publish_name={name}: should be a name of letters, digits, '.', '_' and '-'")
     if values.get("method") == "full" and values.get("peft"):
         problems.append("peft: {...} has no meaning with method=full, which makes no adapter")
+    return problems + _launch_problems(values)
+
+
+def _launch_problems(values: Mapping[str, Any]) -> list[str]:
+    """What the settings of several processes say against each other."""
+    problems = []
+    shared, nodes, node = (values.get(k) for k in ("distributed", "num_nodes", "node_rank"))
+    if isinstance(nodes, int) and isinstance(node, int) and node >= nodes:
+        problems.append(f"node_rank={node}: should be less than num_nodes={nodes}")
+    if values.get("offload") is True and shared == "ddp":
+        problems.append("offload=true has no meaning with distributed=ddp, which shares out no memory")
+    if values.get("method") == "qlora" and shared in {"fsdp2", "zero3"}:
+        problems.append(f"method=qlora keeps whole 4-bit weights, which distributed={shared} cannot share out")
     return problems
 
 

@@ -6,7 +6,8 @@
     ├── ModelError       a model, tokenizer or method cannot be used
     ├── RunError         a run directory is missing, unfinished or cannot be written
     │   ├── DivergedError  the loss is no number any more; to resume would end there again
-    │   └── MemoryRunOut   the device has no room for a batch
+    │   ├── MemoryRunOut   the device has no room for a batch
+    │   └── PeerLost       exit code 76: another process of the training ended; its error is the one to read
     ├── Stopped          exit code 75: a signal ended the training after a checkpoint
     ├── NotYetError      documented, and not available in this version
     └── NotPromoted      exit code 3: the tuned model is not better than its base
@@ -59,6 +60,10 @@ class DivergedError(RunError):
 
 class MemoryRunOut(RunError):
     pass
+
+
+class PeerLost(RunError):
+    exit_code = 76  # EX_PROTOCOL of sysexits.h: the remote end broke off
 
 
 class Stopped(UserError):

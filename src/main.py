@@ -84,9 +84,13 @@ def _run(name: str, rest: list[str]) -> int:
 
         print(help_text(name, stage.config_name, stage.summary))
         return 0
+    _load_dotenv()
+    if (settings := _handed()) is not None:
+        from src import config
+
+        return _call(stage, config.load(name, settings))
     from src import cli
 
-    _load_dotenv()
     return cli.run(cli.parse(name, stage.config_name, rest), lambda config: _call(stage, config))
 
 
@@ -95,8 +99,9 @@ def _call(stage: Stage, config: object) -> int:
     from importlib import import_module
 
     from src.utils.logs import start_logging
+    from src.utils.place import here
 
-    start_logging()
+    start_logging(silent=not here().first)
     if hasattr(config, "cuda_visible_devices"):  # has effect only before torch is imported
         os.environ["CUDA_VISIBLE_DEVICES"] = config.cuda_visible_devices
         os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # the order of nvidia-smi
@@ -146,6 +151,17 @@ def usage() -> str:
     lines += [f"  {name:<14} {stage.summary}" for name, stage in STAGES.items()]
     lines += [f"  {name:<14} {summary}" for name, summary in UTILITIES.items()]
     return "\n".join([*lines, "", "python -m src.main STAGE --help lists the settings of a stage."])
+
+
+def _handed() -> dict[str, object] | None:
+    """The settings that a launcher has handed to this process, which then ends with it."""
+    from src.utils import handed
+
+    if (launcher := handed.launcher()) is not None:
+        from src.utils.workers import end_with
+
+        end_with(launcher)
+    return handed.settings()
 
 
 def _load_dotenv() -> None:

@@ -21,6 +21,7 @@ from typing import Any
 import psutil
 
 from src.errors import DivergedError, RunError, Stopped
+from src.utils import handed
 from src.utils.files import disk_errors, point, read_json, write_json, write_text
 from src.utils.logs import log
 
@@ -167,7 +168,9 @@ def now() -> str:
 
 
 def command() -> list[str]:
-    """The command line of this process, from the door on."""
+    """The command line of this process or of its launcher, from the door on."""
+    if typed := handed.command():
+        return typed
     words = sys.orig_argv
     return ["python", "-m", *words[words.index("src.main") :]] if "src.main" in words else list(words)
 
@@ -183,6 +186,7 @@ def this_process() -> dict[str, Any]:
         "pid": os.getpid(),
         "created": psutil.Process().create_time(),
         "host": socket.gethostname(),
+        "launcher": handed.launcher(),
     }
 
 

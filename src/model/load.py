@@ -28,7 +28,7 @@ def load_base(
 
     Raises: ModelError if it cannot be had.
     """
-    if device == "cuda" and not torch.cuda.is_available():
+    if device.startswith("cuda") and not torch.cuda.is_available():
         raise ModelError(
             f"nvidia-smi shows a GPU, but torch {torch.__version__} cannot use it",
             hint="install a CUDA build of torch that fits the driver, or set hardware=cpu",

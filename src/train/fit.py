@@ -27,6 +27,7 @@ from src.train.losses import Criterion
 from src.train.objective import Objective
 from src.train.stop import Asked
 from src.utils.logs import log
+from src.utils.place import Here, here
 
 CPU_MULTIPLE = 64
 Where = Callable[[int], str]  # file:line of a row, by its number
@@ -57,6 +58,7 @@ class Loop(Trainer):  # type: ignore[misc]
         self.recorder, self.where = recorder, where
         self.loss_is_scaled_for_ga = True  # by the labels of all batches of a step, in compute_loss
         self.step_tokens = 0
+        self.not_finite = 0.0  # the loss, if it was no number
 
     # batches
 
@@ -107,7 +109,9 @@ class Loop(Trainer):  # type: ignore[misc]
         with trouble.out_of_memory(self.state.global_step + 1, inputs):
             loss = self.objective.summed(model, inputs) * (self.args.world_size / num_items_in_batch)
         if not math.isfinite(loss.item()):
-            self._diverged("loss", loss.item())
+            self.not_finite = loss.item()
+            if self.args.world_size == 1:
+                self._diverged("loss", self.not_finite)
         return loss
 
     def training_step(self, model: Any, inputs: dict[str, Any], *rest: Any, **named: Any) -> torch.Tensor:
@@ -115,6 +119,11 @@ class Loop(Trainer):  # type: ignore[misc]
             return super().training_step(model, inputs, *rest, **named)
 
     def _clip_grad_norm(self, model: Any) -> Any:
+        if self.args.world_size > 1:  # of a loss that is no number all processes know before any of them ends
+            worst = torch.tensor([self.not_finite], device=self.args.device)
+            worst = self.accelerator.reduce(worst, "sum").item()
+            if not math.isfinite(worst):
+                self._diverged("loss", worst)
         norm = super()._clip_grad_norm(model)
         value = float(norm) if norm is not None else 0.0
         if not math.isfinite(value) and not self.args.fp16:  # fp16 skips such a step and scales anew
@@ -131,8 +140,9 @@ class Loop(Trainer):  # type: ignore[misc]
         sums = torch.zeros(2, dtype=torch.float64)
         self.model.eval()
         with torch.no_grad():
-            for start in range(rank * size, len(self.held_out), world * size):
-                items = list(enumerate(self.held_out[start : start + size]))
+            for start in range(0, len(self.held_out), world * size):  # as many batches in every process
+                mine = self.held_out[start + rank * size : start + (rank + 1) * size]
+                items = list(enumerate(mine))
                 batch = self._prepare_inputs(self.data_collator(items))
                 sums[0] += self.objective.summed(self.model, batch).item()
                 sums[1] += self.objective.criterion.total_weight(batch["labels"]).item()
@@ -178,11 +188,11 @@ def fit(
     Raises: Stopped after a checkpoint, if a signal asked for it; DivergedError; MemoryRunOut.
     """
     end_to_end = lay_out_rows(model, cfg)
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    batches = batches_of(examples, cfg, rank, world)
+    now = here()
+    batches = batches_of(examples, cfg, now)
     schedule = Schedule.of(len(batches), cfg)
     _deterministic(cfg.deterministic)
-    with Asked(recorder.run.path) as asked:
+    with Asked(recorder.run.path, several=now.world > 1) as asked:
         loop = Loop(
             model=model,
             args=arguments(cfg, dtype, schedule, bool(held_out), folder),
@@ -199,7 +209,7 @@ def fit(
         )
         loop.remove_callback(ProgressCallback)
         loop.remove_callback(PrinterCallback)
-        if sys.stderr.isatty():
+        if now.first and sys.stderr.isatty():
             loop.add_callback(Bar)
         recorder.prepare(asked, cfg, held_out=bool(held_out))
         # Under autocast the adapter's fp32 weights are computed on in 16 bits; peft would cast the activations
@@ -238,11 +248,12 @@ def lay_out_rows(model: Any, cfg: TrainConfig) -> bool:
     return reason is None
 
 
-def batches_of(examples: Sequence[Example], cfg: TrainConfig, rank: int = 0, world: int = 1) -> Batches:
+def batches_of(examples: Sequence[Example], cfg: TrainConfig, now: Here) -> Batches:
+    """The batches of this process."""
     lengths = getattr(examples, "lengths", None)
     lengths = [len(e.ids) for e in examples] if lengths is None else lengths
     pack_to = cfg.max_length if cfg.packing else None
-    return Batches(lengths, cfg.batch_size, cfg.seed, pack_to=pack_to, rank=rank, world=world)
+    return Batches(lengths, cfg.batch_size, cfg.seed, pack_to=pack_to, rank=now.rank, world=now.world)
 
 
 def collator(tokenizer: Any, end_to_end: bool) -> EndToEnd | Padded:
@@ -292,6 +303,7 @@ def arguments(
         activation_checkpointing=cfg.gradient_checkpointing is True,
         torch_compile=cfg.torch_compile,
         fp16=dtype == "float16",  # bfloat16 needs no scaling of the loss: Objective casts by itself
+        ddp_find_unused_parameters=False,
         use_cpu=not torch.cuda.is_available(),
         logging_steps=cfg.logging_steps,
         eval_strategy="steps" if evaluates else "no",

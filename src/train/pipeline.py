@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from src import runs
 from src.config import TrainConfig, to_yaml
@@ -15,46 +16,96 @@ from src.data.encode import Rules, encode
 from src.data.formats import RowError
 from src.data.rows import Example, Row
 from src.data.show import show
-from src.errors import NotYetError
+from src.data.store import RowStore, TokenStore
+from src.errors import RunError, Stopped
 from src.model.source import Source, locate
-from src.train import check, resume
+from src.runs import Run
+from src.train import check, processes, resume
 from src.utils import environment
 from src.utils.files import whole_folder, write_json
 from src.utils.logs import log, log_to
+from src.utils.place import Here, here
+
+
+class Ready(NamedTuple):
+    """What a training is made of, before anything heavy is loaded."""
+
+    data: prepare.Data
+    dev: list[Row]
+    base: Source
+    dtype: environment.Reasoned
+    run: Run | None  # to go on with
+
+
+class Shared(NamedTuple):
+    """What the first process has prepared for all of them."""
+
+    tokens: Path
+    rows: Path
+    held_out: list[Example]
+    base: Source
+    dtype: environment.Reasoned
 
 
 def train(cfg: TrainConfig) -> int:
     """Fine-tune `cfg.model_name` on the training files; leave a run directory with the tuned model.
 
     All that can be refused is refused before the run directory is made, and most of it before torch is
-    imported.
+    imported. Where several processes train, this one starts them, and each of them comes here again.
     """
-    if "," in cfg.cuda_visible_devices:  # the Trainer would multiply the batch by them without a word
-        raise NotYetError("training on several GPUs is not available in this version", hint="name one GPU")
+    plan = processes.plan(cfg)
+    if plan is None:
+        return _train(cfg, here())
+    if plan.node_rank == 0:
+        _ready(cfg)
+
+    from src.train import launcher  # torch starts loading here
+
+    return launcher.launch(cfg, plan)
+
+
+def _ready(cfg: TrainConfig) -> Ready:
+    """Everything that is known without torch. Raises: what can be refused by now."""
     runs.check_writable(cfg.output_dir)
     run = resume.find(cfg)
     data = prepare.read(cfg)
     prepare.refuse_bad_rows(data, cfg)
     dev = _dev_rows(cfg)
     base = locate(cfg.model_name, cfg.model_revision)
-    device = environment.choose_device(cfg.cuda_visible_devices)
-    dtype = environment.choose_dtype(cfg.bf16, cfg.cuda_visible_devices)
-    log.info("%s usable rows in %d files; base model %s", f"{len(data.store):,}", len(data.store.files), base.name)
-    log.info("device %s; precision %s", device, dtype)
+    return Ready(data, dev, base, environment.choose_dtype(cfg.bf16, cfg.cuda_visible_devices), run)
 
-    from src.model import load, methods  # torch and its like start loading here
-    from src.train import checkpoint
+
+def _train(cfg: TrainConfig, now: Here) -> int:
+    """The training of this process, alone or with others."""
+    device = environment.choose_device(cfg.cuda_visible_devices)
+    ready = _ready(cfg) if now.first else None
+    if ready:
+        store = ready.data.store
+        log.info("%s usable rows in %d files; base model %s", f"{len(store):,}", len(store.files), ready.base.name)
+        log.info("device %s; precision %s", device, ready.dtype)
+
+    from src.train import together  # torch and its like start loading here
+
+    try:
+        with together.joined(device.value) as where:
+            return _fitted(cfg, now, ready, where)
+    except Stopped:
+        if now.local_rank == 0:  # one voice a machine
+            raise
+        return 0
+
+
+def _fitted(cfg: TrainConfig, now: Here, ready: Ready | None, device: str) -> int:
+    from src.model import load, methods
+    from src.train import together
     from src.train.callbacks import RunRecorder
     from src.train.fit import Schedule, arguments, batches_of, fit
 
-    examples, chat = check.tokenised(data, base, cfg)
-    show(examples, chat, cfg.max_length)
-    checks.refuse_findings(examples.report, cfg)
-    held_out = _held_out(dev, chat, cfg.max_length)
-
+    shared = together.first(lambda: _shared(ready, cfg))
+    examples, chat, store = _opened(shared, cfg)
     load.seed_everything(cfg.seed)
     model, base = load.load_base(
-        base, dtype.value, device.value,
+        shared.base, shared.dtype.value, device,
         four_bit=methods.METHODS[cfg.method].four_bit, trust_remote_code=cfg.trust_remote_code,
     )  # fmt: skip
     load.seed_everything(cfg.seed)
@@ -63,25 +114,66 @@ def train(cfg: TrainConfig) -> int:
     log.info("%s: %s of %s parameters are trained (%.2f %%)", cfg.method, f"{trainable:,}", f"{total:,}",
              100 * trainable / total)  # fmt: skip
 
-    schedule = Schedule.of(len(batches_of(examples, cfg)), cfg)
-    arguments(cfg, dtype.value, schedule, bool(held_out), Path("checkpoints"))  # refused here if at all
-    facts = _facts(cfg, base, data, chat, examples.report, dtype)
+    schedule = Schedule.of(len(batches_of(examples, cfg, now)), cfg)
+    arguments(
+        cfg, shared.dtype.value, schedule, bool(shared.held_out), Path("checkpoints")
+    )  # refused here if at all
+    run, start = together.first(lambda: _run(cfg, base, ready, chat, examples.report))
+    with run.recorded() if now.first else nullcontext(), together.last_words():
+        figures = fit(
+            model, chat.tokenizer, examples, shared.held_out, cfg, shared.dtype.value,
+            RunRecorder(run, now.first), run.checkpoints, lambda row: store.place(examples.row_of(row)), start,
+        )  # fmt: skip
+        if now.first:
+            save(model, chat, run.model)
+            write_json(run.path / "metrics.json", {"train": figures})
+    log.info("trained in %.0f s, loss %.4f; model in %s", figures["seconds"], figures["train_loss"], run.model)
+    return 0
+
+
+def _shared(ready: Ready | None, cfg: TrainConfig) -> Shared:
+    """Tokenise what is ready. Raises: what is wrong with the rows."""
+    assert ready is not None  # only the first process comes here
+    examples, chat = check.tokenised(ready.data, ready.base, cfg)
+    show(examples, chat, cfg.max_length)
+    checks.refuse_findings(examples.report, cfg)
+    held_out = _held_out(ready.dev, chat, cfg.max_length)
+    return Shared(examples.folder, ready.data.store.folder, held_out, ready.base, ready.dtype)
+
+
+def _opened(shared: Shared, cfg: TrainConfig) -> tuple[TokenStore, Chat, RowStore]:
+    """The prepared rows, as each process reads them.
+
+    Raises: RunError if this machine does not see what the first process has written.
+    """
+    from src.model.tokenizer import load_tokenizer
+
+    for folder in (shared.tokens, shared.rows):
+        if not folder.is_dir():
+            raise RunError(
+                f"{folder} is not on this machine", hint="all machines must share output_dir and cache_dir"
+            )
+    chat = Chat(load_tokenizer(shared.base.location, cfg.model_revision, cfg.trust_remote_code))
+    return TokenStore(shared.tokens), chat, RowStore(shared.rows)
+
+
+def _run(
+    cfg: TrainConfig, base: Source, ready: Ready | None, chat: Chat, report: dict[str, Any]
+) -> tuple[Run, Path | None]:
+    """The run directory, new or taken up again, and the checkpoint to start from."""
+    from src.train import checkpoint
+
+    assert ready is not None  # only the first process comes here
+    facts = _facts(cfg, base, ready, chat, report)
+    run = ready.run
     if run and resume.same_facts(run, facts, cfg):
         run.reopen()
     else:
         run = runs.create(cfg.output_dir, "train", to_yaml(cfg), facts)
     log_to(run.logs)
     log.info("run %s", run.path)
-    with run.recorded():
-        write_json(run.path / "data_report.json", examples.report)
-        figures = fit(
-            model, chat.tokenizer, examples, held_out, cfg, dtype.value, RunRecorder(run), run.checkpoints,
-            lambda row: data.store.place(examples.row_of(row)), checkpoint.newest(run.checkpoints),
-        )  # fmt: skip
-        save(model, chat, run.model)
-        write_json(run.path / "metrics.json", {"train": figures})
-    log.info("trained in %.0f s, loss %.4f; model in %s", figures["seconds"], figures["train_loss"], run.model)
-    return 0
+    write_json(run.path / "data_report.json", report)
+    return run, checkpoint.newest(run.checkpoints)
 
 
 def save(model: Any, chat: Chat, folder: Path) -> None:
@@ -119,17 +211,15 @@ def _held_out(rows: Sequence[Row], chat: Chat, max_length: int) -> list[Example]
     return found
 
 
-def _facts(
-    cfg: TrainConfig, base: Source, data: prepare.Data, chat: Chat, report: dict[str, Any],
-    dtype: environment.Reasoned,
-) -> dict[str, Any]:  # fmt: skip
+def _facts(cfg: TrainConfig, base: Source, ready: Ready, chat: Chat, report: dict[str, Any]) -> dict[str, Any]:
     return {
         "method": cfg.method,
         "base_model": {"name": base.name, "revision": base.revision},
         "tokenization": chat.identity,
-        "data": data.version | {"files": report["files"]},
+        "data": ready.data.version | {"files": report["files"]},
         "seed": cfg.seed,
-        "precision": dtype._asdict(),
+        "precision": ready.dtype._asdict(),
+        "processes": here().world,
         "code": environment.git_state(),
         "hardware": environment.hardware(cfg.cuda_visible_devices),
         "packages": environment.versions(),

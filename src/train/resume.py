@@ -17,9 +17,18 @@ from src.utils.logs import log
 # Settings that change nothing of what is learnt.
 NEUTRAL = {
     "resume", "output_dir", "artifacts_dir", "cache_dir", "data_workers", "report_to", "mirror", "mirror_endpoint",
-    "save_total_limit", "save_steps", "logging_steps",
+    "save_total_limit", "save_steps", "logging_steps", "num_processes", "num_nodes", "node_rank", "master_addr",
+    "master_port",
 }  # fmt: skip
-SAME = ("method", "base_model", "tokenization", "data", "precision", "packages")  # facts of the manifest
+SAME = (
+    "method",
+    "base_model",
+    "tokenization",
+    "data",
+    "precision",
+    "processes",
+    "packages",
+)  # facts of the manifest
 MATTERS = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")  # of the packages
 
 

@@ -42,7 +42,8 @@ class Asked:
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.by is None:
             self.by = signal.Signals(number).name
-            log.warning("%s: finishing the step and saving a checkpoint; once more stops at once", self.by)
+            if not self.several:
+                self._say()
             return
         for each, handler in self.before.items():
             signal.signal(each, handler)
@@ -56,7 +57,13 @@ class Asked:
 
     def agree(self, flags: list[bool]) -> None:
         """Take what the processes together were asked."""
+        if self.several and flags[0] and not self.agreed[0]:
+            self._say()
         self.agreed = flags
+
+    def _say(self) -> None:
+        by = self.by or "another process was stopped"
+        log.warning("%s: finishing the step and saving a checkpoint; once more stops at once", by)
 
     @property
     def to_stop(self) -> bool:

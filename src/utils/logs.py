@@ -32,11 +32,14 @@ class _Redacting(logging.Formatter):
 _waiting = logging.handlers.MemoryHandler(capacity=100_000, flushLevel=logging.CRITICAL + 1)
 
 
-def start_logging() -> None:
-    """Log to the terminal, and keep what is said until `log_to` gives it a file."""
+def start_logging(silent: bool = False) -> None:
+    """Log to the terminal, and keep what is said until `log_to` gives it a file.
+
+    Of processes that train together the first one speaks; the others are `silent`.
+    """
     screen = _Screen()
     screen.setFormatter(_Redacting("%(message)s"))
-    log.handlers = [screen, _waiting]
+    log.handlers = [logging.NullHandler()] if silent else [screen, _waiting]
     log.setLevel(logging.INFO)
     log.propagate = False
     logging.raiseExceptions = False  # a log that cannot be written, on a full disk, is no reason to die

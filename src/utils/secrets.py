@@ -23,13 +23,18 @@ def redact(value: Any) -> Any:
 
     Walks dicts and lists, so that a secret is found before any escaping hides it.
     """
-    return _replace(value, secrets())
+    return _replace(value, {secret: f"${{oc.env:{name}}}" for secret, name in secrets().items()})
+
+
+def restored(value: Any) -> Any:
+    """What was given to `redact`, where the environment is the same."""
+    return _replace(value, {f"${{oc.env:{name}}}": secret for secret, name in secrets().items()})
 
 
 def _replace(value: Any, known: Mapping[str, str]) -> Any:
     if isinstance(value, str):
-        for secret, name in known.items():
-            value = value.replace(secret, f"${{oc.env:{name}}}")
+        for old, new in known.items():
+            value = value.replace(old, new)
         return value
     if isinstance(value, Mapping):
         return {_replace(k, known): _replace(v, known) for k, v in value.items()}

@@ -67,6 +67,11 @@ def _begin(work: Callable[[Any], Any], parent: int) -> None:
     gc.freeze()  # what the parent had made is not walked through again and again, and its pages stay shared
     gc.set_threshold(FEW_COLLECTIONS)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted and ends the pool
+    end_with(parent)
+
+
+def end_with(parent: int) -> None:
+    """Have this process killed when `parent`, which started it, ends."""
     with suppress(AttributeError, OSError):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died before that was set
