@@ -40,7 +40,7 @@ class Chat:
     tokenizer = Tokenizer()
 
 whole = pipeline.save
-pipeline.save = lambda model, chat, folder: whole(model, Chat(), folder)
+pipeline.save = lambda model, chat, folder, weights: whole(model, Chat(), folder, weights)
 sys.exit(main(words))
 """
 

@@ -19,12 +19,13 @@ from src.config import TrainConfig
 from src.data.rows import Example
 from src.errors import ConfigError
 from src.model import attention
-from src.train import checkpoint, trouble
+from src.train import checkpoint, sharding, trouble
 from src.train.batches import Batches
 from src.train.callbacks import Bar, RunRecorder
 from src.train.collate import EndToEnd, Padded, Rows
 from src.train.losses import Criterion
 from src.train.objective import Objective
+from src.train.processes import SHARDED
 from src.train.stop import Asked
 from src.utils.logs import log
 from src.utils.place import Here, here
@@ -51,14 +52,25 @@ class Loop(Trainer):  # type: ignore[misc]
 
     def __init__(
         self, *, batches: Batches, held_out: Sequence[Example], objective: Objective, asked: Asked,
-        recorder: RunRecorder, collate: Any, where: Where, **of_trainer: Any,
+        recorder: RunRecorder, collate: Any, where: Where, spread: str, **of_trainer: Any,
     ) -> None:  # fmt: skip
+        """`spread`: the setting `distributed`."""
+        self.spread = spread
         super().__init__(data_collator=collate, callbacks=[recorder], **of_trainer)
         self.batches, self.held_out, self.objective, self.asked = batches, held_out, objective, asked
         self.recorder, self.where = recorder, where
         self.loss_is_scaled_for_ga = True  # by the labels of all batches of a step, in compute_loss
         self.step_tokens = 0
         self.not_finite = 0.0  # the loss, if it was no number
+
+    def create_accelerator_and_postprocess(self) -> None:
+        with sharding.fsdp_on_cpu(bool(self.args.fsdp)):
+            super().create_accelerator_and_postprocess()
+
+    def _prepare_for_training(self, *words: Any, **named: Any) -> Any:
+        prepared = super()._prepare_for_training(*words, **named)
+        sharding.refuse_unless_sharded(self.model, self.spread)
+        return prepared
 
     # batches
 
@@ -153,6 +165,12 @@ class Loop(Trainer):  # type: ignore[misc]
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def whole_weights(self) -> dict[str, torch.Tensor] | None:
+        """The weights that processes share out, whole in the first one; None where each has them all."""
+        if self.spread not in SHARDED:
+            return None
+        return self.accelerator.get_state_dict(self.model_wrapped)  # type: ignore[no-any-return]
+
     # checkpoints
 
     @property
@@ -181,10 +199,10 @@ class Loop(Trainer):  # type: ignore[misc]
 def fit(
     model: Any, tokenizer: Any, examples: Sequence[Example], held_out: Sequence[Example], cfg: TrainConfig,
     dtype: str, recorder: RunRecorder, folder: Path, where: Where, start: Path | None = None,
-) -> dict[str, Any]:  # fmt: skip
+) -> tuple[dict[str, Any], dict[str, torch.Tensor] | None]:  # fmt: skip
     """Train `model` in place, from the checkpoint `start` on if there is one; checkpoints go to `folder`.
 
-    Returns: the final figures: loss, steps, seconds, tokens.
+    Returns: the final figures: loss, steps, seconds, tokens; and the whole weights, where `model` holds a part.
     Raises: Stopped after a checkpoint, if a signal asked for it; DivergedError; MemoryRunOut.
     """
     end_to_end = lay_out_rows(model, cfg)
@@ -202,10 +220,11 @@ def fit(
             processing_class=tokenizer,
             batches=batches,
             held_out=held_out,
-            objective=Objective(model, Criterion(cfg), dtype, end_to_end),
+            objective=Objective(model, Criterion(cfg), dtype, end_to_end, fused=cfg.distributed not in SHARDED),
             asked=asked,
             recorder=recorder,
             where=where,
+            spread=cfg.distributed,
         )
         loop.remove_callback(ProgressCallback)
         loop.remove_callback(PrinterCallback)
@@ -220,7 +239,7 @@ def fit(
     if cfg.load_best_model_at_end and loop.state.best_global_step:
         log.info("the best weights are those of step %d", loop.state.best_global_step)
         loop._load_from_checkpoint(str(folder / f"checkpoint-{loop.state.best_global_step}"))
-    return recorder.figures(loop.state, cfg.load_best_model_at_end)
+    return recorder.figures(loop.state, cfg.load_best_model_at_end), loop.whole_weights()
 
 
 def _run(loop: Loop, start: Path | None, steps: int) -> None:
@@ -322,7 +341,7 @@ def arguments(
         logging_nan_inf_filter=False,  # a loss that is no number would be logged as 0
     )
     try:
-        return TrainingArguments(**(ours | cfg.trainer))
+        return TrainingArguments(**(ours | sharding.engine(cfg, dtype) | cfg.trainer))
     except (ValueError, TypeError) as error:
         if not cfg.trainer and not cfg.lr_scheduler_kwargs:
             raise

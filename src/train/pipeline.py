@@ -87,7 +87,7 @@ def _train(cfg: TrainConfig, now: Here) -> int:
     from src.train import together  # torch and its like start loading here
 
     try:
-        with together.joined(device.value) as where:
+        with together.joined(device.value) as where, together.last_words():
             return _fitted(cfg, now, ready, where)
     except Stopped:
         if now.local_rank == 0:  # one voice a machine
@@ -120,12 +120,12 @@ def _fitted(cfg: TrainConfig, now: Here, ready: Ready | None, device: str) -> in
     )  # refused here if at all
     run, start = together.first(lambda: _run(cfg, base, ready, chat, examples.report))
     with run.recorded() if now.first else nullcontext(), together.last_words():
-        figures = fit(
+        figures, weights = fit(
             model, chat.tokenizer, examples, shared.held_out, cfg, shared.dtype.value,
             RunRecorder(run, now.first), run.checkpoints, lambda row: store.place(examples.row_of(row)), start,
         )  # fmt: skip
         if now.first:
-            save(model, chat, run.model)
+            save(model, chat, run.model, weights)
             write_json(run.path / "metrics.json", {"train": figures})
     log.info("trained in %.0f s, loss %.4f; model in %s", figures["seconds"], figures["train_loss"], run.model)
     return 0
@@ -176,10 +176,13 @@ def _run(
     return run, checkpoint.newest(run.checkpoints)
 
 
-def save(model: Any, chat: Chat, folder: Path) -> None:
-    """Write the adapter or full weights with the tokenizer: the whole folder, or nothing of it."""
+def save(model: Any, chat: Chat, folder: Path, weights: dict[str, Any] | None = None) -> None:
+    """Write the adapter or full weights with the tokenizer: the whole folder, or nothing of it.
+
+    `weights` are taken in place of the model's own, of which it may hold a part only.
+    """
     with whole_folder(folder) as temporary:
-        model.save_pretrained(temporary)
+        model.save_pretrained(temporary, **({"state_dict": weights} if weights is not None else {}))
         chat.tokenizer.save_pretrained(temporary)
         write_json(temporary / IDENTITY, chat.identity)
         settings = temporary / "adapter_config.json"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -35,7 +36,9 @@ def joined(device: str) -> Iterator[str]:
     if device == "cuda":
         device = f"cuda:{now.local_rank}"
         torch.cuda.set_device(device)
+    hook = sys.excepthook
     distributed.init_process_group("cpu:gloo,cuda:nccl" if device != "cpu" else "gloo")
+    sys.excepthook = hook  # torch's own writes [rank1] before each line
     _waiting = distributed.new_group(backend="gloo", timeout=PREPARING)
     try:
         yield device

@@ -44,7 +44,8 @@ def start_logging(silent: bool = False) -> None:
     log.propagate = False
     logging.raiseExceptions = False  # a log that cannot be written, on a full disk, is no reason to die
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns at import, used or not
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    for module in ("transformers", "torch.distributed"):
+        warnings.filterwarnings("ignore", category=FutureWarning, module=module)
 
 
 def log_to(folder: Path) -> None:

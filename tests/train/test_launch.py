@@ -1,0 +1,196 @@
+"""Training in several processes: the same steps as in one, stopped and gone on with, and told when one fails."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from src import runs
+from src.runs import Run
+from src.train import checkpoint
+from src.utils.files import sha256
+from tests.fixtures import World, curves
+
+pytest_plugins = ["tests.fixtures"]
+
+PATIENCE = 300  # seconds until a child that does not come to the point is given up
+TWO = ("num_processes=2", "data_workers=1")
+LONG = (*TWO, "epochs=8", "batch_size=3", "lora_dropout=0.1", "logging_steps=1", "save_steps=2", "resume=auto")
+
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def start(world: World) -> Iterator[Start]:
+    """Starts a training, with a process group of its own; nothing of it outlives the test."""
+    children: list[subprocess.Popen[str]] = []
+
+    def begin(*words: str, **variables: str) -> subprocess.Popen[str]:
+        children.append(world.start("train", *words, **variables))
+        return children[-1]
+
+    yield begin
+    for child in children:
+        child.kill()
+        child.wait()
+
+
+def ended(child: subprocess.Popen[str]) -> tuple[int, str]:
+    said = child.communicate(timeout=PATIENCE)[0]
+    return child.returncode, said
+
+
+def until(child: subprocess.Popen[str], world: World, line: str) -> Run:
+    """Wait for a line of the newest run's log."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        found = [run for run in world.runs if (run.logs / "run.log").is_file()]
+        if found and line in (found[0].logs / "run.log").read_text():
+            return found[0]
+        assert child.poll() is None, child.communicate()[0]
+        assert time.monotonic() < deadline, f"{line} never came"
+        time.sleep(0.02)
+
+
+def samples(run: Run) -> list[Any]:
+    return [json.loads(line) for line in (run.logs / "samples.jsonl").read_text().splitlines()]
+
+
+def adapter(run: Run) -> Path:
+    return run.model / "adapter_model.safetensors"
+
+
+# --- the same steps --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "extra", [(), ("method=full", "gradient_checkpointing=true", "gradient_accumulation_steps=2")]
+)
+def test_two_processes_take_the_steps_of_one_that_accumulates(
+    world: World, start: Start, extra: tuple[str, ...]
+) -> None:
+    """16 rows in batches of 6: in every epoch one process has a batch less."""
+    common = ("epochs=3", "batch_size=6", "lora_dropout=0", "lr=0.003", "logging_steps=1", *extra)
+    accumulated = 2 * (2 if "gradient_accumulation_steps=2" in extra else 1)
+    code, said = ended(start(*common, *TWO))
+    assert code == 0, said
+    two = world.newest
+    one = world.train(*common, f"gradient_accumulation_steps={accumulated}")
+    assert samples(two) == samples(one)
+    for tag, values in curves(one).items():
+        if tag != "train/tokens_per_second":
+            assert [v for _, v in curves(two)[tag]] == pytest.approx([v for _, v in values], rel=1e-4), tag
+    weights = {p.name: load_file(p) for p in one.model.glob("*.safetensors")}
+    for name, tensors in weights.items():
+        for key, tensor in load_file(two.model / name).items():
+            assert torch.allclose(tensor, tensors[key], atol=1e-5), key
+    assert two.manifest["processes"] == 2
+    assert two.manifest["command"][:4] == ["python", "-m", "src.main", "train"]
+    assert "num_processes=2" in two.manifest["command"]
+    assert said.count("trained in") == 1
+    assert [run.id for run in world.runs] == [one.id, two.id]
+
+
+def test_a_training_of_two_processes_goes_on_after_a_signal_and_after_a_kill(world: World, start: Start) -> None:
+    code, said = ended(start(*LONG))
+    assert code == 0, said
+    whole = world.newest
+
+    elsewhere = ("seed=42", f"output_dir={world.output.parent / 'stopped'}")
+    there = World(world.model, world.data, world.splits, world.output.parent / "stopped", world.artifacts)
+    stopped = start(*LONG, *elsewhere)
+    run = until(stopped, there, "step 5/")
+    stopped.send_signal(signal.SIGTERM)
+    code, said = ended(stopped)
+    assert code == 75, said
+    assert "finishing the step and saving a checkpoint" in said
+    assert said.count("the same command goes on from there") == 1
+    assert run.status == runs.INTERRUPTED
+    newest = checkpoint.newest(run.checkpoints)
+    assert newest is not None and checkpoint.step_of(newest) == samples(run)[-1]["step"]
+
+    killed = start(*LONG, *elsewhere)
+    until(killed, there, f"step {checkpoint.step_of(newest) + 4}/")
+    processes = psutil.Process(killed.pid).children()
+    assert len(processes) == 2
+    killed.send_signal(signal.SIGKILL)
+    _, alive = psutil.wait_procs(processes, timeout=PATIENCE)
+    assert not alive
+
+    code, said = ended(start(*LONG, *elsewhere))
+    assert code == 0, said
+    assert "going on after step" in said
+    assert [r.id for r in there.runs] == [run.id]
+    assert samples(run) == samples(whole)
+    assert sha256(adapter(run)) == sha256(adapter(whole))
+
+
+# --- failures --------------------------------------------------------------------------------------------
+
+# Breaks the second process alone, once it computes a loss.
+BREAKS_THE_SECOND = """
+import os, sys, importlib.abc, importlib.machinery
+
+class Hook(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name != "src.train.fit":
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(name, path)
+        run = spec.loader.exec_module
+        def exec_module(module):
+            run(module)
+            def broken(self, *_, **__):
+                raise ValueError("a bolt is loose")
+            module.Loop.compute_loss = broken
+        spec.loader.exec_module = exec_module
+        return spec
+
+if os.environ.get("RANK") == "1":
+    sys.meta_path.insert(0, Hook())
+"""
+
+
+def test_an_error_of_another_process_is_told_and_the_run_marked_failed(
+    world: World, start: Start, tmp_path: Path
+) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(BREAKS_THE_SECOND)
+    path = f"{tmp_path / 'site'}:{Path(__file__).parents[2]}"
+    code, said = ended(start(*TWO, PYTHONPATH=path))
+    assert code == 1, said
+    assert "process 1: Traceback (most recent call last)" in said
+    assert "ValueError: a bolt is loose" in said
+    assert said.count("Traceback") == 1
+    assert world.newest.status == runs.FAILED
+    assert world.newest.manifest["error"] == "process 1: ValueError: a bolt is loose"
+
+
+def test_a_killed_process_ends_the_others_and_is_told(world: World, start: Start) -> None:
+    child = start(*LONG, "epochs=10000")
+    until(child, world, "step 2/")
+    first = world.newest.manifest["process"]["pid"]
+    (other,) = [p for p in psutil.Process(child.pid).children() if p.pid != first]
+    other.kill()
+    code, said = ended(child)
+    assert code == 128 + signal.SIGKILL, said
+    assert "process 1: was killed by SIGKILL" in said
+    assert world.newest.status == runs.FAILED
+    assert "process 1: was killed by SIGKILL" in world.newest.manifest["error"]
+
+
+def test_what_every_process_refuses_is_said_once(world: World, start: Start) -> None:
+    code, said = ended(start(*TWO, "method=full", "lr=1e30", "max_steps=8", "logging_steps=1"))
+    assert code == 2, said
+    assert said.count("training diverged") == 1
+    assert "Traceback" not in said
+    assert world.newest.status == runs.FAILED
