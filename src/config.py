@@ -461,7 +461,8 @@ def cross_checks(values: Mapping[str, Any]) -> list[str]:
 def _launch_problems(values: Mapping[str, Any]) -> list[str]:
     """What the settings of several processes say against each other."""
     problems = []
-    shared, nodes, node = (values.get(k) for k in ("distributed", "num_nodes", "node_rank"))
+    shared = values.get("distributed", "ddp")
+    nodes, node = values.get("num_nodes"), values.get("node_rank")
     if isinstance(nodes, int) and isinstance(node, int) and node >= nodes:
         problems.append(f"node_rank={node}: should be less than num_nodes={nodes}")
     if values.get("offload") is True and shared == "ddp":

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import signal
-import subprocess
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -20,50 +15,11 @@ from src.runs import Run
 from src.train import checkpoint
 from src.utils.files import sha256
 from tests.fixtures import World, curves
+from tests.train.several import PATIENCE, TWO, Start, ended, samples, until
 
-pytest_plugins = ["tests.fixtures"]
+pytest_plugins = ["tests.fixtures", "tests.train.several"]
 
-PATIENCE = 300  # seconds until a child that does not come to the point is given up
-TWO = ("num_processes=2", "data_workers=1")
 LONG = (*TWO, "epochs=8", "batch_size=3", "lora_dropout=0.1", "logging_steps=1", "save_steps=2", "resume=auto")
-
-Start = Callable[..., "subprocess.Popen[str]"]
-
-
-@pytest.fixture
-def start(world: World) -> Iterator[Start]:
-    """Starts a training, with a process group of its own; nothing of it outlives the test."""
-    children: list[subprocess.Popen[str]] = []
-
-    def begin(*words: str, **variables: str) -> subprocess.Popen[str]:
-        children.append(world.start("train", *words, **variables))
-        return children[-1]
-
-    yield begin
-    for child in children:
-        child.kill()
-        child.wait()
-
-
-def ended(child: subprocess.Popen[str]) -> tuple[int, str]:
-    said = child.communicate(timeout=PATIENCE)[0]
-    return child.returncode, said
-
-
-def until(child: subprocess.Popen[str], world: World, line: str) -> Run:
-    """Wait for a line of the newest run's log."""
-    deadline = time.monotonic() + PATIENCE
-    while True:
-        found = [run for run in world.runs if (run.logs / "run.log").is_file()]
-        if found and line in (found[0].logs / "run.log").read_text():
-            return found[0]
-        assert child.poll() is None, child.communicate()[0]
-        assert time.monotonic() < deadline, f"{line} never came"
-        time.sleep(0.02)
-
-
-def samples(run: Run) -> list[Any]:
-    return [json.loads(line) for line in (run.logs / "samples.jsonl").read_text().splitlines()]
 
 
 def adapter(run: Run) -> Path:
