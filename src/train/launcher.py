@@ -136,7 +136,8 @@ def _ended(failures: Mapping[int, ProcessFailure], folder: Path, cfg: TrainConfi
         return 128 + asked[0]
     # in the order in which they were seen; what the agent itself ended, or another's end broke, is no cause
     others = (PeerLost.exit_code, -signal.SIGTERM)
-    rank, cause = next(((r, f) for r, f in failures.items() if f.exitcode not in others), [*failures.items()][0])
+    causes = {r: f for r, f in failures.items() if f.exitcode not in others} or failures
+    rank, cause = next(iter(causes.items()))
     if rank or cause.exitcode < 0:
         said = _said(folder, cause)
         print(redact(f"process {rank}: {said}"), file=sys.stderr, flush=True)

@@ -23,6 +23,7 @@ from src.runs import Run
 from src.train import check, processes, resume
 from src.utils import environment
 from src.utils.files import whole_folder, write_json
+from src.utils.imports import OPTIONAL, without
 from src.utils.logs import log, log_to
 from src.utils.place import Here, here
 
@@ -38,13 +39,20 @@ class Ready(NamedTuple):
 
 
 class Shared(NamedTuple):
-    """What the first process has prepared for all of them."""
+    """What the first process has prepared for all of them, in a form that can be sent."""
 
     tokens: Path
     rows: Path
     held_out: list[Example]
     base: Source
     dtype: environment.Reasoned
+
+
+class Prepared(NamedTuple):
+    """What is shared, as the first process has it open."""
+
+    shared: Shared
+    opened: tuple[TokenStore, Chat, RowStore]
 
 
 def train(cfg: TrainConfig) -> int:
@@ -82,9 +90,12 @@ def _train(cfg: TrainConfig, now: Here) -> int:
     if ready:
         store = ready.data.store
         log.info("%s usable rows in %d files; base model %s", f"{len(store):,}", len(store.files), ready.base.name)
-        log.info("device %s; precision %s", device, ready.dtype)
+        tf32 = environment.choose_tf32(cfg.tf32, cfg.cuda_visible_devices)
+        kernels = environment.choose_kernels(cfg.use_liger_kernel, cfg.cuda_visible_devices)
+        log.info("device %s; precision %s; TF32 %s; kernels %s", device, ready.dtype, tf32, kernels)
 
-    from src.train import together  # torch and its like start loading here
+    with without(*_unused(cfg)):
+        from src.train import fit, together  # noqa: F401, torch and its like start loading here
 
     try:
         with together.joined(device.value) as where, together.last_words():
@@ -96,20 +107,23 @@ def _train(cfg: TrainConfig, now: Here) -> int:
 
 
 def _fitted(cfg: TrainConfig, now: Here, ready: Ready | None, device: str) -> int:
+    """Prepare or take over what is prepared, train, save."""
     from src.model import load, methods
     from src.train import together
     from src.train.callbacks import RunRecorder
     from src.train.fit import Schedule, arguments, batches_of, fit
 
-    shared = together.first(lambda: _shared(ready, cfg))
-    examples, chat, store = _opened(shared, cfg)
-    load.seed_everything(cfg.seed)
-    model, base = load.load_base(
-        shared.base, shared.dtype.value, device,
-        four_bit=methods.METHODS[cfg.method].four_bit, trust_remote_code=cfg.trust_remote_code,
-    )  # fmt: skip
-    load.seed_everything(cfg.seed)
-    model = methods.apply(model, cfg, base, cfg.gradient_checkpointing is True)
+    with without(*_unused(cfg)):
+        made = _prepared(ready, cfg) if ready else None
+        shared = together.first(made and made.shared)
+        examples, chat, store = made.opened if made else _opened(shared, cfg)
+        load.seed_everything(cfg.seed)
+        model, base = load.load_base(
+            shared.base, shared.dtype.value, device,
+            four_bit=methods.METHODS[cfg.method].four_bit, trust_remote_code=cfg.trust_remote_code,
+        )  # fmt: skip
+        load.seed_everything(cfg.seed)
+        model = methods.apply(model, cfg, base, cfg.gradient_checkpointing is True)
     trainable, total = methods.trainable_parameters(model)
     log.info("%s: %s of %s parameters are trained (%.2f %%)", cfg.method, f"{trainable:,}", f"{total:,}",
              100 * trainable / total)  # fmt: skip
@@ -118,7 +132,7 @@ def _fitted(cfg: TrainConfig, now: Here, ready: Ready | None, device: str) -> in
     arguments(
         cfg, shared.dtype.value, schedule, bool(shared.held_out), Path("checkpoints")
     )  # refused here if at all
-    run, start = together.first(lambda: _run(cfg, base, ready, chat, examples.report))
+    run, start = together.first(_run(cfg, base, ready, chat, examples.report) if ready else None)
     with run.recorded() if now.first else nullcontext(), together.last_words():
         figures, weights = fit(
             model, chat.tokenizer, examples, shared.held_out, cfg, shared.dtype.value,
@@ -131,14 +145,15 @@ def _fitted(cfg: TrainConfig, now: Here, ready: Ready | None, device: str) -> in
     return 0
 
 
-def _shared(ready: Ready | None, cfg: TrainConfig) -> Shared:
+def _prepared(ready: Ready, cfg: TrainConfig) -> Prepared:
     """Tokenise what is ready. Raises: what is wrong with the rows."""
-    assert ready is not None  # only the first process comes here
     examples, chat = check.tokenised(ready.data, ready.base, cfg)
     show(examples, chat, cfg.max_length)
     checks.refuse_findings(examples.report, cfg)
     held_out = _held_out(ready.dev, chat, cfg.max_length)
-    return Shared(examples.folder, ready.data.store.folder, held_out, ready.base, ready.dtype)
+    store = ready.data.store
+    shared = Shared(examples.folder, store.folder, held_out, ready.base, ready.dtype)
+    return Prepared(shared, (examples, chat, store))
 
 
 def _opened(shared: Shared, cfg: TrainConfig) -> tuple[TokenStore, Chat, RowStore]:
@@ -158,12 +173,11 @@ def _opened(shared: Shared, cfg: TrainConfig) -> tuple[TokenStore, Chat, RowStor
 
 
 def _run(
-    cfg: TrainConfig, base: Source, ready: Ready | None, chat: Chat, report: dict[str, Any]
+    cfg: TrainConfig, base: Source, ready: Ready, chat: Chat, report: dict[str, Any]
 ) -> tuple[Run, Path | None]:
     """The run directory, new or taken up again, and the checkpoint to start from."""
     from src.train import checkpoint
 
-    assert ready is not None  # only the first process comes here
     facts = _facts(cfg, base, ready, chat, report)
     run = ready.run
     if run and resume.same_facts(run, facts, cfg):
@@ -174,6 +188,12 @@ def _run(
     log.info("run %s", run.path)
     write_json(run.path / "data_report.json", report)
     return run, checkpoint.newest(run.checkpoints)
+
+
+def _unused(cfg: TrainConfig) -> list[str]:
+    """Large packages that this training does not need."""
+    in_bits = cfg.method == "qlora" or "8bit" in cfg.optim or "paged" in cfg.optim
+    return [*OPTIONAL, *([] if in_bits else ["bitsandbytes"])]
 
 
 def save(model: Any, chat: Chat, folder: Path, weights: dict[str, Any] | None = None) -> None:

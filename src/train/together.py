@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -54,12 +54,11 @@ def _is_of_connection(error: RuntimeError) -> bool:
     return isinstance(error, distributed.DistError) or "gloo" in str(error)
 
 
-def first(make: Callable[[], T]) -> T:
-    """What `make` returns in the first process, given to all. It must be picklable where there are several."""
-    if here().world == 1:
-        return make()
-    given = [make() if here().first else None]
-    distributed.broadcast_object_list(given, src=0, group=_waiting)
+def first(value: T | None) -> T:
+    """What the first process has, given to all, once it has it. It must be picklable where there are several."""
+    given = [value]
+    if here().world > 1:
+        distributed.broadcast_object_list(given, src=0, group=_waiting)
     return given[0]  # type: ignore[return-value]
 
 
