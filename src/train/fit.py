@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from peft import PeftModel
 from peft.helpers import disable_input_dtype_casting
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments, set_seed
+from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
 
 from src.config import TrainConfig
@@ -57,6 +59,7 @@ class Loop(Trainer):  # type: ignore[misc]
     ) -> None:  # fmt: skip
         """`spread`: the setting `distributed`."""
         self.spread = spread
+        self.shared_out = False  # whether each process holds a part of the weights by now
         super().__init__(data_collator=collate, callbacks=[recorder], **of_trainer)
         self.batches, self.held_out, self.objective, self.asked = batches, held_out, objective, asked
         self.recorder, self.where = recorder, where
@@ -71,6 +74,7 @@ class Loop(Trainer):  # type: ignore[misc]
     def _prepare_for_training(self, *words: Any, **named: Any) -> Any:
         prepared = super()._prepare_for_training(*words, **named)
         sharding.refuse_unless_sharded(self.model, self.spread)
+        self.shared_out = self.spread in SHARDED
         return prepared
 
     # batches
@@ -168,9 +172,19 @@ class Loop(Trainer):  # type: ignore[misc]
 
     def whole_weights(self) -> dict[str, torch.Tensor] | None:
         """The weights that processes share out, whole in the first one; None where each has them all."""
-        if self.spread not in SHARDED:
+        if not self.shared_out:
             return None
         return self.accelerator.get_state_dict(self.model_wrapped)  # type: ignore[no-any-return]
+
+    def take_weights(self, folder: Path) -> None:
+        """Take the weights of a checkpoint, before the training or after it."""
+        if self.is_deepspeed_enabled and self.deepspeed is not None:
+            strict = not isinstance(self.model, PeftModel)
+            deepspeed_load_checkpoint(self.model_wrapped, str(folder), load_module_strict=strict)
+        elif self.is_fsdp_enabled and not self.shared_out:
+            sharding.load_whole(self.model, folder)
+        else:
+            self._load_from_checkpoint(str(folder))
 
     # checkpoints
 
@@ -234,6 +248,8 @@ def fit(
         if now.first and sys.stderr.isatty():
             loop.add_callback(Bar)
         recorder.prepare(asked, cfg, held_out=bool(held_out))
+        if now.rank:  # the others draw noise of their own, for their rows; every process has made the same weights
+            set_seed(cfg.seed + now.rank)
         # Under autocast the adapter's fp32 weights are computed on in 16 bits; peft would cast the activations
         # to fp32 and autocast back again.
         with loop.objective.attention(model), disable_input_dtype_casting(model, active=dtype != "float32"):
@@ -241,7 +257,7 @@ def fit(
     asked.refuse_if_stopped(loop.state.global_step, schedule.steps)
     if cfg.load_best_model_at_end and loop.state.best_global_step:
         log.info("the best weights are those of step %d", loop.state.best_global_step)
-        loop._load_from_checkpoint(str(folder / f"checkpoint-{loop.state.best_global_step}"))
+        loop.take_weights(folder / f"checkpoint-{loop.state.best_global_step}")
     return recorder.figures(loop.state, cfg.load_best_model_at_end), loop.whole_weights()
 
 
@@ -252,7 +268,7 @@ def _run(loop: Loop, start: Path | None, steps: int) -> None:
         loop.recorder.resume(start, state)
         if state.global_step >= steps or loop.recorder.patience_is_out(state):
             loop.state = state
-            loop._load_from_checkpoint(str(start))
+            loop.take_weights(start)
             return
     loop.train(resume_from_checkpoint=str(start) if start else None)
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType
+from peft import PeftModel
+from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
 
 from src.config import TrainConfig
@@ -58,6 +61,15 @@ def fsdp_on_cpu(wanted: bool) -> Iterator[None]:
     if wanted and state.get("distributed_type") == DistributedType.MULTI_CPU:
         state["distributed_type"] = DistributedType.MULTI_GPU
     yield
+
+
+def load_whole(model: Any, folder: Path) -> None:
+    """Load a checkpoint's weights into a model that has not been shared out."""
+    if isinstance(model, PeftModel):
+        model.load_adapter(str(folder), "default", is_trainable=True)
+        return
+    for file in sorted(folder.glob("model*.safetensors")):
+        model.load_state_dict(load_file(file), strict=False)  # tied weights are stored once
 
 
 def refuse_unless_sharded(model: Any, distributed: str) -> None:

@@ -217,7 +217,7 @@ def test_training_on_the_evaluation_split_is_refused(world: World, capsys: pytes
     [
         (["dataset_path=nowhere"], "dataset_path nowhere is not a folder"),
         (["dataset_pattern=*.csv"], "it holds lessons.jsonl"),
-        (["cuda_visible_devices=0,1"], "training on several GPUs is not available in this version"),
+        (["num_processes=999"], "num_processes=999, but this machine has no GPU of cuda_visible_devices='' and"),
         (["data_source.type=lakefs"], "data_source.type=lakefs names no server"),
         (["data_source.repo=x"], "data_source.repo has no meaning with data_source.type=local"),
         (["model_name=./nowhere"], "model_name ./nowhere does not exist"),
