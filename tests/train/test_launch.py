@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
 
@@ -89,6 +90,22 @@ def test_a_training_of_two_processes_goes_on_after_a_signal_and_after_a_kill(wor
     assert [r.id for r in there.runs] == [run.id]
     assert samples(run) == samples(whole)
     assert sha256(adapter(run)) == sha256(adapter(whole))
+
+
+def test_two_machines_find_each_other_under_srun(world: World, start: Start) -> None:
+    slurm = {"SLURM_STEP_ID": "0", "SLURM_NTASKS": "2", "SLURM_JOB_NUM_NODES": "2", "SLURM_NODELIST": "localhost"}
+    slurm |= {"SLURM_JOB_ID": str(os.getpid())}  # the port is made of it
+    words = ("max_steps=2", "batch_size=6", "data_workers=1")
+    second = start(*words, **slurm, SLURM_NODEID="1")
+    code, said = ended(start(*words, **slurm, SLURM_NODEID="0"))
+    assert code == 0, said
+    assert "starting 1 process on machine 0 of 2" in said
+    code, said = ended(second)
+    assert code == 0, said
+    assert said.splitlines()[1:] == []  # only the first machine tells
+    (run,) = world.runs
+    assert [len(step["rows"]) for step in samples(run)] == [12, 4]
+    assert run.manifest["processes"] == 2
 
 
 # --- failures --------------------------------------------------------------------------------------------
