@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from functools import cache
+from importlib.util import find_spec
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 from annotated_types import Ge, Gt, Interval, Len
@@ -437,6 +438,11 @@ def cross_checks(values: Mapping[str, Any]) -> list[str]:
     name = values.get("publish_name")
     if isinstance(name, str) and not re.fullmatch(r"\w[\w.-]*", name):
         problems.append(f"publish_name={name}: should be a name of letters, digits, '.', '_' and '-'")
+    problems += [
+        f"report_to={name}: {name} is not installed; pip install {name}"
+        for name in values.get("report_to") or []
+        if name in {"mlflow", "wandb"} and not find_spec(name)
+    ]
     if (values.get("loss") == "weighted") != bool(values.get("class_weights")):
         problems.append("class_weights goes with loss=weighted, and loss=weighted with class_weights")
     if values.get("packing") is True and values.get("padding_free") is False:

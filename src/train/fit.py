@@ -193,7 +193,9 @@ def fit(
             processing_class=tokenizer,
             batches=batches,
             held_out=held_out,
-            objective=Objective(model, criterion(model, tokenizer, cfg), dtype, end_to_end),
+            objective=Objective(
+                model, criterion(model, tokenizer, cfg), dtype, end_to_end, noise=cfg.neftune_noise_alpha
+            ),
             asked=asked,
             recorder=recorder,
             where=where,
@@ -302,7 +304,6 @@ def arguments(
         lr_scheduler_type="constant_with_warmup" if scheduler == "constant" and warmup else scheduler,
         lr_scheduler_kwargs=cfg.lr_scheduler_kwargs,
         max_grad_norm=cfg.max_grad_norm,
-        neftune_noise_alpha=cfg.neftune_noise_alpha,
         activation_checkpointing=cfg.gradient_checkpointing is True,
         torch_compile=cfg.torch_compile,
         use_liger_kernel=kernels == "liger",

@@ -91,7 +91,8 @@ def train(cfg: TrainConfig) -> int:
 def _unused(cfg: TrainConfig) -> list[str]:
     """Large packages that this training does not need."""
     in_bits = cfg.method == "qlora" or "8bit" in cfg.optim or "paged" in cfg.optim
-    return [*OPTIONAL, *([] if in_bits else ["bitsandbytes"])]
+    unused = [*OPTIONAL, *([] if in_bits else ["bitsandbytes"])]
+    return [package for package in unused if package not in cfg.report_to]
 
 
 def save(model: Any, chat: Chat, folder: Path) -> None:
