@@ -10,7 +10,6 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
-from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
@@ -26,7 +25,7 @@ ConfigStore.instance().store(
 )
 
 
-class OptunaSweeper(Sweeper):  # type: ignore[misc]
+class OptunaSweeper(Sweeper):
     """Minimises or maximises what the job returns; a job that returns None failed, and the next one is drawn.
 
     The sampler is seeded with the setting `seed`: the same figures lead to the same trials.
@@ -34,7 +33,7 @@ class OptunaSweeper(Sweeper):  # type: ignore[misc]
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydra_context, self.config = hydra_context, config
-        self.launcher: Launcher = Plugins.instance().instantiate_launcher(
+        self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
 
@@ -42,6 +41,7 @@ class OptunaSweeper(Sweeper):  # type: ignore[misc]
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
+        assert self.config is not None
         node = OmegaConf.select(self.config, "search")
         search = settings.load("sweep", {"search": OmegaConf.to_container(node) if node else {}}).search
         fixed, dimensions = space.split(arguments)
@@ -50,7 +50,7 @@ class OptunaSweeper(Sweeper):  # type: ignore[misc]
         for number in range(search.trials):
             trial = study.ask()
             batch = [[*fixed, *(d.draw(trial) for d in dimensions)]]
-            self.validate_batch_is_legal(batch)
+            assert self.launcher is not None
             (done,) = self.launcher.launch(batch, initial_job_idx=number)
             figure: Any = done.return_value
             study.tell(trial, figure, None if figure is not None else optuna.trial.TrialState.FAIL)

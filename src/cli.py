@@ -169,13 +169,13 @@ def _sweep(call: Call, overrides: list[str], search: config.SearchArgs, task: Ca
     place = ["--config-path", str(call.config_dir), "--config-name", call.config_name]
     again = ["make", call.stage] if shipped else ["python", "-m", "src.main", call.stage, *place]
     fixed, dimensions = space.split(overrides)
-    swept = {d.key: d.name for d in dimensions}
+    swept = {d.key for d in dimensions}
     sweep = Sweep(plan(_composed(call, fixed)[0], _composed(call, [])[0], overrides, search, again))
 
     def job(composed: DictConfig) -> float | None:
         current, loaded = HydraConfig.get(), _loaded(call, composed)
-        words = (word.split("=", 1) for word in current.overrides.task)
-        settings = {swept[key]: value for key, value in words if key in swept}
+        words = [word for word in current.overrides.task if word.split("=", 1)[0] in swept]
+        settings = dict(space.shown(word) for word in words)
         return sweep.trial(current.job.num, settings, loaded.output_dir, lambda: task(loaded))
 
     with sweep:
@@ -234,8 +234,6 @@ def _with_search(call: Call, overrides: list[str]) -> tuple[list[str], config.Se
         _, dimensions = space.split([*overrides, *added])
     except ConfigError as error:
         return overrides, None, list(error.problems)
-    except HydraException as error:
-        return overrides, None, [f"search.space: {_first_line(error)}"]
     drawn = SEARCHER in overrides or any(not d.options for d in dimensions)
     if "--cfg" in call.flags or not (search.space or (call.multirun and drawn)):
         return overrides, search, problems
@@ -392,7 +390,7 @@ def _with_files(call: Call, text: str, parsed: Override) -> tuple[str, Override]
 def _chosen(parsed: Override) -> list[str]:
     """The presets that an override names: one, or those of a sweep."""
     value = parsed.value()
-    return [str(v) for v in getattr(value, "list", [value]) if v is not None]
+    return [str(getattr(v, "text", v)) for v in getattr(value, "list", [value]) if v is not None]
 
 
 def _unknown_preset(call: Call, parsed: Override) -> list[str]:

@@ -33,7 +33,7 @@ def help_text(stage: str, config_name: str, summary: str) -> str:
         "flags:",
         "  --config-name, --config-path  another file or folder; a run's config_used.yaml repeats the run",
         "  --cfg job                     print the composed configuration and stop",
-        "  --multirun, -m                one job for each combination of key=a,b; of train, one trial of a sweep",
+        "  --multirun, -m                one job for each combination of key=a,b",
     ]
     return "\n".join(lines)
 

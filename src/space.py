@@ -16,6 +16,7 @@ from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
+from hydra.errors import HydraException
 
 from src.errors import ConfigError
 
@@ -92,13 +93,23 @@ def corners(fixed: list[str], dimensions: list[Dimension]) -> Iterator[list[str]
 def word(key: str, values: Any) -> str:
     """An entry of `search.space` as an override: a list is one of its elements, a text is Hydra's grammar.
 
-    Raises: ConfigError if it spans nothing.
+    Raises: ConfigError if it is none, or spans nothing.
     """
     text = ",".join(map(_element, values)) if isinstance(values, list) else str(values)
-    override = OverridesParser.create().parse_override(f"{key}={text}")
+    try:
+        override = OverridesParser.create().parse_override(f"{key}={text}")
+    except HydraException:
+        raise ConfigError(f"search.space.{key}={text} cannot be read; {FORMS}") from None
     if not override.is_sweep_override():
         raise ConfigError(f"search.space.{key}={text} leaves no choice; {FORMS}")
     return f"{key}={text}"
+
+
+def shown(override: str) -> tuple[str, str]:
+    """The setting that an override names and its value, without the escapes of Hydra's grammar."""
+    value = OverridesParser.create().parse_override(override).value()
+    name, text = override.lstrip("+").split("=", 1)
+    return name, value if isinstance(value, str) else text
 
 
 def _element(value: Any) -> str:

@@ -107,7 +107,7 @@ class Sweep:
         Raises: KeyboardInterrupt; ConfigError if a search finds its figure in no run.
         """
         trial: Trial = {"number": number, "settings": redact(dict(settings)), "status": RUNNING, "objective": None,
-                        "run": None, "error": None}  # fmt: skip
+                        "run": None, "error": None, "exit_code": 0}  # fmt: skip
         shown = " ".join(f"{k}={v}" for k, v in trial["settings"].items())
         known = next((t for t in self.trials + self.before if t["settings"] == trial["settings"]), None)
         print(f"trial {number}: {shown}" + ("  (as before)" if known else ""), flush=True)
@@ -122,16 +122,16 @@ class Sweep:
         self._save()
         older = _names(root)
         try:
-            work()
-            trial["status"] = FINISHED
+            code = work() or 0
+            trial |= {"status": FINISHED} if code == 0 else _failure(code, f"exit code {code}")
         except KeyboardInterrupt:
             trial |= {"status": INTERRUPTED, "error": "stopped by the user"}
             raise
         except UserError as error:
-            trial |= {"status": FAILED, "error": str(error).replace("\n", "; ")}
+            trial |= _failure(error.exit_code, str(error).replace("\n", "; "))
         except Exception as error:  # one trial out of memory is no reason to lose the others
             print(redact(traceback.format_exc()), file=sys.stderr, flush=True)
-            trial |= {"status": FAILED, "error": f"{type(error).__name__}: {error}"}
+            trial |= _failure(1, f"{type(error).__name__}: {error}".replace("\n", " "))
         finally:
             made = [runs.Run(root / name) for name in sorted(_names(root) - older)]
             mine = [run for run in made if run.readable and run.manifest["process"] == runs.this_process()]
@@ -152,12 +152,12 @@ class Sweep:
         if len(found) == 1 and math.isfinite(found[0]):
             return found[0]
         if len(found) == 1:
-            trial |= {"status": FAILED, "error": f"{name} is {found[0]}"}
+            trial |= _failure(2, f"{name} is {found[0]}")
         elif self.plan.searching:  # no later trial would have it either
             short = [k.rsplit(".", 1)[-1] for k in figures]
             known = did_you_mean(name, short) or f"; there are: {', '.join(figures) or 'none'}"
             problem = f"search.metric={name} is not one figure of a run's metrics.json{known}"
-            trial |= {"status": FAILED, "error": problem}
+            trial |= _failure(2, problem)
             self._save()
             raise ConfigError(problem)
         return None
@@ -235,9 +235,7 @@ class Sweep:
         assert isinstance(used, dict)
         base = redact(self.plan.base)
         swept = {name.split(".")[0] for name in best["settings"]}
-        found = {
-            k: v for k, v in used.items() if k in swept or k not in PLACES and (k not in base or base[k] != v)
-        }
+        found = {k: v for k, v in used.items() if k not in PLACES and (k in swept or base.get(k) != v)}
         path = self.folder / BEST
         about = f"# the best of sweep {self.folder.name}: {self._about(best)}"
         write_text(path, f"# @package _global_\n{about}\n{OmegaConf.to_yaml(OmegaConf.create(found))}")
@@ -245,9 +243,14 @@ class Sweep:
 
     @property
     def exit_code(self) -> int:
-        """2 if a trial failed that was asked for by its settings, or if no trial of a search came to an end."""
-        finished = [t["status"] == FINISHED for t in self.trials]
-        return 0 if (any(finished) if self.plan.searching else all(finished)) else 2
+        """The worst of the trials'; a search has done its work if one of them came to an end."""
+        if self.plan.searching and any(t["status"] == FINISHED for t in self.trials):
+            return 0
+        return max((int(t["exit_code"]) for t in self.trials), default=0)
+
+
+def _failure(code: int, error: str) -> Trial:
+    return {"status": FAILED, "exit_code": code, "error": error}
 
 
 def _unfinished(root: Path, plan: Plan) -> Path | None:
