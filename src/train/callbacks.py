@@ -89,9 +89,6 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
         (folder / "training_args.bin").unlink(missing_ok=True)
         write_text(folder / COMPLETE, f"step {state.global_step}\n")
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.curves.close()
-
 
 class Bar(ProgressCallback):  # type: ignore[misc]
     """The Trainer's progress bars without its own lines: RunRecorder writes them, to the log as well."""

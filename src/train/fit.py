@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,8 @@ def fit(
         trainer.add_callback(Bar)
     # Under autocast the adapter's fp32 weights are computed on in 16 bits; peft would cast the activations
     # to fp32 and autocast back again.
-    with recorder.heeding_interrupts(), disable_input_dtype_casting(model, active=dtype != "float32"):
+    held = closing(recorder.curves)  # their file and its thread, however the training ends
+    with held, recorder.heeding_interrupts(), disable_input_dtype_casting(model, active=dtype != "float32"):
         done = trainer.train()
     losses = [h["eval_loss"] for h in trainer.state.log_history if "eval_loss" in h]
     return {
