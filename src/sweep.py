@@ -25,7 +25,7 @@ from omegaconf import OmegaConf
 
 from src import runs, space
 from src.config import SearchArgs
-from src.errors import ConfigError, RunError, UserError, did_you_mean
+from src.errors import ConfigError, RunError, Stopped, UserError, did_you_mean
 from src.runs import FAILED, FINISHED, INTERRUPTED, RUNNING
 from src.utils.files import disk_errors, read_json, write_json, write_text
 from src.utils.secrets import redact
@@ -104,7 +104,8 @@ class Sweep:
         """Do `work`, which makes a run in `output_dir`. Returns: the trial's figure; None if it failed.
 
         Settings that were tried before, in this sweep or in the one that it goes on with, are not tried again.
-        Raises: KeyboardInterrupt; ConfigError if a search finds its figure in no run.
+        Raises: KeyboardInterrupt, SystemExit or Stopped, which end the whole sweep; ConfigError if a search finds
+        its figure in no run.
         """
         trial: Trial = {"number": number, "settings": redact(dict(settings)), "status": RUNNING, "objective": None,
                         "run": None, "error": None, "exit_code": 0}  # fmt: skip
@@ -120,12 +121,13 @@ class Sweep:
 
     def _try(self, trial: Trial, root: Path, work: Callable[[], Any]) -> None:
         self._save()
-        older = _names(root)
+        older = _states(root)
         try:
             code = work() or 0
             trial |= {"status": FINISHED} if code == 0 else _failure(code, f"exit code {code}")
-        except KeyboardInterrupt:
-            trial |= {"status": INTERRUPTED, "error": "stopped by the user"}
+        except (KeyboardInterrupt, SystemExit, Stopped) as error:
+            reason = error.problems[0] if isinstance(error, Stopped) else "stopped by the user"
+            trial |= {"status": INTERRUPTED, "error": reason}
             raise
         except UserError as error:
             trial |= _failure(error.exit_code, str(error).replace("\n", "; "))
@@ -133,9 +135,9 @@ class Sweep:
             print(redact(traceback.format_exc()), file=sys.stderr, flush=True)
             trial |= _failure(1, f"{type(error).__name__}: {error}".replace("\n", " "))
         finally:
-            made = [runs.Run(root / name) for name in sorted(_names(root) - older)]
-            mine = [run for run in made if run.readable and run.manifest["process"] == runs.this_process()]
-            if mine:
+            touched = [runs.Run(root / name) for name, state in _states(root).items() if older.get(name) != state]
+            mine = [run for run in touched if run.readable and run.manifest["process"] == runs.this_process()]
+            if mine:  # a new run, or the interrupted one that it went on with
                 trial["run"] = os.path.relpath(mine[-1].path, self.folder)
             self._save()
             gc.collect()  # the trial's model, before the next one is loaded
@@ -270,9 +272,10 @@ def _done(record: Mapping[str, Any]) -> list[Trial]:
     return [t for t in record["trials"] if t["status"] in {FINISHED, FAILED}]
 
 
-def _names(root: Path) -> set[str]:
-    """The runs that are there."""
-    return {p.name for p in root.iterdir() if not p.is_symlink()} if root.is_dir() else set()
+def _states(root: Path) -> dict[str, int]:
+    """The runs that are there, each with the time of its last change of state."""
+    found = sorted(p for p in root.glob("*/manifest.json") if not p.parent.is_symlink())
+    return {p.parent.name: p.stat().st_mtime_ns for p in found}
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

@@ -20,7 +20,7 @@ import pytest
 import yaml
 
 from src import cli, config, runs
-from src.errors import ConfigError, DataError
+from src.errors import ConfigError, DataError, Stopped
 from src.sweep import TABLE, TRIALS
 from tests.fixtures import ROOT, World, tree
 
@@ -300,6 +300,30 @@ def test_a_sweep_that_another_process_is_at_work_on_is_left_alone() -> None:
     before = path.read_bytes()
     assert len(sweep("--multirun", "lora_r=10,9")[1].seen) == 2
     assert path.read_bytes() == before and len(folders()) == 2
+
+
+def test_a_stopped_training_stops_the_sweep() -> None:
+    def stop(cfg: Any, count: int) -> None:
+        if count == 2:
+            raise Stopped("stopped by SIGTERM after step 3 of 9, with a checkpoint")
+
+    with pytest.raises(Stopped):
+        sweep(SPACE, "search.trials=3", hook=stop)
+    assert [t["status"] for t in record()["trials"]] == ["finished", "interrupted"]
+    assert "SIGTERM" in record()["trials"][1]["error"]
+
+
+def test_a_trial_that_goes_on_with_its_run_is_that_run() -> None:
+    def again(cfg: Any, count: int) -> int:
+        run = runs.all_runs("outputs")[0]
+        run.reopen()
+        (run.path / "metrics.json").write_text('{"train": {"eval_loss": 1.5}}')
+        return 0
+
+    sweep("--multirun", "lora_r=7,8")
+    cli.run(cli.parse("train", "train", ["--multirun", "lora_r=9"]), lambda cfg: again(cfg, 1))
+    (trial,) = record()["trials"]
+    assert trial["objective"] == 1.5 and trial["run"].endswith(runs.all_runs("outputs")[0].id)
 
 
 # The search
