@@ -341,6 +341,26 @@ class PublishArgs:
     gate: GateArgs = field(default_factory=GateArgs)
 
 
+@dataclass
+class SearchArgs:
+    """A sweep's own settings: they are of no run, and stand in no run's config_used.yaml."""
+
+    space: Annotated[
+        dict[str, Any], Doc("settings to draw: {lr: 'tag(log, interval(1e-4, 1e-2))', lora_r: [8, 16]}")
+    ] = field(default_factory=dict)
+    trials: Annotated[int, Ge(1), Doc("trials of a search")] = 20
+    metric: Annotated[str, Len(1), Doc("figure of a run's metrics.json by which trials are ranked")] = "eval_loss"
+    direction: Annotated[Literal["minimize", "maximize"], Doc("which of two figures is the better one")] = (
+        "minimize"
+    )
+    resume: Annotated[bool, Doc("go on with the unfinished sweep of the same command, if there is one")] = True
+
+
+@dataclass
+class SweepArgs:
+    search: SearchArgs = field(default_factory=SearchArgs)
+
+
 _STRICT = ConfigDict(extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=False)
 
 # Python lays out the fields of the last base first: read each list from its end.
@@ -386,6 +406,11 @@ class PublishConfig(OutputArgs, PublishArgs, TunedArgs):
     __pydantic_config__ = _STRICT
 
 
+@dataclass
+class SweepConfig(SweepArgs):
+    __pydantic_config__ = _STRICT
+
+
 SCHEMAS: dict[str, type] = {
     "train": TrainConfig,
     "check-data": TrainConfig,  # the very settings of the training that it stands before
@@ -394,6 +419,7 @@ SCHEMAS: dict[str, type] = {
     "eval-baseline": BaselineConfig,
     "publish": PublishConfig,
     "publish-hf": PublishConfig,
+    "sweep": SweepConfig,  # no stage: what a multirun of train takes besides
 }
 
 

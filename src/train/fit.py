@@ -6,6 +6,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -207,7 +208,8 @@ def fit(
         recorder.prepare(asked, cfg, held_out=bool(held_out))
         # Under autocast the adapter's fp32 weights are computed on in 16 bits; peft would cast the activations
         # to fp32 and autocast back again.
-        with loop.objective.attention(model), disable_input_dtype_casting(model, active=dtype != "float32"):
+        uncast = disable_input_dtype_casting(model, active=dtype != "float32")
+        with closing(recorder), loop.objective.attention(model), uncast:
             _run(loop, start, schedule.steps)
     asked.refuse_if_stopped(loop.state.global_step, schedule.steps)
     if cfg.load_best_model_at_end and loop.state.best_global_step:
