@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from src.data.rows import IGNORED, Example
 from src.errors import ConfigError
 from src.runs import Run
 from src.train.callbacks import Bar, RunRecorder
+from src.train.collate_tasks import ClassificationCollator, Seq2SeqCollator
 
 
 class Rows(torch.utils.data.Dataset):  # type: ignore[type-arg]
@@ -52,6 +53,13 @@ class Collator:
         }
 
 
+COLLATORS: dict[str, Callable[[int], Any]] = {
+    "causal_lm": Collator,
+    "seq2seq": Seq2SeqCollator,
+    "classification": ClassificationCollator,
+}
+
+
 def fit(
     model: Any, tokenizer: Any, examples: Sequence[Example], held_out: Sequence[Example], cfg: TrainConfig,
     dtype: str, run: Run,
@@ -63,7 +71,7 @@ def fit(
         args=arguments(cfg, dtype, len(examples), bool(held_out), run.path / "checkpoints"),
         train_dataset=Rows(examples),
         eval_dataset=Rows(held_out) if held_out else None,
-        data_collator=Collator(tokenizer.pad_token_id),
+        data_collator=COLLATORS[cfg.task](tokenizer.pad_token_id),
         processing_class=tokenizer,
         callbacks=[recorder],
     )
