@@ -70,11 +70,17 @@ def load_base(
         **({"quantization_config": quantization, "device_map": {"": device}} if four_bit else {}),
     )
     new = [*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])]
-    model.untrained_modules = sorted({key.rpartition(".")[0] for key in new} - {""})
+    model.untrained_modules = sorted({_module(key, model.base_model_prefix) for key in new} - {""})
     commit = getattr(model.config, "_commit_hash", None)
     if source.folder is None and commit:
         source = replace(source, revision=commit)
     return (model if four_bit else model.to(device)), source
+
+
+def _module(key: str, trunk: str) -> str:
+    """The layer of the parameter `key`; outside the trunk of the model the whole head that it is a part of."""
+    head = key.split(".")[0]
+    return key.rpartition(".")[0] if head == trunk else head
 
 
 def pad_alike(model: Any, tokenizer: Any) -> None:
