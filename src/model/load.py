@@ -46,19 +46,14 @@ def load_base(
             f"nvidia-smi shows a GPU, but torch {torch.__version__} cannot use it",
             hint="install a CUDA build of torch that fits the driver, or set hardware=cpu",
         )
-    quantization = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=DTYPES[dtype],
-    )
-    config = load_config(source.location, source.revision, trust_remote_code)
-    check(config.to_dict(), source.name, task)
-    if labels:
-        config.id2label = dict(enumerate(labels))
-        config.label2id = {label: number for number, label in enumerate(labels)}
+    kind = getattr(transformers, TASKS[task].auto)
+    config = _config(source, task, labels, trust_remote_code)
+    quantised: dict[str, Any] = {}
+    if four_bit:
+        heads = _heads(kind, config) if labels else None
+        quantised = {"quantization_config": _four_bit(dtype, heads), "device_map": {"": device}}
     model, found = fetched(
-        getattr(transformers, TASKS[task].auto),
+        kind,
         source.location,
         config=config,
         revision=hub_revision(source.revision),
@@ -67,7 +62,7 @@ def load_base(
         output_loading_info=True,
         ignore_mismatched_sizes=bool(labels),  # the head of a classifier of other labels
         dtype=DTYPES[dtype],
-        **({"quantization_config": quantization, "device_map": {"": device}} if four_bit else {}),
+        **quantised,
     )
     new = [*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])]
     model.untrained_modules = sorted({_module(key, model.base_model_prefix) for key in new} - {""})
@@ -75,6 +70,34 @@ def load_base(
     if source.folder is None and commit:
         source = replace(source, revision=commit)
     return (model if four_bit else model.to(device)), source
+
+
+def _config(source: Source, task: Task, labels: Sequence[str], trust_remote_code: bool) -> Any:
+    """The model's settings, with the names of its labels. Raises: ModelError if it cannot do the task."""
+    config = load_config(source.location, source.revision, trust_remote_code)
+    check(config.to_dict(), source.name, task)
+    if labels:
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {label: number for number, label in enumerate(labels)}
+    return config
+
+
+def _four_bit(dtype: str, spared: list[str] | None) -> BitsAndBytesConfig:
+    """nf4 weights, but for the layers `spared` (patterns; None: the output head)."""
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=DTYPES[dtype],
+        llm_int8_skip_modules=spared,
+    )
+
+
+def _heads(kind: Any, config: Any) -> list[str]:
+    """Layers of a classifier that may be new, as patterns: four bits could not be trained."""
+    with torch.device("meta"):
+        shell = kind.from_config(config)
+    return [*(name for name, _ in shell.named_children() if name != shell.base_model_prefix), r".*pooler"]
 
 
 def _module(key: str, trunk: str) -> str:
