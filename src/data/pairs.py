@@ -143,19 +143,16 @@ def _encoded(tokens: Sequence[tuple[Pair, list[int], list[int]]], chat: Chat, ru
     return Encoded(examples, [], [], note, ends)
 
 
-def _fitted(pair: Pair, source_ids: list[int], target: list[int], chat: Chat, rules: Rules) -> Example:
+def _fitted(pair: Pair, read: list[int], target: list[int], chat: Chat, rules: Rules) -> Example:
     most, rule = rules.max_length, rules.on_overlength
-    if max(len(source_ids), len(target)) > most and rule == "reject":
-        longer = "text" if len(source_ids) > most else "answer"
-        raise RowError(
-            "over_length", f"has {longer} of {max(len(source_ids), len(target))} tokens, over max_length={most}"
-        )
+    if len(read) > most and rule == "reject":
+        raise RowError("over_length", f"has a text of {len(read)} tokens, over max_length={most}")
     if len(target) > most and rule != "truncate":
         raise RowError("over_length", f"has an answer of {len(target)} tokens, over max_length={most}")
-    if len(source_ids) > most:
-        source_ids = _cut(chat, pair.source, most, "right" if rule == "truncate" else "left")
+    if len(read) > most:
+        read = _cut(chat, pair.source, most, "right" if rule == "truncate" else "left")
     target = target[:most]
-    return Example(source_ids + target, [False] * len(source_ids) + [True] * len(target))
+    return Example(read + target, [False] * len(read) + [True] * len(target))
 
 
 def _cut(chat: Chat, text: str, most: int, side: str) -> list[int]:
