@@ -106,9 +106,7 @@ def _check(row: Row, chat: Chat) -> None:
         raise RowError("no_answer", "is a text without an answer or a label")
     carried = [key for turn in row.messages for key in UNREAD if turn.get(key)]
     if row.tools or carried:
-        raise RowError(
-            "not_read", f"has {(carried or ['tools'])[0]}, which a text without a chat template cannot say"
-        )
+        raise RowError("not_read", f"has {(carried or ['tools'])[0]}, which plain text cannot say")
 
 
 def _marks(chat: Chat) -> list[str]:
