@@ -24,7 +24,7 @@ from src.train.batches import Batches
 from src.train.callbacks import Bar, RunRecorder
 from src.train.collate import EndToEnd, Padded, Rows
 from src.train.collate_tasks import COLLATORS
-from src.train.losses import Criterion
+from src.train.losses import Criterion, class_weights
 from src.train.objective import Objective
 from src.train.stop import Asked
 from src.utils.logs import log
@@ -194,7 +194,7 @@ def fit(
             processing_class=tokenizer,
             batches=batches,
             held_out=held_out,
-            objective=Objective(model, Criterion(cfg), dtype, end_to_end),
+            objective=Objective(model, criterion(model, tokenizer, cfg), dtype, end_to_end),
             asked=asked,
             recorder=recorder,
             where=where,
@@ -258,6 +258,20 @@ def collator(tokenizer: Any, end_to_end: bool) -> EndToEnd | Padded:
     if not end_to_end:
         return Padded(tokenizer.pad_token_id)
     return EndToEnd(multiple=1 if torch.cuda.is_available() else CPU_MULTIPLE)
+
+
+def criterion(model: Any, tokenizer: Any, cfg: TrainConfig) -> Criterion:
+    """The loss asked for. Raises: ConfigError if `class_weights` names what is not one class."""
+
+    labels: dict[str, int] = model.config.label2id if cfg.task == "classification" else {}
+
+    def ids(name: str) -> list[int]:
+        if labels:
+            return [labels[name]] if name in labels else []
+        return list(tokenizer(name, add_special_tokens=False)["input_ids"])
+
+    classes = len(labels) or model.get_output_embeddings().weight.shape[0]
+    return Criterion(cfg, class_weights(cfg, classes, ids))
 
 
 def _deterministic(wanted: bool) -> None:

@@ -21,6 +21,7 @@ from src.model.source import Source, locate
 from src.train import check, resume
 from src.utils import environment
 from src.utils.files import whole_folder, write_json
+from src.utils.imports import OPTIONAL, without
 from src.utils.logs import log, log_to
 
 
@@ -44,27 +45,28 @@ def train(cfg: TrainConfig) -> int:
     log.info("%s usable rows in %d files; base model %s", f"{len(data.store):,}", len(data.store.files), base.name)
     log.info("device %s; precision %s", device, dtype)
 
-    from src.model import load, methods  # torch and its like start loading here
-    from src.train import checkpoint
-    from src.train.callbacks import RunRecorder
-    from src.train.fit import Schedule, arguments, batches_of, fit
+    with without(*_unused(cfg)):
+        from src.model import load, methods  # torch and its like start loading here
+        from src.train import checkpoint
+        from src.train.callbacks import RunRecorder
+        from src.train.fit import Schedule, arguments, batches_of, fit
 
-    examples, chat = check.tokenised(data, base, cfg)
-    show(examples, chat, cfg.max_length)
-    checks.refuse_findings(examples.report, cfg)
-    labels = tuple(examples.report.get("labels", ()))
-    held_out = _held_out(dev, chat, prepare.rules_of(cfg, labels))
+        examples, chat = check.tokenised(data, base, cfg)
+        show(examples, chat, cfg.max_length)
+        checks.refuse_findings(examples.report, cfg)
+        labels = tuple(examples.report.get("labels", ()))
+        held_out = _held_out(dev, chat, prepare.rules_of(cfg, labels))
 
-    load.seed_everything(cfg.seed)
-    model, base = load.load_base(
-        base, dtype.value, device.value,
-        four_bit=methods.METHODS[cfg.method].four_bit, trust_remote_code=cfg.trust_remote_code,
-        task=cfg.task, labels=labels,
-    )  # fmt: skip
-    if labels:
-        load.pad_alike(model, chat.tokenizer)
-    load.seed_everything(cfg.seed)
-    model = methods.apply(model, cfg, base, cfg.gradient_checkpointing is True, cfg.task)
+        load.seed_everything(cfg.seed)
+        model, base = load.load_base(
+            base, dtype.value, device.value,
+            four_bit=methods.METHODS[cfg.method].four_bit, trust_remote_code=cfg.trust_remote_code,
+            task=cfg.task, labels=labels,
+        )  # fmt: skip
+        if labels:
+            load.pad_alike(model, chat.tokenizer)
+        load.seed_everything(cfg.seed)
+        model = methods.apply(model, cfg, base, cfg.gradient_checkpointing is True, cfg.task)
     trainable, total = methods.trainable_parameters(model)
     log.info("%s: %s of %s parameters are trained (%.2f %%)", cfg.method, f"{trainable:,}", f"{total:,}",
              100 * trainable / total)  # fmt: skip
@@ -88,6 +90,12 @@ def train(cfg: TrainConfig) -> int:
         write_json(run.path / "metrics.json", {"train": figures})
     log.info("trained in %.0f s, loss %.4f; model in %s", figures["seconds"], figures["train_loss"], run.model)
     return 0
+
+
+def _unused(cfg: TrainConfig) -> list[str]:
+    """Large packages that this training does not need."""
+    in_bits = cfg.method == "qlora" or "8bit" in cfg.optim or "paged" in cfg.optim
+    return [*OPTIONAL, *([] if in_bits else ["bitsandbytes"])]
 
 
 def save(model: Any, chat: Chat, folder: Path) -> None:

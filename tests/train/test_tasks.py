@@ -122,6 +122,17 @@ def test_a_classification_says_the_probability_and_accounts_for_its_labels(world
     assert all(1 / 3 <= r["probability"] <= 1 and r["prediction"] in report["labels"] for r in rows)
 
 
+def test_a_label_of_greater_weight_is_learnt_at_the_cost_of_the_others(world_of: Any, capsys: Said) -> None:
+    world = world_of("bert", "classification")
+    asked = words("classification", "loss=weighted", "epochs=2")
+    world.train(*asked, "class_weights={heat: 1000}")
+    assert world.call("eval", "splits=[test]") == 0
+    rows = read_jsonl(world.newest.path / "evals" / "test.predictions.jsonl")
+    assert {r["prediction"] for r in rows} == {"heat"}
+    told = refused(world, capsys, "train", *asked, "class_weights={noise: 2}")
+    assert "class_weights: 'noise' is no label" in told
+
+
 def test_the_head_of_a_baseline_is_drawn_with_the_seed_and_said_so(world_of: Any, capsys: Said) -> None:
     world = world_of("bert", "classification")
     scores = []
@@ -323,9 +334,8 @@ def test_a_model_or_setting_that_does_not_go_with_the_task_is_refused(
 
 def test_labels_that_cannot_be_learnt_are_refused_by_name(world_of: Any, capsys: Said) -> None:
     world = world_of("bert", "classification")
-    dev = jsonl(
-        world.splits / "dev.jsonl", [row("classification", "ore", "rate"), {"text": "a", "label": "noise"}]
-    )
+    known, unknown = row("classification", "ore", "rate"), {"text": "a", "label": "noise"}
+    dev = jsonl(world.splits / "dev.jsonl", [known, unknown])
     said = refused(world, capsys, "train", *words("classification"))
     assert f"{dev}:2 has the label 'noise', which no training row has" in said
     assert "the labels are: heat, mass, speed" in said
