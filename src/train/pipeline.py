@@ -43,7 +43,9 @@ def train(cfg: TrainConfig) -> int:
     device = environment.choose_device(cfg.cuda_visible_devices)
     dtype = environment.choose_dtype(cfg.bf16, cfg.cuda_visible_devices)
     log.info("%s usable rows in %d files; base model %s", f"{len(data.store):,}", len(data.store.files), base.name)
-    log.info("device %s; precision %s", device, dtype)
+    tf32 = environment.choose_tf32(cfg.tf32, cfg.cuda_visible_devices)
+    kernels = environment.choose_kernels(cfg.use_liger_kernel, cfg.cuda_visible_devices)
+    log.info("device %s; precision %s; TF32 %s; kernels %s", device, dtype, tf32, kernels)
 
     with without(*_unused(cfg)):
         from src.model import load, methods  # torch and its like start loading here
