@@ -62,6 +62,8 @@ TASKS: dict[Name, Task] = {
 ENCODER_HEADS = ("ForMaskedLM", "ForPreTraining", "ForTokenClassification", "ForQuestionAnswering")
 DECODER_HEADS = ("ForCausalLM", "LMHeadModel")
 CLASSIFIER = "ForSequenceClassification"
+VIRTUAL_TOKENS = {"prefix", "p_tuning", "prompt"}  # methods that train what stands before the input
+HEADS_KEPT = {"classifier", "score"}  # layers that peft saves with every adapter of a classifier
 # models whose positions begin behind that of the padding token
 OFFSET_POSITIONS = {
     "roberta",
@@ -104,10 +106,29 @@ def check(config: Mapping[str, Any], name: str, task: Name, max_length: int | No
         )
 
 
-def check_source(source: Source, task: Name, max_length: int | None = None) -> None:
-    """`check`, where the model is in a local folder. Raises: ModelError."""
+def check_source(source: Source, task: Name, max_length: int | None = None, method: str = "") -> None:
+    """`check` and `check_method`, where the model is in a local folder. Raises: ModelError."""
     if source.folder:
-        check(read_json(source.folder / "config.json"), source.name, task, max_length)
+        config = read_json(source.folder / "config.json")
+        check(config, source.name, task, max_length)
+        check_method(config, task, method)
+
+
+def check_method(config: Mapping[str, Any], task: Name, method: str, untrained: Sequence[str] = ()) -> None:
+    """Refuse a method that cannot make a classifier of a base model which lacks the layers `untrained`.
+
+    Raises: ModelError.
+    """
+    if task != "classification" or method not in VIRTUAL_TOKENS:
+        return
+    lost = [layer for layer in untrained if layer not in HEADS_KEPT]
+    if kind_of(config) == "encoder-decoder":
+        told = f"method={method} adds virtual tokens, which a classifier with an encoder and a decoder cannot take"
+    elif lost:
+        told = f"method={method} keeps no layer but the head, and the base model lacks {', '.join(lost)} too"
+    else:
+        return
+    raise ModelError(told, hint="choose a method that trains layers, such as lora")
 
 
 def positions(config: Mapping[str, Any]) -> int | None:

@@ -39,7 +39,7 @@ def train(cfg: TrainConfig) -> int:
     prepare.refuse_bad_rows(data, cfg)
     dev = _dev_rows(cfg, data.labels)
     base = locate(cfg.model_name, cfg.model_revision)
-    tasks.check_source(base, cfg.task, cfg.max_length)
+    tasks.check_source(base, cfg.task, cfg.max_length, cfg.method)
     device = environment.choose_device(cfg.cuda_visible_devices)
     dtype = environment.choose_dtype(cfg.bf16, cfg.cuda_visible_devices)
     log.info("%s usable rows in %d files; base model %s", f"{len(data.store):,}", len(data.store.files), base.name)
@@ -65,6 +65,7 @@ def train(cfg: TrainConfig) -> int:
             four_bit=methods.METHODS[cfg.method].four_bit, trust_remote_code=cfg.trust_remote_code,
             task=cfg.task, labels=labels,
         )  # fmt: skip
+        tasks.check_method(model.config.to_dict(), cfg.task, cfg.method, model.untrained_modules)
         if labels:
             load.pad_alike(model, chat.tokenizer)
         load.seed_everything(cfg.seed)

@@ -14,6 +14,7 @@ from src.data import pairs
 from src.data.chat import Chat
 from src.data.encode import Encoded, Rules
 from src.data.rows import IGNORED, Example, Row
+from src.errors import ModelError
 from src.model import load, methods, tasks
 from src.model.source import locate, locate_tuned
 from src.model.tiny import build
@@ -330,6 +331,17 @@ def test_a_model_or_setting_that_does_not_go_with_the_task_is_refused(
     world = world_of(name, task)
     assert told in refused(world, capsys, "train", *words(task, *given))
     assert not (world.output / "runs").exists()
+
+
+@pytest.mark.parametrize("method", sorted(tasks.VIRTUAL_TOKENS))
+def test_virtual_tokens_make_no_classifier_where_layers_would_be_lost(model_of: Any, method: str) -> None:
+    found = {name: read(model_of(name) / "config.json") for name in ("bart", "bert", "roberta")}
+    with pytest.raises(ModelError, match="a classifier with an encoder and a decoder cannot take"):
+        tasks.check_source(locate(str(model_of("bart"))), "classification", method=method)
+    with pytest.raises(ModelError, match=r"the base model lacks bert\.pooler\.dense too"):
+        tasks.check_method(found["bert"], "classification", method, ["bert.pooler.dense", "classifier"])
+    tasks.check_method(found["roberta"], "classification", method, ["classifier"])
+    tasks.check_method(found["bart"], "seq2seq", method)
 
 
 def test_labels_that_cannot_be_learnt_are_refused_by_name(world_of: Any, capsys: Said) -> None:
