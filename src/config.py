@@ -27,6 +27,7 @@ from src.utils.signatures import check_passthrough
 DEMO_MODEL = "models/SmolLM2-135M-Instruct"
 
 Bf16 = bool | Literal["auto"]
+Task = Literal["causal_lm", "seq2seq", "classification"]
 Share = Interval(ge=0, le=1)
 Names = Annotated[list[str], Len(1)]
 
@@ -35,6 +36,9 @@ Names = Annotated[list[str], Len(1)]
 class ModelArgs:
     model_name: Annotated[str, Len(1), Doc("Hub id or local folder of the base model")] = DEMO_MODEL
     model_revision: Annotated[str | None, Doc("branch, tag or commit on the Hub; null is main")] = None
+    task: Annotated[
+        Task, Doc("goes on with a text; answers what an encoder has read; or chooses one of the labels")
+    ] = "causal_lm"
 
 
 @dataclass
@@ -80,7 +84,9 @@ SOURCE_KEYS: dict[str, set[str]] = {
     "s3": {"endpoint", "bucket", "path", "max_gb"},
 }
 
-DataFormat = Literal["auto", "messages", "prompt_completion", "instruction", "conversations", "text"]
+DataFormat = Literal[
+    "auto", "messages", "prompt_completion", "instruction", "conversations", "classification", "text"
+]
 
 
 @dataclass
@@ -302,9 +308,7 @@ class EvalArgs:
     splits: Annotated[Names, Doc("files of eval_path to answer, without .jsonl")] = field(
         default_factory=lambda: ["test", "dev", "adversarial"]
     )
-    metrics: Annotated[Names, Doc("entries of the METRICS table")] = field(
-        default_factory=lambda: ["exact_match", "avg_jaccard_overlap", "rouge1", "rouge2", "rougeL", "bleu"]
-    )
+    metrics: Annotated[Names | None, Doc("entries of the METRICS table; null is those of the task")] = None
     eval_batch_size: Annotated[int, Ge(1), Doc("prompts answered at once")] = 32
     max_new_tokens: Annotated[int, Ge(1), Doc("longest answer in tokens")] = 64
     max_examples: Annotated[int | None, Ge(1), Doc("only the first N rows of each split")] = None
@@ -316,6 +320,11 @@ class EvalArgs:
 @dataclass
 class TunedArgs:
     model_path: Annotated[str | None, Doc("run directory or model folder; null is the newest finished run")] = None
+
+
+@dataclass
+class TunedTaskArgs:
+    task: Annotated[Task | None, Doc("what the model was tuned for; null is what its folder says")] = None
 
 
 @dataclass
@@ -389,6 +398,7 @@ class EvalConfig(
     EvalDataArgs,
     TrustArgs,
     TokenizationArgs,
+    TunedTaskArgs,
     TunedArgs,
 ):
     __pydantic_config__ = _STRICT
@@ -461,6 +471,7 @@ def cross_checks(values: Mapping[str, Any]) -> list[str]:
             f'cuda_visible_devices={values["cuda_visible_devices"]} is not a list of GPUs like "0" or "0,1"'
         )
     problems += _source_problems(values)
+    problems += _task_problems(values)
     name = values.get("publish_name")
     if isinstance(name, str) and not re.fullmatch(r"\w[\w.-]*", name):
         problems.append(f"publish_name={name}: should be a name of letters, digits, '.', '_' and '-'")
@@ -476,6 +487,19 @@ def cross_checks(values: Mapping[str, Any]) -> list[str]:
     if values.get("method") == "full" and values.get("peft"):
         problems.append("peft: {...} has no meaning with method=full, which makes no adapter")
     return problems
+
+
+def _task_problems(values: Mapping[str, Any]) -> list[str]:
+    """Settings that speak of a text with answers in it, where the task reads and answers apart."""
+    task = values.get("task")
+    if task not in ("seq2seq", "classification"):
+        return []
+    meaningless = {"train_on": ("last_turn", "all"), "on_overlength": ("split",), "packing": (True,)}
+    return [
+        f"{key}={str(values[key]).lower()} has no meaning with task={task}"
+        for key, refused in meaningless.items()
+        if values.get(key) in refused
+    ]
 
 
 def _source_problems(values: Mapping[str, Any]) -> list[str]:

@@ -24,6 +24,7 @@ from src.train import checkpoint, trouble
 from src.train.batches import Batches
 from src.train.callbacks import Bar, RunRecorder
 from src.train.collate import EndToEnd, Padded, Rows
+from src.train.collate_tasks import COLLATORS
 from src.train.losses import Criterion, class_weights
 from src.train.objective import Objective
 from src.train.stop import Asked
@@ -180,6 +181,7 @@ def fit(
     Raises: Stopped after a checkpoint, if a signal asked for it; DivergedError; MemoryRunOut.
     """
     end_to_end = lay_out_rows(model, cfg)
+    collate = collator(tokenizer, end_to_end) if cfg.task == "causal_lm" else COLLATORS[cfg.task](tokenizer, model)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     batches = batches_of(examples, cfg, rank, world)
     schedule = Schedule.of(len(batches), cfg)
@@ -190,7 +192,7 @@ def fit(
             args=arguments(cfg, dtype, schedule, bool(held_out), folder),
             train_dataset=Rows(examples),
             eval_dataset=Rows(held_out) if held_out else None,
-            collate=collator(tokenizer, end_to_end),
+            collate=collate,
             processing_class=tokenizer,
             batches=batches,
             held_out=held_out,
@@ -235,7 +237,10 @@ def lay_out_rows(model: Any, cfg: TrainConfig) -> bool:
 
     Raises: ConfigError if `packing` is asked of a model that cannot take them.
     """
-    reason = attention.why_not(model) if cfg.padding_free else "padding_free=false"
+    if cfg.task != "causal_lm":
+        reason: str | None = f"task={cfg.task} has no rows that go on"
+    else:
+        reason = attention.why_not(model) if cfg.padding_free else "padding_free=false"
     if reason and cfg.packing:
         raise ConfigError(f"packing=true needs rows laid end to end: {reason}", hint="set packing=false")
     if reason:
@@ -263,10 +268,15 @@ def collator(tokenizer: Any, end_to_end: bool) -> EndToEnd | Padded:
 def criterion(model: Any, tokenizer: Any, cfg: TrainConfig) -> Criterion:
     """The loss asked for. Raises: ConfigError if `class_weights` names what is not one class."""
 
+    labels: dict[str, int] = model.config.label2id if cfg.task == "classification" else {}
+
     def ids(name: str) -> list[int]:
+        if labels:
+            return [labels[name]] if name in labels else []
         return list(tokenizer(name, add_special_tokens=False)["input_ids"])
 
-    return Criterion(cfg, class_weights(cfg, model.get_output_embeddings().weight.shape[0], ids))
+    classes = len(labels) or model.get_output_embeddings().weight.shape[0]
+    return Criterion(cfg, class_weights(cfg, classes, ids))
 
 
 def _precise(cfg: TrainConfig) -> None:

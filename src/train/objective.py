@@ -32,6 +32,7 @@ class Noise:
 
 
 AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+READ = ("input_ids", "attention_mask", "decoder_input_ids")  # of a padded batch, what the model is given
 
 
 class Objective:
@@ -81,6 +82,8 @@ class Objective:
 
     def _padded(self, model: Any, batch: dict[str, Any]) -> torch.Tensor:
         labels = batch["labels"]
-        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        logits = model(**{key: batch[key] for key in READ if key in batch}).logits
+        if labels.dim() == 1:  # one label a row
+            return self.criterion.of_logits(logits, labels)
         logits = logits[:, -labels.shape[1] :]  # virtual tokens stand before the row
         return self.criterion.of_logits(logits.flatten(0, 1), labels.flatten())
