@@ -31,7 +31,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from src import config
+from src import config, runs
 from src.errors import ConfigError, UserError, did_you_mean
 from src.utils.secrets import secrets_as_references
 
@@ -73,6 +73,7 @@ def parse(stage: str, config_name: str, argv: list[str]) -> Call:
             call.overrides.append(word)
         else:
             call.problems.append(f"{word} is not an override; write key=value")
+    _take_up(call)
     if "--resolve" in call.flags and "--cfg" not in call.flags:
         call.problems.append("--resolve goes with --cfg")
     _locate(call)
@@ -118,6 +119,19 @@ def _quoted(text: str) -> str:
     """`text` as one string of Hydra's grammar, whatever it holds."""
     escaped = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), text)
     return f"'{escaped}'"
+
+
+def _take_up(call: Call) -> None:
+    """Make the settings of the run that `resume` names the base of the call, where no other file is named."""
+    if call.stage != "train" or (call.config_dir, call.config_name) != (CONFIGS, "train"):
+        return
+    typed = {key: value.strip("'\"") for key, _, value in (o.lstrip("+").partition("=") for o in call.overrides)}
+    wanted = typed.get("resume", "auto")
+    if wanted == "latest":
+        found = runs.trainings(typed.get("output_dir", config.OutputArgs.output_dir))
+        wanted = str(found[0].path) if found else wanted
+    if wanted not in {"auto", "never"} and (Path(wanted) / "config_used.yaml").is_file():
+        call.config_dir, call.config_name = Path(wanted), "config_used"
 
 
 def _locate(call: Call) -> None:

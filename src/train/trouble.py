@@ -9,7 +9,6 @@ from typing import Any
 
 from src.data.rows import MOST_SHOWN
 from src.errors import DivergedError, MemoryRunOut
-from src.train import checkpoint
 
 
 @contextmanager
@@ -32,9 +31,8 @@ def out_of_memory(step: int, batch: dict[str, Any]) -> Iterator[None]:
         ) from error
 
 
-def diverged(what: str, value: float, step: int, rows: Sequence[str], checkpoints: Path) -> DivergedError:
-    """The error of a loss that is no number: the step, its rows, and where it was still well."""
-    good = checkpoint.newest(checkpoints)
+def diverged(what: str, value: float, step: int, rows: Sequence[str], good: Path | None) -> DivergedError:
+    """The error of a loss that is no number: the step, its rows, and the checkpoint where it was still well."""
     more = f" and {len(rows) - MOST_SHOWN} more" if len(rows) > MOST_SHOWN else ""
     return DivergedError(
         f"training diverged: the {what} is {value} at step {step}, in the batch of "
