@@ -1,4 +1,4 @@
-"""Trainings killed at random moments against the same trainings left alone: `python -m bench.resume [KILLS] [SEED]`.
+"""Trainings killed at random moments against the same left alone: `python -m bench.resume [KILLS] [SEED]`.
 
 A training is killed (SIGKILL, from outside) again and again until it ends before its next kill comes; then its
 adapter, its log of rows, its curves and its figures must be those of the training that nobody killed. Half of the
@@ -53,8 +53,7 @@ NAMES = ["start", *PARTS]
 def marks(pipe: int) -> None:
     """Have each part of a training say that it begins."""
     for number, function in enumerate(PARTS.values(), 1):
-        for nth in range(1, 40):
-            at(Moment(function, nth), lambda number=number: os.write(pipe, bytes([number])))
+        at(Moment(function, 0), lambda number=number: os.write(pipe, bytes([number])))
 
 
 def killed(words: list[str], said: Path, part: int | None, delay: float) -> tuple[int, str]:

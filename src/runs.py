@@ -107,7 +107,7 @@ class Run:
     def reopen(self) -> None:
         """Take up a held run that ended before its time; its earlier commands stay in the manifest."""
         for left in [*self.path.glob(".*.tmp"), *self.path.glob("*/.*.tmp")]:  # what a killed process was writing
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
+            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)  # gone with its folder
         manifest = self.manifest
         earlier = [*manifest.get("attempts", []), {k: manifest.get(k) for k in ("command", "error", "ended")}]
         self.update(

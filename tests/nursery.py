@@ -1,7 +1,7 @@
-"""Commands in processes of their own, forked from one that has imported all that is heavy: they start at once.
+"""Commands in processes of their own, forked from one that has imported what is heavy: they start at once.
 
-`python -m tests.nursery` reads orders, one line of JSON each, and answers with the child's pid and then with how it
-ended. An order may name a moment: before the nth call of some function the child sends itself a signal.
+`python -m tests.nursery` reads orders, one line of JSON each, and answers with the child's pid and then with how
+it ended. An order may name a moment: before the nth call of some function the child sends itself a signal.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @dataclass(frozen=True)
 class Moment:
-    """Before the `nth` call of `function`, module:name or module:Class.name, or after it, comes the signal `send`."""
+    """The signal `send` comes before the `nth` call of `function`, 0 for each, or after it.
+
+    A function is module:name or module:Class.name.
+    """
 
     function: str
     nth: int = 1
@@ -46,10 +49,10 @@ def at(moment: Moment, act: Any) -> None:
     @wraps(plain)
     def watched(*args: Any, **named: Any) -> Any:
         calls[0] += 1
-        if calls[0] == moment.nth and not moment.after:
+        if moment.nth in (0, calls[0]) and not moment.after:
             act()
         found = plain(*args, **named)
-        if calls[0] == moment.nth and moment.after:
+        if moment.nth in (0, calls[0]) and moment.after:
             act()
         return found
 

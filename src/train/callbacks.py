@@ -15,6 +15,7 @@ from transformers.trainer_callback import ProgressCallback
 from src.config import LoopArgs
 from src.runs import Run
 from src.train import checkpoint
+from src.train.mirror import Mirror
 from src.train.stop import Asked
 from src.utils.curves import Curves
 from src.utils.files import read_json, write_text
@@ -31,8 +32,8 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
     `logs/samples.jsonl` says of every step which rows it took.
     """
 
-    def __init__(self, run: Run, writes: bool = True) -> None:
-        self.run, self.writes = run, writes
+    def __init__(self, run: Run, writes: bool = True, mirror: Mirror | None = None) -> None:
+        self.run, self.writes, self.mirror = run, writes, mirror
         self.samples = run.logs / "samples.jsonl"
         self.rows: list[int] = []  # of the current step
         self.tokens = self.before = 0
@@ -118,6 +119,8 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.asked.saved()
+        if self.mirror is not None:
+            self.mirror.offer()
 
     def figures(self, state: Any, best: bool) -> dict[str, Any]:
         """The final figures: mean loss over all steps, loss of the dev split, steps, seconds, tokens."""

@@ -17,7 +17,7 @@ from src.data.rows import Example, Row
 from src.data.show import show
 from src.errors import ConfigError, NotYetError
 from src.model.source import Source, locate
-from src.train import check, resume
+from src.train import check, mirror, resume
 from src.utils import environment
 from src.utils.files import whole_folder, write_json
 from src.utils.logs import log, log_to
@@ -32,7 +32,8 @@ def train(cfg: TrainConfig) -> int:
     if "," in cfg.cuda_visible_devices:  # the Trainer would multiply the batch by them without a word
         raise NotYetError("training on several GPUs is not available in this version", hint="name one GPU")
     runs.check_writable(cfg.output_dir)
-    unfinished = resume.find(cfg)
+    store = mirror.store_of(cfg)
+    unfinished = resume.find(cfg, store)
     data = prepare.read(cfg)
     prepare.refuse_bad_rows(data, cfg)
     dev = _dev_rows(cfg)
@@ -70,10 +71,11 @@ def train(cfg: TrainConfig) -> int:
     run = run or runs.create(cfg.output_dir, "train", to_yaml(cfg), facts)
     log_to(run.logs)
     log.info("run %s", run.path)
-    with run.recorded():
+    with mirror.mirrored(store, run) as copy, run.recorded():
         write_json(run.path / "data_report.json", examples.report)
         figures = fit(
-            model, chat.tokenizer, examples, held_out, cfg, dtype.value, RunRecorder(run), run.checkpoints,
+            model, chat.tokenizer, examples, held_out, cfg, dtype.value, RunRecorder(run, mirror=copy),
+            run.checkpoints,
             lambda row: data.store.place(examples.row_of(row)),
             checkpoint.newest(run.checkpoints, with_best=cfg.load_best_model_at_end),
         )  # fmt: skip

@@ -1,20 +1,17 @@
-"""A training that is stopped, in whatever way and at whatever moment, goes on to the very result of one that was not."""
+"""A training that is stopped, however and whenever, goes on to the very result of one that was not."""
 
 from __future__ import annotations
 
 import json
-import shutil
 import signal
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from src import runs
 from src.runs import Run
-from src.train import checkpoint
-from tests.fixtures import World, curves, jsonl, tree
+from tests.fixtures import World, curves, tree
 from tests.nursery import Moment, Nursery
 
 pytest_plugins = ["tests.fixtures", "tests.nursery"]
