@@ -1,6 +1,6 @@
 """Trainings killed at random moments against the same left alone: `python -m bench.resume [KILLS] [SEED]`.
 
-A training is killed (SIGKILL, from outside) again and again until it ends before its next kill comes; then its
+A training is killed (SIGKILL, from outside) up to three times in a row before it is let to its end; then its
 adapter, its log of rows, its curves and its figures must be those of the training that nobody killed. Half of the
 kills come at any moment of a training's life, half right after the begin of a chosen part of it, so that the
 short ones are met as well. Linux; a few minutes on two cores.
@@ -48,6 +48,7 @@ PARTS = {
     "model": "src.train.pipeline:save",
 }
 NAMES = ["start", *PARTS]
+IN_A_ROW = 3
 
 
 def marks(pipe: int) -> None:
@@ -127,11 +128,13 @@ def main(kills: int, seed: int) -> int:
         out, said, moment, rows = folder / f"killed-{number}", folder / "said.txt", "", []
         words = [*common, *SETTINGS[name], f"output_dir={out}"]
         while True:
-            part = draw.choice([None, draw.randrange(1, len(NAMES))]) if done < kills else 0
+            part = draw.choice([None, draw.randrange(1, len(NAMES))]) if done < kills and len(rows) < IN_A_ROW else 0
             delay = draw.uniform(0, lasts[name]) if part is None else draw.uniform(0, 0.05)
             code, where = killed(words, said, part, delay)
             text = said.read_text()
-            if rows:
+            if rows and where == "start" and code and "going on" not in text:
+                rows[-1].append("killed before that")
+            elif rows:
                 rows[-1] += [line.split("going on ")[1].split(",")[0] for line in text.splitlines()
                              if "going on after" in line][:1] or ["from the start"]  # fmt: skip
             if code == 0:

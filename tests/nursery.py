@@ -110,8 +110,8 @@ def serve() -> None:
     warm()
     for line in sys.stdin:
         order = json.loads(line)
-        os.environ.update(order["variables"])
-        pid = fork(order["words"], Path(order["said"]), [Moment(**m) for m in order["moments"]])
+        moments = [Moment(**each) for each in order["moments"]]
+        pid = fork(order["words"], Path(order["said"]), moments, lambda: os.environ.update(order["variables"]))  # noqa: B023
         answers.write(f"{pid}\n")
         answers.write(f"{ended(pid)}\n")
 

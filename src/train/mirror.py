@@ -58,7 +58,12 @@ class Store(NamedTuple):
         return [each.removeprefix(self.prefix).rstrip("/") for each in found]
 
     def put(self, file: Path, key: str) -> None:
-        self.client.upload_file(str(file), self.bucket, self.prefix + key)
+        from boto3.exceptions import S3UploadFailedError
+
+        try:
+            self.client.upload_file(str(file), self.bucket, self.prefix + key)
+        except S3UploadFailedError as error:  # it hides the server's answer in a text
+            raise error.__context__ or error from None
 
     def get(self, key: str, file: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
