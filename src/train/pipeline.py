@@ -15,10 +15,10 @@ from src.data.encode import Rules
 from src.data.formats import RowError
 from src.data.rows import Example, Row
 from src.data.show import show
-from src.errors import NotYetError
+from src.errors import ConfigError, NotYetError
 from src.model import tasks
 from src.model.source import Source, locate
-from src.train import check, resume
+from src.train import check, mirror, resume
 from src.utils import environment
 from src.utils.files import whole_folder, write_json
 from src.utils.imports import OPTIONAL, without
@@ -34,7 +34,8 @@ def train(cfg: TrainConfig) -> int:
     if "," in cfg.cuda_visible_devices:  # the Trainer would multiply the batch by them without a word
         raise NotYetError("training on several GPUs is not available in this version", hint="name one GPU")
     runs.check_writable(cfg.output_dir)
-    run = resume.find(cfg)
+    store = mirror.store_of(cfg)
+    unfinished = resume.find(cfg, store)
     data = prepare.read(cfg)
     prepare.refuse_bad_rows(data, cfg)
     dev = _dev_rows(cfg, data.labels)
@@ -77,17 +78,17 @@ def train(cfg: TrainConfig) -> int:
     schedule = Schedule.of(len(batches_of(examples, cfg)), cfg)
     arguments(cfg, dtype.value, schedule, bool(held_out), Path("checkpoints"))  # refused here if at all
     facts = _facts(cfg, base, data, chat, examples.report, dtype)
-    if run and resume.same_facts(run, facts, cfg):
-        run.reopen()
-    else:
-        run = runs.create(cfg.output_dir, "train", to_yaml(cfg), facts)
+    run = resume.take_up(unfinished, facts, cfg)
+    run = run or runs.create(cfg.output_dir, "train", to_yaml(cfg), facts)
     log_to(run.logs)
     log.info("run %s", run.path)
-    with run.recorded():
+    with mirror.mirrored(store, run) as copy, run.recorded():
         write_json(run.path / "data_report.json", examples.report)
         figures = fit(
-            model, chat.tokenizer, examples, held_out, cfg, dtype.value, RunRecorder(run), run.checkpoints,
-            lambda row: data.store.place(examples.row_of(row)), checkpoint.newest(run.checkpoints),
+            model, chat.tokenizer, examples, held_out, cfg, dtype.value, RunRecorder(run, mirror=copy),
+            run.checkpoints,
+            lambda row: data.store.place(examples.row_of(row)),
+            checkpoint.newest(run.checkpoints, with_best=cfg.load_best_model_at_end),
         )  # fmt: skip
         save(model, chat, run.model)
         write_json(run.path / "metrics.json", {"train": figures})
@@ -125,6 +126,9 @@ def _dev_rows(cfg: TrainConfig, labels: Sequence[str]) -> list[Row]:
     Raises: DataError if a row of it cannot be read, or has a label that is not one of `labels`.
     """
     path = Path(cfg.eval_path) / "dev.jsonl"
+    if not path.is_file() and (cfg.load_best_model_at_end or cfg.early_stopping_patience):
+        what = "load_best_model_at_end" if cfg.load_best_model_at_end else "early_stopping_patience"
+        raise ConfigError(f"{what} needs an evaluation loss, and {path} does not exist", hint="set eval_path")
     if not path.is_file():
         log.warning("%s does not exist: no evaluation loss", path)
         return []
