@@ -10,22 +10,25 @@ from typing import Any, NamedTuple
 
 from src import runs
 from src.config import TrainConfig, to_yaml
-from src.data import checks, loader, prepare
+from src.data import checks, loader, pairs, prepare
 from src.data.chat import IDENTITY, Chat
-from src.data.encode import Rules, encode
+from src.data.encode import Rules
 from src.data.formats import RowError
 from src.data.rows import Example, Row
 from src.data.show import show
 from src.data.store import RowStore, TokenStore
-from src.errors import RunError, Stopped
-from src.model.source import Source, locate
+from src.errors import ConfigError, RunError, Stopped
+from src.model import methods, tasks
+from src.model.source import Source, is_quantised, locate
 from src.runs import Run
-from src.train import check, processes, resume
+from src.train import check, mirror, processes, resume
 from src.utils import environment
 from src.utils.files import whole_folder, write_json
 from src.utils.imports import OPTIONAL, without
 from src.utils.logs import log, log_to
 from src.utils.place import Here, here
+
+SETS = {"target_modules", "exclude_modules"}  # of peft's settings, what it holds as sets
 
 
 class Ready(NamedTuple):
@@ -35,7 +38,8 @@ class Ready(NamedTuple):
     dev: list[Row]
     base: Source
     dtype: environment.Reasoned
-    run: Run | None  # to go on with
+    store: mirror.Store | None
+    unfinished: list[Run | mirror.Remote]  # that could be gone on with
 
 
 class Shared(NamedTuple):
@@ -43,6 +47,7 @@ class Shared(NamedTuple):
 
     tokens: Path
     rows: Path
+    labels: tuple[str, ...]
     held_out: list[Example]
     base: Source
     dtype: environment.Reasoned
@@ -75,12 +80,15 @@ def train(cfg: TrainConfig) -> int:
 def _ready(cfg: TrainConfig) -> Ready:
     """Everything that is known without torch. Raises: what can be refused by now."""
     runs.check_writable(cfg.output_dir)
-    run = resume.find(cfg)
+    store = mirror.store_of(cfg)
+    unfinished = resume.find(cfg, store)
     data = prepare.read(cfg)
     prepare.refuse_bad_rows(data, cfg)
-    dev = _dev_rows(cfg)
+    dev = _dev_rows(cfg, data.labels)
     base = locate(cfg.model_name, cfg.model_revision)
-    return Ready(data, dev, base, environment.choose_dtype(cfg.bf16, cfg.cuda_visible_devices), run)
+    tasks.check_source(base, cfg.task, cfg.max_length, cfg.method)
+    dtype = environment.choose_dtype(cfg.bf16, cfg.cuda_visible_devices)
+    return Ready(data, dev, base, dtype, store, unfinished)
 
 
 def _train(cfg: TrainConfig, now: Here) -> int:
@@ -121,9 +129,13 @@ def _fitted(cfg: TrainConfig, now: Here, ready: Ready | None, device: str) -> in
         model, base = load.load_base(
             shared.base, shared.dtype.value, device,
             four_bit=methods.METHODS[cfg.method].four_bit, trust_remote_code=cfg.trust_remote_code,
+            task=cfg.task, labels=shared.labels,
         )  # fmt: skip
+        tasks.check_method(model.config.to_dict(), cfg.task, cfg.method, model.untrained_modules)
+        if shared.labels:
+            load.pad_alike(model, chat.tokenizer)
         load.seed_everything(cfg.seed)
-        model = methods.apply(model, cfg, base, cfg.gradient_checkpointing is True)
+        model = methods.apply(model, cfg, base, cfg.gradient_checkpointing is True, cfg.task)
     trainable, total = methods.trainable_parameters(model)
     log.info("%s: %s of %s parameters are trained (%.2f %%)", cfg.method, f"{trainable:,}", f"{total:,}",
              100 * trainable / total)  # fmt: skip
@@ -133,10 +145,15 @@ def _fitted(cfg: TrainConfig, now: Here, ready: Ready | None, device: str) -> in
         cfg, shared.dtype.value, schedule, bool(shared.held_out), Path("checkpoints")
     )  # refused here if at all
     run, start = together.first(_run(cfg, base, ready, chat, examples.report) if ready else None)
-    with run.recorded() if now.first else nullcontext(), together.last_words():
+    with (
+        mirror.mirrored(ready and ready.store, run) as copy,
+        run.recorded() if now.first else nullcontext(),
+        together.last_words(),
+    ):
         figures, weights = fit(
             model, chat.tokenizer, examples, shared.held_out, cfg, shared.dtype.value,
-            RunRecorder(run, now.first), run.checkpoints, lambda row: store.place(examples.row_of(row)), start,
+            RunRecorder(run, now.first, copy), run.checkpoints,
+            lambda row: store.place(examples.row_of(row)), start,
         )  # fmt: skip
         if now.first:
             save(model, chat, run.model, weights)
@@ -150,9 +167,10 @@ def _prepared(ready: Ready, cfg: TrainConfig) -> Prepared:
     examples, chat = check.tokenised(ready.data, ready.base, cfg)
     show(examples, chat, cfg.max_length)
     checks.refuse_findings(examples.report, cfg)
-    held_out = _held_out(ready.dev, chat, cfg.max_length)
+    labels = tuple(examples.report.get("labels", ()))
+    held_out = _held_out(ready.dev, chat, prepare.rules_of(cfg, labels))
     store = ready.data.store
-    shared = Shared(examples.folder, store.folder, held_out, ready.base, ready.dtype)
+    shared = Shared(examples.folder, store.folder, labels, held_out, ready.base, ready.dtype)
     return Prepared(shared, (examples, chat, store))
 
 
@@ -179,21 +197,20 @@ def _run(
     from src.train import checkpoint
 
     facts = _facts(cfg, base, ready, chat, report)
-    run = ready.run
-    if run and resume.same_facts(run, facts, cfg):
-        run.reopen()
-    else:
-        run = runs.create(cfg.output_dir, "train", to_yaml(cfg), facts)
+    run = resume.take_up(ready.unfinished, facts, cfg)
+    run = run or runs.create(cfg.output_dir, "train", to_yaml(cfg), facts)
     log_to(run.logs)
     log.info("run %s", run.path)
     write_json(run.path / "data_report.json", report)
-    return run, checkpoint.newest(run.checkpoints)
+    return run, checkpoint.newest(run.checkpoints, with_best=cfg.load_best_model_at_end)
 
 
-def _unused(cfg: TrainConfig) -> list[str]:
+def _unused(cfg: TrainConfig, base: Source) -> list[str]:
     """Large packages that this training does not need."""
-    in_bits = cfg.method == "qlora" or "8bit" in cfg.optim or "paged" in cfg.optim
-    return [*OPTIONAL, *([] if in_bits else ["bitsandbytes"])]
+    in_bits = methods.METHODS[cfg.method].four_bit or is_quantised(base) is not False
+    in_bits = in_bits or "8bit" in cfg.optim or "paged" in cfg.optim
+    unused = [*OPTIONAL, *([] if in_bits else ["bitsandbytes"])]
+    return [package for package in unused if package not in cfg.report_to]
 
 
 def save(model: Any, chat: Chat, folder: Path, weights: dict[str, Any] | None = None) -> None:
@@ -206,27 +223,37 @@ def save(model: Any, chat: Chat, folder: Path, weights: dict[str, Any] | None = 
         chat.tokenizer.save_pretrained(temporary)
         write_json(temporary / IDENTITY, chat.identity)
         settings = temporary / "adapter_config.json"
+        if settings.exists() and tasks.labels_of(model.config.to_dict()):
+            model.config.save_pretrained(temporary)  # an adapter of a classifier keeps the names of its labels
         if settings.exists():  # peft lists sets in an order that changes from process to process
             found = json.loads(settings.read_text(encoding="utf-8"))
-            found = {
-                k: sorted(v) if k == "target_modules" and isinstance(v, list) else v for k, v in found.items()
-            }
+            found = {k: sorted(v) if k in SETS and isinstance(v, list) else v for k, v in found.items()}
             write_json(settings, found)
 
 
-def _dev_rows(cfg: TrainConfig) -> list[Row]:
-    """The dev split, for the evaluation loss; none where there is no such file."""
+def _dev_rows(cfg: TrainConfig, labels: Sequence[str]) -> list[Row]:
+    """The dev split, for the evaluation loss; none where there is no such file.
+
+    Raises: DataError if a row of it cannot be read, or has a label that is not one of `labels`.
+    """
     path = Path(cfg.eval_path) / "dev.jsonl"
+    if not path.is_file() and (cfg.load_best_model_at_end or cfg.early_stopping_patience):
+        what = "load_best_model_at_end" if cfg.load_best_model_at_end else "early_stopping_patience"
+        raise ConfigError(f"{what} needs an evaluation loss, and {path} does not exist", hint="set eval_path")
     if not path.is_file():
         log.warning("%s does not exist: no evaluation loss", path)
         return []
-    return loader.read_rows(path, "prompt_completion")
+    rows = loader.read_rows(path)
+    if cfg.task == "classification":
+        pairs.refuse_unknown_labels(rows, labels)
+    return rows
 
 
-def _held_out(rows: Sequence[Row], chat: Chat, max_length: int) -> list[Example]:
+def _held_out(rows: Sequence[Row], chat: Chat, rules: Rules) -> list[Example]:
     """Rows for the evaluation loss; what does not fit is said."""
     found: list[Example] = []
-    for row, encoded in zip(rows, encode(rows, chat, Rules(max_length)), strict=True):
+    rules = rules._replace(train_on="completion", on_overlength="reject")
+    for row, encoded in zip(rows, pairs.TASKS[rules.task].encode(rows, chat, rules), strict=True):
         if isinstance(encoded, RowError):
             log.warning("left out of the evaluation loss: %s:%d %s", row.file, row.line, encoded.detail)
         else:
@@ -237,6 +264,7 @@ def _held_out(rows: Sequence[Row], chat: Chat, max_length: int) -> list[Example]
 def _facts(cfg: TrainConfig, base: Source, ready: Ready, chat: Chat, report: dict[str, Any]) -> dict[str, Any]:
     return {
         "method": cfg.method,
+        "task": cfg.task,
         "base_model": {"name": base.name, "revision": base.revision},
         "tokenization": chat.identity,
         "data": ready.data.version | {"files": report["files"]},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from pathlib import Path
@@ -42,14 +43,13 @@ class Asked:
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.by is None:
             self.by = signal.Signals(number).name
-            if not self.several:
-                self._say()
+            if not self.several:  # else once all agree: what ends another process may end this one too
+                # not through the log: its streams may be in the middle of a line, which no handler may enter
+                os.write(2, f"{self._promise}\n".encode())
             return
         for each, handler in self.before.items():
             signal.signal(each, handler)
-        if number == signal.SIGTERM:
-            raise SystemExit(128 + number)
-        raise KeyboardInterrupt
+        os.kill(os.getpid(), number)  # to whom it was before
 
     def flags(self) -> list[bool]:
         """What this process was asked, for `agree`: to stop, to save."""
@@ -58,12 +58,13 @@ class Asked:
     def agree(self, flags: list[bool]) -> None:
         """Take what the processes together were asked."""
         if self.several and flags[0] and not self.agreed[0]:
-            self._say()
+            log.warning(self._promise)
         self.agreed = flags
 
-    def _say(self) -> None:
+    @property
+    def _promise(self) -> str:
         by = self.by or "another process was stopped"
-        log.warning("%s: finishing the step and saving a checkpoint; once more stops at once", by)
+        return f"{by}: finishing the step and saving a checkpoint; once more stops at once"
 
     @property
     def to_stop(self) -> bool:
@@ -79,7 +80,8 @@ class Asked:
     def refuse_if_stopped(self, step: int, steps: int) -> None:
         """Raises: Stopped if the training was ended before its last step."""
         if self.to_stop and step < steps:
+            when = f"after step {step} of {steps}, with a checkpoint" if step else "before its first step"
             raise Stopped(
-                f"stopped by {self.by or 'another process'} after step {step} of {steps}, with a checkpoint",
+                f"stopped by {self.by or 'another process'} {when}",
                 hint="the same command goes on from there",
             )

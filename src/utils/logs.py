@@ -36,7 +36,14 @@ def start_logging(silent: bool = False) -> None:
     """Log to the terminal, and keep what is said until `log_to` gives it a file.
 
     Of processes that train together the first one speaks; the others are `silent`.
+    In a process that has logged before, that log is ended: nothing more is written to it, and nothing of it
+    to the next.
     """
+    for handler in log.handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.close()
+    _waiting.setTarget(None)
+    _waiting.buffer.clear()
     screen = _Screen()
     screen.setFormatter(_Redacting("%(message)s"))
     log.handlers = [logging.NullHandler()] if silent else [screen, _waiting]
