@@ -52,16 +52,17 @@ class Call:
     flags: list[str] = field(default_factory=list)
     multirun: bool = False
     problems: list[str] = field(default_factory=list)  # told together with those of the settings
+    check: config.Check = config.nothing_more  # what the stage's room knows of its settings
 
 
-def parse(stage: str, config_name: str, argv: list[str]) -> Call:
+def parse(stage: str, config_name: str, argv: list[str], check: config.Check = config.nothing_more) -> Call:
     """Split `argv` into the stage's configuration, Hydra's flags and overrides.
 
     A word without `=` is the stage's MODEL_PATH, where it takes one. What cannot be understood becomes
     one of the call's problems.
     Raises: ConfigError if the configuration file is missing: then nothing else can be judged.
     """
-    call = Call(stage, CONFIGS, config_name)
+    call = Call(stage, CONFIGS, config_name, check=check)
     words = iter(secrets_as_references(argv))
     takes_path = "model_path" in config.flat_keys(config.SCHEMAS[stage])
     for word in words:
@@ -157,7 +158,8 @@ def run(call: Call, task: Callable[[Any], int | None]) -> int:
             current = HydraConfig.get().job
             print(f"job {current.num}:", current.override_dirname.replace("++", ""), flush=True)
         try:
-            codes.append(task(config.load(call.stage, {str(k): _plain(composed, str(k)) for k in composed})) or 0)
+            values = {str(k): _plain(composed, str(k)) for k in composed}
+            codes.append(task(config.load(call.stage, values, call.check)) or 0)
         except UserError as error:
             refused.append(error)
             raise SystemExit(error.exit_code) from error  # Hydra prints a preface to any other exception
@@ -198,7 +200,7 @@ def _problems_of(call: Call, overrides: list[str]) -> list[str]:
     """Everything that is wrong with one job, found without running it."""
     values, problems = _composed(call, overrides)
     try:
-        config.load(call.stage, values)
+        config.load(call.stage, values, call.check)
     except UserError as error:
         problems += error.problems
     return problems

@@ -18,6 +18,7 @@ from src.config import TrainConfig
 from src.data.rows import IGNORED, Example
 from src.errors import ConfigError
 from src.runs import Run
+from src.train import adalora
 from src.train.callbacks import Bar, RunRecorder
 
 
@@ -65,7 +66,7 @@ def fit(
         eval_dataset=Rows(held_out) if held_out else None,
         data_collator=Collator(tokenizer.pad_token_id),
         processing_class=tokenizer,
-        callbacks=[recorder],
+        callbacks=[recorder, *adalora.callbacks(model)],
     )
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
@@ -85,14 +86,22 @@ def fit(
     }
 
 
+def steps_an_epoch(cfg: TrainConfig, rows: int) -> int:
+    """Optimizer steps of one pass over `rows` rows."""
+    return math.ceil(math.ceil(rows / cfg.batch_size) / cfg.gradient_accumulation_steps)
+
+
+def planned_steps(cfg: TrainConfig, rows: int) -> int:
+    """Optimizer steps of the whole training."""
+    return cfg.max_steps or math.ceil(cfg.epochs * steps_an_epoch(cfg, rows))
+
+
 def arguments(cfg: TrainConfig, dtype: str, rows: int, evaluates: bool, folder: Path) -> TrainingArguments:
     """Our settings in the Trainer's words; checkpoints go to `folder`.
 
     Raises: ConfigError if the Trainer refuses what `trainer: {...}` holds.
     """
-    steps_an_epoch = math.ceil(math.ceil(rows / cfg.batch_size) / cfg.gradient_accumulation_steps)
-    steps = cfg.max_steps or math.ceil(cfg.epochs * steps_an_epoch)
-    warmup = round(cfg.warmup_ratio * steps)
+    warmup = round(cfg.warmup_ratio * planned_steps(cfg, rows))
     scheduler = cfg.lr_scheduler_type
     ours = dict(
         output_dir=str(folder),
@@ -113,9 +122,9 @@ def arguments(cfg: TrainConfig, dtype: str, rows: int, evaluates: bool, folder: 
         use_cpu=not torch.cuda.is_available(),
         logging_steps=cfg.logging_steps,
         eval_strategy="steps" if evaluates else "no",
-        eval_steps=cfg.eval_steps or steps_an_epoch,
+        eval_steps=cfg.eval_steps or steps_an_epoch(cfg, rows),
         save_strategy="steps",
-        save_steps=cfg.save_steps or steps_an_epoch,
+        save_steps=cfg.save_steps or steps_an_epoch(cfg, rows),
         save_total_limit=cfg.save_total_limit,
         seed=cfg.seed,
         data_seed=cfg.seed,

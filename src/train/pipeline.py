@@ -16,11 +16,14 @@ from src.data.formats import RowError
 from src.data.rows import Example, Row
 from src.data.show import show
 from src.errors import NotYetError
+from src.model import methods
 from src.model.source import Source, locate
 from src.train import check
 from src.utils import environment
 from src.utils.files import whole_folder, write_json
 from src.utils.logs import log, log_to
+
+SETS = {"target_modules", "exclude_modules"}  # of peft's settings, what it holds as sets
 
 
 def train(cfg: TrainConfig) -> int:
@@ -36,13 +39,14 @@ def train(cfg: TrainConfig) -> int:
     prepare.refuse_bad_rows(data, cfg)
     dev = _dev_rows(cfg)
     base = locate(cfg.model_name, cfg.model_revision)
+    methods.check_base(base, cfg.method)
     device = environment.choose_device(cfg.cuda_visible_devices)
     dtype = environment.choose_dtype(cfg.bf16, cfg.cuda_visible_devices)
     log.info("%s usable rows in %d files; base model %s", f"{len(data.store):,}", len(data.store.files), base.name)
     log.info("device %s; precision %s", device, dtype)
 
-    from src.model import load, methods  # torch and its like start loading here
-    from src.train.fit import arguments, fit
+    from src.model import adapters, load  # torch and its like start loading here
+    from src.train.fit import arguments, fit, planned_steps
 
     examples, chat = check.tokenised(data, base, cfg)
     show(examples, chat, cfg.max_length)
@@ -55,8 +59,9 @@ def train(cfg: TrainConfig) -> int:
         four_bit=methods.METHODS[cfg.method].four_bit, trust_remote_code=cfg.trust_remote_code,
     )  # fmt: skip
     load.seed_everything(cfg.seed)
-    model = methods.apply(model, cfg, base, cfg.gradient_checkpointing)
-    trainable, total = methods.trainable_parameters(model)
+    steps = planned_steps(cfg, len(examples))
+    model = adapters.apply(model, cfg, base, steps=steps, gradient_checkpointing=cfg.gradient_checkpointing)
+    trainable, total = adapters.trainable_parameters(model)
     log.info("%s: %s of %s parameters are trained (%.2f %%)", cfg.method, f"{trainable:,}", f"{total:,}",
              100 * trainable / total)  # fmt: skip
 
@@ -82,9 +87,7 @@ def save(model: Any, chat: Chat, folder: Path) -> None:
         settings = temporary / "adapter_config.json"
         if settings.exists():  # peft lists sets in an order that changes from process to process
             found = json.loads(settings.read_text(encoding="utf-8"))
-            found = {
-                k: sorted(v) if k == "target_modules" and isinstance(v, list) else v for k, v in found.items()
-            }
+            found = {k: sorted(v) if k in SETS and isinstance(v, list) else v for k, v in found.items()}
             write_json(settings, found)
 
 
