@@ -36,7 +36,8 @@ from src.errors import ConfigError, UserError, did_you_mean
 from src.utils.secrets import secrets_as_references
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-GROUPS = ("model", "data", "method", "hardware", "launch", "experiment")
+# Each comes over those before it: what the hardware proposes, a method that is named overrules.
+GROUPS = ("model", "data", "hardware", "method", "launch", "experiment")
 ROOT = "assay_root"
 MAX_CHECKED_JOBS = 256
 

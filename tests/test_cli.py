@@ -303,6 +303,11 @@ def test_a_sweep_is_one_job_for_each_combination() -> None:
     ]  # fmt: skip
 
 
+def test_a_method_that_is_named_overrules_the_one_that_the_hardware_proposes() -> None:
+    assert one("train", "hardware=gpu_24gb").method == "qlora"
+    assert one("train", "method=dora", "hardware=gpu_24gb").method == "dora"
+
+
 def test_a_range_is_a_sweep() -> None:
     assert [c.seed for c in jobs("train", "--multirun", "seed=range(1,4)")] == [1, 2, 3]
 

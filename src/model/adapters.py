@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 import peft
 import torch
+from peft.helpers import disable_input_dtype_casting
 from torch import nn
 
 from src.config import MethodArgs
@@ -54,6 +56,16 @@ def _arguments(model: Any, args: MethodArgs, method: Method, steps: int) -> dict
         log.info("method=%s has no use for %s", args.method, ", ".join(unused))
     derived = method.derived(model, args, steps) if method.derived else {}
     return {**method.fixed, **ours, **args.peft, **derived}
+
+
+def without_input_casts(model: nn.Module, dtype: str) -> AbstractContextManager[None]:
+    """Lets an adapter's layers take activations of the 16-bit `dtype` as they are.
+
+    Under autocast the adapter's fp32 weights are computed on in 16 bits; peft would cast the activations to
+    fp32 and autocast back again. The layers of some methods cast nothing.
+    """
+    casts = any(hasattr(module, "cast_input_dtype_enabled") for module in model.modules())
+    return disable_input_dtype_casting(model, active=casts and dtype != "float32")
 
 
 def check_targets(model: nn.Module, wanted: list[str]) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft.helpers import disable_input_dtype_casting
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -17,6 +16,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from src.config import TrainConfig
 from src.data.rows import IGNORED, Example
 from src.errors import ConfigError
+from src.model.adapters import without_input_casts
 from src.runs import Run
 from src.train import adalora
 from src.train.callbacks import Bar, RunRecorder
@@ -72,9 +72,7 @@ def fit(
     trainer.remove_callback(PrinterCallback)
     if sys.stderr.isatty():
         trainer.add_callback(Bar)
-    # Under autocast the adapter's fp32 weights are computed on in 16 bits; peft would cast the activations
-    # to fp32 and autocast back again.
-    with recorder.heeding_interrupts(), disable_input_dtype_casting(model, active=dtype != "float32"):
+    with recorder.heeding_interrupts(), without_input_casts(model, dtype):
         done = trainer.train()
     losses = [h["eval_loss"] for h in trainer.state.log_history if "eval_loss" in h]
     return {

@@ -168,10 +168,12 @@ def test_an_adapter_freezes_the_base(tiny: Path, method: str) -> None:
     assert all("lora_" in name or "ia3_" in name or "prompt_encoder" in name for name in free)
 
 
-def test_full_weights_are_trained_in_32_bits(tiny: Path) -> None:
-    model, source = load.load_base(locate(str(tiny)), "bfloat16", "cpu")
-    model = adapters.apply(model, args("full"), source, steps=STEPS)
-    assert {p.dtype for p in model.parameters()} == {torch.float32}
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_what_is_trained_is_held_in_32_bits(tiny: Path, method: str, dtype: str) -> None:
+    model, source = load.load_base(locate(str(tiny)), dtype, "cpu", four_bit=METHODS[method].four_bit)
+    model = adapters.apply(model, args(method), source, steps=STEPS)
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
 
 
 def adapted(model: Any) -> set[str]:
@@ -344,7 +346,7 @@ def test_each_method_goes_through_every_stage(world: World, method: str) -> None
     assert world.call("eval-baseline", "bf16=auto", "splits=[test]", "max_examples=2") == 0
     assert (run.path / "comparison.json").exists()
     assert world.call("publish", "force=true") == 0
-    (card,) = world.artifacts.glob("models/*/*/README.md")
+    (card,) = world.artifacts.glob(f"models/*/{run.id}/README.md")
     assert methods.mergeable(method) in card.read_text(encoding="utf-8")
     again, _, _ = load.load_tuned(locate_tuned(card.parent), "float32", "cpu")
     assert hasattr(again, "peft_config") == (method != "full")
