@@ -308,6 +308,15 @@ def test_a_method_that_is_named_overrules_the_one_that_the_hardware_proposes() -
     assert one("train", "method=dora", "hardware=gpu_24gb").method == "dora"
 
 
+@pytest.mark.parametrize("stage", ["train", "check-data"])
+def test_what_a_room_knows_of_its_settings_is_told_with_the_rest(stage: str) -> None:
+    told = problems(stage, "method=full", "peft.r=3", "lr=abc")
+    assert told == [
+        "lr=abc: should be a number",
+        "peft: {...} has no meaning with method=full, which makes no adapter",
+    ]
+
+
 def test_a_range_is_a_sweep() -> None:
     assert [c.seed for c in jobs("train", "--multirun", "seed=range(1,4)")] == [1, 2, 3]
 

@@ -148,7 +148,8 @@ METHODS: dict[str, Method] = {
         keys={"lora_target_modules": "target_modules"}, derived=_scaled_inputs,
     ),
     "prefix": Method(
-        "virtual keys and values before each layer's own", "PrefixTuningConfig", {"num_virtual_tokens": 20},
+        "virtual keys and values before each layer's own", "PrefixTuningConfig",
+        {"num_virtual_tokens": 20, "init_weights": "zero"},
         derived=_encoder_width, unmergeable=ADDED_TOKENS, padding_free=False, checkpointing=False,
     ),
     "p_tuning": Method(

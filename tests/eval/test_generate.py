@@ -118,8 +118,8 @@ def test_virtual_tokens_are_as_far_from_every_prompt_of_a_batch(
     model, source = load.load_base(locate_tuned(tiny).base, "float32", "cpu")
     load.seed_everything(0)
     model = adapters.apply(model, MethodArgs(method=method), source, steps=1)
-    for p in model.parameters():
-        if p.requires_grad:
-            p.data.mul_(20)  # so that what they say is heard
+    for name, p in model.named_parameters():
+        if p.requires_grad or "q_proj" in name:
+            p.data.mul_(40)  # so that it counts where a token is
     alone = [ask(model, tokenizer, [prompt], batch_size=1)[0] for prompt in prompts]
     assert ask(model, tokenizer, prompts, batch_size=64) == alone
