@@ -171,11 +171,63 @@ class OptimArgs:
     gradient_accumulation_steps: Annotated[int, Ge(1), Doc("batches added up before a step")] = 1
     warmup_ratio: Annotated[float, Share, Doc("share of the steps with rising learning rate")] = 0.03
     weight_decay: Annotated[float, Ge(0), Doc("AdamW weight decay")] = 0.0
+    adam_beta1: Annotated[float, Interval(ge=0, lt=1), Doc("AdamW decay of the gradient's mean")] = 0.9
+    adam_beta2: Annotated[float, Interval(ge=0, lt=1), Doc("AdamW decay of the gradient's square")] = 0.999
+    adam_epsilon: Annotated[float, Gt(0), Doc("AdamW term against division by zero")] = 1e-8
+    optim: Annotated[
+        Literal["adamw_torch_fused", "adamw_torch", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit", "sgd"],
+        Doc("optimizer; the paged ones move to main memory what a GPU has no room for"),
+    ] = "adamw_torch_fused"
     lr_scheduler_type: Annotated[
-        Literal["linear", "cosine", "constant"], Doc("learning rate after the warm-up")
-    ] = "cosine"
+        Literal[
+            "linear", "cosine", "cosine_with_restarts", "cosine_with_min_lr", "polynomial", "constant",
+            "constant_with_warmup", "inverse_sqrt", "warmup_stable_decay",
+        ],
+        Doc("learning rate after the warm-up"),
+    ] = "cosine"  # fmt: skip
+    lr_scheduler_kwargs: Annotated[dict[str, Any], Doc("what the scheduler takes, e.g. {num_cycles: 2}")] = field(
+        default_factory=dict
+    )
     max_grad_norm: Annotated[float, Gt(0), Doc("gradients are clipped to this L2 norm")] = 1.0
-    gradient_checkpointing: Annotated[bool, Doc("recompute activations: less memory, more time")] = False
+    gradient_checkpointing: Annotated[
+        bool | Literal["auto"],
+        Doc("recompute activations: less memory, more time; auto: where the memory plan needs it"),
+    ] = "auto"
+
+
+@dataclass
+class LossArgs:
+    loss: Annotated[Literal["cross_entropy", "weighted", "focal"], Doc("entry of the LOSSES table")] = (
+        "cross_entropy"
+    )
+    class_weights: Annotated[
+        dict[str, float], Doc("loss=weighted: {label or token: weight}, 1 for those not named")
+    ] = field(default_factory=dict)
+    focal_gamma: Annotated[float, Ge(0), Doc("loss=focal: how much less a token counts that is known well")] = 2.0
+    label_smoothing_factor: Annotated[
+        float, Interval(ge=0, lt=1), Doc("share of the target spread over all tokens")
+    ] = 0.0
+    neftune_noise_alpha: Annotated[float | None, Gt(0), Doc("NEFTune noise on the embeddings")] = None
+
+
+@dataclass
+class SpeedArgs:
+    padding_free: Annotated[
+        bool, Doc("lay the rows of a batch end to end instead of padding them, where the model can")
+    ] = True
+    packing: Annotated[bool, Doc("fill rows up to max_length with several examples, each seeing itself only")] = (
+        False
+    )
+    torch_compile: Annotated[bool, Doc("compile the model with torch.compile")] = False
+    use_liger_kernel: Annotated[
+        bool | Literal["auto"], Doc("Liger kernels; auto: on a GPU, where installed and the model is known")
+    ] = "auto"
+    tf32: Annotated[bool | Literal["auto"], Doc("TF32 for fp32 matrix products; auto: where the GPU has it")] = (
+        "auto"
+    )
+    deterministic: Annotated[bool, Doc("only algorithms that give the same bits each time; slower on a GPU")] = (
+        False
+    )
 
 
 @dataclass
@@ -214,11 +266,27 @@ class SeedArgs:
 @dataclass
 class LoopArgs:
     logging_steps: Annotated[int, Ge(1), Doc("write the loss every N steps")] = 5
-    eval_steps: Annotated[int | None, Ge(1), Doc("loss on the dev split every N steps; null is every epoch")] = (
-        None
-    )
+    eval_steps: Annotated[
+        int | None, Ge(1), Doc("loss on the dev split every N steps; null is every eval_epochs")
+    ] = None
+    eval_epochs: Annotated[float, Gt(0), Doc("loss on the dev split every N epochs")] = 1
     save_steps: Annotated[int | None, Ge(1), Doc("a checkpoint every N steps; null is every epoch")] = None
-    save_total_limit: Annotated[int, Ge(1), Doc("checkpoints kept")] = 2
+    save_total_limit: Annotated[int, Ge(1), Doc("checkpoints kept, the best one besides")] = 2
+    early_stopping_patience: Annotated[
+        int | None, Ge(1), Doc("stop after N evaluations in a row that are no better; null does not")
+    ] = None
+    early_stopping_threshold: Annotated[float, Ge(0), Doc("how much lower the loss must be to be better")] = 0.0
+    load_best_model_at_end: Annotated[bool, Doc("keep the weights of the lowest evaluation loss")] = False
+    report_to: Annotated[
+        list[Literal["tensorboard", "mlflow", "wandb"]], Doc("where curves go besides TensorBoard")
+    ] = field(default_factory=list)
+    resume: Annotated[
+        str,
+        Len(1),
+        Doc("never; auto: go on with a stopped run of these very settings; latest; or a run directory"),
+    ] = "auto"
+    mirror: Annotated[str | None, Doc("s3://bucket/prefix that checkpoints are copied to")] = None
+    mirror_endpoint: Annotated[str | None, Doc("S3-compatible server of mirror; null is the environment's")] = None
     trainer: Annotated[dict[str, Any], Doc("further arguments of transformers.TrainingArguments")] = field(
         default_factory=dict
     )
@@ -280,8 +348,8 @@ _STRICT = ConfigDict(extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=F
 
 @dataclass
 class TrainConfig(
-    OutputArgs, SeedArgs, EvalDataArgs, LoopArgs, HardwareArgs, MethodArgs, PrecisionArgs, OptimArgs,
-    RowArgs, ColumnArgs, DataArgs, TrustArgs, ModelArgs,
+    OutputArgs, SeedArgs, EvalDataArgs, LoopArgs, HardwareArgs, SpeedArgs, MethodArgs, PrecisionArgs, LossArgs,
+    OptimArgs, RowArgs, ColumnArgs, DataArgs, TrustArgs, ModelArgs,
 ):  # fmt: skip
     __pydantic_config__ = _STRICT
 

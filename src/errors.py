@@ -5,6 +5,9 @@
     ├── DataError        a file or row cannot be used; names file:line
     ├── ModelError       a model, tokenizer or method cannot be used
     ├── RunError         a run directory is missing, unfinished or cannot be written
+    │   ├── DivergedError  the loss is no number any more; to resume would end there again
+    │   └── MemoryRunOut   the device has no room for a batch
+    ├── Stopped          exit code 75: a signal ended the training after a checkpoint
     ├── NotYetError      documented, and not available in this version
     └── NotPromoted      exit code 3: the tuned model is not better than its base
 
@@ -48,6 +51,18 @@ class ModelError(UserError):
 
 class RunError(UserError):
     pass
+
+
+class DivergedError(RunError):
+    pass
+
+
+class MemoryRunOut(RunError):
+    pass
+
+
+class Stopped(UserError):
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again later
 
 
 class NotYetError(UserError):

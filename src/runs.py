@@ -20,7 +20,7 @@ from typing import Any
 
 import psutil
 
-from src.errors import RunError
+from src.errors import DivergedError, RunError, Stopped
 from src.utils.files import disk_errors, point, read_json, write_json, write_text
 from src.utils.logs import log
 
@@ -44,6 +44,10 @@ class Run:
     @property
     def logs(self) -> Path:
         return self.path / "logs"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
 
     @property
     def manifest(self) -> dict[str, Any]:
@@ -71,6 +75,15 @@ class Run:
         evaluation = _status(manifest["evaluation"]) if "evaluation" in manifest else FINISHED
         return _status(manifest) + ("" if evaluation == FINISHED else f", evaluation {evaluation}")
 
+    def reopen(self) -> None:
+        """Take up a run that ended before its time; its earlier commands stay in the manifest."""
+        manifest = self.manifest
+        earlier = [*manifest.get("attempts", []), {k: manifest.get(k) for k in ("command", "error", "ended")}]
+        self.update(
+            status=RUNNING, ended=None, error=None, command=command(), process=this_process(), attempts=earlier
+        )
+        point(self.path.parent / "latest", self.path)
+
     @contextmanager
     def recorded(self, part: str | None = None) -> Iterator[Run]:
         """Record how the work inside ended: finished, or failed with its error.
@@ -95,10 +108,13 @@ class Run:
             with disk_errors(self.path):
                 yield self
         except BaseException as error:
-            stopped = isinstance(error, KeyboardInterrupt)
-            reason = "stopped by the user" if stopped else f"{type(error).__name__}: {error}"
+            stopped = isinstance(error, KeyboardInterrupt | SystemExit | Stopped)
+            reason = f"{type(error).__name__}: {error}"
+            if stopped:
+                reason = error.problems[0] if isinstance(error, Stopped) else "stopped by the user"
+            again = {"resumable": False} if isinstance(error, DivergedError) else {}
             try:
-                note(status=INTERRUPTED if stopped else FAILED, error=reason, ended=now())
+                note(status=INTERRUPTED if stopped else FAILED, error=reason, ended=now(), **again)
             except RunError as full:  # the manifest still says running, of a process that is gone soon
                 log.error("%s", full)
             raise

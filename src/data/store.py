@@ -2,7 +2,7 @@
 
 CACHE/rows/<key>/    rows.jsonl (a usable row a line), places.npy, rejected.jsonl, duplicates.jsonl,
                      contamination.jsonl, about.json
-CACHE/tokens/<key>/  ids.bin, learnt.bin, ends.npy, order.npy, data_report.json
+CACHE/tokens/<key>/  ids.bin, learnt.bin, ends.npy, rows.npy, order.npy, data_report.json
 """
 
 from __future__ import annotations
@@ -98,6 +98,11 @@ class RowStore:
         found = self.row(row)
         return Rejection(found.file, found.line, reason, detail)
 
+    def place(self, row: int) -> str:
+        """`file:line` of a row."""
+        found = self.row(row)
+        return f"{found.file}:{found.line}"
+
     def row(self, row: int) -> Row:
         start, end = int(self._places[row]), int(self._places[row + 1])
         # one call without a shared position: forked processes read the same open file
@@ -137,12 +142,22 @@ class TokenStore(Sequence[Example]):
         self.report: dict[str, Any] = read_json(folder / "data_report.json")
         self._order: Array = np.load(folder / "order.npy", mmap_mode="r")
         self._ends: Array = np.load(folder / "ends.npy", mmap_mode="r")
+        self._rows: Array = np.load(folder / "rows.npy", mmap_mode="r")
         empty = np.zeros(0, dtype=np.int32)
         self._ids: Array = np.memmap(folder / "ids.bin", np.int32, "r") if len(self._ends) else empty
         self._learnt: Array = np.memmap(folder / "learnt.bin", np.bool_, "r") if len(self._ends) else empty
 
     def __len__(self) -> int:
         return len(self._order)
+
+    @property
+    def lengths(self) -> Array:
+        """Tokens of each example, (examples,)."""
+        return np.diff(self._ends, prepend=0)[self._order]
+
+    def row_of(self, index: int) -> int:
+        """The row of the RowStore that an example was made of."""
+        return int(self._rows[int(self._order[index])])
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):

@@ -61,7 +61,7 @@ class Tokens(NamedTuple):
 def write_tokens(
     folder: Path, store: RowStore, kept: Array, chat: Chat, rules: Rules, proven: Array, workers: int | None
 ) -> tuple[Outcome, Array]:
-    """Tokenise the rows numbered `kept` into ids.bin, learnt.bin and ends.npy.
+    """Tokenise the rows numbered `kept` into ids.bin, learnt.bin, ends.npy and rows.npy.
 
     Args:
         proven: for each row of the store, whether its mask is proven.
@@ -85,6 +85,7 @@ def write_tokens(
             rows.append(found.rows)
             outcome.add(found.outcome)
     np.save(folder / "ends.npy", np.cumsum(np.concatenate(lengths)))
+    np.save(folder / "rows.npy", np.concatenate(rows))
     return outcome, np.concatenate(rows)
 
 

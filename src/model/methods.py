@@ -179,6 +179,8 @@ def problems(values: Mapping[str, Any]) -> list[str]:
         )
     if values.get("gradient_checkpointing") is True and not method.checkpointing:
         found.append(f"method={name} does not train with gradient_checkpointing=true; set it to false")
+    if values.get("packing") is True and not method.padding_free:
+        found.append(f"packing=true needs rows laid end to end: {why_padded(name)}; set packing=false")
     given = values.get("peft")
     if not isinstance(given, Mapping) or not given:
         return found
@@ -186,6 +188,11 @@ def problems(values: Mapping[str, Any]) -> list[str]:
         return [*found, f"peft: {{...}} has no meaning with method={name}, which makes no adapter"]
     owned = SAID_ELSEWHERE | {argument: key for key, argument in method.keys.items()}
     return found + check_arguments("peft", given, method.config, peft_arguments(method.config), owned)
+
+
+def why_padded(name: str) -> str | None:
+    """Why the batches of a method are padded; None where rows may be laid end to end."""
+    return None if METHODS[name].padding_free else f"method={name} puts virtual tokens before each row of a batch"
 
 
 def check_base(source: Source, name: str) -> None:

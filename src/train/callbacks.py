@@ -1,96 +1,145 @@
-"""What happens beside the training loop: TensorBoard curves and the marker of a whole checkpoint."""
+"""What happens beside the training loop: its record, its log, and when it saves, evaluates and ends."""
 
 from __future__ import annotations
 
-import math
-import signal
-import threading
+import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 
-from src.errors import RunError
+from src.config import LoopArgs
 from src.runs import Run
+from src.train import checkpoint
+from src.train.stop import Asked
 from src.utils.curves import Curves
-from src.utils.files import write_text
+from src.utils.files import read_json, write_text
 from src.utils.logs import log
-
-COMPLETE = "COMPLETE"  # written last: a checkpoint folder without it is torn
 
 SHOWN = {"loss": "train/loss", "learning_rate": "train/learning_rate", "grad_norm": "train/grad_norm",
          "eval_loss": "eval/loss"}  # fmt: skip
+RATE = "train/tokens_per_second"
 
 
 class RunRecorder(TrainerCallback):  # type: ignore[misc]
-    """Writes the curves to the run's logs, with the tokens trained a second, and marks checkpoints."""
+    """Writes curves and the log of rows to the run, and has checkpoints made where they are due.
 
-    def __init__(self, run: Run) -> None:
-        self.curves = Curves(run.logs)
-        self.tokens = 0
-        self.interrupted = False
-        self.since = time.monotonic()
+    `logs/samples.jsonl` says of every step which rows it took.
+    """
+
+    def __init__(self, run: Run, writes: bool = True) -> None:
+        self.run, self.writes = run, writes
+        self.samples = run.logs / "samples.jsonl"
+        self.rows: list[int] = []  # of the current step
+        self.tokens = self.before = 0
+        self.seconds_before = 0.0
+        self.since = self.started = time.monotonic()
+
+    def prepare(self, asked: Asked, args: LoopArgs, held_out: bool) -> None:
+        self.asked, self.args, self.held_out = asked, args, held_out
+        self.curves = Curves(self.run.logs) if self.writes else None
+
+    def resume(self, folder: Path, state: Any) -> None:
+        """Forget what an earlier attempt recorded after the checkpoint in `folder`."""
+        self.tokens = int(state.num_input_tokens_seen)
+        self.seconds_before = float(read_json(folder / checkpoint.PROGRESS)["seconds"])
+        if self.writes:
+            Curves.forget_after(self.run.logs, state.global_step, {*SHOWN.values(), RATE})
+            write_text(self.samples, "".join(_up_to(self.samples, state.global_step)))
+        log.info("going on after step %d, from %s", state.global_step, folder)
+
+    @property
+    def seconds(self) -> float:
+        """Spent on the training, earlier attempts up to their checkpoint included."""
+        return self.seconds_before + time.monotonic() - self.started
+
+    def takes(self, step: int, rows: list[int]) -> None:
+        """Note the rows of a step, before it is taken."""
+        self.rows = rows
+        if self.writes:
+            with self.samples.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, "rows": rows}) + "\n")
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.since = time.monotonic()
+        self.since = self.started = time.monotonic()
 
-    @contextmanager
-    def heeding_interrupts(self) -> Iterator[None]:
-        """Ctrl-C ends the training even where a library swallows it: it is raised again at the next step."""
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        last = state.global_step >= state.max_steps
+        control.should_training_stop |= self.asked.to_stop
+        control.should_save |= self.asked.to_save or last
+        control.should_evaluate |= last and self.held_out
+        control.should_log |= control.should_save  # so that no loss is lost between two attempts
 
-        def note(number: int, frame: FrameType | None) -> None:
-            self.interrupted = True
-            signal.default_int_handler(number, frame)
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **_: Any) -> None:
+        best = state.best_metric is None or metrics["eval_loss"] < state.best_metric
+        control.should_save |= best and self.args.load_best_model_at_end
+        if self.patience_is_out(state):
+            log.info("no better for %d evaluations: training ends", self.args.early_stopping_patience)
+            control.should_training_stop = control.should_save = True
 
-        if threading.current_thread() is not threading.main_thread():
-            yield  # signals are the main thread's
-            return
-        before = signal.signal(signal.SIGINT, note)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, before)
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.interrupted:
-            raise KeyboardInterrupt
+    def patience_is_out(self, state: Any) -> bool:
+        """Whether the last evaluations were no better than the best before them."""
+        patience = self.args.early_stopping_patience
+        best, since = float("inf"), 0
+        for loss in _losses(state.log_history):
+            better = loss < best - self.args.early_stopping_threshold
+            best, since = (loss, 0) if better else (best, since + 1)
+        return patience is not None and since >= patience
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+        if not self.writes or self.curves is None:
+            return
         logs = logs or {}
+        if "loss" in logs:
+            trained, self.tokens = int(state.num_input_tokens_seen) - self.tokens, int(state.num_input_tokens_seen)
+            rate = trained / max(time.monotonic() - self.since, 1e-9)
+            self.curves.add(RATE, rate, state.global_step)
+            self.since = time.monotonic()
+            logs = logs | {"tokens/s": rate}
         for name, tag in SHOWN.items():
             if name in logs:
                 self.curves.add(tag, float(logs[name]), state.global_step)
-        if "loss" in logs:
-            if not math.isfinite(logs["loss"]):
-                raise RunError(
-                    f"training diverged: the loss is {logs['loss']} at step {state.global_step}",
-                    hint="lower lr, or look at the rows for what the model cannot learn",
-                )
-            trained, self.tokens = (
-                int(state.num_input_tokens_seen) - self.tokens,
-                int(state.num_input_tokens_seen),
-            )
-            rate = trained / max(time.monotonic() - self.since, 1e-9)
-            self.curves.add("train/tokens_per_second", rate, state.global_step)
-            self.since = time.monotonic()
-            logs = logs | {"tokens/s": rate}
         said = "  ".join(f"{k} {logs[k]:.4g}" for k in [*SHOWN, "tokens/s"] if k in logs)
         if said:
             log.info("step %d/%d  epoch %.2f  %s", state.global_step, state.max_steps, state.epoch or 0, said)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        # a pickle of the settings that nobody reads, unredacted
-        (folder / "training_args.bin").unlink(missing_ok=True)
-        write_text(folder / COMPLETE, f"step {state.global_step}\n")
+        self.asked.saved()
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.curves.close()
+    def figures(self, state: Any, best: bool) -> dict[str, Any]:
+        """The final figures: mean loss over all steps, loss of the dev split, steps, seconds, tokens."""
+        if self.curves is not None:
+            self.curves.close()
+        logged = [(0, 0.0), *((h["step"], h["loss"]) for h in state.log_history if "loss" in h)]
+        total = sum(loss * (step - before) for (before, _), (step, loss) in pairwise(logged))
+        losses = _losses(state.log_history)
+        return {
+            "train_loss": total / max(1, logged[-1][0]),
+            **({"eval_loss": min(losses) if best else losses[-1]} if losses else {}),
+            "steps": state.global_step,
+            "seconds": round(self.seconds, 1),
+            "tokens": int(state.num_input_tokens_seen),
+        }
+
+
+def _losses(history: Sequence[dict[str, Any]]) -> list[float]:
+    return [h["eval_loss"] for h in history if "eval_loss" in h]
+
+
+def _up_to(samples: Path, step: int) -> list[str]:
+    """The whole lines of the log of rows, up to a step."""
+    if not samples.exists():
+        return []
+    kept = []
+    for line in samples.read_text(encoding="utf-8").splitlines(keepends=True):
+        if not line.endswith("\n") or json.loads(line)["step"] > step:
+            break
+        kept.append(line)
+    return kept
 
 
 class Bar(ProgressCallback):  # type: ignore[misc]

@@ -18,7 +18,7 @@ from src.data.show import show
 from src.errors import NotYetError
 from src.model import methods
 from src.model.source import Source, locate
-from src.train import check
+from src.train import check, resume
 from src.utils import environment
 from src.utils.files import whole_folder, write_json
 from src.utils.logs import log, log_to
@@ -35,6 +35,7 @@ def train(cfg: TrainConfig) -> int:
     if "," in cfg.cuda_visible_devices:  # the Trainer would multiply the batch by them without a word
         raise NotYetError("training on several GPUs is not available in this version", hint="name one GPU")
     runs.check_writable(cfg.output_dir)
+    run = resume.find(cfg)
     data = prepare.read(cfg)
     prepare.refuse_bad_rows(data, cfg)
     dev = _dev_rows(cfg)
@@ -46,7 +47,9 @@ def train(cfg: TrainConfig) -> int:
     log.info("device %s; precision %s", device, dtype)
 
     from src.model import adapters, load  # torch and its like start loading here
-    from src.train.fit import arguments, fit, planned_steps
+    from src.train import checkpoint
+    from src.train.callbacks import RunRecorder
+    from src.train.fit import Schedule, arguments, batches_of, fit
 
     examples, chat = check.tokenised(data, base, cfg)
     show(examples, chat, cfg.max_length)
@@ -59,19 +62,28 @@ def train(cfg: TrainConfig) -> int:
         four_bit=methods.METHODS[cfg.method].four_bit, trust_remote_code=cfg.trust_remote_code,
     )  # fmt: skip
     load.seed_everything(cfg.seed)
-    steps = planned_steps(cfg, len(examples))
-    model = adapters.apply(model, cfg, base, steps=steps, gradient_checkpointing=cfg.gradient_checkpointing)
+    schedule = Schedule.of(len(batches_of(examples, cfg)), cfg)
+    model = adapters.apply(
+        model, cfg, base, steps=schedule.steps, gradient_checkpointing=cfg.gradient_checkpointing is True
+    )
     trainable, total = adapters.trainable_parameters(model)
     log.info("%s: %s of %s parameters are trained (%.2f %%)", cfg.method, f"{trainable:,}", f"{total:,}",
              100 * trainable / total)  # fmt: skip
 
-    arguments(cfg, dtype.value, len(examples), bool(held_out), Path("checkpoints"))  # refused here if at all
-    run = runs.create(cfg.output_dir, "train", to_yaml(cfg), _facts(cfg, base, data, chat, examples.report, dtype))
+    arguments(cfg, dtype.value, schedule, bool(held_out), Path("checkpoints"))  # refused here if at all
+    facts = _facts(cfg, base, data, chat, examples.report, dtype)
+    if run and resume.same_facts(run, facts, cfg):
+        run.reopen()
+    else:
+        run = runs.create(cfg.output_dir, "train", to_yaml(cfg), facts)
     log_to(run.logs)
     log.info("run %s", run.path)
     with run.recorded():
         write_json(run.path / "data_report.json", examples.report)
-        figures = fit(model, chat.tokenizer, examples, held_out, cfg, dtype.value, run)
+        figures = fit(
+            model, chat.tokenizer, examples, held_out, cfg, dtype.value, RunRecorder(run), run.checkpoints,
+            lambda row: data.store.place(examples.row_of(row)), checkpoint.newest(run.checkpoints),
+        )  # fmt: skip
         save(model, chat, run.model)
         write_json(run.path / "metrics.json", {"train": figures})
     log.info("trained in %.0f s, loss %.4f; model in %s", figures["seconds"], figures["train_loss"], run.model)

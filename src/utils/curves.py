@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+import struct
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 
+from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.summary import Writer
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 
 class Curves:
@@ -21,3 +25,29 @@ class Curves:
     def close(self) -> None:
         self._writer.flush()
         self._writer.close()
+
+    @staticmethod
+    def forget_after(folder: Path, step: int, tags: AbstractSet[str]) -> None:
+        """Take the points of `tags` after `step` out of the event files of `folder`: they will be made anew."""
+        for path in folder.glob("events.out.tfevents.*"):
+            temporary = path.with_name(f".{path.name}.tmp")
+            with temporary.open("wb") as file:
+                writer = RecordWriter(file)
+                for record in _records(path.read_bytes()):
+                    event = Event.FromString(record)
+                    if event.step <= step or not tags & {value.tag for value in event.summary.value}:
+                        writer.write(record)
+            temporary.replace(path)
+
+
+def _records(data: bytes) -> list[bytes]:
+    """The whole records of an event file: length (8 bytes), its checksum (4), content, its checksum (4)."""
+    found, place = [], 0
+    while place + 12 <= len(data):
+        (length,) = struct.unpack_from("<Q", data, place)
+        end = place + 12 + length + 4
+        if end > len(data):  # a killed process was writing it
+            break
+        found.append(data[place + 12 : place + 12 + length])
+        place = end
+    return found

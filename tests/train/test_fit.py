@@ -16,13 +16,14 @@ from src.config import TrainConfig
 from src.data.chat import Chat
 from src.data.encode import Encoded, Rules, encode
 from src.data.loader import read_rows
-from src.data.rows import IGNORED, Row
+from src.data.rows import IGNORED, Example, Row
 from src.model import load
 from src.model.source import locate
 from src.model.tokenizer import load_tokenizer
 from src.runs import Run
-from src.train.callbacks import COMPLETE
-from src.train.fit import Collator, arguments
+from src.train.checkpoint import COMPLETE
+from src.train.collate import EndToEnd, Padded
+from src.train.fit import Schedule, arguments
 from tests.fixtures import ANSWER, TRAINED_ON, World, chat, curves, jsonl
 
 pytest_plugins = ["tests.fixtures"]
@@ -35,11 +36,44 @@ def report(run: Run, name: str) -> Any:
 # --- batches ---------------------------------------------------------------------------------------------
 
 
-def test_a_batch_is_padded_on_the_right_and_padding_has_neither_attention_nor_loss() -> None:
-    batch = Collator(9)([{"input_ids": [1, 2, 3], "labels": [IGNORED, 2, 3]}, {"input_ids": [4], "labels": [4]}])
-    assert batch["input_ids"].tolist() == [[1, 2, 3], [4, 9, 9]]
-    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
-    assert batch["labels"].tolist() == [[IGNORED, 2, 3], [4, IGNORED, IGNORED]]
+def items(*examples: tuple[list[int], list[bool]]) -> list[tuple[int, Example]]:
+    return [(number, Example(ids, learnt)) for number, (ids, learnt) in enumerate(examples)]
+
+
+TWO = items(([1, 2, 3], [False, True, True]), ([4, 5], [True, True]))
+
+
+def test_a_padded_batch_has_neither_attention_nor_loss_on_its_padding() -> None:
+    batch = Padded(9)(TWO)
+    assert batch["input_ids"].tolist() == [[1, 2, 3], [4, 5, 9]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0]]
+    assert batch["labels"].tolist() == [[2, 3, IGNORED], [5, IGNORED, IGNORED]]
+    assert (batch["rows"], batch["tokens"]) == ([0, 1], 5)
+
+
+def test_rows_laid_end_to_end_keep_their_places_and_predict_nothing_of_each_other() -> None:
+    batch = EndToEnd()(TWO)
+    assert batch["input_ids"].tolist() == [[1, 2, 3, 4, 5]]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1]]
+    assert batch["kept"].tolist() == [0, 1, 3]
+    assert batch["labels"].tolist() == [2, 3, 5]
+    assert (batch["lengths"], batch["rows"], batch["tokens"]) == ([3, 2], [0, 1], 5)
+
+
+def test_what_fills_a_batch_up_is_a_row_of_its_own_without_loss() -> None:
+    batch = EndToEnd(multiple=8)(TWO)
+    assert batch["input_ids"].shape == (1, 8)
+    assert batch["lengths"] == [3, 2, 3]
+    assert batch["labels"].tolist() == [2, 3, 5, *[IGNORED] * 5]
+    assert batch["tokens"] == 5
+
+
+@pytest.mark.parametrize("collate", [EndToEnd(), EndToEnd(8), Padded(0)])
+def test_a_batch_without_rows_is_one_without_loss(collate: Any) -> None:
+    batch = collate([])
+    assert batch["input_ids"].numel() >= 1
+    assert (batch["labels"] == IGNORED).all()
+    assert (batch["rows"], batch["tokens"]) == ([], 0)
 
 
 def test_padding_with_the_end_of_turn_token_does_not_hide_the_real_one(tiny: Path) -> None:
@@ -51,14 +85,11 @@ def test_padding_with_the_end_of_turn_token_does_not_hide_the_real_one(tiny: Pat
     examples = [
         each.examples[0] for each in encode(rows, Chat(tokenizer), Rules(512)) if isinstance(each, Encoded)
     ]
-    batch = Collator(tokenizer.pad_token_id)([{"input_ids": e.ids, "labels": e.labels} for e in examples])
     assert len(examples) == 2
-    for index, example in enumerate(examples):
-        length = len(example.ids)
-        assert batch["labels"][index].tolist().count(tokenizer.eos_token_id) == 1
-        assert batch["labels"][index, :length].tolist() == example.labels
-        assert batch["labels"][index, length:].tolist() == [IGNORED] * (batch["labels"].shape[1] - length)
-        assert batch["attention_mask"][index].sum() == length
+    for collate in (Padded(tokenizer.pad_token_id), EndToEnd(64)):
+        labels = collate(list(enumerate(examples)))["labels"].flatten().tolist()
+        assert labels.count(tokenizer.eos_token_id) == 2
+        assert [i for i in labels if i != IGNORED] == [i for e in examples for i in e.labels if i != IGNORED]
 
 
 # --- learning --------------------------------------------------------------------------------------------
@@ -199,7 +230,7 @@ def test_without_warm_up_the_learning_rate_starts_at_its_peak(world: World) -> N
     ],
 )
 def test_settings_reach_the_trainer(tmp_path: Path, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
-    made = arguments(TrainConfig(**ours), "float32", 16, True, tmp_path)
+    made = arguments(TrainConfig(**ours), "float32", Schedule(2, 6), True, tmp_path)
     assert {name: getattr(made, name) for name in theirs} == theirs
 
 
@@ -211,6 +242,7 @@ def test_checkpoints_come_every_so_many_steps_and_the_newest_are_kept_whole(worl
         files = {p.name: p.stat().st_mtime_ns for p in folder.iterdir()}
         assert {"adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json"} <= set(files)
         assert files[COMPLETE] == max(files.values())
+        assert json.loads((folder / COMPLETE).read_text())["files"].keys() == files.keys() - {COMPLETE}
 
 
 def test_the_evaluation_loss_comes_every_so_many_steps(world: World) -> None:

@@ -18,7 +18,7 @@ import yaml
 from src import runs
 from src.model.source import content_hash
 from src.runs import Run
-from src.train.callbacks import COMPLETE
+from src.train.checkpoint import COMPLETE
 from tests.fixtures import EPOCHS, LESSON, ROOT, STEPS, TRAINED_ON, World, call, chat, curves, jsonl, tree
 
 pytest_plugins = ["tests.fixtures"]

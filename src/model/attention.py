@@ -1,0 +1,185 @@
+"""Attention over rows that are laid end to end, each seeing itself only: no padding is computed on.
+
+A batch of rows is one row of T tokens here, with positions that start again at each row. `lay_out` says where
+the rows end; the attention that `laid_end_to_end` puts into a model reads it. On a GPU that is one call of a
+variable-length kernel (flash-attn where it is installed, else PyTorch's own), on a CPU one call of
+scaled_dot_product_attention a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+
+NAME = "rows_end_to_end"
+# How far two ways of computing the same may lie apart, relative to the size of the values.
+TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 6e-2}
+PROBE_LENGTHS = (5, 3, 7)
+
+
+@dataclass
+class _Layout:
+    """Where the rows of the batch end. It stays until the next one: recomputed activations need it in backward."""
+
+    lengths: tuple[int, ...] = ()
+    read: bool = False
+    ends: torch.Tensor | None = None  # (rows + 1,) int32 on the device, from 0
+
+    def on(self, device: torch.device) -> torch.Tensor:
+        if self.ends is None or self.ends.device != device:
+            ends = torch.tensor([0, *self.lengths]).cumsum(0)
+            self.ends = ends.to(device, torch.int32, non_blocking=True)
+        return self.ends
+
+
+_layout = _Layout()
+
+
+def lay_out(lengths: Sequence[int]) -> None:
+    """Say how long the rows are that the next forward pass gets end to end."""
+    global _layout
+    _layout = _Layout(tuple(lengths))
+
+
+def attend(
+    module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Any,
+    scaling: float | None = None, dropout: float = 0.0, sliding_window: int | None = None,
+    softcap: float | None = None, **_: Any,
+) -> tuple[torch.Tensor, None]:  # fmt: skip
+    """Causal attention of every row over itself, in the form of transformers' AttentionInterface.
+
+    Args:
+        query: (1, heads, T, head size); key and value may have fewer heads, shared in groups.
+    Returns: (1, T, heads, head size), and no weights.
+    """
+    if query.shape[0] != 1 or sum(_layout.lengths) != query.shape[2]:
+        raise ValueError(f"{tuple(query.shape)} is not a batch of rows of {_layout.lengths} laid end to end")
+    _layout.read = True
+    if query.is_cuda and softcap is None and query.dtype != torch.float32 and not dropout:
+        return _by_kernel(query, key, value, scaling, sliding_window), None
+    with _in_fp32(query.device):
+        parts = (_as_computed(t).split(_layout.lengths, dim=2) for t in (query, key, value))
+        rows = [
+            _one_row(q, k, v, scaling, dropout, sliding_window, softcap) for q, k, v in zip(*parts, strict=True)
+        ]
+    return torch.cat(rows, dim=2).transpose(1, 2).to(query.dtype), None
+
+
+def _in_fp32(device: torch.device) -> AbstractContextManager[Any]:
+    """On a CPU short rows are attended to in fp32.
+
+    For rows of 100 tokens that is twice as fast as bfloat16 there, whose kernels are compiled anew, and kept,
+    for every length: some 5 MB each.
+    """
+    return torch.autocast("cpu", enabled=False) if device.type == "cpu" else nullcontext()
+
+
+def _as_computed(t: torch.Tensor) -> torch.Tensor:
+    return t.float() if t.device.type == "cpu" else t
+
+
+def _one_row(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scaling: float | None, dropout: float,
+    sliding_window: int | None, softcap: float | None,
+) -> torch.Tensor:  # fmt: skip
+    """(1, heads, L, head size) of one row of L tokens."""
+    length = q.shape[2]
+    windowed = sliding_window is not None and length > sliding_window
+    grouped = q.shape[1] != k.shape[1]
+    if softcap is None and not windowed:
+        return scaled_dot_product_attention(
+            q, k, v, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=grouped
+        )
+    place = torch.arange(length, device=q.device)
+    behind = place[:, None] - place[None, :]
+    seen = behind >= 0
+    if sliding_window is not None:
+        seen &= behind < sliding_window
+    if softcap is None:
+        return scaled_dot_product_attention(q, k, v, seen, dropout, scale=scaling, enable_gqa=grouped)
+    groups = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+    scores = q @ k.transpose(2, 3) * (scaling if scaling is not None else q.shape[3] ** -0.5)
+    scores = softcap * torch.tanh(scores / softcap)  # Gemma 2 (arXiv:2408.00118), section 2
+    weights = scores.masked_fill(~seen, float("-inf")).softmax(-1, dtype=torch.float32).to(q.dtype)
+    return torch.nn.functional.dropout(weights, dropout) @ v
+
+
+def _by_kernel(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, sliding_window: int | None
+) -> torch.Tensor:
+    """One kernel call for all rows. (1, heads, T, head size) to (1, T, heads, head size)."""
+    q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))
+    ends, longest = _layout.on(query.device), max(_layout.lengths)
+    behind = sliding_window - 1 if sliding_window is not None else -1
+    if find_spec("flash_attn"):
+        from flash_attn import flash_attn_varlen_func
+
+        out = flash_attn_varlen_func(
+            q, k, v, ends, ends, longest, longest, softmax_scale=scaling, causal=True, window_size=(behind, 0)
+        )
+    else:
+        from torch.nn.attention.varlen import varlen_attn
+
+        out = varlen_attn(
+            q, k, v, ends, ends, longest, longest, scale=scaling, window_size=(behind, 0),
+            enable_gqa=q.shape[1] != k.shape[1],
+        )  # fmt: skip
+    return out.unsqueeze(0)
+
+
+AttentionInterface.register(NAME, attend)
+AttentionMaskInterface.register(NAME, lambda *_, **__: None)
+
+
+@contextmanager
+def laid_end_to_end(model: Any) -> Iterator[None]:
+    """Let `model` attend by `attend` inside."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation(NAME)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+def why_not(model: Any) -> str | None:
+    """Why `model` cannot take rows end to end, or None where a trial shows that it computes the same for them.
+
+    The trial compares the logits of a few short rows, alone and end to end: a layer that mixes neighbours
+    (a state space, a convolution, a position bias that knows no rows) shows there.
+    """
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    ids = torch.arange(sum(PROBE_LENGTHS), device=model.device).mul_(7).add_(3) % vocabulary
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            alone = [model(input_ids=row[None], use_cache=False).logits[0] for row in ids.split(PROBE_LENGTHS)]
+            with laid_end_to_end(model):
+                lay_out(PROBE_LENGTHS)
+                together = model(
+                    input_ids=ids[None], position_ids=positions(PROBE_LENGTHS).to(ids.device), use_cache=False
+                ).logits[0]
+    except Exception as error:  # whatever a model of unknown make answers
+        return f"{type(model).__name__} does not take them ({type(error).__name__}: {str(error)[:100]})"
+    finally:
+        model.train(training)
+    if not _layout.read:
+        return f"{type(model).__name__} has an attention of its own"
+    expected = torch.cat(alone).float()
+    apart = (together.float() - expected).norm() / expected.norm().clamp(min=1e-12)
+    tolerance = TOLERANCE.get(model.dtype, TOLERANCE[torch.bfloat16])
+    return None if apart <= tolerance else f"rows would see each other in {type(model).__name__} ({apart:.2g})"
+
+
+def positions(lengths: Sequence[int]) -> torch.Tensor:
+    """(1, T): 0, 1, 2 ... in every row."""
+    return torch.cat([torch.arange(n) for n in lengths])[None]

@@ -1,0 +1,58 @@
+"""The loss of a batch: a forward pass that computes logits only where there is a label."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+
+from src.model import attention
+from src.train.losses import Criterion, plain_head, without_head
+
+AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Objective:
+    """How a model's batches are computed: laid end to end where it can take that, and with a fused head."""
+
+    def __init__(self, model: Any, criterion: Criterion, dtype: str, end_to_end: bool, fused: bool = True) -> None:
+        """
+        Args:
+            end_to_end: whether batches are rows laid end to end.
+            fused: whether the output head may be computed together with the loss. It may not where its
+                weights are spread over devices.
+        """
+        self.criterion, self.end_to_end = criterion, end_to_end
+        self.device_type, self.autocast_to = model.device.type, AUTOCAST.get(dtype)
+        self.head = plain_head(model) if fused and end_to_end else None
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        if self.autocast_to is None:
+            return nullcontext()
+        return torch.autocast(self.device_type, self.autocast_to)
+
+    def attention(self, model: Any) -> AbstractContextManager[None]:
+        """What `model` has to be in while it is given batches."""
+        return attention.laid_end_to_end(model) if self.end_to_end else nullcontext()
+
+    def summed(self, model: Any, batch: dict[str, Any]) -> torch.Tensor:
+        """The sum of the losses of all labels of a batch; a scalar."""
+        with self.autocast():
+            if not self.end_to_end:
+                return self._padded(model, batch)
+            attention.lay_out(batch["lengths"])
+            asked = {key: batch[key] for key in ("input_ids", "position_ids")}
+            asked |= {"logits_to_keep": batch["kept"], "use_cache": False}
+            if self.head is None:
+                logits = model(**asked).logits
+                return self.criterion.of_logits(logits.flatten(0, 1), batch["labels"])
+            with without_head(self.head) as caught:
+                model(**asked)
+            return self.criterion.of_hidden(caught[0].flatten(0, 1), self.head, batch["labels"])
+
+    def _padded(self, model: Any, batch: dict[str, Any]) -> torch.Tensor:
+        labels = batch["labels"]
+        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        logits = logits[:, -labels.shape[1] :]  # virtual tokens stand before the row
+        return self.criterion.of_logits(logits.flatten(0, 1), labels.flatten())

@@ -1,0 +1,78 @@
+"""Stopping a training from outside: a signal, or a file, and what is left behind by it."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from src.errors import Stopped
+from src.utils.logs import log
+
+CHECKPOINT_NOW = "checkpoint-now"
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Asked:
+    """What was asked of a running training, as a context that listens.
+
+    The first SIGTERM or SIGINT asks to finish the step, save a checkpoint and end; the second ends at once.
+    A file RUN/checkpoint-now asks for a checkpoint and is removed. Devices agree before each step, so that
+    all of them end after the same one.
+    """
+
+    def __init__(self, run: Path, several: bool = False) -> None:
+        self.file = run / CHECKPOINT_NOW
+        self.several = several
+        self.by: str | None = None  # the signal that came
+        self.agreed = [False, False]  # to stop, to save
+
+    def __enter__(self) -> Asked:
+        self.before: dict[Any, Any] = {}
+        if threading.current_thread() is threading.main_thread():  # signals are the main thread's
+            self.before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.by is None:
+            self.by = signal.Signals(number).name
+            log.warning("%s: finishing the step and saving a checkpoint; once more stops at once", self.by)
+            return
+        for each, handler in self.before.items():
+            signal.signal(each, handler)
+        if number == signal.SIGTERM:
+            raise SystemExit(128 + number)
+        raise KeyboardInterrupt
+
+    def flags(self) -> list[bool]:
+        """What this process was asked, for `agree`: to stop, to save."""
+        return [self.by is not None, self.file.exists()]
+
+    def agree(self, flags: list[bool]) -> None:
+        """Take what the processes together were asked."""
+        self.agreed = flags
+
+    @property
+    def to_stop(self) -> bool:
+        return self.agreed[0] if self.several else self.by is not None
+
+    @property
+    def to_save(self) -> bool:
+        return self.to_stop or (self.agreed[1] if self.several else self.file.exists())
+
+    def saved(self) -> None:
+        self.file.unlink(missing_ok=True)
+
+    def refuse_if_stopped(self, step: int, steps: int) -> None:
+        """Raises: Stopped if the training was ended before its last step."""
+        if self.to_stop and step < steps:
+            raise Stopped(
+                f"stopped by {self.by or 'another process'} after step {step} of {steps}, with a checkpoint",
+                hint="the same command goes on from there",
+            )

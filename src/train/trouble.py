@@ -1,0 +1,43 @@
+"""What goes wrong in a training, in words that say what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from src.data.rows import MOST_SHOWN
+from src.errors import DivergedError, MemoryRunOut
+from src.train import checkpoint
+
+
+@contextmanager
+def out_of_memory(step: int, batch: dict[str, Any]) -> Iterator[None]:
+    """Raises: MemoryRunOut in place of the allocator's error, with what would need less."""
+    try:
+        yield
+    except RuntimeError as error:
+        import torch
+
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        shape = batch["input_ids"].shape
+        rows = len(batch.get("lengths", range(shape[0])))
+        raise MemoryRunOut(
+            f"out of memory at step {step}, in a batch of {rows} rows and {shape.numel():,} tokens",
+            hint="set gradient_checkpointing=true, or half the batch_size with twice the "
+            "gradient_accumulation_steps, or a smaller max_length, method=qlora, optim=paged_adamw_8bit; "
+            "plan shows what each needs",
+        ) from error
+
+
+def diverged(what: str, value: float, step: int, rows: Sequence[str], checkpoints: Path) -> DivergedError:
+    """The error of a loss that is no number: the step, its rows, and where it was still well."""
+    good = checkpoint.newest(checkpoints)
+    more = f" and {len(rows) - MOST_SHOWN} more" if len(rows) > MOST_SHOWN else ""
+    return DivergedError(
+        f"training diverged: the {what} is {value} at step {step}, in the batch of "
+        f"{', '.join(rows[:MOST_SHOWN])}{more}; the last good checkpoint is {good or 'none'}",
+        hint="lower lr, or look at these rows for what the model cannot learn",
+    )
