@@ -106,7 +106,7 @@ class Loop(Trainer):  # type: ignore[misc]
         """Our share of the mean loss over all labels of the step; devices are averaged, hence the factor."""
         with trouble.out_of_memory(self.state.global_step + 1, inputs):
             loss = self.objective.summed(model, inputs) * (self.args.world_size / num_items_in_batch)
-            if model.training and (extra := methods.extra_loss(self.model)) is not None:
+            if (extra := methods.extra_loss(self.model)) is not None:
                 loss = loss + extra / self.current_gradient_accumulation_steps
         if not math.isfinite(loss.item()):
             self._diverged("loss", loss.item())

@@ -15,7 +15,7 @@ from src import config
 from src.config import MethodArgs
 from src.data.chat import Chat
 from src.errors import ConfigError, ModelError
-from src.model import adapters, load, methods
+from src.model import adapters, attention, load, methods
 from src.model.source import Source, locate, locate_tuned
 from src.train.pipeline import save
 from tests.fixtures import ANSWER, ROOT, World, chat
@@ -293,6 +293,23 @@ def test_target_modules_are_refused_where_nothing_has_targets(method: str) -> No
 def test_checkpointing_is_refused_where_it_fails() -> None:
     (told,) = refused(method="prefix", gradient_checkpointing=True)
     assert told == "method=prefix does not train with gradient_checkpointing=true; set it to false"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_packing_is_refused_where_virtual_tokens_stand_before_each_row(method: str) -> None:
+    values = {"method": method, "packing": True}
+    if method in VIRTUAL:
+        (told,) = refused(**values)
+        said = f"method={method} puts virtual tokens before each row of a batch"
+        assert told == f"packing=true needs rows laid end to end: {said}; set packing=false"
+    else:
+        assert config.load("train", values, methods.problems).packing
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_rows_are_laid_end_to_end_where_the_table_says_so(tiny: Path, method: str) -> None:
+    model = tuned(tiny, args(method))
+    assert (attention.why_not(model) is None) == METHODS[method].padding_free
 
 
 @pytest.mark.parametrize("method", ADAPTERS)

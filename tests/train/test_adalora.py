@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
+from safetensors.torch import load_file
 
 from src.config import MethodArgs
 from src.errors import ModelError
@@ -22,9 +24,9 @@ pytest_plugins = ["tests.fixtures"]
 IDS = torch.arange(3, 35).view(2, 16)
 
 
-def model_of(tiny: Path, steps: int = 20, method: str = "adalora", **others: Any) -> Any:
+def model_of(tiny: Path, steps: int = 20, method: str = "adalora", seed: int = 0, **others: Any) -> Any:
     base, source = load.load_base(locate(str(tiny)), "float32", "cpu")
-    load.seed_everything(0)
+    load.seed_everything(seed)
     args = MethodArgs(**{"method": method, "lora_r": 4, "lora_alpha": 8, "lora_dropout": 0.0, **others})
     return adapters.apply(base, args, source, steps=steps)
 
@@ -165,3 +167,62 @@ def test_the_extra_loss_is_what_the_model_adds_to_its_own(tiny: Path) -> None:
 def test_other_methods_have_no_extra_loss(tiny: Path, method: str) -> None:
     assert methods.extra_loss(model_of(tiny, method=method)) is None
     assert methods.extra_loss(model_of(tiny, peft={"orth_reg_weight": 0.0})) is None
+
+
+# Through the training
+
+
+LONG = (
+    "method=adalora",
+    "lora_r=4",
+    "epochs=5",
+    "save_steps=2",
+    "save_total_limit=9",
+    "lora_dropout=0",
+)  # 20 steps
+
+
+def test_a_resumed_training_ends_as_one_that_was_not_stopped(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = world.elsewhere(tmp_path / "whole").train(*LONG)
+    steps = transformers.Trainer.training_step
+
+    def power_cut(self: Any, *args: Any, **others: Any) -> Any:
+        if self.state.global_step == 7:
+            raise KeyboardInterrupt
+        return steps(self, *args, **others)
+
+    monkeypatch.setattr("transformers.Trainer.training_step", power_cut)
+    assert world.call("train", *LONG) == 130
+    monkeypatch.undo()
+    resumed = world.train(*LONG)
+    assert len(world.runs) == 1
+    expected, found = (load_file(run.model / "adapter_model.safetensors") for run in (whole, resumed))
+    assert expected.keys() == found.keys()
+    for name, weights in expected.items():
+        torch.testing.assert_close(found[name], weights, rtol=0, atol=0, msg=name)
+
+
+def test_a_checkpoint_keeps_every_rank(world: World) -> None:
+    run = world.train(*LONG)
+    last = load_file(run.checkpoints / "checkpoint-20" / "adapter_model.safetensors")
+    kept = load_file(run.model / "adapter_model.safetensors")
+    assert sum(len(w) for n, w in last.items() if "lora_E" in n) == 6 * 14
+    assert sum(len(w) for n, w in kept.items() if "lora_E" in n) == 4 * 14
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_the_training_loss_holds_the_regulariser_once(world: World, accumulated: int) -> None:
+    words = ("method=adalora", "lora_r=4", "max_steps=2", f"gradient_accumulation_steps={accumulated}", "lr=1e-9",
+             f"batch_size={8 // accumulated}", "lora_dropout=0")  # fmt: skip
+    with_it, without = (
+        json.loads((world.train(*words, f"peft.orth_reg_weight={weight}").path / "metrics.json").read_text())[
+            "train"
+        ]
+        for weight in (0.5, 0)
+    )
+    extra = methods.extra_loss(model_of(world.model, 2, seed=42))
+    assert extra is not None
+    assert with_it["train_loss"] - without["train_loss"] == pytest.approx(float(extra), abs=1e-3)
+    assert with_it["eval_loss"] == pytest.approx(without["eval_loss"], abs=1e-4)
