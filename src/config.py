@@ -445,6 +445,10 @@ def cross_checks(values: Mapping[str, Any]) -> list[str]:
     name = values.get("publish_name")
     if isinstance(name, str) and not re.fullmatch(r"\w[\w.-]*", name):
         problems.append(f"publish_name={name}: should be a name of letters, digits, '.', '_' and '-'")
+    if (values.get("loss") == "weighted") != bool(values.get("class_weights")):
+        problems.append("class_weights goes with loss=weighted, and loss=weighted with class_weights")
+    if values.get("packing") is True and values.get("padding_free") is False:
+        problems.append("packing=true needs rows laid end to end, and padding_free=false pads them")
     return problems
 
 

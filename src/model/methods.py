@@ -6,7 +6,6 @@ configs/method/; its arguments are checked against peft's own signature, and the
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -14,7 +13,7 @@ from typing import Any, NamedTuple
 
 from src.config import MethodArgs
 from src.errors import ModelError
-from src.model.source import Source
+from src.model.source import Source, is_quantised
 from src.utils.signatures import check_arguments, peft_arguments
 
 ADDED_TOKENS = "its virtual tokens are added to the input, and no weight of the base model can hold them"
@@ -197,9 +196,7 @@ def why_padded(name: str) -> str | None:
 
 def check_base(source: Source, name: str) -> None:
     """Raises: ModelError if all weights of a quantised model folder are to be trained: they have no gradient."""
-    if source.folder:
-        settings = json.loads((source.folder / "config.json").read_text(encoding="utf-8"))
-        refuse_quantised(source.name, name, bool(settings.get("quantization_config")))
+    refuse_quantised(source.name, name, bool(is_quantised(source)))
 
 
 def refuse_quantised(model_name: str, name: str, quantised: bool) -> None:

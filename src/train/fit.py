@@ -23,9 +23,10 @@ from src.train import adalora, checkpoint, trouble
 from src.train.batches import Batches
 from src.train.callbacks import Bar, RunRecorder
 from src.train.collate import EndToEnd, Padded, Rows
-from src.train.losses import Criterion
+from src.train.losses import Criterion, class_weights
 from src.train.objective import Objective
 from src.train.stop import Asked
+from src.utils import environment
 from src.utils.logs import log
 
 CPU_MULTIPLE = 64
@@ -189,7 +190,7 @@ def fit(
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     batches = batches_of(examples, cfg, rank, world)
     schedule = Schedule.of(len(batches), cfg)
-    _deterministic(cfg.deterministic)
+    _precise(cfg)
     with Asked(recorder.run.path) as asked:
         loop = Loop(
             model=model,
@@ -200,7 +201,7 @@ def fit(
             processing_class=tokenizer,
             batches=batches,
             held_out=held_out,
-            objective=Objective(model, Criterion(cfg), dtype, end_to_end),
+            objective=Objective(model, criterion(model, tokenizer, cfg), dtype, end_to_end),
             asked=asked,
             recorder=recorder,
             where=where,
@@ -265,10 +266,22 @@ def collator(tokenizer: Any, end_to_end: bool) -> EndToEnd | Padded:
     return EndToEnd(multiple=1 if torch.cuda.is_available() else CPU_MULTIPLE)
 
 
-def _deterministic(wanted: bool) -> None:
-    if wanted:
+def criterion(model: Any, tokenizer: Any, cfg: TrainConfig) -> Criterion:
+    """The loss asked for. Raises: ConfigError if `class_weights` names what is not one class."""
+
+    def ids(name: str) -> list[int]:
+        return list(tokenizer(name, add_special_tokens=False)["input_ids"])
+
+    return Criterion(cfg, class_weights(cfg, model.get_output_embeddings().weight.shape[0], ids))
+
+
+def _precise(cfg: TrainConfig) -> None:
+    """Set torch as `deterministic` and `tf32` ask."""
+    if cfg.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
-    torch.use_deterministic_algorithms(wanted)
+    torch.use_deterministic_algorithms(cfg.deterministic)
+    tf32 = environment.choose_tf32(cfg.tf32, cfg.cuda_visible_devices).value == "on"
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
 
 
 def arguments(
@@ -279,6 +292,7 @@ def arguments(
     Raises: ConfigError if the Trainer refuses what `trainer: {...}` holds.
     """
     warmup = round(cfg.warmup_ratio * schedule.steps)
+    kernels = environment.choose_kernels(cfg.use_liger_kernel, cfg.cuda_visible_devices).value
     scheduler = cfg.lr_scheduler_type
     ours = dict(
         output_dir=str(folder),
@@ -301,6 +315,8 @@ def arguments(
         neftune_noise_alpha=cfg.neftune_noise_alpha,
         activation_checkpointing=cfg.gradient_checkpointing is True,
         torch_compile=cfg.torch_compile,
+        use_liger_kernel=kernels == "liger",
+        liger_kernel_config={"fused_linear_cross_entropy": False, "cross_entropy": False},  # Objective's part
         fp16=dtype == "float16",  # bfloat16 needs no scaling of the loss: Objective casts by itself
         use_cpu=not torch.cuda.is_available(),
         logging_steps=cfg.logging_steps,

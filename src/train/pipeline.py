@@ -17,10 +17,11 @@ from src.data.rows import Example, Row
 from src.data.show import show
 from src.errors import NotYetError
 from src.model import methods
-from src.model.source import Source, locate
+from src.model.source import Source, is_quantised, locate
 from src.train import check, resume
 from src.utils import environment
 from src.utils.files import whole_folder, write_json
+from src.utils.imports import OPTIONAL, without
 from src.utils.logs import log, log_to
 
 SETS = {"target_modules", "exclude_modules"}  # of peft's settings, what it holds as sets
@@ -44,28 +45,31 @@ def train(cfg: TrainConfig) -> int:
     device = environment.choose_device(cfg.cuda_visible_devices)
     dtype = environment.choose_dtype(cfg.bf16, cfg.cuda_visible_devices)
     log.info("%s usable rows in %d files; base model %s", f"{len(data.store):,}", len(data.store.files), base.name)
-    log.info("device %s; precision %s", device, dtype)
+    tf32 = environment.choose_tf32(cfg.tf32, cfg.cuda_visible_devices)
+    kernels = environment.choose_kernels(cfg.use_liger_kernel, cfg.cuda_visible_devices)
+    log.info("device %s; precision %s; TF32 %s; kernels %s", device, dtype, tf32, kernels)
 
-    from src.model import adapters, load  # torch and its like start loading here
-    from src.train import checkpoint
-    from src.train.callbacks import RunRecorder
-    from src.train.fit import Schedule, arguments, batches_of, fit
+    with without(*_unused(cfg, base)):
+        from src.model import adapters, load  # torch and its like start loading here
+        from src.train import checkpoint
+        from src.train.callbacks import RunRecorder
+        from src.train.fit import Schedule, arguments, batches_of, fit
 
-    examples, chat = check.tokenised(data, base, cfg)
-    show(examples, chat, cfg.max_length)
-    checks.refuse_findings(examples.report, cfg)
-    held_out = _held_out(dev, chat, cfg.max_length)
+        examples, chat = check.tokenised(data, base, cfg)
+        show(examples, chat, cfg.max_length)
+        checks.refuse_findings(examples.report, cfg)
+        held_out = _held_out(dev, chat, cfg.max_length)
 
-    load.seed_everything(cfg.seed)
-    model, base = load.load_base(
-        base, dtype.value, device.value,
-        four_bit=methods.METHODS[cfg.method].four_bit, trust_remote_code=cfg.trust_remote_code,
-    )  # fmt: skip
-    load.seed_everything(cfg.seed)
-    schedule = Schedule.of(len(batches_of(examples, cfg)), cfg)
-    model = adapters.apply(
-        model, cfg, base, steps=schedule.steps, gradient_checkpointing=cfg.gradient_checkpointing is True
-    )
+        load.seed_everything(cfg.seed)
+        model, base = load.load_base(
+            base, dtype.value, device.value,
+            four_bit=methods.METHODS[cfg.method].four_bit, trust_remote_code=cfg.trust_remote_code,
+        )  # fmt: skip
+        load.seed_everything(cfg.seed)
+        schedule = Schedule.of(len(batches_of(examples, cfg)), cfg)
+        model = adapters.apply(
+            model, cfg, base, steps=schedule.steps, gradient_checkpointing=cfg.gradient_checkpointing is True
+        )
     trainable, total = adapters.trainable_parameters(model)
     log.info("%s: %s of %s parameters are trained (%.2f %%)", cfg.method, f"{trainable:,}", f"{total:,}",
              100 * trainable / total)  # fmt: skip
@@ -88,6 +92,13 @@ def train(cfg: TrainConfig) -> int:
         write_json(run.path / "metrics.json", {"train": figures})
     log.info("trained in %.0f s, loss %.4f; model in %s", figures["seconds"], figures["train_loss"], run.model)
     return 0
+
+
+def _unused(cfg: TrainConfig, base: Source) -> list[str]:
+    """Large packages that this training does not need."""
+    in_bits = methods.METHODS[cfg.method].four_bit or is_quantised(base) is not False
+    in_bits = in_bits or "8bit" in cfg.optim or "paged" in cfg.optim
+    return [*OPTIONAL, *([] if in_bits else ["bitsandbytes"])]
 
 
 def save(model: Any, chat: Chat, folder: Path) -> None:
