@@ -16,13 +16,15 @@ from src.data.formats import RowError
 from src.data.rows import Example, Row
 from src.data.show import show
 from src.errors import ConfigError, NotYetError
-from src.model import tasks
-from src.model.source import Source, locate
+from src.model import methods, tasks
+from src.model.source import Source, is_quantised, locate
 from src.train import check, mirror, resume
 from src.utils import environment
 from src.utils.files import whole_folder, write_json
 from src.utils.imports import OPTIONAL, without
 from src.utils.logs import log, log_to
+
+SETS = {"target_modules", "exclude_modules"}  # of peft's settings, what it holds as sets
 
 
 def train(cfg: TrainConfig) -> int:
@@ -41,6 +43,7 @@ def train(cfg: TrainConfig) -> int:
     dev = _dev_rows(cfg, data.labels)
     base = locate(cfg.model_name, cfg.model_revision)
     tasks.check_source(base, cfg.task, cfg.max_length, cfg.method)
+    methods.check_base(base, cfg.method)
     device = environment.choose_device(cfg.cuda_visible_devices)
     dtype = environment.choose_dtype(cfg.bf16, cfg.cuda_visible_devices)
     log.info("%s usable rows in %d files; base model %s", f"{len(data.store):,}", len(data.store.files), base.name)
@@ -48,8 +51,8 @@ def train(cfg: TrainConfig) -> int:
     kernels = environment.choose_kernels(cfg.use_liger_kernel, cfg.cuda_visible_devices)
     log.info("device %s; precision %s; TF32 %s; kernels %s", device, dtype, tf32, kernels)
 
-    with without(*_unused(cfg)):
-        from src.model import load, methods  # torch and its like start loading here
+    with without(*_unused(cfg, base)):
+        from src.model import adapters, load  # torch and its like start loading here
         from src.train import checkpoint
         from src.train.callbacks import RunRecorder
         from src.train.fit import Schedule, arguments, batches_of, fit
@@ -70,12 +73,15 @@ def train(cfg: TrainConfig) -> int:
         if labels:
             load.pad_alike(model, chat.tokenizer)
         load.seed_everything(cfg.seed)
-        model = methods.apply(model, cfg, base, cfg.gradient_checkpointing is True, cfg.task)
-    trainable, total = methods.trainable_parameters(model)
+        schedule = Schedule.of(len(batches_of(examples, cfg)), cfg)
+        model = adapters.apply(
+            model, cfg, base, steps=schedule.steps, gradient_checkpointing=cfg.gradient_checkpointing is True,
+            task=cfg.task,
+        )  # fmt: skip
+    trainable, total = adapters.trainable_parameters(model)
     log.info("%s: %s of %s parameters are trained (%.2f %%)", cfg.method, f"{trainable:,}", f"{total:,}",
              100 * trainable / total)  # fmt: skip
 
-    schedule = Schedule.of(len(batches_of(examples, cfg)), cfg)
     arguments(cfg, dtype.value, schedule, bool(held_out), Path("checkpoints"))  # refused here if at all
     facts = _facts(cfg, base, data, chat, examples.report, dtype)
     run = resume.take_up(unfinished, facts, cfg)
@@ -96,9 +102,10 @@ def train(cfg: TrainConfig) -> int:
     return 0
 
 
-def _unused(cfg: TrainConfig) -> list[str]:
+def _unused(cfg: TrainConfig, base: Source) -> list[str]:
     """Large packages that this training does not need."""
-    in_bits = cfg.method == "qlora" or "8bit" in cfg.optim or "paged" in cfg.optim
+    in_bits = methods.METHODS[cfg.method].four_bit or is_quantised(base) is not False
+    in_bits = in_bits or "8bit" in cfg.optim or "paged" in cfg.optim
     unused = [*OPTIONAL, *([] if in_bits else ["bitsandbytes"])]
     return [package for package in unused if package not in cfg.report_to]
 
@@ -114,9 +121,7 @@ def save(model: Any, chat: Chat, folder: Path) -> None:
             model.config.save_pretrained(temporary)  # an adapter of a classifier keeps the names of its labels
         if settings.exists():  # peft lists sets in an order that changes from process to process
             found = json.loads(settings.read_text(encoding="utf-8"))
-            found = {
-                k: sorted(v) if k == "target_modules" and isinstance(v, list) else v for k, v in found.items()
-            }
+            found = {k: sorted(v) if k in SETS and isinstance(v, list) else v for k, v in found.items()}
             write_json(settings, found)
 
 
