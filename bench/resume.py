@@ -128,9 +128,8 @@ def main(kills: int, seed: int) -> int:
         out, said, moment, rows = folder / f"killed-{number}", folder / "said.txt", "", []
         words = [*common, *SETTINGS[name], f"output_dir={out}"]
         while True:
-            part = (
-                draw.choice([None, draw.randrange(1, len(NAMES))]) if done < kills and len(rows) < IN_A_ROW else 0
-            )
+            more = done < kills and len(rows) < IN_A_ROW
+            part = draw.choice([None, draw.randrange(1, len(NAMES))]) if more else 0
             delay = draw.uniform(0, lasts[name]) if part is None else draw.uniform(0, 0.05)
             code, where = killed(words, said, part, delay)
             text = said.read_text()

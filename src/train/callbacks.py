@@ -55,6 +55,11 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
             write_text(self.samples, "".join(_up_to(self.samples, step)))
         self.curves = Curves(self.run.logs) if self.writes else None  # after that: it keeps its file open
 
+    def close(self) -> None:
+        """Let go of the event file and its thread, however the training ended: another may follow it here."""
+        if self.curves is not None:
+            self.curves.close()
+
     @property
     def seconds(self) -> float:
         """Spent on the training, earlier attempts up to their checkpoint included."""
@@ -126,8 +131,6 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
 
     def figures(self, state: Any, best: bool) -> dict[str, Any]:
         """The final figures: mean loss over all steps, loss of the dev split, steps, seconds, tokens."""
-        if self.curves is not None:
-            self.curves.close()
         logged = [(0, 0.0), *((h["step"], h["loss"]) for h in state.log_history if "loss" in h)]
         total = sum(loss * (step - before) for (before, _), (step, loss) in pairwise(logged))
         losses = _losses(state.log_history)

@@ -9,17 +9,19 @@ from typing import Any
 
 from src import runs
 from src.config import TrainConfig, to_yaml
-from src.data import checks, loader, prepare
+from src.data import checks, loader, pairs, prepare
 from src.data.chat import IDENTITY, Chat
-from src.data.encode import Rules, encode
+from src.data.encode import Rules
 from src.data.formats import RowError
 from src.data.rows import Example, Row
 from src.data.show import show
 from src.errors import ConfigError, NotYetError
+from src.model import tasks
 from src.model.source import Source, locate
 from src.train import check, mirror, resume
 from src.utils import environment
 from src.utils.files import whole_folder, write_json
+from src.utils.imports import OPTIONAL, without
 from src.utils.logs import log, log_to
 
 
@@ -36,30 +38,39 @@ def train(cfg: TrainConfig) -> int:
     unfinished = resume.find(cfg, store)
     data = prepare.read(cfg)
     prepare.refuse_bad_rows(data, cfg)
-    dev = _dev_rows(cfg)
+    dev = _dev_rows(cfg, data.labels)
     base = locate(cfg.model_name, cfg.model_revision)
+    tasks.check_source(base, cfg.task, cfg.max_length, cfg.method)
     device = environment.choose_device(cfg.cuda_visible_devices)
     dtype = environment.choose_dtype(cfg.bf16, cfg.cuda_visible_devices)
     log.info("%s usable rows in %d files; base model %s", f"{len(data.store):,}", len(data.store.files), base.name)
-    log.info("device %s; precision %s", device, dtype)
+    tf32 = environment.choose_tf32(cfg.tf32, cfg.cuda_visible_devices)
+    kernels = environment.choose_kernels(cfg.use_liger_kernel, cfg.cuda_visible_devices)
+    log.info("device %s; precision %s; TF32 %s; kernels %s", device, dtype, tf32, kernels)
 
-    from src.model import load, methods  # torch and its like start loading here
-    from src.train import checkpoint
-    from src.train.callbacks import RunRecorder
-    from src.train.fit import Schedule, arguments, batches_of, fit
+    with without(*_unused(cfg)):
+        from src.model import load, methods  # torch and its like start loading here
+        from src.train import checkpoint
+        from src.train.callbacks import RunRecorder
+        from src.train.fit import Schedule, arguments, batches_of, fit
 
-    examples, chat = check.tokenised(data, base, cfg)
-    show(examples, chat, cfg.max_length)
-    checks.refuse_findings(examples.report, cfg)
-    held_out = _held_out(dev, chat, cfg.max_length)
+        examples, chat = check.tokenised(data, base, cfg)
+        show(examples, chat, cfg.max_length)
+        checks.refuse_findings(examples.report, cfg)
+        labels = tuple(examples.report.get("labels", ()))
+        held_out = _held_out(dev, chat, prepare.rules_of(cfg, labels))
 
-    load.seed_everything(cfg.seed)
-    model, base = load.load_base(
-        base, dtype.value, device.value,
-        four_bit=methods.METHODS[cfg.method].four_bit, trust_remote_code=cfg.trust_remote_code,
-    )  # fmt: skip
-    load.seed_everything(cfg.seed)
-    model = methods.apply(model, cfg, base, cfg.gradient_checkpointing is True)
+        load.seed_everything(cfg.seed)
+        model, base = load.load_base(
+            base, dtype.value, device.value,
+            four_bit=methods.METHODS[cfg.method].four_bit, trust_remote_code=cfg.trust_remote_code,
+            task=cfg.task, labels=labels,
+        )  # fmt: skip
+        tasks.check_method(model.config.to_dict(), cfg.task, cfg.method, model.untrained_modules)
+        if labels:
+            load.pad_alike(model, chat.tokenizer)
+        load.seed_everything(cfg.seed)
+        model = methods.apply(model, cfg, base, cfg.gradient_checkpointing is True, cfg.task)
     trainable, total = methods.trainable_parameters(model)
     log.info("%s: %s of %s parameters are trained (%.2f %%)", cfg.method, f"{trainable:,}", f"{total:,}",
              100 * trainable / total)  # fmt: skip
@@ -85,6 +96,13 @@ def train(cfg: TrainConfig) -> int:
     return 0
 
 
+def _unused(cfg: TrainConfig) -> list[str]:
+    """Large packages that this training does not need."""
+    in_bits = cfg.method == "qlora" or "8bit" in cfg.optim or "paged" in cfg.optim
+    unused = [*OPTIONAL, *([] if in_bits else ["bitsandbytes"])]
+    return [package for package in unused if package not in cfg.report_to]
+
+
 def save(model: Any, chat: Chat, folder: Path) -> None:
     """Write the adapter or full weights with the tokenizer: the whole folder, or nothing of it."""
     with whole_folder(folder) as temporary:
@@ -92,6 +110,8 @@ def save(model: Any, chat: Chat, folder: Path) -> None:
         chat.tokenizer.save_pretrained(temporary)
         write_json(temporary / IDENTITY, chat.identity)
         settings = temporary / "adapter_config.json"
+        if settings.exists() and tasks.labels_of(model.config.to_dict()):
+            model.config.save_pretrained(temporary)  # an adapter of a classifier keeps the names of its labels
         if settings.exists():  # peft lists sets in an order that changes from process to process
             found = json.loads(settings.read_text(encoding="utf-8"))
             found = {
@@ -100,8 +120,11 @@ def save(model: Any, chat: Chat, folder: Path) -> None:
             write_json(settings, found)
 
 
-def _dev_rows(cfg: TrainConfig) -> list[Row]:
-    """The dev split, for the evaluation loss; none where there is no such file."""
+def _dev_rows(cfg: TrainConfig, labels: Sequence[str]) -> list[Row]:
+    """The dev split, for the evaluation loss; none where there is no such file.
+
+    Raises: DataError if a row of it cannot be read, or has a label that is not one of `labels`.
+    """
     path = Path(cfg.eval_path) / "dev.jsonl"
     if not path.is_file() and (cfg.load_best_model_at_end or cfg.early_stopping_patience):
         what = "load_best_model_at_end" if cfg.load_best_model_at_end else "early_stopping_patience"
@@ -109,13 +132,17 @@ def _dev_rows(cfg: TrainConfig) -> list[Row]:
     if not path.is_file():
         log.warning("%s does not exist: no evaluation loss", path)
         return []
-    return loader.read_rows(path, "prompt_completion")
+    rows = loader.read_rows(path)
+    if cfg.task == "classification":
+        pairs.refuse_unknown_labels(rows, labels)
+    return rows
 
 
-def _held_out(rows: Sequence[Row], chat: Chat, max_length: int) -> list[Example]:
+def _held_out(rows: Sequence[Row], chat: Chat, rules: Rules) -> list[Example]:
     """Rows for the evaluation loss; what does not fit is said."""
     found: list[Example] = []
-    for row, encoded in zip(rows, encode(rows, chat, Rules(max_length)), strict=True):
+    rules = rules._replace(train_on="completion", on_overlength="reject")
+    for row, encoded in zip(rows, pairs.TASKS[rules.task].encode(rows, chat, rules), strict=True):
         if isinstance(encoded, RowError):
             log.warning("left out of the evaluation loss: %s:%d %s", row.file, row.line, encoded.detail)
         else:
@@ -129,6 +156,7 @@ def _facts(
 ) -> dict[str, Any]:  # fmt: skip
     return {
         "method": cfg.method,
+        "task": cfg.task,
         "base_model": {"name": base.name, "revision": base.revision},
         "tokenization": chat.identity,
         "data": data.version | {"files": report["files"]},

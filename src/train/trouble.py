@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from src.data.rows import MOST_SHOWN
 from src.errors import DivergedError, MemoryRunOut
 
@@ -17,8 +19,6 @@ def out_of_memory(step: int, batch: dict[str, Any]) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        import torch
-
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise
         shape = batch["input_ids"].shape

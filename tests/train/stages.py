@@ -73,7 +73,8 @@ VARIANTS = {
     "packed": ("packing=true", "max_length=96"),
     # the rate is so high that the second evaluation is worse than the first
     "best": (
-        "load_best_model_at_end=true", "lr=0.03", "lr_scheduler_type=constant", "max_steps=5", "save_total_limit=1",
+        "load_best_model_at_end=true", "lr=0.03", "lr_scheduler_type=constant", "max_steps=5",
+        "save_total_limit=1",
     ),
 }  # fmt: skip
 
