@@ -87,6 +87,7 @@ def _ready(cfg: TrainConfig) -> Ready:
     dev = _dev_rows(cfg, data.labels)
     base = locate(cfg.model_name, cfg.model_revision)
     tasks.check_source(base, cfg.task, cfg.max_length, cfg.method)
+    methods.check_base(base, cfg.method)
     dtype = environment.choose_dtype(cfg.bf16, cfg.cuda_visible_devices)
     return Ready(data, dev, base, dtype, store, unfinished)
 
@@ -102,7 +103,7 @@ def _train(cfg: TrainConfig, now: Here) -> int:
         kernels = environment.choose_kernels(cfg.use_liger_kernel, cfg.cuda_visible_devices)
         log.info("device %s; precision %s; TF32 %s; kernels %s", device, ready.dtype, tf32, kernels)
 
-    with without(*_unused(cfg)):
+    with without(*_unused(cfg, ready)):
         from src.train import fit, together  # noqa: F401, torch and its like start loading here
 
     try:
@@ -116,12 +117,12 @@ def _train(cfg: TrainConfig, now: Here) -> int:
 
 def _fitted(cfg: TrainConfig, now: Here, ready: Ready | None, device: str) -> int:
     """Prepare or take over what is prepared, train, save."""
-    from src.model import load, methods
+    from src.model import adapters, load
     from src.train import together
     from src.train.callbacks import RunRecorder
     from src.train.fit import Schedule, arguments, batches_of, fit
 
-    with without(*_unused(cfg)):
+    with without(*_unused(cfg, ready)):
         made = _prepared(ready, cfg) if ready else None
         shared = together.first(made and made.shared)
         examples, chat, store = made.opened if made else _opened(shared, cfg)
@@ -135,15 +136,17 @@ def _fitted(cfg: TrainConfig, now: Here, ready: Ready | None, device: str) -> in
         if shared.labels:
             load.pad_alike(model, chat.tokenizer)
         load.seed_everything(cfg.seed)
-        model = methods.apply(model, cfg, base, cfg.gradient_checkpointing is True, cfg.task)
-    trainable, total = methods.trainable_parameters(model)
+        schedule = Schedule.of(len(batches_of(examples, cfg, now)), cfg)
+        model = adapters.apply(
+            model, cfg, base, steps=schedule.steps, gradient_checkpointing=cfg.gradient_checkpointing is True,
+            task=cfg.task,
+        )  # fmt: skip
+    trainable, total = adapters.trainable_parameters(model)
     log.info("%s: %s of %s parameters are trained (%.2f %%)", cfg.method, f"{trainable:,}", f"{total:,}",
              100 * trainable / total)  # fmt: skip
 
-    schedule = Schedule.of(len(batches_of(examples, cfg, now)), cfg)
-    arguments(
-        cfg, shared.dtype.value, schedule, bool(shared.held_out), Path("checkpoints")
-    )  # refused here if at all
+    held_out = shared.held_out
+    arguments(cfg, shared.dtype.value, schedule, bool(held_out), Path("checkpoints"))  # refused here if at all
     run, start = together.first(_run(cfg, base, ready, chat, examples.report) if ready else None)
     with (
         mirror.mirrored(ready and ready.store, run) as copy,
@@ -151,7 +154,7 @@ def _fitted(cfg: TrainConfig, now: Here, ready: Ready | None, device: str) -> in
         together.last_words(),
     ):
         figures, weights = fit(
-            model, chat.tokenizer, examples, shared.held_out, cfg, shared.dtype.value,
+            model, chat.tokenizer, examples, held_out, cfg, shared.dtype.value,
             RunRecorder(run, now.first, copy), run.checkpoints,
             lambda row: store.place(examples.row_of(row)), start,
         )  # fmt: skip
@@ -205,9 +208,9 @@ def _run(
     return run, checkpoint.newest(run.checkpoints, with_best=cfg.load_best_model_at_end)
 
 
-def _unused(cfg: TrainConfig, base: Source) -> list[str]:
+def _unused(cfg: TrainConfig, ready: Ready | None) -> list[str]:
     """Large packages that this training does not need."""
-    in_bits = methods.METHODS[cfg.method].four_bit or is_quantised(base) is not False
+    in_bits = methods.METHODS[cfg.method].four_bit or ready is None or is_quantised(ready.base) is not False
     in_bits = in_bits or "8bit" in cfg.optim or "paged" in cfg.optim
     unused = [*OPTIONAL, *([] if in_bits else ["bitsandbytes"])]
     return [package for package in unused if package not in cfg.report_to]

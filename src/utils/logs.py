@@ -53,6 +53,7 @@ def start_logging(silent: bool = False) -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns at import, used or not
     for module in ("transformers", "torch.distributed"):
         warnings.filterwarnings("ignore", category=FutureWarning, module=module)
+    warnings.filterwarnings("ignore", message="Position ids are not supported")  # eval/generate.py does without
 
 
 def log_to(folder: Path) -> None:
