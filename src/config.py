@@ -511,6 +511,10 @@ def cross_checks(values: Mapping[str, Any]) -> list[str]:
     return problems + _launch_problems(values)
 
 
+# Methods whose weights have been trained in parts: not those in 4 bits, of virtual tokens, or of changing ranks.
+SHAREABLE = ("lora", "rslora", "dora", "ia3", "full")
+
+
 def _launch_problems(values: Mapping[str, Any]) -> list[str]:
     """What the settings of several processes say against each other."""
     problems = []
@@ -520,8 +524,9 @@ def _launch_problems(values: Mapping[str, Any]) -> list[str]:
         problems.append(f"node_rank={node}: should be less than num_nodes={nodes}")
     if values.get("offload") is True and shared == "ddp":
         problems.append("offload=true has no meaning with distributed=ddp, which shares out no memory")
-    if values.get("method") == "qlora" and shared in {"fsdp2", "zero3"}:
-        problems.append(f"method=qlora keeps whole 4-bit weights, which distributed={shared} cannot share out")
+    method = values.get("method", "lora")
+    if shared in {"fsdp2", "zero3"} and method not in SHAREABLE:
+        problems.append(f"method={method} does not go with distributed={shared}; {', '.join(SHAREABLE)} do")
     return problems
 
 

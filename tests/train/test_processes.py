@@ -94,7 +94,7 @@ def test_several_machines_meet_at_the_first() -> None:
         ({"offload": True}, "offload=true has no meaning with distributed=ddp, which shares out no memory"),
         (
             {"distributed": "fsdp2", "method": "qlora"},
-            "method=qlora keeps whole 4-bit weights, which distributed=fsdp2 cannot share out",
+            "method=qlora does not go with distributed=fsdp2; lora, rslora, dora, ia3, full do",
         ),
         (
             {"distributed": "fsdp"},
