@@ -527,6 +527,9 @@ def _launch_problems(values: Mapping[str, Any]) -> list[str]:
     method = values.get("method", "lora")
     if shared in {"fsdp2", "zero3"} and method not in SHAREABLE:
         problems.append(f"method={method} does not go with distributed={shared}; {', '.join(SHAREABLE)} do")
+    task = values.get("task", "causal_lm")
+    if shared in {"fsdp2", "zero3"} and task != "causal_lm":
+        problems.append(f"task={task} does not go with distributed={shared}; ddp and zero2 do")
     return problems
 
 

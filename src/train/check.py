@@ -38,11 +38,18 @@ def check_data(cfg: TrainConfig) -> int:
 
 def tokenised(data: prepare.Data, base: Source, cfg: TrainConfig) -> tuple[TokenStore, Chat]:
     """The tokens of the rows by the tokenizer of `base`, and that tokenizer."""
-    from src.model.tokenizer import load_config, load_tokenizer  # transformers starts loading here
+    from src.model.tokenizer import load_config  # transformers starts loading here
 
     config = load_config(base.location, cfg.model_revision, cfg.trust_remote_code).to_dict()
     tasks.check(config, base.name, cfg.task, cfg.max_length)  # of the Hub it was not known before
-    templated = tasks.TASKS[cfg.task].templated
-    chat = Chat(load_tokenizer(base.location, cfg.model_revision, cfg.trust_remote_code, templated=templated))
+    chat = chat_of(base, cfg)
     data = data._replace(labels=tasks.labels_for(data.labels, config)) if data.labels else data
     return prepare.tokenise(data, chat, cfg), chat
+
+
+def chat_of(base: Source, cfg: TrainConfig) -> Chat:
+    """The tokenizer of `base`, as the task uses it."""
+    from src.model.tokenizer import load_tokenizer
+
+    templated = tasks.TASKS[cfg.task].templated
+    return Chat(load_tokenizer(base.location, cfg.model_revision, cfg.trust_remote_code, templated=templated))

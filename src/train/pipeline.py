@@ -182,15 +182,12 @@ def _opened(shared: Shared, cfg: TrainConfig) -> tuple[TokenStore, Chat, RowStor
 
     Raises: RunError if this machine does not see what the first process has written.
     """
-    from src.model.tokenizer import load_tokenizer
-
     for folder in (shared.tokens, shared.rows):
         if not folder.is_dir():
             raise RunError(
                 f"{folder} is not on this machine", hint="all machines must share output_dir and cache_dir"
             )
-    chat = Chat(load_tokenizer(shared.base.location, cfg.model_revision, cfg.trust_remote_code))
-    return TokenStore(shared.tokens), chat, RowStore(shared.rows)
+    return TokenStore(shared.tokens), check.chat_of(shared.base, cfg), RowStore(shared.rows)
 
 
 def _run(

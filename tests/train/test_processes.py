@@ -97,6 +97,10 @@ def test_several_machines_meet_at_the_first() -> None:
             "method=qlora does not go with distributed=fsdp2; lora, rslora, dora, ia3, full do",
         ),
         (
+            {"distributed": "zero3", "task": "seq2seq", "method": "full"},
+            "task=seq2seq does not go with distributed=zero3; ddp and zero2 do",
+        ),
+        (
             {"distributed": "fsdp"},
             "distributed=fsdp: should be one of ddp, fsdp2, zero2, zero3; did you mean fsdp2?",
         ),
