@@ -23,6 +23,7 @@ STAGES = {
     "check-data": Stage(
         "src.train.check:check_data", "train", "Show what a training would train on, and what not."
     ),
+    "plan": Stage("src.train.plan:plan", "train", "Say what a training would take: steps, memory, disk and time."),
     "train": Stage("src.train.pipeline:train", "train", "Fine-tune a model on your data."),
     "data-push": Stage("src.data.push:push", "data_push", "Commit a folder to a lakeFS branch."),
     "eval": Stage("src.eval.evaluator:evaluate", "eval", "Evaluate a tuned model and compare it with its base."),

@@ -21,6 +21,16 @@ def seed_everything(seed: int) -> None:
     set_seed(seed)
 
 
+def nf4(dtype: str) -> BitsAndBytesConfig:
+    """4-bit weights that are computed on in `dtype`."""
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=DTYPES[dtype],
+    )
+
+
 def load_base(
     source: Source, dtype: str, device: str, *, four_bit: bool = False, trust_remote_code: bool = False
 ) -> tuple[Any, Source]:
@@ -33,12 +43,6 @@ def load_base(
             f"nvidia-smi shows a GPU, but torch {torch.__version__} cannot use it",
             hint="install a CUDA build of torch that fits the driver, or set hardware=cpu",
         )
-    quantization = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=DTYPES[dtype],
-    )
     model = fetched(
         AutoModelForCausalLM,
         source.location,
@@ -46,7 +50,7 @@ def load_base(
         trust_remote_code=trust_remote_code,
         use_safetensors=True,
         dtype=DTYPES[dtype],
-        **({"quantization_config": quantization, "device_map": {"": device}} if four_bit else {}),
+        **({"quantization_config": nf4(dtype), "device_map": {"": device}} if four_bit else {}),
     )
     commit = getattr(model.config, "_commit_hash", None)
     if source.folder is None and commit:

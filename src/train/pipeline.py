@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from src import runs
 from src.config import TrainConfig, to_yaml
-from src.data import checks, loader, prepare
+from src.data import prepare
 from src.data.chat import IDENTITY, Chat
-from src.data.encode import Rules, encode
-from src.data.formats import RowError
-from src.data.rows import Example, Row
-from src.data.show import show
-from src.errors import NotYetError
-from src.model.source import Source, locate
-from src.train import check, resume
+from src.model.source import Source
+from src.train import resume
+from src.train.plan import planned, refuse, settled
+from src.train.ready import made_ready, tuned_model
 from src.utils import environment
 from src.utils.files import whole_folder, write_json
 from src.utils.logs import log, log_to
@@ -29,47 +25,25 @@ def train(cfg: TrainConfig) -> int:
     All that can be refused is refused before the run directory is made, and most of it before torch is
     imported.
     """
-    if "," in cfg.cuda_visible_devices:  # the Trainer would multiply the batch by them without a word
-        raise NotYetError("training on several GPUs is not available in this version", hint="name one GPU")
-    runs.check_writable(cfg.output_dir)
     run = resume.find(cfg)
-    data = prepare.read(cfg)
-    prepare.refuse_bad_rows(data, cfg)
-    dev = _dev_rows(cfg)
-    base = locate(cfg.model_name, cfg.model_revision)
-    device = environment.choose_device(cfg.cuda_visible_devices)
-    dtype = environment.choose_dtype(cfg.bf16, cfg.cuda_visible_devices)
-    log.info("%s usable rows in %d files; base model %s", f"{len(data.store):,}", len(data.store.files), base.name)
-    log.info("device %s; precision %s", device, dtype)
+    ready = made_ready(cfg)
+    plan = planned(ready, cfg)
+    refuse(plan, cfg)
 
-    from src.model import load, methods  # torch and its like start loading here
-    from src.train import checkpoint
+    from src.train import checkpoint  # torch and its like are loaded by now
     from src.train.callbacks import RunRecorder
     from src.train.fit import Schedule, arguments, batches_of, fit
 
-    examples, chat = check.tokenised(data, base, cfg)
-    show(examples, chat, cfg.max_length)
-    checks.refuse_findings(examples.report, cfg)
-    held_out = _held_out(dev, chat, cfg.max_length)
-
-    load.seed_everything(cfg.seed)
-    model, base = load.load_base(
-        base, dtype.value, device.value,
-        four_bit=methods.METHODS[cfg.method].four_bit, trust_remote_code=cfg.trust_remote_code,
-    )  # fmt: skip
-    load.seed_everything(cfg.seed)
-    model = methods.apply(model, cfg, base, cfg.gradient_checkpointing is True)
-    trainable, total = methods.trainable_parameters(model)
-    log.info("%s: %s of %s parameters are trained (%.2f %%)", cfg.method, f"{trainable:,}", f"{total:,}",
-             100 * trainable / total)  # fmt: skip
-
+    data, _, _, dtype, examples, chat, held_out = ready
+    asked, cfg = cfg, settled(cfg, plan)
+    model, base = tuned_model(ready, cfg)
     schedule = Schedule.of(len(batches_of(examples, cfg)), cfg)
     arguments(cfg, dtype.value, schedule, bool(held_out), Path("checkpoints"))  # refused here if at all
     facts = _facts(cfg, base, data, chat, examples.report, dtype)
     if run and resume.same_facts(run, facts, cfg):
         run.reopen()
     else:
-        run = runs.create(cfg.output_dir, "train", to_yaml(cfg), facts)
+        run = runs.create(cfg.output_dir, "train", to_yaml(asked), facts | {"plan": plan.as_dict()})
     log_to(run.logs)
     log.info("run %s", run.path)
     with run.recorded():
@@ -97,26 +71,6 @@ def save(model: Any, chat: Chat, folder: Path) -> None:
                 k: sorted(v) if k == "target_modules" and isinstance(v, list) else v for k, v in found.items()
             }
             write_json(settings, found)
-
-
-def _dev_rows(cfg: TrainConfig) -> list[Row]:
-    """The dev split, for the evaluation loss; none where there is no such file."""
-    path = Path(cfg.eval_path) / "dev.jsonl"
-    if not path.is_file():
-        log.warning("%s does not exist: no evaluation loss", path)
-        return []
-    return loader.read_rows(path, "prompt_completion")
-
-
-def _held_out(rows: Sequence[Row], chat: Chat, max_length: int) -> list[Example]:
-    """Rows for the evaluation loss; what does not fit is said."""
-    found: list[Example] = []
-    for row, encoded in zip(rows, encode(rows, chat, Rules(max_length)), strict=True):
-        if isinstance(encoded, RowError):
-            log.warning("left out of the evaluation loss: %s:%d %s", row.file, row.line, encoded.detail)
-        else:
-            found += encoded.examples
-    return found
 
 
 def _facts(
