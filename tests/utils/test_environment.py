@@ -143,3 +143,25 @@ def test_the_manifest_gets_the_versions_in_the_order_of_their_names() -> None:
 def test_without_git_the_commit_is_unknown(machine) -> None:
     machine()
     assert environment.git_state() == {"commit": None, "diff_sha256": None}
+
+
+def test_the_memory_left_is_what_the_process_holds_and_may_still_take(machine) -> None:
+    import psutil
+
+    machine()
+    left = environment.memory_left("cpu", "")
+    assert environment.resident() < left.bytes <= psutil.virtual_memory().total
+    assert "this process holds" in left.reason
+
+
+def test_a_container_may_take_what_its_limit_leaves_and_its_cache_gives_up(tmp_path: Path) -> None:
+    assert environment._cgroup_left(tmp_path) is None
+    for name, text in (
+        ("memory.max", "1000"),
+        ("memory.current", "700"),
+        ("memory.stat", "anon 1\ninactive_file 50\n"),
+    ):
+        (tmp_path / name).write_text(text)
+    assert environment._cgroup_left(tmp_path) == 350
+    (tmp_path / "memory.max").write_text("max\n")
+    assert environment._cgroup_left(tmp_path) is None
