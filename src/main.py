@@ -158,4 +158,8 @@ def _load_dotenv() -> None:
 
 
 if __name__ == "__main__":
+    from src.utils.imports import own_process
+
+    if not {"-m", "--multirun"} & set(sys.argv):
+        own_process()
     sys.exit(main())

@@ -66,14 +66,14 @@ class Run:
     @property
     def status(self) -> str:
         """What the run is now: a `running` whose process is gone was interrupted."""
-        return _status(self.manifest)
+        return status_of(self.manifest)
 
     @property
     def status_in_words(self) -> str:
         """The status, and that of the evaluation where it did not finish."""
         manifest = self.manifest
-        evaluation = _status(manifest["evaluation"]) if "evaluation" in manifest else FINISHED
-        return _status(manifest) + ("" if evaluation == FINISHED else f", evaluation {evaluation}")
+        evaluation = status_of(manifest["evaluation"]) if "evaluation" in manifest else FINISHED
+        return status_of(manifest) + ("" if evaluation == FINISHED else f", evaluation {evaluation}")
 
     def reopen(self) -> None:
         """Take up a run that ended before its time; its earlier commands stay in the manifest."""
@@ -172,7 +172,8 @@ def command() -> list[str]:
     return ["python", "-m", *words[words.index("src.main") :]] if "src.main" in words else list(words)
 
 
-def _status(record: Mapping[str, Any]) -> str:
+def status_of(record: Mapping[str, Any]) -> str:
+    """The status that a record claims: a `running` whose process is gone was interrupted."""
     if record["status"] == RUNNING and not _alive(record["process"]):
         return INTERRUPTED
     return str(record["status"])

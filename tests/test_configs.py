@@ -67,7 +67,8 @@ def composed(stage: str, *words: str) -> dict[str, Any]:
     cli._register(call)
     values, problems = cli._composed(call, overrides)
     assert problems == []
-    return asdict(config.load(stage, values))
+    search = {"search": values.pop("search", {})}
+    return asdict(config.load(stage, values)) | (asdict(config.load("sweep", search)) if search["search"] else {})
 
 
 def check_golden(name: str, values: dict[str, Any]) -> None:

@@ -12,9 +12,10 @@ import torch
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from torch import nn
 
-from src.config import MethodArgs
+from src.config import MethodArgs, Task
 from src.errors import ModelError
 from src.model.source import Source
+from src.model.tasks import TASKS
 
 
 class Method(NamedTuple):
@@ -33,7 +34,9 @@ METHODS: dict[str, Method] = {
 }
 
 
-def apply(model: Any, args: MethodArgs, source: Source, gradient_checkpointing: bool = False) -> Any:
+def apply(
+    model: Any, args: MethodArgs, source: Source, gradient_checkpointing: bool = False, task: Task = "causal_lm"
+) -> Any:
     """Make `model` trainable by `args.method`: freeze it and add an adapter, or leave all weights free.
 
     The caller seeds the random number generators before: the adapter's first values are drawn here.
@@ -48,7 +51,7 @@ def apply(model: Any, args: MethodArgs, source: Source, gradient_checkpointing: 
     if method.four_bit:
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=gradient_checkpointing)
     try:
-        tuned = get_peft_model(model, _adapter(args, method, source))
+        tuned = get_peft_model(model, _adapter(args, method, source, task, model.untrained_modules))
     except (ValueError, TypeError, NotImplementedError) as error:
         if not args.peft:
             raise
@@ -57,14 +60,15 @@ def apply(model: Any, args: MethodArgs, source: Source, gradient_checkpointing: 
     return tuned
 
 
-def _adapter(args: MethodArgs, method: Method, source: Source) -> LoraConfig:
+def _adapter(args: MethodArgs, method: Method, source: Source, task: Task, untrained: list[str]) -> LoraConfig:
     return LoraConfig(
-        task_type="CAUSAL_LM",
+        task_type=TASKS[task].peft,
         r=args.lora_r,
         lora_alpha=args.lora_alpha,
         lora_dropout=args.lora_dropout,
         target_modules=args.lora_target_modules or "all-linear",
         revision=source.revision,
+        modules_to_save=untrained or None,  # a random layer that is not kept would be another one next time
         **((method.adapter or {}) | args.peft),
     )
 

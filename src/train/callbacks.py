@@ -43,6 +43,11 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
         self.asked, self.args, self.held_out = asked, args, held_out
         self.curves = Curves(self.run.logs) if self.writes else None
 
+    def close(self) -> None:
+        """Let go of the event file and its thread, however the training ended: another may follow it here."""
+        if self.curves is not None:
+            self.curves.close()
+
     def resume(self, folder: Path, state: Any) -> None:
         """Forget what an earlier attempt recorded after the checkpoint in `folder`."""
         self.tokens = int(state.num_input_tokens_seen)
@@ -112,8 +117,6 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
 
     def figures(self, state: Any, best: bool) -> dict[str, Any]:
         """The final figures: mean loss over all steps, loss of the dev split, steps, seconds, tokens."""
-        if self.curves is not None:
-            self.curves.close()
         logged = [(0, 0.0), *((h["step"], h["loss"]) for h in state.log_history if "loss" in h)]
         total = sum(loss * (step - before) for (before, _), (step, loss) in pairwise(logged))
         losses = _losses(state.log_history)

@@ -101,20 +101,21 @@ class Estimator:
 
     def __init__(
         self, base: Source, examples: Sequence[Example], held_out: Sequence[Example], dtype: str, device: str,
-        pad_token_id: int, fixed: int,
+        tokenizer: Any, fixed: int, labels: Sequence[str] = (),
     ) -> None:  # fmt: skip
         """
         Args:
             fixed: bytes that are taken before the weights are loaded.
         """
         self.base, self.examples, self.held_out = base, examples, held_out
-        self.dtype, self.device, self.pad_token_id, self.fixed = dtype, device, pad_token_id, fixed
+        self.dtype, self.device, self.tokenizer, self.fixed = dtype, device, tokenizer, fixed
+        self.labels = labels
         lengths = getattr(examples, "lengths", None)
         self.lengths = np.array([len(e.ids) for e in examples] if lengths is None else lengths)
         self._skeleton = cache(self._built)
 
     def _built(self, method: str, cfg_key: str) -> tuple[Any, simulate.Weights]:
-        model = simulate.skeleton(self._cfg, self.base, self.dtype)
+        model = simulate.skeleton(self._cfg, self.base, self.dtype, self.labels)
         return model, simulate.weigh(model)
 
     def weights(self, cfg: TrainConfig) -> tuple[Any, simulate.Weights]:
@@ -139,7 +140,7 @@ class Estimator:
         """What the training would hold with and without recomputed activations."""
         model, weights = self.weights(cfg)
         batch = [self.examples[row] for row in self.longest_batch(cfg)]
-        how: dict[str, Any] = {"dtype": self.dtype, "device": self.device, "pad_token_id": self.pad_token_id}
+        how: dict[str, Any] = {"dtype": self.dtype, "device": self.device, "tokenizer": self.tokenizer}
         backward = simulate.backward_pass(model, batch, cfg, checkpointing=checkpointing, **how)
         always = {"weights": weights.base_bytes, "adapters": weights.adapter_bytes, "fixed": self.fixed,
                   "optimizer": memory.optimizer_bytes(cfg.optim, weights.trainable)}  # fmt: skip
@@ -287,4 +288,4 @@ def predicted_peak(
     The CUDA context is left out, which PyTorch does not count.
     """
     fixed = memory.CUDA_WORKSPACES if device == "cuda" else fixed_bytes(device)
-    return Estimator(base, examples, held_out, dtype, device, 0, fixed).memory(cfg, checkpointing).peak
+    return Estimator(base, examples, held_out, dtype, device, None, fixed).memory(cfg, checkpointing).peak

@@ -6,6 +6,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,9 +24,11 @@ from src.train import checkpoint, trouble
 from src.train.batches import Batches
 from src.train.callbacks import Bar, RunRecorder
 from src.train.collate import EndToEnd, Padded, Rows
-from src.train.losses import Criterion
+from src.train.collate_tasks import COLLATORS
+from src.train.losses import Criterion, class_weights
 from src.train.objective import Objective
 from src.train.stop import Asked
+from src.utils import environment
 from src.utils.logs import log
 
 CPU_MULTIPLE = 64
@@ -178,21 +181,24 @@ def fit(
     Raises: Stopped after a checkpoint, if a signal asked for it; DivergedError; MemoryRunOut.
     """
     end_to_end = lay_out_rows(model, cfg)
+    collate = collator(tokenizer, end_to_end) if cfg.task == "causal_lm" else COLLATORS[cfg.task](tokenizer, model)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     batches = batches_of(examples, cfg, rank, world)
     schedule = Schedule.of(len(batches), cfg)
-    _deterministic(cfg.deterministic)
+    _precise(cfg)
     with Asked(recorder.run.path) as asked:
         loop = Loop(
             model=model,
             args=arguments(cfg, dtype, schedule, bool(held_out), folder),
             train_dataset=Rows(examples),
             eval_dataset=Rows(held_out) if held_out else None,
-            collate=collator(tokenizer, end_to_end),
+            collate=collate,
             processing_class=tokenizer,
             batches=batches,
             held_out=held_out,
-            objective=Objective(model, Criterion(cfg), dtype, end_to_end),
+            objective=Objective(
+                model, criterion(model, tokenizer, cfg), dtype, end_to_end, noise=cfg.neftune_noise_alpha
+            ),
             asked=asked,
             recorder=recorder,
             where=where,
@@ -204,7 +210,8 @@ def fit(
         recorder.prepare(asked, cfg, held_out=bool(held_out))
         # Under autocast the adapter's fp32 weights are computed on in 16 bits; peft would cast the activations
         # to fp32 and autocast back again.
-        with loop.objective.attention(model), disable_input_dtype_casting(model, active=dtype != "float32"):
+        uncast = disable_input_dtype_casting(model, active=dtype != "float32")
+        with closing(recorder), loop.objective.attention(model), uncast:
             _run(loop, start, schedule.steps)
     asked.refuse_if_stopped(loop.state.global_step, schedule.steps)
     if cfg.load_best_model_at_end and loop.state.best_global_step:
@@ -230,7 +237,10 @@ def lay_out_rows(model: Any, cfg: TrainConfig) -> bool:
 
     Raises: ConfigError if `packing` is asked of a model that cannot take them.
     """
-    reason = attention.why_not(model) if cfg.padding_free else "padding_free=false"
+    if cfg.task != "causal_lm":
+        reason: str | None = f"task={cfg.task} has no rows that go on"
+    else:
+        reason = attention.why_not(model) if cfg.padding_free else "padding_free=false"
     if reason and cfg.packing:
         raise ConfigError(f"packing=true needs rows laid end to end: {reason}", hint="set packing=false")
     if reason:
@@ -255,10 +265,27 @@ def collator(tokenizer: Any, end_to_end: bool) -> EndToEnd | Padded:
     return EndToEnd(multiple=1 if torch.cuda.is_available() else CPU_MULTIPLE)
 
 
-def _deterministic(wanted: bool) -> None:
-    if wanted:
+def criterion(model: Any, tokenizer: Any, cfg: TrainConfig) -> Criterion:
+    """The loss asked for. Raises: ConfigError if `class_weights` names what is not one class."""
+
+    labels: dict[str, int] = model.config.label2id if cfg.task == "classification" else {}
+
+    def ids(name: str) -> list[int]:
+        if labels:
+            return [labels[name]] if name in labels else []
+        return list(tokenizer(name, add_special_tokens=False)["input_ids"])
+
+    classes = len(labels) or model.get_output_embeddings().weight.shape[0]
+    return Criterion(cfg, class_weights(cfg, classes, ids))
+
+
+def _precise(cfg: TrainConfig) -> None:
+    """Set torch as `deterministic` and `tf32` ask."""
+    if cfg.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
-    torch.use_deterministic_algorithms(wanted)
+    torch.use_deterministic_algorithms(cfg.deterministic)
+    tf32 = environment.choose_tf32(cfg.tf32, cfg.cuda_visible_devices).value == "on"
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
 
 
 def arguments(
@@ -269,6 +296,7 @@ def arguments(
     Raises: ConfigError if the Trainer refuses what `trainer: {...}` holds.
     """
     warmup = round(cfg.warmup_ratio * schedule.steps)
+    kernels = environment.choose_kernels(cfg.use_liger_kernel, cfg.cuda_visible_devices).value
     scheduler = cfg.lr_scheduler_type
     ours = dict(
         output_dir=str(folder),
@@ -288,9 +316,10 @@ def arguments(
         lr_scheduler_type="constant_with_warmup" if scheduler == "constant" and warmup else scheduler,
         lr_scheduler_kwargs=cfg.lr_scheduler_kwargs,
         max_grad_norm=cfg.max_grad_norm,
-        neftune_noise_alpha=cfg.neftune_noise_alpha,
         activation_checkpointing=cfg.gradient_checkpointing is True,
         torch_compile=cfg.torch_compile,
+        use_liger_kernel=kernels == "liger",
+        liger_kernel_config={"fused_linear_cross_entropy": False, "cross_entropy": False},  # Objective's part
         fp16=dtype == "float16",  # bfloat16 needs no scaling of the loss: Objective casts by itself
         use_cpu=not torch.cuda.is_available(),
         logging_steps=cfg.logging_steps,

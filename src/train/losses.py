@@ -7,7 +7,7 @@ device, so that one batch of 8 and eight of 1 give the same gradient.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -17,6 +17,7 @@ from torch.nn.functional import cross_entropy, linear, log_softmax, nll_loss
 
 from src.config import LossArgs
 from src.data.rows import IGNORED
+from src.errors import ConfigError
 
 CHUNK_BYTES = {"cuda": 512 << 20, "cpu": 32 << 20}  # of fp32 logits held at once
 
@@ -62,6 +63,25 @@ LOSSES: dict[str, Loss] = {
     "weighted": Loss(_weighted, weighted=True),
     "focal": Loss(_focal),
 }
+
+
+def class_weights(args: LossArgs, classes: int, ids: Callable[[str], Sequence[int]]) -> torch.Tensor | None:
+    """(classes,) the weights of `class_weights`, 1 where none is given; None if the loss has no use for them.
+
+    Raises: ConfigError naming what is not one class, by the `ids` of its name.
+    """
+    if not LOSSES[args.loss].weighted:
+        return None
+    found = {name: ids(name) for name in args.class_weights}
+    if wrong := [name for name, each in found.items() if len(each) != 1]:
+        raise ConfigError(
+            *(f"class_weights: {name!r} is no label, or not one token" for name in wrong),
+            hint="name labels of a classification, or words that are one token of this tokenizer",
+        )
+    weights = torch.ones(classes)
+    for name, weight in args.class_weights.items():
+        weights[found[name][0]] = weight
+    return weights
 
 
 class Criterion:

@@ -10,6 +10,7 @@ from src import runs
 from src.config import TrainConfig, to_yaml
 from src.data import prepare
 from src.data.chat import IDENTITY, Chat
+from src.model import tasks
 from src.model.source import Source
 from src.train import resume
 from src.train.plan import planned, refuse, settled
@@ -34,7 +35,7 @@ def train(cfg: TrainConfig) -> int:
     from src.train.callbacks import RunRecorder
     from src.train.fit import Schedule, arguments, batches_of, fit
 
-    data, _, _, dtype, examples, chat, held_out = ready
+    data, _, _, dtype, examples, chat, held_out, _ = ready
     asked, cfg = cfg, settled(cfg, plan)
     model, base = tuned_model(ready, cfg)
     schedule = Schedule.of(len(batches_of(examples, cfg)), cfg)
@@ -65,6 +66,8 @@ def save(model: Any, chat: Chat, folder: Path) -> None:
         chat.tokenizer.save_pretrained(temporary)
         write_json(temporary / IDENTITY, chat.identity)
         settings = temporary / "adapter_config.json"
+        if settings.exists() and tasks.labels_of(model.config.to_dict()):
+            model.config.save_pretrained(temporary)  # an adapter of a classifier keeps the names of its labels
         if settings.exists():  # peft lists sets in an order that changes from process to process
             found = json.loads(settings.read_text(encoding="utf-8"))
             found = {
@@ -79,6 +82,7 @@ def _facts(
 ) -> dict[str, Any]:  # fmt: skip
     return {
         "method": cfg.method,
+        "task": cfg.task,
         "base_model": {"name": base.name, "revision": base.revision},
         "tokenization": chat.identity,
         "data": data.version | {"files": report["files"]},

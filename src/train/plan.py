@@ -48,8 +48,8 @@ def planned(ready: Ready, cfg: TrainConfig) -> Plan:
 
     device, dtype = ready.device.value, ready.dtype.value
     estimator = estimate.Estimator(
-        ready.base, ready.examples, ready.held_out, dtype, device, ready.chat.tokenizer.pad_token_id,
-        estimate.fixed_bytes(device),
+        ready.base, ready.examples, ready.held_out, dtype, device, ready.chat.tokenizer,
+        estimate.fixed_bytes(device), ready.labels,
     )  # fmt: skip
     found = estimator.plan(cfg, estimate.available(cfg, device))
     plan_table.show(found)

@@ -8,18 +8,20 @@ from typing import Any, NamedTuple
 
 from src import runs
 from src.config import TrainConfig
-from src.data import checks, loader, prepare
+from src.data import checks, loader, pairs, prepare
 from src.data.chat import Chat
-from src.data.encode import Rules, encode
+from src.data.encode import Rules
 from src.data.formats import RowError
 from src.data.rows import Example, Row
 from src.data.show import show
 from src.data.store import TokenStore
-from src.errors import NotYetError
+from src.errors import ConfigError, NotYetError
+from src.model import tasks
 from src.model.source import Source, locate
 from src.train import check
 from src.utils import environment
 from src.utils.environment import Reasoned
+from src.utils.imports import OPTIONAL, without
 from src.utils.logs import log
 
 
@@ -33,6 +35,7 @@ class Ready(NamedTuple):
     examples: TokenStore
     chat: Chat
     held_out: list[Example]
+    labels: tuple[str, ...]  # of a classifier
 
 
 def made_ready(cfg: TrainConfig, device: Reasoned | None = None, dtype: Reasoned | None = None) -> Ready:
@@ -43,16 +46,25 @@ def made_ready(cfg: TrainConfig, device: Reasoned | None = None, dtype: Reasoned
     runs.check_writable(cfg.output_dir)
     data = prepare.read(cfg)
     prepare.refuse_bad_rows(data, cfg)
-    dev = _dev_rows(cfg)
+    dev = _dev_rows(cfg, data.labels)
     base = locate(cfg.model_name, cfg.model_revision)
+    tasks.check_source(base, cfg.task, cfg.max_length, cfg.method)
     device = device or environment.choose_device(cfg.cuda_visible_devices)
     dtype = dtype or environment.choose_dtype(cfg.bf16, cfg.cuda_visible_devices)
     log.info("%s usable rows in %d files; base model %s", f"{len(data.store):,}", len(data.store.files), base.name)
-    log.info("device %s; precision %s", device, dtype)
-    examples, chat = check.tokenised(data, base, cfg)  # transformers starts loading here
+    tf32 = environment.choose_tf32(cfg.tf32, cfg.cuda_visible_devices)
+    kernels = environment.choose_kernels(cfg.use_liger_kernel, cfg.cuda_visible_devices)
+    log.info("device %s; precision %s; TF32 %s; kernels %s", device, dtype, tf32, kernels)
+    with without(*_unused(cfg)):
+        # transformers, torch and their like start loading here
+        from src.train import estimate  # noqa: F401
+
+        examples, chat = check.tokenised(data, base, cfg)
     show(examples, chat, cfg.max_length)
     checks.refuse_findings(examples.report, cfg)
-    return Ready(data, base, device, dtype, examples, chat, _held_out(dev, chat, cfg.max_length))
+    labels = tuple(examples.report.get("labels", ()))
+    held_out = _held_out(dev, chat, prepare.rules_of(cfg, labels))
+    return Ready(data, base, device, dtype, examples, chat, held_out, labels)
 
 
 def tuned_model(ready: Ready, cfg: TrainConfig) -> tuple[Any, Source]:
@@ -63,28 +75,49 @@ def tuned_model(ready: Ready, cfg: TrainConfig) -> tuple[Any, Source]:
     model, base = load.load_base(
         ready.base, ready.dtype.value, ready.device.value,
         four_bit=methods.METHODS[cfg.method].four_bit, trust_remote_code=cfg.trust_remote_code,
+        task=cfg.task, labels=ready.labels,
     )  # fmt: skip
+    tasks.check_method(model.config.to_dict(), cfg.task, cfg.method, model.untrained_modules)
+    if ready.labels:
+        load.pad_alike(model, ready.chat.tokenizer)
     load.seed_everything(cfg.seed)
-    model = methods.apply(model, cfg, base, cfg.gradient_checkpointing is True)
+    model = methods.apply(model, cfg, base, cfg.gradient_checkpointing is True, cfg.task)
     trainable, total = methods.trainable_parameters(model)
     log.info("%s: %s of %s parameters are trained (%.2f %%)", cfg.method, f"{trainable:,}", f"{total:,}",
              100 * trainable / total)  # fmt: skip
     return model, base
 
 
-def _dev_rows(cfg: TrainConfig) -> list[Row]:
-    """The dev split, for the evaluation loss; none where there is no such file."""
+def _unused(cfg: TrainConfig) -> list[str]:
+    """Large packages that this training does not need."""
+    in_bits = cfg.method == "qlora" or "8bit" in cfg.optim or "paged" in cfg.optim
+    unused = [*OPTIONAL, *([] if in_bits else ["bitsandbytes"])]
+    return [package for package in unused if package not in cfg.report_to]
+
+
+def _dev_rows(cfg: TrainConfig, labels: Sequence[str]) -> list[Row]:
+    """The dev split, for the evaluation loss; none where there is no such file.
+
+    Raises: DataError if a row of it cannot be read, or has a label that is not one of `labels`.
+    """
     path = Path(cfg.eval_path) / "dev.jsonl"
+    if not path.is_file() and (cfg.load_best_model_at_end or cfg.early_stopping_patience):
+        what = "load_best_model_at_end" if cfg.load_best_model_at_end else "early_stopping_patience"
+        raise ConfigError(f"{what} needs an evaluation loss, and {path} does not exist", hint="set eval_path")
     if not path.is_file():
         log.warning("%s does not exist: no evaluation loss", path)
         return []
-    return loader.read_rows(path, "prompt_completion")
+    rows = loader.read_rows(path)
+    if cfg.task == "classification":
+        pairs.refuse_unknown_labels(rows, labels)
+    return rows
 
 
-def _held_out(rows: Sequence[Row], chat: Chat, max_length: int) -> list[Example]:
+def _held_out(rows: Sequence[Row], chat: Chat, rules: Rules) -> list[Example]:
     """Rows for the evaluation loss; what does not fit is said."""
     found: list[Example] = []
-    for row, encoded in zip(rows, encode(rows, chat, Rules(max_length)), strict=True):
+    rules = rules._replace(train_on="completion", on_overlength="reject")
+    for row, encoded in zip(rows, pairs.TASKS[rules.task].encode(rows, chat, rules), strict=True):
         if isinstance(encoded, RowError):
             log.warning("left out of the evaluation loss: %s:%d %s", row.file, row.line, encoded.detail)
         else:

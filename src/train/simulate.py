@@ -22,15 +22,15 @@ from peft.helpers import disable_input_dtype_casting
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
-from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModelForCausalLM
-from transformers.quantizers import AutoHfQuantizer
+from transformers import AttentionInterface, AttentionMaskInterface
 
 from src.config import TrainConfig
 from src.data.rows import IGNORED, Example
 from src.model import load, methods
 from src.model.source import Source
-from src.model.tokenizer import fetched, hub_revision
-from src.train import collate, losses
+from src.train import losses
+from src.train.collate import EndToEnd, Padded
+from src.train.collate_tasks import COLLATORS
 from src.train.fit import CPU_MULTIPLE
 from src.train.objective import Objective
 
@@ -59,20 +59,17 @@ class Held(NamedTuple):
     gradients: int
 
 
-def skeleton(cfg: TrainConfig, base: Source, dtype: str) -> Any:
+def skeleton(cfg: TrainConfig, base: Source, dtype: str, labels: Sequence[str] = ()) -> Any:
     """The model with the tuning method applied, on the meta device.
 
     Raises: ModelError if config.json cannot be had, or the method not be applied.
     """
-    shared = {"trust_remote_code": cfg.trust_remote_code}
-    config = fetched(AutoConfig, base.location, revision=hub_revision(base.revision), **shared)
+    model = load.shell(
+        base, dtype, four_bit=methods.METHODS[cfg.method].four_bit, trust_remote_code=cfg.trust_remote_code,
+        task=cfg.task, labels=labels,
+    )  # fmt: skip
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=load.DTYPES[dtype], **shared)
-        if methods.METHODS[cfg.method].four_bit:
-            quantizer = AutoHfQuantizer.from_config(load.nf4(dtype))
-            quantizer.preprocess_model(model=model, device_map=None)
-            quantizer.postprocess_model(model)
-        model = methods.apply(model, cfg, base)
+        model = methods.apply(model, cfg, base, task=cfg.task)
         model.tie_weights()
     return model
 
@@ -100,7 +97,7 @@ def _is_four_bit(parameter: torch.Tensor) -> bool:
 
 def backward_pass(
     model: Any, examples: Sequence[Example], cfg: TrainConfig, dtype: str, device: str, checkpointing: bool,
-    pad_token_id: int,
+    tokenizer: Any,
 ) -> Held:  # fmt: skip
     """What the forward and backward pass of one batch holds at its peak. `model` is a skeleton, and stays one.
 
@@ -115,7 +112,7 @@ def backward_pass(
                 for p in model.parameters():
                     p.grad = torch.empty_like(p) if p.requires_grad else None
             there = sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
-            with _Storages(model) as seen, _loss(model, examples, cfg, dtype, device, pad_token_id) as loss:
+            with _Storages(model) as seen, _loss(model, examples, cfg, dtype, device, tokenizer) as loss:
                 loss.backward()
                 made = [p.grad.untyped_storage()._cdata for p in model.parameters() if p.grad is not None]
             held = seen.at_peak({seen.numbers[key] for key in made})
@@ -123,12 +120,12 @@ def backward_pass(
 
 
 def forward_pass(
-    model: Any, examples: Sequence[Example], cfg: TrainConfig, dtype: str, device: str, pad_token_id: int
+    model: Any, examples: Sequence[Example], cfg: TrainConfig, dtype: str, device: str, tokenizer: Any
 ) -> Held:
     """What the evaluation of one batch holds at its peak."""
     with _ghost(model) as mode:
         model.eval()
-        loss = _loss(model, examples, cfg, dtype, device, pad_token_id)
+        loss = _loss(model, examples, cfg, dtype, device, tokenizer)
         with mode, torch.no_grad(), _Storages(model) as seen, loss:
             pass
     return seen.at_peak(set())
@@ -136,14 +133,13 @@ def forward_pass(
 
 @contextmanager
 def _loss(
-    model: Any, examples: Sequence[Example], cfg: TrainConfig, dtype: str, device: str, pad_token_id: int
+    model: Any, examples: Sequence[Example], cfg: TrainConfig, dtype: str, device: str, tokenizer: Any
 ) -> Iterator[torch.Tensor]:
     """The loss of the batch as the training computes it; backward belongs inside, where recomputing needs it."""
     prompts = getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False)
-    end_to_end = cfg.padding_free and not prompts
-    ended = collate.EndToEnd(CPU_MULTIPLE if device == "cpu" else 1)
+    end_to_end = cfg.task == "causal_lm" and cfg.padding_free and not prompts
     with unset_fake_temporarily():
-        batch = (ended if end_to_end else collate.Padded(pad_token_id))(list(enumerate(examples)))
+        batch = _collated(model, examples, cfg, device, tokenizer, end_to_end)
         labels = int((batch["labels"] != IGNORED).sum())
     batch = {k: torch.empty_like(v) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
     objective = Objective(model, _Counted(cfg, labels), dtype, end_to_end, fused=False)
@@ -153,6 +149,19 @@ def _loss(
     casting = disable_input_dtype_casting(model, active=dtype != "float32")
     with objective.attention(model), _as_on(device, model, end_to_end), casting:
         yield objective.summed(model, batch)
+
+
+def _collated(
+    model: Any, examples: Sequence[Example], cfg: TrainConfig, device: str, tokenizer: Any, end_to_end: bool
+) -> dict[str, Any]:
+    """The batch of the training."""
+    if end_to_end:
+        collate: Any = EndToEnd(CPU_MULTIPLE if device == "cpu" else 1)
+    elif cfg.task == "causal_lm":
+        collate = Padded(tokenizer.pad_token_id)
+    else:
+        collate = COLLATORS[cfg.task](tokenizer, model)
+    return dict(collate(list(enumerate(examples))))
 
 
 class _Counted(losses.Criterion):
@@ -255,7 +264,8 @@ class _Storages(TorchDispatchMode):
 
     def __init__(self, model: Any) -> None:
         super().__init__()
-        self.classes = model.get_output_embeddings().weight.shape[0]
+        head = model.get_output_embeddings()
+        self.classes = head.weight.shape[0] if head is not None else 0
         held = [*model.parameters(), *model.buffers(), *(p.grad for p in model.parameters() if p.grad is not None)]
         self.numbers = {t.untyped_storage()._cdata: -1 for t in held}  # of the living; -1: there before
         self.changes: list[tuple[int, int]] = []  # the number of a storage, and its bytes, negative at its end

@@ -14,6 +14,7 @@ import subprocess
 from contextlib import suppress
 from functools import cache
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -120,6 +121,36 @@ def choose_dtype(bf16: bool | str, visible: str) -> Reasoned:
     if native:
         return Reasoned("bfloat16", f"bf16={str(bf16).lower()}, native on {hardware}")
     return Reasoned(fallback, f"bf16=auto, {hardware}")
+
+
+def choose_tf32(wanted: bool | str, visible: str) -> Reasoned:
+    """`on` or `off`: whether fp32 products are rounded to TF32, of a 10-bit mantissa (NVIDIA A100 whitepaper).
+
+    Raises: ConfigError if TF32 is asked of hardware without it.
+    """
+    found = gpus(visible)
+    native = bool(found) and min(gpu.capability for gpu in found) >= FIRST_BF16_CAPABILITY
+    if wanted is True and not native:
+        raise ConfigError("tf32=true, but there is no GPU that has it here", hint="set tf32=auto")
+    if wanted is False or not native:
+        return Reasoned("off", "tf32=false" if wanted is False else "no GPU that has it")
+    return Reasoned("on", f"tf32={str(wanted).lower()}, {found[0].name} has it")
+
+
+def choose_kernels(use_liger: bool | str, visible: str) -> Reasoned:
+    """`liger` or `plain`: which kernels compute norms, rotations and activations.
+
+    Raises: ConfigError if Liger is asked for where it cannot run.
+    """
+    installed = bool(find_spec("liger_kernel"))
+    if use_liger is True and not (gpus(visible) and installed):
+        missing = "liger-kernel is not installed" if gpus(visible) else "it needs a GPU"
+        raise ConfigError(
+            f"use_liger_kernel=true: {missing}", hint="pip install -r requirements-gpu.txt, or set it to auto"
+        )
+    if use_liger is False or not gpus(visible):
+        return Reasoned("plain", "use_liger_kernel=false" if use_liger is False else "Liger needs a GPU")
+    return Reasoned(*(("liger", "installed") if installed else ("plain", "liger-kernel is not installed")))
 
 
 def git_state() -> dict[str, str | None]:

@@ -143,12 +143,82 @@ def test_steps_are_those_that_epochs_batches_and_accumulation_make(
         assert [step for step, _ in curves(run)["eval/loss"]] == [steps // 2, steps]  # after each epoch
 
 
-def test_accumulated_small_batches_train_like_one_large_batch(world: World) -> None:
-    common = ("max_steps=2", "lora_dropout=0", "lr=0.001")
+def test_many_batches_of_one_are_one_batch_of_many(world: World) -> None:
+    # of all 16 rows: a smaller step would take others, since the longest batch comes first
+    common = ("max_steps=3", "lora_dropout=0", "lr=0.001", "logging_steps=1", "loss=weighted")
+    common += ("class_weights={a: 3}",)
     large = world.train(*common, "batch_size=16")
-    small = world.train(*common, "batch_size=4", "gradient_accumulation_steps=4")
-    for tag in ("train/loss", "train/grad_norm"):
-        assert curves(small)[tag][0][1] == pytest.approx(curves(large)[tag][0][1], rel=1e-3)
+    small = world.train(*common, "batch_size=1", "gradient_accumulation_steps=16")
+    for tag, tolerance in (("train/loss", 1e-6), ("train/grad_norm", 1e-5)):
+        assert values(small, tag) == pytest.approx(values(large, tag), rel=tolerance)
+
+
+def values(run: Run, tag: str) -> list[float]:
+    return [value for _, value in curves(run)[tag]]
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_rows_end_to_end_train_as_padded_rows_do(world: World, method: str) -> None:
+    common = (f"method={method}", "max_steps=6", "lora_dropout=0", "lr=0.001", "logging_steps=1", "batch_size=5")
+    free = world.train(*common)
+    padded = world.train(*common, "padding_free=false")
+    assert values(free, "train/loss") == pytest.approx(values(padded, "train/loss"), rel=1e-4)
+    assert values(free, "eval/loss") == pytest.approx(values(padded, "eval/loss"), rel=1e-4)
+    assert samples(free) == samples(padded)
+    one, other = (load_file(next(r.model.glob("*.safetensors"))) for r in (free, padded))
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], rtol=0, atol=2e-4)
+
+
+def samples(run: Run) -> list[list[int]]:
+    lines = [json.loads(line) for line in (run.logs / "samples.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
+    return [line["rows"] for line in lines]
+
+
+def test_the_log_of_rows_says_which_were_taken_each_once_an_epoch(world: World) -> None:
+    run = world.train("epochs=2", "batch_size=3", "gradient_accumulation_steps=2")
+    steps = samples(run)
+    an_epoch = len(steps) // 2
+    for epoch in (steps[:an_epoch], steps[an_epoch:]):
+        assert sorted(row for rows in epoch for row in rows) == list(range(16))
+    assert {len(rows) for rows in steps} == {6, 4}
+
+
+def test_packing_fills_rows_up_to_max_length_and_loses_none(world: World) -> None:
+    run = world.train("packing=true", "max_length=64", "batch_size=2", "epochs=1", "logging_steps=1")
+    steps = samples(run)
+    assert sorted(row for rows in steps for row in rows) == list(range(16))
+    assert max(len(rows) for rows in steps) > 2  # of some 24 tokens each
+    assert report(run, "metrics")["train"]["tokens"] == report(run, "data_report")["tokens"]["total"]
+
+
+def test_packing_and_padding_do_not_go_together(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    assert world.call("train", "packing=true", "padding_free=false") == 2
+    assert "packing=true needs rows laid end to end" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["loss=weighted"], "loss=weighted with class_weights"),
+        (["class_weights={a: 2}"], "class_weights goes with loss=weighted"),
+        (["loss=weighted", "class_weights={no such word: 2}"], "'no such word' is no label, or not one token"),
+    ],
+)
+def test_weights_are_those_of_a_weighted_loss_and_of_classes_that_exist(
+    world: World, capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    assert world.call("train", *words) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_weight_on_the_first_word_of_answers_makes_it_count_more(world: World, tokenizer: Any) -> None:
+    word = tokenizer.convert_ids_to_tokens(tokenizer(ANSWER, add_special_tokens=False)["input_ids"])[0]
+    common = ("max_steps=1", "logging_steps=1", "lora_dropout=0", "batch_size=16")
+    plain = values(world.train(*common), "train/grad_norm")
+    weighted = world.train(*common, "loss=weighted", f"class_weights={{{word}: 50}}")
+    assert values(weighted, "train/grad_norm") != pytest.approx(plain, rel=1e-2)
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
@@ -268,3 +338,22 @@ def test_an_over_long_dev_row_is_left_out_and_named(
     assert f"{path}:1 has " in capsys.readouterr().out
     assert len(curves(run)["eval/loss"]) == 1
     assert len(TRAINED_ON) == report(run, "data_report")["rows_trained"]
+
+
+# --- where curves go -------------------------------------------------------------------------------------
+
+
+def test_curves_go_to_mlflow_when_asked(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlflow").as_uri())
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    run = world.train("max_steps=4", "logging_steps=2", "report_to=[mlflow]")
+    client = mlflow.MlflowClient(tracking_uri=(tmp_path / "mlflow").as_uri())
+    (found,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    losses = [(m.step, m.value) for m in client.get_metric_history(found.info.run_id, "loss")]
+    assert losses == [(step, pytest.approx(value)) for step, value in curves(run)["train/loss"]]
+
+
+def test_a_reporter_that_is_not_installed_is_refused(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    assert world.call("train", "report_to=[wandb]") == 2
+    assert "wandb is not installed" in capsys.readouterr().err

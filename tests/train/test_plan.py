@@ -17,6 +17,7 @@ from src.config import TrainConfig
 from src.data.rows import Example
 from src.model import load, methods
 from src.model.source import locate
+from src.model.tokenizer import load_tokenizer
 from src.train import memory, simulate
 from src.train.estimate import Estimator
 from src.utils.environment import Capacity
@@ -32,7 +33,7 @@ def plan(world: World, *words: str) -> int:
 
 
 def estimator(tiny: Path, dtype: str = "float32", device: str = "cpu") -> Estimator:
-    return Estimator(locate(str(tiny)), ROWS, ROWS[:2], dtype, device, 0, fixed=0)
+    return Estimator(locate(str(tiny)), ROWS, ROWS[:2], dtype, device, load_tokenizer(str(tiny)), fixed=0)
 
 
 def settings(**others: Any) -> TrainConfig:
@@ -88,7 +89,7 @@ def test_every_method_has_a_plan_on_both_kinds_of_device(tiny: Path, method: str
 def test_activations_grow_with_the_tokens_and_shrink_with_checkpointing(tiny: Path) -> None:
     def activations(checkpointing: bool, size: int) -> int:
         rows = [Example([1] * size, [False] * (size - 1) + [True])] * 4
-        found = Estimator(locate(str(tiny)), rows, [], "float32", "cpu", 0, 0)
+        found = Estimator(locate(str(tiny)), rows, [], "float32", "cpu", None, 0)
         return found.memory(settings(batch_size=4), checkpointing).moments["backward"]["activations"]
 
     assert activations(False, 512) == pytest.approx(4 * activations(False, 128), rel=0.1)
@@ -111,7 +112,7 @@ def test_what_is_counted_is_what_a_real_step_holds(tiny: Path, method: str) -> N
     """The same count over real tensors of the real model."""
     cfg, source = settings(method=method), locate(str(tiny))
     expected = simulate.backward_pass(
-        simulate.skeleton(cfg, source, "float32"), ROWS, cfg, "float32", "cpu", False, 0
+        simulate.skeleton(cfg, source, "float32"), ROWS, cfg, "float32", "cpu", False, None
     )
     model = methods.apply(load.load_base(source, "float32", "cpu")[0], cfg, source)
     model.train()

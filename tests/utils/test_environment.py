@@ -10,7 +10,7 @@ import pytest
 
 from src.errors import ConfigError
 from src.utils import environment
-from src.utils.environment import Gpu, choose_device, choose_dtype, gpus
+from src.utils.environment import Gpu, choose_device, choose_dtype, choose_kernels, choose_tf32, gpus
 
 H100 = "NVIDIA H100 80GB HBM3, 81559, 9.0, 550.54.15"
 T4 = "Tesla T4, 15360, 7.5, 550.54.15"
@@ -143,6 +143,30 @@ def test_the_manifest_gets_the_versions_in_the_order_of_their_names() -> None:
 def test_without_git_the_commit_is_unknown(machine) -> None:
     machine()
     assert environment.git_state() == {"commit": None, "diff_sha256": None}
+
+
+def test_tf32_is_used_where_the_weakest_gpu_has_it(machine) -> None:
+    machine(A100, T4)
+    assert choose_tf32("auto", "0") == ("on", "tf32=auto, NVIDIA A100-SXM4-40GB has it")
+    assert choose_tf32("auto", "0,1").value == "off"
+    assert choose_tf32(False, "0") == ("off", "tf32=false")
+    with pytest.raises(ConfigError, match="no GPU that has it"):
+        choose_tf32(True, "1")
+    assert choose_tf32("auto", "").value == "off"
+
+
+def test_liger_kernels_need_a_gpu_and_the_package(machine, tmp_path: Path, monkeypatch) -> None:
+    machine(A100)
+    assert choose_kernels("auto", "0") == ("plain", "liger-kernel is not installed")
+    with pytest.raises(ConfigError, match="is not installed"):
+        choose_kernels(True, "0")
+    (tmp_path / "liger_kernel").mkdir()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert choose_kernels("auto", "0") == ("liger", "installed")
+    assert choose_kernels(False, "0").value == "plain"
+    assert choose_kernels("auto", "").value == "plain"
+    with pytest.raises(ConfigError, match="it needs a GPU"):
+        choose_kernels(True, "")
 
 
 def test_the_memory_left_is_what_the_process_holds_and_may_still_take(machine) -> None:

@@ -1,0 +1,116 @@
+"""Losses: the figures of torch's own, chunk by chunk, with the gradients that whole logits would give."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import CohereConfig, CohereForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from src.config import LossArgs
+from src.data.rows import IGNORED
+from src.train import losses
+from src.train.losses import LOSSES, Criterion, plain_head
+
+CLASSES, TOKENS, SIZE = 50, 300, 16
+SMALL: dict[str, Any] = dict(
+    vocab_size=64, hidden_size=SIZE, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
+)
+
+
+@pytest.fixture
+def parts(monkeypatch: pytest.MonkeyPatch) -> tuple[torch.Tensor, torch.nn.Linear, torch.Tensor]:
+    """Hidden states, a head, and targets of which some are ignored; chunks of 64 tokens."""
+    monkeypatch.setitem(losses.CHUNK_BYTES, "cpu", 64 * 4 * CLASSES)
+    torch.manual_seed(0)
+    targets = torch.randint(CLASSES, (TOKENS,))
+    targets[::7] = IGNORED
+    return torch.randn(TOKENS, SIZE, requires_grad=True), torch.nn.Linear(SIZE, CLASSES), targets
+
+
+def criterion(loss: str, **args: Any) -> Criterion:
+    weights = torch.linspace(0.5, 2, CLASSES) if loss == "weighted" else None
+    return Criterion(LossArgs(loss=loss, **args), weights)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_hidden_states_and_logits_give_the_same_loss_and_gradients(
+    parts: tuple[Any, ...], loss: str, smoothing: float
+) -> None:
+    hidden, head, targets = parts
+    how = criterion(loss, label_smoothing_factor=smoothing)
+    leaves = [hidden, head.weight, head.bias]
+    fused = how.of_hidden(hidden, head, targets)
+    from_hidden = torch.autograd.grad(fused * 0.5, leaves)
+    plain = how.of_logits(head(hidden), targets)
+    from_logits = torch.autograd.grad(plain * 0.5, leaves)
+    assert fused.item() == pytest.approx(plain.item(), rel=1e-6)
+    for one, other in zip(from_hidden, from_logits, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_cross_entropy_is_that_of_torch(parts: tuple[Any, ...], smoothing: float) -> None:
+    hidden, head, targets = parts
+    how = criterion("cross_entropy", label_smoothing_factor=smoothing)
+    mean = how.of_hidden(hidden, head, targets) / how.total_weight(targets)
+    assert mean.item() == pytest.approx(
+        cross_entropy(head(hidden), targets, label_smoothing=smoothing).item(), rel=1e-5
+    )
+
+
+def test_weighted_cross_entropy_is_that_of_torch(parts: tuple[Any, ...]) -> None:
+    hidden, head, targets = parts
+    how = criterion("weighted")
+    mean = how.of_hidden(hidden, head, targets) / how.total_weight(targets)
+    expected = cross_entropy(head(hidden), targets, weight=how.knobs.weights)
+    assert mean.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_focal_loss_of_gamma_0_is_cross_entropy_and_a_higher_one_counts_the_known_less(
+    parts: tuple[Any, ...],
+) -> None:
+    hidden, head, targets = parts
+    plain, zero, two = (
+        criterion(name, focal_gamma=gamma).of_hidden(hidden, head, targets).item()
+        for name, gamma in (("cross_entropy", 2.0), ("focal", 0.0), ("focal", 2.0))
+    )
+    assert zero == pytest.approx(plain, rel=1e-5)
+    assert two < plain
+    p = torch.tensor([0.25])
+    logits = torch.stack([p.log(), (1 - p).log()], dim=-1)
+    how = criterion("focal", focal_gamma=2.0)
+    assert how.of_logits(logits, torch.tensor([0])).item() == pytest.approx(0.75**2 * -p.log().item(), rel=1e-5)
+
+
+def test_no_label_at_all_is_a_loss_of_nothing_that_can_go_backwards(parts: tuple[Any, ...]) -> None:
+    hidden, head, _ = parts
+    for targets in (torch.full((TOKENS,), IGNORED), torch.zeros(0, dtype=torch.long)):
+        how = criterion("cross_entropy")
+        loss = how.of_hidden(hidden[: len(targets)], head, targets) + how.of_logits(
+            head(hidden[: len(targets)]), targets
+        )
+        loss.backward()
+        assert loss.item() == 0
+        assert how.total_weight(targets).item() == 0
+
+
+def test_no_more_than_a_chunk_of_logits_is_ever_there(parts: tuple[Any, ...]) -> None:
+    hidden, head, targets = parts
+    seen: list[int] = []
+    how = criterion("cross_entropy")
+    summed = how._sum
+    how._sum = lambda logits, t: (seen.append(len(logits)), summed(logits, t))[1]  # type: ignore[method-assign,func-returns-value]
+    how.of_hidden(hidden, head, targets).backward()
+    assert seen == [64, 64, 64, 64, 44]
+
+
+def test_a_head_is_fused_only_where_logits_are_nothing_but_its_product() -> None:
+    llama = LlamaForCausalLM(LlamaConfig(**SMALL))
+    assert plain_head(llama) is llama.lm_head
+    assert plain_head(CohereForCausalLM(CohereConfig(**SMALL, logit_scale=0.25))) is None
+    llama.lm_head = torch.nn.Sequential(llama.lm_head)
+    assert plain_head(llama) is None
