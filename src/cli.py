@@ -32,7 +32,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from src import config, space
+from src import config, runs, space
 from src.errors import ConfigError, UserError, did_you_mean
 from src.space import quoted
 from src.utils.secrets import redact, secrets_as_references
@@ -78,6 +78,7 @@ def parse(stage: str, config_name: str, argv: list[str]) -> Call:
             call.overrides.append(word)
         else:
             call.problems.append(f"{word} is not an override; write key=value")
+    _take_up(call)
     if "--resolve" in call.flags and "--cfg" not in call.flags:
         call.problems.append("--resolve goes with --cfg")
     _locate(call)
@@ -117,6 +118,19 @@ def _flag(call: Call, word: str, words: Iterator[str]) -> None:
         call.overrides.append("force=true")
     else:
         call.problems.append(f"{name} is not a flag of {call.stage}; {call.stage} --help lists them")
+
+
+def _take_up(call: Call) -> None:
+    """Make the settings of the run that `resume` names the base of the call, where no other file is named."""
+    if call.stage != "train" or (call.config_dir, call.config_name) != (CONFIGS, "train"):
+        return
+    typed = {key: value.strip("'\"") for key, _, value in (o.lstrip("+").partition("=") for o in call.overrides)}
+    wanted = typed.get("resume", "auto")
+    if wanted == "latest":
+        found = runs.trainings(typed.get("output_dir", config.OutputArgs.output_dir))
+        wanted = str(found[0].path) if found else wanted
+    if wanted not in {"auto", "never"} and (Path(wanted) / "config_used.yaml").is_file():
+        call.config_dir, call.config_name = Path(wanted), "config_used"
 
 
 def _locate(call: Call) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -26,6 +27,10 @@ from src.utils.files import disk_left
 
 # The share of the memory from which on `auto` recomputes activations: the estimate may be a tenth too low.
 TIGHT = 0.9
+
+
+class NoPlan(Exception):
+    """The model's own code needs numbers where only shapes are, as a router of experts may."""
 
 
 class Need(NamedTuple):
@@ -141,7 +146,8 @@ class Estimator:
         model, weights = self.weights(cfg)
         batch = [self.examples[row] for row in self.longest_batch(cfg)]
         how: dict[str, Any] = {"dtype": self.dtype, "device": self.device, "tokenizer": self.tokenizer}
-        backward = simulate.backward_pass(model, batch, cfg, checkpointing=checkpointing, **how)
+        with _no_plan():
+            backward = simulate.backward_pass(model, batch, cfg, checkpointing=checkpointing, **how)
         always = {"weights": weights.base_bytes, "adapters": weights.adapter_bytes, "fixed": self.fixed,
                   "optimizer": memory.optimizer_bytes(cfg.optim, weights.trainable)}  # fmt: skip
         copies = memory.STEP_COPIES.get(cfg.optim, 0) * weights.trainable if self.device == "cuda" else 0
@@ -150,7 +156,8 @@ class Estimator:
             "step": always | {"gradients": weights.gradient_bytes, "activations": copies},
         }
         if self.held_out:
-            evaluated = simulate.forward_pass(model, self._longest_held_out(cfg.batch_size), cfg, **how)
+            with _no_plan():
+                evaluated = simulate.forward_pass(model, self._longest_held_out(cfg.batch_size), cfg, **how)
             moments["evaluation"] = always | evaluated._asdict()
         return Memory(moments)
 
@@ -232,6 +239,14 @@ class Estimator:
             yield {"method": "qlora"}
         if memory.OPTIMIZERS.get(cfg.optim, 8) > memory.OPTIMIZERS["paged_adamw_8bit"]:
             yield {"optim": "paged_adamw_8bit"}
+
+
+@contextmanager
+def _no_plan() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # whatever the code of a model of unknown make answers
+        raise NoPlan(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
 
 
 class _Lengths(Sequence[Example]):

@@ -110,7 +110,8 @@ class Loop(Trainer):  # type: ignore[misc]
         with trouble.out_of_memory(self.state.global_step + 1, inputs):
             loss = self.objective.summed(model, inputs) * (self.args.world_size / num_items_in_batch)
         if not math.isfinite(loss.item()):
-            self._diverged("loss", loss.item())
+            step = self.state.global_step + 1
+            self._diverged("loss", loss.item(), step, step - 2)
         return loss
 
     def training_step(self, model: Any, inputs: dict[str, Any], *rest: Any, **named: Any) -> torch.Tensor:
@@ -121,12 +122,15 @@ class Loop(Trainer):  # type: ignore[misc]
         norm = super()._clip_grad_norm(model)
         value = float(norm) if norm is not None else 0.0
         if not math.isfinite(value) and not self.args.fp16:  # fp16 skips such a step and scales anew
-            self._diverged("gradient's norm", value)
+            step = self.state.global_step + 1
+            self._diverged("gradient's norm", value, step, step - 1)
         return norm
 
-    def _diverged(self, what: str, value: float) -> None:
+    def _diverged(self, what: str, value: float, step: int, proven: int) -> None:
+        """`proven` is the last step after which the weights still gave a loss that is a number."""
         rows = [self.where(row) for row in self.recorder.rows]
-        raise trouble.diverged(what, value, self.state.global_step + 1, rows, self._checkpoints)
+        good = checkpoint.newest(self._checkpoints, until=proven)
+        raise trouble.diverged(what, value, step, rows, good)
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """The mean loss over all labels of the held-out rows."""
@@ -142,6 +146,9 @@ class Loop(Trainer):  # type: ignore[misc]
         if world > 1:
             sums = self.accelerator.reduce(sums.to(self.args.device), "sum").cpu()
         metrics = {"eval_loss": float(sums[0] / sums[1].clamp(min=1e-9))}
+        if not math.isfinite(metrics["eval_loss"]):
+            step = self.state.global_step
+            self._diverged("evaluation loss", metrics["eval_loss"], step, step - 1)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -153,12 +160,17 @@ class Loop(Trainer):  # type: ignore[misc]
         return Path(self.args.output_dir)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self._refuse_broken_weights()
+        self.recorder.flush()
         folder = self._checkpoints / f"checkpoint-{self.state.global_step}"
         with checkpoint.sealed(folder, self.args.world_size, self.args.should_save) as temporary:
             self.save_model(str(temporary), _internal_call=True)
             self._save_optimizer_and_scheduler(str(temporary))
             self._save_scaler(str(temporary))
-            checkpoint.save_rng(temporary / checkpoint.RNG, self.args.world_size, self.args.should_save)
+            checkpoint.save_rng(
+                temporary / checkpoint.RNG, self.args.world_size, self.args.should_save,
+                float(self._tr_loss), self._globalstep_last_logged,
+            )  # fmt: skip
             if self.args.should_save:
                 self.state.save_to_json(str(temporary / checkpoint.STATE))
                 checkpoint.save_progress(temporary, self.recorder.seconds)
@@ -166,9 +178,16 @@ class Loop(Trainer):  # type: ignore[misc]
             best = self.state.best_global_step if self.recorder.args.load_best_model_at_end else None
             checkpoint.rotate(self._checkpoints, self.args.save_total_limit, best)
 
+    def _refuse_broken_weights(self) -> None:
+        trained = (p for p in self.model.parameters() if p.requires_grad)
+        if not all(bool(torch.isfinite(p).all()) for p in trained):
+            self._diverged("weight", math.nan, self.state.global_step, self.state.global_step - 1)
+
     def _load_rng_state(self, checkpoint_folder: str | None) -> None:
         if checkpoint_folder is not None:
-            checkpoint.load_rng(Path(checkpoint_folder) / checkpoint.RNG, self.args.process_index)
+            path = Path(checkpoint_folder) / checkpoint.RNG
+            loss, self._globalstep_last_logged = checkpoint.load_rng(path, self.args.process_index)
+            self._tr_loss += loss
 
 
 def fit(
@@ -207,7 +226,7 @@ def fit(
         loop.remove_callback(PrinterCallback)
         if sys.stderr.isatty():
             loop.add_callback(Bar)
-        recorder.prepare(asked, cfg, held_out=bool(held_out))
+        recorder.prepare(asked, cfg, bool(held_out), start)
         # Under autocast the adapter's fp32 weights are computed on in 16 bits; peft would cast the activations
         # to fp32 and autocast back again.
         uncast = disable_input_dtype_casting(model, active=dtype != "float32")
@@ -224,7 +243,6 @@ def _run(loop: Loop, start: Path | None, steps: int) -> None:
     """Train from `start` to the end; where that is the end already, only its weights are taken."""
     if start is not None:
         state = TrainerState.load_from_json(str(start / checkpoint.STATE))
-        loop.recorder.resume(start, state)
         if state.global_step >= steps or loop.recorder.patience_is_out(state):
             loop.state = state
             loop._load_from_checkpoint(str(start))

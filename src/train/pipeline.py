@@ -12,7 +12,7 @@ from src.data import prepare
 from src.data.chat import IDENTITY, Chat
 from src.model import tasks
 from src.model.source import Source
-from src.train import resume
+from src.train import mirror, resume
 from src.train.plan import planned, refuse, settled
 from src.train.ready import made_ready, tuned_model
 from src.utils import environment
@@ -26,7 +26,8 @@ def train(cfg: TrainConfig) -> int:
     All that can be refused is refused before the run directory is made, and most of it before torch is
     imported.
     """
-    run = resume.find(cfg)
+    store = mirror.store_of(cfg)
+    unfinished = resume.find(cfg, store)
     ready = made_ready(cfg)
     plan = planned(ready, cfg)
     refuse(plan, cfg)
@@ -41,17 +42,16 @@ def train(cfg: TrainConfig) -> int:
     schedule = Schedule.of(len(batches_of(examples, cfg)), cfg)
     arguments(cfg, dtype.value, schedule, bool(held_out), Path("checkpoints"))  # refused here if at all
     facts = _facts(cfg, base, data, chat, examples.report, dtype)
-    if run and resume.same_facts(run, facts, cfg):
-        run.reopen()
-    else:
-        run = runs.create(cfg.output_dir, "train", to_yaml(asked), facts | {"plan": plan.as_dict()})
+    run = resume.take_up(unfinished, facts, asked)
+    run = run or runs.create(cfg.output_dir, "train", to_yaml(asked), facts | {"plan": plan and plan.as_dict()})
     log_to(run.logs)
     log.info("run %s", run.path)
-    with run.recorded():
+    with mirror.mirrored(store, run) as copy, run.recorded():
         write_json(run.path / "data_report.json", examples.report)
         figures = fit(
-            model, chat.tokenizer, examples, held_out, cfg, dtype.value, RunRecorder(run), run.checkpoints,
-            lambda row: data.store.place(examples.row_of(row)), checkpoint.newest(run.checkpoints),
+            model, chat.tokenizer, examples, held_out, cfg, dtype.value, RunRecorder(run, mirror=copy),
+            run.checkpoints, lambda row: data.store.place(examples.row_of(row)),
+            checkpoint.newest(run.checkpoints, with_best=cfg.load_best_model_at_end),
         )  # fmt: skip
         save(model, chat, run.model)
         write_json(run.path / "metrics.json", {"train": figures})

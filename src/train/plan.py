@@ -23,6 +23,8 @@ def plan(cfg: PlanConfig) -> int:
         raise ConfigError(f"probe=true trains here, on {here}, and plan_for={cfg.plan_for} is no such device")
     ready = made_ready(cfg, *_planned_for(cfg))
     found = planned(ready, cfg)
+    if found is None:
+        return 2
     if cfg.probe and (found.fits or cfg.force):
         from src.train import plan_table
         from src.train.probe import probe
@@ -42,8 +44,8 @@ def _planned_for(cfg: PlanConfig) -> tuple[Reasoned, Reasoned]:
     return Reasoned("cuda", "plan_for=cuda"), Reasoned(value, f"bf16={str(cfg.bf16).lower()}, plan_for=cuda")
 
 
-def planned(ready: Ready, cfg: TrainConfig) -> Plan:
-    """The plan, printed, with what to change where it does not fit."""
+def planned(ready: Ready, cfg: TrainConfig) -> Plan | None:
+    """The plan, printed, with what to change where it does not fit; None, and said, of a model that has none."""
     from src.train import estimate, plan_table
 
     device, dtype = ready.device.value, ready.dtype.value
@@ -51,20 +53,27 @@ def planned(ready: Ready, cfg: TrainConfig) -> Plan:
         ready.base, ready.examples, ready.held_out, dtype, device, ready.chat.tokenizer,
         estimate.fixed_bytes(device), ready.labels,
     )  # fmt: skip
-    found = estimator.plan(cfg, estimate.available(cfg, device))
+    try:
+        found = estimator.plan(cfg, estimate.available(cfg, device))
+    except estimate.NoPlan as error:
+        log.warning("what this training takes cannot be known before: %s", error)
+        return None
     plan_table.show(found)
     if not found.fits_memory:
         plan_table.show_instead(list(estimator.instead(found, cfg)), found.available.bytes)
     return found
 
 
-def settled(cfg: TrainConfig, found: Plan) -> TrainConfig:
-    """The settings with `gradient_checkpointing=auto` decided."""
-    return replace(cfg, gradient_checkpointing=found.checkpointing.value == "true")
+def settled(cfg: TrainConfig, found: Plan | None) -> TrainConfig:
+    """The settings with `gradient_checkpointing=auto` decided; without a plan it is off."""
+    chosen = found.checkpointing.value == "true" if found else cfg.gradient_checkpointing is True
+    return replace(cfg, gradient_checkpointing=chosen)
 
 
-def refuse(found: Plan, cfg: TrainConfig) -> None:
+def refuse(found: Plan | None, cfg: TrainConfig) -> None:
     """Raises: RunError if the training cannot fit, unless force=true."""
+    if found is None:
+        return
     from src.train.memory import gb
 
     problems = [

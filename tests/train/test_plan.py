@@ -240,3 +240,19 @@ def test_a_plan_for_a_gpu_is_made_where_there_is_none(world: World, capsys: pyte
     shown = capsys.readouterr().out
     assert re.search(r"of 24.00 GB \(memory_gb=24\)", shown)
     assert re.search(rf"fixed +{(memory.CUDA_CONTEXT + memory.CUDA_WORKSPACES) / 1e9:.2f} GB", shown)
+
+
+def test_a_model_whose_code_needs_numbers_is_trained_without_a_plan(
+    world: World, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers.models.llama.modeling_llama import LlamaMLP
+
+    forward = LlamaMLP.forward
+
+    def routed(self: Any, x: torch.Tensor) -> torch.Tensor:
+        return forward(self, x) if x.nonzero().numel() else x
+
+    monkeypatch.setattr(LlamaMLP, "forward", routed)
+    assert plan(world) == 2
+    assert "cannot be known before: DynamicOutputShapeException" in capsys.readouterr().out
+    assert world.train("max_steps=1").manifest["plan"] is None
