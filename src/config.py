@@ -255,6 +255,22 @@ class MethodArgs:
 
 
 @dataclass
+class PlanArgs:
+    memory_gb: Annotated[
+        float | None, Gt(0), Doc("memory to plan with, in GB of 10^9 bytes; null is what the device has free")
+    ] = None
+    force: Annotated[bool, Doc("train even where the plan says that it cannot fit")] = False
+
+
+@dataclass
+class ProbeArgs:
+    probe: Annotated[bool, Doc("take 20 steps of the training, for its time and its true peak")] = False
+    plan_for: Annotated[
+        Literal["cpu", "cuda"] | None, Doc("kind of device to plan for; null is the one that is here")
+    ] = None
+
+
+@dataclass
 class HardwareArgs:
     cuda_visible_devices: Annotated[str, Doc('GPUs to use, e.g. "0" or "0,1"')] = "0"
 
@@ -394,9 +410,16 @@ _STRICT = ConfigDict(extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=F
 
 @dataclass
 class TrainConfig(
-    OutputArgs, SeedArgs, EvalDataArgs, LoopArgs, LaunchArgs, HardwareArgs, SpeedArgs, MethodArgs, PrecisionArgs,
-    LossArgs, OptimArgs, RowArgs, ColumnArgs, DataArgs, TrustArgs, ModelArgs,
+    OutputArgs, SeedArgs, EvalDataArgs, LoopArgs, LaunchArgs, PlanArgs, HardwareArgs, SpeedArgs, MethodArgs,
+    PrecisionArgs, LossArgs, OptimArgs, RowArgs, ColumnArgs, DataArgs, TrustArgs, ModelArgs,
 ):  # fmt: skip
+    __pydantic_config__ = _STRICT
+
+
+@dataclass
+class PlanConfig(ProbeArgs, TrainConfig):
+    """The settings of the training that it stands before, and its own."""
+
     __pydantic_config__ = _STRICT
 
 
@@ -440,6 +463,7 @@ class SweepConfig(SweepArgs):
 
 SCHEMAS: dict[str, type] = {
     "train": TrainConfig,
+    "plan": PlanConfig,
     "check-data": TrainConfig,  # the very settings of the training that it stands before
     "data-push": DataPushConfig,
     "eval": EvalConfig,

@@ -101,7 +101,7 @@ def test_an_unknown_stage_is_answered_with_a_guess(assay: Any) -> None:
 
 
 def test_a_stage_like_no_other_is_answered_with_the_list(assay: Any) -> None:
-    refused(assay("xyzzy"), "xyzzy is not a stage; there are: check-data, train, data-push, eval, ")
+    refused(assay("xyzzy"), "xyzzy is not a stage; there are: check-data, plan, train, data-push, eval, ")
 
 
 @pytest.mark.parametrize(

@@ -323,8 +323,8 @@ def lay_out_rows(model: Any, cfg: TrainConfig) -> bool:
     return reason is None
 
 
-def batches_of(examples: Sequence[Example], cfg: TrainConfig, now: Here) -> Batches:
-    """The batches of this process."""
+def batches_of(examples: Sequence[Example], cfg: TrainConfig, now: Here = Here()) -> Batches:  # noqa: B008
+    """The batches of one process, by itself unless it is told otherwise."""
     lengths = getattr(examples, "lengths", None)
     lengths = [len(e.ids) for e in examples] if lengths is None else lengths
     pack_to = cfg.max_length if cfg.packing else None

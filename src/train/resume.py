@@ -20,7 +20,7 @@ from src.utils.logs import log
 NEUTRAL = {
     "resume", "output_dir", "artifacts_dir", "cache_dir", "data_workers", "report_to", "mirror", "mirror_endpoint",
     "save_total_limit", "save_steps", "logging_steps", "num_processes", "num_nodes", "node_rank", "master_addr",
-    "master_port",
+    "master_port", "memory_gb", "force",
 }  # fmt: skip
 SAME = ("method", "base_model", "tokenization", "data", "precision", "processes", "packages")  # of the manifest
 MOST_NAMED = 3
