@@ -46,7 +46,7 @@ TINIES = $(patsubst model_name=%,%/config.json,$(filter model_name=models/tiny-r
 MODEL = $(or $(TINIES),$(if $(filter model_name=% model=% experiment=% model_path=% --config-%,$(GIVEN))$(filter-out resume=auto resume=never,$(filter resume=%,$(GIVEN))),,$(DEMO)))
 MODEL_IF = $(if $(filter $(1),$(2)),$(MODEL))
 
-.PHONY: help venv install convert data-push model tiny-model check-data train eval eval-baseline publish publish-hf runs demo \
+.PHONY: help venv install convert data-push model tiny-model check-data plan train eval eval-baseline publish publish-hf runs demo \
 	push ssh-init ssh-train ssh-eval ssh-eval-baseline test lint format clean
 
 help:  ## List these commands
@@ -72,6 +72,9 @@ tiny-model: $(TINY)  ## Build the tiny random model of experiment=smoke
 
 check-data: $(READY) $(call MODEL_IF,train,$(TRAIN_CONFIG))  ## Show what a training would train on, and what not and why
 	$(MAIN) check-data --config-name $(TRAIN_CONFIG) $(OVERRIDES)
+
+plan: $(READY) $(call MODEL_IF,train,$(TRAIN_CONFIG))  ## Say what a training would take: steps, memory, disk and time
+	$(MAIN) plan --config-name $(TRAIN_CONFIG) $(OVERRIDES)
 
 train: $(READY) $(call MODEL_IF,train,$(TRAIN_CONFIG))  ## Fine-tune a model: make train lr=1e-4 method=qlora
 	$(MAIN) train --config-name $(TRAIN_CONFIG) $(OVERRIDES)

@@ -2,9 +2,11 @@
 
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
+from bench.plan_memory import case, measured
 from tests.fixtures import World
 
 pytest_plugins = ["tests.fixtures"]
@@ -17,6 +19,16 @@ pytestmark = [
 ]
 
 ON_GPU = ("cuda_visible_devices=0", "bf16=auto")
+
+
+@pytest.mark.parametrize("checkpointing", ["true", "false"])
+@pytest.mark.parametrize("method", ["lora", "qlora", "full"])
+def test_the_peak_of_a_training_on_the_gpu_is_the_one_planned(
+    smollm2: Path, tmp_path: Path, method: str, checkpointing: str
+) -> None:
+    words = (f"method={method}", f"gradient_checkpointing={checkpointing}", *ON_GPU)
+    found = measured(case(str(smollm2), 400, 16, *words), tmp_path)
+    assert abs(found.error) < 0.1, found
 
 
 @pytest.mark.parametrize("method", ["lora", "qlora", "full"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 import transformers
 from peft import PeftModel
 from transformers import BitsAndBytesConfig, set_seed
+from transformers.quantizers import AutoHfQuantizer
 
 from src.config import Task
 from src.errors import ModelError
@@ -70,6 +72,33 @@ def load_base(
     if source.folder is None and commit:
         source = replace(source, revision=commit)
     return (model if four_bit else model.to(device)), source
+
+
+def shell(
+    source: Source,
+    dtype: str,
+    *,
+    four_bit: bool = False,
+    trust_remote_code: bool = False,
+    task: Task = "causal_lm",
+    labels: Sequence[str] = (),
+) -> Any:
+    """The model that `load_base` gives, on the meta device: shapes and types, and no weights.
+
+    Raises: ModelError if its config.json cannot be had, or it cannot do the task.
+    """
+    kind = getattr(transformers, TASKS[task].auto)
+    config = _config(source, task, labels, trust_remote_code)
+    heads = _heads(kind, config) if labels and four_bit else None
+    with torch.device("meta"):
+        model = kind.from_config(config, dtype=DTYPES[dtype], trust_remote_code=trust_remote_code)
+        if four_bit:
+            quantizer = AutoHfQuantizer.from_config(_four_bit(dtype, heads))
+            quantizer.preprocess_model(model=model, device_map=None)
+            quantizer.postprocess_model(model)
+    # which layers the files do not hold only loading shows: a classifier's head is taken for new
+    model.untrained_modules = _heads(kind, config)[:-1] if labels else []
+    return model
 
 
 def _config(source: Source, task: Task, labels: Sequence[str], trust_remote_code: bool) -> Any:
@@ -136,5 +165,7 @@ def load_tuned(
     if not tuned.is_adapter:
         return model, tokenizer, source
     # in the precision that it was computed in during training, not in fp32 with a cast at every layer
-    model = PeftModel.from_pretrained(model, str(tuned.folder), autocast_adapter_dtype=False)
+    with warnings.catch_warnings():  # it takes AdaLoRA's ranks for LoRA's, and says that they were ignored
+        warnings.filterwarnings("ignore", message="The following rank_pattern keys")
+        model = PeftModel.from_pretrained(model, str(tuned.folder), autocast_adapter_dtype=False)
     return model, tokenizer, source

@@ -19,7 +19,8 @@ from src.utils.logs import log
 # Settings that change nothing of what is learnt.
 NEUTRAL = {
     "resume", "output_dir", "artifacts_dir", "cache_dir", "data_workers", "report_to", "mirror", "mirror_endpoint",
-    "save_total_limit", "save_steps", "logging_steps",
+    "save_total_limit", "save_steps", "logging_steps", "memory_gb",
+    "force",
 }  # fmt: skip
 SAME = ("method", "base_model", "tokenization", "data", "precision", "packages")  # facts of the manifest
 MOST_NAMED = 3

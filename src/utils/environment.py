@@ -5,11 +5,13 @@ Everything here is read without torch, so that a setting the hardware cannot ser
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import platform
 import shutil
 import subprocess
+from contextlib import suppress
 from functools import cache
 from importlib import metadata
 from importlib.util import find_spec
@@ -22,6 +24,11 @@ from src.errors import ConfigError
 
 NATIVE_BF16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")  # x86, x86, arm64
 FIRST_BF16_CAPABILITY = 8.0  # Ampere
+M_MMAP_THRESHOLD = -3  # malloc.h
+CGROUPS = [  # limit, use and details of a control group: version 2, version 1
+    ("memory.max", "memory.current", "memory.stat"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
+]
 
 
 class Gpu(NamedTuple):
@@ -185,3 +192,61 @@ def _cpu_name() -> str:
     except OSError:
         return platform.processor()
     return next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), platform.machine())
+
+
+class Capacity(NamedTuple):
+    """Bytes that there are for this process, and where the number comes from."""
+
+    bytes: int
+    reason: str
+
+
+def memory_left(device: str, visible: str) -> Capacity:
+    """What this process can have of the device's memory: what it holds of it, and what is free."""
+    if device == "cuda" and (left := _gpu_memory_left(visible)):
+        return left
+    own = psutil.Process().memory_info().rss
+    free, reason = psutil.virtual_memory().available, "RAM available on this machine"
+    limit = _cgroup_left()
+    if limit is not None and limit < free:
+        free, reason = limit, "RAM that this container may still take"
+    return Capacity(free + own, f"{reason}, and {own / 1e9:.2f} GB that this process holds")
+
+
+def _gpu_memory_left(visible: str) -> Capacity | None:
+    """Free memory of the first of the GPUs `visible`; None where nvidia-smi cannot tell."""
+    first = visible.split(",")[0]
+    query = ["--query-gpu=memory.free,memory.total", "--format=csv,noheader,nounits"]
+    asked = subprocess.run(["nvidia-smi", f"--id={first}", *query], capture_output=True, text=True, timeout=60)
+    free, _, total = asked.stdout.partition(",")
+    if asked.returncode or not _number(free):
+        return None
+    return Capacity(int(_number(free)) << 20, f"free of {int(_number(total)):,} MiB on the GPU {first}")
+
+
+def _cgroup_left(root: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """What the control group of this process, as of a container, may still take; None without a limit."""
+    for names in CGROUPS:
+        limit, used, stat = (root / name for name in names)
+        try:
+            numbers = dict(line.split() for line in stat.read_text().splitlines())
+            cached = int(numbers.get("total_inactive_file", numbers.get("inactive_file", 0)))
+            return max(0, int(limit.read_text()) - int(used.read_text()) + cached)
+        except (OSError, ValueError):  # no such file, or "max"
+            continue
+    return None
+
+
+def resident() -> int:
+    """Bytes of RAM that this process holds now."""
+    return int(psutil.Process().memory_info().rss)
+
+
+def give_memory_back() -> None:
+    """Have large blocks returned to the system as they are freed, not kept in glibc's heap.
+
+    Its threshold for that grows with the blocks freed (mallopt(3), M_MMAP_THRESHOLD) until a training's tensors
+    lie in the heap, among whose holes a fifth to a third of the memory is lost. Nothing where there is no glibc.
+    """
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 20)

@@ -56,7 +56,7 @@ def disk_errors(what: Path) -> Iterator[None]:
     except Exception as error:
         number = error.errno if isinstance(error, OSError) else None
         # torch.save gives no reason at all: the disk is asked
-        silent = isinstance(error, RuntimeError) and _free(what) < 1 << 20
+        silent = isinstance(error, RuntimeError) and disk_left(what) < 1 << 20
         if number in {errno.ENOSPC, errno.EDQUOT} or "No space left" in str(error) or silent:
             raise RunError(
                 f"{what} could not be written: no space left on the device",
@@ -68,8 +68,9 @@ def disk_errors(what: Path) -> Iterator[None]:
         raise
 
 
-def _free(path: Path) -> int:
-    """Bytes left where `path` is, or would be."""
+def disk_left(path: Path) -> int:
+    """Bytes free where `path` is, or would be."""
+    path = path.absolute()
     while not path.exists():
         path = path.parent
     return shutil.disk_usage(path).free

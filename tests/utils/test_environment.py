@@ -167,3 +167,25 @@ def test_liger_kernels_need_a_gpu_and_the_package(machine, tmp_path: Path, monke
     assert choose_kernels("auto", "").value == "plain"
     with pytest.raises(ConfigError, match="it needs a GPU"):
         choose_kernels(True, "")
+
+
+def test_the_memory_left_is_what_the_process_holds_and_may_still_take(machine) -> None:
+    import psutil
+
+    machine()
+    left = environment.memory_left("cpu", "")
+    assert environment.resident() < left.bytes <= psutil.virtual_memory().total
+    assert "this process holds" in left.reason
+
+
+def test_a_container_may_take_what_its_limit_leaves_and_its_cache_gives_up(tmp_path: Path) -> None:
+    assert environment._cgroup_left(tmp_path) is None
+    for name, text in (
+        ("memory.max", "1000"),
+        ("memory.current", "700"),
+        ("memory.stat", "anon 1\ninactive_file 50\n"),
+    ):
+        (tmp_path / name).write_text(text)
+    assert environment._cgroup_left(tmp_path) == 350
+    (tmp_path / "memory.max").write_text("max\n")
+    assert environment._cgroup_left(tmp_path) is None

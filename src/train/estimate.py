@@ -1,0 +1,306 @@
+"""What a training would take, found from its settings, its tokens and the shape of its model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.constants import HF_HUB_CACHE
+
+from src.config import TrainConfig
+from src.data.rows import Example
+from src.model import methods
+from src.model.source import Source
+from src.train import memory, simulate
+from src.train.fit import Schedule, arguments, batches_of
+from src.train.memory import Memory
+from src.utils import environment
+from src.utils.environment import Capacity, Reasoned
+from src.utils.files import disk_left
+
+# The share of the memory from which on `auto` recomputes activations: the estimate may be a tenth too low.
+TIGHT = 0.9
+
+
+class NoPlan(Exception):
+    """The model's own code needs numbers where only shapes are, as a router of experts may."""
+
+
+class Need(NamedTuple):
+    """Bytes that `what` takes on the disk of `place`."""
+
+    what: str
+    place: Path
+    bytes: int
+
+
+class Instead(NamedTuple):
+    """A change of settings and the peak that it would give."""
+
+    change: str
+    peak: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A training before it is paid for. `peak` and the like are bytes."""
+
+    method: str
+    device: str
+    dtype: str
+    parameters: int
+    trainable: int
+    rows: int
+    steps_an_epoch: int
+    steps: int
+    tokens_an_epoch: int
+    tokens: int
+    longest_batch: tuple[int, int]  # rows, tokens
+    evaluations: int
+    checkpoints: int
+    checkpointing: Reasoned
+    memory: Memory
+    available: Capacity
+    disk: tuple[Need, ...]
+
+    @property
+    def fits_memory(self) -> bool:
+        return self.memory.peak <= self.available.bytes
+
+    @property
+    def full_disks(self) -> list[tuple[Path, int, int]]:
+        """`(place, needed, free)` of every disk that has too little room."""
+        needs = [(p, sum(n.bytes for n in self.disk if n.place == p)) for p in {n.place: 0 for n in self.disk}]
+        return [(place, needed, disk_left(place)) for place, needed in needs if needed > disk_left(place)]
+
+    @property
+    def fits(self) -> bool:
+        return self.fits_memory and not self.full_disks
+
+    def as_dict(self) -> dict[str, Any]:
+        """For the manifest."""
+        return {
+            "method": self.method, "device": self.device, "precision": self.dtype,
+            "parameters": self.parameters, "trainable": self.trainable, "rows": self.rows,
+            "steps_an_epoch": self.steps_an_epoch, "steps": self.steps,
+            "tokens_an_epoch": self.tokens_an_epoch, "tokens": self.tokens,
+            "evaluations": self.evaluations, "checkpoints": self.checkpoints,
+            "longest_batch": {"rows": self.longest_batch[0], "tokens": self.longest_batch[1]},
+            "gradient_checkpointing": self.checkpointing._asdict(),
+            "memory": {"peak": self.memory.peak, "at": self.memory.at, "parts": self.memory.parts},
+            "available": self.available._asdict(),
+            "disk": [{"what": n.what, "place": str(n.place), "bytes": n.bytes} for n in self.disk],
+            "fits": self.fits,
+        }  # fmt: skip
+
+
+class Estimator:
+    """Plans of one base model and one set of rows, under settings that may differ."""
+
+    def __init__(
+        self, base: Source, examples: Sequence[Example], held_out: Sequence[Example], dtype: str, device: str,
+        tokenizer: Any, fixed: int, labels: Sequence[str] = (),
+    ) -> None:  # fmt: skip
+        """
+        Args:
+            fixed: bytes that are taken before the weights are loaded.
+        """
+        self.base, self.examples, self.held_out = base, examples, held_out
+        self.dtype, self.device, self.tokenizer, self.fixed = dtype, device, tokenizer, fixed
+        self.labels = labels
+        lengths = getattr(examples, "lengths", None)
+        self.lengths = np.array([len(e.ids) for e in examples] if lengths is None else lengths)
+        self._skeleton = cache(self._built)
+
+    def _built(self, method: str, cfg_key: str) -> tuple[Any, simulate.Weights]:
+        model = simulate.skeleton(self._cfg, self.base, self.dtype, self.schedule(self._cfg).steps, self.labels)
+        return model, simulate.weigh(model)
+
+    def weights(self, cfg: TrainConfig) -> tuple[Any, simulate.Weights]:
+        """The skeleton of the tuned model, and what its parameters take."""
+        self._cfg = cfg
+        return self._skeleton(cfg.method, repr((cfg.lora_r, cfg.lora_dropout, cfg.lora_target_modules, cfg.peft)))
+
+    def schedule(self, cfg: TrainConfig) -> Schedule:
+        return Schedule.of(len(batches_of(self.examples, cfg)), cfg)
+
+    def longest_batch(self, cfg: TrainConfig) -> list[int]:
+        """The rows of the batch with the most tokens of the whole training; rows over max_length are left out."""
+        kept = np.flatnonzero(self.lengths <= cfg.max_length)
+        kept = kept if len(kept) else np.arange(len(self.lengths))
+        batches = batches_of(_Lengths(self.lengths[kept]), cfg)
+        schedule = Schedule.of(len(batches), cfg)
+        epochs = math.ceil(schedule.steps / schedule.steps_an_epoch)
+        best = max((b for epoch in range(epochs) for b in batches.of_epoch(epoch)), key=batches.tokens)
+        return [int(kept[row]) for row in best]
+
+    def memory(self, cfg: TrainConfig, checkpointing: bool) -> Memory:
+        """What the training would hold with and without recomputed activations."""
+        model, weights = self.weights(cfg)
+        batch = [self.examples[row] for row in self.longest_batch(cfg)]
+        how: dict[str, Any] = {"dtype": self.dtype, "device": self.device, "tokenizer": self.tokenizer}
+        with _no_plan():
+            backward = simulate.backward_pass(model, batch, cfg, checkpointing=checkpointing, **how)
+        always = {"weights": weights.base_bytes, "adapters": weights.adapter_bytes, "fixed": self.fixed,
+                  "optimizer": memory.optimizer_bytes(cfg.optim, weights.trainable)}  # fmt: skip
+        copies = memory.STEP_COPIES.get(cfg.optim, 0) * weights.trainable if self.device == "cuda" else 0
+        moments = {
+            "backward": always | backward._asdict(),
+            "step": always | {"gradients": weights.gradient_bytes, "activations": copies},
+        }
+        if self.held_out:
+            with _no_plan():
+                evaluated = simulate.forward_pass(model, self._longest_held_out(cfg.batch_size), cfg, **how)
+            moments["evaluation"] = always | evaluated._asdict()
+        return Memory(moments)
+
+    def _longest_held_out(self, size: int) -> Sequence[Example]:
+        starts = range(0, len(self.held_out), size)
+        return max((self.held_out[i : i + size] for i in starts), key=lambda rows: sum(len(e.ids) for e in rows))
+
+    def plan(self, cfg: TrainConfig, available: Capacity) -> Plan:
+        """The whole plan, `gradient_checkpointing=auto` decided by it."""
+        _, weights = self.weights(cfg)
+        schedule, longest = self.schedule(cfg), self.longest_batch(cfg)
+        told = arguments(cfg, self.dtype, schedule, bool(self.held_out), Path(cfg.output_dir))
+        checkpoints = math.ceil(schedule.steps / told.save_steps)
+        checkpointing, needed = self._checkpointing(cfg, available)
+        tokens = int(self.lengths.sum())
+        return Plan(
+            cfg.method, self.device, self.dtype, weights.parameters, weights.trainable, len(self.examples),
+            schedule.steps_an_epoch, schedule.steps, tokens,
+            round(tokens * schedule.steps / schedule.steps_an_epoch),
+            (len(longest), int(self.lengths[longest].sum())),
+            math.ceil(schedule.steps / told.eval_steps) if self.held_out else 0, checkpoints,
+            checkpointing, needed, available, tuple(disk(cfg, self.base, weights, checkpoints)),
+        )  # fmt: skip
+
+    def _checkpointing(self, cfg: TrainConfig, available: Capacity) -> tuple[Reasoned, Memory]:
+        """Whether activations are recomputed, and what is needed then."""
+        if cfg.gradient_checkpointing != "auto":
+            chosen = bool(cfg.gradient_checkpointing)
+            said = str(chosen).lower()
+            return Reasoned(said, f"gradient_checkpointing={said}"), self.memory(cfg, chosen)
+        without = self.memory(cfg, False)
+        of = f"{memory.gb(without.peak)} GB without, of {memory.gb(available.bytes)} GB"
+        if without.peak <= TIGHT * available.bytes:
+            return Reasoned("false", f"auto, not needed: {of}"), without
+        return Reasoned("true", f"auto, needed: {of}"), self.memory(cfg, True)
+
+    def instead(self, plan: Plan, cfg: TrainConfig) -> Iterator[Instead]:
+        """Changes that lower the peak, each alone, and all at once where none alone is enough."""
+        enough = False
+        all_of: dict[str, Any] = {}
+        for change in self._changes(plan, cfg):
+            peak = self._peak(plan, replace(cfg, **change))
+            if peak >= plan.memory.peak:
+                continue
+            all_of |= change
+            enough |= peak <= plan.available.bytes
+            yield Instead(_said(change), peak)
+        if not enough and len(all_of) > 1:
+            yield Instead(_said(all_of), self._peak(plan, replace(cfg, **all_of)))
+
+    def _peak(self, plan: Plan, cfg: TrainConfig) -> int:
+        chosen = cfg.gradient_checkpointing
+        return self.memory(cfg, plan.checkpointing.value == "true" if chosen == "auto" else chosen).peak
+
+    def _changes(self, plan: Plan, cfg: TrainConfig) -> Iterator[dict[str, Any]]:
+        if plan.checkpointing.value == "false":
+            yield {"gradient_checkpointing": True}
+        room = plan.available.bytes
+
+        def halved(value: int, least: int, change: Callable[[int], dict[str, Any]]) -> Iterator[dict[str, Any]]:
+            """The largest half, quarter ... of `value` that fits, or the least."""
+            while value // 2 >= least:
+                value //= 2
+                if value // 2 < least or self._peak(plan, replace(cfg, **change(value))) <= room:
+                    yield change(value)
+                    return
+
+        times = cfg.batch_size * cfg.gradient_accumulation_steps
+        yield from halved(
+            cfg.batch_size, 1, lambda n: {"batch_size": n, "gradient_accumulation_steps": times // n}
+        )
+        longest = min(cfg.max_length, int(self.lengths.max()))
+        shortest = max(8, int(self.lengths.min()), longest // 8)
+        yield from halved(longest, shortest, lambda n: {"max_length": n})
+        method = methods.METHODS[cfg.method]
+        if cfg.method == "full":
+            yield {"method": "lora"}
+        if method.config is None or not method.four_bit:
+            yield {"method": "qlora"}
+        if memory.OPTIMIZERS.get(cfg.optim, 8) > memory.OPTIMIZERS["paged_adamw_8bit"]:
+            yield {"optim": "paged_adamw_8bit"}
+
+
+@contextmanager
+def _no_plan() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # whatever the code of a model of unknown make answers
+        raise NoPlan(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
+
+
+class _Lengths(Sequence[Example]):
+    """Rows of which only the lengths are asked."""
+
+    def __init__(self, lengths: Any) -> None:
+        self.lengths = lengths
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: Any) -> Any:
+        raise NotImplementedError
+
+
+def _said(change: dict[str, Any]) -> str:
+    return " ".join(f"{k}={str(v).lower() if isinstance(v, bool) else v}" for k, v in change.items())
+
+
+def disk(cfg: TrainConfig, base: Source, weights: simulate.Weights, checkpoints: int) -> Iterator[Need]:
+    """What the training will write. A checkpoint holds what is trained and the optimizer's state of it."""
+    output = Path(cfg.output_dir)
+    trained = weights.gradient_bytes
+    one = trained + memory.optimizer_bytes(cfg.optim, weights.trainable)
+    kept = min(checkpoints, cfg.save_total_limit + 1)  # a new one is whole before an old one goes
+    yield Need(f"{kept} checkpoints of {memory.gb(one)} GB", output, kept * one)
+    yield Need("the tuned model", output, trained)
+    if base.folder is None:
+        held = [try_to_load_from_cache(base.name, f"model.safetensors{end}") for end in ("", ".index.json")]
+        if not any(isinstance(path, str) for path in held):
+            yield Need("the base model from the Hub", Path(HF_HUB_CACHE), 2 * weights.parameters)
+
+
+def available(cfg: TrainConfig, device: str) -> Capacity:
+    """The memory to plan with."""
+    if cfg.memory_gb is not None:
+        return Capacity(round(cfg.memory_gb * 1e9), f"memory_gb={cfg.memory_gb:g}")
+    return environment.memory_left(device, cfg.cuda_visible_devices)
+
+
+def fixed_bytes(device: str) -> int:
+    """What is taken before the weights are loaded."""
+    if device == "cuda":
+        return memory.CUDA_CONTEXT + memory.CUDA_WORKSPACES
+    return environment.resident() + memory.CPU_LATER
+
+
+def predicted_peak(
+    cfg: TrainConfig, base: Source, examples: Sequence[Example], held_out: Sequence[Example] = (), *,
+    dtype: str = "bfloat16", device: str = "cuda", checkpointing: bool = False,
+) -> int:  # fmt: skip
+    """Bytes that the training allocates at its peak, to compare with torch.cuda.max_memory_allocated().
+
+    The CUDA context is left out, which PyTorch does not count.
+    """
+    fixed = memory.CUDA_WORKSPACES if device == "cuda" else fixed_bytes(device)
+    return Estimator(base, examples, held_out, dtype, device, None, fixed).memory(cfg, checkpointing).peak

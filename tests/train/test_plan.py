@@ -1,0 +1,258 @@
+"""plan: what a training takes is known without its weights, and what cannot fit is refused."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bench.plan_memory import case, measured
+from src.config import TrainConfig
+from src.data.rows import Example
+from src.model import load, methods
+from src.model.source import locate
+from src.model.tokenizer import load_tokenizer
+from src.train import memory, simulate
+from src.train.estimate import Estimator
+from src.utils.environment import Capacity
+from tests.fixtures import STEPS, TRAINED_ON, World, call
+
+pytest_plugins = ["tests.fixtures"]
+
+ROWS = [Example([1] * n, [False] * (n // 2) + [True] * (n - n // 2)) for n in (40, 60, 50, 30, 64, 20)]
+
+
+def plan(world: World, *words: str) -> int:
+    return call("plan", *world.settings("train"), *words)
+
+
+def estimator(tiny: Path, dtype: str = "float32", device: str = "cpu") -> Estimator:
+    return Estimator(locate(str(tiny)), ROWS, ROWS[:2], dtype, device, load_tokenizer(str(tiny)), fixed=0)
+
+
+def settings(**others: Any) -> TrainConfig:
+    return TrainConfig(**{"method": "lora", "lora_dropout": 0.0, "batch_size": 2, **others})
+
+
+# --- without weights -------------------------------------------------------------------------------------
+
+
+def test_a_plan_needs_no_weights_and_leaves_no_run(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(world.model, tmp_path / "model")
+    for weights in folder.glob("*.safetensors"):
+        weights.write_bytes(b"no weights at all")
+    assert plan(world, f"model_name={folder}") == 0
+    shown = capsys.readouterr().out
+    assert {p.name for p in world.output.iterdir()} == {"cache"}
+    assert re.search(rf"steps +{STEPS}, {STEPS // 10} an epoch", shown)
+    assert all(re.search(rf"  {part} +[\d.]+ GB", shown) for part in memory.PARTS)
+    assert "memory" in shown and "fits: " in shown
+
+
+@pytest.mark.parametrize("method", methods.METHODS)
+def test_parameters_are_counted_as_they_will_be(tiny: Path, method: str) -> None:
+    cfg, source = settings(method=method, lora_r=4), locate(str(tiny))
+    four_bit = methods.METHODS[method].four_bit
+    model, _ = load.load_base(source, "float32", "cpu", four_bit=four_bit)
+    real = methods.trainable_parameters(methods.apply(model, cfg, source))
+    found = simulate.weigh(simulate.skeleton(cfg, source, "float32", 100))
+    assert (found.trainable, found.parameters) == real
+
+
+def test_the_bytes_of_weights_gradients_and_optimizer_are_those_of_their_types(tiny: Path) -> None:
+    held = estimator(tiny, "bfloat16").memory(settings(lora_r=4), checkpointing=False).moments["step"]
+    real, _ = load.load_base(locate(str(tiny)), "bfloat16", "cpu")
+    linear = [m for n, m in real.named_modules() if isinstance(m, torch.nn.Linear) and n != "lm_head"]
+    linear = [m for n, m in real.named_modules() if isinstance(m, torch.nn.Linear) and n != "lm_head"]
+    adapter = sum(4 * (m.in_features + m.out_features) for m in linear)
+    assert held["weights"] == 2 * sum(p.numel() for p in real.parameters())
+    assert (held["adapters"], held["gradients"], held["optimizer"]) == (4 * adapter, 4 * adapter, 8 * adapter)
+
+
+@pytest.mark.parametrize("method", methods.METHODS)
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_every_method_has_a_plan_on_both_kinds_of_device(tiny: Path, method: str, device: str) -> None:
+    for checkpointing in (False, True):
+        found = estimator(tiny, "bfloat16", device).memory(settings(method=method), checkpointing)
+        assert found.moments["backward"]["activations"] > 0
+        assert found.peak >= found.parts["weights"] + found.parts["adapters"]
+
+
+def test_activations_grow_with_the_tokens_and_shrink_with_checkpointing(tiny: Path) -> None:
+    def activations(checkpointing: bool, size: int) -> int:
+        rows = [Example([1] * size, [False] * (size - 1) + [True])] * 4
+        found = Estimator(locate(str(tiny)), rows, [], "float32", "cpu", None, 0)
+        return found.memory(settings(batch_size=4), checkpointing).moments["backward"]["activations"]
+
+    assert activations(False, 512) == pytest.approx(4 * activations(False, 128), rel=0.1)
+    assert activations(True, 512) < 0.75 * activations(False, 512)  # one of two layers is kept
+
+
+def test_accumulated_batches_keep_their_gradients_meanwhile(tiny: Path) -> None:
+    once, twice = (
+        estimator(tiny).memory(settings(method="full", gradient_accumulation_steps=n), False) for n in (1, 2)
+    )
+    assert twice.peak > once.peak
+    assert twice.moments["backward"]["gradients"] >= once.moments["step"]["gradients"]
+
+
+# --- the prediction against the truth --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_what_is_counted_is_what_a_real_step_holds(tiny: Path, method: str) -> None:
+    """The same count over real tensors of the real model."""
+    cfg, source = settings(method=method), locate(str(tiny))
+    expected = simulate.backward_pass(
+        simulate.skeleton(cfg, source, "float32", 100), ROWS, cfg, "float32", "cpu", False, None
+    )
+    model = methods.apply(load.load_base(source, "float32", "cpu")[0], cfg, source)
+    model.train()
+    from src.train import collate
+    from src.train.fit import CPU_MULTIPLE
+    from src.train.losses import Criterion
+    from src.train.objective import Objective
+
+    objective = Objective(model, Criterion(cfg), "float32", end_to_end=True)
+    batch = collate.EndToEnd(CPU_MULTIPLE)(list(enumerate(ROWS)))
+    with objective.attention(model), simulate._Storages(model) as seen:
+        objective.summed(model, batch).backward()
+    real = seen.at_peak(set())
+    assert sum(expected) == pytest.approx(sum(real), rel=0.02)
+
+
+def test_the_peak_of_a_training_is_the_one_predicted(tiny: Path, tmp_path: Path) -> None:
+    found = measured(case(str(tiny), 100, 16, "method=lora", "bf16=false", "cuda_visible_devices=''"), tmp_path)
+    assert abs(found.error) < 0.25, found
+
+
+# --- what does not fit -----------------------------------------------------------------------------------
+
+
+def test_what_cannot_fit_is_refused_before_a_run_is_made_and_forced_on_demand(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert world.call("train", "memory_gb=0.01", "max_steps=1") == 2
+    said = capsys.readouterr()
+    assert "there are 0.01 GB (memory_gb=0.01)" in said.err and "force=true" in said.err
+    assert {p.name for p in world.output.iterdir()} == {"cache"}
+    run = world.train("memory_gb=0.01", "max_steps=1", "force=true")
+    assert run.status == "finished"
+    assert run.manifest["plan"]["fits"] is False
+
+
+def test_a_plan_that_does_not_fit_ends_with_two_and_says_what_needs_less(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert plan(world, "memory_gb=0.01", "method=full", "gradient_checkpointing=false") == 2
+    shown = capsys.readouterr().out
+    assert "DOES NOT FIT" in shown
+    for change in ("method=lora", "optim=paged_adamw_8bit"):
+        assert re.search(rf"[\d.]+ GB is still too much +{change}", shown), change
+
+
+def test_a_change_that_is_offered_gives_the_peak_that_is_said(tiny: Path) -> None:
+    found, cfg = estimator(tiny), settings(method="full", gradient_checkpointing=False)
+    peak = found.memory(cfg, False).peak
+    plan = found.plan(cfg, Capacity(peak - 1, "a byte too few"))
+    offered = {i.change: i.peak for i in found.instead(plan, cfg)}
+    assert not plan.fits_memory
+    assert offered["optim=paged_adamw_8bit"] == found.memory(replace(cfg, optim="paged_adamw_8bit"), False).peak
+    assert max(offered.values()) < peak
+
+
+@pytest.mark.parametrize(("short", "expected"), [(False, "false"), (True, "true")])
+def test_checkpointing_is_chosen_where_it_is_needed_only(tiny: Path, short: bool, expected: str) -> None:
+    found, cfg = estimator(tiny), settings(gradient_checkpointing="auto")
+    peak = found.memory(cfg, False).peak
+    plan = found.plan(cfg, Capacity(peak if short else 2 * peak, "given"))
+    assert plan.checkpointing.value == expected
+    assert "auto, needed" in plan.checkpointing.reason or not short
+    assert plan.memory.peak == found.memory(cfg, short).peak
+
+
+def test_the_choice_reaches_the_training_and_its_manifest(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers.models.llama.modeling_llama import LlamaMLP
+
+    calls = [0]
+    forward = LlamaMLP.forward
+
+    def counted(self: Any, *words: Any) -> Any:
+        calls[0] += torch.is_grad_enabled() and not isinstance(words[0], simulate.FakeTensor)
+        return forward(self, *words)
+
+    monkeypatch.setattr(LlamaMLP, "forward", counted)
+    once = world.train("gradient_checkpointing=auto", "max_steps=2")
+    without, calls[0] = calls[0], 0
+    short = ("memory_gb=0.01", "force=true")
+    twice = world.train("gradient_checkpointing=auto", "max_steps=2", "resume=never", *short)
+    assert calls[0] == 2 * without > 0
+    assert once.manifest["plan"]["gradient_checkpointing"]["value"] == "false"
+    assert twice.manifest["plan"]["gradient_checkpointing"]["value"] == "true"
+
+
+# --- steps, tokens, probe --------------------------------------------------------------------------------
+
+
+def test_steps_and_tokens_are_those_of_the_training(finished: World) -> None:
+    run = finished.newest
+    planned, figures = run.manifest["plan"], json.loads((run.path / "metrics.json").read_text())["train"]
+    assert (planned["steps"], planned["tokens"]) == (figures["steps"], figures["tokens"])
+    assert planned["rows"] == len(TRAINED_ON)
+    assert planned["fits"] is True
+
+
+def test_the_longest_batch_is_the_longest_of_every_epoch(tiny: Path) -> None:
+    from src.train.fit import batches_of
+
+    cfg = settings(epochs=3)
+    batches = batches_of(ROWS, cfg)
+    every = [batches.tokens(b) for epoch in range(3) for b in batches.of_epoch(epoch)]
+    found = estimator(tiny)
+    assert found.lengths[found.longest_batch(cfg)].sum() == max(every)
+
+
+def test_a_probe_trains_in_a_place_of_which_nothing_is_left(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", None)
+    assert plan(world, "probe=true") == 0
+    shown = capsys.readouterr().out
+    assert "probe of 20 steps" in shown
+    for said in (r"tokens/s +[\d,]+", r"[\d.]+ s a step", r"whole training +\d:\d\d:\d\d", r"[\d.]+ GB measured"):
+        assert re.search(said, shown), said
+    assert {p.name for p in world.output.iterdir()} == {"cache"}
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+
+def test_a_plan_for_a_gpu_is_made_where_there_is_none(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan(world, "plan_for=cuda", "memory_gb=24") == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"of 24.00 GB \(memory_gb=24\)", shown)
+    assert re.search(rf"fixed +{(memory.CUDA_CONTEXT + memory.CUDA_WORKSPACES) / 1e9:.2f} GB", shown)
+
+
+def test_a_model_whose_code_needs_numbers_is_trained_without_a_plan(
+    world: World, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers.models.llama.modeling_llama import LlamaMLP
+
+    forward = LlamaMLP.forward
+
+    def routed(self: Any, x: torch.Tensor) -> torch.Tensor:
+        return forward(self, x) if x.nonzero().numel() else x
+
+    monkeypatch.setattr(LlamaMLP, "forward", routed)
+    assert plan(world) == 2
+    assert "cannot be known before: DynamicOutputShapeException" in capsys.readouterr().out
+    assert world.train("max_steps=1").manifest["plan"] is None
