@@ -43,7 +43,7 @@ GIVEN = $(SETTINGS) $(ARGS)
 tiny = $(patsubst experiment=smoke$(1),model_name=models/tiny-random-$(2),$(3))
 NAMED = $(call tiny,,llama,$(call tiny,_seq2seq,t5,$(call tiny,_classification,bert,$(GIVEN))))
 TINIES = $(patsubst model_name=%,%/config.json,$(filter model_name=models/tiny-random-%,$(NAMED)))
-MODEL = $(or $(TINIES),$(if $(filter model_name=% model=% experiment=% model_path=% --config-%,$(GIVEN)),,$(DEMO)))
+MODEL = $(or $(TINIES),$(if $(filter model_name=% model=% experiment=% model_path=% --config-%,$(GIVEN))$(filter-out resume=auto resume=never,$(filter resume=%,$(GIVEN))),,$(DEMO)))
 MODEL_IF = $(if $(filter $(1),$(2)),$(MODEL))
 
 .PHONY: help venv install convert data-push model tiny-model check-data plan train eval eval-baseline publish publish-hf runs demo \

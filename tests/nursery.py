@@ -133,7 +133,8 @@ class Nursery:
         )  # fmt: skip
 
     def start(self, *words: str, moments: tuple[Moment, ...] = (), **variables: str) -> int:
-        """Start a command. Returns: its pid."""
+        """Start a command, with the keys that the environment has now. Returns: its pid."""
+        variables = {k: v for k, v in os.environ.items() if k.startswith("AWS_")} | variables
         assert self.process.stdin is not None
         order = {"words": words, "said": str(self.said), "moments": [vars(m) for m in moments]}
         self.process.stdin.write(json.dumps(order | {"variables": variables}) + "\n")

@@ -206,6 +206,8 @@ def test_args_are_words_of_the_shell(make: Make) -> None:
     [
         (["train"], [DEMO]),
         (["train", "lr=1", "data=ingot", "method=dora"], [DEMO]),
+        (["train", "resume=auto"], [DEMO]),
+        (["train", "resume=latest"], []),
         (["train", "experiment=smoke"], [TINY]),
         (["train", "ARGS=experiment=smoke"], [TINY]),
         (["train", "model_name=models/tiny-random-llama"], [TINY]),

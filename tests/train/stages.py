@@ -79,13 +79,21 @@ VARIANTS = {
 }  # fmt: skip
 
 
+class Undisturbed(dict[str, Any]):
+    """What the variants come to when nobody stops them; each is trained when it is first asked for."""
+
+    def __init__(self, stage: Stage, folder: Path) -> None:
+        self.stage, self.folder = stage, folder
+
+    def __missing__(self, name: str) -> Any:
+        world = self.stage.world.elsewhere(self.folder / name)
+        self[name] = end_of(Stage(world, self.stage.nursery).train(*VARIANTS[name]))
+        return self[name]
+
+
 @pytest.fixture(scope="session")
-def undisturbed(_lesson: World, nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    found = {}
-    for name, words in VARIANTS.items():
-        world = _lesson.elsewhere(tmp_path_factory.mktemp(name))
-        found[name] = end_of(Stage(world, nursery).train(*words))
-    return found
+def undisturbed(_lesson: World, nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    return Undisturbed(Stage(_lesson, nursery), tmp_path_factory.mktemp("undisturbed"))
 
 
 def assert_goes_on(stage: Stage, expected: dict[str, Any], *words: str) -> str:

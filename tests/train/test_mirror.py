@@ -46,8 +46,10 @@ def lost(stage: Stage, client: Any, moto: str) -> tuple[Stage, Run, tuple[str, .
     code, said = stage(*words, moment=Moment("src.train.mirror:Mirror._copy_checkpoint", nth=2, after=True))
     assert code == -signal.SIGKILL, said
     run = stage.world.newest
-    said_there = run.manifest | {"process": run.manifest["process"] | {"host": "another"}}
-    client.put_object(Bucket=BUCKET, Key=f"{PREFIX}{run.id}/manifest.json", Body=json.dumps(said_there).encode())
+    manifest = {"Bucket": BUCKET, "Key": f"{PREFIX}{run.id}/manifest.json"}
+    there = json.loads(client.get_object(**manifest)["Body"].read())
+    there["process"]["host"] = "another"
+    client.put_object(**manifest, Body=json.dumps(there).encode())
     return stage, run, words
 
 

@@ -390,7 +390,15 @@ def test_a_training_that_diverges_says_where_and_is_not_gone_on_with(stage: Stag
 
 @pytest.mark.parametrize(("dev", "what"), [(True, "evaluation loss"), (False, "weight")])
 def test_weights_ruined_by_the_last_step_are_no_result(stage: Stage, tmp_path: Path, dev: bool, what: str) -> None:
-    words = ["method=full", "lr=1e39", "max_steps=1", "optim=sgd", "max_grad_norm=1e30", "warmup_ratio=0"]
+    words = [
+        "method=full",
+        "lr=1e38",
+        "weight_decay=1e6",
+        "max_steps=1",
+        "optim=sgd",
+        "max_grad_norm=1e30",
+        "warmup_ratio=0",
+    ]
     code, said = stage(*words, *([] if dev else [f"eval_path={tmp_path / 'none'}"]))
     assert code == 2, said
     assert f"training diverged: the {what} is " in said
