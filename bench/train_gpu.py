@@ -33,7 +33,7 @@ from transformers import BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM  # no
 
 from src.config import TrainConfig  # noqa: E402
 from src.data.rows import Example  # noqa: E402
-from src.model import methods  # noqa: E402
+from src.model import adapters  # noqa: E402
 from src.model.source import Source  # noqa: E402
 from src.runs import Run  # noqa: E402
 from src.train.callbacks import RunRecorder  # noqa: E402
@@ -145,7 +145,13 @@ def measure(case: Case, sizes: dict[str, Any], steps: int) -> tuple[float, float
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     model = built(sizes, cfg.method == "qlora")
-    model = methods.apply(model, cfg, Source("random", None, None), cfg.gradient_checkpointing is True)
+    model = adapters.apply(
+        model,
+        cfg,
+        Source("random", None, None),
+        steps=steps,
+        gradient_checkpointing=cfg.gradient_checkpointing is True,
+    )
     rows = Repeated(case.lengths, steps, sizes["vocab_size"])
     with tempfile.TemporaryDirectory() as name:
         run = Run(Path(name))

@@ -38,7 +38,8 @@ from src.space import quoted
 from src.utils.secrets import redact, secrets_as_references
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-GROUPS = ("model", "data", "method", "hardware", "launch", "search", "experiment")
+# Each comes over those before it: what the hardware proposes, a method that is named overrules.
+GROUPS = ("model", "data", "hardware", "method", "launch", "search", "experiment")
 ROOT = "assay_root"
 SEARCHER = "hydra/sweeper=optuna"
 SWEPT = "train"  # the stage whose jobs are the trials of a sweep, with a figure to rank them by
@@ -57,16 +58,17 @@ class Call:
     multirun: bool = False
     from_files: set[str] = field(default_factory=set)  # what presets given as files are called inside Hydra
     problems: list[str] = field(default_factory=list)  # told together with those of the settings
+    check: config.Check = config.nothing_more  # what the stage's room knows of its settings
 
 
-def parse(stage: str, config_name: str, argv: list[str]) -> Call:
+def parse(stage: str, config_name: str, argv: list[str], check: config.Check = config.nothing_more) -> Call:
     """Split `argv` into the stage's configuration, Hydra's flags and overrides.
 
     A word without `=` is the stage's MODEL_PATH, where it takes one. What cannot be understood becomes
     one of the call's problems.
     Raises: ConfigError if the configuration file is missing: then nothing else can be judged.
     """
-    call = Call(stage, CONFIGS, config_name)
+    call = Call(stage, CONFIGS, config_name, check=check)
     words = iter(secrets_as_references(argv))
     takes_path = "model_path" in config.flat_keys(config.SCHEMAS[stage])
     for word in words:
@@ -228,7 +230,8 @@ def _loaded(call: Call, composed: DictConfig) -> Any:
 
 
 def _judged(call: Call, values: dict[str, Any]) -> Any:
-    return config.load(call.stage, {k: v for k, v in values.items() if k != "search" or call.stage != SWEPT})
+    own = {k: v for k, v in values.items() if k != "search" or call.stage != SWEPT}
+    return config.load(call.stage, own, call.check)
 
 
 def _with_search(call: Call, overrides: list[str]) -> tuple[list[str], config.SearchArgs | None, list[str]]:

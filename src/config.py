@@ -9,7 +9,7 @@ meaning here, and `--help` is made from them. Two mixins must never share a fiel
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -239,9 +239,10 @@ class SpeedArgs:
 
 @dataclass
 class MethodArgs:
-    method: Annotated[Literal["lora", "rslora", "dora", "qlora", "full"], Doc("how the weights are tuned")] = (
-        "lora"
-    )
+    method: Annotated[
+        Literal["lora", "rslora", "dora", "qlora", "adalora", "ia3", "prefix", "p_tuning", "prompt", "full"],
+        Doc("how the weights are tuned"),
+    ] = "lora"
     lora_r: Annotated[int, Ge(1), Doc("rank of the update matrices")] = 16
     lora_alpha: Annotated[float, Gt(0), Doc("scale of the update; usually 2 x lora_r")] = 32
     lora_dropout: Annotated[float, Interval(ge=0, lt=1), Doc("dropout before the update")] = 0.05
@@ -462,8 +463,15 @@ def _adapter(schema: type) -> TypeAdapter[Any]:
     return TypeAdapter(schema)
 
 
-def load(stage: str, values: Mapping[str, Any]) -> Any:
-    """Validate composed `values` against the schema of `stage`.
+Check = Callable[[Mapping[str, Any]], list[str]]  # of composed values: what is wrong, one sentence each
+
+
+def nothing_more(values: Mapping[str, Any]) -> list[str]:
+    return []
+
+
+def load(stage: str, values: Mapping[str, Any], check: Check = nothing_more) -> Any:
+    """Validate composed `values` against the schema of `stage`, and by what `check` knows more.
 
     Returns: an instance of `SCHEMAS[stage]`.
     Raises: ConfigError listing every problem at once.
@@ -480,7 +488,7 @@ def load(stage: str, values: Mapping[str, Any]) -> Any:
         for key, (default, _) in flat_keys(schema).items()
         if isinstance(values.get(key), bool) and type(default) in {int, float}
     ]
-    problems += cross_checks(values)
+    problems += [*cross_checks(values), *check(values)]
     if problems:
         raise ConfigError(*problems)
     return config
@@ -488,7 +496,7 @@ def load(stage: str, values: Mapping[str, Any]) -> Any:
 
 def cross_checks(values: Mapping[str, Any]) -> list[str]:
     """What no single key shows: settings that contradict each other, and pass-through arguments."""
-    problems = [problem for key in ("peft", "trainer", "generation") for problem in check_passthrough(key, values)]
+    problems = [problem for key in ("trainer", "generation") for problem in check_passthrough(key, values)]
     devices = str(values.get("cuda_visible_devices") or "").replace(" ", "").split(",")
     if any(d and not d.lstrip("-").isdigit() and not d.startswith(("GPU-", "MIG-")) for d in devices):
         problems.append(
@@ -508,8 +516,6 @@ def cross_checks(values: Mapping[str, Any]) -> list[str]:
         problems.append("class_weights goes with loss=weighted, and loss=weighted with class_weights")
     if values.get("packing") is True and values.get("padding_free") is False:
         problems.append("packing=true needs rows laid end to end, and padding_free=false pads them")
-    if values.get("method") == "full" and values.get("peft"):
-        problems.append("peft: {...} has no meaning with method=full, which makes no adapter")
     return problems
 
 

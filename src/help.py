@@ -35,6 +35,12 @@ def help_text(stage: str, config_name: str, summary: str) -> str:
         "  --cfg job                     print the composed configuration and stop",
         "  --multirun, -m                one job for each combination of key=a,b",
     ]
+    if stage == "train":
+        lines += [
+            "",
+            "stopping: a first SIGTERM or SIGINT ends it after the step, with a checkpoint and exit code 75;",
+            "  a second one at once, with 143 or 130. touch RUN/checkpoint-now saves a checkpoint and goes on.",
+        ]
     return "\n".join(lines)
 
 

@@ -16,17 +16,30 @@ from src import NAME, VERSION
 
 
 class Stage(NamedTuple):
+    """`check`: what a room knows of the stage's settings beyond the schema; it refuses them without torch."""
+
     function: str
     config_name: str
     summary: str
+    check: str = ""
 
 
 STAGES = {
     "check-data": Stage(
-        "src.train.check:check_data", "train", "Show what a training would train on, and what not."
+        "src.train.check:check_data",
+        "train",
+        "Show what a training would train on, and what not.",
+        "src.model.methods:problems",
     ),
-    "plan": Stage("src.train.plan:plan", "train", "Say what a training would take: steps, memory, disk and time."),
-    "train": Stage("src.train.pipeline:train", "train", "Fine-tune a model on your data."),
+    "train": Stage(
+        "src.train.pipeline:train", "train", "Fine-tune a model on your data.", "src.model.methods:problems"
+    ),
+    "plan": Stage(
+        "src.train.plan:plan",
+        "train",
+        "Say what a training would take: steps, memory, disk and time.",
+        "src.model.methods:problems",
+    ),
     "data-push": Stage("src.data.push:push", "data_push", "Commit a folder to a lakeFS branch."),
     "eval": Stage("src.eval.evaluator:evaluate", "eval", "Evaluate a tuned model and compare it with its base."),
     "eval-baseline": Stage(
@@ -63,12 +76,12 @@ def main(argv: list[str] | None = None) -> int:
 
         print(redact(str(error)), file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
     except Terminated:
         print("terminated", file=sys.stderr)
         return 143
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     except BrokenPipeError:  # `... | head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -116,13 +129,12 @@ def _run(name: str, rest: list[str]) -> int:
     from src import cli
 
     _load_dotenv()
-    return cli.run(cli.parse(name, stage.config_name, rest), lambda config: _call(stage, config))
+    check = [function_at(stage.check)] if stage.check else []
+    return cli.run(cli.parse(name, stage.config_name, rest, *check), lambda config: _call(stage, config))
 
 
 def _call(stage: Stage, config: object) -> int:
     """Import the stage's room and run it."""
-    from importlib import import_module
-
     from src.utils.logs import start_logging
 
     start_logging()
@@ -134,8 +146,15 @@ def _call(stage: Stage, config: object) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if "TRANSFORMERS_CACHE" in os.environ:  # the name that this cache had before
         os.environ.setdefault("HF_HUB_CACHE", os.environ["TRANSFORMERS_CACHE"])
-    module, function = stage.function.split(":")
-    return getattr(import_module(module), function)(config) or 0
+    return function_at(stage.function)(config) or 0
+
+
+def function_at(place: str) -> Any:
+    """The function at `module:name`, its room imported."""
+    from importlib import import_module
+
+    module, name = place.split(":")
+    return getattr(import_module(module), name)
 
 
 def _utility(name: str, rest: list[str]) -> int:

@@ -66,8 +66,14 @@ def warm() -> None:
     torch.set_num_threads(1)
     for module in ("src.train.pipeline", "src.train.fit", "src.model.load", "src.model.methods"):
         import_module(module)
-    for module in ("src.cli", "transformers.models.llama.modeling_llama", "peft.tuners.lora", "boto3"):
+    for module in ("transformers.models.llama.modeling_llama", "peft.tuners.lora", "boto3"):
         import_module(module)
+    from src import cli
+    from src.utils import environment
+
+    cli.run(cli.parse("train", "train", ["lr=0.1", "cuda_visible_devices=''"]), lambda _: 0)  # Hydra's parser
+    installed = environment.versions()
+    environment.versions = lambda: installed  # the same in every child
 
 
 def fork(words: list[str], said: Path, moments: list[Moment], prepare: Any = lambda: None) -> int:

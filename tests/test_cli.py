@@ -13,7 +13,7 @@ import yaml
 
 from src import cli, config
 from src.errors import ConfigError
-from src.main import STAGES, main
+from src.main import STAGES, function_at, main
 
 SECRET = "hf_correct_horse_battery"
 
@@ -30,10 +30,16 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     os.environ.update(before)
 
 
+def parsed(stage: str, *words: str) -> cli.Call:
+    """The words as the door hands them on."""
+    check = [function_at(STAGES[stage].check)] if STAGES[stage].check else []
+    return cli.parse(stage, STAGES[stage].config_name, list(words), *check)
+
+
 def jobs(stage: str, *words: str) -> list[Any]:
     """The configuration of each job that the words start."""
     started: list[Any] = []
-    cli.run(cli.parse(stage, STAGES[stage].config_name, list(words)), started.append)
+    cli.run(parsed(stage, *words), started.append)
     return started
 
 
@@ -46,7 +52,7 @@ def problems(stage: str, *words: str) -> list[str]:
     """What is told about wrong words; no job may have started."""
     started: list[Any] = []
     with pytest.raises(ConfigError) as caught:
-        cli.run(cli.parse(stage, STAGES[stage].config_name, list(words)), started.append)
+        cli.run(parsed(stage, *words), started.append)
     assert started == []
     return list(caught.value.problems)
 
@@ -297,6 +303,20 @@ def test_a_sweep_is_one_job_for_each_combination() -> None:
     ]  # fmt: skip
 
 
+def test_a_method_that_is_named_overrules_the_one_that_the_hardware_proposes() -> None:
+    assert one("train", "hardware=gpu_24gb").method == "qlora"
+    assert one("train", "method=dora", "hardware=gpu_24gb").method == "dora"
+
+
+@pytest.mark.parametrize("stage", ["train", "check-data"])
+def test_what_a_room_knows_of_its_settings_is_told_with_the_rest(stage: str) -> None:
+    told = problems(stage, "method=full", "peft.r=3", "lr=abc")
+    assert told == [
+        "lr=abc: should be a number",
+        "peft: {...} has no meaning with method=full, which makes no adapter",
+    ]
+
+
 def test_a_range_is_a_sweep() -> None:
     assert [c.seed for c in jobs("train", "--multirun", "seed=range(1,4)")] == [1, 2, 3]
 
@@ -306,7 +326,10 @@ def test_a_range_is_a_sweep() -> None:
     [
         (["seed=1,2,-3"], "seed=-3: should be greater than or equal to 0"),
         (["seed=range(-1,2)"], "seed=-1: should be greater than or equal to 0"),
-        (["method=lora,dora,nope"], "method=nope is not a preset; there are: dora, full, lora, qlora, rslora"),
+        (
+            ["method=lora,dora,nope"],
+            "method=nope is not a preset; there are: adalora, dora,",
+        ),
         (["method=lora,full", "peft.alpha_pattern={x: 1}"], "peft: {...} has no meaning with method=full"),
         (["seed=1,2", "epochz=1"], "epochz is not a setting; did you mean epochs?"),
     ],

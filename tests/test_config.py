@@ -12,7 +12,7 @@ from src import config
 from src.errors import ConfigError
 
 STAGES = sorted(config.SCHEMAS)
-METHODS = ("lora", "rslora", "dora", "qlora", "full")
+METHODS = ("lora", "rslora", "dora", "qlora", "adalora", "ia3", "prefix", "p_tuning", "prompt", "full")
 
 
 def problems(stage: str, **values: Any) -> list[str]:
@@ -55,7 +55,7 @@ def test_a_loaded_configuration_holds_its_parts_as_objects(stage: str) -> None:
 
 def test_all_problems_are_told_at_once() -> None:
     told = problems(
-        "train", epochz=2, lr="abc", batch_size=0, data_format="mesages", peft={"alpha_patern": {}},
+        "train", epochz=2, lr="abc", batch_size=0, data_format="mesages", trainer={"optin": 1},
         cuda_visible_devices="gpu0",
     )  # fmt: skip
     assert len(told) == 6
@@ -63,7 +63,7 @@ def test_all_problems_are_told_at_once() -> None:
     assert "lr=abc: should be a number" in told
     assert any(p.startswith("batch_size=0: should be greater than or equal to 1") for p in told)
     assert any(p.startswith("data_format=mesages: ") and p.endswith("did you mean messages?") for p in told)
-    assert "peft.alpha_patern is not an argument of LoraConfig; did you mean alpha_pattern?" in told
+    assert "trainer.optin is not an argument of TrainingArguments; did you mean optim?" in told
     assert 'cuda_visible_devices=gpu0 is not a list of GPUs like "0" or "0,1"' in told
 
 
@@ -141,7 +141,6 @@ def test_every_way_to_name_gpus_is_accepted(devices: str) -> None:
 @pytest.mark.parametrize(
     ("stage", "key", "argument", "owner", "guess"),
     [
-        ("train", "peft", "alpha_patern", "LoraConfig", "alpha_pattern"),
         ("train", "trainer", "dataloader_num_worker", "TrainingArguments", "dataloader_num_workers"),
         ("eval", "generation", "temprature", "GenerationConfig", "temperature"),
         ("eval-baseline", "generation", "top_kk", "GenerationConfig", "top_k"),
@@ -157,9 +156,6 @@ def test_an_unknown_argument_is_answered_with_a_guess(
 @pytest.mark.parametrize(
     ("stage", "key", "argument", "setting"),
     [
-        ("train", "peft", "r", "lora_r"),
-        ("train", "peft", "use_dora", "method=dora"),
-        ("train", "peft", "base_model_name_or_path", "model_name"),
         ("train", "trainer", "learning_rate", "lr"),
         ("train", "trainer", "num_train_epochs", "epochs"),
         ("train", "trainer", "hub_token", "the environment variable HF_TOKEN"),
@@ -181,9 +177,3 @@ def test_known_arguments_pass() -> None:
 
 def test_arguments_that_are_no_mapping_are_refused_once() -> None:
     assert problems("train", trainer=3) == ["trainer=3: should be a valid dictionary"]
-
-
-def test_an_adapter_argument_has_no_meaning_without_an_adapter() -> None:
-    told = problems("train", method="full", peft={"alpha_pattern": {"q_proj": 8}})
-    assert told == ["peft: {...} has no meaning with method=full, which makes no adapter"]
-    assert config.load("train", {"method": "full"}).method == "full"

@@ -151,12 +151,19 @@ def test_all_problems_are_told_together(assay: Any) -> None:
         (["dataset_path=nowhere"], ["dataset_path nowhere is not a folder"]),
         (["dataset_path=rows", "dataset_pattern=good.jsonl", "model_name=models/nope"], ["models/nope"]),
         (["data_source.type=lakefs"], ["data_source.type=lakefs names no server"]),
+        (
+            ["dataset_path=rows", "dataset_pattern=good.jsonl", "model_name=./rounded", "method=full"],
+            ["method=full cannot train ./rounded, whose weights are quantised"],
+        ),
     ],
 )
 def test_training_is_refused_before_torch(assay: Any, words: list[str], sentences: list[str]) -> None:
     rows(assay.cwd / "rows/good.jsonl", GOOD)
     rows(assay.cwd / "rows/bad.jsonl", GOOD, {"messages": []}, {"messages": [GOOD["messages"][0]]})
     (assay.cwd / "empty").mkdir()
+    (assay.cwd / "rounded").mkdir()
+    (assay.cwd / "rounded/model.safetensors").touch()
+    (assay.cwd / "rounded/config.json").write_text('{"quantization_config": {"quant_method": "bitsandbytes"}}')
     before = assay.left()
     refused(assay("train", *words, forbidden=TORCH_FAMILY), *sentences)
     assert [path for path in assay.left() if not f"{path}/".startswith(("outputs/", "outputs/cache/"))] == before

@@ -9,6 +9,7 @@ import yaml
 
 from src import NAME, VERSION
 from src.deploy.gate import Verdict
+from src.model.methods import mergeable
 from src.model.tasks import TASKS
 from src.runs import Run
 from src.utils.files import read_json
@@ -32,7 +33,7 @@ def model_card(run: Run, name: str, verdict: Verdict) -> str:
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---",
         f"# {name}",
         f"Made with {NAME} {VERSION} from `{base['name']}` (revision `{base['revision']}`) by "
-        f"{manifest['method']}; run `{run.id}`.",
+        f"{manifest['method']}; run `{run.id}`. {mergeable(manifest['method'])}",
         f"Verdict: {verdict_line}.",
         "## Against the base model\n\n" + _results(comparison),
         "## Data\n\n" + _data(manifest["data"]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import torch
@@ -10,6 +11,7 @@ from tqdm import tqdm
 from transformers import GenerationConfig, set_seed
 
 from src.errors import ConfigError
+from src.model.methods import has_virtual_tokens
 
 
 class Answer(NamedTuple):
@@ -49,13 +51,26 @@ def answer(
     answers: dict[int, Answer] = {}
     # The longest go first: what does not fit the memory shows at once.
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+    batches = _batches(order, prompts, batch_size, unpadded=has_virtual_tokens(model))
     with tqdm(total=len(prompts), desc=title, unit="prompt", disable=None) as bar, torch.inference_mode():
-        for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
+        for batch in batches:
             for index, found in zip(batch, _generate(model, tokenizer, prompts, batch, settings), strict=True):
                 answers[index] = _read(found, ends, tokenizer)
             bar.update(len(batch))
     return [answers[i] for i in range(len(prompts))]
+
+
+def _batches(
+    order: Sequence[int], prompts: Sequence[list[int]], batch_size: int, *, unpadded: bool
+) -> Iterator[Sequence[int]]:
+    """`order` in batches; `unpadded`: of prompts of one length each.
+
+    Virtual tokens stand to the left of the padding, and peft drops the position ids that would make up for it:
+    padded, an answer would depend on the longest prompt of its batch.
+    """
+    groups = [list(g) for _, g in groupby(order, key=lambda i: len(prompts[i]))] if unpadded else [order]
+    for group in groups:
+        yield from (group[start : start + batch_size] for start in range(0, len(group), batch_size))
 
 
 def end_tokens(model: Any, tokenizer: Any) -> set[int]:

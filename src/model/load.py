@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -165,5 +166,7 @@ def load_tuned(
     if not tuned.is_adapter:
         return model, tokenizer, source
     # in the precision that it was computed in during training, not in fp32 with a cast at every layer
-    model = PeftModel.from_pretrained(model, str(tuned.folder), autocast_adapter_dtype=False)
+    with warnings.catch_warnings():  # it takes AdaLoRA's ranks for LoRA's, and says that they were ignored
+        warnings.filterwarnings("ignore", message="The following rank_pattern keys")
+        model = PeftModel.from_pretrained(model, str(tuned.folder), autocast_adapter_dtype=False)
     return model, tokenizer, source

@@ -53,6 +53,14 @@ def locate(name: str, revision: str | None = None) -> Source:
     return Source(name, None, revision)
 
 
+def is_quantised(source: Source) -> bool | None:
+    """Whether the weights of a model folder are held in few bits; None for one that is still on the Hub."""
+    if source.folder is None:
+        return None
+    settings = json.loads((source.folder / "config.json").read_text(encoding="utf-8"))
+    return bool(settings.get("quantization_config"))
+
+
 def _check_folder(folder: Path) -> None:
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder} has no config.json", hint="model_name must be a transformers model folder")

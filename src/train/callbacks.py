@@ -79,6 +79,8 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.since = self.started = time.monotonic()
+        for name in ("logging_steps", "eval_steps", "save_steps"):  # the checkpoint's, which need not be ours
+            setattr(state, name, getattr(args, name))
         self.asked.refuse_if_stopped(state.global_step, state.max_steps)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:

@@ -120,7 +120,7 @@ class Estimator:
         self._skeleton = cache(self._built)
 
     def _built(self, method: str, cfg_key: str) -> tuple[Any, simulate.Weights]:
-        model = simulate.skeleton(self._cfg, self.base, self.dtype, self.labels)
+        model = simulate.skeleton(self._cfg, self.base, self.dtype, self.schedule(self._cfg).steps, self.labels)
         return model, simulate.weigh(model)
 
     def weights(self, cfg: TrainConfig) -> tuple[Any, simulate.Weights]:
@@ -235,7 +235,7 @@ class Estimator:
         method = methods.METHODS[cfg.method]
         if cfg.method == "full":
             yield {"method": "lora"}
-        if method.adapter is None or not method.four_bit:
+        if method.config is None or not method.four_bit:
             yield {"method": "qlora"}
         if memory.OPTIMIZERS.get(cfg.optim, 8) > memory.OPTIMIZERS["paged_adamw_8bit"]:
             yield {"optim": "paged_adamw_8bit"}

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from peft.helpers import disable_input_dtype_casting
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
@@ -19,8 +18,9 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback, Tra
 from src.config import TrainConfig
 from src.data.rows import Example
 from src.errors import ConfigError
-from src.model import attention
-from src.train import checkpoint, trouble
+from src.model import attention, methods
+from src.model.adapters import without_input_casts
+from src.train import adalora, checkpoint, trouble
 from src.train.batches import Batches
 from src.train.callbacks import Bar, RunRecorder
 from src.train.collate import EndToEnd, Padded, Rows
@@ -109,6 +109,8 @@ class Loop(Trainer):  # type: ignore[misc]
         """Our share of the mean loss over all labels of the step; devices are averaged, hence the factor."""
         with trouble.out_of_memory(self.state.global_step + 1, inputs):
             loss = self.objective.summed(model, inputs) * (self.args.world_size / num_items_in_batch)
+            if (extra := methods.extra_loss(self.model)) is not None:
+                loss = loss + extra / self.current_gradient_accumulation_steps
         if not math.isfinite(loss.item()):
             step = self.state.global_step + 1
             self._diverged("loss", loss.item(), step, step - 2)
@@ -164,7 +166,8 @@ class Loop(Trainer):  # type: ignore[misc]
         self.recorder.flush()
         folder = self._checkpoints / f"checkpoint-{self.state.global_step}"
         with checkpoint.sealed(folder, self.args.world_size, self.args.should_save) as temporary:
-            self.save_model(str(temporary), _internal_call=True)
+            with adalora.all_ranks(self.model):
+                self.save_model(str(temporary), _internal_call=True)
             self._save_optimizer_and_scheduler(str(temporary))
             self._save_scaler(str(temporary))
             checkpoint.save_rng(
@@ -174,6 +177,7 @@ class Loop(Trainer):  # type: ignore[misc]
             if self.args.should_save:
                 self.state.save_to_json(str(temporary / checkpoint.STATE))
                 checkpoint.save_progress(temporary, self.recorder.seconds)
+                adalora.save(self.model, temporary)
         if self.args.should_save:
             best = self.state.best_global_step if self.recorder.args.load_best_model_at_end else None
             checkpoint.rotate(self._checkpoints, self.args.save_total_limit, best)
@@ -182,6 +186,10 @@ class Loop(Trainer):  # type: ignore[misc]
         trained = (p for p in self.model.parameters() if p.requires_grad)
         if not all(bool(torch.isfinite(p).all()) for p in trained):
             self._diverged("weight", math.nan, self.state.global_step, self.state.global_step - 1)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        adalora.load(self.model, Path(resume_from_checkpoint))
 
     def _load_rng_state(self, checkpoint_folder: str | None) -> None:
         if checkpoint_folder is not None:
@@ -227,10 +235,9 @@ def fit(
         if sys.stderr.isatty():
             loop.add_callback(Bar)
         recorder.prepare(asked, cfg, bool(held_out), start)
-        # Under autocast the adapter's fp32 weights are computed on in 16 bits; peft would cast the activations
-        # to fp32 and autocast back again.
-        uncast = disable_input_dtype_casting(model, active=dtype != "float32")
-        with closing(recorder), loop.objective.attention(model), uncast:
+        for callback in adalora.callbacks(model):
+            loop.add_callback(callback)
+        with closing(recorder), loop.objective.attention(model), without_input_casts(model, dtype):
             _run(loop, start, schedule.steps)
     asked.refuse_if_stopped(loop.state.global_step, schedule.steps)
     if cfg.load_best_model_at_end and loop.state.best_global_step:
@@ -255,10 +262,11 @@ def lay_out_rows(model: Any, cfg: TrainConfig) -> bool:
 
     Raises: ConfigError if `packing` is asked of a model that cannot take them.
     """
+    reason: str | None = "padding_free=false"
     if cfg.task != "causal_lm":
-        reason: str | None = f"task={cfg.task} has no rows that go on"
-    else:
-        reason = attention.why_not(model) if cfg.padding_free else "padding_free=false"
+        reason = f"task={cfg.task} has no rows that go on"
+    elif cfg.padding_free:
+        reason = methods.why_padded(cfg.method) or attention.why_not(model)
     if reason and cfg.packing:
         raise ConfigError(f"packing=true needs rows laid end to end: {reason}", hint="set packing=false")
     if reason:

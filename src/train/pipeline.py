@@ -19,6 +19,8 @@ from src.utils import environment
 from src.utils.files import whole_folder, write_json
 from src.utils.logs import log, log_to
 
+SETS = {"target_modules", "exclude_modules"}  # of peft's settings, what it holds as sets
+
 
 def train(cfg: TrainConfig) -> int:
     """Fine-tune `cfg.model_name` on the training files; leave a run directory with the tuned model.
@@ -38,8 +40,8 @@ def train(cfg: TrainConfig) -> int:
 
     data, _, _, dtype, examples, chat, held_out, _ = ready
     asked, cfg = cfg, settled(cfg, plan)
-    model, base = tuned_model(ready, cfg)
     schedule = Schedule.of(len(batches_of(examples, cfg)), cfg)
+    model, base = tuned_model(ready, cfg, schedule.steps)
     arguments(cfg, dtype.value, schedule, bool(held_out), Path("checkpoints"))  # refused here if at all
     facts = _facts(cfg, base, data, chat, examples.report, dtype)
     run = resume.take_up(unfinished, facts, asked)
@@ -70,9 +72,7 @@ def save(model: Any, chat: Chat, folder: Path) -> None:
             model.config.save_pretrained(temporary)  # an adapter of a classifier keeps the names of its labels
         if settings.exists():  # peft lists sets in an order that changes from process to process
             found = json.loads(settings.read_text(encoding="utf-8"))
-            found = {
-                k: sorted(v) if k == "target_modules" and isinstance(v, list) else v for k, v in found.items()
-            }
+            found = {k: sorted(v) if k in SETS and isinstance(v, list) else v for k, v in found.items()}
             write_json(settings, found)
 
 

@@ -74,7 +74,7 @@ def probe(ready: Ready, cfg: TrainConfig, plan: Plan) -> Probe:
         mirror=None, early_stopping_patience=None, load_best_model_at_end=False,
     )  # fmt: skip
     peak = _peak_from_now(ready.device.value)
-    model, _ = tuned_model(ready, cfg)
+    model, _ = tuned_model(ready, cfg, plan.steps)
     with tempfile.TemporaryDirectory() as folder:
         run = Run(Path(folder))
         run.logs.mkdir()

@@ -16,12 +16,12 @@ from src.data.rows import Example, Row
 from src.data.show import show
 from src.data.store import TokenStore
 from src.errors import ConfigError, NotYetError
-from src.model import tasks
-from src.model.source import Source, locate
+from src.model import methods, tasks
+from src.model.source import Source, is_quantised, locate
 from src.train import check
 from src.utils import environment
 from src.utils.environment import Reasoned
-from src.utils.imports import OPTIONAL, without
+from src.utils.imports import OPTIONAL, leave_out, settle
 from src.utils.logs import log
 
 
@@ -49,17 +49,15 @@ def made_ready(cfg: TrainConfig, device: Reasoned | None = None, dtype: Reasoned
     dev = _dev_rows(cfg, data.labels)
     base = locate(cfg.model_name, cfg.model_revision)
     tasks.check_source(base, cfg.task, cfg.max_length, cfg.method)
+    methods.check_base(base, cfg.method)
     device = device or environment.choose_device(cfg.cuda_visible_devices)
     dtype = dtype or environment.choose_dtype(cfg.bf16, cfg.cuda_visible_devices)
     log.info("%s usable rows in %d files; base model %s", f"{len(data.store):,}", len(data.store.files), base.name)
     tf32 = environment.choose_tf32(cfg.tf32, cfg.cuda_visible_devices)
     kernels = environment.choose_kernels(cfg.use_liger_kernel, cfg.cuda_visible_devices)
     log.info("device %s; precision %s; TF32 %s; kernels %s", device, dtype, tf32, kernels)
-    with without(*_unused(cfg)):
-        # transformers, torch and their like start loading here
-        from src.train import estimate  # noqa: F401
-
-        examples, chat = check.tokenised(data, base, cfg)
+    leave_out(*_unused(cfg, base))
+    examples, chat = check.tokenised(data, base, cfg)  # transformers, torch and their like start loading here
     show(examples, chat, cfg.max_length)
     checks.refuse_findings(examples.report, cfg)
     labels = tuple(examples.report.get("labels", ()))
@@ -67,9 +65,9 @@ def made_ready(cfg: TrainConfig, device: Reasoned | None = None, dtype: Reasoned
     return Ready(data, base, device, dtype, examples, chat, held_out, labels)
 
 
-def tuned_model(ready: Ready, cfg: TrainConfig) -> tuple[Any, Source]:
-    """The base model with the tuning method applied, and its source with the revision resolved."""
-    from src.model import load, methods  # torch and its like
+def tuned_model(ready: Ready, cfg: TrainConfig, steps: int) -> tuple[Any, Source]:
+    """The base model with the method applied for so many steps, and its source with the revision resolved."""
+    from src.model import adapters, load  # torch and its like
 
     load.seed_everything(cfg.seed)
     model, base = load.load_base(
@@ -81,16 +79,20 @@ def tuned_model(ready: Ready, cfg: TrainConfig) -> tuple[Any, Source]:
     if ready.labels:
         load.pad_alike(model, ready.chat.tokenizer)
     load.seed_everything(cfg.seed)
-    model = methods.apply(model, cfg, base, cfg.gradient_checkpointing is True, cfg.task)
-    trainable, total = methods.trainable_parameters(model)
+    model = adapters.apply(
+        model, cfg, base, steps=steps, gradient_checkpointing=cfg.gradient_checkpointing is True, task=cfg.task
+    )
+    trainable, total = adapters.trainable_parameters(model)
     log.info("%s: %s of %s parameters are trained (%.2f %%)", cfg.method, f"{trainable:,}", f"{total:,}",
              100 * trainable / total)  # fmt: skip
+    settle()
     return model, base
 
 
-def _unused(cfg: TrainConfig) -> list[str]:
+def _unused(cfg: TrainConfig, base: Source) -> list[str]:
     """Large packages that this training does not need."""
-    in_bits = cfg.method == "qlora" or "8bit" in cfg.optim or "paged" in cfg.optim
+    in_bits = methods.METHODS[cfg.method].four_bit or is_quantised(base) is not False
+    in_bits = in_bits or "8bit" in cfg.optim or "paged" in cfg.optim
     unused = [*OPTIONAL, *([] if in_bits else ["bitsandbytes"])]
     return [package for package in unused if package not in cfg.report_to]
 

@@ -26,7 +26,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from src.config import TrainConfig
 from src.data.rows import IGNORED, Example
-from src.model import load, methods
+from src.model import adapters, load, methods
 from src.model.source import Source
 from src.train import losses
 from src.train.collate import EndToEnd, Padded
@@ -59,7 +59,7 @@ class Held(NamedTuple):
     gradients: int
 
 
-def skeleton(cfg: TrainConfig, base: Source, dtype: str, labels: Sequence[str] = ()) -> Any:
+def skeleton(cfg: TrainConfig, base: Source, dtype: str, steps: int, labels: Sequence[str] = ()) -> Any:
     """The model with the tuning method applied, on the meta device.
 
     Raises: ModelError if config.json cannot be had, or the method not be applied.
@@ -69,7 +69,7 @@ def skeleton(cfg: TrainConfig, base: Source, dtype: str, labels: Sequence[str] =
         task=cfg.task, labels=labels,
     )  # fmt: skip
     with torch.device("meta"):
-        model = methods.apply(model, cfg, base, task=cfg.task)
+        model = adapters.apply(model, cfg, base, steps=steps, task=cfg.task)
         model.tie_weights()
     return model
 

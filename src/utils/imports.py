@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 OPTIONAL = ("scipy", "sklearn", "pandas", "datasets", "boto3", "optuna", "mlflow", "wandb")
 _process_is_ours = False
@@ -23,18 +21,17 @@ def own_process() -> None:
     gc.set_threshold(100_000, 50, 100)
 
 
-@contextmanager
-def without(*packages: str) -> Iterator[None]:
-    """Inside, `packages` that are not imported yet count as not installed, if the process is ours.
+def leave_out(*packages: str) -> None:
+    """From here on `packages` that are not imported yet count as not installed, if the process is ours.
 
     Libraries remember what they found: elsewhere a later command of the same process would miss them.
     """
-    hidden = [p for p in packages if p not in sys.modules] if _process_is_ours else []
-    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None is what makes an import fail
-    try:
-        yield
-    finally:
-        for package in hidden:
-            sys.modules.pop(package, None)
-        if _process_is_ours:
-            gc.freeze()  # what is there now stays
+    if _process_is_ours:
+        missing = dict.fromkeys(p for p in packages if p not in sys.modules)
+        sys.modules.update(missing)  # type: ignore[arg-type]  # None is what makes an import fail
+
+
+def settle() -> None:
+    """What is there now stays: the garbage collector need not look at it again, if the process is ours."""
+    if _process_is_ours:
+        gc.freeze()

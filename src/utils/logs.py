@@ -51,6 +51,7 @@ def start_logging() -> None:
     logging.raiseExceptions = False  # a log that cannot be written, on a full disk, is no reason to die
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns at import, used or not
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    warnings.filterwarnings("ignore", message="Position ids are not supported")  # eval/generate.py does without
 
 
 def log_to(folder: Path) -> None:

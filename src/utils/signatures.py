@@ -2,7 +2,7 @@
 
 import ast
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,26 +16,13 @@ class Target(NamedTuple):
     cls: str
 
 
-PEFT_LORA = Target("peft", "tuners/lora/config.py", "LoraConfig")
-PEFT_BASE = Target("peft", "config.py", "PeftConfig")
 TRAINER = Target("transformers", "training_args.py", "TrainingArguments")
 GENERATION = Target("transformers", "generation/configuration_utils.py", "GenerationConfig")
 
-PASSTHROUGH = {"peft": (PEFT_LORA, PEFT_BASE), "trainer": (TRAINER,), "generation": (GENERATION,)}
+PASSTHROUGH = {"trainer": TRAINER, "generation": GENERATION}
 
 # Arguments that have a setting of their own: two ways to say one thing end in one of them being lost.
 OWNED = {
-    "peft": {
-        "r": "lora_r",
-        "lora_alpha": "lora_alpha",
-        "lora_dropout": "lora_dropout",
-        "target_modules": "lora_target_modules",
-        "use_dora": "method=dora",
-        "use_rslora": "method=rslora",
-        "base_model_name_or_path": "model_name",
-        "revision": "model_revision",
-        "task_type": "method",
-    },
     "trainer": {
         "output_dir": "output_dir",
         "num_train_epochs": "epochs",
@@ -69,23 +56,42 @@ OWNED = {
 
 
 def check_passthrough(key: str, values: Mapping[str, Any]) -> list[str]:
-    """What is wrong with the arguments under `key` (`peft`, `trainer`, `generation`), one sentence each."""
+    """What is wrong with the arguments under `key` (`trainer`, `generation`), one sentence each."""
     given = values.get(key) or {}
-    if not isinstance(given, Mapping):
+    if not isinstance(given, Mapping) or not given:
         return []  # of the wrong type; the schema says so
-    problems = []
+    target = PASSTHROUGH[key]
+    return check_arguments(key, given, target.cls, arguments_of(target), OWNED[key])
+
+
+def check_arguments(
+    key: str, given: Mapping[str, Any], owner: str, known: Set[str], owned: Mapping[str, str]
+) -> list[str]:
+    """What is wrong with arguments of the class `owner`: unknown ones, and those that a setting of ours says."""
+    found = []
     for name in given:
-        if name in OWNED[key]:
-            problems.append(f"{key}.{name} has a setting of its own: {OWNED[key][name]}")
-        elif name not in (known := _known(key)):
-            owner = PASSTHROUGH[key][0].cls
-            problems.append(f"{key}.{name} is not an argument of {owner}{did_you_mean(str(name), known)}")
-    return problems
+        if name not in known:
+            found.append(f"{key}.{name} is not an argument of {owner}{did_you_mean(str(name), known)}")
+        elif name in owned:
+            found.append(f"{key}.{name} has a setting of its own: {owned[name]}")
+    return found
 
 
 @cache
-def _known(key: str) -> frozenset[str]:
-    return frozenset(name for target in PASSTHROUGH[key] for name in arguments_of(target))
+def peft_arguments(cls: str) -> frozenset[str]:
+    """Argument names of a configuration class of peft, those of its parents included.
+
+    Raises: ModuleNotFoundError if peft is not installed; LookupError if it has no such class.
+    """
+    if cls == "PeftConfigMixin":
+        return frozenset({"peft_type", "task_type"})  # the others are filled in by peft
+    folder = package_folder("peft")
+    for path in [folder / "config.py", *sorted(folder.glob("tuners/*/config.py"))]:
+        if f"\nclass {cls}(" in (text := path.read_text(encoding="utf-8")):
+            found = _class(text, cls)
+            parents = (base.id for base in found.bases if isinstance(base, ast.Name))
+            return frozenset(_taken(found)).union(*map(peft_arguments, parents))
+    raise LookupError(f"peft has no {cls}")
 
 
 def arguments_of(target: Target) -> set[str]:
@@ -93,11 +99,23 @@ def arguments_of(target: Target) -> set[str]:
 
     Raises: ModuleNotFoundError if the package is not installed.
     """
-    spec = importlib.util.find_spec(target.package)
+    path = package_folder(target.package) / target.file
+    return _taken(_class(path.read_text(encoding="utf-8"), target.cls))
+
+
+def package_folder(package: str) -> Path:
+    """Raises: ModuleNotFoundError if it is not installed."""
+    spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise ModuleNotFoundError(f"{target.package} is not installed; make install installs it")
-    tree = ast.parse((Path(spec.submodule_search_locations[0]) / target.file).read_text(encoding="utf-8"))
-    cls = next(n for n in ast.walk(tree) if isinstance(n, ast.ClassDef) and n.name == target.cls)
+        raise ModuleNotFoundError(f"{package} is not installed; make install installs it")
+    return Path(spec.submodule_search_locations[0])
+
+
+def _class(text: str, name: str) -> ast.ClassDef:
+    return next(n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.ClassDef) and n.name == name)
+
+
+def _taken(cls: ast.ClassDef) -> set[str]:
     names = {n.target.id for n in cls.body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)}
     for init in (n for n in cls.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"):
         names |= {a.arg for a in [*init.args.args[1:], *init.args.kwonlyargs]}

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from src.config import MethodArgs
 from src.data.chat import Chat
 from src.eval.generate import Answer, answer, end_tokens
-from src.model import load
+from src.model import adapters, load
 from src.model.source import locate_tuned
 from tests.fixtures import ANSWER, ROOT, World, read_jsonl
 
@@ -108,3 +109,17 @@ def test_dropout_is_off(tuned: Any, tokenizer: Any, prompts: list[list[int]]) ->
     tuned.train()
     assert ask(tuned, tokenizer, prompts) == expected
     assert not tuned.training
+
+
+@pytest.mark.parametrize("method", ["prefix", "p_tuning", "prompt"])
+def test_virtual_tokens_are_as_far_from_every_prompt_of_a_batch(
+    tiny: Path, tokenizer: Any, prompts: list[list[int]], method: str
+) -> None:
+    model, source = load.load_base(locate_tuned(tiny).base, "float32", "cpu")
+    load.seed_everything(0)
+    model = adapters.apply(model, MethodArgs(method=method), source, steps=1)
+    for name, p in model.named_parameters():
+        if p.requires_grad or "q_proj" in name:
+            p.data.mul_(40)  # so that it counts where a token is
+    alone = [ask(model, tokenizer, [prompt], batch_size=1)[0] for prompt in prompts]
+    assert ask(model, tokenizer, prompts, batch_size=64) == alone

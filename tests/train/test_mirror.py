@@ -45,7 +45,10 @@ def lost(stage: Stage, client: Any, moto: str) -> tuple[Stage, Run, tuple[str, .
     words = (f"mirror={ADDRESS}", f"mirror_endpoint={moto}")
     code, said = stage(*words, moment=Moment("src.train.mirror:Mirror._copy_checkpoint", nth=2, after=True))
     assert code == -signal.SIGKILL, said
-    return stage, stage.world.newest, words
+    run = stage.world.newest
+    said_there = run.manifest | {"process": run.manifest["process"] | {"host": "another"}}
+    client.put_object(Bucket=BUCKET, Key=f"{PREFIX}{run.id}/manifest.json", Body=json.dumps(said_there).encode())
+    return stage, run, words
 
 
 @pytest.fixture

@@ -63,7 +63,7 @@ def test_parameters_are_counted_as_they_will_be(tiny: Path, method: str) -> None
     four_bit = methods.METHODS[method].four_bit
     model, _ = load.load_base(source, "float32", "cpu", four_bit=four_bit)
     real = methods.trainable_parameters(methods.apply(model, cfg, source))
-    found = simulate.weigh(simulate.skeleton(cfg, source, "float32"))
+    found = simulate.weigh(simulate.skeleton(cfg, source, "float32", 100))
     assert (found.trainable, found.parameters) == real
 
 
@@ -112,7 +112,7 @@ def test_what_is_counted_is_what_a_real_step_holds(tiny: Path, method: str) -> N
     """The same count over real tensors of the real model."""
     cfg, source = settings(method=method), locate(str(tiny))
     expected = simulate.backward_pass(
-        simulate.skeleton(cfg, source, "float32"), ROWS, cfg, "float32", "cpu", False, None
+        simulate.skeleton(cfg, source, "float32", 100), ROWS, cfg, "float32", "cpu", False, None
     )
     model = methods.apply(load.load_base(source, "float32", "cpu")[0], cfg, source)
     model.train()

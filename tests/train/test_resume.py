@@ -34,7 +34,7 @@ KILLS = {
     "in an evaluation": ("packed", Moment(f"{FIT}:Loop.evaluate", nth=2, after=True), 3),
     "before a checkpoint has its marker": ("plain", Moment(f"{CHECKPOINT}:_seal", nth=2), 3),
     "before a checkpoint has its name": ("plain", Moment(f"{CHECKPOINT}:_seal", nth=2, after=True), 3),
-    "while old checkpoints are removed": ("best", Moment(f"{CHECKPOINT}:shutil.rmtree"), 3),
+    "while old checkpoints are removed": ("best", Moment(f"{CHECKPOINT}:shutil.rmtree"), 5),
     "while the model is written": ("packed", Moment(f"{TRAIN}:write_json", nth=2, after=True), 6),
 }
 
@@ -167,6 +167,7 @@ def test_a_signal_before_the_first_step_ends_it_cleanly(
     assert code == expected, said
     assert "Traceback" not in said
     assert [run.status for run in stage.world.runs] == [runs.INTERRUPTED] * begun
+    assert expected != 75 or "stopped by SIGTERM before its first step; the same command goes on" in said
 
 
 def test_a_checkpoint_asked_for_by_a_file_is_made_and_changes_nothing_else(
@@ -318,18 +319,17 @@ def eval_losses(run: Run) -> dict[int, float]:
 
 def test_the_weights_at_the_end_are_those_of_the_lowest_evaluation_loss(stage: Stage, undisturbed: Any) -> None:
     best = VARIANTS["best"]
-    code, _ = stage(*best, moment=Moment(f"{FIT}:Loop.get_batch_samples", nth=WHOLE))
+    code, _ = stage(*best, moment=Moment(f"{FIT}:Loop.get_batch_samples", nth=5))
     assert code == -signal.SIGKILL
     assert_goes_on(stage, undisturbed["best"], *best)
     run = stage.world.newest
     losses = eval_losses(run)
     step = min(losses, key=lambda s: losses[s])
-    assert step < WHOLE  # otherwise nothing is shown
-    kept = {p.name for p in checkpoint.all_of(run.checkpoints)}
-    assert kept == {f"checkpoint-{step}", f"checkpoint-{WHOLE}"}
+    assert step == 2  # the last one would show nothing
+    assert {p.name for p in checkpoint.all_of(run.checkpoints)} == {"checkpoint-2", "checkpoint-5"}
     weights = "adapter_model.safetensors"
     assert (run.model / weights).read_bytes() == (run.checkpoints / f"checkpoint-{step}" / weights).read_bytes()
-    assert (run.model / weights).read_bytes() != (run.checkpoints / f"checkpoint-{WHOLE}" / weights).read_bytes()
+    assert (run.model / weights).read_bytes() != (run.checkpoints / "checkpoint-5" / weights).read_bytes()
     assert json.loads((run.path / "metrics.json").read_text())["train"]["eval_loss"] == pytest.approx(losses[step])
 
 
@@ -390,7 +390,7 @@ def test_a_training_that_diverges_says_where_and_is_not_gone_on_with(stage: Stag
 
 @pytest.mark.parametrize(("dev", "what"), [(True, "evaluation loss"), (False, "weight")])
 def test_weights_ruined_by_the_last_step_are_no_result(stage: Stage, tmp_path: Path, dev: bool, what: str) -> None:
-    words = ["method=full", "lr=1e38", "max_steps=1", "optim=sgd", "max_grad_norm=1e30", "warmup_ratio=0"]
+    words = ["method=full", "lr=1e39", "max_steps=1", "optim=sgd", "max_grad_norm=1e30", "warmup_ratio=0"]
     code, said = stage(*words, *([] if dev else [f"eval_path={tmp_path / 'none'}"]))
     assert code == 2, said
     assert f"training diverged: the {what} is " in said

@@ -6,20 +6,23 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from src.utils.signatures import OWNED, PASSTHROUGH, Target, arguments_of, check_passthrough
+from src.model.methods import METHODS, SAID_ELSEWHERE
+from src.utils.signatures import OWNED, PASSTHROUGH, Target, arguments_of, check_passthrough, peft_arguments
+
+PEFT_CLASSES = sorted({m.config for m in METHODS.values() if m.config})
 
 FILLED_IN_BY_PEFT = {"peft_version", "auto_mapping"}  # no person sets them
 
 ASK = """
-import inspect, json
-from peft import LoraConfig
+import inspect, json, sys
+import peft
 from transformers import GenerationConfig, TrainingArguments
 
-taken = {
-    "peft": list(inspect.signature(LoraConfig).parameters),
+taken = {name: list(inspect.signature(getattr(peft, name)).parameters) for name in sys.argv[1:]} | {
     "trainer": list(inspect.signature(TrainingArguments).parameters),
     "generation": [name for name in vars(GenerationConfig()) if not name.startswith("_")],
 }
@@ -27,29 +30,40 @@ print("TAKEN", json.dumps(taken))
 """
 
 
-def read(key: str) -> set[str]:
-    return {name for target in PASSTHROUGH[key] for name in arguments_of(target)}
-
-
 def test_the_arguments_read_are_those_that_the_classes_take() -> None:
-    done = subprocess.run([sys.executable, "-c", ASK], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", ASK, *PEFT_CLASSES], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("TAKEN")]
     taken = {key: set(names) for key, names in json.loads(line.removeprefix("TAKEN")).items()}
-    assert read("peft") == taken["peft"] - FILLED_IN_BY_PEFT
-    assert read("trainer") == taken["trainer"]
-    assert read("generation") == taken["generation"]
+    for name in PEFT_CLASSES:
+        assert peft_arguments(name) == taken[name] - FILLED_IN_BY_PEFT
+    assert arguments_of(PASSTHROUGH["trainer"]) == taken["trainer"]
+    assert arguments_of(PASSTHROUGH["generation"]) == taken["generation"]
 
 
 @pytest.mark.parametrize("key", PASSTHROUGH)
 def test_every_argument_with_a_setting_of_its_own_exists(key: str) -> None:
-    assert set(OWNED[key]) <= read(key)
+    assert set(OWNED[key]) <= arguments_of(PASSTHROUGH[key])
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS.values() if m.config])
+def test_every_argument_that_a_method_sets_exists(method: Any) -> None:
+    known = peft_arguments(method.config)
+    assert {*method.fixed, *method.keys.values()} <= known
+    assert set(SAID_ELSEWHERE) <= peft_arguments("LoraConfig")
+
+
+def test_a_class_that_peft_does_not_have_is_named() -> None:
+    with pytest.raises(LookupError, match="peft has no NoSuchConfig"):
+        peft_arguments("NoSuchConfig")
 
 
 def test_reading_imports_nothing_heavy() -> None:
     script = (
         "import sys; from src.utils.signatures import check_passthrough as c\n"
-        "assert c('peft', {'peft': {'x': 1}}) and c('trainer', {'trainer': {'x': 1}})\n"
+        "from src.model.methods import METHODS, problems\n"
+        "assert all(problems({'method': m, 'peft': {'x': 1}}) for m in METHODS)\n"
+        "assert c('trainer', {'trainer': {'x': 1}})\n"
         "assert not {'torch', 'transformers', 'peft'} & set(sys.modules)"
     )
     done = subprocess.run(
@@ -80,5 +94,5 @@ def test_a_library_that_is_not_installed_is_named() -> None:
 
 
 def test_nothing_to_check_is_no_problem() -> None:
-    assert check_passthrough("peft", {}) == check_passthrough("peft", {"peft": {}}) == []
-    assert check_passthrough("peft", {"peft": 3}) == []  # the schema says so
+    assert check_passthrough("trainer", {}) == check_passthrough("trainer", {"trainer": {}}) == []
+    assert check_passthrough("trainer", {"trainer": 3}) == []  # the schema says so
