@@ -97,7 +97,8 @@ def shell(
             quantizer.preprocess_model(model=model, device_map=None)
             quantizer.postprocess_model(model)
     # which layers the files do not hold only loading shows: a classifier's head is taken for new
-    model.untrained_modules = _heads(kind, config)[:-1] if labels else []
+    outside = [(n, m) for n, m in model.named_children() if n != model.base_model_prefix] if labels else []
+    model.untrained_modules = [name for name, module in outside if any(True for _ in module.parameters())]
     return model
 
 
