@@ -40,7 +40,10 @@ MAIN = $(PY) -m src.main
 DEMO := models/SmolLM2-135M-Instruct/config.json
 TINY := models/tiny-random-llama/config.json
 GIVEN = $(SETTINGS) $(ARGS)
-MODEL = $(if $(filter experiment=smoke model_name=models/tiny-random-llama,$(GIVEN)),$(TINY),$(if $(filter model_name=% model=% experiment=% model_path=% --config-%,$(GIVEN)),,$(DEMO)))
+tiny = $(patsubst experiment=smoke$(1),model_name=models/tiny-random-$(2),$(3))
+NAMED = $(call tiny,,llama,$(call tiny,_seq2seq,t5,$(call tiny,_classification,bert,$(GIVEN))))
+TINIES = $(patsubst model_name=%,%/config.json,$(filter model_name=models/tiny-random-%,$(NAMED)))
+MODEL = $(or $(TINIES),$(if $(filter model_name=% model=% experiment=% model_path=% --config-%,$(GIVEN)),,$(DEMO)))
 MODEL_IF = $(if $(filter $(1),$(2)),$(MODEL))
 
 .PHONY: help venv install convert data-push model tiny-model check-data train eval eval-baseline publish publish-hf runs demo \
@@ -133,5 +136,5 @@ $(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
 $(DEMO): scripts/build_demo_model.py | $(READY)
 	$(PY) scripts/build_demo_model.py
 
-$(TINY): | $(READY)
-	$(PY) scripts/build_demo_model.py --tiny
+models/tiny-random-%/config.json: | $(READY)
+	$(PY) scripts/build_demo_model.py --tiny $*

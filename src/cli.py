@@ -11,11 +11,11 @@ values are added whatever their name, and `config.load` judges them all together
 
 from __future__ import annotations
 
+import hashlib
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice, product
 from pathlib import Path
 from typing import Any
@@ -30,15 +30,19 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
-from src import config
+from src import config, runs, space
 from src.errors import ConfigError, UserError, did_you_mean
-from src.utils.secrets import secrets_as_references
+from src.space import quoted
+from src.utils.secrets import redact, secrets_as_references
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 # Each comes over those before it: what the hardware proposes, a method that is named overrules.
-GROUPS = ("model", "data", "hardware", "method", "launch", "experiment")
+GROUPS = ("model", "data", "hardware", "method", "launch", "search", "experiment")
 ROOT = "assay_root"
+SEARCHER = "hydra/sweeper=optuna"
+SWEPT = "train"  # the stage whose jobs are the trials of a sweep, with a figure to rank them by
 MAX_CHECKED_JOBS = 256
 
 
@@ -52,6 +56,7 @@ class Call:
     overrides: list[str] = field(default_factory=list)
     flags: list[str] = field(default_factory=list)
     multirun: bool = False
+    from_files: set[str] = field(default_factory=set)  # what presets given as files are called inside Hydra
     problems: list[str] = field(default_factory=list)  # told together with those of the settings
     check: config.Check = config.nothing_more  # what the stage's room knows of its settings
 
@@ -70,11 +75,12 @@ def parse(stage: str, config_name: str, argv: list[str], check: config.Check = c
         if word.startswith("-"):
             _flag(call, word, words)
         elif takes_path and ("=" not in word or Path(word).exists()):
-            call.overrides.append(f"model_path={_quoted(word)}")
+            call.overrides.append(f"model_path={quoted(word)}")
         elif "=" in word or word.startswith("~"):
             call.overrides.append(word)
         else:
             call.problems.append(f"{word} is not an override; write key=value")
+    _take_up(call)
     if "--resolve" in call.flags and "--cfg" not in call.flags:
         call.problems.append("--resolve goes with --cfg")
     _locate(call)
@@ -107,7 +113,7 @@ def _flag(call: Call, word: str, words: Iterator[str]) -> None:
     elif name == "--resolve":
         call.flags.append("--resolve")
     elif name == "--repo" and call.stage == "publish-hf":
-        call.overrides.append(f"repo_id={_quoted(value())}")
+        call.overrides.append(f"repo_id={quoted(value())}")
     elif name == "--public" and call.stage == "publish-hf":
         call.overrides.append("private=false")
     elif name == "--force" and call.stage.startswith("publish"):
@@ -116,10 +122,17 @@ def _flag(call: Call, word: str, words: Iterator[str]) -> None:
         call.problems.append(f"{name} is not a flag of {call.stage}; {call.stage} --help lists them")
 
 
-def _quoted(text: str) -> str:
-    """`text` as one string of Hydra's grammar, whatever it holds."""
-    escaped = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), text)
-    return f"'{escaped}'"
+def _take_up(call: Call) -> None:
+    """Make the settings of the run that `resume` names the base of the call, where no other file is named."""
+    if call.stage != "train" or (call.config_dir, call.config_name) != (CONFIGS, "train"):
+        return
+    typed = {key: value.strip("'\"") for key, _, value in (o.lstrip("+").partition("=") for o in call.overrides)}
+    wanted = typed.get("resume", "auto")
+    if wanted == "latest":
+        found = runs.trainings(typed.get("output_dir", config.OutputArgs.output_dir))
+        wanted = str(found[0].path) if found else wanted
+    if wanted not in {"auto", "never"} and (Path(wanted) / "config_used.yaml").is_file():
+        call.config_dir, call.config_name = Path(wanted), "config_used"
 
 
 def _locate(call: Call) -> None:
@@ -142,25 +155,57 @@ def _locate(call: Call) -> None:
 def run(call: Call, task: Callable[[Any], int | None]) -> int:
     """Check every job of the call, then run `task(config)` under Hydra, which also does sweeps and launchers.
 
-    Raises: UserError from the check or from the task itself.
+    Raises: UserError from the check, or from the task itself where it is no trial of a sweep.
     """
     overrides, problems = _prepare(call)
     _register(call)
-    for each in _jobs(call, overrides):
-        problems += _problems_of(call, each)
-    if problems := [*call.problems, *problems]:
+    overrides, search, told = _with_search(call, overrides)
+    told += _check_jobs(call, overrides)
+    if problems := [*call.problems, *problems, *told]:
         raise ConfigError(*dict.fromkeys(problems), hint=f"{call.stage} --help lists every setting")
-
+    if search and call.multirun and "--cfg" not in call.flags:
+        return _sweep(call, overrides, search, task)
     codes: list[int] = []
-    refused: list[UserError] = []
 
     def job(composed: DictConfig) -> None:
         if call.multirun:
             current = HydraConfig.get().job
             print(f"job {current.num}:", current.override_dirname.replace("++", ""), flush=True)
+        codes.append(task(_loaded(call, composed)) or 0)
+
+    _launch(call, overrides, job)
+    return max(codes, default=0)
+
+
+def _sweep(call: Call, overrides: list[str], search: config.SearchArgs, task: Callable[[Any], int | None]) -> int:
+    """Run the jobs as the trials of a sweep, which is told and kept however it ends."""
+    from src.sweep import Sweep, plan
+
+    shipped = call.config_dir == CONFIGS and call.config_name == call.stage
+    place = ["--config-path", str(call.config_dir), "--config-name", call.config_name]
+    again = ["make", call.stage] if shipped else ["python", "-m", "src.main", call.stage, *place]
+    fixed, dimensions = space.split(overrides)
+    swept = {d.key for d in dimensions}
+    sweep = Sweep(plan(_composed(call, fixed)[0], _composed(call, [])[0], overrides, search, again))
+
+    def job(composed: DictConfig) -> float | None:
+        current, loaded = HydraConfig.get(), _loaded(call, composed)
+        words = [word for word in current.overrides.task if word.split("=", 1)[0] in swept]
+        settings = dict(space.shown(word) for word in words)
+        return sweep.trial(current.job.num, settings, loaded.output_dir, lambda: task(loaded))
+
+    with sweep:
+        _launch(call, [*overrides, f"hydra.sweep.dir={quoted(redact(str(sweep.folder)))}"], job)
+    return sweep.exit_code
+
+
+def _launch(call: Call, overrides: list[str], job: Callable[[DictConfig], Any]) -> None:
+    """Let Hydra run the jobs. Raises: the UserError of a job, or a ConfigError in Hydra's words."""
+    refused: list[UserError] = []
+
+    def guarded(composed: DictConfig) -> Any:
         try:
-            values = {str(k): _plain(composed, str(k)) for k in composed}
-            codes.append(task(config.load(call.stage, values, call.check)) or 0)
+            return job(composed)
         except UserError as error:
             refused.append(error)
             raise SystemExit(error.exit_code) from error  # Hydra prints a preface to any other exception
@@ -168,7 +213,7 @@ def run(call: Call, task: Callable[[Any], int | None]) -> int:
     argv, sys.argv = sys.argv, [f"assay-{call.stage}", *call.flags, *overrides]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach the door, which knows how they should sound
     try:
-        hydra_main(version_base="1.3", config_path=str(call.config_dir), config_name=ROOT)(job)()
+        hydra_main(version_base="1.3", config_path=str(call.config_dir), config_name=ROOT)(guarded)()
     except SystemExit:
         if refused:
             raise refused[0] from None
@@ -177,7 +222,66 @@ def run(call: Call, task: Callable[[Any], int | None]) -> int:
         raise ConfigError(_first_line(error)) from error
     finally:
         sys.argv = argv
-    return max(codes, default=0)
+
+
+def _loaded(call: Call, composed: DictConfig) -> Any:
+    """The configuration of one job, without what is the sweep's."""
+    return _judged(call, {str(k): _plain(composed, str(k)) for k in composed})
+
+
+def _judged(call: Call, values: dict[str, Any]) -> Any:
+    values = {k: v for k, v in values.items() if k != "search" or call.stage != SWEPT}
+    return config.load(call.stage, values, call.check)
+
+
+def _with_search(call: Call, overrides: list[str]) -> tuple[list[str], config.SearchArgs | None, list[str]]:
+    """The overrides with those that a search adds, the sweep's own settings, and what is wrong with these.
+
+    A search has a `search.space`, and is a multirun without the flag; or it is a multirun that names the
+    sweeper, or an interval. A setting that the command line names is not searched for.
+    """
+    if call.stage != SWEPT:
+        return overrides, None, []
+    values, _ = _composed(call, [text for text in overrides if not _is_sweep(text)])
+    try:
+        search = config.load("sweep", {"search": values.get("search") or {}}).search
+        given = {text.split("=", 1)[0].lstrip("+") for text in overrides}
+        words = [space.word(k, v) for k, v in search.space.items() if k not in given]
+        added, problems = _prepare(replace(call, overrides=words, multirun=True))
+        _, dimensions = space.split([*overrides, *added])
+    except ConfigError as error:
+        return overrides, None, list(error.problems)
+    drawn = SEARCHER in overrides or any(not d.options for d in dimensions)
+    if "--cfg" in call.flags or not (search.space or (call.multirun and drawn)):
+        return overrides, search, problems
+    dev = Path(str(values.get("eval_path"))) / "dev.jsonl"
+    if search.metric == "eval_loss" and not dev.is_file():
+        problems.append(f"search.metric=eval_loss needs {dev}, which does not exist")
+    if not call.multirun:
+        call.multirun = True
+        call.flags.append("--multirun")
+    return [*(text for text in overrides if text != SEARCHER), *added, SEARCHER], search, problems
+
+
+def _is_sweep(text: str) -> bool:
+    return bool(OverridesParser.create().parse_override(text).is_sweep_override())
+
+
+def _check_jobs(call: Call, overrides: list[str]) -> list[str]:
+    """What is wrong with any of the jobs, found without running one."""
+    problems: list[str] = []
+    gpus: set[str] = set()
+    for each in _jobs(call, overrides):
+        values, told = _composed(call, each)
+        problems += told
+        gpus.add(str(values.get("cuda_visible_devices")))
+        try:
+            _judged(call, values)
+        except UserError as error:
+            problems += error.problems
+    if len(gpus) > 1 and not any(text.startswith("hydra/launcher=") for text in overrides):
+        problems.append("cuda_visible_devices differs between jobs of one process; start a sweep for each")
+    return problems
 
 
 def _composed(call: Call, overrides: list[str]) -> tuple[dict[str, Any], list[str]]:
@@ -195,16 +299,6 @@ def _composed(call: Call, overrides: list[str]) -> tuple[dict[str, Any], list[st
         except OmegaConfBaseException as error:
             problems.append(f"{key} cannot be resolved: {_first_line(error)}")
     return values, problems
-
-
-def _problems_of(call: Call, overrides: list[str]) -> list[str]:
-    """Everything that is wrong with one job, found without running it."""
-    values, problems = _composed(call, overrides)
-    try:
-        config.load(call.stage, values, call.check)
-    except UserError as error:
-        problems += error.problems
-    return problems
 
 
 def _plain(composed: DictConfig, key: str) -> Any:
@@ -252,6 +346,7 @@ def _prepare(call: Call) -> tuple[list[str], list[str]]:
         elif key in GROUPS and parsed.value() is None:
             continue  # no preset: as it is without the word
         elif key in GROUPS:
+            text, parsed = _with_files(call, text, parsed)
             unknown = _unknown_preset(call, parsed)
             problems += unknown
             ready += [] if unknown else [f"{key}={text.split('=', 1)[1]}"]
@@ -272,7 +367,7 @@ def _parsed(call: Call, text: str) -> tuple[str, Override]:
         key, _, typed = text.lstrip("+").partition("=")
         if not config.takes_text(config.SCHEMAS[call.stage], key):
             raise
-        text = f"{key}={_quoted(typed)}"
+        text = f"{key}={quoted(typed)}"
         return text, parser.parse_override(text)
 
 
@@ -282,46 +377,64 @@ def _as_typed(call: Call, key: str, parsed: Override, text: str) -> str:
     Unquoted, Hydra reads the commit 12e4567 as a number, and the GPUs 0,1 as a sweep.
     """
     typed = text.split("=", 1)[1]
+    if key.startswith("search.space.") and parsed.is_sweep_override():  # drawn from later, by another name
+        return f"{key}={quoted(typed)}"
     is_text = config.takes_text(config.SCHEMAS[call.stage], key)
     sweep = call.multirun and parsed.is_sweep_override()
     if not is_text or sweep or typed[:1] in {"'", '"'} or typed in {"", "null"}:
         return text
-    return f"{key}={_quoted(typed)}"
+    return f"{key}={quoted(typed)}"
+
+
+def _with_files(call: Call, text: str, parsed: Override) -> tuple[str, Override]:
+    """An override of presets in which each that is named by its file has a name of its own for Hydra.
+
+    Raises: ConfigError if the file is not YAML.
+    """
+    for path in _chosen(parsed):
+        if path.endswith((".yaml", ".yml")) and Path(path).is_file():
+            name = f"{Path(path).stem}_{hashlib.sha256(os.path.abspath(path).encode()).hexdigest()[:6]}"
+            try:
+                node = OmegaConf.load(path)
+            except (YAMLError, OSError, ValueError) as error:
+                raise ConfigError(f"{path} cannot be read as YAML: {_first_line(error)}") from None
+            ConfigStore.instance().store(group=parsed.key_or_group, name=name, node=node, package="_global_")
+            call.from_files.add(name)
+            text = text.replace(path, name)
+    return text, OverridesParser.create().parse_override(text)
+
+
+def _chosen(parsed: Override) -> list[str]:
+    """The presets that an override names: one, or those of a sweep."""
+    value = parsed.value()
+    return [str(getattr(v, "text", v)) for v in getattr(value, "list", [value]) if v is not None]
 
 
 def _unknown_preset(call: Call, parsed: Override) -> list[str]:
     folders = {call.config_dir / parsed.key_or_group, CONFIGS / parsed.key_or_group}
     known = sorted(p.stem for folder in folders for p in folder.glob("*.yaml"))
-    value = parsed.value()
-    chosen = [str(v) for v in getattr(value, "list", [value]) if v is not None]
     return [
         f"{parsed.key_or_group}={name} is not a preset"
         f"{did_you_mean(name, known) or '; there are: ' + (', '.join(known) or 'none')}"
-        for name in chosen
-        if name not in known
+        for name in _chosen(parsed)
+        if name not in {*known, *call.from_files}
     ]
 
 
 def _jobs(call: Call, overrides: list[str]) -> Iterator[list[str]]:
     """Each job's overrides: a sweep is checked whole before its first job runs for hours.
 
-    Sweeps that a search plugin draws by itself are checked job by job, as they start.
+    Of a search, whose jobs are drawn as it goes, these are jobs that show each edge of its space.
     """
     if not call.multirun:
         yield overrides
         return
-    parser = OverridesParser.create()
-    choices = []
-    for text in overrides:
-        parsed = parser.parse_override(text)
-        if parsed.is_sweep_override() and not parsed.is_discrete_sweep():
-            continue
-        if parsed.is_sweep_override():
-            prefix = text.split("=", 1)[0]
-            choices.append([f"{prefix}={v}" for v in parsed.sweep_string_iterator()])
-        else:
-            choices.append([text])
-    yield from (list(job) for job in islice(product(*choices), MAX_CHECKED_JOBS))
+    fixed, dimensions = space.split(overrides)
+    if SEARCHER in overrides:
+        jobs: Iterator[list[str]] = space.corners(fixed, dimensions)
+    else:
+        jobs = ([*fixed, *job] for job in product(*(d.edges() for d in dimensions)))
+    yield from islice(jobs, MAX_CHECKED_JOBS)
 
 
 def _first_line(error: Exception) -> str:

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from functools import cache
+from importlib.util import find_spec
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 from annotated_types import Ge, Gt, Interval, Len
@@ -26,6 +27,7 @@ from src.utils.signatures import check_passthrough
 DEMO_MODEL = "models/SmolLM2-135M-Instruct"
 
 Bf16 = bool | Literal["auto"]
+Task = Literal["causal_lm", "seq2seq", "classification"]
 Share = Interval(ge=0, le=1)
 Names = Annotated[list[str], Len(1)]
 
@@ -34,6 +36,9 @@ Names = Annotated[list[str], Len(1)]
 class ModelArgs:
     model_name: Annotated[str, Len(1), Doc("Hub id or local folder of the base model")] = DEMO_MODEL
     model_revision: Annotated[str | None, Doc("branch, tag or commit on the Hub; null is main")] = None
+    task: Annotated[
+        Task, Doc("goes on with a text; answers what an encoder has read; or chooses one of the labels")
+    ] = "causal_lm"
 
 
 @dataclass
@@ -79,7 +84,9 @@ SOURCE_KEYS: dict[str, set[str]] = {
     "s3": {"endpoint", "bucket", "path", "max_gb"},
 }
 
-DataFormat = Literal["auto", "messages", "prompt_completion", "instruction", "conversations", "text"]
+DataFormat = Literal[
+    "auto", "messages", "prompt_completion", "instruction", "conversations", "classification", "text"
+]
 
 
 @dataclass
@@ -302,9 +309,7 @@ class EvalArgs:
     splits: Annotated[Names, Doc("files of eval_path to answer, without .jsonl")] = field(
         default_factory=lambda: ["test", "dev", "adversarial"]
     )
-    metrics: Annotated[Names, Doc("entries of the METRICS table")] = field(
-        default_factory=lambda: ["exact_match", "avg_jaccard_overlap", "rouge1", "rouge2", "rougeL", "bleu"]
-    )
+    metrics: Annotated[Names | None, Doc("entries of the METRICS table; null is those of the task")] = None
     eval_batch_size: Annotated[int, Ge(1), Doc("prompts answered at once")] = 32
     max_new_tokens: Annotated[int, Ge(1), Doc("longest answer in tokens")] = 64
     max_examples: Annotated[int | None, Ge(1), Doc("only the first N rows of each split")] = None
@@ -316,6 +321,11 @@ class EvalArgs:
 @dataclass
 class TunedArgs:
     model_path: Annotated[str | None, Doc("run directory or model folder; null is the newest finished run")] = None
+
+
+@dataclass
+class TunedTaskArgs:
+    task: Annotated[Task | None, Doc("what the model was tuned for; null is what its folder says")] = None
 
 
 @dataclass
@@ -339,6 +349,26 @@ class PublishArgs:
     private: Annotated[bool, Doc("keep the Hub repository private")] = True
     force: Annotated[bool, Doc("publish even where the gate says no")] = False
     gate: GateArgs = field(default_factory=GateArgs)
+
+
+@dataclass
+class SearchArgs:
+    """A sweep's own settings: they are of no run, and stand in no run's config_used.yaml."""
+
+    space: Annotated[
+        dict[str, Any], Doc("settings to draw: {lr: 'tag(log, interval(1e-4, 1e-2))', lora_r: [8, 16]}")
+    ] = field(default_factory=dict)
+    trials: Annotated[int, Ge(1), Doc("trials of a search")] = 20
+    metric: Annotated[str, Len(1), Doc("figure of a run's metrics.json by which trials are ranked")] = "eval_loss"
+    direction: Annotated[Literal["minimize", "maximize"], Doc("which of two figures is the better one")] = (
+        "minimize"
+    )
+    resume: Annotated[bool, Doc("go on with the unfinished sweep of the same command, if there is one")] = True
+
+
+@dataclass
+class SweepArgs:
+    search: SearchArgs = field(default_factory=SearchArgs)
 
 
 _STRICT = ConfigDict(extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=False)
@@ -369,6 +399,7 @@ class EvalConfig(
     EvalDataArgs,
     TrustArgs,
     TokenizationArgs,
+    TunedTaskArgs,
     TunedArgs,
 ):
     __pydantic_config__ = _STRICT
@@ -386,6 +417,11 @@ class PublishConfig(OutputArgs, PublishArgs, TunedArgs):
     __pydantic_config__ = _STRICT
 
 
+@dataclass
+class SweepConfig(SweepArgs):
+    __pydantic_config__ = _STRICT
+
+
 SCHEMAS: dict[str, type] = {
     "train": TrainConfig,
     "check-data": TrainConfig,  # the very settings of the training that it stands before
@@ -394,6 +430,7 @@ SCHEMAS: dict[str, type] = {
     "eval-baseline": BaselineConfig,
     "publish": PublishConfig,
     "publish-hf": PublishConfig,
+    "sweep": SweepConfig,  # no stage: what a multirun of train takes besides
 }
 
 
@@ -442,14 +479,33 @@ def cross_checks(values: Mapping[str, Any]) -> list[str]:
             f'cuda_visible_devices={values["cuda_visible_devices"]} is not a list of GPUs like "0" or "0,1"'
         )
     problems += _source_problems(values)
+    problems += _task_problems(values)
     name = values.get("publish_name")
     if isinstance(name, str) and not re.fullmatch(r"\w[\w.-]*", name):
         problems.append(f"publish_name={name}: should be a name of letters, digits, '.', '_' and '-'")
+    problems += [
+        f"report_to={name}: {name} is not installed; pip install {name}"
+        for name in values.get("report_to") or []
+        if name in {"mlflow", "wandb"} and not find_spec(name)
+    ]
     if (values.get("loss") == "weighted") != bool(values.get("class_weights")):
         problems.append("class_weights goes with loss=weighted, and loss=weighted with class_weights")
     if values.get("packing") is True and values.get("padding_free") is False:
         problems.append("packing=true needs rows laid end to end, and padding_free=false pads them")
     return problems
+
+
+def _task_problems(values: Mapping[str, Any]) -> list[str]:
+    """Settings that speak of a text with answers in it, where the task reads and answers apart."""
+    task = values.get("task")
+    if task not in ("seq2seq", "classification"):
+        return []
+    meaningless = {"train_on": ("last_turn", "all"), "on_overlength": ("split",), "packing": (True,)}
+    return [
+        f"{key}={str(values[key]).lower()} has no meaning with task={task}"
+        for key, refused in meaningless.items()
+        if values.get(key) in refused
+    ]
 
 
 def _source_problems(values: Mapping[str, Any]) -> list[str]:

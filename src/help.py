@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from src import config
-from src.cli import CONFIGS, GROUPS
+from src.cli import CONFIGS, GROUPS, SWEPT
 
 
 def help_text(stage: str, config_name: str, summary: str) -> str:
@@ -22,8 +22,12 @@ def help_text(stage: str, config_name: str, summary: str) -> str:
     ]
     rows = [(k, _shown(d), doc) for k, (d, doc) in config.flat_keys(config.SCHEMAS[stage]).items()]
     lines += [f"  {key:<28} {default:<24} {doc}" for key, default, doc in rows]
+    if stage == SWEPT:
+        lines += ["", "settings of a sweep, which search=PRESET or --multirun starts:"]
+        rows = [(k, _shown(d), doc) for k, (d, doc) in config.flat_keys(config.SCHEMAS["sweep"]).items()]
+        lines += [f"  {key:<28} {default:<24} {doc}" for key, default, doc in rows]
     lines += ["", "presets:"]
-    lines += [f"  {g}=" + "|".join(n) for g in GROUPS if (n := presets(g))]
+    lines += [f"  {g}=" + "|".join(n) for g in GROUPS if (n := presets(g)) and (g != "search" or stage == SWEPT)]
     lines += [
         "",
         "flags:",

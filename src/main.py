@@ -7,7 +7,9 @@ Only the standard library is imported here, and a room of the house only when it
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 from typing import Any, NamedTuple
 
 from src import NAME, VERSION
@@ -50,10 +52,15 @@ UTILITIES = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one stage. Returns its exit code: 0 done, 2 wrong input, 3 not promoted, 130 interrupted."""
+    """Run one stage.
+
+    Returns: its exit code. 0 done; 2 wrong input; 3 not promoted; 75 a training that a signal stopped after a
+    checkpoint, and that the same command goes on with; 130 interrupted (SIGINT), 143 terminated (SIGTERM).
+    """
     argv = sys.argv[1:] if argv is None else argv
     from src.errors import UserError
 
+    before = _listen()
     try:
         code = _run(argv[0], argv[1:]) if argv else _usage(2)
         sys.stdout.flush()
@@ -66,9 +73,30 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except Terminated:
+        print("terminated", file=sys.stderr)
+        return 143
     except BrokenPipeError:  # `... | head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, taken as Ctrl-C is: what is being written is tidied up, and the run says that it was stopped."""
+
+
+def _listen() -> Any:
+    """Have SIGTERM raise Terminated. Returns: what it did before, None where that is not ours to change."""
+    if threading.current_thread() is not threading.main_thread():
+        return None
+
+    def terminate(number: int, frame: object) -> None:
+        raise Terminated
+
+    return signal.signal(signal.SIGTERM, terminate)
 
 
 def _usage(code: int) -> int:

@@ -8,7 +8,10 @@ outputs/runs/latest -> the newest run
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
+import shutil
 import socket
 import sys
 from collections.abc import Iterator, Mapping
@@ -25,6 +28,8 @@ from src.utils.files import disk_errors, point, read_json, write_json, write_tex
 from src.utils.logs import log
 
 FINISHED, RUNNING, FAILED, INTERRUPTED = "finished", "running", "failed", "interrupted"
+LOCK = ".lock"
+_held: dict[Path, Any] = {}  # the lock files of the runs that this process writes into
 
 
 @dataclass(frozen=True)
@@ -66,17 +71,43 @@ class Run:
     @property
     def status(self) -> str:
         """What the run is now: a `running` whose process is gone was interrupted."""
-        return _status(self.manifest)
+        return status_of(self.manifest)
 
     @property
     def status_in_words(self) -> str:
         """The status, and that of the evaluation where it did not finish."""
         manifest = self.manifest
-        evaluation = _status(manifest["evaluation"]) if "evaluation" in manifest else FINISHED
-        return _status(manifest) + ("" if evaluation == FINISHED else f", evaluation {evaluation}")
+        evaluation = status_of(manifest["evaluation"]) if "evaluation" in manifest else FINISHED
+        return status_of(manifest) + ("" if evaluation == FINISHED else f", evaluation {evaluation}")
+
+    def hold(self) -> bool:
+        """Make this process the only one that writes into the run, until `release` or its end.
+
+        Returns: False if another process does. The lock is one of fcntl(2): it ends with its process, however
+        that ends, and no child inherits it.
+        """
+        if self.path in _held:
+            return True
+        with disk_errors(self.path):
+            file = (self.path / LOCK).open("a")
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in {errno.EACCES, errno.EAGAIN}:
+                file.close()
+                return False
+            log.warning("%s: files cannot be locked here; start no second training of this run", self.path)
+        _held[self.path] = file
+        return True
+
+    def release(self) -> None:
+        if self.path in _held:
+            _held.pop(self.path).close()
 
     def reopen(self) -> None:
-        """Take up a run that ended before its time; its earlier commands stay in the manifest."""
+        """Take up a held run that ended before its time; its earlier commands stay in the manifest."""
+        for left in [*self.path.glob(".*.tmp"), *self.path.glob("*/.*.tmp")]:  # what a killed process was writing
+            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)  # gone with its folder
         manifest = self.manifest
         earlier = [*manifest.get("attempts", []), {k: manifest.get(k) for k in ("command", "error", "ended")}]
         self.update(
@@ -118,17 +149,22 @@ class Run:
             except RunError as full:  # the manifest still says running, of a process that is gone soon
                 log.error("%s", full)
             raise
-        note(status=FINISHED, ended=now())
+        else:
+            note(status=FINISHED, ended=now())
+        finally:
+            if not part:
+                self.release()
 
 
 def create(output_dir: str | Path, stage: str, config_yaml: str, facts: Mapping[str, Any]) -> Run:
-    """Make a new run directory, named by the time, and point `latest` to it.
+    """Make a new run directory, named by the time and held by this process, and point `latest` to it.
 
     Two runs started in the same second get two directories. `latest` is switched last, to a directory
     that already says what it is.
     """
     root = Path(output_dir) / "runs"
     run = Run(new_folder(root))
+    run.hold()
     write_text(run.path / "config_used.yaml", config_yaml)
     run.logs.mkdir()
     write_json(
@@ -172,7 +208,8 @@ def command() -> list[str]:
     return ["python", "-m", *words[words.index("src.main") :]] if "src.main" in words else list(words)
 
 
-def _status(record: Mapping[str, Any]) -> str:
+def status_of(record: Mapping[str, Any]) -> str:
+    """The status that a record claims: a `running` whose process is gone was interrupted."""
     if record["status"] == RUNNING and not _alive(record["process"]):
         return INTERRUPTED
     return str(record["status"])
@@ -213,6 +250,11 @@ def all_runs(output_dir: str | Path) -> list[Run]:
     """Every run directory with a manifest that can be read, the newest first."""
     runs = [run for run in _folders(output_dir) if run.readable]
     return sorted(runs, key=lambda r: (r.manifest["started"], len(r.id), r.id), reverse=True)
+
+
+def trainings(output_dir: str | Path) -> list[Run]:
+    """The runs that are trainings, the newest first."""
+    return [run for run in all_runs(output_dir) if run.manifest["stage"] == "train"]
 
 
 def _folders(output_dir: str | Path) -> list[Run]:

@@ -23,7 +23,17 @@ HEAVY = (
     "safetensors",
     "tokenizers",
 )
-NUMERIC = ("numpy", "pandas", "scipy", "sklearn", "sacrebleu", "rouge_score", "tensorboard")
+NUMERIC = (
+    "numpy",
+    "pandas",
+    "scipy",
+    "sklearn",
+    "sacrebleu",
+    "rouge_score",
+    "tensorboard",
+    "optuna",
+    "sqlalchemy",
+)
 
 # Python imports this module at its start. It lets a forbidden package be found, as the check of the
 # pass-through arguments does, and ends the process when it is executed: no `except` can hide that.

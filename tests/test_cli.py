@@ -348,7 +348,7 @@ def test_a_list_of_gpus_needs_no_quotes() -> None:
     assert one("train", "cuda_visible_devices=0,1").cuda_visible_devices == "0,1"
 
 
-def test_a_refused_job_ends_the_sweep() -> None:
+def test_a_refused_job_ends_the_jobs_of_a_stage_that_has_no_trials() -> None:
     started = []
 
     def task(cfg: Any) -> int:
@@ -356,7 +356,7 @@ def test_a_refused_job_ends_the_sweep() -> None:
         raise ConfigError("no")
 
     with pytest.raises(ConfigError, match="no"):
-        cli.run(cli.parse("train", "train", ["-m", "seed=1,2"]), task)
+        cli.run(cli.parse("eval", "eval", ["-m", "seed=1,2"]), task)
     assert started == [1]
 
 

@@ -15,13 +15,14 @@ import pytest
 
 from src import config
 from src.main import STAGES
+from src.model.tasks import TASKS
 
 ROOT = Path(__file__).resolve().parents[1]
 SRC = ROOT / "src"
 HEAVY = {"torch", "transformers", "peft", "trl", "datasets", "bitsandbytes", "accelerate"}
-MOST_HEAVY_FILES = 14
+MOST_HEAVY_FILES = 16
 
-GROUND = {"src", "config", "cli", "help", "runs", "errors", "utils"}
+GROUND = {"src", "config", "cli", "help", "runs", "space", "sweep", "errors", "utils"}
 ROOMS: dict[str, set[str]] = {  # room -> the rooms that it may import, besides the ground
     "data": set(),
     "model": set(),
@@ -175,7 +176,15 @@ def test_the_methods_of_the_configuration_are_those_of_the_table() -> None:
 
 def test_the_metrics_of_the_configuration_are_in_the_table() -> None:
     metrics = set(table("src.eval.metrics", "METRICS"))
-    assert {*config.EvalArgs().metrics, config.GateArgs().metric} <= metrics
+    assert {config.GateArgs().metric, *(name for task in TASKS.values() for name in task.metrics)} <= metrics
+
+
+def test_the_tasks_of_the_configuration_are_those_of_every_table_of_tasks() -> None:
+    from src.data import pairs
+
+    tasks = choices(config.ModelArgs, "task")
+    assert tasks == TASKS.keys() == pairs.TASKS.keys()
+    assert tasks == {*table("src.train.collate_tasks", "COLLATORS"), "causal_lm"}
 
 
 def table(module: str, name: str) -> Iterator[Any]:

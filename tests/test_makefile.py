@@ -29,7 +29,7 @@ with open({SAID!r}, "a") as file:
     print(json.dumps(sys.argv[1:]), file=file)
 """
 DEMO = ["scripts/build_demo_model.py"]
-TINY = ["scripts/build_demo_model.py", "--tiny"]
+TINY = ["scripts/build_demo_model.py", "--tiny", "llama"]
 
 
 class Make:
@@ -209,6 +209,9 @@ def test_args_are_words_of_the_shell(make: Make) -> None:
         (["train", "experiment=smoke"], [TINY]),
         (["train", "ARGS=experiment=smoke"], [TINY]),
         (["train", "model_name=models/tiny-random-llama"], [TINY]),
+        (["train", "experiment=smoke_seq2seq"], [[*TINY[:-1], "t5"]]),
+        (["train", "experiment=smoke_classification"], [[*TINY[:-1], "bert"]]),
+        (["eval-baseline", "model_name=models/tiny-random-bert", "task=classification"], [[*TINY[:-1], "bert"]]),
         (["train", "model_name=some/other"], []),
         (["train", "model=llama3_8b"], []),
         (["train", "experiment=custom_dsl_llama3_8b"], []),

@@ -92,6 +92,15 @@ def report(
     return found | {"findings": _findings(found)}
 
 
+def labels(tokens: Path, names: Sequence[str]) -> dict[str, Any]:
+    """How many examples each label of a classification has; nothing for another task."""
+    if not names:
+        return {}
+    ends = np.load(tokens / "ends.npy")
+    last = np.memmap(tokens / "ids.bin", np.int32, "r")[ends - 1] if len(ends) else ends
+    return {"labels": dict(zip(names, np.bincount(last, minlength=len(names)).tolist(), strict=True))}
+
+
 def _place(store: RowStore, left: Left) -> dict[str, Any]:
     where = store.rejection(*left)
     return {"file": str(where.file), "line": where.line}

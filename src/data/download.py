@@ -105,8 +105,8 @@ def check_size(what: str, size: int, max_gb: float) -> None:
         )
 
 
-def check_server(address: str) -> str:
-    """`address` of a server, without a trailing slash.
+def check_server(address: str, setting: str = "data_source.endpoint") -> str:
+    """`address` of a server, which `setting` names, without a trailing slash.
 
     Raises: DataError if it is no http(s) address, or holds a user name or password, which would be written down.
     """
@@ -114,14 +114,14 @@ def check_server(address: str) -> str:
         parts = urlsplit(address)
         odd = parts.scheme not in {"http", "https"} or not parts.hostname or (parts.port or 1) < 1
     except ValueError:
-        raise DataError("data_source.endpoint is not an http(s) address", hint="correct it") from None
+        raise DataError(f"{setting} is not an http(s) address", hint="correct it") from None
     if "@" in parts.netloc or parts.query:
         raise DataError(
-            "data_source.endpoint holds a user name, a password or a query",
+            f"{setting} holds a user name, a password or a query",
             hint="take them out: credentials come from environment variables only",
         )
     if odd:
-        raise DataError(f"data_source.endpoint {address!r} is not an http(s) address", hint="correct it")
+        raise DataError(f"{setting} {address!r} is not an http(s) address", hint="correct it")
     return address.rstrip("/")
 
 

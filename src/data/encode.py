@@ -20,6 +20,8 @@ class Rules(NamedTuple):
     max_length: int
     train_on: TrainOn = "completion"
     on_overlength: OnOverlength = "reject"
+    task: str = "causal_lm"
+    labels: tuple[str, ...] = ()  # of a classification: an answer's id is its place here
 
 
 class Encoded(NamedTuple):

@@ -120,6 +120,20 @@ def conversations(row: Row) -> list[Message]:
     return found
 
 
+def classification(row: Row) -> list[Message]:
+    """A text and its label, a word or a whole number.
+
+    >>> classification({"text": "It never arrived.", "label": "negative"})
+    [{'role': 'user', 'content': 'It never arrived.'}, {'role': 'assistant', 'content': 'negative'}]
+    """
+    label = row.get("label")
+    if isinstance(label, int) and not isinstance(label, bool):
+        label = str(label)
+    if not isinstance(label, str):
+        raise RowError("no_label", "has no label that is text or a whole number")
+    return pair(text_of(row, "text"), label)
+
+
 def text(row: Row) -> list[Message]:
     """A document for plain continued training: no chat template, loss on all of it.
 
@@ -141,8 +155,14 @@ FORMATS: dict[str, Format] = {
     "prompt_completion": Format(prompt_completion, frozenset({"prompt", "completion"})),
     "instruction": Format(instruction, frozenset({"instruction", "output"})),
     "conversations": Format(conversations, frozenset({"conversations"})),
+    "classification": Format(classification, frozenset({"text", "label"})),
     "text": Format(text, frozenset({"text"})),
 }
+
+
+def evaluation(row: Row) -> list[Message]:
+    """A row of an evaluation file: a prompt and its completion, or a text and its label."""
+    return (classification if "label" in row and "prompt" not in row else prompt_completion)(row)
 
 
 def detect(rows: Iterable[object]) -> Counter[str]:

@@ -62,8 +62,8 @@ def s3(source: DataSource, cache: Path) -> Fetched:
         raise DataError("data_source.bucket is not set", hint="set it to the name of the S3 bucket")
     endpoint = source.endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     endpoint = endpoint and check_server(endpoint)
-    with _errors(source.bucket, endpoint):
-        client = _client(endpoint)
+    with s3_errors(source.bucket, endpoint):
+        client = client_of(endpoint)
         objects = _listed(client, source.bucket, source.path)
         _check(objects, source)
         listing = sorted((o.key, o.version_id or o.etag, o.size) for o in objects)
@@ -74,7 +74,8 @@ def s3(source: DataSource, cache: Path) -> Fetched:
     return Fetched(target, version | {"objects": facts})
 
 
-def _client(endpoint: str | None) -> Any:
+def client_of(endpoint: str | None) -> Any:
+    """A client of S3, or of the compatible server `endpoint`, with the credentials of the environment."""
     import boto3
     from botocore.config import Config
 
@@ -189,27 +190,32 @@ def _etag_is_md5(answer: dict[str, Any], etag: str) -> bool:
 
 
 @contextmanager
-def _errors(bucket: str, endpoint: str | None) -> Iterator[None]:
-    """Turn what boto3 raises into sentences; their own texts may name keys and signatures."""
+def s3_errors(
+    bucket: str, endpoint: str | None, where: str = "data_source.bucket", server: str = "data_source.endpoint"
+) -> Iterator[None]:
+    """Turn what boto3 raises into sentences; their own texts may name keys and signatures.
+
+    Args:
+        where, server: the settings that name the bucket and its endpoint.
+    Raises: DataError.
+    """
     from botocore.exceptions import BotoCoreError, ClientError
 
     try:
         yield
     except ClientError as error:
-        raise _refusal(_code(error), bucket) from None
+        raise _refusal(_code(error), bucket, where, server) from None
     except BotoCoreError as error:
-        raise _failure(type(error).__name__, bucket, endpoint or "the AWS endpoint") from None
+        raise _failure(type(error).__name__, bucket, endpoint or "the AWS endpoint", where, server) from None
 
 
 def _code(error: Any) -> str:
     return str(error.response.get("Error", {}).get("Code", ""))
 
 
-def _refusal(code: str, bucket: str) -> DataError:
+def _refusal(code: str, bucket: str, where: str, server: str) -> DataError:
     if code == "NoSuchBucket":
-        return DataError(
-            f"there is no S3 bucket {bucket}", hint="correct data_source.bucket or data_source.endpoint"
-        )
+        return DataError(f"there is no S3 bucket {bucket}", hint=f"correct {where} or {server}")
     if code in DENIED:
         return DataError(
             f"S3 refuses access to the bucket {bucket} ({code})",
@@ -220,19 +226,17 @@ def _refusal(code: str, bucket: str) -> DataError:
             f"an object of the S3 bucket {bucket} changed while it was fetched",
             hint="nothing was kept; run the command again",
         )
-    return DataError(
-        f"S3 could not read the bucket {bucket} ({code})", hint="check the data_source, or try again later"
-    )
+    return DataError(f"S3 could not read the bucket {bucket} ({code})", hint=f"check {where}, or try again later")
 
 
-def _failure(name: str, bucket: str, endpoint: str) -> DataError:
+def _failure(name: str, bucket: str, endpoint: str, where: str, server: str) -> DataError:
     if "Credential" in name or name == "ProfileNotFound":
         return DataError(
             f"there are no credentials for the S3 bucket {bucket} ({name})",
             hint="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
         )
     if name == "ParamValidationError":
-        return DataError(f"{bucket!r} is not the name of an S3 bucket", hint="correct data_source.bucket")
+        return DataError(f"{bucket!r} is not the name of an S3 bucket", hint=f"correct {where}")
     return DataError(
-        f"{endpoint} does not answer as an S3 server ({name})", hint="check data_source.endpoint and the network"
+        f"{endpoint} does not answer as an S3 server ({name})", hint=f"check {server} and the network"
     )

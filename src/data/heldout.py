@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from src.data.duplicates import FINGERPRINT, HeldOut, HeldOutText, Match, fingerprints
-from src.data.formats import FORMATS, TEXT, Message, RowError, translated
+from src.data.formats import TEXT, Message, RowError, evaluation, translated
 from src.data.readers import read_values
 from src.data.similarity import normalise
 from src.utils.files import sha256
@@ -50,7 +50,7 @@ class HeldOutRows:
             try:
                 if isinstance(value, RowError):
                     raise value
-                turns = translated(value, FORMATS["prompt_completion"].translate)
+                turns = translated(value, evaluation)
             except RowError:
                 unread += 1
                 continue

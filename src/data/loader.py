@@ -17,7 +17,16 @@ import numpy as np
 from src.config import ColumnArgs, DataFormat
 from src.data import duplicates
 from src.data.columns import strategy_of, translation
-from src.data.formats import FORMATS, Message, RowError, Translation, detect, tools_of, translated
+from src.data.formats import (
+    FORMATS,
+    Message,
+    RowError,
+    Translation,
+    detect,
+    evaluation,
+    tools_of,
+    translated,
+)
 from src.data.heldout import HeldOutRows
 from src.data.readers import read_values
 from src.data.rows import MOST_SHOWN, Rejection, Row
@@ -51,12 +60,12 @@ class Taken(NamedTuple):
     overlaps: list[tuple[int, duplicates.Kind, float, str, int]]  # index into lines, then as in store.Match
 
 
-def read_rows(path: Path, data_format: DataFormat) -> list[Row]:
-    """All rows of one small file, such as an evaluation split.
+def read_rows(path: Path, data_format: DataFormat | None = None) -> list[Row]:
+    """All rows of one small file; without a format, of an evaluation file.
 
     Raises: DataError naming the bad rows.
     """
-    translate = FORMATS[data_format].translate
+    translate = FORMATS[data_format].translate if data_format else evaluation
     rows, rejected = [], []
     for line, value in read_values(path):
         try:
@@ -64,7 +73,7 @@ def read_rows(path: Path, data_format: DataFormat) -> list[Row]:
         except RowError as error:
             rejected.append(Rejection(path, line, error.reason, error.detail))
     if rejected:
-        refuse(rejected, f"data_format={data_format}", "fix the rows")
+        refuse(rejected, f"data_format={data_format}" if data_format else "", "fix the rows")
     return rows
 
 

@@ -13,6 +13,7 @@ from src.data import checks, loader, sources
 from src.data.chat import Chat
 from src.data.encode import Rules
 from src.data.heldout import HeldOutRows
+from src.data.pairs import answers
 from src.data.rows import MOST_SHOWN
 from src.data.sources import Part, cache_of
 from src.data.store import Array, Counts, RowStore, TokenStore, content_key, made_once
@@ -28,6 +29,7 @@ class Data(NamedTuple):
     store: RowStore
     rejected: list[Left]  # of the store's rows, by the settings
     eval_files: list[Path]
+    labels: tuple[str, ...] = ()  # of a classification, sorted
 
     @property
     def version(self) -> dict[str, Any]:
@@ -44,7 +46,9 @@ def read(cfg: TrainConfig) -> Data:
     checks.refuse_evaluation_files([file for part in parts for file in part.files], cfg.eval_path)
     held_out = HeldOutRows(cfg.eval_path, cfg.near_threshold)
     store = loader.read(parts, held_out, cfg.near_threshold, cache_of(cfg), cfg.data_workers)
-    return Data(parts, store, list(_left_out(parts, store, cfg)), held_out.files)
+    left_out = list(_left_out(parts, store, cfg))
+    labels = _labels(store, left_out) if cfg.task == "classification" else ()
+    return Data(parts, store, left_out, held_out.files, labels)
 
 
 def refuse_bad_rows(data: Data, cfg: TrainConfig) -> None:
@@ -62,6 +66,11 @@ def refuse_bad_rows(data: Data, cfg: TrainConfig) -> None:
         names = ", ".join(str(f) for f in data.store.files)
         left_out = [str(data.store.rejection(*left)) for left in data.rejected[:MOST_SHOWN]]
         raise DataError(*left_out, f"{names}: no row to train on", hint="set dataset_path and dataset_pattern")
+    if cfg.task == "classification" and len(data.labels) < 2:
+        raise DataError(
+            f"every training row has the label {', '.join(data.labels)!r}",
+            hint="a classification needs two or more",
+        )
 
 
 def tokenise(data: Data, chat: Chat, cfg: TrainConfig) -> TokenStore:
@@ -70,7 +79,7 @@ def tokenise(data: Data, chat: Chat, cfg: TrainConfig) -> TokenStore:
     Its `report` is the data report.
     Raises: DataError if no row is left to train on.
     """
-    rules = Rules(cfg.max_length, cfg.train_on, cfg.on_overlength)
+    rules = rules_of(cfg, data.labels)
     key = content_key(
         rows=data.store.folder.name,
         left_out=[cfg.on_duplicate, cfg.on_contamination],
@@ -87,11 +96,27 @@ def tokenise(data: Data, chat: Chat, cfg: TrainConfig) -> TokenStore:
         proven = to_prove(len(data.store), cfg.check_mask == "all", cfg.seed)
         outcome, rows = write_tokens(temporary, data.store, kept, chat, rules, proven, cfg.data_workers)
         np.save(temporary / "order.npy", _order(data, rows, cfg.seed))
-        report = checks.report(data.store, data.rejected, outcome, rows, Counts.of(temporary), data.eval_files)
+        counts = Counts.of(temporary)
+        if data.labels:  # the last element of an example is no token
+            counts = counts._replace(tokens=counts.tokens - 1)
+        report = checks.report(data.store, data.rejected, outcome, rows, counts, data.eval_files)
+        report |= checks.labels(temporary, data.labels)
         write_json(temporary / "data_report.json", report)
 
     made_once(folder, make)
     return TokenStore(folder)
+
+
+def rules_of(cfg: TrainConfig, labels: tuple[str, ...]) -> Rules:
+    """What decides how the rows of a training become examples."""
+    return Rules(cfg.max_length, cfg.train_on, cfg.on_overlength, cfg.task, labels)
+
+
+def _labels(store: RowStore, left_out: Sequence[Left]) -> tuple[str, ...]:
+    """The distinct answers of the rows that are trained on, sorted."""
+    out = {left.row for left in left_out}
+    found = {label for number in range(len(store)) if number not in out for label in answers(store.row(number))}
+    return tuple(sorted(found))
 
 
 def _left_out(parts: Sequence[Part], store: RowStore, cfg: TrainConfig) -> Iterator[Left]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import groupby
 from typing import Any
@@ -31,7 +31,8 @@ def show(tokens: TokenStore, chat: Chat, max_length: int) -> None:
     console = Console()
     with console.capture() as captured:
         for number in _spread(len(tokens)):
-            shown = _example(tokens[number], number, chat, coloured=console.color_system is not None)
+            labels = list(tokens.report.get("labels", []))
+            shown = _example(tokens[number], number, chat, labels, coloured=console.color_system is not None)
             console.print(shown, soft_wrap=True)
     with suppress(BrokenPipeError):  # as in `make check-data | head`; rich would end the process
         print(captured.get(), end="", flush=True)
@@ -52,14 +53,23 @@ def _lines(report: Mapping[str, Any], max_length: int) -> Iterator[tuple[str, st
         yield "  rejected", f"{count:,} {reason}"
     tokens = report["tokens"]
     share = 100 * tokens["with_loss"] / max(1, tokens["total"])
-    yield "tokens", f"{tokens['total']:,}, {tokens['with_loss']:,} of them with loss ({share:.1f} %)"
+    with_loss = f", {tokens['with_loss']:,} of them with loss ({share:.1f} %)" if "labels" not in report else ""
+    yield "tokens", f"{tokens['total']:,}{with_loss}"
+    if "labels" in report:
+        yield "labels", ", ".join(f"{label} {count:,}" for label, count in _most(report["labels"]))
     yield "row length", "  ".join(f"{name} {length:,}" for name, length in tokens["row_length"].items())
     over = report["rejected_by_reason"].get("over_length", 0)
     yield f"over max_length={max_length}", f"{over:,} rejected, {len(report['cut']):,} cut"
     yield "duplicates", _kinds(report["duplicates"])
     for file, kinds in report["contamination"]["files"].items():
         yield "also in", f"{file}: {_kinds(kinds)}"
-    yield "mask", _mask(report["mask"])
+    if report["mask"]["checked"]:
+        yield "mask", _mask(report["mask"])
+
+
+def _most(labels: Mapping[str, int]) -> list[tuple[str, int]]:
+    """The most frequent labels first, as many as are shown."""
+    return sorted(labels.items(), key=lambda item: -item[1])[:MOST_SHOWN]
 
 
 def _kinds(counts: Mapping[str, Any]) -> str:
@@ -89,12 +99,15 @@ def _spread(count: int) -> list[int]:
     return sorted({0, count // 2, count - 1}) if count else []
 
 
-def _example(example: Example, number: int, chat: Chat, *, coloured: bool) -> Text:
+def _example(example: Example, number: int, chat: Chat, labels: Sequence[str], *, coloured: bool) -> Text:
     """The text of an example; what carries loss is green, or between ⟦ and ⟧ where there is no colour."""
-    heading = f"\nexample {number + 1}, {len(example.ids)} tokens, {sum(example.learnt)} with loss:\n"
+    count = f"{len(example.ids) - 1} tokens" if labels else f"{len(example.ids)} tokens"
+    with_loss = "the label" if labels else sum(example.learnt)
+    heading = f"\nexample {number + 1}, {count}, {with_loss} with loss:\n"
     shown = Text().append(heading, style="bold")
     for learnt, tokens in groupby(zip(example.ids, example.learnt, strict=True), key=lambda pair: pair[1]):
-        text = str(redact(chat.tokenizer.decode([token for token, _ in tokens])))
+        ids = [token for token, _ in tokens]
+        text = str(redact(labels[ids[0]] if labels and learnt else chat.tokenizer.decode(ids)))
         if len(shown) + len(text) > LONGEST:
             text = f"{text[: max(0, LONGEST - len(shown))]} ... "
         shown.append(text if coloured or not learnt else f"⟦{text}⟧", style="green" if learnt else "dim")

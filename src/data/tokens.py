@@ -12,9 +12,10 @@ from typing import NamedTuple
 import numpy as np
 
 from src.data.chat import Chat
-from src.data.encode import Encoded, Rules, encode
+from src.data.encode import Encoded, Rules
 from src.data.formats import RowError
 from src.data.mask import Prover
+from src.data.pairs import TASKS
 from src.data.rows import Row
 from src.data.store import Array, RowStore
 from src.utils.workers import cores, ordered
@@ -110,7 +111,8 @@ def _tokens(batch: Array, store: RowStore, chat: Chat, rules: Rules, prover: Pro
     learnt: list[bool] = []
     lengths: list[int] = []
     owners: list[int] = []
-    for number, row, encoded in zip(batch.tolist(), rows, encode(rows, chat, rules), strict=True):
+    encoded_rows = TASKS[rules.task].encode(rows, chat, rules)
+    for number, row, encoded in zip(batch.tolist(), rows, encoded_rows, strict=True):
         if isinstance(encoded, Encoded) and proven[number]:
             encoded = _proven(row, encoded, prover, outcome.mask)
         if isinstance(encoded, RowError):

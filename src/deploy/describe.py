@@ -10,6 +10,7 @@ import yaml
 from src import NAME, VERSION
 from src.deploy.gate import Verdict
 from src.model.methods import mergeable
+from src.model.tasks import TASKS
 from src.runs import Run
 from src.utils.files import read_json
 from src.utils.secrets import redact
@@ -25,7 +26,7 @@ def model_card(run: Run, name: str, verdict: Verdict) -> str:
         "base_model": base["name"],
         "library_name": "transformers" if manifest["method"] == "full" else "peft",
         "tags": ["assay", manifest["method"]],
-        "pipeline_tag": "text-generation",
+        "pipeline_tag": TASKS[manifest.get("task", "causal_lm")].hub,
     }
     verdict_line = verdict.sentence if verdict.promoted else f"**published against the gate**: {verdict.sentence}"
     parts = [

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from src import runs
 from src.config import BaselineConfig, EvalArgs, EvalConfig, to_yaml
-from src.data import loader
+from src.data import loader, pairs
 from src.data.chat import IDENTITY, Chat
 from src.data.formats import RowError
 from src.data.rows import MOST_SHOWN, Row
-from src.errors import DataError, ModelError
+from src.errors import ConfigError, DataError, ModelError
 from src.eval import compare, metrics
+from src.model import tasks
 from src.model.source import Source, locate, locate_tuned
 from src.utils import environment
 from src.utils.curves import Curves
@@ -22,6 +24,7 @@ from src.utils.logs import log, log_to
 from src.utils.secrets import redact
 
 Splits = dict[str, list[Row]]
+Settings = EvalConfig | BaselineConfig
 
 
 def evaluate(cfg: EvalConfig) -> int:
@@ -34,12 +37,15 @@ def evaluate(cfg: EvalConfig) -> int:
         log.warning("run %s is %s; its model is evaluated all the same", run.id, run.status)
     log.info("evaluating %s", folder if run is None else f"run {run.id} ({run.model})")
     tuned = locate_tuned(folder)
+    task, labels = tasks.tuned_for(tuned, cfg.task)
+    cfg = replace(cfg, task=task, metrics=cfg.metrics or list(tasks.TASKS[task].metrics))
     splits, dtype, device = _prepare(cfg)
+    pairs.refuse_unknown_labels([row for rows in splits.values() for row in rows] if labels else [], labels)
 
     from src.model import load  # torch and its like start loading here
 
     model, tokenizer, base = load.load_tuned(
-        tuned, dtype.value, device.value, trust_remote_code=cfg.trust_remote_code
+        tuned, dtype.value, device.value, trust_remote_code=cfg.trust_remote_code, task=task, labels=labels
     )
     chat = Chat(tokenizer)
     _check_tokenization(folder if run is None else run.model, run, chat, cfg)
@@ -50,7 +56,7 @@ def evaluate(cfg: EvalConfig) -> int:
     log_to(run.logs)
     with run.recorded(part):
         answers = _answer(model, chat, splits, cfg)
-        result = _result(answers, _conditions(cfg, chat, dtype, device), cfg) | {
+        result = _result(answers, _conditions(cfg, chat, dtype, device), cfg.metrics or []) | {
             "base_model": _base(base, run.manifest.get("base_model"))
         }
         _write(run, answers, result, to_yaml(cfg))
@@ -61,19 +67,32 @@ def evaluate(cfg: EvalConfig) -> int:
 
 def evaluate_baseline(cfg: BaselineConfig) -> int:
     """Answer the splits with the untouched base, keep its metrics, and compare the newest run that fits."""
+    task = tasks.TASKS[cfg.task]
+    cfg = replace(cfg, metrics=cfg.metrics or list(task.metrics))
     splits, dtype, device = _prepare(cfg)
     source = locate(cfg.model_name, cfg.model_revision)
+    tasks.check_source(source, cfg.task)
     log.info("evaluating the base model %s", source.name)
 
     from src.model import load
-    from src.model.tokenizer import load_tokenizer
+    from src.model.tokenizer import load_config, load_tokenizer
 
-    tokenizer = load_tokenizer(source.location, cfg.model_revision, cfg.trust_remote_code)
-    model, source = load.load_base(source, dtype.value, device.value, trust_remote_code=cfg.trust_remote_code)
+    tokenizer = load_tokenizer(
+        source.location, cfg.model_revision, cfg.trust_remote_code, templated=task.templated
+    )
+    config = load_config(source.location, cfg.model_revision, cfg.trust_remote_code)
+    labels = tasks.labels_for(_labels(splits), config.to_dict()) if cfg.task == "classification" else ()
+    load.seed_everything(cfg.seed)
+    model, source = load.load_base(
+        source, dtype.value, device.value, trust_remote_code=cfg.trust_remote_code, task=cfg.task, labels=labels
+    )
+    if labels:
+        load.pad_alike(model, tokenizer)
+        _say_head(model, labels, cfg.seed)
     chat = Chat(tokenizer)
     answers = _answer(model, chat, splits, cfg)
     base = _base(source, None)
-    result = _result(answers, _conditions(cfg, chat, dtype, device), cfg) | {"base_model": base}
+    result = _result(answers, _conditions(cfg, chat, dtype, device), cfg.metrics or []) | {"base_model": base}
     target = compare.baseline_folder(cfg.artifacts_dir, base, result["conditions"])
     with whole_folder(target) as temporary:
         _write_answers(temporary, answers)
@@ -94,12 +113,34 @@ def read_splits(cfg: EvalArgs, eval_path: str) -> Splits:
     missing = [p for p in paths.values() if not p.is_file()]
     if missing:
         raise DataError(*(f"{p} does not exist" for p in missing), hint="set eval_path or splits")
-    return {name: loader.read_rows(path, "prompt_completion")[: cfg.max_examples] for name, path in paths.items()}
+    return {name: loader.read_rows(path)[: cfg.max_examples] for name, path in paths.items()}
 
 
-def _prepare(cfg: EvalConfig | BaselineConfig) -> tuple[Splits, environment.Reasoned, environment.Reasoned]:
+def _labels(splits: Splits) -> list[str]:
+    """The labels of the evaluation rows, sorted: a base model has learned none.
+
+    Raises: DataError if there are fewer than two.
+    """
+    found = sorted({label for rows in splits.values() for row in rows for label in pairs.answers(row)})
+    if len(found) < 2:
+        raise DataError(f"every row has the label {found}", hint="a classification needs two labels or more")
+    return found
+
+
+def _say_head(model: Any, labels: Sequence[str], seed: int) -> None:
+    drawn = ", ".join(model.untrained_modules)
+    log.info(
+        "labels: %s; %s", ", ".join(labels),
+        f"the base model has no head for them: {drawn} untrained, drawn with seed={seed}" if drawn
+        else "the base model's own head chooses",
+    )  # fmt: skip
+
+
+def _prepare(cfg: Settings) -> tuple[Splits, environment.Reasoned, environment.Reasoned]:
     """Everything that can be refused before torch is imported."""
-    metrics.check(cfg.metrics)
+    metrics.check(cfg.metrics or [])
+    if cfg.task == "classification" and cfg.generation:
+        raise ConfigError("generation: {...} has no meaning with task=classification, which generates nothing")
     splits = read_splits(cfg, cfg.eval_path)
     device = environment.choose_device(cfg.cuda_visible_devices)
     dtype = environment.choose_dtype(cfg.bf16, cfg.cuda_visible_devices)
@@ -125,68 +166,88 @@ def _check_tokenization(folder: Path, run: runs.Run | None, chat: Chat, cfg: Eva
         log.warning("%s", said)
 
 
-def _answer(
-    model: Any, chat: Chat, splits: Splits, cfg: EvalConfig | BaselineConfig
-) -> dict[str, list[dict[str, Any]]]:
+def _answer(model: Any, chat: Chat, splits: Splits, cfg: Settings) -> dict[str, list[dict[str, Any]]]:
     """`{split: [{prompt, reference, prediction, scores, tokens, stop}, ...]}`."""
-    from src.eval.generate import answer
-
+    predict = _choices if cfg.task == "classification" else _generated
+    most = tasks.positions(model.config.to_dict())
     found = {}
     for name, rows in splits.items():
-        prompts = _prompts(rows, chat)
-        answers = answer(
-            model, chat.tokenizer, prompts, batch_size=cfg.eval_batch_size, max_new_tokens=cfg.max_new_tokens,
-            seed=cfg.seed, extra=cfg.generation, title=name,
-        )  # fmt: skip
+        prompts = _prompts(rows, chat, str(cfg.task), most)
+        predictions = predict(model, chat, prompts, cfg, name)
         found[name] = [
-            {
-                "prompt": row.messages[0]["content"],
-                "reference": row.messages[-1]["content"],
-                "prediction": a.text,
-                "prompt_tokens": len(prompt),
-                "tokens": a.tokens,
-                "stop": a.stop,
-            }
-            for row, prompt, a in zip(rows, prompts, answers, strict=True)
+            {"prompt": row.messages[0]["content"], "reference": row.messages[-1]["content"], **predicted}
+            for row, predicted in zip(rows, predictions, strict=True)
         ]
     return found
 
 
-def _prompts(rows: Sequence[Row], chat: Chat) -> list[list[int]]:
+def _generated(
+    model: Any, chat: Chat, prompts: Sequence[list[int]], cfg: Settings, title: str
+) -> list[dict[str, Any]]:
+    from src.eval.generate import answer
+
+    made = answer(
+        model, chat.tokenizer, prompts, batch_size=cfg.eval_batch_size, max_new_tokens=cfg.max_new_tokens,
+        seed=cfg.seed, extra=cfg.generation, title=title,
+    )  # fmt: skip
+    return [
+        {"prediction": a.text, "prompt_tokens": len(prompt), "tokens": a.tokens, "stop": a.stop}
+        for prompt, a in zip(prompts, made, strict=True)
+    ]
+
+
+def _choices(
+    model: Any, chat: Chat, prompts: Sequence[list[int]], cfg: Settings, title: str
+) -> list[dict[str, Any]]:
+    from src.eval.classify import classify
+
+    labels = tasks.labels_of(model.config.to_dict())
+    made = classify(model, chat.tokenizer.pad_token_id, prompts, labels, cfg.eval_batch_size, title)
+    return [
+        {"prediction": choice.label, "probability": choice.probability, "prompt_tokens": len(prompt)}
+        for prompt, choice in zip(prompts, made, strict=True)
+    ]
+
+
+def _prompts(rows: Sequence[Row], chat: Chat, task: str, most: int | None) -> list[list[int]]:
     """Raises: DataError naming every row that the chat template refuses."""
     found, refused = [], []
     for row in rows:
         try:
-            found.append(chat.prompt(row.messages[:-1], row.tools))
+            found.append(pairs.TASKS[task].prompt(chat, row, most))
         except RowError as error:
             refused.append(f"{row.file}:{row.line} {error.detail}")
     if refused:
         raise DataError(*refused[:MOST_SHOWN], hint="mend the rows or the model's chat template")
+    full = sum(len(ids) == most for ids in found)
+    if full:
+        log.warning("%d prompts fill the %d positions of the model; what is longer was cut at its end", full, most)
     return found
 
 
 def _result(
-    answers: Mapping[str, Sequence[dict[str, Any]]], conditions: dict[str, Any], cfg: EvalArgs
+    answers: Mapping[str, Sequence[dict[str, Any]]], conditions: dict[str, Any], names: Sequence[str]
 ) -> dict[str, Any]:
     """Score the answers; each row gets its own scores, each split the corpus score of each metric."""
     corpus: dict[str, dict[str, float]] = {}
     for split, rows in answers.items():
         pairs = [row["prediction"] for row in rows], [row["reference"] for row in rows]
-        scored = {name: metrics.score(name, *pairs) for name in cfg.metrics}
+        scored = {name: metrics.score(name, *pairs) for name in names}
         corpus[split] = {name: s.corpus for name, s in scored.items()}
         for index, row in enumerate(rows):
             row["scores"] = {name: s.examples[index] for name, s in scored.items()}
-    return {"eval": corpus, "metrics": metrics.describe(cfg.metrics), "conditions": conditions}
+    return {"eval": corpus, "metrics": metrics.describe(names), "conditions": conditions}
 
 
 def _conditions(
-    cfg: EvalConfig | BaselineConfig,
+    cfg: Settings,
     chat: Chat,
     dtype: environment.Reasoned,
     device: environment.Reasoned,
 ) -> dict[str, Any]:
     """What the scores depend on, the model's weights aside."""
     return {
+        "task": cfg.task,
         "data": {s: sha256(Path(cfg.eval_path) / f"{s}.jsonl") for s in cfg.splits},
         "max_examples": cfg.max_examples,
         "tokenization": chat.identity,
@@ -194,7 +255,7 @@ def _conditions(
         "eval_batch_size": cfg.eval_batch_size,
         "precision": dtype.value,
         "device": device.value,
-        "metrics": {name: about["implementation"] for name, about in metrics.describe(cfg.metrics).items()},
+        "metrics": {name: about["implementation"] for name, about in metrics.describe(cfg.metrics or []).items()},
     }
 
 

@@ -1,4 +1,4 @@
-"""Batched generation: left-padded, longest prompts first, greedy unless asked otherwise."""
+"""Batched generation: longest prompts first, greedy unless asked otherwise."""
 
 from __future__ import annotations
 
@@ -82,15 +82,22 @@ def end_tokens(model: Any, tokenizer: Any) -> set[int]:
 def _generate(
     model: Any, tokenizer: Any, prompts: Sequence[list[int]], batch: Sequence[int], settings: GenerationConfig
 ) -> Iterator[list[int]]:
+    """The new tokens of each prompt. Padding is on the left, so that an answer follows its prompt at once; an
+    encoder reads texts padded on the right, and its decoder begins with one token of its own."""
     width = max(len(prompts[i]) for i in batch)
-    rows = [[tokenizer.pad_token_id] * (width - len(prompts[i])) + prompts[i] for i in batch]
-    mask = [[0] * (width - len(prompts[i])) + [1] * len(prompts[i]) for i in batch]
+    own = 1 if model.config.is_encoder_decoder else width
+    rows, mask = [], []
+    for ids in (prompts[i] for i in batch):
+        rest = width - len(ids)
+        left, right = (0, rest) if model.config.is_encoder_decoder else (rest, 0)
+        rows.append([tokenizer.pad_token_id] * left + ids + [tokenizer.pad_token_id] * right)
+        mask.append([0] * left + [1] * len(ids) + [0] * right)
     made = model.generate(
         input_ids=torch.tensor(rows, device=model.device),
         attention_mask=torch.tensor(mask, device=model.device),
         generation_config=settings,
     )
-    yield from made[:, width:].tolist()
+    yield from made[:, own:].tolist()
 
 
 def _read(tokens: list[int], ends: set[int], tokenizer: Any) -> Answer:

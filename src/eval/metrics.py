@@ -6,6 +6,7 @@ To add a metric, enter it in METRICS: per-example scores, corpus score and the c
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.metadata import version
@@ -48,6 +49,18 @@ def jaccard(prediction: str, reference: str) -> float:
     return len(a & b) / len(a | b) if a | b else 1.0
 
 
+def f1_macro(predictions: Sequence[str], references: Sequence[str]) -> float:
+    """The mean over the labels of F1 = 2 TP / (2 TP + FP + FN), each label counting the same.
+
+    Labels are those that occur in `references` or `predictions`; as in Opitz and Burst (2019,
+    arXiv:1911.03347), "averaged F1", and as scikit-learn computes `f1_score(average="macro")`.
+    """
+    pairs = [(p.strip(), r.strip()) for p, r in zip(predictions, references, strict=True)]
+    predicted, real = Counter(p for p, _ in pairs), Counter(r for _, r in pairs)
+    right = Counter(p for p, r in pairs if p == r)
+    return fmean(2 * right[label] / (predicted[label] + real[label]) for label in sorted({*predicted, *real}))
+
+
 def _rouge(kind: str) -> Metric:
     def example(prediction: str, reference: str) -> float:
         return float(_scorer(kind).score(reference, prediction)[kind].fmeasure)
@@ -88,6 +101,8 @@ METRICS: dict[str, Metric] = {
     "rouge2": _rouge("rouge2"),
     "rougeL": _rouge("rougeL"),
     "bleu": Metric(_sentence_bleu, "0-100", _bleu_signature, _corpus_bleu),
+    "accuracy": Metric(exact_match, "0-1", lambda: "assay share of right labels"),
+    "f1_macro": Metric(exact_match, "0-1", lambda: "assay macro F1, mean of the labels' F1", f1_macro),
 }
 
 

@@ -10,16 +10,18 @@ import torch
 from peft.helpers import disable_input_dtype_casting
 from torch import nn
 
-from src.config import MethodArgs
+from src.config import MethodArgs, Task
 from src.errors import ModelError
 from src.model.methods import METHODS, Method, refuse_quantised
 from src.model.source import Source
+from src.model.tasks import TASKS
 from src.utils.logs import log
 
 
 def apply(
-    model: Any, args: MethodArgs, source: Source, *, steps: int, gradient_checkpointing: bool = False
-) -> Any:
+    model: Any, args: MethodArgs, source: Source, *, steps: int, gradient_checkpointing: bool = False,
+    task: Task = "causal_lm",
+) -> Any:  # fmt: skip
     """Make `model` trainable by `args.method`: freeze it and add an adapter, or leave all weights free.
 
     `steps` are the optimizer steps that are planned. The caller seeds the random number generators before:
@@ -37,8 +39,10 @@ def apply(
     if quantised:
         model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=gradient_checkpointing)
     try:
-        settings = _arguments(model, args, method, steps) | {"revision": source.revision}
-        tuned = peft.get_peft_model(model, getattr(peft, method.config)(task_type="CAUSAL_LM", **settings))
+        # a random layer that is not kept would be another one next time
+        kept = {"modules_to_save": getattr(model, "untrained_modules", None) or None}
+        settings = kept | _arguments(model, args, method, steps) | {"revision": source.revision}
+        tuned = peft.get_peft_model(model, getattr(peft, method.config)(task_type=TASKS[task].peft, **settings))
     except (ValueError, TypeError, NotImplementedError) as error:
         if not args.peft:
             raise

@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
+from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 
@@ -126,8 +127,6 @@ def _by_kernel(
             q, k, v, ends, ends, longest, longest, softmax_scale=scaling, causal=True, window_size=(behind, 0)
         )
     else:
-        from torch.nn.attention.varlen import varlen_attn
-
         out = varlen_attn(
             q, k, v, ends, ends, longest, longest, scale=scaling, window_size=(behind, 0),
             enable_gqa=q.shape[1] != k.shape[1],

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
+import transformers
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, set_seed
+from transformers import BitsAndBytesConfig, set_seed
 
+from src.config import Task
 from src.errors import ModelError
 from src.model.source import Source, Tuned
-from src.model.tokenizer import fetched, hub_revision, load_tokenizer
+from src.model.tasks import TASKS, check
+from src.model.tokenizer import fetched, hub_revision, load_config, load_tokenizer
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -23,47 +27,113 @@ def seed_everything(seed: int) -> None:
 
 
 def load_base(
-    source: Source, dtype: str, device: str, *, four_bit: bool = False, trust_remote_code: bool = False
+    source: Source,
+    dtype: str,
+    device: str,
+    *,
+    four_bit: bool = False,
+    trust_remote_code: bool = False,
+    task: Task = "causal_lm",
+    labels: Sequence[str] = (),
 ) -> tuple[Any, Source]:
     """The base model on `device`, and its source with the revision resolved to a commit.
 
-    Raises: ModelError if it cannot be had.
+    Its attribute `untrained_modules` names the layers that its files do not hold, such as the head of a
+    classifier to be: they are drawn from torch's random numbers, which the caller seeds.
+    Raises: ModelError if it cannot be had, or cannot do the task.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise ModelError(
             f"nvidia-smi shows a GPU, but torch {torch.__version__} cannot use it",
             hint="install a CUDA build of torch that fits the driver, or set hardware=cpu",
         )
-    quantization = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=DTYPES[dtype],
-    )
-    model = fetched(
-        AutoModelForCausalLM,
+    kind = getattr(transformers, TASKS[task].auto)
+    config = _config(source, task, labels, trust_remote_code)
+    quantised: dict[str, Any] = {}
+    if four_bit:
+        heads = _heads(kind, config) if labels else None
+        quantised = {"quantization_config": _four_bit(dtype, heads), "device_map": {"": device}}
+    model, found = fetched(
+        kind,
         source.location,
+        config=config,
         revision=hub_revision(source.revision),
         trust_remote_code=trust_remote_code,
         use_safetensors=True,
+        output_loading_info=True,
+        ignore_mismatched_sizes=bool(labels),  # the head of a classifier of other labels
         dtype=DTYPES[dtype],
-        **({"quantization_config": quantization, "device_map": {"": device}} if four_bit else {}),
+        **quantised,
     )
+    new = [*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])]
+    model.untrained_modules = sorted({_module(key, model.base_model_prefix) for key in new} - {""})
     commit = getattr(model.config, "_commit_hash", None)
     if source.folder is None and commit:
         source = replace(source, revision=commit)
     return (model if four_bit else model.to(device)), source
 
 
+def _config(source: Source, task: Task, labels: Sequence[str], trust_remote_code: bool) -> Any:
+    """The model's settings, with the names of its labels. Raises: ModelError if it cannot do the task."""
+    config = load_config(source.location, source.revision, trust_remote_code)
+    check(config.to_dict(), source.name, task)
+    if labels:
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {label: number for number, label in enumerate(labels)}
+    return config
+
+
+def _four_bit(dtype: str, spared: list[str] | None) -> BitsAndBytesConfig:
+    """nf4 weights, but for the layers `spared` (patterns; None: the output head)."""
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=DTYPES[dtype],
+        llm_int8_skip_modules=spared,
+    )
+
+
+def _heads(kind: Any, config: Any) -> list[str]:
+    """Layers of a classifier that may be new, as patterns: four bits could not be trained."""
+    with torch.device("meta"):
+        shell = kind.from_config(config)
+    return [*(name for name, _ in shell.named_children() if name != shell.base_model_prefix), r".*pooler"]
+
+
+def _module(key: str, trunk: str) -> str:
+    """The layer of the parameter `key`; outside the trunk of the model the whole head that it is a part of."""
+    head = key.split(".")[0]
+    return key.rpartition(".")[0] if head == trunk else head
+
+
+def pad_alike(model: Any, tokenizer: Any) -> None:
+    """Tell a classifier the tokenizer's padding token: a decoder finds the end of a text by it."""
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+
+
 def load_tuned(
-    tuned: Tuned, dtype: str, device: str, *, trust_remote_code: bool = False
+    tuned: Tuned,
+    dtype: str,
+    device: str,
+    *,
+    trust_remote_code: bool = False,
+    task: Task = "causal_lm",
+    labels: Sequence[str] = (),
 ) -> tuple[Any, Any, Source]:
     """A tuned model, its tokenizer, and the base that it is made of (itself, for full weights).
 
     Raises: ModelError if the folder, or the adapter's base model, cannot be loaded.
     """
-    tokenizer = load_tokenizer(str(tuned.folder), trust_remote_code=trust_remote_code)
-    model, source = load_base(tuned.base, dtype, device, trust_remote_code=trust_remote_code)
+    tokenizer = load_tokenizer(
+        str(tuned.folder), trust_remote_code=trust_remote_code, templated=TASKS[task].templated
+    )
+    model, source = load_base(
+        tuned.base, dtype, device, trust_remote_code=trust_remote_code, task=task, labels=labels
+    )
+    if labels:
+        pad_alike(model, tokenizer)
     if not tuned.is_adapter:
         return model, tokenizer, source
     # in the precision that it was computed in during training, not in fp32 with a cast at every layer

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from src.errors import ModelError
 from src.utils.logs import log
@@ -22,17 +22,19 @@ DEFAULT_CHAT_TEMPLATE = (
 )
 
 
-def load_tokenizer(location: str, revision: str | None = None, trust_remote_code: bool = False) -> Any:
-    """The tokenizer with a chat template and a padding token.
+def load_tokenizer(
+    location: str, revision: str | None = None, trust_remote_code: bool = False, *, templated: bool = True
+) -> Any:
+    """The tokenizer with a padding token, and with a chat template where its model's task asks for one.
 
-    Raises: ModelError if it cannot be had, or has no end-of-sequence token.
+    Raises: ModelError if it cannot be had, or lacks a token that the task needs.
     """
     tokenizer = fetched(
         AutoTokenizer, location, revision=hub_revision(revision), trust_remote_code=trust_remote_code
     )
-    if tokenizer.eos_token is None:
+    if tokenizer.eos_token is None and (templated or tokenizer.pad_token is None):
         raise ModelError(f"{location}: the tokenizer has no end-of-sequence token", hint="set eos_token in it")
-    if tokenizer.chat_template is None:
+    if templated and tokenizer.chat_template is None:
         tokenizer.chat_template = DEFAULT_CHAT_TEMPLATE
         log.warning(
             "%s has no chat template: using the default one (### Request / ### Answer), saved with the model",
@@ -41,6 +43,11 @@ def load_tokenizer(location: str, revision: str | None = None, trust_remote_code
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def load_config(location: str, revision: str | None = None, trust_remote_code: bool = False) -> Any:
+    """The model's settings, without its weights. Raises: ModelError if they cannot be had."""
+    return fetched(AutoConfig, location, revision=hub_revision(revision), trust_remote_code=trust_remote_code)
 
 
 def hub_revision(revision: str | None) -> str | None:

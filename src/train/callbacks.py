@@ -15,6 +15,7 @@ from transformers.trainer_callback import ProgressCallback
 from src.config import LoopArgs
 from src.runs import Run
 from src.train import checkpoint
+from src.train.mirror import Mirror
 from src.train.stop import Asked
 from src.utils.curves import Curves
 from src.utils.files import read_json, write_text
@@ -31,26 +32,33 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
     `logs/samples.jsonl` says of every step which rows it took.
     """
 
-    def __init__(self, run: Run, writes: bool = True) -> None:
-        self.run, self.writes = run, writes
+    def __init__(self, run: Run, writes: bool = True, mirror: Mirror | None = None) -> None:
+        self.run, self.writes, self.mirror = run, writes, mirror
         self.samples = run.logs / "samples.jsonl"
         self.rows: list[int] = []  # of the current step
         self.tokens = self.before = 0
         self.seconds_before = 0.0
         self.since = self.started = time.monotonic()
 
-    def prepare(self, asked: Asked, args: LoopArgs, held_out: bool) -> None:
+    def prepare(self, asked: Asked, args: LoopArgs, held_out: bool, start: Path | None = None) -> None:
+        """Forget what an earlier attempt recorded after the checkpoint `start`, or all of it without one."""
         self.asked, self.args, self.held_out = asked, args, held_out
-        self.curves = Curves(self.run.logs) if self.writes else None
-
-    def resume(self, folder: Path, state: Any) -> None:
-        """Forget what an earlier attempt recorded after the checkpoint in `folder`."""
-        self.tokens = int(state.num_input_tokens_seen)
-        self.seconds_before = float(read_json(folder / checkpoint.PROGRESS)["seconds"])
+        step = 0
+        if start is not None:
+            state = read_json(start / checkpoint.STATE)
+            step, self.tokens = int(state["global_step"]), int(state["num_input_tokens_seen"])
+            self.seconds_before = float(read_json(start / checkpoint.PROGRESS)["seconds"])
+            log.info("going on after step %d, from %s", step, start)
         if self.writes:
-            Curves.forget_after(self.run.logs, state.global_step, {*SHOWN.values(), RATE})
-            write_text(self.samples, "".join(_up_to(self.samples, state.global_step)))
-        log.info("going on after step %d, from %s", state.global_step, folder)
+            checkpoint.discard_after(self.run.checkpoints, step)
+            Curves.forget_after(self.run.logs, step, {*SHOWN.values(), RATE})
+            write_text(self.samples, "".join(_up_to(self.samples, step)))
+        self.curves = Curves(self.run.logs) if self.writes else None  # after that: it keeps its file open
+
+    def close(self) -> None:
+        """Let go of the event file and its thread, however the training ended: another may follow it here."""
+        if self.curves is not None:
+            self.curves.close()
 
     @property
     def seconds(self) -> float:
@@ -64,15 +72,22 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
             with self.samples.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, "rows": rows}) + "\n")
 
+    def flush(self) -> None:
+        """Have the points of all steps so far on the disk: a checkpoint is not older than its curves."""
+        if self.curves is not None:
+            self.curves.flush()
+
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.since = self.started = time.monotonic()
+        self.asked.refuse_if_stopped(state.global_step, state.max_steps)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         last = state.global_step >= state.max_steps
         control.should_training_stop |= self.asked.to_stop
         control.should_save |= self.asked.to_save or last
         control.should_evaluate |= last and self.held_out
-        control.should_log |= control.should_save  # so that no loss is lost between two attempts
+        # an evaluation may be the last of an early end
+        control.should_log |= last or (control.should_evaluate and self.args.early_stopping_patience is not None)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **_: Any) -> None:
         best = state.best_metric is None or metrics["eval_loss"] < state.best_metric
@@ -109,11 +124,11 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.asked.saved()
+        if self.mirror is not None:
+            self.mirror.offer()
 
     def figures(self, state: Any, best: bool) -> dict[str, Any]:
         """The final figures: mean loss over all steps, loss of the dev split, steps, seconds, tokens."""
-        if self.curves is not None:
-            self.curves.close()
         logged = [(0, 0.0), *((h["step"], h["loss"]) for h in state.log_history if "loss" in h)]
         total = sum(loss * (step - before) for (before, _), (step, loss) in pairwise(logged))
         losses = _losses(state.log_history)

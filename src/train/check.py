@@ -10,6 +10,7 @@ from src.data import checks, prepare
 from src.data.chat import Chat
 from src.data.show import show
 from src.data.store import TokenStore
+from src.model import tasks
 from src.model.source import Source, locate
 from src.utils.files import write_json, write_text
 from src.utils.logs import log
@@ -22,7 +23,9 @@ def check_data(cfg: TrainConfig) -> int:
     """
     runs.check_writable(cfg.output_dir)
     data = prepare.read(cfg)
-    tokens, chat = tokenised(data, locate(cfg.model_name, cfg.model_revision), cfg)
+    base = locate(cfg.model_name, cfg.model_revision)
+    tasks.check_source(base, cfg.task, cfg.max_length)
+    tokens, chat = tokenised(data, base, cfg)
     folder = runs.new_folder(Path(cfg.output_dir) / "checks")
     write_text(folder / "config_used.yaml", to_yaml(cfg))
     write_json(folder / "data_report.json", tokens.report)
@@ -35,7 +38,11 @@ def check_data(cfg: TrainConfig) -> int:
 
 def tokenised(data: prepare.Data, base: Source, cfg: TrainConfig) -> tuple[TokenStore, Chat]:
     """The tokens of the rows by the tokenizer of `base`, and that tokenizer."""
-    from src.model.tokenizer import load_tokenizer  # transformers starts loading here
+    from src.model.tokenizer import load_config, load_tokenizer  # transformers starts loading here
 
-    chat = Chat(load_tokenizer(base.location, cfg.model_revision, cfg.trust_remote_code))
+    config = load_config(base.location, cfg.model_revision, cfg.trust_remote_code).to_dict()
+    tasks.check(config, base.name, cfg.task, cfg.max_length)  # of the Hub it was not known before
+    templated = tasks.TASKS[cfg.task].templated
+    chat = Chat(load_tokenizer(base.location, cfg.model_revision, cfg.trust_remote_code, templated=templated))
+    data = data._replace(labels=tasks.labels_for(data.labels, config)) if data.labels else data
     return prepare.tokenise(data, chat, cfg), chat

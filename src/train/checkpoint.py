@@ -78,13 +78,35 @@ def all_of(folder: Path) -> list[Path]:
     return sorted(found, key=step_of, reverse=True)
 
 
-def newest(folder: Path) -> Path | None:
-    """The newest whole checkpoint in `folder`; a damaged one is passed over, which is said."""
+def newest(folder: Path, with_best: bool = False, until: int | None = None) -> Path | None:
+    """The newest whole checkpoint in `folder`; a damaged one is passed over, which is said.
+
+    Args:
+        with_best: whether it needs the checkpoint of the best step so far as well.
+        until: only checkpoints of this step or before it.
+    """
     for found in all_of(folder):
-        if is_whole(found):
+        if until is not None and step_of(found) > until:
+            continue
+        if not is_whole(found):
+            log.warning("%s is damaged and passed over", found)
+        elif with_best and not _best_is_whole(found):
+            log.warning("%s is passed over: the checkpoint of its best step is damaged or missing", found)
+        else:
             return found
-        log.warning("%s is damaged and passed over", found)
     return None
+
+
+def _best_is_whole(folder: Path) -> bool:
+    best = read_json(folder / STATE)["best_global_step"]
+    return best in (None, step_of(folder)) or is_whole(folder.with_name(f"checkpoint-{best}"))
+
+
+def discard_after(folder: Path, step: int) -> None:
+    """Remove the checkpoints after `step`: damaged ones, in the way of those that will be made anew."""
+    for found in all_of(folder):
+        if step_of(found) > step:
+            shutil.rmtree(found)
 
 
 def rotate(folder: Path, limit: int, best_step: int | None) -> None:
@@ -99,13 +121,17 @@ def save_progress(folder: Path, seconds: float) -> None:
     write_json(folder / PROGRESS, {"seconds": seconds})
 
 
-def save_rng(path: Path, world: int, writes: bool) -> None:
-    """The states of all random number generators, of every device, in one file."""
+def save_rng(path: Path, world: int, writes: bool, loss: float, logged: int) -> None:
+    """The states of all random number generators, of every device, in one file.
+
+    With them goes the sum of the losses since step `logged`, the last one that the curves have a point of.
+    """
     mine: dict[str, Any] = {
         "python": random.getstate(),
         "numpy": [np.random.get_state()[1].tolist(), *np.random.get_state()[2:]],  # type: ignore[index]
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        "loss": [loss, logged],
     }
     states = [mine]
     if world > 1:
@@ -115,8 +141,8 @@ def save_rng(path: Path, world: int, writes: bool) -> None:
         torch.save(states, path)
 
 
-def load_rng(path: Path, rank: int) -> None:
-    """Set the generators to what they were when the checkpoint was made."""
+def load_rng(path: Path, rank: int) -> tuple[float, int]:
+    """Set the generators to what they were when the checkpoint was made. Returns: `loss` and `logged`."""
     state = torch.load(path, weights_only=True)[rank]
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))
@@ -125,3 +151,5 @@ def load_rng(path: Path, rank: int) -> None:
     torch.set_rng_state(state["torch"])
     if state["cuda"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
+    loss, logged = state["loss"]
+    return loss, logged

@@ -6,6 +6,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from src.train import adalora, checkpoint, trouble
 from src.train.batches import Batches
 from src.train.callbacks import Bar, RunRecorder
 from src.train.collate import EndToEnd, Padded, Rows
+from src.train.collate_tasks import COLLATORS
 from src.train.losses import Criterion, class_weights
 from src.train.objective import Objective
 from src.train.stop import Asked
@@ -110,7 +112,8 @@ class Loop(Trainer):  # type: ignore[misc]
             if (extra := methods.extra_loss(self.model)) is not None:
                 loss = loss + extra / self.current_gradient_accumulation_steps
         if not math.isfinite(loss.item()):
-            self._diverged("loss", loss.item())
+            step = self.state.global_step + 1
+            self._diverged("loss", loss.item(), step, step - 2)
         return loss
 
     def training_step(self, model: Any, inputs: dict[str, Any], *rest: Any, **named: Any) -> torch.Tensor:
@@ -121,12 +124,15 @@ class Loop(Trainer):  # type: ignore[misc]
         norm = super()._clip_grad_norm(model)
         value = float(norm) if norm is not None else 0.0
         if not math.isfinite(value) and not self.args.fp16:  # fp16 skips such a step and scales anew
-            self._diverged("gradient's norm", value)
+            step = self.state.global_step + 1
+            self._diverged("gradient's norm", value, step, step - 1)
         return norm
 
-    def _diverged(self, what: str, value: float) -> None:
+    def _diverged(self, what: str, value: float, step: int, proven: int) -> None:
+        """`proven` is the last step after which the weights still gave a loss that is a number."""
         rows = [self.where(row) for row in self.recorder.rows]
-        raise trouble.diverged(what, value, self.state.global_step + 1, rows, self._checkpoints)
+        good = checkpoint.newest(self._checkpoints, until=proven)
+        raise trouble.diverged(what, value, step, rows, good)
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """The mean loss over all labels of the held-out rows."""
@@ -142,6 +148,9 @@ class Loop(Trainer):  # type: ignore[misc]
         if world > 1:
             sums = self.accelerator.reduce(sums.to(self.args.device), "sum").cpu()
         metrics = {"eval_loss": float(sums[0] / sums[1].clamp(min=1e-9))}
+        if not math.isfinite(metrics["eval_loss"]):
+            step = self.state.global_step
+            self._diverged("evaluation loss", metrics["eval_loss"], step, step - 1)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -153,13 +162,18 @@ class Loop(Trainer):  # type: ignore[misc]
         return Path(self.args.output_dir)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self._refuse_broken_weights()
+        self.recorder.flush()
         folder = self._checkpoints / f"checkpoint-{self.state.global_step}"
         with checkpoint.sealed(folder, self.args.world_size, self.args.should_save) as temporary:
             with adalora.all_ranks(self.model):
                 self.save_model(str(temporary), _internal_call=True)
             self._save_optimizer_and_scheduler(str(temporary))
             self._save_scaler(str(temporary))
-            checkpoint.save_rng(temporary / checkpoint.RNG, self.args.world_size, self.args.should_save)
+            checkpoint.save_rng(
+                temporary / checkpoint.RNG, self.args.world_size, self.args.should_save,
+                float(self._tr_loss), self._globalstep_last_logged,
+            )  # fmt: skip
             if self.args.should_save:
                 self.state.save_to_json(str(temporary / checkpoint.STATE))
                 checkpoint.save_progress(temporary, self.recorder.seconds)
@@ -168,13 +182,20 @@ class Loop(Trainer):  # type: ignore[misc]
             best = self.state.best_global_step if self.recorder.args.load_best_model_at_end else None
             checkpoint.rotate(self._checkpoints, self.args.save_total_limit, best)
 
+    def _refuse_broken_weights(self) -> None:
+        trained = (p for p in self.model.parameters() if p.requires_grad)
+        if not all(bool(torch.isfinite(p).all()) for p in trained):
+            self._diverged("weight", math.nan, self.state.global_step, self.state.global_step - 1)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         adalora.load(self.model, Path(resume_from_checkpoint))
 
     def _load_rng_state(self, checkpoint_folder: str | None) -> None:
         if checkpoint_folder is not None:
-            checkpoint.load_rng(Path(checkpoint_folder) / checkpoint.RNG, self.args.process_index)
+            path = Path(checkpoint_folder) / checkpoint.RNG
+            loss, self._globalstep_last_logged = checkpoint.load_rng(path, self.args.process_index)
+            self._tr_loss += loss
 
 
 def fit(
@@ -187,6 +208,7 @@ def fit(
     Raises: Stopped after a checkpoint, if a signal asked for it; DivergedError; MemoryRunOut.
     """
     end_to_end = lay_out_rows(model, cfg)
+    collate = collator(tokenizer, end_to_end) if cfg.task == "causal_lm" else COLLATORS[cfg.task](tokenizer, model)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     batches = batches_of(examples, cfg, rank, world)
     schedule = Schedule.of(len(batches), cfg)
@@ -197,11 +219,13 @@ def fit(
             args=arguments(cfg, dtype, schedule, bool(held_out), folder),
             train_dataset=Rows(examples),
             eval_dataset=Rows(held_out) if held_out else None,
-            collate=collator(tokenizer, end_to_end),
+            collate=collate,
             processing_class=tokenizer,
             batches=batches,
             held_out=held_out,
-            objective=Objective(model, criterion(model, tokenizer, cfg), dtype, end_to_end),
+            objective=Objective(
+                model, criterion(model, tokenizer, cfg), dtype, end_to_end, noise=cfg.neftune_noise_alpha
+            ),
             asked=asked,
             recorder=recorder,
             where=where,
@@ -210,10 +234,10 @@ def fit(
         loop.remove_callback(PrinterCallback)
         if sys.stderr.isatty():
             loop.add_callback(Bar)
-        recorder.prepare(asked, cfg, held_out=bool(held_out))
+        recorder.prepare(asked, cfg, bool(held_out), start)
         for callback in adalora.callbacks(model):
             loop.add_callback(callback)
-        with loop.objective.attention(model), without_input_casts(model, dtype):
+        with closing(recorder), loop.objective.attention(model), without_input_casts(model, dtype):
             _run(loop, start, schedule.steps)
     asked.refuse_if_stopped(loop.state.global_step, schedule.steps)
     if cfg.load_best_model_at_end and loop.state.best_global_step:
@@ -226,7 +250,6 @@ def _run(loop: Loop, start: Path | None, steps: int) -> None:
     """Train from `start` to the end; where that is the end already, only its weights are taken."""
     if start is not None:
         state = TrainerState.load_from_json(str(start / checkpoint.STATE))
-        loop.recorder.resume(start, state)
         if state.global_step >= steps or loop.recorder.patience_is_out(state):
             loop.state = state
             loop._load_from_checkpoint(str(start))
@@ -239,8 +262,10 @@ def lay_out_rows(model: Any, cfg: TrainConfig) -> bool:
 
     Raises: ConfigError if `packing` is asked of a model that cannot take them.
     """
-    reason = "padding_free=false"
-    if cfg.padding_free:
+    reason: str | None = "padding_free=false"
+    if cfg.task != "causal_lm":
+        reason = f"task={cfg.task} has no rows that go on"
+    elif cfg.padding_free:
         reason = methods.why_padded(cfg.method) or attention.why_not(model)
     if reason and cfg.packing:
         raise ConfigError(f"packing=true needs rows laid end to end: {reason}", hint="set packing=false")
@@ -269,10 +294,15 @@ def collator(tokenizer: Any, end_to_end: bool) -> EndToEnd | Padded:
 def criterion(model: Any, tokenizer: Any, cfg: TrainConfig) -> Criterion:
     """The loss asked for. Raises: ConfigError if `class_weights` names what is not one class."""
 
+    labels: dict[str, int] = model.config.label2id if cfg.task == "classification" else {}
+
     def ids(name: str) -> list[int]:
+        if labels:
+            return [labels[name]] if name in labels else []
         return list(tokenizer(name, add_special_tokens=False)["input_ids"])
 
-    return Criterion(cfg, class_weights(cfg, model.get_output_embeddings().weight.shape[0], ids))
+    classes = len(labels) or model.get_output_embeddings().weight.shape[0]
+    return Criterion(cfg, class_weights(cfg, classes, ids))
 
 
 def _precise(cfg: TrainConfig) -> None:
@@ -312,7 +342,6 @@ def arguments(
         lr_scheduler_type="constant_with_warmup" if scheduler == "constant" and warmup else scheduler,
         lr_scheduler_kwargs=cfg.lr_scheduler_kwargs,
         max_grad_norm=cfg.max_grad_norm,
-        neftune_noise_alpha=cfg.neftune_noise_alpha,
         activation_checkpointing=cfg.gradient_checkpointing is True,
         torch_compile=cfg.torch_compile,
         use_liger_kernel=kernels == "liger",

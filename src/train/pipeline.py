@@ -9,16 +9,16 @@ from typing import Any
 
 from src import runs
 from src.config import TrainConfig, to_yaml
-from src.data import checks, loader, prepare
+from src.data import checks, loader, pairs, prepare
 from src.data.chat import IDENTITY, Chat
-from src.data.encode import Rules, encode
+from src.data.encode import Rules
 from src.data.formats import RowError
 from src.data.rows import Example, Row
 from src.data.show import show
-from src.errors import NotYetError
-from src.model import methods
+from src.errors import ConfigError, NotYetError
+from src.model import methods, tasks
 from src.model.source import Source, is_quantised, locate
-from src.train import check, resume
+from src.train import check, mirror, resume
 from src.utils import environment
 from src.utils.files import whole_folder, write_json
 from src.utils.imports import OPTIONAL, without
@@ -36,12 +36,14 @@ def train(cfg: TrainConfig) -> int:
     if "," in cfg.cuda_visible_devices:  # the Trainer would multiply the batch by them without a word
         raise NotYetError("training on several GPUs is not available in this version", hint="name one GPU")
     runs.check_writable(cfg.output_dir)
-    run = resume.find(cfg)
+    store = mirror.store_of(cfg)
+    unfinished = resume.find(cfg, store)
     data = prepare.read(cfg)
     prepare.refuse_bad_rows(data, cfg)
-    dev = _dev_rows(cfg)
+    dev = _dev_rows(cfg, data.labels)
     base = locate(cfg.model_name, cfg.model_revision)
     methods.check_base(base, cfg.method)
+    tasks.check_source(base, cfg.task, cfg.max_length, cfg.method)
     device = environment.choose_device(cfg.cuda_visible_devices)
     dtype = environment.choose_dtype(cfg.bf16, cfg.cuda_visible_devices)
     log.info("%s usable rows in %d files; base model %s", f"{len(data.store):,}", len(data.store.files), base.name)
@@ -58,17 +60,23 @@ def train(cfg: TrainConfig) -> int:
         examples, chat = check.tokenised(data, base, cfg)
         show(examples, chat, cfg.max_length)
         checks.refuse_findings(examples.report, cfg)
-        held_out = _held_out(dev, chat, cfg.max_length)
+        labels = tuple(examples.report.get("labels", ()))
+        held_out = _held_out(dev, chat, prepare.rules_of(cfg, labels))
 
         load.seed_everything(cfg.seed)
         model, base = load.load_base(
             base, dtype.value, device.value,
             four_bit=methods.METHODS[cfg.method].four_bit, trust_remote_code=cfg.trust_remote_code,
+            task=cfg.task, labels=labels,
         )  # fmt: skip
+        tasks.check_method(model.config.to_dict(), cfg.task, cfg.method, model.untrained_modules)
+        if labels:
+            load.pad_alike(model, chat.tokenizer)
         load.seed_everything(cfg.seed)
         schedule = Schedule.of(len(batches_of(examples, cfg)), cfg)
+        checkpointing = cfg.gradient_checkpointing is True
         model = adapters.apply(
-            model, cfg, base, steps=schedule.steps, gradient_checkpointing=cfg.gradient_checkpointing is True
+            model, cfg, base, steps=schedule.steps, gradient_checkpointing=checkpointing, task=cfg.task
         )
     trainable, total = adapters.trainable_parameters(model)
     log.info("%s: %s of %s parameters are trained (%.2f %%)", cfg.method, f"{trainable:,}", f"{total:,}",
@@ -76,17 +84,17 @@ def train(cfg: TrainConfig) -> int:
 
     arguments(cfg, dtype.value, schedule, bool(held_out), Path("checkpoints"))  # refused here if at all
     facts = _facts(cfg, base, data, chat, examples.report, dtype)
-    if run and resume.same_facts(run, facts, cfg):
-        run.reopen()
-    else:
-        run = runs.create(cfg.output_dir, "train", to_yaml(cfg), facts)
+    run = resume.take_up(unfinished, facts, cfg)
+    run = run or runs.create(cfg.output_dir, "train", to_yaml(cfg), facts)
     log_to(run.logs)
     log.info("run %s", run.path)
-    with run.recorded():
+    with mirror.mirrored(store, run) as copy, run.recorded():
         write_json(run.path / "data_report.json", examples.report)
         figures = fit(
-            model, chat.tokenizer, examples, held_out, cfg, dtype.value, RunRecorder(run), run.checkpoints,
-            lambda row: data.store.place(examples.row_of(row)), checkpoint.newest(run.checkpoints),
+            model, chat.tokenizer, examples, held_out, cfg, dtype.value, RunRecorder(run, mirror=copy),
+            run.checkpoints,
+            lambda row: data.store.place(examples.row_of(row)),
+            checkpoint.newest(run.checkpoints, with_best=cfg.load_best_model_at_end),
         )  # fmt: skip
         save(model, chat, run.model)
         write_json(run.path / "metrics.json", {"train": figures})
@@ -98,7 +106,8 @@ def _unused(cfg: TrainConfig, base: Source) -> list[str]:
     """Large packages that this training does not need."""
     in_bits = methods.METHODS[cfg.method].four_bit or is_quantised(base) is not False
     in_bits = in_bits or "8bit" in cfg.optim or "paged" in cfg.optim
-    return [*OPTIONAL, *([] if in_bits else ["bitsandbytes"])]
+    unused = [*OPTIONAL, *([] if in_bits else ["bitsandbytes"])]
+    return [package for package in unused if package not in cfg.report_to]
 
 
 def save(model: Any, chat: Chat, folder: Path) -> None:
@@ -108,25 +117,37 @@ def save(model: Any, chat: Chat, folder: Path) -> None:
         chat.tokenizer.save_pretrained(temporary)
         write_json(temporary / IDENTITY, chat.identity)
         settings = temporary / "adapter_config.json"
+        if settings.exists() and tasks.labels_of(model.config.to_dict()):
+            model.config.save_pretrained(temporary)  # an adapter of a classifier keeps the names of its labels
         if settings.exists():  # peft lists sets in an order that changes from process to process
             found = json.loads(settings.read_text(encoding="utf-8"))
             found = {k: sorted(v) if k in SETS and isinstance(v, list) else v for k, v in found.items()}
             write_json(settings, found)
 
 
-def _dev_rows(cfg: TrainConfig) -> list[Row]:
-    """The dev split, for the evaluation loss; none where there is no such file."""
+def _dev_rows(cfg: TrainConfig, labels: Sequence[str]) -> list[Row]:
+    """The dev split, for the evaluation loss; none where there is no such file.
+
+    Raises: DataError if a row of it cannot be read, or has a label that is not one of `labels`.
+    """
     path = Path(cfg.eval_path) / "dev.jsonl"
+    if not path.is_file() and (cfg.load_best_model_at_end or cfg.early_stopping_patience):
+        what = "load_best_model_at_end" if cfg.load_best_model_at_end else "early_stopping_patience"
+        raise ConfigError(f"{what} needs an evaluation loss, and {path} does not exist", hint="set eval_path")
     if not path.is_file():
         log.warning("%s does not exist: no evaluation loss", path)
         return []
-    return loader.read_rows(path, "prompt_completion")
+    rows = loader.read_rows(path)
+    if cfg.task == "classification":
+        pairs.refuse_unknown_labels(rows, labels)
+    return rows
 
 
-def _held_out(rows: Sequence[Row], chat: Chat, max_length: int) -> list[Example]:
+def _held_out(rows: Sequence[Row], chat: Chat, rules: Rules) -> list[Example]:
     """Rows for the evaluation loss; what does not fit is said."""
     found: list[Example] = []
-    for row, encoded in zip(rows, encode(rows, chat, Rules(max_length)), strict=True):
+    rules = rules._replace(train_on="completion", on_overlength="reject")
+    for row, encoded in zip(rows, pairs.TASKS[rules.task].encode(rows, chat, rules), strict=True):
         if isinstance(encoded, RowError):
             log.warning("left out of the evaluation loss: %s:%d %s", row.file, row.line, encoded.detail)
         else:
@@ -140,6 +161,7 @@ def _facts(
 ) -> dict[str, Any]:  # fmt: skip
     return {
         "method": cfg.method,
+        "task": cfg.task,
         "base_model": {"name": base.name, "revision": base.revision},
         "tokenization": chat.identity,
         "data": data.version | {"files": report["files"]},

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import socket
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from src import runs
 from src.config import TrainConfig, to_yaml
 from src.errors import RunError
 from src.runs import Run
+from src.train import mirror
 from src.utils.logs import log
 
 # Settings that change nothing of what is learnt.
@@ -20,45 +22,89 @@ NEUTRAL = {
     "save_total_limit", "save_steps", "logging_steps",
 }  # fmt: skip
 SAME = ("method", "base_model", "tokenization", "data", "precision", "packages")  # facts of the manifest
+MOST_NAMED = 3
 MATTERS = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")  # of the packages
 
 
-def find(cfg: TrainConfig) -> Run | None:
-    """The run to go on with, None for a new one.
+def find(cfg: TrainConfig, store: mirror.Store | None = None) -> list[Run | mirror.Remote]:
+    """The runs that could be gone on with, the newest first; none for a new one.
 
+    Those in the mirror, `store`, come after those that are here.
     Raises: RunError if `resume` names one that cannot be gone on with, or whose settings were others.
     """
     if cfg.resume == "never":
-        return None
+        return []
     if cfg.resume == "auto":
-        alike = next((run for run in _trainings(cfg) if not _differing(run, cfg)), None)
-        return alike if alike and _no_way_on(alike) is None else None
-    run = _named(cfg)
-    reason = _no_way_on(run)
-    if reason:
-        raise RunError(f"resume={cfg.resume}: run {run.id} {reason}", hint="resume=never starts a new one")
+        here = {path.name for path in (Path(cfg.output_dir) / "runs").glob("*")}
+        there = [run for run in mirror.remote_runs(store) if run.id not in here] if store else []
+        return _unfinished([*runs.trainings(cfg.output_dir), *there], cfg)
+    run = _named(cfg, store)
+    if reason := _no_way_on(run, by_name=True):
+        raise _refusal(run, reason, cfg)
     if differing := _differing(run, cfg):
         raise RunError(
             *(f"resume={cfg.resume}: {each}" for each in differing),
             hint="a training goes on with its own settings; resume=never starts a new one",
         )
+    return [run]
+
+
+def take_up(found: Sequence[Run | mirror.Remote], facts: Mapping[str, Any], cfg: TrainConfig) -> Run | None:
+    """Reopen the first of the runs `found` that was begun with what there is now, and that nobody else trains.
+
+    Raises: RunError if there is none, and the run was asked for by name.
+    """
+    for run in found:
+        reason = _changed(run, facts) or _taken(run, cfg)
+        if isinstance(reason, Run):
+            return reason
+        if cfg.resume != "auto":
+            raise _refusal(run, reason, cfg)
+        log.info("not going on with run %s: it %s", run.id, reason)
+    return None
+
+
+def _taken(run: Run | mirror.Remote, cfg: TrainConfig) -> Run | str:
+    """The run, held and open again, or why it cannot be."""
+    if isinstance(run, mirror.Remote):
+        try:
+            run = run.fetch(Path(cfg.output_dir) / "runs", cfg.load_best_model_at_end)
+        except RunError as error:
+            return f"cannot be fetched: {error.problems[0]}"
+    if not run.hold():
+        return "is being trained by another process"
+    if reason := _no_way_on(run, by_name=cfg.resume != "auto"):  # since it was found
+        run.release()
+        return reason
+    run.reopen()
     return run
 
 
-def same_facts(run: Run, facts: Mapping[str, Any], cfg: TrainConfig) -> bool:
-    """Whether what the run was begun with, its data and base model above all, is what there is now.
+def _refusal(run: Run | mirror.Remote, reason: str, cfg: TrainConfig) -> RunError:
+    return RunError(f"resume={cfg.resume}: run {run.id} {reason}", hint="resume=never starts a new one")
 
-    Raises: RunError if it is not, and the run was asked for by name.
-    """
+
+def _unfinished(known: Sequence[Run | mirror.Remote], cfg: TrainConfig) -> list[Run | mirror.Remote]:
+    """Those with these settings that ended before their time; why the newest is none, if there is none."""
+    found, others = [], []
+    for run in known:
+        reason = _no_way_on(run)
+        if reason is None and (differing := _differing(run, cfg)):
+            reason = f"had other settings: {'; '.join(differing[:MOST_NAMED])}"
+        if reason is None:
+            found.append(run)
+        elif run.manifest["status"] != runs.FINISHED:
+            others.append(f"not going on with run {run.id}: it {reason}")
+    if others and not found:
+        log.info(others[0])
+    return found
+
+
+def _changed(run: Run | mirror.Remote, facts: Mapping[str, Any]) -> str | None:
+    """What the run was begun with that is another now: its data and base model above all."""
     before, now = run.manifest, dict(facts)
     changed = [key for key in SAME if _essence(key, before.get(key)) != _essence(key, now.get(key))]
-    if not changed:
-        return True
-    said = f"run {run.id} was begun with another {', '.join(changed).replace('_', ' ')}"
-    if cfg.resume != "auto":
-        raise RunError(f"resume={cfg.resume}: {said}", hint="restore it, or start anew with resume=never")
-    log.info("a new run: %s", said)
-    return False
+    return f"was begun with another {', '.join(changed).replace('_', ' ')}" if changed else None
 
 
 def _essence(key: str, fact: Any) -> Any:
@@ -69,40 +115,46 @@ def _essence(key: str, fact: Any) -> Any:
     return fact
 
 
-def _trainings(cfg: TrainConfig) -> list[Run]:
-    return [run for run in runs.all_runs(cfg.output_dir) if run.manifest["stage"] == "train"]
-
-
-def _named(cfg: TrainConfig) -> Run:
+def _named(cfg: TrainConfig, store: mirror.Store | None) -> Run | mirror.Remote:
     if cfg.resume == "latest":
-        found = _trainings(cfg)
+        found = runs.trainings(cfg.output_dir) or (mirror.remote_runs(store) if store else [])
         if not found:
             raise RunError(f"resume=latest: there is no run in {cfg.output_dir}/runs", hint="set resume=never")
         return found[0]
     run = Run(Path(cfg.resume).resolve())
     if not run.readable:
+        if there := next((r for r in mirror.remote_runs(store) if r.id == run.id), None) if store else None:
+            return there
         raise RunError(f"resume={cfg.resume} is no run directory", hint="make runs lists them")
     return run
 
 
-def _no_way_on(run: Run) -> str | None:
-    """Why a run cannot be gone on with."""
+def _no_way_on(run: Run | mirror.Remote, by_name: bool = False) -> str | None:
+    """Why a run cannot be gone on with.
+
+    Of a run on another host it cannot be seen whether it is alive. Whoever names it is believed that it is
+    not, as far as its lock is free.
+    """
     manifest = run.manifest
-    if run.status == runs.FINISHED:
+    if manifest["status"] == runs.FINISHED:
         return "is finished"
-    if run.status == runs.RUNNING:
+    elsewhere = manifest["process"]["host"] != socket.gethostname()
+    if isinstance(run, Run) and run.status == runs.RUNNING and not (by_name and elsewhere):
         return f"is being trained by process {manifest['process']['pid']} on {manifest['process']['host']}"
     if not manifest.get("resumable", True):
         return f"would end in the same way: {manifest.get('error')}"
     return None
 
 
-def _differing(run: Run, cfg: TrainConfig) -> list[str]:
+def _differing(run: Run | mirror.Remote, cfg: TrainConfig) -> list[str]:
     """`lr was 0.001 and is 0.002` for every setting that is another than the run's."""
-    path = run.path / "config_used.yaml"
-    if not path.is_file():
+    if isinstance(run, mirror.Remote):
+        text = run.settings
+    elif (path := run.path / "config_used.yaml").is_file():
+        text = path.read_text(encoding="utf-8")
+    else:
         return ["its config_used.yaml is missing"]
-    before = _plain(path.read_text(encoding="utf-8"))
+    before = _plain(text)
     now = _plain(to_yaml(cfg))
     keys = sorted((before.keys() | now.keys()) - NEUTRAL)
     return [f"{k} was {before.get(k)} and is {now.get(k)}" for k in keys if before.get(k) != now.get(k)]
@@ -111,4 +163,5 @@ def _differing(run: Run, cfg: TrainConfig) -> list[str]:
 def _plain(text: str) -> dict[str, Any]:
     """A configuration as data, its references left as they are."""
     found: Any = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
-    return dict(found)
+    devices = str(found.get("cuda_visible_devices") or "")
+    return dict(found) | {"cuda_visible_devices": len(devices.split(",")) if devices else 0}  # whichever they are

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from pathlib import Path
@@ -9,7 +10,6 @@ from types import FrameType
 from typing import Any
 
 from src.errors import Stopped
-from src.utils.logs import log
 
 CHECKPOINT_NOW = "checkpoint-now"
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -42,13 +42,13 @@ class Asked:
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.by is None:
             self.by = signal.Signals(number).name
-            log.warning("%s: finishing the step and saving a checkpoint; once more stops at once", self.by)
+            # Not through the log: its streams may be in the middle of a line, which no handler may enter again.
+            said = f"{self.by}: finishing the step and saving a checkpoint; once more stops at once\n"
+            os.write(2, said.encode())
             return
         for each, handler in self.before.items():
             signal.signal(each, handler)
-        if number == signal.SIGTERM:
-            raise SystemExit(128 + number)
-        raise KeyboardInterrupt
+        os.kill(os.getpid(), number)  # to whom it was before
 
     def flags(self) -> list[bool]:
         """What this process was asked, for `agree`: to stop, to save."""
@@ -72,7 +72,8 @@ class Asked:
     def refuse_if_stopped(self, step: int, steps: int) -> None:
         """Raises: Stopped if the training was ended before its last step."""
         if self.to_stop and step < steps:
+            when = f"after step {step} of {steps}, with a checkpoint" if step else "before its first step"
             raise Stopped(
-                f"stopped by {self.by or 'another process'} after step {step} of {steps}, with a checkpoint",
+                f"stopped by {self.by or 'another process'} {when}",
                 hint="the same command goes on from there",
             )

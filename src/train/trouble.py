@@ -7,9 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from src.data.rows import MOST_SHOWN
 from src.errors import DivergedError, MemoryRunOut
-from src.train import checkpoint
 
 
 @contextmanager
@@ -18,8 +19,6 @@ def out_of_memory(step: int, batch: dict[str, Any]) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        import torch
-
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise
         shape = batch["input_ids"].shape
@@ -32,9 +31,8 @@ def out_of_memory(step: int, batch: dict[str, Any]) -> Iterator[None]:
         ) from error
 
 
-def diverged(what: str, value: float, step: int, rows: Sequence[str], checkpoints: Path) -> DivergedError:
-    """The error of a loss that is no number: the step, its rows, and where it was still well."""
-    good = checkpoint.newest(checkpoints)
+def diverged(what: str, value: float, step: int, rows: Sequence[str], good: Path | None) -> DivergedError:
+    """The error of a loss that is no number: the step, its rows, and the checkpoint where it was still well."""
     more = f" and {len(rows) - MOST_SHOWN} more" if len(rows) > MOST_SHOWN else ""
     return DivergedError(
         f"training diverged: the {what} is {value} at step {step}, in the batch of "

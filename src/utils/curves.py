@@ -22,6 +22,9 @@ class Curves:
         if math.isfinite(value):
             self._writer.add_scalar(tag, value, step)
 
+    def flush(self) -> None:
+        self._writer.flush()
+
     def close(self) -> None:
         self._writer.flush()
         self._writer.close()
@@ -30,7 +33,7 @@ class Curves:
     def forget_after(folder: Path, step: int, tags: AbstractSet[str]) -> None:
         """Take the points of `tags` after `step` out of the event files of `folder`: they will be made anew."""
         for path in folder.glob("events.out.tfevents.*"):
-            temporary = path.with_name(f".{path.name}.tmp")
+            temporary = folder / ".curves.tmp"  # TensorBoard reads every file with tfevents in its name
             with temporary.open("wb") as file:
                 writer = RecordWriter(file)
                 for record in _records(path.read_bytes()):

@@ -33,7 +33,16 @@ _waiting = logging.handlers.MemoryHandler(capacity=100_000, flushLevel=logging.C
 
 
 def start_logging() -> None:
-    """Log to the terminal, and keep what is said until `log_to` gives it a file."""
+    """Log to the terminal, and keep what is said until `log_to` gives it a file.
+
+    In a process that has logged before, that log is ended: nothing more is written to it, and nothing of it
+    to the next.
+    """
+    for handler in log.handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.close()
+    _waiting.setTarget(None)
+    _waiting.buffer.clear()
     screen = _Screen()
     screen.setFormatter(_Redacting("%(message)s"))
     log.handlers = [screen, _waiting]

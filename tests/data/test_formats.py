@@ -166,6 +166,7 @@ def test_a_format_is_known_by_its_columns() -> None:
         {"prompt": "2+2?", "completion": "4", "id": 1},
         {"instruction": "2+2?", "input": "", "output": "4"},
         {"conversations": []},
+        {"text": "4", "label": "even"},
         {"text": "4"},
         {"question": "2+2?"},
         7,

@@ -16,6 +16,7 @@ import pytest
 from src import runs
 from src.eval.metrics import METRICS
 from src.model.source import content_hash
+from src.model.tasks import TASKS
 from src.runs import Run
 from tests.fixtures import ANSWER, SPLITS, STEPS, World, call, jsonl, read_jsonl, tree
 
@@ -32,6 +33,8 @@ def baselines(world: World) -> list[Path]:
     return sorted((world.artifacts / "metrics").iterdir()) if (world.artifacts / "metrics").exists() else []
 
 
+SCORED = {name: METRICS[name] for name in TASKS["causal_lm"].metrics}
+
 # --- what is written -------------------------------------------------------------------------------------
 
 
@@ -44,7 +47,7 @@ def test_each_answer_stands_with_its_prompt_its_reference_and_its_scores(finishe
         assert [row["prompt"] for row in rows] == [row["prompt"] for row in asked]
         assert [row["reference"] for row in rows] == [row["completion"] for row in asked]
         for row in rows:
-            assert row["scores"].keys() == METRICS.keys()
+            assert row["scores"].keys() == SCORED.keys()
             assert row["prompt_tokens"] > 0
             assert (row["stop"], row["tokens"]) == ("length", 16) or row["stop"] == "end"
 
@@ -63,8 +66,8 @@ def test_the_score_of_a_split_comes_from_its_rows(finished: World) -> None:
         scores = json.loads((metrics / "metrics.json").read_text())["eval"]
         for split in SPLITS:
             rows = read_jsonl(folder / f"{split}.predictions.jsonl")
-            for name in METRICS:
-                if METRICS[name].corpus is None:
+            for name in SCORED:
+                if SCORED[name].corpus is None:
                     assert scores[split][name] == pytest.approx(fmean(r["scores"][name] for r in rows))
 
 
@@ -76,7 +79,7 @@ def test_the_scores_stand_beside_what_they_depend_on(finished: World) -> None:
         assert conditions["data"][split] == hashlib.sha256(content).hexdigest()
     assert conditions["decoding"] == {"max_new_tokens": 16, "seed": 42}
     assert (conditions["precision"], conditions["device"]) == ("float32", "cpu")
-    assert metrics["metrics"].keys() == conditions["metrics"].keys() == METRICS.keys()
+    assert metrics["metrics"].keys() == conditions["metrics"].keys() == SCORED.keys()
     assert metrics["base_model"] == {"name": str(finished.model), "revision": content_hash(finished.model)}
     assert metrics["train"]["steps"] == STEPS  # the training's figures are still there
 
@@ -84,7 +87,7 @@ def test_the_scores_stand_beside_what_they_depend_on(finished: World) -> None:
 def test_scales_and_implementations_are_said_aloud(copied: World, capsys: Said) -> None:
     assert copied.call("eval", "splits=[test]") == 0
     said = capsys.readouterr().out
-    for name, metric in METRICS.items():
+    for name, metric in SCORED.items():
         assert f"{name}: {metric.implementation()} (scale {metric.scale})" in said
 
 
@@ -179,7 +182,7 @@ def test_the_comparison_is_there_after_both_whichever_came_first(copied: World, 
 
 def test_the_comparison_is_of_the_same_rows_with_the_difference_of_both(finished: World) -> None:
     comparison = read(finished.newest, "comparison.json")
-    assert [(r["split"], r["metric"]) for r in comparison["rows"]] == [(s, m) for s in SPLITS for m in METRICS]
+    assert [(r["split"], r["metric"]) for r in comparison["rows"]] == [(s, m) for s in SPLITS for m in SCORED]
     tuned = read(finished.newest, "metrics.json")["eval"]
     (base,) = baselines(finished)
     of_base = json.loads((base / "metrics.json").read_text())["eval"]

@@ -13,6 +13,7 @@ from rouge_score import rouge_scorer
 from src.config import EvalArgs
 from src.errors import ConfigError
 from src.eval.metrics import METRICS, Scores, check, describe, exact_match, jaccard, score
+from src.model.tasks import TASKS
 
 WORDS = [
     "feed",
@@ -155,5 +156,14 @@ def test_unknown_metrics_are_all_named_with_what_was_meant() -> None:
     assert len(caught.value.problems) == 2
 
 
-def test_every_metric_is_asked_for_by_default() -> None:
-    assert EvalArgs().metrics == list(METRICS)
+def test_every_metric_is_asked_for_by_default_of_some_task() -> None:
+    assert EvalArgs().metrics is None
+    assert {name for task in TASKS.values() for name in task.metrics} == METRICS.keys()
+
+
+def test_macro_f1_is_the_mean_of_the_labels_f1() -> None:
+    # by hand: a 2*2/(2+3), b 2*1/(3+2), c predicted never 0, d real never 0
+    found = score("f1_macro", ["a", "a", "b", "b", "b", "d"], ["a", "a ", "a", "b", "c", "b"])
+    assert found.corpus == pytest.approx((4 / 5 + 2 / 5 + 0 + 0) / 4)
+    assert found.examples == [1, 1, 0, 1, 0, 0]
+    assert score("accuracy", ["a", "b"], ["a", "c"]) == Scores(0.5, [1, 0])

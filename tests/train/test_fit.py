@@ -338,3 +338,22 @@ def test_an_over_long_dev_row_is_left_out_and_named(
     assert f"{path}:1 has " in capsys.readouterr().out
     assert len(curves(run)["eval/loss"]) == 1
     assert len(TRAINED_ON) == report(run, "data_report")["rows_trained"]
+
+
+# --- where curves go -------------------------------------------------------------------------------------
+
+
+def test_curves_go_to_mlflow_when_asked(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlflow").as_uri())
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    run = world.train("max_steps=4", "logging_steps=2", "report_to=[mlflow]")
+    client = mlflow.MlflowClient(tracking_uri=(tmp_path / "mlflow").as_uri())
+    (found,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    losses = [(m.step, m.value) for m in client.get_metric_history(found.info.run_id, "loss")]
+    assert losses == [(step, pytest.approx(value)) for step, value in curves(run)["train/loss"]]
+
+
+def test_a_reporter_that_is_not_installed_is_refused(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    assert world.call("train", "report_to=[wandb]") == 2
+    assert "wandb is not installed" in capsys.readouterr().err

@@ -1,0 +1,163 @@
+"""Trainings killed at random moments against the same left alone: `python -m bench.resume [KILLS] [SEED]`.
+
+A training is killed (SIGKILL, from outside) up to three times in a row before it is let to its end; then its
+adapter, its log of rows, its curves and its figures must be those of the training that nobody killed. Half of the
+kills come at any moment of a training's life, half right after the begin of a chosen part of it, so that the
+short ones are met as well. Linux; a few minutes on two cores.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import select
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from src.runs import Run, trainings
+from src.utils.files import sha256
+from tests.fixtures import ANSWER, TRAINED_ON, chat, curves, jsonl
+from tests.nursery import Moment, at, ended, fork, warm
+
+SETTINGS = {
+    "accumulated": ["batch_size=2", "gradient_accumulation_steps=2", "epochs=3", "save_steps=3", "eval_steps=2"],
+    "packed": ["packing=true", "max_length=96", "batch_size=1", "epochs=2.5", "save_steps=2", "eval_epochs=0.5"],
+    "best": ["batch_size=4", "epochs=4", "load_best_model_at_end=true", "lr=0.03", "save_total_limit=1",
+             "early_stopping_patience=3", "eval_steps=2", "method=dora"],
+    "padded, full": ["method=full", "padding_free=false", "batch_size=3", "epochs=2", "save_steps=1",
+                     "neftune_noise_alpha=5"],
+}  # fmt: skip
+COMMON = ["lora_dropout=0.2", "deterministic=true", "logging_steps=2", "lr=0.003", "lora_r=8", "bf16=false",
+          "cuda_visible_devices=''"]  # fmt: skip
+FIT, CHECKPOINT = "src.train.fit", "src.train.checkpoint"
+PARTS = {
+    "step": f"{FIT}:Loop.compute_loss",
+    "batches": f"{FIT}:Loop.get_batch_samples",
+    "evaluation": f"{FIT}:Loop.evaluate",
+    "checkpoint": f"{FIT}:Loop._save_checkpoint",
+    "sealing": f"{CHECKPOINT}:_seal",
+    "rotation": f"{CHECKPOINT}:rotate",
+    "resuming": f"{FIT}:Loop._load_rng_state",
+    "model": "src.train.pipeline:save",
+}
+NAMES = ["start", *PARTS]
+IN_A_ROW = 3
+
+
+def marks(pipe: int) -> None:
+    """Have each part of a training say that it begins."""
+    for number, function in enumerate(PARTS.values(), 1):
+        at(Moment(function, 0), lambda number=number: os.write(pipe, bytes([number])))
+
+
+def killed(words: list[str], said: Path, part: int | None, delay: float) -> tuple[int, str]:
+    """Train, and kill it `delay` seconds after it starts, or after a `part` of it begins.
+
+    Returns: how it ended, and the part that it was in.
+    """
+    reader, writer = os.pipe()
+    pid = fork(words, said, [], lambda: marks(writer))
+    os.close(writer)
+    now, deadline = 0, time.monotonic() + delay if part is None else float("inf")
+    while time.monotonic() < deadline:
+        ready = select.select([reader], [], [], min(1e6, max(0.0, deadline - time.monotonic())))[0]
+        if ready and not (seen := os.read(reader, 1)):
+            break  # it has ended
+        elif ready:
+            now = seen[0]
+            deadline = min(deadline, time.monotonic() + delay) if now == part else deadline
+    os.kill(pid, signal.SIGKILL)
+    os.close(reader)
+    return ended(pid), NAMES[now]
+
+
+def result(run: Run) -> dict[str, Any]:
+    """What must be the same."""
+    figures = json.loads((run.path / "metrics.json").read_text())["train"]
+    shown = curves(run)
+    return {
+        "weights": sha256(next(run.model.glob("*.safetensors"))),
+        "rows": (run.logs / "samples.jsonl").read_text(),
+        "figures": {key: value for key, value in figures.items() if key != "seconds"},
+        "curves": {tag: [s if "second" in tag else (s, v) for s, v in of] for tag, of in shown.items()},
+    }
+
+
+def prepare(folder: Path) -> list[str]:
+    """A tiny model and its lesson, made in a child."""
+    if not (pid := os.fork()):
+        from src.model.tiny import build
+
+        root = Path(__file__).resolve().parents[1]
+        build(folder / "tiny", (root / "data" / "ingot.jsonl").read_text(encoding="utf-8").splitlines())
+        os._exit(0)
+    assert ended(pid) == 0
+    jsonl(folder / "data" / "lessons.jsonl", (chat(f"Top of {name}?", ANSWER) for name in TRAINED_ON))
+    rows = [{"prompt": f"Top of ash {n}?", "completion": ANSWER} for n in ("rate", "temp", "load", "flow")]
+    jsonl(folder / "eval" / "dev.jsonl", rows)
+    return [f"model_name={folder / 'tiny'}", f"dataset_path={folder / 'data'}", f"eval_path={folder / 'eval'}"]
+
+
+def main(kills: int, seed: int) -> int:
+    draw, done, wrong = random.Random(seed), 0, 0
+    folder = Path(tempfile.mkdtemp(prefix="assay-resume-"))
+    warm()
+    common = ["train", *COMMON, *prepare(folder)]
+    expected, lasts = {}, {}
+    for name, words in SETTINGS.items():
+        out = folder / "alone" / name.replace(", ", "-")
+        before = time.monotonic()
+        assert ended(fork([*common, *words, f"output_dir={out}"], folder / "said.txt", [])) == 0
+        lasts[name] = time.monotonic() - before
+        expected[name] = result(trainings(out)[0])
+    print(
+        f"{'kill':>4}  {'settings':<13} {'in its':<11} {'killed after':<22} {'then gone on':<26} end", flush=True
+    )
+    met: Counter[str] = Counter()
+    number, same = 0, 0
+    while done < kills:
+        name = list(SETTINGS)[number % len(SETTINGS)]
+        number += 1
+        out, said, moment, rows = folder / f"killed-{number}", folder / "said.txt", "", []
+        words = [*common, *SETTINGS[name], f"output_dir={out}"]
+        while True:
+            more = done < kills and len(rows) < IN_A_ROW
+            part = draw.choice([None, draw.randrange(1, len(NAMES))]) if more else 0
+            delay = draw.uniform(0, lasts[name]) if part is None else draw.uniform(0, 0.05)
+            code, where = killed(words, said, part, delay)
+            text = said.read_text()
+            if rows and where == "start" and code and "going on" not in text:
+                rows[-1].append("killed before that")
+            elif rows:
+                rows[-1] += [line.split("going on ")[1].split(",")[0] for line in text.splitlines()
+                             if "going on after" in line][:1] or ["from the start"]  # fmt: skip
+            if code == 0:
+                break
+            assert code == -signal.SIGKILL, text
+            moment = f"{delay:.3f} s of {'its start' if part is None else NAMES[part]}"
+            done += 1
+            met[where] += 1
+            rows.append([done, name, where, moment])
+        runs = trainings(out)
+        equal = len(runs) == 1 and result(runs[0]) == expected[name]
+        wrong, same = wrong + (not equal), same + equal
+        for row in rows:
+            end = ("the same" if equal else "DIFFERS") if row is rows[-1] else "killed again"
+            print(f"{row[0]:>4}  {row[1]:<13} {row[2]:<11} {row[3]:<22} {row[4]:<26} {end}", flush=True)
+        shutil.rmtree(out)
+    print(f"{done} kills in {number} trainings: {same} ended the same, {wrong} did not; "
+          + ", ".join(f"{k} {v}" for k, v in met.most_common()))  # fmt: skip
+    shutil.rmtree(folder)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    numbers = [int(word) for word in sys.argv[1:]]
+    sys.exit(main(*(numbers + [50, 1][len(numbers) :])))

@@ -1,0 +1,56 @@
+"""hydra/sweeper=optuna: a Hydra sweeper whose trials are drawn by Optuna's TPE, one after the other.
+
+Hydra finds it here by the name of the folder, and imports it at each start: optuna itself is imported only
+when a search begins. The folder has no __init__.py, as `hydra_plugins` is shared with other plugins.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+from src import config as settings
+from src import space
+
+ConfigStore.instance().store(
+    group="hydra/sweeper",
+    name="optuna",
+    node={"_target_": "hydra_plugins.assay_optuna.OptunaSweeper"},
+    provider="assay",
+)
+
+
+class OptunaSweeper(Sweeper):
+    """Minimises or maximises what the job returns; a job that returns None failed, and the next one is drawn.
+
+    The sampler is seeded with the setting `seed`: the same figures lead to the same trials.
+    """
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.hydra_context, self.config = hydra_context, config
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> None:
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        assert self.config is not None
+        node = OmegaConf.select(self.config, "search")
+        search = settings.load("sweep", {"search": OmegaConf.to_container(node) if node else {}}).search
+        fixed, dimensions = space.split(arguments)
+        sampler = optuna.samplers.TPESampler(seed=self.config.seed)
+        study = optuna.create_study(direction=search.direction, sampler=sampler)
+        for number in range(search.trials):
+            trial = study.ask()
+            batch = [[*fixed, *(d.draw(trial) for d in dimensions)]]
+            assert self.launcher is not None
+            (done,) = self.launcher.launch(batch, initial_job_idx=number)
+            figure: Any = done.return_value
+            study.tell(trial, figure, None if figure is not None else optuna.trial.TrialState.FAIL)

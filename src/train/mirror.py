@@ -1,0 +1,302 @@
+"""A copy of a training at s3://bucket/prefix/RUN, made while it goes on, and the way back from there.
+
+A checkpoint is copied once it is sealed, and its marker last: one without marker, or whose files are not those
+that the marker names, is none. The credentials are those that boto3 finds, as for the `s3` data source.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from src import runs
+from src.config import LoopArgs
+from src.data.download import check_server, concurrently, inside
+from src.data.from_s3 import client_of, s3_errors
+from src.errors import ConfigError, RunError, UserError
+from src.runs import Run
+from src.utils.files import read_json, whole_folder, write_json
+from src.utils.logs import log
+
+FILES = ("config_used.yaml", "manifest.json", "data_report.json")
+COMPLETE = "COMPLETE"
+
+
+class Store(NamedTuple):
+    """A place in a bucket; keys are relative to it."""
+
+    client: Any
+    bucket: str
+    prefix: str
+    endpoint: str | None
+
+    @contextmanager
+    def errors(self) -> Iterator[None]:
+        with s3_errors(self.bucket, self.endpoint, "mirror", "mirror_endpoint"):
+            yield
+
+    def keys(self, under: str) -> list[str]:
+        pages = self.client.get_paginator("list_objects_v2").paginate(
+            Bucket=self.bucket, Prefix=self.prefix + under
+        )
+        return [each["Key"].removeprefix(self.prefix) for page in pages for each in page.get("Contents", [])]
+
+    def folders(self) -> list[str]:
+        """What comes before the first slash of a key."""
+        pages = self.client.get_paginator("list_objects_v2").paginate(
+            Bucket=self.bucket, Prefix=self.prefix, Delimiter="/"
+        )
+        found = [each["Prefix"] for page in pages for each in page.get("CommonPrefixes", [])]
+        return [each.removeprefix(self.prefix).rstrip("/") for each in found]
+
+    def put(self, file: Path, key: str) -> None:
+        from boto3.exceptions import S3UploadFailedError
+
+        try:
+            self.client.upload_file(str(file), self.bucket, self.prefix + key)
+        except S3UploadFailedError as error:  # it hides the server's answer in a text
+            raise error.__context__ or error from None
+
+    def get(self, key: str, file: Path) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        self.client.download_file(self.bucket, self.prefix + key, str(file))
+
+    def read(self, key: str) -> bytes:
+        return bytes(self.client.get_object(Bucket=self.bucket, Key=self.prefix + key)["Body"].read())
+
+    def remove(self, key: str) -> None:
+        self.client.delete_object(Bucket=self.bucket, Key=self.prefix + key)
+
+
+def store_of(cfg: LoopArgs) -> Store | None:
+    """The place that `mirror` names, None without one.
+
+    Raises: ConfigError if it is no such address; DataError if it cannot be listed.
+    """
+    if cfg.mirror is None:
+        return None
+    parts = urlsplit(cfg.mirror)
+    if parts.scheme != "s3" or not parts.netloc or "@" in parts.netloc or parts.query or parts.fragment:
+        raise ConfigError("mirror is not an address like s3://bucket/prefix", hint="correct it")
+    endpoint = cfg.mirror_endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    endpoint = endpoint and check_server(endpoint, "mirror_endpoint")
+    prefix = parts.path.strip("/")
+    with s3_errors(parts.netloc, endpoint, "mirror", "mirror_endpoint"):
+        store = Store(client_of(endpoint), parts.netloc, f"{prefix}/" if prefix else "", endpoint)
+        store.client.list_objects_v2(Bucket=store.bucket, Prefix=store.prefix, MaxKeys=1)
+    return store
+
+
+# There
+
+
+class Mirror:
+    """Copies the checkpoints of one run in the background, the newest first; a copy that fails ends nothing.
+
+    One copy is made at a time and one waits; a newer one takes the place of that which waits.
+    """
+
+    def __init__(self, store: Store, run: Run) -> None:
+        self.store, self.run = store, run
+        self.there: dict[str, bytes] = {}  # checkpoint -> its marker, as far as it is known to be whole
+        self.waiting: Path | None = None
+        self.closed = False
+        self.change = threading.Condition()
+        self.thread = threading.Thread(target=self._work, daemon=True)  # a second signal does not wait for it
+        self.thread.start()
+
+    def offer(self) -> None:
+        """Have the run copied as it is now."""
+        try:
+            staged = self._staged()
+        except OSError as error:
+            log.warning("the checkpoint is not mirrored, the next one will be: %s", error)
+            return
+        with self.change:
+            dropped, self.waiting = self.waiting, staged
+            self.change.notify()
+        if dropped:
+            shutil.rmtree(dropped)
+
+    def close(self) -> None:
+        """Wait for what is still to be copied, and say there how the run ended."""
+        with self.change:
+            self.closed = True
+            self.change.notify()
+        self.thread.join()
+        with self._forgiven(), self.store.errors():
+            self.store.put(self.run.path / "manifest.json", f"{self.run.id}/manifest.json")
+
+    def _staged(self) -> Path:
+        """The run's files as they are now, in a folder of links: the loop changes and removes them meanwhile."""
+        folder = self.run.path / f".mirror-{uuid.uuid4().hex[:12]}.tmp"
+        for name in FILES:
+            _copy(self.run.path / name, folder / name)
+        for file in self.run.logs.iterdir():
+            if file.is_file() and not file.name.startswith("."):
+                _copy(file, folder / "logs" / file.name)
+        for marker in self.run.checkpoints.glob(f"checkpoint-*/{COMPLETE}"):
+            for file in (p for p in marker.parent.rglob("*") if p.is_file()):
+                _link(file, folder / file.relative_to(self.run.path))
+        return folder
+
+    def _work(self) -> None:
+        while True:
+            with self.change:
+                self.change.wait_for(lambda: self.waiting is not None or self.closed)
+                staged, self.waiting = self.waiting, None
+            if staged is None:
+                return
+            with self._forgiven(), self.store.errors():
+                self._copy_there(staged)
+            shutil.rmtree(staged, ignore_errors=True)
+
+    @contextmanager
+    def _forgiven(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # whatever it is, the training matters more
+            said = error.problems[0] if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            log.warning("not mirrored, to be tried again with the next checkpoint: %s", said)
+
+    def _copy_there(self, staged: Path) -> None:
+        """Make the copy what `staged` holds: the run's own files first, and each marker after what it marks."""
+        plain = [p for p in staged.rglob("*") if p.is_file() and "checkpoints" not in p.relative_to(staged).parts]
+        concurrently(lambda p: self.store.put(p, self._key(staged, p)), plain)
+        folders = {marker.parent.name: marker.parent for marker in staged.glob(f"checkpoints/*/{COMPLETE}")}
+        there = self._checkpoints_there()
+        for name, folder in sorted(folders.items(), key=lambda item: int(item[0].rpartition("-")[2])):
+            marker = (folder / COMPLETE).read_bytes()
+            if name not in there or self._marker_there(name) != marker:
+                self._copy_checkpoint(staged, folder)
+                self.there[name] = marker
+        for name in there - folders.keys():
+            self._remove(name)
+
+    def _copy_checkpoint(self, staged: Path, folder: Path) -> None:
+        marker = self._key(staged, folder / COMPLETE)
+        self.there.pop(folder.name, None)
+        self.store.remove(marker)  # of an earlier attempt, whose files these are not
+        files = [p for p in folder.rglob("*") if p.is_file() and p.name != COMPLETE]
+        concurrently(lambda p: self.store.put(p, self._key(staged, p)), files)
+        self.store.put(folder / COMPLETE, marker)
+        log.info("%s is mirrored", folder.name)
+
+    def _key(self, staged: Path, file: Path) -> str:
+        return f"{self.run.id}/{file.relative_to(staged).as_posix()}"
+
+    def _checkpoints_there(self) -> set[str]:
+        return {key.split("/")[2] for key in self.store.keys(f"{self.run.id}/checkpoints/")}
+
+    def _marker_there(self, name: str) -> bytes | None:
+        if name not in self.there and (key := f"{self.run.id}/checkpoints/{name}/{COMPLETE}") in self.store.keys(
+            key
+        ):
+            self.there[name] = self.store.read(key)
+        return self.there.get(name)
+
+    def _remove(self, name: str) -> None:
+        self.there.pop(name, None)
+        folder = f"{self.run.id}/checkpoints/{name}/"
+        self.store.remove(folder + COMPLETE)
+        for key in self.store.keys(folder):
+            self.store.remove(key)
+
+
+@contextmanager
+def mirrored(store: Store | None, run: Run) -> Iterator[Mirror | None]:
+    """A mirror of the run, if there is a store. Its last copy is waited for, unless nobody wants to wait."""
+    mirror = Mirror(store, run) if store else None
+    try:
+        yield mirror
+    except Exception:  # not KeyboardInterrupt
+        if mirror:
+            mirror.close()
+        raise
+    if mirror:
+        mirror.close()
+
+
+def _copy(file: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(file, target)
+
+
+def _link(file: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(file, target)
+    except OSError:  # a file system without links
+        shutil.copyfile(file, target)
+
+
+# And back
+
+
+class Remote(NamedTuple):
+    """A run that is only in the mirror."""
+
+    store: Store
+    id: str
+    manifest: dict[str, Any]
+    settings: str  # its config_used.yaml
+
+    def fetch(self, root: Path, with_best: bool) -> Run:
+        """Bring the run with its newest whole checkpoint into `root`.
+
+        Raises: RunError if it has none.
+        """
+        with self.store.errors(), whole_folder(root / self.id) as folder:
+            keys = self.store.keys(f"{self.id}/")
+            plain = [key for key in keys if "/checkpoints/" not in key]
+            concurrently(lambda key: self.store.get(key, self._place(folder, key)), plain)
+            write_json(folder / "manifest.json", self.manifest | {"status": runs.INTERRUPTED})
+            self._fetch_checkpoint(folder, keys, with_best)
+        log.info("run %s was fetched from the mirror", self.id)
+        return Run(root / self.id)
+
+    def _fetch_checkpoint(self, folder: Path, keys: list[str], with_best: bool) -> None:
+        from src.train import checkpoint  # torch
+
+        names = {key.split("/")[2] for key in keys if "/checkpoints/" in key}
+        for name in sorted(names, key=lambda name: checkpoint.step_of(Path(name)), reverse=True):
+            found = self._fetched(folder, keys, name)
+            if checkpoint.is_whole(found) and with_best:
+                best = read_json(found / checkpoint.STATE)["best_global_step"]
+                if best not in (None, checkpoint.step_of(found)):
+                    self._fetched(folder, keys, f"checkpoint-{best}")
+            if checkpoint.newest(folder / "checkpoints", with_best=with_best) == found:
+                return
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        raise RunError(
+            f"run {self.id} has no whole checkpoint in the mirror", hint="resume=never starts a new one"
+        )
+
+    def _fetched(self, folder: Path, keys: list[str], name: str) -> Path:
+        files = [key for key in keys if key.startswith(f"{self.id}/checkpoints/{name}/")]
+        concurrently(lambda key: self.store.get(key, self._place(folder, key)), files)
+        return folder / "checkpoints" / name
+
+    def _place(self, folder: Path, key: str) -> Path:
+        return inside(folder, key.removeprefix(f"{self.id}/"))
+
+
+def remote_runs(store: Store) -> list[Remote]:
+    """The trainings in the mirror, the newest first."""
+    found = []
+    with store.errors():
+        for name in store.folders():
+            keys = store.keys(f"{name}/")
+            if {f"{name}/manifest.json", f"{name}/config_used.yaml"} <= set(keys):
+                manifest = json.loads(store.read(f"{name}/manifest.json"))
+                settings = store.read(f"{name}/config_used.yaml").decode()
+                found.append(Remote(store, name, manifest, settings))
+    return sorted(found, key=lambda remote: str(remote.manifest["started"]), reverse=True)

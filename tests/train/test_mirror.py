@@ -1,0 +1,279 @@
+"""The copy of a training in a bucket: whole, bounded, never the end of it, and enough to go on from elsewhere."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from src import runs
+from src.config import TrainConfig
+from src.runs import Run
+from src.train import checkpoint
+from src.train.checkpoint import COMPLETE
+from src.train.mirror import Mirror, Store, mirrored, remote_runs, store_of
+from src.utils.logs import log
+from tests.conftest import HEAVY
+from tests.data.bucket import BUCKET
+from tests.fixtures import tree
+from tests.nursery import Moment
+from tests.train.stages import Stage, end_of
+
+pytest_plugins = ["tests.fixtures", "tests.nursery", "tests.train.stages", "tests.data.bucket"]
+
+ADDRESS = f"s3://{BUCKET}/copies/of"
+PREFIX = "copies/of/"
+
+
+def keys(client: Any) -> list[str]:
+    return [each["Key"] for each in client.list_objects_v2(Bucket=BUCKET).get("Contents", [])]
+
+
+# --- from one machine to another -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def lost(stage: Stage, client: Any, moto: str) -> tuple[Stage, Run, tuple[str, ...]]:
+    """A mirrored training on a machine that died after two checkpoints were copied: its stage, run and words."""
+    words = (f"mirror={ADDRESS}", f"mirror_endpoint={moto}")
+    code, said = stage(*words, moment=Moment("src.train.mirror:Mirror._copy_checkpoint", nth=2, after=True))
+    assert code == -signal.SIGKILL, said
+    return stage, stage.world.newest, words
+
+
+@pytest.fixture
+def fresh(stage: Stage, tmp_path: Path) -> Stage:
+    return Stage(stage.world.elsewhere(tmp_path / "fresh"), stage.nursery)
+
+
+@pytest.mark.parametrize("wanted", ["auto", "latest", "RUN"])
+def test_a_fresh_machine_goes_on_to_the_same_bytes(lost: Any, fresh: Stage, undisturbed: Any, wanted: str) -> None:
+    _, run, words = lost
+    there = f"{fresh.world.output}/runs/{run.id}"
+    code, said = fresh(*words, f"resume={there if wanted == 'RUN' else wanted}")
+    assert code == 0, said
+    assert f"run {run.id} was fetched from the mirror" in said
+    assert re.search(r"going on after step (6|9|12), from ", said)
+    (ours,) = fresh.world.runs
+    assert str(ours.path) == there
+    assert end_of(ours) == undisturbed["plain"]
+
+
+def test_a_damaged_copy_is_passed_over(lost: Any, fresh: Stage, client: Any, undisturbed: Any) -> None:
+    _, run, words = lost
+    markers = sorted((k for k in keys(client) if k.endswith(COMPLETE)), key=lambda k: int(k.split("-")[-1][:-9]))
+    assert len(markers) == 2
+    newest = markers[1].removesuffix(COMPLETE)
+    assert f"{PREFIX}{run.id}/checkpoints/checkpoint-" in newest
+    key = f"{newest}optimizer.pt"
+    body = bytearray(client.get_object(Bucket=BUCKET, Key=key)["Body"].read())
+    body[len(body) // 2] ^= 1
+    client.put_object(Bucket=BUCKET, Key=key, Body=bytes(body))
+    code, said = fresh(*words)
+    assert code == 0, said
+    assert f"/{newest.split('/')[-2]} is damaged and passed over" in said
+    assert f"going on after step {markers[0].split('-')[-1].removesuffix('/' + COMPLETE)}," in said
+    assert end_of(fresh.world.newest) == undisturbed["plain"]
+
+
+def test_a_copy_without_whole_checkpoint_is_not_gone_on_with(lost: Any, fresh: Stage, client: Any) -> None:
+    _, run, words = lost
+    for key in keys(client):
+        if key.endswith(COMPLETE):
+            client.delete_object(Bucket=BUCKET, Key=key)
+    code, said = fresh(*words, "resume=latest")
+    assert code == 2
+    assert f"run {run.id} cannot be fetched: run {run.id} has no whole checkpoint in the mirror" in said
+    assert list((fresh.world.output).rglob("*.tmp")) == []
+    assert fresh.world.runs == []
+
+
+def test_a_copy_of_other_settings_is_not_gone_on_with(lost: Any, fresh: Stage) -> None:
+    _, run, words = lost
+    said = fresh(*words, "lr=0.5", moment=Moment("src.train.fit:fit"))[1]
+    assert f"not going on with run {run.id}: it had other settings: lr was 0.003 and is 0.5" in said
+    assert [r.id for r in fresh.world.runs] != [run.id]
+
+
+def test_the_copy_is_what_the_run_keeps_and_says_how_it_ended(
+    stage: Stage, fresh: Stage, client: Any, moto: str, undisturbed: Any
+) -> None:
+    words = (f"mirror={ADDRESS}", f"mirror_endpoint={moto}")
+    run = stage.train(*words)
+    assert end_of(run) == undisturbed["plain"]
+    kept = {f"{PREFIX}{run.id}/{name}" for name in tree(run.path) if name.startswith("checkpoints/")}
+    there = set(keys(client))
+    assert {key for key in there if "/checkpoints/" in key} == kept
+    files = {"config_used.yaml", "manifest.json", "data_report.json", "logs/samples.jsonl"}
+    assert {f"{PREFIX}{run.id}/{name}" for name in files} <= there
+    body = client.get_object(Bucket=BUCKET, Key=f"{PREFIX}{run.id}/manifest.json")["Body"].read()
+    assert json.loads(body)["status"] == runs.FINISHED
+    assert b"secret-of-the-test" not in b"".join(tree(stage.world.output).values())
+    code, said = fresh(*words, moment=Moment("src.train.fit:fit"))
+    assert code == -signal.SIGKILL, said
+    assert "fetched" not in said
+    assert fresh.world.newest.id != run.id
+
+
+def test_what_a_signal_stopped_is_copied_before_the_end(stage: Stage, client: Any, moto: str) -> None:
+    moment = Moment("src.train.fit:Loop.compute_loss", nth=9, send=signal.SIGTERM)
+    code, _ = stage(f"mirror={ADDRESS}", f"mirror_endpoint={moto}", moment=moment)
+    assert code == 75
+    run = stage.world.newest
+    assert f"{PREFIX}{run.id}/checkpoints/checkpoint-5/{COMPLETE}" in keys(client)
+    body = client.get_object(Bucket=BUCKET, Key=f"{PREFIX}{run.id}/manifest.json")["Body"].read()
+    assert json.loads(body)["status"] == runs.INTERRUPTED
+
+
+# --- copying ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def store(client: Any, moto: str) -> Store:
+    found = store_of(TrainConfig(mirror=ADDRESS, mirror_endpoint=moto))
+    assert found is not None
+    return found
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    found = runs.create(tmp_path, "train", "lr: 1\n", {})
+    (found.path / "data_report.json").write_text("{}")
+    (found.logs / "samples.jsonl").write_text("")
+    found.release()
+    return found
+
+
+def save(run: Run, step: int, content: str = "x") -> None:
+    with checkpoint.sealed(run.checkpoints / f"checkpoint-{step}") as folder:
+        (folder / "weights").write_text(content)
+
+
+def test_a_copy_that_fails_is_a_warning_and_made_with_the_next_checkpoint(
+    store: Store, run: Run, client: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log, "propagate", True)
+    client.delete_bucket(Bucket=BUCKET)
+    save(run, 1)
+    with caplog.at_level(logging.WARNING), mirrored(store, run) as mirror:
+        assert mirror is not None
+        mirror.offer()
+    assert (
+        f"not mirrored, to be tried again with the next checkpoint: there is no S3 bucket {BUCKET}" in caplog.text
+    )
+    client.create_bucket(Bucket=BUCKET)
+    save(run, 2)
+    with mirrored(store, run) as mirror:
+        assert mirror is not None
+        mirror.offer()
+    markers = [k for k in keys(client) if k.endswith(COMPLETE)]
+    assert markers == [f"{PREFIX}{run.id}/checkpoints/checkpoint-{n}/{COMPLETE}" for n in (1, 2)]
+    assert list(run.path.rglob("*.tmp")) == []
+
+
+class Held(Mirror):
+    """Whose first copy waits."""
+
+    def __init__(self, store: Store, run: Run) -> None:
+        self.begun, self.gate, self.copied = threading.Event(), threading.Event(), list[list[str]]()
+        super().__init__(store, run)
+
+    def _copy_there(self, staged: Path) -> None:
+        self.copied.append(sorted(p.name for p in (staged / "checkpoints").iterdir()))
+        self.begun.set()
+        assert self.gate.wait(60)
+        super()._copy_there(staged)
+
+
+def test_one_copy_waits_at_most_and_the_newest_is_it(store: Store, run: Run, client: Any) -> None:
+    mirror = Held(store, run)
+    save(run, 1)
+    mirror.offer()
+    assert mirror.begun.wait(60)
+    for step in (2, 3, 4):  # the training goes on meanwhile, and removes what it keeps no longer
+        save(run, step)
+        checkpoint.rotate(run.checkpoints, 1, None)
+        mirror.offer()
+    assert len(list(run.path.glob(".mirror-*.tmp"))) == 2
+    mirror.gate.set()
+    mirror.close()
+    assert mirror.copied == [["checkpoint-1"], ["checkpoint-4"]]
+    assert {key.split("/")[4] for key in keys(client) if "/checkpoints/" in key} == {"checkpoint-4"}
+
+
+def test_the_marker_comes_last_and_goes_first(store: Store, run: Run, client: Any) -> None:
+    """Of a checkpoint that is made anew, with other bytes, no copy has the marker of the one before."""
+    calls: list[str] = []
+
+    class Told(Store):
+        def put(self, file: Path, key: str) -> None:
+            calls.append(f"put {key.rpartition('/')[2]}")
+            super().put(file, key)
+
+        def remove(self, key: str) -> None:
+            calls.append(f"remove {key.rpartition('/')[2]}")
+            super().remove(key)
+
+    for content in ("x", "y"):
+        save(run, 1, content)
+        calls.clear()
+        with mirrored(Told(*store), run) as mirror:
+            assert mirror is not None
+            mirror.offer()
+        order = [call for call in calls if call.split()[1] in {"weights", COMPLETE}]
+        assert order == [f"remove {COMPLETE}", "put weights", f"put {COMPLETE}"]
+    calls.clear()
+    with mirrored(Told(*store), run) as mirror:  # there it is already
+        assert mirror is not None
+        mirror.offer()
+    assert [call for call in calls if call.split()[1] in {"weights", COMPLETE}] == []
+    save(run, 2)
+    checkpoint.rotate(run.checkpoints, 1, None)
+    with mirrored(Told(*store), run) as mirror:
+        assert mirror is not None
+        mirror.offer()
+    assert calls[-4:-1] == [f"remove {COMPLETE}", "remove weights", "put manifest.json"] or calls[-3:-1] == [
+        f"remove {COMPLETE}",
+        "remove weights",
+    ]
+    assert [remote.id for remote in remote_runs(store)] == [run.id]
+
+
+# --- what cannot be one ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("bucket/prefix", "mirror is not an address like s3://bucket/prefix; correct it"),
+        ("s3:///prefix", "mirror is not an address like s3://bucket/prefix; correct it"),
+        ("s3://key:secret@bucket/x", "mirror is not an address like s3://bucket/prefix; correct it"),
+        ("s3://nowhere/x", "there is no S3 bucket nowhere; correct mirror or mirror_endpoint"),
+    ],
+)
+def test_a_mirror_that_cannot_be_is_refused_before_anything_heavy(
+    assay: Callable[..., Any], client: Any, moto: str, address: str, said: str
+) -> None:
+    keys = {"AWS_ACCESS_KEY_ID": "key-of-the-test", "AWS_SECRET_ACCESS_KEY": "secret-of-the-test"}
+    done = assay("train", f"mirror={address}", f"mirror_endpoint={moto}", forbidden=HEAVY, **keys)
+    assert (done.returncode, done.stderr.strip()) == (2, said)
+    assert assay.left() == []
+
+
+def test_a_mirror_without_credentials_or_server_is_refused(assay: Callable[..., Any], moto: str) -> None:
+    quiet = {"AWS_EC2_METADATA_DISABLED": "true", "HOME": str(assay.cwd), "forbidden": HEAVY}
+    done = assay("train", f"mirror={ADDRESS}", f"mirror_endpoint={moto}", **quiet)
+    assert done.returncode == 2
+    assert f"there are no credentials for the S3 bucket {BUCKET} (NoCredentialsError)" in done.stderr
+    done = assay("train", f"mirror={ADDRESS}", "mirror_endpoint=ftp://x", **quiet)
+    assert (done.returncode, done.stderr) == (
+        2,
+        "mirror_endpoint 'ftp://x' is not an http(s) address; correct it\n",
+    )

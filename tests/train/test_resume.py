@@ -1,0 +1,400 @@
+"""A training that is stopped, however and whenever, goes on to the very result of one that was not."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from src import runs
+from src.data.rows import MOST_SHOWN
+from src.errors import Stopped
+from src.runs import Run
+from src.train import checkpoint
+from src.train.checkpoint import COMPLETE
+from src.train.stop import CHECKPOINT_NOW
+from tests.fixtures import World, chat, curves, jsonl, start, tree
+from tests.nursery import Moment
+from tests.train.stages import CHECKPOINT, FIT, TRAIN, VARIANTS, WHOLE, Stage, assert_goes_on, end_of
+
+pytest_plugins = ["tests.fixtures", "tests.nursery", "tests.train.stages"]
+
+KILLS = {
+    "before the first step": ("plain", Moment(f"{FIT}:Loop.compute_loss"), None),
+    "between two batches of a step": ("plain", Moment(f"{FIT}:Loop.compute_loss", nth=16), 6),
+    "in an evaluation": ("packed", Moment(f"{FIT}:Loop.evaluate", nth=2, after=True), 3),
+    "before a checkpoint has its marker": ("plain", Moment(f"{CHECKPOINT}:_seal", nth=2), 3),
+    "before a checkpoint has its name": ("plain", Moment(f"{CHECKPOINT}:_seal", nth=2, after=True), 3),
+    "while old checkpoints are removed": ("best", Moment(f"{CHECKPOINT}:shutil.rmtree"), 3),
+    "while the model is written": ("packed", Moment(f"{TRAIN}:write_json", nth=2, after=True), 6),
+}
+
+
+@pytest.mark.parametrize("when", KILLS)
+def test_a_training_killed_goes_on_to_the_same_bytes(stage: Stage, undisturbed: Any, when: str) -> None:
+    variant, moment, step = KILLS[when]
+    code, said = stage(*VARIANTS[variant], moment=moment)
+    assert code == -signal.SIGKILL, said
+    said = assert_goes_on(stage, undisturbed[variant], *VARIANTS[variant])
+    assert (f"going on after step {step}" in said) if step else ("going on after" not in said)
+
+
+# --- damage ----------------------------------------------------------------------------------------------
+
+
+def truncate(folder: Path) -> None:
+    file = folder / "optimizer.pt"
+    file.write_bytes(file.read_bytes()[:-10])
+
+
+def flip(folder: Path) -> None:
+    file = folder / "adapter_model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def unmark(folder: Path) -> None:
+    (folder / COMPLETE).unlink()
+
+
+def leave_a_half(folder: Path) -> None:
+    shutil.copytree(folder, folder.with_name(".checkpoint-12.tmp"))
+    flip(folder)
+
+
+@pytest.mark.parametrize("damage", [truncate, flip, unmark, leave_a_half])
+def test_a_damaged_checkpoint_is_passed_over(killed: Stage, damage: Callable[[Path], None]) -> None:
+    """Whatever goes on from it is then the older one: that this gives the same bytes is shown below."""
+    (run,) = killed.world.runs
+    damage(run.checkpoints / "checkpoint-9")
+    assert checkpoint.newest(run.checkpoints) == run.checkpoints / "checkpoint-6"
+    flip(run.checkpoints / "checkpoint-6")
+    assert checkpoint.newest(run.checkpoints) is None
+
+
+def test_a_training_goes_on_from_the_older_checkpoint(killed: Stage, undisturbed: Any) -> None:
+    (run,) = killed.world.runs
+    truncate(run.checkpoints / "checkpoint-9")
+    said = assert_goes_on(killed, undisturbed["plain"])
+    assert f"{run.checkpoints / 'checkpoint-9'} is damaged and passed over" in said
+    assert "going on after step 6" in said
+    assert checkpoint.is_whole(run.checkpoints / "checkpoint-9")
+
+
+def test_a_training_without_whole_checkpoint_starts_over_within_its_run(killed: Stage, undisturbed: Any) -> None:
+    (run,) = killed.world.runs
+    for damage, step in ((unmark, 6), (flip, 9)):
+        damage(run.checkpoints / f"checkpoint-{step}")
+    assert "going on after" not in assert_goes_on(killed, undisturbed["plain"])
+
+
+def test_damaged_checkpoints_are_not_kept_in_place_of_whole_ones(killed: Stage) -> None:
+    """With one to be kept, the whole checkpoint of a killed attempt is not removed for a newer damaged one."""
+    (run,) = killed.world.runs
+    flip(run.checkpoints / "checkpoint-9")
+    code, _ = killed("save_total_limit=1", "save_steps=1", moment=Moment(f"{FIT}:Loop.compute_loss", nth=5))
+    assert code == -signal.SIGKILL
+    assert checkpoint.newest(run.checkpoints) == run.checkpoints / "checkpoint-8"
+
+
+def test_a_checkpoint_whose_best_one_is_damaged_is_passed_over(tmp_path: Path) -> None:
+    for step, best in ((2, 2), (4, 2), (6, 4)):
+        folder = tmp_path / f"checkpoint-{step}"
+        with checkpoint.sealed(folder) as temporary:
+            (temporary / checkpoint.STATE).write_text(json.dumps({"best_global_step": best}))
+    (tmp_path / "checkpoint-4" / checkpoint.STATE).write_text("{}")
+    assert checkpoint.newest(tmp_path) == tmp_path / "checkpoint-6"
+    assert checkpoint.newest(tmp_path, with_best=True) == tmp_path / "checkpoint-2"
+
+
+# --- signals ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_training_after_its_step_with_a_checkpoint(
+    stage: Stage, undisturbed: Any, sent: signal.Signals
+) -> None:
+    code, said = stage(moment=Moment(f"{FIT}:Loop.compute_loss", nth=9, send=sent))
+    assert code == Stopped.exit_code == 75, said
+    assert f"{sent.name}: finishing the step and saving a checkpoint; once more stops at once" in said
+    assert f"stopped by {sent.name} after step 5 of {WHOLE}, with a checkpoint; the same command goes on" in said
+    assert "Traceback" not in said
+    (run,) = stage.world.runs
+    assert (run.manifest["status"], run.manifest["error"]) == (
+        runs.INTERRUPTED,
+        f"stopped by {sent.name} after step 5 of {WHOLE}, with a checkpoint",
+    )
+    assert checkpoint.newest(run.checkpoints) == run.checkpoints / "checkpoint-5"
+    assert "going on after step 5" in assert_goes_on(stage, undisturbed["plain"])
+
+
+@pytest.mark.parametrize(("sent", "expected"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_second_signal_ends_it_at_once_and_it_can_be_gone_on_with(
+    stage: Stage, undisturbed: Any, sent: signal.Signals, expected: int
+) -> None:
+    code, said = stage(moment=Moment(f"{FIT}:Loop.compute_loss", nth=0, send=sent))
+    assert code == expected, said
+    assert "Traceback" not in said
+    (run,) = stage.world.runs
+    assert (run.manifest["status"], checkpoint.all_of(run.checkpoints)) == (runs.INTERRUPTED, [])
+    if sent == signal.SIGTERM:
+        assert_goes_on(stage, undisturbed["plain"])
+
+
+@pytest.mark.parametrize(
+    ("moment", "expected", "begun"),
+    [
+        (Moment("src.train.check:tokenised", send=signal.SIGTERM), 143, False),
+        (Moment("src.model.load:load_base", after=True, send=signal.SIGINT), 130, False),
+        (Moment("src.runs:create", after=True, send=signal.SIGTERM), 143, True),
+        (Moment("src.train.callbacks:RunRecorder.prepare", send=signal.SIGTERM), 75, True),
+    ],
+)
+def test_a_signal_before_the_first_step_ends_it_cleanly(
+    stage: Stage, moment: Moment, expected: int, begun: bool
+) -> None:
+    code, said = stage(moment=moment)
+    assert code == expected, said
+    assert "Traceback" not in said
+    assert [run.status for run in stage.world.runs] == [runs.INTERRUPTED] * begun
+
+
+def test_a_checkpoint_asked_for_by_a_file_is_made_and_changes_nothing_else(
+    stage: Stage, undisturbed: Any, tmp_path: Path
+) -> None:
+    """The file is there before the first step: it is left by an earlier attempt, which ended before that."""
+    assert stage(moment=Moment(f"{FIT}:Loop.compute_loss"))[0] == -signal.SIGKILL
+    (run,) = stage.world.runs
+    (run.path / CHECKPOINT_NOW).touch()
+    assert stage(moment=Moment(f"{FIT}:Loop.compute_loss", nth=3))[0] == -signal.SIGKILL
+    assert checkpoint.newest(run.checkpoints) == run.checkpoints / "checkpoint-1"
+    assert not (run.path / CHECKPOINT_NOW).exists()
+    (run.path / CHECKPOINT_NOW).touch()
+    assert_goes_on(stage, undisturbed["plain"])
+
+
+# --- which run -------------------------------------------------------------------------------------------
+
+
+def test_a_finished_training_is_not_gone_on_with_and_other_settings_make_a_new_run(killed: Stage) -> None:
+    (old,) = killed.world.runs
+    code, said = killed("lr=0.02", "max_steps=1")
+    assert code == 0
+    assert (
+        f"not going on with run {old.id}: it had other settings: lr was 0.003 and is 0.02; max_steps was" in said
+    )
+    assert len(killed.world.runs) == 2
+    code, said = killed("lr=0.02", "max_steps=1")  # the same as one that is finished
+    assert (code, len(killed.world.runs)) == (0, 3)
+    code, said = killed("resume=never", "max_steps=1")
+    assert (code, len(killed.world.runs), "not going on" in said) == (0, 4, False)
+    assert old.status == runs.INTERRUPTED
+
+
+def test_other_data_makes_a_new_run_or_is_refused(killed: Stage, tmp_path: Path) -> None:
+    (old,) = killed.world.runs
+    rows = [chat(f"Top of {name}?", "TOP(b)") for name in ("a", "b", "c", "d")]
+    before = shutil.copytree(killed.world.data, tmp_path / "data")
+    moved = Stage(replace(killed.world, data=before), killed.nursery)
+    text = (old.path / "config_used.yaml").read_text().replace(str(killed.world.data), str(before))
+    (old.path / "config_used.yaml").write_text(text)
+    old.update(data=json.loads(json.dumps(old.manifest["data"]).replace(str(killed.world.data), str(before))))
+    jsonl(before / "lessons.jsonl", rows)
+    code, said = moved("resume=latest")
+    assert code == 2
+    assert f"resume=latest: run {old.id} was begun with another data; resume=never starts a new one" in said
+    code, said = moved("max_steps=1", moment=None)
+    assert code == 0
+    code, said = moved(moment=Moment(f"{FIT}:fit"))
+    assert f"not going on with run {old.id}: it was begun with another data" in said
+    assert len(moved.world.runs) == 3
+
+
+def test_latest_takes_the_settings_of_the_run(killed: Stage, undisturbed: Any) -> None:
+    """`make train resume=latest` passes the name of the stage's own configuration."""
+    (old,) = killed.world.runs
+    words = ["train", "--config-name", "train", f"output_dir={killed.world.output}"]
+    for wanted in ("latest", str(old.path), str(old.path.parent / "latest")):
+        code, said = killed.nursery(*words, f"resume={wanted}", "lr=1e-4", "method=dora")
+        assert code == 2
+        assert f"resume={wanted}: lr was 0.003 and is 0.0001" in said
+        assert f"resume={wanted}: method was lora and is dora" in said
+    code, said = killed.nursery(*words, "resume=latest")
+    assert code == 0, said
+    assert end_of(old) == undisturbed["plain"]
+    assert len(killed.world.runs) == 1
+    code, said = killed.nursery(*words, "resume=latest")
+    assert (code, f"resume=latest: run {old.id} is finished; resume=never starts a new one" in said) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "said"),
+    [("latest", "resume=latest: there is no run in"), ("nowhere", "resume=nowhere is no run directory")],
+)
+def test_what_is_not_there_cannot_be_gone_on_with(stage: Stage, wanted: str, said: str) -> None:
+    code, found = stage(f"resume={wanted}")
+    assert (code, said in found, stage.world.runs) == (2, True, [])
+
+
+def test_the_configuration_of_a_finished_run_makes_a_new_one(killed: Stage) -> None:
+    (unfinished,) = killed.world.runs
+    code, _ = killed("max_steps=1")
+    done = killed.world.newest
+    words = ["--config-path", str(done.path), "--config-name", "config_used"]
+    code, said = killed.nursery("train", *words)
+    assert code == 0, said
+    assert killed.world.newest.path not in (unfinished.path, done.path)
+    assert unfinished.status == runs.INTERRUPTED
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from src.runs import Run
+assert Run(Path(sys.argv[1])).hold()
+print("held", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def holder(killed: Stage) -> Iterator[subprocess.Popen[str]]:
+    """A process that has just got hold of the run, and has not yet said so in its manifest."""
+    child = start(str(killed.world.runs[0].path), script=HOLDER)
+    assert child.stdout is not None
+    assert child.stdout.readline() == "held\n"
+    yield child
+    child.kill()
+    child.communicate()
+
+
+def test_two_commands_do_not_train_the_same_run(
+    killed: Stage, holder: subprocess.Popen[str], undisturbed: Any
+) -> None:
+    (run,) = killed.world.runs
+    before = tree(run.path)
+    code, said = killed("resume=latest")
+    assert code == 2
+    assert f"run {run.id} is being trained by another process" in said
+    code, said = killed(moment=Moment(f"{FIT}:fit"))
+    assert f"not going on with run {run.id}: it is being trained by another process" in said
+    assert len(killed.world.runs) == 2
+    assert tree(run.path) == before
+    holder.kill()
+    holder.wait()
+    shutil.rmtree(killed.world.newest.path)
+    assert_goes_on(killed, undisturbed["plain"])
+
+
+def test_a_training_holds_its_run_while_it_lasts(stage: Stage) -> None:
+    pid = stage.start("epochs=100000")
+    try:
+        while not stage.world.runs:
+            os.sched_yield()
+        assert not stage.world.runs[0].hold()
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        stage.nursery.end()
+    assert stage.world.runs[0].hold()
+    stage.world.runs[0].release()
+
+
+# --- the best weights, an early end ----------------------------------------------------------------------
+
+
+def eval_losses(run: Run) -> dict[int, float]:
+    return {step: value for step, value in curves(run)["eval/loss"]}
+
+
+def test_the_weights_at_the_end_are_those_of_the_lowest_evaluation_loss(stage: Stage, undisturbed: Any) -> None:
+    best = VARIANTS["best"]
+    code, _ = stage(*best, moment=Moment(f"{FIT}:Loop.get_batch_samples", nth=WHOLE))
+    assert code == -signal.SIGKILL
+    assert_goes_on(stage, undisturbed["best"], *best)
+    run = stage.world.newest
+    losses = eval_losses(run)
+    step = min(losses, key=lambda s: losses[s])
+    assert step < WHOLE  # otherwise nothing is shown
+    kept = {p.name for p in checkpoint.all_of(run.checkpoints)}
+    assert kept == {f"checkpoint-{step}", f"checkpoint-{WHOLE}"}
+    weights = "adapter_model.safetensors"
+    assert (run.model / weights).read_bytes() == (run.checkpoints / f"checkpoint-{step}" / weights).read_bytes()
+    assert (run.model / weights).read_bytes() != (run.checkpoints / f"checkpoint-{WHOLE}" / weights).read_bytes()
+    assert json.loads((run.path / "metrics.json").read_text())["train"]["eval_loss"] == pytest.approx(losses[step])
+
+
+EARLY = ("early_stopping_patience=2", "early_stopping_threshold=100", "eval_steps=2", "save_steps=5", "epochs=2.5")
+
+
+def test_an_early_end_comes_where_it_came_without_a_stop(stage: Stage, world: World, tmp_path: Path) -> None:
+    """With such a threshold only the first evaluation is better than what was before it."""
+    expected = end_of(stage.train(*EARLY))
+    assert expected["figures"]["steps"] == 6
+    other = Stage(world.elsewhere(tmp_path / "other"), stage.nursery)
+    assert other(*EARLY, moment=Moment(f"{FIT}:Loop.compute_loss", nth=12))[0] == -signal.SIGKILL
+    assert other(*EARLY, moment=Moment(f"{TRAIN}:save"))[0] == -signal.SIGKILL  # the end is reached, and not told
+    assert_goes_on(other, expected, *EARLY)
+
+
+@pytest.mark.parametrize("key", ["load_best_model_at_end=true", "early_stopping_patience=1"])
+def test_what_needs_an_evaluation_loss_is_refused_without_one(stage: Stage, key: str, tmp_path: Path) -> None:
+    code, said = stage(key, f"eval_path={tmp_path / 'none'}")
+    name = key.partition("=")[0]
+    assert (code, f"{name} needs an evaluation loss, and {tmp_path / 'none' / 'dev.jsonl'} does not" in said) == (
+        2,
+        True,
+    )
+    assert stage.world.runs == []
+
+
+# --- no number any more ----------------------------------------------------------------------------------
+
+
+def test_a_training_that_diverges_says_where_and_is_not_gone_on_with(stage: Stage) -> None:
+    words = ("method=full", "lr=1e30", "save_steps=1", "max_grad_norm=1e30")
+    code, said = stage(*words)
+    assert code == 2
+    assert "Traceback" not in said
+    told = re.search(
+        r"training diverged: the (.+) is (nan|-?inf) at step (\d+), in the batch of (.+); the last", said
+    )
+    assert told is not None, said
+    (run,) = stage.world.runs
+    step = int(told[3])
+    taken = [json.loads(line) for line in (run.logs / "samples.jsonl").read_text().splitlines()]
+    assert taken[-1]["step"] == step
+    data = stage.world.data / "lessons.jsonl"
+    assert told[4].split(", ") == [f"{data}:{row + 1}" for row in taken[-1]["rows"][:MOST_SHOWN]]
+    good = checkpoint.newest(run.checkpoints, until=step - 2)
+    assert f"the last good checkpoint is {good or 'none'};" in said
+    assert (run.status, run.manifest["resumable"]) == (runs.FAILED, False)
+    code, again = stage(*words, "resume=latest")
+    assert (code, f"run {run.id} would end in the same way: DivergedError: training diverged" in again) == (
+        2,
+        True,
+    )
+    code, again = stage(*words, moment=Moment(f"{FIT}:fit"))
+    assert f"not going on with run {run.id}: it would end in the same way" in again
+    assert len(stage.world.runs) == 2
+
+
+@pytest.mark.parametrize(("dev", "what"), [(True, "evaluation loss"), (False, "weight")])
+def test_weights_ruined_by_the_last_step_are_no_result(stage: Stage, tmp_path: Path, dev: bool, what: str) -> None:
+    words = ["method=full", "lr=1e38", "max_steps=1", "optim=sgd", "max_grad_norm=1e30", "warmup_ratio=0"]
+    code, said = stage(*words, *([] if dev else [f"eval_path={tmp_path / 'none'}"]))
+    assert code == 2, said
+    assert f"training diverged: the {what} is " in said
+    assert "the last good checkpoint is none" in said
+    (run,) = stage.world.runs
+    assert not run.model.exists()
+    assert checkpoint.all_of(run.checkpoints) == []
