@@ -19,6 +19,7 @@ import yaml
 
 from src import cli, config
 from src.main import STAGES
+from src.model import methods
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"
@@ -118,6 +119,11 @@ def test_every_method_has_a_preset_that_chooses_it() -> None:
     methods = get_args(get_type_hints(config.MethodArgs)["method"])
     presets = {p.stem: yaml.safe_load(p.read_text(encoding="utf-8")) for p in CONFIGS.glob("method/*.yaml")}
     assert {name: preset["method"] for name, preset in presets.items()} == {m: m for m in methods}
+
+
+@pytest.mark.parametrize("preset", [p for p in PRESETS if not p.startswith("search/")])
+def test_a_preset_is_in_accord_with_its_method(preset: str) -> None:
+    assert methods.problems(composed("train", preset.replace("/", "="))) == []
 
 
 def test_every_folder_of_presets_is_a_group() -> None:

@@ -39,7 +39,9 @@ def apply(
     if quantised:
         model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=gradient_checkpointing)
     try:
-        settings = _arguments(model, args, method, steps) | {"revision": source.revision}
+        # a random layer that is not kept would be another one next time
+        kept = {"modules_to_save": getattr(model, "untrained_modules", None) or None}
+        settings = kept | _arguments(model, args, method, steps) | {"revision": source.revision}
         tuned = peft.get_peft_model(model, getattr(peft, method.config)(task_type=TASKS[task].peft, **settings))
     except (ValueError, TypeError, NotImplementedError) as error:
         if not args.peft:
@@ -54,8 +56,6 @@ def _arguments(model: Any, args: MethodArgs, method: Method, steps: int) -> dict
     ours = {argument: getattr(args, key) for key, argument in method.keys.items()}
     if "target_modules" in ours:
         ours["target_modules"] = ours["target_modules"] or "all-linear"
-        if untrained := getattr(model, "untrained_modules", []):
-            ours["modules_to_save"] = untrained  # a random layer that is not kept would be another one next time
     if unused := [key for key in ("lora_r", "lora_alpha", "lora_dropout") if key not in method.keys]:
         log.info("method=%s has no use for %s", args.method, ", ".join(unused))
     derived = method.derived(model, args, steps) if method.derived else {}

@@ -116,8 +116,14 @@ def feed_forward_outputs(model: Any) -> list[str]:
         for name, module in modules.items()
         if (getattr(module, "out_features", None) or getattr(module, "nf", None)) == hidden
         and module is not model.get_output_embeddings()
-        and "attention" not in type(modules[name.rpartition(".")[0]]).__name__.lower()
+        and not any("attention" in type(modules[above]).__name__.lower() for above in _above(name))
     ]
+
+
+def _above(name: str) -> list[str]:
+    """`a.b.c` to `a.b`, `a`."""
+    parts = name.split(".")
+    return [".".join(parts[:n]) for n in range(len(parts) - 1, 0, -1)]
 
 
 def _encoder_width(model: Any, args: MethodArgs, steps: int) -> dict[str, Any]:

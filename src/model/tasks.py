@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from src.config import Task as Name
 from src.errors import ModelError
+from src.model.methods import METHODS
 from src.model.source import Source, Tuned
 from src.utils.files import read_json
 
@@ -62,7 +63,6 @@ TASKS: dict[Name, Task] = {
 ENCODER_HEADS = ("ForMaskedLM", "ForPreTraining", "ForTokenClassification", "ForQuestionAnswering")
 DECODER_HEADS = ("ForCausalLM", "LMHeadModel")
 CLASSIFIER = "ForSequenceClassification"
-VIRTUAL_TOKENS = {"prefix", "p_tuning", "prompt"}  # methods that train what stands before the input
 HEADS_KEPT = {"classifier", "score"}  # layers that peft saves with every adapter of a classifier
 # models whose positions begin behind that of the padding token
 OFFSET_POSITIONS = {
@@ -119,7 +119,7 @@ def check_method(config: Mapping[str, Any], task: Name, method: str, untrained: 
 
     Raises: ModelError.
     """
-    if task != "classification" or method not in VIRTUAL_TOKENS:
+    if task != "classification" or not method or METHODS[method].padding_free:
         return
     lost = [layer for layer in untrained if layer not in HEADS_KEPT]
     if kind_of(config) == "encoder-decoder":

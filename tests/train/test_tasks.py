@@ -15,7 +15,7 @@ from src.data.chat import Chat
 from src.data.encode import Encoded, Rules
 from src.data.rows import IGNORED, Example, Row
 from src.errors import ModelError
-from src.model import load, methods, tasks
+from src.model import adapters, load, methods, tasks
 from src.model.source import locate, locate_tuned
 from src.model.tiny import build
 from src.model.tokenizer import load_tokenizer
@@ -158,7 +158,7 @@ def test_plain_labels_are_numbers_or_words_and_a_conversation_has_one_for_each_a
 # --- saved and reloaded ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["lora", "qlora", "full"])
+@pytest.mark.parametrize("method", ["lora", "qlora", "adalora", "ia3", "full"])
 @pytest.mark.parametrize("name", [*TASK_OF, "llama"])
 def test_a_reloaded_model_gives_the_logits_of_the_trained_one(
     model_of: Any, tmp_path: Path, name: str, method: str
@@ -172,7 +172,7 @@ def test_a_reloaded_model_gives_the_logits_of_the_trained_one(
     model, source = load.load_base(source, "float32", "cpu", task=task, labels=labels, four_bit=four_bit)
     if labels:
         load.pad_alike(model, tokenizer)
-    model = methods.apply(model, MethodArgs(method, lora_r=4, lora_dropout=0.0), source, task=task)
+    model = adapters.apply(model, MethodArgs(method, lora_r=4, lora_dropout=0.0), source, steps=12, task=task)
     chat, rules = Chat(tokenizer), Rules(64, task=task, labels=labels)
     batch = batch_of(chat, rules, model)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.005)
@@ -333,7 +333,7 @@ def test_a_model_or_setting_that_does_not_go_with_the_task_is_refused(
     assert not (world.output / "runs").exists()
 
 
-@pytest.mark.parametrize("method", sorted(tasks.VIRTUAL_TOKENS))
+@pytest.mark.parametrize("method", [m for m in methods.METHODS if not methods.METHODS[m].padding_free])
 def test_virtual_tokens_make_no_classifier_where_layers_would_be_lost(model_of: Any, method: str) -> None:
     found = {name: read(model_of(name) / "config.json") for name in ("bart", "bert", "roberta")}
     with pytest.raises(ModelError, match="a classifier with an encoder and a decoder cannot take"):
