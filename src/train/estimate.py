@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,14 +18,17 @@ from huggingface_hub.constants import HF_HUB_CACHE
 
 from src.config import TrainConfig
 from src.data.rows import Example
+from src.data.sources import cache_of
+from src.errors import RunError
 from src.model import methods
 from src.model.source import Source
 from src.train import memory, simulate
 from src.train.fit import Schedule, arguments, batches_of
 from src.train.memory import Memory
+from src.train.resume import NEUTRAL
 from src.utils import environment
 from src.utils.environment import Capacity, Reasoned
-from src.utils.files import disk_left
+from src.utils.files import disk_left, read_json, write_json
 
 # The share of the memory from which on `auto` recomputes activations: the estimate may be a tenth too low.
 TIGHT = 0.9
@@ -101,6 +106,31 @@ class Plan:
         }  # fmt: skip
 
 
+class Figures(NamedTuple):
+    """What a simulation says: of the weights, of the longest batch's backward pass, of the evaluation."""
+
+    weights: simulate.Weights
+    backward: simulate.Held
+    evaluated: simulate.Held | None
+
+    @classmethod
+    def of(cls, kept: dict[str, Any]) -> Figures:
+        evaluated = kept["evaluated"] and simulate.Held(**kept["evaluated"])
+        return cls(simulate.Weights(**kept["weights"]), simulate.Held(**kept["backward"]), evaluated)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {name: each and each._asdict() for name, each in self._asdict().items()}
+
+
+@cache
+def _code() -> str:
+    """A hash of the code that is simulated."""
+    rooms = (Path(__file__).parent, Path(simulate.load.__file__).parent)
+    return hashlib.sha256(
+        b"".join(p.read_bytes() for room in rooms for p in sorted(room.glob("*.py")))
+    ).hexdigest()
+
+
 class Estimator:
     """Plans of one base model and one set of rows, under settings that may differ."""
 
@@ -143,11 +173,7 @@ class Estimator:
 
     def memory(self, cfg: TrainConfig, checkpointing: bool) -> Memory:
         """What the training would hold with and without recomputed activations."""
-        model, weights = self.weights(cfg)
-        batch = [self.examples[row] for row in self.longest_batch(cfg)]
-        how: dict[str, Any] = {"dtype": self.dtype, "device": self.device, "tokenizer": self.tokenizer}
-        with _no_plan():
-            backward = simulate.backward_pass(model, batch, cfg, checkpointing=checkpointing, **how)
+        weights, backward, evaluated = self.figures(cfg, checkpointing)
         always = {"weights": weights.base_bytes, "adapters": weights.adapter_bytes, "fixed": self.fixed,
                   "optimizer": memory.optimizer_bytes(cfg.optim, weights.trainable)}  # fmt: skip
         copies = memory.STEP_COPIES.get(cfg.optim, 0) * weights.trainable if self.device == "cuda" else 0
@@ -155,11 +181,38 @@ class Estimator:
             "backward": always | backward._asdict(),
             "step": always | {"gradients": weights.gradient_bytes, "activations": copies},
         }
-        if self.held_out:
-            with _no_plan():
-                evaluated = simulate.forward_pass(model, self._longest_held_out(cfg.batch_size), cfg, **how)
+        if evaluated:
             moments["evaluation"] = always | evaluated._asdict()
         return Memory(moments)
+
+    def figures(self, cfg: TrainConfig, checkpointing: bool) -> Figures:
+        """What the simulation says, from the cache where it was made for these settings before."""
+        batch = [self.examples[row] for row in self.longest_batch(cfg)]
+        held_out = self._longest_held_out(cfg.batch_size) if self.held_out else []
+        path = cache_of(cfg) / "plans" / f"{self._key(cfg, checkpointing, batch, held_out)}.json"
+        with suppress(RunError, TypeError, KeyError):
+            return Figures.of(read_json(path))
+        model, weights = self.weights(cfg)
+        how: dict[str, Any] = {"dtype": self.dtype, "device": self.device, "tokenizer": self.tokenizer}
+        with _no_plan():
+            backward = simulate.backward_pass(model, batch, cfg, checkpointing=checkpointing, **how)
+            evaluated = simulate.forward_pass(model, held_out, cfg, **how) if held_out else None
+        found = Figures(weights, backward, evaluated)
+        write_json(path, found.as_dict())
+        return found
+
+    def _key(
+        self, cfg: TrainConfig, checkpointing: bool, batch: Sequence[Example], held_out: Sequence[Example]
+    ) -> str:
+        """A name for all that the simulation depends on: more than it needs, where that is simpler."""
+        settings = {k: v for k, v in asdict(cfg).items() if k not in NEUTRAL}
+        shapes = [[(len(e.ids), sum(e.learnt)) for e in rows] for rows in (batch, held_out)]
+        installed = [version(package) for package in ("torch", "transformers", "peft")]
+        made_of = [
+            settings, shapes, installed, checkpointing, self.base.name, self.base.revision, self.dtype,
+            self.device, self.labels, _code(),
+        ]  # fmt: skip
+        return hashlib.sha256(repr(made_of).encode()).hexdigest()[:32]
 
     def _longest_held_out(self, size: int) -> Sequence[Example]:
         starts = range(0, len(self.held_out), size)
@@ -167,7 +220,7 @@ class Estimator:
 
     def plan(self, cfg: TrainConfig, available: Capacity) -> Plan:
         """The whole plan, `gradient_checkpointing=auto` decided by it."""
-        _, weights = self.weights(cfg)
+        weights = self.figures(cfg, cfg.gradient_checkpointing is True).weights
         schedule, longest = self.schedule(cfg), self.longest_batch(cfg)
         told = arguments(cfg, self.dtype, schedule, bool(self.held_out), Path(cfg.output_dir))
         checkpoints = math.ceil(schedule.steps / told.save_steps)

@@ -19,13 +19,18 @@ from src.model import adapters, load, methods
 from src.model.source import locate
 from src.model.tokenizer import load_tokenizer
 from src.train import memory, simulate
-from src.train.estimate import Estimator
+from src.train.estimate import Estimator, NoPlan
 from src.utils.environment import Capacity
 from tests.fixtures import STEPS, TRAINED_ON, World, call
 
 pytest_plugins = ["tests.fixtures"]
 
 ROWS = [Example([1] * n, [False] * (n // 2) + [True] * (n - n // 2)) for n in (40, 60, 50, 30, 64, 20)]
+
+
+@pytest.fixture(autouse=True)
+def cache_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("src.train.estimate.cache_of", lambda cfg: tmp_path / "cache")
 
 
 def plan(world: World, *words: str) -> int:
@@ -84,6 +89,26 @@ def test_every_method_has_a_plan_on_both_kinds_of_device(tiny: Path, method: str
         found = estimator(tiny, "bfloat16", device).memory(settings(method=method), checkpointing)
         assert found.moments["backward"]["activations"] > 0
         assert found.peak >= found.parts["weights"] + found.parts["adapters"]
+
+
+def test_what_was_simulated_once_is_known_until_anything_of_it_changes(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = estimator(tiny).memory(settings(), False)
+
+    def never(*_: Any, **__: Any) -> Any:
+        raise AssertionError("simulated again")
+
+    monkeypatch.setattr(simulate, "backward_pass", never)
+    again = settings(resume="never", output_dir="elsewhere")
+    assert estimator(tiny).memory(again, False).moments == first.moments
+    for other in ({"batch_size": 3}, {"lora_r": 5}, {"method": "dora"}):
+        with pytest.raises(NoPlan, match="simulated again"):
+            estimator(tiny).memory(settings(**other), False)
+    with pytest.raises(NoPlan, match="simulated again"):
+        estimator(tiny, "bfloat16").memory(settings(), False)
+    with pytest.raises(NoPlan, match="simulated again"):
+        estimator(tiny).memory(settings(), True)
 
 
 def test_activations_grow_with_the_tokens_and_shrink_with_checkpointing(tiny: Path) -> None:
