@@ -213,7 +213,7 @@ def batch_of(chat: Chat, rules: Rules, model: Any) -> dict[str, torch.Tensor]:
 def logits_of(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     model.eval()
     with torch.inference_mode():
-        return model(**batch).logits
+        return model(**{key: value for key, value in batch.items() if key != "labels"}).logits
 
 
 def message(*said: str, **more: Any) -> Row:
