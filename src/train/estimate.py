@@ -189,6 +189,8 @@ class Estimator:
             said = str(chosen).lower()
             return Reasoned(said, f"gradient_checkpointing={said}"), self.memory(cfg, chosen)
         without = self.memory(cfg, False)
+        if not methods.METHODS[cfg.method].checkpointing:
+            return Reasoned("false", f"auto, method={cfg.method} does not train with it"), without
         of = f"{memory.gb(without.peak)} GB without, of {memory.gb(available.bytes)} GB"
         if without.peak <= TIGHT * available.bytes:
             return Reasoned("false", f"auto, not needed: {of}"), without
@@ -213,7 +215,7 @@ class Estimator:
         return self.memory(cfg, plan.checkpointing.value == "true" if chosen == "auto" else chosen).peak
 
     def _changes(self, plan: Plan, cfg: TrainConfig) -> Iterator[dict[str, Any]]:
-        if plan.checkpointing.value == "false":
+        if plan.checkpointing.value == "false" and methods.METHODS[cfg.method].checkpointing:
             yield {"gradient_checkpointing": True}
         room = plan.available.bytes
 

@@ -70,6 +70,7 @@ def train(cfg: TrainConfig) -> int:
 
 def _train(cfg: TrainConfig, now: Here) -> int:
     """The training of this process, alone or with others."""
+    environment.give_memory_back()
     device = environment.choose_device(cfg.cuda_visible_devices)
     prepared = None if now.joined else _prepared(cfg)
 

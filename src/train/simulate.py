@@ -18,7 +18,6 @@ from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
-from peft.helpers import disable_input_dtype_casting
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
@@ -146,7 +145,7 @@ def _loss(
     head = model.get_output_embeddings()
     if end_to_end and type(head) is torch.nn.Linear:  # its trial of the head needs numbers
         objective.head = head
-    casting = disable_input_dtype_casting(model, active=dtype != "float32")
+    casting = adapters.without_input_casts(model, dtype)
     with objective.attention(model), _as_on(device, model, end_to_end), casting:
         yield objective.summed(model, batch)
 
