@@ -134,9 +134,9 @@ def test_the_tokenizer_is_loaded_as_the_settings_say(world: World, monkeypatch: 
 
     right, given = tokenizer.load_tokenizer, []
 
-    def noted(*args: Any) -> Any:
+    def noted(*args: Any, **others: Any) -> Any:
         given.append(args)
-        return right(args[0])
+        return right(args[0], **others)
 
     monkeypatch.setattr(tokenizer, "load_tokenizer", noted)
     assert check(world, "trust_remote_code=true") == 0
