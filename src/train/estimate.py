@@ -23,7 +23,7 @@ from src.errors import RunError
 from src.model import methods
 from src.model.source import Source
 from src.train import memory, simulate
-from src.train.fit import Schedule, arguments, batches_of
+from src.train.arguments import Schedule, arguments, batches_of
 from src.train.memory import Memory
 from src.train.resume import NEUTRAL
 from src.utils import environment

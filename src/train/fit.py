@@ -1,20 +1,16 @@
-"""The training loop: transformers' Trainer, given our batches, our loss, our checkpoints and our record."""
+"""One training: a model, its batches and its loss put together, and run to the end."""
 
 from __future__ import annotations
 
-import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from peft import PeftModel
-from torch.utils.data import DataLoader
-from transformers import Trainer, TrainingArguments, set_seed
-from transformers.integrations.deepspeed import deepspeed_load_checkpoint
+from transformers import set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
 
 from src.config import TrainConfig
@@ -22,234 +18,53 @@ from src.data.rows import Example
 from src.errors import ConfigError
 from src.model import attention, methods
 from src.model.adapters import without_input_casts
-from src.train import adalora, checkpoint, sharding, trouble
-from src.train.batches import Batches
+from src.train import adalora, checkpoint
+from src.train.arguments import Schedule, arguments, batches_of
 from src.train.callbacks import Bar, RunRecorder
 from src.train.collate import EndToEnd, Padded, Rows
 from src.train.collate_tasks import COLLATORS
+from src.train.loop import Loop, Where
 from src.train.losses import Criterion, class_weights
 from src.train.objective import Objective
 from src.train.processes import SHARDED
 from src.train.stop import Asked
 from src.utils import environment
 from src.utils.logs import log
-from src.utils.place import Here, here
+from src.utils.place import here
 
 CPU_MULTIPLE = 64
-Where = Callable[[int], str]  # file:line of a row, by its number
 
 
-class Schedule(NamedTuple):
-    """Optimizer steps of an epoch and of the whole training, on all devices together."""
+class Way(NamedTuple):
+    """How a model's batches are made, and what their loss is."""
 
-    steps_an_epoch: int
-    steps: int
+    collate: Any
+    objective: Objective
 
     @classmethod
-    def of(cls, batches: int, cfg: TrainConfig) -> Schedule:
-        """From the number of batches that one device takes in an epoch."""
-        an_epoch = max(1, math.ceil(batches / cfg.gradient_accumulation_steps))
-        return cls(an_epoch, cfg.max_steps or math.ceil(cfg.epochs * an_epoch))
-
-
-class Loop(Trainer):  # type: ignore[misc]
-    """One optimizer step after another, as the Trainer makes them, over batches that know their rows."""
-
-    def __init__(
-        self, *, batches: Batches, held_out: Sequence[Example], objective: Objective, asked: Asked,
-        recorder: RunRecorder, collate: Any, where: Where, spread: str, **of_trainer: Any,
-    ) -> None:  # fmt: skip
-        """`spread`: the setting `distributed`."""
-        self.spread = spread
-        self.shared_out = False  # whether each process holds a part of the weights by now
-        super().__init__(data_collator=collate, callbacks=[recorder], **of_trainer)
-        self.batches, self.held_out, self.objective, self.asked = batches, held_out, objective, asked
-        self.recorder, self.where = recorder, where
-        self.loss_is_scaled_for_ga = True  # by the labels of all batches of a step, in compute_loss
-        self.step_tokens = 0
-        self.not_finite = 0.0  # the loss, if it was no number
-
-    def create_accelerator_and_postprocess(self) -> None:
-        with sharding.fsdp_on_cpu(bool(self.args.fsdp)):
-            super().create_accelerator_and_postprocess()
-
-    def _prepare_for_training(self, *words: Any, **named: Any) -> Any:
-        prepared = super()._prepare_for_training(*words, **named)
-        sharding.refuse_unless_sharded(self.model, self.spread)
-        self.shared_out = self.spread in SHARDED
-        return prepared
-
-    # batches
-
-    def get_train_dataloader(self) -> DataLoader[Any]:
-        loader: Any = DataLoader(
-            self.train_dataset,
-            batch_sampler=self.batches,  # type: ignore[arg-type]
-            collate_fn=self.data_collator,
-            pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),  # it would draw from the global one, which dropout shares
-        )
-        loader.set_epoch = self.batches.set_epoch
-        return loader
-
-    def get_batch_samples(
-        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
-    ) -> tuple[list[Any], torch.Tensor]:
-        """The batches of one optimizer step, and the weight of all their labels, on every device together."""
-        batches = [next(epoch_iterator) for _ in range(num_batches)]
-        weight = sum((self.objective.criterion.total_weight(b["labels"]) for b in batches), torch.zeros(()))
-        counts = torch.tensor([float(weight), sum(b["tokens"] for b in batches), *self.asked.flags()])
-        rows = [b.pop("rows") for b in batches]
-        if self.args.world_size > 1:
-            counts = self.accelerator.reduce(counts.to(device), "sum").cpu()
-            gathered: list[Any] = [None] * self.args.world_size
-            torch.distributed.all_gather_object(gathered, rows)
-            rows = [micro for of_device in zip(*gathered, strict=True) for micro in of_device]
-        self.asked.agree((counts[2:] > 0).tolist())
-        self.step_tokens = int(counts[1])
-        self.recorder.takes(self.state.global_step + 1, [row for batch in rows for row in batch])
-        return batches, counts[0].clamp(min=1e-9).to(device)
-
-    def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
-        """Every token of the step once: those of the other devices were counted with ours."""
-        self.state.num_input_tokens_seen += self.step_tokens
-        self.step_tokens = 0
-
-    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        return 0
-
-    # loss
-
-    def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | None = None,
-    ) -> torch.Tensor:  # fmt: skip
-        """Our share of the mean loss over all labels of the step; devices are averaged, hence the factor."""
-        with trouble.out_of_memory(self.state.global_step + 1, inputs):
-            loss = self.objective.summed(model, inputs) * (self.args.world_size / num_items_in_batch)
-            if (extra := methods.extra_loss(self.model)) is not None:
-                loss = loss + extra / self.current_gradient_accumulation_steps
-        if not math.isfinite(loss.item()):
-            self.not_finite = loss.item()
-            if self.args.world_size == 1:
-                self._diverged("loss", self.not_finite, self.state.global_step + 1, self.state.global_step - 1)
-        return loss
-
-    def training_step(self, model: Any, inputs: dict[str, Any], *rest: Any, **named: Any) -> torch.Tensor:
-        with trouble.out_of_memory(self.state.global_step + 1, inputs):
-            return super().training_step(model, inputs, *rest, **named)
-
-    def _clip_grad_norm(self, model: Any) -> Any:
-        if self.args.world_size > 1:  # of a loss that is no number all processes know before any of them ends
-            worst = torch.tensor([self.not_finite], device=self.args.device)
-            worst = self.accelerator.reduce(worst, "sum").item()
-            if not math.isfinite(worst):
-                self._diverged("loss", worst, self.state.global_step + 1, self.state.global_step - 1)
-        norm = super()._clip_grad_norm(model)
-        value = float(norm) if norm is not None else 0.0
-        if not math.isfinite(value) and not self.args.fp16:  # fp16 skips such a step and scales anew
-            step = self.state.global_step + 1
-            self._diverged("gradient's norm", value, step, step - 1)
-        return norm
-
-    def _diverged(self, what: str, value: float, step: int, proven: int) -> None:
-        """`proven` is the last step after which the weights still gave a loss that is a number."""
-        rows = [self.where(row) for row in self.recorder.rows]
-        good = checkpoint.newest(self._checkpoints, until=proven)
-        raise trouble.diverged(what, value, step, rows, good)
-
-    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """The mean loss over all labels of the held-out rows."""
-        size, world, rank = self.args.eval_batch_size, self.args.world_size, self.args.process_index
-        sums = torch.zeros(2, dtype=torch.float64)
-        self.model.eval()
-        with torch.no_grad():
-            for start in range(0, len(self.held_out), world * size):  # as many batches in every process
-                mine = self.held_out[start + rank * size : start + (rank + 1) * size]
-                items = list(enumerate(mine))
-                batch = self._prepare_inputs(self.data_collator(items))
-                sums[0] += self.objective.summed(self.model, batch).item()
-                sums[1] += self.objective.criterion.total_weight(batch["labels"]).item()
-        if world > 1:
-            sums = self.accelerator.reduce(sums.to(self.args.device), "sum").cpu()
-        metrics = {"eval_loss": float(sums[0] / sums[1].clamp(min=1e-9))}
-        if not math.isfinite(metrics["eval_loss"]):
-            step = self.state.global_step
-            self._diverged("evaluation loss", metrics["eval_loss"], step, step - 1)
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
-
-    def whole_weights(self) -> dict[str, torch.Tensor] | None:
-        """The weights that processes share out, whole in the first one; None where each has them all."""
-        if not self.shared_out:
-            return None
-        return self.accelerator.get_state_dict(self.model_wrapped)  # type: ignore[no-any-return]
-
-    def take_weights(self, folder: Path) -> None:
-        """Take the weights of a checkpoint, before the training or after it."""
-        if self.is_deepspeed_enabled and self.deepspeed is not None:
-            strict = not isinstance(self.model, PeftModel)
-            deepspeed_load_checkpoint(self.model_wrapped, str(folder), load_module_strict=strict)
-        elif self.is_fsdp_enabled and not self.shared_out:
-            sharding.load_whole(self.model, folder)
-        else:
-            self._load_from_checkpoint(str(folder))
-
-    # checkpoints
-
-    @property
-    def _checkpoints(self) -> Path:
-        return Path(self.args.output_dir)
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        self._refuse_broken_weights()
-        self.recorder.flush()
-        folder = self._checkpoints / f"checkpoint-{self.state.global_step}"
-        with checkpoint.sealed(folder, self.args.world_size, self.args.should_save) as temporary:
-            with adalora.all_ranks(self.model):
-                self.save_model(str(temporary), _internal_call=True)
-            self._save_optimizer_and_scheduler(str(temporary))
-            self._save_scaler(str(temporary))
-            checkpoint.save_rng(
-                temporary / checkpoint.RNG, self.args.world_size, self.args.should_save,
-                float(self._tr_loss), self._globalstep_last_logged,
-            )  # fmt: skip
-            if self.args.should_save:
-                self.state.save_to_json(str(temporary / checkpoint.STATE))
-                checkpoint.save_progress(temporary, self.recorder.seconds)
-                adalora.save(self.model, temporary)
-        if self.args.should_save:
-            best = self.state.best_global_step if self.recorder.args.load_best_model_at_end else None
-            checkpoint.rotate(self._checkpoints, self.args.save_total_limit, best)
-
-    def _refuse_broken_weights(self) -> None:
-        trained = (p for p in self.model.parameters() if p.requires_grad)
-        if not all(bool(torch.isfinite(p).all()) for p in trained):
-            self._diverged("weight", math.nan, self.state.global_step, self.state.global_step - 1)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        adalora.load(self.model, Path(resume_from_checkpoint))
-
-    def _load_rng_state(self, checkpoint_folder: str | None) -> None:
-        if checkpoint_folder is not None:
-            path = Path(checkpoint_folder) / checkpoint.RNG
-            loss, self._globalstep_last_logged = checkpoint.load_rng(path, self.args.process_index)
-            self._tr_loss += loss
+    def of(cls, model: Any, tokenizer: Any, cfg: TrainConfig, dtype: str) -> Way:
+        """Raises: ConfigError if the model cannot take such batches, or has no such classes to weigh."""
+        end_to_end = lay_out_rows(model, cfg)
+        objective = Objective(
+            model, criterion(model, tokenizer, cfg), dtype, end_to_end, fused=cfg.distributed not in SHARDED,
+            noise=cfg.neftune_noise_alpha,
+        )  # fmt: skip
+        if cfg.task == "causal_lm":
+            return cls(collator(tokenizer, end_to_end), objective)
+        return cls(COLLATORS[cfg.task](tokenizer, model), objective)
 
 
 def fit(
     model: Any, tokenizer: Any, examples: Sequence[Example], held_out: Sequence[Example], cfg: TrainConfig,
     dtype: str, recorder: RunRecorder, folder: Path, where: Where, start: Path | None = None,
+    way: Way | None = None,
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor] | None]:  # fmt: skip
     """Train `model` in place, from the checkpoint `start` on if there is one; checkpoints go to `folder`.
 
     Returns: the final figures: loss, steps, seconds, tokens; and the whole weights, where `model` holds a part.
     Raises: Stopped after a checkpoint, if a signal asked for it; DivergedError; MemoryRunOut.
     """
-    end_to_end = lay_out_rows(model, cfg)
-    collate = collator(tokenizer, end_to_end) if cfg.task == "causal_lm" else COLLATORS[cfg.task](tokenizer, model)
+    way = way or Way.of(model, tokenizer, cfg, dtype)
     now = here()
     batches = batches_of(examples, cfg, now)
     schedule = Schedule.of(len(batches), cfg)
@@ -260,18 +75,11 @@ def fit(
             args=arguments(cfg, dtype, schedule, bool(held_out), folder),
             train_dataset=Rows(examples),
             eval_dataset=Rows(held_out) if held_out else None,
-            collate=collate,
+            collate=way.collate,
             processing_class=tokenizer,
             batches=batches,
             held_out=held_out,
-            objective=Objective(
-                model,
-                criterion(model, tokenizer, cfg),
-                dtype,
-                end_to_end,
-                fused=cfg.distributed not in SHARDED,
-                noise=cfg.neftune_noise_alpha,
-            ),
+            objective=way.objective,
             asked=asked,
             recorder=recorder,
             where=where,
@@ -323,14 +131,6 @@ def lay_out_rows(model: Any, cfg: TrainConfig) -> bool:
     return reason is None
 
 
-def batches_of(examples: Sequence[Example], cfg: TrainConfig, now: Here = Here()) -> Batches:  # noqa: B008
-    """The batches of one process, by itself unless it is told otherwise."""
-    lengths = getattr(examples, "lengths", None)
-    lengths = [len(e.ids) for e in examples] if lengths is None else lengths
-    pack_to = cfg.max_length if cfg.packing else None
-    return Batches(lengths, cfg.batch_size, cfg.seed, pack_to=pack_to, rank=now.rank, world=now.world)
-
-
 def collator(tokenizer: Any, end_to_end: bool) -> EndToEnd | Padded:
     """What makes a batch of rows.
 
@@ -362,62 +162,3 @@ def _precise(cfg: TrainConfig) -> None:
     torch.use_deterministic_algorithms(cfg.deterministic)
     tf32 = environment.choose_tf32(cfg.tf32, cfg.cuda_visible_devices).value == "on"
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
-
-
-def arguments(
-    cfg: TrainConfig, dtype: str, schedule: Schedule, evaluates: bool, folder: Path
-) -> TrainingArguments:
-    """Our settings in the Trainer's words; checkpoints go to `folder`.
-
-    Raises: ConfigError if the Trainer refuses what `trainer: {...}` holds.
-    """
-    warmup = round(cfg.warmup_ratio * schedule.steps)
-    kernels = environment.choose_kernels(cfg.use_liger_kernel, cfg.cuda_visible_devices).value
-    scheduler = cfg.lr_scheduler_type
-    ours = dict(
-        output_dir=str(folder),
-        num_train_epochs=cfg.epochs,
-        max_steps=schedule.steps,
-        per_device_train_batch_size=cfg.batch_size,
-        per_device_eval_batch_size=cfg.batch_size,
-        gradient_accumulation_steps=cfg.gradient_accumulation_steps,
-        learning_rate=cfg.lr,
-        warmup_steps=warmup,
-        weight_decay=cfg.weight_decay,
-        adam_beta1=cfg.adam_beta1,
-        adam_beta2=cfg.adam_beta2,
-        adam_epsilon=cfg.adam_epsilon,
-        optim=cfg.optim,
-        # the Trainer's "constant" ignores a warm-up without a word
-        lr_scheduler_type="constant_with_warmup" if scheduler == "constant" and warmup else scheduler,
-        lr_scheduler_kwargs=cfg.lr_scheduler_kwargs,
-        max_grad_norm=cfg.max_grad_norm,
-        activation_checkpointing=cfg.gradient_checkpointing is True,
-        torch_compile=cfg.torch_compile,
-        use_liger_kernel=kernels == "liger",
-        liger_kernel_config={"fused_linear_cross_entropy": False, "cross_entropy": False},  # Objective's part
-        fp16=dtype == "float16",  # bfloat16 needs no scaling of the loss: Objective casts by itself
-        ddp_find_unused_parameters=False,
-        use_cpu=not torch.cuda.is_available(),
-        logging_steps=cfg.logging_steps,
-        eval_strategy="steps" if evaluates else "no",
-        eval_steps=cfg.eval_steps or max(1, round(cfg.eval_epochs * schedule.steps_an_epoch)),
-        save_strategy="steps",
-        save_steps=cfg.save_steps or schedule.steps_an_epoch,
-        save_total_limit=cfg.save_total_limit,
-        metric_for_best_model="eval_loss" if evaluates else None,
-        greater_is_better=False,
-        seed=cfg.seed,
-        data_seed=cfg.seed,
-        report_to=[r for r in cfg.report_to if r != "tensorboard"],
-        include_num_input_tokens_seen="all",
-        remove_unused_columns=False,
-        prediction_loss_only=True,
-        logging_nan_inf_filter=False,  # a loss that is no number would be logged as 0
-    )
-    try:
-        return TrainingArguments(**(ours | sharding.engine(cfg, dtype) | cfg.trainer))
-    except (ValueError, TypeError) as error:
-        if not cfg.trainer and not cfg.lr_scheduler_kwargs:
-            raise
-        raise ConfigError(f"trainer={cfg.trainer}: {error}", hint="see transformers.TrainingArguments") from error

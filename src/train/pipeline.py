@@ -121,13 +121,15 @@ def _opened(shared: Shared, device: Reasoned) -> Ready:
 def _fitted(asked: TrainConfig, shared: Shared, now: Here, first: First | None, ready: Ready) -> int:
     """Make the model, train it, save it."""
     from src.train import together
+    from src.train.arguments import Schedule, arguments, batches_of
     from src.train.callbacks import RunRecorder
-    from src.train.fit import Schedule, arguments, batches_of, fit
+    from src.train.fit import Way, fit
 
     cfg, examples, held_out, dtype = shared.cfg, ready.examples, ready.held_out, ready.dtype.value
     schedule = Schedule.of(len(batches_of(examples, cfg, now)), cfg)
     model, base = tuned_model(ready, cfg, schedule.steps)
-    arguments(cfg, dtype, schedule, bool(held_out), Path("checkpoints"))  # refused here if at all
+    arguments(cfg, dtype, schedule, bool(held_out), Path("checkpoints"))  # refused here if at all, both
+    way = Way.of(model, ready.chat.tokenizer, cfg, dtype)
     run, start = together.first(_run(asked, cfg, base, first) if first else None)
     with (
         mirror.mirrored(first and first.store, run) as copy,
@@ -136,7 +138,7 @@ def _fitted(asked: TrainConfig, shared: Shared, now: Here, first: First | None, 
     ):
         figures, weights = fit(
             model, ready.chat.tokenizer, examples, held_out, cfg, dtype, RunRecorder(run, now.first, copy),
-            run.checkpoints, lambda row: ready.data.store.place(examples.row_of(row)), start,
+            run.checkpoints, lambda row: ready.data.store.place(examples.row_of(row)), start, way,
         )  # fmt: skip
         if now.first:
             save(model, ready.chat, run.model, weights)

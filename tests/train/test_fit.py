@@ -21,9 +21,9 @@ from src.model import load
 from src.model.source import locate
 from src.model.tokenizer import load_tokenizer
 from src.runs import Run
+from src.train.arguments import Schedule, arguments
 from src.train.checkpoint import COMPLETE
 from src.train.collate import EndToEnd, Padded
-from src.train.fit import Schedule, arguments
 from tests.fixtures import ANSWER, TRAINED_ON, World, chat, curves, jsonl
 
 pytest_plugins = ["tests.fixtures"]
@@ -211,6 +211,7 @@ def test_weights_are_those_of_a_weighted_loss_and_of_classes_that_exist(
 ) -> None:
     assert world.call("train", *words) == 2
     assert said in capsys.readouterr().err
+    assert not (world.output / "runs").exists()
 
 
 def test_a_weight_on_the_first_word_of_answers_makes_it_count_more(world: World, tokenizer: Any) -> None:

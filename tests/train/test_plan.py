@@ -236,7 +236,7 @@ def test_steps_and_tokens_are_those_of_the_training(finished: World) -> None:
 
 
 def test_the_longest_batch_is_the_longest_of_every_epoch(tiny: Path) -> None:
-    from src.train.fit import batches_of
+    from src.train.arguments import batches_of
 
     cfg = settings(epochs=3)
     batches = batches_of(ROWS, cfg)
