@@ -210,7 +210,7 @@ def test_a_disk_that_fills_up_while_saving_is_one_sentence(
     before = tree(older.path), tree(world.artifacts)
     (disk / "filler").write_bytes(b"x" * (shutil.disk_usage(disk).free - left))
 
-    child = world.start("train", "epochs=1")
+    child = world.start("train", "epochs=1", "force=true")  # the plan says that it will not fit
     said = child.communicate(timeout=PATIENCE)[0]
     assert child.returncode == 2, said
     assert "could not be written: no space left on the device; what was there before is intact;" in said
