@@ -31,14 +31,14 @@ STAGES = {
         "Show what a training would train on, and what not.",
         "src.model.methods:problems",
     ),
-    "train": Stage(
-        "src.train.pipeline:train", "train", "Fine-tune a model on your data.", "src.model.methods:problems"
-    ),
     "plan": Stage(
         "src.train.plan:plan",
         "train",
         "Say what a training would take: steps, memory, disk and time.",
         "src.model.methods:problems",
+    ),
+    "train": Stage(
+        "src.train.pipeline:train", "train", "Fine-tune a model on your data.", "src.model.methods:problems"
     ),
     "data-push": Stage("src.data.push:push", "data_push", "Commit a folder to a lakeFS branch."),
     "eval": Stage("src.eval.evaluator:evaluate", "eval", "Evaluate a tuned model and compare it with its base."),

@@ -462,28 +462,30 @@ def rooms(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
     return world
 
 
-def left_by_training() -> list[str]:
-    """Threads, as an open event file has one, and open log files of runs."""
-    threads = [type(t).__name__ for t in threading.enumerate()]
+def left_by_training(before: set[threading.Thread]) -> list[str]:
+    """Threads that were not there `before`, as an open event file has one, and open event files."""
+    threads = [type(t).__name__ for t in set(threading.enumerate()) - before]
     files = [os.path.realpath(f"/proc/self/fd/{n}") for n in os.listdir("/proc/self/fd")]
-    return [t for t in threads if t not in {"_MainThread", "TMonitor"}] + [f for f in files if "tfevents" in f]
+    return [t for t in threads if t != "TMonitor"] + [f for f in files if "tfevents" in f]
 
 
 def test_a_trial_that_diverges_is_let_go(rooms: World) -> None:
+    before = set(threading.enumerate())
     assert rooms.call("train", "--multirun", "max_steps=6", "method=full", "lr=1e38,0.01", "warmup_ratio=0") == 2
     (folder,) = (rooms.output / "sweeps").iterdir()
     first, second = record(folder)["trials"]
     assert first["status"] == "failed" and "training diverged" in first["error"] and first["run"]
     assert second["status"] == "finished" and record(folder)["best"] == 1
-    assert left_by_training() == []
+    assert left_by_training(before) == []
 
 
 def test_a_trial_of_a_search_is_the_training_that_it_would_be_alone(rooms: World, tmp_path: Path) -> None:
     """Nothing of a trial reaches the next: the last of them is byte for byte what it is by itself."""
     words = ["max_steps=3", "lora_dropout=0.1"]
     space = "search.space={warmup_ratio: [0, 0.5], method: [lora, dora]}"
+    before = set(threading.enumerate())
     assert rooms.call("train", *words, space, "search.trials=3") == 0
-    assert left_by_training() == []
+    assert left_by_training(before) == []
     (folder,) = (rooms.output / "sweeps").iterdir()
     trials = record(folder)["trials"]
     assert [t["status"] for t in trials] == ["finished"] * 3
