@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
@@ -22,13 +23,14 @@ from src.data.sources import cache_of
 from src.errors import RunError
 from src.model import methods
 from src.model.source import Source
-from src.train import memory, simulate
+from src.train import memory, processes, simulate
 from src.train.arguments import Schedule, arguments, batches_of
 from src.train.memory import Memory
 from src.train.resume import NEUTRAL
 from src.utils import environment
 from src.utils.environment import Capacity, Reasoned
 from src.utils.files import disk_left, read_json, write_json
+from src.utils.place import Here, here
 
 # The share of the memory from which on `auto` recomputes activations: the estimate may be a tenth too low.
 TIGHT = 0.9
@@ -159,13 +161,13 @@ class Estimator:
         return self._skeleton(cfg.method, repr((cfg.lora_r, cfg.lora_dropout, cfg.lora_target_modules, cfg.peft)))
 
     def schedule(self, cfg: TrainConfig) -> Schedule:
-        return Schedule.of(len(batches_of(self.examples, cfg)), cfg)
+        return Schedule.of(len(batches_of(self.examples, cfg, place(cfg))), cfg)
 
     def longest_batch(self, cfg: TrainConfig) -> list[int]:
         """The rows of the batch with the most tokens of the whole training; rows over max_length are left out."""
         kept = np.flatnonzero(self.lengths <= cfg.max_length)
         kept = kept if len(kept) else np.arange(len(self.lengths))
-        batches = batches_of(_Lengths(self.lengths[kept]), cfg)
+        batches = batches_of(_Lengths(self.lengths[kept]), cfg, place(cfg))
         schedule = Schedule.of(len(batches), cfg)
         epochs = math.ceil(schedule.steps / schedule.steps_an_epoch)
         best = max((b for epoch in range(epochs) for b in batches.of_epoch(epoch)), key=batches.tokens)
@@ -183,7 +185,14 @@ class Estimator:
         }
         if evaluated:
             moments["evaluation"] = always | evaluated._asdict()
-        return Memory(moments)
+        return Memory({name: self._of_one_process(cfg, parts) for name, parts in moments.items()})
+
+    def _of_one_process(self, cfg: TrainConfig, parts: dict[str, int]) -> dict[str, int]:
+        """What is left of the parts where processes share them out, or keep them in main memory."""
+        shared = memory.SHARED_OUT.get(cfg.distributed, frozenset())
+        away = cfg.offload and self.device == "cuda"
+        share = 0 if away else 1 / place(cfg).world
+        return {part: math.ceil(size * share) if part in shared else size for part, size in parts.items()}
 
     def figures(self, cfg: TrainConfig, checkpointing: bool) -> Figures:
         """What the simulation says, from the cache where it was made for these settings before."""
@@ -339,7 +348,22 @@ def available(cfg: TrainConfig, device: str) -> Capacity:
     """The memory to plan with."""
     if cfg.memory_gb is not None:
         return Capacity(round(cfg.memory_gb * 1e9), f"memory_gb={cfg.memory_gb:g}")
-    return environment.memory_left(device, cfg.cuda_visible_devices)
+    found, several = environment.memory_left(device, cfg.cuda_visible_devices), _here_together(cfg)
+    if device == "cuda" or several == 1:
+        return found
+    return Capacity(found.bytes // several, f"{found.reason}, shared by {several} processes")
+
+
+def place(cfg: TrainConfig) -> Here:
+    """The first process of as many as train, or would."""
+    now, several = here(), processes.plan(cfg)
+    return now if now.joined else Here(world=several.world if several else 1)
+
+
+def _here_together(cfg: TrainConfig) -> int:
+    """Processes that train on this machine, or would."""
+    several = processes.plan(cfg)
+    return several.processes if several else int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 def fixed_bytes(device: str) -> int:

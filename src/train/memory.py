@@ -43,6 +43,12 @@ CUDA_CONTEXT, CUDA_WORKSPACES = 500_000_000, 64 << 20
 CPU_LATER = 100_000_000
 
 
+# What processes share out, by `distributed` (ZeRO, arXiv:1910.02054, section 5: stages 2 and 3; FSDP2 as the latter).
+# The layer that is put together for its computation is not counted.
+EVERYTHING = frozenset({"weights", "adapters", "gradients", "optimizer"})
+SHARED_OUT = {"zero2": frozenset({"gradients", "optimizer"}), "zero3": EVERYTHING, "fsdp2": EVERYTHING}
+
+
 @dataclass(frozen=True)
 class Memory:
     """Bytes by moment and part."""

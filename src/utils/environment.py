@@ -170,7 +170,8 @@ def git_state() -> dict[str, str | None]:
 
 def versions() -> dict[str, str]:
     """`{package: version}` of everything installed."""
-    found = {d.metadata["Name"]: d.version for d in metadata.distributions() if d.metadata["Name"]}
+    read = [d.metadata for d in metadata.distributions()]  # each asking reads the file anew
+    found = {about["Name"]: about["Version"] for about in read if about["Name"]}
     return dict(sorted(found.items(), key=lambda item: item[0].lower()))
 
 

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ from src.model import adapters, load, methods
 from src.model.source import locate
 from src.model.tokenizer import load_tokenizer
 from src.train import memory, simulate
-from src.train.estimate import Estimator, NoPlan
+from src.train.estimate import Estimator, NoPlan, available
 from src.utils.environment import Capacity
+from src.utils.workers import cores
 from tests.fixtures import STEPS, TRAINED_ON, World, call
 
 pytest_plugins = ["tests.fixtures"]
@@ -109,6 +111,20 @@ def test_what_was_simulated_once_is_known_until_anything_of_it_changes(
         estimator(tiny, "bfloat16").memory(settings(), False)
     with pytest.raises(NoPlan, match="simulated again"):
         estimator(tiny).memory(settings(), True)
+
+
+@pytest.mark.skipif(cores() < 2, reason="ONE CORE: the plan of two processes is NOT tested")
+def test_two_processes_take_half_the_steps_and_share_out_what_their_engine_shares(tiny: Path) -> None:
+    found = estimator(tiny)
+    assert found.schedule(settings(num_processes=2)).steps == -(-found.schedule(settings()).steps // 2)
+    alone = found.memory(settings(method="full"), False).moments["step"]
+    for engine, shared in memory.SHARED_OUT.items():
+        if find_spec("deepspeed") or engine == "fsdp2":
+            both = settings(method="full", num_processes=2, distributed=engine)
+            for part, size in found.memory(both, False).moments["step"].items():
+                assert size == pytest.approx(alone[part] / 2 if part in shared else alone[part], abs=1), part
+    one, two = (available(settings(num_processes=n), "cpu").bytes for n in (1, 2))
+    assert two == pytest.approx(one / 2, rel=0.05)
 
 
 def test_activations_grow_with_the_tokens_and_shrink_with_checkpointing(tiny: Path) -> None:
