@@ -43,7 +43,7 @@ CUDA_CONTEXT, CUDA_WORKSPACES = 500_000_000, 64 << 20
 CPU_LATER = 100_000_000
 
 
-# What processes share out, by `distributed` (ZeRO, arXiv:1910.02054, section 5: stages 2 and 3; FSDP2 as the latter).
+# What processes share out, by `distributed`: ZeRO (arXiv:1910.02054, section 5), stages 2 and 3, and FSDP2 as 3.
 # The layer that is put together for its computation is not counted.
 EVERYTHING = frozenset({"weights", "adapters", "gradients", "optimizer"})
 SHARED_OUT = {"zero2": frozenset({"gradients", "optimizer"}), "zero3": EVERYTHING, "fsdp2": EVERYTHING}
