@@ -20,7 +20,7 @@ from huggingface_hub.constants import HF_HUB_CACHE
 from src.config import TrainConfig
 from src.data.rows import Example
 from src.data.sources import cache_of
-from src.errors import RunError
+from src.errors import RunError, UserError
 from src.model import methods
 from src.model.source import Source
 from src.train import memory, processes, simulate
@@ -201,7 +201,8 @@ class Estimator:
         path = cache_of(cfg) / "plans" / f"{self._key(cfg, checkpointing, batch, held_out)}.json"
         with suppress(RunError, TypeError, KeyError):
             return Figures.of(read_json(path))
-        model, weights = self.weights(cfg)
+        with _no_plan():
+            model, weights = self.weights(cfg)
         how: dict[str, Any] = {"dtype": self.dtype, "device": self.device, "tokenizer": self.tokenizer}
         with _no_plan():
             backward = simulate.backward_pass(model, batch, cfg, checkpointing=checkpointing, **how)
@@ -263,7 +264,10 @@ class Estimator:
         enough = False
         all_of: dict[str, Any] = {}
         for change in self._changes(plan, cfg):
-            peak = self._peak(plan, replace(cfg, **change))
+            try:
+                peak = self._peak(plan, replace(cfg, **change))
+            except NoPlan:  # a training leaves out what only other methods need, such as bitsandbytes
+                continue
             if peak >= plan.memory.peak:
                 continue
             all_of |= change
@@ -309,6 +313,8 @@ class Estimator:
 def _no_plan() -> Iterator[None]:
     try:
         yield
+    except UserError:
+        raise
     except Exception as error:  # whatever the code of a model of unknown make answers
         raise NoPlan(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from src import runs
-from src.config import TrainConfig
+from src.config import PlanConfig, TrainConfig
 from src.data import checks, loader, pairs, prepare
 from src.data.chat import Chat
 from src.data.encode import Rules
@@ -105,6 +105,7 @@ def _unused(cfg: TrainConfig, base: Source) -> list[str]:
     """Large packages that this training does not need."""
     in_bits = methods.METHODS[cfg.method].four_bit or is_quantised(base) is not False
     in_bits = in_bits or "8bit" in cfg.optim or "paged" in cfg.optim
+    in_bits = in_bits or isinstance(cfg, PlanConfig) or cfg.memory_gb is not None  # which looks at qlora as well
     unused = [*OPTIONAL, *([] if in_bits else ["bitsandbytes"])]
     return [package for package in unused if package not in cfg.report_to]
 
