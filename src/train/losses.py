@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch.nn.functional import cross_entropy, linear, log_softmax, nll_loss
+from torch.utils.checkpoint import checkpoint
 
 from src.config import LossArgs
 from src.data.rows import IGNORED
@@ -102,7 +103,12 @@ class Criterion:
         logits, targets = logits[kept], targets[kept]
         size = _chunk(logits.shape[-1], logits.device)
         parts = zip(logits.split(size), targets.split(size), strict=True)
-        return sum((self._sum(chunk, t) for chunk, t in parts), logits.sum() * 0.0)
+        return sum((self.of_chunk(chunk, t) for chunk, t in parts), logits.sum() * 0.0)
+
+    def of_chunk(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """The summed loss of a chunk, whose fp32 values are made anew on the way back, not kept until then."""
+        summed = checkpoint(self._sum, logits, targets, use_reentrant=False, preserve_rng_state=False)
+        return cast(torch.Tensor, summed)
 
     def of_hidden(self, hidden: torch.Tensor, head: torch.nn.Linear, targets: torch.Tensor) -> torch.Tensor:
         """The summed loss of (n, hidden size) last hidden states, whose logits exist a chunk at a time only."""

@@ -173,7 +173,7 @@ class _Counted(losses.Criterion):
     def of_logits(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         size = losses._chunk(logits.shape[-1], logits.device)
         parts = zip(logits[: self.labels].clone().split(size), targets[: self.labels].split(size), strict=True)
-        return sum((self._sum(chunk, t) for chunk, t in parts), logits.sum() * 0.0)
+        return sum((self.of_chunk(chunk, t) for chunk, t in parts), logits.sum() * 0.0)
 
 
 @contextmanager

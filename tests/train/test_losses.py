@@ -108,6 +108,22 @@ def test_no_more_than_a_chunk_of_logits_is_ever_there(parts: tuple[Any, ...]) ->
     assert seen == [64, 64, 64, 64, 44]
 
 
+def test_of_logits_in_16_bits_no_copy_in_32_is_kept_for_the_way_back(parts: tuple[Any, ...]) -> None:
+    hidden, head, targets = parts
+    logits = head(hidden).to(torch.bfloat16)
+    kept: list[torch.Tensor] = []
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        loss = criterion("cross_entropy").of_logits(logits, targets)
+    assert [t.shape for t in kept if t.dtype == torch.float32 and t.numel() >= CLASSES] == []
+    loss.backward()
+    assert hidden.grad is not None and hidden.grad.abs().sum() > 0
+
+
 def test_a_head_is_fused_only_where_logits_are_nothing_but_its_product() -> None:
     llama = LlamaForCausalLM(LlamaConfig(**SMALL))
     assert plain_head(llama) is llama.lm_head
