@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from src.train.processes import SHARDED
 from src.train.stop import Asked
 
 Where = Callable[[int], str]  # file:line of a row, by its number
+# Seconds that the other processes let the first one say and write alone what all of them have found out.
+AFTER_THE_FIRST = 5.0
 
 
 class Loop(Trainer):  # type: ignore[misc]
@@ -126,6 +129,8 @@ class Loop(Trainer):  # type: ignore[misc]
 
     def _diverged(self, what: str, value: float, step: int, proven: int) -> None:
         """`proven` is the last step after which the weights still gave a loss that is a number."""
+        if self.args.process_index:
+            time.sleep(AFTER_THE_FIRST)
         rows = [self.where(row) for row in self.recorder.rows]
         good = checkpoint.newest(self._checkpoints, until=proven)
         raise trouble.diverged(what, value, step, rows, good)
