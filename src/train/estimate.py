@@ -377,15 +377,3 @@ def fixed_bytes(device: str) -> int:
     if device == "cuda":
         return memory.CUDA_CONTEXT + memory.CUDA_WORKSPACES
     return environment.resident() + memory.CPU_LATER
-
-
-def predicted_peak(
-    cfg: TrainConfig, base: Source, examples: Sequence[Example], held_out: Sequence[Example] = (), *,
-    dtype: str = "bfloat16", device: str = "cuda", checkpointing: bool = False,
-) -> int:  # fmt: skip
-    """Bytes that the training allocates at its peak, to compare with torch.cuda.max_memory_allocated().
-
-    The CUDA context is left out, which PyTorch does not count.
-    """
-    fixed = memory.CUDA_WORKSPACES if device == "cuda" else fixed_bytes(device)
-    return Estimator(base, examples, held_out, dtype, device, None, fixed).memory(cfg, checkpointing).peak
