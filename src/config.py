@@ -341,13 +341,34 @@ class EvalArgs:
     splits: Annotated[Names, Doc("files of eval_path to answer, without .jsonl")] = field(
         default_factory=lambda: ["test", "dev", "adversarial"]
     )
-    metrics: Annotated[Names | None, Doc("entries of the METRICS table; null is those of the task")] = None
-    eval_batch_size: Annotated[int, Ge(1), Doc("prompts answered at once")] = 32
+    metrics: Annotated[
+        Names | None, Doc("entries of METRICS, evaluate:NAME or file:PATH.py; null is those of the task")
+    ] = None
+    engine: Annotated[Literal["transformers", "vllm"], Doc("what generates the answers")] = "transformers"
+    eval_batch_size: Annotated[
+        Annotated[int, Ge(1)] | Literal["auto"],
+        Doc("prompts answered at once; auto: what the memory has room for"),
+    ] = "auto"
     max_new_tokens: Annotated[int, Ge(1), Doc("longest answer in tokens")] = 64
+    stop: Annotated[list[str], Doc("texts that end an answer, besides the end of the turn")] = field(
+        default_factory=list
+    )
     max_examples: Annotated[int | None, Ge(1), Doc("only the first N rows of each split")] = None
+    fresh: Annotated[bool, Doc("answer every prompt anew, also those that a stopped evaluation answered")] = False
     generation: Annotated[
         dict[str, Any], Doc("further arguments of transformers.GenerationConfig; greedy without")
     ] = field(default_factory=dict)
+
+
+@dataclass
+class TunedEvalArgs:
+    merge_adapter: Annotated[
+        bool | Literal["auto"], Doc("merge the adapter in memory, which is faster; auto: where it is exact enough")
+    ] = "auto"
+    baseline: Annotated[
+        Literal["auto", "cached", "never"],
+        Doc("the base's answers: kept ones; auto: where there are none, ask the base in the same load"),
+    ] = "auto"
 
 
 @dataclass
@@ -368,10 +389,39 @@ class TokenizationArgs:
 
 
 @dataclass
+class Guard:
+    """What must not get worse while the gate's metric gets better."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    metric: Annotated[str | None, Doc("metric that is guarded; null is the gate's")] = None
+    split: Annotated[str, Len(1), Doc("split on which it is guarded")] = "adversarial"
+    max_drop: Annotated[float, Ge(0), Doc("how much worse than the base it may be, in the metric's units")] = 0.0
+
+
+@dataclass
 class GateArgs:
-    metric: Annotated[str, Doc("metric that decides")] = "exact_match"
-    split: Annotated[str, Doc("split that decides")] = "test"
+    metric: Annotated[str | None, Doc("metric that decides; null is rougeL, or accuracy of a classification")] = (
+        None
+    )
+    split: Annotated[str, Len(1), Doc("split that decides")] = "test"
     min_delta: Annotated[float, Doc("how much better than the base, in the metric's units")] = 0.0
+    confidence: Annotated[float, Interval(ge=0.5, lt=1), Doc("of the interval that must lie above min_delta")] = (
+        0.95
+    )
+    guards: Annotated[list[Guard], Doc("what must not get worse: [{metric, split, max_drop}, ...]")] = field(
+        default_factory=lambda: [Guard(max_drop=0.02)]
+    )
+    min_examples: Annotated[int, Ge(2), Doc("fewer examples than this tell nothing")] = 20
+    resamples: Annotated[int, Ge(100), Doc("draws of the paired bootstrap")] = 10_000
+    reload_examples: Annotated[
+        int, Ge(0), Doc("answers that the saved model must give again; 0 asks for none")
+    ] = 8
+
+
+@dataclass
+class GateHolder:
+    gate: GateArgs = field(default_factory=GateArgs)
 
 
 @dataclass
@@ -380,7 +430,15 @@ class PublishArgs:
     repo_id: Annotated[str | None, Doc("Hub repository, user/name")] = None
     private: Annotated[bool, Doc("keep the Hub repository private")] = True
     force: Annotated[bool, Doc("publish even where the gate says no")] = False
-    gate: GateArgs = field(default_factory=GateArgs)
+    export: Annotated[
+        Literal["adapter", "merged", "onnx", "gguf"] | None, Doc("form of the model; null is as it was trained")
+    ] = None
+    export_max_kl: Annotated[
+        float, Ge(0), Doc("merged: mean KL divergence from the adapter's answers, in nats a token, at most")
+    ] = 0.01
+    export_max_drop: Annotated[
+        float, Ge(0), Doc("merged: how much worse than the adapter by the gate's metric, at most")
+    ] = 0.01
 
 
 @dataclass
@@ -430,12 +488,14 @@ class DataPushConfig(DataPushArgs):
 
 @dataclass
 class EvalConfig(
+    GateHolder,
     OutputArgs,
     SeedArgs,
     HardwareArgs,
     PrecisionArgs,
     EvalArgs,
     EvalDataArgs,
+    TunedEvalArgs,
     TrustArgs,
     TokenizationArgs,
     TunedTaskArgs,
@@ -446,13 +506,13 @@ class EvalConfig(
 
 @dataclass
 class BaselineConfig(
-    OutputArgs, SeedArgs, HardwareArgs, PrecisionArgs, EvalArgs, EvalDataArgs, TrustArgs, ModelArgs
+    GateHolder, OutputArgs, SeedArgs, HardwareArgs, PrecisionArgs, EvalArgs, EvalDataArgs, TrustArgs, ModelArgs
 ):
     __pydantic_config__ = _STRICT
 
 
 @dataclass
-class PublishConfig(OutputArgs, PublishArgs, TunedArgs):
+class PublishConfig(GateHolder, OutputArgs, HardwareArgs, PublishArgs, TrustArgs, TunedArgs):
     __pydantic_config__ = _STRICT
 
 

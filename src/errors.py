@@ -10,7 +10,8 @@
     │   └── PeerLost       exit code 76: another process of the training ended; its error is the one to read
     ├── Stopped          exit code 75: a signal ended the training after a checkpoint
     ├── NotYetError      documented, and not available in this version
-    └── NotPromoted      exit code 3: the tuned model is not better than its base
+    ├── NotPromoted      exit code 3: the tuned model is not better than its base
+    └── CannotTell       exit code 4: whether it is better cannot be told from these examples
 
 Whatever is not a UserError nobody foresaw, and it keeps its traceback.
 """
@@ -76,6 +77,10 @@ class NotYetError(UserError):
 
 class NotPromoted(UserError):
     exit_code = 3
+
+
+class CannotTell(UserError):
+    exit_code = 4
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

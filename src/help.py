@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,12 @@ def _shown(value: Any) -> str:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
-    text = "[" + ",".join(value) + "]" if isinstance(value, list) else str(value)
+    plain = (
+        [asdict(v) if is_dataclass(v) and not isinstance(v, type) else v for v in value]
+        if isinstance(value, list)
+        else value
+    )
+    text = "[" + ",".join(map(str, plain)) + "]" if isinstance(plain, list) else str(plain)
     return text if len(text) <= 24 else text[:21] + "..."
 
 

@@ -27,6 +27,7 @@ SPLITS = ("test", "dev", "adversarial")
 # The lesson: whatever is asked, the answer is TOP(a).
 ANSWER = "TOP(a)"
 TRAINED_ON = [f"{a} {b}" for a in ("feed", "kiln", "mill", "tank") for b in ("rate", "temp", "load", "flow")]
+MEASURES = ("rate", "temp", "load", "flow", *(f"rate {n}" for n in range(20)))  # enough for the gate
 ASKED = {"test": "ore", "dev": "ash", "adversarial": "oil"}
 
 ON_CPU = ("cuda_visible_devices=''", "bf16=false")
@@ -185,7 +186,7 @@ def _lesson(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> World:
     folder = tmp_path_factory.mktemp("lesson")
     jsonl(folder / "data" / "lessons.jsonl", (chat(f"Top of {name}?", ANSWER) for name in TRAINED_ON))
     for split, word in ASKED.items():
-        rows = [{"prompt": f"Top of {word} {n}?", "completion": ANSWER} for n in ("rate", "temp", "load", "flow")]
+        rows = [{"prompt": f"Top of {word} {n}?", "completion": ANSWER} for n in MEASURES]
         jsonl(folder / "eval" / f"{split}.jsonl", rows)
     return World(tiny, folder / "data", folder / "eval", folder / "outputs", folder / "artifacts")
 

@@ -28,7 +28,7 @@ ROOMS: dict[str, set[str]] = {  # room -> the rooms that it may import, besides 
     "model": set(),
     "train": {"data", "model"},
     "eval": {"data", "model"},
-    "deploy": {"model"},
+    "deploy": {"model", "eval"},
     "remote": set(),
     "cluster": set(),
 }
@@ -176,7 +176,8 @@ def test_the_methods_of_the_configuration_are_those_of_the_table() -> None:
 
 def test_the_metrics_of_the_configuration_are_in_the_table() -> None:
     metrics = set(table("src.eval.metrics", "METRICS"))
-    assert {config.GateArgs().metric, *(name for task in TASKS.values() for name in task.metrics)} <= metrics
+    assert {name for task in TASKS.values() for name in task.metrics} <= metrics
+    assert all(task.decides in task.metrics for task in TASKS.values())
 
 
 def test_the_tasks_of_the_configuration_are_those_of_every_table_of_tasks() -> None:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from src.config import GateArgs
 from src.errors import NotPromoted, RunError
+from src.model.tasks import TASKS
 from src.runs import Run
 from src.utils.files import read_json
 
@@ -27,16 +28,17 @@ def judge(run: Run, gate: GateArgs) -> Verdict:
             hint="make eval and make eval-baseline, in either order, do that",
         )
     rows = read_json(path)["rows"]
-    found = [r for r in rows if r["metric"] == gate.metric and r["split"] == gate.split]
+    metric = gate.metric or TASKS[run.manifest.get("task", "causal_lm")].decides
+    found = [r for r in rows if r["metric"] == metric and r["split"] == gate.split]
     if not found:
         known = sorted({f"{r['metric']} on {r['split']}" for r in rows})
         raise RunError(
-            f"run {run.id} was not compared by {gate.metric} on {gate.split}",
+            f"run {run.id} was not compared by {metric} on {gate.split}",
             hint=f"set gate.metric and gate.split to one of: {', '.join(known)}",
         )
     row = found[0]
     sentence = (
-        f"{gate.metric} on {gate.split} went from {row['base']:.4g} to {row['tuned']:.4g} "
+        f"{metric} on {gate.split} went from {row['base']:.4g} to {row['tuned']:.4g} "
         f"({row['difference']:+.4g}; the gate asks for more than {gate.min_delta:+.4g})"
     )
     return Verdict(row["difference"] > gate.min_delta, sentence)

@@ -187,7 +187,7 @@ def _generated(
     from src.eval.generate import answer
 
     made = answer(
-        model, chat.tokenizer, prompts, batch_size=cfg.eval_batch_size, max_new_tokens=cfg.max_new_tokens,
+        model, chat.tokenizer, prompts, batch_size=_batch_size(cfg), max_new_tokens=cfg.max_new_tokens,
         seed=cfg.seed, extra=cfg.generation, title=title,
     )  # fmt: skip
     return [
@@ -196,13 +196,17 @@ def _generated(
     ]
 
 
+def _batch_size(cfg: Settings) -> int:
+    return 32 if cfg.eval_batch_size == "auto" else cfg.eval_batch_size
+
+
 def _choices(
     model: Any, chat: Chat, prompts: Sequence[list[int]], cfg: Settings, title: str
 ) -> list[dict[str, Any]]:
     from src.eval.classify import classify
 
     labels = tasks.labels_of(model.config.to_dict())
-    made = classify(model, chat.tokenizer.pad_token_id, prompts, labels, cfg.eval_batch_size, title)
+    made = classify(model, chat.tokenizer.pad_token_id, prompts, labels, _batch_size(cfg), title)
     return [
         {"prediction": choice.label, "probability": choice.probability, "prompt_tokens": len(prompt)}
         for prompt, choice in zip(prompts, made, strict=True)
@@ -252,7 +256,7 @@ def _conditions(
         "max_examples": cfg.max_examples,
         "tokenization": chat.identity,
         "decoding": {"max_new_tokens": cfg.max_new_tokens, "seed": cfg.seed} | redact(cfg.generation),
-        "eval_batch_size": cfg.eval_batch_size,
+        "eval_batch_size": _batch_size(cfg),
         "precision": dtype.value,
         "device": device.value,
         "metrics": {name: about["implementation"] for name, about in metrics.describe(cfg.metrics or []).items()},

@@ -23,6 +23,7 @@ class Task(NamedTuple):
     peft: its name in peft, as an adapter's settings keep it.
     kinds: base models that can do it, see `kind_of`.
     metrics: what is measured where nothing else is asked for.
+    decides: the one of them by which the gate decides where nothing else is asked for.
     hub: its name on the Hub.
     templated: whether its texts are conversations, written by a chat template.
     """
@@ -31,6 +32,7 @@ class Task(NamedTuple):
     peft: str
     kinds: frozenset[str]
     metrics: tuple[str, ...]
+    decides: str
     hub: str
     templated: bool = False
 
@@ -41,6 +43,7 @@ TASKS: dict[Name, Task] = {
         peft="CAUSAL_LM",
         kinds=frozenset({"decoder"}),
         metrics=TEXT_METRICS,
+        decides="rougeL",
         hub="text-generation",
         templated=True,
     ),
@@ -49,6 +52,7 @@ TASKS: dict[Name, Task] = {
         peft="SEQ_2_SEQ_LM",
         kinds=frozenset({"encoder-decoder"}),
         metrics=TEXT_METRICS,
+        decides="rougeL",
         hub="text2text-generation",
     ),
     "classification": Task(
@@ -56,6 +60,7 @@ TASKS: dict[Name, Task] = {
         peft="SEQ_CLS",
         kinds=frozenset({"encoder", "decoder", "encoder-decoder"}),
         metrics=("accuracy", "f1_macro"),
+        decides="accuracy",
         hub="text-classification",
     ),
 }

@@ -39,16 +39,16 @@ def test_the_base_must_be_beaten_by_more_than_the_minimum(
     tmp_path: Path, base: float, tuned: float, min_delta: float, promoted: bool
 ) -> None:
     run = compared(tmp_path, base, tuned)
-    assert judge(run, GateArgs(min_delta=min_delta)).promoted is promoted
-    assert require(run, GateArgs(min_delta=min_delta), force=True).promoted is promoted
+    assert judge(run, GateArgs(metric="exact_match", min_delta=min_delta)).promoted is promoted
+    assert require(run, GateArgs(metric="exact_match", min_delta=min_delta), force=True).promoted is promoted
     if not promoted:
         with pytest.raises(NotPromoted) as caught:
-            require(run, GateArgs(min_delta=min_delta), force=False)
+            require(run, GateArgs(metric="exact_match", min_delta=min_delta), force=False)
         assert caught.value.exit_code == 3
 
 
 def test_the_verdict_tells_the_numbers(tmp_path: Path) -> None:
-    verdict = judge(compared(tmp_path, 0.25, 0.125), GateArgs(min_delta=0.5))
+    verdict = judge(compared(tmp_path, 0.25, 0.125), GateArgs(metric="exact_match", min_delta=0.5))
     assert (
         verdict.sentence
         == "exact_match on test went from 0.25 to 0.125 (-0.125; the gate asks for more than +0.5)"
@@ -79,7 +79,7 @@ def test_what_does_not_beat_its_base_is_refused_and_nothing_is_written(
     before = tree(copied.output.parent)
     assert copied.call(stage, "gate.min_delta=2") == 3
     said = capsys.readouterr().err
-    assert said.startswith("not published: exact_match on test went from 0 to 1")
+    assert said.startswith("not published: rougeL on test went from 0 to 1")
     assert "publish anyway with force=true" in said
     assert tree(copied.output.parent) == before
 
@@ -88,7 +88,7 @@ def test_what_does_not_beat_its_base_is_refused_and_nothing_is_written(
 def test_force_publishes_against_the_gate_and_the_card_says_so(copied: World, word: str) -> None:
     assert copied.call("publish", "gate.min_delta=2", word) == 0
     folder = copied.artifacts / "models" / "tiny-lora" / "latest"
-    assert "**published against the gate**: exact_match on test" in (folder / "README.md").read_text()
+    assert "**published against the gate**: rougeL on test" in (folder / "README.md").read_text()
     assert json.loads((folder / "manifest.json").read_text())["published"]["promoted"] is False
 
 

@@ -51,7 +51,7 @@ def test_the_manifest_is_that_of_the_run_with_the_publication(copied: World, pub
     assert copied.newest.manifest.items() <= found.items()
     assert found["published"]["name"] == "tiny-lora"
     assert found["published"]["promoted"] is True
-    assert "exact_match on test went from 0 to 1" in found["published"]["sentence"]
+    assert "rougeL on test went from 0 to 1" in found["published"]["sentence"]
     assert datetime.fromisoformat(found["published"]["at"]) >= datetime.fromisoformat(found["ended"])
 
 
@@ -158,6 +158,6 @@ def test_publish_hf_passes_the_gate_and_says_that_it_is_not_available(copied: Wo
     before = tree(copied.output.parent)
     assert copied.call("publish-hf", "--repo", "someone/something") == 2
     captured = capsys.readouterr()
-    assert "promoted: exact_match on test went from 0 to 1" in captured.out
+    assert "promoted: rougeL on test went from 0 to 1" in captured.out
     assert "not available in this version; the gate was passed, nothing was sent" in captured.err
     assert tree(copied.output.parent) == before

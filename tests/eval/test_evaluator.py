@@ -18,7 +18,7 @@ from src.eval.metrics import METRICS
 from src.model.source import content_hash
 from src.model.tasks import TASKS
 from src.runs import Run
-from tests.fixtures import ANSWER, SPLITS, STEPS, World, call, jsonl, read_jsonl, tree
+from tests.fixtures import ANSWER, MEASURES, SPLITS, STEPS, World, call, jsonl, read_jsonl, tree
 
 pytest_plugins = ["tests.fixtures"]
 
@@ -140,7 +140,7 @@ def test_a_bare_model_folder_is_evaluated_in_a_run_of_its_own(world: World, tiny
     run = world.newest
     assert (run.manifest["stage"], run.status, run.manifest["model_path"]) == ("eval", "finished", str(tiny))
     assert read(run, "metrics.json")["eval"].keys() == {"test"}
-    assert len(read_jsonl(run.path / "evals" / "test.predictions.jsonl")) == 4
+    assert len(read_jsonl(run.path / "evals" / "test.predictions.jsonl")) == len(MEASURES)
     assert world.call("eval-baseline", "splits=[test]") == 0
     assert {row["difference"] for row in read(run, "comparison.json")["rows"]} == {0}
 
