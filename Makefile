@@ -110,7 +110,7 @@ ssh-eval:  ## Evaluate on the GPU server (not yet)
 ssh-eval-baseline:  ## Evaluate the base model on the GPU server (not yet)
 
 test: $(READY_DEV) lint  ## Run all checks: lint, types, tests (no GPU, no Hub)
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest -n auto --dist worksteal $(ARGS)
 
 lint: $(READY_DEV)  ## Check style and types
 	$(PY) -m ruff check .

@@ -1,4 +1,7 @@
-"""`assay`: the command line as a person meets it, in an empty folder and with heavy imports forbidden."""
+"""How many processes share out the tests, and `assay`: the command line as a person meets it.
+
+That is in an empty folder and with heavy imports forbidden.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+
+from src.utils.workers import cores
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = (
@@ -67,6 +73,18 @@ class Forbid:
 
 sys.meta_path.insert(0, Forbid())
 """
+
+
+MOST_NEEDED = 3 << 30  # bytes that the tests of one process take at most, their children included
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # each of the processes has one core, and so have those that it starts
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """What `-n auto` means: a process for each core that may be used, as far as memory goes."""
+    return max(1, min(cores(), psutil.virtual_memory().available // MOST_NEEDED))
 
 
 class Door:

@@ -5,13 +5,15 @@ Test files name this one in `pytest_plugins`, so that a session has each of thes
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -70,6 +72,15 @@ def curves(run: runs.Run) -> dict[str, list[tuple[int, float]]]:
     for tag in events.Tags()["tensors"]:
         found[tag] = [(e.step, e.tensor_proto.float_val[0]) for e in events.Tensors(tag)]
     return found
+
+
+@contextmanager
+def locked(target: Path) -> Iterator[None]:
+    """Only one process at a time is here with the same `target`: of several that miss it one makes it."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.with_name(f".{target.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def call(*words: str) -> int:
@@ -169,7 +180,9 @@ def smollm2() -> Path:
     torch.set_num_threads(1)  # two threads on cores that others use are many times slower than one
     folder = ROOT / "models" / "SmolLM2-135M-Instruct"
     if not folder.is_dir():
-        subprocess.run([sys.executable, str(ROOT / "scripts" / "build_demo_model.py")], check=True)
+        with locked(folder):
+            if not folder.is_dir():  # nobody made it while this process waited
+                subprocess.run([sys.executable, str(ROOT / "scripts" / "build_demo_model.py")], check=True)
     return folder
 
 

@@ -127,7 +127,8 @@ def test_a_failed_stage_ends_the_demo(make: Make) -> None:
 
 def test_the_checks_are_lint_types_and_tests(make: Make) -> None:
     calls = [" ".join(c) for c in make.calls("test", "ARGS=-k 'a or b'")]
-    assert calls == ["-m ruff check .", "-m ruff format --check .", "-m mypy", "-m pytest -k a or b"]
+    tests = "-m pytest -n auto --dist worksteal -k a or b"
+    assert calls == ["-m ruff check .", "-m ruff format --check .", "-m mypy", tests]
 
 
 def test_conversion_takes_its_files(make: Make) -> None:
