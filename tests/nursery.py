@@ -1,7 +1,8 @@
 """Commands in processes of their own, forked from one that has imported what is heavy: they start at once.
 
 `python -m tests.nursery` reads orders, one line of JSON each, and answers with the child's pid and then with how
-it ended. An order may name a moment: before the nth call of some function the child sends itself a signal.
+it ended. An order may name a moment: before the nth call of some function the child sends itself a signal. And
+it may name functions, module:name, that are called in the child before the command.
 """
 
 from __future__ import annotations
@@ -9,19 +10,21 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import wraps
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+PATIENCE = 300  # seconds until a command that does not end is given up
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ def warm() -> None:
     import torch
 
     torch.set_num_threads(1)
-    for module in ("src.train.pipeline", "src.train.fit", "src.model.load", "src.model.methods"):
+    for module in ("src.train.pipeline", "src.train.fit", "src.train.launcher", "src.model.load", "src.model.methods"):
         import_module(module)
     for module in ("transformers.models.llama.modeling_llama", "peft.tuners.lora", "boto3"):
         import_module(module)
@@ -76,20 +79,35 @@ def warm() -> None:
     environment.versions = lambda: installed  # the same in every child
 
 
-def fork(words: list[str], said: Path, moments: list[Moment], prepare: Any = lambda: None) -> int:
+def fork(order: dict[str, Any]) -> int:
     """Run one command in a child. Returns: its pid."""
     pid = os.fork()
-    if pid:
-        return pid
+    if not pid:
+        file = os.open(order["said"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        become(order["words"], file, file, lambda: prepare(order))
+    return pid
+
+
+def prepare(order: dict[str, Any]) -> None:
+    os.environ.update(order["variables"])
+    for each in order["moments"]:
+        moment = Moment(**each)
+        at(moment, lambda send=moment.send: os.kill(os.getpid(), send))
+    for place in order["calls"]:
+        module, name = place.split(":")
+        getattr(import_module(module), name)()
+
+
+def become(words: list[str], out: int, err: int, prepare: Callable[[], None]) -> NoReturn:
+    """Run one command in this process, which was forked for it, and end; it speaks to the files `out` and `err`."""
     code = 1
     try:
-        file = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(file, 1)
-        os.dup2(file, 2)
-        sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
+        os.dup2(out, 1)
+        os.dup2(err, 2)
+        sys.stdout, sys.stderr = (os.fdopen(fd, "w", buffering=1, closefd=False) for fd in (1, 2))
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+            signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        for moment in moments:
-            at(moment, lambda moment=moment: os.kill(os.getpid(), moment.send))
         prepare()
         from src.main import main
 
@@ -115,9 +133,7 @@ def serve() -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     warm()
     for line in sys.stdin:
-        order = json.loads(line)
-        moments = [Moment(**each) for each in order["moments"]]
-        pid = fork(order["words"], Path(order["said"]), moments, lambda: os.environ.update(order["variables"]))  # noqa: B023
+        pid = fork(json.loads(line))
         answers.write(f"{pid}\n")
         answers.write(f"{ended(pid)}\n")
 
@@ -129,17 +145,21 @@ class Nursery:
         self.said = folder / "said.txt"
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.nursery"], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            text=True, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+            bufsize=0, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         )  # fmt: skip
 
-    def start(self, *words: str, moments: tuple[Moment, ...] = (), **variables: str) -> int:
+    def start(
+        self, *words: str, moments: tuple[Moment, ...] = (), calls: tuple[str, ...] = (), **variables: str
+    ) -> int:
         """Start a command, with the keys that the environment has now. Returns: its pid."""
         variables = {k: v for k, v in os.environ.items() if k.startswith("AWS_")} | variables
         assert self.process.stdin is not None
-        order = {"words": words, "said": str(self.said), "moments": [vars(m) for m in moments]}
-        self.process.stdin.write(json.dumps(order | {"variables": variables}) + "\n")
-        self.process.stdin.flush()
+        order = {"words": words, "said": str(self.said), "moments": [vars(m) for m in moments], "calls": calls}
+        self.process.stdin.write((json.dumps(order | {"variables": variables}) + "\n").encode())
         return int(self._answer())
+
+    def has_ended(self) -> bool:
+        return bool(select.select([self.process.stdout], [], [], 0)[0])
 
     def end(self) -> tuple[int, str]:
         """Wait for its end. Returns: the exit code, or minus the signal that killed it, and what it said."""
@@ -149,8 +169,10 @@ class Nursery:
         self.start(*words, moments=moments, **variables)
         return self.end()
 
-    def _answer(self) -> str:
+    def _answer(self) -> bytes:
         assert self.process.stdout is not None
+        came = select.select([self.process.stdout], [], [], PATIENCE)[0]
+        assert came, f"there was no end to this:\n{self.said.read_text()}"
         return self.process.stdout.readline()
 
 

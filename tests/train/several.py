@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -12,11 +14,40 @@ import pytest
 
 from src.runs import Run
 from tests.fixtures import World
+from tests.nursery import PATIENCE, Nursery
 
-PATIENCE = 300  # seconds until a child that does not come to the point is given up
 TWO = ("num_processes=2", "data_workers=1")
 
-Start = Callable[..., "subprocess.Popen[str]"]
+class Nursling:
+    """A command in the nursery, to be treated as the Popen of one."""
+
+    def __init__(self, nursery: Nursery, pid: int) -> None:
+        self.nursery, self.pid = nursery, pid
+        self.returncode: int | None = None
+        self.said = ""
+
+    def poll(self) -> int | None:
+        if self.returncode is None and self.nursery.has_ended():
+            self.communicate()
+        return self.returncode
+
+    def communicate(self, timeout: float = 0) -> tuple[str, None]:
+        """The nursery has a patience of its own."""
+        if self.returncode is None:
+            self.returncode, self.said = self.nursery.end()
+        return self.said, None
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def end(self) -> None:
+        if self.poll() is None:
+            self.send_signal(signal.SIGKILL)
+            self.communicate()
+
+
+Child = Nursling | subprocess.Popen[str]
+Start = Callable[..., Child]
 
 
 @pytest.fixture
@@ -34,12 +65,31 @@ def start(world: World) -> Iterator[Start]:
         child.wait()
 
 
-def ended(child: subprocess.Popen[str]) -> tuple[int, str]:
+@pytest.fixture
+def fork(world: World, nursery: Nursery) -> Iterator[Start]:
+    """Starts a training in the nursery, whose processes are forked too: one at a time, and several times as fast."""
+    children: list[Nursling] = []
+
+    def begin(*words: str, calls: tuple[str, ...] = (), **variables: str) -> Nursling:
+        if children:
+            children[-1].communicate()
+        calls = ("tests.train.forked:by_fork", *calls)
+        pid = nursery.start("train", *world.settings("train"), *words, calls=calls, **variables)
+        children.append(Nursling(nursery, pid))
+        return children[-1]
+
+    yield begin
+    for child in children:
+        child.end()
+
+
+def ended(child: Child) -> tuple[int, str]:
     said = child.communicate(timeout=PATIENCE)[0]
+    assert child.returncode is not None
     return child.returncode, said
 
 
-def until(child: subprocess.Popen[str], world: World, line: str) -> Run:
+def until(child: Child, world: World, line: str) -> Run:
     """Wait for a line of the newest run's log."""
     deadline = time.monotonic() + PATIENCE
     while True:

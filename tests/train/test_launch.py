@@ -18,7 +18,7 @@ from src.utils.files import sha256
 from tests.fixtures import World, curves
 from tests.train.several import PATIENCE, TWO, Start, ended, samples, until
 
-pytest_plugins = ["tests.fixtures", "tests.train.several"]
+pytest_plugins = ["tests.fixtures", "tests.nursery", "tests.train.several"]
 
 LONG = (*TWO, "epochs=8", "batch_size=3", "lora_dropout=0.1", "logging_steps=1", "save_steps=2", "resume=auto")
 
@@ -34,12 +34,12 @@ def adapter(run: Run) -> Path:
     "extra", [(), ("method=full", "gradient_checkpointing=true", "gradient_accumulation_steps=2")]
 )
 def test_two_processes_take_the_steps_of_one_that_accumulates(
-    world: World, start: Start, extra: tuple[str, ...]
+    world: World, start: Start, fork: Start, extra: tuple[str, ...]
 ) -> None:
     """16 rows in batches of 6: in every epoch one process has a batch less."""
     common = ("epochs=3", "batch_size=6", "lora_dropout=0", "lr=0.003", "logging_steps=1", *extra)
     accumulated = 2 * (2 if "gradient_accumulation_steps=2" in extra else 1)
-    code, said = ended(start(*common, *TWO))
+    code, said = ended((fork if extra else start)(*common, *TWO))
     assert code == 0, said
     two = world.newest
     one = world.train(*common, f"gradient_accumulation_steps={accumulated}")
@@ -52,20 +52,21 @@ def test_two_processes_take_the_steps_of_one_that_accumulates(
         for key, tensor in load_file(two.model / name).items():
             assert torch.allclose(tensor, tensors[key], atol=1e-5), key
     assert two.manifest["processes"] == 2
-    assert two.manifest["command"][:4] == ["python", "-m", "src.main", "train"]
-    assert "num_processes=2" in two.manifest["command"]
+    if not extra:
+        assert two.manifest["command"][:4] == ["python", "-m", "src.main", "train"]
+        assert "num_processes=2" in two.manifest["command"]
     assert said.count("trained in") == 1
     assert [run.id for run in world.runs] == [one.id, two.id]
 
 
-def test_a_training_of_two_processes_goes_on_after_a_signal_and_after_a_kill(world: World, start: Start) -> None:
-    code, said = ended(start(*LONG))
+def test_a_training_of_two_processes_goes_on_after_a_signal_and_after_a_kill(world: World, fork: Start) -> None:
+    code, said = ended(fork(*LONG))
     assert code == 0, said
     whole = world.newest
 
     elsewhere = ("seed=42", f"output_dir={world.output.parent / 'stopped'}")
     there = World(world.model, world.data, world.splits, world.output.parent / "stopped", world.artifacts)
-    stopped = start(*LONG, *elsewhere)
+    stopped = fork(*LONG, *elsewhere)
     run = until(stopped, there, "step 5/")
     stopped.send_signal(signal.SIGTERM)
     code, said = ended(stopped)
@@ -76,7 +77,7 @@ def test_a_training_of_two_processes_goes_on_after_a_signal_and_after_a_kill(wor
     newest = checkpoint.newest(run.checkpoints)
     assert newest is not None and checkpoint.step_of(newest) == samples(run)[-1]["step"]
 
-    killed = start(*LONG, *elsewhere)
+    killed = fork(*LONG, *elsewhere)
     until(killed, there, f"step {checkpoint.step_of(newest) + 4}/")
     processes = psutil.Process(killed.pid).children()
     assert len(processes) == 2
@@ -84,7 +85,7 @@ def test_a_training_of_two_processes_goes_on_after_a_signal_and_after_a_kill(wor
     _, alive = psutil.wait_procs(processes, timeout=PATIENCE)
     assert not alive
 
-    code, said = ended(start(*LONG, *elsewhere))
+    code, said = ended(fork(*LONG, *elsewhere))
     assert code == 0, said
     assert "going on after step" in said
     assert [r.id for r in there.runs] == [run.id]
@@ -110,36 +111,8 @@ def test_two_machines_find_each_other_under_srun(world: World, start: Start) -> 
 
 # --- failures --------------------------------------------------------------------------------------------
 
-# Breaks the second process alone, once it computes a loss.
-BREAKS_THE_SECOND = """
-import os, sys, importlib.abc, importlib.machinery
-
-class Hook(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name != "src.train.fit":
-            return None
-        spec = importlib.machinery.PathFinder.find_spec(name, path)
-        run = spec.loader.exec_module
-        def exec_module(module):
-            run(module)
-            def broken(self, *_, **__):
-                raise ValueError("a bolt is loose")
-            module.Loop.compute_loss = broken
-        spec.loader.exec_module = exec_module
-        return spec
-
-if os.environ.get("RANK") == "1":
-    sys.meta_path.insert(0, Hook())
-"""
-
-
-def test_an_error_of_another_process_is_told_and_the_run_marked_failed(
-    world: World, start: Start, tmp_path: Path
-) -> None:
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(BREAKS_THE_SECOND)
-    path = f"{tmp_path / 'site'}:{Path(__file__).parents[2]}"
-    code, said = ended(start(*TWO, PYTHONPATH=path))
+def test_an_error_of_another_process_is_told_and_the_run_marked_failed(world: World, fork: Start) -> None:
+    code, said = ended(fork(*TWO, calls=("tests.train.forked:with_a_loose_bolt",)))
     assert code == 1, said
     assert "process 1: Traceback (most recent call last)" in said
     assert "ValueError: a bolt is loose" in said
@@ -148,8 +121,8 @@ def test_an_error_of_another_process_is_told_and_the_run_marked_failed(
     assert world.newest.manifest["error"] == "process 1: ValueError: a bolt is loose"
 
 
-def test_a_killed_process_ends_the_others_and_is_told(world: World, start: Start) -> None:
-    child = start(*LONG, "epochs=10000")
+def test_a_killed_process_ends_the_others_and_is_told(world: World, fork: Start) -> None:
+    child = fork(*LONG, "epochs=10000")
     until(child, world, "step 2/")
     first = world.newest.manifest["process"]["pid"]
     (other,) = [p for p in psutil.Process(child.pid).children() if p.pid != first]
@@ -161,8 +134,8 @@ def test_a_killed_process_ends_the_others_and_is_told(world: World, start: Start
     assert "process 1: was killed by SIGKILL" in world.newest.manifest["error"]
 
 
-def test_what_every_process_refuses_is_said_once(world: World, start: Start) -> None:
-    code, said = ended(start(*TWO, "method=full", "lr=1e30", "max_steps=8", "logging_steps=1"))
+def test_what_every_process_refuses_is_said_once(world: World, fork: Start) -> None:
+    code, said = ended(fork(*TWO, "method=full", "lr=1e30", "max_steps=8", "logging_steps=1"))
     assert code == 2, said
     assert said.count("training diverged") == 1
     assert "Traceback" not in said

@@ -16,7 +16,7 @@ from tests.fixtures import World, curves
 from tests.test_gpu import HAS_GPU
 from tests.train.several import TWO, Start, ended, samples, until
 
-pytest_plugins = ["tests.fixtures", "tests.train.several"]
+pytest_plugins = ["tests.fixtures", "tests.nursery", "tests.train.several"]
 
 deepspeed = pytest.mark.skipif(
     not find_spec("deepspeed"),
@@ -37,15 +37,16 @@ COMMON = (
 @pytest.mark.parametrize("method", ["lora", "full"])
 @pytest.mark.parametrize("engine", ENGINES)
 def test_shared_out_weights_learn_the_same_stop_go_on_and_are_saved_whole(
-    world: World, start: Start, engine: str, method: str
+    world: World, start: Start, fork: Start, engine: str, method: str
 ) -> None:
+    begin = fork if engine == "fsdp2" else start
     words = (*COMMON, *TWO, f"parallel={engine}", f"method={method}")
-    child = start(*words)
+    child = begin(*words)
     run = until(child, world, "step 2/")
     child.send_signal(signal.SIGTERM)
     code, said = ended(child)
     assert code == 75, said
-    code, said = ended(start(*words))
+    code, said = ended(begin(*words))
     assert code == 0, said
     assert "going on after step" in said
     assert [r.id for r in world.runs] == [run.id]
@@ -64,8 +65,9 @@ def test_shared_out_weights_learn_the_same_stop_go_on_and_are_saved_whole(
 
 @pytest.mark.parametrize("preset", ["ddp", "fsdp2", *(pytest.param(p, marks=deepspeed) for p in (
     "zero2", "zero2_offload", "zero3", "zero3_offload"))])  # fmt: skip
-def test_every_preset_starts_on_one_device(world: World, start: Start, preset: str) -> None:
-    code, said = ended(start(f"parallel={preset}", "max_steps=2", "data_workers=1"))
+def test_every_preset_starts_on_one_device(world: World, start: Start, fork: Start, preset: str) -> None:
+    begin = fork if preset in {"ddp", "fsdp2"} else start
+    code, said = ended(begin(f"parallel={preset}", "max_steps=2", "data_workers=1"))
     assert code == 0, said
     assert world.newest.status == "finished"
 
