@@ -369,10 +369,11 @@ def _write_answers(folder: Path, answers: Mapping[str, Any]) -> None:
 
 def _compare_with_base(run: runs.Run, result: dict[str, Any], cfg: EvalConfig) -> None:
     folder = compare.baseline_folder(cfg.artifacts_dir, result["base_model"], result["conditions"])
-    if (folder / "metrics.json").exists():
+    if cfg.baseline != "never" and (folder / "metrics.json").exists():
         compare.record(run, read_json(folder / "metrics.json"))
-    else:
-        compare.show_one(result, f"{run.id}, tuned")
+        return
+    compare.show_one(result, f"{run.id}, tuned")
+    if cfg.baseline != "never":
         log.info("make eval-baseline evaluates the base model under these conditions and compares")
 
 
