@@ -369,6 +369,9 @@ class TunedEvalArgs:
         Literal["auto", "cached", "never"],
         Doc("the base's answers: kept ones; auto: where there are none, ask the base in the same load"),
     ] = "auto"
+    allow_other_base: Annotated[
+        bool, Doc("evaluate an adapter over another revision of its base than it was made on")
+    ] = False
 
 
 @dataclass

@@ -3,28 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from contextlib import contextmanager
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from src import runs
 from src.config import BaselineConfig, EvalArgs, EvalConfig, to_yaml
 from src.data import loader, pairs
 from src.data.chat import IDENTITY, Chat
-from src.data.formats import RowError
-from src.data.rows import MOST_SHOWN, Row
 from src.errors import ConfigError, DataError, ModelError
-from src.eval import compare, metrics
+from src.eval import asking, compare, metrics, unfinished, vllm_engine
+from src.eval.asking import Effort, Layout, Questions, Settings, Splits
+from src.eval.conditions import base_model, conditions, engine, identity
+from src.eval.unfinished import Unfinished
 from src.model import tasks
-from src.model.source import Source, locate, locate_tuned
+from src.model.source import Source, Tuned, is_quantised, locate, locate_tuned
 from src.utils import environment
 from src.utils.curves import Curves
-from src.utils.files import read_json, sha256, whole_folder, write_json, write_jsonl, write_text
+from src.utils.environment import Reasoned
+from src.utils.files import read_json, whole_folder, write_json, write_jsonl, write_text
+from src.utils.imports import OPTIONAL, leave_out, settle
 from src.utils.logs import log, log_to
-from src.utils.secrets import redact
 
-Splits = dict[str, list[Row]]
-Settings = EvalConfig | BaselineConfig
+
+class Exam(NamedTuple):
+    """All that two models have in common that are to be compared."""
+
+    cfg: Any
+    chat: Chat
+    asked: Questions
+    dtype: Reasoned
+    device: Reasoned
+    plan: Layout
+    labels: Sequence[str]
+
+    @property
+    def conditions(self) -> dict[str, Any]:
+        return conditions(self.cfg, self.asked, self.chat, self.dtype, self.device, self.plan)
+
+    def load(self, source: Source) -> Any:
+        """The model at `source`, as the task has it."""
+        from src.model import load
+
+        load.seed_everything(self.cfg.seed)  # a head that the files lack is drawn
+        trust = self.cfg.trust_remote_code
+        model, _ = load.load_base(
+            source, self.dtype.value, self.device.value, trust_remote_code=trust, task=self.cfg.task,
+            labels=self.labels,
+        )  # fmt: skip
+        if self.labels:
+            load.pad_alike(model, self.chat.tokenizer)
+        return model
 
 
 def evaluate(cfg: EvalConfig) -> int:
@@ -36,30 +66,32 @@ def evaluate(cfg: EvalConfig) -> int:
     if run and run.status != runs.FINISHED:
         log.warning("run %s is %s; its model is evaluated all the same", run.id, run.status)
     log.info("evaluating %s", folder if run is None else f"run {run.id} ({run.model})")
-    tuned = locate_tuned(folder)
+    tuned = locate_tuned(folder, cfg.allow_other_base)
     task, labels = tasks.tuned_for(tuned, cfg.task)
     cfg = replace(cfg, task=task, metrics=cfg.metrics or list(tasks.TASKS[task].metrics))
     splits, dtype, device = _prepare(cfg)
     pairs.refuse_unknown_labels([row for rows in splits.values() for row in rows] if labels else [], labels)
+    leave_out(*_unused(cfg, tuned.base))
 
-    from src.model import load  # torch and its like start loading here
-
-    model, tokenizer, base = load.load_tuned(
-        tuned, dtype.value, device.value, trust_remote_code=cfg.trust_remote_code, task=task, labels=labels
-    )
-    chat = Chat(tokenizer)
-    _check_tokenization(folder if run is None else run.model, run, chat, cfg)
+    exam, base = _exam(cfg, splits, dtype, device, tuned.base, str(tuned.folder), None, labels)
+    tuned = tuned._replace(base=base)
+    _check_tokenization(folder if run is None else run.model, run, exam.chat, cfg)
     part = "evaluation" if run else None
-    if run is None:
-        facts = {"base_model": _base(base, None), "model_path": str(folder)}
-        run = runs.create(cfg.output_dir, "eval", to_yaml(cfg), facts)
+    recorded = run.manifest.get("base_model") if run and not tuned.is_adapter else None
+    of_base = base_model(base, recorded)
+    who = identity(exam.conditions, base, tuned, cfg.merge_adapter)
+    run = run or _run_for(folder, cfg, who, of_base)
     log_to(run.logs)
-    with run.recorded(part):
-        answers = _answer(model, chat, splits, cfg)
-        result = _result(answers, _conditions(cfg, chat, dtype, device), cfg.metrics or []) | {
-            "base_model": _base(base, run.manifest.get("base_model"))
+    effort = Effort()
+    with run.recorded(part), _kept(run.path / "evals" / f"answers{unfinished.SUFFIX}", who, cfg.fresh) as file:
+        model = _tuned_model(exam, tuned, effort)
+        answers = asking.answers(model, exam.chat, exam.asked, cfg, exam.plan, file, effort)
+        result = _result(answers, exam.conditions, cfg.metrics or []) | {
+            "base_model": of_base,
+            "generated": _generated(exam, effort),
         }
         _write(run, answers, result, to_yaml(cfg))
+        file.close(remove=True)
     _explain(result)
     _compare_with_base(run, result, cfg)
     return 0
@@ -67,38 +99,17 @@ def evaluate(cfg: EvalConfig) -> int:
 
 def evaluate_baseline(cfg: BaselineConfig) -> int:
     """Answer the splits with the untouched base, keep its metrics, and compare the newest run that fits."""
-    task = tasks.TASKS[cfg.task]
-    cfg = replace(cfg, metrics=cfg.metrics or list(task.metrics))
+    cfg = replace(cfg, metrics=cfg.metrics or list(tasks.TASKS[cfg.task].metrics))
     splits, dtype, device = _prepare(cfg)
     source = locate(cfg.model_name, cfg.model_revision)
     tasks.check_source(source, cfg.task)
     log.info("evaluating the base model %s", source.name)
-
-    from src.model import load
-    from src.model.tokenizer import load_config, load_tokenizer
-
-    tokenizer = load_tokenizer(
-        source.location, cfg.model_revision, cfg.trust_remote_code, templated=task.templated
-    )
-    config = load_config(source.location, cfg.model_revision, cfg.trust_remote_code)
-    labels = tasks.labels_for(_labels(splits), config.to_dict()) if cfg.task == "classification" else ()
-    load.seed_everything(cfg.seed)
-    model, source = load.load_base(
-        source, dtype.value, device.value, trust_remote_code=cfg.trust_remote_code, task=cfg.task, labels=labels
-    )
-    if labels:
-        load.pad_alike(model, tokenizer)
-        _say_head(model, labels, cfg.seed)
-    chat = Chat(tokenizer)
-    answers = _answer(model, chat, splits, cfg)
-    base = _base(source, None)
-    result = _result(answers, _conditions(cfg, chat, dtype, device), cfg.metrics or []) | {"base_model": base}
-    target = compare.baseline_folder(cfg.artifacts_dir, base, result["conditions"])
-    with whole_folder(target) as temporary:
-        _write_answers(temporary, answers)
-        write_text(temporary / "config_used.yaml", to_yaml(cfg))
-        write_json(temporary / "metrics.json", result)
-    log.info("baseline kept in %s", target)
+    leave_out(*_unused(cfg, source))
+    exam, source = _exam(cfg, splits, dtype, device, source, source.location, cfg.model_revision, None)
+    model = _base_model(exam, source)
+    if exam.labels:
+        _say_head(model, exam.labels, cfg.seed)
+    result = _answer_as_base(model, exam, source, cfg)
     _explain(result)
     _compare_waiting(result, cfg)
     return 0
@@ -107,13 +118,80 @@ def evaluate_baseline(cfg: BaselineConfig) -> int:
 def read_splits(cfg: EvalArgs, eval_path: str) -> Splits:
     """The rows of each split, prompt and completion.
 
-    Raises: DataError naming missing files and every bad row.
+    Raises: DataError naming missing and empty files, and every bad row of all of them.
     """
     paths = {name: Path(eval_path) / f"{name}.jsonl" for name in cfg.splits}
     missing = [p for p in paths.values() if not p.is_file()]
     if missing:
         raise DataError(*(f"{p} does not exist" for p in missing), hint="set eval_path or splits")
-    return {name: loader.read_rows(path)[: cfg.max_examples] for name, path in paths.items()}
+    found: Splits = {}
+    bad: list[DataError] = []
+    for name, path in paths.items():
+        try:
+            found[name] = loader.read_rows(path)[: cfg.max_examples]
+        except DataError as error:
+            bad.append(error)
+    if bad:
+        raise DataError(*(problem for error in bad for problem in error.problems), hint=bad[0].hint)
+    if empty := [paths[name] for name, rows in found.items() if not rows]:
+        raise DataError(*(f"{p} holds no rows" for p in empty), hint="fill it, or leave it out of splits")
+    return found
+
+
+def _prepare(cfg: Settings) -> tuple[Splits, Reasoned, Reasoned]:
+    """Everything that can be refused before torch is imported."""
+    metrics.check(cfg.metrics or [])
+    if cfg.task == "classification" and (cfg.generation or cfg.stop):
+        key = "generation: {...}" if cfg.generation else "stop: [...]"
+        raise ConfigError(f"{key} has no meaning with task=classification, which generates nothing")
+    if cfg.engine == "vllm":
+        vllm_engine.refuse(str(cfg.task), cfg.generation)
+    if _reads_references(cfg) and (cfg.task == "classification" or cfg.engine == "vllm"):
+        why = f"engine={cfg.engine}" if cfg.engine == "vllm" else f"task={cfg.task}"
+        raise ConfigError(f"metrics: with {why} no metric can read the reference answers token by token")
+    splits = read_splits(cfg, cfg.eval_path)
+    device = environment.choose_device(cfg.cuda_visible_devices)
+    dtype = environment.choose_dtype(cfg.bf16, cfg.cuda_visible_devices)
+    log.info("device %s; precision %s", device, dtype)
+    return splits, dtype, device
+
+
+def _reads_references(cfg: Settings) -> bool:
+    needs = getattr(metrics, "needs_references", None)
+    return bool(needs and needs(cfg.metrics or []))
+
+
+def _unused(cfg: Settings, base: Source) -> list[str]:
+    """Large packages that this evaluation does not need; a metric from outside may need any."""
+    if any(":" in name for name in cfg.metrics or []) or cfg.engine == "vllm":
+        return []
+    return [*OPTIONAL, *([] if is_quantised(base) is not False else ["bitsandbytes"])]
+
+
+def _exam(
+    cfg: Settings, splits: Splits, dtype: Reasoned, device: Reasoned, base: Source, tokenizer_at: str,
+    revision: str | None, labels: Sequence[str] | None,
+) -> tuple[Exam, Source]:  # fmt: skip
+    """The prompts as tokens and the layout of their batches; torch and its like are imported here.
+
+    Args: labels: of a tuned classifier; None: those of the rows, or of a base model that knows them all.
+    Returns: also the base with its revision resolved.
+    """
+    from src.model import load
+    from src.model.tokenizer import load_config, load_tokenizer
+
+    trust = cfg.trust_remote_code
+    tokenizer = load_tokenizer(
+        tokenizer_at, revision, trust, templated=tasks.TASKS[cfg.task or "causal_lm"].templated
+    )
+    settings = load_config(base.location, base.revision, trust)
+    config = settings.to_dict()
+    if labels is None:
+        labels = tasks.labels_for(_labels(splits), config) if cfg.task == "classification" else ()
+    chat = Chat(tokenizer)
+    asked = asking.questions(splits, chat, str(cfg.task), config, _reads_references(cfg))
+    plan = asking.laid_out(asked, cfg, config, dtype.value, device.value)
+    return Exam(cfg, chat, asked, dtype, device, plan, labels), load.resolved(base, settings)
 
 
 def _labels(splits: Splits) -> list[str]:
@@ -136,16 +214,106 @@ def _say_head(model: Any, labels: Sequence[str], seed: int) -> None:
     )  # fmt: skip
 
 
-def _prepare(cfg: Settings) -> tuple[Splits, environment.Reasoned, environment.Reasoned]:
-    """Everything that can be refused before torch is imported."""
-    metrics.check(cfg.metrics or [])
-    if cfg.task == "classification" and cfg.generation:
-        raise ConfigError("generation: {...} has no meaning with task=classification, which generates nothing")
-    splits = read_splits(cfg, cfg.eval_path)
-    device = environment.choose_device(cfg.cuda_visible_devices)
-    dtype = environment.choose_dtype(cfg.bf16, cfg.cuda_visible_devices)
-    log.info("device %s; precision %s", device, dtype)
-    return splits, dtype, device
+def _base_model(exam: Exam, source: Source) -> Any:
+    if exam.cfg.engine == "vllm":
+        return vllm_engine.Writer(source.location, None, exam.chat.tokenizer, exam.dtype.value, exam.cfg)
+    model = exam.load(source)
+    settle()
+    return model
+
+
+def _tuned_model(exam: Exam, tuned: Tuned, effort: Effort) -> Any:
+    """The tuned model, its adapter merged where that is exact enough. Before the adapter stands over it, the base
+    answers, if nobody knows its answers yet."""
+    if exam.cfg.engine == "vllm":
+        return vllm_engine.Writer(tuned.base.location, tuned, exam.chat.tokenizer, exam.dtype.value, exam.cfg)
+    from src.eval import merging
+    from src.model import load
+
+    model = exam.load(tuned.base)
+    settle()
+    if tuned.is_adapter and _is_missing_base(exam, tuned):
+        log.info("the base model %s answers first: its answers are not kept yet", tuned.base.name)
+        _answer_as_base(model, exam, tuned.base, _as_baseline(exam.cfg, tuned.base))
+    prompts = [ids for asked in exam.asked.prompts.values() for ids in asked]
+    model, how = merging.merged(
+        load.attach(model, tuned), exam.cfg.merge_adapter, exam.dtype.value, exam.cfg.task, exam.chat, prompts,
+        lambda: load.attach(exam.load(tuned.base), tuned),
+    )  # fmt: skip
+    log.info("adapter merged: %s", how)
+    effort.facts |= {"adapter_merged": how.value, "adapter_merged_because": how.reason}
+    return model
+
+
+def _is_missing_base(exam: Exam, tuned: Tuned) -> bool:
+    """Whether the base is to be asked in the same load, as `baseline` says."""
+    kept = compare.baseline_folder(exam.cfg.artifacts_dir, base_model(tuned.base), exam.conditions)
+    if exam.cfg.baseline != "auto" or (kept / "metrics.json").exists():
+        return False
+    if exam.labels:  # alone, a base model would choose among the labels of the rows
+        config = read_json(tuned.base.folder / "config.json") if tuned.base.folder else {}
+        return tuple(tasks.labels_for(_labels(exam.asked.rows), config)) == tuple(exam.labels)
+    return True
+
+
+def _as_baseline(cfg: EvalConfig, base: Source) -> BaselineConfig:
+    """The settings by which eval-baseline would do the same."""
+    shared = {f.name: getattr(cfg, f.name) for f in fields(BaselineConfig) if hasattr(cfg, f.name)}
+    revision = None if base.folder else base.revision
+    return BaselineConfig(**shared | {"model_name": base.name, "model_revision": revision})
+
+
+def _answer_as_base(model: Any, exam: Exam, source: Source, cfg: BaselineConfig) -> dict[str, Any]:
+    """Answer as the untouched base, and keep answers and scores among the artifacts."""
+    base, effort = base_model(source), Effort()
+    folder = compare.baseline_folder(cfg.artifacts_dir, base, exam.conditions)
+    path = folder.with_name(folder.name + unfinished.SUFFIX)
+    with _kept(path, identity(exam.conditions, source), cfg.fresh) as file:
+        unfinished.remove_others(path, folder.name.rpartition("-")[0] + "-*")
+        answers = asking.answers(model, exam.chat, exam.asked, exam.cfg, exam.plan, file, effort)
+        result = _result(answers, exam.conditions, cfg.metrics or []) | {
+            "base_model": base,
+            "generated": _generated(exam, effort),
+        }
+        target = compare.baseline_folder(cfg.artifacts_dir, base, result["conditions"])
+        with whole_folder(target) as temporary:
+            _write_answers(temporary, answers)
+            write_text(temporary / "config_used.yaml", to_yaml(cfg))
+            write_json(temporary / "metrics.json", result)
+        file.close(remove=True)
+    log.info("baseline kept in %s", target)
+    return result
+
+
+@contextmanager
+def _kept(path: Path, who: Mapping[str, Any], fresh: bool) -> Any:
+    """The file of answers that is there until they stand elsewhere;"""
+    file = Unfinished(path, who, fresh)
+    try:
+        yield file
+    finally:
+        file.close()
+
+
+def _generated(exam: Exam, effort: Effort) -> dict[str, Any]:
+    """How the answers were made, which decides nothing."""
+    plan = exam.plan
+    return {
+        "engine": engine(exam.cfg),
+        "batch_size": plan.sizes,
+        "batch_size_because": plan.reason,
+    } | effort.told()
+
+
+def _run_for(folder: Path, cfg: EvalConfig, who: Mapping[str, Any], base: Mapping[str, Any]) -> runs.Run:
+    """A run for a bare model folder: the one whose evaluation was stopped, or a new one."""
+    for run in runs.all_runs(cfg.output_dir):
+        stopped = run.status in (runs.INTERRUPTED, runs.FAILED) and run.manifest.get("model_path") == str(folder)
+        path = run.path / "evals" / f"answers{unfinished.SUFFIX}"
+        if stopped and not cfg.fresh and unfinished.is_of(path, who) and run.hold():
+            run.reopen()
+            return run
+    return runs.create(cfg.output_dir, "eval", to_yaml(cfg), {"base_model": dict(base), "model_path": str(folder)})
 
 
 def _check_tokenization(folder: Path, run: runs.Run | None, chat: Chat, cfg: EvalConfig) -> None:
@@ -166,69 +334,6 @@ def _check_tokenization(folder: Path, run: runs.Run | None, chat: Chat, cfg: Eva
         log.warning("%s", said)
 
 
-def _answer(model: Any, chat: Chat, splits: Splits, cfg: Settings) -> dict[str, list[dict[str, Any]]]:
-    """`{split: [{prompt, reference, prediction, scores, tokens, stop}, ...]}`."""
-    predict = _choices if cfg.task == "classification" else _generated
-    most = tasks.positions(model.config.to_dict())
-    found = {}
-    for name, rows in splits.items():
-        prompts = _prompts(rows, chat, str(cfg.task), most)
-        predictions = predict(model, chat, prompts, cfg, name)
-        found[name] = [
-            {"prompt": row.messages[0]["content"], "reference": row.messages[-1]["content"], **predicted}
-            for row, predicted in zip(rows, predictions, strict=True)
-        ]
-    return found
-
-
-def _generated(
-    model: Any, chat: Chat, prompts: Sequence[list[int]], cfg: Settings, title: str
-) -> list[dict[str, Any]]:
-    from src.eval.generate import answer
-
-    made = answer(
-        model, chat.tokenizer, prompts, batch_size=_batch_size(cfg), max_new_tokens=cfg.max_new_tokens,
-        seed=cfg.seed, extra=cfg.generation, title=title,
-    )  # fmt: skip
-    return [
-        {"prediction": a.text, "prompt_tokens": len(prompt), "tokens": a.tokens, "stop": a.stop}
-        for prompt, a in zip(prompts, made, strict=True)
-    ]
-
-
-def _batch_size(cfg: Settings) -> int:
-    return 32 if cfg.eval_batch_size == "auto" else cfg.eval_batch_size
-
-
-def _choices(
-    model: Any, chat: Chat, prompts: Sequence[list[int]], cfg: Settings, title: str
-) -> list[dict[str, Any]]:
-    from src.eval.classify import classify
-
-    labels = tasks.labels_of(model.config.to_dict())
-    made = classify(model, chat.tokenizer.pad_token_id, prompts, labels, _batch_size(cfg), title)
-    return [
-        {"prediction": choice.label, "probability": choice.probability, "prompt_tokens": len(prompt)}
-        for prompt, choice in zip(prompts, made, strict=True)
-    ]
-
-
-def _prompts(rows: Sequence[Row], chat: Chat, task: str, most: int | None) -> list[list[int]]:
-    """Raises: DataError naming every row that the chat template refuses."""
-    found, refused = [], []
-    for row in rows:
-        try:
-            found.append(pairs.TASKS[task].prompt(chat, row, most))
-        except RowError as error:
-            refused.append(f"{row.file}:{row.line} {error.detail}")
-    if refused:
-        raise DataError(*refused[:MOST_SHOWN], hint="mend the rows or the model's chat template")
-    full = sum(len(ids) == most for ids in found)
-    if full:
-        log.warning("%d prompts fill the %d positions of the model; what is longer was cut at its end", full, most)
-    return found
-
-
 def _result(
     answers: Mapping[str, Sequence[dict[str, Any]]], conditions: dict[str, Any], names: Sequence[str]
 ) -> dict[str, Any]:
@@ -241,31 +346,6 @@ def _result(
         for index, row in enumerate(rows):
             row["scores"] = {name: s.examples[index] for name, s in scored.items()}
     return {"eval": corpus, "metrics": metrics.describe(names), "conditions": conditions}
-
-
-def _conditions(
-    cfg: Settings,
-    chat: Chat,
-    dtype: environment.Reasoned,
-    device: environment.Reasoned,
-) -> dict[str, Any]:
-    """What the scores depend on, the model's weights aside."""
-    return {
-        "task": cfg.task,
-        "data": {s: sha256(Path(cfg.eval_path) / f"{s}.jsonl") for s in cfg.splits},
-        "max_examples": cfg.max_examples,
-        "tokenization": chat.identity,
-        "decoding": {"max_new_tokens": cfg.max_new_tokens, "seed": cfg.seed} | redact(cfg.generation),
-        "eval_batch_size": _batch_size(cfg),
-        "precision": dtype.value,
-        "device": device.value,
-        "metrics": {name: about["implementation"] for name, about in metrics.describe(cfg.metrics or []).items()},
-    }
-
-
-def _base(source: Source, recorded: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The base model's identity; a full fine-tune knows its base only from its run's manifest."""
-    return dict(recorded or {"name": source.name, "revision": source.revision})
 
 
 def _write(run: runs.Run, answers: Mapping[str, Any], result: dict[str, Any], config_yaml: str) -> None:
@@ -289,10 +369,11 @@ def _write_answers(folder: Path, answers: Mapping[str, Any]) -> None:
 
 def _compare_with_base(run: runs.Run, result: dict[str, Any], cfg: EvalConfig) -> None:
     folder = compare.baseline_folder(cfg.artifacts_dir, result["base_model"], result["conditions"])
-    if (folder / "metrics.json").exists():
+    if cfg.baseline != "never" and (folder / "metrics.json").exists():
         compare.record(run, read_json(folder / "metrics.json"))
-    else:
-        compare.show_one(result, f"{run.id}, tuned")
+        return
+    compare.show_one(result, f"{run.id}, tuned")
+    if cfg.baseline != "never":
         log.info("make eval-baseline evaluates the base model under these conditions and compares")
 
 

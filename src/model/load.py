@@ -68,10 +68,13 @@ def load_base(
     )
     new = [*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])]
     model.untrained_modules = sorted({_module(key, model.base_model_prefix) for key in new} - {""})
-    commit = getattr(model.config, "_commit_hash", None)
-    if source.folder is None and commit:
-        source = replace(source, revision=commit)
-    return (model if four_bit else model.to(device)), source
+    return (model if four_bit else model.to(device)), resolved(source, model.config)
+
+
+def resolved(source: Source, config: Any) -> Source:
+    """`source` with its revision resolved to the commit that `config` was fetched from."""
+    commit = getattr(config, "_commit_hash", None)
+    return replace(source, revision=commit) if source.folder is None and commit else source
 
 
 def shell(
@@ -163,10 +166,14 @@ def load_tuned(
     )
     if labels:
         pad_alike(model, tokenizer)
+    return attach(model, tuned), tokenizer, source
+
+
+def attach(model: Any, tuned: Tuned) -> Any:
+    """The base model with the adapter over it, in the precision that it was computed in during training, not in
+    fp32 with a cast at every layer; full weights as they are."""
     if not tuned.is_adapter:
-        return model, tokenizer, source
-    # in the precision that it was computed in during training, not in fp32 with a cast at every layer
+        return model
     with warnings.catch_warnings():  # it takes AdaLoRA's ranks for LoRA's, and says that they were ignored
         warnings.filterwarnings("ignore", message="The following rank_pattern keys")
-        model = PeftModel.from_pretrained(model, str(tuned.folder), autocast_adapter_dtype=False)
-    return model, tokenizer, source
+        return PeftModel.from_pretrained(model, str(tuned.folder), autocast_adapter_dtype=False)

@@ -111,16 +111,25 @@ class Tuned(NamedTuple):
     is_adapter: bool
 
 
-def locate_tuned(folder: Path) -> Tuned:
+def locate_tuned(folder: Path, allow_other_base: bool = False) -> Tuned:
     """Find a tuned model and its base, before anything heavy is loaded.
 
-    Raises: ModelError if either cannot be a model.
+    Raises: ModelError if either cannot be a model, or the base is not the one that the adapter was made on.
     """
     base = adapter_base(folder)
     if base is None:
         return Tuned(folder, locate(str(folder)), False)
     name, revision = base
-    source = locate(name, None if revision and revision.startswith("sha256:") else revision)
+    try:
+        source = locate(name, None if revision and revision.startswith("sha256:") else revision)
+    except ModelError as error:
+        raise ModelError(
+            f"the base model of the adapter {folder} cannot be used: {error.problems[0]}",
+            hint=f"restore {name}, over which the adapter was made",
+        ) from error
     if revision and source.folder and source.revision != revision:
-        log.warning("the base model %s is now %s; the adapter was made on %s", name, source.revision, revision)
+        told = f"the base model {name} is now {source.revision}; the adapter was made on {revision}"
+        if not allow_other_base:
+            raise ModelError(told, hint="restore the base model, or set allow_other_base=true")
+        log.warning("%s", told)
     return Tuned(folder, source, True)

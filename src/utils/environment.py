@@ -214,6 +214,16 @@ def memory_left(device: str, visible: str) -> Capacity:
     return Capacity(free + own, f"{reason}, and {own / 1e9:.2f} GB that this process holds")
 
 
+def memory_total(device: str, visible: str) -> Capacity:
+    """The device's memory in all, whoever holds it: the same at every asking."""
+    found = gpus(visible) if device == "cuda" else []
+    if found and found[0].memory_mib:
+        return Capacity(found[0].memory_mib << 20, f"memory of the {found[0].name}")
+    total, reason = psutil.virtual_memory().total, "RAM of this machine"
+    limit = _cgroup_limit()
+    return Capacity(limit, "RAM of this container") if limit and limit < total else Capacity(total, reason)
+
+
 def _gpu_memory_left(visible: str) -> Capacity | None:
     """Free memory of the first of the GPUs `visible`; None where nvidia-smi cannot tell."""
     first = visible.split(",")[0]
@@ -235,6 +245,14 @@ def _cgroup_left(root: Path = Path("/sys/fs/cgroup")) -> int | None:
             return max(0, int(limit.read_text()) - int(used.read_text()) + cached)
         except (OSError, ValueError):  # no such file, or "max"
             continue
+    return None
+
+
+def _cgroup_limit(root: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """The most that the control group of this process may take; None without a limit."""
+    for limit, _, _ in CGROUPS:
+        with suppress(OSError, ValueError):
+            return int((root / limit).read_text())
     return None
 
 

@@ -77,7 +77,9 @@ def test_the_scores_stand_beside_what_they_depend_on(finished: World) -> None:
     for split in SPLITS:
         content = (finished.splits / f"{split}.jsonl").read_bytes()
         assert conditions["data"][split] == hashlib.sha256(content).hexdigest()
-    assert conditions["decoding"] == {"max_new_tokens": 16, "seed": 42}
+    assert conditions["decoding"] == {"max_new_tokens": 16, "seed": 42, "stop": []}
+    assert conditions["batch_size"] == dict.fromkeys(SPLITS, 64)
+    assert conditions["engine"] == "transformers"
     assert (conditions["precision"], conditions["device"]) == ("float32", "cpu")
     assert metrics["metrics"].keys() == conditions["metrics"].keys() == SCORED.keys()
     assert metrics["base_model"] == {"name": str(finished.model), "revision": content_hash(finished.model)}
@@ -174,9 +176,10 @@ def test_the_comparison_is_there_after_both_whichever_came_first(copied: World, 
     (run.path / "comparison.json").unlink()
     (run.path / "metrics.json").write_text('{"train": {"steps": 1}}')
     shutil.rmtree(copied.artifacts)
-    assert copied.call(order[0]) == 0
+    words = {"eval": ["baseline=cached"]}
+    assert copied.call(order[0], *words.get(order[0], [])) == 0
     assert not (run.path / "comparison.json").exists()
-    assert copied.call(order[1]) == 0
+    assert copied.call(order[1], *words.get(order[1], [])) == 0
     assert read(run, "comparison.json") == expected
 
 
@@ -201,7 +204,7 @@ def test_an_evaluation_under_other_conditions_is_compared_with_a_baseline_under_
 ) -> None:
     run = copied.newest
     capsys.readouterr()
-    assert copied.call("eval", word) == 0
+    assert copied.call("eval", word, "baseline=cached") == 0
     assert not (run.path / "comparison.json").exists()
     assert "make eval-baseline evaluates the base model under these conditions" in capsys.readouterr().out
     assert copied.call("eval-baseline", word) == 0
@@ -218,7 +221,7 @@ def test_the_baseline_of_another_model_is_not_compared(copied: World, tiny: Path
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
     assert copied.call("eval-baseline", f"model_name={other}") == 0
     assert not (run.path / "comparison.json").exists()
-    assert copied.call("eval") == 0
+    assert copied.call("eval", "baseline=cached") == 0
     assert not (run.path / "comparison.json").exists()
 
 
@@ -226,7 +229,7 @@ def test_a_change_of_the_splits_makes_another_baseline(copied: World, tmp_path: 
     splits = Path(shutil.copytree(copied.splits, tmp_path / "eval"))
     rows = read_jsonl(splits / "test.jsonl")
     jsonl(splits / "test.jsonl", rows[::-1])
-    assert copied.call("eval", f"eval_path={splits}") == 0
+    assert copied.call("eval", f"eval_path={splits}", "baseline=cached") == 0
     assert not (copied.newest.path / "comparison.json").exists()
 
 
@@ -241,7 +244,7 @@ def test_only_the_rows_splits_and_metrics_asked_for_are_evaluated(copied: World)
 
 
 def test_generation_settings_reach_the_model(copied: World) -> None:
-    common = ("splits=[test]", "generation.do_sample=true", "generation.temperature=5.0")
+    common = ("baseline=never", "splits=[test]", "generation.do_sample=true", "generation.temperature=5.0")
     answers = []
     for seed in (1, 1, 2):
         assert copied.call("eval", *common, f"seed={seed}") == 0
@@ -292,6 +295,8 @@ def test_an_evaluation_that_fails_is_recorded_and_leaves_the_run_finished(
         raise ZeroDivisionError("one in a million")
 
     before = read(copied.newest, "metrics.json")
+    (kept,) = baselines(copied)
+    answers = tree(kept)
     monkeypatch.setattr("transformers.LlamaForCausalLM.forward", broken)
     with pytest.raises(ZeroDivisionError):
         copied.call("eval", "splits=[test]")
@@ -300,6 +305,8 @@ def test_an_evaluation_that_fails_is_recorded_and_leaves_the_run_finished(
     assert run.manifest["evaluation"]["error"] == "ZeroDivisionError: one in a million"
     assert run.status_in_words == "finished, evaluation failed"
     assert read(run, "metrics.json") == before
+    assert [tree(folder) for folder in baselines(copied)] == [answers]
+    assert not list(copied.output.parent.rglob("*.unfinished.jsonl"))  # there was no answer to be kept
 
 
 # --- the tokenizer that the model was tuned with ---------------------------------------------------------

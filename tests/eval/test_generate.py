@@ -9,7 +9,8 @@ import pytest
 
 from src.config import MethodArgs
 from src.data.chat import Chat
-from src.eval.generate import Answer, answer, end_tokens
+from src.eval.answers import Answer
+from src.eval.generate import answer, end_tokens
 from src.model import adapters, load
 from src.model.source import locate_tuned
 from tests.fixtures import ANSWER, ROOT, World, read_jsonl
@@ -36,7 +37,7 @@ def prompts(tokenizer: Any) -> list[list[int]]:
 
 
 def ask(model: Any, tokenizer: Any, prompts: list[list[int]], **others: Any) -> list[Answer]:
-    settings = {"batch_size": 4, "max_new_tokens": 12, "seed": 42, "extra": {}, "title": "test"} | others
+    settings = {"batch_size": 4, "max_new_tokens": 12, "seed": 42, "extra": {}} | others
     return answer(model, tokenizer, prompts, **settings)
 
 

@@ -16,7 +16,7 @@ from src.errors import ModelError
 from src.model import load, tiny
 from src.model import tokenizer as tokenizer_of
 from src.model.source import Source, locate, locate_tuned
-from tests.fixtures import ANSWER, World
+from tests.fixtures import ANSWER, World, tree
 
 pytest_plugins = ["tests.fixtures"]
 
@@ -102,7 +102,7 @@ def test_weights_come_in_the_precision_asked_for(tiny: Path, dtype: str) -> None
     assert {str(p.dtype) for p in model.parameters()} == {f"torch.{dtype}"}
 
 
-def test_an_adapter_whose_base_has_changed_says_so(
+def test_an_adapter_whose_base_has_changed_is_refused_unless_told(
     world: World, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = world.train(f"model_name={folder}", "max_steps=1")
@@ -111,9 +111,27 @@ def test_an_adapter_whose_base_has_changed_says_so(
     weights["model.norm.weight"] += 1
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     capsys.readouterr()
-    assert world.call("eval", str(run.path)) == 0
-    said = " ".join(capsys.readouterr().out.split())
-    assert re.search(rf"the base model \S+ is now sha256:\w+; the adapter was made on {was}", said)
+    told = rf"the base model \S+ is now (sha256:\w+); the adapter was made on {was}"
+    before = tree(world.output)
+    assert world.call("eval", str(run.path)) == 2
+    assert re.search(f"{told}; restore the base model, or set allow_other_base=true", capsys.readouterr().err)
+    assert tree(world.output) == before
+    assert world.call("eval", str(run.path), "allow_other_base=true", "splits=[test]", "max_examples=2") == 0
+    found = re.search(told, " ".join(capsys.readouterr().out.split()))
+    assert found
+    base = json.loads((run.path / "metrics.json").read_text())["base_model"]
+    assert base == {"name": str(folder), "revision": found[1]}
+
+
+def test_an_adapter_whose_base_is_gone_is_refused(
+    world: World, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = world.train(f"model_name={folder}", "max_steps=1")
+    shutil.rmtree(folder)
+    assert world.call("eval", str(run.path)) == 2
+    said = capsys.readouterr().err
+    assert f"the base model of the adapter {run.model} cannot be used: " in said
+    assert f"restore {folder}, over which the adapter was made" in said
 
 
 def test_full_weights_are_their_own_base(tiny: Path) -> None:
