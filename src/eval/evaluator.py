@@ -338,13 +338,7 @@ def _result(
     answers: Mapping[str, Sequence[dict[str, Any]]], conditions: dict[str, Any], names: Sequence[str]
 ) -> dict[str, Any]:
     """Score the answers; each row gets its own scores, each split the corpus score of each metric."""
-    corpus: dict[str, dict[str, float]] = {}
-    for split, rows in answers.items():
-        pairs = [row["prediction"] for row in rows], [row["reference"] for row in rows]
-        scored = {name: metrics.score(name, *pairs) for name in names}
-        corpus[split] = {name: s.corpus for name, s in scored.items()}
-        for index, row in enumerate(rows):
-            row["scores"] = {name: s.examples[index] for name, s in scored.items()}
+    corpus = {split: metrics.score_rows(names, rows) for split, rows in answers.items()}
     return {"eval": corpus, "metrics": metrics.describe(names), "conditions": conditions}
 
 

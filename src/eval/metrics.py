@@ -1,134 +1,209 @@
 """Metrics: scored example by example, then over the corpus, each with its scale and implementation named.
 
-To add a metric, enter it in METRICS: per-example scores, corpus score and the comparison come from there.
+To add a metric, enter it in METRICS: per-example scores, corpus score, interval and comparison come from there.
+Others are named where they are asked for: `evaluate:NAME` is one of the library `evaluate`, `file:PATH.py` a
+function of one's own (see outside.py).
 """
 
 from __future__ import annotations
 
-import re
-from collections import Counter
-from collections.abc import Callable, Sequence
-from functools import cache
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from functools import partial
 from importlib.metadata import version
 from statistics import fmean
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from rouge_score import rouge_scorer
+import numpy as np
 from sacrebleu.metrics.bleu import BLEU
+from sacrebleu.metrics.chrf import CHRF
 
 from src.errors import ConfigError, did_you_mean
+from src.eval import measures, outside
+from src.eval.measures import Floats, Row
+
+Better = Literal["higher", "lower", "neither"]
+Rows = Sequence[Row]
 
 
 class Metric(NamedTuple):
-    """`example(prediction, reference)` scores one pair; `corpus` scores all, None being the mean of them."""
+    """`example` scores one row. `statistics` gives each row a vector, and `corpus` makes the corpus score of their
+    sum, or of many sums, shape (..., vector); without them it is the mean of the examples.
 
-    example: Callable[[str, str], float]
+    references: whether it reads the keys `reference_*` of a row, which a pass over the reference answers fills.
+    """
+
+    example: Callable[[Row], float]
     scale: str
     implementation: Callable[[], str]
-    corpus: Callable[[Sequence[str], Sequence[str]], float] | None = None
+    better: Better = "higher"
+    statistics: Callable[[Rows], list[list[float]]] | None = None
+    corpus: Callable[[Floats], Floats] | None = None
+    references: bool = False
 
 
 class Scores(NamedTuple):
-    """`corpus` is the metric over all pairs, `examples` the score of each, in their order."""
+    """`corpus` is the metric over all rows, `examples` the score of each, in their order.
+
+    examples: None where a single row has no score.
+    statistics: a vector a row where the corpus score is no mean of the examples: it is made of their sum.
+    """
 
     corpus: float
-    examples: list[float]
+    examples: list[float] | None
+    statistics: list[list[float]] | None
 
 
-def exact_match(prediction: str, reference: str) -> float:
-    """1 if both are the same text, white space at either end aside."""
-    return float(prediction.strip() == reference.strip())
+def _texts(function: Callable[[str, str], float]) -> Callable[[Row], float]:
+    return lambda row: function(row["prediction"], row["reference"])
 
 
-def jaccard(prediction: str, reference: str) -> float:
-    """Distinct tokens in both over distinct tokens in either (Jaccard, 1912); two empty texts are alike.
-
-    A token is a word, or one character that is neither word nor white space.
-    """
-    a, b = (set(re.findall(r"\w+|[^\w\s]", text)) for text in (prediction, reference))
-    return len(a & b) / len(a | b) if a | b else 1.0
+def _each(function: Callable[[Row], list[float]]) -> Callable[[Rows], list[list[float]]]:
+    return lambda rows: [function(row) for row in rows]
 
 
-def f1_macro(predictions: Sequence[str], references: Sequence[str]) -> float:
-    """The mean over the labels of F1 = 2 TP / (2 TP + FP + FN), each label counting the same.
-
-    Labels are those that occur in `references` or `predictions`; as in Opitz and Burst (2019,
-    arXiv:1911.03347), "averaged F1", and as scikit-learn computes `f1_score(average="macro")`.
-    """
-    pairs = [(p.strip(), r.strip()) for p, r in zip(predictions, references, strict=True)]
-    predicted, real = Counter(p for p, _ in pairs), Counter(r for _, r in pairs)
-    right = Counter(p for p, r in pairs if p == r)
-    return fmean(2 * right[label] / (predicted[label] + real[label]) for label in sorted({*predicted, *real}))
+def _says(text: str) -> Callable[[], str]:
+    return lambda: text
 
 
 def _rouge(kind: str) -> Metric:
-    def example(prediction: str, reference: str) -> float:
-        return float(_scorer(kind).score(reference, prediction)[kind].fmeasure)
-
     return Metric(
-        example, "0-1", lambda: f"rouge_score {version('rouge-score')} {kind} F-measure, no stemming, mean"
+        _texts(partial(measures.rouge, kind)),
+        "0-1",
+        lambda: f"rouge_score {version('rouge-score')} {kind} F-measure, no stemming, mean",
     )
 
 
-@cache
-def _scorer(kind: str) -> rouge_scorer.RougeScorer:
-    return rouge_scorer.RougeScorer([kind], use_stemmer=False)
-
-
-def _sentence_bleu(prediction: str, reference: str) -> float:
-    return float(_sentence_scorer().sentence_score(prediction, [reference]).score)
-
-
-@cache
-def _sentence_scorer() -> BLEU:
-    return BLEU(effective_order=True)
-
-
-def _corpus_bleu(predictions: Sequence[str], references: Sequence[str]) -> float:
-    return float(BLEU().corpus_score(list(predictions), [list(references)]).score)
-
-
-def _bleu_signature() -> str:
-    metric = BLEU()
+def _signature(scorer: type[BLEU] | type[CHRF]) -> str:
+    metric = scorer()
     metric.corpus_score(["a"], [["a"]])
     return f"sacrebleu {metric.get_signature()}"
 
 
 METRICS: dict[str, Metric] = {
-    "exact_match": Metric(exact_match, "0-1", lambda: "assay exact text, outer white space stripped, mean"),
-    "avg_jaccard_overlap": Metric(jaccard, "0-1", lambda: "assay Jaccard of word and symbol sets, mean"),
+    "exact_match": Metric(
+        _texts(measures.exact_match), "0-1", _says("assay exact text, outer white space stripped, mean")
+    ),
+    "avg_jaccard_overlap": Metric(
+        _texts(measures.jaccard), "0-1", _says("assay Jaccard of word and symbol sets, mean")
+    ),
     "rouge1": _rouge("rouge1"),
     "rouge2": _rouge("rouge2"),
     "rougeL": _rouge("rougeL"),
-    "bleu": Metric(_sentence_bleu, "0-100", _bleu_signature, _corpus_bleu),
-    "accuracy": Metric(exact_match, "0-1", lambda: "assay share of right labels"),
-    "f1_macro": Metric(exact_match, "0-1", lambda: "assay macro F1, mean of the labels' F1", f1_macro),
+    "bleu": Metric(
+        _texts(measures.sentence_bleu),
+        "0-100",
+        lambda: _signature(BLEU),
+        statistics=_each(measures.bleu_counts),
+        corpus=measures.bleu,
+    ),
+    "chrf": Metric(
+        _texts(measures.sentence_chrf),
+        "0-100",
+        lambda: _signature(CHRF),
+        statistics=_each(measures.chrf_counts),
+        corpus=measures.chrf,
+    ),
+    "token_f1": Metric(
+        _texts(measures.token_f1), "0-1", _says("assay F1 of words and symbols, case and punctuation kept, mean")
+    ),
+    "perplexity": Metric(
+        measures.perplexity_of,
+        "from 1",
+        _says("assay exp of the mean nats a reference token, its end of turn with it, over the corpus"),
+        better="lower",
+        statistics=_each(measures.nll_counts),
+        corpus=measures.perplexity,
+        references=True,
+    ),
+    "token_accuracy": Metric(
+        measures.hits_of,
+        "0-1",
+        _says("assay share of reference tokens, the end of turn with them, that the model would choose next"),
+        statistics=_each(measures.hit_counts),
+        corpus=measures.ratio,
+        references=True,
+    ),
+    "length_ratio": Metric(
+        _texts(measures.length_ratio),
+        "from 0",
+        _says("assay words and symbols predicted for each of the references, over the corpus"),
+        better="neither",
+        statistics=_each(measures.length_counts),
+        corpus=measures.ratio,
+    ),
+    "accuracy": Metric(_texts(measures.exact_match), "0-1", _says("assay share of right labels")),
+    "f1_macro": Metric(
+        _texts(measures.exact_match),
+        "0-1",
+        _says("assay macro F1, mean of the labels' F1"),
+        statistics=measures.label_counts,
+        corpus=measures.f1_macro,
+    ),
 }
 
 
 def check(names: Sequence[str]) -> None:
-    """Raises: ConfigError naming every metric that is not in the table."""
-    unknown = [n for n in names if n not in METRICS]
-    if unknown:
-        raise ConfigError(
-            *(f"metrics: {n} is not a metric{did_you_mean(n, METRICS)}" for n in unknown),
-            hint=f"there are: {', '.join(METRICS)}",
-        )
+    """Load what is named from outside of the table.
 
-
-def score(name: str, predictions: Sequence[str], references: Sequence[str]) -> Scores:
-    """Score pairs by the metric `name`.
-
-    Raises: ValueError if there are no pairs, or not as many predictions as references.
+    Raises: ConfigError naming every metric that is not in the table, or cannot be used.
     """
-    if not predictions or len(predictions) != len(references):
-        raise ValueError(f"{len(predictions)} predictions for {len(references)} references")
+    problems = [
+        f"metrics: {n} is not a metric{did_you_mean(n, METRICS)}"
+        for n in names
+        if n not in METRICS and not outside.is_named(n)
+    ]
+    hint = f"there are: {', '.join(METRICS)}, evaluate:NAME and file:PATH.py" if problems else ""
+    for name in filter(outside.is_named, names):
+        try:
+            outside.find(name)
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(*problems, hint=hint)
+
+
+def needs_references(names: Sequence[str]) -> bool:
+    """Whether any of them reads the keys `reference_*` of a row."""
+    return any(METRICS[n].references for n in names if n in METRICS)
+
+
+def score(name: str, rows: Rows) -> Scores:
+    """Score rows, which have `prediction`, `reference` and what the metric needs besides.
+
+    Raises: ValueError if there are none.
+    """
+    if not rows:
+        raise ValueError(f"no rows to score by {name}")
+    if outside.is_named(name):
+        return Scores(*outside.find(name).score(rows), None)
     metric = METRICS[name]
-    examples = [metric.example(p, r) for p, r in zip(predictions, references, strict=True)]
-    corpus = metric.corpus(predictions, references) if metric.corpus else fmean(examples)
-    return Scores(corpus, examples)
+    examples = [metric.example(row) for row in rows]
+    if metric.statistics is None or metric.corpus is None:
+        return Scores(fmean(examples), examples, None)
+    statistics = metric.statistics(rows)
+    return Scores(float(metric.corpus(np.sum(statistics, axis=0))), examples, statistics)
+
+
+def score_rows(names: Sequence[str], rows: Sequence[MutableMapping[str, Any]]) -> dict[str, float]:
+    """Give each row its `scores`, and its `statistics` where a metric has them.
+
+    Returns: the corpus score of each metric.
+    """
+    scored = {name: score(name, rows) for name in names}
+    for index, row in enumerate(rows):
+        row["scores"] = {n: s.examples[index] for n, s in scored.items() if s.examples is not None}
+        row["statistics"] = {n: s.statistics[index] for n, s in scored.items() if s.statistics is not None}
+    return {name: s.corpus for name, s in scored.items()}
 
 
 def describe(names: Sequence[str]) -> dict[str, dict[str, str]]:
-    """`{metric: {scale, implementation}}`, to stand beside the numbers."""
-    return {n: {"scale": METRICS[n].scale, "implementation": METRICS[n].implementation()} for n in names}
+    """`{metric: {scale, implementation, better}}`, to stand beside the numbers."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for name in names:
+        metric = outside.find(name) if outside.is_named(name) else METRICS[name]
+        found[name] = {
+            "scale": metric.scale,
+            "implementation": metric.implementation(),
+            "better": metric.better,
+        }
+    return {name: dict(about) for name, about in found.items()}

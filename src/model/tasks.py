@@ -15,7 +15,17 @@ from src.model.methods import METHODS
 from src.model.source import Source, Tuned
 from src.utils.files import read_json
 
-TEXT_METRICS = ("exact_match", "avg_jaccard_overlap", "rouge1", "rouge2", "rougeL", "bleu")
+TEXT_METRICS = (
+    "exact_match",
+    "avg_jaccard_overlap",
+    "rouge1",
+    "rouge2",
+    "rougeL",
+    "bleu",
+    "chrf",
+    "token_f1",
+    "length_ratio",
+)
 
 
 class Task(NamedTuple):
