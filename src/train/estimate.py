@@ -76,6 +76,7 @@ class Plan:
     memory: Memory
     available: Capacity
     disk: tuple[Need, ...]
+    weights: simulate.Weights
 
     @property
     def fits_memory(self) -> bool:
@@ -95,8 +96,9 @@ class Plan:
         """For the manifest."""
         return {
             "method": self.method, "device": self.device, "precision": self.dtype,
-            "parameters": self.parameters, "trainable": self.trainable, "rows": self.rows,
-            "steps_an_epoch": self.steps_an_epoch, "steps": self.steps,
+            "parameters": self.parameters, "trainable": self.trainable,
+            "weights": {"base": self.weights.base_bytes, "adapters": self.weights.adapter_bytes},
+            "rows": self.rows, "steps_an_epoch": self.steps_an_epoch, "steps": self.steps,
             "tokens_an_epoch": self.tokens_an_epoch, "tokens": self.tokens,
             "evaluations": self.evaluations, "checkpoints": self.checkpoints,
             "longest_batch": {"rows": self.longest_batch[0], "tokens": self.longest_batch[1]},
@@ -242,7 +244,7 @@ class Estimator:
             round(tokens * schedule.steps / schedule.steps_an_epoch),
             (len(longest), int(self.lengths[longest].sum())),
             math.ceil(schedule.steps / told.eval_steps) if self.held_out else 0, checkpoints,
-            checkpointing, needed, available, tuple(disk(cfg, self.base, weights, checkpoints)),
+            checkpointing, needed, available, tuple(disk(cfg, self.base, weights, checkpoints)), weights,
         )  # fmt: skip
 
     def _checkpointing(self, cfg: TrainConfig, available: Capacity) -> tuple[Reasoned, Memory]:

@@ -14,7 +14,7 @@ from src.data.chat import IDENTITY, Chat
 from src.data.rows import Example
 from src.data.store import RowStore, TokenStore
 from src.errors import RunError, Stopped
-from src.model import tasks
+from src.model import profile, tasks
 from src.model.source import Source
 from src.runs import Run
 from src.train import check, mirror, processes, resume
@@ -22,7 +22,7 @@ from src.train.plan import planned, refuse, settled
 from src.train.ready import Ready, made_ready, rows_ready, tuned_model
 from src.utils import environment
 from src.utils.environment import Reasoned
-from src.utils.files import whole_folder, write_json
+from src.utils.files import hashes, whole_folder, write_json
 from src.utils.logs import log, log_to
 from src.utils.place import Here, here
 
@@ -143,6 +143,8 @@ def _fitted(asked: TrainConfig, shared: Shared, now: Here, first: First | None, 
         if now.first:
             save(model, ready.chat, run.model, weights)
             write_json(run.path / "metrics.json", {"train": figures})
+            run.update(model_files=hashes(run.model))  # by which later damage is seen
+            profile.write(run)
     log.info("trained in %.0f s, loss %.4f; model in %s", figures["seconds"], figures["train_loss"], run.model)
     return 0
 

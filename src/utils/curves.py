@@ -6,6 +6,7 @@ import math
 import struct
 from collections.abc import Set as AbstractSet
 from pathlib import Path
+from typing import Any
 
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.summary import Writer
@@ -30,6 +31,17 @@ class Curves:
         self._writer.close()
 
     @staticmethod
+    def read(folder: Path, tag: str) -> list[tuple[int, float]]:
+        """`(step, value)` of every point of a curve, by its steps."""
+        found: dict[int, float] = {}
+        for path in sorted(folder.glob("events.out.tfevents.*")):
+            for event in map(Event.FromString, _records(path.read_bytes())):
+                for value in event.summary.value:
+                    if value.tag == tag:
+                        found[event.step] = _scalar(value)
+        return sorted(found.items())
+
+    @staticmethod
     def forget_after(folder: Path, step: int, tags: AbstractSet[str]) -> None:
         """Take the points of `tags` after `step` out of the event files of `folder`: they will be made anew."""
         for path in folder.glob("events.out.tfevents.*"):
@@ -41,6 +53,11 @@ class Curves:
                     if event.step <= step or not tags & {value.tag for value in event.summary.value}:
                         writer.write(record)
             temporary.replace(path)
+
+
+def _scalar(value: Any) -> float:
+    """A point is written as a tensor of one number."""
+    return float(value.tensor.float_val[0] if value.HasField("tensor") else value.simple_value)
 
 
 def _records(data: bytes) -> list[bytes]:

@@ -159,6 +159,11 @@ def read_json(path: Path) -> Any:
         raise RunError(f"{path} is not JSON: {error}", hint="restore it or make a new run") from None
 
 
+def hashes(folder: Path) -> dict[str, str]:
+    """The content hash of every file in `folder`, by its path in there."""
+    return {str(p.relative_to(folder)): sha256(p) for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
 def sha256(path: Path) -> str:
     """Content hash of a file, in hexadecimal."""
     digest = hashlib.sha256()

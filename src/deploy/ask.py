@@ -1,0 +1,110 @@
+"""Asking a model the questions of its evaluation again: the same rows, tokens, decoding and batches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from omegaconf import OmegaConf
+
+from src import config
+from src.config import EvalConfig, GateArgs, Task
+from src.data import pairs
+from src.data.chat import Chat
+from src.data.encode import Encoded, Rules
+from src.data.rows import Example, Row
+from src.errors import RunError
+from src.eval import metrics
+from src.eval.evaluator import read_splits
+from src.model import tasks
+from src.runs import Run
+from src.utils.files import read_json, sha256
+
+AUTO_BATCH = 32  # what an evaluation took for eval_batch_size=auto where it did not say
+
+
+class Questions(NamedTuple):
+    """Rows of a split, and how the run's evaluation asked them. `batch` is the number asked at once."""
+
+    rows: list[Row]
+    split: str
+    metric: str
+    task: Task
+    labels: list[str]
+    cfg: EvalConfig
+    batch: int
+
+
+def questions(run: Run, gate: GateArgs, labels: Sequence[str]) -> Questions:
+    """The rows of the gate's split, as the run was asked them.
+
+    Raises: RunError if it was not evaluated on that split, or the file is not what it was then.
+    """
+    settings = run.path / "evals" / "config_used.yaml"
+    if not settings.is_file():
+        raise RunError(f"run {run.id} has not been evaluated", hint="make eval does that")
+    values: Any = OmegaConf.to_container(OmegaConf.load(settings), resolve=True)
+    cfg: EvalConfig = config.load("eval", values)
+    conditions = read_json(run.path / "metrics.json")["conditions"]
+    path = Path(cfg.eval_path) / f"{gate.split}.jsonl"
+    if gate.split not in conditions["data"]:
+        known = ", ".join(conditions["data"])
+        raise RunError(
+            f"run {run.id} was not evaluated on {gate.split}", hint=f"set gate.split to one of: {known}"
+        )
+    if not path.is_file() or sha256(path) != conditions["data"][gate.split]:
+        raise RunError(
+            f"{path} is not the file that run {run.id} was evaluated on", hint="restore it, or run make eval again"
+        )
+    cfg.splits = [gate.split]
+    task: Task = run.manifest.get("task", "causal_lm")
+    batch = conditions.get("eval_batch_size", AUTO_BATCH)
+    return Questions(
+        read_splits(cfg, cfg.eval_path)[gate.split], gate.split, gate.metric or tasks.TASKS[task].decides, task,
+        list(labels), cfg, batch if isinstance(batch, int) else AUTO_BATCH,
+    )  # fmt: skip
+
+
+def prompts(settings: Mapping[str, Any], chat: Chat, asked: Questions) -> list[list[int]]:
+    """The token ids of each question, for a model of these settings (its config.json)."""
+    most = tasks.positions(settings)
+    return [pairs.TASKS[asked.task].prompt(chat, row, most) for row in asked.rows]
+
+
+def first_asked(prompts: Sequence[list[int]], batch: int, count: int) -> list[int]:
+    """The places of the questions in the first batches that hold `count` of them: the longest are asked first."""
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+    return order[: -(-count // batch) * batch]
+
+
+def answers(model: Any, chat: Chat, asked: Questions, title: str) -> list[dict[str, Any]]:
+    """`{prediction, reference, ...}` of each question, in their order."""
+    ids = prompts(model.config.to_dict(), chat, asked)
+    if asked.task == "classification":
+        from src.eval.classify import classify
+
+        made = classify(model, chat.tokenizer.pad_token_id, ids, asked.labels, asked.batch, title)
+        found = [{"prediction": c.label, "probability": c.probability} for c in made]
+    else:
+        from src.eval.generate import answer
+
+        texts = answer(
+            model, chat.tokenizer, ids, batch_size=asked.batch, max_new_tokens=asked.cfg.max_new_tokens,
+            seed=asked.cfg.seed, extra=asked.cfg.generation, title=title,
+        )  # fmt: skip
+        found = [{"prediction": a.text, "tokens": a.tokens, "stop": a.stop} for a in texts]
+    references = [row.messages[-1]["content"] for row in asked.rows]
+    return [row | {"reference": r} for row, r in zip(found, references, strict=True)]
+
+
+def scored(metric: str, rows: Sequence[dict[str, Any]]) -> float:
+    """The metric over all of the answers."""
+    return metrics.score(metric, [r["prediction"] for r in rows], [r["reference"] for r in rows]).corpus
+
+
+def taught(chat: Chat, asked: Questions) -> list[Example]:
+    """Each question with its reference answer as tokens, the answer marked as in training; unusable rows aside."""
+    rules = Rules(1 << 30, task=asked.task, labels=tuple(asked.labels))
+    made = pairs.TASKS[asked.task].encode(asked.rows, chat, rules)
+    return [e.examples[-1] for e in made if isinstance(e, Encoded)]
