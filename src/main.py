@@ -48,7 +48,12 @@ STAGES = {
     "publish": Stage(
         "src.deploy.push:publish", "publish", "Copy a model that beats its base to artifacts/models."
     ),
-    "publish-hf": Stage("src.deploy.push:publish_hf", "publish", "Push a model that beats its base to the Hub."),
+    "publish-hf": Stage(
+        "src.deploy.push:publish_hf",
+        "publish",
+        "Push a model that beats its base to the Hub.",
+        "src.deploy.hub_access:problems",
+    ),
 }
 UTILITIES = {
     "runs": "List the runs with their status.",

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import shutil
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from src import runs
 from src.config import PublishConfig
-from src.deploy import describe, gate
-from src.errors import NotYetError, RunError
-from src.utils.files import point, sha256, whole_folder, write_json, write_text
+from src.deploy import gate
+from src.deploy.folder import assemble, name_of
+from src.deploy.hub import Publication
+from src.deploy.hub_access import check
+from src.errors import RunError
+from src.utils.files import disk_errors, point, whole_folder
 from src.utils.logs import log
 
 
@@ -21,6 +29,7 @@ def publish(cfg: PublishConfig) -> int:
 
 def publish_hf(cfg: PublishConfig) -> int:
     """Push the model of a run that beats its base to the Hub."""
+    check(cfg)
     return _publish(cfg, "hub")
 
 
@@ -33,41 +42,79 @@ def _publish(cfg: PublishConfig, target: str) -> int:
     log.info("publishing run %s", run.id)
     verdict = gate.require(run, cfg.gate, cfg.force)
     log.info("%s: %s", "promoted" if verdict.promoted else "forced", verdict.sentence)
-    where = TARGETS[target](run, cfg, verdict)
-    log.info("published to %s", where)
+    log.info("published to %s", TARGETS[target](run, cfg, verdict))
     return 0
 
 
 def local(run: runs.Run, cfg: PublishConfig, verdict: gate.Verdict) -> str:
-    """The model with its card, manifest, comparison and hashes, under `artifacts_dir`; whole or not at all."""
-    name = cfg.publish_name or default_name(run)
-    target = Path(cfg.artifacts_dir) / "models" / name / run.id
-    with whole_folder(target) as temporary:
-        shutil.copytree(run.model, temporary, dirs_exist_ok=True)
-        for extra in ("config_used.yaml", "comparison.json", "metrics.json", "data_report.json"):
-            shutil.copy2(run.path / extra, temporary / extra)
-        write_text(temporary / "README.md", describe.model_card(run, name, verdict))
-        files = [p for p in sorted(temporary.rglob("*")) if p.is_file()]
-        manifest = run.manifest | {
-            "published": {"name": name, "at": runs.now(), **verdict._asdict()},
-            "sha256": {str(p.relative_to(temporary)): sha256(p) for p in files},
-        }
-        write_json(temporary / "manifest.json", manifest)
-    point(target.parent / "latest", target)
-    return str(target)
+    """The folder of the model under `artifacts_dir`, whole or not at all, and then its pointers.
+
+    `latest` is what was published last, `promoted` what last passed the gate. Whatever stops this between two
+    steps, the same command puts right.
+    """
+    target = Path(cfg.artifacts_dir) / "models" / name_of(run, cfg) / run.id
+    promoted = target.parent / "promoted"
+    if not verdict.promoted and promoted.is_symlink() and os.readlink(promoted) == run.id:
+        raise RunError(
+            f"{promoted} is run {run.id}, which passed the gate then, and a forced copy would take its place",
+            hint="set publish_name to another name",
+        )
+    with disk_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+    with alone(target.parent, leftovers=".*.tmp"):
+        again = target.exists()
+        with whole_folder(target) as temporary:
+            files = assemble(run, cfg, verdict, temporary)
+        point(target.parent / "latest", target)
+        if verdict.promoted:
+            point(promoted, target)
+        record(run, verdict, target="local", where=str(target.absolute()), files=len(files))
+    return f"{target}, in the place of its earlier copy" if again else str(target)
 
 
-def hub(run: runs.Run, cfg: PublishConfig, verdict: gate.Verdict) -> str:
-    raise NotYetError(
-        "pushing to the Hugging Face Hub is not available in this version; the gate was passed, nothing was sent",
-        hint="make publish copies the model to artifacts/models",
-    )
+def to_hub(run: runs.Run, cfg: PublishConfig, verdict: gate.Verdict) -> str:
+    """One commit on the Hub, tagged with the run, read back, and recorded in the run's manifest."""
+    with (
+        alone(run.path, leftovers=".publish.*.tmp"),
+        disk_errors(run.path),
+        tempfile.TemporaryDirectory(dir=run.path, prefix=".publish.", suffix=".tmp") as folder,
+    ):
+        files = assemble(run, cfg, verdict, Path(folder))
+        sent = Publication(cfg, run.id, Path(folder), files)
+        found = sent.publish()
+        with sent.telling():
+            record(run, verdict, target="hub", where=found["url"], **found)
+    seen = "private" if found["private"] else "public"
+    return f"{found['url']} ({seen}; commit {found['commit'][:12]}; {len(files)} files, each read back)"
 
 
-TARGETS: dict[str, Callable[[runs.Run, PublishConfig, gate.Verdict], str]] = {"local": local, "hub": hub}
+TARGETS: dict[str, Callable[[runs.Run, PublishConfig, gate.Verdict], str]] = {"local": local, "hub": to_hub}
 
 
-def default_name(run: runs.Run) -> str:
-    """`<base>-<method>`, from the run's manifest."""
-    manifest = run.manifest
-    return f"{str(manifest['base_model']['name']).rstrip('/').rsplit('/', 1)[-1]}-{manifest['method']}"
+def record(run: runs.Run, verdict: gate.Verdict, where: str, **facts: Any) -> None:
+    """Note in the run's manifest where it was published; an earlier note of the same place gives way."""
+    earlier = [each for each in run.manifest.get("published", []) if each["where"] != where]
+    note = {"at": runs.now(), "where": where, **facts, "promoted": verdict.promoted, "verdict": verdict.sentence}
+    run.update(published=[*earlier, note])
+
+
+@contextmanager
+def alone(folder: Path, leftovers: str) -> Iterator[None]:
+    """Be the only process that publishes in `folder`; first remove the `leftovers` of one that was killed.
+
+    Raises: RunError if another one is at it.
+    """
+    with disk_errors(folder):
+        handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(f"another process is publishing in {folder}", hint="wait for its end") from None
+        except OSError:
+            log.warning("%s cannot be locked here; start no second publication", folder)
+        for left in folder.glob(leftovers):
+            shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+        yield
+    finally:
+        os.close(handle)

@@ -1,0 +1,77 @@
+"""The folder that is published, wherever to: the model, its card, its papers, and the hash of every file.
+
+The same run under the same settings gives the same bytes: a repeated command sees what is there already.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from src.config import PublishConfig
+from src.deploy import describe
+from src.deploy.gate import Verdict
+from src.deploy.secret_scan import scan
+from src.errors import NotYetError, RunError
+from src.runs import Run
+from src.utils.files import sha256, write_json, write_text
+
+MANIFEST = "manifest.json"
+PAPERS = (
+    "config_used.yaml",
+    "comparison.json",
+    "metrics.json",
+    "data_report.json",
+    "aim_profile.json",
+    "training_info.json",
+)
+# What the run's manifest says of this machine's processes, or of where the run was published before.
+OUR_OWN = {"process", "attempts", "evaluation", "published"}
+
+
+def assemble(run: Run, cfg: PublishConfig, verdict: Verdict, folder: Path) -> dict[str, str]:
+    """Fill the empty `folder` with what is published of `run`.
+
+    Returns: `{path below folder: sha256}` of every file, the manifest included.
+    Raises: RunError if a file holds a credential; NotYetError for a form that cannot be written.
+    """
+    name = name_of(run, cfg)
+    exported = _model(run, cfg, folder)
+    for paper in PAPERS:
+        if (run.path / paper).exists():
+            shutil.copy2(run.path / paper, folder / paper)
+    write_text(folder / "README.md", describe.model_card(run, name, verdict))
+    hashes = {p.relative_to(folder).as_posix(): sha256(p) for p in sorted(folder.rglob("*")) if p.is_file()}
+    facts: Mapping[str, Any] = {k: v for k, v in run.manifest.items() if k not in OUR_OWN}
+    about = {
+        "name": name,
+        "promoted": verdict.promoted,
+        "verdict": verdict.sentence,
+        "forced": not verdict.promoted,
+    }
+    write_json(folder / MANIFEST, {**facts, "publication": about, "export": exported, "sha256": hashes})
+    if found := scan(folder):
+        raise RunError(
+            *(f"not published: {problem}" for problem in found),
+            hint="take it out of the run, or out of the data and train again; nothing was published",
+        )
+    return hashes | {MANIFEST: sha256(folder / MANIFEST)}
+
+
+def _model(run: Run, cfg: PublishConfig, folder: Path) -> dict[str, Any]:
+    """Write the model files in the form asked for. Returns: what is to be said of that form."""
+    if cfg.export not in {None, "adapter"}:
+        raise NotYetError(
+            f"export={cfg.export} is not available in this version", hint="leave it out to publish the adapter"
+        )
+    shutil.copytree(run.model, folder, dirs_exist_ok=True)
+    return {"form": "as it was trained"}
+
+
+def name_of(run: Run, cfg: PublishConfig) -> str:
+    """`publish_name`, or `<base>-<method>` of the run's manifest."""
+    manifest = run.manifest
+    base = str(manifest["base_model"]["name"]).rstrip("/").rsplit("/", 1)[-1]
+    return cfg.publish_name or f"{base}-{manifest['method']}"

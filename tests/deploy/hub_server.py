@@ -1,0 +1,452 @@
+"""A Hub on loopback that models are published to, with faults on request.
+
+It speaks the protocol of huggingface_hub: whoami-v2, repos/create, validate-yaml, preupload, the LFS batch with
+PUT and verify, NDJSON commits with parentCommit, tags, refs, model info, the tree, resolve. Everything is kept by
+its content, so that a test can say exactly what is there: `commits`, `tags`, `objects`, visibility.
+
+A fault is named by the step that it harms, one of STEPS:
+
+    hub.fault("put", 503)                 the next PUT is answered 503 and does nothing
+    hub.fault("commit", LOST)             the commit is made, and the answer never arrives
+    hub.fault("tag", CUT, times=None)     every answer to it breaks off in the middle
+    hub.fault("put", HALF)                the line drops while the body is still being sent
+    hub.fault("refs", SLOW)               no answer until the test is over
+    hub.fault("commit", call=f)           `f()` is called before it is done; after=True: once it is done
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any, NamedTuple
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from tests.data.hub_server import Handler, blob_id, serving
+
+PAGE = 5  # files a page of the tree: small, so that tests see several
+LARGE = 10 << 20  # bytes; larger files go through LFS whatever their name is
+GIT_ATTRIBUTES = "".join(f"*.{x} filter=lfs diff=lfs merge=lfs -text\n" for x in ("safetensors", "bin", "onnx"))
+DROP, HALF, LOST, CUT, SLOW = "drop", "half", "lost", "cut", "slow"
+STEPS = (
+    "whoami", "create", "info", "refs", "tree", "resolve",
+    "validate", "preupload", "batch", "put", "verify", "commit", "tag",
+)  # fmt: skip
+
+
+class User(NamedTuple):
+    name: str
+    role: str = "write"
+    orgs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Commit:
+    parent: str | None
+    files: dict[str, bytes]
+    large: frozenset[str]
+    title: str
+
+
+@dataclass
+class Repo:
+    private: bool
+    commits: dict[str, Commit] = field(default_factory=dict)  # the oldest first
+    head: str | None = None
+    tags: dict[str, str] = field(default_factory=dict)
+
+    def commit(self, files: dict[str, bytes], large: frozenset[str], title: str) -> str:
+        content = repr((self.head, title, sorted((p, hashlib.sha256(c).hexdigest()) for p, c in files.items())))
+        sha = hashlib.sha1(content.encode()).hexdigest()
+        self.commits[sha] = Commit(self.head, files, large, title)
+        self.head = sha
+        return sha
+
+    def resolve(self, revision: str) -> str | None:
+        if revision == "main":
+            return self.head
+        return self.tags.get(revision) or (revision if revision in self.commits else None)
+
+    @property
+    def published(self) -> list[Commit]:
+        """The commits after the Hub's own first one."""
+        return list(self.commits.values())[1:]
+
+
+@dataclass
+class Fault:
+    step: str
+    kind: str | int = ""
+    times: int | None = 1  # None: always
+    skip: int = 0  # so many requests of the step are left alone first
+    headers: dict[str, str] = field(default_factory=dict)
+    call: Callable[[], None] | None = None
+    after: bool = False
+
+
+class Asked(NamedTuple):
+    step: str
+    path: str
+    authorized: bool
+
+
+class Refused(Exception):
+    def __init__(self, status: int, message: str, code: str = "", **more: Any) -> None:
+        self.status, self.message, self.code, self.more = status, message, code, more
+
+
+@dataclass
+class ModelHub:
+    endpoint: str = ""
+    users: dict[str, User] = field(default_factory=dict)  # by token
+    repos: dict[str, Repo] = field(default_factory=dict)
+    objects: dict[str, bytes] = field(default_factory=dict)  # of LFS, by SHA-256
+    corrupt: set[str] = field(default_factory=set)  # paths that a commit keeps otherwise than they were sent
+    asked: list[Asked] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
+    over: threading.Event = field(default_factory=threading.Event)
+    lock: threading.RLock = field(default_factory=threading.RLock)
+
+    def fault(self, step: str, kind: str | int = "", **more: Any) -> None:
+        assert step in STEPS
+        self.faults.append(Fault(step, kind, **more))
+
+    def due(self, step: str) -> Fault | None:
+        """The fault that meets this request, counted down."""
+        with self.lock:
+            for fault in self.faults:
+                if fault.step == step and fault.times != 0:
+                    if fault.skip:
+                        fault.skip -= 1
+                        return None
+                    fault.times = None if fault.times is None else fault.times - 1
+                    return fault
+        return None
+
+    def steps(self) -> list[str]:
+        return [asked.step for asked in self.asked]
+
+    def create(self, name: str, private: bool = True, **files: str) -> Repo:
+        """A repository as somebody else has left it; the names of `files` have __ for slashes."""
+        repo = self.repos[name] = Repo(private)
+        repo.commit({".gitattributes": GIT_ATTRIBUTES.encode()}, frozenset(), "initial commit")
+        if files:
+            self.change(name, **files)
+        return repo
+
+    def change(self, name: str, **files: str) -> str:
+        """Add a commit of somebody else's."""
+        repo = self.repos[name]
+        assert repo.head is not None
+        top = repo.commits[repo.head]
+        added = {path.replace("__", "/"): content.encode() for path, content in files.items()}
+        return repo.commit(top.files | added, top.large, "by somebody else")
+
+
+class HubHandler(Handler):
+    hub: ModelHub
+    disable_nagle_algorithm = True
+
+    def handle_one(self) -> None:
+        parts = urlsplit(self.path)
+        self.query = parse_qs(parts.query)
+        step, repo, rest = self.route(parts.path)
+        fault = self.hub.due(step)
+        body = self.body(half=fault is not None and fault.kind == HALF)
+        self.hub.asked.append(Asked(step, parts.path, "Authorization" in self.headers))
+        if fault and fault.call and not fault.after:
+            fault.call()
+        if fault and fault.kind == SLOW:
+            self.hub.over.wait()
+        if fault and fault.kind in {DROP, HALF, SLOW}:
+            return self.hang_up()
+        if fault and isinstance(fault.kind, int):
+            return self.say(fault.kind, {"error": HTTPStatus(fault.kind).phrase}, **fault.headers)
+        self.withheld = fault.kind if fault and fault.kind in {LOST, CUT} else ""
+        try:
+            with self.hub.lock:
+                answer = getattr(self, f"do_{step}")(repo, rest, body)
+        except Refused as refused:
+            code = {"X-Error-Code": refused.code} if refused.code else {}
+            return self.say(refused.status, {"error": refused.message, **refused.more}, **code)
+        if fault and fault.call and fault.after:
+            fault.call()
+        answer()
+
+    do_GET = do_POST = do_PUT = do_HEAD = handle_one
+
+    def route(self, path: str) -> tuple[str, str, str]:
+        """Step, repository and the rest of a path."""
+        for prefix, step in (
+            ("/api/whoami-v2", "whoami"), ("/api/repos/create", "create"), ("/api/validate-yaml", "validate"),
+        ):  # fmt: skip
+            if path == prefix:
+                return step, "", ""
+        if path.startswith("/storage/"):
+            return "put", "", path.removeprefix("/storage/")
+        if path.endswith(".git/info/lfs/objects/batch"):
+            return "batch", path[1:].removesuffix(".git/info/lfs/objects/batch"), ""
+        if path.endswith(".git/info/lfs/objects/verify"):
+            return "verify", path[1:].removesuffix(".git/info/lfs/objects/verify"), ""
+        words = path.split("/")
+        if path.startswith("/api/models/"):
+            name = "/".join(words[3:5])
+            step = words[5] if len(words) > 5 else "info"
+            return "info" if step == "revision" else step, name, unquote("/".join(words[6:]))
+        if len(words) > 4 and words[3] == "resolve":
+            return "resolve", "/".join(words[1:3]), unquote("/".join(words[4:]))
+        return "unknown", "", path
+
+    def body(self, half: bool) -> bytes:
+        length = int(self.headers.get("Content-Length") or 0)
+        if self.headers.get("Transfer-Encoding") == "chunked":
+            return b"".join(iter(self.chunk, b""))
+        return self.rfile.read(length // 2 if half else length)
+
+    def chunk(self) -> bytes:
+        data = self.rfile.read(int(self.rfile.readline(), 16))
+        self.rfile.readline()
+        return data
+
+    # Answers
+
+    def say(self, status: int, value: Any, **headers: str) -> None:
+        body = value if isinstance(value, bytes) else json.dumps(value).encode()
+        withheld = getattr(self, "withheld", "")
+        if withheld == LOST:
+            return self.hang_up()
+        if withheld == CUT:
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body) + 1))
+            self.end_headers()
+            self.wfile.write(body[: len(body) // 2])
+            return self.hang_up()
+        self.answer(status, body, **({"Content_Type": "application/json"} | headers))
+
+    def hang_up(self) -> None:
+        self.close_connection = True
+        with suppress(OSError):
+            self.wfile.flush()
+            self.connection.shutdown(socket.SHUT_RDWR)
+
+    # Who asks, and whether they may
+
+    def user(self) -> User:
+        token = self.headers.get("Authorization", "").removeprefix("Bearer ")
+        if token not in self.hub.users:
+            raise Refused(401, "Invalid credentials in Authorization header")
+        return self.hub.users[token]
+
+    def may_write(self, name: str) -> Repo:
+        user, repo = self.user(), self.readable(name)
+        if user.role == "read" or name.split("/")[0] not in {user.name, *user.orgs}:
+            raise Refused(403, f"Forbidden: you don't have write access to {name}")
+        return repo
+
+    def readable(self, name: str) -> Repo:
+        repo = self.hub.repos.get(name)
+        if repo is None or (repo.private and name.split("/")[0] not in self.names()):
+            raise Refused(404, "Repository not found", "RepoNotFound")
+        return repo
+
+    def names(self) -> set[str]:
+        with suppress(Refused):
+            user = self.user()
+            return {user.name, *user.orgs}
+        return set()
+
+    def at(self, name: str, revision: str) -> tuple[str, Commit]:
+        repo = self.readable(name)
+        sha = repo.resolve(revision)
+        if sha is None:
+            raise Refused(404, f"Invalid rev id: {revision}", "RevisionNotFound")
+        return sha, repo.commits[sha]
+
+    # Steps: each does its work and returns what answers it
+
+    def do_unknown(self, _: str, path: str, __: bytes) -> Callable[[], None]:
+        raise Refused(404, f"no such thing here: {path}")
+
+    def do_whoami(self, *_: Any) -> Callable[[], None]:
+        user = self.user()
+        said = {
+            "type": "user", "name": user.name, "orgs": [{"name": o, "roleInOrg": "write"} for o in user.orgs],
+            "auth": {"type": "access_token", "accessToken": {"displayName": "laptop", "role": user.role}},
+        }  # fmt: skip
+        return lambda: self.say(200, said)
+
+    def do_create(self, _: str, __: str, body: bytes) -> Callable[[], None]:
+        asked, user = json.loads(body), self.user()
+        owner = asked["organization"] or user.name
+        name = f"{owner}/{asked['name']}"
+        if user.role == "read" or owner not in {user.name, *user.orgs}:
+            raise Refused(403, f'You don\'t have the rights to create a model under the namespace "{owner}"')
+        url = f"{self.hub.endpoint}/{name}"
+        if name in self.hub.repos:
+            raise Refused(409, "You already created this model repo", url=url)
+        self.hub.create(name, private=asked.get("visibility") == "private")
+        return lambda: self.say(200, {"url": url, "name": name, "id": name})
+
+    def do_info(self, name: str, revision: str, _: bytes) -> Callable[[], None]:
+        sha, commit = self.at(name, revision or "main")
+        siblings = [{"rfilename": path} for path in sorted(commit.files)]
+        private = self.hub.repos[name].private
+        said = {"_id": "0", "id": name, "modelId": name, "sha": sha, "private": private, "siblings": siblings}
+        return lambda: self.say(200, said | {"tags": [], "downloads": 0, "likes": 0})
+
+    def do_refs(self, name: str, *_: Any) -> Callable[[], None]:
+        repo = self.readable(name)
+        branches = [{"name": "main", "ref": "refs/heads/main", "targetCommit": repo.head}]
+        tags = [{"name": t, "ref": f"refs/tags/{t}", "targetCommit": sha} for t, sha in repo.tags.items()]
+        return lambda: self.say(200, {"branches": branches, "tags": tags, "converts": []})
+
+    def do_tree(self, name: str, revision: str, _: bytes) -> Callable[[], None]:
+        _, commit = self.at(name, revision)
+        assert [x.lower() for x in self.query.get("recursive", [])] == ["true"], "the other way is not known here"
+        folders = sorted({path.rsplit("/", 1)[0] for path in commit.files if "/" in path})
+        entries: list[dict[str, Any]] = [{"type": "directory", "path": f, "oid": "0" * 40} for f in folders]
+        entries += [self.entry(commit, path) for path in sorted(commit.files)]
+        begin = int(self.query.get("cursor", ["0"])[0])
+        more = {}
+        if begin + PAGE < len(entries):
+            address = f"{self.hub.endpoint}{urlsplit(self.path).path}?recursive=true&cursor={begin + PAGE}"
+            more = {"Link": f'<{address}>; rel="next"'}
+        return lambda: self.say(200, entries[begin : begin + PAGE], **more)
+
+    def entry(self, commit: Commit, path: str) -> dict[str, Any]:
+        content = commit.files[path]
+        entry: dict[str, Any] = {"type": "file", "path": path, "size": len(content), "oid": blob_id(content)}
+        if path in commit.large:
+            sha256 = hashlib.sha256(content).hexdigest()
+            pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {len(content)}\n"
+            entry["oid"] = blob_id(pointer.encode())
+            entry["lfs"] = {"oid": sha256, "size": len(content), "pointerSize": len(pointer)}
+        return entry
+
+    def do_resolve(self, name: str, rest: str, _: bytes) -> Callable[[], None]:
+        revision, _, path = rest.partition("/")
+        sha, commit = self.at(name, revision)
+        if path not in commit.files:
+            raise Refused(404, "Entry not found", "EntryNotFound")
+        content, entry = commit.files[path], self.entry(commit, path)
+        etag = entry.get("lfs", entry)["oid"]
+        return lambda: self.say(200, content, X_Repo_Commit=sha, ETag=f'"{etag}"', Content_Type="text/plain")
+
+    def do_validate(self, _: str, __: str, body: bytes) -> Callable[[], None]:
+        import yaml
+
+        self.user()
+        lines = json.loads(body)["content"].split("---\n")
+        try:
+            front = yaml.safe_load(lines[1]) if len(lines) > 2 else None
+        except yaml.YAMLError as error:
+            raise Refused(400, "invalid YAML", errors=[{"message": str(error)}], warnings=[]) from None
+        problems = [] if isinstance(front, dict) else [{"message": "empty or missing yaml metadata"}]
+        return lambda: self.say(200, {"errors": [], "warnings": problems})
+
+    def do_preupload(self, name: str, revision: str, body: bytes) -> Callable[[], None]:
+        self.may_write(name)
+        _, commit = self.at(name, revision)
+        files = []
+        for asked in json.loads(body)["files"]:
+            path, sample = asked["path"], base64.b64decode(asked["sample"])
+            suffixes = {line.split()[0][1:] for line in commit.files[".gitattributes"].decode().splitlines()}
+            large = any(path.endswith(s) for s in suffixes) or asked["size"] > LARGE or b"\0" in sample
+            found: dict[str, Any] = {
+                "path": path,
+                "uploadMode": "lfs" if large else "regular",
+                "shouldIgnore": False,
+            }
+            if path in commit.files:
+                entry = self.entry(commit, path)
+                found["oid"] = entry.get("lfs", entry)["oid"]
+            files.append(found)
+        return lambda: self.say(200, {"files": files})
+
+    def do_batch(self, name: str, _: str, body: bytes) -> Callable[[], None]:
+        self.may_write(name)
+        asked = json.loads(body)
+        assert asked["operation"] == "upload" and asked["hash_algo"] == "sha256" and "basic" in asked["transfers"]
+        objects = []
+        for each in asked["objects"]:
+            found: dict[str, Any] = {"oid": each["oid"], "size": each["size"]}
+            if each["oid"] not in self.hub.objects:
+                verify = f"{self.hub.endpoint}/{name}.git/info/lfs/objects/verify"
+                upload = f"{self.hub.endpoint}/storage/{each['oid']}?signature=of-the-storage"
+                found["actions"] = {"upload": {"href": upload}, "verify": {"href": verify}}
+            objects.append(found)
+        return lambda: self.say(200, {"transfer": "basic", "objects": objects})
+
+    def do_put(self, _: str, oid: str, body: bytes) -> Callable[[], None]:
+        if "Authorization" in self.headers:
+            raise Refused(400, "Only one auth mechanism allowed")  # as the storage behind the Hub says
+        if hashlib.sha256(body).hexdigest() != oid:
+            raise Refused(400, "the content does not match its SHA-256")
+        self.hub.objects[oid] = body
+        return lambda: self.say(200, b"")
+
+    def do_verify(self, name: str, _: str, body: bytes) -> Callable[[], None]:
+        self.may_write(name)
+        asked = json.loads(body)
+        if len(self.hub.objects.get(asked["oid"], b"")) != asked["size"]:
+            raise Refused(404, "object not found")
+        return lambda: self.say(200, {})
+
+    def do_commit(self, name: str, branch: str, body: bytes) -> Callable[[], None]:
+        repo = self.may_write(name)
+        assert branch == "main" and self.headers["Content-Type"] == "application/x-ndjson"
+        header, *operations = [json.loads(line) for line in body.splitlines()]
+        if header["value"].get("parentCommit", repo.head) != repo.head:
+            raise Refused(412, "A commit has happened since. Please refresh and try again.")
+        assert repo.head is not None
+        files, large = dict(repo.commits[repo.head].files), set(repo.commits[repo.head].large)
+        for operation in operations:
+            self.apply(operation["key"], operation["value"], files, large)
+        sha = repo.commit(files, frozenset(large), header["value"]["summary"])
+        url = f"{self.hub.endpoint}/{name}/commit/{sha}"
+        return lambda: self.say(200, {"success": True, "commitOid": sha, "commitUrl": url, "hookOutput": ""})
+
+    def apply(self, kind: str, value: dict[str, Any], files: dict[str, bytes], large: set[str]) -> None:
+        path = value["path"]
+        if kind == "deletedFile":
+            if path not in files:
+                raise Refused(404, "A file with this name doesn't exist", "EntryNotFound")
+            del files[path]
+            large.discard(path)
+            return
+        if kind == "lfsFile":
+            if value["oid"] not in self.hub.objects:
+                raise Refused(400, f"LFS object {value['oid']} was not uploaded")
+            content = self.hub.objects[value["oid"]]
+            large.add(path)
+        else:
+            assert kind == "file" and value["encoding"] == "base64"
+            content = base64.b64decode(value["content"])
+            large.discard(path)
+        files[path] = content + b"?" if path in self.hub.corrupt else content
+
+    def do_tag(self, name: str, revision: str, body: bytes) -> Callable[[], None]:
+        repo = self.may_write(name)
+        sha, tag = self.at(name, revision)[0], json.loads(body)["tag"]
+        if tag in repo.tags:
+            raise Refused(409, f"Tag {tag} already exists")
+        repo.tags[tag] = sha
+        return lambda: self.say(200, {})
+
+
+@contextmanager
+def model_hub() -> Iterator[ModelHub]:
+    """A Hub without any repository; its address is `hub.endpoint`."""
+    hub = ModelHub()
+    with serving(type("Bound", (HubHandler,), {"hub": hub})) as server:
+        hub.endpoint = f"http://127.0.0.1:{server.server_port}"
+        try:
+            yield hub
+        finally:
+            hub.over.set()
