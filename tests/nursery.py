@@ -67,7 +67,9 @@ def warm() -> None:
     import torch
 
     torch.set_num_threads(1)
-    for module in ("src.train.pipeline", "src.train.fit", "src.train.launcher", "src.model.load", "src.model.methods"):
+    for module in ("src.train.pipeline", "src.train.fit", "src.train.launcher"):
+        import_module(module)
+    for module in ("src.model.load", "src.model.methods"):
         import_module(module)
     for module in ("transformers.models.llama.modeling_llama", "peft.tuners.lora", "boto3"):
         import_module(module)
@@ -99,7 +101,7 @@ def prepare(order: dict[str, Any]) -> None:
 
 
 def become(words: list[str], out: int, err: int, prepare: Callable[[], None]) -> NoReturn:
-    """Run one command in this process, which was forked for it, and end; it speaks to the files `out` and `err`."""
+    """Run one command in this process, which was forked for it, and end; it speaks to `out` and `err`."""
     code = 1
     try:
         os.dup2(out, 1)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from src import runs
-from src.config import BaselineConfig, EvalArgs, EvalConfig, to_yaml
+from src.config import BaselineConfig, EvalArgs, EvalConfig, Task, to_yaml
 from src.data import loader, pairs
 from src.data.chat import IDENTITY, Chat
 from src.errors import ConfigError, DataError, ModelError
@@ -68,7 +68,7 @@ def evaluate(cfg: EvalConfig) -> int:
     log.info("evaluating %s", folder if run is None else f"run {run.id} ({run.model})")
     tuned = locate_tuned(folder, cfg.allow_other_base)
     task, labels = tasks.tuned_for(tuned, cfg.task)
-    cfg = replace(cfg, task=task, metrics=cfg.metrics or list(tasks.TASKS[task].metrics))
+    cfg = replace(cfg, task=task, metrics=cfg.metrics or _usual_metrics(task, cfg.engine))
     splits, dtype, device = _prepare(cfg)
     pairs.refuse_unknown_labels([row for rows in splits.values() for row in rows] if labels else [], labels)
     leave_out(*_unused(cfg, tuned.base))
@@ -99,7 +99,7 @@ def evaluate(cfg: EvalConfig) -> int:
 
 def evaluate_baseline(cfg: BaselineConfig) -> int:
     """Answer the splits with the untouched base, keep its metrics, and compare the newest run that fits."""
-    cfg = replace(cfg, metrics=cfg.metrics or list(tasks.TASKS[cfg.task].metrics))
+    cfg = replace(cfg, metrics=cfg.metrics or _usual_metrics(cfg.task, cfg.engine))
     splits, dtype, device = _prepare(cfg)
     source = locate(cfg.model_name, cfg.model_revision)
     tasks.check_source(source, cfg.task)
@@ -156,9 +156,14 @@ def _prepare(cfg: Settings) -> tuple[Splits, Reasoned, Reasoned]:
     return splits, dtype, device
 
 
+def _usual_metrics(task: Task, engine: str) -> list[str]:
+    """Those of the task; vLLM says nothing of the reference answers' tokens."""
+    usual = tasks.TASKS[task].metrics
+    return [name for name in usual if engine != "vllm" or not metrics.needs_references([name])]
+
+
 def _reads_references(cfg: Settings) -> bool:
-    needs = getattr(metrics, "needs_references", None)
-    return bool(needs and needs(cfg.metrics or []))
+    return metrics.needs_references(cfg.metrics or [])
 
 
 def _unused(cfg: Settings, base: Source) -> list[str]:
@@ -287,7 +292,7 @@ def _answer_as_base(model: Any, exam: Exam, source: Source, cfg: BaselineConfig)
 
 @contextmanager
 def _kept(path: Path, who: Mapping[str, Any], fresh: bool) -> Any:
-    """The file of answers that is there until they stand elsewhere;"""
+    """The file that holds the answers until they stand elsewhere."""
     file = Unfinished(path, who, fresh)
     try:
         yield file

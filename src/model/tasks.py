@@ -24,6 +24,8 @@ TEXT_METRICS = (
     "bleu",
     "chrf",
     "token_f1",
+    "perplexity",
+    "token_accuracy",
     "length_ratio",
 )
 

@@ -78,7 +78,7 @@ def test_the_scores_stand_beside_what_they_depend_on(finished: World) -> None:
         content = (finished.splits / f"{split}.jsonl").read_bytes()
         assert conditions["data"][split] == hashlib.sha256(content).hexdigest()
     assert conditions["decoding"] == {"max_new_tokens": 16, "seed": 42, "stop": []}
-    assert conditions["batch_size"] == dict.fromkeys(SPLITS, 64)
+    assert conditions["batch_size"] == dict.fromkeys([*SPLITS, *(f"{s}/references" for s in SPLITS)], 64)
     assert conditions["engine"] == "transformers"
     assert (conditions["precision"], conditions["device"]) == ("float32", "cpu")
     assert metrics["metrics"].keys() == conditions["metrics"].keys() == SCORED.keys()
