@@ -18,6 +18,7 @@ from tests.nursery import PATIENCE, Nursery
 
 TWO = ("num_processes=2", "data_workers=1")
 
+
 class Nursling:
     """A command in the nursery, to be treated as the Popen of one."""
 
@@ -67,7 +68,7 @@ def start(world: World) -> Iterator[Start]:
 
 @pytest.fixture
 def fork(world: World, nursery: Nursery) -> Iterator[Start]:
-    """Starts a training in the nursery, whose processes are forked too: one at a time, and several times as fast."""
+    """Starts a training in the nursery, with processes that are forked too: one training at a time, but soon."""
     children: list[Nursling] = []
 
     def begin(*words: str, calls: tuple[str, ...] = (), **variables: str) -> Nursling:

@@ -111,6 +111,7 @@ def test_two_machines_find_each_other_under_srun(world: World, start: Start) -> 
 
 # --- failures --------------------------------------------------------------------------------------------
 
+
 def test_an_error_of_another_process_is_told_and_the_run_marked_failed(world: World, fork: Start) -> None:
     code, said = ended(fork(*TWO, calls=("tests.train.forked:with_a_loose_bolt",)))
     assert code == 1, said
