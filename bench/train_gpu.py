@@ -5,7 +5,9 @@
 
 MFU: floating-point operations that the training needs (2 a weight and token forwards, 2 backwards to the
 activations, 2 more where the weight is trained, and attention) a second, against the rate of a large bfloat16
-matrix product measured first. Peak memory is torch.cuda.max_memory_allocated in GB of 10^9 bytes.
+matrix product measured first. Peak memory is torch.cuda.max_memory_allocated in GB of 10^9 bytes; beside it stands
+what `plan` says of the same training, without the CUDA context, which PyTorch does not count, and the plan's share
+of what was measured.
 """
 
 from __future__ import annotations
@@ -16,11 +18,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -37,7 +39,9 @@ from src.model import adapters  # noqa: E402
 from src.model.source import Source  # noqa: E402
 from src.runs import Run  # noqa: E402
 from src.train.callbacks import RunRecorder  # noqa: E402
+from src.train.estimate import Estimator  # noqa: E402
 from src.train.fit import fit  # noqa: E402
+from src.train.memory import CUDA_WORKSPACES  # noqa: E402
 
 LLAMA_3_8B: dict[str, Any] = dict(
     vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
@@ -132,8 +136,32 @@ class Clock(RunRecorder):
         super().on_step_end(*words, **named)
 
 
-def measure(case: Case, sizes: dict[str, Any], steps: int) -> tuple[float, float]:
-    """Real tokens a second after the first steps, and peak memory in GB (0 without a GPU)."""
+class Measured(NamedTuple):
+    """Real tokens a second after the first steps; peaks in GB, as measured (0 without a GPU) and as planned."""
+
+    rate: float
+    peak: float
+    planned: float
+
+    @property
+    def shown(self) -> str:
+        """The peaks as cells of the table."""
+        ratio = f"{self.planned / self.peak:.2f}" if self.peak else ""
+        return f"{self.peak:.1f} | {self.planned:.1f} | {ratio}"
+
+
+def planned(cfg: TrainConfig, rows: Repeated, sizes: dict[str, Any]) -> float:
+    """The peak in GB that a plan says for these settings; it is made from the shape of the model alone."""
+    device, fixed = ("cuda", CUDA_WORKSPACES) if torch.cuda.is_available() else ("cpu", 0)
+    with tempfile.TemporaryDirectory() as folder:
+        LlamaConfig(**sizes, architectures=["LlamaForCausalLM"], dtype="bfloat16").save_pretrained(folder)
+        estimator = Estimator(Source(folder, Path(folder), None), rows, [], "bfloat16", device, None, fixed)
+        found = estimator.memory(replace(cfg, output_dir=folder), cfg.gradient_checkpointing is True)
+    return found.peak / 1e9
+
+
+def measure(case: Case, sizes: dict[str, Any], steps: int) -> Measured:
+    """Train for `steps` steps; the first ones are not timed."""
     cfg = TrainConfig(
         batch_size=len(case.lengths), max_steps=steps, lora_dropout=0.0, logging_steps=steps, save_steps=10**6,
         max_length=max(case.lengths), deterministic=False,
@@ -142,6 +170,8 @@ def measure(case: Case, sizes: dict[str, Any], steps: int) -> tuple[float, float
         setattr(cfg, key, value)
     if cfg.gradient_checkpointing == "auto":
         cfg.gradient_checkpointing = False
+    rows = Repeated(case.lengths, steps, sizes["vocab_size"])
+    plan = planned(cfg, rows, sizes)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     model = built(sizes, cfg.method == "qlora")
@@ -152,7 +182,6 @@ def measure(case: Case, sizes: dict[str, Any], steps: int) -> tuple[float, float
         steps=steps,
         gradient_checkpointing=cfg.gradient_checkpointing is True,
     )
-    rows = Repeated(case.lengths, steps, sizes["vocab_size"])
     with tempfile.TemporaryDirectory() as name:
         run = Run(Path(name))
         run.logs.mkdir()
@@ -166,7 +195,7 @@ def measure(case: Case, sizes: dict[str, Any], steps: int) -> tuple[float, float
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    return rate, peak
+    return Measured(rate, peak, plan)
 
 
 def operations(case: Case, sizes: dict[str, Any]) -> float:
@@ -212,17 +241,18 @@ def main() -> None:
         f"{datetime.now(timezone.utc):%Y-%m-%d}: `python {' '.join(sys.argv)}`; "
         f"bfloat16 products {rate / 1e12:.0f} TFLOP/s",
         "",
-        "| case | tokens/s | MFU | peak GB | target |",
-        "| --- | ---: | ---: | ---: | --- |",
+        "| case | tokens/s | MFU | peak GB | planned GB | planned / peak | target |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | --- |",
     ]
     for case in CASES:
         if args.only and not any(part in case.name for part in args.only):
             continue
         try:
-            speed, peak = measure(case, sizes, args.steps)
-            shown = f"{speed:,.0f} | {speed * operations(case, sizes) / rate:.0%} | {peak:.1f}"
+            found = measure(case, sizes, args.steps)
+            used = found.rate * operations(case, sizes) / rate
+            shown = f"{found.rate:,.0f} | {used:.0%} | {found.shown}"
         except Exception as error:  # one case that fails leaves the others their line
-            shown = f"failed: {type(error).__name__}: {str(error)[:80]} | | "
+            shown = f"failed: {type(error).__name__}: {str(error)[:80]} | | | | "
         lines.append(f"| {case.name} | {shown} | {case.target} |")
         print(lines[-1], flush=True)
     text = "\n".join(lines) + "\n"

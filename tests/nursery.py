@@ -67,9 +67,9 @@ def warm() -> None:
     import torch
 
     torch.set_num_threads(1)
-    for module in ("src.train.pipeline", "src.train.fit", "src.train.launcher"):
-        import_module(module)
-    for module in ("src.model.load", "src.model.methods"):
+    for module in ("pipeline", "fit", "launcher"):
+        import_module(f"src.train.{module}")
+    for module in ("src.model.load", "src.model.methods", "tests.nursery"):
         import_module(module)
     for module in ("transformers.models.llama.modeling_llama", "peft.tuners.lora", "boto3"):
         import_module(module)
@@ -100,8 +100,15 @@ def prepare(order: dict[str, Any]) -> None:
         getattr(import_module(module), name)()
 
 
+def without_a_reader() -> None:
+    """Whoever reads what this process says has gone away."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    os.dup2(writer, 1)
+
+
 def become(words: list[str], out: int, err: int, prepare: Callable[[], None]) -> NoReturn:
-    """Run one command in this process, which was forked for it, and end; it speaks to `out` and `err`."""
+    """Run one command in this process, forked for it, and end. It speaks to the files `out` and `err`."""
     code = 1
     try:
         os.dup2(out, 1)

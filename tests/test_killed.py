@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -15,34 +16,13 @@ import pytest
 from src import runs
 from src.main import main
 from src.runs import Run
-from tests.fixtures import World, start, tree
+from tests.fixtures import World, tree
+from tests.nursery import Moment, Nursery
 
-pytest_plugins = ["tests.fixtures"]
+pytest_plugins = ["tests.fixtures", "tests.nursery"]
 
 Said = pytest.CaptureFixture[str]
-PATIENCE = 120  # seconds until a child that does not come to the point is given up
-
-# Saves the weights, then touches a file instead of the tokenizer, and waits for its end.
-STOPS_WHILE_SAVING = """
-import sys, time
-from pathlib import Path
-from src.main import main
-from src.train import pipeline
-
-flag, words = Path(sys.argv[1]), sys.argv[2:]
-
-class Tokenizer:
-    def save_pretrained(self, folder):
-        flag.touch()
-        time.sleep(600)
-
-class Chat:
-    tokenizer = Tokenizer()
-
-whole = pipeline.save
-pipeline.save = lambda model, chat, folder, weights: whole(model, Chat(), folder, weights)
-sys.exit(main(words))
-"""
+PATIENCE = 300  # seconds until a child that does not come to the point is given up
 
 
 @pytest.fixture
@@ -109,26 +89,23 @@ def assert_interrupted_and_all_else_works(world: World, older: Run, capsys: Said
     assert world.train("max_steps=1").status == runs.FINISHED
 
 
-def test_a_run_killed_in_training_is_told_apart(
-    copied: World, started: Callable[..., object], capsys: Said
-) -> None:
+def test_a_run_killed_in_training_is_told_apart(copied: World, nursery: Nursery, capsys: Said) -> None:
     older = copied.newest
-    child = copied.start("train", "epochs=100000")
-    started(child, has_trained_a_step(copied, older))
-    end(child, signal.SIGKILL)
+    moment = Moment("src.train.fit:Loop.compute_loss", nth=9)
+    code, said = nursery("train", *copied.settings("train"), moments=(moment,))
+    assert code == -signal.SIGKILL, said
     assert_interrupted_and_all_else_works(copied, older, capsys)
 
 
-def test_a_run_killed_while_it_saves_leaves_no_half_model(
-    copied: World, started: Callable[..., object], tmp_path: Path, capsys: Said
-) -> None:
-    older, flag = copied.newest, tmp_path / "saving"
-    child = start(str(flag), "train", *copied.settings("train"), "epochs=1", script=STOPS_WHILE_SAVING)
-    started(child, flag.exists)
-    end(child, signal.SIGKILL)
+def test_a_run_killed_while_it_saves_leaves_no_half_model(copied: World, nursery: Nursery, capsys: Said) -> None:
+    older = copied.newest
+    moment = Moment("src.train.pipeline:write_json", nth=2)  # weights and tokenizer are there then
+    code, said = nursery("train", *copied.settings("train"), "epochs=1", moments=(moment,))
+    assert code == -signal.SIGKILL, said
     torn = newest_of(copied, older)
     assert torn is not None
-    assert list(torn.path.rglob("adapter_model.safetensors"))  # it had come as far as that
+    written = [p for p in torn.path.rglob("adapter_model.safetensors") if torn.checkpoints not in p.parents]
+    assert written  # it had come as far as that
     assert_interrupted_and_all_else_works(copied, older, capsys)
 
 
@@ -147,16 +124,17 @@ def test_a_run_stopped_by_the_user_says_so(copied: World, started: Callable[...,
     assert_interrupted_and_all_else_works(copied, older, capsys)
 
 
-def test_a_killed_evaluation_leaves_the_run_and_its_numbers(
-    copied: World, started: Callable[..., object], capsys: Said
-) -> None:
+def test_a_killed_evaluation_leaves_the_run_and_its_numbers(copied: World, nursery: Nursery, capsys: Said) -> None:
     run = copied.newest
     names = ("metrics.json", "comparison.json", "evals/test.predictions.jsonl")
     before = [(run.path / name).read_bytes() for name in names]
     endless = ("eval_batch_size=1", "max_new_tokens=900", "generation.min_new_tokens=900")
-    child = copied.start("eval", *endless)
-    started(child, lambda: run.manifest["evaluation"]["process"]["pid"] == child.pid)
-    end(child, signal.SIGKILL)
+    pid = nursery.start("eval", *copied.settings("eval"), *endless)
+    while run.manifest["evaluation"]["process"]["pid"] != pid:
+        assert not nursery.has_ended(), nursery.end()
+        time.sleep(0.02)
+    os.kill(pid, signal.SIGKILL)
+    nursery.end()
 
     assert (run.status, run.status_in_words) == ("finished", "finished, evaluation interrupted")
     assert [(run.path / name).read_bytes() for name in names] == before
@@ -197,7 +175,7 @@ def room(folder: Path) -> int:
 
 @pytest.mark.parametrize("what", ["checkpoints", "model"])
 def test_a_disk_that_fills_up_while_saving_is_one_sentence(
-    finished: World, disk: Path, what: str, capsys: Said
+    finished: World, disk: Path, what: str, nursery: Nursery
 ) -> None:
     world = finished.copy(disk)
     assert world.call("publish") == 0
@@ -210,9 +188,9 @@ def test_a_disk_that_fills_up_while_saving_is_one_sentence(
     before = tree(older.path), tree(world.artifacts)
     (disk / "filler").write_bytes(b"x" * (shutil.disk_usage(disk).free - left))
 
-    child = world.start("train", "epochs=1", "force=true")  # the plan says that it will not fit
-    said = child.communicate(timeout=PATIENCE)[0]
-    assert child.returncode == 2, said
+    # the plan says that it will not fit
+    code, said = nursery("train", *world.settings("train"), "epochs=1", "force=true")
+    assert code == 2, said
     assert "could not be written: no space left on the device; what was there before is intact;" in said
     assert "Traceback" not in said
     run = newest_of(world, older)

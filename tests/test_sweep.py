@@ -23,8 +23,9 @@ from src import cli, config, runs
 from src.errors import ConfigError, DataError, Stopped
 from src.sweep import TABLE, TRIALS
 from tests.fixtures import ROOT, World, tree
+from tests.nursery import Nursery
 
-pytest_plugins = ["tests.fixtures"]
+pytest_plugins = ["tests.fixtures", "tests.nursery"]
 
 Said = pytest.CaptureFixture[str]
 SPACE = "search.space={lr: 'tag(log, interval(1e-5, 1e-1))', lora_r: [4, 8, 16]}"
@@ -479,7 +480,9 @@ def test_a_trial_that_diverges_is_let_go(rooms: World) -> None:
     assert left_by_training(before) == []
 
 
-def test_a_trial_of_a_search_is_the_training_that_it_would_be_alone(rooms: World, tmp_path: Path) -> None:
+def test_a_trial_of_a_search_is_the_training_that_it_would_be_alone(
+    rooms: World, nursery: Nursery, tmp_path: Path
+) -> None:
     """Nothing of a trial reaches the next: the last of them is byte for byte what it is by itself."""
     words = ["max_steps=3", "lora_dropout=0.1"]
     space = "search.space={warmup_ratio: [0, 0.5], method: [lora, dora]}"
@@ -494,8 +497,9 @@ def test_a_trial_of_a_search_is_the_training_that_it_would_be_alone(rooms: World
     assert (folder / TABLE).read_text().count("finished") == 3
 
     alone = rooms.elsewhere(tmp_path / "alone")
-    child = alone.start("train", *words, *(f"{k}={v}" for k, v in last["settings"].items()))
-    assert child.wait(timeout=240) == 0, child.communicate()[0]
+    drawn = (f"{k}={v}" for k, v in last["settings"].items())
+    code, said = nursery("train", *alone.settings("train"), *words, *drawn)
+    assert code == 0, said
     assert tree(alone.newest.model) == tree(run.model)
     assert (run.path / "metrics.json").read_text().count("eval_loss") == 1
 

@@ -99,7 +99,7 @@ def test_a_name_that_is_no_folder_is_a_hub_id_with_the_revision_asked_for() -> N
 
 def test_a_hub_id_without_a_network_is_one_sentence(world: World) -> None:
     child = world.start("train", "model_name=nobody/nothing", HF_HUB_OFFLINE="1")
-    said = child.communicate(timeout=120)[0]
+    said = child.communicate(timeout=300)[0]
     assert child.returncode == 2
     assert "Traceback" not in said
     last = said.strip().splitlines()[-1]

@@ -68,7 +68,7 @@ def start(world: World) -> Iterator[Start]:
 
 @pytest.fixture
 def fork(world: World, nursery: Nursery) -> Iterator[Start]:
-    """Starts a training in the nursery, whose processes are forked too: one at a time, and much faster."""
+    """Starts a training in the nursery, with processes that are forked too: one training at a time, but soon."""
     children: list[Nursling] = []
 
     def begin(*words: str, calls: tuple[str, ...] = (), **variables: str) -> Nursling:

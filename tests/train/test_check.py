@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.conftest import Door
-from tests.fixtures import ROOT, World, chat, jsonl
+from tests.fixtures import World, chat, jsonl
+from tests.nursery import Nursery
 
-pytest_plugins = ["tests.fixtures"]
+pytest_plugins = ["tests.fixtures", "tests.nursery"]
 
 
 def check(world: World, *words: str) -> int:
@@ -143,14 +142,13 @@ def test_the_tokenizer_is_loaded_as_the_settings_say(world: World, monkeypatch: 
     assert given == [(str(world.model), None, True)]
 
 
-def test_a_reader_that_goes_away_ends_neither_check_nor_training(world: World) -> None:
+def test_a_reader_that_goes_away_ends_neither_check_nor_training(world: World, nursery: Nursery) -> None:
     """As in `make train | head`."""
     places = [f"output_dir={world.output}", f"eval_path={world.splits}", f"model_name={world.model}"]
     for stage, *more in (["check-data"], ["train", "max_steps=1", "cuda_visible_devices=''"]):
-        words = [sys.executable, "-m", "src.main", stage, *places, f"dataset_path={world.data}", *more]
-        with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as child:
-            assert child.stdout
-            child.stdout.close()
-            assert child.wait(timeout=120) == 0
+        words = [stage, *places, f"dataset_path={world.data}", *more]
+        nursery.start(*words, calls=("tests.nursery:without_a_reader",))
+        code, said = nursery.end()
+        assert code == 0, said
     assert world.newest.status == "finished"
     assert len(list((world.output / "checks").iterdir())) == 1

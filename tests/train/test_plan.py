@@ -131,7 +131,7 @@ def test_two_processes_take_half_the_steps_and_share_out_what_their_engine_share
 def test_a_process_of_its_own_says_what_would_need_less(world: World) -> None:
     """What such a process leaves out to start quickly is not missed by the plan."""
     child = world.start("train", "memory_gb=0.05", "cache_dir=" + str(world.output / "elsewhere"))
-    said = child.communicate(timeout=120)[0]
+    said = child.communicate(timeout=300)[0]
     assert child.returncode == 2, said
     assert "this training needs" in said and "Traceback" not in said
     assert "method=qlora" in said

@@ -78,7 +78,7 @@ def test_no_process_outlives_a_parent_that_is_killed() -> None:
         assert parent.stdout
         children = [int(parent.stdout.readline()) for _ in range(2)]
         parent.kill()
-    psutil.wait_procs([psutil.Process(pid) for pid in children if psutil.pid_exists(pid)], timeout=10)
+    psutil.wait_procs([psutil.Process(pid) for pid in children if psutil.pid_exists(pid)], timeout=60)
     alive = [p for p in children if psutil.pid_exists(p) and psutil.Process(p).status() != psutil.STATUS_ZOMBIE]
     assert alive == []
 
