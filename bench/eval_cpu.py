@@ -152,10 +152,8 @@ def beside_one_by_one(folder: Path, count: int) -> None:
     found = {}
     for size in ("auto", 1):
         spent = cost(ours(folder, model, eval_batch_size=size, max_examples=count, **more), folder)
-        newest = max(
-            (folder / "artifacts" / "metrics").glob("Smol*/metrics.json"), key=lambda p: p.stat().st_mtime
-        )
-        found[size] = Cost(spent.cpu - start.cpu, read_json(newest)["generated"]["seconds"])
+        made = json.loads((newest(folder) / "metrics.json").read_text())["generated"]
+        found[size] = Cost(spent.cpu - start.cpu, made["seconds"])
     print(f"\nSmolLM2-135M, {count} prompts x {TOKENS} tokens, one thread{'':<5}CPU s   wall s")
     for size, each in found.items():
         print(f"{f'eval_batch_size={size}':<40}{each.cpu:>14.1f}{each.wall:>9.1f}")
