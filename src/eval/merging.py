@@ -14,10 +14,11 @@ from src.model import methods
 from src.model.divergence import mean_kl
 from src.utils.environment import Reasoned
 
-# Nats a token. Merged 16-bit weights are rounded once more, and tell the next token a little differently. So does
-# computing in bfloat16 instead of fp32 at all: on SmolLM2-135M with a LoRA of rank 16 that alone is 1e-3 to 2e-3
-# (docs/evaluation.md). What stays below is within the noise that the precision brings anyway.
-MOST_KL = 1e-3
+# Nats a token. Computing in bfloat16 instead of fp32 alone moves the next token's distribution by 1.6e-3 (measured
+# on SmolLM2-135M with a LoRA of rank 16, docs/evaluation.md). Merged weights are rounded at other places, no more
+# coarsely: they lie 1.4e-3 from fp32 and 2.1e-3 from the adapter. Two roundings that know nothing of each other
+# may lie as far apart as both together, and a little more; what is far beyond is no rounding.
+MOST_KL = 5e-3
 SAMPLE = 16  # prompts, spread over all of them
 LAST = 16  # places of each, the last ones
 

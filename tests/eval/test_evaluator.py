@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 
 from src import runs
+from src.eval import merging
 from src.eval.metrics import METRICS
+from src.model import load, methods
 from src.model.source import content_hash
 from src.model.tasks import TASKS
 from src.runs import Run
@@ -368,3 +370,145 @@ def test_a_run_of_an_earlier_version_that_kept_no_hashes_is_evaluated(copied: Wo
     (run.path / "manifest.json").write_text(json.dumps(manifest))
     change_template(run.model)
     assert copied.call("eval", "splits=[test]") == 0
+
+
+# --- base and tuned model in one load --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("words", [(), ("bf16=true", "generation.do_sample=true", "seed=3")])
+def test_the_base_answers_in_the_same_load_as_it_would_by_itself(
+    copied: World, capsys: Said, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    shutil.rmtree(copied.artifacts)
+    loads = []
+    plain = load.load_base
+    monkeypatch.setattr(load, "load_base", lambda *a, **k: loads.append(a[0]) or plain(*a, **k))
+    assert copied.call("eval", "splits=[test]", *words) == 0
+    assert len(loads) == 1
+    assert "answers first: its answers are not kept yet" in capsys.readouterr().out
+    (together,) = baselines(copied)
+    comparison = read(copied.newest, "comparison.json")
+    before = tree(together)
+    shutil.rmtree(copied.artifacts)
+    assert copied.call("eval-baseline", "splits=[test]", *words) == 0
+    (alone,) = baselines(copied)
+    assert alone == together
+    after = tree(alone)
+    assert after["test.predictions.jsonl"] == before["test.predictions.jsonl"]
+    assert after["config_used.yaml"] == before["config_used.yaml"]
+    figures = [json.loads(files["metrics.json"]) for files in (before, after)]
+    assert figures[0].pop("generated")["new_tokens"] == figures[1].pop("generated")["new_tokens"] > 300
+    assert figures[0] == figures[1]
+    assert read(copied.newest, "comparison.json") == comparison
+
+
+def test_kept_answers_of_the_base_are_used_again(copied: World, capsys: Said) -> None:
+    (kept,) = baselines(copied)
+    before = {p: p.stat().st_mtime_ns for p in kept.iterdir()}
+    (copied.newest.path / "comparison.json").unlink()
+    assert copied.call("eval") == 0
+    assert "answers first" not in capsys.readouterr().out
+    assert {p: p.stat().st_mtime_ns for p in kept.iterdir()} == before
+    assert read(copied.newest, "comparison.json")["rows"]
+
+
+@pytest.mark.parametrize("word", ["baseline=never", "baseline=cached"])
+def test_the_base_is_not_asked_where_that_is_not_wanted(copied: World, word: str, capsys: Said) -> None:
+    (kept,) = baselines(copied)
+    if word == "baseline=cached":
+        shutil.rmtree(kept)
+    assert copied.call("eval", "splits=[test]", word) == 0
+    assert not (copied.newest.path / "comparison.json").exists()
+    assert len(baselines(copied)) == (word == "baseline=never")
+
+
+# --- the adapter merged in memory ------------------------------------------------------------------------
+
+
+def merged(world: World, *words: str) -> tuple[str, str, bytes]:
+    assert world.call("eval", "splits=[test]", "baseline=never", *words) == 0
+    generated = read(world.newest, "metrics.json")["generated"]
+    rows = (world.newest.path / "evals" / "test.predictions.jsonl").read_bytes()
+    return generated["adapter_merged"], generated["adapter_merged_because"], rows
+
+
+def test_an_adapter_is_merged_in_fp32_to_the_same_answers(copied: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    merges = []
+    plain = methods.merge
+    monkeypatch.setattr(methods, "merge", lambda model: merges.append(1) or plain(model))
+    how, why, rows = merged(copied)
+    assert (how, why, merges) == ("yes", "merging is exact to the rounding of float32", [1])
+    assert merged(copied, "merge_adapter=false") == ("no", "merge_adapter=false", rows)
+    assert merges == [1]
+    assert merged(copied, "merge_adapter=true")[0] == "yes"
+
+
+@pytest.mark.parametrize(("tolerance", "expected"), [(5e-3, "yes"), (-1.0, "no")])
+def test_in_16_bits_it_is_measured_whether_merging_is_exact_enough(
+    copied: World, monkeypatch: pytest.MonkeyPatch, tolerance: float, expected: str
+) -> None:
+    monkeypatch.setattr(merging, "MOST_KL", tolerance)
+    how, why, rows = merged(copied, "bf16=true")
+    assert how == expected
+    assert re.search(
+        r"in bfloat16 the merged weights are \d\.\de-\d\d nats a token away \(mean KL, 16 prompts\)", why
+    )
+    if expected == "no":  # as if it had never been merged
+        assert merged(copied, "bf16=true", "merge_adapter=false")[2] == rows
+
+
+def test_what_cannot_be_merged_is_used_as_it_is(copied: World, capsys: Said) -> None:
+    copied.train("method=prompt", "max_steps=1", "lora_target_modules=null")
+    how, why, _ = merged(copied, "max_examples=2")
+    assert how == "no" and "its virtual tokens are added to the input" in why
+    assert copied.call("eval", "splits=[test]", "merge_adapter=true") == 2
+    assert "cannot be merged into its base model: its virtual tokens" in capsys.readouterr().err
+
+
+# --- what is refused before torch ------------------------------------------------------------------------
+
+
+def test_an_empty_split_and_a_row_without_reference_are_named_together(
+    copied: World, tmp_path: Path, capsys: Said
+) -> None:
+    for name, text in (("test", ""), ("dev", "\n")):
+        (tmp_path / f"{name}.jsonl").write_text(text)
+    assert copied.call("eval", "splits=[test,dev]", f"eval_path={tmp_path}") == 2
+    said = capsys.readouterr().err
+    assert f"{tmp_path}/test.jsonl holds no rows\n{tmp_path}/dev.jsonl holds no rows\nfill it, or leave" in said
+    one = jsonl(tmp_path / "test.jsonl", [{"prompt": "a", "completion": "b"}, {"prompt": "a", "completion": " "}])
+    other = jsonl(tmp_path / "dev.jsonl", [{"prompt": "a"}])
+    assert copied.call("eval", "splits=[test,dev]", f"eval_path={tmp_path}") == 2
+    said = capsys.readouterr().err
+    assert f"{one}:2 has an empty assistant turn" in said
+    assert f"{other}:1 has no text under 'completion'" in said
+
+
+@pytest.mark.parametrize("stage", ["eval", "eval-baseline"])
+def test_an_engine_that_is_not_there_is_refused(
+    copied: World, capsys: Said, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    monkeypatch.setattr("src.model.load.load_base", None)
+    assert copied.call(stage, "engine=vllm") == 2
+    assert capsys.readouterr().err == (
+        "engine=vllm: vllm is not installed; pip install vllm, or set engine=transformers\n"
+    )
+
+
+def test_stop_strings_end_the_answers_and_are_a_condition(copied: World) -> None:
+    whole = merged(copied)[2]
+    rows = [json.loads(line) for line in merged(copied, "stop=['(a']")[2].splitlines()]
+    assert {(row["prediction"], row["stop"]) for row in rows} == {("TOP", "stop")}
+    assert all(
+        row["tokens"] < json.loads(line)["tokens"] + 1 for row, line in zip(rows, whole.splitlines(), strict=True)
+    )
+    assert read(copied.newest, "metrics.json")["conditions"]["decoding"]["stop"] == ["(a"]
+
+
+def test_prompts_are_a_condition_by_their_tokens(copied: World) -> None:
+    before = read(copied.newest, "metrics.json")["conditions"]["prompts"]
+    assert before.keys() == set(SPLITS)
+    template = copied.newest.model / "chat_template.jinja"
+    template.write_text("Now: " + template.read_text())
+    assert copied.call("eval", "allow_other_tokenizer=true", "baseline=never") == 0
+    assert all(before[s] != v for s, v in read(copied.newest, "metrics.json")["conditions"]["prompts"].items())

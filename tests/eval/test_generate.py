@@ -10,7 +10,7 @@ import pytest
 from src.config import MethodArgs
 from src.data.chat import Chat
 from src.eval.answers import Answer
-from src.eval.generate import answer, end_tokens
+from src.eval.generate import Writer, answer, end_tokens
 from src.model import adapters, load
 from src.model.source import locate_tuned
 from tests.fixtures import ANSWER, ROOT, World, read_jsonl
@@ -124,3 +124,64 @@ def test_virtual_tokens_are_as_far_from_every_prompt_of_a_batch(
             p.data.mul_(40)  # so that it counts where a token is
     alone = [ask(model, tokenizer, [prompt], batch_size=1)[0] for prompt in prompts]
     assert ask(model, tokenizer, prompts, batch_size=64) == alone
+
+
+# --- stop strings ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def forwards(base: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The rows of each forward pass of the base model."""
+    seen: list[int] = []
+    plain = type(base).forward
+
+    def counted(self: Any, *args: Any, **named: Any) -> Any:
+        seen.append(len(named["input_ids"]))
+        return plain(self, *args, **named)
+
+    monkeypatch.setattr(type(base), "forward", counted)
+    return seen
+
+
+def test_a_stop_string_ends_the_answer_before_it_and_the_generation_with_it(
+    base: Any, tokenizer: Any, prompts: list[list[int]], forwards: list[int]
+) -> None:
+    (whole,) = ask(base, tokenizer, prompts[:1], max_new_tokens=30)
+    assert len(forwards) == 30
+    stop = whole.text[7:10]
+    cut = whole.text.index(stop)
+    forwards.clear()
+    (found,) = ask(base, tokenizer, prompts[:1], max_new_tokens=30, stop=["never", stop])
+    assert (found.text, found.stop) == (whole.text[:cut], "stop")
+    assert found.tokens == len(forwards) < 30
+
+
+def test_a_row_that_is_done_does_not_keep_its_batch_going(
+    base: Any, tokenizer: Any, prompts: list[list[int]], forwards: list[int]
+) -> None:
+    whole = ask(base, tokenizer, prompts[:3], max_new_tokens=30)
+    stop = [answer.text[4 * n + 1 : 4 * n + 4] for n, answer in enumerate(whole)]  # one for each, at other places
+    alone = [ask(base, tokenizer, [prompt], max_new_tokens=30, stop=stop)[0] for prompt in prompts[:3]]
+    forwards.clear()
+    assert ask(base, tokenizer, prompts[:3], max_new_tokens=30, stop=stop) == alone
+    assert len(forwards) == max(answer.tokens for answer in alone) < 30
+
+
+def test_a_special_token_can_be_a_stop_string(
+    base: Any, tokenizer: Any, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = tokenizer.convert_tokens_to_ids("<|start|>")
+    rows = [[5, 6, start, 7], [5, tokenizer.eos_token_id, start, 7], [5, 6, 7, 8]]
+    writer = Writer(base, tokenizer, max_new_tokens=4, seed=0, extra={}, stop=["<|start|>"])
+    assert start in writer.settings.eos_token_id
+    monkeypatch.setattr(writer, "_generate", lambda _: rows)
+    assert [(a.tokens, a.stop) for a in writer(prompts[:3], 0)] == [(2, "stop"), (1, "end"), (4, "length")]
+
+
+def test_a_batch_of_sampled_answers_draws_on_its_own_number_alone(
+    base: Any, tokenizer: Any, prompts: list[list[int]]
+) -> None:
+    writer = Writer(base, tokenizer, max_new_tokens=8, seed=3, extra={"do_sample": True, "temperature": 2.0})
+    first, second = writer(prompts[:2], 0), writer(prompts[:2], 1)
+    assert first != second
+    assert (writer(prompts[:2], 1), writer(prompts[:2], 0)) == (second, first)
