@@ -31,7 +31,7 @@ def _publish(cfg: PublishConfig, target: str) -> int:
     if run.status != runs.FINISHED:
         raise RunError(f"run {run.id} is {run.status}, not finished", hint="publish a finished run")
     log.info("publishing run %s", run.id)
-    verdict = gate.require(run, cfg.gate, cfg.force)
+    verdict = gate.require(run, cfg.gate, cfg.force, artifacts_dir=cfg.artifacts_dir)
     log.info("%s: %s", "promoted" if verdict.promoted else "forced", verdict.sentence)
     where = TARGETS[target](run, cfg, verdict)
     log.info("published to %s", where)
@@ -49,7 +49,7 @@ def local(run: runs.Run, cfg: PublishConfig, verdict: gate.Verdict) -> str:
         write_text(temporary / "README.md", describe.model_card(run, name, verdict))
         files = [p for p in sorted(temporary.rglob("*")) if p.is_file()]
         manifest = run.manifest | {
-            "published": {"name": name, "at": runs.now(), **verdict._asdict()},
+            "published": {"name": name, "at": runs.now(), "promoted": verdict.promoted} | verdict._asdict(),
             "sha256": {str(p.relative_to(temporary)): sha256(p) for p in files},
         }
         write_json(temporary / "manifest.json", manifest)
