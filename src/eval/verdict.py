@@ -131,7 +131,7 @@ def _measure(
 
 
 def _confirmed(mine: Measured, tuned: Evaluated, base: Evaluated, gate: GateArgs) -> Measured:
-    """With the larger of two p-values where the metric's library has a paired test of its own, of no difference."""
+    """With the larger of two p-values where the metric's library has a paired test of its own."""
     if mine.metric not in significance.SCORERS or gate.min_delta:
         return mine
     theirs = significance.sacrebleu_p(
