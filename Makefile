@@ -11,6 +11,7 @@ PYTHON ?= python3
 TRAIN_CONFIG ?= train
 EVAL_CONFIG ?= eval
 BASELINE_CONFIG ?= eval_baseline
+COMPARE_CONFIG ?= compare
 PUBLISH_CONFIG ?= publish
 
 # `make train PY=python` uses an environment of your own and installs nothing.
@@ -46,7 +47,7 @@ TINIES = $(patsubst model_name=%,%/config.json,$(filter model_name=models/tiny-r
 MODEL = $(or $(TINIES),$(if $(filter model_name=% model=% experiment=% model_path=% --config-%,$(GIVEN))$(filter-out resume=auto resume=never,$(filter resume=%,$(GIVEN))),,$(DEMO)))
 MODEL_IF = $(if $(filter $(1),$(2)),$(MODEL))
 
-.PHONY: help venv install convert data-push model tiny-model check-data plan train eval eval-baseline publish publish-hf runs demo \
+.PHONY: help venv install convert data-push model tiny-model check-data plan train eval eval-baseline compare publish publish-hf runs demo \
 	push ssh-init ssh-train ssh-eval ssh-eval-baseline test lint format clean
 
 help:  ## List these commands
@@ -85,14 +86,17 @@ eval: $(READY)  ## Evaluate the newest finished run and compare it with its base
 eval-baseline: $(READY) $(call MODEL_IF,eval_baseline,$(BASELINE_CONFIG))  ## Evaluate the untouched base model
 	$(MAIN) eval-baseline --config-name $(BASELINE_CONFIG) $(OVERRIDES)
 
+compare: $(READY)  ## Compare two evaluated runs, or a run with its base: make compare A=RUN B=RUN|baseline
+	$(MAIN) compare --config-name $(COMPARE_CONFIG) $(foreach w,$(A) $(B),'$(w)') $(OVERRIDES)
+
 publish: $(READY)  ## Copy a model that beats its base to artifacts/models
 	$(MAIN) publish --config-name $(PUBLISH_CONFIG) $(OVERRIDES)
 
 publish-hf: $(READY)  ## Push a model that beats its base to the Hugging Face Hub (not yet)
 	$(MAIN) publish-hf --config-name $(PUBLISH_CONFIG) $(OVERRIDES)
 
-runs: $(READY)  ## List the runs with their status
-	@$(MAIN) runs
+runs: $(READY)  ## List the runs with scores and verdicts: make runs ARGS='--sort test/rougeL', ARGS='diff RUN RUN'
+	@$(MAIN) runs $(ARGS)
 
 demo: $(READY) $(DEMO)  ## The whole pipeline on a real small model: train, evaluate, compare, publish
 	$(MAIN) train $(OVERRIDES)

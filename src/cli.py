@@ -44,6 +44,7 @@ ROOT = "assay_root"
 SEARCHER = "hydra/sweeper=optuna"
 SWEPT = "train"  # the stage whose jobs are the trials of a sweep, with a figure to rank them by
 MAX_CHECKED_JOBS = 256
+POSITIONALS = ("model_path", "run_a", "run_b")
 
 
 @dataclass
@@ -64,18 +65,18 @@ class Call:
 def parse(stage: str, config_name: str, argv: list[str], check: config.Check = config.nothing_more) -> Call:
     """Split `argv` into the stage's configuration, Hydra's flags and overrides.
 
-    A word without `=` is the stage's MODEL_PATH, where it takes one. What cannot be understood becomes
-    one of the call's problems.
+    Words without `=` are the stage's POSITIONALS, in their order. What cannot be understood becomes one of the
+    call's problems.
     Raises: ConfigError if the configuration file is missing: then nothing else can be judged.
     """
     call = Call(stage, CONFIGS, config_name, check=check)
     words = iter(secrets_as_references(argv))
-    takes_path = "model_path" in config.flat_keys(config.SCHEMAS[stage])
+    places = positionals(stage)
     for word in words:
         if word.startswith("-"):
             _flag(call, word, words)
-        elif takes_path and ("=" not in word or Path(word).exists()):
-            call.overrides.append(f"model_path={quoted(word)}")
+        elif places and ("=" not in word or Path(word).exists()):
+            call.overrides.append(f"{places.pop(0)}={quoted(word)}")
         elif "=" in word or word.startswith("~"):
             call.overrides.append(word)
         else:
@@ -85,6 +86,11 @@ def parse(stage: str, config_name: str, argv: list[str], check: config.Check = c
         call.problems.append("--resolve goes with --cfg")
     _locate(call)
     return call
+
+
+def positionals(stage: str) -> list[str]:
+    """The settings of the stage that need no name on the command line."""
+    return [key for key in POSITIONALS if key in config.flat_keys(config.SCHEMAS[stage])]
 
 
 def _flag(call: Call, word: str, words: Iterator[str]) -> None:

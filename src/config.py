@@ -428,6 +428,14 @@ class GateHolder:
 
 
 @dataclass
+class CompareArgs:
+    run_a: Annotated[str, Len(1), Doc("evaluated run: its id, its directory, or latest")] = "latest"
+    run_b: Annotated[
+        str, Len(1), Doc("what it is compared with: another run, or baseline for the kept answers of its base")
+    ] = "baseline"
+
+
+@dataclass
 class PublishArgs:
     publish_name: Annotated[str | None, Doc("name under artifacts/models; null is <base>-<method>")] = None
     repo_id: Annotated[str | None, Doc("Hub repository, user/name")] = None
@@ -520,6 +528,11 @@ class PublishConfig(GateHolder, OutputArgs, HardwareArgs, PublishArgs, TrustArgs
 
 
 @dataclass
+class CompareConfig(GateHolder, OutputArgs, CompareArgs):
+    __pydantic_config__ = _STRICT
+
+
+@dataclass
 class SweepConfig(SweepArgs):
     __pydantic_config__ = _STRICT
 
@@ -531,6 +544,7 @@ SCHEMAS: dict[str, type] = {
     "data-push": DataPushConfig,
     "eval": EvalConfig,
     "eval-baseline": BaselineConfig,
+    "compare": CompareConfig,
     "publish": PublishConfig,
     "publish-hf": PublishConfig,
     "sweep": SweepConfig,  # no stage: what a multirun of train takes besides

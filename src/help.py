@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from src import config
-from src.cli import CONFIGS, GROUPS, SWEPT
+from src.cli import CONFIGS, GROUPS, SWEPT, positionals
 
 
 def help_text(stage: str, config_name: str, summary: str) -> str:
     """The stage's settings with their defaults and meanings, from the schema."""
-    positional = " [MODEL_PATH]" if "model_path" in config.flat_keys(config.SCHEMAS[stage]) else ""
+    positional = "".join(f" [{key.upper()}]" for key in positionals(stage))
     extra = " [--repo REPO] [--public]" if stage == "publish-hf" else ""
     lines = [
         f"usage: python -m src.main {stage}{positional}{extra} [--config-name CONFIG] [key=value ...]",
@@ -41,6 +41,12 @@ def help_text(stage: str, config_name: str, summary: str) -> str:
             "",
             "stopping: a first SIGTERM or SIGINT ends it after the step, with a checkpoint and exit code 75;",
             "  a second one at once, with 143 or 130. touch RUN/checkpoint-now saves a checkpoint and goes on.",
+        ]
+    if stage.startswith("publish"):
+        lines += [
+            "",
+            "exit codes: 0 promoted and published; 3 no better than the base, or unsound; 4 too few examples to",
+            "  tell; 2 wrong input. force=true publishes in spite of 3 and 4, and the card says so.",
         ]
     return "\n".join(lines)
 

@@ -45,6 +45,11 @@ STAGES = {
     "eval-baseline": Stage(
         "src.eval.evaluator:evaluate_baseline", "eval_baseline", "Evaluate the untouched base model."
     ),
+    "compare": Stage(
+        "src.eval.compare:compare_runs",
+        "compare",
+        "Compare two evaluated runs, or a run with its base: is the first better?",
+    ),
     "publish": Stage(
         "src.deploy.push:publish", "publish", "Copy a model that beats its base to artifacts/models."
     ),
@@ -56,7 +61,7 @@ STAGES = {
     ),
 }
 UTILITIES = {
-    "runs": "List the runs with their status.",
+    "runs": "List the runs with their scores and verdicts, or show in what two of them differ.",
     "list-configs": "List the configuration files and presets.",
     "version": "Print the versions of Assay and of what it stands on.",
 }
@@ -65,7 +70,8 @@ UTILITIES = {
 def main(argv: list[str] | None = None) -> int:
     """Run one stage.
 
-    Returns: its exit code. 0 done; 2 wrong input; 3 not promoted; 75 a training that a signal stopped after a
+    Returns: its exit code. 0 done, or promoted and published; 2 wrong input; 3 not published: no better than the
+    base, or unsound; 4 not published: too few examples to tell; 75 a training that a signal stopped after a
     checkpoint, and that the same command goes on with; 130 interrupted (SIGINT), 143 terminated (SIGTERM).
     """
     argv = sys.argv[1:] if argv is None else argv
@@ -168,19 +174,20 @@ def function_at(place: str) -> Any:
 
 
 def _utility(name: str, rest: list[str]) -> int:
-    takes = "[OUTPUT_DIR]" if name == "runs" else ""
+    if name == "runs":
+        from src.run_table import answer
+
+        print(answer(rest))
+        return 0
     if {"-h", "--help"} & set(rest):
-        print(f"usage: python -m src.main {name} {takes}".rstrip() + f"\n\n{UTILITIES[name]}")
-    elif len(rest) > bool(takes):
+        print(f"usage: python -m src.main {name}\n\n{UTILITIES[name]}")
+        return 0
+    if rest:
         from src.errors import UserError
 
-        raise UserError(f"{name} does not take {rest[-1]}", hint=f"write {name} {takes}".rstrip())
-    elif name == "version":
+        raise UserError(f"{name} does not take {rest[-1]}", hint=f"write {name}")
+    if name == "version":
         print(version())
-    elif name == "runs":
-        from src.runs import table
-
-        print(table(rest[0] if rest else "outputs"))
     else:
         from src.help import list_configs
 

@@ -23,7 +23,7 @@ from typing import Any
 
 import psutil
 
-from src.errors import DivergedError, RunError, Stopped
+from src.errors import DivergedError, RunError, Stopped, did_you_mean
 from src.utils import handed
 from src.utils.files import disk_errors, point, read_json, write_json, write_text
 from src.utils.logs import log
@@ -261,6 +261,11 @@ def trainings(output_dir: str | Path) -> list[Run]:
     return [run for run in all_runs(output_dir) if run.manifest["stage"] == "train"]
 
 
+def unreadable(output_dir: str | Path) -> list[Run]:
+    """Every run directory whose manifest cannot be read."""
+    return [run for run in _folders(output_dir) if not run.readable]
+
+
 def _folders(output_dir: str | Path) -> list[Run]:
     found = (p.parent for p in (Path(output_dir) / "runs").glob("*/manifest.json"))
     return [Run(p) for p in found if not p.is_symlink()]
@@ -301,17 +306,19 @@ def find(path: str | None, output_dir: str | Path) -> tuple[Path, Run | None]:
     return run.model, run
 
 
-def table(output_dir: str | Path) -> str:
-    """The runs as text, the newest first: id, stage, method, base model, status, what went wrong."""
-    lines = [f"{'run':<24} {'stage':<6} {'method':<8} {'base model':<36} status"]
-    for run in all_runs(output_dir):
-        manifest = run.manifest
-        base = manifest.get("base_model", {}).get("name", "")
-        error = f": {manifest['error']}" if manifest.get("error") else ""
-        lines.append(
-            f"{run.id:<24} {manifest['stage']:<6} {manifest.get('method', ''):<8} {base:<36} "
-            f"{run.status_in_words}{error}"
-        )
-    broken = [run for run in _folders(output_dir) if not run.readable]
-    lines += [f"{run.id:<24} its manifest.json cannot be read" for run in broken]
-    return "\n".join(lines) if len(lines) > 1 else f"no runs in {output_dir}/runs; make train makes one"
+def named(word: str, output_dir: str | Path) -> Run:
+    """The run that `word` means: its directory, its id, the beginning of one, or `latest`.
+
+    Raises: RunError if there is none, or several.
+    """
+    known = {run.id: run for run in all_runs(output_dir)}
+    for path in (Path(output_dir) / "runs" / word, Path(word)):
+        if (path / "manifest.json").is_file() and Run(path.resolve()).readable:
+            return Run(path.resolve())
+    fitting = [name for name in known if name.startswith(word)]
+    if len(fitting) == 1:
+        return known[fitting[0]]
+    if fitting:
+        raise RunError(f"{word} is the beginning of {len(fitting)} runs: {', '.join(fitting[:5])}")
+    guess = did_you_mean(word, known) or "; make runs lists them"
+    raise RunError(f"there is no run {word} in {output_dir}/runs{guess}")

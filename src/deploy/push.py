@@ -40,7 +40,7 @@ def _publish(cfg: PublishConfig, target: str) -> int:
     if run.status != runs.FINISHED:
         raise RunError(f"run {run.id} is {run.status}, not finished", hint="publish a finished run")
     log.info("publishing run %s", run.id)
-    verdict = gate.require(run, cfg.gate, cfg.force)
+    verdict = gate.require(run, cfg.gate, cfg.force, artifacts_dir=cfg.artifacts_dir)
     log.info("%s: %s", "promoted" if verdict.promoted else "forced", verdict.sentence)
     log.info("published to %s", TARGETS[target](run, cfg, verdict))
     return 0

@@ -1,9 +1,7 @@
-"""Tuned against base: the same prompts under the same conditions, or no comparison."""
+"""Tuned against base, or one run against another: every metric of every split with its interval; the verdict."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,85 +9,139 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from src.errors import RunError
+from src import runs
+from src.config import CompareConfig, GateArgs
+from src.errors import UserError
+from src.eval import pairing, significance, verdict
+from src.eval.pairing import Evaluated
 from src.runs import Run
-from src.utils.files import read_json, write_json
+from src.utils.files import write_json
+from src.utils.logs import log
 
 Result = Mapping[str, Any]
+BASELINE = "baseline"
 
 
-def fingerprint(conditions: Mapping[str, Any]) -> str:
-    """Twelve hexadecimal digits that stand for everything the scores depend on, the model aside."""
-    return hashlib.sha256(json.dumps(conditions, sort_keys=True).encode()).hexdigest()[:12]
+def compare_runs(cfg: CompareConfig) -> int:
+    """Compare two evaluated runs, or a run with its base: whether the first is better than the second."""
+    first = Evaluated.of_run(runs.named(cfg.run_a, cfg.output_dir))
+    if cfg.run_b == BASELINE:
+        second = pairing.baseline_of(first, cfg.artifacts_dir)
+    else:
+        second = Evaluated.of_run(runs.named(cfg.run_b, cfg.output_dir))
+    found = compare(first, second, cfg.gate)
+    show(found, f"{first.name} against {second.name}", columns=("second", "first"))
+    return 0
 
 
-def baseline_folder(artifacts_dir: str, base: Mapping[str, Any], conditions: Mapping[str, Any]) -> Path:
-    """Where the base model's answers under these conditions are kept."""
-    which = hashlib.sha256(str(base["revision"]).encode()).hexdigest()[:8]
-    name = str(base["name"]).rstrip("/").rsplit("/", 1)[-1]
-    return Path(artifacts_dir) / "metrics" / f"{name}-{which}-{fingerprint(conditions)}"
-
-
-def compare(tuned: Result, base: Result) -> dict[str, Any]:
-    """The comparison of two results (`metrics.json`), split by split and metric by metric.
+def compare(tuned: Evaluated, base: Evaluated, gate: GateArgs) -> dict[str, Any]:
+    """The comparison of two evaluations, split by split and metric by metric, with the gate's verdict.
 
     Raises: RunError if they were not made under the same conditions, naming what differs.
     """
-    ours, theirs = tuned["conditions"], base["conditions"]
-    if ours != theirs:
-        differing = sorted(k for k in {*ours, *theirs} if ours.get(k) != theirs.get(k))
-        raise RunError(
-            f"not comparable: base and tuned model were evaluated under different {', '.join(differing)}",
-            hint="run make eval-baseline with the settings of make eval",
-        )
+    pairing.refuse_other_conditions(tuned, base)
     return {
-        "base_model": base["base_model"],
-        "conditions": ours,
-        "rows": [
-            {
-                "split": split,
-                "metric": metric,
-                "base": base["eval"][split][metric],
-                "tuned": value,
-                "difference": value - base["eval"][split][metric],
-                "scale": tuned["metrics"][metric]["scale"],
-            }
-            for split, scores in tuned["eval"].items()
-            for metric, value in scores.items()
-        ],
+        "base_model": base.result["base_model"],
+        "baseline": str(base.folder),
+        "conditions": tuned.result["conditions"],
+        "confidence": gate.confidence,
+        "rows": [row for split in tuned.result["eval"] for row in _rows(tuned, base, split, gate)],
+        "verdict": _verdict(tuned, base, gate),
     }
 
 
-def record(run: Run, base: Result) -> dict[str, Any]:
-    """Compare the run's result with its base's, write `comparison.json` and print the table."""
-    comparison = compare(read_json(run.path / "metrics.json"), base)
+def _rows(tuned: Evaluated, base: Evaluated, split: str, gate: GateArgs) -> list[dict[str, Any]]:
+    metrics = tuned.result["eval"][split]
+    pairs = {metric: pairing.paired(tuned, base, split, metric) for metric in metrics}
+    known = [pair for pair in pairs.values() if pair]
+    made = iter(significance.compare(known, confidence=gate.confidence, resamples=gate.resamples) if known else ())
+    found = {metric: next(made) if pair else None for metric, pair in pairs.items()}
+    return [_row(tuned, base, split, metric, found[metric]) for metric in metrics]
+
+
+def _row(
+    tuned: Evaluated, base: Evaluated, split: str, metric: str, found: significance.Finding | None
+) -> dict[str, Any]:
+    about, scores = tuned.result["metrics"][metric], [m.result["eval"][split][metric] for m in (base, tuned)]
+    return {
+        "split": split,
+        "metric": metric,
+        "scale": about["scale"],
+        "better": about["better"],
+        "base": scores[0],
+        "tuned": scores[1],
+        "difference": scores[1] - scores[0],
+        "low": found and found.low,
+        "high": found and found.high,
+        "p_value": found and found.p_value,
+        "test": found and found.test,
+        "examples": len(tuned.rows(split)),
+        "detectable": found and found.detectable,
+    }
+
+
+def _verdict(tuned: Evaluated, base: Evaluated, gate: GateArgs) -> Mapping[str, Any] | None:
+    """None where the gate cannot decide by what was evaluated; publishing says so again, and refuses."""
+    try:
+        return verdict.as_json(verdict.decide(tuned, base, gate))
+    except UserError as error:
+        log.warning("no verdict: %s", error)
+        return None
+
+
+def record(run: Run, baseline: Path, gate: GateArgs) -> dict[str, Any]:
+    """Compare the run's result with its base's, write `comparison.json` and print table and verdict."""
+    tuned, base = Evaluated.of_run(run), Evaluated.of_base(baseline)
+    comparison = compare(tuned, base, gate)
     write_json(run.path / "comparison.json", comparison)
-    show(comparison, f"{run.id} against {base['base_model']['name']}")
+    show(comparison, f"{run.id} against {base.name}")
     return comparison
 
 
-def show(comparison: Mapping[str, Any], title: str) -> None:
-    """Print one table: split, metric, base, tuned, difference."""
+def beyond_noise(row: Mapping[str, Any], confidence: float) -> bool:
+    """Whether the interval leaves out 0, and the randomisation test agrees."""
+    told = row["low"] is not None and not row["low"] <= 0 <= row["high"]
+    return bool(told and row["p_value"] <= 1 - confidence)
+
+
+def show(comparison: Mapping[str, Any], title: str, columns: tuple[str, str] = ("base", "tuned")) -> None:
+    """Print one table: split, metric, scale, base, tuned, difference, interval; then the verdict."""
+    confidence = comparison["confidence"]
     table = Table(title=title, title_justify="left", header_style="bold")
     for name in ("split", "metric", "scale"):
         table.add_column(name)
-    for name in ("base", "tuned", "difference"):
+    for name in (*columns, "difference", f"{100 * confidence:g}% interval"):
         table.add_column(name, justify="right")
+    table.add_column("")
     previous = None
     for row in comparison["rows"]:
         if previous not in {None, row["split"]}:
             table.add_section()
-        digits = 1 if row["scale"] == "0-100" else 3
-        colour = "green" if row["difference"] > 0 else "red" if row["difference"] < 0 else "dim"
-        shown = [
-            f"{row['base']:.{digits}f}",
-            f"{row['tuned']:.{digits}f}",
-            f"{row['difference']:+.{digits}f}",
-        ]
-        first = row["split"] if row["split"] != previous else ""
-        table.add_row(first, row["metric"], row["scale"], *shown[:2], f"[{colour}]{shown[2]}[/]")
+        table.add_row(row["split"] if row["split"] != previous else "", *_cells(row, confidence))
         previous = row["split"]
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    console.print("* beyond noise: the interval leaves out 0 and the paired test agrees", highlight=False)
+    if comparison["verdict"]:
+        outcome, sentence = (comparison["verdict"][key] for key in ("outcome", "sentence"))
+        console.print(f"{outcome.replace('_', ' ')}: {sentence}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _cells(row: Mapping[str, Any], confidence: float) -> list[str]:
+    digits = verdict.digits_of(row["scale"])
+    sign = {"higher": 1, "lower": -1, "neither": 0}[row["better"]] * row["difference"]
+    told = beyond_noise(row, confidence)
+    colour = "dim" if not told else "green" if sign > 0 else "red" if sign < 0 else "bold"
+    interval = "" if row["low"] is None else f"{row['low']:+.{digits}f} to {row['high']:+.{digits}f}"
+    return [
+        row["metric"],
+        row["scale"],
+        f"{row['base']:.{digits}f}",
+        f"{row['tuned']:.{digits}f}",
+        f"[{colour}]{row['difference']:+.{digits}f}[/]",
+        interval,
+        "*" if told else "",
+    ]
 
 
 def show_one(result: Result, title: str) -> None:
@@ -100,7 +152,7 @@ def show_one(result: Result, title: str) -> None:
     for split in result["eval"]:
         table.add_column(split, justify="right")
     for metric, about in result["metrics"].items():
-        digits = 1 if about["scale"] == "0-100" else 3
+        digits = verdict.digits_of(about["scale"])
         table.add_row(
             metric, about["scale"], *(f"{scores[metric]:.{digits}f}" for scores in result["eval"].values())
         )

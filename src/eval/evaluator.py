@@ -13,7 +13,7 @@ from src.config import BaselineConfig, EvalArgs, EvalConfig, Task, to_yaml
 from src.data import loader, pairs
 from src.data.chat import IDENTITY, Chat
 from src.errors import ConfigError, DataError, ModelError
-from src.eval import asking, compare, metrics, unfinished, vllm_engine
+from src.eval import asking, compare, metrics, pairing, unfinished, vllm_engine
 from src.eval.asking import Effort, Layout, Questions, Settings, Splits
 from src.eval.conditions import base_model, conditions, engine, identity
 from src.eval.unfinished import Unfinished
@@ -109,9 +109,9 @@ def evaluate_baseline(cfg: BaselineConfig) -> int:
     model = _base_model(exam, source)
     if exam.labels:
         _say_head(model, exam.labels, cfg.seed)
-    result = _answer_as_base(model, exam, source, cfg)
+    result, target = _answer_as_base(model, exam, source, cfg)
     _explain(result)
-    _compare_waiting(result, cfg)
+    _compare_waiting(result, target, cfg)
     return 0
 
 
@@ -252,7 +252,7 @@ def _tuned_model(exam: Exam, tuned: Tuned, effort: Effort) -> Any:
 
 def _is_missing_base(exam: Exam, tuned: Tuned) -> bool:
     """Whether the base is to be asked in the same load, as `baseline` says."""
-    kept = compare.baseline_folder(exam.cfg.artifacts_dir, base_model(tuned.base), exam.conditions)
+    kept = pairing.baseline_folder(exam.cfg.artifacts_dir, base_model(tuned.base), exam.conditions)
     if exam.cfg.baseline != "auto" or (kept / "metrics.json").exists():
         return False
     if exam.labels:  # alone, a base model would choose among the labels of the rows
@@ -268,10 +268,12 @@ def _as_baseline(cfg: EvalConfig, base: Source) -> BaselineConfig:
     return BaselineConfig(**shared | {"model_name": base.name, "model_revision": revision})
 
 
-def _answer_as_base(model: Any, exam: Exam, source: Source, cfg: BaselineConfig) -> dict[str, Any]:
-    """Answer as the untouched base, and keep answers and scores among the artifacts."""
+def _answer_as_base(
+    model: Any, exam: Exam, source: Source, cfg: BaselineConfig
+) -> tuple[dict[str, Any], Path]:
+    """Answer as the untouched base. Returns: its metrics, and the folder among the artifacts that keeps them."""
     base, effort = base_model(source), Effort()
-    folder = compare.baseline_folder(cfg.artifacts_dir, base, exam.conditions)
+    folder = pairing.baseline_folder(cfg.artifacts_dir, base, exam.conditions)
     path = folder.with_name(folder.name + unfinished.SUFFIX)
     with _kept(path, identity(exam.conditions, source), cfg.fresh) as file:
         unfinished.remove_others(path, folder.name.rpartition("-")[0] + "-*")
@@ -280,14 +282,14 @@ def _answer_as_base(model: Any, exam: Exam, source: Source, cfg: BaselineConfig)
             "base_model": base,
             "generated": _generated(exam, effort),
         }
-        target = compare.baseline_folder(cfg.artifacts_dir, base, result["conditions"])
+        target = pairing.baseline_folder(cfg.artifacts_dir, base, result["conditions"])
         with whole_folder(target) as temporary:
             _write_answers(temporary, answers)
             write_text(temporary / "config_used.yaml", to_yaml(cfg))
             write_json(temporary / "metrics.json", result)
         file.close(remove=True)
     log.info("baseline kept in %s", target)
-    return result
+    return result, target
 
 
 @contextmanager
@@ -367,23 +369,23 @@ def _write_answers(folder: Path, answers: Mapping[str, Any]) -> None:
 
 
 def _compare_with_base(run: runs.Run, result: dict[str, Any], cfg: EvalConfig) -> None:
-    folder = compare.baseline_folder(cfg.artifacts_dir, result["base_model"], result["conditions"])
+    folder = pairing.baseline_folder(cfg.artifacts_dir, result["base_model"], result["conditions"])
     if cfg.baseline != "never" and (folder / "metrics.json").exists():
-        compare.record(run, read_json(folder / "metrics.json"))
+        compare.record(run, folder, cfg.gate)
         return
     compare.show_one(result, f"{run.id}, tuned")
     if cfg.baseline != "never":
         log.info("make eval-baseline evaluates the base model under these conditions and compares")
 
 
-def _compare_waiting(base: dict[str, Any], cfg: BaselineConfig) -> None:
+def _compare_waiting(base: dict[str, Any], folder: Path, cfg: BaselineConfig) -> None:
     """Compare the newest run that was evaluated under the same conditions on the same base."""
     for run in runs.all_runs(cfg.output_dir):
         path = run.path / "metrics.json"
         result = read_json(path) if path.exists() else {}
         same = result.get("base_model", {}).get("revision") == base["base_model"]["revision"]
         if same and result.get("conditions") == base["conditions"]:
-            compare.record(run, base)
+            compare.record(run, folder, cfg.gate)
             return
     compare.show_one(base, f"{base['base_model']['name']}, base")
 

@@ -30,6 +30,7 @@ class Metric(NamedTuple):
     sum, or of many sums, shape (..., vector); without them it is the mean of the examples.
 
     references: whether it reads the keys `reference_*` of a row, which a pass over the reference answers fills.
+    together: whether vectors are alike only where all rows are counted together, as those of labels are.
     """
 
     example: Callable[[Row], float]
@@ -39,6 +40,7 @@ class Metric(NamedTuple):
     statistics: Callable[[Rows], list[list[float]]] | None = None
     corpus: Callable[[Floats], Floats] | None = None
     references: bool = False
+    together: bool = False
 
 
 class Scores(NamedTuple):
@@ -138,6 +140,7 @@ METRICS: dict[str, Metric] = {
         _says("assay macro F1, mean of the labels' F1"),
         statistics=measures.label_counts,
         corpus=measures.f1_macro,
+        together=True,
     ),
 }
 

@@ -1,75 +1,91 @@
-"""The gate: only what beats its base is published, unless force is used, and then the card says so."""
+"""The gate: only what beats its base and is sound is published, unless force is used; then the card says so."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 from src.config import GateArgs
-from src.deploy.gate import judge, require
-from src.errors import NotPromoted, RunError
+from src.deploy.gate import require
+from src.errors import CannotTell, NotPromoted, RunError
 from src.runs import Run
+from tests.eval.answers import evaluated, right
 from tests.fixtures import World, tree
 
 pytest_plugins = ["tests.fixtures"]
 
+GATE = GateArgs(metric="exact_match", guards=[], resamples=500)
 
-def compared(folder: Path, base: float, tuned: float, metric: str = "exact_match", split: str = "test") -> Run:
-    """A run that has been compared, and nothing else."""
-    row = {"split": split, "metric": metric, "base": base, "tuned": tuned, "difference": tuned - base}
-    decoy = {"split": "dev", "metric": metric, "base": 0.0, "tuned": 1.0, "difference": 1.0}
-    (folder / "comparison.json").write_text(json.dumps({"rows": [decoy, row]}))
+
+class Found(NamedTuple):
+    name: str
+    ok: bool
+    sentence: str
+
+
+SOUND, TORN = Found("loss", True, "the loss fell"), Found("files", False, "model.safetensors was changed")
+
+
+def compared(folder: Path, base: float, tuned: float) -> Run:
+    """A run that has been evaluated and compared, and nothing else."""
+    (folder / "base").mkdir()
+    evaluated(folder, {"test": right(tuned)}, ["exact_match"], "evals")
+    evaluated(folder / "base", {"test": right(base)}, ["exact_match"])
+    (folder / "comparison.json").write_text(json.dumps({"baseline": str(folder / "base")}))
     return Run(folder)
 
 
 @pytest.mark.parametrize(
-    ("base", "tuned", "min_delta", "promoted"),
+    ("tuned", "error", "code", "told"),
     [
-        (0.25, 0.5, 0.0, True),
-        (0.25, 0.25, 0.0, False),  # as good as the base is not better
-        (0.5, 0.25, 0.0, False),
-        (0.25, 0.5, 0.25, False),
-        (0.25, 0.5, 0.125, True),
-        (0.5, 0.25, -0.5, True),
+        (
+            0.25,
+            NotPromoted,
+            3,
+            "not published: no better than the base: .*; publish anyway with force=true",
+        ),
+        (
+            0.55,
+            CannotTell,
+            4,
+            "not published: too few examples to tell: .*; evaluate more examples, or pub",
+        ),
     ],
 )
-def test_the_base_must_be_beaten_by_more_than_the_minimum(
-    tmp_path: Path, base: float, tuned: float, min_delta: float, promoted: bool
+def test_what_is_not_promoted_is_refused_unless_forced(
+    tmp_path: Path, tuned: float, error: type[Exception], code: int, told: str
 ) -> None:
-    run = compared(tmp_path, base, tuned)
-    assert judge(run, GateArgs(metric="exact_match", min_delta=min_delta)).promoted is promoted
-    assert require(run, GateArgs(metric="exact_match", min_delta=min_delta), force=True).promoted is promoted
-    if not promoted:
-        with pytest.raises(NotPromoted) as caught:
-            require(run, GateArgs(metric="exact_match", min_delta=min_delta), force=False)
-        assert caught.value.exit_code == 3
+    run = compared(tmp_path, 0.5, tuned)
+    with pytest.raises(error, match=told) as caught:
+        require(run, GATE, force=False)
+    assert caught.value.exit_code == code  # type: ignore[attr-defined]
+    assert not require(run, GATE, force=True).promoted
 
 
-def test_the_verdict_tells_the_numbers(tmp_path: Path) -> None:
-    verdict = judge(compared(tmp_path, 0.25, 0.125), GateArgs(metric="exact_match", min_delta=0.5))
-    assert (
-        verdict.sentence
-        == "exact_match on test went from 0.25 to 0.125 (-0.125; the gate asks for more than +0.5)"
-    )
+def test_what_is_unsound_is_refused_however_good_it_is(tmp_path: Path) -> None:
+    run = compared(tmp_path, 0.25, 0.75)
+    assert require(run, GATE, force=False, findings=[SOUND]).promoted
+    with pytest.raises(NotPromoted, match=r"^not published: model\.safetensors was changed; publish anyway"):
+        require(run, GATE, force=False, findings=[SOUND, TORN])
+    assert require(run, GATE, force=True, findings=[TORN]).promoted
 
 
-def test_metric_and_split_are_those_asked_for(tmp_path: Path) -> None:
-    run = compared(tmp_path, 20, 10, metric="bleu")
-    assert not judge(run, GateArgs(metric="bleu")).promoted
-    assert judge(run, GateArgs(metric="bleu", split="dev")).promoted
+def test_all_that_speaks_against_it_is_told(tmp_path: Path) -> None:
+    with pytest.raises(NotPromoted) as caught:
+        require(compared(tmp_path, 0.5, 0.55), GATE, force=False, findings=[TORN])
+    assert caught.value.problems[0].startswith("not published: too few examples to tell")
+    assert caught.value.problems[1] == "not published: model.safetensors was changed"
 
 
-def test_a_metric_that_was_not_compared_is_refused_with_those_that_were(tmp_path: Path) -> None:
-    run = compared(tmp_path, 20, 10, metric="bleu")
-    with pytest.raises(RunError, match=r"not compared by rougeL on test; .* one of: bleu on dev, bleu on test"):
-        judge(run, GateArgs(metric="rougeL"))
+def test_what_was_not_evaluated_cannot_be_forced(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="was not evaluated by what decides"):
+        require(compared(tmp_path, 0.25, 0.75), GateArgs(metric="rougeL"), force=True)
 
 
-def test_a_run_that_was_not_compared_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="has not been compared with its base model; make eval and make eval-base"):
-        judge(Run(tmp_path), GateArgs())
+# Through the door
 
 
 @pytest.mark.parametrize("stage", ["publish", "publish-hf"])
@@ -79,16 +95,24 @@ def test_what_does_not_beat_its_base_is_refused_and_nothing_is_written(
     before = tree(copied.output.parent)
     assert copied.call(stage, "gate.min_delta=2") == 3
     said = capsys.readouterr().err
-    assert said.startswith("not published: rougeL on test went from 0 to 1")
+    assert said.startswith("not published: no better than the base: rougeL on test rose from 0.000 to 1.000")
     assert "publish anyway with force=true" in said
     assert tree(copied.output.parent) == before
+
+
+def test_fewer_examples_than_the_gate_asks_for_tell_nothing(
+    copied: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert copied.call("publish", "gate.min_examples=1000") == 4
+    assert "the gate asks for 1000 examples or more" in capsys.readouterr().err
+    assert not (copied.artifacts / "models").exists()
 
 
 @pytest.mark.parametrize("word", ["force=true", "--force"])
 def test_force_publishes_against_the_gate_and_the_card_says_so(copied: World, word: str) -> None:
     assert copied.call("publish", "gate.min_delta=2", word) == 0
     folder = copied.artifacts / "models" / "tiny-lora" / "latest"
-    assert "**published against the gate**: rougeL on test" in (folder / "README.md").read_text()
+    assert "**published against the gate**: no better than the base: rougeL" in (folder / "README.md").read_text()
     assert json.loads((folder / "manifest.json").read_text())["published"]["promoted"] is False
 
 

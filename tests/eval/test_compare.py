@@ -2,91 +2,146 @@
 
 from __future__ import annotations
 
-import copy
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from src.config import GateArgs, Guard
 from src.errors import RunError
-from src.eval.compare import baseline_folder, compare, fingerprint, record
+from src.eval.compare import compare, record
+from src.eval.metrics import METRICS
+from src.eval.pairing import Evaluated, baseline_folder, fingerprint, paired
 from src.runs import Run
+from tests.eval.answers import BASE, evaluated, right
+from tests.fixtures import call, jsonl, read_jsonl
 
-CONDITIONS = {
+Said = pytest.CaptureFixture[str]
+GATE = GateArgs(guards=[], resamples=500)
+CONDITIONS: dict[str, Any] = {
     "data": {"test": "sha-of-test", "dev": "sha-of-dev"},
     "max_examples": None,
     "chat_template": "sha-of-template",
     "decoding": {"max_new_tokens": 64, "seed": 42},
-    "eval_batch_size": 32,
     "precision": "float32",
-    "device": "cpu",
-    "metrics": {"exact_match": "assay", "bleu": "sacrebleu"},
 }
 OTHERS: dict[str, Any] = {
     "data": {"test": "sha-of-another-test", "dev": "sha-of-dev"},
     "max_examples": 8,
     "chat_template": "sha-of-another-template",
     "decoding": {"max_new_tokens": 64, "seed": 42, "do_sample": True},
-    "eval_batch_size": 16,
     "precision": "bfloat16",
-    "device": "cuda",
-    "metrics": {"exact_match": "assay", "bleu": "sacrebleu, newer"},
 }
+NAMED = {"data": r"data \(test\)", "decoding": r"decoding \(do_sample\)"}
 
 
-def result(test: float, dev: float, **conditions: Any) -> dict[str, Any]:
-    return {
-        "eval": {
-            "test": {"exact_match": test, "bleu": 100 * test},
-            "dev": {"exact_match": dev, "bleu": 100 * dev},
-        },
-        "metrics": {
-            "exact_match": {"scale": "0-1", "implementation": "assay"},
-            "bleu": {"scale": "0-100", "implementation": "sacrebleu"},
-        },
-        "conditions": copy.deepcopy(CONDITIONS) | conditions,
-        "base_model": {"name": "models/x", "revision": "sha256:1"},
-    }
+def run_of(folder: Path, share: float, *names: str, **conditions: Any) -> Run:
+    """A run that was evaluated, and answered a share of the prompts rightly."""
+    answers = {"test": right(share), "dev": right(1 - share)}
+    (folder / "logs").mkdir(parents=True)
+    facts = {"run": folder.name, "stage": "train", "status": "finished", "started": folder.name, "method": "lora"}
+    (folder / "manifest.json").write_text(json.dumps(facts))
+    evaluated(folder, answers, names or ("exact_match", "bleu"), "evals", **(CONDITIONS | conditions))
+    return Run(folder)
 
 
-def test_each_metric_of_each_split_is_compared() -> None:
-    made = compare(result(0.75, 0.25), result(0.25, 0.5))
-    rows = [tuple(row.values()) for row in made["rows"]]
-    assert list(made["rows"][0]) == ["split", "metric", "base", "tuned", "difference", "scale"]
-    assert rows == [
-        ("test", "exact_match", 0.25, 0.75, 0.5, "0-1"),
-        ("test", "bleu", 25.0, 75.0, 50.0, "0-100"),
-        ("dev", "exact_match", 0.5, 0.25, -0.25, "0-1"),
-        ("dev", "bleu", 50.0, 25.0, -25.0, "0-100"),
+def base_of(folder: Path, share: float, *names: str, **conditions: Any) -> Evaluated:
+    folder.mkdir(parents=True)
+    answers, names = {"test": right(share), "dev": right(1 - share)}, names or ("exact_match", "bleu")
+    return Evaluated.of_base(evaluated(folder, answers, names, **CONDITIONS | conditions))
+
+
+def both(folder: Path, *names: str, **conditions: Any) -> tuple[Evaluated, Evaluated]:
+    tuned = run_of(folder / "run", 0.75, *names, **conditions)
+    return Evaluated.of_run(tuned), base_of(folder / "base", 0.25, *names)
+
+
+def test_each_metric_of_each_split_is_compared_with_its_interval(tmp_path: Path) -> None:
+    made = compare(*both(tmp_path), GATE)
+    assert list(made["rows"][0]) == [
+        "split", "metric", "scale", "better", "base", "tuned", "difference", "low", "high", "p_value", "test",
+        "examples", "detectable",
+    ]  # fmt: skip
+    test, _, dev, _ = made["rows"]
+    assert [(r["split"], r["metric"]) for r in made["rows"]] == [
+        (s, m) for s in ("test", "dev") for m in ("exact_match", "bleu")
     ]
-    assert made["conditions"] == CONDITIONS
-    assert made["base_model"]["name"] == "models/x"
+    assert (test["base"], test["tuned"], test["difference"], test["examples"]) == (0.25, 0.75, 0.5, 40)
+    assert (
+        0.3 < test["low"] < 0.5 < test["high"] < 0.7 and test["p_value"] < 0.01 and 0.1 < test["detectable"] < 0.5
+    )
+    assert dev["low"] == pytest.approx(-test["high"]) and dev["difference"] == -0.5
+    assert made["base_model"] == BASE and made["confidence"] == 0.95
+    assert made["baseline"] == str(tmp_path / "base")
+    assert made["verdict"] is None  # rougeL was not evaluated
+
+
+def test_the_scores_of_every_metric_come_from_the_examples(tmp_path: Path) -> None:
+    made = compare(*both(tmp_path, *METRICS), GATE)
+    assert made["verdict"]["outcome"] == "promoted" and made["verdict"]["gate"]["metric"] == "rougeL"
+    for row in made["rows"]:
+        assert row["low"] <= row["difference"] <= row["high"], row
+        assert row["difference"] == pytest.approx(row["tuned"] - row["base"])
+    assert {r["better"] for r in made["rows"] if r["metric"] == "perplexity"} == {"lower"}
+
+
+def test_a_metric_without_scores_of_examples_has_no_interval(tmp_path: Path) -> None:
+    tuned, base = both(tmp_path)
+    for model in (tuned, base):
+        path = model.folder / "metrics.json"
+        result = json.loads(path.read_text())
+        result["metrics"]["whole"] = {"scale": "own", "implementation": "x", "better": "higher"}
+        result["eval"]["test"]["whole"] = 0.5
+        path.write_text(json.dumps(result))
+    tuned, base = Evaluated("run", tuned.folder, tuned.folder / "evals"), Evaluated.of_base(base.folder)
+    row = compare(tuned, base, GATE)["rows"][2]
+    assert (row["metric"], row["difference"], row["low"], row["p_value"], row["detectable"]) == (
+        "whole", 0, None, None, None,
+    )  # fmt: skip
+
+
+def test_labels_that_only_one_of_both_chose_are_counted_alike(tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    tuned = evaluated(tmp_path, {"test": [("a", "a"), ("b", "b")]}, ["f1_macro"], "evals")
+    base = evaluated(tmp_path / "base", {"test": [("a", "a"), ("z", "b")]}, ["f1_macro"])
+    models = Evaluated("run", tuned, tuned / "evals"), Evaluated.of_base(base)
+    pair = paired(*models, "test", "f1_macro")
+    assert pair and pair.base.shape == pair.tuned.shape == (2, 9)
+    assert pair.difference() == pytest.approx(1 - 1 / 3)
+    assert [m.result["eval"]["test"]["f1_macro"] for m in models] == pytest.approx([1, 1 / 3])
 
 
 @pytest.mark.parametrize("name", CONDITIONS)
-def test_under_another_condition_there_is_no_comparison_and_it_is_named(name: str) -> None:
-    with pytest.raises(RunError, match=f"under different {name}; run make eval-baseline") as caught:
-        compare(result(1, 1, **{name: OTHERS[name]}), result(0, 0))
+def test_under_another_condition_there_is_no_comparison_and_it_is_named(tmp_path: Path, name: str) -> None:
+    told = f"under different {NAMED.get(name, name)}; run make eval-baseline"
+    with pytest.raises(RunError, match=told) as caught:
+        compare(*both(tmp_path, **{name: OTHERS[name]}), GATE)
     assert caught.value.exit_code == 2
 
 
-def test_all_that_differs_is_named() -> None:
-    with pytest.raises(RunError, match="under different device, max_examples, precision;"):
-        compare(result(1, 1, device="cuda", precision="bfloat16", max_examples=8), result(0, 0))
+def test_all_that_differs_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="under different max_examples, precision, temperature;"):
+        compare(*both(tmp_path, max_examples=8, precision="bfloat16", temperature=1), GATE)
 
 
-def test_a_condition_that_only_one_of_them_knows_differs() -> None:
-    with pytest.raises(RunError, match="under different temperature"):
-        compare(result(1, 1), result(0, 0, temperature=1))
+def test_answers_to_other_prompts_are_not_compared(tmp_path: Path) -> None:
+    tuned, base = both(tmp_path)
+    rows = read_jsonl(base.folder / "test.predictions.jsonl")
+    jsonl(base.folder / "test.predictions.jsonl", rows[::-1])
+    with pytest.raises(RunError, match="run and models/x did not answer the same prompts of test"):
+        compare(tuned, base, GATE)
+    (base.folder / "test.predictions.jsonl").unlink()
+    with pytest.raises(RunError, match=r"test\.predictions\.jsonl does not exist; evaluate again"):
+        compare(tuned, Evaluated.of_base(base.folder), GATE)
 
 
 @pytest.mark.parametrize("name", CONDITIONS)
 def test_each_condition_has_a_baseline_of_its_own(name: str) -> None:
-    base = {"name": "models/x", "revision": "sha256:1"}
     other = CONDITIONS | {name: OTHERS[name]}
     assert fingerprint(other) != fingerprint(CONDITIONS)
-    assert baseline_folder("a", base, other) != baseline_folder("a", base, CONDITIONS)
+    assert baseline_folder("a", BASE, other) != baseline_folder("a", BASE, CONDITIONS)
 
 
 def test_the_order_of_the_conditions_does_not_matter() -> None:
@@ -101,11 +156,93 @@ def test_each_revision_of_the_base_has_a_baseline_of_its_own() -> None:
     assert all(f.parent == Path("a/metrics") and f.name.startswith("x-") for f in folders)
 
 
-def test_a_comparison_is_kept_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "metrics.json").write_text(json.dumps(result(0.75, 0.25)))
-    made = record(Run(tmp_path), result(0.25, 0.5))
-    assert json.loads((tmp_path / "comparison.json").read_text()) == made
-    lines = [line.split() for line in capsys.readouterr().out.replace("│", " ").splitlines()]
-    assert ["test", "exact_match", "0-1", "0.250", "0.750", "+0.500"] in lines
-    assert ["bleu", "0-100", "25.0", "75.0", "+50.0"] in lines
-    assert ["dev", "exact_match", "0-1", "0.500", "0.250", "-0.250"] in lines
+def told(text: str) -> list[list[str]]:
+    return [line.split() for line in text.replace("│", " ").splitlines()]
+
+
+def test_a_comparison_is_kept_and_shown_with_what_is_beyond_noise(
+    tmp_path: Path, capsys: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    names = ("rougeL", "length_ratio")
+    run, base = run_of(tmp_path / "run", 0.75, *names), base_of(tmp_path / "base", 0.7, *names)
+    gate = GateArgs(guards=[Guard("rougeL", "dev", 0.2)])
+    made = record(run, base.folder, gate)
+    assert json.loads((run.path / "comparison.json").read_text()) == made
+    said = capsys.readouterr().out
+    row = made["rows"][0]
+    cells = f"rougeL 0-1 0.700 0.750 +0.050 {row['low']:+.3f} to {row['high']:+.3f}"
+    assert ["test", *cells.split()] in told(said)  # no star: two examples of forty
+    assert f"cannot tell: {made['verdict']['sentence']}" in said
+    record(run, base_of(tmp_path / "other", 0.1, *names).folder, gate)
+    (line,) = (line for line in told(capsys.readouterr().out) if line[:2] == ["test", "rougeL"])
+    assert line[2:5] == ["0-1", "0.100", "0.750"] and line[-1] == "*"
+
+
+# The stage
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> Path:
+    """An output directory with two evaluated runs and, beside it, artifacts with the base of both."""
+    for name, share in (("2026-01-01_10-00-00", 0.5), ("2026-01-02_10-00-00", 0.9)):
+        run_of(tmp_path / "outputs" / "runs" / name, share, *METRICS)
+    os.symlink("2026-01-02_10-00-00", tmp_path / "outputs" / "runs" / "latest")
+    result = json.loads((tmp_path / "outputs/runs/latest/metrics.json").read_text())
+    base_of(baseline_folder(str(tmp_path / "artifacts"), BASE, result["conditions"]), 0.1, *METRICS)
+    return tmp_path
+
+
+def compared(folder: Path, *words: str) -> int:
+    places = (f"output_dir={folder / 'outputs'}", f"artifacts_dir={folder / 'artifacts'}")
+    return call("compare", *words, *places, "gate.guards=[]", "gate.resamples=500")
+
+
+def test_two_runs_are_compared_the_first_against_the_second(two: Path, capsys: Said) -> None:
+    older, newer = "2026-01-01_10-00-00", str(two / "outputs/runs/2026-01-02_10-00-00")
+    assert compared(two, "latest", older) == 0
+    assert "promoted: rougeL on test rose from 0.500 to 0.900 (+0.400" in capsys.readouterr().out
+    assert compared(two, "2026-01-01", newer) == 0
+    said = capsys.readouterr().out
+    assert "not better: no better than the base: rougeL on test fell" in said
+    assert "2026-01-01_10-00-00 against 2026-01-02_10-00-00" in said
+    assert not (two / "outputs/runs/latest/comparison.json").exists()
+
+
+def test_a_run_is_compared_with_the_kept_baseline_of_its_base(two: Path, capsys: Said) -> None:
+    for words in ((), ("latest", "baseline"), ("run_a=latest",)):
+        assert compared(two, *words) == 0
+        said = capsys.readouterr().out
+        assert "2026-01-02_10-00-00 against models/x" in said and "from 0.100 to 0.900" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["latset"], "there is no run latset in "),
+        (["2026-01-01_10-00-01"], "did you mean 2026-01-01_10-00-00?"),
+        (["2026"], "2026 is the beginning of 2 runs: "),
+        (["latest", "baseline", "more"], "more is not an override; write key=value"),
+        (["gate.metrik=x"], "gate.metrik is not a setting; did you mean gate.metric?"),
+    ],
+)
+def test_what_cannot_be_compared_is_one_sentence(two: Path, capsys: Said, words: list[str], sentence: str) -> None:
+    assert compared(two, *words) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_runs_under_other_conditions_are_refused_by_name(two: Path, capsys: Said) -> None:
+    run_of(two / "outputs/runs/2026-01-03_10-00-00", 0.5, *METRICS, max_examples=8)
+    assert compared(two, "2026-01-03", "latest") == 2
+    told = "2026-01-03_10-00-00 and 2026-01-02_10-00-00 were evaluated under different max_examples"
+    assert told in capsys.readouterr().err
+    assert compared(two, "2026-01-03") == 2
+    told = "has no baseline under the conditions of 2026-01-03_10-00-00; one is kept that differs in max_examples"
+    assert told in capsys.readouterr().err
+
+
+def test_a_run_that_was_not_evaluated_is_refused(two: Path, capsys: Said) -> None:
+    (two / "outputs/runs/latest/metrics.json").write_text('{"train": {}}')
+    assert compared(two) == 2
+    told = "run 2026-01-02_10-00-00 has not been evaluated; make eval model_path="
+    assert told in capsys.readouterr().err

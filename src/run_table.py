@@ -1,0 +1,248 @@
+"""`runs`: every run with its scores and verdict, and in what two of them differ; nothing heavy is imported."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from src import runs
+from src.errors import RunError, UserError, did_you_mean
+from src.runs import Run
+from src.utils.files import read_json
+
+USAGE = """usage: python -m src.main runs [OUTPUT_DIR] [--sort KEY]
+       python -m src.main runs diff RUN RUN [OUTPUT_DIR]
+
+List the runs with their scores and verdicts, or show in what two of them differ.
+
+--sort KEY  a column or a score, the best or the newest first: started, status, method, verdict, test/rougeL,
+            eval_loss ...; every score of metrics.json is known as SPLIT/METRIC
+A RUN is a run's id, the beginning of one, its directory, or latest."""
+OUTPUT_DIR = "outputs"
+FACTS = ("started", "run", "stage", "status", "method", "base", "data", "verdict")
+LOSSES = ("eval_loss", "train_loss", "loss")  # the smaller, the better
+MOST_SCORES = 4
+PIPED_WIDTH = 200  # where no terminal says how wide it is
+
+
+class Line(NamedTuple):
+    """What is told of a run. facts: words. scores: `{test/rougeL: 0.4}`, and the losses of its training."""
+
+    facts: dict[str, str]
+    scores: dict[str, float]
+    lower: frozenset[str]  # of the scores, those that are better where they are lower
+
+
+def answer(words: Sequence[str]) -> str:
+    """What `runs WORDS` prints. Raises: UserError."""
+    if {"-h", "--help"} & set(words):
+        return USAGE
+    if words and words[0] == "diff":
+        return _answer_diff(words[1:])
+    plain, sort = _parsed(words)
+    if len(plain) > 1:
+        raise UserError(f"runs does not take {plain[1]}", hint="write runs [OUTPUT_DIR] [--sort KEY]")
+    return table(plain[0] if plain else OUTPUT_DIR, sort)
+
+
+def _parsed(words: Sequence[str]) -> tuple[list[str], str | None]:
+    """Words that are no flag, and the key to sort by."""
+    plain, sort = [], None
+    left = iter(words)
+    for word in left:
+        name, _, value = word.partition("=")
+        if name == "--sort":
+            sort = value or next(left, "")
+            if not sort:
+                raise UserError("--sort needs a key", hint="such as --sort test/rougeL")
+        elif word.startswith("-"):
+            raise UserError(f"{word} is not a flag of runs", hint="runs --help lists them")
+        else:
+            plain.append(word)
+    return plain, sort
+
+
+def _answer_diff(words: Sequence[str]) -> str:
+    if not 2 <= len(words) <= 3 or any(w.startswith("-") for w in words):
+        raise UserError("runs diff takes two runs", hint="write runs diff RUN RUN [OUTPUT_DIR]")
+    output_dir = words[2] if len(words) == 3 else OUTPUT_DIR
+    return difference(*(runs.named(word, output_dir) for word in words[:2]))
+
+
+def table(output_dir: str | Path, sort: str | None = None, width: int | None = None) -> str:
+    """The runs as text, the newest first or by the key `sort`.
+
+    Raises: UserError if no run has what they are to be sorted by.
+    """
+    found = [_line(run) for run in runs.all_runs(output_dir)]
+    if not found and not runs.unreadable(output_dir):
+        return f"no runs in {output_dir}/runs; make train makes one"
+    if sort:
+        found = _sorted(found, sort)
+    shown = _scores_shown(found, sort)
+    columns = ["run", "stage", "status", "method", "base", "data", *shown, "verdict"]
+    cells = [[line.facts.get(c) or _number(line.scores.get(c)) for c in columns] for line in found]
+    lines = _laid_out(columns, cells, width or _width())
+    return "\n".join([*lines, *(f"{r.id}  its manifest.json cannot be read" for r in runs.unreadable(output_dir))])
+
+
+def _width() -> int:
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else PIPED_WIDTH
+
+
+def _line(run: Run) -> Line:
+    manifest = run.manifest
+    metrics = _read(run.path / "metrics.json")
+    verdict = _read(run.path / "comparison.json").get("verdict") or {}
+    error = f": {manifest['error']}" if manifest.get("error") else ""
+    facts = {
+        "started": str(manifest["started"]),
+        "run": run.id,
+        "stage": str(manifest["stage"]),
+        "status": " ".join((run.status_in_words + error).split()),
+        "method": str(manifest.get("method", "")),
+        "base": str(manifest.get("base_model", {}).get("name", "")).rstrip("/").rsplit("/", 1)[-1],
+        "data": _data_version(manifest.get("data", {})),
+        "verdict": str(verdict.get("outcome", "")).replace("_", " "),
+    }
+    scores = {k: float(v) for k, v in metrics.get("train", {}).items() if k in LOSSES and _is_number(v)}
+    lower = set(LOSSES)
+    for split, values in metrics.get("eval", {}).items():
+        for metric, value in values.items():
+            scores[f"{split}/{metric}"] = float(value)
+            if metrics.get("metrics", {}).get(metric, {}).get("better") == "lower":
+                lower.add(f"{split}/{metric}")
+    decided = f"{verdict.get('split')}/{verdict.get('metric')}"
+    facts["decided by"] = decided if decided in scores else ""
+    return Line(facts, scores, frozenset(lower))
+
+
+def _data_version(data: Mapping[str, Any]) -> str:
+    """The commit, revision or hash of what was trained on, shortened: of several files, how many more."""
+    for key in ("commit", "revision", "sha256"):
+        if data.get(key):
+            return str(data[key])[:12]
+    hashes = [str(f["sha256"]) for f in data.get("files", []) if f.get("sha256")]
+    return (hashes[0][:12] + (f" +{len(hashes) - 1}" if len(hashes) > 1 else "")) if hashes else ""
+
+
+def _scores_shown(lines: Sequence[Line], sort: str | None) -> list[str]:
+    """The scores that get a column: what is sorted by, what decided, and the losses of the trainings."""
+    known = {name for line in lines for name in line.scores}
+    decided = list(dict.fromkeys(line.facts["decided by"] for line in lines if line.facts["decided by"]))
+    wanted = [sort or "", *decided, "test/rougeL", "test/accuracy", "eval_loss", "train_loss"]
+    return [name for name in dict.fromkeys(wanted) if name in known][:MOST_SCORES]
+
+
+def _sorted(lines: list[Line], key: str) -> list[Line]:
+    """By a score, the best first; by `started`, the newest; by another word, in its order. Who has none is last.
+
+    Raises: UserError if no run has it.
+    """
+    known = [*FACTS, *dict.fromkeys(name for line in lines for name in line.scores)]
+    if key not in known:
+        raise UserError(
+            f"no run has {key} to be sorted by{did_you_mean(key, known)}", hint=f"there are: {', '.join(known)}"
+        )
+    if key in FACTS:
+        having = sorted((x for x in lines if x.facts[key]), key=lambda x: x.facts[key], reverse=key == "started")
+        return having + [x for x in lines if not x.facts[key]]
+    lower = any(key in line.lower for line in lines if key in line.scores)
+    having = sorted((x for x in lines if key in x.scores), key=lambda x: x.scores[key], reverse=not lower)
+    return having + [x for x in lines if key not in x.scores]
+
+
+LEAVE_OUT = ("base", "stage", "train_loss", "eval_loss", "data")  # where there is no room, in this order
+LEAST_STATUS = 12
+
+
+def _laid_out(columns: Sequence[str], cells: Sequence[Sequence[str]], width: int) -> list[str]:
+    """Lines of `width` at most: a long status is cut first, then columns that say less are left out."""
+    rows = [list(columns), *(list(row) for row in cells)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(columns))]
+    status = list(columns).index("status")
+    kept = [i for i in range(len(columns)) if any(row[i] for row in rows[1:]) or not cells]
+
+    def needed(status_width: int) -> int:
+        return sum(widths[i] if i != status else status_width for i in kept) + 2 * (len(kept) - 1)
+
+    for name in LEAVE_OUT:
+        if needed(min(widths[status], LEAST_STATUS)) > width and name in columns:
+            kept = [i for i in kept if columns[i] != name]
+    room = max(LEAST_STATUS, width - needed(0))
+    widths[status] = min(widths[status], room)
+    return ["  ".join(_cell(row[i], widths[i], columns[i]) for i in kept).rstrip() for row in rows]
+
+
+def _cell(text: str, width: int, column: str) -> str:
+    text = text if len(text) <= width else text[: width - 1] + "…"
+    return text.rjust(width) if "/" in column or column in LOSSES else text.ljust(width)
+
+
+def difference(first: Run, second: Run) -> str:
+    """The settings, facts and scores in which two runs differ; what is alike is left out."""
+    if first.path == second.path:
+        raise RunError(f"{first.id} is one run", hint="name two")
+    lines = []
+    for title, (a, b) in _compared(first, second):
+        keys = [key for key in dict.fromkeys([*a, *b]) if a.get(key) != b.get(key)]
+        if keys:
+            lines += ["", title, *(_change(key, a.get(key), b.get(key)) for key in keys)]
+    told = [f"{first.id} -> {second.id}", *lines]
+    return "\n".join(told if lines else [*told, "", "no difference in settings, data or scores"])
+
+
+def _compared(first: Run, second: Run) -> Iterator[tuple[str, tuple[dict[str, Any], dict[str, Any]]]]:
+    pair = (first, second)
+    yield "settings", _both([_flat(_settings(run)) for run in pair])
+    lines = [_line(run) for run in pair]
+    names = ("stage", "status", "method", "base", "data", "verdict")
+    code = [{"code": str(run.manifest.get("code", {}).get("commit") or "")[:12]} for run in pair]
+    yield "facts", _both([{n: x.facts[n] for n in names} | c for x, c in zip(lines, code, strict=True)])
+    yield "scores", _both([line.scores for line in lines])
+
+
+def _both(values: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
+    return values[0], values[1]
+
+
+def _change(key: str, before: Any, after: Any) -> str:
+    moved = f"  ({after - before:+.4g})" if _is_number(before) and _is_number(after) else ""
+    return f"  {key:<28} {_shown(before)} -> {_shown(after)}{moved}"
+
+
+def _shown(value: Any) -> str:
+    return "-" if value is None or value == "" else f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _settings(run: Run) -> Any:
+    import yaml
+
+    path = run.path / "config_used.yaml"
+    return (yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None) or {}
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {prefix + key: value}
+    return found
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    """A JSON file of a run, or nothing: a table is no place to stumble over one that is torn."""
+    try:
+        return dict(read_json(path)) if path.is_file() else {}
+    except RunError:
+        return {}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
