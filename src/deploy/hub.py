@@ -1,6 +1,6 @@
 """The Hub as a target: one commit, one tag, read back.
 
-    whoami ─ create ─ look ─┬─ the tag is there ──┬─ read back ─ tag ─ (then the run's manifest)
+    whoami ─ look ─ create ─┬─ the tag is there ──┬─ read back ─ tag ─ (then the run's manifest)
                             └─ commit what differs ┘
 
 Nothing is remembered between attempts but what is on the Hub: each one looks, and does what is missing. So a
@@ -28,7 +28,7 @@ from src.errors import RunError, UserError
 from src.utils.logs import log
 
 if TYPE_CHECKING:
-    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub import CommitOperationAdd, HfApi, ModelInfo
     from huggingface_hub.hf_api import RepoFile
 
 TAG = re.compile(r"(?!.*(?:\.\.|\.lock\Z|\.\Z))[A-Za-z0-9][A-Za-z0-9._+-]*")
@@ -37,6 +37,7 @@ LARGEST_MANIFEST = 16 << 20  # bytes; a larger file of this name is none that wa
 
 FIRST_WAIT, LONGEST_WAIT = 1.0, 300.0  # seconds; the Hub counts its requests in windows of 300 s
 MOST_TRIES = 6
+NOTHING = "nothing was sent"
 MOST_LOOKS = 3  # at a repository that others change meanwhile
 
 
@@ -62,7 +63,7 @@ class Publication:
     files: Mapping[str, str]
     user: str = ""
     own: set[str] = field(default_factory=set)  # namespaces of the token's owner
-    reached: str = "nothing was sent"
+    reached: str = NOTHING
     looks: int = 0
 
     @property
@@ -124,8 +125,9 @@ class Publication:
         """Look at what is there and do what is missing. Returns: whether it is private, and the commit."""
         if not self.user:
             self._introduce(api)
-        api.create_repo(self.repo, private=self.cfg.private, exist_ok=True)
-        info = api.model_info(self.repo)
+        info = self._repository(api)
+        if self.reached == NOTHING:
+            self.reached = f"{NOTHING}, and {self.repo} is there"
         if self.cfg.private and not info.private:
             raise RunError(
                 f"{self.repo} is public on the Hub",
@@ -135,10 +137,10 @@ class Publication:
         if commit:
             log.info("tag %s of %s holds it already", self.tag, self.repo)
         else:
-            self.reached = f"{self.repo} is there, without this model"
             commit = self._committed(api, info.sha)
+            self.reached = f"commit {commit[:12]} is in {self.repo}, not yet read back nor tagged"
             self._read_back(api, commit)
-            self.reached = f"the files are there as commit {commit[:12]} of {self.repo}, and the tag is missing"
+            self.reached = f"commit {commit[:12]} is in {self.repo} and was read back, and the tag is missing"
             self._set_tag(api, commit)
         self.reached = f"commit {commit[:12]} and tag {self.tag} are there in {self.repo}"
         return bool(info.private), commit
@@ -149,6 +151,8 @@ class Publication:
         Raises: RunError if it may only read.
         """
         who = api.whoami()
+        if "name" not in who:
+            raise RunError(f"{endpoint()} does not answer as a Hub does", hint="check HF_ENDPOINT")
         user = str(who["name"])
         self.own = {user, *(str(org["name"]) for org in who.get("orgs", []))}
         if who.get("auth", {}).get("accessToken", {}).get("role") == "read":
@@ -156,6 +160,20 @@ class Publication:
         self.user = user
 
     # What is there
+
+    def _repository(self, api: HfApi) -> ModelInfo:
+        """The repository, made where it is missing.
+
+        It is looked at first: where it is there and may not be written to, create_repo fails at any endpoint but
+        huggingface.co while it puts the address together.
+        """
+        from huggingface_hub.errors import RepositoryNotFoundError
+
+        try:
+            return api.model_info(self.repo)
+        except RepositoryNotFoundError:
+            api.create_repo(self.repo, private=self.cfg.private, exist_ok=True)
+            return api.model_info(self.repo)
 
     def _tree(self, api: HfApi, revision: str) -> dict[str, RepoFile]:
         from huggingface_hub.hf_api import RepoFile
@@ -210,6 +228,7 @@ class Publication:
         if head and not differing and not gone:
             log.info("commit %s of %s holds it already", head[:12], self.repo)
             return head
+        self.reached = f"{self.repo} is there, without this model"
         log.info("sending %d files to %s", len(differing), self.repo)
         operations = [self._addition(path) for path in differing]
         try:
@@ -238,9 +257,7 @@ class Publication:
             return set()
         gone = others & self._listed(api, head, there.get(MANIFEST))
         if kept := sorted(others - gone):
-            log.warning(
-                "%s also holds what was not published from here, and keeps it: %s", self.repo, ", ".join(kept)
-            )
+            log.warning("%s keeps what was not published from here: %s", self.repo, ", ".join(kept))
         return gone
 
     def _listed(self, api: HfApi, head: str, manifest: RepoFile | None) -> set[str]:
@@ -258,7 +275,6 @@ class Publication:
     def _read_back(self, api: HfApi, commit: str) -> None:
         """Raises: RunError if the commit does not hold every file with the hash that it has here."""
         if differing := self._differing(self._tree(api, commit)):
-            self.reached = f"it is the newest commit of {self.repo}, and not tagged"
             raise RunError(
                 f"commit {commit[:12]} does not hold what was sent: {', '.join(differing)}",
                 hint="the same command sends it again",

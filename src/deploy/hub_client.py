@@ -147,4 +147,4 @@ def _refusal(status: int, why: str, repo: str, user: str, own: set[str]) -> tupl
         return f"the token of {user} has no permission to write to {repo} ({why})", new_token()
     if status == 404:
         return f"{repo} is not there, or not for this token to see", "check the name and the token's scope"
-    return f"{endpoint()} refuses it ({why})", GO_ON
+    return f"{endpoint()} refuses it ({why})", f"once that is put right, {GO_ON}"

@@ -198,6 +198,8 @@ class HubHandler(Handler):
         if path.startswith("/api/models/"):
             name = "/".join(words[3:5])
             step = words[5] if len(words) > 5 else "info"
+            if step == "tree":  # whose revision is quoted, for a folder may follow
+                return step, name, "/".join(words[6:])
             return "info" if step == "revision" else step, name, unquote("/".join(words[6:]))
         if len(words) > 4 and words[3] == "resolve":
             return "resolve", "/".join(words[1:3]), unquote("/".join(words[4:]))
@@ -306,17 +308,22 @@ class HubHandler(Handler):
         tags = [{"name": t, "ref": f"refs/tags/{t}", "targetCommit": sha} for t, sha in repo.tags.items()]
         return lambda: self.say(200, {"branches": branches, "tags": tags, "converts": []})
 
-    def do_tree(self, name: str, revision: str, _: bytes) -> Callable[[], None]:
+    def do_tree(self, name: str, rest: str, _: bytes) -> Callable[[], None]:
+        revision, _, below = (unquote(part) for part in rest.partition("/"))
         _, commit = self.at(name, revision)
-        assert [x.lower() for x in self.query.get("recursive", [])] == ["true"], "the other way is not known here"
-        folders = sorted({path.rsplit("/", 1)[0] for path in commit.files if "/" in path})
+        below = f"{below}/" if below else ""
+        recursive = [x.lower() for x in self.query.get("recursive", [])] == ["true"]
+        paths = [path for path in sorted(commit.files) if path.startswith(below)]
+        if below and not paths:
+            raise Refused(404, f"{below} does not exist", "EntryNotFound")
+        folders = sorted({path[: i + len(below)] for path in paths if (i := path[len(below) :].rfind("/")) > 0})
         entries: list[dict[str, Any]] = [{"type": "directory", "path": f, "oid": "0" * 40} for f in folders]
-        entries += [self.entry(commit, path) for path in sorted(commit.files)]
+        entries += [self.entry(commit, p) for p in paths if recursive or "/" not in p[len(below) :]]
         begin = int(self.query.get("cursor", ["0"])[0])
         more = {}
         if begin + PAGE < len(entries):
-            address = f"{self.hub.endpoint}{urlsplit(self.path).path}?recursive=true&cursor={begin + PAGE}"
-            more = {"Link": f'<{address}>; rel="next"'}
+            query = f"recursive={str(recursive).lower()}&cursor={begin + PAGE}"
+            more = {"Link": f'<{self.hub.endpoint}{urlsplit(self.path).path}?{query}>; rel="next"'}
         return lambda: self.say(200, entries[begin : begin + PAGE], **more)
 
     def entry(self, commit: Commit, path: str) -> dict[str, Any]:

@@ -90,8 +90,10 @@ def test_what_was_not_evaluated_cannot_be_forced(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("stage", ["publish", "publish-hf"])
 def test_what_does_not_beat_its_base_is_refused_and_nothing_is_written(
-    copied: World, stage: str, capsys: pytest.CaptureFixture[str]
+    copied: World, stage: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("HF_REPO_ID", "me/ingot")
+    monkeypatch.setenv("HF_TOKEN", "hf_token-of-the-tests")
     before = tree(copied.output.parent)
     assert copied.call(stage, "gate.min_delta=2") == 3
     said = capsys.readouterr().err
@@ -113,7 +115,7 @@ def test_force_publishes_against_the_gate_and_the_card_says_so(copied: World, wo
     assert copied.call("publish", "gate.min_delta=2", word) == 0
     folder = copied.artifacts / "models" / "tiny-lora" / "latest"
     assert "**published against the gate**: no better than the base: rougeL" in (folder / "README.md").read_text()
-    assert json.loads((folder / "manifest.json").read_text())["published"]["promoted"] is False
+    assert json.loads((folder / "manifest.json").read_text())["publication"]["promoted"] is False
 
 
 @pytest.mark.parametrize("word", ["gate.metrik=bleu", "gate.metric=[bleu]", "gate=3"])

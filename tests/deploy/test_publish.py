@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import yaml
 
 from src import NAME, runs
+from src.deploy.push import alone
 from tests.fixtures import World, tree
 
 pytest_plugins = ["tests.fixtures"]
@@ -39,6 +41,12 @@ def test_the_whole_model_is_copied_with_its_papers(copied: World, published: Pat
     assert set(there) == {*model, *papers, "README.md", "manifest.json"}
 
 
+def test_papers_that_the_run_has_besides_go_along(copied: World) -> None:
+    (copied.newest.path / "aim_profile.json").write_text("{}")
+    assert copied.call("publish") == 0
+    assert (copied.artifacts / "models" / "tiny-lora" / "latest" / "aim_profile.json").read_text() == "{}"
+
+
 def test_the_manifest_holds_the_hash_of_every_file(published: Path) -> None:
     there = tree(published)
     del there["manifest.json"]
@@ -46,13 +54,28 @@ def test_the_manifest_holds_the_hash_of_every_file(published: Path) -> None:
     assert manifest(published)["sha256"] == hashes
 
 
-def test_the_manifest_is_that_of_the_run_with_the_publication(copied: World, published: Path) -> None:
-    found = manifest(published)
-    assert copied.newest.manifest.items() <= found.items()
-    assert found["published"]["name"] == "tiny-lora"
-    assert found["published"]["promoted"] is True
-    assert "rougeL on test went from 0 to 1" in found["published"]["sentence"]
-    assert datetime.fromisoformat(found["published"]["at"]) >= datetime.fromisoformat(found["ended"])
+def test_the_manifest_is_that_of_the_run_without_what_is_of_this_machine(copied: World, published: Path) -> None:
+    found, run = manifest(published), copied.newest.manifest
+    ours = {"process", "evaluation", "published"}
+    assert {k: v for k, v in run.items() if k not in ours}.items() <= found.items()
+    assert not ours & found.keys()
+    assert found["publication"]["name"] == "tiny-lora"
+    assert found["publication"]["promoted"] is True
+    assert "rougeL on test went from 0 to 1" in found["publication"]["verdict"]
+
+
+def test_the_run_notes_where_it_was_published(copied: World, published: Path) -> None:
+    (note,) = copied.newest.manifest["published"]
+    assert (note["target"], note["where"], note["promoted"]) == ("local", str(published), True)
+    assert note["files"] == len(tree(published))
+    assert datetime.fromisoformat(note["at"]) >= datetime.fromisoformat(copied.newest.manifest["ended"])
+
+
+def test_the_same_run_is_published_as_the_same_bytes(copied: World, published: Path) -> None:
+    before = tree(published)
+    assert copied.call("publish") == 0
+    assert tree(published) == before
+    assert len(copied.newest.manifest["published"]) == 1
 
 
 def test_the_model_card_says_what_was_made_of_what(copied: World, published: Path) -> None:
@@ -89,11 +112,63 @@ def test_latest_points_to_what_was_published_last(copied: World, published: Path
     latest = published.parent / "latest"
     assert latest.is_symlink()
     assert latest.resolve() == published.resolve()
-    copied.train("max_steps=20")
-    assert copied.call("eval") == 0
-    assert copied.call("publish", "--force") == 0
-    assert latest.resolve().name == copied.newest.id
+    later = copied.newest.path.with_name("2099-01-01_00-00-00")
+    shutil.copytree(copied.newest.path, later)
+    assert copied.call("publish", str(later), "gate.min_delta=2", "--force") == 0
+    assert latest.resolve().name == later.name
     assert published.is_dir()
+
+
+def test_promoted_points_to_what_last_passed_the_gate(copied: World, published: Path) -> None:
+    promoted = published.parent / "promoted"
+    assert promoted.is_symlink() and promoted.resolve() == published.resolve()
+    later = copied.newest.path.with_name("2099-01-01_00-00-00")
+    shutil.copytree(copied.newest.path, later)
+    assert copied.call("publish", str(later), "gate.min_delta=2", "--force") == 0
+    assert promoted.resolve() == published.resolve()
+    assert copied.call("publish", str(later)) == 0
+    assert promoted.resolve().name == later.name
+
+
+def test_what_is_promoted_is_not_replaced_by_a_forced_copy(copied: World, published: Path, capsys: Said) -> None:
+    before = tree(published.parent)
+    assert copied.call("publish", "gate.min_delta=2", "--force") == 2
+    assert "which passed the gate then, and a forced copy would take its place; set publish_name" in (
+        capsys.readouterr().err
+    )
+    assert tree(published.parent) == before
+
+
+def test_nothing_that_is_forced_is_promoted(copied: World) -> None:
+    assert copied.call("publish", "gate.min_delta=2", "--force") == 0
+    assert not (copied.artifacts / "models" / "tiny-lora" / "promoted").is_symlink()
+
+
+def test_a_secret_in_the_model_is_not_copied(copied: World, monkeypatch: pytest.MonkeyPatch, capsys: Said) -> None:
+    monkeypatch.setenv("MY_PASSWORD", "correct-horse-7")
+    (copied.newest.model / "notes.txt").write_text("log in with correct-horse-7")
+    (copied.newest.model / "id_rsa").write_text("-----BEGIN RSA " + "PRIVATE KEY-----")
+    assert copied.call("publish") == 2
+    said = capsys.readouterr().err
+    assert said.splitlines()[:2] == [
+        "not published: id_rsa holds a private key",
+        "not published: notes.txt holds the value of MY_PASSWORD",
+    ]
+    assert "correct-horse-7" not in said
+    assert list((copied.artifacts / "models" / "tiny-lora").iterdir()) == []
+
+
+def test_two_publications_do_not_meet(copied: World, published: Path, capsys: Said) -> None:
+    before = tree(published.parent)
+    with alone(published.parent, leftovers="nothing"):
+        assert copied.call("publish") == 2
+    assert f"another process is publishing in {published.parent}; wait for its end" in capsys.readouterr().err
+    assert tree(published.parent) == before
+
+
+def test_a_form_that_cannot_be_written_leaves_nothing(copied: World) -> None:
+    assert copied.call("publish", "export=gguf") == 2
+    assert list((copied.artifacts / "models" / "tiny-lora").iterdir()) == []
 
 
 def test_publishing_again_replaces_the_folder_whole(copied: World, published: Path) -> None:
@@ -101,12 +176,12 @@ def test_publishing_again_replaces_the_folder_whole(copied: World, published: Pa
     before = set(tree(published))
     assert copied.call("publish") == 0
     assert set(tree(published)) == before - {"left over"}
-    assert sorted(p.name for p in published.parent.iterdir()) == [published.name, "latest"]
+    assert sorted(p.name for p in published.parent.iterdir()) == [published.name, "latest", "promoted"]
 
 
 def test_the_name_and_the_run_are_those_asked_for(copied: World) -> None:
     run = copied.newest
-    copied.train("max_steps=1")
+    shutil.copytree(run.path, run.path.with_name("2099-01-01_00-00-00"))
     assert copied.call("publish", str(run.path), "publish_name=ingot") == 0
     folder = copied.artifacts / "models" / "ingot" / "latest"
     assert folder.resolve().name == run.id
@@ -152,12 +227,3 @@ def test_an_interrupted_copy_leaves_what_was_published_before(
     monkeypatch.setattr("src.deploy.describe.model_card", broken)
     assert copied.call("publish") == 130
     assert tree(published.parent) == before
-
-
-def test_publish_hf_passes_the_gate_and_says_that_it_is_not_available(copied: World, capsys: Said) -> None:
-    before = tree(copied.output.parent)
-    assert copied.call("publish-hf", "--repo", "someone/something") == 2
-    captured = capsys.readouterr()
-    assert "promoted: rougeL on test went from 0 to 1" in captured.out
-    assert "not available in this version; the gate was passed, nothing was sent" in captured.err
-    assert tree(copied.output.parent) == before

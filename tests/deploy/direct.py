@@ -1,0 +1,42 @@
+"""The publishing stages as the door runs them, without composing a configuration, which takes most of the time."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from src import config
+from src.deploy import hub_access, push
+from src.errors import UserError
+from src.utils.logs import start_logging
+from src.utils.secrets import redact
+from tests.fixtures import World
+
+REPO = "me/ingot"
+
+
+def to_hub(world: World, path: Path | None = None, repo: str = REPO, **settings: Any) -> int:
+    """publish-hf. Returns: the exit code; what is refused is printed as the door does."""
+    values = _settings(world, path, settings) | {"repo_id": repo}
+    return _run("publish-hf", values)
+
+
+def locally(world: World, path: Path | None = None, **settings: Any) -> int:
+    return _run("publish", _settings(world, path, settings))
+
+
+def _settings(world: World, path: Path | None, settings: dict[str, Any]) -> dict[str, Any]:
+    places = {"output_dir": str(world.output), "artifacts_dir": str(world.artifacts)}
+    return {**places, "model_path": str(path) if path else None, "gate": {"reload_examples": 0}, **settings}
+
+
+def _run(stage: str, values: dict[str, Any]) -> int:
+    start_logging()
+    try:
+        if stage == "publish":
+            return push.publish(config.load(stage, values))
+        return push.publish_hf(config.load(stage, values, hub_access.problems))
+    except UserError as error:
+        print(redact(str(error)), file=sys.stderr)
+        return error.exit_code

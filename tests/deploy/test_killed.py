@@ -1,0 +1,132 @@
+"""SIGKILL between any two steps of a publication: never half a model, and the same command finishes it."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.deploy.direct import REPO, locally, to_hub
+from tests.deploy.hub_server import DROP, ModelHub, User, model_hub
+from tests.fixtures import World, tree
+from tests.nursery import Moment, Nursery
+
+pytest_plugins = ["tests.fixtures", "tests.nursery"]
+
+TOKEN = "hf_token-of-the-tests"
+NO_RELOAD = "gate.reload_examples=0"
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModelHub]:
+    with model_hub() as server:
+        server.users = {TOKEN: User("me")}
+        monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        yield server
+
+
+# On the Hub
+
+# How many requests of a step are left alone before the one at which it is killed, and whether that one was done.
+KILLS = [
+    ("whoami", 0, False),
+    ("create", 0, False),
+    ("create", 0, True),
+    ("validate", 0, False),
+    ("preupload", 0, True),
+    ("put", 0, False),
+    ("put", 0, True),
+    ("verify", 0, True),
+    ("commit", 0, False),
+    ("commit", 0, True),
+    ("tree", 1, False),  # the read-back
+    ("tag", 0, False),
+    ("tag", 0, True),
+    ("refs", 1, True),  # the last look before the note
+]
+
+
+@pytest.mark.parametrize(("step", "skip", "after"), KILLS)
+def test_a_killed_publication_is_finished_by_the_same_command(
+    copied: World, hub: ModelHub, nursery: Nursery, step: str, skip: int, after: bool
+) -> None:
+    words = ["publish-hf", *copied.settings("publish-hf"), "--repo", REPO, NO_RELOAD]
+    pids: list[int] = []
+    kind = "" if after else DROP
+    hub.fault(step, kind, call=lambda: os.kill(pids[0], signal.SIGKILL), skip=skip, after=after)
+    variables = {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": TOKEN}
+    pids.append(nursery.start(*words, **variables))
+    assert nursery.end()[0] == -signal.SIGKILL
+
+    run = copied.newest
+    assert "published" not in run.manifest
+    assert to_hub(copied) == 0
+    repo = hub.repos[REPO]
+    assert len(repo.published) == 1 and repo.tags == {run.id: repo.head}
+    assert [note["commit"] for note in run.manifest["published"]] == [repo.head]
+    assert hub.steps().count("put") == (2 if (step, after) == ("put", False) else 1)
+    assert not list(run.path.glob(".publish*"))
+
+
+def test_killed_before_the_note_it_is_made_later(copied: World, hub: ModelHub, nursery: Nursery) -> None:
+    words = ["publish-hf", *copied.settings("publish-hf"), "--repo", REPO, NO_RELOAD]
+    moment = Moment("src.deploy.push:record")
+    code, _ = nursery(*words, moments=(moment,), HF_ENDPOINT=hub.endpoint, HF_TOKEN=TOKEN)
+    assert code == -signal.SIGKILL
+    assert hub.repos[REPO].tags.keys() == {copied.newest.id}
+    hub.asked.clear()
+    assert to_hub(copied) == 0
+    assert set(hub.steps()) == {"whoami", "info", "refs", "tree"}
+    assert len(copied.newest.manifest["published"]) == 1
+
+
+# On this machine
+
+FIRST = [
+    Moment("src.deploy.describe:model_card"),  # the model is copied, its card is not there
+    Moment("src.deploy.push:assemble", after=True),
+    Moment("src.utils.files:_swap", after=True),
+    Moment("src.deploy.push:point", after=True),
+    Moment("src.deploy.push:point", nth=2, after=True),
+    Moment("src.deploy.push:record", after=True),
+]
+AGAIN = [Moment("src.deploy.describe:model_card"), Moment("src.utils.files:_swap", after=True)]
+# The two folders have changed places, and the old one is not gone.
+AGAIN += [Moment("src.utils.files:_exchanged", after=True)]
+
+
+def state(models: Path) -> tuple[dict[str, str], dict[str, dict[str, bytes]]]:
+    """Where the pointers lead, and the models that are there."""
+    pointers = {p.name: os.readlink(p) for p in models.iterdir() if p.is_symlink()}
+    folders = [p for p in models.iterdir() if p.is_dir() and not p.is_symlink() and not p.name.startswith(".")]
+    return pointers, {p.name: tree(p) for p in folders}
+
+
+@pytest.mark.parametrize(
+    ("moment", "again"),
+    [*((moment, False) for moment in FIRST), *((moment, True) for moment in AGAIN)],
+    ids=lambda value: value.function if isinstance(value, Moment) else ("again" if value else "first"),
+)
+def test_a_killed_copy_is_never_half_a_model(copied: World, nursery: Nursery, moment: Moment, again: bool) -> None:
+    """Every pointer leads to a whole model at any moment, and the same command ends in the right state."""
+    run, models = copied.newest, copied.artifacts / "models" / "tiny-lora"
+    if again:
+        assert locally(copied) == 0
+        (models / run.id / "left over").touch()
+    words = ["publish", *copied.settings("publish"), NO_RELOAD]
+    assert nursery(*words, moments=(moment,))[0] == -signal.SIGKILL
+    pointers, folders = state(models)
+    assert set(pointers.values()) <= folders.keys()
+    whole = {*tree(run.model), "README.md", "manifest.json", "comparison.json"}
+    assert all(files.keys() >= whole for files in folders.values())
+
+    assert locally(copied) == 0
+    pointers, folders = state(models)
+    assert pointers == {"latest": run.id, "promoted": run.id}
+    assert set(folders) == {run.id} and "left over" not in folders[run.id]
+    assert sorted(p.name for p in models.iterdir()) == sorted([run.id, "latest", "promoted"])
+    assert len(run.manifest["published"]) == 1
