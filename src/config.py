@@ -377,6 +377,13 @@ class TunedArgs:
 
 
 @dataclass
+class ReportArgs:
+    model_path: Annotated[
+        str | None, Doc("run directory, or its name; finished and evaluated or not; null is the newest")
+    ] = None
+
+
+@dataclass
 class TunedTaskArgs:
     task: Annotated[Task | None, Doc("what the model was tuned for; null is what its folder says")] = None
 
@@ -517,6 +524,11 @@ class PublishConfig(GateHolder, OutputArgs, HardwareArgs, PublishArgs, TrustArgs
 
 
 @dataclass
+class ReportConfig(OutputArgs, ReportArgs):
+    __pydantic_config__ = _STRICT
+
+
+@dataclass
 class SweepConfig(SweepArgs):
     __pydantic_config__ = _STRICT
 
@@ -528,6 +540,7 @@ SCHEMAS: dict[str, type] = {
     "data-push": DataPushConfig,
     "eval": EvalConfig,
     "eval-baseline": BaselineConfig,
+    "report": ReportConfig,
     "publish": PublishConfig,
     "publish-hf": PublishConfig,
     "sweep": SweepConfig,  # no stage: what a multirun of train takes besides

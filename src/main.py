@@ -45,6 +45,7 @@ STAGES = {
     "eval-baseline": Stage(
         "src.eval.evaluator:evaluate_baseline", "eval_baseline", "Evaluate the untouched base model."
     ),
+    "report": Stage("src.eval.report:report", "report", "Write a run's report.html, for people."),
     "publish": Stage(
         "src.deploy.push:publish", "publish", "Copy a model that beats its base to artifacts/models."
     ),

@@ -14,7 +14,7 @@ from src.data.chat import IDENTITY, Chat
 from src.data.formats import RowError
 from src.data.rows import MOST_SHOWN, Row
 from src.errors import ConfigError, DataError, ModelError
-from src.eval import compare, metrics
+from src.eval import compare, metrics, report
 from src.model import tasks
 from src.model.source import Source, locate, locate_tuned
 from src.utils import environment
@@ -294,6 +294,7 @@ def _compare_with_base(run: runs.Run, result: dict[str, Any], cfg: EvalConfig) -
     else:
         compare.show_one(result, f"{run.id}, tuned")
         log.info("make eval-baseline evaluates the base model under these conditions and compares")
+    report.write(run, cfg.artifacts_dir)
 
 
 def _compare_waiting(base: dict[str, Any], cfg: BaselineConfig) -> None:
@@ -304,6 +305,7 @@ def _compare_waiting(base: dict[str, Any], cfg: BaselineConfig) -> None:
         same = result.get("base_model", {}).get("revision") == base["base_model"]["revision"]
         if same and result.get("conditions") == base["conditions"]:
             compare.record(run, base)
+            report.write(run, cfg.artifacts_dir)
             return
     compare.show_one(base, f"{base['base_model']['name']}, base")
 

@@ -30,6 +30,18 @@ class Curves:
         self._writer.close()
 
     @staticmethod
+    def read(folder: Path) -> dict[str, list[tuple[int, float]]]:
+        """`{tag: [(step, value), ...]}` of the event files of `folder`; of two values of a step, the last."""
+        found: dict[str, dict[int, float]] = {}
+        for path in sorted(folder.glob("events.out.tfevents.*")):
+            for record in _records(path.read_bytes()):
+                event = Event.FromString(record)
+                for value in event.summary.value:
+                    if value.tensor.float_val:
+                        found.setdefault(value.tag, {})[event.step] = value.tensor.float_val[0]
+        return {tag: sorted(points.items()) for tag, points in found.items()}
+
+    @staticmethod
     def forget_after(folder: Path, step: int, tags: AbstractSet[str]) -> None:
         """Take the points of `tags` after `step` out of the event files of `folder`: they will be made anew."""
         for path in folder.glob("events.out.tfevents.*"):
