@@ -19,6 +19,7 @@ from src.config import ReportConfig
 from src.errors import RunError
 from src.eval import report_charts as charts
 from src.eval import report_facts as facts
+from src.eval import report_lineage as lineage
 from src.eval import report_pairs as pairs
 from src.utils.files import read_json, write_text
 from src.utils.logs import log
@@ -72,8 +73,8 @@ def page(run: runs.Run, artifacts_dir: Path) -> str:
     manifest, result, comparison, data = (
         _read(run, name, notes) for name in ("manifest", "metrics", "comparison", "data_report")
     )
-    gate = facts.gate_of(comparison, str(manifest.get("task", "")))
-    splits = _splits(run, artifacts_dir, result, gate, bool(comparison), notes)
+    gate = facts.gate_of(comparison, result, str(manifest.get("task", "")))
+    splits = _splits(run, artifacts_dir, result, comparison, gate, notes)
     scores = facts.scores(comparison, result)
     values = {
         "name": NAME,
@@ -92,10 +93,10 @@ def page(run: runs.Run, artifacts_dir: Path) -> str:
         "curves": _curves(run, notes),
         "train": result.get("train") or {},
         "data": data,
-        "settings": facts.settings(redact(_text(run, "config_used.yaml"))),
+        "settings": lineage.settings(redact(_text(run, "config_used.yaml"))),
         "evaluated_with": redact(_text(run, "evals/config_used.yaml")),
-        "lineage": facts.lineage(manifest, result),
-        "files": facts.files(manifest, result),
+        "lineage": lineage.lineage(manifest, result),
+        "files": lineage.files(manifest, result),
         "packages": manifest.get("packages") or {},
         "notes": notes,
     }
@@ -109,7 +110,7 @@ def _template() -> Any:
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters |= {"number": charts.number, "day": _day}
-    environment.globals |= {"charts": charts, "facts": facts}
+    environment.globals |= {"charts": charts, "facts": facts, "took": lineage.took}
     return environment.get_template("report.html.j2")
 
 
@@ -141,17 +142,13 @@ def _text(run: runs.Run, name: str) -> str:
 
 
 def _splits(
-    run: runs.Run,
-    artifacts_dir: Path,
-    result: Mapping[str, Any],
-    gate: facts.Gate,
-    compared: bool,
-    notes: list[str],
-) -> list[pairs.Split]:
+    run: runs.Run, artifacts_dir: Path, result: Mapping[str, Any], comparison: Mapping[str, Any],
+    gate: facts.Gate, notes: list[str],
+) -> list[pairs.Split]:  # fmt: skip
     """The answers to each split, the deciding one first."""
     names = sorted(result.get("eval") or {}, key=lambda name: name != gate.split)
-    base = facts.baseline(artifacts_dir, result)
-    if compared and base is None:
+    base = facts.baseline(artifacts_dir, result, comparison) if names else None
+    if comparison and base is None:
         notes.append(
             f"The base model's answers to these prompts are not in {artifacts_dir}/metrics; make eval-baseline "
             "makes them anew"

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
-import shlex
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
-from src.config import SCHEMAS, flat_keys
-from src.eval.report_charts import Bars
+from src.errors import RunError
+from src.eval.report_charts import Bars, number
 from src.eval.report_pairs import Split
 from src.model.tasks import TASKS
 from src.runs import FINISHED
@@ -32,7 +27,6 @@ SCALES = {"0-1": (1.0, 3), "0-100": (100.0, 1)}  # scale: its end, digits shown
 SHOWN_AT_ONCE = 3  # examples, before those that a click shows
 MOST_LISTED = 20  # rows left out, files, findings
 LONGEST_CONFIG = 50_000  # characters
-READ_FIRST = ("torch", "transformers", "peft", "tokenizers", "accelerate", "bitsandbytes", "sacrebleu")
 
 
 class Verdict(NamedTuple):
@@ -43,11 +37,11 @@ class Verdict(NamedTuple):
 
 
 class Gate(NamedTuple):
-    """What decides; `asked` is the gate as the comparison keeps it, empty in an old one."""
+    """What decides, and what must not get worse meanwhile, in a sentence each with whether it holds."""
 
     metric: str
     split: str
-    asked: Mapping[str, Any]
+    guards: list[tuple[bool, str]]
 
 
 class Score(NamedTuple):
@@ -64,6 +58,7 @@ class Score(NamedTuple):
     p_value: float | None
     examples: int | None
     detectable: float | None
+    confidence: float
 
     @property
     def share(self) -> bool:
@@ -90,14 +85,16 @@ class Score(NamedTuple):
 
     @property
     def tone(self) -> str:
-        """`better` or `worse` where the interval lies on one side of 0, `unclear` where it does not, `even` where
-        both are equal, `unknown` without an interval, `neither` where no side is the better one."""
+        """`better` or `worse` where the interval lies on one side of 0 and the paired test agrees, `unclear` where
+        not, `even` where both are equal, `unknown` without an interval, `neither` where no side is better."""
         low, middle, high = self.on_axis
         if self.better == "neither" or middle is None:
             return "neither"
         if low is None or high is None:
             return "unknown" if middle else "even"
-        return "better" if low > 0 else "worse" if high < 0 else "unclear" if middle or low != high else "even"
+        if self.p_value is not None and self.p_value > 1 - self.confidence:
+            return "unclear" if middle else "even"
+        return "better" if low > 0 else "worse" if high < 0 else "unclear" if middle else "even"
 
 
 READINGS = {
@@ -139,13 +136,21 @@ def _why_not_compared(status: str, manifest: File, result: File) -> str:
     return f"The run is {status}{reason}."
 
 
-def gate_of(comparison: File, task: str) -> Gate:
+def gate_of(comparison: File, result: File, task: str) -> Gate:
     """The gate that judged, or the one that would."""
     judged = comparison.get("verdict")
-    asked = judged.get("gate") if isinstance(judged, Mapping) else None
-    asked = asked if isinstance(asked, Mapping) else {}
+    judged = judged if isinstance(judged, Mapping) else {}
+    asked = judged.get("gate") or {}
     usual = TASKS[task].decides if task in TASKS else "rougeL"
-    return Gate(str(asked.get("metric") or usual), str(asked.get("split") or "test"), asked)
+    guards = [_guard(found, result) for found in judged.get("guards") or [] if found.get("difference") is not None]
+    return Gate(str(asked.get("metric") or usual), str(asked.get("split") or "test"), guards)
+
+
+def _guard(found: File, result: File) -> tuple[bool, str]:
+    metric, difference, most = str(found.get("metric")), found["difference"], found.get("max_drop") or 0.0
+    drop = difference if better(result, metric) == "lower" else -difference
+    told = f"{metric} on {found.get('split')} changed by {number(difference, sign=True)}"
+    return drop <= most, f"{told}; it may get worse by {number(most)}"
 
 
 def better(result: File, metric: str) -> str:
@@ -165,9 +170,11 @@ def scores(comparison: File, result: File) -> dict[str, list[Score]]:
     for row in rows:
         metric = str(row.get("metric"))
         scale = str(row.get("scale") or about.get(metric, {}).get("scale", ""))
-        plain = {key: row.get(key) for key in Score._fields[3:]}
+        plain = {key: row.get(key) for key in Score._fields[3:-1]}
         way = str(row.get("better") or better(result, metric))
-        found.setdefault(str(row.get("split")), []).append(Score(metric, scale, way, **plain))
+        found.setdefault(str(row.get("split")), []).append(
+            Score(metric, scale, way, **plain, confidence=comparison.get("confidence") or 0.95)
+        )
     return found
 
 
@@ -181,17 +188,18 @@ def leading(rows: Sequence[Score], metric: str, strict: bool = False) -> Score |
     return next((r for r in rows if r.metric == metric), None if strict else next(iter(rows), None))
 
 
-def baseline(artifacts_dir: Path, result: File) -> Path | None:
+def baseline(artifacts_dir: Path, result: File, comparison: File) -> Path | None:
     """The folder of the base model's answers to the very same prompts under the very same conditions, if any."""
-    if not result.get("eval"):
-        return None
+    named = Path(str(comparison.get("baseline") or ""))
+    if comparison.get("baseline") and (named / "metrics.json").is_file():
+        return named
     for path in sorted(artifacts_dir.glob("metrics/*/metrics.json")):
         try:
             theirs = read_json(path)
-        except Exception:
-            continue
-        same = _revision(theirs) == _revision(result)
-        if same and theirs.get("conditions") == result.get("conditions"):
+            same = _revision(theirs) == _revision(result) and theirs["conditions"] == result["conditions"]
+        except (RunError, KeyError, AttributeError):
+            continue  # no result, or one that a report can do nothing with
+        if same:
             return path.parent
     return None
 
@@ -206,110 +214,6 @@ def told(name: str, points: Sequence[tuple[float, float]], extreme: str) -> str:
     step, most = (min if extreme == "lowest" else max)(points, key=lambda p: p[1])
     text = f"{name} {first:.3g} to {last:.3g} at step {last_step:g}"
     return text if most == last else f"{text}, {extreme} {most:.3g} at step {step:g}"
-
-
-class Setting(NamedTuple):
-    key: str
-    value: str
-    default: str
-
-
-def settings(text: str) -> dict[str, Any]:
-    """The configuration as it was written, and those of its settings that differ from the defaults."""
-    try:
-        values = yaml.safe_load(text) or {}
-    except yaml.YAMLError:
-        values = {}
-    schema = SCHEMAS["eval" if "max_new_tokens" in values and "lr" not in values else "train"]
-    defaults = {key: value for key, (value, _) in flat_keys(schema).items()}
-    changed = [
-        Setting(key, _plain(value), _plain(defaults[key]))
-        for key, value in _flat(values)
-        if key in defaults and value != defaults[key]
-    ]
-    return {"text": text, "changed": changed}
-
-
-def _flat(values: object, prefix: str = "") -> list[tuple[str, Any]]:
-    if not isinstance(values, Mapping):
-        return []
-    found: list[tuple[str, Any]] = []
-    for key, value in values.items():
-        inner = _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else []
-        found += inner or [(f"{prefix}{key}", value)]
-    return found
-
-
-def _plain(value: object) -> str:
-    if isinstance(value, list) and any(not isinstance(v, str | int | float) for v in value):
-        return f"{len(value)} entries"
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-
-
-def lineage(manifest: File, result: File) -> list[tuple[str, str, bool]]:
-    """`(what, value, whether it is code)`, of what is known."""
-    code, evaluation = manifest.get("code") or {}, manifest.get("evaluation") or {}
-    base = manifest.get("base_model") or result.get("base_model") or {}
-    precision, packages = manifest.get("precision") or {}, manifest.get("packages") or {}
-    dirty = ", with changes that are not committed" if code.get("diff_sha256") else ""
-    reason = f" ({precision['reason']})" if precision.get("reason") else ""
-    rows = [
-        ("Command", _command(manifest), True),
-        ("Evaluated by", _command(evaluation), True),
-        ("Code", f"{code['commit']}{dirty}" if code.get("commit") else "", True),
-        ("Base model", base.get("name"), True),
-        ("Its revision", base.get("revision"), True),
-        ("Method", manifest.get("method"), False),
-        ("Task", manifest.get("task"), False),
-        ("Seed", manifest.get("seed"), False),
-        ("Precision", f"{precision['value']}{reason}" if precision.get("value") else "", False),
-        ("Hardware", _hardware(manifest.get("hardware") or {}), False),
-        ("Processes", manifest.get("processes"), False),
-        ("Started", manifest.get("started"), False),
-        ("Took", took(manifest), False),
-        ("Taken up again", f"{len(manifest['attempts'])} times" if manifest.get("attempts") else "", False),
-        ("Versions", ", ".join(f"{name} {packages[name]}" for name in READ_FIRST if name in packages), False),
-    ]
-    return [(what, str(value), is_code) for what, value, is_code in rows if value not in {None, ""}]
-
-
-def _hardware(known: File) -> str:
-    gpus = [str(g.get("name", g) if isinstance(g, Mapping) else g) for g in known.get("gpus") or []]
-    cpu = f"{known.get('cores', '?')} cores of {known['cpu']}" if known.get("cpu") else ""
-    memory = f"{known['memory_gib']} GiB" if known.get("memory_gib") else ""
-    python = f"Python {known['python']}" if known.get("python") else ""
-    return ", ".join(filter(None, [*gpus, cpu, memory, str(known.get("platform") or ""), python]))
-
-
-def _command(record: File) -> str:
-    words = record.get("command") or []
-    return shlex.join(str(word) for word in words) if isinstance(words, list) else str(words)
-
-
-def took(record: File) -> str:
-    """How long it took, from `started` to `ended`."""
-    try:
-        began, ended = (datetime.fromisoformat(str(record[key])) for key in ("started", "ended"))
-    except (KeyError, ValueError):
-        return ""
-    seconds = int((ended - began).total_seconds())
-    hours, minutes = divmod(seconds // 60, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {seconds % 60} s" if minutes else f"{seconds} s"
-
-
-def files(manifest: File, result: File) -> list[dict[str, Any]]:
-    """The files that were trained on, and those that were asked, with their hashes."""
-    trained = [
-        {"file": f.get("file"), "use": "training", "rows": f.get("rows_trained"), "sha256": f.get("sha256")}
-        for f in (manifest.get("data") or {}).get("files") or []
-    ]
-    asked = (result.get("conditions") or {}).get("data") or {}
-    return trained + [
-        {"file": f"{split}.jsonl", "use": "evaluation", "rows": None, "sha256": digest}
-        for split, digest in asked.items()
-    ]
 
 
 def answer_bars(split: Split) -> list[Bars]:

@@ -26,11 +26,11 @@ pytest_plugins = ["tests.eval.browser"]
 
 BASE = {"name": "models/base", "revision": "sha256:1"}
 CONDITIONS = {"data": {"test": "a" * 64, "adversarial": "b" * 64}, "device": "cpu"}
-GATE = {"metric": "rougeL", "split": "test", "min_delta": 0.0, "confidence": 0.95, "guards": []}
+GATE = {"metric": "rougeL", "split": "test", "min_delta": 0.0, "confidence": 0.95}
 SENTENCES = {
-    "promoted": "rougeL on test improved by 0.250, 95% interval 0.190 to 0.310",
-    "not_better": "rougeL on test fell by 0.250, 95% interval 0.190 to 0.310",
-    "cannot_tell": "rougeL on test rose by 0.001; 40 examples could not have shown less than 0.02",
+    "promoted": "rougeL on test rose from 0.250 to 0.500 (+0.250, 95% interval 0.190 to 0.310, 40 examples)",
+    "not_better": "no better than the base: rougeL on test fell from 0.500 to 0.250",
+    "cannot_tell": "too few examples to tell: rougeL on test rose by 0.001, 40 examples",
 }
 HOSTILE = (
     "</pre><script>window.ran = 1</script><img src=https://x.example/y onerror='window.ran = 2'>"
@@ -124,7 +124,7 @@ class Made:
     def evaluated(self, base: Answers, tuned: Answers) -> Made:
         result = {
             "eval": {"test": {"rougeL": 0.5, "exact_match": 0.01}, "adversarial": {"rougeL": 0.25}},
-            "metrics": {"rougeL": {"scale": "0-1", "implementation": "x"}},
+            "metrics": {"rougeL": {"scale": "0-1", "implementation": "x"}, "perplexity": {"better": "lower"}},
             "conditions": CONDITIONS, "base_model": BASE,
         }  # fmt: skip
         self.write("metrics.json", {"train": {"steps": 40}} | result)
@@ -136,7 +136,11 @@ class Made:
         return self
 
     def compared(self, outcome: str, rows: list[dict[str, Any]] | None = None) -> Made:
-        verdict = {"outcome": outcome, "sentence": SENTENCES[outcome], "gate": GATE}
+        guards = [
+            {"metric": metric, "split": "adversarial", "difference": change, "max_drop": 0.02}
+            for metric, change in (("rougeL", -0.25), ("perplexity", -5.25))
+        ]
+        verdict = {"outcome": outcome, "sentence": SENTENCES[outcome], "gate": GATE, "guards": guards}
         rows = rows or rows_of()
         self.write("comparison.json", {"base_model": BASE, "confidence": 0.95, "rows": rows, "verdict": verdict})
         return self
@@ -173,7 +177,9 @@ def test_the_verdict_stands_first_in_a_word_and_a_sentence(made: Made, outcome: 
     first = text(page).split("At a glance")[0]
     assert word in first and SENTENCES[outcome] in first
     assert f"<title>{word}: run {made.run.id}</title>" in page
-    assert "0.250 → 0.500" in first and "40 examples" in first and "95 % interval" in first
+    assert "0.250 → 0.500" in first
+    assert "Guard broken rougeL on adversarial changed by \N{MINUS SIGN}0.25; it may get worse by 0.02" in first
+    assert "Guard holds perplexity on adversarial changed by \N{MINUS SIGN}5.25" in first
 
 
 def test_a_difference_is_read_by_its_interval(whole: Made) -> None:
@@ -185,6 +191,8 @@ def test_a_difference_is_read_by_its_interval(whole: Made) -> None:
         ("test", "exact_match"): "unclear", ("test", "rougeL"): "better", ("adversarial", "rougeL"): "worse",
         ("adversarial", "perplexity"): "better",
     }  # fmt: skip
+    by_test = report_facts.scores({"rows": [score("test", "rougeL", 0.25, 0.5, 0.06, p_value=0.06)]}, {})
+    assert by_test["test"][0].tone == "unclear"  # the interval alone is not enough
     assert rows["adversarial"][1].on_axis == pytest.approx((5.19, 5.25, 5.31))  # better lies to the right
 
 
@@ -239,6 +247,13 @@ def test_a_baseline_under_other_conditions_is_not_taken(whole: Made) -> None:
         (whole.base / "metrics.json").write_text(json.dumps(result | other))
         told = text(whole.page())
         assert "base model's answers to these prompts are not in" in told and "Got better" not in told
+
+
+def test_the_baseline_that_the_comparison_names_is_taken(whole: Made, tmp_path: Path) -> None:
+    moved = shutil.move(whole.base, tmp_path / "elsewhere")
+    comparison = json.loads((whole.run.path / "comparison.json").read_text())
+    whole.write("comparison.json", comparison | {"baseline": str(moved)})
+    assert "Got better" in text(whole.page())
 
 
 # The examples
