@@ -62,6 +62,7 @@ def evaluate(cfg: EvalConfig) -> int:
         _write(run, answers, result, to_yaml(cfg))
     _explain(result)
     _compare_with_base(run, result, cfg)
+    report.write(run, cfg.artifacts_dir)
     return 0
 
 
@@ -294,7 +295,6 @@ def _compare_with_base(run: runs.Run, result: dict[str, Any], cfg: EvalConfig) -
     else:
         compare.show_one(result, f"{run.id}, tuned")
         log.info("make eval-baseline evaluates the base model under these conditions and compares")
-    report.write(run, cfg.artifacts_dir)
 
 
 def _compare_waiting(base: dict[str, Any], cfg: BaselineConfig) -> None:
