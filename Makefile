@@ -12,6 +12,7 @@ TRAIN_CONFIG ?= train
 EVAL_CONFIG ?= eval
 BASELINE_CONFIG ?= eval_baseline
 COMPARE_CONFIG ?= compare
+REPORT_CONFIG ?= report
 PUBLISH_CONFIG ?= publish
 
 # `make train PY=python` uses an environment of your own and installs nothing.
@@ -47,7 +48,7 @@ TINIES = $(patsubst model_name=%,%/config.json,$(filter model_name=models/tiny-r
 MODEL = $(or $(TINIES),$(if $(filter model_name=% model=% experiment=% model_path=% --config-%,$(GIVEN))$(filter-out resume=auto resume=never,$(filter resume=%,$(GIVEN))),,$(DEMO)))
 MODEL_IF = $(if $(filter $(1),$(2)),$(MODEL))
 
-.PHONY: help venv install convert data-push model tiny-model check-data plan train eval eval-baseline compare publish publish-hf runs demo \
+.PHONY: help venv install convert data-push model tiny-model check-data plan train eval eval-baseline compare report publish publish-hf runs demo \
 	push ssh-init ssh-train ssh-eval ssh-eval-baseline test lint format clean
 
 help:  ## List these commands
@@ -88,6 +89,9 @@ eval-baseline: $(READY) $(call MODEL_IF,eval_baseline,$(BASELINE_CONFIG))  ## Ev
 
 compare: $(READY)  ## Compare two evaluated runs, or a run with its base: make compare A=RUN B=RUN|baseline
 	$(MAIN) compare --config-name $(COMPARE_CONFIG) $(foreach w,$(A) $(B),'$(w)') $(OVERRIDES)
+
+report: $(READY)  ## Write a run's report.html: make report model_path=RUN (the newest without)
+	$(MAIN) report --config-name $(REPORT_CONFIG) $(OVERRIDES)
 
 publish: $(READY)  ## Copy a model that beats its base to artifacts/models
 	$(MAIN) publish --config-name $(PUBLISH_CONFIG) $(OVERRIDES)

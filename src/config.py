@@ -380,6 +380,13 @@ class TunedArgs:
 
 
 @dataclass
+class ReportArgs:
+    model_path: Annotated[
+        str | None, Doc("run directory, or its name; finished and evaluated or not; null is the newest")
+    ] = None
+
+
+@dataclass
 class TunedTaskArgs:
     task: Annotated[Task | None, Doc("what the model was tuned for; null is what its folder says")] = None
 
@@ -533,6 +540,11 @@ class CompareConfig(GateHolder, OutputArgs, CompareArgs):
 
 
 @dataclass
+class ReportConfig(OutputArgs, ReportArgs):
+    __pydantic_config__ = _STRICT
+
+
+@dataclass
 class SweepConfig(SweepArgs):
     __pydantic_config__ = _STRICT
 
@@ -545,6 +557,7 @@ SCHEMAS: dict[str, type] = {
     "eval": EvalConfig,
     "eval-baseline": BaselineConfig,
     "compare": CompareConfig,
+    "report": ReportConfig,
     "publish": PublishConfig,
     "publish-hf": PublishConfig,
     "sweep": SweepConfig,  # no stage: what a multirun of train takes besides

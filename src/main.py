@@ -50,6 +50,7 @@ STAGES = {
         "compare",
         "Compare two evaluated runs, or a run with its base: is the first better?",
     ),
+    "report": Stage("src.eval.report:report", "report", "Write a run's report.html, for people."),
     "publish": Stage(
         "src.deploy.push:publish", "publish", "Copy a model that beats its base to artifacts/models."
     ),

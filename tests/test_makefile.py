@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SAID = "said.jsonl"
 
 DOCUMENTED = [
-    *("help", "venv", "install", "convert", "train", "eval", "eval-baseline", "publish", "publish-hf"),
+    *("help", "venv", "install", "convert", "train", "eval", "eval-baseline", "report", "publish", "publish-hf"),
     *("push", "ssh-init", "ssh-train", "ssh-eval", "ssh-eval-baseline"),
     *("demo", "test", "lint", "format", "clean"),
 ]
@@ -102,6 +102,7 @@ def test_what_is_not_available_says_so_and_fails(make: Make, name: str) -> None:
         ("train", ["train", "--config-name", "train"]),
         ("eval", ["eval", "--config-name", "eval"]),
         ("eval-baseline", ["eval-baseline", "--config-name", "eval_baseline"]),
+        ("report", ["report", "--config-name", "report"]),
         ("publish", ["publish", "--config-name", "publish"]),
         ("publish-hf", ["publish-hf", "--config-name", "publish"]),
         ("runs", ["runs"]),

@@ -13,7 +13,7 @@ from src.config import BaselineConfig, EvalArgs, EvalConfig, Task, to_yaml
 from src.data import loader, pairs
 from src.data.chat import IDENTITY, Chat
 from src.errors import ConfigError, DataError, ModelError
-from src.eval import asking, compare, metrics, pairing, unfinished, vllm_engine
+from src.eval import asking, compare, metrics, pairing, report, unfinished, vllm_engine
 from src.eval.asking import Effort, Layout, Questions, Settings, Splits
 from src.eval.conditions import base_model, conditions, engine, identity
 from src.eval.unfinished import Unfinished
@@ -94,6 +94,7 @@ def evaluate(cfg: EvalConfig) -> int:
         file.close(remove=True)
     _explain(result)
     _compare_with_base(run, result, cfg)
+    report.write(run, cfg.artifacts_dir)
     return 0
 
 
@@ -268,9 +269,7 @@ def _as_baseline(cfg: EvalConfig, base: Source) -> BaselineConfig:
     return BaselineConfig(**shared | {"model_name": base.name, "model_revision": revision})
 
 
-def _answer_as_base(
-    model: Any, exam: Exam, source: Source, cfg: BaselineConfig
-) -> tuple[dict[str, Any], Path]:
+def _answer_as_base(model: Any, exam: Exam, source: Source, cfg: BaselineConfig) -> tuple[dict[str, Any], Path]:
     """Answer as the untouched base. Returns: its metrics, and the folder among the artifacts that keeps them."""
     base, effort = base_model(source), Effort()
     folder = pairing.baseline_folder(cfg.artifacts_dir, base, exam.conditions)
@@ -386,6 +385,7 @@ def _compare_waiting(base: dict[str, Any], folder: Path, cfg: BaselineConfig) ->
         same = result.get("base_model", {}).get("revision") == base["base_model"]["revision"]
         if same and result.get("conditions") == base["conditions"]:
             compare.record(run, folder, cfg.gate)
+            report.write(run, cfg.artifacts_dir)
             return
     compare.show_one(base, f"{base['base_model']['name']}, base")
 

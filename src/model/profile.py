@@ -177,7 +177,7 @@ def losses(run: Run) -> list[tuple[int, float]]:
             history = read_json(state)["log_history"]
             if found := [(int(h["step"]), float(h["loss"])) for h in history if "loss" in h]:
                 return found
-    return Curves.read(run.logs, "train/loss")
+    return Curves.read(run.logs).get("train/loss", [])
 
 
 def _step(state: Path) -> int:

@@ -31,15 +31,15 @@ class Curves:
         self._writer.close()
 
     @staticmethod
-    def read(folder: Path, tag: str) -> list[tuple[int, float]]:
-        """`(step, value)` of every point of a curve, by its steps."""
-        found: dict[int, float] = {}
+    def read(folder: Path) -> dict[str, list[tuple[int, float]]]:
+        """`{tag: [(step, value), ...]}` of the event files of `folder`; of two values of a step, the last."""
+        found: dict[str, dict[int, float]] = {}
         for path in sorted(folder.glob("events.out.tfevents.*")):
             for event in map(Event.FromString, _records(path.read_bytes())):
                 for value in event.summary.value:
-                    if value.tag == tag:
-                        found[event.step] = _scalar(value)
-        return sorted(found.items())
+                    if value.tensor.float_val or value.HasField("simple_value"):
+                        found.setdefault(value.tag, {})[event.step] = _scalar(value)
+        return {tag: sorted(points.items()) for tag, points in found.items()}
 
     @staticmethod
     def forget_after(folder: Path, step: int, tags: AbstractSet[str]) -> None:
