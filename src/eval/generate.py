@@ -106,7 +106,7 @@ class Writer:
         return self.tokenizer.decode(tokens, skip_special_tokens=True)
 
 
-class EndsWith(StoppingCriteria):
+class EndsWith(StoppingCriteria):  # type: ignore[misc]
     """Says of each row of a batch whether its answer, which begins at token `start`, holds a stop string.
 
     Rows that do are finished one by one, as if they had ended their turn.
