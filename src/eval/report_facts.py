@@ -149,7 +149,7 @@ def gate_of(comparison: File, result: File, task: str) -> Gate:
 def _guard(found: File, result: File) -> tuple[bool, str]:
     metric, difference, most = str(found.get("metric")), found["difference"], found.get("max_drop") or 0.0
     drop = difference if better(result, metric) == "lower" else -difference
-    told = f"{metric} on {found.get('split')} changed by {number(difference, sign=True)}"
+    told = f"{metric} on {found.get('split')} changed by {number(float(f'{difference:.3g}'), sign=True)}"
     return drop <= most, f"{told}; it may get worse by {number(most)}"
 
 
