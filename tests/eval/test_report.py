@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import html
 import json
 import random
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -239,6 +241,26 @@ def test_what_cannot_be_read_is_said_and_the_rest_is_shown(whole: Made) -> None:
     told = text(whole.page())
     assert "data_report.json cannot be read" in told and "rows in =" not in told
     assert "Promoted" in told and "Loss" in told and "35 better, 4 worse by rougeL" in told
+
+
+@pytest.mark.parametrize("name", ["data_report.json", "comparison.json", "metrics.json"])
+def test_whatever_an_older_file_lacks_the_rest_is_shown(whole: Made, name: str) -> None:
+    text_of_all = (whole.run.path / name).read_text()
+    for place in places_of(json.loads(text_of_all)):
+        poorer = json.loads(text_of_all)
+        holder = functools.reduce(lambda value, key: value[key], place[:-1], poorer)
+        del holder[place[-1]]
+        whole.write(name, poorer)
+        assert "Lineage" in report.page(whole.run, whole.artifacts), place
+
+
+def places_of(value: Any, before: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The way to each value of a mapping, however deep it lies."""
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+        if isinstance(value, dict):
+            yield (*before, key)
+        if isinstance(inner, dict | list):
+            yield from places_of(inner, (*before, key))
 
 
 def test_a_baseline_under_other_conditions_is_not_taken(whole: Made) -> None:
