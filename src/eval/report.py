@@ -109,7 +109,7 @@ def _template() -> Any:
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=ChainableUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters |= {"number": charts.number, "day": _day}
+    environment.filters |= {"number": charts.number, "count": charts.count, "day": _day}
     environment.globals |= {"charts": charts, "facts": facts, "took": lineage.took}
     return environment.get_template("report.html.j2")
 

@@ -207,12 +207,13 @@ def _counts(values: Iterable[int], edges: Sequence[int]) -> list[int]:
 def percentiles(at: dict[str, int]) -> Markup:
     """A row's length from the shortest to the longest, with a mark at each percentile that is known."""
     across = Span(0, max(at["max"], 1) * 1.02)
-    places = {name: across.place(value) for name, value in at.items()}
+    places = {name: across.place(value) for name, value in at.items() if isinstance(value, int)}
+    start = places.get("min", 0.0)
     marks = [Markup('<line x1="{0}%" x2="{0}%" y1="15%" y2="85%"/>').format(x) for x in places.values()]
     return Markup(
         '<svg class="percentiles" aria-hidden="true"><line class="zero" x1="0" x2="100%" y1="50%" y2="50%"/>'
         '<rect x="{}%" width="{}%" y="32%" height="36%" rx="3"/>{}</svg>'
-    ).format(places["min"], round(places.get("p90", places["max"]) - places["min"], 2), Markup("").join(marks))
+    ).format(start, round(places.get("p90", places["max"]) - start, 2), Markup("").join(marks))
 
 
 def median(values: Sequence[int]) -> float:
@@ -256,6 +257,11 @@ def number(value: float | None, digits: int | None = None, sign: bool = False) -
     text = f"{abs(value):,.{digits}f}" if digits is not None else _short(abs(value))
     before = "−" if value < 0 and text.strip("0.,") else "+" if sign and text.strip("0.,") else ""  # noqa: RUF001
     return before + text
+
+
+def count(value: object) -> str:
+    """A whole number for people."""
+    return f"{value:,}" if isinstance(value, int) else "n/a"
 
 
 def _short(value: float) -> str:

@@ -149,13 +149,13 @@ def gate_of(comparison: File, result: File, task: str) -> Gate:
 def _guard(found: File, result: File) -> tuple[bool, str]:
     metric, difference, most = str(found.get("metric")), found["difference"], found.get("max_drop") or 0.0
     drop = difference if better(result, metric) == "lower" else -difference
-    told = f"{metric} on {found.get('split')} changed by {number(difference, sign=True)}"
+    told = f"{metric} on {found.get('split')} changed by {number(float(f'{difference:.3g}'), sign=True)}"
     return drop <= most, f"{told}; it may get worse by {number(most)}"
 
 
 def better(result: File, metric: str) -> str:
     """`higher`, `lower` or `neither`: which of two values is the better one."""
-    return str((result.get("metrics") or {}).get(metric, {}).get("better", "higher"))
+    return str(((result.get("metrics") or {}).get(metric) or {}).get("better", "higher"))
 
 
 def scores(comparison: File, result: File) -> dict[str, list[Score]]:
@@ -169,7 +169,7 @@ def scores(comparison: File, result: File) -> dict[str, list[Score]]:
     found: dict[str, list[Score]] = {}
     for row in rows:
         metric = str(row.get("metric"))
-        scale = str(row.get("scale") or about.get(metric, {}).get("scale", ""))
+        scale = str(row.get("scale") or (about.get(metric) or {}).get("scale", ""))
         plain = {key: row.get(key) for key in Score._fields[3:-1]}
         way = str(row.get("better") or better(result, metric))
         found.setdefault(str(row.get("split")), []).append(

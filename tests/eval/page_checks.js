@@ -46,7 +46,8 @@ function labelsOverOneAnother() {
 }
 
 const openAll = () => document.querySelectorAll('details').forEach(details => { details.open = true; });
-const widerThanTheScreen = () => document.documentElement.scrollWidth - innerWidth;
+// A phone zooms out of a page that is too wide, and innerWidth grows with it: clientWidth does not.
+const widerThanTheScreen = () => document.documentElement.scrollWidth - document.documentElement.clientWidth;
 const count = selector => document.querySelectorAll(selector).length;
 const text = selector => document.querySelector(selector).innerText;
 const boxes = selector => [...document.querySelectorAll(selector)].map(e => e.getBoundingClientRect()).map(

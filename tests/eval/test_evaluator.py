@@ -185,6 +185,11 @@ def test_the_comparison_is_there_after_both_whichever_came_first(copied: World, 
     assert read(run, "comparison.json") == expected
 
 
+def test_a_comparison_ends_with_a_report_of_the_answers_of_both(finished: World) -> None:
+    report = (finished.newest.path / "report.html").read_text(encoding="utf-8")
+    assert f"{len(MEASURES)} better, 0 worse by rougeL" in report and 'class="answer base"' in report
+
+
 def test_the_comparison_is_of_the_same_rows_with_the_difference_of_both(finished: World) -> None:
     comparison = read(finished.newest, "comparison.json")
     assert [(r["split"], r["metric"]) for r in comparison["rows"]] == [(s, m) for s in SPLITS for m in SCORED]
@@ -201,11 +206,6 @@ def test_the_comparison_is_of_the_same_rows_with_the_difference_of_both(finished
     "word",
     ["max_new_tokens=4", "max_examples=2", "seed=7", "eval_batch_size=2", "splits=[dev]", "metrics=[rougeL]"],
 )
-def test_a_comparison_ends_with_a_report_of_the_answers_of_both(finished: World) -> None:
-    report = (finished.newest.path / "report.html").read_text(encoding="utf-8")
-    assert f"{len(MEASURES)} better, 0 worse by rougeL" in report and 'class="answer base"' in report
-
-
 def test_an_evaluation_under_other_conditions_is_compared_with_a_baseline_under_the_same(
     copied: World, word: str, capsys: Said
 ) -> None:

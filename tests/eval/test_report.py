@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import html
 import json
 import random
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -241,6 +243,26 @@ def test_what_cannot_be_read_is_said_and_the_rest_is_shown(whole: Made) -> None:
     assert "Promoted" in told and "Loss" in told and "35 better, 4 worse by rougeL" in told
 
 
+@pytest.mark.parametrize("name", ["data_report.json", "comparison.json", "metrics.json"])
+def test_whatever_an_older_file_lacks_the_rest_is_shown(whole: Made, name: str) -> None:
+    text_of_all = (whole.run.path / name).read_text()
+    for place in places_of(json.loads(text_of_all)):
+        poorer = json.loads(text_of_all)
+        holder = functools.reduce(lambda value, key: value[key], place[:-1], poorer)
+        del holder[place[-1]]
+        whole.write(name, poorer)
+        assert "Lineage" in report.page(whole.run, whole.artifacts), place
+
+
+def places_of(value: Any, before: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The way to each value of a mapping, however deep it lies."""
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+        if isinstance(value, dict):
+            yield (*before, key)
+        if isinstance(inner, dict | list):
+            yield from places_of(inner, (*before, key))
+
+
 def test_a_baseline_under_other_conditions_is_not_taken(whole: Made) -> None:
     result = json.loads((whole.base / "metrics.json").read_text())
     for other in ({"conditions": {"device": "cuda"}}, {"base_model": {"revision": "sha256:2"}}):
@@ -291,6 +313,15 @@ def test_nothing_that_stayed_the_same_is_shown_as_changed(tmp_path: Path) -> Non
     assert [e.number for e in split.ups] == [2] and split.downs == []
 
 
+def test_answers_to_other_prompts_are_not_compared(tmp_path: Path) -> None:
+    base, tuned = answers(4)
+    base[1]["prompt"] = "something else"
+    del base[3]
+    files = [jsonl(tmp_path / name, rows) for name, rows in (("base", base), ("tuned", tuned))]
+    split = read_split("test", files[1], files[0], "rougeL", False)
+    assert split is not None and [e.number for e in split.ups] == [3, 1] and split.examples == 2
+
+
 @pytest.mark.parametrize(
     ("reference", "given", "words"),
     [
@@ -312,7 +343,8 @@ def test_an_answer_is_held_against_its_reference_word_by_word(
 def test_a_long_answer_is_clipped_and_not_marked() -> None:
     long = "word " * 5000
     assert report_pairs.clipped(long).endswith(" … and 23,800 more characters")
-    assert [w.kind for w in differences(long, long)] == ["other"]
+    for reference, given in ((long, long), (long, "word " * 300), ("word " * 300, long)):
+        assert [w.kind for w in differences(reference[:2500], given[:2500])] == ["other"]
 
 
 def test_lengths_are_in_one_unit(tmp_path: Path) -> None:
@@ -400,8 +432,11 @@ def test_no_secret_is_shown(whole: Made, monkeypatch: pytest.MonkeyPatch) -> Non
     tuned[0] |= {"prediction": " ".join([*secrets.values(), tuned[0]["reference"]])}
     tuned[0]["scores"]["rougeL"] = 1.0
     shutil.rmtree(whole.artifacts)
-    whole.evaluated(base, tuned)
-    assert "hf_abcdefgh12345" in whole.page()
+    whole.evaluated(base, tuned).run.update(command=["python", f"token={secrets['HF_TOKEN']}"])
+    for name in ("config_used.yaml", "evals/config_used.yaml"):
+        with (whole.run.path / name).open("a") as file:
+            file.write(f"# {secrets['HF_TOKEN']}\n")
+    assert whole.page().count("hf_abcdefgh12345") == 5  # two splits, two files, one command
     for name, value in secrets.items():
         monkeypatch.setenv(name, value)
     page = whole.page()
