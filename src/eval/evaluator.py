@@ -6,55 +6,22 @@ from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from src import runs
-from src.config import BaselineConfig, EvalArgs, EvalConfig, Task, to_yaml
-from src.data import loader, pairs
-from src.data.chat import IDENTITY, Chat
-from src.errors import ConfigError, DataError, ModelError
+from src.config import BaselineConfig, EvalConfig, to_yaml
+from src.data import pairs
 from src.eval import asking, compare, metrics, pairing, report, unfinished, vllm_engine
-from src.eval.asking import Effort, Layout, Questions, Settings, Splits
-from src.eval.conditions import base_model, conditions, engine, identity
+from src.eval.asking import Effort
+from src.eval.conditions import base_model, engine, identity
+from src.eval.exam import Exam, check_tokenization, labels_of_rows, prepare, set_up, unused, usual_metrics
 from src.eval.unfinished import Unfinished
 from src.model import tasks
-from src.model.source import Source, Tuned, is_quantised, locate, locate_tuned
-from src.utils import environment
+from src.model.source import Source, Tuned, locate, locate_tuned
 from src.utils.curves import Curves
-from src.utils.environment import Reasoned
 from src.utils.files import read_json, whole_folder, write_json, write_jsonl, write_text
-from src.utils.imports import OPTIONAL, leave_out, settle
+from src.utils.imports import leave_out, settle
 from src.utils.logs import log, log_to
-
-
-class Exam(NamedTuple):
-    """All that two models have in common that are to be compared."""
-
-    cfg: Any
-    chat: Chat
-    asked: Questions
-    dtype: Reasoned
-    device: Reasoned
-    plan: Layout
-    labels: Sequence[str]
-
-    @property
-    def conditions(self) -> dict[str, Any]:
-        return conditions(self.cfg, self.asked, self.chat, self.dtype, self.device, self.plan)
-
-    def load(self, source: Source) -> Any:
-        """The model at `source`, as the task has it."""
-        from src.model import load
-
-        load.seed_everything(self.cfg.seed)  # a head that the files lack is drawn
-        trust = self.cfg.trust_remote_code
-        model, _ = load.load_base(
-            source, self.dtype.value, self.device.value, trust_remote_code=trust, task=self.cfg.task,
-            labels=self.labels,
-        )  # fmt: skip
-        if self.labels:
-            load.pad_alike(model, self.chat.tokenizer)
-        return model
 
 
 def evaluate(cfg: EvalConfig) -> int:
@@ -68,14 +35,14 @@ def evaluate(cfg: EvalConfig) -> int:
     log.info("evaluating %s", folder if run is None else f"run {run.id} ({run.model})")
     tuned = locate_tuned(folder, cfg.allow_other_base)
     task, labels = tasks.tuned_for(tuned, cfg.task)
-    cfg = replace(cfg, task=task, metrics=cfg.metrics or _usual_metrics(task, cfg.engine))
-    splits, dtype, device = _prepare(cfg)
+    cfg = replace(cfg, task=task, metrics=cfg.metrics or usual_metrics(task, cfg.engine))
+    splits, dtype, device = prepare(cfg)
     pairs.refuse_unknown_labels([row for rows in splits.values() for row in rows] if labels else [], labels)
-    leave_out(*_unused(cfg, tuned.base))
+    leave_out(*unused(cfg, tuned.base))
 
-    exam, base = _exam(cfg, splits, dtype, device, tuned.base, str(tuned.folder), None, labels)
+    exam, base = set_up(cfg, splits, dtype, device, tuned.base, str(tuned.folder), None, labels)
     tuned = tuned._replace(base=base)
-    _check_tokenization(folder if run is None else run.model, run, exam.chat, cfg)
+    check_tokenization(folder if run is None else run.model, run, exam.chat, cfg)
     part = "evaluation" if run else None
     recorded = run.manifest.get("base_model") if run and not tuned.is_adapter else None
     of_base = base_model(base, recorded)
@@ -100,13 +67,13 @@ def evaluate(cfg: EvalConfig) -> int:
 
 def evaluate_baseline(cfg: BaselineConfig) -> int:
     """Answer the splits with the untouched base, keep its metrics, and compare the newest run that fits."""
-    cfg = replace(cfg, metrics=cfg.metrics or _usual_metrics(cfg.task, cfg.engine))
-    splits, dtype, device = _prepare(cfg)
+    cfg = replace(cfg, metrics=cfg.metrics or usual_metrics(cfg.task, cfg.engine))
+    splits, dtype, device = prepare(cfg)
     source = locate(cfg.model_name, cfg.model_revision)
     tasks.check_source(source, cfg.task)
     log.info("evaluating the base model %s", source.name)
-    leave_out(*_unused(cfg, source))
-    exam, source = _exam(cfg, splits, dtype, device, source, source.location, cfg.model_revision, None)
+    leave_out(*unused(cfg, source))
+    exam, source = set_up(cfg, splits, dtype, device, source, source.location, cfg.model_revision, None)
     model = _base_model(exam, source)
     if exam.labels:
         _say_head(model, exam.labels, cfg.seed)
@@ -114,101 +81,6 @@ def evaluate_baseline(cfg: BaselineConfig) -> int:
     _explain(result)
     _compare_waiting(result, target, cfg)
     return 0
-
-
-def read_splits(cfg: EvalArgs, eval_path: str) -> Splits:
-    """The rows of each split, prompt and completion.
-
-    Raises: DataError naming missing and empty files, and every bad row of all of them.
-    """
-    paths = {name: Path(eval_path) / f"{name}.jsonl" for name in cfg.splits}
-    missing = [p for p in paths.values() if not p.is_file()]
-    if missing:
-        raise DataError(*(f"{p} does not exist" for p in missing), hint="set eval_path or splits")
-    found: Splits = {}
-    bad: list[DataError] = []
-    for name, path in paths.items():
-        try:
-            found[name] = loader.read_rows(path)[: cfg.max_examples]
-        except DataError as error:
-            bad.append(error)
-    if bad:
-        raise DataError(*(problem for error in bad for problem in error.problems), hint=bad[0].hint)
-    if empty := [paths[name] for name, rows in found.items() if not rows]:
-        raise DataError(*(f"{p} holds no rows" for p in empty), hint="fill it, or leave it out of splits")
-    return found
-
-
-def _prepare(cfg: Settings) -> tuple[Splits, Reasoned, Reasoned]:
-    """Everything that can be refused before torch is imported."""
-    metrics.check(cfg.metrics or [])
-    if cfg.task == "classification" and (cfg.generation or cfg.stop):
-        key = "generation: {...}" if cfg.generation else "stop: [...]"
-        raise ConfigError(f"{key} has no meaning with task=classification, which generates nothing")
-    if cfg.engine == "vllm":
-        vllm_engine.refuse(str(cfg.task), cfg.generation)
-    if _reads_references(cfg) and (cfg.task == "classification" or cfg.engine == "vllm"):
-        why = f"engine={cfg.engine}" if cfg.engine == "vllm" else f"task={cfg.task}"
-        raise ConfigError(f"metrics: with {why} no metric can read the reference answers token by token")
-    splits = read_splits(cfg, cfg.eval_path)
-    device = environment.choose_device(cfg.cuda_visible_devices)
-    dtype = environment.choose_dtype(cfg.bf16, cfg.cuda_visible_devices)
-    log.info("device %s; precision %s", device, dtype)
-    return splits, dtype, device
-
-
-def _usual_metrics(task: Task, engine: str) -> list[str]:
-    """Those of the task; vLLM says nothing of the reference answers' tokens."""
-    usual = tasks.TASKS[task].metrics
-    return [name for name in usual if engine != "vllm" or not metrics.needs_references([name])]
-
-
-def _reads_references(cfg: Settings) -> bool:
-    return metrics.needs_references(cfg.metrics or [])
-
-
-def _unused(cfg: Settings, base: Source) -> list[str]:
-    """Large packages that this evaluation does not need; a metric from outside may need any."""
-    if any(":" in name for name in cfg.metrics or []) or cfg.engine == "vllm":
-        return []
-    return [*OPTIONAL, *([] if is_quantised(base) is not False else ["bitsandbytes"])]
-
-
-def _exam(
-    cfg: Settings, splits: Splits, dtype: Reasoned, device: Reasoned, base: Source, tokenizer_at: str,
-    revision: str | None, labels: Sequence[str] | None,
-) -> tuple[Exam, Source]:  # fmt: skip
-    """The prompts as tokens and the layout of their batches; torch and its like are imported here.
-
-    Args: labels: of a tuned classifier; None: those of the rows, or of a base model that knows them all.
-    Returns: also the base with its revision resolved.
-    """
-    from src.model import load
-    from src.model.tokenizer import load_config, load_tokenizer
-
-    trust = cfg.trust_remote_code
-    tokenizer = load_tokenizer(
-        tokenizer_at, revision, trust, templated=tasks.TASKS[cfg.task or "causal_lm"].templated
-    )
-    settings = load_config(base.location, base.revision, trust)
-    config = settings.to_dict()
-    if labels is None:
-        labels = tasks.labels_for(_labels(splits), config) if cfg.task == "classification" else ()
-    chat = Chat(tokenizer)
-    asked = asking.questions(splits, chat, str(cfg.task), config, _reads_references(cfg))
-    plan = asking.laid_out(asked, cfg, config, dtype.value, device.value)
-    return Exam(cfg, chat, asked, dtype, device, plan, labels), load.resolved(base, settings)
-
-
-def _labels(splits: Splits) -> list[str]:
-    """The labels of the evaluation rows, sorted: a base model has learned none.
-
-    Raises: DataError if there are fewer than two.
-    """
-    found = sorted({label for rows in splits.values() for row in rows for label in pairs.answers(row)})
-    if len(found) < 2:
-        raise DataError(f"every row has the label {found}", hint="a classification needs two labels or more")
-    return found
 
 
 def _say_head(model: Any, labels: Sequence[str], seed: int) -> None:
@@ -258,7 +130,7 @@ def _is_missing_base(exam: Exam, tuned: Tuned) -> bool:
         return False
     if exam.labels:  # alone, a base model would choose among the labels of the rows
         config = read_json(tuned.base.folder / "config.json") if tuned.base.folder else {}
-        return tuple(tasks.labels_for(_labels(exam.asked.rows), config)) == tuple(exam.labels)
+        return tuple(tasks.labels_for(labels_of_rows(exam.asked.rows), config)) == tuple(exam.labels)
     return True
 
 
@@ -320,24 +192,6 @@ def _run_for(folder: Path, cfg: EvalConfig, who: Mapping[str, Any], base: Mappin
             run.reopen()
             return run
     return runs.create(cfg.output_dir, "eval", to_yaml(cfg), {"base_model": dict(base), "model_path": str(folder)})
-
-
-def _check_tokenization(folder: Path, run: runs.Run | None, chat: Chat, cfg: EvalConfig) -> None:
-    """Raises: ModelError if the model was tuned with another tokenizer or template, unless that is allowed."""
-    recorded = [run.manifest.get("tokenization", {})] if run else []
-    if (folder / IDENTITY).exists():
-        recorded.append(read_json(folder / IDENTITY))
-    names = {"chat_template_sha256": "chat template", "tokenizer_sha256": "tokenizer"}
-    other = [
-        what
-        for key, what in names.items()
-        if any(r.get(key, chat.identity[key]) != chat.identity[key] for r in recorded)
-    ]
-    for what in other:
-        said = f"{folder} holds another {what} than its model was tuned with"
-        if not cfg.allow_other_tokenizer:
-            raise ModelError(said, hint="restore the folder, or set allow_other_tokenizer=true")
-        log.warning("%s", said)
 
 
 def _result(
