@@ -14,6 +14,7 @@ from src.config import CompareConfig, GateArgs
 from src.errors import UserError
 from src.eval import pairing, significance, verdict
 from src.eval.pairing import Evaluated
+from src.eval.pairing import baseline_folder as baseline_folder
 from src.runs import Run
 from src.utils.files import write_json
 from src.utils.logs import log
@@ -124,7 +125,9 @@ def show(comparison: Mapping[str, Any], title: str, columns: tuple[str, str] = (
     console.print("* beyond noise: the interval leaves out 0 and the paired test agrees", highlight=False)
     if comparison["verdict"]:
         outcome, sentence = (comparison["verdict"][key] for key in ("outcome", "sentence"))
-        console.print(f"{outcome.replace('_', ' ')}: {sentence}", highlight=False, markup=False, soft_wrap=True)
+        prefixed = sentence.startswith(verdict.PREFIXES)
+        said = sentence if prefixed else f"{outcome.replace('_', ' ')}: {sentence}"
+        console.print(said, highlight=False, markup=False, soft_wrap=True)
 
 
 def _cells(row: Mapping[str, Any], confidence: float) -> list[str]:

@@ -14,7 +14,7 @@ from src.data.chat import IDENTITY, Chat
 from src.data.formats import RowError
 from src.data.rows import MOST_SHOWN, Row
 from src.errors import ConfigError, DataError, ModelError
-from src.eval import compare, metrics, pairing
+from src.eval import compare, metrics
 from src.model import tasks
 from src.model.source import Source, locate, locate_tuned
 from src.utils import environment
@@ -93,7 +93,7 @@ def evaluate_baseline(cfg: BaselineConfig) -> int:
     answers = _answer(model, chat, splits, cfg)
     base = _base(source, None)
     result = _result(answers, _conditions(cfg, chat, dtype, device), cfg.metrics or []) | {"base_model": base}
-    target = pairing.baseline_folder(cfg.artifacts_dir, base, result["conditions"])
+    target = compare.baseline_folder(cfg.artifacts_dir, base, result["conditions"])
     with whole_folder(target) as temporary:
         _write_answers(temporary, answers)
         write_text(temporary / "config_used.yaml", to_yaml(cfg))
@@ -282,7 +282,7 @@ def _write_answers(folder: Path, answers: Mapping[str, Any]) -> None:
 
 
 def _compare_with_base(run: runs.Run, result: dict[str, Any], cfg: EvalConfig) -> None:
-    folder = pairing.baseline_folder(cfg.artifacts_dir, result["base_model"], result["conditions"])
+    folder = compare.baseline_folder(cfg.artifacts_dir, result["base_model"], result["conditions"])
     if (folder / "metrics.json").exists():
         compare.record(run, folder, cfg.gate)
     else:
