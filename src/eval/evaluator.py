@@ -100,7 +100,7 @@ def evaluate_baseline(cfg: BaselineConfig) -> int:
         write_json(temporary / "metrics.json", result)
     log.info("baseline kept in %s", target)
     _explain(result)
-    _compare_waiting(result, target, cfg)
+    _compare_waiting(result, cfg)
     return 0
 
 
@@ -290,8 +290,9 @@ def _compare_with_base(run: runs.Run, result: dict[str, Any], cfg: EvalConfig) -
         log.info("make eval-baseline evaluates the base model under these conditions and compares")
 
 
-def _compare_waiting(base: dict[str, Any], folder: Path, cfg: BaselineConfig) -> None:
+def _compare_waiting(base: dict[str, Any], cfg: BaselineConfig) -> None:
     """Compare the newest run that was evaluated under the same conditions on the same base."""
+    folder = compare.baseline_folder(cfg.artifacts_dir, base["base_model"], base["conditions"])
     for run in runs.all_runs(cfg.output_dir):
         path = run.path / "metrics.json"
         result = read_json(path) if path.exists() else {}
