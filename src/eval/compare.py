@@ -14,7 +14,6 @@ from src.config import CompareConfig, GateArgs
 from src.errors import UserError
 from src.eval import pairing, significance, verdict
 from src.eval.pairing import Evaluated
-from src.eval.pairing import baseline_folder as baseline_folder
 from src.runs import Run
 from src.utils.files import write_json
 from src.utils.logs import log

@@ -14,7 +14,7 @@ from src.data.chat import IDENTITY, Chat
 from src.data.formats import RowError
 from src.data.rows import MOST_SHOWN, Row
 from src.errors import ConfigError, DataError, ModelError
-from src.eval import compare, metrics
+from src.eval import compare, metrics, pairing
 from src.model import tasks
 from src.model.source import Source, locate, locate_tuned
 from src.utils import environment
@@ -93,14 +93,14 @@ def evaluate_baseline(cfg: BaselineConfig) -> int:
     answers = _answer(model, chat, splits, cfg)
     base = _base(source, None)
     result = _result(answers, _conditions(cfg, chat, dtype, device), cfg.metrics or []) | {"base_model": base}
-    target = compare.baseline_folder(cfg.artifacts_dir, base, result["conditions"])
+    target = pairing.baseline_folder(cfg.artifacts_dir, base, result["conditions"])
     with whole_folder(target) as temporary:
         _write_answers(temporary, answers)
         write_text(temporary / "config_used.yaml", to_yaml(cfg))
         write_json(temporary / "metrics.json", result)
     log.info("baseline kept in %s", target)
     _explain(result)
-    _compare_waiting(result, cfg)
+    _compare_waiting(result, target, cfg)
     return 0
 
 
@@ -282,7 +282,7 @@ def _write_answers(folder: Path, answers: Mapping[str, Any]) -> None:
 
 
 def _compare_with_base(run: runs.Run, result: dict[str, Any], cfg: EvalConfig) -> None:
-    folder = compare.baseline_folder(cfg.artifacts_dir, result["base_model"], result["conditions"])
+    folder = pairing.baseline_folder(cfg.artifacts_dir, result["base_model"], result["conditions"])
     if (folder / "metrics.json").exists():
         compare.record(run, folder, cfg.gate)
     else:
@@ -290,9 +290,8 @@ def _compare_with_base(run: runs.Run, result: dict[str, Any], cfg: EvalConfig) -
         log.info("make eval-baseline evaluates the base model under these conditions and compares")
 
 
-def _compare_waiting(base: dict[str, Any], cfg: BaselineConfig) -> None:
+def _compare_waiting(base: dict[str, Any], folder: Path, cfg: BaselineConfig) -> None:
     """Compare the newest run that was evaluated under the same conditions on the same base."""
-    folder = compare.baseline_folder(cfg.artifacts_dir, base["base_model"], base["conditions"])
     for run in runs.all_runs(cfg.output_dir):
         path = run.path / "metrics.json"
         result = read_json(path) if path.exists() else {}

@@ -22,7 +22,7 @@ from src.runs import Run
 from src.utils.files import read_json
 
 Outcome = Literal["promoted", "not_better", "cannot_tell"]
-PREFIXES = NO_BETTER, TOO_FEW = "no better: ", "too few examples to tell: "
+PREFIXES = NO_BETTER, TOO_FEW = "no better than the base: ", "too few examples to tell: "
 DIGITS = {"0-1": 3, "0-100": 1}
 
 

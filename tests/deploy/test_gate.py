@@ -45,7 +45,7 @@ def compared(folder: Path, base: float, tuned: float) -> Run:
             0.25,
             NotPromoted,
             3,
-            "not published: no better: .*; publish anyway with force=true",
+            "not published: no better than the base: .*; publish anyway with force=true",
         ),
         (
             0.55,
@@ -95,7 +95,7 @@ def test_what_does_not_beat_its_base_is_refused_and_nothing_is_written(
     before = tree(copied.output.parent)
     assert copied.call(stage, "gate.min_delta=2") == 3
     said = capsys.readouterr().err
-    assert said.startswith("not published: no better: rougeL on test rose from 0.000 to 1.000")
+    assert said.startswith("not published: no better than the base: rougeL on test rose from 0.000 to 1.000")
     assert "publish anyway with force=true" in said
     assert tree(copied.output.parent) == before
 
@@ -112,7 +112,7 @@ def test_fewer_examples_than_the_gate_asks_for_tell_nothing(
 def test_force_publishes_against_the_gate_and_the_card_says_so(copied: World, word: str) -> None:
     assert copied.call("publish", "gate.min_delta=2", word) == 0
     folder = copied.artifacts / "models" / "tiny-lora" / "latest"
-    assert "**published against the gate**: no better: rougeL" in (folder / "README.md").read_text()
+    assert "**published against the gate**: no better than the base: rougeL" in (folder / "README.md").read_text()
     assert json.loads((folder / "manifest.json").read_text())["published"]["promoted"] is False
 
 

@@ -204,7 +204,7 @@ def test_two_runs_are_compared_the_first_against_the_second(two: Path, capsys: S
     assert "promoted: rougeL on test rose from 0.500 to 0.900 (+0.400" in capsys.readouterr().out
     assert compared(two, "2026-01-01", newer) == 0
     said = capsys.readouterr().out
-    assert "\nno better: rougeL on test fell" in said
+    assert "\nno better than the base: rougeL on test fell" in said
     assert "2026-01-01_10-00-00 against 2026-01-02_10-00-00" in said
     assert not (two / "outputs/runs/latest/comparison.json").exists()
 

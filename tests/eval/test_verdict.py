@@ -77,8 +77,8 @@ FIGURES = r"95% interval [-+.\d]+ to [-+.\d]+, p [.\d]+, 40 examples"
             rf"exact_match on test rose from 0\.100 to 0\.600 \(\+0\.500, {FIGURES}; a difference of [.\d]+ or "
             r"more would have been seen\)",
         ),
-        (0.6, 0.1, {}, rf"no better: .* fell from 0\.600 to 0\.100 \(-0\.500, {FIGURES};.*"),
-        (0.5, 0.5, {}, r"no better: exact_match on test stayed the same at 0\.500 \(\+0\.000, .*"),
+        (0.6, 0.1, {}, rf"no better than the base: .* fell from 0\.600 to 0\.100 \(-0\.500, {FIGURES};.*"),
+        (0.5, 0.5, {}, r"no better than the base: exact_match on test stayed the same at 0\.500 \(\+0\.000, .*"),
         (0.5, 0.55, {}, r"too few examples to tell: exact_match on test rose from 0\.500 to 0\.550 .*"),
         (0.5, 0.55, {"min_examples": 50}, r"too few examples to tell: .*; the gate asks for 50 examples .*"),
         (0.1, 0.6, {"min_delta": 0.2}, r"exact_match .*; the gate asks for more than \+0\.2; a difference of .*"),
