@@ -258,6 +258,13 @@ def test_the_model_path_is_taken_as_it_is(path: str) -> None:
     assert one("eval", path).model_path == path
 
 
+def test_two_runs_are_taken_in_their_order() -> None:
+    found = one("compare", "2026-01-15_10-30-45", "runs/it's here")
+    assert (found.run_a, found.run_b) == ("2026-01-15_10-30-45", "runs/it's here")
+    assert (one("compare").run_a, one("compare").run_b) == ("latest", "baseline")
+    assert problems("compare", "a", "b", "c") == ["c is not an override; write key=value"]
+
+
 def test_training_takes_no_model_path() -> None:
     assert problems("train", "outputs/runs/latest") == ["outputs/runs/latest is not an override; write key=value"]
 

@@ -87,6 +87,16 @@ def test_runs_of_an_empty_folder(assay: Any) -> None:
     assert assay.left() == []
 
 
+def test_two_runs_are_told_apart_without_a_heavy_import(assay: Any) -> None:
+    for name, rate in (("a", 0.1), ("b", 0.2)):
+        folder = assay.cwd / "outputs/runs" / name
+        rows(folder / "manifest.json", {"stage": "train", "started": name, "status": "finished"})
+        rows(folder / "config_used.yaml", {"lr": rate})
+    assert assay("runs", "diff", "a", "b").stdout.splitlines()[-1].split() == ["lr", "0.1", "->", "0.2", "(+0.1)"]
+    assert assay("runs", "--sort", "started").stdout.splitlines()[1].startswith("b  ")
+    refused(assay("runs", "diff", "a", "c"), "there is no run c in outputs/runs")
+
+
 def test_the_shipped_files_are_its_own_wherever_it_is_called_from(assay: Any) -> None:
     (assay.cwd / "configs").mkdir()
     (assay.cwd / "configs/train.yaml").write_text("seed: 7\n")
@@ -177,6 +187,7 @@ def test_training_is_refused_before_torch(assay: Any, words: list[str], sentence
         (["eval-baseline", "metrics=[nope]"], "nope"),
         (["eval-baseline", "splits=[test]", "model_name=models/nope"], "models/nope"),
         (["publish"], "no finished run in outputs/runs"),
+        (["compare"], "there is no run latest in outputs/runs"),
     ],
 )
 def test_the_other_stages_are_refused_before_torch(assay: Any, words: list[str], sentence: str) -> None:

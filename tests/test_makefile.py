@@ -105,11 +105,18 @@ def test_what_is_not_available_says_so_and_fails(make: Make, name: str) -> None:
         ("report", ["report", "--config-name", "report"]),
         ("publish", ["publish", "--config-name", "publish"]),
         ("publish-hf", ["publish-hf", "--config-name", "publish"]),
+        ("compare", ["compare", "--config-name", "compare"]),
         ("runs", ["runs"]),
     ],
 )
 def test_a_command_is_one_stage_with_its_configuration(make: Make, name: str, words: list[str]) -> None:
     assert make.stage(name) == words
+
+
+def test_two_runs_are_compared_by_name(make: Make) -> None:
+    words = ["compare", "--config-name", "compare", "it-1", "baseline", "gate.split=dev"]
+    assert make.stage("compare", "A=it-1", "B=baseline", "gate.split=dev") == words
+    assert make.stage("runs", "ARGS=diff it-1 it-2") == ["runs", "diff", "it-1", "it-2"]
 
 
 def test_the_demo_is_the_whole_pipeline(make: Make) -> None:

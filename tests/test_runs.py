@@ -329,20 +329,18 @@ def test_a_run_without_a_model_is_named_with_its_status(out: Path) -> None:
         runs.find(str(run.path), out)
 
 
-# Telling of them
+def test_a_run_is_named_by_its_id_the_beginning_of_one_its_directory_or_latest(out: Path) -> None:
+    run = finished(out)
+    for word in (run.id, run.id[:-1], str(run.path), "latest", str(out / "runs" / "latest")):
+        assert runs.named(word, out).path == run.path.resolve()
 
 
-def test_the_table_shows_each_run_once_with_what_went_wrong(out: Path) -> None:
-    good = finished(out)
-    bad = create(out, method="dora")
-    bad.update(started="2099-01-01T00:00:00+00:00", status=FAILED, error="OutOfMemoryError: 1 GiB")
-    with pytest.raises(ValueError), good.recorded("evaluation"):
-        raise ValueError
-    head, first, second = runs.table(out).splitlines()
-    assert head.split() == ["run", "stage", "method", "base", "model", "status"]
-    assert first.split() == [bad.id, "train", "dora", "some/base", "failed:", "OutOfMemoryError:", "1", "GiB"]
-    assert second.split() == [good.id, "train", "lora", "some/base", "finished,", "evaluation", "failed"]
-
-
-def test_the_table_of_no_runs_says_how_to_make_one(out: Path) -> None:
-    assert runs.table(out) == f"no runs in {out}/runs; make train makes one"
+def test_a_name_that_no_run_or_several_have_is_refused_with_what_was_meant(out: Path) -> None:
+    run = finished(out)
+    with pytest.raises(RunError, match=f"there is no run x{run.id} in .*; did you mean {run.id}"):
+        runs.named(f"x{run.id}", out)
+    with pytest.raises(RunError, match=r"there is no run nope in .*; make runs lists them"):
+        runs.named("nope", out)
+    other = finished(out)
+    with pytest.raises(RunError, match=f"20 is the beginning of 2 runs: {other.id}, {run.id}"):
+        runs.named("20", out)

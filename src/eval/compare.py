@@ -124,7 +124,9 @@ def show(comparison: Mapping[str, Any], title: str, columns: tuple[str, str] = (
     console.print("* beyond noise: the interval leaves out 0 and the paired test agrees", highlight=False)
     if comparison["verdict"]:
         outcome, sentence = (comparison["verdict"][key] for key in ("outcome", "sentence"))
-        console.print(f"{outcome.replace('_', ' ')}: {sentence}", highlight=False, markup=False, soft_wrap=True)
+        prefixed = sentence.startswith(verdict.PREFIXES)
+        said = sentence if prefixed else f"{outcome.replace('_', ' ')}: {sentence}"
+        console.print(said, highlight=False, markup=False, soft_wrap=True)
 
 
 def _cells(row: Mapping[str, Any], confidence: float) -> list[str]:

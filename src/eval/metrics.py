@@ -161,6 +161,7 @@ def check(names: Sequence[str]) -> None:
             outside.find(name)
         except ConfigError as error:
             problems += error.problems
+            hint = hint or error.hint
     if problems:
         raise ConfigError(*problems, hint=hint)
 

@@ -22,6 +22,7 @@ from src.runs import Run
 from src.utils.files import read_json
 
 Outcome = Literal["promoted", "not_better", "cannot_tell"]
+PREFIXES = NO_BETTER, TOO_FEW = "no better than the base: ", "too few examples to tell: "
 DIGITS = {"0-1": 3, "0-100": 1}
 
 
@@ -90,7 +91,7 @@ def decide(tuned: Evaluated, base: Evaluated, gate: GateArgs) -> Verdict:
     outcome = outcome_of(mine, gate)
     sentence = _sentence(mine, gate, outcome)
     if broken:
-        prefix = "no better than the base: " if outcome == "not_better" else ""
+        prefix = NO_BETTER if outcome == "not_better" else ""
         outcome, sentence = "not_better", f"{prefix}{told(mine, gate)}, but {'; '.join(broken)}"
     facts = {
         **_facts(mine),
@@ -166,8 +167,8 @@ def _broken(guarded: Measured, guard: Guard) -> str:
 def _sentence(mine: Measured, gate: GateArgs, outcome: Outcome) -> str:
     said = told(mine, gate)
     if outcome == "cannot_tell":
-        return f"too few examples to tell: {said}"
-    return said if outcome == "promoted" else f"no better than the base: {said}"
+        return TOO_FEW + said
+    return said if outcome == "promoted" else NO_BETTER + said
 
 
 def told(measured: Measured, gate: GateArgs | None = None) -> str:

@@ -173,7 +173,7 @@ def test_a_comparison_is_kept_and_shown_with_what_is_beyond_noise(
     row = made["rows"][0]
     cells = f"rougeL 0-1 0.700 0.750 +0.050 {row['low']:+.3f} to {row['high']:+.3f}"
     assert ["test", *cells.split()] in told(said)  # no star: two examples of forty
-    assert f"cannot tell: {made['verdict']['sentence']}" in said
+    assert f"\n{made['verdict']['sentence']}" in said
     record(run, base_of(tmp_path / "other", 0.1, *names).folder, gate)
     (line,) = (line for line in told(capsys.readouterr().out) if line[:2] == ["test", "rougeL"])
     assert line[2:5] == ["0-1", "0.100", "0.750"] and line[-1] == "*"
@@ -204,7 +204,7 @@ def test_two_runs_are_compared_the_first_against_the_second(two: Path, capsys: S
     assert "promoted: rougeL on test rose from 0.500 to 0.900 (+0.400" in capsys.readouterr().out
     assert compared(two, "2026-01-01", newer) == 0
     said = capsys.readouterr().out
-    assert "not better: no better than the base: rougeL on test fell" in said
+    assert "\nno better than the base: rougeL on test fell" in said
     assert "2026-01-01_10-00-00 against 2026-01-02_10-00-00" in said
     assert not (two / "outputs/runs/latest/comparison.json").exists()
 

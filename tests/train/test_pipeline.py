@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import yaml
 
-from src import runs
 from src.model.source import content_hash
+from src.run_table import table
 from src.runs import Run
 from src.train.checkpoint import COMPLETE
 from tests.fixtures import EPOCHS, LESSON, ROOT, STEPS, TRAINED_ON, World, call, chat, curves, jsonl, tree
@@ -257,4 +257,4 @@ def test_an_error_that_nobody_foresaw_is_recorded_and_keeps_its_traceback(
     assert run.manifest["error"] == "ZeroDivisionError: one in a million"
     assert run.manifest["ended"]
     assert not run.model.exists()
-    assert "failed: ZeroDivisionError: one in a million" in runs.table(world.output)
+    assert "failed: ZeroDivisionError: one in a million" in table(world.output)
