@@ -88,7 +88,7 @@ eval-baseline: $(READY) $(call MODEL_IF,eval_baseline,$(BASELINE_CONFIG))  ## Ev
 publish: $(READY)  ## Copy a model that beats its base to artifacts/models
 	$(MAIN) publish --config-name $(PUBLISH_CONFIG) $(OVERRIDES)
 
-publish-hf: $(READY)  ## Push a model that beats its base to the Hugging Face Hub (not yet)
+publish-hf: $(READY)  ## Push a model that beats its base to the Hugging Face Hub
 	$(MAIN) publish-hf --config-name $(PUBLISH_CONFIG) $(OVERRIDES)
 
 runs: $(READY)  ## List the runs with their status
