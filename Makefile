@@ -96,7 +96,7 @@ report: $(READY)  ## Write a run's report.html: make report model_path=RUN (the 
 publish: $(READY)  ## Copy a model that beats its base to artifacts/models
 	$(MAIN) publish --config-name $(PUBLISH_CONFIG) $(OVERRIDES)
 
-publish-hf: $(READY)  ## Push a model that beats its base to the Hugging Face Hub (not yet)
+publish-hf: $(READY)  ## Push a model that beats its base to the Hugging Face Hub
 	$(MAIN) publish-hf --config-name $(PUBLISH_CONFIG) $(OVERRIDES)
 
 runs: $(READY)  ## List the runs with scores and verdicts: make runs ARGS='--sort test/rougeL', ARGS='diff RUN RUN'

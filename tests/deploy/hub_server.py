@@ -436,7 +436,7 @@ class HubHandler(Handler):
             assert kind == "file" and value["encoding"] == "base64"
             content = base64.b64decode(value["content"])
             large.discard(path)
-        files[path] = content + b"?" if path in self.hub.corrupt else content
+        files[path] = content[::-1] if path in self.hub.corrupt else content
 
     def do_tag(self, name: str, revision: str, body: bytes) -> Callable[[], None]:
         repo = self.may_write(name)
