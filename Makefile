@@ -11,6 +11,7 @@ PYTHON ?= python3
 TRAIN_CONFIG ?= train
 EVAL_CONFIG ?= eval
 BASELINE_CONFIG ?= eval_baseline
+VALIDATE_CONFIG ?= validate
 PUBLISH_CONFIG ?= publish
 
 # `make train PY=python` uses an environment of your own and installs nothing.
@@ -46,7 +47,7 @@ TINIES = $(patsubst model_name=%,%/config.json,$(filter model_name=models/tiny-r
 MODEL = $(or $(TINIES),$(if $(filter model_name=% model=% experiment=% model_path=% --config-%,$(GIVEN))$(filter-out resume=auto resume=never,$(filter resume=%,$(GIVEN))),,$(DEMO)))
 MODEL_IF = $(if $(filter $(1),$(2)),$(MODEL))
 
-.PHONY: help venv install convert data-push model tiny-model check-data plan train eval eval-baseline publish publish-hf runs demo \
+.PHONY: help venv install convert data-push model tiny-model check-data plan train eval eval-baseline validate publish publish-hf runs demo \
 	push ssh-init ssh-train ssh-eval ssh-eval-baseline test lint format clean
 
 help:  ## List these commands
@@ -84,6 +85,9 @@ eval: $(READY)  ## Evaluate the newest finished run and compare it with its base
 
 eval-baseline: $(READY) $(call MODEL_IF,eval_baseline,$(BASELINE_CONFIG))  ## Evaluate the untouched base model
 	$(MAIN) eval-baseline --config-name $(BASELINE_CONFIG) $(OVERRIDES)
+
+validate: $(READY)  ## Check that what a training left is whole and works: make validate model_path=RUN
+	$(MAIN) validate --config-name $(VALIDATE_CONFIG) $(OVERRIDES)
 
 publish: $(READY)  ## Copy a model that beats its base to artifacts/models
 	$(MAIN) publish --config-name $(PUBLISH_CONFIG) $(OVERRIDES)

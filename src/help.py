@@ -13,7 +13,10 @@ from src.cli import CONFIGS, GROUPS, SWEPT
 def help_text(stage: str, config_name: str, summary: str) -> str:
     """The stage's settings with their defaults and meanings, from the schema."""
     positional = " [MODEL_PATH]" if "model_path" in config.flat_keys(config.SCHEMAS[stage]) else ""
-    extra = " [--repo REPO] [--public]" if stage == "publish-hf" else ""
+    extra = {
+        "publish-hf": " [--repo REPO] [--public]",
+        "validate": " [--training-info FILE] [--model-path DIR] [--profile-path FILE]",
+    }.get(stage, "")
     lines = [
         f"usage: python -m src.main {stage}{positional}{extra} [--config-name CONFIG] [key=value ...]",
         "",

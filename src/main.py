@@ -45,6 +45,9 @@ STAGES = {
     "eval-baseline": Stage(
         "src.eval.evaluator:evaluate_baseline", "eval_baseline", "Evaluate the untouched base model."
     ),
+    "validate": Stage(
+        "src.deploy.validate:validate", "validate", "Check that what a training left is whole and works."
+    ),
     "publish": Stage(
         "src.deploy.push:publish", "publish", "Copy a model that beats its base to artifacts/models."
     ),
@@ -60,8 +63,9 @@ UTILITIES = {
 def main(argv: list[str] | None = None) -> int:
     """Run one stage.
 
-    Returns: its exit code. 0 done; 2 wrong input; 3 not promoted; 75 a training that a signal stopped after a
-    checkpoint, and that the same command goes on with; 130 interrupted (SIGINT), 143 terminated (SIGTERM).
+    Returns: its exit code. 0 done; 2 wrong input; 3 not promoted, or a check did not pass; 75 a training that a
+    signal stopped after a checkpoint, and that the same command goes on with; 130 interrupted (SIGINT), 143
+    terminated (SIGTERM).
     """
     argv = sys.argv[1:] if argv is None else argv
     from src.errors import UserError

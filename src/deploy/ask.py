@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from omegaconf import OmegaConf
 
@@ -18,10 +18,21 @@ from src.errors import RunError
 from src.eval import metrics
 from src.eval.evaluator import read_splits
 from src.model import tasks
+from src.model.source import Tuned
 from src.runs import Run
+from src.utils import environment
 from src.utils.files import read_json, sha256
 
 AUTO_BATCH = 32  # what an evaluation took for eval_batch_size=auto where it did not say
+
+
+class Asker(Protocol):
+    """What says where a model is loaded, and whether code of its repository may run."""
+
+    @property
+    def cuda_visible_devices(self) -> str: ...
+    @property
+    def trust_remote_code(self) -> bool: ...
 
 
 class Questions(NamedTuple):
@@ -108,3 +119,23 @@ def taught(chat: Chat, asked: Questions) -> list[Example]:
     rules = Rules(1 << 30, task=asked.task, labels=tuple(asked.labels))
     made = pairs.TASKS[asked.task].encode(asked.rows, chat, rules)
     return [e.examples[-1] for e in made if isinstance(e, Encoded)]
+
+
+def loaded(about: Asker, tuned: Tuned, task: Task, labels: Sequence[str], dtype: str) -> tuple[Any, Chat]:
+    """The tuned model in the precision `dtype`, and its tokenizer. torch is imported here at the earliest."""
+    from src.model import load
+
+    device = environment.choose_device(about.cuda_visible_devices).value
+    model, tokenizer, _ = load.load_tuned(
+        tuned, dtype, device, trust_remote_code=about.trust_remote_code, task=task, labels=labels
+    )
+    return model, Chat(tokenizer)
+
+
+def plain(texts: Sequence[str], task: Task, labels: Sequence[str], cfg: EvalConfig) -> Questions:
+    """Questions of one's own, without reference answers."""
+    rows = [
+        Row(Path("question"), n, [{"role": "user", "content": t}, {"role": "assistant", "content": ""}])
+        for n, t in enumerate(texts)
+    ]
+    return Questions(rows, "question", tasks.TASKS[task].decides, task, list(labels), cfg, AUTO_BATCH)

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from src import runs
 from src.config import PublishConfig
-from src.deploy import describe, gate
+from src.deploy import checks, describe, export, gate
 from src.errors import NotYetError, RunError
+from src.model import profile
 from src.utils.files import point, sha256, whole_folder, write_json, write_text
 from src.utils.logs import log
 
@@ -31,7 +32,12 @@ def _publish(cfg: PublishConfig, target: str) -> int:
     if run.status != runs.FINISHED:
         raise RunError(f"run {run.id} is {run.status}, not finished", hint="publish a finished run")
     log.info("publishing run %s", run.id)
+    export.refuse(run, cfg)
+    sound = checks.run_checks(run, cfg.gate)
     verdict = gate.require(run, cfg.gate, cfg.force)
+    if all(f.ok for f in sound):  # damaged files are not loaded
+        sound += checks.ask_again(run, cfg)
+    checks.require(run, sound, cfg.force)
     log.info("%s: %s", "promoted" if verdict.promoted else "forced", verdict.sentence)
     where = TARGETS[target](run, cfg, verdict)
     log.info("published to %s", where)
@@ -43,13 +49,16 @@ def local(run: runs.Run, cfg: PublishConfig, verdict: gate.Verdict) -> str:
     name = cfg.publish_name or default_name(run)
     target = Path(cfg.artifacts_dir) / "models" / name / run.id
     with whole_folder(target) as temporary:
-        shutil.copytree(run.model, temporary, dirs_exist_ok=True)
-        for extra in ("config_used.yaml", "comparison.json", "metrics.json", "data_report.json"):
-            shutil.copy2(run.path / extra, temporary / extra)
-        write_text(temporary / "README.md", describe.model_card(run, name, verdict))
+        facts = export.write(run, cfg, temporary)
+        papers = ("config_used.yaml", "comparison.json", "metrics.json", "data_report.json")
+        for extra in (*papers, profile.TRAINING_INFO, profile.PROFILE):
+            if (run.path / extra).is_file():
+                shutil.copy2(run.path / extra, temporary / extra)
+        write_text(temporary / "README.md", describe.model_card(run, name, verdict, facts, cfg))
         files = [p for p in sorted(temporary.rglob("*")) if p.is_file()]
         manifest = run.manifest | {
             "published": {"name": name, "at": runs.now(), **verdict._asdict()},
+            "export": facts,
             "sha256": {str(p.relative_to(temporary)): sha256(p) for p in files},
         }
         write_json(temporary / "manifest.json", manifest)
