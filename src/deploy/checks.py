@@ -254,7 +254,7 @@ def reload(about: Subject) -> tuple[bool, str]:
     if not about.gate.reload_examples:
         return True, "gate.reload_examples=0: no answer was asked for again"
     assert about.run is not None
-    from src.deploy import ask
+    from src.eval import ask
 
     tuned = locate_tuned(about.model)
     task, labels = tuned_for(tuned, None)
@@ -284,7 +284,7 @@ def _same(now: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
 
 def output(about: Subject) -> tuple[bool, str]:
     """Whether the saved model loads, and most of its answers say something."""
-    from src.deploy import ask
+    from src.eval import ask
 
     tuned = locate_tuned(about.model)
     task, labels = tuned_for(tuned, None)

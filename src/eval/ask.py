@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from src import config
 from src.config import EvalConfig, GateArgs, Task
 from src.data import pairs
-from src.data.chat import Chat
+from src.data.chat import IDENTITY, Chat
 from src.data.encode import Encoded, Rules
 from src.data.rows import Example, Row
 from src.errors import RunError
@@ -21,7 +21,7 @@ from src.model import tasks
 from src.model.source import Tuned
 from src.runs import Run
 from src.utils import environment
-from src.utils.files import read_json, sha256
+from src.utils.files import read_json, sha256, write_json
 
 AUTO_BATCH = 32  # what an evaluation took for eval_batch_size=auto where it did not say
 
@@ -75,6 +75,19 @@ def questions(run: Run, gate: GateArgs, labels: Sequence[str]) -> Questions:
         read_splits(cfg, cfg.eval_path)[gate.split], gate.split, gate.metric or tasks.TASKS[task].decides, task,
         list(labels), cfg, batch if isinstance(batch, int) else AUTO_BATCH,
     )  # fmt: skip
+
+
+def chat_of(folder: Path, task: Task) -> Chat:
+    """The tokenizer in a model's folder. transformers is imported here at the earliest."""
+    from src.model.tokenizer import load_tokenizer
+
+    return Chat(load_tokenizer(str(folder), templated=tasks.TASKS[task].templated))
+
+
+def save_tokenizer(chat: Chat, folder: Path) -> None:
+    """Write the tokenizer beside a model, with the hashes by which an evaluation knows it again."""
+    chat.tokenizer.save_pretrained(folder)
+    write_json(folder / IDENTITY, chat.identity)
 
 
 def prompts(settings: Mapping[str, Any], chat: Chat, asked: Questions) -> list[list[int]]:
