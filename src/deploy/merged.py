@@ -104,7 +104,9 @@ class _Merge:
         return Figures(into, kl, before.score - after.score, after.score, len(before.logits))
 
     def told(self, found: Figures) -> str:
-        return f"{self.asked.metric} {-found.drop:+.4g} on {len(self.asked.rows)} examples of {self.asked.split}"
+        return (
+            f"{self.asked.metric} {0.0 - found.drop:+.4g} on {len(self.asked.rows)} examples of {self.asked.split}"
+        )
 
     def refuse(self, found: Figures) -> None:
         """Raises: ModelError if the merged weights are further from the adapter than the settings allow."""

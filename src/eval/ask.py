@@ -129,7 +129,7 @@ def scored(metric: str, rows: Sequence[dict[str, Any]]) -> float:
 
 def taught(chat: Chat, asked: Questions) -> list[Example]:
     """Each question with its reference answer as tokens, the answer marked as in training; unusable rows aside."""
-    rules = Rules(1 << 30, task=asked.task, labels=tuple(asked.labels))
+    rules = Rules(1 << 30, "last_turn", task=asked.task, labels=tuple(asked.labels))
     made = pairs.TASKS[asked.task].encode(asked.rows, chat, rules)
     return [e.examples[-1] for e in made if isinstance(e, Encoded)]
 
