@@ -13,6 +13,7 @@ EVAL_CONFIG ?= eval
 BASELINE_CONFIG ?= eval_baseline
 COMPARE_CONFIG ?= compare
 REPORT_CONFIG ?= report
+VALIDATE_CONFIG ?= validate
 PUBLISH_CONFIG ?= publish
 
 # `make train PY=python` uses an environment of your own and installs nothing.
@@ -48,7 +49,7 @@ TINIES = $(patsubst model_name=%,%/config.json,$(filter model_name=models/tiny-r
 MODEL = $(or $(TINIES),$(if $(filter model_name=% model=% experiment=% model_path=% --config-%,$(GIVEN))$(filter-out resume=auto resume=never,$(filter resume=%,$(GIVEN))),,$(DEMO)))
 MODEL_IF = $(if $(filter $(1),$(2)),$(MODEL))
 
-.PHONY: help venv install convert data-push model tiny-model check-data plan train eval eval-baseline compare report publish publish-hf runs demo \
+.PHONY: help venv install convert data-push model tiny-model check-data plan train eval eval-baseline compare report validate publish publish-hf runs demo \
 	push ssh-init ssh-train ssh-eval ssh-eval-baseline test lint format clean
 
 help:  ## List these commands
@@ -92,6 +93,9 @@ compare: $(READY)  ## Compare two evaluated runs, or a run with its base: make c
 
 report: $(READY)  ## Write a run's report.html: make report model_path=RUN (the newest without)
 	$(MAIN) report --config-name $(REPORT_CONFIG) $(OVERRIDES)
+
+validate: $(READY)  ## Check that what a training left is whole and works: make validate model_path=RUN
+	$(MAIN) validate --config-name $(VALIDATE_CONFIG) $(OVERRIDES)
 
 publish: $(READY)  ## Copy a model that beats its base to artifacts/models
 	$(MAIN) publish --config-name $(PUBLISH_CONFIG) $(OVERRIDES)

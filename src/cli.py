@@ -45,6 +45,8 @@ SEARCHER = "hydra/sweeper=optuna"
 SWEPT = "train"  # the stage whose jobs are the trials of a sweep, with a figure to rank them by
 MAX_CHECKED_JOBS = 256
 POSITIONALS = ("model_path", "run_a", "run_b")
+# validate's flags for what may also be written as a setting
+VALIDATED = {"--training-info": "training_info", "--model-path": "model_path", "--profile-path": "profile_path"}
 
 
 @dataclass
@@ -122,6 +124,8 @@ def _flag(call: Call, word: str, words: Iterator[str]) -> None:
         call.overrides.append(f"repo_id={quoted(value())}")
     elif name == "--public" and call.stage == "publish-hf":
         call.overrides.append("private=false")
+    elif name in VALIDATED and call.stage == "validate":
+        call.overrides.append(f"{VALIDATED[name]}={quoted(value())}")
     elif name == "--force" and call.stage.startswith("publish"):
         call.overrides.append("force=true")
     else:

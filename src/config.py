@@ -457,6 +457,17 @@ class PublishArgs:
     export_max_drop: Annotated[
         float, Ge(0), Doc("merged: how much worse than the adapter by the gate's metric, at most")
     ] = 0.01
+    license: Annotated[
+        str | None, Doc("of the published model, as the Hub writes it: apache-2.0; null is the base model's")
+    ] = None
+
+
+@dataclass
+class ValidateArgs:
+    training_info: Annotated[str | None, Doc("training_info.json to read; null is the run's own record")] = None
+    profile_path: Annotated[str | None, Doc("aim_profile.json to check; null is the run's")] = None
+    max_loss: Annotated[float, Gt(0), Doc("where a training loss should end, at most, in nats a token")] = 10.0
+    questions: Annotated[int, Ge(1), Doc("prompts that the saved model is asked")] = 4
 
 
 @dataclass
@@ -545,6 +556,11 @@ class ReportConfig(OutputArgs, ReportArgs):
 
 
 @dataclass
+class ValidateConfig(OutputArgs, HardwareArgs, ValidateArgs, TrustArgs, TunedArgs):
+    __pydantic_config__ = _STRICT
+
+
+@dataclass
 class SweepConfig(SweepArgs):
     __pydantic_config__ = _STRICT
 
@@ -558,6 +574,7 @@ SCHEMAS: dict[str, type] = {
     "eval-baseline": BaselineConfig,
     "compare": CompareConfig,
     "report": ReportConfig,
+    "validate": ValidateConfig,
     "publish": PublishConfig,
     "publish-hf": PublishConfig,
     "sweep": SweepConfig,  # no stage: what a multirun of train takes besides

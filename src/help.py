@@ -13,7 +13,10 @@ from src.cli import CONFIGS, GROUPS, SWEPT, positionals
 def help_text(stage: str, config_name: str, summary: str) -> str:
     """The stage's settings with their defaults and meanings, from the schema."""
     positional = "".join(f" [{key.upper()}]" for key in positionals(stage))
-    extra = " [--repo USER/NAME] [--public]" if stage == "publish-hf" else ""
+    extra = {
+        "publish-hf": " [--repo USER/NAME] [--public]",
+        "validate": " [--training-info FILE] [--model-path DIR] [--profile-path FILE]",
+    }.get(stage, "")
     extra += " [--force]" if stage.startswith("publish") else ""
     lines = [
         f"usage: python -m src.main {stage}{positional}{extra} [--config-name CONFIG] [key=value ...]",

@@ -51,6 +51,9 @@ STAGES = {
         "Compare two evaluated runs, or a run with its base: is the first better?",
     ),
     "report": Stage("src.eval.report:report", "report", "Write a run's report.html, for people."),
+    "validate": Stage(
+        "src.deploy.validate:validate", "validate", "Check that what a training left is whole and works."
+    ),
     "publish": Stage(
         "src.deploy.push:publish", "publish", "Copy a model that beats its base to artifacts/models."
     ),
@@ -72,8 +75,9 @@ def main(argv: list[str] | None = None) -> int:
     """Run one stage.
 
     Returns: its exit code. 0 done, or promoted and published; 2 wrong input; 3 not published: no better than the
-    base, or unsound; 4 not published: too few examples to tell; 75 a training that a signal stopped after a
-    checkpoint, and that the same command goes on with; 130 interrupted (SIGINT), 143 terminated (SIGTERM).
+    base, or unsound, or a check of validate did not pass; 4 not published: too few examples to tell; 75 a training
+    that a signal stopped after a checkpoint, and that the same command goes on with; 130 interrupted (SIGINT), 143
+    terminated (SIGTERM).
     """
     argv = sys.argv[1:] if argv is None else argv
     from src.errors import UserError

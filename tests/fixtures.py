@@ -117,8 +117,8 @@ class World:
 
     def settings(self, stage: str) -> list[str]:
         places = [f"output_dir={self.output}", f"artifacts_dir={self.artifacts}"]
-        if stage.startswith("publish"):
-            return places
+        if stage.startswith("publish") or stage == "validate":
+            return [*places, ON_CPU[0]]
         places += [f"eval_path={self.splits}", *ON_CPU]
         if stage == "train":
             return [*places, f"model_name={self.model}", f"dataset_path={self.data}", *LESSON]

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from src.config import PublishConfig
-from src.deploy import describe
+from src.deploy import describe, export
 from src.deploy.gate import Verdict
 from src.deploy.secret_scan import scan
-from src.errors import NotYetError, RunError
+from src.errors import RunError
 from src.runs import Run
 from src.utils.files import sha256, write_json, write_text
 
@@ -35,14 +35,14 @@ def assemble(run: Run, cfg: PublishConfig, verdict: Verdict, folder: Path) -> di
     """Fill the empty `folder` with what is published of `run`.
 
     Returns: `{path below folder: sha256}` of every file, the manifest included.
-    Raises: RunError if a file holds a credential; NotYetError for a form that cannot be written.
+    Raises: RunError if a file holds a credential; ModelError for a form that cannot be written.
     """
     name = name_of(run, cfg)
-    exported = _model(run, cfg, folder)
+    exported = export.write(run, cfg, folder)
     for paper in PAPERS:
         if (run.path / paper).exists():
             shutil.copy2(run.path / paper, folder / paper)
-    write_text(folder / "README.md", describe.model_card(run, name, verdict))
+    write_text(folder / "README.md", describe.model_card(run, name, verdict, exported, cfg))
     hashes = {p.relative_to(folder).as_posix(): sha256(p) for p in sorted(folder.rglob("*")) if p.is_file()}
     facts: Mapping[str, Any] = {k: v for k, v in run.manifest.items() if k not in OUR_OWN}
     about = {
@@ -58,16 +58,6 @@ def assemble(run: Run, cfg: PublishConfig, verdict: Verdict, folder: Path) -> di
             hint="take it out of the run, or out of the data and train again; nothing was published",
         )
     return hashes | {MANIFEST: sha256(folder / MANIFEST)}
-
-
-def _model(run: Run, cfg: PublishConfig, folder: Path) -> dict[str, Any]:
-    """Write the model files in the form asked for. Returns: what is to be said of that form."""
-    if cfg.export not in {None, "adapter"}:
-        raise NotYetError(
-            f"export={cfg.export} is not available in this version", hint="leave it out to publish the adapter"
-        )
-    shutil.copytree(run.model, folder, dirs_exist_ok=True)
-    return {"form": "as it was trained"}
 
 
 def name_of(run: Run, cfg: PublishConfig) -> str:

@@ -4,36 +4,24 @@ from __future__ import annotations
 
 import gc
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from peft import PeftModel
 
 from src.config import PublishConfig
-from src.data.chat import IDENTITY, Chat
-from src.data.rows import Example
-from src.deploy import ask
-from src.deploy.ask import Questions
 from src.errors import ModelError
+from src.eval import ask
+from src.eval.behaviour import Behaviour, behaviour
 from src.model import load, methods, tasks
 from src.model.divergence import mean_kl
 from src.model.source import Tuned, locate_tuned
 from src.runs import Run
 from src.utils import environment
-from src.utils.files import write_json
 from src.utils.logs import log
 
 SAMPLE = 32  # questions that adapter and merged weights are both asked
-MOST_POSITIONS = 2048  # whose logits are kept: 2 to 4 bytes each and token of the vocabulary
-
-
-class Behaviour(NamedTuple):
-    """How a model meets the sample: next-token logits (positions, vocabulary), and its score by the metric."""
-
-    logits: torch.Tensor
-    score: float
 
 
 class Figures(NamedTuple):
@@ -82,7 +70,7 @@ class _Merge:
         self.device = environment.choose_device(cfg.cuda_visible_devices).value
         asked = ask.questions(run, cfg.gate, self.labels)
         self.asked = asked._replace(rows=asked.rows[:SAMPLE])
-        self.chat = Chat(load.load_tokenizer(str(run.model), templated=tasks.TASKS[self.task].templated))
+        self.chat = ask.chat_of(run.model, self.task)
 
     def _base(self, *, four_bit: bool) -> Any:
         model, _ = load.load_base(
@@ -100,7 +88,7 @@ class _Merge:
 
     def reference(self) -> Behaviour:
         """The adapter over the base as it was trained on."""
-        return behaviour(self._adapted(self._base(four_bit=self.four_bit)), self.chat, self.asked, "adapter")
+        return behaviour(self._adapted(self._base(four_bit=self.four_bit)), self.chat, self.asked)
 
     def candidates(self) -> Iterator[tuple[str, Any]]:
         """`(what it was merged into, merged model)`, one in memory at a time."""
@@ -110,13 +98,15 @@ class _Merge:
             yield "dequantised nf4 weights", methods.merge(self._adapted(base))
 
     def compared(self, into: str, model: Any, before: Behaviour) -> Figures:
-        after = behaviour(model, self.chat, self.asked, "merged")
+        after = behaviour(model, self.chat, self.asked)
         # below 1e-7 it is rounding, which may differ from one time to the next
         kl = round(mean_kl(before.logits, after.logits), 7)
         return Figures(into, kl, before.score - after.score, after.score, len(before.logits))
 
     def told(self, found: Figures) -> str:
-        return f"{self.asked.metric} {-found.drop:+.4g} on {len(self.asked.rows)} examples of {self.asked.split}"
+        return (
+            f"{self.asked.metric} {0.0 - found.drop:+.4g} on {len(self.asked.rows)} examples of {self.asked.split}"
+        )
 
     def refuse(self, found: Figures) -> None:
         """Raises: ModelError if the merged weights are further from the adapter than the settings allow."""
@@ -147,61 +137,9 @@ class _Merge:
         }  # fmt: skip
 
 
-def _save(model: Any, chat: Chat, folder: Path) -> None:
+def _save(model: Any, chat: Any, folder: Path) -> None:
     """Weights, settings and tokenizer, as transformers alone reads them; over what an earlier try has left."""
     for left in folder.glob("*.safetensors*"):
         left.unlink()
     model.save_pretrained(folder)
-    chat.tokenizer.save_pretrained(folder)
-    write_json(folder / IDENTITY, chat.identity)
-
-
-def behaviour(model: Any, chat: Chat, asked: Questions, title: str) -> Behaviour:
-    """What the model says to the questions, and how likely it finds the reference answers, token by token."""
-    model.eval()
-    score = ask.scored(asked.metric, ask.answers(model, chat, asked, title))
-    kept: list[torch.Tensor] = []
-    with torch.inference_mode():
-        for example in ask.taught(chat, asked):
-            if sum(map(len, kept)) < MOST_POSITIONS:
-                kept.append(LOGITS[asked.task](model, example).cpu())
-    return Behaviour(torch.cat(kept)[:MOST_POSITIONS], score)
-
-
-def _of_text(model: Any, example: Example) -> torch.Tensor:
-    """(answer tokens, vocabulary): each from the position before the token."""
-    ids = torch.tensor([example.ids], device=model.device)
-    places = [i - 1 for i, learnt in enumerate(example.learnt) if learnt and i]
-    logits: torch.Tensor = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
-    return logits[0, places]
-
-
-def _of_pair(model: Any, example: Example) -> torch.Tensor:
-    """(answer tokens, vocabulary): the decoder's, which is given the answer so far."""
-    source, target = _halves(example, model.device)
-    logits: torch.Tensor = model(input_ids=source, attention_mask=torch.ones_like(source), labels=target).logits
-    return logits[0]
-
-
-def _of_label(model: Any, example: Example) -> torch.Tensor:
-    """(1, labels)"""
-    source, _ = _halves(example, model.device)
-    logits: torch.Tensor = model(input_ids=source, attention_mask=torch.ones_like(source)).logits
-    return logits
-
-
-def _halves(example: Example, device: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """What is read and what is answered, (1, tokens) each."""
-    halves = (
-        [i for i, learnt in zip(example.ids, example.learnt, strict=True) if learnt is answer]
-        for answer in (False, True)
-    )
-    source, target = (torch.tensor([half], device=device) for half in halves)
-    return source, target
-
-
-LOGITS: dict[str, Callable[[Any, Example], torch.Tensor]] = {
-    "causal_lm": _of_text,
-    "seq2seq": _of_pair,
-    "classification": _of_label,
-}
+    ask.save_tokenizer(chat, folder)

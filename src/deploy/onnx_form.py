@@ -13,12 +13,10 @@ from transformers.exporters.configs import OnnxConfig
 from transformers.exporters.exporter_onnx import OnnxExporter
 
 from src.config import GateArgs
-from src.data.chat import Chat
-from src.deploy import ask
 from src.errors import ModelError
+from src.eval import ask
 from src.model.source import locate_tuned
 from src.model.tasks import TASKS, tuned_for
-from src.model.tokenizer import load_tokenizer
 from src.runs import Run
 from src.utils.files import read_json
 
@@ -61,7 +59,7 @@ def write(run: Run, gate: GateArgs, source: Path, folder: Path) -> dict[str, Any
 def _prompts(run: Run, gate: GateArgs, source: Path) -> list[list[int]]:
     """Token ids of questions of the run's evaluation."""
     task, labels = tuned_for(locate_tuned(run.model), None)
-    chat = Chat(load_tokenizer(str(run.model), templated=TASKS[task].templated))
+    chat = ask.chat_of(run.model, task)
     asked = ask.questions(run, gate, labels)
     few = asked._replace(rows=asked.rows[:PROMPTS])
     return ask.prompts(read_json(source / "config.json"), chat, few)

@@ -1,0 +1,233 @@
+"""Forms of a published model: each loads by itself, and answers as the adapter did, or it is refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from src.config import MethodArgs, PublishConfig
+from src.deploy import export
+from src.deploy.describe import model_card
+from src.deploy.gate import judge
+from src.errors import ModelError, RunError
+from src.eval import ask, behaviour
+from src.model import adapters, load, methods
+from src.model.methods import METHODS
+from src.model.source import locate, locate_tuned
+from src.runs import Run
+from src.utils.files import hashes
+from tests.deploy.cards import answer_of
+from tests.fixtures import ANSWER, World, tree
+
+pytest_plugins = ["tests.fixtures"]
+
+MERGED = PublishConfig(export="merged", cuda_visible_devices="")
+
+
+def written(run: Run, cfg: PublishConfig, folder: Path) -> tuple[Path, dict[str, Any]]:
+    folder.mkdir()
+    return folder, export.write(run, cfg, folder)
+
+
+def answered(folder: Path, question: str) -> str:
+    """What plain transformers makes of the folder."""
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    assert not hasattr(model, "peft_config")
+    asked = tokenizer.apply_chat_template(
+        [{"role": "user", "content": question}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    made = model.generate(**asked, max_new_tokens=16, eos_token_id=tokenizer.eos_token_id)
+    return str(tokenizer.decode(made[0, asked["input_ids"].shape[1] :], skip_special_tokens=True))
+
+
+@pytest.fixture
+def disguised(copied: World, tmp_path: Path) -> Any:
+    """A run with a fresh adapter of another method, its updates drawn at random, in the place of its own."""
+
+    def of(method: str) -> Run:
+        run = copied.newest
+        source = locate(str(copied.model))
+        four_bit = METHODS[method].four_bit
+        torch.manual_seed(0)
+        model, source = load.load_base(source, "float32", "cpu", four_bit=four_bit)
+        args = MethodArgs(method=method, lora_target_modules=None)  # type: ignore[arg-type]
+        model = adapters.apply(model, args, source, steps=10)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad and parameter.is_floating_point():
+                    parameter.add_(0.1 * torch.randn_like(parameter))
+        for left in run.model.glob("adapter*"):
+            left.unlink()
+        model.save_pretrained(run.model)
+        run.update(method=method)
+        return run
+
+    return of
+
+
+# Merged
+
+
+def test_a_merged_model_loads_without_peft_and_answers_as_the_adapter(finished: World, tmp_path: Path) -> None:
+    folder, facts = written(finished.newest, MERGED, tmp_path / "merged")
+    assert {"model.safetensors", "config.json", "generation_config.json", "chat_template.jinja"} <= tree(
+        folder
+    ).keys()
+    assert not [name for name in tree(folder) if "adapter" in name]
+    assert answered(folder, "Top of ore rate?") == ANSWER
+    assert facts["form"] == "merged" and facts["merged_into"] == "base model's float32 weights"
+    assert facts["mean_kl"] < 1e-6 and facts["positions"] > 100
+    assert (facts["metric"], facts["adapter_score"], facts["merged_score"]) == ("rougeL", 1.0, 1.0)
+
+
+@pytest.mark.parametrize("method", [name for name, m in METHODS.items() if m.config and name != "lora"])
+def test_every_method_is_merged_or_says_why_not(disguised: Any, method: str, tmp_path: Path) -> None:
+    run = disguised(method)
+    if METHODS[method].unmergeable:
+        with pytest.raises(ModelError, match=f"A {method} adapter cannot be merged .* set export=adapter"):
+            export.write(run, MERGED, tmp_path)
+        return
+    _, facts = written(run, MERGED, tmp_path / "merged")
+    assert facts["mean_kl"] < 1e-5
+    into = [tried["merged_into"] for tried in facts["tried"]]
+    assert into == ["base model's float32 weights", *(["dequantised nf4 weights"] if method == "qlora" else [])]
+
+
+def test_of_both_merges_of_qlora_the_nearer_one_is_kept(disguised: Any, tmp_path: Path) -> None:
+    run = disguised("qlora")
+    folder, facts = written(run, MERGED, tmp_path / "merged")
+    kl = {tried["merged_into"]: tried["mean_kl"] for tried in facts["tried"]}
+    assert facts["merged_into"] == min(kl, key=lambda into: kl[into]) == "dequantised nf4 weights"
+    assert kl["base model's float32 weights"] > 10 * facts["mean_kl"]
+    # the weights in the folder are those: the 4-bit model's, dequantised, with the adapter
+    own, _ = load.load_base(locate(str(folder)), "float32", "cpu")
+    four, _ = load.load_base(locate(run.manifest["base_model"]["name"]), "float32", "cpu", four_bit=True)
+    plain = four.dequantize(torch.float32).state_dict()
+    assert "quantization_config" not in json.loads((folder / "config.json").read_text())
+    name = "model.embed_tokens.weight"
+    assert torch.equal(own.state_dict()[name], plain[name])
+
+
+def test_merged_weights_that_answer_otherwise_are_refused_with_both_numbers(
+    finished: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = methods.merge
+
+    def worse(model: Any) -> Any:
+        merged = real(model)
+        with torch.no_grad():
+            merged.model.norm.weight.mul_(-1)  # a merge that lost everything
+        return merged
+
+    monkeypatch.setattr(methods, "merge", worse)
+    with pytest.raises(ModelError) as caught:
+        written(finished.newest, MERGED, tmp_path / "refused")
+    said = str(caught.value)
+    assert "mean KL of " in said and "(export_max_kl=0.01)" in said
+    assert "rougeL -1 on 24 examples of test (export_max_drop=0.01)" in said and "set export=adapter" in said
+    allowed = replace(MERGED, export_max_kl=1e9, export_max_drop=1.0)
+    assert written(finished.newest, allowed, tmp_path / "allowed")[1]["merged_score"] == 0
+    for almost in (replace(allowed, export_max_kl=0.01), replace(allowed, export_max_drop=0.5)):
+        with pytest.raises(ModelError, match="answer otherwise"):
+            export.write(finished.newest, almost, tmp_path / "allowed")
+
+
+def test_a_run_that_was_not_evaluated_cannot_be_compared(copied: World, tmp_path: Path) -> None:
+    (copied.newest.path / "evals" / "config_used.yaml").unlink()
+    with pytest.raises(RunError, match="has not been evaluated; make eval"):
+        export.write(copied.newest, MERGED, tmp_path)
+
+
+def test_logits_are_those_of_the_reference_answer_whose_likelihood_they_give(finished: World) -> None:
+    """The mean of -log p over the kept positions is the loss that transformers computes over the same labels."""
+    model, tokenizer, _ = load.load_tuned(locate_tuned(finished.newest.model), "float32", "cpu")
+    asked = ask.questions(finished.newest, MERGED.gate, [])
+    chat = ask.chat_of(finished.newest.model, "causal_lm")
+    example = ask.taught(chat, asked)[0]
+    logits = behaviour.LOGITS["causal_lm"](model, example)
+    answer = [i for i, on in zip(*example, strict=True) if on]
+    assert tokenizer.decode(answer).startswith(ANSWER)
+    found = torch.nn.functional.cross_entropy(logits, torch.tensor(answer))
+    expected = model(input_ids=torch.tensor([example.ids]), labels=torch.tensor([example.labels])).loss
+    assert float(found) == pytest.approx(float(expected), rel=1e-5)
+
+
+# The other forms
+
+
+def test_an_adapter_is_copied_byte_for_byte(finished: World, tmp_path: Path) -> None:
+    run = finished.newest
+    for form in (None, "adapter"):
+        folder, facts = written(run, PublishConfig(export=form), tmp_path / str(form))  # type: ignore[arg-type]
+        assert facts == {"form": "adapter"}
+        assert hashes(folder) == {k: v for k, v in hashes(run.model).items() if k != "README.md"}
+
+
+def test_full_weights_are_merged_as_they_are_and_have_no_adapter(copied: World, tmp_path: Path) -> None:
+    run = copied.newest
+    for file in run.model.glob("adapter*"):
+        file.unlink()
+    (run.model / "config.json").write_bytes((copied.model / "config.json").read_bytes())
+    run.update(method="full")
+    folder, facts = written(run, MERGED, tmp_path / "full")
+    assert facts == {"form": "full"} and "config.json" in tree(folder)
+    with pytest.raises(ModelError, match="trained every weight: there is no adapter"):
+        export.write(run, replace(MERGED, export="adapter"), tmp_path)
+
+
+def test_gguf_says_what_to_do_instead(copied: World, capsys: pytest.CaptureFixture[str]) -> None:
+    before = tree(copied.output.parent)
+    assert copied.call("publish", "export=gguf") == 2
+    said = capsys.readouterr().err
+    assert "export=merged" in said and "convert_hf_to_gguf.py" in said and said.count("\n") == 1
+    assert tree(copied.output.parent) == before
+
+
+def test_onnx_that_is_not_installed_is_one_sentence(
+    finished: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "ONNX_PACKAGES", ("onnx", "onnx_is_not_here"))
+    with pytest.raises(ModelError, match="needs onnx_is_not_here, which is not installed; pip install -r requi"):
+        export.write(finished.newest, replace(MERGED, export="onnx"), tmp_path)
+
+
+def test_onnx_computes_the_logits_of_torch_or_is_refused(
+    finished: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from src.deploy import onnx_form
+
+    run, cfg = finished.newest, replace(MERGED, export="onnx")
+    exported: list[Any] = []
+    real_export, real_load = onnx_form.OnnxExporter.export, AutoModelForCausalLM.from_pretrained
+
+    def once(self: Any, *given: Any, **named: Any) -> Any:
+        exported.append(exported[0] if exported else real_export(self, *given, **named))
+        return exported[0]
+
+    def other(*given: Any, **named: Any) -> Any:
+        model = real_load(*given, **named)
+        if isinstance(model, tuple):  # the base, for the merge
+            return model
+        with torch.no_grad():
+            model.model.norm.weight.mul_(1.1)  # what the graph does not know of
+        return model
+
+    monkeypatch.setattr(onnx_form.OnnxExporter, "export", once)
+    folder, facts = written(run, cfg, tmp_path / "onnx")
+    assert {"model.onnx", "config.json", "tokenizer.json", "chat_template.jinja"} <= set(tree(folder))
+    assert not list(tmp_path.glob("**/*.safetensors")) and facts["merged"]["mean_kl"] < 1e-6
+    assert facts["form"] == "onnx" and facts["largest_logit_difference"] < 1e-4
+    card = model_card(run, "it", judge(run, cfg.gate), facts)
+    assert "library_name: onnx\n" in card and "without a cache of keys and values" in card
+    assert answer_of(card, folder, finished.model) == ANSWER
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", other)
+    with pytest.raises(ModelError, match="onnxruntime computes other logits than torch: they differ by "):
+        export.write(run, cfg, folder)
+    assert len(exported) == 2
