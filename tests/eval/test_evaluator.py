@@ -453,11 +453,15 @@ def test_in_16_bits_it_is_measured_whether_merging_is_exact_enough(
     copied: World, monkeypatch: pytest.MonkeyPatch, tolerance: float, expected: str
 ) -> None:
     monkeypatch.setattr(merging, "MOST_KL", tolerance)
+    loads = []
+    plain = load.load_base
+    monkeypatch.setattr(load, "load_base", lambda *a, **k: loads.append(a[0]) or plain(*a, **k))
     how, why, rows = merged(copied, "bf16=true")
     assert how == expected
     assert re.search(
         r"in bfloat16 the merged weights are \d\.\de-\d\d nats a token away \(mean KL, 16 prompts\)", why
     )
+    assert len(loads) == (2 if expected == "no" else 1)
     if expected == "no":  # as if it had never been merged
         assert merged(copied, "bf16=true", "merge_adapter=false")[2] == rows
 
