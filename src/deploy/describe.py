@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import yaml
 from huggingface_hub import ModelCard, try_to_load_from_cache
@@ -12,7 +12,6 @@ from huggingface_hub import ModelCard, try_to_load_from_cache
 from src import NAME, VERSION
 from src.config import PublishConfig
 from src.deploy import checks
-from src.deploy.gate import Verdict
 from src.deploy.snippets import snippet
 from src.deploy.worst import Worse, predictions, worst
 from src.model.methods import mergeable
@@ -28,6 +27,15 @@ PLACES = ("output_dir", "artifacts_dir", "cache_dir", "dataset_path", "eval_path
           "mirror", "mirror_endpoint", "master_addr", "model_name", "data_source", "datasets")  # fmt: skip
 VERSION_KEYS = ("type", "repo", "bucket", "ref", "revision", "commit", "sha256")  # and no address
 LONGEST = 160  # characters of an example that the card shows
+
+
+class Verdict(Protocol):
+    """What the gate said, as far as the card tells it."""
+
+    @property
+    def promoted(self) -> bool: ...
+    @property
+    def sentence(self) -> str: ...
 
 
 def model_card(
@@ -192,7 +200,8 @@ def _results(comparison: Mapping[str, Any]) -> str:
 def _limits(comparison: Mapping[str, Any], worse: Sequence[Worse]) -> str:
     """Where the model is worse than its base: metrics that fell, on adversarial rows first, and examples."""
     rows = sorted(comparison["rows"], key=lambda r: r["split"] != "adversarial")
-    fell = [r for r in rows if (r["difference"] > 0 if r.get("better") == "lower" else r["difference"] < 0)]
+    signs = {"lower": -1, "neither": 0}
+    fell = [r for r in rows if signs.get(r.get("better"), 1) * r["difference"] < 0]
     lines = [
         f"- {r['metric']} on {r['split']} is worse than the base's: {r['base']:.4g} became {r['tuned']:.4g}."
         for r in fell
