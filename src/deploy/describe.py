@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import yaml
 from huggingface_hub import ModelCard, try_to_load_from_cache
@@ -12,7 +12,6 @@ from huggingface_hub import ModelCard, try_to_load_from_cache
 from src import NAME, VERSION
 from src.config import PublishConfig
 from src.deploy import checks
-from src.deploy.gate import Verdict
 from src.deploy.snippets import snippet
 from src.deploy.worst import Worse, predictions, worst
 from src.model.methods import mergeable
@@ -28,6 +27,15 @@ PLACES = ("output_dir", "artifacts_dir", "cache_dir", "dataset_path", "eval_path
           "mirror", "mirror_endpoint", "master_addr", "model_name", "data_source", "datasets")  # fmt: skip
 VERSION_KEYS = ("type", "repo", "bucket", "ref", "revision", "commit", "sha256")  # and no address
 LONGEST = 160  # characters of an example that the card shows
+
+
+class Verdict(Protocol):
+    """What the gate said, as far as the card tells it."""
+
+    @property
+    def promoted(self) -> bool: ...
+    @property
+    def sentence(self) -> str: ...
 
 
 def model_card(

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
+
+
+class Said(NamedTuple):
+    """A verdict, as far as a card reads it."""
+
+    promoted: bool = True
+    sentence: str = "promoted: rougeL on test is better"
 
 
 def program(card: str) -> str:

@@ -14,11 +14,10 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 from src import NAME
 from src.config import PublishConfig
 from src.deploy import describe, export
-from src.deploy.gate import judge
 from src.eval.compare import baseline_folder
 from src.model.tiny import build
 from src.runs import Run
-from tests.deploy.cards import answer_of, program
+from tests.deploy.cards import Said, answer_of, program
 from tests.fixtures import ANSWER, EPOCHS, ROOT, World, jsonl, read_jsonl
 
 pytest_plugins = ["tests.fixtures"]
@@ -26,8 +25,7 @@ pytest_plugins = ["tests.fixtures"]
 
 def card_of(run: Run, artifacts: Path | None = None, **settings: Any) -> str:
     cfg = PublishConfig(**settings)
-    verdict = judge(run, cfg.gate)
-    return describe.model_card(run, "it", verdict, None, cfg)
+    return describe.model_card(run, "it", Said(), None, cfg)
 
 
 def front_of(card: str) -> dict[str, Any]:
@@ -97,7 +95,7 @@ def test_the_body_says_what_was_made_of_what(finished: World) -> None:
     body = card_of(run).split("---\n", 2)[2]
     assert body.startswith("\n# it\n") and f"Made with {NAME} " in body and run.id in body
     assert "from `tiny` (a local folder, which is not on the Hub under this name)" in body
-    assert "Verdict: rougeL on test went from 0 to 1" in body and "against the gate" not in body
+    assert "Verdict: promoted: rougeL on test is better." in body and "against the gate" not in body
     assert "| test | exact_match | 0-1 | 0 | 1 | +1 |" in body
     assert f"`{run.manifest['data']['files'][0]['sha256']}`" in body
     assert str(run.manifest["code"]["commit"]) in body
@@ -130,6 +128,10 @@ def test_what_got_worse_is_said_with_the_worst_examples(copied: World, monkeypat
     for row in comparison["rows"]:
         if (row["split"], row["metric"]) in {("adversarial", "rougeL"), ("dev", "bleu")}:
             row |= {"base": 0.75, "tuned": 0.5, "difference": -0.25}
+        if (row["split"], row["metric"]) == ("dev", "exact_match"):  # neither more nor less of it is worse
+            row |= {"base": 0.75, "tuned": 0.5, "difference": -0.25, "better": "neither"}
+        if (row["split"], row["metric"]) == ("test", "exact_match"):  # of which less is better
+            row |= {"base": 0.75, "tuned": 0.5, "difference": -0.25, "better": "lower"}
     edit(run.path / "comparison.json", rows=comparison["rows"])
     kept = baseline_folder(str(copied.artifacts), comparison["base_model"], comparison["conditions"])
     for path, scores in ((kept, (0.4, 0.9, 0.7, 1.0)), (run.path / "evals", (0.4, 0.5, 0.6, 0.0))):
@@ -219,5 +221,5 @@ def test_the_programs_of_the_other_tasks_give_the_evaluated_answers(
         (tmp_path / "merged").mkdir()
         cfg = PublishConfig(export="merged", cuda_visible_devices="")
         facts = export.write(run, cfg, tmp_path / "merged")
-        card = describe.model_card(run, "it", judge(run, cfg.gate), facts, cfg)
+        card = describe.model_card(run, "it", Said(), facts, cfg)
         assert facts["mean_kl"] < 1e-6 and answer_of(card, tmp_path / "merged", tmp_path / architecture) == answer

@@ -14,7 +14,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from src.config import MethodArgs, PublishConfig
 from src.deploy import export
 from src.deploy.describe import model_card
-from src.deploy.gate import judge
 from src.errors import ModelError, RunError
 from src.eval import ask, behaviour
 from src.model import adapters, load, methods
@@ -22,7 +21,7 @@ from src.model.methods import METHODS
 from src.model.source import locate, locate_tuned
 from src.runs import Run
 from src.utils.files import hashes
-from tests.deploy.cards import answer_of
+from tests.deploy.cards import Said, answer_of
 from tests.fixtures import ANSWER, World, tree
 
 pytest_plugins = ["tests.fixtures"]
@@ -223,7 +222,7 @@ def test_onnx_computes_the_logits_of_torch_or_is_refused(
     assert {"model.onnx", "config.json", "tokenizer.json", "chat_template.jinja"} <= set(tree(folder))
     assert not list(tmp_path.glob("**/*.safetensors")) and facts["merged"]["mean_kl"] < 1e-6
     assert facts["form"] == "onnx" and facts["largest_logit_difference"] < 1e-4
-    card = model_card(run, "it", judge(run, cfg.gate), facts)
+    card = model_card(run, "it", Said(), facts)
     assert "library_name: onnx\n" in card and "without a cache of keys and values" in card
     assert answer_of(card, folder, finished.model) == ANSWER
 
