@@ -22,7 +22,6 @@ import yaml
 from src.errors import RunError
 from src.model.methods import METHODS
 from src.runs import Run
-from src.utils.curves import Curves
 from src.utils.files import read_json, write_json
 from src.utils.logs import log
 
@@ -177,6 +176,8 @@ def losses(run: Run) -> list[tuple[int, float]]:
             history = read_json(state)["log_history"]
             if found := [(int(h["step"]), float(h["loss"])) for h in history if "loss" in h]:
                 return found
+    from src.utils.curves import Curves  # imports TensorBoard
+
     return Curves.read(run.logs).get("train/loss", [])
 
 

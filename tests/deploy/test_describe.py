@@ -14,7 +14,7 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 from src import NAME
 from src.config import PublishConfig
 from src.deploy import describe, export
-from src.eval.compare import baseline_folder
+from src.eval.pairing import baseline_folder
 from src.model.tiny import build
 from src.runs import Run
 from tests.deploy.cards import Said, answer_of, program

@@ -17,7 +17,8 @@ from src.deploy.folder import assemble
 from src.deploy.gate import Verdict
 from src.deploy.hub import Publication
 from src.runs import Run
-from tests.conftest import Door
+from src.utils.files import sha256
+from tests.conftest import HEAVY, Door
 from tests.data.hub_server import closed_port
 from tests.deploy.direct import REPO
 from tests.deploy.direct import to_hub as publish
@@ -198,6 +199,7 @@ def another(run: Run, **files: str | None) -> Run:
         path.unlink(missing_ok=True)
         if content is not None:
             path.write_text(content)
+    later.update(model_files={p.name: sha256(p) for p in later.model.iterdir()})
     return later
 
 
@@ -288,8 +290,9 @@ ASKING = ("whoami", "create", "info", "refs", "tree")
 def folder(finished: World, tmp_path: Path) -> tuple[Path, dict[str, str]]:
     """What would be published, and the hashes of its files."""
     cfg = config.load("publish-hf", {"repo_id": REPO})
-    (tmp_path / "folder").mkdir()
-    return tmp_path / "folder", assemble(finished.newest, cfg, Verdict(True, "better"), tmp_path / "folder")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    return folder, assemble(finished.newest, cfg, Verdict("promoted", "better", {}), folder)
 
 
 @pytest.mark.parametrize("step", [*ASKING, *WRITING])
@@ -489,7 +492,9 @@ def test_force_publishes_and_the_card_says_so(copied: World, hub: ModelHub) -> N
 
 def test_a_secret_in_the_model_is_not_sent(copied: World, hub: ModelHub, capsys: Said) -> None:
     (copied.newest.model / "notes.txt").write_text(f"log in with {TOKEN}")
-    line = refused(copied, capsys)
+    assert publish(copied) == 3
+    assert "the model holds secrets: notes.txt holds the value of HF_TOKEN" in capsys.readouterr().err
+    line = refused(copied, capsys, force="true")  # this is never overridden
     assert line.startswith("not published: notes.txt holds the value of HF_TOKEN; ")
     assert hub.asked == []
 
@@ -517,11 +522,11 @@ def test_the_token_of_a_login_is_used_and_never_written(
     written = [*tree(copied.output).values(), *hub.repos[REPO].published[0].files.values()]
     assert not any(TOKEN.encode() in content for content in written)
     (copied.newest.model / "notes.txt").write_text(TOKEN)
-    assert "notes.txt holds the value of HF_TOKEN" in refused(copied, capsys, repo="me/two")
+    assert "notes.txt holds the value of HF_TOKEN" in refused(copied, capsys, repo="me/two", force="true")
 
 
 def test_what_is_missing_is_told_at_once(assay: Door) -> None:
-    said = assay("publish-hf", HF_HOME=str(assay.cwd), HF_ENDPOINT="ftp://me:pw@hub")
+    said = assay("publish-hf", forbidden=HEAVY, HF_HOME=str(assay.cwd), HF_ENDPOINT="ftp://me:pw@hub")
     assert said.returncode == 2
     assert said.stderr.splitlines() == [
         "no repository is named; write --repo USER/NAME, or set HF_REPO_ID",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,7 @@ def test_the_layout_that_was_used_is_a_condition(
     monkeypatch.setattr("torch.nn.Embedding.forward", small)
     assert copied.call("eval", "splits=[test]") == 0
     assert "out of memory: test starts anew with 8 at once" in capsys.readouterr().out
-    comparison = copied.newest.path / "comparison.json"
-    assert '"batch_size": {\n      "test": 8\n' in comparison.read_text()  # the base's, and so the tuned model's
+    comparison = json.loads((copied.newest.path / "comparison.json").read_text())
+    sizes = comparison["conditions"]["batch_size"]  # the base's, and so the tuned model's
+    assert sizes == {"test": 8, "test/references": 8}
     assert len(read_jsonl(copied.newest.path / "evals" / "test.predictions.jsonl")) == 24

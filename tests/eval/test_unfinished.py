@@ -33,7 +33,7 @@ def left(world: World) -> list[Path]:
     ("moment", "kept"),
     [
         (Moment("src.eval.unfinished:Part.add", 1, after=True), 8),  # of the base, in its first split
-        (Moment("src.eval.evaluator:_write_answers", 2, after=True), 36),  # all is written but the metrics
+        (Moment("src.eval.evaluator:_write_answers", 2, after=True), 72),  # all is written but the metrics
     ],
 )
 def test_a_killed_evaluation_goes_on_to_the_same_bytes(
@@ -50,13 +50,13 @@ def test_a_killed_evaluation_goes_on_to_the_same_bytes(
             file.write('{"part": "adversarial", "rows": [[0, {"predic')  # as a kill amid a line leaves it
     capsys.readouterr()
     assert copied.call("eval", str(run.path), *SAMPLED) == 0
-    assert f"going on with the {kept} answers" in capsys.readouterr().out
+    assert f"going on with the {kept} rows" in capsys.readouterr().out
     assert predictions(run.path / "evals") == predictions(whole.newest.path / "evals")
     ours, theirs = (w.artifacts / "metrics" for w in (copied, whole))
     assert predictions(ours) == predictions(theirs)
     assert left(copied) == []
     of_tuned = json.loads((run.path / "metrics.json").read_text())["generated"]["answers_kept"]
-    assert of_tuned == (kept if kept == 36 else 0)
+    assert of_tuned == (36 if kept == 72 else 0)
 
 
 def test_a_killed_baseline_goes_on(world: World, nursery: Nursery, capsys: Said) -> None:
@@ -65,7 +65,7 @@ def test_a_killed_baseline_goes_on(world: World, nursery: Nursery, capsys: Said)
     assert code == -signal.SIGKILL, said
     assert len(left(world)) == 1
     assert world.call("eval-baseline", "splits=[test]", "eval_batch_size=8") == 0
-    assert "going on with the 16 answers" in capsys.readouterr().out
+    assert "going on with the 16 rows" in capsys.readouterr().out
     assert left(world) == []
 
 
@@ -77,7 +77,7 @@ def test_an_evaluation_of_a_bare_folder_goes_on_in_its_own_run(
     run = world.newest
     assert run.status == runs.INTERRUPTED
     assert world.call("eval", str(tiny), "splits=[test]", "eval_batch_size=8") == 0
-    assert "going on with the 8 answers" in capsys.readouterr().out
+    assert "going on with the 8 rows" in capsys.readouterr().out
     assert world.runs == [run]
     assert run.status == runs.FINISHED
 
