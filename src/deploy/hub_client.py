@@ -28,6 +28,7 @@ from src.deploy.hub_access import GO_ON, endpoint, new_token
 CONNECT_SECONDS, ANSWER_SECONDS = 10.0, 120.0  # the second: a commit of many files is not answered at once
 PASSING = {408, 425, 429, 500, 502, 503, 504}
 LONGEST_REASON = 200
+YES = {"1", "ON", "YES", "TRUE"}  # as huggingface_hub reads its variables
 
 
 class Passing(Exception):
@@ -78,9 +79,10 @@ def connected(endpoint: str, token: str) -> Iterator[HfApi]:
     """The library's API at `endpoint`, its requests under the policy of this file until the end of the block."""
     host = urlsplit(endpoint).hostname or ""
     before = constants.HF_HUB_DISABLE_XET
-    if "HF_HUB_DISABLE_XET" not in os.environ and not f".{host}".endswith(".huggingface.co"):
-        # Xet has no fallback where an endpoint lacks it; the variable is read at import, which may be over
-        constants.HF_HUB_DISABLE_XET = True
+    # Xet has no fallback where an endpoint lacks it. The variable is read at import, which may be long over.
+    said = os.environ.get("HF_HUB_DISABLE_XET")
+    elsewhere = not f".{host}".endswith(".huggingface.co")
+    constants.HF_HUB_DISABLE_XET = elsewhere if said is None else said.upper() in YES
     if not os.isatty(2):
         disable_progress_bars()
     limits = httpx2.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS)

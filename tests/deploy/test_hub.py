@@ -579,6 +579,8 @@ def test_the_library_is_left_as_it_was_found(copied: World, hub: ModelHub) -> No
         ("https://hub-ci.huggingface.co", None, False),
         ("https://nothuggingface.co", None, True),
         ("https://hub.example.org", "0", False),
+        ("https://hub.example.org", "1", True),
+        ("https://huggingface.co", "1", True),
     ],
 )
 def test_xet_is_used_where_it_is(

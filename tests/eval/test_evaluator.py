@@ -514,9 +514,7 @@ def test_stop_strings_end_the_answers_and_are_a_condition(copied: World) -> None
     whole = merged(copied)[2]
     rows = merged(copied, "stop=['(a']")[2]
     assert {(row["prediction"], row["stop"]) for row in rows} == {("TOP", "stop")}
-    assert all(
-        row["tokens"] < json.loads(line)["tokens"] + 1 for row, line in zip(rows, whole.splitlines(), strict=True)
-    )
+    assert all(row["tokens"] <= long["tokens"] for row, long in zip(rows, whole, strict=True))
     assert read(copied.newest, "metrics.json")["conditions"]["decoding"]["stop"] == ["(a"]
 
 
