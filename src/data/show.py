@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from itertools import groupby
 from typing import Any
 
-from rich.console import Console
 from rich.text import Text
 
 from src.data.chat import Chat
@@ -15,6 +13,7 @@ from src.data.checks import ASKED_FOR, KINDS
 from src.data.rows import MOST_SHOWN, Example
 from src.data.store import TokenStore
 from src.utils.logs import log
+from src.utils.screen import Screen, nobody_reads
 from src.utils.secrets import redact
 
 LONGEST = 1_500  # characters of an example that are shown
@@ -28,14 +27,16 @@ def show(tokens: TokenStore, chat: Chat, max_length: int) -> None:
         log.info("%s", f"{what:<{width}}  {value}".rstrip())
     for line in _rejections(tokens.report):
         log.warning("%s", line)
-    console = Console()
+    console = Screen()
     with console.capture() as captured:
         for number in _spread(len(tokens)):
             labels = list(tokens.report.get("labels", []))
             shown = _example(tokens[number], number, chat, labels, coloured=console.color_system is not None)
             console.print(shown, soft_wrap=True)
-    with suppress(BrokenPipeError):  # as in `make check-data | head`; rich would end the process
+    try:
         print(captured.get(), end="", flush=True)
+    except BrokenPipeError:
+        nobody_reads()
     for finding in tokens.report["findings"]:
         log.warning("finding: %s", finding)
 

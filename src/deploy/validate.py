@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from src import runs
@@ -16,6 +15,7 @@ from src.model.profile import PROFILE, TRAINING_INFO
 from src.runs import Run
 from src.utils.files import write_json
 from src.utils.logs import log
+from src.utils.screen import Screen
 
 REPORT = "validation_report.json"
 FAILED = 3  # the exit code where a check did not pass
@@ -70,7 +70,7 @@ def show(found: list[Finding], title: str) -> None:
         table.add_column(column)
     for finding in found:
         table.add_row(finding.name, "[green]passed[/]" if finding.ok else "[red]failed[/]", finding.sentence)
-    Console().print(table)
+    Screen().print(table)
 
 
 def report(found: list[Finding], about: Subject, name: str) -> dict[str, Any]:

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from src import runs
@@ -17,6 +16,7 @@ from src.eval.pairing import Evaluated
 from src.runs import Run
 from src.utils.files import write_json
 from src.utils.logs import log
+from src.utils.screen import Screen
 
 Result = Mapping[str, Any]
 BASELINE = "baseline"
@@ -119,7 +119,7 @@ def show(comparison: Mapping[str, Any], title: str, columns: tuple[str, str] = (
             table.add_section()
         table.add_row(row["split"] if row["split"] != previous else "", *_cells(row, confidence))
         previous = row["split"]
-    console = Console()
+    console = Screen()
     console.print(table)
     console.print("* beyond noise: the interval leaves out 0 and the paired test agrees", highlight=False)
     if comparison["verdict"]:
@@ -158,4 +158,4 @@ def show_one(result: Result, title: str) -> None:
         table.add_row(
             metric, about["scale"], *(f"{scores[metric]:.{digits}f}" for scores in result["eval"].values())
         )
-    Console().print(table)
+    Screen().print(table)

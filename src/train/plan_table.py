@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from datetime import timedelta
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from src.train.estimate import Instead, Plan
@@ -14,6 +13,7 @@ from src.train.memory import CUDA_CONTEXT, MOMENTS, gb
 from src.train.probe import Probe
 from src.utils.files import disk_left
 from src.utils.logs import log
+from src.utils.screen import Screen
 
 
 def show(plan: Plan) -> None:
@@ -51,7 +51,7 @@ def _log(title: str, rows: Sequence[tuple[str, str]] | Iterator[tuple[str, str]]
     table.add_column(overflow="fold")
     for row in rows:
         table.add_row(*row)
-    console = Console(width=110, color_system=None)
+    console = Screen(width=110, color_system=None)
     with console.capture() as captured:
         console.print(table)
     for line in captured.get().splitlines():

@@ -6,11 +6,11 @@ import logging
 import logging.handlers
 import sys
 import warnings
-from contextlib import suppress
 from pathlib import Path
 
 from tqdm import tqdm
 
+from src.utils.screen import nobody_reads
 from src.utils.secrets import redact
 
 log = logging.getLogger("assay")
@@ -20,8 +20,10 @@ class _Screen(logging.StreamHandler):  # type: ignore[type-arg]
     """Writes above a progress bar, not through it; a reader that has gone away ends no training."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        with suppress(BrokenPipeError):
+        try:
             tqdm.write(self.format(record), file=sys.stdout)
+        except BrokenPipeError:
+            nobody_reads()
 
 
 class _Redacting(logging.Formatter):
