@@ -108,9 +108,8 @@ runs: $(READY)  ## List the runs with scores and verdicts: make runs ARGS='--sor
 
 demo: $(READY) $(DEMO)  ## The whole pipeline on a real small model: train, evaluate, compare, publish
 	$(MAIN) train $(OVERRIDES)
-	$(MAIN) eval-baseline $(call ONLY,output_dir artifacts_dir bf16 cuda_visible_devices model_name)
 	$(MAIN) eval $(call ONLY,output_dir artifacts_dir bf16 cuda_visible_devices)
-	$(MAIN) publish $(call ONLY,output_dir artifacts_dir)
+	$(MAIN) publish $(call ONLY,output_dir artifacts_dir cuda_visible_devices)
 
 push ssh-init ssh-train ssh-eval ssh-eval-baseline:
 	@echo "make $@ is not available in this version; run the same command on the GPU machine itself" >&2; exit 2

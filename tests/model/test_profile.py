@@ -140,4 +140,4 @@ def test_losses_are_read_from_the_curves_where_no_checkpoint_can_be(copied: Worl
         (checkpoint / "trainer_state.json").write_text("{")
     assert profile.losses(run) == [(step, pytest.approx(loss)) for step, loss in logged]
     shutil.rmtree(run.checkpoints)
-    assert profile.losses(run) == Curves.read(run.logs, "train/loss") != []
+    assert profile.losses(run) == Curves.read(run.logs)["train/loss"] != []

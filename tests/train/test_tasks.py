@@ -102,7 +102,8 @@ def test_a_model_of_each_kind_goes_through_every_stage(world_of: Any, name: str,
     assert list(compared) == list(tasks.TASKS[task].metrics)
     assert compared[metric]["tuned"] >= 0.75 > compared[metric]["base"]
 
-    assert world.call("publish", f"gate.metric={metric}") == 0
+    assert world.call("publish", f"gate.metric={metric}", "gate.guards=[]") == 4  # too few rows to tell
+    assert world.call("publish", f"gate.metric={metric}", "gate.guards=[]", "force=true") == 0
     (published,) = (world.artifacts / "models").glob("*/latest")
     assert f"pipeline_tag: {tasks.TASKS[task].hub}" in (published / "README.md").read_text()
     again = world.elsewhere(world.output.parent / "again")
