@@ -21,24 +21,20 @@ import platform
 import subprocess
 import sys
 import tempfile
-import time
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from bench.cost import Cost, cost  # noqa: E402
+
 FACTORY = ["llamafactory==0.9.5", "torchvision==0.28.0", "jieba==0.42.1", "nltk==3.10.4", "rouge-chinese==1.0.3"]
 VENV = ROOT / ".bench" / "llamafactory"
 TOKENS = 64
 TARGET, FASTER = 0.65, 5.0
-
-
-class Cost(NamedTuple):
-    """CPU seconds of a process with its children, and wall seconds."""
-
-    cpu: float
-    wall: float
 
 
 def requests(count: int) -> list[tuple[str, str]]:
@@ -78,19 +74,6 @@ def install_factory() -> Path:
         (next(VENV.glob("lib/python*/site-packages")) / "torchaudio.py").write_text("")
         (VENV / "ready").touch()
     return command
-
-
-def cost(command: list[str], folder: Path) -> Cost:
-    """Run a command and measure it. Raises: SystemExit with its output if it fails."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
-    with (folder / "log").open("w") as log:
-        began = time.monotonic()
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
-        _, status, used = os.wait4(process.pid, 0)
-        wall = time.monotonic() - began
-    if status:
-        raise SystemExit((folder / "log").read_text()[-3000:])
-    return Cost(used.ru_utime + used.ru_stime, wall)
 
 
 def ours(folder: Path, model: Path, **settings: Any) -> list[str]:
@@ -176,5 +159,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
     main()

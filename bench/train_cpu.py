@@ -17,23 +17,18 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from bench.cost import Cost, cost  # noqa: E402
+
 TRL = "trl==1.16.0"
 VENV = ROOT / ".bench" / "trl"
 TARGETS = {"start (1 step)": 0.4, "50 steps": 0.36, "full epoch": 0.38}
 RSS_TARGET = 0.5
-
-
-class Cost(NamedTuple):
-    """CPU seconds of a process with its children, wall seconds, and the peak of its memory in MB."""
-
-    cpu: float
-    wall: float
-    rss: float
 
 
 def rows(count: int) -> list[tuple[str, str]]:
@@ -108,21 +103,6 @@ def install_trl() -> Path:
     return command
 
 
-def cost(command: list[str], folder: Path) -> Cost:
-    """Run a command and measure it. Raises: SystemExit with its output if it fails."""
-    import time
-
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
-    with (folder / "log").open("w") as log:
-        began = time.monotonic()
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
-        _, status, used = os.wait4(process.pid, 0)
-        wall = time.monotonic() - began
-    if status:
-        raise SystemExit((folder / "log").read_text()[-3000:])
-    return Cost(used.ru_utime + used.ru_stime, wall, used.ru_maxrss / 1024)
-
-
 def ours(folder: Path, steps: int | None, dropout: float) -> list[str]:
     settings = {
         "model_name": folder / "model", "dataset_path": folder / "ours", "eval_path": folder / "none",
@@ -175,5 +155,4 @@ def show(what: str, us: Cost, them: Cost, target: float | None) -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
     main()
