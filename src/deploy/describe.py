@@ -160,7 +160,10 @@ def _license_of(base: Mapping[str, Any]) -> str | None:
         card = try_to_load_from_cache(base["name"], "README.md", revision=base["revision"])
     if not isinstance(card, str | Path) or not Path(card).is_file():
         return None
-    found = ModelCard(Path(card).read_text(encoding="utf-8"), ignore_metadata_errors=True).data.to_dict()
+    text = Path(card).read_text(encoding="utf-8")
+    if not text.startswith("---"):  # no front matter, of which the library would speak aloud
+        return None
+    found = ModelCard(text, ignore_metadata_errors=True).data.to_dict()
     return str(found["license"]) if found.get("license") else None
 
 

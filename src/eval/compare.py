@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 from src import runs
@@ -105,19 +106,31 @@ def beyond_noise(row: Mapping[str, Any], confidence: float) -> bool:
 
 
 def show(comparison: Mapping[str, Any], title: str, columns: tuple[str, str] = ("base", "tuned")) -> None:
-    """Print one table: split, metric, scale, base, tuned, difference, interval; then the verdict."""
+    """Print one table: metric, scale, base, tuned, difference, interval, split by split; then the verdict.
+
+    It fits a terminal of 80 columns.
+    """
     confidence = comparison["confidence"]
-    table = Table(title=title, title_justify="left", header_style="bold")
-    for name in ("split", "metric", "scale"):
-        table.add_column(name)
+    table = Table(
+        title=title,
+        title_justify="left",
+        header_style="bold",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        padding=(0, 1),
+    )
+    for name in ("metric", "scale"):
+        table.add_column(name, no_wrap=True)
     for name in (*columns, "difference", f"{100 * confidence:g}% interval"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     table.add_column("")
     previous = None
     for row in comparison["rows"]:
-        if previous not in {None, row["split"]}:
-            table.add_section()
-        table.add_row(row["split"] if row["split"] != previous else "", *_cells(row, confidence))
+        if previous != row["split"]:
+            if previous:
+                table.add_row()
+            table.add_row(f"[bold]{row['split']}[/], {row['examples']} rows")
+        table.add_row(*_cells(row, confidence))
         previous = row["split"]
     console = Screen()
     console.print(table)
