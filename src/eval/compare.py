@@ -117,7 +117,7 @@ def show(comparison: Mapping[str, Any], title: str, columns: tuple[str, str] = (
         header_style="bold",
         box=box.SIMPLE_HEAD,
         show_edge=False,
-        padding=(0, 1),
+        padding=(0, 1, 0, 0),
     )
     for name in ("metric", "scale"):
         table.add_column(name, no_wrap=True)
