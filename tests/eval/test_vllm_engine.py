@@ -1,7 +1,7 @@
 """engine=vllm, with a stand-in for vLLM, which has no build for a CPU.
 
-Its names and defaults are those of vLLM 0.33.0, looked up in its sources. It answers with transformers, greedily, so
-that both engines must give the same answers.
+Its names and defaults are those of vLLM 0.33.0, looked up in its sources. It answers with transformers, greedily:
+both engines must give the same answers.
 """
 
 from __future__ import annotations
