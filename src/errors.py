@@ -9,7 +9,6 @@
     │   ├── MemoryRunOut   the device has no room for a batch
     │   └── PeerLost       exit code 76: another process of the training ended; its error is the one to read
     ├── Stopped          exit code 75: a signal ended the training after a checkpoint
-    ├── NotYetError      documented, and not available in this version
     ├── NotPromoted      exit code 3: the tuned model is not better than its base
     └── CannotTell       exit code 4: whether it is better cannot be told from these examples
 
@@ -69,10 +68,6 @@ class PeerLost(RunError):
 
 class Stopped(UserError):
     exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again later
-
-
-class NotYetError(UserError):
-    pass
 
 
 class NotPromoted(UserError):
