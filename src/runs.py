@@ -24,7 +24,7 @@ from typing import Any
 import psutil
 
 from src.errors import DivergedError, RunError, Stopped, did_you_mean
-from src.utils import handed
+from src.utils import handed, slurm
 from src.utils.files import disk_errors, point, read_json, write_json, write_text
 from src.utils.logs import log
 
@@ -224,12 +224,16 @@ def this_process() -> dict[str, Any]:
         "created": psutil.Process().create_time(),
         "host": socket.gethostname(),
         "launcher": handed.launcher(),
+        "slurm": slurm.attempt(),
     }
 
 
 def _alive(process: Mapping[str, Any]) -> bool:
-    """Whether the recorded process still runs. On another host that cannot be seen, so it is believed."""
-    if process["host"] != socket.gethostname():
+    """Whether the recorded process still runs. On another host only Slurm can tell, or else it is believed."""
+    here = process["host"] == socket.gethostname()
+    if slurm.is_over(process.get("slurm"), here):
+        return False
+    if not here:
         return True
     try:
         found = psutil.Process(process["pid"])
