@@ -10,6 +10,7 @@ from src.errors import ConfigError, did_you_mean
 from src.remote.link import Link
 from src.remote.target import Target
 from src.utils.logs import start_logging
+from src.utils.secrets import secrets_as_references
 
 PREFIX = "ssh-"
 
@@ -106,13 +107,14 @@ def stage(name: str) -> Callable[[Link, Words], int]:
         from src.remote import carried, jobs
         from src.remote import push as pushing
 
-        environment = carried.carried(words.rest, os.environ) | carried.columns()
+        typed = secrets_as_references(words.rest)
+        environment = carried.carried(typed, os.environ) | carried.columns()
         code = pushing.push(link, also=_also(words))
-        argv = [jobs.PYTHON, "-m", "src.main", name, *words.rest]
-        job = jobs.start(link, name, argv, words.rest, environment, code)
-        detach = "--detach" in words.flags
-        print(f"run {job['id']} started on {link.target}, process {job['pid']}", flush=True)
-        if detach:
+        argv = [jobs.PYTHON, "-m", "src.main", name, *typed]
+        job = jobs.start(link, name, argv, typed, environment, code, words.flags.get("--run"))
+        done = "is there already:" if job["again"] else "started:"
+        print(f"run {job['id']} {done} {link.target}, process {job['pid']}", flush=True)
+        if "--detach" in words.flags:
             print(f"make ssh-attach RUN={job['id']} follows it, make ssh-status lists all")
             return 0
         return jobs.followed(link, job["id"])
@@ -139,7 +141,7 @@ COMMANDS = {
     "ssh-shell": Command(shell, "Open a shell in the server's folder."),
     "ssh-tensorboard": Command(tensorboard, "Show the server's TensorBoard here.", ("--port",)),
 }
-STAGE_FLAGS = ("--detach", "--also")
+STAGE_FLAGS = ("--detach", "--also", "--run")
 BARE = {"--detach"}
 
 

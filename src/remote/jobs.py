@@ -16,7 +16,6 @@ from rich.text import Text
 from src.errors import LostConnection, RemoteError, Stopped, did_you_mean
 from src.remote.link import Link
 from src.utils.screen import Screen
-from src.utils.secrets import secrets_as_references
 
 Job = dict[str, Any]  # as there/jobs.py `look` gives it
 
@@ -40,20 +39,24 @@ def new_id() -> str:
 
 
 def start(
-    link: Link, stage: str, argv: Sequence[str], words: Sequence[str], environment: Mapping[str, str], code: Any
+    link: Link,
+    stage: str,
+    argv: Sequence[str],
+    words: Sequence[str],
+    environment: Mapping[str, str],
+    code: Any,
+    id: str | None = None,
 ) -> Job:
     """Start a command in REMOTE_DIR, apart from this connection, exactly once however often it is cut.
 
     `words` are those of `argv` that a person typed; `environment` is what the command gets besides, and travels on
-    the connection's input only; `code` is what it runs from: see there/files.py `snapshot`.
+    the connection's input only; `code` is what it runs from: see there/files.py `snapshot`. With the `id` of an
+    earlier start nothing is started that was.
     Raises: RemoteError; LostConnection, when it cannot be known whether the command was started.
     """
-    job = {
-        "id": new_id(),
-        "stage": stage,
-        "words": secrets_as_references(words),
-        "argv": secrets_as_references(argv),
-    }
+    job = {"id": id or new_id(), "stage": stage, "words": list(words), "argv": list(argv)}
+    if not re.fullmatch(r"\w[\w.-]*", str(job["id"])):
+        raise RemoteError(f"RUN={id}: should be a name of letters, digits, '.', '_' and '-'")
     try:
         return dict(
             link.call("jobs:start", folder=link.target.dir, job=job, environment=dict(environment), code=code)
@@ -61,7 +64,7 @@ def start(
     except LostConnection as error:
         raise LostConnection(
             f"{error.problems[0]}, and it is not known whether run {job['id']} was started",
-            hint="make ssh-status says it",
+            hint=f"make ssh-status tells, and the same command with RUN={job['id']} starts it if it was not",
         ) from None
 
 
@@ -71,13 +74,9 @@ def follow(link: Link, id: str, offset: int = 0, wait: bool = True) -> Job:
     A connection that is lost is made again, for as long as it takes; the log goes on where it broke off.
     Returns: the run's record at its end, or now where `wait` is False.
     """
-    lost = False
     while True:
         try:
             for frame in link.stream("jobs:follow", folder=link.target.dir, id=id, offset=offset, wait=wait):
-                if lost:
-                    _tell("the connection is back")
-                    lost = False
                 if "end" in frame:
                     return dict(frame["end"])
                 data = base64.b64decode(frame["data"])
@@ -86,20 +85,12 @@ def follow(link: Link, id: str, offset: int = 0, wait: bool = True) -> Job:
                 offset += len(data)
             raise LostConnection(f"the connection to {link.target} was lost")
         except LostConnection as error:
+            if not link.reached:
+                raise
+            _tell(f"{error.problems[0]}; run {id} goes on, and so does this when it is back")
             link.close()
-            if not lost:
-                _tell(f"{error.problems[0]}; run {id} goes on, and so does this when it is back")
-            lost = True
-            _until_back(link)
-
-
-def _until_back(link: Link) -> None:
-    while True:
-        try:
             link.again(lambda: link.connection, patience=float("inf"))
-            return
-        except LostConnection:
-            time.sleep(1)
+            _tell("the connection is back")
 
 
 def followed(link: Link, id: str, offset: int = 0) -> int:
@@ -111,6 +102,9 @@ def followed(link: Link, id: str, offset: int = 0) -> int:
         job = follow(link, id, offset)
     except KeyboardInterrupt:
         _tell(f"\nno longer followed: run {id} goes on; make ssh-attach RUN={id}")
+        raise
+    except RemoteError:
+        _tell(f"no longer followed: run {id} goes on; make ssh-attach RUN={id}")
         raise
     _tell(told(job))
     if job["code"] is None and job["status"] == "interrupted" and not finished(job):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 import os
 import socket
 import subprocess
@@ -29,6 +30,8 @@ SENT = ("wire", "files", "jobs", "machine")  # of THERE, each after those that i
 PATIENCE = 120.0  # seconds in which a lost connection is made again before that is told
 ANSWERS = 10.0  # seconds within which a host answers at all
 SILENCE = 20.0  # seconds without a sign of life after which a connection is lost; there/door.py gives one every 3
+logging.getLogger("paramiko").setLevel(logging.CRITICAL + 1)  # what matters of it is told in a sentence
+
 PAUSES = (0.2, 0.5, 1.0, 2.0, 5.0)  # seconds between attempts, the last for all that follow
 
 

@@ -103,11 +103,12 @@ def supervise(root: str, job: Job, environment: dict[str, str], snapshot: str | 
     place = os.path.join(root, HOME, "jobs", job["id"])
     surroundings = _environment(root, place, job, environment, snapshot)
     argv = [os.path.join(root, job["argv"][0]), *job["argv"][1:]]
+    typed = "utf-8", "surrogateescape"  # whatever this session's locale is
     with open(os.path.join(place, "log"), "ab") as log:
         child = subprocess.Popen(
-            ["/bin/sh", "-c", 'read -r go && exec "$@" </dev/null', "sh", *argv],
+            ["/bin/sh", "-c", 'read -r go && exec "$@" </dev/null', "sh", *(word.encode(*typed) for word in argv)],
             cwd=root,
-            env=surroundings,
+            env={name.encode(*typed): value.encode(*typed) for name, value in surroundings.items()},
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,
@@ -152,7 +153,8 @@ def _environment(root: str, place: str, job: Job, given: dict[str, str], snapsho
         found["TMPDIR"] = temporary
     found.update({name: os.path.join(cache, folder) for name, folder in CACHES.items()})
     found.update(given)
-    found.update(PYTHONUNBUFFERED="1", ASSAY_RUN_ID=job["id"], ASSAY_RUN_FILE=os.path.join(place, "run"))
+    found.update(PYTHONUNBUFFERED="1", PYTHONUTF8="1")
+    found.update(ASSAY_RUN_ID=job["id"], ASSAY_RUN_FILE=os.path.join(place, "run"))
     if snapshot:
         found.update(PYTHONPATH=snapshot, PYTHONSAFEPATH="1")
     return found
