@@ -13,7 +13,7 @@ KNOWN = re.compile(
     r"HF_(TOKEN|ENDPOINT|REPO_ID|HUB_\w+)|HUGGING_FACE_HUB_TOKEN|LAKEFS_\w+|AWS_\w+|WANDB_\w+|MLFLOW_\w+|COMET_\w+"
 )
 OF_THIS_MACHINE = re.compile(r"REMOTE_\w+|HF_HOME|HF_HUB_CACHE|HF_DATASETS_CACHE|TRANSFORMERS_CACHE|PATH|HOME")
-REFERENCE = re.compile(r"\$\{oc\.env:(\w+)")
+REFERENCE = re.compile(r"\$\{oc\.env:(\w+)(,)?")  # with a default after the comma
 
 
 def carried(words: Sequence[str], environment: Mapping[str, str], dotenv: Path = Path(".env")) -> dict[str, str]:
@@ -22,7 +22,8 @@ def carried(words: Sequence[str], environment: Mapping[str, str], dotenv: Path =
     Paths of this machine and REMOTE_* stay here.
     Raises: ConfigError if a variable that is referred to is not set.
     """
-    asked = [name for word in words for name in REFERENCE.findall(word)]
+    references = [found for word in words for found in REFERENCE.findall(word)]
+    asked = [name for name, default in references if not default or name in environment]
     asked += environment.get("REMOTE_ENV", "").replace(",", " ").split()
     if missing := [name for name in dict.fromkeys(asked) if name not in environment]:
         raise ConfigError(*(f"{name} is not set in the environment" for name in missing))

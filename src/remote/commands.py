@@ -52,7 +52,7 @@ def init(link: Link, words: Words) -> int:
 def status(link: Link, words: Words) -> int:
     from src.remote import jobs
 
-    jobs.print_table(jobs.known(link), link)
+    jobs.print_table(jobs.known(link), link, everything="--all" in words.flags)
     return 0
 
 
@@ -131,7 +131,7 @@ def _also(words: Words) -> list[str]:
 COMMANDS = {
     "push": Command(push, "Sync the code to the server: what git would take, and nothing else.", ("--also",)),
     "ssh-init": Command(init, "Make the server's environment, or what of it is missing."),
-    "ssh-status": Command(status, "List the runs on the server."),
+    "ssh-status": Command(status, "List the runs on the server.", ("--all",)),
     "ssh-logs": Command(logs, "Print what a run on the server has said so far.", most=1),
     "ssh-attach": Command(attach, "Follow a run on the server to its end.", most=1),
     "ssh-stop": Command(
@@ -142,7 +142,7 @@ COMMANDS = {
     "ssh-tensorboard": Command(tensorboard, "Show the server's TensorBoard here.", ("--port",)),
 }
 STAGE_FLAGS = ("--detach", "--also", "--run")
-BARE = {"--detach"}
+BARE = {"--detach", "--all"}
 
 
 def run(name: str, argv: Sequence[str], stages: Sequence[str]) -> int:

@@ -22,6 +22,7 @@ Job = dict[str, Any]  # as there/jobs.py `look` gives it
 
 PYTHON = ".venv/bin/python"
 COLUMNS = ("run", "stage", "status", "for", "last line of its log")
+SHOWN = 20  # jobs, of a long list
 GRACE = 300.0  # seconds in which a training may finish its step and write its checkpoint
 MEANINGS = {
     0: "finished",
@@ -58,15 +59,17 @@ def start(
     job = {"id": id or new_id(), "stage": stage, "words": list(words), "argv": list(argv)}
     if not re.fullmatch(r"\w[\w.-]*", str(job["id"])):
         raise RemoteError(f"RUN={id}: should be a name of letters, digits, '.', '_' and '-'")
+    unsure = f"it is not known whether run {job['id']} was started"
+    hint = f"make ssh-status tells, and the same command with RUN={job['id']} starts it if it was not"
     try:
         return dict(
             link.call("jobs:start", folder=link.target.dir, job=job, environment=dict(environment), code=code)
         )
     except LostConnection as error:
-        raise LostConnection(
-            f"{error.problems[0]}, and it is not known whether run {job['id']} was started",
-            hint=f"make ssh-status tells, and the same command with RUN={job['id']} starts it if it was not",
-        ) from None
+        raise LostConnection(f"{error.problems[0]}, and {unsure}", hint=hint) from None
+    except KeyboardInterrupt:
+        _tell(f"{unsure}; {hint}")
+        raise
 
 
 def follow(link: Link, id: str, offset: int = 0, wait: bool = True) -> Job:
@@ -189,10 +192,11 @@ def stop(link: Link, job: Job, grace: float = GRACE) -> Job:
     return follow(link, job["id"], offset=asked["size"])
 
 
-def print_table(jobs: Sequence[Job], link: Link, now: float | None = None) -> None:
-    """Print the runs of a server, a line each."""
-    now = time.time() if now is None else now
-    rows = [_row(job, now) for job in jobs]
+def print_table(jobs: Sequence[Job], link: Link, everything: bool = False) -> None:
+    """Print the runs of a server, a line each: those that run and the newest, or `everything`."""
+    now = time.time()
+    shown = [job for i, job in enumerate(jobs) if everything or i < SHOWN or job["status"] == "running"]
+    rows = [_row(job, now) for job in shown]
     table = Table(box=None, pad_edge=False, header_style="bold", expand=True)
     for title in COLUMNS[:-1]:
         table.add_column(title, no_wrap=True)
@@ -202,6 +206,8 @@ def print_table(jobs: Sequence[Job], link: Link, now: float | None = None) -> No
     screen = Screen(highlight=False)
     screen.print(f"{link.target}:{link.target.dir}")
     screen.print(table)
+    if len(shown) < len(jobs):
+        screen.print(f"and {len(jobs) - len(shown)} older ones: make ssh-status ALL=1")
 
 
 def _row(job: Job, now: float) -> dict[str, str]:

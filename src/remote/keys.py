@@ -88,11 +88,13 @@ class Keys(AuthStrategy):  # type: ignore[misc]
     def _loaded(self, path: Path) -> PKey | None:
         try:
             return PKey.from_path(path)  # with its certificate, where one lies beside it
-        except PasswordRequiredException:
+        except (
+            PasswordRequiredException,
+            TypeError,
+        ):  # the second is cryptography's, of a key without its passphrase
             self.locked.append(path)
-        except (OSError, SSHException, ValueError, TypeError) as error:
-            # cryptography says a TypeError of an encrypted key without its passphrase
-            (self.locked if "encrypted" in str(error) else self.unreadable).append(path)
+        except (OSError, SSHException, ValueError):
+            self.unreadable.append(path)
         return None
 
     def refusal(self, error: AuthFailure) -> RemoteError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Mapping
@@ -79,7 +80,7 @@ class Target:
             keys=tuple(p for p in (Path(os.path.expanduser(k)) for k in keys) if p.is_file()),
             only_these_keys=_one(said, "identitiesonly") == "yes",
             agent=_agent(_one(said, "identityagent"), environment),
-            proxy=_proxy(said, options),
+            proxy=_proxy(host, said, options),
             known_hosts=_known_hosts(said),
             key_name=_one(said, "hostkeyalias"),
             accept=environment.get("REMOTE_FINGERPRINT") or None,
@@ -102,7 +103,7 @@ def _asked(host: str, options: list[str]) -> dict[str, tuple[str, ...]]:
     done = subprocess.run(["ssh", "-G", *options, host], capture_output=True, text=True)
     if done.returncode:
         said = done.stderr.strip().splitlines() or ["it says nothing"]
-        raise RemoteError(f"ssh refuses its configuration for {host}: {said[-1]}")
+        raise RemoteError(f"ssh refuses its configuration for {host}: {said[0]}")
     found: dict[str, tuple[str, ...]] = {}
     for line in done.stdout.splitlines():
         name, _, value = line.partition(" ")
@@ -127,7 +128,7 @@ def _agent(said: str | None, environment: Mapping[str, str]) -> str | None:
     return environment.get("SSH_AUTH_SOCK") or None
 
 
-def _proxy(said: Mapping[str, tuple[str, ...]], options: list[str]) -> tuple[str, ...]:
+def _proxy(host: str, said: Mapping[str, tuple[str, ...]], options: list[str]) -> tuple[str, ...]:
     """The command of ProxyJump, which is ssh again, or of ProxyCommand."""
     if jump := _one(said, "proxyjump"):
         *before, last = jump.split(",")
@@ -140,8 +141,11 @@ def _proxy(said: Mapping[str, tuple[str, ...]], options: list[str]) -> tuple[str
         where = _one(said, "hostname") or ""
         bracketed = f"[{where}]" if ":" in where else where
         return (*words, "-W", f"{bracketed}:{_one(said, 'port')}", name.strip("[]") if colon else place)
-    command = _one(said, "proxycommand")
-    return ("/bin/sh", "-c", f"exec {command}") if command else ()
+    if not (command := _one(said, "proxycommand")):
+        return ()
+    tokens = {"%": "%", "h": _one(said, "hostname"), "p": _one(said, "port"), "r": _one(said, "user"), "n": host}
+    spelt = re.sub(r"%([%hprn])", lambda found: str(tokens[found[1]]), command)  # TOKENS of ssh_config(5)
+    return ("/bin/sh", "-c", f"exec {spelt}")
 
 
 def _own_name() -> str:
