@@ -270,7 +270,8 @@ def test_to_stop_one_lets_it_save_what_it_has(link: Link, capfd: pytest.CaptureF
 
 
 def test_one_that_does_not_end_is_killed_with_all_that_it_has_started(link: Link, place: Path) -> None:
-    detached = f'{sys.executable} -c \'import os, time; os.setsid(); open("child", "w").write(str(os.getpid())); time.sleep(1000)\''
+    away = 'import os, time; os.setsid(); open("child", "w").write(str(os.getpid())); time.sleep(1000)'
+    detached = f"{sys.executable} -c '{away}'"
     job = start(link, f'trap "" TERM; {detached} & while :; do sleep 0.02; done')
     child = int(until(lambda: (place / "child").exists() and (place / "child").read_text()))
     ended = jobs.stop(link, job, grace=0.2)
