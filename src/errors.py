@@ -8,6 +8,8 @@
     │   ├── DivergedError  the loss is no number any more; to resume would end there again
     │   ├── MemoryRunOut   the device has no room for a batch
     │   └── PeerLost       exit code 76: another process of the training ended; its error is the one to read
+    ├── RemoteError      the server cannot be reached, or refuses
+    │   └── LostConnection  it was reached, and is no more
     ├── Stopped          exit code 75: a signal ended the training after a checkpoint
     ├── NotPromoted      exit code 3: the tuned model is not better than its base
     └── CannotTell       exit code 4: whether it is better cannot be told from these examples
@@ -64,6 +66,14 @@ class MemoryRunOut(RunError):
 
 class PeerLost(RunError):
     exit_code = 76  # EX_PROTOCOL of sysexits.h: the remote end broke off
+
+
+class RemoteError(UserError):
+    pass
+
+
+class LostConnection(RemoteError):
+    pass
 
 
 class Stopped(UserError):

@@ -129,10 +129,12 @@ def _usage(code: int) -> int:
 def _run(name: str, rest: list[str]) -> int:
     if name in {"-h", "--help", "help"}:
         return _usage(0)
+    if name == "push" or name.startswith("ssh-"):
+        return _remote(name, rest)
     if name not in {**STAGES, **UTILITIES}:
         from src.errors import UserError, did_you_mean
 
-        known = [*STAGES, *UTILITIES]
+        known = [*STAGES, *UTILITIES, "push", *(f"ssh-{stage}" for stage in STAGES)]
         raise UserError(f"{name} is not a stage{did_you_mean(name, known) or '; there are: ' + ', '.join(known)}")
     if name in UTILITIES:
         return _utility(name, rest)
@@ -198,6 +200,13 @@ def _utility(name: str, rest: list[str]) -> int:
 
         print(list_configs())
     return 0
+
+
+def _remote(name: str, rest: list[str]) -> int:
+    """A command about a server, or a stage that runs there."""
+    _load_dotenv()
+    run = function_at("src.remote.commands:run")
+    return int(run(name, rest, list(STAGES)))
 
 
 def version() -> str:

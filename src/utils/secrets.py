@@ -9,12 +9,14 @@ from typing import Any
 
 SECRET_NAME = re.compile(r"TOKEN|SECRET|KEY|PASSWORD|^LAKEFS_", re.IGNORECASE)
 PUBLIC_NAME = re.compile(r"ENDPOINT|URL$|HOST$", re.IGNORECASE)  # kept out of files all the same, but no secret
+NO_SECRET = {"REMOTE_KEY"}  # the path of a file
 SHORTEST_SECRET = 8  # shorter values (KEY=1, TOKEN=test) occur in honest text by chance
 
 
 def secrets() -> dict[str, str]:
     """`{value: variable name}` of the environment's secrets, the longest first."""
-    found = {v: k for k, v in os.environ.items() if SECRET_NAME.search(k) and len(v) >= SHORTEST_SECRET}
+    named = {k: v for k, v in os.environ.items() if SECRET_NAME.search(k) and k not in NO_SECRET}
+    found = {v: k for k, v in named.items() if len(v) >= SHORTEST_SECRET}
     return dict(sorted(found.items(), key=lambda item: -len(item[0])))
 
 

@@ -1,0 +1,186 @@
+"""`push` and `ssh-...`: what a person types, and which part of this room does it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from src.errors import ConfigError, did_you_mean
+from src.remote.link import Link
+from src.remote.target import Target
+from src.utils.logs import start_logging
+from src.utils.secrets import secrets_as_references
+
+PREFIX = "ssh-"
+
+
+class Words(NamedTuple):
+    """A command line: its flags with their values, and the rest as it was typed."""
+
+    flags: dict[str, str]
+    rest: list[str]
+
+    @property
+    def run(self) -> str | None:
+        return self.rest[0] if self.rest else None
+
+
+class Command(NamedTuple):
+    """`flags` are those that it takes, with what each is given; `most` is how many other words."""
+
+    act: Callable[[Link, Words], int]
+    summary: str
+    flags: tuple[str, ...] = ()
+    most: int = 0
+    least: int = 0
+
+
+def push(link: Link, words: Words) -> int:
+    from src.remote import push
+
+    push.push(link, also=_also(words))
+    return 0
+
+
+def init(link: Link, words: Words) -> int:
+    from src.remote import init
+
+    return init.init(link)
+
+
+def status(link: Link, words: Words) -> int:
+    from src.remote import jobs
+
+    jobs.print_table(jobs.known(link), link, everything="--all" in words.flags)
+    return 0
+
+
+def logs(link: Link, words: Words) -> int:
+    from src.remote import jobs
+
+    jobs.follow(link, jobs.named(link, words.run)["id"], wait=False)
+    return 0
+
+
+def attach(link: Link, words: Words) -> int:
+    from src.remote import jobs
+
+    return jobs.followed(link, jobs.named(link, words.run, running=True)["id"])
+
+
+def stop(link: Link, words: Words) -> int:
+    from src.remote import jobs
+
+    grace = words.flags.get("--grace") or str(jobs.GRACE)
+    try:
+        seconds = float(grace)
+    except ValueError:
+        raise ConfigError(f"GRACE={grace}: should be a number of seconds") from None
+    print(jobs.told(jobs.stop(link, jobs.named(link, words.run, running=True), seconds)))
+    return 0
+
+
+def fetch(link: Link, words: Words) -> int:
+    from src.remote import fetch, jobs
+
+    fetch.fetch(link, jobs.named(link, words.run))
+    return 0
+
+
+def shell(link: Link, words: Words) -> int:
+    from src.remote import tunnel
+
+    return tunnel.shell(link)
+
+
+def tensorboard(link: Link, words: Words) -> int:
+    from src.remote import tunnel
+
+    return tunnel.tensorboard(link, words.flags.get("--port"))
+
+
+def stage(name: str) -> Callable[[Link, Words], int]:
+    """The command that runs the stage `name` on the server."""
+
+    def act(link: Link, words: Words) -> int:
+        from src.remote import carried, jobs
+        from src.remote import push as pushing
+
+        typed = secrets_as_references(words.rest)
+        environment = carried.carried(typed, os.environ) | carried.columns()
+        code = pushing.push(link, also=_also(words))
+        argv = [jobs.PYTHON, "-m", "src.main", name, *typed]
+        job = jobs.start(link, name, argv, typed, environment, code, words.flags.get("--run"))
+        done = "is there already:" if job["again"] else "started:"
+        print(f"run {job['id']} {done} {link.target}, process {job['pid']}", flush=True)
+        if "--detach" in words.flags:
+            print(f"make ssh-attach RUN={job['id']} follows it, make ssh-status lists all")
+            return 0
+        return jobs.followed(link, job["id"])
+
+    return act
+
+
+def _also(words: Words) -> list[str]:
+    """Paths that are pushed though git ignores them: of ALSO, and of REMOTE_ALSO."""
+    given = [words.flags.get("--also", ""), os.environ.get("REMOTE_ALSO", "")]
+    return [path for listed in given for path in listed.split(",") if path]
+
+
+COMMANDS = {
+    "push": Command(push, "Sync the code to the server: what git would take, and nothing else.", ("--also",)),
+    "ssh-init": Command(init, "Make the server's environment, or what of it is missing."),
+    "ssh-status": Command(status, "List the runs on the server.", ("--all",)),
+    "ssh-logs": Command(logs, "Print what a run on the server has said so far.", most=1),
+    "ssh-attach": Command(attach, "Follow a run on the server to its end.", most=1),
+    "ssh-stop": Command(
+        stop, "Have a run on the server save a checkpoint and end.", ("--grace",), most=1, least=1
+    ),
+    "ssh-fetch": Command(fetch, "Fetch a run, and prove that it arrived whole.", most=1, least=1),
+    "ssh-shell": Command(shell, "Open a shell in the server's folder."),
+    "ssh-tensorboard": Command(tensorboard, "Show the server's TensorBoard here.", ("--port",)),
+}
+STAGE_FLAGS = ("--detach", "--also", "--run")
+BARE = {"--detach", "--all"}
+
+
+def run(name: str, argv: Sequence[str], stages: Sequence[str]) -> int:
+    """Run one remote command. Returns: its exit code; that of the stage where one is followed to its end.
+
+    Raises: UserError in a sentence.
+    """
+    command = _command(name, stages)
+    words = _read(name, command, argv, strict=name in COMMANDS)
+    start_logging()
+    with Link(Target.of(os.environ)) as link:
+        return command.act(link, words)
+
+
+def _command(name: str, stages: Sequence[str]) -> Command:
+    wanted = name.removeprefix(PREFIX)
+    if name in COMMANDS:
+        return COMMANDS[name]
+    if name.startswith(PREFIX) and wanted in stages:
+        return Command(stage(wanted), f"Run {wanted} on the server.", STAGE_FLAGS)
+    known = [*COMMANDS, *(PREFIX + each for each in stages)]
+    raise ConfigError(f"{name} is not a command{did_you_mean(name, known) or '; there are: ' + ', '.join(known)}")
+
+
+def _read(name: str, command: Command, argv: Sequence[str], strict: bool) -> Words:
+    """Split a command line. What a stage takes is judged by the stage, on the server."""
+    flags: dict[str, str] = {}
+    rest: list[str] = []
+    for word in argv:
+        flag, equals, value = word.partition("=")
+        if flag in command.flags and (equals or flag in BARE):
+            flags[flag] = value
+        elif strict and word.startswith("-"):
+            raise ConfigError(f"{word} is not a flag of {name}; it takes: {', '.join(command.flags) or 'none'}")
+        else:
+            rest.append(word)
+    if strict and len(rest) > command.most:
+        raise ConfigError(f"{name} does not take {rest[-1]}")
+    if strict and len(rest) < command.least:
+        raise ConfigError(f"{name} needs a run", hint=f"make {name} RUN=id; make ssh-status lists them")
+    return Words(flags, rest)

@@ -1,0 +1,226 @@
+"""Runs on the server: started once, watched from anywhere, stopped. What does it there is there/jobs.py."""
+
+from __future__ import annotations
+
+import base64
+import re
+import secrets
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from src.errors import LostConnection, RemoteError, Stopped, did_you_mean
+from src.remote.link import Link
+from src.utils.screen import Screen
+
+Job = dict[str, Any]  # as there/jobs.py `look` gives it
+
+PYTHON = ".venv/bin/python"
+COLUMNS = ("run", "stage", "status", "for", "last line of its log")
+SHOWN = 20  # jobs, of a long list
+GRACE = 300.0  # seconds in which a training may finish its step and write its checkpoint
+MEANINGS = {
+    0: "finished",
+    2: "refused",
+    3: "not promoted",
+    4: "cannot tell",
+    75: "stopped, with a checkpoint",
+    130: "interrupted",
+    143: "terminated",
+}
+
+
+def new_id() -> str:
+    """A name for a run: chosen here, so that a start that is tried again is known to be the same one."""
+    return f"{datetime.now():%Y-%m-%d_%H-%M-%S}-{secrets.token_hex(2)}"
+
+
+def start(
+    link: Link,
+    stage: str,
+    argv: Sequence[str],
+    words: Sequence[str],
+    environment: Mapping[str, str],
+    code: Any,
+    id: str | None = None,
+) -> Job:
+    """Start a command in REMOTE_DIR, apart from this connection, exactly once however often it is cut.
+
+    `words` are those of `argv` that a person typed; `environment` is what the command gets besides, and travels on
+    the connection's input only; `code` is what it runs from: see there/files.py `snapshot`. With the `id` of an
+    earlier start nothing is started that was.
+    Raises: RemoteError; LostConnection, when it cannot be known whether the command was started.
+    """
+    job = {"id": id or new_id(), "stage": stage, "words": list(words), "argv": list(argv)}
+    if not re.fullmatch(r"\w[\w.-]*", str(job["id"])):
+        raise RemoteError(f"RUN={id}: should be a name of letters, digits, '.', '_' and '-'")
+    unsure = f"it is not known whether run {job['id']} was started"
+    hint = f"make ssh-status tells, and the same command with RUN={job['id']} starts it if it was not"
+    try:
+        return dict(
+            link.call("jobs:start", folder=link.target.dir, job=job, environment=dict(environment), code=code)
+        )
+    except LostConnection as error:
+        raise LostConnection(f"{error.problems[0]}, and {unsure}", hint=hint) from None
+    except KeyboardInterrupt:
+        _tell(f"{unsure}; {hint}")
+        raise
+
+
+def follow(link: Link, id: str, offset: int = 0, wait: bool = True) -> Job:
+    """Write the log of a run to the standard output, byte for byte, as it comes, until the run has ended.
+
+    A connection that is lost is made again, for as long as it takes; the log goes on where it broke off.
+    Returns: the run's record at its end, or now where `wait` is False.
+    """
+    while True:
+        try:
+            for frame in link.stream("jobs:follow", folder=link.target.dir, id=id, offset=offset, wait=wait):
+                if "end" in frame:
+                    return dict(frame["end"])
+                data = base64.b64decode(frame["data"])
+                sys.stdout.buffer.write(data)
+                sys.stdout.buffer.flush()
+                offset += len(data)
+            raise LostConnection(f"the connection to {link.target} was lost")
+        except LostConnection as error:
+            if not link.reached:
+                raise
+            _tell(f"{error.problems[0]}; run {id} goes on, and so does this when it is back")
+            link.close()
+            link.again(lambda: link.connection, patience=float("inf"))
+            _tell("the connection is back")
+
+
+def followed(link: Link, id: str, offset: int = 0) -> int:
+    """Follow a run to its end; Ctrl-C ends the following only.
+
+    Returns: the exit code of what ran. Raises: Stopped where it was interrupted.
+    """
+    try:
+        job = follow(link, id, offset)
+    except KeyboardInterrupt:
+        _tell(f"\nno longer followed: run {id} goes on; make ssh-attach RUN={id}")
+        raise
+    except RemoteError:
+        _tell(f"no longer followed: run {id} goes on; make ssh-attach RUN={id}")
+        raise
+    _tell(told(job))
+    if job["code"] is None and job["status"] == "interrupted" and not finished(job):
+        raise Stopped(
+            f"run {id} was interrupted: its process is gone", hint=f"make ssh-{job['stage']} resume={run_of(job)}"
+        )
+    code = job["code"] or 0
+    return 128 - code if code < 0 else code
+
+
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def known(link: Link) -> list[Job]:
+    """Every run of the server's folder, the newest first."""
+    return list(link.call("jobs:known", folder=link.target.dir))
+
+
+def named(link: Link, word: str | None, running: bool = False) -> Job:
+    """The run that `word` means: the id of a job or of the run directory it works in, or the beginning of one.
+
+    None and `latest` mean the newest; with `running` the newest that runs, if one does.
+    Raises: RemoteError if there is none, or several.
+    """
+    jobs = known(link)
+    if not jobs:
+        raise RemoteError(
+            f"nothing has been run in {link.target.dir} on {link.target}", hint="make ssh-train does"
+        )
+    if word in {None, "latest"}:
+        alive = [job for job in jobs if running and job["status"] == "running"]
+        return (alive or jobs)[0]
+    exact = [job for job in jobs if word in {job["id"], run_of(job)}]
+    if exact:
+        return next((job for job in exact if job["status"] == "running"), exact[0])
+    fitting = [job for job in jobs if job["id"].startswith(str(word))]
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        raise RemoteError(
+            f"{word} is the beginning of {len(fitting)} runs: {', '.join(j['id'] for j in fitting[:5])}"
+        )
+    guess = did_you_mean(str(word), [job["id"] for job in jobs]) or "; make ssh-status lists them"
+    raise RemoteError(f"there is no run {word} in {link.target.dir} on {link.target}{guess}")
+
+
+def run_of(job: Job) -> str:
+    """The id of the run directory that a job works in, or its own where it has none."""
+    return str(job["run"]).rstrip("/").rpartition("/")[2] if job.get("run") else str(job["id"])
+
+
+def finished(job: Job) -> bool:
+    """Whether a job whose exit code nobody saw has done its work: its run says so."""
+    return job["code"] is None and job["stage"] == "train" and job.get("run_status") == "finished"
+
+
+def meaning(job: Job) -> str:
+    """The status of a job in words."""
+    if job["status"] == "elsewhere":
+        return f"on {job['host']}, not seen from here"
+    if job["status"] != "ended":
+        return "finished" if job["status"] == "interrupted" and finished(job) else str(job["status"])
+    code = int(job["code"])
+    return MEANINGS.get(code) or (f"killed (signal {-code})" if code < 0 else f"failed (exit code {code})")
+
+
+def told(job: Job) -> str:
+    where = f", in {job['run']}" if job.get("run") else ""
+    return f"run {job['id']}: {meaning(job)}{where}"
+
+
+def stop(link: Link, job: Job, grace: float = GRACE) -> Job:
+    """Ask a run to end, with a checkpoint, and follow it until it has; it is killed after `grace` seconds.
+
+    The server sees to that, whatever becomes of this connection.
+    """
+    if job["status"] != "running":
+        raise RemoteError(f"run {job['id']} does not run: it is {meaning(job)}")
+    asked = dict(link.call("jobs:stop", folder=link.target.dir, id=job["id"], grace=grace))
+    return follow(link, job["id"], offset=asked["size"])
+
+
+def print_table(jobs: Sequence[Job], link: Link, everything: bool = False) -> None:
+    """Print the runs of a server, a line each: those that run and the newest, or `everything`."""
+    now = time.time()
+    shown = [job for i, job in enumerate(jobs) if everything or i < SHOWN or job["status"] == "running"]
+    rows = [_row(job, now) for job in shown]
+    table = Table(box=None, pad_edge=False, header_style="bold", expand=True)
+    for title in COLUMNS[:-1]:
+        table.add_column(title, no_wrap=True)
+    table.add_column(COLUMNS[-1], overflow="ellipsis", no_wrap=True, ratio=1)  # what the others leave
+    for row in rows:
+        table.add_row(*(Text(row[title]) for title in COLUMNS))
+    screen = Screen(highlight=False)
+    screen.print(f"{link.target}:{link.target.dir}")
+    screen.print(table)
+    if len(shown) < len(jobs):
+        screen.print(f"and {len(jobs) - len(shown)} older ones: make ssh-status ALL=1")
+
+
+def _row(job: Job, now: float) -> dict[str, str]:
+    id, run = str(job["id"]), run_of(job)
+    end = job["ended"] or (now if job["status"] == "running" else job["heard"]) or job["started"]
+    texts = (id if run == id else f"{id} in {run}", job["stage"], meaning(job), duration(end - job["started"]))
+    return dict(zip(COLUMNS, (*texts, job["last"]), strict=True))
+
+
+def duration(seconds: float) -> str:
+    """`3 h 12 min`, the two greatest units."""
+    seconds = max(0, round(seconds))
+    minutes, hours, days = seconds // 60, seconds // 3600, seconds // 86400
+    parts = ((days, "d"), (hours % 24, "h"), (minutes % 60, "min"), (seconds % 60, "s"))
+    first = next((i for i, (n, _) in enumerate(parts) if n), len(parts) - 1)
+    return " ".join(f"{n} {unit}" for n, unit in parts[first : first + 2] if n) or "0 s"

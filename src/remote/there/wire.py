@@ -1,0 +1,26 @@
+"""How what runs on the server speaks: one JSON object a line, after a line that only the client knows."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from typing import Any
+
+_lock = threading.Lock()
+
+
+class Refused(Exception):
+    """What a person can mend: the fact, and the remedy."""
+
+    def __init__(self, problem: str, hint: str = "") -> None:
+        super().__init__(problem)
+        self.problem = problem
+        self.hint = hint
+
+
+def send(**frame: Any) -> None:
+    line = json.dumps(frame) + "\n"  # ASCII: no locale can spoil it
+    with _lock:
+        sys.stdout.write(line)
+        sys.stdout.flush()
