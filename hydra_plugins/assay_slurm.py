@@ -1,16 +1,17 @@
 """hydra/launcher=assay_slurm: Hydra's submitit launcher, whose jobs are waited for with their output shown.
 
-What happens in a job is Hydra's, submitit's and `src.launch.job`'s. Hydra imports this at each start: submitit itself
-is imported only when jobs are submitted.
+What happens in a job is Hydra's, submitit's and `src.launch.job`'s. Hydra imports this at each start: submitit
+itself is imported only when jobs are submitted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher
@@ -40,9 +41,10 @@ class Launcher(SlurmLauncher):  # type: ignore[misc]
                 earlier = desk.earlier(number)
                 jobs |= {number: cluster.found(*earlier)} if earlier else {}
                 new += [] if earlier else [number]
+        self.config = self._redacted(self.config)
+        OmegaConf.save(self.config, Path(self.config.hydra.sweep.dir) / "multirun.yaml")  # as Hydra did, in clear
         if new:
-            arguments = [(known[n], "hydra.sweep.dir", n, f"job_id_for_{n}", self._state()) for n in new]
-            self.config = self._redacted(self.config)
+            arguments = [(known[n], "hydra.sweep.dir", n, f"job_id_for_{n}", Singleton.get_state()) for n in new]
             submitted = cluster.submit(self, arguments, desk.folder, desk.args, desk.name)
             jobs |= zip(new, submitted, strict=True)
             for number in new:
@@ -51,12 +53,10 @@ class Launcher(SlurmLauncher):  # type: ignore[misc]
         figures = {number: desk.end(number, outcome) for number, outcome in cluster.ends(jobs)}
         return [self._done(words, figures.get(n, desk.figure(n))) for n, words in known.items()]
 
-    def _state(self) -> Any:
-        """Hydra's own state, which its launcher hands to the job, without secrets that stand in a file."""
-        state = Singleton.get_state()
-        if (hydra := state["instances"].get(HydraConfig)) is not None and hydra.cfg is not None:
-            hydra.cfg = self._redacted(hydra.cfg)
-        return state
+    def __call__(self, *args: Any) -> JobReturn:
+        """In the job. What is returned is written to a file: it is how the job ended, and not its settings."""
+        done = super().__call__(*args)
+        return replace(done, overrides=None, cfg=None, hydra_cfg=None)
 
     @staticmethod
     def _redacted(config: Any) -> Any:

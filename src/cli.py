@@ -256,7 +256,7 @@ def _sweep(
 
 
 def _launch(call: Call, overrides: list[str], job: Callable[[DictConfig], Any]) -> None:
-    """Let Hydra run the jobs in this process. Raises: the UserError of a job, or a ConfigError in Hydra's words."""
+    """Let Hydra run the jobs here. Raises: the UserError of a job, or a ConfigError in Hydra's words."""
     refused: list[UserError] = []
 
     def guarded(composed: DictConfig) -> Any:
@@ -464,7 +464,7 @@ def _with_files(call: Call, text: str, parsed: Override) -> tuple[str, Override]
         if path.endswith((".yaml", ".yml")) and Path(path).is_file():
             name = f"{Path(path).stem}_{hashlib.sha256(os.path.abspath(path).encode()).hexdigest()[:6]}"
             try:
-                node = OmegaConf.load(path)
+                node = OmegaConf.create(redact(OmegaConf.to_container(OmegaConf.load(path))))
             except (YAMLError, OSError, ValueError) as error:
                 raise ConfigError(f"{path} cannot be read as YAML: {_first_line(error)}") from None
             ConfigStore.instance().store(group=parsed.key_or_group, name=name, node=node, package="_global_")

@@ -1,7 +1,7 @@
 """A real Slurm for the tests: munged, slurmctld and slurmd on loopback, all of it in one temporary folder.
 
-Two nodes of this one machine, in the partitions `debug` and `urgent`, whose jobs have those of `debug` queued again.
-There is no slurmdbd: sacct knows nothing.
+Two nodes of this one machine, in the partitions `debug` and `urgent`, whose jobs preempt those of `debug`. There
+is no slurmdbd: sacct knows nothing.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 NodeName=one NodeHostname={host} NodeAddr=127.0.0.1 Port={first} CPUs=2 RealMemory=1000
 NodeName=two NodeHostname={host} NodeAddr=127.0.0.1 Port={second} CPUs=2 RealMemory=1000
-PartitionName=debug Nodes=ALL Default=YES MaxTime=60 PriorityTier=1 State=UP
+PartitionName=debug Nodes=ALL Default=YES MaxTime=60 PriorityTier=1 GraceTime=20 State=UP
 PartitionName=urgent Nodes=ALL MaxTime=60 PriorityTier=2 State=UP
 """
 

@@ -13,6 +13,7 @@ import contextlib
 import io
 import os
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,6 +36,7 @@ NAMES = {  # of a setting, as submitit has it
 }  # fmt: skip
 LOOK = 0.5  # seconds between two looks at the files of the jobs
 ASK = 5  # seconds between two questions to the scheduler
+HINTS = {"PartitionTimeLimit": "; timeout_min is more than the partition allows: cancel it and ask for less"}
 LOST = {"CANCELLED", "PREEMPTED", "TIMEOUT", "NODE_FAIL", "BOOT_FAIL", "DEADLINE"}  # and nothing is wrong with it
 
 
@@ -181,7 +183,7 @@ class _Watched:
         facts = slurm.details(self.id)
         state = facts.get("JobState", "UNKNOWN")
         said = f"slurm job {self.id} ended without a result: {state.lower()}"
-        if state in LOST:
+        if state in LOST or facts.get("ExitCode", "").endswith(f":{signal.SIGTERM:d}"):
             return _told(
                 Outcome(Stopped.exit_code, error=f"{said}; the same command goes on with what it has done")
             )

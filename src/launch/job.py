@@ -28,6 +28,7 @@ from src.errors import Stopped
 from src.utils import handed, slurm
 
 LIMIT = signal.SIGUSR2
+QUEUED_AGAIN = {"PENDING", "COMPLETING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "PREEMPTED", "UNKNOWN"}
 STOPPED = {Stopped.exit_code, 128 + signal.SIGTERM, 128 + signal.SIGINT, -signal.SIGTERM, -signal.SIGKILL}
 
 
@@ -115,9 +116,10 @@ class _Command:
             return code, None
         if self.told and not self.limit:
             job = slurm.details((slurm.attempt() or {}).get("job", ""))
-            if job.get("JobState") != "RUNNING":  # Slurm is about to end the job, or to queue it again
+            if job.get("JobState", "UNKNOWN") in QUEUED_AGAIN:
                 sys.exit(1)
-            self.limit = job.get("PreemptTime", "None") != "None"  # in its grace time: nobody else queues it again
+            # In the time between the two, a preempted job is queued again by nobody else once it has ended.
+            self.limit = job["JobState"] == "RUNNING" and job.get("PreemptTime", "None") != "None"
         return self._again(code) if self.limit else (_positive(code), None)
 
     def _again(self, code: int) -> tuple[int, str]:

@@ -14,7 +14,7 @@ PATIENCE = 60  # seconds for an answer of the controller
 
 
 class Seen(NamedTuple):
-    """A job in the queue: `state` is PENDING, RUNNING, COMPLETING ..., `why` what it waits for or where it runs."""
+    """A job in the queue: `state` is PENDING, RUNNING, COMPLETING ..., `why` what for, or where."""
 
     state: str
     why: str
