@@ -15,7 +15,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from src.launch import cluster
 from src.utils.secrets import redact
@@ -31,18 +31,20 @@ ConfigStore.instance().store(
 class Launcher(SlurmLauncher):  # type: ignore[misc]
     """Submits the jobs that the desk of its task function does not know, and brings it how each of them ended."""
 
+    config: Any
+
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        assert self.config is not None and self.task_function is not None
         desk: Any = getattr(self.task_function, "desk")  # noqa: B009
         known = dict(enumerate(map(list, job_overrides), initial_job_idx))
-        jobs, new = {}, []
+        jobs: dict[int, Any] = {}
+        new: list[int] = []
         for number, words in known.items():
             if desk.begin(number, words):
                 earlier = desk.earlier(number)
                 jobs |= {number: cluster.found(*earlier)} if earlier else {}
                 new += [] if earlier else [number]
-        self.config = self._redacted(self.config)
-        OmegaConf.save(self.config, Path(self.config.hydra.sweep.dir) / "multirun.yaml")  # as Hydra did, in clear
+        self.config = config = self._redacted(self.config)
+        OmegaConf.save(config, Path(config.hydra.sweep.dir) / "multirun.yaml")  # as Hydra did, in clear
         if new:
             arguments = [(known[n], "hydra.sweep.dir", n, f"job_id_for_{n}", Singleton.get_state()) for n in new]
             submitted = cluster.submit(self, arguments, desk.folder, desk.args, desk.name)
@@ -59,7 +61,7 @@ class Launcher(SlurmLauncher):  # type: ignore[misc]
         return replace(done, overrides=None, cfg=None, hydra_cfg=None)
 
     @staticmethod
-    def _redacted(config: Any) -> Any:
+    def _redacted(config: Any) -> DictConfig:
         """The job composes its configuration anew: here references may stand in the place of secrets."""
         return OmegaConf.create(
             redact(OmegaConf.to_container(config, resolve=False)), flags={"allow_objects": True}

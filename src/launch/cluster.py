@@ -174,8 +174,8 @@ class _Watched:
             return _told(Outcome(1, error=f"{error}\n{failed}"))
         if outcome.code and not outcome.error:
             said = [line for line in (self.job.stderr() or "").splitlines() if line.strip()]
-            error = failed if outcome.code == 1 else None
-            return replace(outcome, error=error, reason=said[-1] if said else f"exit code {outcome.code}")
+            untold = failed if outcome.code == 1 else None
+            return replace(outcome, error=untold, reason=said[-1] if said else f"exit code {outcome.code}")
         return _told(outcome)
 
     def _gone(self) -> Outcome:

@@ -69,7 +69,7 @@ class SweepDesk(Desk):
 
     def end(self, number: int, outcome: Outcome) -> float | None:
         super().end(number, outcome)
-        return self.sweep.end(number, outcome.code, outcome.reason, outcome.run and Path(outcome.run))
+        return self.sweep.end(number, outcome.code, outcome.reason, Path(outcome.run) if outcome.run else None)
 
     def figure(self, number: int) -> float | None:
         objective: float | None = self.sweep.trial_of(number)["objective"]
