@@ -39,9 +39,10 @@ def test_two_processes_take_the_steps_of_one_that_accumulates(
     """16 rows in batches of 6: in every epoch one process has a batch less."""
     common = ("epochs=3", "batch_size=6", "lora_dropout=0", "lr=0.003", "logging_steps=1", *extra)
     accumulated = 2 * (2 if "gradient_accumulation_steps=2" in extra else 1)
-    code, said = ended((fork if extra else start)(*common, *TWO))
+    code, said = ended((fork if extra else start)(*common, *TWO, ASSAY_RUN_ID="two"))
     assert code == 0, said
     two = world.newest
+    assert two.id == "two"
     one = world.train(*common, f"gradient_accumulation_steps={accumulated}")
     assert samples(two) == samples(one)
     for tag, values in curves(one).items():
