@@ -12,8 +12,10 @@ import torch
 from safetensors.torch import load_file
 
 from src import runs
+from src.config import TrainConfig
 from src.runs import Run
-from src.train import checkpoint
+from src.train import checkpoint, launcher
+from src.train.processes import Plan
 from src.utils.files import sha256
 from tests.fixtures import World, curves
 from tests.train.several import PATIENCE, TWO, Start, ended, samples, until
@@ -142,3 +144,10 @@ def test_what_every_process_refuses_is_said_once(world: World, fork: Start) -> N
     assert said.count("training diverged") == 1
     assert "Traceback" not in said
     assert world.newest.status == runs.FAILED
+
+
+def test_the_name_of_a_run_is_for_the_processes_of_the_first_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(runs.RUN_ID, "one")
+    with launcher._environment(TrainConfig(), Plan(processes=2)):
+        assert os.environ[runs.RUN_ID] == "one"
+    assert runs.RUN_ID not in os.environ
