@@ -81,6 +81,12 @@ def test_it_runs_in_the_folder_and_all_that_it_says_is_followed(
     assert (ended["status"], ended["code"], jobs.meaning(ended)) == ("ended", 0, "finished")
 
 
+def test_what_it_says_bit_by_bit_is_followed_once(link: Link, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    job = start(link, "i=0; while test $i -lt 25; do i=$((i+1)); echo $i; sleep 0.03; done")
+    jobs.follow(link, job["id"])
+    assert capfdbinary.readouterr().out == b"".join(b"%d\n" % i for i in range(1, 26))
+
+
 @pytest.mark.parametrize(
     ("code", "meaning"),
     [(2, "refused"), (3, "not promoted"), (75, "stopped, with a checkpoint"), (9, "failed (exit code 9)")],
