@@ -34,7 +34,7 @@ NAMES = {  # of a setting, as submitit has it
     "gpus_per_node": "gpus_per_node", "cpus_per_task": "cpus_per_task", "mem_gb": "mem_gb",
     "max_parallel": "slurm_array_parallelism", "signal_delay_s": "slurm_signal_delay_s",
 }  # fmt: skip
-LOOK = 0.5  # seconds between two looks at the files of the jobs
+LOOK, LOOK_EACH = 0.5, 0.02  # seconds between two looks at the files of the jobs, at least, and for each job
 ASK = 5  # seconds between two questions to the scheduler
 HINTS = {"PartitionTimeLimit": "; timeout_min is more than the partition allows: cancel it and ask for less"}
 LOST = {"CANCELLED", "PREEMPTED", "TIMEOUT", "NODE_FAIL", "BOOT_FAIL", "DEADLINE"}  # and nothing is wrong with it
@@ -114,9 +114,9 @@ def ends(jobs: Mapping[int, Any]) -> Iterator[tuple[int, Outcome]]:
                     del waiting[number]
                     yield number, outcome
             if waiting:
-                time.sleep(LOOK)
+                time.sleep(max(LOOK, LOOK_EACH * len(waiting)))
     except KeyboardInterrupt:
-        ids = ",".join(sorted({w.id for w in waiting.values()}))
+        ids = ",".join(sorted({w.id.split("_")[0] for w in waiting.values()}))
         first = next(iter(waiting.values()))
         print(
             f"slurm job {ids} goes on: squeue --jobs={ids} shows it, tail -f {first.log} what it says, "
