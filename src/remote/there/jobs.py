@@ -48,7 +48,12 @@ def start(folder: str, job: Job, environment: dict[str, str], code: dict[str, An
     """
     root = files.root(folder)
     place = os.path.join(root, HOME, "jobs", job["id"])
-    os.makedirs(place, exist_ok=True)
+    try:
+        os.makedirs(place, exist_ok=True)
+    except FileNotFoundError:  # as below /proc
+        raise Refused(
+            f"{root} cannot be made", "REMOTE_DIR must be a folder that REMOTE_USER may write to"
+        ) from None
     with open(os.path.join(root, HOME, ".lock"), "a") as lock:
         fcntl.lockf(lock, fcntl.LOCK_EX)  # ends with this process, however that ends; no child inherits it
         if os.path.exists(os.path.join(place, "job.json")):
