@@ -128,12 +128,16 @@ def supervise(root: str, job: Job, environment: dict[str, str], snapshot: str | 
         started=time.time(),
         snapshot=os.path.basename(snapshot) if snapshot else None,
     )
-    files.write(os.path.join(place, "job.json"), json.dumps(record))
+    # Whoever asked for this may be gone, and another, asked again, may have started the job meanwhile.
+    ours = files.write(os.path.join(place, "job.json"), json.dumps(record), new=True)
     assert child.stdin
-    child.stdin.write(b"\n")
-    child.stdin.close()
+    if ours:
+        child.stdin.write(b"\n")
+    child.stdin.close()  # and the process ends that was not told to go
     _alone()
     code = child.wait()
+    if not ours:
+        return
     files.write(os.path.join(place, "exit.json"), json.dumps({"code": code, "ended": time.time()}))
 
 
