@@ -37,6 +37,12 @@ def sha256(path: str | bytes) -> str:
     return digest.hexdigest()
 
 
+def size(folder: str) -> int:
+    """Bytes of the files in a folder."""
+    with os.scandir(folder) as entries:
+        return sum(entry.stat().st_size for entry in entries if entry.is_file())
+
+
 def snapshot(folder: str, code: dict[str, Any]) -> str:
     """A folder of its own with the code that was pushed, which later pushes leave alone.
 
