@@ -82,9 +82,9 @@ def stop(link: Link, words: Words) -> int:
 
 
 def fetch(link: Link, words: Words) -> int:
-    from src.remote import fetch, jobs
+    from src.remote import fetch
 
-    fetch.fetch(link, jobs.named(link, words.run))
+    fetch.fetch(link, fetch.named(link, words.run))
     return 0
 
 
@@ -109,7 +109,7 @@ def stage(name: str) -> Callable[[Link, Words], int]:
 
         typed = secrets_as_references(words.rest)
         environment = carried.carried(typed, os.environ) | carried.columns()
-        code = pushing.push(link, also=_also(words))
+        code = pushing.push(link, also=_also(words), words=typed)
         argv = [jobs.PYTHON, "-m", "src.main", name, *typed]
         job = jobs.start(link, name, argv, typed, environment, code, words.flags.get("--run"))
         done = "is there already:" if job["again"] else "started:"

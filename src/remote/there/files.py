@@ -40,12 +40,18 @@ def write(path: str, text: str, new: bool = False) -> bool:
     return True
 
 
-def sha256(path: str) -> str:
+def sha256(path: str | bytes) -> str:
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         for block in iter(lambda: file.read(1 << 20), b""):
             digest.update(block)
     return digest.hexdigest()
+
+
+def size(folder: str) -> int:
+    """Bytes of the files in a folder."""
+    with os.scandir(folder) as entries:
+        return sum(entry.stat().st_size for entry in entries if entry.is_file())
 
 
 def snapshot(folder: str, code: dict[str, Any]) -> str:
