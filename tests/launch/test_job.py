@@ -33,7 +33,7 @@ def composed(output: Path) -> DictConfig:
 
 @pytest.fixture
 def handed_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[], list[str]]]:
-    """What the commands of jobs were told to go on with; in place of Python they are a script that ends with 75."""
+    """What the commands of jobs were told to go on with; they are a script in place of Python, and end with 75."""
     told, python = tmp_path / "told", tmp_path / "python"
     python.write_text(f'#!/bin/sh\necho "$ASSAY_HANDED" >> {told}\nexit 75\n')
     python.chmod(0o755)
