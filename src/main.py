@@ -116,6 +116,8 @@ def _listen() -> Any:
         return None
 
     def terminate(number: int, frame: object) -> None:
+        if "SLURM_JOB_ID" in os.environ:  # it comes by several ways, and Slurm itself ends what takes too long
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise Terminated
 
     return signal.signal(signal.SIGTERM, terminate)
