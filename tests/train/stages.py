@@ -50,12 +50,13 @@ class Stage:
     nursery: Nursery
 
     def __call__(self, *words: str, moment: Moment | None = None) -> tuple[int, str]:
-        return self.nursery(
-            "train", *self.world.settings("train"), *STEPS, *words, moments=(moment,) if moment else ()
-        )
+        self.start(*words, moment=moment)
+        return self.nursery.end()
 
-    def start(self, *words: str) -> int:
-        return self.nursery.start("train", *self.world.settings("train"), *STEPS, *words)
+    def start(self, *words: str, moment: Moment | None = None) -> int:
+        """Returns: its pid."""
+        moments = (moment,) if moment else ()
+        return self.nursery.start("train", *self.world.settings("train"), *STEPS, *words, moments=moments)
 
     def train(self, *words: str) -> Run:
         code, said = self(*words)
