@@ -50,7 +50,7 @@ STAGES = {
         "compare",
         "Compare two evaluated runs, or a run with its base: is the first better?",
     ),
-    "report": Stage("src.eval.report:report", "report", "Write a run's report.html, for people."),
+    "report": Stage("src.eval.report.page:report", "report", "Write a run's report.html, for people."),
     "validate": Stage(
         "src.deploy.validate:validate", "validate", "Check that what a training left is whole and works."
     ),
