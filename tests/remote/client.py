@@ -33,16 +33,21 @@ class Client:
     project: Path
     environment: dict[str, str]
 
-    def start(self, *words: str, stdout: int = subprocess.PIPE, **variables: str) -> subprocess.Popen[bytes]:
-        """Start `python -m src.main WORDS` in the project."""
-        return subprocess.Popen(
+    def start(self, *words: str, to: Path | None = None, **variables: str) -> subprocess.Popen[bytes]:
+        """Start `python -m src.main WORDS` in the project; what it says goes to `to`.out and .err."""
+        streams = [to.with_suffix(end).open("wb") if to else subprocess.PIPE for end in (".out", ".err")]
+        process = subprocess.Popen(
             [sys.executable, "-m", "src.main", *words],
             cwd=self.project,
             env={"PATH": os.environ["PATH"], "LANG": "C.UTF-8", **self.environment, **variables},
             stdin=subprocess.DEVNULL,
-            stdout=stdout,
-            stderr=subprocess.PIPE,
+            stdout=streams[0],
+            stderr=streams[1],
         )
+        for stream in streams:
+            if not isinstance(stream, int):
+                stream.close()
+        return process
 
     def __call__(self, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
         """Run it to its end."""

@@ -282,6 +282,9 @@ def make_key(path: Path, passphrase: str = "") -> Path:
 def taken_pid(pid: int) -> Iterator[int]:
     """A harmless process that has got just this id, as it happens long after another had it."""
     last, other = Path("/proc/sys/kernel/ns_last_pid"), None
+    end = time.monotonic() + PATIENCE
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < end:  # until somebody has buried it
+        time.sleep(0.05)
     try:
         for _ in range(200):  # others may be quicker
             last.write_text(str(pid - 1))
