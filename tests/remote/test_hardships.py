@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from src.train.checkpoint import COMPLETE
 from tests.fixtures import World
 from tests.remote.client import Client
 from tests.remote.server import Server, needs_own_mounts, needs_ssh, taken_pid
@@ -62,7 +63,7 @@ class Remote:
         return self.one("runs")
 
     def checkpoints(self) -> list[Path]:
-        return list((self.project / "outputs" / "runs").glob("*/checkpoints/*/trainer_state.json"))
+        return list((self.project / "outputs" / "runs").glob(f"*/checkpoints/*/{COMPLETE}"))
 
 
 @pytest.fixture
