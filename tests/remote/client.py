@@ -25,6 +25,16 @@ FILES = (".gitignore", "Makefile", "pyproject.toml")
 GIT = ("git", "-c", "user.name=a", "-c", "user.email=a@localhost", "-c", "init.defaultBranch=main")
 PATIENCE = 300  # seconds until a command that does not end is given up
 
+# Takes the place of the Python there: writes down what it was told, and what it has of the environment.
+PYTHON = f"""#!{sys.executable}
+import hashlib, json, os, sys, time
+have = {{name: hashlib.sha256(os.fsencode(value)).hexdigest() for name, value in os.environ.items()}}
+with open("told.json", "w") as file:
+    json.dump({{"words": sys.argv[1:], "have": have, "cwd": os.getcwd(), "pid": os.getpid()}}, file)
+while os.path.exists("wait"):
+    time.sleep(0.01)
+"""
+
 
 @dataclass(frozen=True)
 class Client:
@@ -135,3 +145,14 @@ def link(person: Client) -> Iterator[Link]:
     """That person's connection, in this process."""
     with Link(Target.of(person.environment)) as opened:
         yield opened
+
+
+@pytest.fixture
+def noted(remote_project: Path) -> Path:
+    """Where the Python of `remote_project` writes down what it is told; it ends once there is no file `wait`."""
+    python = remote_project / ".venv" / "bin"
+    python.unlink()
+    python.mkdir()
+    (python / "python").write_text(PYTHON)
+    (python / "python").chmod(0o755)
+    return remote_project / "told.json"

@@ -22,9 +22,10 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -264,6 +265,15 @@ class Server:
             tmp=shlex.quote(str(self.tmp)),
             kept=" ".join(map(shlex.quote, kept)),
         )
+
+
+def until(true: Callable[[], Any], patience: float = 60) -> Any:
+    """Wait until it is true, at most `patience` seconds. Returns: what it is then."""
+    end = time.monotonic() + patience
+    while not (found := true()):
+        assert time.monotonic() < end, "what should come has not come"
+        time.sleep(0.02)
+    return found
 
 
 def free_port() -> int:

@@ -5,18 +5,15 @@ from __future__ import annotations
 import json
 import re
 import signal
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from src.train.checkpoint import COMPLETE
 from tests.fixtures import World
 from tests.remote.client import Client
-from tests.remote.server import Server, needs_own_mounts, needs_ssh, taken_pid
+from tests.remote.server import Server, needs_own_mounts, needs_ssh, taken_pid, until
 
 pytest_plugins = ["tests.fixtures", "tests.remote.server", "tests.remote.client"]
 pytestmark = needs_ssh
@@ -25,14 +22,6 @@ CUTS = 20
 PATIENCE = 300  # seconds until what should come is given up
 LONG = ("epochs=120", "save_steps=20")  # for the moments in between to be met; the later words win
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "REMOTE_ENV": "OMP_NUM_THREADS"}
-
-
-def until(true: Callable[[], Any]) -> Any:
-    end = time.monotonic() + PATIENCE
-    while not (found := true()):
-        assert time.monotonic() < end
-        time.sleep(0.02)
-    return found
 
 
 def words(world: World) -> list[str]:

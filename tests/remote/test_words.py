@@ -1,4 +1,4 @@
-"""What is typed here arrives there as it was typed, and what is secret is seen by the process that needs it alone."""
+"""What is typed here arrives there as it was typed, and a secret is seen by nobody but who needs it."""
 
 from __future__ import annotations
 
@@ -6,50 +6,19 @@ import hashlib
 import json
 import os
 import random
-import sys
 import threading
 from pathlib import Path
 
 import pytest
 
 from tests.remote.client import Client, borrow_environment
-from tests.remote.server import Server, needs_ssh
+from tests.remote.server import Server, needs_ssh, until
 
 pytest_plugins = ["tests.remote.server", "tests.remote.client"]
 pytestmark = needs_ssh
 
-# Takes the place of the Python there: writes down what it was told, and what it has of the environment.
-PYTHON = f"""#!{sys.executable}
-import hashlib, json, os, sys, time
-have = {{name: hashlib.sha256(os.fsencode(value)).hexdigest() for name, value in os.environ.items()}}
-with open("told.json", "w") as file:
-    json.dump({{"words": sys.argv[1:], "have": have, "cwd": os.getcwd(), "pid": os.getpid()}}, file)
-while os.path.exists("wait"):
-    time.sleep(0.01)
-"""
-SPECIAL = list("'\"\\$`!#&|;<>()[]{}*?~%^=,:@ \t\n\r/-+.") + [
-    "$(id)",
-    "${HOME}",
-    "\\n",
-    "'\\''",
-    "--",
-    "-o",
-    "é",
-    "日本",
-    "🙂",
-]
+SPECIAL = [*"'\"\\$`!#&|;<>()[]{}*?~%^=,:@ \t\n\r/-+.é🙂", "$(id)", "${HOME}", "\\n", "'\\''", "--", "-o", "日本"]
 BYTES = [os.fsdecode(bytes([n])) for n in (0x01, 0x1B, 0x7F, 0x80, 0xFF)]
-
-
-@pytest.fixture
-def noted(remote_project: Path) -> Path:
-    """Where what arrives is written down."""
-    python = remote_project / ".venv" / "bin"
-    python.unlink()
-    python.mkdir()
-    (python / "python").write_text(PYTHON)
-    (python / "python").chmod(0o755)
-    return remote_project / "told.json"
 
 
 def words(chance: random.Random, count: int) -> list[str]:
@@ -83,7 +52,7 @@ def test_flags_are_the_clients_wherever_they_stand(person: Client, noted: Path) 
     ]
 
 
-@pytest.mark.parametrize("name", ["a b", "it's $HOME", "~/é [x]", "~"])
+@pytest.mark.parametrize("name", ["it's $HOME", "~/é [x]", "~"])
 def test_a_folder_is_what_its_name_says(sshd: Server, person: Client, name: str) -> None:
     home = sshd.home / "homes" / hashlib.sha256(name.encode()).hexdigest()[:8]
     folder = home / name.removeprefix("~").lstrip("/")
@@ -125,8 +94,7 @@ def test_secrets_are_seen_by_the_process_that_needs_them_alone(
         starting = person.start("ssh-train", "--detach", typed[1], **given)
         out, error = starting.communicate(timeout=60)
         assert starting.returncode == 0, error
-        while not noted.exists() or not noted.read_text():
-            pass
+        until(lambda: noted.exists() and noted.read_text())
     finally:
         over.set()
         watching.join()
