@@ -62,8 +62,12 @@ def _make(root: str) -> None:
         raise Refused(f"{root} is a file on the server", "REMOTE_DIR should be a folder")
     above, home = os.path.dirname(root), os.path.expanduser("~")
     if not os.path.isdir(above) and not root.startswith(os.path.join(home, "")):
-        raise Refused(f"{above} does not exist on the server", "make it there, or choose another REMOTE_DIR")
-    os.makedirs(root, exist_ok=True)
+        said = "is a file" if os.path.lexists(above) else "does not exist"
+        raise Refused(f"{above} {said} on the server", "choose another REMOTE_DIR, or make its folder there")
+    try:
+        os.makedirs(root, exist_ok=True)
+    except FileNotFoundError:  # as below /proc
+        raise Refused(f"{root} cannot be made on the server", "choose another REMOTE_DIR") from None
 
 
 class _Work:
