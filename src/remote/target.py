@@ -136,11 +136,17 @@ def _proxy(host: str, said: Mapping[str, tuple[str, ...]], options: list[str]) -
         user, at, place = hop.rpartition("@")
         name, colon, port = place.rpartition(":") if place.count(":") == 1 else (place, "", "")
         config = options[:2] if options[:1] == ["-F"] else []
+        hop_name = name.strip("[]") if colon else place
+        if _one(_asked(hop_name, config), "proxyjump") == jump:  # ssh starts ssh without end
+            raise RemoteError(
+                f"ssh's configuration has {hop_name} jump through itself",
+                hint=f"give it: Host {hop_name}, ProxyJump none",
+            )
         words = ["ssh", *config, "-o", "BatchMode=yes", *(["-J", ",".join(before)] if before else [])]
         words += [*(["-l", user] if at else []), *(["-p", port] if colon else [])]
         where = _one(said, "hostname") or ""
         bracketed = f"[{where}]" if ":" in where else where
-        return (*words, "-W", f"{bracketed}:{_one(said, 'port')}", name.strip("[]") if colon else place)
+        return (*words, "-W", f"{bracketed}:{_one(said, 'port')}", hop_name)
     if not (command := _one(said, "proxycommand")):
         return ()
     tokens = {"%": "%", "h": _one(said, "hostname"), "p": _one(said, "port"), "r": _one(said, "user"), "n": host}

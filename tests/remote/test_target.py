@@ -79,6 +79,11 @@ def test_a_jump_host_is_ssh_again(config: Path, jump: str, words: list[str]) -> 
     assert str(config) in found.proxy  # which says who the jump host is
 
 
+def test_a_jump_host_that_jumps_through_itself_is_refused(config: Path) -> None:
+    with pytest.raises(RemoteError, match="hop jump through itself"):
+        target(config, "Host hop\n Port 2222\nHost *\n ProxyJump hop\n")
+
+
 def test_a_proxy_command_is_run_by_a_shell(config: Path) -> None:
     found = target(config, "Host box\n ProxyCommand nc -x proxy:1080 %h %p\n")
     assert found.proxy == ("/bin/sh", "-c", "exec nc -x proxy:1080 box 22")

@@ -29,7 +29,7 @@ from src.remote.there.wire import Refused, send
 HOME = "outputs/remote"
 POLL = 0.1  # seconds
 CHUNK = 1 << 16  # bytes
-LASTS = 5.0  # seconds without news after which a follower asks whether the process is still there
+LASTS = 1.0  # seconds without news after which a follower asks whether the process is still there
 CACHE = ".cache"
 CACHES = {"TRITON_CACHE_DIR": "triton", "TORCHINDUCTOR_CACHE_DIR": "inductor", "MPLCONFIGDIR": "matplotlib"}
 LONGEST_TMP = 60  # of a socket's path, 108 bytes, multiprocessing needs the rest

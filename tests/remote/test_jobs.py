@@ -1,0 +1,297 @@
+"""A job on the server: started once, followed byte for byte, looked at, stopped. These are small shell scripts."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from src.errors import RemoteError, Stopped
+from src.remote import jobs
+from src.remote.link import Link
+from src.remote.target import Target
+from tests.remote.server import Server, needs_ssh
+
+pytest_plugins = ["tests.remote.server"]
+pytestmark = needs_ssh
+
+PATIENCE = 60  # seconds until what should come is given up
+
+
+@pytest.fixture
+def place(sshd: Server, tmp_path: Path) -> Path:
+    """REMOTE_DIR, with spaces in its name and an environment whose python is a shell."""
+    folder = sshd.home / f"{tmp_path.name} and more"
+    (folder / ".venv" / "bin").mkdir(parents=True)
+    (folder / ".venv" / "bin" / "python").symlink_to("/bin/sh")
+    return folder
+
+
+@pytest.fixture
+def link(sshd: Server, place: Path, tmp_path: Path) -> Iterator[Link]:
+    with Link(Target.of(sshd.client(tmp_path / "person", f"~/{place.name}"))) as link:
+        yield link
+
+
+def start(
+    link: Link, script: str, *words: str, stage: str = "train", id: str | None = None, **more: str
+) -> jobs.Job:
+    return jobs.start(link, stage, [jobs.PYTHON, "-c", script, "sh", *words], words, more, None, id)
+
+
+def until(true: Callable[[], Any]) -> Any:
+    end = time.monotonic() + PATIENCE
+    while not (found := true()):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    return found
+
+
+def look(link: Link, job: jobs.Job) -> jobs.Job:
+    return jobs.named(link, job["id"])
+
+
+def folder_of(place: Path, job: jobs.Job) -> Path:
+    return place / "outputs" / "remote" / "jobs" / str(job["id"])
+
+
+def supervisor_of(job: jobs.Job) -> psutil.Process:
+    found = psutil.Process(job["pid"]).parent()
+    assert found is not None
+    return found
+
+
+# Started
+
+
+def test_it_runs_in_the_folder_and_all_that_it_says_is_followed(
+    link: Link, place: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    job = start(link, 'echo "in $PWD"; printf "no end\\377" >&2')
+    ended = jobs.follow(link, job["id"])
+    assert capfdbinary.readouterr().out == f"in {place}\n".encode() + b"no end\xff"
+    assert (ended["status"], ended["code"], jobs.meaning(ended)) == ("ended", 0, "finished")
+
+
+def test_what_it_says_bit_by_bit_is_followed_once(link: Link, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    job = start(link, "i=0; while test $i -lt 25; do i=$((i+1)); echo $i; sleep 0.03; done")
+    jobs.follow(link, job["id"])
+    assert capfdbinary.readouterr().out == b"".join(b"%d\n" % i for i in range(1, 26))
+
+
+@pytest.mark.parametrize(
+    ("code", "meaning"),
+    [(2, "refused"), (3, "not promoted"), (75, "stopped, with a checkpoint"), (9, "failed (exit code 9)")],
+)
+def test_the_exit_code_is_that_of_what_ran(link: Link, code: int, meaning: str) -> None:
+    job = start(link, f"exit {code}")
+    assert jobs.followed(link, job["id"]) == code
+    assert jobs.meaning(look(link, job)) == meaning
+
+
+def test_a_start_that_is_repeated_starts_nothing(link: Link, place: Path) -> None:
+    for again in (False, True, True):
+        job = start(link, "echo once >> count; exec sleep 1000", id="the-one")
+        assert (job["id"], job["again"]) == ("the-one", again)
+    jobs.stop(link, job)
+    assert start(link, "echo once >> count", id="the-one")["status"] == "ended"
+    assert (place / "count").read_text() == "once\n"
+    assert len(jobs.known(link)) == 1
+
+
+def test_a_name_that_is_a_path_is_refused(link: Link) -> None:
+    with pytest.raises(RemoteError, match="should be a name"):
+        start(link, "true", id="../../up")
+
+
+def test_without_an_environment_nothing_is_started_and_nothing_left(link: Link, place: Path) -> None:
+    (place / ".venv" / "bin" / "python").unlink()
+    with pytest.raises(RemoteError, match=r"no environment in .*; make ssh-init makes it"):
+        start(link, "true")
+    assert jobs.known(link) == [] and not any((place / "outputs" / "remote" / "jobs").iterdir())
+
+
+def test_words_arrive_as_they_were_typed_whatever_the_locale(sshd: Server, link: Link, place: Path) -> None:
+    words = [
+        "a b",
+        "'",
+        '"',
+        "$HOME",
+        "`id`",
+        "[1, 2]",
+        "ünïcodé 漢字 🜚",
+        "line\nline",
+        "\\",
+        "*",
+        "",
+        "-n",
+        "{x: 1}",
+    ]
+    with sshd.session(LC_ALL="POSIX", LANG="de_DE.ISO-8859-1"):
+        link.close()
+        job = start(link, 'for word; do printf "%s\\0" "$word"; done > words', *words)
+        jobs.followed(link, job["id"])
+    assert (place / "words").read_bytes().decode().split("\0")[:-1] == words
+
+
+def test_what_a_login_shell_prints_is_no_answer(sshd: Server, link: Link) -> None:
+    (sshd.home / ".bashrc").write_text("echo '{\"answer\": 1}'; echo welcome >&2\n")
+    try:
+        assert jobs.followed(link, start(link, "exit 5")["id"]) == 5
+    finally:
+        (sshd.home / ".bashrc").unlink()
+
+
+def test_its_environment_is_what_was_given_and_no_command_line_holds_it(link: Link, place: Path) -> None:
+    secret = "s3cret-of-the-canary"
+    job = start(link, "env > found; exec sleep 1000", HF_TOKEN=secret)
+    until((place / "found").exists)
+    lines = [p.info["cmdline"] or [] for p in psutil.process_iter(["cmdline"])]
+    assert not [line for line in lines if secret in " ".join(line)]
+    jobs.stop(link, job)
+    found = dict(line.partition("=")[::2] for line in (place / "found").read_text().splitlines())
+    assert found["HF_TOKEN"] == secret
+    caches = ("HF_HOME", "XDG_CACHE_HOME", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "MPLCONFIGDIR")
+    assert all(Path(found[name]).is_relative_to(place) for name in caches)
+    assert not [name for name in found if name.startswith("SSH_")]
+    (place / "found").unlink()
+    assert not [p for p in place.rglob("*") if p.is_file() and secret.encode() in p.read_bytes()]
+
+
+# Watched
+
+
+def test_the_process_of_another_boot_is_gone_though_its_id_is_taken(link: Link, place: Path) -> None:
+    job = start(link, "exec sleep 1000")
+    assert look(link, job)["status"] == "running"
+    record = folder_of(place, job) / "job.json"
+    then = json.loads(record.read_text())
+    for changed in ({"boot_id": "another"}, {"ticks": then["ticks"] + 1}):
+        record.write_text(json.dumps(then | changed))
+        assert look(link, job)["status"] == "interrupted"
+    record.write_text(json.dumps(then | {"host": "login2"}))
+    assert jobs.meaning(look(link, job)) == "on login2, not seen from here"
+    record.write_text(json.dumps(then))
+    jobs.stop(link, job)
+
+
+def test_who_follows_one_whose_process_is_gone_is_told_how_it_goes_on(link: Link) -> None:
+    job = start(link, "exec sleep 1000")
+    supervisor_of(job).kill()
+    os.kill(job["pid"], signal.SIGKILL)
+    with pytest.raises(Stopped, match=f"interrupted.*make ssh-train resume={job['id']}"):
+        jobs.followed(link, job["id"])
+
+
+def test_it_outlives_who_waits_for_its_end_and_its_run_tells_how_that_was(link: Link, place: Path) -> None:
+    run = place / "outputs" / "runs" / "r1"
+    run.mkdir(parents=True)
+    job = start(link, f"echo '{run}' > \"$ASSAY_RUN_FILE\"; while ! test -e go; do sleep 0.02; done; echo over")
+    supervisor_of(job).kill()
+    until(lambda: look(link, job)["run"])
+    assert look(link, job)["status"] == "running"
+    (run / "manifest.json").write_text('{"status": "finished"}')
+    (place / "go").touch()
+    assert jobs.followed(link, job["id"]) == 0
+    assert jobs.meaning(look(link, job)) == "finished"
+    (run / "manifest.json").write_text('{"status": "failed"}')
+    assert jobs.meaning(look(link, job)) == "interrupted"
+
+
+def test_a_run_is_named_by_its_beginning_and_by_the_directory_that_it_works_in(link: Link, place: Path) -> None:
+    said = 'echo /x/r7 > "$ASSAY_RUN_FILE"'
+    first = start(link, said, id="2026-01-02_a")
+    second = start(link, f"{said}; exec sleep 1000", id="2026-01-02_b")
+    third = start(link, "true", id="2026-01-03_c")
+    until(lambda: jobs.named(link, "2026-01-02_b")["run"] and look(link, first)["status"] == "ended")
+    until(lambda: look(link, third)["status"] == "ended")
+
+    def named(word: str | None, **how: bool) -> str:
+        return str(jobs.named(link, word, **how)["id"])
+
+    assert named("2026-01-03") == named(None) == named("latest") == third["id"]
+    assert named(None, running=True) == second["id"]
+    assert named("r7") == second["id"]  # the one of the two that runs
+    with pytest.raises(RemoteError, match="is the beginning of 2 runs"):
+        named("2026-01-02")
+    with pytest.raises(RemoteError, match="did you mean 2026-01-03_c"):
+        named("2026-01-03_d")
+    jobs.stop(link, second)
+    assert named("r7") == second["id"]  # the newest
+
+
+def test_the_table_shows_every_status_whole_in_80_columns(
+    link: Link, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    for _ in range(3):
+        jobs.followed(
+            link, start(link, "echo a very long line of a log that has no room here at all; exit 75")["id"]
+        )
+    capsys.readouterr()
+    jobs.print_table(jobs.known(link), link)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 5 and all(len(line) <= 80 for line in lines)
+    assert all("stopped, with a checkpoint" in line for line in lines[2:])
+
+
+def test_of_a_long_list_the_newest_are_shown_and_what_runs(
+    link: Link, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "SHOWN", 1)
+    running = start(link, "exec sleep 1000", id="running")
+    for id in ("old", "new"):
+        jobs.followed(link, start(link, "true", id=id)["id"])
+    capsys.readouterr()
+    jobs.print_table(jobs.known(link), link)
+    shown = capsys.readouterr().out
+    assert "new" in shown and "running" in shown and "old " not in shown and "and 1 older ones" in shown
+    jobs.stop(link, running)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(0, "0 s"), (59.6, "1 min"), (3725, "1 h 2 min"), (90000, "1 d 1 h"), (-5, "0 s")]
+)
+def test_a_duration_is_its_two_greatest_units(seconds: float, words: str) -> None:
+    assert jobs.duration(seconds) == words
+
+
+# Stopped
+
+
+def test_to_stop_one_lets_it_save_what_it_has(link: Link, capfd: pytest.CaptureFixture[str]) -> None:
+    job = start(link, 'trap "echo saved; exit 75" TERM; echo up; while :; do sleep 0.02; done')
+    until(lambda: look(link, job)["last"] == "up")
+    ended = jobs.stop(link, look(link, job))
+    assert jobs.meaning(ended) == "stopped, with a checkpoint"
+    assert capfd.readouterr().out == "saved\n"  # what came after it was asked
+
+
+def test_one_that_does_not_end_is_killed_with_all_that_it_has_started(link: Link, place: Path) -> None:
+    away = 'import os, time; os.setsid(); open("child", "w").write(str(os.getpid())); time.sleep(1000)'
+    detached = f"{sys.executable} -c '{away}'"
+    job = start(link, f'trap "" TERM; {detached} & while :; do sleep 0.02; done')
+    child = int(until(lambda: (place / "child").exists() and (place / "child").read_text()))
+    ended = jobs.stop(link, job, grace=0.2)
+    assert jobs.meaning(ended) == "killed (signal 9)"
+    until(lambda: not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE)
+
+
+def test_one_that_has_ended_is_not_stopped(link: Link) -> None:
+    job = start(link, "true")
+    jobs.followed(link, job["id"])
+    with pytest.raises(RemoteError, match="does not run: it is finished"):
+        jobs.stop(link, look(link, job))
+
+
+def test_a_folder_where_nothing_was_run_says_so(link: Link) -> None:
+    with pytest.raises(RemoteError, match="nothing has been run"):
+        jobs.named(link, None)
