@@ -140,8 +140,8 @@ COMMANDS = {
     "ssh-init": Command(
         init,
         "Make the server's environment, or what of it is missing.",
-        more="Pushes, tells what the server is, and installs requirements.txt into REMOTE_DIR/.venv, torch first and\n"
-        "made for its GPU. REMOTE_PYTHON is the Python to use, REMOTE_TORCH_INDEX the package index of torch.",
+        more="Pushes, tells what the server is, and installs requirements.txt into REMOTE_DIR/.venv, torch "
+        "first and\nmade for its GPU. REMOTE_PYTHON is the Python to use, REMOTE_TORCH_INDEX torch's index.",
     ),
     "ssh-status": Command(
         status,
@@ -156,7 +156,8 @@ COMMANDS = {
         attach,
         "Follow a run on the server to its end.",
         most=1,
-        more=f"{RUN};\nthe newest that runs without. Ctrl-C ends the following, and not the run. The exit code is the run's.",
+        more=f"{RUN};\nthe newest that runs without. Ctrl-C ends the following, not the run. "
+        "The exit code is the run's.",
     ),
     "ssh-stop": Command(
         stop,

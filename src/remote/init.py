@@ -17,7 +17,7 @@ from src.utils.screen import Screen
 STAGE = "init"
 INSTALLER = "src.remote.there.install"
 GB = 1e9
-NEEDED = {"cuda": 9 * GB, "rocm": 25 * GB, "cpu": 3 * GB}  # bytes of torch and all that belongs to it, with pip's cache
+NEEDED = {"cuda": 9 * GB, "rocm": 25 * GB, "cpu": 3 * GB}  # bytes of torch, what belongs to it, and pip's cache
 FOR_PIP = re.compile(r"PIP_\w+|(https?|no|all)_proxy", re.IGNORECASE)
 
 
@@ -39,9 +39,7 @@ def init(link: Link) -> int:
     _room(facts)
     if facts["runs"]:
         print(f"in the midst of {', '.join(facts['runs'])}, which may notice a package that changes")
-    job = jobs.start(
-        link, STAGE, [facts["python"]["program"], "-m", INSTALLER], [], environment(os.environ), code
-    )
+    job = jobs.start(link, STAGE, [facts["python"]["program"], "-m", INSTALLER], [], environment(os.environ), code)
     print(f"{facts['missing'][0]}: run {job['id']} makes it", flush=True)
     return jobs.followed(link, job["id"])
 
@@ -88,7 +86,7 @@ def rows(facts: dict[str, Any]) -> dict[str, str]:
     state = "; ".join(facts["missing"]) or f"whole, torch {made['torch']} for {made['accelerator']}"
     return {
         "system": facts["system"],
-        "Python": f"{version}, {facts['python']['program']}",
+        "Python": f"{version}, {facts['python']['program'].replace(facts['root'] + '/', '')}",
         "GPU": gpus(facts["accelerator"]),
         "cores": str(facts["cores"]),
         "memory": size(facts["memory"]),
@@ -125,4 +123,6 @@ def warnings(facts: dict[str, Any]) -> list[str]:
 
 def size(number: float) -> str:
     """Bytes in GB or MB."""
-    return f"{number / GB:.0f} GB" if number >= 10 * GB else f"{number / GB:.1f} GB" if number >= GB / 10 else f"{number / 1e6:.0f} MB"
+    if number < GB / 10:
+        return f"{number / 1e6:.0f} MB"
+    return f"{number / GB:.{int(number < 10 * GB)}f} GB"

@@ -61,7 +61,7 @@ class Failed(Exception):
 
 
 class Installation:
-    """`lock` is a file that whoever writes to the environment has open: pip outlives an installer that was killed."""
+    """`lock` is a file that pip has open too, for it outlives an installer that was killed."""
 
     def __init__(self, root: str, lock: int) -> None:
         self.root, self.lock = root, lock
@@ -122,8 +122,9 @@ class Installation:
         index, problem = public_index(self.kind, version, self.found["runtime"])
         if index:
             return index, f"torch for {self.kind} comes from {index}"
-        instead = "which may give the build for CUDA" + (", 4 GB more" if self.kind == "cpu" else "")
-        return None, f"{problem}: torch comes from this server's own package index, {instead}; REMOTE_TORCH_INDEX names another"
+        more = ", 4 GB more" if self.kind == "cpu" else ""
+        said = f"torch comes from this server's own package index, which may give the build for CUDA{more}"
+        return None, f"{problem}: {said}; REMOTE_TORCH_INDEX names another"
 
     def done(self) -> None:
         """Write down what there is now."""
@@ -143,7 +144,7 @@ class Installation:
         """Import torch, and say where it does not find the GPU."""
         if machine.torch_pin(self.root) is None:
             return None
-        done = subprocess.run([self.python, "-c", TRIED], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd="/")
+        done = subprocess.run([self.python, "-c", TRIED], capture_output=True, cwd="/")
         if done.returncode:
             said = done.stderr.decode(errors="replace").strip().splitlines()
             raise Failed(f"torch was installed and cannot be imported: {said[-1] if said else done.returncode}")
@@ -152,9 +153,9 @@ class Installation:
             built = f"CUDA {cuda}" if cuda else f"ROCm {hip}" if hip else "a CPU alone"
             here = {"cuda": "CUDA", "rocm": "ROCm"}[self.kind]
             say(
-                f"warning: torch {version} is made for {built} and finds no GPU, where the driver is for {here} "
-                f"{self.found['runtime'] or 'of an unknown version'}; have the driver updated, or name an index with "
-                f"a build for it by REMOTE_TORCH_INDEX, as {PUBLIC}/cu126, remove .venv there and run ssh-init again"
+                f"warning: torch {version} is made for {built} and finds no GPU; the driver there is for {here} "
+                f"{self.found['runtime'] or 'of an unknown version'}. Have it updated, or name an index with a build "
+                f"for it by REMOTE_TORCH_INDEX, as {PUBLIC}/cu126, remove .venv and run ssh-init again"
             )
         return list(found)
 
@@ -179,6 +180,7 @@ class Installation:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             pass_fds=(self.lock,),
+            process_group=0,
         )
         try:
             for line in process.stdout or ():
@@ -186,8 +188,8 @@ class Installation:
                 if not QUIET.match(text):
                     say(text)
             code = process.wait()
-        except BaseException:  # the process was told to end
-            process.terminate()
+        except BaseException:  # this process was told to end, and those that pip has started with it
+            os.killpg(process.pid, signal.SIGTERM)
             process.wait()
             raise
         if code:
@@ -264,7 +266,9 @@ def _whole(packages: str, info: str) -> bool:
         with open(os.path.join(info, "RECORD"), encoding="utf-8", newline="") as file:
             rows = list(csv.reader(file))
         sizes = {row[0]: int(row[2]) for row in rows if len(row) == 3 and row[2]}
-        return bool(rows) and all(os.path.getsize(os.path.join(packages, name)) == size for name, size in sizes.items())
+        return bool(rows) and all(
+            os.path.getsize(os.path.join(packages, name)) == size for name, size in sizes.items()
+        )
     except (OSError, ValueError):
         return False
 

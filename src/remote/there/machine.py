@@ -73,7 +73,7 @@ def interpreter(root: str, named: str | None) -> Facts:
     wanted = _maker(named)["version"] if named else version
     if wanted[:2] != version[:2]:
         raise Refused(
-            f"the environment in {venv.path(root)} is of Python {spelt(version)}, and REMOTE_PYTHON is {spelt(wanted)}",
+            f"{venv.path(root)} is of Python {spelt(version)}, and REMOTE_PYTHON is {spelt(wanted)}",
             "remove it there (make ssh-shell) and run make ssh-init again",
         )
     return {"program": made, "version": version}
@@ -128,7 +128,7 @@ def accelerator(path: str | None = None) -> Facts:
     """What nvidia-smi or rocminfo of `path` answer (the session's PATH without it).
 
     Returns: `{"kind": "cuda"|"rocm"|"cpu", "gpus": [[name, bytes or None]], "driver", "runtime", "problem",
-    "scheduled"}`; `runtime` is the version of CUDA that the driver can run, or of ROCm, `scheduled` what Slurm has.
+    "scheduled"}`; `runtime` is the version of CUDA that the driver can run, or of ROCm; `scheduled` is Slurm's.
     """
     path = os.pathsep.join([os.environ.get("PATH", os.defpath), *ELSEWHERE]) if path is None else path
     found: Facts = {"kind": "cpu", "gpus": [], "driver": None, "runtime": None, "problem": None, "scheduled": None}
@@ -145,7 +145,10 @@ def accelerator(path: str | None = None) -> Facts:
     if amd:
         agents = [text for text in (answer([amd]) or "").split("Agent ") if re.search(r"Device Type:\s+GPU", text)]
         if agents:
-            names = [re.search(r"Marketing Name:\s+(\S.*)", text) or re.search(r"Name:\s+(\S+)", text) for text in agents]
+            names = [
+                re.search(r"Marketing Name:\s+(\S.*)", text) or re.search(r"Name:\s+(\S+)", text)
+                for text in agents
+            ]
             gpus = [[name[1].strip() if name else "AMD", None] for name in names]
             return dict(found, kind="rocm", gpus=gpus, runtime=_rocm(amd), problem=None)
         found["problem"] = found["problem"] or f"{amd} is there, and answers of no GPU"
@@ -215,7 +218,11 @@ def kills(user: str) -> bool:
 def configured(name: str, places: tuple[str, ...] = ("/usr/lib/systemd", "/etc/systemd")) -> str:
     """A setting of logind as its files have it, the later ones over the earlier."""
     value = ""
-    paths = [f for place in places for f in (f"{place}/logind.conf", *sorted(glob.glob(f"{place}/logind.conf.d/*.conf")))]
+    paths = [
+        f
+        for place in places
+        for f in (f"{place}/logind.conf", *sorted(glob.glob(f"{place}/logind.conf.d/*.conf")))
+    ]
     for path in paths:
         try:
             with open(path, encoding="utf-8", errors="replace") as file:

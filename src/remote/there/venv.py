@@ -35,7 +35,9 @@ def python(root: str) -> str | None:
 
 def requirements(root: str, accelerator: str) -> list[str]:
     """The names of the files that say what belongs into it."""
-    return [name for name in (REQUIREMENTS, *MORE.get(accelerator, [])) if os.path.isfile(os.path.join(root, name))]
+    return [
+        name for name in (REQUIREMENTS, *MORE.get(accelerator, [])) if os.path.isfile(os.path.join(root, name))
+    ]
 
 
 def digest(root: str, accelerator: str) -> str:
