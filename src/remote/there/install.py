@@ -154,8 +154,8 @@ class Installation:
             here = {"cuda": "CUDA", "rocm": "ROCm"}[self.kind]
             say(
                 f"warning: torch {version} is made for {built} and finds no GPU; the driver there is for {here} "
-                f"{self.found['runtime'] or 'of an unknown version'}. Have it updated, or name an index with a build "
-                f"for it by REMOTE_TORCH_INDEX, as {PUBLIC}/cu126, remove .venv and run ssh-init again"
+                f"{self.found['runtime'] or 'of an unknown version'}. Have it updated, or name an index with "
+                f"a build for it by REMOTE_TORCH_INDEX, as {PUBLIC}/cu126, remove .venv and run ssh-init again"
             )
         return list(found)
 
