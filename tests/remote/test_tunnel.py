@@ -26,6 +26,7 @@ from tests.remote.server import Server, free_port, needs_ssh
 pytest_plugins = ["tests.remote.server", "tests.remote.client"]
 pytestmark = needs_ssh
 
+ODD = ' it\'s a "$HOME" `x` ! é'
 PATIENCE = 60  # seconds until something that does not happen is given up
 
 
@@ -71,12 +72,12 @@ def typed(person: Client, text: str, **variables: str) -> tuple[str, int]:
 @pytest.fixture
 def odd(person: Client, remote_project: Path) -> tuple[Client, Path]:
     """A folder whose name every shell would take for something else."""
-    folder = remote_project.with_name(f"{remote_project.name} it's a \\"$HOME\\" `x` ! é")
+    folder = remote_project.with_name(remote_project.name + ODD)
     remote_project.rename(folder)
     return person.having(REMOTE_DIR=str(folder)), folder
 
 
-SAY = "echo [$PWD] [$(python -c 'import sys; print(sys.prefix)')] [$-]; exit 7"  # the environment is a borrowed one
+SAY = "echo [$PWD] [$(python -c 'import sys; print(sys.prefix)')] [$-]; exit 7"
 
 
 def test_a_shell_opens_in_the_folder_with_its_environment(odd: tuple[Client, Path]) -> None:
