@@ -15,6 +15,7 @@ import hashlib
 import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice, product
 from pathlib import Path
@@ -33,7 +34,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from src import config, runs, space
-from src.errors import ConfigError, UserError, did_you_mean
+from src.errors import ConfigError, RunError, UserError, did_you_mean
 from src.space import quoted
 from src.utils.secrets import redact, secrets_as_references
 
@@ -137,12 +138,12 @@ def _take_up(call: Call) -> None:
     if call.stage != "train" or (call.config_dir, call.config_name) != (CONFIGS, "train"):
         return
     typed = {key: value.strip("'\"") for key, _, value in (o.lstrip("+").partition("=") for o in call.overrides)}
-    wanted = typed.get("resume", "auto")
-    if wanted == "latest":
-        found = runs.trainings(typed.get("output_dir", config.OutputArgs.output_dir))
-        wanted = str(found[0].path) if found else wanted
-    if wanted not in {"auto", "never"} and (Path(wanted) / "config_used.yaml").is_file():
-        call.config_dir, call.config_name = Path(wanted), "config_used"
+    if (wanted := typed.get("resume", "auto")) in {"auto", "never"}:
+        return
+    with suppress(RunError):  # told by the stage, which also looks into the mirror
+        run = runs.training(wanted, typed.get("output_dir", config.OutputArgs.output_dir))
+        if (run.path / "config_used.yaml").is_file():
+            call.config_dir, call.config_name = run.path, "config_used"
 
 
 def _locate(call: Call) -> None:

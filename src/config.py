@@ -322,7 +322,7 @@ class LoopArgs:
     resume: Annotated[
         str,
         Len(1),
-        Doc("never; auto: go on with a stopped run of these very settings; latest; or a run directory"),
+        Doc("never; auto: go on with a stopped run of these very settings; latest; or a run's id or directory"),
     ] = "auto"
     mirror: Annotated[str | None, Doc("s3://bucket/prefix that checkpoints are copied to")] = None
     mirror_endpoint: Annotated[str | None, Doc("S3-compatible server of mirror; null is the environment's")] = None

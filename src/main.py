@@ -253,7 +253,9 @@ def _load_dotenv() -> None:
 
 if __name__ == "__main__":
     from src.utils.imports import own_process
+    from src.utils.secrets import hide_in_tracebacks
 
+    hide_in_tracebacks()
     if not {"-m", "--multirun"} & set(sys.argv):
         own_process()
     sys.exit(main())

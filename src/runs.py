@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
 import shutil
 import socket
 import sys
@@ -30,6 +31,9 @@ from src.utils.logs import log
 
 FINISHED, RUNNING, FAILED, INTERRUPTED = "finished", "running", "failed", "interrupted"
 LOCK = ".lock"
+RUN_ID = "ASSAY_RUN_ID"  # the environment's name for the first run that this command makes
+RUN_FILE = "ASSAY_RUN_FILE"  # a file that is told which run this command works in
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")  # another after each start of the system
 _held: dict[Path, Any] = {}  # the lock files of the runs that this process writes into
 
 
@@ -115,6 +119,12 @@ class Run:
             status=RUNNING, ended=None, error=None, command=command(), process=this_process(), attempts=earlier
         )
         point(self.path.parent / "latest", self.path)
+        self._tell()
+
+    def _tell(self) -> None:
+        """Write the path of this run where whoever started the command looks for it."""
+        if file := os.environ.get(RUN_FILE):
+            write_text(Path(file), f"{self.path.absolute()}\n")
 
     @contextmanager
     def recorded(self, part: str | None = None) -> Iterator[Run]:
@@ -136,6 +146,7 @@ class Run:
                 command=command(),
                 process=this_process(),
             )
+            self._tell()
         try:
             with disk_errors(self.path):
                 yield self
@@ -158,13 +169,14 @@ class Run:
 
 
 def create(output_dir: str | Path, stage: str, config_yaml: str, facts: Mapping[str, Any]) -> Run:
-    """Make a new run directory, named by the time and held by this process, and point `latest` to it.
+    """Make a new run directory, held by this process, and point `latest` to it.
 
-    Two runs started in the same second get two directories. `latest` is switched last, to a directory
-    that already says what it is.
+    It is named by the time, or as the environment wishes. Two runs started in the same second get two
+    directories. `latest` is switched last, to a directory that already says what it is.
+    Raises: RunError if nothing can be written there, or the name that is wished for is none.
     """
     root = Path(output_dir) / "runs"
-    run = Run(new_folder(root))
+    run = Run(new_folder(root, wished()))
     run.hold()
     write_text(run.path / "config_used.yaml", config_yaml)
     run.logs.mkdir()
@@ -182,12 +194,24 @@ def create(output_dir: str | Path, stage: str, config_yaml: str, facts: Mapping[
         },
     )
     point(root / "latest", run.path)
+    run._tell()
     return run
 
 
-def new_folder(root: Path) -> Path:
-    """A new folder in `root`, named by the time; two of the same second get two names."""
-    name = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+def wished() -> str | None:
+    """The name that the environment has for a run. It is given once: those after it are named by the time.
+
+    Raises: RunError if no folder can have it.
+    """
+    name = os.environ.pop(RUN_ID, None)
+    if name and (name == "latest" or not re.fullmatch(r"\w[\w.-]*", name)):
+        raise RunError(f"{RUN_ID}={name} is no name for a run", hint="use letters, digits, '.', '_' and '-'")
+    return name or None
+
+
+def new_folder(root: Path, name: str | None = None) -> Path:
+    """A new folder in `root`, named by the time unless it has a name; two of the same name get two."""
+    name = name or datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     for suffix in ["", *(f"-{n}" for n in range(2, 1000))]:
         path = root / (name + suffix)
         try:
@@ -196,7 +220,7 @@ def new_folder(root: Path) -> Path:
             return path
         except FileExistsError:
             continue
-    raise RunError(f"{root} holds a thousand runs of this very second")
+    raise RunError(f"{root} holds a thousand folders named {name}")
 
 
 def now() -> str:
@@ -223,14 +247,25 @@ def this_process() -> dict[str, Any]:
         "pid": os.getpid(),
         "created": psutil.Process().create_time(),
         "host": socket.gethostname(),
+        "boot_id": boot_id(),
         "launcher": handed.launcher(),
     }
+
+
+def boot_id() -> str | None:
+    """What tells this start of the system from every other, None where the system does not say."""
+    try:
+        return BOOT_ID.read_text().strip()
+    except OSError:
+        return None
 
 
 def _alive(process: Mapping[str, Any]) -> bool:
     """Whether the recorded process still runs. On another host that cannot be seen, so it is believed."""
     if process["host"] != socket.gethostname():
         return True
+    if process.get("boot_id") not in (None, boot_id()):  # the system went down with it
+        return False
     try:
         found = psutil.Process(process["pid"])
         same = abs(found.create_time() - process["created"]) < 1  # a pid is reused, a start time is not
@@ -272,12 +307,14 @@ def _folders(output_dir: str | Path) -> list[Run]:
 
 
 def newest_finished(output_dir: str | Path) -> Run:
-    """The newest run that finished and holds a model.
+    """The newest run that finished and holds a model: the one that `latest` points to, if it is such a run.
 
+    What is gone on with, or fetched from elsewhere, is the newest although it started before others.
     Raises: RunError if there is none, naming the newest unfinished one.
     """
     runs = all_runs(output_dir)
-    for run in runs:
+    latest = (Path(output_dir) / "runs" / "latest").resolve().name
+    for run in sorted(runs, key=lambda run: run.id != latest):
         if run.status == FINISHED and run.model.is_dir():
             return run
     other = f"; the newest, {runs[0].id}, is {runs[0].status}" if runs else ""
@@ -304,6 +341,19 @@ def find(path: str | None, output_dir: str | Path) -> tuple[Path, Run | None]:
     if not run.model.is_dir():
         raise RunError(f"run {run.id} has no model: it is {run.status}", hint="give a finished run")
     return run.model, run
+
+
+def training(word: str, output_dir: str | Path) -> Run:
+    """The run that a training is to go on with: the newest training for `latest`, else see `named`.
+
+    Raises: RunError if there is none, or several.
+    """
+    if word != "latest":
+        return named(word, output_dir)
+    found = trainings(output_dir)
+    if not found:
+        raise RunError(f"there is no run in {output_dir}/runs", hint="set resume=never")
+    return found[0]
 
 
 def named(word: str, output_dir: str | Path) -> Run:

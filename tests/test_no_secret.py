@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.fixtures import ANSWER, TRAINED_ON, World, call, chat, jsonl, tree
+from tests.fixtures import ANSWER, ROOT, TRAINED_ON, World, call, chat, jsonl, tree
 
 pytest_plugins = ["tests.fixtures"]
 
@@ -123,6 +125,36 @@ def test_a_refusal_does_not_repeat_a_secret(secretive: World, capsys: pytest.Cap
     said = "".join(capsys.readouterr())
     assert "lr=${oc.env:HF_TOKEN}" in said
     assert TYPED not in said
+
+
+BROKEN = """
+import os, threading
+
+def load_dotenv(*_, **__):
+    def fail():
+        raise OSError("refused: " + os.environ["CANARY_TOKEN"])
+    {how}
+"""
+
+
+@pytest.mark.parametrize(
+    "how", ["fail()", "thread = threading.Thread(target=fail); thread.start(); thread.join(); raise SystemExit(1)"]
+)
+def test_what_nobody_foresaw_is_told_without_a_secret(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """What reads `.env` is broken, and a traceback is printed, by whichever thread."""
+    (tmp_path / ".env").touch()
+    (tmp_path / "dotenv.py").write_text(BROKEN.format(how=how))
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
+    for value in CANARIES.values():
+        monkeypatch.setenv("CANARY_TOKEN", value)
+        done = subprocess.run(
+            [sys.executable, "-m", "src.main", "train"], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert done.returncode == 1
+        assert "Traceback" in done.stderr and "OSError: refused: ${oc.env:CANARY_TOKEN}" in done.stderr
+        assert value not in done.stdout + done.stderr
 
 
 def test_a_configuration_with_a_secret_still_repeats_the_run(secretive: World) -> None:

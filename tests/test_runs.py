@@ -19,6 +19,7 @@ import pytest
 from src import runs
 from src.errors import RunError
 from src.runs import FAILED, FINISHED, INTERRUPTED, RUNNING, Run
+from src.utils.files import point
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -114,6 +115,43 @@ def test_threads_that_make_folders_at_once_get_one_each(out: Path) -> None:
     assert len(set(folders)) == 40
 
 
+def test_the_first_run_is_named_as_the_environment_wishes(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for expected in ("job-7", "job-7-2"):
+        monkeypatch.setenv("ASSAY_RUN_ID", "job-7")
+        assert runs.new_folder(out / "sweeps").name != "job-7"  # that is no run
+        run = create(out)
+        assert (run.id, run.manifest["run"], os.readlink(out / "runs/latest")) == (expected, expected, expected)
+        assert create(out).id.startswith("20")
+
+
+@pytest.mark.parametrize("name", ["../up", "a/b", "latest", ".hidden"])
+def test_a_wish_that_is_no_name_is_refused(out: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv("ASSAY_RUN_ID", name)
+    with pytest.raises(RunError, match=f"ASSAY_RUN_ID={name} is no name for a run; use letters"):
+        create(out)
+    assert not out.exists()
+
+
+def test_whoever_wants_to_know_is_told_in_which_run_a_command_works(
+    out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = create(out)
+    told = tmp_path / "there" / "run"
+    monkeypatch.setenv("ASSAY_RUN_FILE", str(told))
+    second = create(out)
+    assert told.read_text() == f"{second.path.absolute()}\n"
+    first.reopen()
+    assert told.read_text() == f"{first.path.absolute()}\n"
+    with second.recorded("evaluation"):
+        assert told.read_text() == f"{second.path.absolute()}\n"
+    with first.recorded():
+        pass
+    assert os.listdir(told.parent) == ["run"]
+    monkeypatch.chdir(tmp_path)
+    assert told.read_text() != f"{create(Path('out')).path}\n"
+    assert Path(told.read_text().strip()).is_absolute()
+
+
 def test_a_file_in_the_place_of_the_folder_is_one_sentence(out: Path) -> None:
     out.write_text("")
     with pytest.raises(RunError, match="out"):
@@ -157,6 +195,26 @@ def test_a_process_number_that_another_process_got_does_not_bring_a_run_back(out
     run = create(out)
     process = run.manifest["process"]
     run.update(process=process | {"created": process["created"] - 3600})
+    assert run.status == INTERRUPTED
+
+
+def test_a_run_of_before_the_machine_was_started_again_was_interrupted(out: Path) -> None:
+    run = create(out)
+    process = run.manifest["process"]
+    assert process["boot_id"] == runs.boot_id()
+    run.update(process=process | {"boot_id": "another"})
+    assert run.status == INTERRUPTED
+    run.update(process=process | {"boot_id": "another", "host": "another.example.org"})
+    assert run.status == RUNNING
+
+
+@pytest.mark.parametrize("unknown", [{"boot_id": None}, {}])
+def test_a_run_that_does_not_know_its_boot_is_judged_by_its_process(out: Path, unknown: dict[str, None]) -> None:
+    run = create(out)
+    process = {k: v for k, v in run.manifest["process"].items() if k != "boot_id"}
+    run.update(process=process | unknown)
+    assert run.status == RUNNING
+    run.update(process=process | unknown | {"created": process["created"] - 3600})
     assert run.status == INTERRUPTED
 
 
@@ -272,7 +330,18 @@ def test_the_newest_finished_run_is_found(out: Path) -> None:
     finished(out).update(started="2026-01-01T00:00:00+00:00")
     wanted = finished(out)
     wanted.update(started="2026-01-02T00:00:00+00:00")
+    create(out).update(started="2026-01-03T00:00:00+00:00")
     assert runs.find(None, out) == (wanted.model, wanted)
+
+
+def test_a_finished_run_that_latest_points_to_comes_before_newer_ones(out: Path) -> None:
+    fetched, newer = finished(out), finished(out)
+    fetched.update(started="2026-01-01T00:00:00+00:00")
+    for run in (newer, fetched):
+        point(out / "runs" / "latest", run.path)
+        assert runs.find(None, out) == (run.model, run)
+    fetched.update(status=FAILED)
+    assert runs.newest_finished(out) == newer
 
 
 def test_failed_unfinished_and_modelless_runs_are_passed_over(out: Path) -> None:
@@ -344,3 +413,14 @@ def test_a_name_that_no_run_or_several_have_is_refused_with_what_was_meant(out: 
     other = finished(out)
     with pytest.raises(RunError, match=f"20 is the beginning of 2 runs: {other.id}, {run.id}"):
         runs.named("20", out)
+
+
+def test_a_training_to_go_on_with_is_the_newest_training_or_the_run_that_is_named(out: Path) -> None:
+    with pytest.raises(RunError, match=r"there is no run in .*/runs; set resume=never"):
+        runs.training("latest", out)
+    run = create(out)
+    run.update(started="2026-01-01T00:00:00+00:00")
+    other = create(out)
+    other.update(stage="eval")
+    assert runs.training("latest", out) == run
+    assert runs.training(other.id, out).path == other.path.resolve()

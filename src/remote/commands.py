@@ -110,7 +110,7 @@ def stage(name: str) -> Callable[[Link, Words], int]:
 
         typed = secrets_as_references(words.rest)
         environment = carried.carried(typed, os.environ) | carried.columns()
-        code = pushing.push(link, also=_also(words))
+        code = pushing.push(link, also=_also(words), words=typed)
         argv = [jobs.PYTHON, "-m", "src.main", name, *typed]
         job = jobs.start(link, name, argv, typed, environment, code, words.flags.get("--run"))
         done = "is there already:" if job["again"] else "started:"

@@ -90,7 +90,7 @@ def _config(plan: Plan, folder: str) -> LaunchConfig:
 @contextmanager
 def _environment(cfg: TrainConfig, plan: Plan) -> Iterator[None]:
     """What the processes find in their environment."""
-    before = dict(os.environ)
+    before = {name: value for name, value in os.environ.items() if name != runs.RUN_ID}  # theirs, and used once
     os.environ.update(handed.pack(asdict(cfg), runs.command()))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // plan.processes)))
     for name in ("torch.distributed.elastic", "torch.distributed.launcher"):

@@ -117,17 +117,18 @@ def _essence(key: str, fact: Any) -> Any:
 
 
 def _named(cfg: TrainConfig, store: mirror.Store | None) -> Run | mirror.Remote:
-    if cfg.resume == "latest":
-        found = runs.trainings(cfg.output_dir) or (mirror.remote_runs(store) if store else [])
-        if not found:
-            raise RunError(f"resume=latest: there is no run in {cfg.output_dir}/runs", hint="set resume=never")
-        return found[0]
-    run = Run(Path(cfg.resume).resolve())
-    if not run.readable:
-        if there := next((r for r in mirror.remote_runs(store) if r.id == run.id), None) if store else None:
-            return there
-        raise RunError(f"resume={cfg.resume} is no run directory", hint="make runs lists them")
-    return run
+    """The run that `resume` names, here or else in the mirror."""
+    try:
+        return runs.training(cfg.resume, cfg.output_dir)
+    except RunError as error:
+        here = {run.id for run in runs.all_runs(cfg.output_dir)}
+        there = [run for run in mirror.remote_runs(store) if run.id not in here] if store else []
+        beginning = "" if cfg.resume == "latest" else Path(cfg.resume).name
+        found = [run for run in there if run.id.startswith(beginning)]
+        found = [run for run in found if run.id == beginning] or found
+        if len(found) == 1 or (found and cfg.resume == "latest"):
+            return found[0]
+        raise RunError(f"resume={cfg.resume}: {error.problems[0]}", hint=error.hint) from None
 
 
 def _no_way_on(run: Run | mirror.Remote, by_name: bool = False) -> str | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import json
 import os
 import platform
 import shutil
@@ -24,6 +25,7 @@ from src.errors import ConfigError
 
 NATIVE_BF16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")  # x86, x86, arm64
 FIRST_BF16_CAPABILITY = 8.0  # Ampere
+CODE = Path(__file__).resolve().parents[1] / "code.json"  # written beside the code where it is copied to a server
 M_MMAP_THRESHOLD = -3  # malloc.h
 CGROUPS = [  # limit, use and details of a control group: version 2, version 1
     ("memory.max", "memory.current", "memory.stat"),
@@ -154,10 +156,17 @@ def choose_kernels(use_liger: bool | str, visible: str) -> Reasoned:
 
 
 def git_state() -> dict[str, str | None]:
-    """`commit` of the code, and `diff_sha256` of what was changed since (None where nothing was)."""
+    """`commit` of the code, and `diff_sha256` of what was changed since (None where nothing was).
+
+    A copy of the code without its history has them in CODE; a folder around it may be another project's checkout.
+    """
+    root = CODE.parents[1]
+    if CODE.is_file() and not (root / ".git").exists():
+        told = json.loads(CODE.read_text(encoding="utf-8"))
+        return {"commit": told["commit"], "diff_sha256": told["diff_sha256"]}
 
     def git(*words: str) -> str | None:
-        done = subprocess.run(["git", *words], capture_output=True, cwd=Path(__file__).parents[2])
+        done = subprocess.run(["git", *words], capture_output=True, cwd=root)
         return done.stdout.decode(errors="replace") if done.returncode == 0 else None
 
     try:

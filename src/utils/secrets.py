@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import sys
+import threading
+import traceback
 from collections.abc import Iterable, Mapping
+from types import TracebackType
 from typing import Any
 
 SECRET_NAME = re.compile(r"TOKEN|SECRET|KEY|PASSWORD|^LAKEFS_", re.IGNORECASE)
@@ -53,3 +57,13 @@ def credentials() -> dict[str, str]:
 def secrets_as_references(argv: Iterable[str]) -> list[str]:
     """A command line on which a secret typed out becomes a reference to its environment variable."""
     return [str(redact(word)) for word in argv]
+
+
+def hide_in_tracebacks() -> None:
+    """Have what nobody foresaw printed without secrets: what a process says may be kept in a log."""
+
+    def tell(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
+        print(redact("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr, flush=True)
+
+    sys.excepthook = tell
+    threading.excepthook = lambda ended: tell(ended.exc_type, ended.exc_value, ended.exc_traceback)

@@ -12,8 +12,10 @@ import torch
 from safetensors.torch import load_file
 
 from src import runs
+from src.config import TrainConfig
 from src.runs import Run
-from src.train import checkpoint
+from src.train import checkpoint, launcher
+from src.train.processes import Plan
 from src.utils.files import sha256
 from tests.fixtures import World, curves
 from tests.train.several import PATIENCE, TWO, Start, ended, samples, until
@@ -39,9 +41,10 @@ def test_two_processes_take_the_steps_of_one_that_accumulates(
     """16 rows in batches of 6: in every epoch one process has a batch less."""
     common = ("epochs=3", "batch_size=6", "lora_dropout=0", "lr=0.003", "logging_steps=1", *extra)
     accumulated = 2 * (2 if "gradient_accumulation_steps=2" in extra else 1)
-    code, said = ended((fork if extra else start)(*common, *TWO))
+    code, said = ended((fork if extra else start)(*common, *TWO, ASSAY_RUN_ID="two"))
     assert code == 0, said
     two = world.newest
+    assert two.id == "two"
     one = world.train(*common, f"gradient_accumulation_steps={accumulated}")
     assert samples(two) == samples(one)
     for tag, values in curves(one).items():
@@ -141,3 +144,10 @@ def test_what_every_process_refuses_is_said_once(world: World, fork: Start) -> N
     assert said.count("training diverged") == 1
     assert "Traceback" not in said
     assert world.newest.status == runs.FAILED
+
+
+def test_the_name_of_a_run_is_for_the_processes_of_the_first_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(runs.RUN_ID, "one")
+    with launcher._environment(TrainConfig(), Plan(processes=2)):
+        assert os.environ[runs.RUN_ID] == "one"
+    assert runs.RUN_ID not in os.environ

@@ -58,11 +58,11 @@ def fresh(stage: Stage, tmp_path: Path) -> Stage:
     return Stage(stage.world.elsewhere(tmp_path / "fresh"), stage.nursery)
 
 
-@pytest.mark.parametrize("wanted", ["auto", "latest", "RUN"])
+@pytest.mark.parametrize("wanted", ["auto", "latest", "RUN", "ID"])
 def test_a_fresh_machine_goes_on_to_the_same_bytes(lost: Any, fresh: Stage, undisturbed: Any, wanted: str) -> None:
     _, run, words = lost
     there = f"{fresh.world.output}/runs/{run.id}"
-    code, said = fresh(*words, f"resume={there if wanted == 'RUN' else wanted}")
+    code, said = fresh(*words, f"resume={ {'RUN': there, 'ID': run.id[:-1]}.get(wanted, wanted) }")
     assert code == 0, said
     assert f"run {run.id} was fetched from the mirror" in said
     assert re.search(r"going on after step (6|9|12), from ", said)

@@ -225,7 +225,7 @@ def test_latest_takes_the_settings_of_the_run(killed: Stage, undisturbed: Any) -
     """`make train resume=latest` passes the name of the stage's own configuration."""
     (old,) = killed.world.runs
     words = ["train", "--config-name", "train", f"output_dir={killed.world.output}"]
-    for wanted in ("latest", str(old.path), str(old.path.parent / "latest")):
+    for wanted in ("latest", str(old.path), str(old.path.parent / "latest"), old.id, old.id[:-1]):
         code, said = killed.nursery(*words, f"resume={wanted}", "lr=1e-4", "method=dora")
         assert code == 2
         assert f"resume={wanted}: lr was 0.003 and is 0.0001" in said
@@ -240,7 +240,7 @@ def test_latest_takes_the_settings_of_the_run(killed: Stage, undisturbed: Any) -
 
 @pytest.mark.parametrize(
     ("wanted", "said"),
-    [("latest", "resume=latest: there is no run in"), ("nowhere", "resume=nowhere is no run directory")],
+    [("latest", "resume=latest: there is no run in"), ("nowhere", "resume=nowhere: there is no run nowhere in")],
 )
 def test_what_is_not_there_cannot_be_gone_on_with(stage: Stage, wanted: str, said: str) -> None:
     code, found = stage(f"resume={wanted}")

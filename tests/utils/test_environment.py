@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +15,7 @@ from src.errors import ConfigError
 from src.utils import environment
 from src.utils.environment import Gpu, choose_device, choose_dtype, choose_kernels, choose_tf32, gpus
 
+ROOT = Path(__file__).resolve().parents[2]
 H100 = "NVIDIA H100 80GB HBM3, 81559, 9.0, 550.54.15"
 T4 = "Tesla T4, 15360, 7.5, 550.54.15"
 A100 = "NVIDIA A100-SXM4-40GB, 40960, 8.0, 550.54.15"
@@ -143,6 +147,36 @@ def test_the_manifest_gets_the_versions_in_the_order_of_their_names() -> None:
 def test_without_git_the_commit_is_unknown(machine) -> None:
     machine()
     assert environment.git_state() == {"commit": None, "diff_sha256": None}
+
+
+CALLER = "import json; from src.utils.environment import git_state; print(json.dumps(git_state()))"
+
+
+def test_a_copy_of_the_code_knows_the_commit_that_it_was_made_of(tmp_path: Path) -> None:
+    """Although it lies within the checkout of another project, and only where it is no checkout itself."""
+
+    def git(*words: str, folder: Path = tmp_path) -> None:
+        who = ("-c", "user.name=a", "-c", "user.email=a@example.org")
+        subprocess.run(["git", *who, *words], cwd=folder, check=True, capture_output=True)
+
+    def told() -> dict[str, str | None]:
+        done = subprocess.run([sys.executable, "-c", CALLER], cwd=copy, capture_output=True, text=True, check=True)
+        return dict(json.loads(done.stdout))
+
+    copy = tmp_path / "deep" / "copy"
+    (copy / "src" / "utils").mkdir(parents=True)
+    for name in ("__init__.py", "errors.py", "utils/__init__.py", "utils/environment.py"):
+        shutil.copy(ROOT / "src" / name, copy / "src" / name)
+    assert told() == {"commit": None, "diff_sha256": None}
+    git("init")
+    git("commit", "--allow-empty", "-m", "another project")
+    state = {"commit": "c0ffee", "diff_sha256": "0ddba11"}
+    (copy / "src" / "code.json").write_text(json.dumps(state))
+    assert told() == state
+    git("init", folder=copy)
+    git("commit", "--allow-empty", "-m", "this project", folder=copy)
+    own = told()
+    assert own["commit"] not in (None, "c0ffee") and own["diff_sha256"] is None
 
 
 def test_tf32_is_used_where_the_weakest_gpu_has_it(machine) -> None:

@@ -29,7 +29,7 @@ def write(path: str, text: str) -> None:
     os.replace(temporary, path)
 
 
-def sha256(path: str) -> str:
+def sha256(path: str | bytes) -> str:
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         for block in iter(lambda: file.read(1 << 20), b""):
