@@ -94,7 +94,9 @@ def test_a_command_about_a_server_says_what_it_does(assay: Any, name: str) -> No
 def test_a_stage_on_a_server_lists_its_settings_and_what_it_takes_besides(assay: Any) -> None:
     done = assay("ssh-train", "--help", forbidden=(*TORCH_FAMILY, *SSH))
     assert done.returncode == 0 and done.stdout.startswith("usage: python -m src.main ssh-train [--detach]")
-    assert all(word in done.stdout for word in (STAGES["train"].summary, "lora_r", "--detach ", "--also=", "--run="))
+    assert all(
+        word in done.stdout for word in (STAGES["train"].summary, "lora_r", "--detach ", "--also=", "--run=")
+    )
 
 
 def test_a_server_that_is_not_named_is_told_before_anything_is_loaded(assay: Any) -> None:

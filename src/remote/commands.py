@@ -82,9 +82,9 @@ def stop(link: Link, words: Words) -> int:
 
 
 def fetch(link: Link, words: Words) -> int:
-    from src.remote import fetch, jobs
+    from src.remote import fetch
 
-    fetch.fetch(link, jobs.named(link, words.run))
+    fetch.fetch(link, fetch.named(link, words.run))
     return 0
 
 

@@ -112,9 +112,7 @@ def followed(link: Link, id: str, offset: int = 0) -> int:
         raise
     _tell(told(job))
     if job["code"] is None and job["status"] == "interrupted" and not finished(job):
-        raise Stopped(
-            f"run {id} was interrupted: its process is gone", hint=again(job)
-        )
+        raise Stopped(f"run {id} was interrupted: its process is gone", hint=again(job))
     code = job["code"] or 0
     return 128 - code if code < 0 else code
 

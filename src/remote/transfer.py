@@ -38,7 +38,7 @@ def send(link: Link, files: Mapping[str, Path], folder: str, rsync: bool, size: 
             for name, path in files.items():
                 Path(linked, name).symlink_to(path.absolute())
             words = ["-rL", "--append", *_progress(size), f"{linked}/", f"{_host(link)}:{folder}/"]
-            if _by_rsync(link, words, b""):
+            if _by_rsync(link, words, b"", lambda: int(link.call("files:size", folder=folder))):
                 return
 
     def put(sftp: SFTPClient) -> None:
@@ -56,7 +56,8 @@ def receive(link: Link, names: Sequence[str], folder: str, to: Path, rsync: bool
     if rsync and _local_rsync():
         words = ["-r", "--append", "--from0", "--files-from=-", *_progress(size)]
         words += [f"{_host(link)}:{folder}/", f"{to}/"]
-        if _by_rsync(link, words, b"".join(os.fsencode(name) + b"\0" for name in names)):
+        given = b"".join(os.fsencode(name) + b"\0" for name in names)
+        if _by_rsync(link, words, given, lambda: _here(to, names)):
             return
 
     def get(sftp: SFTPClient) -> None:
@@ -78,10 +79,14 @@ def _progress(size: int) -> list[str]:
     return ["--info=progress2", "--no-inc-recursive"] if size > LARGE and sys.stderr.isatty() else []
 
 
-def _by_rsync(link: Link, words: Sequence[str], given: bytes) -> bool:
-    """Run rsync until it is done, through lost connections. Returns: False where it does not work."""
+def _by_rsync(link: Link, words: Sequence[str], given: bytes, arrived: Callable[[], int]) -> bool:
+    """Run rsync until it is done, through lost connections. `arrived` counts the bytes that are where they should.
+
+    Returns: False where it does not work.
+    """
     shell = " ".join("'" + word.replace("'", "''") + "'" for word in (*link.target.ssh, *KEEP_ALIVE))
-    for _ in range(TRIES):
+    tries, before = TRIES, -1
+    while tries:
         done = subprocess.run(
             ["rsync", "--protect-args", "--timeout=30", "-e", shell, *words],
             input=given,
@@ -91,14 +96,20 @@ def _by_rsync(link: Link, words: Sequence[str], given: bytes) -> bool:
         said = os.fsdecode(done.stderr)
         if done.returncode in {0, 24}:  # 24: a file vanished, which is seen when it is asked after
             return True
-        if any(reason in said for reason in (*FULL, *CLOSED)) and done.returncode != 255:
+        if done.returncode != 255 and any(reason in said for reason in (*FULL, *CLOSED)):
             raise refused(link, said)
         if done.returncode in {1, 2, 4, 127}:  # it does not understand what it is told, or who it speaks to
             break
         link.call("files:root", folder=link.target.dir)  # waits until the connection is back
+        now = arrived()
+        tries, before = (TRIES if now > before else tries - 1), now
     last = [line for line in said.splitlines() if line.strip()] or [""]
     _tell(f"rsync does not work ({last[0].strip() or f'exit code {done.returncode}'}): SFTP goes on")
     return False
+
+
+def _here(folder: Path, names: Sequence[str]) -> int:
+    return sum(path.stat().st_size for name in names if (path := folder / name).is_file())
 
 
 def refused(link: Link, said: str) -> RemoteError:
@@ -115,14 +126,15 @@ def _by_sftp(link: Link, work: Callable[[SFTPClient], None]) -> None:
     """Do some work of SFTP, again from its beginning where the connection is lost."""
 
     def attempt() -> None:
-        sftp = link.sftp()
         try:
-            sftp.get_channel().settimeout(SILENCE)
+            sftp = link.sftp()
+            channel = sftp.get_channel()
+            channel.settimeout(SILENCE)
             work(sftp)
         except (SSHException, EOFError, TimeoutError, ConnectionError) as error:
             raise LostConnection(f"the connection to {link.target} was lost: {error or 'it was closed'}") from None
         except OSError as error:
-            if not link.connection.is_connected or sftp.get_channel().closed:
+            if channel.closed or not channel.get_transport().is_active():
                 raise LostConnection(f"the connection to {link.target} was lost: {error}") from None
             raise
 
@@ -144,8 +156,8 @@ def _put(sftp: SFTPClient, path: Path, there: str) -> None:
 def _get(sftp: SFTPClient, there: str, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with sftp.open(there, "rb") as source, path.open("ab") as target:
-        size, offset = int(source.stat().st_size or 0), target.tell()
-        source.prefetch(size) if not offset else source.seek(offset)
+        source.seek(target.tell())
+        source.prefetch(source.stat().st_size, max_concurrent_requests=64)
         _copy(source, target)
 
 

@@ -108,10 +108,10 @@ def whole_folder(target: Path) -> Iterator[Path]:
             if file.is_file():
                 with file.open("rb") as handle:
                     os.fsync(handle.fileno())
-        _swap(temporary, target)
+        swap(temporary, target)
 
 
-def _swap(new: Path, target: Path) -> None:
+def swap(new: Path, target: Path) -> None:
     """Put the folder `new` in the place of `target`, at one stroke where the system can exchange two names."""
     try:
         new.rename(target)

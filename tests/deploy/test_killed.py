@@ -89,12 +89,12 @@ def test_killed_before_the_note_it_is_made_later(copied: World, hub: ModelHub, n
 FIRST = [
     Moment("src.deploy.describe:model_card"),  # the model is copied, its card is not there
     Moment("src.deploy.push:assemble", after=True),
-    Moment("src.utils.files:_swap", after=True),
+    Moment("src.utils.files:swap", after=True),
     Moment("src.deploy.push:point", after=True),
     Moment("src.deploy.push:point", nth=2, after=True),
     Moment("src.deploy.push:record", after=True),
 ]
-AGAIN = [Moment("src.deploy.describe:model_card"), Moment("src.utils.files:_swap", after=True)]
+AGAIN = [Moment("src.deploy.describe:model_card"), Moment("src.utils.files:swap", after=True)]
 # The two folders have changed places, and the old one is not gone.
 AGAIN += [Moment("src.utils.files:_exchanged", after=True)]
 

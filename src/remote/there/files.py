@@ -19,14 +19,25 @@ def root(folder: str) -> str:
     return os.path.abspath(os.path.expanduser(folder))
 
 
-def write(path: str, text: str) -> None:
-    """A whole file or none."""
+def write(path: str, text: str, new: bool = False) -> bool:
+    """A whole file or none. Returns: False if it is to be a `new` one and another has just made it."""
     temporary = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
     with open(temporary, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
+    try:
+        if new:
+            os.link(temporary, path)
+            os.unlink(temporary)
+            return True
+    except FileExistsError:
+        os.unlink(temporary)
+        return False
+    except OSError:  # of a file system without links
+        pass
     os.replace(temporary, path)
+    return True
 
 
 def sha256(path: str | bytes) -> str:
@@ -35,6 +46,12 @@ def sha256(path: str | bytes) -> str:
         for block in iter(lambda: file.read(1 << 20), b""):
             digest.update(block)
     return digest.hexdigest()
+
+
+def size(folder: str) -> int:
+    """Bytes of the files in a folder."""
+    with os.scandir(folder) as entries:
+        return sum(entry.stat().st_size for entry in entries if entry.is_file())
 
 
 def snapshot(folder: str, code: dict[str, Any]) -> str:
