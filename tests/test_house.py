@@ -143,6 +143,9 @@ def test_each_module_that_is_sent_stands_after_those_that_it_imports() -> None:
         for node in tree.body
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == "SENT"
     )
+    assert {f"src.remote.there.{name}" for name in (*sent, "door", "install")} | {"src.remote.there"} == {
+        m for m in MODULES if m.startswith("src.remote.there")
+    }
     for i, name in enumerate(sent):
         needed = {i.module.rpartition(".")[2] for i in IMPORTS[f"src.remote.there.{name}"] if i.module in THERE}
         assert needed <= set(sent[:i]), name
