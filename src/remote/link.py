@@ -117,6 +117,7 @@ class Link:
         for file in keys.known_hosts(target):
             connection.client.load_system_host_keys(file)
         connection.client.set_missing_host_key_policy(keys.HostKeyCheck(target))
+        asked = time.monotonic()
         try:
             connection.open()
             connection.transport.set_keepalive(5)
@@ -129,6 +130,8 @@ class Link:
             raise own.refusal(error) from None
         except (SSHException, OSError, EOFError) as error:
             said = self._said()
+            if not said and time.monotonic() - asked >= ANSWERS:
+                raise self._no_answer() from None
             raise LostConnection(
                 f"{target} does not speak as an SSH server: {said or error}",
                 hint=f"check REMOTE_HOST and REMOTE_PORT; does ssh {target.host} work?",
@@ -161,15 +164,18 @@ class Link:
                 f"there is no host {target.hostname}: {str(error.strerror).lower()}", hint="check REMOTE_HOST"
             ) from None
         except TimeoutError:
-            raise LostConnection(
-                f"{at} does not answer within {ANSWERS:g} s",
-                hint="check REMOTE_HOST, and that its network lets you in",
-            ) from None
+            raise self._no_answer() from None
         except OSError as error:
             raise LostConnection(
                 f"{at} cannot be reached: {(error.strerror or str(error)).lower()}",
                 hint="check REMOTE_HOST and REMOTE_PORT, and that an SSH server runs there",
             ) from None
+
+    def _no_answer(self) -> LostConnection:
+        return LostConnection(
+            f"{self.target.hostname}:{self.target.port} does not answer within {ANSWERS:g} s",
+            hint="check REMOTE_HOST, and that its network lets you in",
+        )
 
     def _said(self) -> str:
         """The last that the process between said, if there is one and it has ended."""

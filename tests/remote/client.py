@@ -10,11 +10,14 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
+from src.remote.link import Link
+from src.remote.target import Target
 from tests.remote.server import ROOT, Server
 
 CODE = ("src", "configs", "hydra_plugins", "scripts")
@@ -58,6 +61,15 @@ class Client:
         assert done.returncode == 2, done
         assert "Traceback" not in done.stderr, done.stderr
         return done.stderr.strip()
+
+    @property
+    def known_hosts(self) -> Path:
+        return Path(self.environment["REMOTE_SSH_CONFIG"]).with_name("known_hosts")
+
+    def configure(self, text: str, first: bool = False) -> None:
+        """Add to ssh's configuration; what stands `first` in it wins."""
+        config = Path(self.environment["REMOTE_SSH_CONFIG"])
+        config.write_text(text + config.read_text() if first else config.read_text() + text)
 
     def copy(self, project: Path) -> Client:
         shutil.copytree(self.project, project, symlinks=True)
@@ -111,3 +123,10 @@ def remote_project(_remote_project: Path, sshd: Server, tmp_path: Path) -> Path:
 def person(sshd: Server, local_project: Path, remote_project: Path, tmp_path: Path) -> Client:
     """Somebody whose REMOTE_DIR is `remote_project`."""
     return Client(local_project, sshd.client(tmp_path / "person", str(remote_project)))
+
+
+@pytest.fixture
+def link(person: Client) -> Iterator[Link]:
+    """That person's connection, in this process."""
+    with Link(Target.of(person.environment)) as opened:
+        yield opened

@@ -66,6 +66,11 @@ MaxStartups 500
 MaxSessions 100
 Subsystem sftp internal-sftp
 """
+GUEST_NAME, GUEST_ID = "guest", 64999  # who may write nowhere but in /tmp; their keys, too, are those in the file
+GUEST = """\
+AuthorizedKeysCommand {cat} {folder}/authorized_keys
+AuthorizedKeysCommandUser root
+"""
 
 # Mounts that only the server and its sessions see, and then the server: it keeps this process's id.
 MOUNTS = """\
@@ -95,7 +100,10 @@ class Server:
             make_key(key)
         self.boot_id.write_text(f"{uuid.uuid4()}\n")
         (folder / "passwd").write_text("".join(self._passwd()))
-        (folder / "sshd_config").write_text(CONFIG.format(port=self.port, folder=folder))
+        config = CONFIG + GUEST if OWN_MOUNTS else CONFIG
+        (folder / "sshd_config").write_text(
+            config.format(port=self.port, folder=folder, cat=shutil.which("cat", path="/bin:/usr/bin"))
+        )
         self.permit(self.key)
         if not ROOTLESS:
             Path("/run/sshd").mkdir(exist_ok=True)
@@ -239,6 +247,7 @@ class Server:
     # How it is made
 
     def _passwd(self) -> Iterator[str]:
+        yield f"{GUEST_NAME}:x:{GUEST_ID}:{GUEST_ID}::/nowhere:/bin/bash\n"
         for line in Path("/etc/passwd").read_text().splitlines(keepends=True):
             name, *rest = line.rstrip("\n").split(":")
             yield ":".join([name, *rest[:4], str(self.home), "/bin/bash"]) + "\n" if name == self.user else line

@@ -29,14 +29,25 @@ def text(path: str) -> str:
     return os.fsencode(path).decode("utf-8", "surrogateescape")
 
 
-def write(path: str, text: str) -> None:
-    """A whole file or none."""
+def write(path: str, text: str, new: bool = False) -> bool:
+    """A whole file or none. Returns: False if it is to be a `new` one and another has just made it."""
     temporary = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
     with open(temporary, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
+    try:
+        if new:
+            os.link(temporary, path)
+            os.unlink(temporary)
+            return True
+    except FileExistsError:
+        os.unlink(temporary)
+        return False
+    except OSError:  # of a file system without links
+        pass
     os.replace(temporary, path)
+    return True
 
 
 def sha256(path: str | bytes) -> str:

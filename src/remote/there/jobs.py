@@ -48,7 +48,12 @@ def start(folder: str, job: Job, environment: dict[str, str], code: dict[str, An
     """
     root = files.root(folder)
     place = os.path.join(root, HOME, "jobs", job["id"])
-    os.makedirs(place, exist_ok=True)
+    try:
+        os.makedirs(place, exist_ok=True)
+    except FileNotFoundError:  # as below /proc
+        raise Refused(
+            f"{root} cannot be made", "REMOTE_DIR must be a folder that REMOTE_USER may write to"
+        ) from None
     with open(os.path.join(root, HOME, ".lock"), "a") as lock:
         fcntl.lockf(lock, fcntl.LOCK_EX)  # ends with this process, however that ends; no child inherits it
         if os.path.exists(os.path.join(place, "job.json")):
@@ -123,12 +128,16 @@ def supervise(root: str, job: Job, environment: dict[str, str], snapshot: str | 
         started=time.time(),
         snapshot=os.path.basename(snapshot) if snapshot else None,
     )
-    files.write(os.path.join(place, "job.json"), json.dumps(record))
+    # Whoever asked for this may be gone, and another, asked again, may have started the job meanwhile.
+    ours = files.write(os.path.join(place, "job.json"), json.dumps(record), new=True)
     assert child.stdin
-    child.stdin.write(b"\n")
-    child.stdin.close()
+    if ours:
+        child.stdin.write(b"\n")
+    child.stdin.close()  # and the process ends that was not told to go
     _alone()
     code = child.wait()
+    if not ours:
+        return
     files.write(os.path.join(place, "exit.json"), json.dumps({"code": code, "ended": time.time()}))
 
 
@@ -276,7 +285,7 @@ def end(root: str, id: str, grace: float) -> None:
     """TERM to the job's process, which checkpoints; KILL to all of its session after `grace` seconds."""
     record = look(root, id)
     slurm = _read(os.path.join(_place(root, id), "slurm.json")) or {"ids": []}
-    _cancel(["--signal=TERM", "--full"], slurm["ids"])
+    _cancel(["--signal=TERM"], slurm["ids"])  # to the steps: --full ends srun, which kills what it has started
     if not slurm["ids"]:
         _signal(record["pid"], signal.SIGTERM)
     _alone()

@@ -1,0 +1,120 @@
+"""What a server costs in time: `python bench/remote.py`, with REMOTE_HOST and the like in the environment.
+
+Seconds of the whole command, the median of five: a push when nothing has changed, until a run's id is printed (the
+push included), the list of runs; how long after it was said there a line arrives here; and the rate of fetching,
+verified, beside that of scp, which verifies nothing.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from src.remote import fetch, jobs
+from src.remote.link import Link
+from src.remote.target import Target
+
+TIMES = 5
+MEGABYTES = 256
+
+
+def main() -> None:
+    from dotenv import load_dotenv
+
+    load_dotenv(".env")
+    target = Target.of(os.environ)
+    show("push, nothing changed", "s", *repeated(lambda: command("push")))
+    show("until the run's id is printed", "s", *repeated(first_line))
+    show("ssh-status", "s", *repeated(lambda: command("ssh-status")))
+    with Link(target) as link:
+        show("a line from there to here", "s", *lags(link))
+        fetched, copied = rates(link)
+    show("fetch, verified", "MB/s", *fetched)
+    show("scp", "MB/s", *copied)
+
+
+def repeated(act: Callable[[], float]) -> list[float]:
+    act()
+    return [act() for _ in range(TIMES)]
+
+
+def command(*words: str) -> float:
+    begun = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "src.main", *words], check=True, capture_output=True)
+    return time.perf_counter() - begun
+
+
+def first_line() -> float:
+    """Seconds until `ssh-...` says which run it has started; of a stage that ends at once, refused."""
+    begun = time.perf_counter()
+    words = [sys.executable, "-m", "src.main", "ssh-eval", "no_such_setting=1"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        assert process.stdout
+        for line in process.stdout:
+            if line.startswith("run "):
+                found = time.perf_counter() - begun
+        process.wait()
+    return found
+
+
+def script(link: Link, text: str) -> jobs.Job:
+    return jobs.start(link, "bench", [jobs.PYTHON, "-c", text], [], {}, None)
+
+
+def lags(link: Link) -> list[float]:
+    """Seconds between the printing of a line and its arrival: on one machine, by one clock."""
+    job = script(link, "import time\nfor _ in range(50): print(time.time(), flush=True); time.sleep(0.1)")
+    found: list[float] = []
+    for frame in link.stream("jobs:follow", folder=link.target.dir, id=job["id"], offset=0):
+        if "data" in frame:
+            said = base64.b64decode(frame["data"]).decode().split()
+            found += [time.time() - float(word) for word in said]
+    return found
+
+
+MAKE = f"""
+import json, os, pathlib
+run = pathlib.Path("outputs/runs") / os.environ["ASSAY_RUN_ID"]
+(run / "model").mkdir(parents=True)
+(run / "model" / "weights").write_bytes(os.urandom({MEGABYTES} << 20))
+(run / "manifest.json").write_text(json.dumps(dict(run=run.name, stage="train", status="finished",
+    started="2026-01-01T00:00:00+00:00", process=dict(host="elsewhere", pid=1, created=0))))
+pathlib.Path(os.environ["ASSAY_RUN_FILE"]).write_text(str(run.absolute()))
+"""
+
+
+def rates(link: Link) -> tuple[list[float], list[float]]:
+    """Megabytes a second of fetching a run, and of copying its one large file."""
+    fetched, copied = [], []
+    for _ in range(3):
+        job = script(link, MAKE)
+        jobs.follow(link, job["id"])
+        job = jobs.named(link, job["id"])
+        fetched.append(rate(lambda job=job: fetch.fetch(link, job)))  # type: ignore[misc]
+        shutil.rmtree(Path("outputs/runs") / job["id"])
+        with tempfile.TemporaryDirectory() as folder:
+            words = [*link.target.ssh[1:], f"{link.target.host}:{job['run']}/model/weights", folder]
+            copied.append(rate(lambda words=words: subprocess.run(["scp", "-q", *words], check=True)))  # type: ignore[misc]
+    return fetched, copied
+
+
+def rate(act: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    act()
+    return MEGABYTES * 1.048576 / (time.perf_counter() - begun)
+
+
+def show(what: str, unit: str, *values: float) -> None:
+    print(f"{what:<32} {statistics.median(values):8.3f} {unit}   (of {len(values)}, at most {max(values):.3f})")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""At any moment of what the server does for a request, something happens.
+
+A sitecustomize of the Python there sees to it. A moment is an audit event of Python that changes the project's
+folder, or that starts a process. The variable MOMENT says `WHO NTH ACT`: who is `starter`, who answers the
+connection, or `supervisor`, whom that one has started; ACT is `kill` (this very process), `cut` (its connection)
+or `wait` (until the file MOMENT_WAITS is there). MOMENT_CAME is made when the moment came, which it does once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+SITE = """
+import os, signal, sys, time
+
+who, nth, act = os.environ["MOMENT"].split()
+folder, came, waits = (os.environ[name] for name in ("MOMENT_FOLDER", "MOMENT_CAME", "MOMENT_WAITS"))
+parent = open(f"/proc/{os.getppid()}/comm").read().strip()
+seen = [0, False]
+
+
+def happen():
+    try:
+        os.close(os.open(came, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+    except FileExistsError:
+        return
+    if act == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if act == "cut":
+        os.kill(os.getppid(), signal.SIGKILL)
+    while act == "wait" and not os.path.exists(waits):
+        time.sleep(0.01)
+
+
+def changes(event, args):
+    if event == "subprocess.Popen":
+        return True
+    reads = event in {"os.listdir", "os.scandir"} or event == "open" and str(args[1]).startswith("r")
+    return not reads and any(folder in str(arg) for arg in args)
+
+
+def watch(event, args):
+    if seen[1] or not changes(event, args):
+        return
+    seen[0] += 1
+    if seen[0] == int(nth):
+        seen[1] = True
+        happen()
+
+
+if sys.argv[:1] == ["-c"] and (parent == "sshd") == (who == "starter"):
+    sys.addaudithook(watch)
+"""
+
+
+class Moments:
+    """`variables` are those of a session in which a moment comes."""
+
+    def __init__(self, folder: Path, project: Path) -> None:
+        self.site, self.project = folder / "site", project
+        self.came, self.go = folder / "came", folder / "go"
+        self.site.mkdir()
+        (self.site / "sitecustomize.py").write_text(SITE)
+
+    def variables(self, who: str, nth: int, act: str) -> dict[str, str]:
+        self.came.unlink(missing_ok=True)
+        return {
+            "PYTHONPATH": str(self.site),
+            "MOMENT": f"{who} {nth} {act}",
+            "MOMENT_FOLDER": str(self.project),
+            "MOMENT_CAME": str(self.came),
+            "MOMENT_WAITS": str(self.go),
+        }
