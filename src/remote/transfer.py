@@ -43,7 +43,7 @@ def send(link: Link, files: Mapping[str, Path], folder: str, rsync: bool, size: 
 
     def put(sftp: SFTPClient) -> None:
         for name, path in files.items():
-            _put(sftp, path, f"{folder}/{name}")
+            _put(sftp, path, _bytes(folder, name))
 
     if rsync and _local_rsync():
         with tempfile.TemporaryDirectory() as linked:
@@ -66,7 +66,7 @@ def receive(link: Link, names: Sequence[str], folder: str, to: Path, rsync: bool
 
     def get(sftp: SFTPClient) -> None:
         for name in names:
-            _get(sftp, f"{folder}/{name}", to / name)
+            _get(sftp, _bytes(folder, name), to / name)
 
     if rsync and _local_rsync():
         words = ["-r", "--append", "--from0", "--files-from=-", *_progress(size)]
@@ -169,7 +169,7 @@ def _by_sftp(link: Link, work: Callable[[SFTPClient], None], arrived: Callable[[
     _repeated(link, attempt, arrived)
 
 
-def _put(sftp: SFTPClient, path: Path, there: str) -> None:
+def _put(sftp: SFTPClient, path: Path, there: bytes) -> None:
     """Send one file, from where it broke off."""
     try:
         offset = int(sftp.stat(there).st_size or 0)
@@ -184,12 +184,17 @@ def _put(sftp: SFTPClient, path: Path, there: str) -> None:
         raise OSError("it was not written to its end")
 
 
-def _get(sftp: SFTPClient, there: str, path: Path) -> None:
+def _get(sftp: SFTPClient, there: bytes, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with sftp.open(there, "rb") as source, path.open("ab") as target:
         source.seek(target.tell())
         source.prefetch(source.stat().st_size, max_concurrent_requests=64)
         _copy(source, target)
+
+
+def _bytes(folder: str, name: str) -> bytes:
+    """A path on the server, whatever bytes its name has."""
+    return f"{folder}/{name}".encode("utf-8", "surrogateescape")
 
 
 def _copy(source: IO[bytes], target: IO[bytes]) -> None:

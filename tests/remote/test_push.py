@@ -236,8 +236,9 @@ RULES = (
 )
 TREE = [
     "a.log", "kept.log", "sub/b.log", "sub/kept.log", "top", "sub/top", "build/x", "sub/build/x", "doc/a.txt",
-    "doc/sub/a.txt", "deep/x", "u/deep/x", "u/deep/y", "a/z", "a/b/z", "a/b/c/z", "logs/x", "logs/y/z", 
-    "sub/logs/x", "#odd", "foo1.bin", "foox.bin", "trailing", "sub/inner.dat", "sub/.gitignore", "qa.md", "q/a.md", "qab.md",
+    "doc/sub/a.txt", "deep/x", "u/deep/x", "u/deep/y", "a/z", "a/b/z", "a/b/c/z", "logs/x", "logs/y/z",
+    "sub/logs/x", "#odd", "foo1.bin", "foox.bin", "trailing", "sub/inner.dat", "sub/.gitignore", "qa.md", "q/a.md",
+    "qab.md",
 ]  # fmt: skip
 
 
@@ -462,9 +463,8 @@ def test_a_push_that_was_killed_has_changed_nothing_and_the_next_goes_on_with_it
     large.write_bytes(os.urandom(3_000_000))
     write(here, {"README.md": "new", "src/more.py": "more"})
     between.delay = 0.01
-    script = "import os; from src.remote import commands; commands.run('push', [], [])"
     other = subprocess.Popen(
-        [sys.executable, "-c", script],
+        [sys.executable, "-m", "src.main", "push"],
         env=os.environ | link_variables(link) | {"PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": "1"},
         start_new_session=True,
     )
