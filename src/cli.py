@@ -33,9 +33,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from src import config, runs, space
-from src.config import SWEPT
+from src import config, runs, schema, space
 from src.errors import ConfigError, RunError, UserError, did_you_mean
+from src.schema import SWEPT
 from src.space import quoted
 from src.utils.secrets import redact, secrets_as_references
 
@@ -95,7 +95,7 @@ def parse(stage: str, config_name: str, argv: list[str], check: config.Check = c
 
 def positionals(stage: str) -> list[str]:
     """The settings of the stage that need no name on the command line."""
-    return [key for key in POSITIONALS if key in config.flat_keys(config.SCHEMAS[stage])]
+    return [key for key in POSITIONALS if key in config.flat_keys(schema.SCHEMAS[stage])]
 
 
 def _flag(call: Call, word: str, words: Iterator[str]) -> None:
@@ -143,7 +143,7 @@ def _take_up(call: Call) -> None:
     if (wanted := typed.get("resume", "auto")) in {"auto", "never"}:
         return
     with suppress(RunError):  # told by the stage, which also looks into the mirror
-        run = runs.training(wanted, typed.get("output_dir", config.OutputArgs.output_dir))
+        run = runs.training(wanted, typed.get("output_dir", schema.OutputArgs.output_dir))
         if (run.path / "config_used.yaml").is_file():
             call.config_dir, call.config_name = run.path, "config_used"
 
@@ -193,30 +193,30 @@ def run(call: Call, task: Callable[[Any], int | None]) -> int:
     return max(codes, default=0)
 
 
-def _slurm(call: Call, overrides: list[str]) -> tuple[config.SlurmArgs | None, list[str]]:
+def _slurm(call: Call, overrides: list[str]) -> tuple[schema.SlurmArgs | None, list[str]]:
     """What a cluster is asked for, None where the runs are made by this process; and what is wrong with that."""
     swept = [text.split("=", 1)[0].lstrip("+") for text in overrides if _is_sweep(text)]
     try:
         composed = _compose(call, [text for text in overrides if not _is_sweep(text)], with_hydra=True)
     except (HydraException, OmegaConfBaseException):
         return None, []  # told by the check of the jobs
-    given = {key: _plain(composed, key) for key in config.SLURM_KEYS if key in composed}
+    given = {key: _plain(composed, key) for key in schema.SLURM_KEYS if key in composed}
     if composed.hydra.launcher._target_ != LAUNCHER:
         return None, [f"{key}={value} has no meaning without launch=slurm" for key, value in given.items()]
-    problems = [f"{key} cannot differ between the jobs of a command" for key in swept if key in config.SLURM_KEYS]
+    problems = [f"{key} cannot differ between the jobs of a command" for key in swept if key in schema.SLURM_KEYS]
     try:
         return config.load("slurm", given), problems
     except ConfigError as error:
         return None, [*problems, *error.problems]
 
 
-def _submit(call: Call, overrides: list[str], args: config.SlurmArgs, desk: Any = None) -> int:
+def _submit(call: Call, overrides: list[str], args: schema.SlurmArgs, desk: Any = None) -> int:
     """Run the jobs on a cluster, and wait for them. Returns: the worst of their exit codes."""
     from src.launch.desk import Desk
     from src.launch.job import Job
 
     values, _ = _composed(call, [text for text in overrides if not _is_sweep(text)])
-    output_dir = str(values.get("output_dir", config.OutputArgs.output_dir))
+    output_dir = str(values.get("output_dir", schema.OutputArgs.output_dir))
     desk = desk or Desk(call.stage, args, output_dir, call.multirun)
     flags = [] if call.multirun else ["--multirun"]
     where = f"hydra.sweep.dir={quoted(redact(str(desk.folder)))}"
@@ -226,8 +226,8 @@ def _submit(call: Call, overrides: list[str], args: config.SlurmArgs, desk: Any 
 
 
 def _sweep(
-    call: Call, overrides: list[str], search: config.SearchArgs, task: Callable[[Any], int | None],
-    slurm: config.SlurmArgs | None,
+    call: Call, overrides: list[str], search: schema.SearchArgs, task: Callable[[Any], int | None],
+    slurm: schema.SlurmArgs | None,
 ) -> int:  # fmt: skip
     """Run the jobs as the trials of a sweep, which is told and kept however it ends."""
     from src.sweep import Sweep, plan
@@ -296,7 +296,7 @@ def _judged(call: Call, values: dict[str, Any]) -> Any:
     return config.load(call.stage, config.of_a_run(call.stage, values), call.check)
 
 
-def _with_search(call: Call, overrides: list[str]) -> tuple[list[str], config.SearchArgs | None, list[str]]:
+def _with_search(call: Call, overrides: list[str]) -> tuple[list[str], schema.SearchArgs | None, list[str]]:
     """The overrides with those that a search adds, the sweep's own settings, and what is wrong with these.
 
     A search has a `search.space`, and is a multirun without the flag; or it is a multirun that names the
@@ -453,7 +453,7 @@ def _as_typed(call: Call, key: str, parsed: Override, text: str) -> str:
 
 
 def _takes_text(call: Call, key: str) -> bool:
-    return any(config.takes_text(config.SCHEMAS[schema], key) for schema in (call.stage, "slurm"))
+    return any(config.takes_text(schema.SCHEMAS[name], key) for name in (call.stage, "slurm"))
 
 
 def _with_files(call: Call, text: str, parsed: Override) -> tuple[str, Override]:

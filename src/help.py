@@ -8,7 +8,7 @@ from typing import Any
 
 from src import config
 from src.cli import CONFIGS, GROUPS, positionals
-from src.config import SWEPT
+from src.schema import SCHEMAS, SWEPT
 
 
 def help_text(stage: str, config_name: str, summary: str) -> str:
@@ -55,8 +55,8 @@ def help_text(stage: str, config_name: str, summary: str) -> str:
     return "\n".join(lines)
 
 
-def _settings(schema: str) -> list[str]:
-    rows = config.flat_keys(config.SCHEMAS[schema]).items()
+def _settings(name: str) -> list[str]:
+    rows = config.flat_keys(SCHEMAS[name]).items()
     return [f"  {key:<28} {_shown(default):<24} {doc}" for key, (default, doc) in rows]
 
 

@@ -24,9 +24,9 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from src import runs, space
-from src.config import SearchArgs
 from src.errors import ConfigError, RunError, Stopped, UserError, did_you_mean
 from src.runs import FAILED, FINISHED, INTERRUPTED, RUNNING
+from src.schema import SearchArgs
 from src.utils.files import disk_errors, read_json, write_json, write_text
 from src.utils.secrets import redact
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from src import cli, config
+from src import cli, config, schema
 from src.errors import ConfigError, UserError
 from src.main import STAGES, function_at, main
 
@@ -75,7 +75,7 @@ def own(elsewhere: None) -> list[str]:
 
 
 def test_the_file_wins_over_the_schema(own: list[str]) -> None:
-    assert config.TrainConfig().seed == 42
+    assert schema.TrainConfig().seed == 42
     assert one("train", *own).seed == 1
 
 
@@ -407,5 +407,5 @@ def test_a_cluster_that_is_not_here_is_told(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_what_a_cluster_is_asked_for_is_of_no_run() -> None:
-    assert not set(config.SLURM_KEYS) & {key for s in STAGES for key in config.flat_keys(config.SCHEMAS[s])}
+    assert not set(schema.SLURM_KEYS) & {key for s in STAGES for key in config.flat_keys(schema.SCHEMAS[s])}
     assert config.of_a_run("eval", {"qos": "a", "splits": ["dev"]}) == {"splits": ["dev"]}

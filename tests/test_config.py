@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from src import config
+from src import config, schema
 from src.errors import ConfigError
 
-STAGES = sorted(config.SCHEMAS)
+STAGES = sorted(schema.SCHEMAS)
 METHODS = ("lora", "rslora", "dora", "qlora", "adalora", "ia3", "prefix", "p_tuning", "prompt", "full")
 
 
@@ -26,20 +26,20 @@ def problems(stage: str, **values: Any) -> list[str]:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_no_two_mixins_share_a_field(stage: str) -> None:
-    named = Counter(f.name for mixin in config.SCHEMAS[stage].__bases__ for f in fields(mixin))
+    named = Counter(f.name for mixin in schema.SCHEMAS[stage].__bases__ for f in fields(mixin))
     assert [name for name, times in named.items() if times > 1] == []
-    assert set(named) == {f.name for f in fields(config.SCHEMAS[stage])}
+    assert set(named) == {f.name for f in fields(schema.SCHEMAS[stage])}
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_setting_says_what_it_means(stage: str) -> None:
-    assert [key for key, (_, meaning) in config.flat_keys(config.SCHEMAS[stage]).items() if not meaning] == []
+    assert [key for key, (_, meaning) in config.flat_keys(schema.SCHEMAS[stage]).items() if not meaning] == []
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_defaults_are_valid(stage: str) -> None:
-    assert config.load(stage, config.defaults(stage)) == config.SCHEMAS[stage]()
-    assert config.load(stage, {}) == config.SCHEMAS[stage]()
+    assert config.load(stage, config.defaults(stage)) == schema.SCHEMAS[stage]()
+    assert config.load(stage, {}) == schema.SCHEMAS[stage]()
 
 
 @pytest.mark.parametrize("stage", STAGES)

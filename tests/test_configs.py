@@ -17,7 +17,7 @@ from typing import Any, get_args, get_type_hints
 import pytest
 import yaml
 
-from src import cli, config
+from src import cli, config, schema
 from src.main import STAGES
 from src.model import methods
 
@@ -100,7 +100,7 @@ def test_no_golden_record_outlives_its_file() -> None:
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_holds_only_settings_of_its_stage(name: str) -> None:
     written = list(flat(yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))))
-    assert set(written) <= set(config.flat_keys(config.SCHEMAS[STAGE_OF[name]]))
+    assert set(written) <= set(config.flat_keys(schema.SCHEMAS[STAGE_OF[name]]))
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
@@ -116,7 +116,7 @@ def test_a_preset_writes_into_the_flat_configuration_and_says_what_it_is(preset:
 
 
 def test_every_method_has_a_preset_that_chooses_it() -> None:
-    methods = get_args(get_type_hints(config.MethodArgs)["method"])
+    methods = get_args(get_type_hints(schema.MethodArgs)["method"])
     presets = {p.stem: yaml.safe_load(p.read_text(encoding="utf-8")) for p in CONFIGS.glob("method/*.yaml")}
     assert {name: preset["method"] for name, preset in presets.items()} == {m: m for m in methods}
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, get_args, get_type_hints
 
 import pytest
 
-from src import config
+from src import schema
 from src.main import STAGES
 from src.model.tasks import TASKS
 
@@ -22,7 +22,20 @@ SRC = ROOT / "src"
 HEAVY = {"torch", "transformers", "peft", "trl", "datasets", "bitsandbytes", "accelerate"}
 MOST_HEAVY_FILES = 30
 
-GROUND = {"src", "config", "cli", "help", "launch", "runs", "run_table", "space", "sweep", "errors", "utils"}
+GROUND = {
+    "src",
+    "config",
+    "schema",
+    "cli",
+    "help",
+    "launch",
+    "runs",
+    "run_table",
+    "space",
+    "sweep",
+    "errors",
+    "utils",
+}
 ROOMS: dict[str, set[str]] = {  # room -> the rooms that it may import, besides the ground
     "data": set(),
     "model": set(),
@@ -185,22 +198,22 @@ def choices(mixin: type, key: str) -> set[str]:
 def test_the_data_formats_of_the_configuration_are_those_of_the_table() -> None:
     from src.data.formats import FORMATS
 
-    assert choices(config.DataArgs, "data_format") == {"auto", *FORMATS}
+    assert choices(schema.DataArgs, "data_format") == {"auto", *FORMATS}
 
 
 def test_the_data_sources_of_the_configuration_are_those_of_the_table() -> None:
     from src.data.sources import SOURCES
 
-    assert choices(config.DataSource, "type") == set(SOURCES) == config.SOURCE_KEYS.keys()
+    assert choices(schema.DataSource, "type") == set(SOURCES) == schema.SOURCE_KEYS.keys()
 
 
 def test_each_key_of_a_data_source_is_read_by_one_at_least() -> None:
-    read = {key for keys in config.SOURCE_KEYS.values() for key in keys}
-    assert read | {"type"} == set(config.DataSource.__dataclass_fields__)
+    read = {key for keys in schema.SOURCE_KEYS.values() for key in keys}
+    assert read | {"type"} == set(schema.DataSource.__dataclass_fields__)
 
 
 def test_the_methods_of_the_configuration_are_those_of_the_table() -> None:
-    assert choices(config.MethodArgs, "method") == set(table("src.model.methods", "METHODS"))
+    assert choices(schema.MethodArgs, "method") == set(table("src.model.methods", "METHODS"))
 
 
 def test_the_metrics_of_the_configuration_are_in_the_table() -> None:
@@ -212,7 +225,7 @@ def test_the_metrics_of_the_configuration_are_in_the_table() -> None:
 def test_the_tasks_of_the_configuration_are_those_of_every_table_of_tasks() -> None:
     from src.data import pairs
 
-    tasks = choices(config.ModelArgs, "task")
+    tasks = choices(schema.ModelArgs, "task")
     assert tasks == TASKS.keys() == pairs.TASKS.keys()
     assert tasks == {*table("src.train.collate_tasks", "COLLATORS"), "causal_lm"}
 

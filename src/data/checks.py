@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from src.config import TrainConfig
 from src.data.rows import MOST_SHOWN
 from src.data.store import Array, Counts, Match, RowStore
 from src.data.tokens import Left, Outcome
 from src.errors import DataError
+from src.schema import TrainConfig
 from src.utils.files import sha256
 from src.utils.secrets import redact
 

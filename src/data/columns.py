@@ -13,7 +13,6 @@ from typing import Any
 
 import yaml
 
-from src.config import ColumnArgs, Dataset, DataSource
 from src.data.formats import (
     FORMATS,
     TEXT,
@@ -27,6 +26,7 @@ from src.data.formats import (
     turns_of,
 )
 from src.errors import ConfigError
+from src.schema import ColumnArgs, Dataset, DataSource
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 PLACE = re.compile(r"\{(\w+)\}")

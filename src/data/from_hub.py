@@ -16,7 +16,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from src.config import DataSource
 from src.data.download import (
     Fetched,
     below,
@@ -29,6 +28,7 @@ from src.data.download import (
     places,
 )
 from src.errors import DataError
+from src.schema import DataSource
 from src.utils.files import sha256
 
 if TYPE_CHECKING:

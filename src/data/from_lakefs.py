@@ -12,7 +12,6 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from src.config import DataSource
 from src.data.download import Fetched, concurrently, inside, once
 from src.data.lakefs_client import (
     TIMEOUT,
@@ -26,6 +25,7 @@ from src.data.lakefs_client import (
 )
 from src.data.rows import MOST_SHOWN
 from src.errors import DataError, RunError
+from src.schema import DataSource
 from src.utils.files import read_json, write_json
 from src.utils.logs import log
 

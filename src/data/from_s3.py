@@ -14,7 +14,6 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from src.config import DataSource
 from src.data.download import (
     THREADS,
     Fetched,
@@ -27,6 +26,7 @@ from src.data.download import (
     places,
 )
 from src.errors import DataError
+from src.schema import DataSource
 
 CONNECT_SECONDS, READ_SECONDS = 4, 20
 ATTEMPTS = 3

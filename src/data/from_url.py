@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from src.config import DataSource
 from src.data.download import Fetched, cache_key, check_size, once
 from src.data.http_client import Headers, get, parse
 from src.errors import DataError, RunError
+from src.schema import DataSource
 from src.utils.files import disk_errors, read_json, sha256, write_json
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from src.config import DataSource
 from src.errors import DataError
+from src.schema import DataSource
 from src.utils.secrets import redact
 
 KEYS = ("LAKEFS_ACCESS_KEY", "LAKEFS_SECRET_KEY")

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from src.config import ColumnArgs, DataFormat
 from src.data import duplicates
 from src.data.columns import strategy_of, translation
 from src.data.formats import (
@@ -33,6 +32,7 @@ from src.data.rows import MOST_SHOWN, Rejection, Row
 from src.data.sources import Part
 from src.data.store import Array, RowStore, content_key, made_once, write_lines
 from src.errors import DataError
+from src.schema import ColumnArgs, DataFormat
 from src.utils.files import sha256, write_json
 from src.utils.logs import log
 from src.utils.secrets import credentials, redact

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from src.config import TrainConfig
 from src.data import checks, loader, sources
 from src.data.chat import Chat
 from src.data.encode import Rules
@@ -19,6 +18,7 @@ from src.data.sources import Part, cache_of
 from src.data.store import Array, Counts, RowStore, TokenStore, content_key, made_once
 from src.data.tokens import Left, to_prove, write_tokens
 from src.errors import DataError
+from src.schema import TrainConfig
 from src.utils.files import write_json
 
 

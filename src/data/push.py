@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from src.config import DataPushConfig
 from src.data.download import concurrently
 from src.data.from_lakefs import unusable
 from src.data.lakefs_client import TIMEOUT, Repository, connect, reason, server_message
 from src.data.rows import MOST_SHOWN
 from src.errors import ConfigError, DataError
+from src.schema import DataPushConfig
 from src.utils.logs import log
 
 COMMIT_TIMEOUT = (4, 600)  # the server takes a while over a large commit

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from src.config import ColumnArgs, DataFormat, DataSource, TrainConfig
 from src.data.columns import named_datasets
 from src.data.download import Fetched
 from src.data.from_hub import hub
@@ -20,6 +19,7 @@ from src.data.from_s3 import s3
 from src.data.from_url import url
 from src.data.readers import is_data_file, kind_of
 from src.errors import ConfigError, DataError
+from src.schema import ColumnArgs, DataFormat, DataSource, TrainConfig
 
 SOURCES: dict[str, Callable[[DataSource, Path], Fetched]] = {
     "local": lambda _source, _cache: Fetched(Path(), {"type": "local"}),  # dataset_path, where it is

@@ -7,11 +7,11 @@ import zlib
 from collections.abc import Mapping
 from typing import Any
 
-from src.config import EvalConfig
 from src.deploy.findings import PROMPTS, Subject
 from src.model.source import locate_tuned
 from src.model.tasks import tuned_for
 from src.runs import Run
+from src.schema import EvalConfig
 from src.utils import environment
 from src.utils.files import read_json
 

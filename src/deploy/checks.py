@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from src.config import GateArgs, PublishConfig
 from src.deploy import answer_checks, file_checks
 from src.deploy.findings import Finding, Subject
 from src.errors import UserError
 from src.runs import Run
+from src.schema import GateArgs, PublishConfig
 
 CHECKS: dict[str, Callable[[Subject], tuple[bool, str]]] = {
     "training loss": file_checks.loss,

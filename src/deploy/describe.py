@@ -10,7 +10,6 @@ import yaml
 from huggingface_hub import ModelCard, try_to_load_from_cache
 
 from src import NAME, VERSION
-from src.config import PublishConfig
 from src.deploy import findings
 from src.deploy.snippets import snippet
 from src.deploy.worst import Worse, predictions, worst
@@ -18,6 +17,7 @@ from src.model.methods import mergeable
 from src.model.profile import base_id, is_local
 from src.model.tasks import TASKS
 from src.runs import Run
+from src.schema import PublishConfig
 from src.utils.files import read_json
 from src.utils.secrets import redact
 

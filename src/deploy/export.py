@@ -12,10 +12,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from src.config import PublishConfig
 from src.errors import ModelError
 from src.model.methods import METHODS, mergeable
 from src.runs import Run
+from src.schema import PublishConfig
 
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")

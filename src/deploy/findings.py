@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from src.config import GateArgs
 from src.runs import Run
+from src.schema import GateArgs
 from src.utils.files import read_json, write_json
 
 KEPT = "gate_checks.json"

@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from src.config import PublishConfig
 from src.deploy import describe, export
 from src.deploy.gate import Verdict
 from src.deploy.secret_scan import scan
 from src.errors import RunError
 from src.runs import Run
+from src.schema import PublishConfig
 from src.utils.files import sha256, write_json, write_text
 
 MANIFEST = "manifest.json"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from src.config import GateArgs
 from src.deploy.findings import Finding
 from src.errors import CannotTell, NotPromoted
 from src.eval.verdict import Verdict, judge
 from src.runs import Run
+from src.schema import GateArgs
 
 __all__ = ["Verdict", "judge", "require", "require_sound"]
 

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from src.config import PublishConfig
 from src.errors import ConfigError
+from src.schema import PublishConfig
 
 PUBLIC = "https://huggingface.co"
 PART = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"

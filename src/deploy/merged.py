@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 from peft import PeftModel
 
-from src.config import PublishConfig
 from src.errors import ModelError
 from src.eval import ask
 from src.eval.behaviour import Behaviour, behaviour
@@ -18,6 +17,7 @@ from src.model import load, methods, tasks
 from src.model.divergence import mean_kl
 from src.model.source import Tuned, locate_tuned
 from src.runs import Run
+from src.schema import PublishConfig
 from src.utils import environment
 from src.utils.logs import log
 

@@ -12,12 +12,12 @@ from onnxruntime import InferenceSession
 from transformers.exporters.configs import OnnxConfig
 from transformers.exporters.exporter_onnx import OnnxExporter
 
-from src.config import GateArgs
 from src.errors import ModelError
 from src.eval import ask
 from src.model.source import locate_tuned
 from src.model.tasks import TASKS, tuned_for
 from src.runs import Run
+from src.schema import GateArgs
 from src.utils.files import read_json
 
 MODEL = "model.onnx"

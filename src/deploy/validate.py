@@ -8,12 +8,12 @@ from typing import Any
 from rich.table import Table
 
 from src import runs
-from src.config import ValidateConfig
 from src.deploy.checks import VALIDATE, checked
 from src.deploy.findings import Finding, Subject, as_rows
 from src.errors import RunError
 from src.model.profile import PROFILE, TRAINING_INFO
 from src.runs import Run
+from src.schema import ValidateConfig
 from src.utils.files import write_json
 from src.utils.logs import log
 from src.utils.screen import Screen

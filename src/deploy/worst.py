@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from src.config import PublishConfig
 from src.eval.pairing import baseline_folder
 from src.model.tasks import TASKS
 from src.runs import Run
+from src.schema import PublishConfig
 
 SHOWN = 3
 

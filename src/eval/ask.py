@@ -9,7 +9,6 @@ from typing import Any, NamedTuple, Protocol
 from omegaconf import OmegaConf
 
 from src import config
-from src.config import EvalConfig, GateArgs, Task
 from src.data import pairs
 from src.data.chat import IDENTITY, Chat
 from src.data.encode import Encoded, Rules
@@ -22,6 +21,7 @@ from src.model import tasks
 from src.model.methods import merge
 from src.model.source import Tuned
 from src.runs import Run
+from src.schema import EvalConfig, GateArgs, Task
 from src.utils import environment
 from src.utils.files import read_json, sha256, write_json
 

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from src.config import BaselineConfig, EvalConfig
 from src.data import pairs
 from src.data.chat import Chat
 from src.data.encode import Rules
@@ -17,6 +16,7 @@ from src.errors import DataError
 from src.eval import layout
 from src.eval.unfinished import Unfinished
 from src.model import tasks
+from src.schema import BaselineConfig, EvalConfig
 from src.utils.environment import memory_total
 from src.utils.logs import log
 

@@ -10,11 +10,11 @@ from rich import box
 from rich.table import Table
 
 from src import runs
-from src.config import CompareConfig, GateArgs
 from src.errors import UserError
 from src.eval import pairing, significance, verdict
 from src.eval.pairing import Evaluated
 from src.runs import Run
+from src.schema import CompareConfig, GateArgs
 from src.utils.files import write_json
 from src.utils.logs import log
 from src.utils.screen import Screen

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from src import runs
-from src.config import BaselineConfig, EvalConfig, to_yaml
+from src.config import to_yaml
 from src.data import pairs
 from src.eval import asking, compare, metrics, pairing, unfinished, vllm_engine
 from src.eval.asking import Effort
@@ -19,6 +19,7 @@ from src.eval.report import page as report
 from src.eval.unfinished import Unfinished
 from src.model import tasks
 from src.model.source import Source, Tuned, locate, locate_tuned
+from src.schema import BaselineConfig, EvalConfig
 from src.utils.curves import Curves
 from src.utils.files import read_json, whole_folder, write_json, write_jsonl, write_text
 from src.utils.imports import leave_out, settle

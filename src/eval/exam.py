@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from src import runs
-from src.config import EvalArgs, EvalConfig, Task
 from src.data import loader, pairs
 from src.data.chat import IDENTITY, Chat
 from src.errors import ConfigError, DataError, ModelError
@@ -16,6 +15,7 @@ from src.eval.asking import Layout, Questions, Settings, Splits
 from src.eval.conditions import conditions
 from src.model import tasks
 from src.model.source import Source, is_quantised
+from src.schema import EvalArgs, EvalConfig, Task
 from src.utils import environment
 from src.utils.environment import Reasoned
 from src.utils.files import read_json

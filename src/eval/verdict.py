@@ -12,13 +12,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from src.config import GateArgs, Guard
 from src.errors import RunError
 from src.eval import pairing, significance
 from src.eval.pairing import Evaluated
 from src.eval.significance import Finding
 from src.model.tasks import TASKS
 from src.runs import Run
+from src.schema import GateArgs, Guard
 from src.utils.files import read_json
 
 Outcome = Literal["promoted", "not_better", "cannot_tell"]

@@ -21,9 +21,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from src.config import SlurmArgs
 from src.errors import Stopped, UserError
 from src.launch.job import Outcome
+from src.schema import SlurmArgs
 from src.utils import slurm
 from src.utils.files import read_json, write_json
 from src.utils.screen import nobody_reads

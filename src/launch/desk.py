@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from src import runs, space
-from src.config import SlurmArgs
 from src.launch import cluster
 from src.launch.job import Outcome
+from src.schema import SlurmArgs
 from src.sweep import Sweep
 from src.utils.secrets import redact
 

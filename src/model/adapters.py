@@ -10,11 +10,11 @@ import torch
 from peft.helpers import disable_input_dtype_casting
 from torch import nn
 
-from src.config import MethodArgs, Task
 from src.errors import ModelError
 from src.model.methods import METHODS, Method, refuse_quantised
 from src.model.source import Source
 from src.model.tasks import TASKS
+from src.schema import MethodArgs, Task
 from src.utils.logs import log
 
 

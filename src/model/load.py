@@ -13,11 +13,11 @@ from peft import PeftModel
 from transformers import BitsAndBytesConfig, set_seed
 from transformers.quantizers import AutoHfQuantizer
 
-from src.config import Task
 from src.errors import ModelError
 from src.model.source import Source, Tuned
 from src.model.tasks import TASKS, check
 from src.model.tokenizer import fetched, hub_revision, load_config, load_tokenizer
+from src.schema import Task
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 

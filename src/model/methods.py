@@ -11,9 +11,9 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from src.config import MethodArgs
 from src.errors import ModelError
 from src.model.source import Source, is_quantised
+from src.schema import MethodArgs
 from src.utils.signatures import check_arguments, peft_arguments
 
 ADDED_TOKENS = "its virtual tokens are added to the input, and no weight of the base model can hold them"

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from src.config import DEMO_MODEL
 from src.errors import ModelError
+from src.schema import DEMO_MODEL
 from src.utils.logs import log
 
 LOCAL_PREFIXES = (".", "/", "~", "models/", "outputs/", "artifacts/")

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from src.config import Task as Name
 from src.errors import ModelError
 from src.model.methods import METHODS
 from src.model.source import Source, Tuned
+from src.schema import Task as Name
 from src.utils.files import read_json
 
 TEXT_METRICS = (

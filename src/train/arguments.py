@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from transformers import TrainingArguments
 
-from src.config import TrainConfig
 from src.data.rows import Example
 from src.errors import ConfigError
+from src.schema import TrainConfig
 from src.train import sharding
 from src.train.batches import Batches
 from src.utils import environment

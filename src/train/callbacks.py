@@ -12,8 +12,8 @@ from typing import Any
 from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 
-from src.config import LoopArgs
 from src.runs import Run
+from src.schema import LoopArgs
 from src.train import checkpoint
 from src.train.mirror import Mirror
 from src.train.stop import Asked

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from src import runs
-from src.config import TrainConfig, to_yaml
+from src.config import to_yaml
 from src.data import checks, prepare
 from src.data.chat import Chat
 from src.data.show import show
 from src.data.store import TokenStore
 from src.model import tasks
 from src.model.source import Source, locate
+from src.schema import TrainConfig
 from src.utils.files import write_json, write_text
 from src.utils.logs import log
 

@@ -17,12 +17,12 @@ import numpy as np
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.constants import HF_HUB_CACHE
 
-from src.config import TrainConfig
 from src.data.rows import Example
 from src.data.sources import cache_of
 from src.errors import RunError, UserError
 from src.model import methods
 from src.model.source import Source
+from src.schema import TrainConfig
 from src.train import memory, processes, simulate
 from src.train.arguments import Schedule, arguments, batches_of
 from src.train.memory import Memory

@@ -13,11 +13,11 @@ import torch
 from transformers import set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
 
-from src.config import TrainConfig
 from src.data.rows import Example
 from src.errors import ConfigError
 from src.model import attention, methods
 from src.model.adapters import without_input_casts
+from src.schema import TrainConfig
 from src.train import adalora, checkpoint
 from src.train.arguments import Schedule, arguments, batches_of
 from src.train.callbacks import Bar, RunRecorder

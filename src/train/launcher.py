@@ -25,8 +25,8 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from src import runs
-from src.config import TrainConfig
 from src.errors import ConfigError, PeerLost, Stopped, UserError
+from src.schema import TrainConfig
 from src.train.processes import Plan
 from src.utils import handed
 from src.utils.logs import log

@@ -16,9 +16,9 @@ import torch
 from torch.nn.functional import cross_entropy, linear, log_softmax, nll_loss
 from torch.utils.checkpoint import checkpoint
 
-from src.config import LossArgs
 from src.data.rows import IGNORED
 from src.errors import ConfigError
+from src.schema import LossArgs
 
 CHUNK_BYTES = {"cuda": 512 << 20, "cpu": 32 << 20}  # of fp32 logits held at once
 

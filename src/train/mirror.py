@@ -18,11 +18,11 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from src import runs
-from src.config import LoopArgs
 from src.data.download import check_server, concurrently, inside
 from src.data.from_s3 import client_of, s3_errors
 from src.errors import ConfigError, RunError, UserError
 from src.runs import Run
+from src.schema import LoopArgs
 from src.utils.files import read_json, whole_folder, write_json
 from src.utils.logs import log
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from src import runs
-from src.config import TrainConfig, to_yaml
+from src.config import to_yaml
 from src.data import prepare
 from src.data.chat import IDENTITY, Chat
 from src.data.rows import Example
@@ -17,6 +17,7 @@ from src.errors import RunError, Stopped
 from src.model import profile, tasks
 from src.model.source import Source
 from src.runs import Run
+from src.schema import TrainConfig
 from src.train import check, mirror, processes, resume
 from src.train.plan import planned, refuse, settled
 from src.train.ready import Ready, made_ready, rows_ready, tuned_model

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from src.config import PlanConfig, TrainConfig
 from src.errors import ConfigError, RunError
+from src.schema import PlanConfig, TrainConfig
 from src.train.ready import Ready, made_ready
 from src.utils import environment
 from src.utils.environment import Reasoned

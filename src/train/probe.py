@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from src.config import TrainConfig
 from src.runs import Run
+from src.schema import TrainConfig
 from src.train.callbacks import RunRecorder
 from src.train.estimate import Plan
 from src.train.fit import fit

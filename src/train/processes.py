@@ -6,8 +6,8 @@ import os
 from importlib.util import find_spec
 from typing import NamedTuple
 
-from src.config import TrainConfig
 from src.errors import ConfigError
+from src.schema import TrainConfig
 from src.train import slurm
 from src.utils import environment
 from src.utils.place import here

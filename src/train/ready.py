@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from src import runs
-from src.config import PlanConfig, TrainConfig
 from src.data import checks, loader, pairs, prepare
 from src.data.chat import Chat
 from src.data.encode import Rules
@@ -18,6 +17,7 @@ from src.data.store import TokenStore
 from src.errors import ConfigError
 from src.model import methods, tasks
 from src.model.source import Source, is_quantised, locate
+from src.schema import PlanConfig, TrainConfig
 from src.train import check
 from src.utils import environment
 from src.utils.environment import Reasoned

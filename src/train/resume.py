@@ -10,9 +10,10 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from src import runs
-from src.config import TrainConfig, to_yaml
+from src.config import to_yaml
 from src.errors import RunError
 from src.runs import Run
+from src.schema import TrainConfig
 from src.train import mirror
 from src.utils.logs import log
 

@@ -13,8 +13,8 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
 
-from src.config import TrainConfig
 from src.errors import ModelError
+from src.schema import TrainConfig
 
 
 def engine(cfg: TrainConfig, dtype: str) -> dict[str, Any]:

@@ -23,10 +23,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from src.config import TrainConfig
 from src.data.rows import IGNORED, Example
 from src.model import adapters, load, methods
 from src.model.source import Source
+from src.schema import TrainConfig
 from src.train import losses
 from src.train.collate import EndToEnd, Padded
 from src.train.collate_tasks import COLLATORS

@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from src.config import DataPushConfig, DataSource
 from src.data.download import Fetched
 from src.data.from_lakefs import lakefs
 from src.data.lakefs_client import KEYS
 from src.data.push import push
+from src.schema import DataPushConfig, DataSource
 from tests.data.lakefs_server import LakeFS
 
 REAL = {name: os.environ.get(name, "") for name in ("LAKEFS_ENDPOINT", *KEYS)}  # before a test alters them

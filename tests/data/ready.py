@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from src.config import TrainConfig, load
+from src.config import load
 from src.data import checks, prepare
 from src.data.chat import Chat
 from src.data.store import TokenStore
+from src.schema import TrainConfig
 from tests.fixtures import jsonl
 
 

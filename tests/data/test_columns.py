@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from src.config import ColumnArgs
 from src.data.columns import named_datasets, strategy_of, translation
 from src.data.formats import RowError, translated
 from src.errors import ConfigError
+from src.schema import ColumnArgs
 from tests.fixtures import chat
 
 # As the chart's documentation prints it.

@@ -7,8 +7,8 @@ from typing import get_args, get_type_hints
 
 import pytest
 
-from src.config import DataArgs
 from src.data.formats import FORMATS, Message, RowError, detect, tools_of, translated
+from src.schema import DataArgs
 from tests.fixtures import chat
 
 ANSWERED = {"role": "assistant", "content": "4"}

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from src.config import DataSource
 from src.data.from_hub import hub
 from src.errors import DataError
+from src.schema import DataSource
 from tests.data.hub_server import Handler, Hub, closed_port, hub_serving, serving, tree
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -210,7 +210,7 @@ def test_a_repo_that_is_none_is_refused(server: Hub, tmp_path: Path, repo: str |
 OFFLINE = """
 import sys
 from pathlib import Path
-from src.config import DataSource
+from src.schema import DataSource
 from src.data.from_hub import hub
 from src.errors import DataError
 assert not {"huggingface_hub", "boto3", "urllib3"} & set(sys.modules)

@@ -18,10 +18,10 @@ from typing import Any
 
 import pytest
 
-from src.config import DataSource
 from src.data import from_lakefs, lakefs_client
 from src.data.from_lakefs import lakefs
 from src.errors import DataError
+from src.schema import DataSource
 from tests.data.lake import Lake
 from tests.data.lakefs_server import Answer, Request
 
@@ -237,7 +237,7 @@ def test_a_cached_file_that_changed_is_not_read(own: Lake, tmp_path: Path, harm:
 KILLED = """
 import sys
 from pathlib import Path
-from src.config import DataSource
+from src.schema import DataSource
 from src.data.from_lakefs import lakefs
 lakefs(DataSource(type="lakefs", endpoint=sys.argv[1], repo=sys.argv[2]), Path(sys.argv[3]))
 """

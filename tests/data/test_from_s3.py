@@ -14,9 +14,9 @@ import pytest
 import urllib3
 from werkzeug.serving import make_server
 
-from src.config import DataSource
 from src.data.from_s3 import s3
 from src.errors import DataError
+from src.schema import DataSource
 from tests.data.bucket import BUCKET, STORE
 from tests.data.hub_server import closed_port, tree
 

@@ -19,11 +19,11 @@ from typing import Any
 
 import pytest
 
-from src.config import DataSource
 from src.data import download, from_url
 from src.data.from_url import url
 from src.data.http_client import is_public
 from src.errors import DataError
+from src.schema import DataSource
 from tests.data.hub_server import Handler, closed_port, serving, tree
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB

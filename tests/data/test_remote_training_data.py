@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from src.config import TrainConfig, load
+from src.config import load
 from src.data import prepare
+from src.schema import TrainConfig
 from tests.data.hub_server import hub_serving
 from tests.data.lake import Lake
 from tests.data.ready import Maker

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from src.config import TrainConfig, load
+from src.config import load
 from src.data.sources import SOURCES, fetch
 from src.errors import DataError
+from src.schema import TrainConfig
 
 
 def config(folder: Path, pattern: str = "*.jsonl", **more: Any) -> TrainConfig:

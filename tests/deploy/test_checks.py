@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from src.config import PublishConfig
 from src.deploy import checks
 from src.deploy.answer_checks import says_nothing
 from src.deploy.checks import run_checks
 from src.deploy.file_checks import loss
 from src.deploy.findings import Finding, Subject
 from src.runs import Run
+from src.schema import PublishConfig
 from src.utils.files import hashes
 from tests.fixtures import World, jsonl, read_jsonl, tree
 

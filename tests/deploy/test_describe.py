@@ -12,11 +12,11 @@ from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
 from src import NAME
-from src.config import PublishConfig
 from src.deploy import describe, export
 from src.eval.pairing import baseline_folder
 from src.model.tiny import build
 from src.runs import Run
+from src.schema import PublishConfig
 from tests.deploy.cards import Said, answer_of, program
 from tests.fixtures import ANSWER, EPOCHS, ROOT, World, jsonl, read_jsonl
 

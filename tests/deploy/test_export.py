@@ -11,7 +11,6 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from src.config import MethodArgs, PublishConfig
 from src.deploy import export
 from src.deploy.describe import model_card
 from src.errors import ModelError, RunError
@@ -20,6 +19,7 @@ from src.model import adapters, load, methods
 from src.model.methods import METHODS
 from src.model.source import locate, locate_tuned
 from src.runs import Run
+from src.schema import MethodArgs, PublishConfig
 from src.utils.files import hashes
 from tests.deploy.cards import Said, answer_of
 from tests.fixtures import ANSWER, World, tree

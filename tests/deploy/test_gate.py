@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from src.config import GateArgs
 from src.deploy.findings import Finding
 from src.deploy.gate import require
 from src.errors import CannotTell, NotPromoted, RunError
 from src.runs import Run
+from src.schema import GateArgs
 from tests.eval.answers import evaluated, right
 from tests.fixtures import World, tree
 

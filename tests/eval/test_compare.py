@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from src.config import GateArgs, Guard
 from src.errors import RunError
 from src.eval.compare import compare, record
 from src.eval.metrics import METRICS
 from src.eval.pairing import Evaluated, baseline_folder, fingerprint, paired
 from src.runs import Run
+from src.schema import GateArgs, Guard
 from tests.eval.answers import BASE, evaluated, right
 from tests.fixtures import call, jsonl, read_jsonl
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from src.config import MethodArgs
 from src.data.chat import Chat
 from src.eval.answers import Answer
 from src.eval.generate import Writer, end_tokens
 from src.eval.layout import batches
 from src.model import adapters, load
 from src.model.source import locate_tuned
+from src.schema import MethodArgs
 from tests.fixtures import ANSWER, ROOT, World, read_jsonl
 
 pytest_plugins = ["tests.fixtures"]

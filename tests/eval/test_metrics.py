@@ -17,11 +17,11 @@ import pytest
 import sacrebleu
 from rouge_score import rouge_scorer
 
-from src.config import EvalArgs
 from src.errors import ConfigError
 from src.eval.measures import exact_match, jaccard, token_f1
 from src.eval.metrics import METRICS, Scores, check, describe, needs_references, score, score_rows
 from src.model.tasks import TASKS
+from src.schema import EvalArgs
 
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = [

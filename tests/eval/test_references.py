@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from src.config import MethodArgs
 from src.data.chat import Chat
 from src.data.formats import RowError
 from src.data.rows import Row
@@ -20,6 +19,7 @@ from src.model.divergence import mean_kl
 from src.model.source import locate
 from src.model.tiny import build
 from src.model.tokenizer import load_tokenizer
+from src.schema import MethodArgs
 from tests.fixtures import ANSWER, ROOT
 
 pytest_plugins = ["tests.fixtures"]

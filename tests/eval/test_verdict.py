@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from src.config import GateArgs, Guard
 from src.errors import RunError
 from src.eval.pairing import baseline_folder
 from src.eval.verdict import Verdict, judge
 from src.runs import Run
+from src.schema import GateArgs, Guard
 from tests.eval.answers import BASE, Pairs, evaluated, right
 
 ONE = (1 / 40) + 1e-9  # one more answer that is right, of forty

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from src import config, runs
+from src import config, runs, schema
 from src.launch.job import Job, Outcome
 from src.utils import handed
 
@@ -55,7 +55,7 @@ def handed_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Cal
 
 def begun(output: Path, finished: bool) -> runs.Run:
     """A run that the job has begun."""
-    run = runs.create(output, "train", config.to_yaml(config.TrainConfig()), {})
+    run = runs.create(output, "train", config.to_yaml(schema.TrainConfig()), {})
     run.update(status=runs.FINISHED if finished else runs.INTERRUPTED)
     run.release()
     return run

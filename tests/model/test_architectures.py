@@ -12,9 +12,9 @@ from peft.utils.constants import TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from src.config import MethodArgs
 from src.model import adapters, load, methods
 from src.model.source import Source
+from src.schema import MethodArgs
 
 pytest_plugins = ["tests.fixtures"]
 

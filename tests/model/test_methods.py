@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 from src import config
-from src.config import MethodArgs
 from src.data.chat import Chat
 from src.errors import ConfigError, ModelError
 from src.model import adapters, attention, load, methods
 from src.model.source import Source, locate, locate_tuned
+from src.schema import MethodArgs
 from src.train.pipeline import save
 from tests.fixtures import ANSWER, ROOT, World, chat
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from src.config import DEMO_MODEL
 from src.errors import ModelError
 from src.model.source import adapter_base, content_hash, locate
+from src.schema import DEMO_MODEL
 from tests.fixtures import ROOT, World
 
 pytest_plugins = ["tests.fixtures"]

@@ -12,10 +12,10 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from src.config import MethodArgs
 from src.errors import ModelError
 from src.model import adapters, load, methods
 from src.model.source import locate, locate_tuned
+from src.schema import MethodArgs
 from src.train.adalora import RankMover, callbacks
 from tests.fixtures import World
 

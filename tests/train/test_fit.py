@@ -12,7 +12,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from src.config import TrainConfig
 from src.data.chat import Chat
 from src.data.encode import Encoded, Rules, encode
 from src.data.loader import read_rows
@@ -21,6 +20,7 @@ from src.model import load
 from src.model.source import locate
 from src.model.tokenizer import load_tokenizer
 from src.runs import Run
+from src.schema import TrainConfig
 from src.train.arguments import Schedule, arguments
 from src.train.checkpoint import COMPLETE
 from src.train.collate import EndToEnd, Padded

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from src import runs
-from src.config import TrainConfig
 from src.runs import Run
+from src.schema import TrainConfig
 from src.train import checkpoint, launcher
 from src.train.processes import Plan
 from src.utils.files import sha256

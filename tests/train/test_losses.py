@@ -9,8 +9,8 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import CohereConfig, CohereForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from src.config import LossArgs
 from src.data.rows import IGNORED
+from src.schema import LossArgs
 from src.train import losses
 from src.train.losses import LOSSES, Criterion, plain_head
 

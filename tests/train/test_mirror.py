@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from src import runs
-from src.config import TrainConfig
 from src.runs import Run
+from src.schema import TrainConfig
 from src.train import checkpoint
 from src.train.checkpoint import COMPLETE
 from src.train.mirror import Mirror, Store, mirrored, remote_runs, store_of

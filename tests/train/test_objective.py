@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from src.config import LossArgs
 from src.data.rows import Example
+from src.schema import LossArgs
 from src.train.collate import EndToEnd, Padded
 from src.train.losses import Criterion
 from src.train.objective import Noise, Objective

@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from bench.plan_memory import case, measured
-from src.config import TrainConfig
 from src.data.rows import Example
 from src.model import adapters, load, methods
 from src.model.source import locate
 from src.model.tokenizer import load_tokenizer
+from src.schema import TrainConfig
 from src.train import memory, simulate
 from src.train.estimate import Estimator, NoPlan, available
 from src.utils.environment import Capacity

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from src.config import TrainConfig, load
+from src.config import load
 from src.errors import ConfigError
+from src.schema import TrainConfig
 from src.train import processes, slurm
 from src.train.processes import Plan
 from src.utils import handed

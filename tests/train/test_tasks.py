@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-from src.config import MethodArgs
 from src.data import pairs
 from src.data.chat import Chat
 from src.data.encode import Encoded, Rules
@@ -19,6 +18,7 @@ from src.model import adapters, load, methods, tasks
 from src.model.source import locate, locate_tuned
 from src.model.tiny import build
 from src.model.tokenizer import load_tokenizer
+from src.schema import MethodArgs
 from src.train.collate_tasks import COLLATORS
 from src.train.pipeline import save
 from tests.fixtures import ROOT, SPLITS, World, jsonl, read_jsonl

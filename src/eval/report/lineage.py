@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from src.config import SCHEMAS, flat_keys
+from src.config import flat_keys
 from src.eval.report.charts import number
+from src.schema import SCHEMAS
 
 File = Mapping[str, Any]
 READ_FIRST = ("torch", "transformers", "peft", "tokenizers", "accelerate", "bitsandbytes", "sacrebleu")

@@ -15,9 +15,9 @@ from typing import Any
 from jinja2 import ChainableUndefined, Environment, FileSystemLoader
 
 from src import NAME, VERSION, runs
-from src.config import ReportConfig
 from src.errors import RunError
 from src.eval.report import charts, facts, lineage, pairs
+from src.schema import ReportConfig
 from src.utils.files import read_json, write_text
 from src.utils.logs import log
 from src.utils.secrets import redact

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from src import config, runs
+from src import config, runs, schema
 from src.errors import RunError
 from src.eval.report import charts, facts, pairs
 from src.eval.report import page as report
@@ -89,7 +89,7 @@ class Made:
 
     def __init__(self, folder: Path) -> None:
         self.output, self.artifacts = folder / "outputs", folder / "artifacts"
-        self.run = runs.create(self.output, "train", config.to_yaml(config.TrainConfig(lr=0.5)), {
+        self.run = runs.create(self.output, "train", config.to_yaml(schema.TrainConfig(lr=0.5)), {
             "method": "lora", "task": "causal_lm", "base_model": BASE, "seed": 7,
             "code": {"commit": "c0ffee", "diff_sha256": None}, "precision": {"value": "float32"},
             "hardware": {"cpu": "a CPU", "cores": 2, "gpus": []},
