@@ -39,6 +39,25 @@ OVERRIDES = $(foreach n,$(NAMES),$(call quoted,$(n))) $(ARGS)
 ONLY = $(foreach n,$(filter $(1),$(NAMES)),$(call quoted,$(n)))
 MAIN = $(PY) -m src.main
 
+# On a server. What is NAME=VALUE there and not a setting counts on make's command line only: others use such names too.
+typed = $(if $(filter command,$(firstword $(origin $(1)))),$(value $(1)))
+inquotes = '$(subst ','\'',$(1))'
+run = $(if $(call typed,RUN),$(call inquotes,$(call typed,RUN)))
+flag = $(if $(call typed,$(2)),$(call inquotes,$(1)=$(call typed,$(2))))
+bare = $(if $(filter-out 0,$(call typed,$(2))),$(1))
+STARTED = $(call bare,--detach,DETACH) $(call flag,--also,ALSO) $(call flag,--run,RUN)
+SSH_TRAIN := ssh-check-data ssh-plan ssh-train
+SSH_PUBLISH := ssh-publish ssh-publish-hf
+SSH_OTHERS := ssh-eval ssh-eval-baseline ssh-compare ssh-report ssh-validate
+SSH_STAGES := $(SSH_TRAIN) $(SSH_PUBLISH) $(SSH_OTHERS) ssh-data-push
+$(SSH_TRAIN): CONFIG = $(TRAIN_CONFIG)
+$(SSH_PUBLISH): CONFIG = $(PUBLISH_CONFIG)
+ssh-eval: CONFIG = $(EVAL_CONFIG)
+ssh-eval-baseline: CONFIG = $(BASELINE_CONFIG)
+ssh-compare: CONFIG = $(COMPARE_CONFIG)
+ssh-report: CONFIG = $(REPORT_CONFIG)
+ssh-validate: CONFIG = $(VALIDATE_CONFIG)
+
 # The demo's models are built where the settings ask for them.
 DEMO := models/SmolLM2-135M-Instruct/config.json
 TINY := models/tiny-random-llama/config.json
@@ -50,7 +69,8 @@ MODEL = $(or $(TINIES),$(if $(filter model_name=% model=% experiment=% model_pat
 MODEL_IF = $(if $(filter $(1),$(2)),$(MODEL))
 
 .PHONY: help venv install convert data-push model tiny-model check-data plan train eval eval-baseline compare report validate publish publish-hf runs demo \
-	push ssh-init ssh-train ssh-eval ssh-eval-baseline test lint format clean
+	push ssh-init $(SSH_STAGES) ssh-status ssh-logs ssh-attach ssh-stop ssh-fetch ssh-shell ssh-tensorboard \
+	test lint format clean
 
 help:  ## List these commands
 	@echo "Assay: fine-tune a language model, prove that it is better, publish it."
@@ -65,7 +85,7 @@ convert: $(READY)  ## Convert multi-line JSON and ChatGPT exports under data/ to
 	$(PY) scripts/convert_data.py $(ARGS)
 
 # Through the environment a message arrives as it was typed: Hydra's grammar has no place for it's.
-data-push: override export MESSAGE := $(value MESSAGE)
+data-push ssh-data-push: override export MESSAGE := $(value MESSAGE)
 data-push: $(READY)  ## Commit a folder to lakeFS: make data-push MESSAGE="what is new" data_source.repo=NAME
 	$(MAIN) data-push $(if $(MESSAGE),'message=$${oc.env:MESSAGE}') $(OVERRIDES)
 
@@ -111,14 +131,50 @@ demo: $(READY) $(DEMO)  ## The whole pipeline on a real small model: train, eval
 	$(MAIN) eval $(call ONLY,output_dir artifacts_dir bf16 cuda_visible_devices)
 	$(MAIN) publish $(call ONLY,output_dir artifacts_dir cuda_visible_devices)
 
-push ssh-init ssh-train ssh-eval ssh-eval-baseline:
-	@echo "make $@ is not available in this version; run the same command on the GPU machine itself" >&2; exit 2
+push: $(READY)  ## Sync the code to the GPU server of REMOTE_HOST and REMOTE_DIR; ALSO=paths that git ignores
+	$(MAIN) push $(call flag,--also,ALSO)
 
-push:  ## Sync the code to the GPU server (not yet)
-ssh-init:  ## Prepare the GPU server (not yet)
-ssh-train:  ## Train on the GPU server (not yet)
-ssh-eval:  ## Evaluate on the GPU server (not yet)
-ssh-eval-baseline:  ## Evaluate the base model on the GPU server (not yet)
+ssh-init: $(READY)  ## Tell what the server is, and make its environment, or what of it is missing
+	$(MAIN) ssh-init
+
+$(SSH_TRAIN) $(SSH_PUBLISH) $(SSH_OTHERS): ssh-%: $(READY)
+	$(MAIN) $@ --config-name $(CONFIG) $(STARTED) $(if $(filter compare,$*),$(foreach w,$(A) $(B),'$(w)')) $(OVERRIDES)
+
+ssh-data-push: $(READY)
+	$(MAIN) ssh-data-push $(STARTED) $(if $(MESSAGE),'message=$${oc.env:MESSAGE}') $(OVERRIDES)
+
+ssh-train:  ## Train on the server: make ssh-train lr=1e-4 DETACH=1
+ssh-eval:  ## Evaluate there
+ssh-eval-baseline:  ## Evaluate the untouched base model there
+ssh-check-data:  ## Show there what a training would train on
+ssh-plan:  ## Say what a training would take there
+ssh-compare:  ## Compare runs there: make ssh-compare A=RUN B=RUN
+ssh-report:  ## Write a run's report.html there
+ssh-validate:  ## Check a run there
+ssh-publish:  ## Publish there, to the server's artifacts/models
+ssh-publish-hf:  ## Push to the Hugging Face Hub from there
+ssh-data-push:  ## Commit a folder of the server to lakeFS
+
+ssh-status: $(READY)  ## List the runs on the server, all with ALL=1
+	@$(MAIN) ssh-status $(call bare,--all,ALL)
+
+ssh-logs: $(READY)  ## Print what a run there has said so far: make ssh-logs RUN=id (the newest without)
+	@$(MAIN) ssh-logs $(run)
+
+ssh-attach: $(READY)  ## Follow a run there to its end; Ctrl-C ends the following only
+	@$(MAIN) ssh-attach $(run)
+
+ssh-stop: $(READY)  ## Have a run there save a checkpoint and end: make ssh-stop RUN=id GRACE=seconds
+	@$(MAIN) ssh-stop $(call flag,--grace,GRACE) $(run)
+
+ssh-fetch: $(READY)  ## Fetch a run, and prove that it arrived whole: make ssh-fetch RUN=id
+	@$(MAIN) ssh-fetch $(run)
+
+ssh-shell: $(READY)  ## Open a shell in the server's folder
+	@$(MAIN) ssh-shell
+
+ssh-tensorboard: $(READY)  ## Show the server's TensorBoard at http://localhost:6006, or PORT=n
+	@$(MAIN) ssh-tensorboard $(call flag,--port,PORT)
 
 test: $(READY_DEV) lint  ## Run all checks: lint, types, tests (no GPU, no Hub)
 	$(PY) -m pytest -n auto --dist worksteal $(ARGS)

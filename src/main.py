@@ -206,6 +206,9 @@ def _utility(name: str, rest: list[str]) -> int:
 
 def _remote(name: str, rest: list[str]) -> int:
     """A command about a server, or a stage that runs there."""
+    if {"-h", "--help"} & set(rest):
+        print(function_at("src.remote.commands:help_of")(name, STAGES))
+        return 0
     _load_dotenv()
     run = function_at("src.remote.commands:run")
     return int(run(name, rest, list(STAGES)))
@@ -226,6 +229,8 @@ def usage() -> str:
     lines += ["usage: python -m src.main STAGE [key=value ...]", "", "stages:"]
     lines += [f"  {name:<14} {stage.summary}" for name, stage in STAGES.items()]
     lines += [f"  {name:<14} {summary}" for name, summary in UTILITIES.items()]
+    lines += ["", "on a server over SSH, which REMOTE_HOST and REMOTE_DIR name:"]
+    lines += [f"  {name:<16} {summary}" for name, summary in function_at("src.remote.commands:summaries")()]
     return "\n".join([*lines, "", "python -m src.main STAGE --help lists the settings of a stage."])
 
 

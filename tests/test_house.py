@@ -122,6 +122,35 @@ def test_no_module_imports_itself_in_a_circle() -> None:
         pytest.fail(" -> ".join(error.args[1]))
 
 
+# What is sent to a server
+
+THERE = sorted(m for m in MODULES if m.startswith("src.remote.there."))
+
+
+def test_what_is_sent_to_a_server_needs_nothing_but_an_old_python() -> None:
+    assert THERE
+    for module in THERE:
+        ast.parse(MODULES[module].read_text(encoding="utf-8"), feature_version=(3, 8))
+        found = {i.module for i in IMPORTS[module]}
+        strange = {m for m in found if m.split(".")[0] not in sys.stdlib_module_names and m not in THERE}
+        assert strange - {"src.remote.there"} == set(), module
+
+
+def test_each_module_that_is_sent_stands_after_those_that_it_imports() -> None:
+    tree = ast.parse(MODULES["src.remote.link"].read_text(encoding="utf-8"))
+    (sent,) = (
+        ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == "SENT"
+    )
+    assert {f"src.remote.there.{name}" for name in (*sent, "door", "install")} | {"src.remote.there"} == {
+        m for m in MODULES if m.startswith("src.remote.there")
+    }
+    for i, name in enumerate(sent):
+        needed = {i.module.rpartition(".")[2] for i in IMPORTS[f"src.remote.there.{name}"] if i.module in THERE}
+        assert needed <= set(sent[:i]), name
+
+
 # Heavy libraries
 
 

@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 
 from src.main import STAGES, UTILITIES
+from src.remote.commands import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[1]
 TORCH_FAMILY = ("torch", "transformers", "peft", "trl", "datasets", "bitsandbytes", "accelerate", "safetensors")
+SSH = ("fabric", "paramiko", "invoke")
 GOOD = {"messages": [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]}
 PAIR = {"prompt": "2+2?", "completion": "4"}
 
@@ -43,7 +45,7 @@ def test_the_guard_of_these_tests_notices_a_forbidden_import(assay: Any) -> None
 def test_help_lists_every_stage(assay: Any, word: str) -> None:
     done = assay(word)
     assert done.returncode == 0
-    for name in [*STAGES, *UTILITIES]:
+    for name in [*STAGES, *UTILITIES, *COMMANDS, "ssh-STAGE"]:
         assert f"  {name} " in done.stdout
 
 
@@ -79,6 +81,28 @@ def test_a_stage_lists_its_settings(assay: Any, name: str) -> None:
 def test_a_utility_says_what_it_does(assay: Any, name: str) -> None:
     done = assay(name, "--help")
     assert done.returncode == 0 and UTILITIES[name] in done.stdout
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_about_a_server_says_what_it_does(assay: Any, name: str) -> None:
+    done = assay(name, "--help", forbidden=(*TORCH_FAMILY, *SSH))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"usage: python -m src.main {name}") and COMMANDS[name].summary in done.stdout
+    assert all(flag in done.stdout for flag in COMMANDS[name].flags)
+
+
+def test_a_stage_on_a_server_lists_its_settings_and_what_it_takes_besides(assay: Any) -> None:
+    done = assay("ssh-train", "--help", forbidden=(*TORCH_FAMILY, *SSH))
+    assert done.returncode == 0 and done.stdout.startswith("usage: python -m src.main ssh-train [--detach]")
+    assert all(
+        word in done.stdout for word in (STAGES["train"].summary, "lora_r", "--detach ", "--also=", "--run=")
+    )
+
+
+def test_a_server_that_is_not_named_is_told_before_anything_is_loaded(assay: Any) -> None:
+    refused(assay("ssh-trian", "--help"), "ssh-trian is not a command; did you mean ssh-train?")
+    refused(assay("ssh-stop", forbidden=SSH), "ssh-stop needs a run; make ssh-stop RUN=id")
+    refused(assay("ssh-status"), "REMOTE_HOST is not set", "REMOTE_DIR is not set", ".env.example shows how")
 
 
 def test_runs_of_an_empty_folder(assay: Any) -> None:

@@ -12,15 +12,17 @@ from pathlib import Path
 
 import pytest
 
+from src.main import STAGES
+
 ROOT = Path(__file__).resolve().parents[1]
 SAID = "said.jsonl"
 
 DOCUMENTED = [
     *("help", "venv", "install", "convert", "train", "eval", "eval-baseline", "report", "publish", "publish-hf"),
-    *("push", "ssh-init", "ssh-train", "ssh-eval", "ssh-eval-baseline"),
+    *("push", "ssh-init", "ssh-status", "ssh-logs", "ssh-attach", "ssh-stop", "ssh-fetch"),
+    *("ssh-shell", "ssh-tensorboard", *(f"ssh-{stage}" for stage in STAGES)),
     *("demo", "test", "lint", "format", "clean"),
 ]
-NOT_YET = [name for name in DOCUMENTED if name == "push" or name.startswith("ssh-")]
 
 # Takes the place of Python: writes down the words that it gets, one JSON list a call.
 PYTHON = f"""#!{sys.executable}
@@ -43,20 +45,27 @@ class Make:
         (folder / "python").write_text(PYTHON)
         (folder / "python").chmod(0o755)
 
-    def __call__(self, *words: str) -> subprocess.CompletedProcess[str]:
+    def __call__(self, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
         environment = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8"}  # and nothing of a make around this one
+        environment |= variables
         return subprocess.run(["make", *words], cwd=self.folder, env=environment, capture_output=True, text=True)
 
-    def calls(self, *words: str) -> list[list[str]]:
+    def calls(self, *words: str, **variables: str) -> list[list[str]]:
         """Every call of Python that `make WORDS` does."""
         (self.folder / SAID).unlink(missing_ok=True)
-        done = self("PY=./python", *words)
+        done = self("PY=./python", *words, **variables)
         assert done.returncode == 0, done.stderr
         return [json.loads(line) for line in (self.folder / SAID).read_text().splitlines()]
 
-    def stage(self, *words: str) -> list[str]:
+    def environment(self, *words: str) -> dict[str, str]:
+        """What the command finds that `make WORDS` runs."""
+        (self.folder / "python").write_text(PYTHON + 'import os\njson.dump(dict(os.environ), open("env", "w"))\n')
+        self.calls(*words)
+        return json.loads((self.folder / "env").read_text())
+
+    def stage(self, *words: str, **variables: str) -> list[str]:
         """The words of the one call of the command line that `make WORDS` does."""
-        (call,) = [c for c in self.calls(*words) if c[:2] == ["-m", "src.main"]]
+        (call,) = [c for c in self.calls(*words, **variables) if c[:2] == ["-m", "src.main"]]
         return call[2:]
 
     def built(self, *words: str) -> list[list[str]]:
@@ -89,13 +98,6 @@ def test_a_documented_command_exists(make: Make, name: str) -> None:
     assert done.stdout
 
 
-@pytest.mark.parametrize("name", NOT_YET)
-def test_what_is_not_available_says_so_and_fails(make: Make, name: str) -> None:
-    done = make(name)
-    assert done.returncode != 0
-    assert f"make {name} is not available in this version" in done.stderr
-
-
 @pytest.mark.parametrize(
     ("name", "words"),
     [
@@ -111,6 +113,68 @@ def test_what_is_not_available_says_so_and_fails(make: Make, name: str) -> None:
 )
 def test_a_command_is_one_stage_with_its_configuration(make: Make, name: str, words: list[str]) -> None:
     assert make.stage(name) == words
+
+
+@pytest.mark.parametrize("name", [name for name in STAGES if name != "data-push"])
+def test_a_stage_on_the_server_has_the_words_of_the_stage_here(make: Make, name: str) -> None:
+    config = STAGES[name].config_name.upper().removeprefix("EVAL_")  # TRAIN, EVAL, BASELINE ...
+    words = ["lr=it's 1 $x", f"{config}_CONFIG=mine", "ARGS=--multirun 'a=b c'"]
+    here, there = make.stage(name, *words), make.stage(f"ssh-{name}", *words)
+    assert here[:3] == [name, "--config-name", "mine"] and "lr=it's 1 $x" in here
+    assert there == [f"ssh-{name}", *here[1:]]
+
+
+def test_two_runs_are_compared_on_the_server(make: Make) -> None:
+    assert make.stage("ssh-compare", "A=it-1", "B=baseline")[3:] == ["it-1", "baseline"]
+
+
+def test_a_message_for_lakefs_goes_along_by_its_name(make: Make) -> None:
+    words = ["ssh-data-push", "MESSAGE=it's $new"]
+    assert make.stage(*words) == ["ssh-data-push", "message=${oc.env:MESSAGE}"]
+    assert make.environment(*words)["MESSAGE"] == "it's $new"
+
+
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        (["push"], ["push"]),
+        (["push", "ALSO=a b,c"], ["push", "--also=a b,c"]),
+        (["ssh-init"], ["ssh-init"]),
+        (["ssh-status"], ["ssh-status"]),
+        (["ssh-status", "ALL=1"], ["ssh-status", "--all"]),
+        (["ssh-logs"], ["ssh-logs"]),
+        (["ssh-logs", "RUN=it's"], ["ssh-logs", "it's"]),
+        (["ssh-attach", "RUN=a;b $c"], ["ssh-attach", "a;b $c"]),
+        (["ssh-stop", "RUN=1", "GRACE=60"], ["ssh-stop", "--grace=60", "1"]),
+        (["ssh-fetch", "RUN=latest"], ["ssh-fetch", "latest"]),
+        (["ssh-shell"], ["ssh-shell"]),
+        (["ssh-tensorboard"], ["ssh-tensorboard"]),
+        (["ssh-tensorboard", "PORT=7000"], ["ssh-tensorboard", "--port=7000"]),
+        (
+            ["ssh-train", "DETACH=1", "ALSO=a b", "RUN=x", "lr=1"],
+            ["ssh-train", "--config-name", "train", "--detach", "--also=a b", "--run=x", "lr=1"],
+        ),
+        (["ssh-train", "DETACH=0"], ["ssh-train", "--config-name", "train"]),
+        (
+            ["ssh-eval-baseline", "BASELINE_CONFIG=mine"],
+            ["ssh-eval-baseline", "--config-name", "mine"],
+        ),
+    ],
+)
+def test_a_command_about_the_server_takes_its_words(make: Make, typed: list[str], words: list[str]) -> None:
+    assert make.stage(*typed) == words
+
+
+def test_a_name_of_the_environment_is_no_word_for_the_server(make: Make) -> None:
+    found = {"RUN": "1", "PORT": "8000", "DETACH": "1", "ALSO": "x", "GRACE": "1", "ALL": "1"}
+    assert make.stage("ssh-train", **found) == ["ssh-train", "--config-name", "train"]
+    assert make.stage("ssh-tensorboard", **found) == ["ssh-tensorboard"]
+
+
+def test_where_the_server_is_may_be_said_to_make(make: Make) -> None:
+    found = make.environment("ssh-train", "REMOTE_HOST=a", "REMOTE_DIR=~/it's here", "lr=1")
+    assert found["REMOTE_HOST"] == "a" and found["REMOTE_DIR"] == "~/it's here"
+    assert make.stage("ssh-train", "REMOTE_HOST=a", "lr=1")[3:] == ["lr=1"]
 
 
 def test_two_runs_are_compared_by_name(make: Make) -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from src.errors import ConfigError, did_you_mean
-from src.remote.link import Link
-from src.remote.target import Target
-from src.utils.logs import start_logging
-from src.utils.secrets import secrets_as_references
+
+if TYPE_CHECKING:  # Fabric is imported by commands that run, not by help
+    from src.remote.link import Link
 
 PREFIX = "ssh-"
 
@@ -27,13 +26,14 @@ class Words(NamedTuple):
 
 
 class Command(NamedTuple):
-    """`flags` are those that it takes, with what each is given; `most` is how many other words."""
+    """`flags` are those that it takes; `least` and `most` how many other words; `more` is what --help adds."""
 
     act: Callable[[Link, Words], int]
     summary: str
     flags: tuple[str, ...] = ()
     most: int = 0
     least: int = 0
+    more: str = ""
 
 
 def push(link: Link, words: Words) -> int:
@@ -106,6 +106,7 @@ def stage(name: str) -> Callable[[Link, Words], int]:
     def act(link: Link, words: Words) -> int:
         from src.remote import carried, jobs
         from src.remote import push as pushing
+        from src.utils.secrets import secrets_as_references
 
         typed = secrets_as_references(words.rest)
         environment = carried.carried(typed, os.environ) | carried.columns()
@@ -128,19 +129,64 @@ def _also(words: Words) -> list[str]:
     return [path for listed in given for path in listed.split(",") if path]
 
 
+RUN = "RUN is the id that ssh-status shows, of the run or of its directory, or the beginning of one"
 COMMANDS = {
-    "push": Command(push, "Sync the code to the server: what git would take, and nothing else.", ("--also",)),
-    "ssh-init": Command(init, "Make the server's environment, or what of it is missing."),
-    "ssh-status": Command(status, "List the runs on the server.", ("--all",)),
-    "ssh-logs": Command(logs, "Print what a run on the server has said so far.", most=1),
-    "ssh-attach": Command(attach, "Follow a run on the server to its end.", most=1),
-    "ssh-stop": Command(
-        stop, "Have a run on the server save a checkpoint and end.", ("--grace",), most=1, least=1
+    "push": Command(
+        push,
+        "Sync the code to the server: what git would take, and nothing else.",
+        ("--also",),
+        more="--also=PATHS, or REMOTE_ALSO, adds paths that git ignores, with commas between.",
     ),
-    "ssh-fetch": Command(fetch, "Fetch a run, and prove that it arrived whole.", most=1, least=1),
-    "ssh-shell": Command(shell, "Open a shell in the server's folder."),
-    "ssh-tensorboard": Command(tensorboard, "Show the server's TensorBoard here.", ("--port",)),
+    "ssh-init": Command(
+        init,
+        "Make the server's environment, or what of it is missing.",
+        more="Pushes, tells what the server is, and installs requirements.txt into REMOTE_DIR/.venv, torch "
+        "first and\nmade for its GPU. REMOTE_PYTHON is the Python to use, REMOTE_TORCH_INDEX torch's index.",
+    ),
+    "ssh-status": Command(
+        status,
+        "List the runs on the server.",
+        ("--all",),
+        more="Those that run and the newest; --all lists every one.",
+    ),
+    "ssh-logs": Command(
+        logs, "Print what a run on the server has said so far.", most=1, more=f"{RUN};\nthe newest without."
+    ),
+    "ssh-attach": Command(
+        attach,
+        "Follow a run on the server to its end.",
+        most=1,
+        more=f"{RUN};\nthe newest that runs without. Ctrl-C ends the following, not the run. "
+        "The exit code is the run's.",
+    ),
+    "ssh-stop": Command(
+        stop,
+        "Have a run on the server save a checkpoint and end.",
+        ("--grace",),
+        most=1,
+        least=1,
+        more=f"{RUN}.\n--grace=SECONDS is how long it may take until it is killed, 300 without.",
+    ),
+    "ssh-fetch": Command(
+        fetch,
+        "Fetch a run, and prove that it arrived whole.",
+        most=1,
+        least=1,
+        more=f"{RUN}, or latest.",
+    ),
+    "ssh-shell": Command(shell, "Open a shell in the server's folder, its environment activated."),
+    "ssh-tensorboard": Command(
+        tensorboard,
+        "Show the server's TensorBoard here.",
+        ("--port",),
+        more="At http://localhost:6006, or the next free port, or --port=N; it ends with Ctrl-C, there too.",
+    ),
 }
+STAGE_HELP = """\
+on the server: pushes the code, starts the run apart from the connection, and follows it to its end.
+  --detach      start it and come back
+  --also=PATHS  push these too though git ignores them, with commas between
+  --run=ID      the id of an earlier start: nothing is started that was"""
 STAGE_FLAGS = ("--detach", "--also", "--run")
 BARE = {"--detach", "--all"}
 
@@ -152,6 +198,10 @@ def run(name: str, argv: Sequence[str], stages: Sequence[str]) -> int:
     """
     command = _command(name, stages)
     words = _read(name, command, argv, strict=name in COMMANDS)
+    from src.remote.link import Link
+    from src.remote.target import Target
+    from src.utils.logs import start_logging
+
     start_logging()
     with Link(Target.of(os.environ)) as link:
         return command.act(link, words)
@@ -184,3 +234,29 @@ def _read(name: str, command: Command, argv: Sequence[str], strict: bool) -> Wor
     if strict and len(rest) < command.least:
         raise ConfigError(f"{name} needs a run", hint=f"make {name} RUN=id; make ssh-status lists them")
     return Words(flags, rest)
+
+
+# Help
+
+
+def summaries() -> Iterator[tuple[str, str]]:
+    """Every command with what it does."""
+    for name, command in COMMANDS.items():
+        yield name, command.summary
+        if name == "ssh-init":
+            yield "ssh-STAGE", "Run any of the stages there, as ssh-train lr=1e-4, and follow it."
+
+
+def help_of(name: str, stages: Mapping[str, Any]) -> str:
+    """What `NAME --help` says; `stages` is the door's table. Raises: ConfigError if there is no such command."""
+    command = _command(name, list(stages))
+    if name not in COMMANDS:
+        from src.help import help_text
+
+        stage = name.removeprefix(PREFIX)
+        told = help_text(stage, stages[stage].config_name, stages[stage].summary)
+        return f"{told.replace(f'src.main {stage}', f'src.main {name} [--detach]', 1)}\n\n{STAGE_HELP}"
+    words = [f"[{flag}]" if flag in BARE else f"[{flag}=...]" for flag in command.flags]
+    words += ["RUN" if command.least else "[RUN]"] if command.most else []
+    usage = " ".join(["usage: python -m src.main", name, *words])
+    return "\n".join(filter(None, (usage, "", command.summary, command.more))).replace(usage, f"{usage}\n", 1)

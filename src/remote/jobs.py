@@ -112,11 +112,14 @@ def followed(link: Link, id: str, offset: int = 0) -> int:
         raise
     _tell(told(job))
     if job["code"] is None and job["status"] == "interrupted" and not finished(job):
-        raise Stopped(
-            f"run {id} was interrupted: its process is gone", hint=f"make ssh-{job['stage']} resume={run_of(job)}"
-        )
+        raise Stopped(f"run {id} was interrupted: its process is gone", hint=again(job))
     code = job["code"] or 0
     return 128 - code if code < 0 else code
+
+
+def again(job: Job) -> str:
+    """The command that goes on with a run."""
+    return f"make ssh-{job['stage']}" + (f" resume={run_of(job)}" if job["stage"] == "train" else "")
 
 
 def _tell(text: str) -> None:

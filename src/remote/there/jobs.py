@@ -23,7 +23,7 @@ import time
 from collections.abc import Iterator
 from typing import Any, Dict  # noqa: UP035  (an alias is evaluated, by Python 3.8 too)
 
-from src.remote.there import files
+from src.remote.there import files, venv
 from src.remote.there.wire import Refused, send
 
 HOME = "outputs/remote"
@@ -69,9 +69,9 @@ def start(folder: str, job: Job, environment: dict[str, str], code: dict[str, An
 
 
 def _ready(root: str, job: Job) -> None:
-    program = os.path.join(root, job["argv"][0])
-    if not os.access(program, os.X_OK):
-        raise Refused(f"there is no environment in {os.path.join(root, '.venv')}", "make ssh-init makes it")
+    """What runs in the environment waits until that is there; what makes it does not."""
+    if not os.path.isabs(job["argv"][0]):
+        venv.check(root)
 
 
 def _apart(function: str, **given: Any) -> None:

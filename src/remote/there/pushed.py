@@ -46,11 +46,11 @@ def settle(folder: str, push: dict[str, str], wanted: dict[str, Entry], named: l
         done = work.done()
     return dict(
         done,
-        root=root,
-        named={path: os.path.lexists(_at(root, os.path.expanduser(path))) for path in named},
+        root=files.text(root),
+        named={path: os.path.lexists(os.path.join(root, os.path.expanduser(files.path(path)))) for path in named},
         rsync=shutil.which("rsync") is not None,
         free=shutil.disk_usage(work.home).free,
-        incoming=work.incoming,
+        incoming=files.text(work.incoming),
     )
 
 
@@ -136,8 +136,13 @@ class _Work:
         return report
 
     def identity(self, path: str) -> str | None:
-        """What is at a path: the content's sha256, a link's target, `folder`, or None for nothing."""
+        """What is at a path: the content's sha256, a link's target, `folder`, or None for nothing.
+
+        What is seen through a link that this push removes is not there.
+        """
         at = _at(self.root, path)
+        if any(_is_link(self.pushed.get(p, "")) and p not in self.wanted for p in _above(path)):
+            return None
         try:
             if os.path.islink(at):
                 return LINK + os.readlink(at).decode("utf-8", "surrogateescape")
@@ -179,9 +184,7 @@ class _Work:
     def place(self, path: str, last: bool) -> None:
         """Put what has arrived at its path; the `last` that needs a content takes it."""
         entry, at = self.wanted[path], _at(self.root, path)
-        parts = path.split("/")
-        for i in range(1, len(parts)):
-            above = "/".join(parts[:i])
+        for above in _above(path):
             if os.path.lexists(_at(self.root, above)) and not os.path.isdir(_at(self.root, above)):
                 self.put_aside(above)
                 os.unlink(_at(self.root, above))
@@ -228,6 +231,12 @@ class _Work:
 def _at(root: str, path: str) -> bytes:
     """A path of the project: its bytes are those that it has at home, whatever this session's locale is."""
     return os.path.join(os.fsencode(root), path.encode("utf-8", "surrogateescape"))
+
+
+def _above(path: str) -> list[str]:
+    """The folders that a path is in, the outermost first."""
+    parts = path.split("/")
+    return ["/".join(parts[:i]) for i in range(1, len(parts))]
 
 
 def _is_link(identity: str) -> bool:

@@ -1,0 +1,214 @@
+"""A shell in the server's folder, and its TensorBoard at a port of this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from src.errors import ConfigError
+from src.remote import tunnel
+from tests.remote.client import Client
+from tests.remote.server import Server, free_port, needs_ssh
+
+pytest_plugins = ["tests.remote.server", "tests.remote.client"]
+pytestmark = needs_ssh
+
+ODD = ' it\'s a "$HOME" `x` ! é'
+PATIENCE = 60  # seconds until something that does not happen is given up
+
+
+def wait(done: Callable[[], object]) -> None:
+    end = time.monotonic() + PATIENCE
+    while not done():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+# Shell
+
+
+def typed(person: Client, text: str, **variables: str) -> tuple[str, int]:
+    """What a terminal shows of `ssh-shell`, in which `text` is typed at its prompt, and the exit code."""
+    environment = {
+        "PATH": os.environ["PATH"],
+        "TERM": "dumb",
+        "LANG": "C.UTF-8",
+        **person.environment,
+        **variables,
+    }
+    child, terminal = pty.fork()
+    if child == 0:
+        os.chdir(person.project)
+        os.execve(sys.executable, [sys.executable, "-m", "src.main", "ssh-shell"], environment)
+    shown, end, asked = b"", time.monotonic() + PATIENCE, False
+    while time.monotonic() < end:
+        if not asked and shown.rstrip().endswith((b"#", b"$")):
+            os.write(terminal, f"{text}\n".encode())
+            asked = True
+        if select.select([terminal], [], [], 0.1)[0]:
+            try:
+                data = os.read(terminal, 4096)
+            except OSError:  # its other end is closed
+                break
+            shown += data
+    else:
+        os.kill(child, signal.SIGKILL)
+    return shown.decode(), os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@pytest.fixture
+def odd(person: Client, remote_project: Path) -> tuple[Client, Path]:
+    """A folder whose name every shell would take for something else."""
+    folder = remote_project.with_name(remote_project.name + ODD)
+    remote_project.rename(folder)
+    return person.having(REMOTE_DIR=str(folder)), folder
+
+
+SAY = "echo [$PWD] [$(python -c 'import sys; print(sys.prefix)')] [$-]; exit 7"
+
+
+def test_a_shell_opens_in_the_folder_with_its_environment(odd: tuple[Client, Path]) -> None:
+    person, folder = odd
+    shown, code = typed(person, SAY)
+    assert f"[{folder}] [{sys.prefix}]" in shown and "i" in shown.rpartition("[")[2], shown
+    assert code == 7
+
+
+def test_without_openssh_a_shell_opens_too(odd: tuple[Client, Path], sshd: Server, tmp_path: Path) -> None:
+    person, folder = odd
+    home = Path(person.environment["HOME"])
+    (home / ".ssh").mkdir()
+    (home / ".ssh/known_hosts").write_text(sshd.known_hosts())
+    shown, code = typed(person, SAY, PATH=str(tmp_path))
+    assert f"[{folder}] [{sys.prefix}]" in shown and "i" in shown.rpartition("[")[2], shown
+    assert code == 7
+
+
+def test_a_shell_in_a_folder_that_is_not_there_is_refused(person: Client) -> None:
+    assert "there is no folder" in person.refused("ssh-shell", REMOTE_DIR="~/nowhere")
+
+
+# TensorBoard
+
+
+class Board:
+    """A running ssh-tensorboard, whose runs are seen at `address`."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdout
+        self.process = process
+        self.first = process.stdout.readline().decode()
+        assert self.first, process.communicate()
+        self.address = next(word for word in self.first.split() if word.startswith("http://"))
+
+    def runs(self) -> list[str]:
+        with urllib.request.urlopen(f"{self.address}/data/runs", timeout=PATIENCE) as answer:
+            found: list[str] = json.load(answer)
+            return found
+
+    def shown(self) -> bool:
+        try:
+            return self.runs() == ["a/logs"]
+        except OSError:
+            return False
+
+
+@contextmanager
+def board(person: Client, *words: str) -> Iterator[Board]:
+    process = person.start("ssh-tensorboard", *words)
+    try:
+        yield Board(process)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def run(remote_project: Path) -> Path:
+    """A run whose curves are on the server."""
+    from torch.utils.tensorboard.writer import SummaryWriter
+
+    logs = remote_project / "outputs/runs/a/logs"
+    with SummaryWriter(str(logs)) as writer:
+        writer.add_scalar("loss", 1.0, 1)
+    return logs
+
+
+def boards(sshd: Server) -> list[str]:
+    """What still runs of TensorBoard on the server, its helper that reads the files too."""
+    return [words for p in sshd.started() if "--logdir" in (words := " ".join(p.cmdline()))]
+
+
+def test_tensorboard_is_seen_here_over_lost_connections_and_ends_with_the_command(
+    person: Client, run: Path, sshd: Server
+) -> None:
+    with board(person, f"--port={free_port()}") as shown:
+        wait(shown.shown)
+        assert len(boards(sshd)) >= 1
+        sshd.block()
+        wait(lambda: boards(sshd) == [])  # it ended with its client, though nobody told it to
+        with pytest.raises(OSError):
+            shown.runs()
+        sshd.unblock()
+        wait(shown.shown)  # at the same address
+        shown.process.send_signal(signal.SIGINT)
+        _, err = shown.process.communicate(timeout=PATIENCE)
+        assert shown.process.returncode == 130 and b"Traceback" not in err, err
+        assert b"was lost" in err
+    wait(lambda: boards(sshd) == [])
+
+
+def test_a_port_that_was_asked_for_and_is_taken_is_told() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        with pytest.raises(
+            ConfigError, match=f"port {port} of this machine cannot be had: address already in use"
+        ):
+            tunnel.listener(port)
+    for wrong in ("x", "0", "70000"):
+        with pytest.raises(ConfigError, match=f"PORT={wrong}: should be a number"):
+            tunnel.listener(wrong)
+
+
+def test_without_one_the_next_free_port_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        monkeypatch.setattr(tunnel, "PORT", taken.getsockname()[1])
+        with tunnel.listener(None) as found:
+            assert 0 < found.getsockname()[1] - tunnel.PORT < tunnel.TRIES
+
+
+def test_a_tensorboard_that_does_not_start_is_told(person: Client, remote_project: Path) -> None:
+    (remote_project / ".venv/bin").unlink()
+    (remote_project / ".venv/bin").mkdir()
+    (remote_project / ".venv/bin/python").symlink_to("/usr/bin/false")
+    assert "TensorBoard has ended there: it says nothing" in person.refused("ssh-tensorboard")
+    (remote_project / ".venv/bin/python").unlink()
+    assert "make ssh-init makes it" in person.refused("ssh-tensorboard")
+
+
+def test_a_server_that_forwards_no_port_is_told(person: Client, run: Path, sshd: Server) -> None:
+    config = sshd.folder / "sshd_config"
+    text = config.read_text()
+    sshd.block()
+    config.write_text(f"{text}AllowTcpForwarding no\n")
+    sshd.unblock()
+    try:
+        told = person.refused("ssh-tensorboard", f"--port={free_port()}")
+        assert "does not let a port be forwarded" in told and "AllowTcpForwarding" in told
+    finally:
+        sshd.block()
+        config.write_text(text)
+        sshd.unblock()
