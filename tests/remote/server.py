@@ -179,6 +179,11 @@ class Server:
         words = ["nsenter", f"--mount=/proc/{self._process.pid}/ns/mnt", "sh", "-ec", command]
         return subprocess.run(words, capture_output=True, text=True)
 
+    def outside(self, folder: Path) -> set[Path]:
+        """Everything in the home of sessions and in their /tmp, except what is in `folder`."""
+        found = [*self.home.rglob("*"), *self.tmp.rglob("*")]
+        return {path for path in found if not path.is_relative_to(folder)}
+
     # What befalls it
 
     def cut(self) -> int:

@@ -20,7 +20,7 @@ pytestmark = needs_ssh
 
 CUTS = 20
 PATIENCE = 300  # seconds until what should come is given up
-LONG = ("epochs=120", "save_steps=20")  # for the moments in between to be met; the later words win
+LONG = ("epochs=240", "save_steps=20")  # for the moments in between to be met; the later words win
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "REMOTE_ENV": "OMP_NUM_THREADS"}
 
 
@@ -74,11 +74,13 @@ def here(_lesson: World, local_project: Path, tmp_path_factory: pytest.TempPathF
 def test_a_connection_cut_twenty_times_loses_nothing_and_doubles_nothing(
     sshd: Server, person: Client, remote: Remote, world: World, here: bytes, tmp_path: Path
 ) -> None:
-    said = tmp_path / "said"
+    said, outside = tmp_path / "said", sshd.outside(remote.project)
     followed = person.start("ssh-train", *words(world), to=said, **ONE_THREAD)
     try:
         until(lambda: b" started: " in said.with_suffix(".out").read_bytes())
         for n in range(1, CUTS + 1):
+            if n > CUTS // 2:  # half of them while it says a lot
+                until(lambda: b"step 2/" in (remote.job / "log").read_bytes(), PATIENCE)
             if n % 2:
                 assert sshd.cut()
             else:
@@ -98,6 +100,7 @@ def test_a_connection_cut_twenty_times_loses_nothing_and_doubles_nothing(
     assert json.loads((remote.job / "exit.json").read_text())["code"] == 0
     assert remote.run.name == remote.job.name
     assert adapter(remote.run) == here
+    assert sshd.outside(remote.project) == outside
     assert said.with_suffix(".err").read_text().splitlines()[-1].startswith(f"run {remote.run.name}: finished")
 
 

@@ -342,8 +342,6 @@ def test_an_error_there_that_nobody_foresaw_keeps_its_traceback(link: Link) -> N
 
 
 def test_what_is_refused_there_is_refused_here(link: Link) -> None:
-    link.call("jobs:known", folder=link.target.dir)
-    job = {"id": "a", "stage": "train", "words": [], "argv": ["no/such/program"]}
-    with pytest.raises(RemoteError, match="there is no environment") as refused:
-        link.call("jobs:start", folder=link.target.dir, job=job, environment={}, code=None)
-    assert refused.value.hint == "make ssh-init makes it"
+    with pytest.raises(RemoteError, match="/dev/null is a file on the server") as refused:
+        link.call("pushed:settle", folder="/dev/null", push={}, wanted={}, named=[])
+    assert refused.value.hint == "REMOTE_DIR should be a folder"

@@ -58,7 +58,7 @@ def test_a_folder_is_what_its_name_says(sshd: Server, person: Client, name: str)
     folder = home / name.removeprefix("~").lstrip("/")
     folder.mkdir(parents=True)
     borrow_environment(folder)
-    before = outside(sshd, folder)
+    before = sshd.outside(folder)
     given = name if name.startswith("~") else str(folder)
     with sshd.session(HOME=str(home)):
         done = person("ssh-check-data", "--help", REMOTE_DIR=given)
@@ -66,13 +66,7 @@ def test_a_folder_is_what_its_name_says(sshd: Server, person: Client, name: str)
         assert "dataset_path" in done.stdout
         assert person("ssh-status", REMOTE_DIR=given).stdout.count("finished") == 1
     assert (folder / "outputs/remote/jobs").is_dir() and (folder / "src/main.py").is_file()
-    assert outside(sshd, folder) == before
-
-
-def outside(server: Server, folder: Path) -> set[Path]:
-    """Everything in the home of sessions and in their /tmp, except what is in `folder`."""
-    found = [*server.home.rglob("*"), *server.tmp.rglob("*")]
-    return {path for path in found if not path.is_relative_to(folder)}
+    assert sshd.outside(folder) == before
 
 
 def test_secrets_are_seen_by_the_process_that_needs_them_alone(
