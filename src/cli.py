@@ -34,6 +34,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from src import config, runs, space
+from src.config import SWEPT
 from src.errors import ConfigError, RunError, UserError, did_you_mean
 from src.space import quoted
 from src.utils.secrets import redact, secrets_as_references
@@ -43,7 +44,8 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 GROUPS = ("model", "data", "hardware", "method", "parallel", "launch", "search", "experiment")
 ROOT = "assay_root"
 SEARCHER = "hydra/sweeper=optuna"
-SWEPT = "train"  # the stage whose jobs are the trials of a sweep, with a figure to rank them by
+LAUNCHER = "hydra_plugins.assay_slurm.Launcher"
+FOR_A_CHECKPOINT = 0.75  # of signal_delay_s: the rest is for queueing the job again
 MAX_CHECKED_JOBS = 256
 POSITIONALS = ("model_path", "run_a", "run_b")
 # validate's flags for what may also be written as a setting
@@ -171,11 +173,14 @@ def run(call: Call, task: Callable[[Any], int | None]) -> int:
     overrides, problems = _prepare(call)
     _register(call)
     overrides, search, told = _with_search(call, overrides)
-    told += _check_jobs(call, overrides)
+    slurm, misplaced = _slurm(call, overrides)
+    told += misplaced + _check_jobs(call, overrides, apart=slurm is not None)
     if problems := [*call.problems, *problems, *told]:
         raise ConfigError(*dict.fromkeys(problems), hint=f"{call.stage} --help lists every setting")
     if search and call.multirun and "--cfg" not in call.flags:
-        return _sweep(call, overrides, search, task)
+        return _sweep(call, overrides, search, task, slurm)
+    if slurm and "--cfg" not in call.flags:
+        return _submit(call, overrides, slurm)
     codes: list[int] = []
 
     def job(composed: DictConfig) -> None:
@@ -188,7 +193,42 @@ def run(call: Call, task: Callable[[Any], int | None]) -> int:
     return max(codes, default=0)
 
 
-def _sweep(call: Call, overrides: list[str], search: config.SearchArgs, task: Callable[[Any], int | None]) -> int:
+def _slurm(call: Call, overrides: list[str]) -> tuple[config.SlurmArgs | None, list[str]]:
+    """What a cluster is asked for, None where the runs are made by this process; and what is wrong with that."""
+    swept = [text.split("=", 1)[0].lstrip("+") for text in overrides if _is_sweep(text)]
+    try:
+        composed = _compose(call, [text for text in overrides if not _is_sweep(text)], with_hydra=True)
+    except (HydraException, OmegaConfBaseException):
+        return None, []  # told by the check of the jobs
+    given = {key: _plain(composed, key) for key in config.SLURM_KEYS if key in composed}
+    if composed.hydra.launcher._target_ != LAUNCHER:
+        return None, [f"{key}={value} has no meaning without launch=slurm" for key, value in given.items()]
+    problems = [f"{key} cannot differ between the jobs of a command" for key in swept if key in config.SLURM_KEYS]
+    try:
+        return config.load("slurm", given), problems
+    except ConfigError as error:
+        return None, [*problems, *error.problems]
+
+
+def _submit(call: Call, overrides: list[str], args: config.SlurmArgs, desk: Any = None) -> int:
+    """Run the jobs on a cluster, and wait for them. Returns: the worst of their exit codes."""
+    from src.launch.desk import Desk
+    from src.launch.job import Job
+
+    values, _ = _composed(call, [text for text in overrides if not _is_sweep(text)])
+    output_dir = str(values.get("output_dir", config.OutputArgs.output_dir))
+    desk = desk or Desk(call.stage, args, output_dir, call.multirun)
+    flags = [] if call.multirun else ["--multirun"]
+    where = f"hydra.sweep.dir={quoted(redact(str(desk.folder)))}"
+    job = Job(call.stage, redact(runs.command()), FOR_A_CHECKPOINT * args.signal_delay_s, desk)
+    _hydra(replace(call, flags=[*call.flags, *flags]), [*overrides, where], job)
+    return max(desk.codes, default=0)
+
+
+def _sweep(
+    call: Call, overrides: list[str], search: config.SearchArgs, task: Callable[[Any], int | None],
+    slurm: config.SlurmArgs | None,
+) -> int:  # fmt: skip
     """Run the jobs as the trials of a sweep, which is told and kept however it ends."""
     from src.sweep import Sweep, plan
 
@@ -197,7 +237,8 @@ def _sweep(call: Call, overrides: list[str], search: config.SearchArgs, task: Ca
     again = ["make", call.stage] if shipped else ["python", "-m", "src.main", call.stage, *place]
     fixed, dimensions = space.split(overrides)
     swept = {d.key for d in dimensions}
-    sweep = Sweep(plan(_composed(call, fixed)[0], _composed(call, [])[0], overrides, search, again))
+    values = config.of_a_run(call.stage, _composed(call, fixed)[0])
+    sweep = Sweep(plan(values, _composed(call, [])[0], overrides, search, again))
 
     def job(composed: DictConfig) -> float | None:
         current, loaded = HydraConfig.get(), _loaded(call, composed)
@@ -206,12 +247,17 @@ def _sweep(call: Call, overrides: list[str], search: config.SearchArgs, task: Ca
         return sweep.trial(current.job.num, settings, loaded.output_dir, lambda: task(loaded))
 
     with sweep:
-        _launch(call, [*overrides, f"hydra.sweep.dir={quoted(redact(str(sweep.folder)))}"], job)
+        if slurm:
+            from src.launch.desk import SweepDesk
+
+            _submit(call, overrides, slurm, SweepDesk(call.stage, slurm, values["output_dir"], sweep, swept))
+        else:
+            _launch(call, [*overrides, f"hydra.sweep.dir={quoted(redact(str(sweep.folder)))}"], job)
     return sweep.exit_code
 
 
 def _launch(call: Call, overrides: list[str], job: Callable[[DictConfig], Any]) -> None:
-    """Let Hydra run the jobs. Raises: the UserError of a job, or a ConfigError in Hydra's words."""
+    """Let Hydra run the jobs here. Raises: the UserError of a job, or a ConfigError in Hydra's words."""
     refused: list[UserError] = []
 
     def guarded(composed: DictConfig) -> Any:
@@ -221,14 +267,20 @@ def _launch(call: Call, overrides: list[str], job: Callable[[DictConfig], Any]) 
             refused.append(error)
             raise SystemExit(error.exit_code) from error  # Hydra prints a preface to any other exception
 
-    argv, sys.argv = sys.argv, [f"assay-{call.stage}", *call.flags, *overrides]
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach the door, which knows how they should sound
     try:
-        hydra_main(version_base="1.3", config_path=str(call.config_dir), config_name=ROOT)(guarded)()
+        _hydra(call, overrides, guarded)
     except SystemExit:
         if refused:
             raise refused[0] from None
         raise
+
+
+def _hydra(call: Call, overrides: list[str], function: Callable[[DictConfig], Any]) -> None:
+    """Hand the jobs to Hydra. Raises: ConfigError in its words."""
+    argv, sys.argv = sys.argv, [f"assay-{call.stage}", *call.flags, *overrides]
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach the door, which knows how they should sound
+    try:
+        hydra_main(version_base="1.3", config_path=str(call.config_dir), config_name=ROOT)(function)()
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_first_line(error)) from error
     finally:
@@ -236,13 +288,12 @@ def _launch(call: Call, overrides: list[str], job: Callable[[DictConfig], Any]) 
 
 
 def _loaded(call: Call, composed: DictConfig) -> Any:
-    """The configuration of one job, without what is the sweep's."""
+    """The configuration of one job, without what is the sweep's or the launcher's."""
     return _judged(call, {str(k): _plain(composed, str(k)) for k in composed})
 
 
 def _judged(call: Call, values: dict[str, Any]) -> Any:
-    own = {k: v for k, v in values.items() if k != "search" or call.stage != SWEPT}
-    return config.load(call.stage, own, call.check)
+    return config.load(call.stage, config.of_a_run(call.stage, values), call.check)
 
 
 def _with_search(call: Call, overrides: list[str]) -> tuple[list[str], config.SearchArgs | None, list[str]]:
@@ -278,8 +329,8 @@ def _is_sweep(text: str) -> bool:
     return bool(OverridesParser.create().parse_override(text).is_sweep_override())
 
 
-def _check_jobs(call: Call, overrides: list[str]) -> list[str]:
-    """What is wrong with any of the jobs, found without running one."""
+def _check_jobs(call: Call, overrides: list[str], apart: bool) -> list[str]:
+    """What is wrong with any of the jobs, found without running one; `apart` if each is a process of its own."""
     problems: list[str] = []
     gpus: set[str] = set()
     for each in _jobs(call, overrides):
@@ -290,17 +341,15 @@ def _check_jobs(call: Call, overrides: list[str]) -> list[str]:
             _judged(call, values)
         except UserError as error:
             problems += error.problems
-    if len(gpus) > 1 and not any(text.startswith("hydra/launcher=") for text in overrides):
+    if len(gpus) > 1 and not apart and not any(text.startswith("hydra/launcher=") for text in overrides):
         problems.append("cuda_visible_devices differs between jobs of one process; start a sweep for each")
     return problems
 
 
 def _composed(call: Call, overrides: list[str]) -> tuple[dict[str, Any], list[str]]:
     """The values of one job as Hydra composes them, and what of them could not be."""
-    GlobalHydra.instance().clear()
     try:
-        with initialize_config_dir(str(call.config_dir), version_base="1.3"):
-            composed = compose(ROOT, overrides=overrides)
+        composed = _compose(call, overrides)
     except (HydraException, OmegaConfBaseException) as error:
         return {}, [_first_line(error)]
     values, problems = {}, []
@@ -310,6 +359,12 @@ def _composed(call: Call, overrides: list[str]) -> tuple[dict[str, Any], list[st
         except OmegaConfBaseException as error:
             problems.append(f"{key} cannot be resolved: {_first_line(error)}")
     return values, problems
+
+
+def _compose(call: Call, overrides: list[str], with_hydra: bool = False) -> DictConfig:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(call.config_dir), version_base="1.3"):
+        return compose(ROOT, overrides=overrides, return_hydra_config=with_hydra)
 
 
 def _plain(composed: DictConfig, key: str) -> Any:
@@ -376,7 +431,7 @@ def _parsed(call: Call, text: str) -> tuple[str, Override]:
         return text, parser.parse_override(text)
     except HydraException:
         key, _, typed = text.lstrip("+").partition("=")
-        if not config.takes_text(config.SCHEMAS[call.stage], key):
+        if not _takes_text(call, key):
             raise
         text = f"{key}={quoted(typed)}"
         return text, parser.parse_override(text)
@@ -390,11 +445,15 @@ def _as_typed(call: Call, key: str, parsed: Override, text: str) -> str:
     typed = text.split("=", 1)[1]
     if key.startswith("search.space.") and parsed.is_sweep_override():  # drawn from later, by another name
         return f"{key}={quoted(typed)}"
-    is_text = config.takes_text(config.SCHEMAS[call.stage], key)
+    is_text = _takes_text(call, key)
     sweep = call.multirun and parsed.is_sweep_override()
     if not is_text or sweep or typed[:1] in {"'", '"'} or typed in {"", "null"}:
         return text
     return f"{key}={quoted(typed)}"
+
+
+def _takes_text(call: Call, key: str) -> bool:
+    return any(config.takes_text(config.SCHEMAS[schema], key) for schema in (call.stage, "slurm"))
 
 
 def _with_files(call: Call, text: str, parsed: Override) -> tuple[str, Override]:
@@ -406,7 +465,7 @@ def _with_files(call: Call, text: str, parsed: Override) -> tuple[str, Override]
         if path.endswith((".yaml", ".yml")) and Path(path).is_file():
             name = f"{Path(path).stem}_{hashlib.sha256(os.path.abspath(path).encode()).hexdigest()[:6]}"
             try:
-                node = OmegaConf.load(path)
+                node = OmegaConf.create(redact(OmegaConf.to_container(OmegaConf.load(path))))
             except (YAMLError, OSError, ValueError) as error:
                 raise ConfigError(f"{path} cannot be read as YAML: {_first_line(error)}") from None
             ConfigStore.instance().store(group=parsed.key_or_group, name=name, node=node, package="_global_")

@@ -486,6 +486,27 @@ class SearchArgs:
 
 
 @dataclass
+class SlurmArgs:
+    """What launch=slurm asks the scheduler for: it is of no run, and stands in no run's config_used.yaml."""
+
+    partition: Annotated[str | None, Doc("partition of the jobs; null is the cluster's own")] = None
+    account: Annotated[str | None, Doc("account that is charged")] = None
+    qos: Annotated[str | None, Doc("quality of service")] = None
+    constraint: Annotated[str | None, Doc("features that a machine must have, e.g. 'a100|h100'")] = None
+    timeout_min: Annotated[int, Ge(1), Doc("time limit of a job in minutes; a day without")] = 1440
+    nodes: Annotated[int, Ge(1), Doc("machines a job, which train together")] = 1
+    gpus_per_node: Annotated[int | None, Ge(0), Doc("GPUs on each of them; a training uses all of them")] = None
+    cpus_per_task: Annotated[int | None, Ge(1), Doc("cores on each of them")] = None
+    mem_gb: Annotated[float | None, Gt(0), Doc("main memory on each of them, in GB")] = None
+    max_parallel: Annotated[int, Ge(1), Doc("jobs of a sweep that run at once")] = 256
+    max_requeues: Annotated[int, Ge(0), Doc("how often a job whose time is up is queued again to go on")] = 3
+    signal_delay_s: Annotated[int, Ge(1), Doc("seconds before its end in which a job saves a checkpoint")] = 120
+    sbatch: Annotated[dict[str, Any], Doc("further options of sbatch, e.g. {exclude: node7}")] = field(
+        default_factory=dict
+    )
+
+
+@dataclass
 class SweepArgs:
     search: SearchArgs = field(default_factory=SearchArgs)
 
@@ -565,6 +586,11 @@ class SweepConfig(SweepArgs):
     __pydantic_config__ = _STRICT
 
 
+@dataclass
+class SlurmConfig(SlurmArgs):
+    __pydantic_config__ = _STRICT
+
+
 SCHEMAS: dict[str, type] = {
     "train": TrainConfig,
     "plan": PlanConfig,
@@ -578,12 +604,21 @@ SCHEMAS: dict[str, type] = {
     "publish": PublishConfig,
     "publish-hf": PublishConfig,
     "sweep": SweepConfig,  # no stage: what a multirun of train takes besides
+    "slurm": SlurmConfig,  # no stage: what launch=slurm takes besides
 }
+SLURM_KEYS = tuple(item.name for item in fields(SlurmArgs))
+SWEPT = "train"  # the stage whose jobs are the trials of a sweep, with a figure to rank them by
 
 
 @cache
 def _adapter(schema: type) -> TypeAdapter[Any]:
     return TypeAdapter(schema)
+
+
+def of_a_run(stage: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Composed `values` without those that are a sweep's or a launcher's."""
+    others = {*SLURM_KEYS, *(["search"] if stage == SWEPT else [])}
+    return {key: value for key, value in values.items() if key not in others}
 
 
 Check = Callable[[Mapping[str, Any]], list[str]]  # of composed values: what is wrong, one sentence each
@@ -700,7 +735,7 @@ def _sentence(schema: type, error: Any) -> str:
     """One pydantic error in words; the branches of a union are told as one."""
     key = ".".join(str(part) for part in error["loc"] if not _is_branch(part))
     if error["type"] == "unexpected_keyword_argument":
-        return f"{key} is not a setting{did_you_mean(key, flat_keys(schema))}"
+        return f"{key} is not a setting{did_you_mean(key, [*flat_keys(schema), *SLURM_KEYS])}"
     message = error["msg"].removesuffix(", unable to parse string as a number")
     message = message.removesuffix(", unable to parse string as an integer")
     message = message.replace("Input should be", "should be").replace("valid number", "number")

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from src import config
-from src.cli import CONFIGS, GROUPS, SWEPT, positionals
+from src.cli import CONFIGS, GROUPS, positionals
+from src.config import SWEPT
 
 
 def help_text(stage: str, config_name: str, summary: str) -> str:
@@ -25,12 +26,11 @@ def help_text(stage: str, config_name: str, summary: str) -> str:
         "",
         f"settings (defaults of the schema; configs/{config_name}.yaml comes over them):",
     ]
-    rows = [(k, _shown(d), doc) for k, (d, doc) in config.flat_keys(config.SCHEMAS[stage]).items()]
-    lines += [f"  {key:<28} {default:<24} {doc}" for key, default, doc in rows]
+    lines += _settings(stage)
     if stage == SWEPT:
         lines += ["", "settings of a sweep, which search=PRESET or --multirun starts:"]
-        rows = [(k, _shown(d), doc) for k, (d, doc) in config.flat_keys(config.SCHEMAS["sweep"]).items()]
-        lines += [f"  {key:<28} {default:<24} {doc}" for key, default, doc in rows]
+        lines += _settings("sweep")
+    lines += ["", "settings of a cluster, with launch=slurm (docs/slurm.md):", *_settings("slurm")]
     lines += ["", "presets:"]
     lines += [f"  {g}=" + "|".join(n) for g in GROUPS if (n := presets(g)) and (g != "search" or stage == SWEPT)]
     lines += [
@@ -53,6 +53,11 @@ def help_text(stage: str, config_name: str, summary: str) -> str:
             "  tell; 2 wrong input. force=true publishes in spite of 3 and 4, and the card says so.",
         ]
     return "\n".join(lines)
+
+
+def _settings(schema: str) -> list[str]:
+    rows = config.flat_keys(config.SCHEMAS[schema]).items()
+    return [f"  {key:<28} {_shown(default):<24} {doc}" for key, (default, doc) in rows]
 
 
 def _shown(value: Any) -> str:

@@ -50,7 +50,7 @@ STAGES = {
         "compare",
         "Compare two evaluated runs, or a run with its base: is the first better?",
     ),
-    "report": Stage("src.eval.report:report", "report", "Write a run's report.html, for people."),
+    "report": Stage("src.eval.report.page:report", "report", "Write a run's report.html, for people."),
     "validate": Stage(
         "src.deploy.validate:validate", "validate", "Check that what a training left is whole and works."
     ),
@@ -116,6 +116,8 @@ def _listen() -> Any:
         return None
 
     def terminate(number: int, frame: object) -> None:
+        if "SLURM_JOB_ID" in os.environ:  # it comes by several ways, and Slurm itself ends what takes too long
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise Terminated
 
     return signal.signal(signal.SIGTERM, terminate)

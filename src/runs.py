@@ -25,7 +25,7 @@ from typing import Any
 import psutil
 
 from src.errors import DivergedError, RunError, Stopped, did_you_mean
-from src.utils import handed
+from src.utils import handed, slurm
 from src.utils.files import disk_errors, point, read_json, write_json, write_text
 from src.utils.logs import log
 
@@ -249,6 +249,7 @@ def this_process() -> dict[str, Any]:
         "host": socket.gethostname(),
         "boot_id": boot_id(),
         "launcher": handed.launcher(),
+        "slurm": slurm.attempt(),
     }
 
 
@@ -261,8 +262,11 @@ def boot_id() -> str | None:
 
 
 def _alive(process: Mapping[str, Any]) -> bool:
-    """Whether the recorded process still runs. On another host that cannot be seen, so it is believed."""
-    if process["host"] != socket.gethostname():
+    """Whether the recorded process still runs. On another host only Slurm can tell, or else it is believed."""
+    here = process["host"] == socket.gethostname()
+    if slurm.is_over(process.get("slurm"), here):
+        return False
+    if not here:
         return True
     if process.get("boot_id") not in (None, boot_id()):  # the system went down with it
         return False

@@ -31,6 +31,7 @@ from src.utils.files import disk_errors, read_json, write_json, write_text
 from src.utils.secrets import redact
 
 TRIALS, TABLE, BEST = "trials.json", "trials.txt", "best.yaml"
+STOPPED = {Stopped.exit_code, 130, 143}  # of a trial that nothing is wrong with
 PLACES = {"output_dir", "artifacts_dir", "cache_dir"}  # where a run writes is no part of what was found
 
 Trial = dict[str, Any]
@@ -84,7 +85,9 @@ class Sweep:
         root = Path(plan.output_dir) / "sweeps"
         found = _unfinished(root, plan) if plan.search["resume"] else None
         self.folder = found or runs.new_folder(root)
-        self.before: list[Trial] = _done(read_json(self.folder / TRIALS)) if found else []
+        record = read_json(self.folder / TRIALS) if found else {"trials": []}
+        self.before: list[Trial] = _done(record)
+        self.submitted: list[Trial] = [t for t in record["trials"] if t.get("slurm") and t["status"] == RUNNING]
         self.trials: list[Trial] = []
         self.status = RUNNING
         if found:
@@ -107,20 +110,52 @@ class Sweep:
         Raises: KeyboardInterrupt, SystemExit or Stopped, which end the whole sweep; ConfigError if a search finds
         its figure in no run.
         """
+        if self.begin(number, settings):
+            self._try(self.trials[-1], Path(output_dir) / "runs", work)
+        return self.trials[-1]["objective"]
+
+    def begin(self, number: int, settings: Mapping[str, str]) -> bool:
+        """Take up a trial. Returns: False if there is nothing to do, since the same was tried before.
+
+        A trial that is a job of a cluster may have been submitted before, and is known by its `slurm` then.
+        """
         trial: Trial = {"number": number, "settings": redact(dict(settings)), "status": RUNNING, "objective": None,
                         "run": None, "error": None, "exit_code": 0}  # fmt: skip
         shown = " ".join(f"{k}={v}" for k, v in trial["settings"].items())
         known = next((t for t in self.trials + self.before if t["settings"] == trial["settings"]), None)
         print(f"trial {number}: {shown}" + ("  (as before)" if known else ""), flush=True)
-        self.trials.append(trial | (known or {}) | {"number": number})
-        if known:
-            self._save()
-            return known["objective"]
-        self._try(self.trials[-1], Path(output_dir) / "runs", work)
-        return self.trials[-1]["objective"]
+        under_way = next((t for t in self.submitted if t["settings"] == trial["settings"]), {})
+        self.trials.append(trial | (known or under_way) | {"number": number})
+        self._save()
+        return not known
+
+    def trial_of(self, number: int) -> Trial:
+        return next(t for t in self.trials if t["number"] == number)
+
+    def note(self, number: int, **facts: Any) -> None:
+        """Keep more about a trial."""
+        self.trial_of(number).update(facts)
+        self._save()
+
+    def end(self, number: int, code: int, reason: str, run: Path | None) -> float | None:
+        """Close a trial that was done elsewhere. Returns: its figure; None if it failed.
+
+        Raises: ConfigError if a search finds its figure in no run.
+        """
+        trial = self.trial_of(number)
+        if code in STOPPED:
+            trial |= _failure(code, reason) | {"status": INTERRUPTED}
+        else:
+            trial |= {"status": FINISHED} if code == 0 else _failure(code, reason or f"exit code {code}")
+        trial["run"] = os.path.relpath(run, self.folder) if run else None
+        if trial["status"] == FINISHED:
+            trial["objective"] = self._figure(trial)
+        for same in (t for t in self.trials if t["settings"] == trial["settings"]):
+            same |= trial | {"number": same["number"]}
+        self._save()
+        return trial["objective"]
 
     def _try(self, trial: Trial, root: Path, work: Callable[[], Any]) -> None:
-        self._save()
         older = _states(root)
         try:
             code = work() or 0
@@ -188,7 +223,7 @@ class Sweep:
                 "search": dict(self.plan.search),
                 "wanted": self.plan.wanted,
                 "best": self.best and self.best["number"],
-                "trials": self.trials + [t for t in self.before if t["number"] not in numbers],
+                "trials": self.trials + [t for t in self.before + self.submitted if t["number"] not in numbers],
             },
         )
 

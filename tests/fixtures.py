@@ -158,7 +158,14 @@ class World:
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def common(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of all processes that share in the tests, for what is made once under `locked`."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@pytest.fixture(scope="session")
+def tiny(common: Path) -> Path:
     """The folder of a tiny random Llama with its tokenizer."""
     import peft  # noqa: F401
     import torch
@@ -168,8 +175,11 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     torch.set_num_threads(1)  # a model as small as this is several times faster so
     gc.freeze()  # the Trainer collects garbage after each run: let it not walk through the libraries
-    texts = (ROOT / "data" / "ingot.jsonl").read_text(encoding="utf-8").splitlines()
-    return build(tmp_path_factory.mktemp("models") / "tiny", texts)
+    folder = common / "models" / "tiny"
+    with locked(folder):
+        if not folder.is_dir():
+            build(folder, (ROOT / "data" / "ingot.jsonl").read_text(encoding="utf-8").splitlines())
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -195,12 +205,14 @@ def tokenizer(tiny: Path) -> Any:
 
 
 @pytest.fixture(scope="session")
-def _lesson(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> World:
-    folder = tmp_path_factory.mktemp("lesson")
-    jsonl(folder / "data" / "lessons.jsonl", (chat(f"Top of {name}?", ANSWER) for name in TRAINED_ON))
-    for split, word in ASKED.items():
-        rows = [{"prompt": f"Top of {word} {n}?", "completion": ANSWER} for n in MEASURES]
-        jsonl(folder / "eval" / f"{split}.jsonl", rows)
+def _lesson(tiny: Path, common: Path) -> World:
+    folder = common / "lesson"
+    with locked(folder):
+        if not folder.is_dir():
+            jsonl(folder / "data" / "lessons.jsonl", (chat(f"Top of {name}?", ANSWER) for name in TRAINED_ON))
+            for split, word in ASKED.items():
+                rows = [{"prompt": f"Top of {word} {n}?", "completion": ANSWER} for n in MEASURES]
+                jsonl(folder / "eval" / f"{split}.jsonl", rows)
     return World(tiny, folder / "data", folder / "eval", folder / "outputs", folder / "artifacts")
 
 
@@ -213,9 +225,13 @@ def world(_lesson: World, tmp_path: Path) -> World:
 @pytest.fixture(scope="session")
 def finished(_lesson: World) -> World:
     """A world with one run, trained, evaluated and compared with its base. To be read only."""
-    _lesson.train()
-    assert _lesson.call("eval") == 0
-    assert _lesson.call("eval-baseline") == 0
+    made = _lesson.output.with_name("made")
+    with locked(made):
+        if not made.exists():
+            _lesson.train()
+            assert _lesson.call("eval") == 0
+            assert _lesson.call("eval-baseline") == 0
+            made.touch()
     return _lesson
 
 

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from src import cli, config
-from src.errors import ConfigError
+from src.errors import ConfigError, UserError
 from src.main import STAGES, function_at, main
 
 SECRET = "hf_correct_horse_battery"
@@ -209,7 +209,7 @@ def test_a_snapshot_holds_a_reference_where_a_secret_was(monkeypatch: pytest.Mon
         (["method=qlorra"], "method=qlorra is not a preset; did you mean qlora?"),
         (["model=llama"], "model=llama is not a preset"),
         (["experiment=smoke,smok", "-m"], "experiment=smok is not a preset; did you mean smoke?"),
-        (["launch=x"], "launch=x is not a preset; there are: none"),
+        (["launch=x"], "launch=x is not a preset; there are: slurm"),
         (["lora_r=${nope}"], "Interpolation key 'nope' not found"),
         (["hydra.nope=1"], "hydra.nope"),
         (["x.y.z=3"], "x is not a setting"),
@@ -376,3 +376,36 @@ def test_the_configuration_is_printed_without_starting_a_job(capsys: pytest.Capt
 def test_a_job_leaves_nothing_of_hydra_on_disk() -> None:
     one("train")
     assert list(Path().iterdir()) == []
+
+
+# Jobs of a cluster
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["launch=slurm", "partitoin=gpu"], "partitoin is not a setting; did you mean partition?"),
+        (["partition=gpu"], "partition=gpu has no meaning without launch=slurm"),
+        (["launch=slurm", "timeout_min=0"], "timeout_min=0: should be greater than or equal to 1"),
+        (["launch=slurm", "-m", "qos=a,b"], "qos cannot differ between the jobs of a command"),
+        (["launch=slrum"], "launch=slrum is not a preset; did you mean slurm?"),
+    ],
+)
+@pytest.mark.parametrize("stage", ["train", "eval"])
+def test_a_wrong_setting_of_a_cluster_is_told_before_anything_is_submitted(
+    stage: str, words: list[str], sentence: str
+) -> None:
+    (told,) = problems(stage, *words)
+    assert told.startswith(sentence)
+
+
+def test_a_cluster_that_is_not_here_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(UserError, match="launch=slurm needs sbatch, which is not here; run the command on a"):
+        jobs("train", "launch=slurm")
+    assert not Path("outputs").exists()
+
+
+def test_what_a_cluster_is_asked_for_is_of_no_run() -> None:
+    assert not set(config.SLURM_KEYS) & {key for s in STAGES for key in config.flat_keys(config.SCHEMAS[s])}
+    assert config.of_a_run("eval", {"qos": "a", "splits": ["dev"]}) == {"splits": ["dev"]}

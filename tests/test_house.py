@@ -22,7 +22,7 @@ SRC = ROOT / "src"
 HEAVY = {"torch", "transformers", "peft", "trl", "datasets", "bitsandbytes", "accelerate"}
 MOST_HEAVY_FILES = 30
 
-GROUND = {"src", "config", "cli", "help", "runs", "run_table", "space", "sweep", "errors", "utils"}
+GROUND = {"src", "config", "cli", "help", "launch", "runs", "run_table", "space", "sweep", "errors", "utils"}
 ROOMS: dict[str, set[str]] = {  # room -> the rooms that it may import, besides the ground
     "data": set(),
     "model": set(),

@@ -235,6 +235,22 @@ def test_a_process_of_another_host_is_believed(out: Path) -> None:
     assert run.status == RUNNING
 
 
+def test_an_earlier_attempt_of_ones_own_slurm_job_is_over(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever it ran: the job that was queued again is this process's."""
+    monkeypatch.setenv("SLURM_JOB_ID", "13")
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "12")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "1")
+    run = create(out)
+    process = run.manifest["process"]
+    assert (process["slurm"]["job"], process["slurm"]["restart"]) == ("12_1", 0)
+    run.update(process=process | {"host": "another.example.org"})
+    assert run.status == RUNNING
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert run.status == INTERRUPTED
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "2")
+    assert run.status == RUNNING
+
+
 # How it ended
 
 

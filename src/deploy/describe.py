@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard, try_to_load_from_cache
 
 from src import NAME, VERSION
 from src.config import PublishConfig
-from src.deploy import checks
+from src.deploy import findings
 from src.deploy.snippets import snippet
 from src.deploy.worst import Worse, predictions, worst
 from src.model.methods import mergeable
@@ -72,7 +72,7 @@ def model_card(
 def _verdict(run: Run, verdict: Verdict) -> str:
     """The gate's sentence, and those of the checks that force=true overrode."""
     told = verdict.sentence if verdict.promoted else f"**published against the gate**: {verdict.sentence}"
-    overridden = [f"- {sentence}" for sentence in checks.failed(run)]
+    overridden = [f"- {sentence}" for sentence in findings.failed(run)]
     before = ["", "Checks that did not pass, and were overridden:", ""] if overridden else []
     return "\n".join([f"Verdict: {told}.", *before, *overridden])
 

@@ -3,27 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 from src.config import GateArgs
+from src.deploy.findings import Finding
 from src.errors import CannotTell, NotPromoted
 from src.eval.verdict import Verdict, judge
 from src.runs import Run
 
-__all__ = ["Finding", "Verdict", "judge", "require"]
-
-
-class Finding(Protocol):
-    """What a health check of the run found; `sentence` says it where it is not `ok`."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def ok(self) -> bool: ...
-
-    @property
-    def sentence(self) -> str: ...
+__all__ = ["Verdict", "judge", "require", "require_sound"]
 
 
 def require(
@@ -34,10 +21,16 @@ def require(
     Raises: NotPromoted (exit code 3), CannotTell (4); RunError (2) where there is nothing to judge, forced or not.
     """
     verdict = judge(run, gate, artifacts_dir)
-    unsound = [f"not published: {f.sentence}" for f in findings if not f.ok]
-    if force or (verdict.promoted and not unsound):
-        return verdict
     told = [] if verdict.promoted else [f"not published: {verdict.sentence}"]
-    if not unsound and verdict.outcome == "cannot_tell":
+    if verdict.outcome == "cannot_tell" and all(f.ok for f in findings) and not force:
         raise CannotTell(*told, hint="evaluate more examples, or publish anyway with force=true")
-    raise NotPromoted(*told, *unsound, hint="publish anyway with force=true")
+    require_sound(findings, force, told)
+    return verdict
+
+
+def require_sound(findings: Sequence[Finding], force: bool, told: Sequence[str] = ()) -> None:
+    """Raises: NotPromoted (exit code 3) with what is `told` against it and each finding that is not well, unless
+    `force` overrides them."""
+    problems = [*told, *(f"not published: {f.sentence}" for f in findings if not f.ok)]
+    if problems and not force:
+        raise NotPromoted(*problems, hint="publish anyway with force=true")

@@ -13,7 +13,7 @@ from typing import Any
 
 from src import runs
 from src.config import PublishConfig
-from src.deploy import checks, export, gate
+from src.deploy import checks, export, findings, gate
 from src.deploy.folder import assemble, name_of
 from src.deploy.hub import Publication
 from src.deploy.hub_access import check
@@ -45,7 +45,8 @@ def _publish(cfg: PublishConfig, target: str) -> int:
     verdict = gate.require(run, cfg.gate, cfg.force, sound, cfg.artifacts_dir)
     if all(f.ok for f in sound):  # damaged files are not loaded
         sound += checks.ask_again(run, cfg)
-    checks.require(run, sound, cfg.force)
+        gate.require_sound(sound, cfg.force)
+    findings.keep(run, sound)
     log.info("%s: %s", "promoted" if verdict.promoted else "forced", verdict.sentence)
     log.info("published to %s", TARGETS[target](run, cfg, verdict))
     return 0

@@ -9,7 +9,8 @@ from rich.table import Table
 
 from src import runs
 from src.config import ValidateConfig
-from src.deploy.checks import VALIDATE, Finding, Subject, as_rows, checked
+from src.deploy.checks import VALIDATE, checked
+from src.deploy.findings import Finding, Subject, as_rows
 from src.errors import RunError
 from src.model.profile import PROFILE, TRAINING_INFO
 from src.runs import Run

@@ -15,7 +15,7 @@ from src.data.chat import IDENTITY, Chat
 from src.data.encode import Encoded, Rules
 from src.data.rows import Example, Row
 from src.errors import RunError
-from src.eval import metrics
+from src.eval import asking, metrics
 from src.eval.exam import read_splits
 from src.eval.layout import batches
 from src.model import tasks
@@ -106,8 +106,7 @@ def first_asked(prompts: Sequence[list[int]], batch: int, count: int) -> list[in
 def answers(model: Any, chat: Chat, asked: Questions) -> list[dict[str, Any]]:
     """`{prediction, reference, ...}` of each question, in their order; with `reference_*` where the metric of
     `asked` reads those."""
-    ids = prompts(model.config.to_dict(), chat, asked)
-    found = (_chosen if asked.task == "classification" else _written)(model, chat, asked, ids)
+    found = _made(model, chat, asked)
     references = [row.messages[-1]["content"] for row in asked.rows]
     rows = [row | {"reference": r} for row, r in zip(found, references, strict=True)]
     if not metrics.needs_references([asked.metric]):
@@ -115,24 +114,14 @@ def answers(model: Any, chat: Chat, asked: Questions) -> list[dict[str, Any]]:
     return [{**row, **more} for row, more in zip(rows, _read(model, chat, asked), strict=True)]
 
 
-def _written(model: Any, chat: Chat, asked: Questions, ids: Sequence[list[int]]) -> list[dict[str, Any]]:
-    from src.eval.generate import answer
-
-    made = answer(
-        model, chat.tokenizer, ids, batch_size=asked.batch, max_new_tokens=asked.cfg.max_new_tokens,
-        seed=asked.cfg.seed, extra=asked.cfg.generation, stop=asked.cfg.stop,
-    )  # fmt: skip
-    return [{"prediction": a.text, "tokens": a.tokens, "stop": a.stop} for a in made]
-
-
-def _chosen(model: Any, chat: Chat, asked: Questions, ids: Sequence[list[int]]) -> list[dict[str, Any]]:
-    from src.eval.classify import Chooser
-
-    chooser = Chooser(model, chat.tokenizer.pad_token_id, asked.labels)
-    made: dict[int, Any] = {}
-    for number, places in enumerate(batches([len(i) for i in ids], asked.batch, unpadded=False)):
-        made |= dict(zip(places, chooser([ids[i] for i in places], number), strict=True))
-    return [{"prediction": made[i].label, "probability": made[i].probability} for i in range(len(ids))]
+def _made(model: Any, chat: Chat, asked: Questions) -> list[dict[str, Any]]:
+    """`{prediction, ...}` of each question, batch by batch."""
+    ids = prompts(model.config.to_dict(), chat, asked)
+    writer = asking.writer(model, chat, asked.task, asked.labels, asked.cfg)
+    made: dict[int, dict[str, Any]] = {}
+    for number, places in enumerate(batches([len(i) for i in ids], asked.batch, unpadded=writer.unpadded)):
+        made |= zip(places, map(asking.told, writer([ids[i] for i in places], number)), strict=True)
+    return [made[i] for i in range(len(ids))]
 
 
 def _read(model: Any, chat: Chat, asked: Questions) -> list[Mapping[str, Any]]:

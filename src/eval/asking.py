@@ -124,7 +124,8 @@ def answers(
     out."""
     from src.eval.batches import in_batches
 
-    writer = _writer(model, chat, cfg)
+    labels = tasks.labels_of(model.config.to_dict()) if cfg.task == "classification" else []
+    write = model if cfg.engine == "vllm" else writer(model, chat, cfg.task, labels, cfg)
     found: Answers = {}
     for name, prompts in asked.prompts.items():
         part, began = file.part(name), time.monotonic()
@@ -133,12 +134,10 @@ def answers(
 
         def ask(places: list[int], number: int, prompts: list[list[int]] = prompts) -> list[dict[str, Any]]:
             texts = [prompts[i] for i in places]
-            return [
-                _told(a) | {"prompt_tokens": len(t)} for a, t in zip(writer(texts, number), texts, strict=True)
-            ]
+            return [told(a) | {"prompt_tokens": len(t)} for a, t in zip(write(texts, number), texts, strict=True)]
 
         rows, plan.sizes[name] = in_batches(
-            ask, [len(ids) for ids in prompts], plan.sizes[name], part, unpadded=writer.unpadded
+            ask, [len(ids) for ids in prompts], plan.sizes[name], part, unpadded=write.unpadded
         )
         effort.seconds += time.monotonic() - began
         effort.tokens += sum(row.get("tokens", 0) for i, row in enumerate(rows) if i not in known)
@@ -167,14 +166,12 @@ def _read(
     return rows
 
 
-def _writer(model: Any, chat: Chat, cfg: Settings) -> Any:
+def writer(model: Any, chat: Chat, task: str | None, labels: Sequence[str], cfg: Settings) -> Any:
     """What answers a batch of prompts: a function of (token ids of each, number of the batch)."""
-    if cfg.engine == "vllm":
-        return model
-    if cfg.task == "classification":
+    if task == "classification":
         from src.eval.classify import Chooser
 
-        return Chooser(model, chat.tokenizer.pad_token_id, tasks.labels_of(model.config.to_dict()))
+        return Chooser(model, chat.tokenizer.pad_token_id, list(labels))
     from src.eval.generate import Writer
 
     return Writer(
@@ -187,7 +184,7 @@ def _writer(model: Any, chat: Chat, cfg: Settings) -> Any:
     )
 
 
-def _told(answer: Any) -> dict[str, Any]:
+def told(answer: Any) -> dict[str, Any]:
     """An Answer or a Choice as a part of a row."""
     if hasattr(answer, "label"):
         return {"prediction": answer.label, "probability": answer.probability}

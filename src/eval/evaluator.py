@@ -11,10 +11,11 @@ from typing import Any
 from src import runs
 from src.config import BaselineConfig, EvalConfig, to_yaml
 from src.data import pairs
-from src.eval import asking, compare, metrics, pairing, report, unfinished, vllm_engine
+from src.eval import asking, compare, metrics, pairing, unfinished, vllm_engine
 from src.eval.asking import Effort
 from src.eval.conditions import base_model, engine, identity
 from src.eval.exam import Exam, check_tokenization, labels_of_rows, prepare, set_up, unused, usual_metrics
+from src.eval.report import page as report
 from src.eval.unfinished import Unfinished
 from src.model import tasks
 from src.model.source import Source, Tuned, locate, locate_tuned

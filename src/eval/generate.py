@@ -10,23 +10,9 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 
 from src.errors import ConfigError
 from src.eval.answers import Answer
-from src.eval.layout import batches
 from src.model.methods import has_virtual_tokens
 
 SLACK = 4  # tokens before a stop string that are decoded with it: one may hold a part of a letter, or nothing
-
-
-def answer(
-    model: Any, tokenizer: Any, prompts: Sequence[list[int]], *, batch_size: int, max_new_tokens: int, seed: int,
-    extra: Mapping[str, Any], stop: Sequence[str] = (),
-) -> list[Answer]:  # fmt: skip
-    """Answers to `prompts` (lists of token ids), in their order. Only sampling draws on `seed`."""
-    writer = Writer(model, tokenizer, max_new_tokens=max_new_tokens, seed=seed, extra=extra, stop=stop)
-    found: dict[int, Answer] = {}
-    lengths = [len(prompt) for prompt in prompts]
-    for number, places in enumerate(batches(lengths, batch_size, unpadded=writer.unpadded)):
-        found |= dict(zip(places, writer([prompts[i] for i in places], number), strict=True))
-    return [found[i] for i in range(len(prompts))]
 
 
 class Writer:

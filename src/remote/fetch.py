@@ -119,9 +119,8 @@ def fetch(link: Link, job: jobs.Job) -> Path:
     if kept:
         _tell(f"kept, though the server does not have it: {_names(kept)}")
     if aside:
-        _tell(
-            f"{len(aside)} files were another here, and are in {aside[0][0]} now: {_names([p for _, p in aside])}"
-        )
+        listed = _names([path for _, path in aside])
+        _tell(f"another here than on the server, and put aside in {aside[0][0]}: {listed}")
     if altered:
         _tell(f"run {id} says that it is running, and its process is gone: here it is interrupted")
     print(

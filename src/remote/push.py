@@ -64,16 +64,19 @@ def _settled(link: Link, also: Sequence[str], named: Sequence[str]) -> tuple[Tak
         lacking = {name: paths[name] for name in said["lacking"]}
         if again < TRIES:
             size = sum(taken.files[str(path)].size - said["lacking"][name] for name, path in lacking.items())
-            if size > said["free"]:
-                raise RemoteError(
-                    f"{link.target} has {megabytes(said['free'])} left, and {megabytes(size)} are to be sent",
-                    hint="free some space there",
-                )
+            _check_room(link, size, said["free"])
             transfer.send(link, lacking, said["incoming"], said["rsync"], size)
-        if again:  # something was damaged on its way, or changed here meanwhile
-            taken = take(also)
+            taken = take(also)  # something may have changed here meanwhile
     names = ", ".join(sorted(map(str, lacking.values()))[:3])
     raise RemoteError(f"{names}: what arrives is not what was sent, {TRIES} times", hint="push again")
+
+
+def _check_room(link: Link, size: int, free: int) -> None:
+    if size > free:
+        raise RemoteError(
+            f"{link.target} has {megabytes(free)} left, and {megabytes(size)} are to be sent",
+            hint="free some space there",
+        )
 
 
 @contextmanager

@@ -143,7 +143,7 @@ def _besides(also: Sequence[str], notes: list[str], environments: _Environments)
         path = os.path.normpath(os.path.relpath(given) if os.path.isabs(given) else os.path.expanduser(given))
         if path.split("/")[0] == ".." or os.path.isabs(path):
             raise RemoteError(f"ALSO={given} lies outside of this folder", hint="copy it, or link to it from here")
-        if never(path) or path in environments:
+        if never(path) or f"{path}/x" in environments:
             raise RemoteError(f"ALSO={given} is never pushed", hint="copy it to another folder, if it must be")
         if not os.path.exists(path):
             raise RemoteError(f"ALSO={given} does not exist")

@@ -5,6 +5,7 @@ Neither is trusted: who calls compares the content of what has arrived.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -12,7 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 from paramiko import SFTPClient
 from paramiko.ssh_exception import SSHException
@@ -20,9 +21,12 @@ from paramiko.ssh_exception import SSHException
 from src.errors import LostConnection, RemoteError
 from src.remote.link import SILENCE, Link
 
-TRIES = 3  # of rsync, while the connection is there
+Answer = TypeVar("Answer")
+
+TRIES = 3  # that bring nothing further
 BLOCK = 1 << 15  # bytes, what an SFTP server takes at once
 LARGE = 20_000_000  # bytes, from which on a terminal is shown how far it is
+HERE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # which SFTP never says of the server's disk
 KEEP_ALIVE = ("-o", "ConnectTimeout=10", "-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=4")
 FULL = ("No space left", "Disk quota exceeded")
 CLOSED = ("Permission denied", "Read-only file system", "Operation not permitted")
@@ -33,19 +37,22 @@ def send(link: Link, files: Mapping[str, Path], folder: str, rsync: bool, size: 
 
     Raises: RemoteError if they cannot be written there; LostConnection.
     """
+
+    def arrived() -> int:
+        return int(link.call("files:size", folder=folder))
+
+    def put(sftp: SFTPClient) -> None:
+        for name, path in files.items():
+            _put(sftp, path, _bytes(folder, name))
+
     if rsync and _local_rsync():
         with tempfile.TemporaryDirectory() as linked:
             for name, path in files.items():
                 Path(linked, name).symlink_to(path.absolute())
             words = ["-rL", "--append", *_progress(size), f"{linked}/", f"{_host(link)}:{folder}/"]
-            if _by_rsync(link, words, b"", lambda: int(link.call("files:size", folder=folder))):
+            if _by_rsync(link, words, b"", arrived):
                 return
-
-    def put(sftp: SFTPClient) -> None:
-        for name, path in files.items():
-            _put(sftp, path, f"{folder}/{name}")
-
-    _by_sftp(link, put)
+    _by_sftp(link, put, arrived)
 
 
 def receive(link: Link, names: Sequence[str], folder: str, to: Path, rsync: bool, size: int) -> None:
@@ -53,18 +60,20 @@ def receive(link: Link, names: Sequence[str], folder: str, to: Path, rsync: bool
 
     Raises: RemoteError; LostConnection.
     """
-    if rsync and _local_rsync():
-        words = ["-r", "--append", "--from0", "--files-from=-", *_progress(size)]
-        words += [f"{_host(link)}:{folder}/", f"{to}/"]
-        given = b"".join(os.fsencode(name) + b"\0" for name in names)
-        if _by_rsync(link, words, given, lambda: _here(to, names)):
-            return
+
+    def arrived() -> int:
+        return sum(path.stat().st_size for name in names if (path := to / name).is_file())
 
     def get(sftp: SFTPClient) -> None:
         for name in names:
-            _get(sftp, f"{folder}/{name}", to / name)
+            _get(sftp, _bytes(folder, name), to / name)
 
-    _by_sftp(link, get)
+    if rsync and _local_rsync():
+        words = ["-r", "--append", "--from0", "--files-from=-", *_progress(size)]
+        words += [f"{_host(link)}:{folder}/", f"{to}/"]
+        if _by_rsync(link, words, b"".join(os.fsencode(name) + b"\0" for name in names), arrived):
+            return
+    _by_sftp(link, get, arrived)
 
 
 def _local_rsync() -> bool:
@@ -80,13 +89,10 @@ def _progress(size: int) -> list[str]:
 
 
 def _by_rsync(link: Link, words: Sequence[str], given: bytes, arrived: Callable[[], int]) -> bool:
-    """Run rsync until it is done, through lost connections. `arrived` counts the bytes that are where they should.
-
-    Returns: False where it does not work.
-    """
+    """Run rsync until it is done. Returns: False, said in a line, where it does not work."""
     shell = " ".join("'" + word.replace("'", "''") + "'" for word in (*link.target.ssh, *KEEP_ALIVE))
-    tries, before = TRIES, -1
-    while tries:
+
+    def attempt() -> str:
         done = subprocess.run(
             ["rsync", "--protect-args", "--timeout=30", "-e", shell, *words],
             input=given,
@@ -95,21 +101,36 @@ def _by_rsync(link: Link, words: Sequence[str], given: bytes, arrived: Callable[
         )
         said = os.fsdecode(done.stderr)
         if done.returncode in {0, 24}:  # 24: a file vanished, which is seen when it is asked after
-            return True
+            return ""
         if done.returncode != 255 and any(reason in said for reason in (*FULL, *CLOSED)):
             raise refused(link, said)
+        lines = [line.strip() for line in said.splitlines() if line.strip()] or [f"exit code {done.returncode}"]
+        reason = next((line for line in lines if "rsync" in line), lines[0])
         if done.returncode in {1, 2, 4, 127}:  # it does not understand what it is told, or who it speaks to
-            break
-        link.call("files:root", folder=link.target.dir)  # waits until the connection is back
-        now = arrived()
-        tries, before = (TRIES if now > before else tries - 1), now
-    last = [line for line in said.splitlines() if line.strip()] or [""]
-    _tell(f"rsync does not work ({last[0].strip() or f'exit code {done.returncode}'}): SFTP goes on")
-    return False
+            return reason
+        raise LostConnection(reason)
+
+    try:
+        reason = _repeated(link, attempt, arrived)
+    except LostConnection as error:
+        reason = error.problems[0]
+    if reason:
+        _tell(f"rsync does not work ({reason}): SFTP goes on")
+    return not reason
 
 
-def _here(folder: Path, names: Sequence[str]) -> int:
-    return sum(path.stat().st_size for name in names if (path := folder / name).is_file())
+def _repeated(link: Link, attempt: Callable[[], Answer], arrived: Callable[[], int]) -> Answer:
+    """The result of `attempt`, which is repeated as long as each time some more bytes have `arrived`."""
+    tries, before = TRIES, -1
+    while True:
+        try:
+            return attempt()
+        except LostConnection:
+            link.again(lambda: link.connection)  # it may take its time
+            now = arrived()
+            tries, before = (TRIES if now > before else tries - 1), now
+            if not tries:
+                raise
 
 
 def refused(link: Link, said: str) -> RemoteError:
@@ -122,8 +143,8 @@ def refused(link: Link, said: str) -> RemoteError:
     return RemoteError(f"{link.target} refuses a file: {line.strip()}")
 
 
-def _by_sftp(link: Link, work: Callable[[SFTPClient], None]) -> None:
-    """Do some work of SFTP, again from its beginning where the connection is lost."""
+def _by_sftp(link: Link, work: Callable[[SFTPClient], None], arrived: Callable[[], int]) -> None:
+    """Do some work of SFTP, again where the connection is lost."""
 
     def attempt() -> None:
         try:
@@ -132,16 +153,23 @@ def _by_sftp(link: Link, work: Callable[[SFTPClient], None]) -> None:
             channel.settimeout(SILENCE)
             work(sftp)
         except (SSHException, EOFError, TimeoutError, ConnectionError) as error:
+            link.close()
             raise LostConnection(f"the connection to {link.target} was lost: {error or 'it was closed'}") from None
         except OSError as error:
             if channel.closed or not channel.get_transport().is_active():
+                link.close()
                 raise LostConnection(f"the connection to {link.target} was lost: {error}") from None
-            raise
+            if error.errno in HERE:
+                raise
+            raise RemoteError(
+                f"{link.target} refuses a file: {str(error).lower()}",
+                hint="is its disk full, or the folder closed?",
+            ) from None
 
-    link.again(attempt)
+    _repeated(link, attempt, arrived)
 
 
-def _put(sftp: SFTPClient, path: Path, there: str) -> None:
+def _put(sftp: SFTPClient, path: Path, there: bytes) -> None:
     """Send one file, from where it broke off."""
     try:
         offset = int(sftp.stat(there).st_size or 0)
@@ -149,16 +177,24 @@ def _put(sftp: SFTPClient, path: Path, there: str) -> None:
         offset = 0
     with path.open("rb") as source, sftp.open(there, "ab") as target:
         source.seek(offset)
-        target.set_pipelined(True)
+        target.set_pipelined(True)  # what is refused then is not told
         _copy(source, target)
+        end = source.tell()
+    if sftp.stat(there).st_size != end:
+        raise OSError("it was not written to its end")
 
 
-def _get(sftp: SFTPClient, there: str, path: Path) -> None:
+def _get(sftp: SFTPClient, there: bytes, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with sftp.open(there, "rb") as source, path.open("ab") as target:
         source.seek(target.tell())
         source.prefetch(source.stat().st_size, max_concurrent_requests=64)
         _copy(source, target)
+
+
+def _bytes(folder: str, name: str) -> bytes:
+    """A path on the server, whatever bytes its name has."""
+    return f"{folder}/{name}".encode("utf-8", "surrogateescape")
 
 
 def _copy(source: IO[bytes], target: IO[bytes]) -> None:

@@ -19,7 +19,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 class Asked:
     """What was asked of a running training, as a context that listens.
 
-    The first SIGTERM or SIGINT asks to finish the step, save a checkpoint and end; the second ends at once.
+    The first SIGTERM or SIGINT asks to finish the step, save a checkpoint and end; the second ends at once, except
+    for a SIGTERM in a job of Slurm.
     A file RUN/checkpoint-now asks for a checkpoint and is removed. Devices agree before each step, so that
     all of them end after the same one.
     """
@@ -47,6 +48,8 @@ class Asked:
                 # not through the log: its streams may be in the middle of a line, which no handler may enter
                 os.write(2, f"{self._promise}\n".encode())
             return
+        if number == signal.SIGTERM and "SLURM_JOB_ID" in os.environ:
+            return  # Slurm sends one signal by several ways, and itself ends what takes too long
         for each, handler in self.before.items():
             signal.signal(each, handler)
         os.kill(os.getpid(), number)  # to whom it was before

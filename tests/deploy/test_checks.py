@@ -13,7 +13,10 @@ from safetensors.torch import load_file, save_file
 
 from src.config import PublishConfig
 from src.deploy import checks
-from src.deploy.checks import Subject, run_checks
+from src.deploy.answer_checks import says_nothing
+from src.deploy.checks import run_checks
+from src.deploy.file_checks import loss
+from src.deploy.findings import Finding, Subject
 from src.runs import Run
 from src.utils.files import hashes
 from tests.fixtures import World, jsonl, read_jsonl, tree
@@ -24,11 +27,11 @@ Said = pytest.CaptureFixture[str]
 ON_CPU = PublishConfig(cuda_visible_devices="")
 
 
-def found(run: Run) -> dict[str, checks.Finding]:
+def found(run: Run) -> dict[str, Finding]:
     return {finding.name: finding for finding in run_checks(run, ON_CPU.gate)}
 
 
-def asked_again(run: Run) -> checks.Finding:
+def asked_again(run: Run) -> Finding:
     (finding,) = checks.ask_again(run, ON_CPU)
     return finding
 
@@ -53,7 +56,7 @@ def losses(folder: Path, *values: Any) -> tuple[bool, str]:
     """What is said of these losses, logged at steps 10, 20, ..."""
     history = [{"step": 10 * (n + 1), "loss": value} for n, value in enumerate(values)]
     (folder / "training_info.json").write_text(json.dumps({"log_history": history}))
-    return checks.loss(Subject(folder, info=folder / "training_info.json"))
+    return loss(Subject(folder, info=folder / "training_info.json"))
 
 
 @pytest.mark.parametrize(
@@ -251,4 +254,4 @@ def test_a_published_model_is_validated_by_the_hashes_beside_it(copied: World) -
     ],
 )
 def test_answers_that_say_nothing(text: str, nothing: bool) -> None:
-    assert checks.says_nothing(text) is nothing
+    assert says_nothing(text) is nothing

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
 from src.config import GateArgs
+from src.deploy.findings import Finding
 from src.deploy.gate import require
 from src.errors import CannotTell, NotPromoted, RunError
 from src.runs import Run
@@ -20,13 +20,7 @@ pytest_plugins = ["tests.fixtures"]
 GATE = GateArgs(metric="exact_match", guards=[], resamples=500)
 
 
-class Found(NamedTuple):
-    name: str
-    ok: bool
-    sentence: str
-
-
-SOUND, TORN = Found("loss", True, "the loss fell"), Found("files", False, "model.safetensors was changed")
+SOUND, TORN = Finding("loss", True, "the loss fell"), Finding("files", False, "model.safetensors was changed")
 
 
 def compared(folder: Path, base: float, tuned: float) -> Run:

@@ -10,7 +10,8 @@ import pytest
 from src.config import MethodArgs
 from src.data.chat import Chat
 from src.eval.answers import Answer
-from src.eval.generate import Writer, answer, end_tokens
+from src.eval.generate import Writer, end_tokens
+from src.eval.layout import batches
 from src.model import adapters, load
 from src.model.source import locate_tuned
 from tests.fixtures import ANSWER, ROOT, World, read_jsonl
@@ -37,8 +38,12 @@ def prompts(tokenizer: Any) -> list[list[int]]:
 
 
 def ask(model: Any, tokenizer: Any, prompts: list[list[int]], **others: Any) -> list[Answer]:
-    settings = {"batch_size": 4, "max_new_tokens": 12, "seed": 42, "extra": {}} | others
-    return answer(model, tokenizer, prompts, **settings)
+    size = others.pop("batch_size", 4)
+    writer = Writer(model, tokenizer, **({"max_new_tokens": 12, "seed": 42, "extra": {}} | others))
+    found: dict[int, Answer] = {}
+    for number, places in enumerate(batches([len(p) for p in prompts], size, unpadded=writer.unpadded)):
+        found |= zip(places, writer([prompts[i] for i in places], number), strict=True)
+    return [found[i] for i in range(len(prompts))]
 
 
 @pytest.mark.parametrize("batch_size", [2, 4, 64])

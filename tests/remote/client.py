@@ -25,6 +25,16 @@ FILES = (".gitignore", "Makefile", "pyproject.toml")
 GIT = ("git", "-c", "user.name=a", "-c", "user.email=a@localhost", "-c", "init.defaultBranch=main")
 PATIENCE = 300  # seconds until a command that does not end is given up
 
+# Takes the place of the Python there: writes down what it was told, and what it has of the environment.
+PYTHON = f"""#!{sys.executable}
+import hashlib, json, os, sys, time
+have = {{name: hashlib.sha256(os.fsencode(value)).hexdigest() for name, value in os.environ.items()}}
+with open("told.json", "w") as file:
+    json.dump({{"words": sys.argv[1:], "have": have, "cwd": os.getcwd(), "pid": os.getpid()}}, file)
+while os.path.exists("wait"):
+    time.sleep(0.01)
+"""
+
 
 @dataclass(frozen=True)
 class Client:
@@ -33,16 +43,21 @@ class Client:
     project: Path
     environment: dict[str, str]
 
-    def start(self, *words: str, stdout: int = subprocess.PIPE, **variables: str) -> subprocess.Popen[bytes]:
-        """Start `python -m src.main WORDS` in the project."""
-        return subprocess.Popen(
+    def start(self, *words: str, to: Path | None = None, **variables: str) -> subprocess.Popen[bytes]:
+        """Start `python -m src.main WORDS` in the project; what it says goes to `to`.out and .err."""
+        streams = [to.with_suffix(end).open("wb") if to else subprocess.PIPE for end in (".out", ".err")]
+        process = subprocess.Popen(
             [sys.executable, "-m", "src.main", *words],
             cwd=self.project,
             env={"PATH": os.environ["PATH"], "LANG": "C.UTF-8", **self.environment, **variables},
             stdin=subprocess.DEVNULL,
-            stdout=stdout,
-            stderr=subprocess.PIPE,
+            stdout=streams[0],
+            stderr=streams[1],
         )
+        for stream in streams:
+            if not isinstance(stream, int):
+                stream.close()
+        return process
 
     def __call__(self, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
         """Run it to its end."""
@@ -130,3 +145,14 @@ def link(person: Client) -> Iterator[Link]:
     """That person's connection, in this process."""
     with Link(Target.of(person.environment)) as opened:
         yield opened
+
+
+@pytest.fixture
+def noted(remote_project: Path) -> Path:
+    """Where the Python of `remote_project` writes down what it is told; it ends once there is no file `wait`."""
+    python = remote_project / ".venv" / "bin"
+    python.unlink()
+    python.mkdir()
+    (python / "python").write_text(PYTHON)
+    (python / "python").chmod(0o755)
+    return remote_project / "told.json"

@@ -22,9 +22,10 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -266,6 +267,15 @@ class Server:
         )
 
 
+def until(true: Callable[[], Any], patience: float = 60) -> Any:
+    """Wait until it is true, at most `patience` seconds. Returns: what it is then."""
+    end = time.monotonic() + patience
+    while not (found := true()):
+        assert time.monotonic() < end, "what should come has not come"
+        time.sleep(0.02)
+    return found
+
+
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         return int(taken.getsockname()[1])
@@ -282,6 +292,9 @@ def make_key(path: Path, passphrase: str = "") -> Path:
 def taken_pid(pid: int) -> Iterator[int]:
     """A harmless process that has got just this id, as it happens long after another had it."""
     last, other = Path("/proc/sys/kernel/ns_last_pid"), None
+    end = time.monotonic() + PATIENCE
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < end:  # until somebody has buried it
+        time.sleep(0.05)
     try:
         for _ in range(200):  # others may be quicker
             last.write_text(str(pid - 1))

@@ -6,10 +6,8 @@ import json
 import os
 import signal
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -18,12 +16,10 @@ from src.errors import RemoteError, Stopped
 from src.remote import jobs
 from src.remote.link import Link
 from src.remote.target import Target
-from tests.remote.server import Server, needs_ssh
+from tests.remote.server import Server, needs_ssh, until
 
 pytest_plugins = ["tests.remote.server"]
 pytestmark = needs_ssh
-
-PATIENCE = 60  # seconds until what should come is given up
 
 
 @pytest.fixture
@@ -45,14 +41,6 @@ def start(
     link: Link, script: str, *words: str, stage: str = "train", id: str | None = None, **more: str
 ) -> jobs.Job:
     return jobs.start(link, stage, [jobs.PYTHON, "-c", script, "sh", *words], words, more, None, id)
-
-
-def until(true: Callable[[], Any]) -> Any:
-    end = time.monotonic() + PATIENCE
-    while not (found := true()):
-        assert time.monotonic() < end
-        time.sleep(0.02)
-    return found
 
 
 def look(link: Link, job: jobs.Job) -> jobs.Job:

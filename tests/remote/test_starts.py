@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,12 +12,14 @@ import psutil
 import pytest
 
 from src.remote import jobs
+from src.remote import link as links
 from src.remote.link import Link
 from src.remote.target import Target
 from tests.remote.client import Client
 from tests.remote.moments import Moments
-from tests.remote.server import Server, needs_ssh
-from tests.remote.test_jobs import folder_of, until
+from tests.remote.proxy import proxy
+from tests.remote.server import Server, needs_ssh, until
+from tests.remote.test_jobs import folder_of
 
 pytest_plugins = ["tests.remote.server", "tests.remote.client"]
 pytestmark = needs_ssh
@@ -128,3 +131,70 @@ def test_of_many_who_start_the_same_at_once_one_does(person: Client, remote_proj
     assert ran(remote_project) == 1
     assert sorted(answer["again"] for answer in answers) == [False] + [True] * 5
     assert len({answer["pid"] for answer in answers}) == 1
+
+
+# As a person does it
+
+
+def test_a_start_that_is_typed_again_with_its_name_is_the_same(person: Client, noted: Path) -> None:
+    (noted.parent / "wait").touch()
+    first = person("ssh-eval", "--detach", "--run=mine")
+    again = person("ssh-eval", "--detach", "--run=mine")
+    assert "run mine started: " in first.stdout and "run mine is there already: " in again.stdout
+    (noted.parent / "wait").unlink()
+    assert person("ssh-attach", "mine").returncode == 0
+    assert person("ssh-status").stdout.count("finished") == 1
+
+
+def test_who_stops_following_does_not_stop_the_run(person: Client, noted: Path, tmp_path: Path) -> None:
+    (noted.parent / "wait").touch()
+    following = person.start("ssh-train", "--run=mine", to=tmp_path / "said")
+    until(noted.exists)
+    following.send_signal(signal.SIGINT)
+    assert following.wait(timeout=60) == 130
+    said = (tmp_path / "said.err").read_text()
+    assert "run mine goes on; make ssh-attach RUN=mine" in said and "Traceback" not in said
+    assert "running" in person("ssh-status").stdout
+    (noted.parent / "wait").unlink()
+    done = person("ssh-attach")
+    assert done.returncode == 0 and "run mine: finished" in done.stderr
+
+
+def test_a_follower_whose_connection_is_dead_without_a_word_follows_on(
+    sshd: Server, person: Client, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    monkeypatch.setattr(links, "SILENCE", 4.0)  # there is a sign of life every 3
+    with proxy(sshd.port) as between:
+        target = Target.of(person.environment | {"REMOTE_PORT": str(between.port)})
+        person.known_hosts.write_text(sshd.known_hosts().replace(str(sshd.port), str(between.port)))
+        with Link(target) as link:
+            script = "for i in 1 2 3 4 5 6 7 8; do echo $i; sleep 0.2; done; printf end"
+            job = begin(link, "once", script)
+            losing = threading.Timer(0.8, between.lose)
+            losing.start()
+            assert jobs.follow(link, job["id"])["code"] == 0
+            losing.join()
+        assert between.count == 2
+    assert capfdbinary.readouterr().out == b"1\n2\n3\n4\n5\n6\n7\n8\nend"
+
+
+def test_bytes_of_every_kind_are_followed_once_however_often_the_connection_is_cut(
+    sshd: Server, link: Link, remote_project: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    script = "for i in 1 2 3 4 5 6 7 8 9 10; do head -c 400000 /dev/urandom; sleep 0.2; done"
+    job = begin(link, "bytes", script)
+    over, cuts = threading.Event(), [0]
+
+    def cut() -> None:
+        while cuts[0] < 4 and not over.wait(0.5):
+            cuts[0] += bool(sshd.cut())
+
+    cutting = threading.Thread(target=cut)
+    cutting.start()
+    try:
+        assert jobs.follow(link, job["id"])["code"] == 0
+    finally:
+        over.set()
+        cutting.join()
+    assert cuts[0] > 1
+    assert capfdbinary.readouterr().out == (folder_of(remote_project, job) / "log").read_bytes()

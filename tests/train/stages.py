@@ -14,7 +14,7 @@ import pytest
 from src import runs
 from src.runs import Run
 from src.train import checkpoint
-from tests.fixtures import World, curves, tree
+from tests.fixtures import World, curves, locked, tree
 from tests.nursery import Moment, Nursery
 
 # Dropout draws random numbers, steps add batches up, and saves and evaluations come at odd moments.
@@ -50,12 +50,13 @@ class Stage:
     nursery: Nursery
 
     def __call__(self, *words: str, moment: Moment | None = None) -> tuple[int, str]:
-        return self.nursery(
-            "train", *self.world.settings("train"), *STEPS, *words, moments=(moment,) if moment else ()
-        )
+        self.start(*words, moment=moment)
+        return self.nursery.end()
 
-    def start(self, *words: str) -> int:
-        return self.nursery.start("train", *self.world.settings("train"), *STEPS, *words)
+    def start(self, *words: str, moment: Moment | None = None) -> int:
+        """Returns: its pid."""
+        moments = (moment,) if moment else ()
+        return self.nursery.start("train", *self.world.settings("train"), *STEPS, *words, moments=moments)
 
     def train(self, *words: str) -> Run:
         code, said = self(*words)
@@ -80,20 +81,24 @@ VARIANTS = {
 
 
 class Undisturbed(dict[str, Any]):
-    """What the variants come to when nobody stops them; each is trained when it is first asked for."""
+    """What the variants come to when nobody stops them; each is trained when it is first asked for, by whichever
+    process of the tests."""
 
     def __init__(self, stage: Stage, folder: Path) -> None:
         self.stage, self.folder = stage, folder
 
     def __missing__(self, name: str) -> Any:
         world = self.stage.world.elsewhere(self.folder / name)
-        self[name] = end_of(Stage(world, self.stage.nursery).train(*VARIANTS[name]))
+        with locked(world.output):
+            if not world.output.is_dir():
+                Stage(world, self.stage.nursery).train(*VARIANTS[name])
+        self[name] = end_of(world.newest)
         return self[name]
 
 
 @pytest.fixture(scope="session")
-def undisturbed(_lesson: World, nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
-    return Undisturbed(Stage(_lesson, nursery), tmp_path_factory.mktemp("undisturbed"))
+def undisturbed(_lesson: World, nursery: Nursery, common: Path) -> Undisturbed:
+    return Undisturbed(Stage(_lesson, nursery), common / "undisturbed")
 
 
 def assert_goes_on(stage: Stage, expected: dict[str, Any], *words: str) -> str:
@@ -109,11 +114,13 @@ def assert_goes_on(stage: Stage, expected: dict[str, Any], *words: str) -> str:
 
 
 @pytest.fixture(scope="session")
-def almost(_lesson: World, nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> World:
+def almost(_lesson: World, nursery: Nursery, common: Path) -> World:
     """A training killed in its tenth step, with the checkpoints 6 and 9. To be read only."""
-    world = _lesson.elsewhere(tmp_path_factory.mktemp("almost"))
-    code, said = Stage(world, nursery)(moment=Moment(f"{FIT}:Loop.compute_loss", nth=19))
-    assert code == -signal.SIGKILL, said
+    world = _lesson.elsewhere(common / "almost")
+    with locked(world.output):
+        if not world.output.is_dir():
+            code, said = Stage(world, nursery)(moment=Moment(f"{FIT}:Loop.compute_loss", nth=19))
+            assert code == -signal.SIGKILL, said
     assert [p.name for p in checkpoint.all_of(world.runs[0].checkpoints)] == ["checkpoint-9", "checkpoint-6"]
     return world
 

@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -298,10 +299,10 @@ def test_two_commands_do_not_train_the_same_run(
 
 
 def test_a_training_holds_its_run_while_it_lasts(stage: Stage) -> None:
-    pid = stage.start("epochs=100000")
+    pid = stage.start(moment=Moment(f"{FIT}:Loop.compute_loss", send=signal.SIGSTOP))
     try:
         while not stage.world.runs:
-            os.sched_yield()
+            time.sleep(0.05)
         assert not stage.world.runs[0].hold()
     finally:
         os.kill(pid, signal.SIGKILL)

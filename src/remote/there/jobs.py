@@ -285,7 +285,7 @@ def end(root: str, id: str, grace: float) -> None:
     """TERM to the job's process, which checkpoints; KILL to all of its session after `grace` seconds."""
     record = look(root, id)
     slurm = _read(os.path.join(_place(root, id), "slurm.json")) or {"ids": []}
-    _cancel(["--signal=TERM", "--full"], slurm["ids"])
+    _cancel(["--signal=TERM"], slurm["ids"])  # to the steps: --full ends srun, which kills what it has started
     if not slurm["ids"]:
         _signal(record["pid"], signal.SIGTERM)
     _alone()

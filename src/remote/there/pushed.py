@@ -46,11 +46,11 @@ def settle(folder: str, push: dict[str, str], wanted: dict[str, Entry], named: l
         done = work.done()
     return dict(
         done,
-        root=root,
-        named={path: os.path.lexists(_at(root, os.path.expanduser(path))) for path in named},
+        root=files.text(root),
+        named={path: os.path.lexists(os.path.join(root, os.path.expanduser(files.path(path)))) for path in named},
         rsync=shutil.which("rsync") is not None,
         free=shutil.disk_usage(work.home).free,
-        incoming=work.incoming,
+        incoming=files.text(work.incoming),
     )
 
 
@@ -62,8 +62,12 @@ def _make(root: str) -> None:
         raise Refused(f"{root} is a file on the server", "REMOTE_DIR should be a folder")
     above, home = os.path.dirname(root), os.path.expanduser("~")
     if not os.path.isdir(above) and not root.startswith(os.path.join(home, "")):
-        raise Refused(f"{above} does not exist on the server", "make it there, or choose another REMOTE_DIR")
-    os.makedirs(root, exist_ok=True)
+        said = "is a file" if os.path.lexists(above) else "does not exist"
+        raise Refused(f"{above} {said} on the server", "choose another REMOTE_DIR, or make its folder there")
+    try:
+        os.makedirs(root, exist_ok=True)
+    except FileNotFoundError:  # as below /proc
+        raise Refused(f"{root} cannot be made on the server", "choose another REMOTE_DIR") from None
 
 
 class _Work:
@@ -132,8 +136,13 @@ class _Work:
         return report
 
     def identity(self, path: str) -> str | None:
-        """What is at a path: the content's sha256, a link's target, `folder`, or None for nothing."""
+        """What is at a path: the content's sha256, a link's target, `folder`, or None for nothing.
+
+        What is seen through a link that this push removes is not there.
+        """
         at = _at(self.root, path)
+        if any(_is_link(self.pushed.get(p, "")) and p not in self.wanted for p in _above(path)):
+            return None
         try:
             if os.path.islink(at):
                 return LINK + os.readlink(at).decode("utf-8", "surrogateescape")
@@ -175,9 +184,7 @@ class _Work:
     def place(self, path: str, last: bool) -> None:
         """Put what has arrived at its path; the `last` that needs a content takes it."""
         entry, at = self.wanted[path], _at(self.root, path)
-        parts = path.split("/")
-        for i in range(1, len(parts)):
-            above = "/".join(parts[:i])
+        for above in _above(path):
             if os.path.lexists(_at(self.root, above)) and not os.path.isdir(_at(self.root, above)):
                 self.put_aside(above)
                 os.unlink(_at(self.root, above))
@@ -224,6 +231,12 @@ class _Work:
 def _at(root: str, path: str) -> bytes:
     """A path of the project: its bytes are those that it has at home, whatever this session's locale is."""
     return os.path.join(os.fsencode(root), path.encode("utf-8", "surrogateescape"))
+
+
+def _above(path: str) -> list[str]:
+    """The folders that a path is in, the outermost first."""
+    parts = path.split("/")
+    return ["/".join(parts[:i]) for i in range(1, len(parts))]
 
 
 def _is_link(identity: str) -> bool:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from src.errors import RunError
-from src.eval.report_charts import Bars, number
-from src.eval.report_pairs import Split
+from src.eval.report.charts import Bars, number
+from src.eval.report.pairs import Split
 from src.model.tasks import TASKS
 from src.runs import FINISHED
 from src.utils.files import read_json

@@ -17,10 +17,7 @@ from jinja2 import ChainableUndefined, Environment, FileSystemLoader
 from src import NAME, VERSION, runs
 from src.config import ReportConfig
 from src.errors import RunError
-from src.eval import report_charts as charts
-from src.eval import report_facts as facts
-from src.eval import report_lineage as lineage
-from src.eval import report_pairs as pairs
+from src.eval.report import charts, facts, lineage, pairs
 from src.utils.files import read_json, write_text
 from src.utils.logs import log
 from src.utils.secrets import redact
@@ -111,7 +108,7 @@ def _template() -> Any:
     )  # fmt: skip
     environment.filters |= {"number": charts.number, "count": charts.count, "day": _day}
     environment.globals |= {"charts": charts, "facts": facts, "took": lineage.took}
-    return environment.get_template("report.html.j2")
+    return environment.get_template("page.html.j2")
 
 
 def _day(time: str | None) -> str:

@@ -1,7 +1,7 @@
 """The charts of the report: small inline SVG without script, whose places are shares of its width.
 
 An SVG without a viewBox keeps its text, lines and dots at their true size however wide the screen is; only the
-line of a curve lies in a stretched one. Colours are classes that report.css gives a value, light and dark.
+line of a curve lies in a stretched one. Colours are classes that page.css gives a value, light and dark.
 What a chart shows also stands beside it in words, so most of them are hidden from screen readers.
 """
 

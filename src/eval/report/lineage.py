@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from src.config import SCHEMAS, flat_keys
-from src.eval.report_charts import number
+from src.eval.report.charts import number
 
 File = Mapping[str, Any]
 READ_FIRST = ("torch", "transformers", "peft", "tokenizers", "accelerate", "bitsandbytes", "sacrebleu")

@@ -1,0 +1,85 @@
+"""What a job of a cluster knows without one: its own run, and what of it is written to a file."""
+
+from __future__ import annotations
+
+import pickle
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+from src import config, runs
+from src.launch.job import Job, Outcome
+from src.utils import handed
+
+Told = Callable[[], list[str]]
+
+
+@pytest.fixture
+def job(monkeypatch: pytest.MonkeyPatch) -> Job:
+    """A training, in the second attempt of its job."""
+    settings = {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "1", "SUBMITIT_FOLDER": "/slurm/now"}
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    return Job("train", ["python", "-m", "src.main", "train"], desk=object())
+
+
+def composed(output: Path) -> DictConfig:
+    return OmegaConf.create(config.defaults("train") | {"output_dir": str(output), "partition": "gpu"})
+
+
+@pytest.fixture
+def handed_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[], list[str]]]:
+    """What the commands of jobs were told to go on with; they are a script in place of Python, and end with 75."""
+    told, python = tmp_path / "told", tmp_path / "python"
+    python.write_text(f'#!/bin/sh\necho "$ASSAY_HANDED" >> {told}\nexit 75\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    before = {n: signal.getsignal(n) for n in (signal.SIGUSR2, signal.SIGTERM, signal.SIGALRM, signal.SIGCONT)}
+
+    def read() -> list[str]:
+        found = []
+        for packed in told.read_text().split() if told.exists() else []:
+            monkeypatch.setenv(handed.VARIABLE, packed)
+            found.append(str((handed.settings() or {})["resume"]))
+            monkeypatch.delenv(handed.VARIABLE)
+        return found
+
+    yield read
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def begun(output: Path, finished: bool) -> runs.Run:
+    """A run that the job has begun."""
+    run = runs.create(output, "train", config.to_yaml(config.TrainConfig()), {})
+    run.update(status=runs.FINISHED if finished else runs.INTERRUPTED)
+    run.release()
+    return run
+
+
+def test_a_job_whose_run_is_finished_does_nothing_more(job: Job, handed_over: Told, tmp_path: Path) -> None:
+    run = begun(tmp_path, finished=True)
+    assert job(composed(tmp_path)) == Outcome(0, str(run.path))
+    assert handed_over() == []
+
+
+def test_a_job_goes_on_with_the_run_that_it_began_and_no_other(
+    job: Job, handed_over: Told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = begun(tmp_path, finished=False)
+    other = begun(tmp_path, finished=False)
+    other.update(process=other.manifest["process"] | {"slurm": {"job": "8", "restart": 0, "folder": "/slurm/now"}})
+    assert job(composed(tmp_path)) == Outcome(75, str(run.path))
+    assert handed_over() == [str(run.path)]
+    # a number that the cluster has given before
+    monkeypatch.setenv("SUBMITIT_FOLDER", "/slurm/later")
+    assert job(composed(tmp_path)).run is None
+    assert handed_over()[1] == "auto"
+
+
+def test_what_is_the_launching_process_s_is_not_pickled(job: Job) -> None:
+    assert pickle.loads(pickle.dumps(job)).desk is None

@@ -1,0 +1,462 @@
+"""A run of the server that is fetched: whole or not at all, proven, and nothing of what is here lost."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from src import runs
+from src.errors import RemoteError, RunError
+from src.remote import fetch as fetching
+from src.remote import jobs, transfer
+from src.remote.link import Link
+from src.remote.target import Target
+from tests.fixtures import ROOT, tree
+from tests.remote.proxy import Proxy, proxy
+from tests.remote.server import Server, needs_own_mounts, needs_ssh
+
+pytest_plugins = ["tests.remote.server"]
+pytestmark = needs_ssh
+
+ID = "2026-01-02_03-04-05"
+MANIFEST: dict[str, Any] = {
+    "run": ID,
+    "stage": "train",
+    "status": "finished",
+    "started": "2026-01-02T03:04:05+00:00",
+    "process": {"pid": 1 << 30, "created": 1.0, "host": "server", "boot_id": None},
+}
+NAMES = ["a b.txt", "ünïcödé 漢字.txt", "two\nlines", "-rf", "it's", 'quo"te', "$HOME", "*", "#x"]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "my project").mkdir()
+    monkeypatch.chdir(tmp_path / "my project")
+    return tmp_path / "my project"
+
+
+@pytest.fixture
+def there(sshd: Server, tmp_path: Path) -> Path:
+    """REMOTE_DIR, where a job's python is a shell."""
+    folder = sshd.home / f"{tmp_path.name} ünd more"
+    (folder / ".venv/bin").mkdir(parents=True)
+    (folder / ".venv/bin/python").symlink_to("/bin/sh")
+    return folder
+
+
+@pytest.fixture
+def run(there: Path) -> Path:
+    """A run directory on the server that no job of ours made."""
+    run = there / "outputs/runs" / ID
+    for name in ("logs", "model", "checkpoints/empty"):
+        (run / name).mkdir(parents=True)
+    manifest(run)
+    (run / "model/weights").write_bytes(os.urandom(3_000_000))
+    (run / "logs/run.log").write_text("log")
+    (run / "nothing").touch()
+    return run
+
+
+def manifest(run: Path, **changes: Any) -> None:
+    (run / "manifest.json").write_text(json.dumps(MANIFEST | changes))
+
+
+@pytest.fixture
+def link(sshd: Server, there: Path, tmp_path: Path) -> Iterator[Link]:
+    variables = sshd.client(tmp_path / "person", f"~/{there.name}", REMOTE_PYTHON=sys.executable)
+    with Link(Target.of(variables)) as link:
+        yield link
+
+
+@pytest.fixture(params=["rsync", "sftp"])
+def way(request: pytest.FixtureRequest, sshd: Server) -> Iterator[str]:
+    if request.param == "rsync":
+        yield "rsync"
+        return
+    with sshd.session(PATH="/nowhere"):
+        yield "sftp"
+
+
+def fetch(link: Link, word: str = ID) -> Path:
+    return fetching.fetch(link, fetching.named(link, word))
+
+
+def variables(link: Link) -> dict[str, str]:
+    """The environment of a command that runs in any folder and has the target of a link."""
+    target = link.target
+    return os.environ | {
+        "REMOTE_HOST": target.host,
+        "REMOTE_PORT": str(target.port),
+        "REMOTE_KEY": str(target.keys[0]),
+        "REMOTE_DIR": target.dir,
+        "REMOTE_SSH_CONFIG": target.options[1],
+        "REMOTE_PYTHON": target.python,
+        "PYTHONPATH": str(ROOT),
+        "PYTHONSAFEPATH": "1",
+    }
+
+
+def content(run: Path) -> dict[str, bytes]:
+    return {path: data for path, data in tree(run).items() if path not in {"fetched.json", ".lock"}}
+
+
+def until(true: Callable[[], Any]) -> Any:
+    end = time.monotonic() + 60
+    while not (found := true()):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    return found
+
+
+# What arrives
+
+
+def test_a_run_arrives_whole_with_the_proof_and_is_the_latest(
+    link: Link, here: Path, run: Path, way: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.utime(run / "logs/run.log", (1000, 1000))
+    ours = fetch(link)
+    assert ours.absolute() == here / "outputs/runs" / ID and content(ours) == content(run)
+    assert (ours / "checkpoints/empty").is_dir()
+    assert (ours / "logs/run.log").stat().st_mtime == 1000
+    assert (here / "outputs/runs/latest").resolve() == ours.resolve()
+    proof = json.loads((ours / "fetched.json").read_text())
+    assert proof["from"] == str(link.target) and proof["folder"] == str(run)
+    assert proof["sha256"] == {path: hashlib.sha256(data).hexdigest() for path, data in tree(run).items()}
+    size = sum(map(len, tree(run).values()))
+    assert (proof["files"], proof["bytes"]) == (4, size)
+    assert capsys.readouterr().out == (
+        f"fetched run {ID}: 4 files, 3.0 MB, every one verified by sha256; outputs/runs/latest points to it\n"
+    )
+    assert list((here / "outputs/fetching").iterdir()) == []
+
+
+def test_names_arrive_as_they_are_and_locks_and_torn_files_do_not(
+    link: Link, here: Path, run: Path, way: str
+) -> None:
+    (run / os.fsdecode(b"latin-\xe9")).write_text("bytes")
+    for name in NAMES:
+        (run / name).write_text(name)
+        (run / "logs" / f"{name}.d").mkdir()
+        (run / "logs" / f"{name}.d" / name).write_text(name)
+    expected = content(run)
+    for name in (".lock", "logs/.x.tmp", "checkpoints/.y.tmp/z"):
+        (run / name).parent.mkdir(exist_ok=True)
+        (run / name).write_text("x")
+    ours = fetch(link)
+    assert content(ours) == expected
+    assert not any(p.name.endswith(".tmp") or p.name == ".lock" for p in ours.rglob("*"))
+
+
+def test_links_that_stay_inside_are_links_here_and_others_are_told(
+    link: Link, here: Path, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run / "checkpoints/last").symlink_to("../model")
+    (run / "logs/abs").symlink_to(run / "model/weights")
+    (run / "away").symlink_to("/etc/passwd")
+    ours = fetch(link)
+    assert os.readlink(ours / "checkpoints/last") == "../model"
+    assert (ours / "logs/abs").resolve() == (ours / "model/weights").resolve()
+    assert not os.path.lexists(ours / "away")
+    assert "away was not fetched: it leads out of the run, to /etc/passwd" in capsys.readouterr().err
+    assert fetch(link) == ours and os.readlink(ours / "checkpoints/last") == "../model"
+
+
+def test_the_run_of_a_job_is_named_by_either(link: Link, here: Path, run: Path) -> None:
+    script = f'echo "$PWD/outputs/runs/{ID}" > "$ASSAY_RUN_FILE"'
+    job = jobs.start(link, "train", [jobs.PYTHON, "-c", script], [], {}, None, f"{ID}-abcd")
+    until(lambda: jobs.named(link, job["id"])["status"] == "ended")
+    assert fetching.named(link, f"{ID}-abcd")["run"] == fetching.named(link, ID)["run"] == str(run)
+    assert fetch(link, "latest").name == ID
+    with pytest.raises(RemoteError, match="there is no run 2027"):
+        fetch(link, "2027")
+
+
+def test_a_run_directory_is_meant_before_a_job_whose_name_begins_so(link: Link, here: Path, run: Path) -> None:
+    job = jobs.start(link, "train", [jobs.PYTHON, "-c", "true"], [], {}, None, f"{ID}-abcd")
+    until(lambda: jobs.named(link, job["id"])["status"] == "ended")
+    assert fetch(link).name == ID
+
+
+# Refusals
+
+
+def test_a_run_that_still_runs_is_refused(link: Link, here: Path, run: Path) -> None:
+    script = f'echo "$PWD/outputs/runs/{ID}" > "$ASSAY_RUN_FILE"; exec sleep 1000'
+    job = jobs.start(link, "eval", [jobs.PYTHON, "-c", script], [], {}, None, "the-job")
+    until(lambda: jobs.named(link, job["id"])["run"])
+    with pytest.raises(RemoteError, match=rf"run {ID} still runs: process {job['pid']} works in it; .*ssh-stop"):
+        fetch(link)
+    jobs.stop(link, job)
+    assert fetch(link).name == ID
+
+
+def test_a_run_that_another_process_of_the_server_holds_is_refused(link: Link, here: Path, run: Path) -> None:
+    with (run / ".lock").open("w") as lock:
+        fcntl.lockf(lock, fcntl.LOCK_EX)
+        with pytest.raises(RemoteError, match="still runs: a process of the server holds it"):
+            fetch(link)
+    assert fetch(link).name == ID
+
+
+def test_a_run_that_is_evaluated_by_hand_on_the_server_is_refused(link: Link, here: Path, run: Path) -> None:
+    manifest(run, evaluation={"status": "running", "process": runs.this_process() | {"boot_id": None}})
+    with pytest.raises(RemoteError, match=f"still runs: process {os.getpid()} works in it"):
+        fetch(link)
+
+
+def test_a_job_without_a_run_directory_is_refused(link: Link, here: Path) -> None:
+    job = jobs.start(link, "train", [jobs.PYTHON, "-c", "exit 2"], [], {}, None, "no-run")
+    until(lambda: jobs.named(link, job["id"])["status"] == "ended")
+    with pytest.raises(RemoteError, match="run no-run has no run directory: it is refused; make ssh-logs"):
+        fetch(link, "no-run")
+
+
+def test_what_is_no_run_is_refused(link: Link, here: Path, run: Path) -> None:
+    (run / "manifest.json").unlink()
+    with pytest.raises(RemoteError, match="nothing has been run in"):
+        fetch(link)
+    with pytest.raises(RemoteError, match="is no run: it has no manifest"):
+        fetching.fetch(link, {"id": ID, "run": str(run), "status": "ended"})
+
+
+def test_another_run_of_the_same_name_is_left_alone(link: Link, here: Path, run: Path) -> None:
+    ours = here / "outputs/runs" / ID
+    ours.mkdir(parents=True)
+    manifest(ours, started="2026-01-02T03:04:06+01:00")
+    before = tree(ours)
+    with pytest.raises(RunError, match=f"{ID} is another run than the server's: it began at .*; rename"):
+        fetch(link)
+    assert {p: d for p, d in tree(ours).items() if p != ".lock"} == before
+
+
+def test_a_run_in_which_somebody_works_here_is_left_alone(link: Link, here: Path, run: Path) -> None:
+    ours = fetch(link)
+    script = (
+        f"import fcntl, time; f = open({str(ours / '.lock')!r}, 'w'); fcntl.lockf(f, fcntl.LOCK_EX);"
+        "print(1, flush=True); time.sleep(1000)"
+    )
+    other = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+    assert other.stdout and other.stdout.readline()
+    with pytest.raises(RunError, match=f"run {ID} is in use here"):
+        fetch(link)
+    other.kill()
+    other.wait()
+    other.stdout.close()
+    fetch(link)
+
+
+# Again
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The paths that are sent for from now on."""
+    paths: list[str] = []
+    real = transfer.receive
+
+    def receive(link: Link, names: list[str], *more: Any) -> None:
+        paths.extend(names)
+        real(link, names, *more)
+
+    monkeypatch.setattr(transfer, "receive", receive)
+    return paths
+
+
+def test_of_a_run_that_is_here_only_what_differs_is_fetched(
+    link: Link, here: Path, run: Path, way: str, asked: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    fetch(link)
+    asked.clear()
+    assert content(fetch(link)) == content(run) and asked == []
+    (run / "logs/run.log").write_text("log, and more")
+    (run / "metrics.json").write_text("{}")
+    capsys.readouterr()
+    assert content(fetch(link)) == content(run)
+    assert sorted(asked) == ["logs/run.log", "metrics.json"]
+    assert capsys.readouterr().err == ""  # what an earlier fetch brought is nobody's work
+    assert not (here / "outputs/replaced").exists()
+
+
+def test_what_is_only_here_stays_and_what_is_another_here_is_put_aside(
+    link: Link, here: Path, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ours = fetch(link)
+    (ours / "mine").mkdir()
+    (ours / "mine/notes.txt").write_text("notes")
+    (ours / "logs/run.log").write_text("changed here")
+    (ours / "gone").write_text("a file here")
+    (run / "gone").mkdir()
+    (run / "gone/x").write_text("a folder there")
+    fetch(link)
+    assert content(ours) == content(run) | {"mine/notes.txt": b"notes"}
+    (folder,) = (here / "outputs/replaced").iterdir()
+    assert content(folder) == {"logs/run.log": b"changed here", "gone": b"a file here"}
+    told = capsys.readouterr().err
+    assert "kept, though the server does not have it: mine/notes.txt" in told
+    assert f"put aside in outputs/replaced/{folder.name}: gone, logs/run.log" in told
+
+
+# A run that died
+
+
+def test_a_run_that_died_is_interrupted_here(
+    link: Link, here: Path, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest(run, status="running")
+    ours = runs.Run(fetch(link))
+    assert ours.status == "interrupted" == ours.manifest["status"]
+    assert "says that it is running, and its process is gone: here it is interrupted" in capsys.readouterr().err
+    assert json.loads((run / "manifest.json").read_text())["status"] == "running"
+    manifest(run, evaluation={"status": "running", "process": MANIFEST["process"]})
+    fetch(link)
+    assert ours.status_in_words == "finished, evaluation interrupted"
+    assert not (here / "outputs/replaced").exists()  # what was altered here was no work of anybody
+
+
+# On the way
+
+
+@pytest.fixture
+def bad(sshd: Server, there: Path, tmp_path: Path) -> Iterator[tuple[Link, Proxy]]:
+    """A link over a network that can be cut."""
+    with proxy(sshd.port) as between:
+        variables = sshd.client(
+            tmp_path / "far", f"~/{there.name}", REMOTE_PORT=str(between.port), REMOTE_PYTHON=sys.executable
+        )
+        known = Path(variables["HOME"], "known_hosts")
+        known.write_text(known.read_text().replace(f":{sshd.port}", f":{between.port}"))
+        with Link(Target.of(variables)) as link:
+            yield link, between
+
+
+def received(here: Path) -> int:
+    return sum(p.stat().st_size for p in (here / "outputs/fetching" / ID).rglob("*") if p.is_file())
+
+
+def test_a_fetch_whose_connections_are_cut_goes_on_where_it_was(
+    bad: tuple[Link, Proxy], sshd: Server, here: Path, run: Path, way: str
+) -> None:
+    link, between = bad
+    job = fetching.named(link, ID)
+    between.delay = 0.005
+
+    def cut() -> None:
+        for size in (500_000, 1_500_000, 2_500_000):
+            until(lambda size=size: received(here) > size)  # type: ignore[misc]
+            sshd.cut()
+
+    thread = threading.Thread(target=cut)
+    thread.start()
+    ours = fetching.fetch(link, job)
+    thread.join()
+    assert content(ours) == content(run)
+    assert between.count >= 4
+
+
+def test_a_fetch_that_was_killed_has_made_no_run_and_the_next_goes_on_with_it(
+    bad: tuple[Link, Proxy], here: Path, run: Path, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link, between = bad
+    between.delay = 0.01
+    other = subprocess.Popen(
+        [sys.executable, "-m", "src.main", "ssh-fetch", ID], env=variables(link), start_new_session=True
+    )
+    until(lambda: received(here) > 1_000_000)
+    os.killpg(other.pid, signal.SIGKILL)
+    other.wait()
+    assert runs.all_runs("outputs") == [] and not (here / "outputs/runs").exists()
+    between.delay = 0
+    sizes: list[int] = []
+    real = transfer.receive
+    monkeypatch.setattr(transfer, "receive", lambda *given: (sizes.append(given[-1]), real(*given)))
+    assert content(fetch(link)) == content(run)
+    assert len(sizes) == 1 and sizes[0] < 2_500_000
+
+
+def damaging(monkeypatch: pytest.MonkeyPatch, times: int) -> list[str]:
+    """Have the first so many times that something arrives be damaged on its way. Returns: what was asked for."""
+    asked: list[str] = []
+    real = transfer.receive
+
+    def receive(link: Link, names: list[str], folder: str, to: Path, *more: Any) -> None:
+        real(link, names, folder, to, *more)
+        asked.extend(names)
+        if asked.count("model/weights") <= times and "model/weights" in names:
+            with (to / "model/weights").open("rb+") as file:
+                file.seek(1000)
+                file.write(b"damaged")
+
+    monkeypatch.setattr(transfer, "receive", receive)
+    return asked
+
+
+def test_what_arrives_damaged_is_fetched_again(
+    link: Link, here: Path, run: Path, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = damaging(monkeypatch, times=2)
+    assert content(fetch(link)) == content(run)
+    assert asked.count("model/weights") == 3 and asked.count("logs/run.log") == 1
+
+
+def test_what_arrives_damaged_each_time_is_no_run(
+    link: Link, here: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    damaging(monkeypatch, times=3)
+    with pytest.raises(RemoteError, match="model/weights: what arrives is not what the server has, 3 times"):
+        fetch(link)
+    assert not (here / "outputs/runs").exists()
+    monkeypatch.undo()
+    os.chdir(here)
+    assert content(fetch(link)) == content(run)
+
+
+def test_what_was_received_in_part_is_never_what_a_run_here_shares(link: Link, here: Path, run: Path) -> None:
+    """A fetch that was given up has the equal files of the run by a second name; those must not be written to."""
+    ours = fetch(link)
+    place = here / "outputs/fetching" / ID
+    (place / "logs").mkdir(parents=True)
+    os.link(ours / "logs/run.log", place / "logs/run.log")
+    with (ours / "logs/run.log").open() as held:
+        (run / "logs/run.log").write_text("log, and more")
+        fetch(link)
+        assert held.read() == "log"
+    assert (ours / "logs/run.log").read_text() == "log, and more"
+
+
+def test_without_rsync_here_it_is_sftp(
+    link: Link, here: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/ssh").symlink_to(str(shutil.which("ssh")))
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    assert content(fetch(link)) == content(run)
+
+
+@needs_own_mounts
+def test_a_full_disk_here_is_told(link: Link, run: Path, tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    script = 'mount -t tmpfs -o size=2m tmpfs "$1"; cd "$1"; shift; exec "$@"'
+    command = [sys.executable, "-m", "src.main", "ssh-fetch", ID]
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-ec", script, "sh", small, *command],
+        env=variables(link),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2 and "3.0 MB are to be fetched, and 2.1 MB are free here" in done.stderr, done

@@ -1,0 +1,129 @@
+"""A real training on a server outlives its network, its client and a reboot, and comes to what it does here."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from src.train.checkpoint import COMPLETE
+from tests.fixtures import World
+from tests.remote.client import Client
+from tests.remote.server import Server, needs_own_mounts, needs_ssh, taken_pid, until
+
+pytest_plugins = ["tests.fixtures", "tests.remote.server", "tests.remote.client"]
+pytestmark = needs_ssh
+
+CUTS = 20
+PATIENCE = 300  # seconds until what should come is given up
+LONG = ("epochs=120", "save_steps=20")  # for the moments in between to be met; the later words win
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "REMOTE_ENV": "OMP_NUM_THREADS"}
+
+
+def words(world: World) -> list[str]:
+    """The settings of the lesson; runs go to where they go without a setting."""
+    return [w for w in world.settings("train") if not w.startswith(("output_dir=", "artifacts_dir="))] + [*LONG]
+
+
+def adapter(run: Path) -> bytes:
+    return (run / "model" / "adapter_model.safetensors").read_bytes()
+
+
+@dataclass(frozen=True)
+class Remote:
+    """What is in REMOTE_DIR."""
+
+    project: Path
+
+    def one(self, below: str) -> Path:
+        (found,) = [p for p in (self.project / "outputs" / below).iterdir() if not p.is_symlink()]
+        return found
+
+    @property
+    def job(self) -> Path:
+        return self.one("remote/jobs")
+
+    @property
+    def run(self) -> Path:
+        return self.one("runs")
+
+    def checkpoints(self) -> list[Path]:
+        return list((self.project / "outputs" / "runs").glob(f"*/checkpoints/*/{COMPLETE}"))
+
+
+@pytest.fixture
+def remote(remote_project: Path) -> Remote:
+    return Remote(remote_project)
+
+
+@pytest.fixture(scope="session")
+def here(_lesson: World, local_project: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The adapter of the same training on this machine, by the same interpreter and code."""
+    output = tmp_path_factory.mktemp("here")
+    done = Client(local_project, {"HOME": str(output), **ONE_THREAD})(
+        "train", *words(_lesson), f"output_dir={output}"
+    )
+    assert done.returncode == 0, done.stderr
+    return adapter((output / "runs" / "latest").resolve())
+
+
+def test_a_connection_cut_twenty_times_loses_nothing_and_doubles_nothing(
+    sshd: Server, person: Client, remote: Remote, world: World, here: bytes, tmp_path: Path
+) -> None:
+    said = tmp_path / "said"
+    followed = person.start("ssh-train", *words(world), to=said, **ONE_THREAD)
+    try:
+        until(lambda: b" started: " in said.with_suffix(".out").read_bytes())
+        for n in range(1, CUTS + 1):
+            if n % 2:
+                assert sshd.cut()
+            else:
+                sshd.block()
+                until(lambda n=n: said.with_suffix(".err").read_text().count("was lost") == n)
+                sshd.unblock()
+            until(lambda n=n: said.with_suffix(".err").read_text().count("the connection is back") == n)
+        assert not (remote.job / "exit.json").exists(), "the training was too short to be cut off so often"
+        assert followed.wait(timeout=PATIENCE) == 0
+    finally:
+        sshd.unblock()
+        followed.kill()
+        followed.wait()
+    out, log = said.with_suffix(".out").read_bytes(), (remote.job / "log").read_bytes()
+    before = out[: -len(log)].splitlines()
+    assert out.endswith(log) and re.fullmatch(rb"run \S+ started: .*", before[-1])
+    assert json.loads((remote.job / "exit.json").read_text())["code"] == 0
+    assert remote.run.name == remote.job.name
+    assert adapter(remote.run) == here
+    assert said.with_suffix(".err").read_text().splitlines()[-1].startswith(f"run {remote.run.name}: finished")
+
+
+@needs_own_mounts
+def test_a_run_outlives_its_client_and_goes_on_after_a_reboot(
+    sshd: Server, person: Client, remote: Remote, world: World, here: bytes, tmp_path: Path
+) -> None:
+    said = tmp_path / "said"
+    starting = person.start("ssh-train", *words(world), to=said, **ONE_THREAD)
+    until(lambda: b" started: " in said.with_suffix(".out").read_bytes())
+    starting.send_signal(signal.SIGKILL)
+    starting.wait()
+    (id,) = re.findall(r"run (\S+) started", said.with_suffix(".out").read_text())
+    assert re.search(rf"{id} +train +running", person("ssh-status").stdout)
+    until(remote.checkpoints)
+    record = json.loads((remote.job / "job.json").read_text())
+    sshd.reboot()
+    assert not (remote.job / "exit.json").exists(), "the training was too short"
+    with taken_pid(record["pid"]):
+        assert re.search(rf"{id} +train +interrupted", person("ssh-status").stdout)
+        done = person("ssh-attach", id)
+        assert done.returncode == 75 and f"make ssh-train resume={id}" in done.stderr
+        done = person("ssh-train", *words(world), f"resume={id}", **ONE_THREAD)
+    assert done.returncode == 0, done.stderr
+    assert "going on after" in done.stdout
+    assert remote.run.name == id
+    assert adapter(remote.run) == here
+    again = [p.name for p in (remote.project / "outputs/remote/jobs").iterdir()]
+    assert len(again) == 2 and id in again

@@ -1,0 +1,127 @@
+"""What is typed here arrives there as it was typed, and a secret is seen by nobody but who needs it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import threading
+from pathlib import Path
+
+import pytest
+
+from tests.remote.client import Client, borrow_environment
+from tests.remote.server import Server, needs_ssh, until
+
+pytest_plugins = ["tests.remote.server", "tests.remote.client"]
+pytestmark = needs_ssh
+
+SPECIAL = [*"'\"\\$`!#&|;<>()[]{}*?~%^=,:@ \t\n\r/-+.é🙂", "$(id)", "${HOME}", "\\n", "'\\''", "--", "-o", "日本"]
+BYTES = [os.fsdecode(bytes([n])) for n in (0x01, 0x1B, 0x7F, 0x80, 0xFF)]
+
+
+def words(chance: random.Random, count: int) -> list[str]:
+    pieces = [*SPECIAL, *BYTES, *"abcXYZ019_"]
+    made = ["".join(chance.choices(pieces, k=chance.randrange(0, 12))) for _ in range(count)]
+    return [chance.choice(("", "lr=", "data_source.type=", "+x=")) + word for word in made]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_words_arrive_as_they_were_typed(person: Client, noted: Path, seed: int) -> None:
+    typed = words(random.Random(seed), 150)
+    done = person.start("ssh-train", *typed)
+    _, error = done.communicate(timeout=60)
+    assert done.returncode == 0, error.decode(errors="replace")
+    assert json.loads(noted.read_text())["words"] == ["-m", "src.main", "train", *typed]
+
+
+def test_flags_are_the_clients_wherever_they_stand(person: Client, noted: Path) -> None:
+    done = person("ssh-eval", "split=dev", "--detach", "--also=", "--config-name", "mine")
+    assert done.returncode == 0, done.stderr
+    assert "make ssh-attach RUN=" in done.stdout
+    while not noted.exists() or not noted.read_text():
+        pass
+    assert json.loads(noted.read_text())["words"] == [
+        "-m",
+        "src.main",
+        "eval",
+        "split=dev",
+        "--config-name",
+        "mine",
+    ]
+
+
+@pytest.mark.parametrize("name", ["it's $HOME", "~/é [x]", "~"])
+def test_a_folder_is_what_its_name_says(sshd: Server, person: Client, name: str) -> None:
+    home = sshd.home / "homes" / hashlib.sha256(name.encode()).hexdigest()[:8]
+    folder = home / name.removeprefix("~").lstrip("/")
+    folder.mkdir(parents=True)
+    borrow_environment(folder)
+    before = outside(sshd, folder)
+    given = name if name.startswith("~") else str(folder)
+    with sshd.session(HOME=str(home)):
+        done = person("ssh-check-data", "--help", REMOTE_DIR=given)
+        assert done.returncode == 0, done.stderr
+        assert "dataset_path" in done.stdout
+        assert person("ssh-status", REMOTE_DIR=given).stdout.count("finished") == 1
+    assert (folder / "outputs/remote/jobs").is_dir() and (folder / "src/main.py").is_file()
+    assert outside(sshd, folder) == before
+
+
+def outside(server: Server, folder: Path) -> set[Path]:
+    """Everything in the home of sessions and in their /tmp, except what is in `folder`."""
+    found = [*server.home.rglob("*"), *server.tmp.rglob("*")]
+    return {path for path in found if not path.is_relative_to(folder)}
+
+
+def test_secrets_are_seen_by_the_process_that_needs_them_alone(
+    sshd: Server, person: Client, noted: Path, tmp_path: Path
+) -> None:
+    person = person.copy(tmp_path / "mine")
+    canary = {name: f"canary-{name}-{random.SystemRandom().randbytes(8).hex()}" for name in (
+        "HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "LAKEFS_SECRET_KEY", "MY_OWN", "OF_A_WORD",
+    )}  # fmt: skip
+    given = {name: canary[name] for name in ("HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "OF_A_WORD")}
+    dotenv = "".join(f"export {name}='{canary[name]}'\n" for name in ("LAKEFS_SECRET_KEY", "MY_OWN"))
+    (person.project / ".env").write_text(dotenv)
+    typed = [f"hf_token={canary['HF_TOKEN']}", "x=${oc.env:OF_A_WORD}"]
+    (noted.parent / "wait").touch()
+    seen, over = set[str](), threading.Event()
+    watching = threading.Thread(target=watch, args=(canary, seen, over))
+    watching.start()
+    try:
+        starting = person.start("ssh-train", "--detach", typed[1], **given)
+        out, error = starting.communicate(timeout=60)
+        assert starting.returncode == 0, error
+        until(lambda: noted.exists() and noted.read_text())
+    finally:
+        over.set()
+        watching.join()
+        (noted.parent / "wait").unlink()
+    told = json.loads(noted.read_text())
+    assert told["have"].items() >= {n: hashlib.sha256(v.encode()).hexdigest() for n, v in canary.items()}.items()
+    assert told["words"][3:] == [typed[1]]
+    assert seen == set()
+    done = person("ssh-train", typed[0], **given)  # which somebody typed out
+    assert done.returncode == 0, done.stderr
+    assert json.loads(noted.read_text())["words"][3:] == ["hf_token=${oc.env:HF_TOKEN}"]
+    status = person("ssh-status", **given)
+    said = [out.decode(), error.decode(), done.stdout, done.stderr, status.stdout, status.stderr]
+    assert [name for name, value in canary.items() if any(value in each for each in said)] == []
+    places = [noted.parent, person.project, sshd.home, sshd.tmp, Path(person.environment["HOME"])]
+    files = {path for place in places for path in place.rglob("*") if path.is_file() and path.name != ".env"}
+    holding = [(n, path) for path in files for n, value in canary.items() if value.encode() in path.read_bytes()]
+    assert holding == []
+    assert not (noted.parent / ".env").exists()
+
+
+def watch(canary: dict[str, str], seen: set[str], over: threading.Event) -> None:
+    """Note whose value stands on a command line of any process."""
+    while not over.is_set():
+        for process in filter(str.isdigit, os.listdir("/proc")):
+            try:
+                line = Path(f"/proc/{process}/cmdline").read_bytes().decode(errors="replace")
+            except OSError:
+                continue
+            seen |= {name for name, value in canary.items() if value in line}
