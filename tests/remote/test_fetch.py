@@ -413,6 +413,16 @@ def test_what_arrives_damaged_is_fetched_again(
     assert asked.count("model/weights") == 3 and asked.count("logs/run.log") == 1
 
 
+def test_what_is_here_in_part_is_not_sent_again_and_not_trusted(
+    link: Link, here: Path, run: Path, way: str, asked: list[str]
+) -> None:
+    place = here / "outputs/fetching" / ID / "model"
+    place.mkdir(parents=True)
+    (place / "weights").write_bytes(os.urandom(1_000_000))
+    assert content(fetch(link)) == content(run)
+    assert asked.count("model/weights") == 2  # the rest of it, and then all of it
+
+
 def test_what_arrives_damaged_each_time_is_no_run(
     link: Link, here: Path, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shlex
 import shutil
@@ -515,6 +516,17 @@ def test_what_is_damaged_on_its_way_is_sent_again(
         pushing.push(link)
     assert (tmp_path / "damaged").exists()
     assert pushed(there) == own(here)
+
+
+def test_what_is_there_in_part_is_not_sent_again_and_not_trusted(
+    link: Link, here: Path, there: Path, large: Path, way: str, sent: list[str]
+) -> None:
+    incoming = there / "outputs/remote/incoming" / pushing._sender()
+    incoming.mkdir(parents=True)
+    (incoming / hashlib.sha256(large.read_bytes()).hexdigest()).write_bytes(os.urandom(1_000_000))
+    pushing.push(link)
+    assert pushed(there) == own(here)
+    assert sent.count("large.bin") == 2  # the rest of it, and then all of it
 
 
 def test_what_arrives_damaged_each_time_takes_no_place(
