@@ -119,9 +119,8 @@ class Place:
 
     def another(self, says: str) -> tuple[subprocess.Popen[bytes], Path]:
         """A second ssh-init that has said something, and the file of all that it says."""
-        path = self.shelf.folder / "said"
-        with path.open("wb") as file:
-            process = self.person.start("ssh-init", stdout=file.fileno())
+        path = self.shelf.folder / "said.out"
+        process = self.person.start("ssh-init", to=path)
         self.processes.append(process)
         wait(lambda: says in path.read_text())
         return process, path
@@ -144,7 +143,7 @@ def wait(done: Callable[[], bool]) -> None:
 
 
 @pytest.fixture
-def empty(person: Client, remote_project: Path, shelf: Shelf, tmp_path: Path) -> Iterator[Place]:
+def empty(person: Client, remote_project: Path, shelf: Shelf, sshd: Server, tmp_path: Path) -> Iterator[Place]:
     """Code, and no environment."""
     shutil.rmtree(remote_project / ".venv")
     for more in remote_project.glob("requirements-*.txt"):
@@ -157,6 +156,7 @@ def empty(person: Client, remote_project: Path, shelf: Shelf, tmp_path: Path) ->
     for process in place.processes:
         process.kill()
         process.communicate()
+    sshd.kill_all()
 
 
 @pytest.fixture
