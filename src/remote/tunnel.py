@@ -22,6 +22,7 @@ TRIES = 100  # ports after PORT
 LOCAL = "127.0.0.1"
 ANSWERS = 10.0  # seconds
 BLOCK = 1 << 15  # bytes
+PROHIBITED = 1  # the server's reason for refusing a channel, of RFC 4254, 5.1
 START = (
     "import json,os;d=json.loads(bytes.fromhex({given!r}));os.chdir(d[{root!r}]);"
     "os.environ.update(d[{environment!r}]);os.execvp(d[{argv!r}][0],d[{argv!r}])"
@@ -98,6 +99,8 @@ class Tunnel:
         try:
             self._channel(transport, port).close()
         except ChannelException as error:
+            if error.code != PROHIBITED:  # nobody listens at that port any more
+                raise LostConnection(f"TensorBoard on {name} does not answer: {error.text.lower()}") from None
             raise RemoteError(
                 f"{name} does not let a port be forwarded: {error.text.lower()}",
                 hint="AllowTcpForwarding of its sshd must be yes or local",

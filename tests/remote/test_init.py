@@ -23,7 +23,7 @@ from tests.remote.server import Server, needs_own_mounts, needs_ssh
 pytest_plugins = ["tests.remote.server", "tests.remote.client"]
 pytestmark = needs_ssh
 
-PATIENCE = 60  # seconds until something that does not happen is given up
+PATIENCE = 30  # seconds until something that does not happen is given up
 SLOW = """
 import pathlib, shutil, time
 
@@ -97,6 +97,7 @@ class Place:
 
     def __init__(self, person: Client, folder: Path, shelf: Shelf) -> None:
         self.person, self.folder, self.shelf = person, folder, shelf
+        self.processes: list[subprocess.Popen[bytes]] = []
 
     def pins(self, *pins: str) -> None:
         for root in (self.person.project, self.folder):
@@ -111,9 +112,18 @@ class Place:
     def started(self, **variables: str) -> subprocess.Popen[bytes]:
         """An ssh-init that stands half-way, in the midst of an installation."""
         process = self.person.start("ssh-init", **variables)
+        self.processes.append(process)
         wait(lambda: (self.shelf.slow() / "begun").exists() or process.poll() is not None)
         assert process.poll() is None, process.communicate()
         return process
+
+    def another(self, says: str) -> tuple[subprocess.Popen[bytes], Path]:
+        """A second ssh-init that has said something, and the file of all that it says."""
+        path = self.shelf.folder / "said.out"
+        process = self.person.start("ssh-init", to=path)
+        self.processes.append(process)
+        wait(lambda: says in path.read_text())
+        return process, path
 
     @property
     def ready(self) -> dict[str, str]:
@@ -133,7 +143,7 @@ def wait(done: Callable[[], bool]) -> None:
 
 
 @pytest.fixture
-def empty(person: Client, remote_project: Path, shelf: Shelf, tmp_path: Path) -> Place:
+def empty(person: Client, remote_project: Path, shelf: Shelf, sshd: Server, tmp_path: Path) -> Iterator[Place]:
     """Code, and no environment."""
     shutil.rmtree(remote_project / ".venv")
     for more in remote_project.glob("requirements-*.txt"):
@@ -141,7 +151,12 @@ def empty(person: Client, remote_project: Path, shelf: Shelf, tmp_path: Path) ->
     mine = person.copy(tmp_path / "mine")
     for more in mine.project.glob("requirements-*.txt"):
         more.unlink()
-    return Place(mine, remote_project, shelf)
+    place = Place(mine, remote_project, shelf)
+    yield place
+    for process in place.processes:
+        process.kill()
+        process.communicate()
+    sshd.kill_all()
 
 
 @pytest.fixture
@@ -239,14 +254,12 @@ def test_an_installation_outlives_its_connection_and_is_followed_again(place: Pl
 def test_a_second_one_joins_the_first(place: Place) -> None:
     place.pins(f"slow @ file://{place.shelf.slow()}/source")
     first = place.started()
-    second = place.person.start("ssh-init")
-    assert second.stdout
-    told = iter(second.stdout.readline, b"")
-    assert any(b"is at it already" in line for line in told)
+    second, said = place.another("is at it already")
     (place.shelf.slow() / "go").touch()
-    outs = [process.communicate(timeout=PATIENCE)[0] for process in (first, second)]
+    out = first.communicate(timeout=PATIENCE)[0].decode()
+    second.communicate(timeout=PATIENCE)
     assert first.returncode == second.returncode == 0
-    assert all(b"Successfully installed slow-1.0" in out for out in outs)
+    assert all("Successfully installed slow-1.0" in text for text in (out, said.read_text()))
     assert len(list((place.folder / "outputs/remote/jobs").iterdir())) == 1
 
 
@@ -268,14 +281,10 @@ def test_a_pip_that_has_lost_its_installer_is_waited_for(place: Place, sshd: Ser
     installer.kill()
     assert first.wait(timeout=PATIENCE) != 0
     first.communicate()
-    second = place.person.start("ssh-init")
-    assert second.stdout and any(
-        b"another ssh-init is at work" in line for line in iter(second.stdout.readline, b"")
-    )
+    second, _ = place.another("another ssh-init is at work")
     (place.shelf.slow() / "go").touch()
-    out = second.communicate(timeout=PATIENCE)[0]
-    assert second.returncode == 0, out
-    assert place.imports("slow") == "1.0"
+    second.communicate(timeout=PATIENCE)
+    assert second.returncode == 0 and place.imports("slow") == "1.0"
 
 
 def test_a_stopped_installation_leaves_no_pip(place: Place, sshd: Server) -> None:

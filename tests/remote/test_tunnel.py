@@ -27,7 +27,7 @@ pytest_plugins = ["tests.remote.server", "tests.remote.client"]
 pytestmark = needs_ssh
 
 ODD = ' it\'s a "$HOME" `x` ! é'
-PATIENCE = 60  # seconds until something that does not happen is given up
+PATIENCE = 30  # seconds until something that does not happen is given up
 
 
 def wait(done: Callable[[], object]) -> None:
