@@ -21,6 +21,7 @@ from src.remote import jobs, transfer
 from src.remote.link import Link
 from src.remote.push import megabytes, shown
 from src.utils.files import disk_errors, disk_left, point, read_json, sha256, swap, write_json
+from src.utils.screen import tell
 
 RUNS, FETCHING, REPLACED = Path("outputs/runs"), Path("outputs/fetching"), Path("outputs/replaced")
 PROOF = "fetched.json"
@@ -115,14 +116,14 @@ def fetch(link: Link, job: jobs.Job) -> Path:
         swap(place, target)
         point(RUNS / "latest", target)
     for path, why in there.outside.items():
-        _tell(f"{shown(path)} was not fetched: it leads out of the run, to {why}")
+        tell(f"{shown(path)} was not fetched: it leads out of the run, to {why}")
     if kept:
-        _tell(f"kept, though the server does not have it: {_names(kept)}")
+        tell(f"kept, though the server does not have it: {_names(kept)}")
     if aside:
         listed = _names([path for _, path in aside])
-        _tell(f"another here than on the server, and put aside in {aside[0][0]}: {listed}")
+        tell(f"another here than on the server, and put aside in {aside[0][0]}: {listed}")
     if altered:
-        _tell(f"run {id} says that it is running, and its process is gone: here it is interrupted")
+        tell(f"run {id} says that it is running, and its process is gone: here it is interrupted")
     print(
         f"fetched run {id}: {len(there.files)} files, {megabytes(there.bytes)}, every one verified by sha256; "
         f"{RUNS / 'latest'} points to it",
@@ -328,7 +329,3 @@ def _show(text: str) -> None:
     """A line that the next one replaces, on a terminal."""
     if sys.stderr.isatty():
         print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
-
-
-def _tell(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from src.errors import LostConnection, RemoteError, Stopped, did_you_mean
 from src.remote.link import Link
-from src.utils.screen import Screen
+from src.utils.screen import Screen, tell
 
 Job = dict[str, Any]  # as there/jobs.py `look` gives it
 
@@ -68,7 +68,7 @@ def start(
     except LostConnection as error:
         raise LostConnection(f"{error.problems[0]}, and {unsure}", hint=hint) from None
     except KeyboardInterrupt:
-        _tell(f"{unsure}; {hint}")
+        tell(f"{unsure}; {hint}")
         raise
 
 
@@ -91,10 +91,10 @@ def follow(link: Link, id: str, offset: int = 0, wait: bool = True) -> Job:
         except LostConnection as error:
             if not link.reached:
                 raise
-            _tell(f"{error.problems[0]}; run {id} goes on, and so does this when it is back")
+            tell(f"{error.problems[0]}; run {id} goes on, and so does this when it is back")
             link.close()
             link.again(lambda: link.connection, patience=float("inf"))
-            _tell("the connection is back")
+            tell("the connection is back")
 
 
 def followed(link: Link, id: str, offset: int = 0) -> int:
@@ -105,12 +105,12 @@ def followed(link: Link, id: str, offset: int = 0) -> int:
     try:
         job = follow(link, id, offset)
     except KeyboardInterrupt:
-        _tell(f"\nno longer followed: run {id} goes on; make ssh-attach RUN={id}")
+        tell(f"\nno longer followed: run {id} goes on; make ssh-attach RUN={id}")
         raise
     except RemoteError:
-        _tell(f"no longer followed: run {id} goes on; make ssh-attach RUN={id}")
+        tell(f"no longer followed: run {id} goes on; make ssh-attach RUN={id}")
         raise
-    _tell(told(job))
+    tell(told(job))
     if job["code"] is None and job["status"] == "interrupted" and not finished(job):
         raise Stopped(f"run {id} was interrupted: its process is gone", hint=again(job))
     code = job["code"] or 0
@@ -120,10 +120,6 @@ def followed(link: Link, id: str, offset: int = 0) -> int:
 def again(job: Job) -> str:
     """The command that goes on with a run."""
     return f"make ssh-{job['stage']}" + (f" resume={run_of(job)}" if job["stage"] == "train" else "")
-
-
-def _tell(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def known(link: Link) -> list[Job]:

@@ -38,7 +38,10 @@ class HostKeyCheck(MissingHostKeyPolicy):  # type: ignore[misc]
             log.info("accepted %s by %s: %s; written to %s", hostname, reason, said, file)
             return
         if target.accept:
-            raise RemoteError(f"{hostname} is another than REMOTE_FINGERPRINT={target.accept} says: {said}")
+            raise RemoteError(
+                f"{hostname} is another than REMOTE_FINGERPRINT={target.accept} says: {said}",
+                hint="compare that with what its administrator says",
+            )
         raise RemoteError(
             f"{hostname} is not a known host: {said}",
             hint=f"compare that with what its administrator says, and accept it by REMOTE_FINGERPRINT={found}",

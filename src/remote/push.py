@@ -21,6 +21,7 @@ from src.remote.link import Link
 from src.remote.taken import LINK, Taken, never, take
 from src.utils.environment import git_state
 from src.utils.files import disk_errors, sha256
+from src.utils.screen import tell
 
 CODE = ("src/", "configs/", "hydra_plugins/")  # what a run is made of
 TRIES = 3  # to have a file arrive as it is here
@@ -39,10 +40,10 @@ def push(link: Link, also: Sequence[str] = (), words: Sequence[str] = ()) -> dic
     with _alone():
         taken, said = _settled(link, also, values(words))
     for note in taken.notes:
-        _tell(note)
+        tell(note)
     for path, there in said["named"].items():
         if not there:
-            _tell(_hint(path))
+            tell(_hint(path))
     _report(link, said)
     return code(taken)
 
@@ -89,7 +90,7 @@ def _alone() -> Iterator[None]:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            _tell("another push of this folder is going on; this one waits for it")
+            tell("another push of this folder is going on; this one waits for it")
             fcntl.lockf(file, fcntl.LOCK_EX)
         yield
 
@@ -152,11 +153,11 @@ def _report(link: Link, said: Mapping[str, Any]) -> None:
         print(f"  and {len(names) - SHOWN} more")
     sys.stdout.flush()
     for path in said["kept"]:
-        _tell(f"{shown(path)} is no more here, and was changed on the server: it is kept there")
+        tell(f"{shown(path)} is no more here, and was changed on the server: it is kept there")
     if said["replaced"]:
         listed = ", ".join(map(shown, said["replaced"][:SHOWN]))
         more = f" and {len(said['replaced']) - SHOWN} more" if len(said["replaced"]) > SHOWN else ""
-        _tell(f"changed on the server since, and replaced: {listed}{more}; what was there is in {said['aside']}")
+        tell(f"changed on the server since, and replaced: {listed}{more}; what was there is in {said['aside']}")
 
 
 def megabytes(size: int) -> str:
@@ -170,7 +171,3 @@ def megabytes(size: int) -> str:
 def shown(path: str) -> str:
     """A path as a terminal can show it."""
     return path if path.isprintable() else ascii(path)
-
-
-def _tell(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

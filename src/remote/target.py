@@ -131,27 +131,41 @@ def _agent(said: str | None, environment: Mapping[str, str]) -> str | None:
 def _proxy(host: str, said: Mapping[str, tuple[str, ...]], options: list[str]) -> tuple[str, ...]:
     """The command of ProxyJump, which is ssh again, or of ProxyCommand."""
     if jump := _one(said, "proxyjump"):
-        *before, last = jump.split(",")
-        hop = last.removeprefix("ssh://")
-        user, at, place = hop.rpartition("@")
-        name, colon, port = place.rpartition(":") if place.count(":") == 1 else (place, "", "")
         config = options[:2] if options[:1] == ["-F"] else []
-        hop_name = name.strip("[]") if colon else place
-        if _one(_asked(hop_name, config), "proxyjump") == jump:  # ssh starts ssh without end
-            raise RemoteError(
-                f"ssh's configuration has {hop_name} jump through itself",
-                hint=f"give it: Host {hop_name}, ProxyJump none",
-            )
+        *before, last = jump.split(",")
+        user, name, port = _hop(last)
+        _refuse_loop(jump, config)
         words = ["ssh", *config, "-o", "BatchMode=yes", *(["-J", ",".join(before)] if before else [])]
-        words += [*(["-l", user] if at else []), *(["-p", port] if colon else [])]
+        words += [*(["-l", user] if user else []), *(["-p", port] if port else [])]
         where = _one(said, "hostname") or ""
         bracketed = f"[{where}]" if ":" in where else where
-        return (*words, "-W", f"{bracketed}:{_one(said, 'port')}", hop_name)
+        return (*words, "-W", f"{bracketed}:{_one(said, 'port')}", name)
     if not (command := _one(said, "proxycommand")):
         return ()
     tokens = {"%": "%", "h": _one(said, "hostname"), "p": _one(said, "port"), "r": _one(said, "user"), "n": host}
     spelt = re.sub(r"%([%hprn])", lambda found: str(tokens[found[1]]), command)  # TOKENS of ssh_config(5)
     return ("/bin/sh", "-c", f"exec {spelt}")
+
+
+def _hop(jump: str) -> tuple[str, str, str]:
+    """User, host and port of one of the hosts of ProxyJump, `[ssh://][user@]host[:port]`; empty where not said."""
+    user, _, place = jump.removeprefix("ssh://").rpartition("@")
+    name, colon, port = place.rpartition(":") if place.count(":") == 1 or "]:" in place else (place, "", "")
+    return user, (name if colon else place).strip("[]"), port
+
+
+def _refuse_loop(jump: str, config: list[str]) -> None:
+    """Raises: RemoteError if hosts jump through one another: ssh would start ssh without end."""
+    met: list[str] = []
+    while jump not in met:
+        met.append(jump)
+        _, name, _ = _hop(jump.split(",")[-1])
+        if not (further := _one(_asked(name, config), "proxyjump")):
+            return
+        jump = further
+    raise RemoteError(
+        f"ssh's configuration has {name} jump through itself", hint=f"give it: Host {name}, ProxyJump none"
+    )
 
 
 def _own_name() -> str:

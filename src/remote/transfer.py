@@ -20,6 +20,7 @@ from paramiko.ssh_exception import SSHException
 
 from src.errors import LostConnection, RemoteError
 from src.remote.link import SILENCE, Link
+from src.utils.screen import tell
 
 Answer = TypeVar("Answer")
 
@@ -115,7 +116,7 @@ def _by_rsync(link: Link, words: Sequence[str], given: bytes, arrived: Callable[
     except LostConnection as error:
         reason = error.problems[0]
     if reason:
-        _tell(f"rsync does not work ({reason}): SFTP goes on")
+        tell(f"rsync does not work ({reason}): SFTP goes on")
     return not reason
 
 
@@ -200,7 +201,3 @@ def _bytes(folder: str, name: str) -> bytes:
 def _copy(source: IO[bytes], target: IO[bytes]) -> None:
     while block := source.read(BLOCK):
         target.write(block)
-
-
-def _tell(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

@@ -18,3 +18,8 @@ class Screen(Console):
 def nobody_reads() -> None:
     """Let what is written from now on, by whatever library, go nowhere: a pipe stays broken."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def tell(text: str) -> None:
+    """Say something beside what is printed: on the standard error, at once."""
+    print(text, file=sys.stderr, flush=True)

@@ -18,6 +18,11 @@ HERE = {
     "HF_HOME": "/home/me/hf",
     "REMOTE_HOST": "box",
     "EDITOR": "vi",
+    "AWS_PROFILE": "mine",
+    "AWS_SHARED_CREDENTIALS_FILE": "/home/me/aws",
+    "AWS_CA_BUNDLE": "/home/me/ca.pem",
+    "WANDB_DIR": "/home/me/wandb",
+    "HF_HUB_CACHE": "/home/me/hub",
     "MINE": "1",
 }
 

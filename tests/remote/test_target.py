@@ -70,6 +70,7 @@ def test_a_match_of_the_configuration_counts(config: Path) -> None:
         ("gate", ["-W", "10.0.0.7:22", "gate"]),
         ("eve@gate:2222", ["-l", "eve", "-p", "2222", "-W", "10.0.0.7:22", "gate"]),
         ("one,two", ["-J", "one", "-W", "10.0.0.7:22", "two"]),
+        ("[fe80::1]:99", ["-p", "99", "-W", "10.0.0.7:22", "fe80::1"]),
         ("ssh://eve@gate:99", ["-l", "eve", "-p", "99", "-W", "10.0.0.7:22", "gate"]),
     ],
 )
@@ -82,6 +83,17 @@ def test_a_jump_host_is_ssh_again(config: Path, jump: str, words: list[str]) -> 
 def test_a_jump_host_that_jumps_through_itself_is_refused(config: Path) -> None:
     with pytest.raises(RemoteError, match="hop jump through itself"):
         target(config, "Host hop\n Port 2222\nHost *\n ProxyJump hop\n")
+
+
+def test_jump_hosts_that_jump_through_each_other_are_refused(config: Path) -> None:
+    text = "Host box\n ProxyJump one\nHost one\n ProxyJump me@two:22\nHost two\n ProxyJump one\n"
+    with pytest.raises(RemoteError, match="jump through itself"):
+        target(config, text)
+
+
+def test_a_jump_host_behind_another_is_reached(config: Path) -> None:
+    found = target(config, "Host box\n ProxyJump one\nHost one\n ProxyJump two\n")
+    assert found.proxy[-1] == "one"
 
 
 def test_a_proxy_command_is_run_by_a_shell(config: Path) -> None:

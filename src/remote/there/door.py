@@ -85,6 +85,7 @@ def _beat(wire: Any) -> None:
         try:
             wire.send(alive=True)
         except OSError:
+            wire.unbroken.acquire()
             os._exit(0)
 
 

@@ -19,7 +19,7 @@ import time
 from typing import Any, Dict  # noqa: UP035  (an alias is evaluated, by Python 3.8 too)
 
 from src.remote.there import files
-from src.remote.there.wire import Refused
+from src.remote.there.wire import Refused, unbroken
 
 HOME = "outputs/remote"
 NEVER = (".git", ".venv", ".cache", "outputs", "artifacts", ".env")  # no push writes there, whatever it says
@@ -113,6 +113,11 @@ class _Work:
         lacking = {name: self.here.get(name, 0) for name in needed if not _is_link(name)}
         if lacking:
             return {"lacking": lacking}
+        with unbroken:
+            return self.take_place(differing, before)
+
+    def take_place(self, differing: list[str], before: dict[str, str | None]) -> dict[str, Any]:
+        """Put all that differs in its place, remove what is no more, and record that. Returns: what was done."""
         gone = [path for path in self.pushed if path not in self.wanted and before[path] is not None]
         removed = [path for path in gone if before[path] == self.pushed[path]]
         for path in removed:

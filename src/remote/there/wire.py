@@ -8,6 +8,7 @@ import threading
 from typing import Any
 
 _lock = threading.Lock()
+unbroken = threading.Lock()  # held by what is to be ended once it is begun, though nobody listens any more
 
 
 class Refused(Exception):
