@@ -72,7 +72,7 @@ def print_facts(link: Link, facts: dict[str, Any]) -> None:
     table.add_column(overflow="fold")
     for name, value in rows(facts).items():
         table.add_row(Text(name, style="bold"), Text(value))
-    screen = Screen(highlight=False)
+    screen = Screen(highlight=False, markup=False)
     screen.print(f"{link.target}:{link.target.dir}")
     screen.print(table)
     for text in warnings(facts):

@@ -202,7 +202,7 @@ def print_table(jobs: Sequence[Job], link: Link, everything: bool = False) -> No
     table.add_column(COLUMNS[-1], overflow="ellipsis", no_wrap=True, ratio=1)  # what the others leave
     for row in rows:
         table.add_row(*(Text(row[title]) for title in COLUMNS))
-    screen = Screen(highlight=False)
+    screen = Screen(highlight=False, markup=False)
     screen.print(f"{link.target}:{link.target.dir}")
     screen.print(table)
     if len(shown) < len(jobs):

@@ -260,7 +260,9 @@ class Server:
 
     def _mounts(self) -> str:
         """What a session must see below /tmp: these tests, and the Python that runs them."""
-        needed = {self.folder.parent, ROOT, Path(sys.prefix), Path(sys.base_prefix)}
+        own = self.folder.parent
+        base = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own  # what several processes share is there
+        needed = {base, ROOT, Path(sys.prefix), Path(sys.base_prefix)}
         kept = sorted(str(p) for p in needed if p.is_relative_to("/tmp"))
         kept = [p for p in kept if not any(p != other and Path(p).is_relative_to(other) for other in kept)]
         return MOUNTS.format(

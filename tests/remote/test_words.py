@@ -61,10 +61,11 @@ def test_a_folder_is_what_its_name_says(sshd: Server, person: Client, name: str)
     before = sshd.outside(folder)
     given = name if name.startswith("~") else str(folder)
     with sshd.session(HOME=str(home)):
-        done = person("ssh-check-data", "--help", REMOTE_DIR=given)
+        done = person("ssh-check-data", "--cfg", "job", REMOTE_DIR=given)
         assert done.returncode == 0, done.stderr
         assert "dataset_path" in done.stdout
-        assert person("ssh-status", REMOTE_DIR=given).stdout.count("finished") == 1
+        shown = person("ssh-status", REMOTE_DIR=given).stdout
+        assert shown.count("finished") == 1 and given in shown.replace("\n", "")
     assert (folder / "outputs/remote/jobs").is_dir() and (folder / "src/main.py").is_file()
     assert sshd.outside(folder) == before
 
