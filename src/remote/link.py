@@ -220,6 +220,7 @@ class Link:
 
     def _broken(self, channel: Channel, noise: list[str]) -> Exception:
         """Why a request ended without its answer."""
+        channel.status_event.wait(SILENCE)  # it may come after the last of the output, and does not if it is lost
         status = channel.recv_exit_status() if channel.exit_status_ready() else -1
         said = channel.recv_stderr(1 << 16).decode(errors="replace").strip() if channel.recv_stderr_ready() else ""
         if status < 0:
