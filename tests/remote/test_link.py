@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import socket
 import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -250,7 +252,7 @@ def test_a_server_without_python_is_told(sshd: Server, person: Client) -> None:
     with sshd.session(PATH="/nowhere"):
         said = person.refused(STATUS)
         assert said.startswith(f"{sshd.user}@127.0.0.1 has no python3; install Python")
-        reached(person, REMOTE_PYTHON=str(shutil.which("python3")))
+        reached(person, REMOTE_PYTHON=os.path.realpath(sys.executable))
 
 
 def test_what_the_login_shell_says_is_no_answer(sshd: Server, person: Client) -> None:
