@@ -11,7 +11,7 @@ import pytest
 
 from tests.remote.client import Client
 from tests.remote.proxy import proxy
-from tests.remote.server import BOOT_ID, Server, needs_own_mounts, needs_ssh, taken_pid
+from tests.remote.server import BOOT_ID, Server, needs_own_mounts, needs_ssh, taken_pid, until
 
 pytest_plugins = ["tests.remote.server", "tests.remote.client"]
 pytestmark = needs_ssh
@@ -69,8 +69,8 @@ def test_what_a_session_started_outlives_the_connection(sshd: Server, client: di
     assert waiting.stdout and waiting.stdout.readline() == b"up\n"
     assert sshd.cut() >= 1
     assert waiting.wait(timeout=30) == 255
+    until(lambda: [p.name() for p in sshd.started()] == ["sleep"])
     (left,) = sshd.started()
-    assert left.name() == "sleep"
     sshd.block()
     assert sshd.ssh("true", client).returncode == 255
     assert sshd.started() == [left]
@@ -84,7 +84,7 @@ def test_what_a_session_started_outlives_the_connection(sshd: Server, client: di
 @needs_own_mounts
 def test_a_reboot_ends_all_and_changes_the_boot(sshd: Server, client: dict[str, str]) -> None:
     before = sshd.ssh(f"cat {BOOT_ID}; setsid sleep 1000 >/dev/null 2>&1 </dev/null & ", client).stdout
-    assert [p.name() for p in sshd.started()] == ["sleep"]
+    until(lambda: [p.name() for p in sshd.started()] == ["sleep"])
     sshd.reboot()
     assert sshd.started() == []
     assert {before, sshd.ssh(f"cat {BOOT_ID}", client).stdout} & {"", BOOT_ID.read_text()} == set()
