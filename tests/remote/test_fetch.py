@@ -11,7 +11,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,9 @@ from src.remote.link import Link
 from src.remote.target import Target
 from tests.fixtures import ROOT, tree
 from tests.remote.proxy import Proxy, proxy
-from tests.remote.server import Server, needs_own_mounts, needs_ssh, until
-from tests.remote.transfers import variables
+from tests.remote.server import Server, needs_own_mounts, needs_ssh
 
-pytest_plugins = ["tests.remote.server", "tests.remote.transfers"]
+pytest_plugins = ["tests.remote.server"]
 pytestmark = needs_ssh
 
 ID = "2026-01-02_03-04-05"
@@ -75,17 +75,51 @@ def manifest(run: Path, **changes: Any) -> None:
     (run / "manifest.json").write_text(json.dumps(MANIFEST | changes))
 
 
+@pytest.fixture
+def link(sshd: Server, there: Path, tmp_path: Path) -> Iterator[Link]:
+    variables = sshd.client(tmp_path / "person", f"~/{there.name}", REMOTE_PYTHON=sys.executable)
+    with Link(Target.of(variables)) as link:
+        yield link
+
+
+@pytest.fixture(params=["rsync", "sftp"])
+def way(request: pytest.FixtureRequest, sshd: Server) -> Iterator[str]:
+    if request.param == "rsync":
+        yield "rsync"
+        return
+    with sshd.session(PATH="/nowhere"):
+        yield "sftp"
+
+
 def fetch(link: Link, word: str = ID) -> Path:
     return fetching.fetch(link, fetching.named(link, word))
 
 
-def anywhere(link: Link) -> dict[str, str]:
-    """The environment of a command that runs in any folder."""
-    return os.environ | variables(link) | {"PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": "1"}
+def variables(link: Link) -> dict[str, str]:
+    """The environment of a command that runs in any folder and has the target of a link."""
+    target = link.target
+    return os.environ | {
+        "REMOTE_HOST": target.host,
+        "REMOTE_PORT": str(target.port),
+        "REMOTE_KEY": str(target.keys[0]),
+        "REMOTE_DIR": target.dir,
+        "REMOTE_SSH_CONFIG": target.options[1],
+        "REMOTE_PYTHON": target.python,
+        "PYTHONPATH": str(ROOT),
+        "PYTHONSAFEPATH": "1",
+    }
 
 
 def content(run: Path) -> dict[str, bytes]:
     return {path: data for path, data in tree(run).items() if path not in {"fetched.json", ".lock"}}
+
+
+def until(true: Callable[[], Any]) -> Any:
+    end = time.monotonic() + 60
+    while not (found := true()):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    return found
 
 
 # What arrives
@@ -340,7 +374,7 @@ def test_a_fetch_that_was_killed_has_made_no_run_and_the_next_goes_on_with_it(
     link, between = bad
     between.delay = 0.01
     other = subprocess.Popen(
-        [sys.executable, "-m", "src.main", "ssh-fetch", ID], env=anywhere(link), start_new_session=True
+        [sys.executable, "-m", "src.main", "ssh-fetch", ID], env=variables(link), start_new_session=True
     )
     until(lambda: received(here) > 1_000_000)
     os.killpg(other.pid, signal.SIGKILL)
@@ -431,7 +465,7 @@ def test_a_full_disk_here_is_told(link: Link, run: Path, tmp_path: Path) -> None
     command = [sys.executable, "-m", "src.main", "ssh-fetch", ID]
     done = subprocess.run(
         ["unshare", "-m", "sh", "-ec", script, "sh", small, *command],
-        env=anywhere(link),
+        env=variables(link),
         capture_output=True,
         text=True,
     )

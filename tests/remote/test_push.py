@@ -10,7 +10,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,9 @@ from src.remote.target import Target
 from tests.fixtures import ROOT, tree
 from tests.remote.client import GIT
 from tests.remote.proxy import Proxy, proxy
-from tests.remote.server import Server, needs_own_mounts, needs_ssh, until
-from tests.remote.transfers import variables
+from tests.remote.server import Server, needs_own_mounts, needs_ssh
 
-pytest_plugins = ["tests.remote.server", "tests.remote.transfers"]
+pytest_plugins = ["tests.remote.server"]
 pytestmark = needs_ssh
 
 HOUSE = {
@@ -65,6 +65,23 @@ def there(sshd: Server, tmp_path: Path) -> Path:
     return sshd.home / f"{tmp_path.name} ünd more"
 
 
+@pytest.fixture
+def link(sshd: Server, there: Path, tmp_path: Path) -> Iterator[Link]:
+    variables = sshd.client(tmp_path / "person", f"~/{there.name}", REMOTE_PYTHON=sys.executable)
+    with Link(Target.of(variables)) as link:
+        yield link
+
+
+@pytest.fixture(params=["rsync", "sftp"])
+def way(request: pytest.FixtureRequest, sshd: Server) -> Iterator[str]:
+    """Both ways of sending: without rsync in the sessions' PATH it is SFTP."""
+    if request.param == "rsync":
+        yield "rsync"
+        return
+    with sshd.session(PATH="/nowhere"):
+        yield "sftp"
+
+
 def pushed(there: Path) -> dict[str, bytes]:
     """What is on the server, besides its own records."""
     return {path: data for path, data in tree(there).items() if not path.startswith("outputs/")}
@@ -77,6 +94,27 @@ def own(project: Path) -> dict[str, bytes]:
 def said(capsys: pytest.CaptureFixture[str]) -> str:
     captured = capsys.readouterr()
     return captured.out + captured.err
+
+
+def until(true: Callable[[], object]) -> None:
+    end = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def link_variables(link: Link) -> dict[str, str]:
+    """The environment that means the target of a link."""
+    target = link.target
+    return {
+        "REMOTE_HOST": target.host,
+        "REMOTE_PORT": str(target.port),
+        "REMOTE_USER": target.user,
+        "REMOTE_KEY": str(target.keys[0]),
+        "REMOTE_DIR": target.dir,
+        "REMOTE_SSH_CONFIG": target.options[1],
+        "REMOTE_PYTHON": target.python,
+    }
 
 
 def left_over(there: Path) -> list[str]:
@@ -428,7 +466,7 @@ def test_a_push_that_was_killed_has_changed_nothing_and_the_next_goes_on_with_it
     between.delay = 0.01
     other = subprocess.Popen(
         [sys.executable, "-m", "src.main", "push"],
-        env=os.environ | variables(link) | {"PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": "1"},
+        env=os.environ | link_variables(link) | {"PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": "1"},
         start_new_session=True,
     )
     incoming = there / "outputs/remote/incoming"
