@@ -107,10 +107,10 @@ def _alive(process: dict[str, Any]) -> bool:
     """Whether the process of a manifest, see src/runs.py, runs on this host."""
     if process.get("host") != socket.gethostname() or process.get("boot_id") not in (None, jobs.boot_id()):
         return False
-    ticks = jobs._ticks(process["pid"])
+    since = jobs.ticks(process["pid"])
     with open("/proc/stat") as file:
         booted = next(int(line.split()[1]) for line in file if line.startswith("btime"))
-    return ticks is not None and abs(booted + ticks / os.sysconf("SC_CLK_TCK") - process["created"]) < 2
+    return since is not None and abs(booted + since / os.sysconf("SC_CLK_TCK") - process["created"]) < 2
 
 
 def _read(path: str) -> Any:

@@ -122,7 +122,7 @@ def supervise(root: str, job: Job, environment: dict[str, str], snapshot: str | 
     record = {key: job[key] for key in ("id", "stage", "words")}
     record.update(
         pid=child.pid,
-        ticks=_ticks(child.pid),
+        ticks=ticks(child.pid),
         boot_id=boot_id(),
         host=socket.gethostname(),
         started=time.time(),
@@ -208,14 +208,14 @@ def alive(record: Job) -> bool:
     """Whether the process of a record still runs: a pid is reused, its start and the boot are not."""
     if record["host"] != socket.gethostname() or record["boot_id"] != boot_id():
         return False
-    return _ticks(record["pid"]) == record["ticks"]
+    return ticks(record["pid"]) == record["ticks"]
 
 
 def boot_id() -> str:
     return _text("/proc/sys/kernel/random/boot_id").strip()
 
 
-def _ticks(pid: int) -> int | None:
+def ticks(pid: int) -> int | None:
     """When a process started, in clock ticks since the boot (proc(5), field 22); None of one that has ended."""
     try:
         with open(f"/proc/{pid}/stat") as file:
