@@ -23,9 +23,11 @@ from pathlib import Path
 
 import psutil
 
-from src.utils.workers import cores
-
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from src.utils.workers import cores  # noqa: E402
+
 OURS = "src.main check-data"
 MAPPED = """
 import sys

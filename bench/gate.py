@@ -19,10 +19,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from bench.simulated import KINDS, improved  # noqa: E402
-from src.config import GateArgs  # noqa: E402
 from src.eval import significance  # noqa: E402
 from src.eval.significance import Finding, Paired  # noqa: E402
 from src.eval.verdict import Measured, outcome_of  # noqa: E402
+from src.schema import GateArgs  # noqa: E402
 
 EXAMPLES = (20, 60, 100, 500)
 TOGETHER = 100  # pairs that share their draws of resamples

@@ -18,9 +18,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from src.remote import fetch, jobs
-from src.remote.link import Link
-from src.remote.target import Target
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from src.remote import fetch, jobs  # noqa: E402
+from src.remote.link import Link  # noqa: E402
+from src.remote.target import Target  # noqa: E402
 
 TIMES = 5
 MEGABYTES = 256

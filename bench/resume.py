@@ -1,4 +1,4 @@
-"""Trainings killed at random moments against the same left alone: `python -m bench.resume [KILLS] [SEED]`.
+"""Trainings killed at random moments against the same left alone: `python bench/resume.py [KILLS] [SEED]`.
 
 A training is killed (SIGKILL, from outside) up to three times in a row before it is let to its end; then its
 adapter, its log of rows, its curves and its figures must be those of the training that nobody killed. Half of the
@@ -21,10 +21,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from src.runs import Run, trainings
-from src.utils.files import sha256
-from tests.fixtures import ANSWER, TRAINED_ON, chat, curves, jsonl
-from tests.nursery import Moment, at, ended, fork, warm
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from src.runs import Run, trainings  # noqa: E402
+from src.utils.files import sha256  # noqa: E402
+from tests.fixtures import ANSWER, TRAINED_ON, chat, curves, jsonl  # noqa: E402
+from tests.nursery import Moment, at, ended, fork, warm  # noqa: E402
 
 SETTINGS = {
     "accumulated": ["batch_size=2", "gradient_accumulation_steps=2", "epochs=3", "save_steps=3", "eval_steps=2"],

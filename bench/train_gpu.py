@@ -33,11 +33,11 @@ import torch  # noqa: E402
 import transformers  # noqa: E402
 from transformers import BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM  # noqa: E402
 
-from src.config import TrainConfig  # noqa: E402
 from src.data.rows import Example  # noqa: E402
 from src.model import adapters  # noqa: E402
 from src.model.source import Source  # noqa: E402
 from src.runs import Run  # noqa: E402
+from src.schema import TrainConfig  # noqa: E402
 from src.train.callbacks import RunRecorder  # noqa: E402
 from src.train.estimate import Estimator  # noqa: E402
 from src.train.fit import fit  # noqa: E402
