@@ -175,13 +175,7 @@ def measure(case: Case, sizes: dict[str, Any], steps: int) -> Measured:
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     model = built(sizes, cfg.method == "qlora")
-    model = adapters.apply(
-        model,
-        cfg,
-        Source("random", None, None),
-        steps=steps,
-        gradient_checkpointing=cfg.gradient_checkpointing is True,
-    )
+    model = adapters.apply(model, cfg, Source("random", None, None), steps=steps)
     with tempfile.TemporaryDirectory() as name:
         run = Run(Path(name))
         run.logs.mkdir()

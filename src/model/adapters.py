@@ -18,10 +18,7 @@ from src.schema import MethodArgs, Task
 from src.utils.logs import log
 
 
-def apply(
-    model: Any, args: MethodArgs, source: Source, *, steps: int, gradient_checkpointing: bool = False,
-    task: Task = "causal_lm",
-) -> Any:  # fmt: skip
+def apply(model: Any, args: MethodArgs, source: Source, *, steps: int, task: Task = "causal_lm") -> Any:
     """Make `model` trainable by `args.method`: freeze it and add an adapter, or leave all weights free.
 
     `steps` are the optimizer steps that are planned. The caller seeds the random number generators before:
@@ -36,8 +33,6 @@ def apply(
         return model.float()
     if args.lora_target_modules and "lora_target_modules" in method.keys:
         check_targets(model, args.lora_target_modules)
-    if quantised:
-        model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=gradient_checkpointing)
     try:
         # a random layer that is not kept would be another one next time
         kept = {"modules_to_save": getattr(model, "untrained_modules", None) or None}

@@ -91,9 +91,7 @@ def tuned_model(ready: Ready, cfg: TrainConfig, steps: int) -> tuple[Any, Source
     if ready.labels:
         load.pad_alike(model, ready.chat.tokenizer)
     load.seed_everything(cfg.seed)
-    model = adapters.apply(
-        model, cfg, base, steps=steps, gradient_checkpointing=cfg.gradient_checkpointing is True, task=cfg.task
-    )
+    model = adapters.apply(model, cfg, base, steps=steps, task=cfg.task)
     trainable, total = adapters.trainable_parameters(model)
     log.info("%s: %s of %s parameters are trained (%.2f %%)", cfg.method, f"{trainable:,}", f"{total:,}",
              100 * trainable / total)  # fmt: skip

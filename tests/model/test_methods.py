@@ -170,10 +170,14 @@ def test_an_adapter_freezes_the_base(tiny: Path, method: str) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_what_is_trained_is_held_in_32_bits(tiny: Path, method: str, dtype: str) -> None:
+def test_what_is_trained_is_held_in_32_bits_and_the_rest_as_it_was_loaded(
+    tiny: Path, method: str, dtype: str
+) -> None:
     model, source = load.load_base(locate(str(tiny)), dtype, "cpu", four_bit=METHODS[method].four_bit)
     model = adapters.apply(model, args(method), source, steps=STEPS)
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+    rest = {p.dtype for p in model.parameters() if not p.requires_grad}
+    assert rest <= {load.DTYPES[dtype], torch.uint8}  # four bits are packed into bytes
 
 
 def adapted(model: Any) -> set[str]:
@@ -315,7 +319,7 @@ def test_rows_are_laid_end_to_end_where_the_table_says_so(tiny: Path, method: st
 @pytest.mark.parametrize("method", ADAPTERS)
 def test_each_method_trains_under_checkpointing_or_is_marked(tiny: Path, tokenizer: Any, method: str) -> None:
     ids = batch(tokenizer)
-    model = tuned(tiny, args(method), gradient_checkpointing=True)
+    model = tuned(tiny, args(method))
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.train()
     try:
