@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import peft
@@ -11,6 +12,7 @@ from peft.helpers import disable_input_dtype_casting
 from torch import nn
 
 from src.errors import ModelError
+from src.model import dropout, low_rank
 from src.model.methods import METHODS, Method, refuse_quantised
 from src.model.source import Source
 from src.model.tasks import TASKS
@@ -57,14 +59,23 @@ def _arguments(model: Any, args: MethodArgs, method: Method, steps: int) -> dict
     return {**method.fixed, **ours, **args.peft, **derived}
 
 
-def without_input_casts(model: nn.Module, dtype: str) -> AbstractContextManager[None]:
-    """Lets an adapter's layers take activations of the 16-bit `dtype` as they are.
+@contextmanager
+def as_trained(model: nn.Module, dtype: str, in_one: bool = True) -> Iterator[None]:
+    """Lets an adapter's layers compute in `dtype` as it suits a training, and not an answer.
 
-    Under autocast the adapter's fp32 weights are computed on in 16 bits; peft would cast the activations to
-    fp32 and autocast back again. The layers of some methods cast nothing.
+    Under autocast the adapter's fp32 weights are computed on in 16 bits: peft would cast the activations to fp32
+    and autocast back again. The layers of some methods cast nothing.
+
+    Args:
+        in_one: a layer and its low-rank update are one operation where they can be (low_rank.py).
     """
-    casts = any(hasattr(module, "cast_input_dtype_enabled") for module in model.modules())
-    return disable_input_dtype_casting(model, active=casts and dtype != "float32")
+    casts = dtype != "float32" and any(hasattr(m, "cast_input_dtype_enabled") for m in model.modules())
+    with (
+        disable_input_dtype_casting(model, active=casts),
+        dropout.of_few_bits(model),
+        low_rank.in_one(model, dtype) if in_one else nullcontext(),
+    ):
+        yield
 
 
 def check_targets(model: nn.Module, wanted: list[str]) -> None:

@@ -16,7 +16,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback, Tra
 from src.data.rows import Example
 from src.errors import ConfigError
 from src.model import attention, methods
-from src.model.adapters import without_input_casts
+from src.model.adapters import as_trained
 from src.schema import TrainConfig
 from src.train import adalora, checkpoint
 from src.train.arguments import Schedule, arguments, batches_of
@@ -94,7 +94,7 @@ def fit(
             loop.add_callback(callback)
         if now.rank:  # the others draw noise of their own, for their rows; every process has made the same weights
             set_seed(cfg.seed + now.rank)
-        with closing(recorder), loop.objective.attention(model), without_input_casts(model, dtype):
+        with closing(recorder), loop.objective.attention(model), as_trained(model, dtype, whole_layers(cfg)):
             _run(loop, start, schedule.steps)
     asked.refuse_if_stopped(loop.state.global_step, schedule.steps)
     if cfg.load_best_model_at_end and loop.state.best_global_step:
@@ -139,6 +139,11 @@ def collator(tokenizer: Any, end_to_end: bool) -> EndToEnd | Padded:
     if not end_to_end:
         return Padded(tokenizer.pad_token_id)
     return EndToEnd(multiple=1 if torch.cuda.is_available() else CPU_MULTIPLE)
+
+
+def whole_layers(cfg: TrainConfig) -> bool:
+    """Whether a layer's weights are where it is, and what it computes is not torch.compile's to put together."""
+    return cfg.distributed not in SHARDED and not cfg.torch_compile
 
 
 def criterion(model: Any, tokenizer: Any, cfg: TrainConfig) -> Criterion:

@@ -30,7 +30,7 @@ from src.schema import TrainConfig
 from src.train import losses
 from src.train.collate import EndToEnd, Padded
 from src.train.collate_tasks import COLLATORS
-from src.train.fit import CPU_MULTIPLE
+from src.train.fit import CPU_MULTIPLE, whole_layers
 from src.train.objective import Objective
 
 ON_GPU = "one_kernel"
@@ -145,8 +145,8 @@ def _loss(
     head = model.get_output_embeddings()
     if end_to_end and type(head) is torch.nn.Linear:  # its trial of the head needs numbers
         objective.head = head
-    casting = adapters.without_input_casts(model, dtype)
-    with objective.attention(model), _as_on(device, model, end_to_end), casting:
+    computed = adapters.as_trained(model, dtype, whole_layers(cfg))
+    with objective.attention(model), _as_on(device, model, end_to_end), computed:
         yield objective.summed(model, batch)
 
 
