@@ -140,7 +140,7 @@ class Estimator:
 
     def __init__(
         self, base: Source, examples: Sequence[Example], held_out: Sequence[Example], dtype: str, device: str,
-        tokenizer: Any, fixed: int, labels: Sequence[str] = (),
+        tokenizer: Any, fixed: int, labels: Sequence[str] = (), with_liger: bool = False,
     ) -> None:  # fmt: skip
         """
         Args:
@@ -148,7 +148,7 @@ class Estimator:
         """
         self.base, self.examples, self.held_out = base, examples, held_out
         self.dtype, self.device, self.tokenizer, self.fixed = dtype, device, tokenizer, fixed
-        self.labels = labels
+        self.labels, self.with_liger = labels, with_liger
         lengths = getattr(examples, "lengths", None)
         self.lengths = np.array([len(e.ids) for e in examples] if lengths is None else lengths)
         self._skeleton = cache(self._built)
@@ -205,7 +205,9 @@ class Estimator:
             return Figures.of(read_json(path))
         with _no_plan():
             model, weights = self.weights(cfg)
-        how: dict[str, Any] = {"dtype": self.dtype, "device": self.device, "tokenizer": self.tokenizer}
+        how: dict[str, Any] = {
+            "dtype": self.dtype, "device": self.device, "tokenizer": self.tokenizer, "with_liger": self.with_liger
+        }  # fmt: skip
         with _no_plan():
             backward = simulate.backward_pass(model, batch, cfg, checkpointing=checkpointing, **how)
             evaluated = simulate.forward_pass(model, held_out, cfg, **how) if held_out else None
@@ -222,7 +224,7 @@ class Estimator:
         installed = [version(package) for package in ("torch", "transformers", "peft")]
         made_of = [
             settings, shapes, installed, checkpointing, self.base.name, self.base.revision, self.dtype,
-            self.device, self.labels, _code(),
+            self.device, self.labels, self.with_liger, _code(),
         ]  # fmt: skip
         return hashlib.sha256(repr(made_of).encode()).hexdigest()[:32]
 
@@ -234,7 +236,8 @@ class Estimator:
         """The whole plan, `gradient_checkpointing=auto` decided by it."""
         weights = self.figures(cfg, cfg.gradient_checkpointing is True).weights
         schedule, longest = self.schedule(cfg), self.longest_batch(cfg)
-        told = arguments(cfg, self.dtype, schedule, bool(self.held_out), Path(cfg.output_dir))
+        plain = replace(cfg, use_liger_kernel=False)  # Liger may not be here, where only steps are asked for
+        told = arguments(plain, self.dtype, schedule, bool(self.held_out), Path(cfg.output_dir))
         checkpoints = math.ceil(schedule.steps / told.save_steps)
         checkpointing, needed = self._checkpointing(cfg, available)
         tokens = int(self.lengths.sum())

@@ -49,9 +49,10 @@ def planned(ready: Ready, cfg: TrainConfig) -> Plan | None:
     from src.train import estimate, plan_table
 
     device, dtype = ready.device.value, ready.dtype.value
+    kernels = environment.choose_kernels(cfg.use_liger_kernel, cfg.cuda_visible_devices, device)
     estimator = estimate.Estimator(
         ready.base, ready.examples, ready.held_out, dtype, device, ready.chat.tokenizer,
-        estimate.fixed_bytes(device), ready.labels,
+        estimate.fixed_bytes(device), ready.labels, with_liger=kernels.value == "liger",
     )  # fmt: skip
     try:
         found = estimator.plan(cfg, estimate.available(cfg, device))

@@ -66,7 +66,7 @@ def made_ready(cfg: TrainConfig, device: Reasoned | None = None, dtype: Reasoned
     dtype = dtype or environment.choose_dtype(cfg.bf16, cfg.cuda_visible_devices)
     log.info("%s usable rows in %d files; base model %s", f"{len(data.store):,}", len(data.store.files), base.name)
     tf32 = environment.choose_tf32(cfg.tf32, cfg.cuda_visible_devices)
-    kernels = environment.choose_kernels(cfg.use_liger_kernel, cfg.cuda_visible_devices)
+    kernels = environment.choose_kernels(cfg.use_liger_kernel, cfg.cuda_visible_devices, device.value)
     log.info("device %s; precision %s; TF32 %s; kernels %s", device, dtype, tf32, kernels)
     leave_out(*_unused(cfg, base))
     examples, chat = check.tokenised(data, base, cfg)  # transformers, torch and their like start loading here

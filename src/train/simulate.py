@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from itertools import accumulate
 from typing import Any, NamedTuple
@@ -27,7 +27,7 @@ from src.data.rows import IGNORED, Example
 from src.model import adapters, load, methods
 from src.model.source import Source
 from src.schema import TrainConfig
-from src.train import losses
+from src.train import liger, losses
 from src.train.collate import EndToEnd, Padded
 from src.train.collate_tasks import COLLATORS
 from src.train.fit import CPU_MULTIPLE, whole_layers
@@ -96,7 +96,7 @@ def _is_four_bit(parameter: torch.Tensor) -> bool:
 
 def backward_pass(
     model: Any, examples: Sequence[Example], cfg: TrainConfig, dtype: str, device: str, checkpointing: bool,
-    tokenizer: Any,
+    tokenizer: Any, with_liger: bool = False,
 ) -> Held:  # fmt: skip
     """What the forward and backward pass of one batch holds at its peak. `model` is a skeleton, and stays one.
 
@@ -111,7 +111,8 @@ def backward_pass(
                 for p in model.parameters():
                     p.grad = torch.empty_like(p) if p.requires_grad else None
             there = sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
-            with _Storages(model) as seen, _loss(model, examples, cfg, dtype, device, tokenizer) as loss:
+            loss_of = _loss(model, examples, cfg, dtype, device, tokenizer, with_liger)
+            with _Storages(model) as seen, loss_of as loss:
                 loss.backward()
                 made = [p.grad.untyped_storage()._cdata for p in model.parameters() if p.grad is not None]
             held = seen.at_peak({seen.numbers[key] for key in made})
@@ -119,12 +120,13 @@ def backward_pass(
 
 
 def forward_pass(
-    model: Any, examples: Sequence[Example], cfg: TrainConfig, dtype: str, device: str, tokenizer: Any
-) -> Held:
+    model: Any, examples: Sequence[Example], cfg: TrainConfig, dtype: str, device: str, tokenizer: Any,
+    with_liger: bool = False,
+) -> Held:  # fmt: skip
     """What the evaluation of one batch holds at its peak."""
     with _ghost(model) as mode:
         model.eval()
-        loss = _loss(model, examples, cfg, dtype, device, tokenizer)
+        loss = _loss(model, examples, cfg, dtype, device, tokenizer, with_liger)
         with mode, torch.no_grad(), _Storages(model) as seen, loss:
             pass
     return seen.at_peak(set())
@@ -132,8 +134,9 @@ def forward_pass(
 
 @contextmanager
 def _loss(
-    model: Any, examples: Sequence[Example], cfg: TrainConfig, dtype: str, device: str, tokenizer: Any
-) -> Iterator[torch.Tensor]:
+    model: Any, examples: Sequence[Example], cfg: TrainConfig, dtype: str, device: str, tokenizer: Any,
+    with_liger: bool,
+) -> Iterator[torch.Tensor]:  # fmt: skip
     """The loss of the batch as the training computes it; backward belongs inside, where recomputing needs it."""
     prompts = getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False)
     end_to_end = cfg.task == "causal_lm" and cfg.padding_free and not prompts
@@ -146,7 +149,8 @@ def _loss(
     if end_to_end and type(head) is torch.nn.Linear:  # its trial of the head needs numbers
         objective.head = head
     computed = adapters.as_trained(model, dtype, whole_layers(cfg))
-    with objective.attention(model), _as_on(device, model, end_to_end), computed:
+    kernels = liger.kernels(model) if with_liger else nullcontext()
+    with objective.attention(model), _as_on(device, model, end_to_end), computed, kernels:
         yield objective.summed(model, batch)
 
 

@@ -139,11 +139,16 @@ def choose_tf32(wanted: bool | str, visible: str) -> Reasoned:
     return Reasoned("on", f"tf32={str(wanted).lower()}, {found[0].name} has it")
 
 
-def choose_kernels(use_liger: bool | str, visible: str) -> Reasoned:
+def choose_kernels(use_liger: bool | str, visible: str, planned_for: str | None = None) -> Reasoned:
     """`liger` or `plain`: which kernels compute norms, rotations and activations.
 
+    `planned_for` is a device that may be on another machine, where Liger is only if the setting says so.
     Raises: ConfigError if Liger is asked for where it cannot run.
     """
+    if planned_for == "cuda" and not gpus(visible):
+        if use_liger is True:
+            return Reasoned("liger", "use_liger_kernel=true")
+        return Reasoned("plain", "use_liger_kernel=true plans with Liger's")
     installed = bool(find_spec("liger_kernel"))
     if use_liger is True and not (gpus(visible) and installed):
         missing = "liger-kernel is not installed" if gpus(visible) else "it needs a GPU"

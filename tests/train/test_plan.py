@@ -291,6 +291,8 @@ def test_a_plan_for_a_gpu_is_made_where_there_is_none(world: World, capsys: pyte
     shown = capsys.readouterr().out
     assert re.search(r"of 24.00 GB \(memory_gb=24\)", shown)
     assert re.search(rf"fixed +{(memory.CUDA_CONTEXT + memory.CUDA_WORKSPACES) / 1e9:.2f} GB", shown)
+    assert plan(world, "plan_for=cuda", "memory_gb=24", "use_liger_kernel=true") == 0
+    assert "kernels liger" in capsys.readouterr().out
 
 
 def test_a_model_whose_code_needs_numbers_is_trained_without_a_plan(

@@ -203,6 +203,12 @@ def test_liger_kernels_need_a_gpu_and_the_package(machine, tmp_path: Path, monke
         choose_kernels(True, "")
 
 
+def test_a_plan_for_another_machine_takes_liger_to_be_there_where_the_setting_says_so(machine) -> None:
+    machine()
+    for setting, kernels in ((True, "liger"), ("auto", "plain"), (False, "plain")):
+        assert choose_kernels(setting, "", planned_for="cuda").value == kernels
+
+
 def test_the_memory_left_is_what_the_process_holds_and_may_still_take(machine) -> None:
     import psutil
 
