@@ -66,7 +66,7 @@ def killed(words: list[str], said: Path, part: int | None, delay: float) -> tupl
     Returns: how it ended, and the part that it was in.
     """
     reader, writer = os.pipe()
-    pid = fork(words, said, [], lambda: marks(writer))
+    pid = fork(words, said, lambda: marks(writer))
     os.close(writer)
     now, deadline = 0, time.monotonic() + delay if part is None else float("inf")
     while time.monotonic() < deadline:
@@ -117,7 +117,7 @@ def main(kills: int, seed: int) -> int:
     for name, words in SETTINGS.items():
         out = folder / "alone" / name.replace(", ", "-")
         before = time.monotonic()
-        assert ended(fork([*common, *words, f"output_dir={out}"], folder / "said.txt", [])) == 0
+        assert ended(fork([*common, *words, f"output_dir={out}"], folder / "said.txt")) == 0
         lasts[name] = time.monotonic() - before
         expected[name] = result(trainings(out)[0])
     print(

@@ -16,7 +16,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import wraps
+from functools import partial, wraps
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
@@ -81,12 +81,12 @@ def warm() -> None:
     environment.versions = lambda: installed  # the same in every child
 
 
-def fork(order: dict[str, Any]) -> int:
-    """Run one command in a child. Returns: its pid."""
+def fork(words: list[str], said: str | Path, prepare: Callable[[], Any] = lambda: None) -> int:
+    """Run one command in a child, which does `prepare` before and speaks to the file `said`. Returns: its pid."""
     pid = os.fork()
     if not pid:
-        file = os.open(order["said"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        become(order["words"], file, file, lambda: prepare(order))
+        file = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        become(words, file, file, prepare)
     return pid
 
 
@@ -107,7 +107,7 @@ def without_a_reader() -> None:
     os.dup2(writer, 1)
 
 
-def become(words: list[str], out: int, err: int, prepare: Callable[[], None]) -> NoReturn:
+def become(words: list[str], out: int, err: int, prepare: Callable[[], Any]) -> NoReturn:
     """Run one command in this process, forked for it, and end. It speaks to the files `out` and `err`."""
     code = 1
     try:
@@ -142,7 +142,8 @@ def serve() -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     warm()
     for line in sys.stdin:
-        pid = fork(json.loads(line))
+        order = json.loads(line)
+        pid = fork(order["words"], order["said"], partial(prepare, order))
         answers.write(f"{pid}\n")
         answers.write(f"{ended(pid)}\n")
 

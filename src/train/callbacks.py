@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
         self.run, self.writes, self.mirror = run, writes, mirror
         self.samples = run.logs / "samples.jsonl"
         self.rows: list[int] = []  # of the current step
-        self.tokens = self.before = 0
+        self.tokens = self.first = 0
         self.seconds_before = 0.0
         self.since = self.started = time.monotonic()
 
@@ -79,6 +80,7 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.since = self.started = time.monotonic()
+        self.first = state.global_step
         for name in ("logging_steps", "eval_steps", "save_steps"):  # the checkpoint's, which need not be ours
             setattr(state, name, getattr(args, name))
         self.asked.refuse_if_stopped(state.global_step, state.max_steps)
@@ -120,9 +122,20 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
         for name, tag in SHOWN.items():
             if name in logs:
                 self.curves.add(tag, float(logs[name]), state.global_step)
-        said = "  ".join(f"{k} {logs[k]:.4g}" for k in [*SHOWN, "tokens/s"] if k in logs)
+        said = [f"{k} {logs[k]:.4g}" for k in [*SHOWN, "tokens/s"] if k in logs]
+        if "loss" in logs and (left := self._left(state)) is not None:
+            said.append(f"left {left}")
         if said:
-            log.info("step %d/%d  epoch %.2f  %s", state.global_step, state.max_steps, state.epoch or 0, said)
+            where = f"step {state.global_step}/{state.max_steps}  epoch {state.epoch or 0:.2f}"
+            log.info("%s", "  ".join([where, *said]))
+
+    def _left(self, state: Any) -> timedelta | None:
+        """The time to the last step, if the steps to come take as long as those of this attempt, with all between
+        them; None at the end."""
+        taken, left = state.global_step - self.first, state.max_steps - state.global_step
+        if left <= 0 or taken <= 0:
+            return None
+        return timedelta(seconds=round((time.monotonic() - self.started) / taken * left))
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.asked.saved()

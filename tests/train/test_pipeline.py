@@ -124,6 +124,14 @@ def test_the_text_log_holds_the_run_from_its_first_line(run: Run) -> None:
     assert f"model in {run.model}" in log
 
 
+def test_each_line_of_the_log_says_how_long_it_still_takes_until_the_last(run: Run) -> None:
+    lines = [x for x in (run.logs / "run.log").read_text().splitlines() if f"/{STEPS} " in x and " loss " in x]
+    left = [x.rpartition("  left ")[2] if "  left " in x else None for x in lines]
+    assert len(left) > 2 and left[-1] is None
+    seconds = [[int(part) for part in each.split(":")] for each in left[:-1] if each]
+    assert len(seconds) == len(left) - 1 and all(h == 0 and m < 5 for h, m, _ in seconds)
+
+
 # --- the same again --------------------------------------------------------------------------------------
 
 
