@@ -19,7 +19,7 @@ BITS = 16
 LOWEST = -(2**63)
 
 
-class _Dropout(torch.autograd.Function):
+class _Dropout(torch.autograd.Function):  # type: ignore[misc]
     """Zeroes values by chance, and divides the others by the chance to stay (Srivastava et al. 2014, JMLR 15)."""
 
     @staticmethod
@@ -32,8 +32,8 @@ class _Dropout(torch.autograd.Function):
         return x * kept
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
         (kept,) = ctx.saved_tensors
         return grad * kept, None
 
@@ -43,7 +43,7 @@ def _forward(module: nn.Dropout, x: torch.Tensor) -> torch.Tensor:
     dropped = round(module.p * 2**BITS)
     if not module.training or not dropped or dropped == 2**BITS or x.device.type != "cpu":
         return nn.Dropout.forward(module, x)
-    return _Dropout.apply(x, dropped)  # type: ignore[no-any-return]
+    return _Dropout.apply(x, dropped)
 
 
 @contextmanager
@@ -51,7 +51,7 @@ def of_few_bits(model: nn.Module) -> Iterator[None]:
     """Let the dropout layers of `model` draw few bits, where they are on a CPU."""
     layers = [m for m in model.modules() if type(m) is nn.Dropout and "forward" not in vars(m)]
     for layer in layers:
-        layer.forward = partial(_forward, layer)  # type: ignore[method-assign]
+        layer.forward = partial(_forward, layer)
     try:
         yield
     finally:

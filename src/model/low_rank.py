@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
 
-class _Updated(torch.autograd.Function):
+class _Updated(torch.autograd.Function):  # type: ignore[misc]
     """y = x W^T + bias + scaling (z A^T) B^T, for frozen W: LoRA (arXiv:2106.09685), equation 3.
 
     x is (tokens, in), and z what dropout has left of it, or None where that is all of it. A and B may be of more
@@ -39,8 +39,8 @@ class _Updated(torch.autograd.Function):
         return linear(x, weight, bias).addmm_(low, up.t(), alpha=scaling)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         read, low, weight, down, up = ctx.saved_tensors
         of_low = (grad @ up).mul_(ctx.scaling)
         of_a = (of_low.t() @ read).to(ctx.types[0])
@@ -59,7 +59,7 @@ def _forward(layer: Any, name: str, dtype: torch.dtype, x: torch.Tensor) -> torc
     dropped = dropout(flat) if layer.training and getattr(dropout, "p", 0.0) else None
     a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
     out = _Updated.apply(flat, dropped, base.weight, base.bias, a, b, layer.scaling[name])
-    return out.unflatten(0, x.shape[:-1])  # type: ignore[no-any-return]
+    return out.unflatten(0, x.shape[:-1])
 
 
 def _only_update(module: nn.Module, dtype: torch.dtype) -> str | None:
