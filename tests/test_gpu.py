@@ -10,8 +10,7 @@ import json
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -103,8 +102,10 @@ class Step:
                 torch.nn.init.normal_(p, std=0.05)
         self.model.train()
 
-    def __call__(self, padding_free: bool = True) -> tuple[float, Any]:
-        """The mean loss of the rows, and its gradients as one vector."""
+    def __call__(
+        self, padding_free: bool = True, inside: AbstractContextManager[Any] | None = None
+    ) -> tuple[float, Any]:
+        """The mean loss of the rows, and its gradients as one vector; both are computed `inside`."""
         import torch
 
         from bench.train_gpu import TOKENIZER, Repeated
@@ -119,7 +120,7 @@ class Step:
         weight = way.objective.criterion.total_weight(batch["labels"])
         batch = {k: v.to(DEVICE) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
         self.model.zero_grad()
-        with way.objective.attention(self.model), without_input_casts(self.model, "bfloat16"):
+        with inside or nullcontext(), way.objective.attention(self.model), without_input_casts(self.model, "bfloat16"):
             loss = way.objective.summed(self.model, batch) / weight.to(DEVICE)
             loss.backward()
         trained = [p for p in self.model.parameters() if p.requires_grad]
@@ -132,20 +133,27 @@ def assert_alike(one: tuple[float, Any], other: tuple[float, Any]) -> None:
     assert (one[1] - other[1]).norm() / other[1].norm() < GRADIENT
 
 
-@contextmanager
-def kernels_called() -> Iterator[list[str]]:
+class Seen(AbstractContextManager[Any]):
     """The names of the operations inside."""
-    from torch.utils._python_dispatch import TorchDispatchMode
 
-    seen: list[str] = []
+    def __enter__(self) -> Any:
+        from torch.utils._python_dispatch import TorchDispatchMode
 
-    class Seeing(TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            seen.append(str(func))
-            return func(*args, **(kwargs or {}))
+        self.names = names = []  # type: ignore[var-annotated]
 
-    with Seeing():
-        yield seen
+        class Seeing(TorchDispatchMode):
+            def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+                names.append(str(func))
+                return func(*args, **(kwargs or {}))
+
+        self.mode = Seeing()
+        return self.mode.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self.mode.__exit__(*error)
+
+    def times(self, part: str) -> int:
+        return sum(part in name for name in self.names)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -156,18 +164,10 @@ def test_rows_end_to_end_give_the_loss_and_the_gradients_of_padded_ones(method: 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_one_kernel_attends_for_all_rows(method: str) -> None:
-    step = Step(method)
-    step()
-    with kernels_called() as seen:
-        step()
-    layers = SIZES["num_hidden_layers"]
-    assert sum("_varlen_attn.default" in name for name in seen) >= layers, set(seen)
-    assert sum("_varlen_attn_backward.default" in name for name in seen) == layers
-    assert not any("scaled_dot_product" in name for name in seen[seen.index(first(seen, "_varlen_attn")) :])
-
-
-def first(names: list[str], part: str) -> str:
-    return next(name for name in names if part in name)
+    seen, layers = Seen(), SIZES["num_hidden_layers"]
+    Step(method)(inside=seen)
+    assert seen.times("_varlen_attn.default") == seen.times("_varlen_attn_backward.default") == layers
+    assert not seen.times("scaled_dot_product")
 
 
 @pytest.mark.parametrize("shared", [1, 4], ids=["a head each", "shared heads"])
@@ -191,7 +191,7 @@ def test_the_kernel_computes_what_each_row_alone_gives_in_fp32(shared: int, wind
     for got, right in zip(
         (fast, *torch.autograd.grad((fast * weights).sum(), leaves)), (plain, *expected), strict=True
     ):
-        assert (got.float() - right).norm() / right.norm() < 2e-2
+        assert (got.float() - right).norm() / right.norm() < 3e-2
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -206,14 +206,14 @@ def test_liger_s_kernels_give_the_loss_and_the_gradients_of_plain_ones(
 
     for name in ("apply_rotary_pos_emb", "LlamaRMSNorm", "LlamaMLP"):  # it puts its own in their places
         monkeypatch.setattr(modeling_llama, name, getattr(modeling_llama, name))
-    step = Step(method)
-    plain = step()
+    step, seen = Step(method), Seen()
+    plain = step(inside=seen)
+    assert seen.times("silu")
     told = arguments(step.cfg, "bfloat16", Schedule(1, 1), False, tmp_path)
     assert told.use_liger_kernel
     apply_liger_kernel(step.model, told.liger_kernel_config)
-    with kernels_called() as seen:
-        assert_alike(step(), plain)
-    assert not any("silu" in name for name in seen)  # it is a part of a kernel now
+    assert_alike(step(inside=seen), plain)
+    assert not seen.times("silu")  # it is a part of a kernel now
 
 
 # --- whole trainings -------------------------------------------------------------------------------------
