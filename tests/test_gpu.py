@@ -120,7 +120,8 @@ class Step:
         weight = way.objective.criterion.total_weight(batch["labels"])
         batch = {k: v.to(DEVICE) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
         self.model.zero_grad()
-        with inside or nullcontext(), way.objective.attention(self.model), without_input_casts(self.model, "bfloat16"):
+        casting = without_input_casts(self.model, "bfloat16")
+        with inside or nullcontext(), way.objective.attention(self.model), casting:
             loss = way.objective.summed(self.model, batch) / weight.to(DEVICE)
             loss.backward()
         trained = [p for p in self.model.parameters() if p.requires_grad]
