@@ -52,6 +52,7 @@ from src.train.callbacks import RunRecorder  # noqa: E402
 from src.train.estimate import Estimator  # noqa: E402
 from src.train.fit import fit  # noqa: E402
 from src.train.memory import CUDA_WORKSPACES  # noqa: E402
+from src.utils import environment  # noqa: E402
 
 HAS_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if HAS_GPU else "cpu"
@@ -207,9 +208,13 @@ class Ticking(TrainerCallback):  # type: ignore[misc]
 def planned(cfg: TrainConfig, rows: Repeated, sizes: dict[str, Any]) -> float:
     """The peak in GB that a plan says for these settings; it is made from the shape of the model alone."""
     fixed = CUDA_WORKSPACES if HAS_GPU else 0
+    kernels = environment.choose_kernels(cfg.use_liger_kernel, cfg.cuda_visible_devices)
     with tempfile.TemporaryDirectory() as folder:
         LlamaConfig(**sizes, architectures=["LlamaForCausalLM"], dtype="bfloat16").save_pretrained(folder)
-        estimator = Estimator(Source(folder, Path(folder), None), rows, [], "bfloat16", DEVICE, TOKENIZER, fixed)
+        source = Source(folder, Path(folder), None)
+        estimator = Estimator(
+            source, rows, [], "bfloat16", DEVICE, TOKENIZER, fixed, with_liger=kernels.value == "liger"
+        )
         found = estimator.memory(replace(cfg, output_dir=folder), cfg.gradient_checkpointing is True)
     return found.peak / 1e9
 
@@ -229,10 +234,7 @@ def measure(case: Case, sizes: dict[str, Any], steps: int) -> dict[str, float]:
     plan = 0.0 if case.plain else planned(cfg, rows, sizes)
     if case.by_sdpa:
         attention._by_kernel = by_sdpa
-    model = adapters.apply(
-        built(sizes, cfg.method == "qlora"), cfg, Source("random", None, None), steps=steps,
-        gradient_checkpointing=cfg.gradient_checkpointing is True,
-    )  # fmt: skip
+    model = adapters.apply(built(sizes, cfg.method == "qlora"), cfg, Source("random", None, None), steps=steps)
     if HAS_GPU:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()

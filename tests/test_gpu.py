@@ -109,7 +109,7 @@ class Step:
         import torch
 
         from bench.train_gpu import TOKENIZER, Repeated
-        from src.model.adapters import without_input_casts
+        from src.model.adapters import as_trained
         from src.train.fit import Way
 
         self.cfg.padding_free = padding_free
@@ -120,8 +120,8 @@ class Step:
         weight = way.objective.criterion.total_weight(batch["labels"])
         batch = {k: v.to(DEVICE) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
         self.model.zero_grad()
-        casting = without_input_casts(self.model, "bfloat16")
-        with inside or nullcontext(), way.objective.attention(self.model), casting:
+        computed = as_trained(self.model, "bfloat16")
+        with inside or nullcontext(), way.objective.attention(self.model), computed:
             loss = way.objective.summed(self.model, batch) / weight.to(DEVICE)
             loss.backward()
         trained = [p for p in self.model.parameters() if p.requires_grad]
@@ -228,12 +228,13 @@ def done(world: World, stage: str, *words: str, code: int = 0, **how: Any) -> st
     return said
 
 
+@pytest.mark.parametrize("kernels", ["auto", "false"])
 @pytest.mark.parametrize("checkpointing", ["true", "false"])
 @pytest.mark.parametrize("method", METHODS)
 def test_the_peak_of_a_training_on_the_gpu_is_the_one_planned(
-    shaped: Path, tmp_path: Path, method: str, checkpointing: str
+    shaped: Path, tmp_path: Path, method: str, checkpointing: str, kernels: str
 ) -> None:
-    words = (f"method={method}", f"gradient_checkpointing={checkpointing}", "use_liger_kernel=false", *ON_GPU)
+    words = (f"method={method}", f"gradient_checkpointing={checkpointing}", f"use_liger_kernel={kernels}", *ON_GPU)
     found = measured(case(str(shaped), 400, 16, *words), tmp_path)
     assert abs(found.error) < 0.1, found
 
