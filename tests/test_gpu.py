@@ -243,7 +243,8 @@ def test_the_peak_of_a_training_on_the_gpu_is_the_one_planned(
     "words",
     [
         ("method=lora",), ("method=qlora", "optim=paged_adamw_8bit"), ("method=full",), ("method=dora",),
-        ("method=prefix",), ("method=lora", "packing=true", "max_length=128"), ("method=lora", "bf16=false"),
+        ("method=prefix",), ("method=prompt",), ("method=lora", "packing=true", "max_length=128"),
+        ("method=lora", "bf16=false"),
     ],
     ids=" ".join,
 )  # fmt: skip
@@ -252,9 +253,10 @@ def test_a_run_on_the_gpu_learns_and_answers(world: World, words: tuple[str, ...
     run = world.newest
     assert run.manifest["precision"]["value"] == ("float16" if "bf16=false" in words else "bfloat16")
     assert run.manifest["hardware"]["gpus"]
-    assert ("batches are padded" in said) == ("method=prefix" in words), said
+    virtual = words[0] in ("method=prefix", "method=prompt")  # tokens, which a random model learns little by
+    assert ("batches are padded" in said) == virtual, said
     figures = json.loads((run.path / "metrics.json").read_text())["train"]
-    assert figures["eval_loss"] < 6 or "method=prefix" in words  # of 512 tokens: 6.2 is nothing learned
+    assert virtual or figures["eval_loss"] < 6  # of 512 tokens: 6.2 is nothing learned
     done(world, "eval")
     assert (run.path / "evals").is_dir()
 
