@@ -86,8 +86,8 @@ def attend(
 def as_autocast_has_them(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """The tensors in the precision of autocast, if it is on.
 
-    Where the weights of norms are fp32, as in full and 4-bit training, rotated queries and keys are fp32 too, and
-    the variable-length kernel is nothing that autocast knows.
+    Where the weights of norms are fp32, as in full training, rotated queries and keys are fp32 too, and the
+    variable-length kernel is nothing that autocast knows.
     """
     kind = tensors[0].device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
