@@ -95,9 +95,10 @@ def measured(case: Case, folder: Path, steps: int = 4) -> Result:
         f"model_name={case.model}", f"dataset_path={rows}", "max_length=2048", f"max_steps={steps}",
         "resume=never", f"output_dir={folder / 'outputs'}", f"eval_path={folder / 'none'}", *case.settings,
     ]  # fmt: skip
+    paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
         [sys.executable, "-c", CHILD, "train", *words], cwd=ROOT, capture_output=True, text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": paths},
     )  # fmt: skip
     if done.returncode:
         raise SystemExit(done.stdout + done.stderr)

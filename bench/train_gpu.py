@@ -1,7 +1,10 @@
 """Speed and memory of training Llama-3-8B on one GPU, by the loop that `train` runs; weights are random.
 
-    python bench/train_gpu.py [--out bench/train_gpu.md] [--only NAME ...] [--steps 12]
+    python bench/train_gpu.py [--out bench/train_gpu.md] [--only NAME ...] [--steps 12] [--budget SECONDS]
     python bench/train_gpu.py --small --steps 3        # the same code on a model that any machine can hold
+
+Each case is a process of its own, and its line is written as soon as it is known; what the budget leaves no time
+for is not measured. Tokens are real ones: padding counts for nothing.
 
 MFU: floating-point operations that the training needs (2 a weight and token forwards, 2 backwards to the
 activations, 2 more where the weight is trained, and attention) a second, against the rate of a large bfloat16
@@ -13,16 +16,21 @@ of what was measured.
 from __future__ import annotations
 
 import argparse
-import gc
+import json
+import os
+import shlex
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
+from importlib.metadata import version
+from itertools import cycle, islice
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -30,19 +38,24 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
-import transformers  # noqa: E402
-from transformers import BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM  # noqa: E402
+from torch.nn.utils.rnn import pad_sequence  # noqa: E402
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments  # noqa: E402
+from transformers.quantizers import AutoHfQuantizer  # noqa: E402
 
-from src.data.rows import Example  # noqa: E402
-from src.model import adapters  # noqa: E402
+from src.data.rows import IGNORED, Example  # noqa: E402
+from src.model import adapters, attention, load  # noqa: E402
 from src.model.source import Source  # noqa: E402
 from src.runs import Run  # noqa: E402
 from src.schema import TrainConfig  # noqa: E402
+from src.train.arguments import CHECKPOINTING  # noqa: E402
 from src.train.callbacks import RunRecorder  # noqa: E402
 from src.train.estimate import Estimator  # noqa: E402
 from src.train.fit import fit  # noqa: E402
 from src.train.memory import CUDA_WORKSPACES  # noqa: E402
+from src.utils import environment  # noqa: E402
 
+HAS_GPU = torch.cuda.is_available()
+DEVICE = "cuda" if HAS_GPU else "cpu"
 LLAMA_3_8B: dict[str, Any] = dict(
     vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
     num_key_value_heads=8, max_position_embeddings=8192, rope_theta=500000.0, pad_token_id=0,
@@ -53,14 +66,25 @@ SMALL: dict[str, Any] = LLAMA_3_8B | dict(
 )  # fmt: skip
 
 
+TOKENIZER: Any = SimpleNamespace(pad_token_id=0, save_pretrained=lambda *_: None)
+CHILD_ANSWERS = "answer "
+
+
 @dataclass
 class Case:
-    """One line of the table: settings, the lengths of a batch's rows, and what is aimed at."""
+    """One line of the table: settings, the lengths of the rows, and what is aimed at.
+
+    plain: by transformers' Trainer as it comes, padded, in place of this project's loop.
+    by_sdpa: attention by scaled_dot_product_attention in place of the variable-length kernel; of one row only.
+    """
 
     name: str
     settings: dict[str, Any]
     lengths: Sequence[int]
     target: str = ""
+    batch_size: int = 8
+    plain: bool = False
+    by_sdpa: bool = False
 
 
 def mixed(count: int) -> list[int]:
@@ -70,24 +94,36 @@ def mixed(count: int) -> list[int]:
 
 R16 = {"lora_r": 16, "lora_alpha": 32}
 R64 = {"lora_r": 64, "lora_alpha": 128}
-LEAN = {"gradient_checkpointing": True, "optim": "paged_adamw_8bit"}
+# Not the paged one: PyTorch's peak does not have what lies in CUDA's managed memory.
+LEAN = {"gradient_checkpointing": True, "optim": "adamw_8bit"}
+# Padded to 2,048 tokens, a batch of mixed lengths fits an 80 GB GPU only where activations are recomputed.
+MIXED, SAME = "LoRA r16, mixed lengths", "LoRA r16, mixed lengths, recomputed"
+PADDED, TRAINER = (
+    "LoRA r16, mixed lengths, padded, recomputed",
+    "LoRA r16, mixed lengths, recomputed, transformers' Trainer",
+)
+RECOMPUTED = R16 | {"gradient_checkpointing": True}
 CASES = [
-    Case("LoRA r16, 8 x 512", R16, [512] * 8, ">= 14,000 tokens/s"),
-    Case("LoRA r16, 1 x 4096", R16, [4096], ">= 14,000 tokens/s"),
-    Case("LoRA r64, 8 x 512, lean", R64 | LEAN, [512] * 8, "<= 23 GB"),
-    Case("LoRA r64, 8 x 512, fast", R64, [512] * 8, "<= 40 GB"),
-    Case("QLoRA r16, 8 x 512", R16 | LEAN | {"method": "qlora"}, [512] * 8, "<= 12.5 GB"),
-    Case("full, 8 x 512", {"method": "full", "lr": 1e-5} | LEAN, [512] * 8),
-    Case("LoRA r16, mixed lengths", R16, mixed(8), ">= 3 x padded"),
-    Case("LoRA r16, mixed lengths, padded", R16 | {"padding_free": False}, mixed(8)),
+    Case("LoRA r16, 8 x 512", R16, [512], ">= 14,000 tokens/s"),
+    Case("LoRA r16, 1 x 4096", R16, [4096], ">= 14,000 tokens/s", 1),
+    Case("LoRA r64, 8 x 512, lean", R64 | LEAN, [512], "<= 23 GB"),
+    Case("LoRA r64, 8 x 512, fast", R64, [512], "<= 40 GB"),
+    Case("QLoRA r16, 8 x 512", R16 | LEAN | {"method": "qlora"}, [512], "<= 12.5 GB"),
+    Case(MIXED, R16, mixed(96), ">= 3 x padded"),
+    Case(SAME, RECOMPUTED, mixed(96)),
+    Case(PADDED, RECOMPUTED | {"padding_free": False}, mixed(96)),
+    Case(TRAINER, RECOMPUTED, mixed(96), plain=True),
+    Case("LoRA r16, 1 x 4096, by sdpa", R16, [4096], "", 1, by_sdpa=True),
+    Case("LoRA r16, 8 x 512, without Liger", R16 | {"use_liger_kernel": False}, [512]),
+    Case("full, 8 x 512", {"method": "full", "lr": 1e-5} | LEAN, [512]),
 ]
 
 
 class Repeated(Sequence[Example]):
-    """As many batches of the case as the training takes, of random tokens; the second half of a row is learnt."""
+    """So many rows of the case's lengths, of random tokens; the second half of a row is learnt."""
 
-    def __init__(self, lengths: Sequence[int], batches: int, vocabulary: int) -> None:
-        self.lengths = np.array(list(lengths) * batches)
+    def __init__(self, lengths: Sequence[int], rows: int, vocabulary: int) -> None:
+        self.lengths = np.array(list(islice(cycle(lengths), rows)))
         self.vocabulary = vocabulary
 
     def __len__(self) -> int:
@@ -101,121 +137,244 @@ class Repeated(Sequence[Example]):
 
 def built(sizes: dict[str, Any], four_bit: bool) -> Any:
     """The model with random weights, made on the device, in bfloat16 or nf4."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     try:
-        if not four_bit:
-            with torch.device(device):
-                return LlamaForCausalLM(LlamaConfig(**sizes))
-        with tempfile.TemporaryDirectory() as folder:  # bitsandbytes packs weights as they are loaded
-            LlamaForCausalLM(LlamaConfig(**sizes)).save_pretrained(folder)
-            packed = BitsAndBytesConfig(
-                load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-                bnb_4bit_compute_dtype=torch.bfloat16,
-            )  # fmt: skip
-            return LlamaForCausalLM.from_pretrained(
-                folder, quantization_config=packed, dtype=torch.bfloat16, device_map={"": device}
-            )
+        with torch.device(DEVICE):
+            model = LlamaForCausalLM(LlamaConfig(**sizes))
     finally:
         torch.set_default_dtype(before)
+    return in_four_bits(model) if four_bit else model
 
 
-class Clock(RunRecorder):
-    """Notes when each step ended."""
+def in_four_bits(model: Any) -> Any:
+    """The model as it is when it is loaded in nf4, its layers packed one after another where they lie."""
+    from bitsandbytes.nn import Linear4bit, Params4bit
 
-    def __init__(self, run: Run) -> None:
-        super().__init__(run)
+    quantizer = AutoHfQuantizer.from_config(load._four_bit("bfloat16", None))
+    weights = {name: m.weight.data for name, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
+    quantizer.preprocess_model(model=model, device_map=None)
+    for name, module in model.named_modules():
+        weight = weights.pop(name, None)
+        if isinstance(module, Linear4bit):
+            module.weight = Params4bit(weight, requires_grad=False, **module.weight.__dict__).to(weight.device)
+    quantizer.postprocess_model(model)
+    model.hf_quantizer = quantizer
+    return model
+
+
+class Clock:
+    """When each step ended, and how many tokens had been trained on."""
+
+    def __init__(self) -> None:
         self.ends: list[float] = []
+        self.tokens: list[int] = []
 
-    def on_step_end(self, *words: Any, **named: Any) -> None:
-        if torch.cuda.is_available():
+    def tick(self, state: Any) -> None:
+        if HAS_GPU:
             torch.cuda.synchronize()
         self.ends.append(time.monotonic())
-        super().on_step_end(*words, **named)
-
-
-class Measured(NamedTuple):
-    """Real tokens a second after the first steps; peaks in GB, as measured (0 without a GPU) and as planned."""
-
-    rate: float
-    peak: float
-    planned: float
+        self.tokens.append(int(state.num_input_tokens_seen))
 
     @property
-    def shown(self) -> str:
-        """The peaks as cells of the table."""
-        ratio = f"{self.planned / self.peak:.2f}" if self.peak else ""
-        return f"{self.peak:.1f} | {self.planned:.1f} | {ratio}"
+    def rate(self) -> float:
+        """Tokens a second, without the first quarter of the steps."""
+        warm = max(1, len(self.ends) // 4) - 1
+        return (self.tokens[-1] - self.tokens[warm]) / (self.ends[-1] - self.ends[warm])
+
+
+class Recorder(RunRecorder):
+    """This project's, with a clock and no checkpoint at the end."""
+
+    def __init__(self, run: Run, clock: Clock) -> None:
+        super().__init__(run)
+        self.clock = clock
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **named: Any) -> None:
+        self.clock.tick(state)
+        super().on_step_end(args, state, control, **named)
+        control.should_save = False
+
+
+class Ticking(TrainerCallback):  # type: ignore[misc]
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.clock.tick(state)
 
 
 def planned(cfg: TrainConfig, rows: Repeated, sizes: dict[str, Any]) -> float:
     """The peak in GB that a plan says for these settings; it is made from the shape of the model alone."""
-    device, fixed = ("cuda", CUDA_WORKSPACES) if torch.cuda.is_available() else ("cpu", 0)
+    fixed = CUDA_WORKSPACES if HAS_GPU else 0
+    kernels = environment.choose_kernels(cfg.use_liger_kernel, cfg.cuda_visible_devices)
     with tempfile.TemporaryDirectory() as folder:
         LlamaConfig(**sizes, architectures=["LlamaForCausalLM"], dtype="bfloat16").save_pretrained(folder)
-        estimator = Estimator(Source(folder, Path(folder), None), rows, [], "bfloat16", device, None, fixed)
+        source = Source(folder, Path(folder), None)
+        estimator = Estimator(
+            source, rows, [], "bfloat16", DEVICE, TOKENIZER, fixed, with_liger=kernels.value == "liger"
+        )
         found = estimator.memory(replace(cfg, output_dir=folder), cfg.gradient_checkpointing is True)
     return found.peak / 1e9
 
 
-def measure(case: Case, sizes: dict[str, Any], steps: int) -> Measured:
-    """Train for `steps` steps; the first ones are not timed."""
+def settings(case: Case, steps: int) -> TrainConfig:
     cfg = TrainConfig(
-        batch_size=len(case.lengths), max_steps=steps, lora_dropout=0.0, logging_steps=steps, save_steps=10**6,
-        max_length=max(case.lengths), deterministic=False,
+        batch_size=case.batch_size, max_steps=steps, lora_dropout=0.0, logging_steps=steps, save_steps=10**6,
+        max_length=max(case.lengths), deterministic=False, gradient_checkpointing=False,
     )  # fmt: skip
-    for key, value in case.settings.items():
-        setattr(cfg, key, value)
-    if cfg.gradient_checkpointing == "auto":
-        cfg.gradient_checkpointing = False
-    rows = Repeated(case.lengths, steps, sizes["vocab_size"])
-    plan = planned(cfg, rows, sizes)
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    model = built(sizes, cfg.method == "qlora")
-    model = adapters.apply(model, cfg, Source("random", None, None), steps=steps)
-    with tempfile.TemporaryDirectory() as name:
-        run = Run(Path(name))
-        run.logs.mkdir()
-        clock = Clock(run)
-        no_tokenizer: Any = SimpleNamespace(pad_token_id=0, save_pretrained=lambda *_: None)
-        fit(model, no_tokenizer, rows, [], cfg, "bfloat16", clock, run.checkpoints, str)
-    warm = max(1, steps // 4)
-    rate = sum(case.lengths) * (len(clock.ends) - warm) / (clock.ends[-1] - clock.ends[warm - 1])
-    peak = torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else 0.0
-    del model
-    gc.collect()
-    if torch.cuda.is_available():
+    return replace(cfg, **case.settings)
+
+
+def measure(case: Case, sizes: dict[str, Any], steps: int) -> dict[str, float]:
+    """Train for `steps` steps. Returns: tokens a second; the peaks in GB, as measured and as planned."""
+    cfg = settings(case, steps)
+    rows = Repeated(case.lengths, steps * case.batch_size, sizes["vocab_size"])
+    plan = 0.0 if case.plain else planned(cfg, rows, sizes)
+    if case.by_sdpa:
+        attention._by_kernel = by_sdpa
+    model = adapters.apply(built(sizes, cfg.method == "qlora"), cfg, Source("random", None, None), steps=steps)
+    if HAS_GPU:
         torch.cuda.empty_cache()
-    return Measured(rate, peak, plan)
+        torch.cuda.reset_peak_memory_stats()
+    clock = Clock()
+    with tempfile.TemporaryDirectory() as name:
+        if case.plain:
+            by_trainer(model, rows, cfg, clock, name)
+        else:
+            run = Run(Path(name))
+            run.logs.mkdir()
+            fit(model, TOKENIZER, rows, [], cfg, "bfloat16", Recorder(run, clock), run.checkpoints, str)
+    peak = torch.cuda.max_memory_allocated() / 1e9 if HAS_GPU else 0.0
+    return {"rate": clock.rate, "peak": peak, "planned": plan}
+
+
+def by_sdpa(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, window: int | None
+) -> torch.Tensor:
+    """In the place of attention._by_kernel, where there is one row."""
+    return attention._one_row(query, key, value, scaling, 0.0, window, None).transpose(1, 2)
+
+
+def by_trainer(model: Any, rows: Repeated, cfg: TrainConfig, clock: Clock, folder: str) -> None:
+    """Train by transformers' Trainer with its own loss, rows padded to the longest of their batch."""
+    args = TrainingArguments(
+        folder, per_device_train_batch_size=cfg.batch_size, max_steps=cfg.max_steps or 1, bf16=True,
+        optim=cfg.optim, learning_rate=cfg.lr, logging_steps=10**6, save_strategy="no", report_to=[],
+        include_num_input_tokens_seen="non_padding", remove_unused_columns=False, use_cpu=not HAS_GPU,
+        disable_tqdm=True, **{CHECKPOINTING: cfg.gradient_checkpointing is True},
+    )  # fmt: skip
+
+    def padded(examples: list[Example]) -> dict[str, torch.Tensor]:
+        made = {
+            "input_ids": ([e.ids for e in examples], 0),
+            "attention_mask": ([[1] * len(e.ids) for e in examples], 0),
+            "labels": ([e.labels for e in examples], IGNORED),
+        }
+        return {
+            name: pad_sequence([torch.tensor(x) for x in of_rows], batch_first=True, padding_value=fill)
+            for name, (of_rows, fill) in made.items()
+        }
+
+    Trainer(model, args, padded, rows, callbacks=[Ticking(clock)]).train()
 
 
 def operations(case: Case, sizes: dict[str, Any]) -> float:
     """Floating-point operations that the training of one token needs."""
     hidden, inner, layers = sizes["hidden_size"], sizes["intermediate_size"], sizes["num_hidden_layers"]
     kv = hidden * sizes["num_key_value_heads"] // sizes["num_attention_heads"]
-    weights = layers * (2 * hidden * hidden + 2 * hidden * kv + 3 * hidden * inner)
+    shapes = [(hidden, hidden)] * 2 + [(hidden, kv)] * 2 + [(hidden, inner)] * 3
+    weights = layers * sum(a * b for a, b in shapes)
+    adapter = layers * case.settings.get("lora_r", 0) * sum(a + b for a, b in shapes)
     learnt = 0.5 * hidden * sizes["vocab_size"]  # the head is computed where there is a label
-    attention = layers * 2 * hidden * sum(n * n for n in case.lengths) / sum(case.lengths)
+    attended = layers * 2 * hidden * sum(n * n for n in case.lengths) / sum(case.lengths)
     passes = 6 if case.settings.get("method") == "full" else 4
-    return passes * (weights + learnt) + 3 * attention
+    return passes * (weights + learnt) + 6 * adapter + 3 * attended
 
 
-def matmul_rate() -> float:
-    """Measured operations a second of an 8192-cubed bfloat16 product (1024 on a CPU)."""
-    device, n = ("cuda", 8192) if torch.cuda.is_available() else ("cpu", 1024)
-    a = torch.randn(n, n, device=device, dtype=torch.bfloat16)
+def products() -> dict[str, Any]:
+    """Measured operations a second of an 8192-cubed bfloat16 product (1024 on a CPU), and the device's name."""
+    n = 8192 if HAS_GPU else 1024
+    a = torch.randn(n, n, device=DEVICE, dtype=torch.bfloat16)
     for repeat in (3, 20):
-        if device == "cuda":
+        if HAS_GPU:
             torch.cuda.synchronize()
         began = time.monotonic()
         for _ in range(repeat):
             a @ a
-        if device == "cuda":
+        if HAS_GPU:
             torch.cuda.synchronize()
-    return 2 * n**3 * repeat / (time.monotonic() - began)
+    rate = 2 * n**3 * repeat / (time.monotonic() - began)
+    return {"rate": rate, "device": torch.cuda.get_device_name() if HAS_GPU else "CPU"}
+
+
+def in_a_process(name: str, args: argparse.Namespace, seconds: float | None) -> dict[str, Any]:
+    """What the case, or "products", gives in a process of its own: figures, or why there are none."""
+    words = [sys.executable, __file__, "--one", name, "--steps", str(args.steps), *["--small"] * args.small]
+    try:
+        done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=seconds)
+    except subprocess.TimeoutExpired:
+        return {"failed": f"not done in {seconds:.0f} s"}
+    answers = [line for line in done.stdout.splitlines() if line.startswith(CHILD_ANSWERS)]
+    if done.returncode or not answers:
+        print(done.stdout[-4000:], file=sys.stderr, flush=True)
+        said = [line for line in done.stdout.splitlines() if line.strip()] or [f"exit code {done.returncode}"]
+        return {"failed": said[-1].replace("|", "/")[:120]}
+    return dict(json.loads(answers[-1].removeprefix(CHILD_ANSWERS)))
+
+
+def line(case: Case, found: dict[str, Any] | None, rate: float, sizes: dict[str, Any], seconds: float) -> str:
+    """The case's line of the table; `found` is None where it was not measured."""
+    if found is None or "failed" in found:
+        said = "not measured" if found is None else f"failed: {found['failed']}"
+        return f"| {case.name} | {said} | | | | | {case.target} | {seconds:.0f} |"
+    used = found["rate"] * operations(case, sizes) / rate
+    plan, peak = found["planned"], found["peak"]
+    memory = f"{peak:.1f} | {plan:.1f} | {f'{plan / peak:.2f}' if peak and plan else ''}"
+    return f"| {case.name} | {found['rate']:,.0f} | {used:.0%} | {memory} | {case.target} | {seconds:.0f} |"
+
+
+def ratios(found: dict[str, dict[str, Any] | None]) -> list[str]:
+    """How many times as fast rows end to end are as padded ones, in sentences."""
+    rates = {name: (found.get(name) or {}).get("rate") for name in (MIXED, SAME, PADDED, TRAINER)}
+    said = [
+        f"{one}: {rates[one] / rates[other]:.2f} times the tokens a second of {other}."
+        for one in (MIXED, SAME)
+        for other in (PADDED, TRAINER)
+        if rates[one] and rates[other]
+    ]
+    return ["", *said] if said else []
+
+
+def report(args: argparse.Namespace, cases: Sequence[Case], sizes: dict[str, Any]) -> list[str]:
+    """Measure one case after another; what is known so far is in `--out` all the time."""
+    began = time.monotonic()
+    about = in_a_process("products", args, args.budget)
+    if "failed" in about:
+        raise SystemExit(f"no matrix product: {about['failed']}")
+    packages = ", ".join(f"{p} {version(p)}" for p in ("torch", "transformers", "peft"))
+    head = [
+        f"{about['device']}, Python {sys.version.split()[0]}, {packages}, "
+        f"{datetime.now(timezone.utc):%Y-%m-%d}: `python {shlex.join(sys.argv)}`; "
+        f"bfloat16 products {about['rate'] / 1e12:.0f} TFLOP/s",
+        "",
+        "| case | tokens/s | MFU | peak GB | planned GB | planned / peak | target | s |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | --- | ---: |",
+    ]
+    found: dict[str, dict[str, Any] | None] = {}
+    took = dict.fromkeys((case.name for case in cases), 0.0)
+    for case in cases:
+        started = time.monotonic()
+        left = None if args.budget is None else args.budget - (started - began)
+        if left is None or left > args.least:
+            found[case.name] = in_a_process(case.name, args, left)
+        took[case.name] = time.monotonic() - started
+        rows = [line(c, found.get(c.name), about["rate"], sizes, took[c.name]) for c in cases]
+        print(rows[cases.index(case)], flush=True)
+        if args.out:
+            args.out.write_text("\n".join(head + rows + ratios(found)) + "\n")
+    return head + rows + ratios(found)
 
 
 def main() -> None:
@@ -224,35 +383,22 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--only", nargs="*", default=[], help="parts of names")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--budget", type=float, metavar="SECONDS", help="for all of it")
+    parser.add_argument(
+        "--least", type=float, default=30, metavar="SECONDS", help="left, with which a case begins"
+    )
+    parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args()
     sizes = SMALL if args.small else LLAMA_3_8B
-    if not torch.cuda.is_available() and not args.small:
+    if args.one:
+        case = next((c for c in CASES if c.name == args.one), None)
+        found = measure(case, sizes, args.steps) if case else products()
+        print(f"\n{CHILD_ANSWERS}{json.dumps(found)}", flush=True)
+        os._exit(0)
+    if not HAS_GPU and not args.small:
         raise SystemExit("there is no GPU here; --small runs the same code on a small model")
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    rate = matmul_rate()
-    lines = [
-        f"{device}, torch {torch.__version__}, transformers {transformers.__version__}, "
-        f"{datetime.now(timezone.utc):%Y-%m-%d}: `python {' '.join(sys.argv)}`; "
-        f"bfloat16 products {rate / 1e12:.0f} TFLOP/s",
-        "",
-        "| case | tokens/s | MFU | peak GB | planned GB | planned / peak | target |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | --- |",
-    ]
-    for case in CASES:
-        if args.only and not any(part in case.name for part in args.only):
-            continue
-        try:
-            found = measure(case, sizes, args.steps)
-            used = found.rate * operations(case, sizes) / rate
-            shown = f"{found.rate:,.0f} | {used:.0%} | {found.shown}"
-        except Exception as error:  # one case that fails leaves the others their line
-            shown = f"failed: {type(error).__name__}: {str(error)[:80]} | | | | "
-        lines.append(f"| {case.name} | {shown} | {case.target} |")
-        print(lines[-1], flush=True)
-    text = "\n".join(lines) + "\n"
-    print("\n" + text)
-    if args.out:
-        args.out.write_text(text)
+    cases = [c for c in CASES if not args.only or any(part in c.name for part in args.only)]
+    print("\n" + "\n".join(report(args, cases, sizes)))
 
 
 if __name__ == "__main__":

@@ -166,6 +166,8 @@ def _call(stage: Stage, config: object) -> int:
     if hasattr(config, "cuda_visible_devices"):  # has effect only before torch is imported
         os.environ["CUDA_VISIBLE_DEVICES"] = config.cuda_visible_devices
         os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # the order of nvidia-smi
+    if getattr(config, "deterministic", False):  # PyTorch asks for it once, at its first matrix product on a GPU
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     # Threads that wait by spinning make torch several times slower on a CPU that anything else uses.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

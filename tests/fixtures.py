@@ -93,12 +93,17 @@ def call(*words: str) -> int:
         os.environ.update(before)
 
 
+def python_path() -> str:
+    """Where a child finds modules: here, and where this process was told to look."""
+    return os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
 def start(*words: str, script: str = "", cwd: Path = ROOT, **variables: str) -> subprocess.Popen[str]:
     """Start `python -m src.main WORDS`, or a `script` that calls it, in a process of its own."""
     return subprocess.Popen(
         [sys.executable, "-X", "faulthandler", *(["-c", script] if script else ["-m", "src.main"]), *words],
         cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **variables},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": python_path(), **variables},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -1,13 +1,24 @@
-"""The pipeline on an NVIDIA GPU: precision, 4-bit weights and answers. Skipped loudly where there is none."""
+"""The pipeline on an NVIDIA GPU: kernels, memory, determinism, answers. Skipped loudly where there is none.
 
+Nothing is fetched: models are made of random weights. A process of its own has each training, so that several
+processes can share out these tests: `pytest -m gpu -n 4`.
+"""
+
+from __future__ import annotations
+
+import json
 import shutil
+import signal
 import subprocess
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bench.plan_memory import case, measured
-from tests.fixtures import World
+from tests.fixtures import World, locked, tree
+from tests.train.stages import STEPS, end_of
 
 pytest_plugins = ["tests.fixtures"]
 
@@ -18,27 +29,262 @@ pytestmark = [
     pytest.mark.skipif(not HAS_GPU, reason="NO NVIDIA GPU HERE: training and answering on a GPU is NOT tested"),
 ]
 
+DEVICE = "cuda"
 ON_GPU = ("cuda_visible_devices=0", "bf16=auto")
+METHODS = ("lora", "qlora", "full")
+ROWS = (200, 3, 64, 129)  # lengths
+LOSS, GRADIENT = 5e-3, 5e-2  # relative differences that bfloat16 makes
+SIZES: dict[str, Any] = dict(
+    vocab_size=512, hidden_size=256, intermediate_size=512, num_hidden_layers=4, num_attention_heads=8,
+    num_key_value_heads=2, max_position_embeddings=512, pad_token_id=0,
+)  # fmt: skip
+SMOLLM2_135M: dict[str, Any] = dict(
+    vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
+    num_key_value_heads=3, max_position_embeddings=8192, rope_theta=100000.0, tie_word_embeddings=True,
+)  # fmt: skip
+
+KILLED = """
+import os, signal, sys
+from tests.nursery import Moment, at
+at(Moment("src.train.loop:Loop.compute_loss", nth=19), lambda: os.kill(os.getpid(), signal.SIGKILL))
+from src.main import main
+sys.exit(main(sys.argv[1:]))
+"""
+WITH_LITTLE_MEMORY = """
+import sys, torch
+torch.cuda.set_per_process_memory_fraction(450e6 / torch.cuda.get_device_properties(0).total_memory)
+from src.main import main
+sys.exit(main(sys.argv[1:]))
+"""
 
 
-@pytest.mark.parametrize("checkpointing", ["true", "false"])
-@pytest.mark.parametrize("method", ["lora", "qlora", "full"])
-def test_the_peak_of_a_training_on_the_gpu_is_the_one_planned(
-    smollm2: Path, tmp_path: Path, method: str, checkpointing: str
+@pytest.fixture(scope="session")
+def shaped(tiny: Path, common: Path) -> Path:
+    """The folder of a model of SmolLM2-135M's shape with random weights and the tiny model's tokenizer."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from src.model.tokenizer import load_tokenizer
+
+    folder = common / "models" / "shaped"
+    with locked(folder):
+        if not folder.is_dir():
+            tokenizer = load_tokenizer(str(tiny))
+            ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+            model = LlamaForCausalLM(LlamaConfig(**SMOLLM2_135M, **ids, bos_token_id=None))
+            model.to(torch.bfloat16).save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+    return folder
+
+
+# --- one step --------------------------------------------------------------------------------------------
+
+
+class Step:
+    """A model with a method applied, and the loss and gradients of one batch."""
+
+    def __init__(self, method: str, **settings: Any) -> None:
+        import torch
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        from bench.train_gpu import in_four_bits
+        from src.model import adapters
+        from src.model.source import Source
+        from src.schema import TrainConfig
+
+        self.cfg = TrainConfig(method=method, lora_dropout=0.0, **settings)  # type: ignore[arg-type]
+        torch.manual_seed(0)
+        model: Any = LlamaForCausalLM(LlamaConfig(**SIZES)).to(DEVICE, torch.bfloat16)
+        model = in_four_bits(model) if method == "qlora" else model
+        self.model = adapters.apply(model, self.cfg, Source("random", None, None), steps=1)
+        for name, p in self.model.named_parameters():
+            if "lora_B" in name:  # zero at first, and then lora_A has no gradient
+                torch.nn.init.normal_(p, std=0.05)
+        self.model.train()
+
+    def __call__(
+        self, padding_free: bool = True, inside: AbstractContextManager[Any] | None = None
+    ) -> tuple[float, Any]:
+        """The mean loss of the rows, and its gradients as one vector; both are computed `inside`."""
+        import torch
+
+        from bench.train_gpu import TOKENIZER, Repeated
+        from src.model.adapters import as_trained
+        from src.train.fit import Way
+
+        self.cfg.padding_free = padding_free
+        way = Way.of(self.model, TOKENIZER, self.cfg, "bfloat16")
+        assert way.objective.end_to_end == padding_free
+        rows = Repeated(ROWS, len(ROWS), SIZES["vocab_size"])
+        batch = way.collate(list(enumerate(rows[i] for i in range(len(ROWS)))))
+        weight = way.objective.criterion.total_weight(batch["labels"])
+        batch = {k: v.to(DEVICE) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+        self.model.zero_grad()
+        computed = as_trained(self.model, "bfloat16")
+        with inside or nullcontext(), way.objective.attention(self.model), computed:
+            loss = way.objective.summed(self.model, batch) / weight.to(DEVICE)
+            loss.backward()
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        assert all(p.grad is not None for p in trained)
+        return loss.item(), torch.cat([p.grad.flatten().float() for p in trained])
+
+
+def assert_alike(one: tuple[float, Any], other: tuple[float, Any]) -> None:
+    assert one[0] == pytest.approx(other[0], rel=LOSS)
+    assert (one[1] - other[1]).norm() / other[1].norm() < GRADIENT
+
+
+class Seen(AbstractContextManager[Any]):
+    """The names of the operations inside."""
+
+    def __enter__(self) -> Any:
+        from torch.utils._python_dispatch import TorchDispatchMode
+
+        self.names = names = []  # type: ignore[var-annotated]
+
+        class Seeing(TorchDispatchMode):
+            def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+                names.append(str(func))
+                return func(*args, **(kwargs or {}))
+
+        self.mode = Seeing()
+        return self.mode.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self.mode.__exit__(*error)
+
+    def times(self, part: str) -> int:
+        return sum(part in name for name in self.names)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_rows_end_to_end_give_the_loss_and_the_gradients_of_padded_ones(method: str) -> None:
+    step = Step(method)
+    assert_alike(step(padding_free=True), step(padding_free=False))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_one_kernel_attends_for_all_rows(method: str) -> None:
+    seen, layers = Seen(), SIZES["num_hidden_layers"]
+    Step(method)(inside=seen)
+    assert seen.times("_varlen_attn.default") == seen.times("_varlen_attn_backward.default") == layers
+    assert not seen.times("scaled_dot_product")
+
+
+@pytest.mark.parametrize("shared", [1, 4], ids=["a head each", "shared heads"])
+@pytest.mark.parametrize("window", [None, 50], ids=["", "windowed"])
+@pytest.mark.parametrize("size", [64, 128])
+def test_the_kernel_computes_what_each_row_alone_gives_in_fp32(shared: int, window: int | None, size: int) -> None:
+    import torch
+
+    from src.model import attention
+
+    torch.manual_seed(0)
+    shapes = [(1, heads, sum(ROWS), size) for heads in (8, 8 // shared, 8 // shared)]
+    leaves = [torch.randn(shape, device=DEVICE, requires_grad=True) for shape in shapes]
+    weights = torch.randn(1, sum(ROWS), 8, size, device=DEVICE)
+    attention.lay_out(ROWS)
+    plain, _ = attention.attend(None, *leaves, None, sliding_window=window)  # type: ignore[arg-type]
+    expected = torch.autograd.grad((plain * weights).sum(), leaves)
+    with torch.autocast(DEVICE, torch.bfloat16):
+        fast, _ = attention.attend(None, *leaves, None, sliding_window=window)  # type: ignore[arg-type]
+    assert (plain.dtype, fast.dtype) == (torch.float32, torch.bfloat16)
+    for got, right in zip(
+        (fast, *torch.autograd.grad((fast * weights).sum(), leaves)), (plain, *expected), strict=True
+    ):
+        assert (got.float() - right).norm() / right.norm() < 3e-2
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_liger_s_kernels_give_the_loss_and_the_gradients_of_plain_ones(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = (f"method={method}", f"gradient_checkpointing={checkpointing}", *ON_GPU)
-    found = measured(case(str(smollm2), 400, 16, *words), tmp_path)
+    pytest.importorskip("liger_kernel")
+    from transformers.integrations.liger import apply_liger_kernel
+    from transformers.models.llama import modeling_llama
+
+    from src.train.arguments import Schedule, arguments
+
+    for name in ("apply_rotary_pos_emb", "LlamaRMSNorm", "LlamaMLP"):  # it puts its own in their places
+        monkeypatch.setattr(modeling_llama, name, getattr(modeling_llama, name))
+    step, seen = Step(method), Seen()
+    plain = step(inside=seen)
+    assert seen.times("silu")
+    told = arguments(step.cfg, "bfloat16", Schedule(1, 1), False, tmp_path)
+    assert told.use_liger_kernel
+    apply_liger_kernel(step.model, told.liger_kernel_config)
+    assert_alike(step(inside=seen), plain)
+    assert not seen.times("silu")  # it is a part of a kernel now
+
+
+# --- whole trainings -------------------------------------------------------------------------------------
+
+
+def done(world: World, stage: str, *words: str, code: int = 0, **how: Any) -> str:
+    """Run a stage on the GPU in a process of its own. Returns what it said."""
+    process = world.start(stage, *ON_GPU, *words, **how)
+    said, _ = process.communicate()
+    assert process.returncode == code, said
+    return said
+
+
+@pytest.mark.parametrize("kernels", ["auto", "false"])
+@pytest.mark.parametrize("checkpointing", ["true", "false"])
+@pytest.mark.parametrize("method", METHODS)
+def test_the_peak_of_a_training_on_the_gpu_is_the_one_planned(
+    shaped: Path, tmp_path: Path, method: str, checkpointing: str, kernels: str
+) -> None:
+    words = (f"method={method}", f"gradient_checkpointing={checkpointing}", f"use_liger_kernel={kernels}", *ON_GPU)
+    found = measured(case(str(shaped), 400, 16, *words), tmp_path)
     assert abs(found.error) < 0.1, found
 
 
-@pytest.mark.parametrize("method", ["lora", "qlora", "full"])
-def test_a_run_on_the_gpu_trains_in_bfloat16_and_is_evaluated(world: World, method: str) -> None:
-    training = world.start("train", *ON_GPU, f"method={method}")
-    said, _ = training.communicate()
-    assert training.returncode == 0, said
-    manifest = world.newest.manifest
-    assert manifest["precision"]["value"] in {"bfloat16", "float16"}
-    assert manifest["hardware"]["gpus"]
-    answering = world.start("eval", *ON_GPU)
-    said, _ = answering.communicate()
-    assert answering.returncode == 0, said
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("method=lora",), ("method=qlora", "optim=paged_adamw_8bit"), ("method=full",), ("method=dora",),
+        ("method=prefix",), ("method=prompt",), ("method=lora", "packing=true", "max_length=128"),
+        ("method=lora", "bf16=false"),
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_a_run_on_the_gpu_learns_and_answers(world: World, words: tuple[str, ...]) -> None:
+    said = done(world, "train", *words)
+    run = world.newest
+    assert run.manifest["precision"]["value"] == ("float16" if "bf16=false" in words else "bfloat16")
+    assert run.manifest["hardware"]["gpus"]
+    virtual = words[0] in ("method=prefix", "method=prompt")  # tokens, which a random model learns little by
+    assert ("batches are padded" in said) == virtual, said
+    figures = json.loads((run.path / "metrics.json").read_text())["train"]
+    assert virtual or figures["eval_loss"] < 6  # of 512 tokens: 6.2 is nothing learned
+    done(world, "eval")
+    assert (run.path / "evals").is_dir()
+
+
+def test_two_deterministic_runs_give_the_same_bytes(world: World, tmp_path: Path) -> None:
+    worlds = [world.elsewhere(tmp_path / name) for name in ("one", "other")]
+    for each in worlds:
+        done(each, "train", *STEPS)
+    assert tree(worlds[0].newest.model) == tree(worlds[1].newest.model)
+
+
+def test_a_killed_training_goes_on_to_the_same_bytes(world: World, tmp_path: Path) -> None:
+    whole = world.elsewhere(tmp_path / "whole")
+    done(whole, "train", *STEPS)
+    done(world, "train", *STEPS, code=-signal.SIGKILL, script=KILLED)
+    assert "going on after step 9" in done(world, "train", *STEPS)
+    assert end_of(world.newest) == end_of(whole.newest)
+
+
+def test_memory_that_runs_out_is_told_in_one_sentence(world: World, shaped: Path) -> None:
+    words = (f"model_name={shaped}", "batch_size=16", "gradient_checkpointing=false")
+    said = done(world, "train", *words, code=2, script=WITH_LITTLE_MEMORY)
+    assert "out of memory at step 1" in said
+    assert "gradient_checkpointing=true" in said
+    assert "Traceback" not in said
+
+
+def test_what_a_plan_finds_too_large_is_refused_before_the_model_is_loaded(world: World) -> None:
+    said = done(world, "train", "memory_gb=0.3", code=2)  # a CUDA context alone takes more
+    assert "there are 0.30 GB" in said
+    assert "Traceback" not in said

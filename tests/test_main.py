@@ -255,6 +255,15 @@ def test_the_gpus_are_chosen_before_the_stage_is_imported(assay: Any, words: lis
     assert done.stdout == repr((devices, devices)) + "\n", done.stderr
 
 
+@pytest.mark.parametrize(("words", "seen"), [([], None), (["deterministic=true"], ":4096:8")])
+def test_cublas_is_told_to_be_deterministic_before_the_stage_is_imported(
+    assay: Any, words: list[str], seen: str | None
+) -> None:
+    body = "import os\nseen = os.environ.get('CUBLAS_WORKSPACE_CONFIG')\ndef train(config):\n    print(seen)\n"
+    done = probe(assay, body, *words)
+    assert done.stdout == f"{seen}\n", done.stderr
+
+
 def test_the_environment_chooses_the_gpus_where_nobody_else_does(assay: Any) -> None:
     assert probe(assay, SEEN, CUDA_VISIBLE_DEVICES="5").stdout == repr(("5", "5")) + "\n"
     assert probe(assay, SEEN, "cuda_visible_devices=1", CUDA_VISIBLE_DEVICES="5").stdout == repr(("1", "1")) + "\n"

@@ -45,8 +45,9 @@ class Writer:
             raise ConfigError(
                 f"generation={dict(extra)}: {error}", hint="see transformers.GenerationConfig"
             ) from error
-        if model.device.type == "cuda" and not self.settings.cache_implementation:
-            # One block for keys and values, so that the memory a batch takes shows at its beginning.
+        if model.device.type == "cuda" and not self.settings.cache_implementation and not self.unpadded:
+            # One block for keys and values, so that the memory a batch takes shows at its beginning. It is as long
+            # as prompt and answer: virtual tokens have no place there.
             self.settings.cache_implementation = "static"
             self.settings.disable_compile = True
 

@@ -11,7 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
+from inspect import signature
 from typing import Any
 
 import torch
@@ -23,6 +25,12 @@ NAME = "rows_end_to_end"
 # How far two ways of computing the same may lie apart, relative to the size of the values.
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 6e-2}
 PROBE_LENGTHS = (5, 3, 7)
+# What FlashAttention takes: heads of a multiple of 8 up to 256, on an Ampere GPU or a newer one.
+HEAD_SIZES = range(8, 257, 8)
+FIRST_CAPABILITY = (8, 0)
+HAS_FLASH_ATTN = find_spec("flash_attn") is not None
+# Newer ones of PyTorch have to be told that heads are shared; 2.11 sees it by itself.
+TELLS_GROUPS = "enable_gqa" in signature(varlen_attn).parameters
 
 
 @dataclass
@@ -63,14 +71,42 @@ def attend(
     if query.shape[0] != 1 or sum(_layout.lengths) != query.shape[2]:
         raise ValueError(f"{tuple(query.shape)} is not a batch of rows of {_layout.lengths} laid end to end")
     _layout.read = True
-    if query.is_cuda and softcap is None and query.dtype != torch.float32 and not dropout:
-        return _by_kernel(query, key, value, scaling, sliding_window), None
+    if query.is_cuda:
+        query, key, value = as_autocast_has_them(query, key, value)
+        if softcap is None and not dropout and _kernel_takes(query, value):
+            return _by_kernel(query, key, value, scaling, sliding_window), None
     with _in_fp32(query.device):
         parts = (_as_computed(t).split(_layout.lengths, dim=2) for t in (query, key, value))
         rows = [
             _one_row(q, k, v, scaling, dropout, sliding_window, softcap) for q, k, v in zip(*parts, strict=True)
         ]
     return torch.cat(rows, dim=2).transpose(1, 2).to(query.dtype), None
+
+
+def as_autocast_has_them(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The tensors in the precision of autocast, if it is on.
+
+    Where the weights of norms are fp32, as in full training, rotated queries and keys are fp32 too, and the
+    variable-length kernel is nothing that autocast knows.
+    """
+    kind = tensors[0].device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+    return tuple(t.to(dtype) for t in tensors)
+
+
+def _kernel_takes(query: torch.Tensor, value: torch.Tensor) -> bool:
+    size = query.shape[3]
+    return (
+        query.dtype in (torch.bfloat16, torch.float16)
+        and size == value.shape[3]
+        and size in HEAD_SIZES
+        and _capability(query.device) >= FIRST_CAPABILITY
+    )
+
+
+@cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
 
 
 def _in_fp32(device: torch.device) -> AbstractContextManager[Any]:
@@ -120,17 +156,16 @@ def _by_kernel(
     q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))
     ends, longest = _layout.on(query.device), max(_layout.lengths)
     behind = sliding_window - 1 if sliding_window is not None else -1
-    if find_spec("flash_attn"):
+    if HAS_FLASH_ATTN:
         from flash_attn import flash_attn_varlen_func
 
         out = flash_attn_varlen_func(
-            q, k, v, ends, ends, longest, longest, softmax_scale=scaling, causal=True, window_size=(behind, 0)
-        )
-    else:
-        out = varlen_attn(
-            q, k, v, ends, ends, longest, longest, scale=scaling, window_size=(behind, 0),
-            enable_gqa=q.shape[1] != k.shape[1],
+            q, k, v, ends, ends, longest, longest, softmax_scale=scaling, causal=True, window_size=(behind, 0),
+            deterministic=torch.are_deterministic_algorithms_enabled(),
         )  # fmt: skip
+    else:
+        groups = {"enable_gqa": True} if TELLS_GROUPS else {}
+        out = varlen_attn(q, k, v, ends, ends, longest, longest, scale=scaling, window_size=(behind, 0), **groups)
     return out.unsqueeze(0)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,10 @@ from src.train import sharding
 from src.train.batches import Batches
 from src.utils import environment
 from src.utils.place import Here
+
+NAMES = {field.name for field in fields(TrainingArguments)}
+# transformers has named it anew, and warns of the older name.
+CHECKPOINTING = "activation_checkpointing" if "activation_checkpointing" in NAMES else "gradient_checkpointing"
 
 
 class Schedule(NamedTuple):
@@ -68,7 +73,7 @@ def arguments(
         lr_scheduler_type="constant_with_warmup" if scheduler == "constant" and warmup else scheduler,
         lr_scheduler_kwargs=cfg.lr_scheduler_kwargs,
         max_grad_norm=cfg.max_grad_norm,
-        activation_checkpointing=cfg.gradient_checkpointing is True,
+        **{CHECKPOINTING: cfg.gradient_checkpointing is True},
         torch_compile=cfg.torch_compile,
         use_liger_kernel=kernels == "liger",
         liger_kernel_config={"fused_linear_cross_entropy": False, "cross_entropy": False},  # Objective's part

@@ -52,24 +52,19 @@ class Reasoned(NamedTuple):
 
 def gpus(visible: str) -> list[Gpu]:
     """The GPUs among `visible` ("0", "0,1", "" for none), as nvidia-smi names them."""
-    if not shutil.which("nvidia-smi") or not visible.strip():
-        return []
-    asked = subprocess.run(
-        [
-            "nvidia-smi",
-            f"--id={visible}",
-            "--query-gpu=name,memory.total,compute_cap,driver_version",
-            "--format=csv,noheader,nounits",
-        ],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    tool = shutil.which("nvidia-smi")
+    return list(_gpus(tool, visible)) if tool and visible.strip() else []
+
+
+@cache  # a training asks a dozen times, and where nothing keeps the driver loaded each answer takes seconds
+def _gpus(tool: str, visible: str) -> tuple[Gpu, ...]:
+    query = ["--query-gpu=name,memory.total,compute_cap,driver_version", "--format=csv,noheader,nounits"]
+    asked = subprocess.run([tool, f"--id={visible}", *query], capture_output=True, text=True, timeout=60)
     rows = [[cell.strip() for cell in line.split(",")] for line in asked.stdout.splitlines()]
     good = (r for r in rows if asked.returncode == 0 and len(r) == 4)
-    return [
+    return tuple(
         Gpu(name, int(_number(memory)), _number(capability), driver) for name, memory, capability, driver in good
-    ]
+    )
 
 
 def _number(text: str) -> float:

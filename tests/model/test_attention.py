@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from src.model import attention
 
@@ -91,3 +92,23 @@ def test_a_batch_that_was_not_laid_out_is_refused() -> None:
     attention.lay_out([3])
     with attention.laid_end_to_end(model), pytest.raises(ValueError, match="laid end to end"):
         model(input_ids=torch.ones(2, 4, dtype=torch.long), use_cache=False)
+
+
+@pytest.mark.parametrize("shared", [1, 4], ids=["a head each", "shared heads"])
+@pytest.mark.parametrize("window", [None, 64], ids=["", "windowed"])
+def test_the_kernel_is_called_as_it_wants_forward_and_backward(shared: int, window: int | None) -> None:
+    with FakeTensorMode():  # it checks shapes and types, and computes nothing
+        shapes = [(1, heads, 300, 64) for heads in (8, 8 // shared, 8 // shared)]
+        q, k, v = leaves = [torch.empty(shape, requires_grad=True) for shape in shapes]
+        attention.lay_out([200, 99, 1])
+        with torch.autocast("cpu", torch.bfloat16):
+            taken = attention.as_autocast_has_them(q, k, v)
+            out = attention._by_kernel(*taken, 0.1, window)
+        assert (out.shape, out.dtype) == ((1, 300, 8, 64), torch.bfloat16)
+        out.sum().backward()
+        assert [t.grad.shape for t in leaves if t.grad is not None] == shapes
+
+
+def test_without_autocast_nothing_is_rounded() -> None:
+    tensors = torch.ones(2), torch.ones(2, dtype=torch.float16)
+    assert [t.dtype for t in attention.as_autocast_has_them(*tensors)] == [torch.float32, torch.float16]

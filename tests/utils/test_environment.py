@@ -57,6 +57,14 @@ def test_a_gpu_says_what_it_is(machine) -> None:
     assert [g.name for g in gpus("1,0")] == ["Tesla T4", "NVIDIA H100 80GB HBM3"]
 
 
+def test_the_gpus_are_asked_for_once(machine, tmp_path: Path) -> None:
+    machine(H100)
+    asked = tmp_path / "bin" / "nvidia-smi"
+    first = gpus("0")
+    asked.write_text("#!/bin/sh\nexit 1\n")
+    assert gpus("0") == first
+
+
 @pytest.mark.parametrize("visible", ["", " ", "-1", "7"])
 def test_a_gpu_that_is_not_visible_is_not_there(machine, visible: str) -> None:
     machine(H100)
