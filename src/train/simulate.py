@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_iter
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from src.data.rows import IGNORED, Example
-from src.model import adapters, load, methods
+from src.model import adapters, attention, load, methods
 from src.model.source import Source
 from src.schema import TrainConfig
 from src.train import liger, losses
@@ -199,7 +199,10 @@ def _as_on(device: str, model: Any, end_to_end: bool) -> Iterator[None]:
 
 
 class _Kernel(torch.autograd.Function):
-    """What FlashAttention keeps: q, k, v, the output and a float a query (arXiv:2307.08691, section 3)."""
+    """What FlashAttention keeps: q, k, v, the output and a float a query (arXiv:2307.08691, section 3).
+
+    On the way back it adds the gradient of q up in fp32, and has those of k and v for each head of q first.
+    """
 
     @staticmethod
     def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -209,10 +212,17 @@ class _Kernel(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> Any:  # type: ignore[override]
-        return tuple(torch.empty_like(t) for t in ctx.saved_tensors[:3])
+        q, k, v, *_ = ctx.saved_tensors
+        _sums = torch.empty_like(q, dtype=torch.float32)
+        _of_heads = [torch.empty_like(q) for t in (k, v) if t.shape[1] != q.shape[1]]
+        return tuple(torch.empty_like(t) for t in (q, k, v))
 
 
-AttentionInterface.register(ON_GPU, lambda module, q, k, v, mask, **_: (_Kernel.apply(q, k, v), None))
+def _one_kernel(module: Any, *qkv: torch.Tensor, **_: Any) -> tuple[torch.Tensor, None]:
+    return _Kernel.apply(*attention.as_autocast_has_them(*qkv[:3])), None
+
+
+AttentionInterface.register(ON_GPU, _one_kernel)
 AttentionMaskInterface.register(ON_GPU, lambda *_, **__: None)
 
 
