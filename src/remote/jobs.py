@@ -1,4 +1,4 @@
-"""Runs on the server: started once, watched from anywhere, stopped. What does it there is there/jobs.py."""
+"""Runs on the server: started once, watched from anywhere, stopped. there/ has what does that."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def start(
     hint = f"make ssh-status tells, and the same command with RUN={job['id']} starts it if it was not"
     try:
         return dict(
-            link.call("jobs:start", folder=link.target.dir, job=job, environment=dict(environment), code=code)
+            link.call("start:start", folder=link.target.dir, job=job, environment=dict(environment), code=code)
         )
     except LostConnection as error:
         raise LostConnection(f"{error.problems[0]}, and {unsure}", hint=hint) from None
@@ -80,7 +80,7 @@ def follow(link: Link, id: str, offset: int = 0, wait: bool = True) -> Job:
     """
     while True:
         try:
-            for frame in link.stream("jobs:follow", folder=link.target.dir, id=id, offset=offset, wait=wait):
+            for frame in link.stream("watch:follow", folder=link.target.dir, id=id, offset=offset, wait=wait):
                 if "end" in frame:
                     return dict(frame["end"])
                 data = base64.b64decode(frame["data"])
@@ -187,7 +187,7 @@ def stop(link: Link, job: Job, grace: float = GRACE) -> Job:
     """
     if job["status"] != "running":
         raise RemoteError(f"run {job['id']} does not run: it is {meaning(job)}")
-    asked = dict(link.call("jobs:stop", folder=link.target.dir, id=job["id"], grace=grace))
+    asked = dict(link.call("stop:stop", folder=link.target.dir, id=job["id"], grace=grace))
     return follow(link, job["id"], offset=asked["size"])
 
 

@@ -26,7 +26,9 @@ from src.remote.target import Target
 Answer = TypeVar("Answer")
 
 THERE = Path(__file__).parent / "there"
-SENT = ("wire", "files", "venv", "jobs", "machine", "pushed", "fetched", "visit")  # each after those it imports
+SENT = (  # each after those it imports
+    "wire", "files", "venv", "jobs", "apart", "start", "watch", "stop", "machine", "pushed", "fetched", "visit",
+)  # fmt: skip
 PATIENCE = 120.0  # seconds in which a lost connection is made again before that is told
 ANSWERS = 10.0  # seconds within which a host answers at all
 SILENCE = 20.0  # seconds without a sign of life after which a connection is lost; there/door.py gives one every 3
