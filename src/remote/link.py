@@ -22,6 +22,7 @@ from paramiko.ssh_exception import AuthenticationException, BadHostKeyException,
 from src.errors import LostConnection, RemoteError
 from src.remote import keys
 from src.remote.target import Target
+from src.remote.there.wire import BOOT
 
 Answer = TypeVar("Answer")
 
@@ -199,8 +200,7 @@ class Link:
             channel = self.connection.transport.open_session(timeout=SILENCE)
             with channel:
                 channel.settimeout(SILENCE)
-                boot = 'import json,sys;request=json.loads(sys.stdin.readline());exec(request["boot"])'
-                channel.exec_command(f"{self.target.python} -c '{boot}'")
+                channel.exec_command(f"{self.target.python} -c '{BOOT}'")
                 channel.sendall(json.dumps(request).encode() + b"\n")
                 noise: list[str] = []
                 for line in _lines(channel):

@@ -9,15 +9,14 @@ import subprocess
 import sys
 from typing import Any
 
-from src.remote.there.wire import Refused, send
+from src.remote.there.wire import BOOT, Refused, send
 
 
 def call(function: str, **given: Any) -> None:
     """Call `module:function` in a process that no connection ends; back once it has sent its first frame."""
     here: Any = sys.modules["src.remote.there"]
-    boot = "import json,sys;request=json.loads(sys.stdin.readline());exec(request['boot'])"
     other = subprocess.Popen(
-        [sys.executable, "-c", boot],
+        [sys.executable, "-c", BOOT],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -7,6 +7,8 @@ import sys
 import threading
 from typing import Any
 
+BOOT = 'import json,sys;request=json.loads(sys.stdin.readline());exec(request["boot"])'  # for python3 -c
+
 _lock = threading.Lock()
 unbroken = threading.Lock()  # held by what is to be ended once it is begun, though nobody listens any more
 
