@@ -200,7 +200,7 @@ class Link:
             channel = self.connection.transport.open_session(timeout=SILENCE)
             with channel:
                 channel.settimeout(SILENCE)
-                channel.exec_command(f"{self.target.python} -c '{BOOT}'")
+                channel.exec_command(self.target.command(BOOT))
                 channel.sendall(json.dumps(request).encode() + b"\n")
                 noise: list[str] = []
                 for line in _lines(channel):

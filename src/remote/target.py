@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from src.errors import ConfigError, RemoteError
+from src.remote.there.wire import OPTIONS
 
 NEEDED = {
     "REMOTE_HOST": "the server's name, its address, or an alias of ~/.ssh/config",
@@ -46,6 +47,11 @@ class Target:
     def ssh(self) -> list[str]:
         """The words of ssh that connect as this does, for rsync and a shell; they ask for nothing."""
         return ["ssh", "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=yes", *self.options]
+
+    def command(self, code: str) -> str:
+        """What any login shell there takes for: run `code`, which has no single quote, by its Python."""
+        spelt = re.sub(r"(?!^~)([^\w./+-])", _escaped, self.python)
+        return f"{spelt} {' '.join(OPTIONS)} -c '{code}'"
 
     @staticmethod
     def of(environment: Mapping[str, str]) -> Target:
@@ -109,6 +115,10 @@ def _asked(host: str, options: list[str]) -> dict[str, tuple[str, ...]]:
         name, _, value = line.partition(" ")
         found[name] = (*found.get(name, ()), value)
     return found
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return f"\\{found[0]}" if found[0].isascii() else found[0]
 
 
 def _one(said: Mapping[str, tuple[str, ...]], name: str) -> str | None:

@@ -40,7 +40,7 @@ def shell(link: Link) -> int:
     found = link.call("visit:shell", folder=link.target.dir)
     names = {name: name for name in ("root", "environment", "argv")}
     code = START.format(given=json.dumps(found).encode().hex(), **names).replace("'", '"')
-    command = f"{link.target.python} -c '{code}'"  # no letter of it means anything to any login shell
+    command = link.target.command(code)
     if shutil.which("ssh"):
         link.close()
         sys.stdout.flush()

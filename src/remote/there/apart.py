@@ -9,14 +9,14 @@ import subprocess
 import sys
 from typing import Any
 
-from src.remote.there.wire import BOOT, Refused, send
+from src.remote.there.wire import BOOT, OPTIONS, Refused, send
 
 
 def call(function: str, **given: Any) -> None:
     """Call `module:function` in a process that no connection ends; back once it has sent its first frame."""
     here: Any = sys.modules["src.remote.there"]
     other = subprocess.Popen(
-        [sys.executable, "-c", BOOT],
+        [sys.executable, *OPTIONS, "-c", BOOT],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -21,7 +21,7 @@ FLOCK = "hhqqi4x"  # struct flock of a 64-bit Linux
 def place(folder: str, id: str) -> str | None:
     """The run directory of an id, whoever made it."""
     path = os.path.join(files.root(folder), RUNS, id)
-    return files.text(path) if os.path.isfile(os.path.join(path, "manifest.json")) else None
+    return path if os.path.isfile(os.path.join(path, "manifest.json")) else None
 
 
 def listing(folder: str, run: str, after: str = "") -> Iterator[dict[str, Any]]:
@@ -32,7 +32,6 @@ def listing(folder: str, run: str, after: str = "") -> Iterator[dict[str, Any]]:
     that was heard of before.
     Raises: Refused if it is no run, or one that still runs.
     """
-    run = files.path(run)
     manifest = _read(os.path.join(run, "manifest.json"))
     if manifest is None:
         raise Refused(f"{run} is no run: it has no manifest.json", "make ssh-status lists the runs")

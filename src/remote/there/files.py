@@ -16,17 +16,7 @@ CODE = "outputs/remote/code"
 
 def root(folder: str) -> str:
     """The project's folder, absolute, `~` expanded."""
-    return os.path.abspath(os.path.expanduser(path(folder)))
-
-
-def path(text: str) -> str:
-    """A path as this session's Python takes it: on the disk it is UTF-8, whatever the locale is."""
-    return os.fsdecode(text.encode("utf-8", "surrogateescape"))
-
-
-def text(path: str) -> str:
-    """A path as it is told to the client: the inverse of `path`."""
-    return os.fsencode(path).decode("utf-8", "surrogateescape")
+    return os.path.abspath(os.path.expanduser(folder))
 
 
 def write(path: str, text: str, new: bool = False) -> bool:

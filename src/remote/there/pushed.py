@@ -46,11 +46,11 @@ def settle(folder: str, push: dict[str, str], wanted: dict[str, Entry], named: l
         done = work.done()
     return dict(
         done,
-        root=files.text(root),
-        named={path: os.path.lexists(os.path.join(root, os.path.expanduser(files.path(path)))) for path in named},
+        root=root,
+        named={path: os.path.lexists(os.path.join(root, os.path.expanduser(path))) for path in named},
         rsync=shutil.which("rsync") is not None,
         free=shutil.disk_usage(work.home).free,
-        incoming=files.text(work.incoming),
+        incoming=work.incoming,
     )
 
 

@@ -62,12 +62,11 @@ def supervise(root: str, job: jobs.Job, environment: dict[str, str], snapshot: s
     place = jobs.place_of(root, job["id"])
     surroundings = _environment(root, place, job, environment, snapshot)
     argv = [os.path.join(root, job["argv"][0]), *job["argv"][1:]]
-    typed = "utf-8", "surrogateescape"  # whatever this session's locale is
     with open(os.path.join(place, "log"), "ab") as log:
         child = subprocess.Popen(
-            ["/bin/sh", "-c", 'read -r go && exec "$@" </dev/null', "sh", *(word.encode(*typed) for word in argv)],
+            ["/bin/sh", "-c", 'read -r go && exec "$@" </dev/null', "sh", *argv],
             cwd=root,
-            env={name.encode(*typed): value.encode(*typed) for name, value in surroundings.items()},
+            env=surroundings,
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,
