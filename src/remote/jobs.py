@@ -52,7 +52,7 @@ def start(
     """Start a command in REMOTE_DIR, apart from this connection, exactly once however often it is cut.
 
     `words` are those of `argv` that a person typed; `environment` is what the command gets besides, and travels on
-    the connection's input only; `code` is what it runs from: see there/files.py `snapshot`. With the `id` of an
+    the connection's input only; `code` is what it runs from: see there/snapshots.py. With the `id` of an
     earlier start nothing is started that was.
     Raises: RemoteError; LostConnection, when it cannot be known whether the command was started.
     """

@@ -28,7 +28,8 @@ Answer = TypeVar("Answer")
 
 THERE = Path(__file__).parent / "there"
 SENT = (  # each after those it imports
-    "wire", "files", "venv", "jobs", "apart", "start", "watch", "stop", "machine", "pushed", "fetched", "visit",
+    "wire", "files", "venv", "jobs", "snapshots", "apart", "start", "watch", "stop",
+    "machine", "pushed", "fetched", "visit",
 )  # fmt: skip
 PATIENCE = 120.0  # seconds in which a lost connection is made again before that is told
 ANSWERS = 10.0  # seconds within which a host answers at all

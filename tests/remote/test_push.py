@@ -654,7 +654,7 @@ def test_two_pushes_of_one_folder_take_turns(sshd: Server, here: Path, there: Pa
 def test_a_run_is_made_of_the_code_that_was_pushed(sync_link: Link, here: Path, there: Path) -> None:
     (here / "src/same.py").symlink_to("model.py")
     code = pushing.push(sync_link)
-    snapshot = Path(sync_link.call("files:snapshot", folder=sync_link.target.dir, code=code))
+    snapshot = Path(sync_link.call("snapshots:take", folder=sync_link.target.dir, code=code))
     assert (snapshot / "src/same.py").read_text() == (snapshot / "src/model.py").read_text() == "model\n"
     write(here, {"README.md": "no code"})
     assert pushing.push(sync_link)["digest"] == code["digest"]

@@ -7,13 +7,17 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from src.remote.there.wire import BOOT, OPTIONS, Refused, send
 
 
-def call(function: str, **given: Any) -> None:
-    """Call `module:function` in a process that no connection ends; back once it has sent its first frame."""
+def call(function: str, inherited: Sequence[int] = (), **given: Any) -> None:
+    """Call `module:function` in a process that no connection ends; back once it has sent its first frame.
+
+    The process has the descriptors of `inherited` open until its end.
+    """
     here: Any = sys.modules["src.remote.there"]
     other = subprocess.Popen(
         [sys.executable, *OPTIONS, "-c", BOOT],
@@ -22,6 +26,7 @@ def call(function: str, **given: Any) -> None:
         stderr=subprocess.PIPE,
         start_new_session=True,
         cwd="/",
+        pass_fds=inherited,
     )
     request = {"boot": here.boot, "sources": here.sources, "mark": "-", "beat": False, "given": given}
     request["call"] = function

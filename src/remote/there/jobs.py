@@ -75,6 +75,12 @@ def ticks(pid: int) -> int | None:
     return None if fields[0] in "ZX" else int(fields[19])
 
 
+def submitted(folder: str, id: str) -> list[str]:
+    """The ids of the jobs that a job has handed to Slurm."""
+    found = read(os.path.join(place_of(folder, id), "slurm.json"))
+    return list(found["ids"]) if found else []
+
+
 def known(folder: str) -> list[Job]:
     """Every job, the newest first, as `look` gives it."""
     jobs = os.path.join(files.root(folder), HOME, "jobs")

@@ -18,7 +18,7 @@ import shutil
 import time
 from typing import Any, Dict  # noqa: UP035  (an alias is evaluated, by Python 3.8 too)
 
-from src.remote.there import files
+from src.remote.there import files, snapshots
 from src.remote.there.wire import Refused, unbroken
 
 HOME = "outputs/remote"
@@ -44,6 +44,8 @@ def settle(folder: str, push: dict[str, str], wanted: dict[str, Entry], named: l
     with open(os.path.join(work.home, ".lock"), "a") as lock:
         fcntl.lockf(lock, fcntl.LOCK_EX)
         done = work.done()
+        if "lacking" not in done:
+            snapshots.prune(root)
     return dict(
         done,
         root=root,

@@ -11,7 +11,7 @@ import subprocess
 import time
 from typing import Any
 
-from src.remote.there import apart, files, jobs, venv
+from src.remote.there import apart, files, jobs, snapshots, venv
 from src.remote.there.wire import Refused
 
 CACHE = ".cache"
@@ -23,7 +23,7 @@ def start(folder: str, job: jobs.Job, environment: dict[str, str], code: dict[st
     """Start `job` unless its id is there already, apart from this connection.
 
     `job` is `{"id", "stage", "words", "argv"}`, `environment` what it gets besides; `code` what it runs from:
-    see files.snapshot.
+    see snapshots.take.
     Returns: its record, as `look` gives it, and in `again` whether it was there before.
     """
     root = files.root(folder)
@@ -40,8 +40,10 @@ def start(folder: str, job: jobs.Job, environment: dict[str, str], code: dict[st
             return dict(jobs.look(root, job["id"]), again=True)
         try:
             _ready(root, job)
-            snapshot = files.snapshot(root, code) if code else None
-            apart.call("start:supervise", root=root, job=job, environment=environment, snapshot=snapshot)
+            snapshot = snapshots.take(root, code) if code else None
+            held = [snapshots.hold(snapshot)] if snapshot else []
+            apart.call("start:supervise", held, root=root, job=job, environment=environment, snapshot=snapshot)
+            snapshots.prune(root)
         except Refused:
             shutil.rmtree(place, ignore_errors=True)
             raise

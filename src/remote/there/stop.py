@@ -28,9 +28,9 @@ def stop(folder: str, id: str, grace: float) -> jobs.Job:
 def end(root: str, id: str, grace: float) -> None:
     """TERM to the job's process, which checkpoints; KILL to all of its session after `grace` seconds."""
     record = jobs.look(root, id)
-    slurm = jobs.read(os.path.join(jobs.place_of(root, id), "slurm.json")) or {"ids": []}
-    _cancel(["--signal=TERM"], slurm["ids"])  # to the steps: --full ends srun, which kills what it has started
-    if not slurm["ids"]:
+    submitted = jobs.submitted(root, id)
+    _cancel(["--signal=TERM"], submitted)  # to the steps: --full ends srun, which kills what it has started
+    if not submitted:
         _signal(record["pid"], signal.SIGTERM)
     apart.alone()
     until = time.monotonic() + grace
@@ -38,7 +38,7 @@ def end(root: str, id: str, grace: float) -> None:
         if not jobs.alive(record):
             return
         time.sleep(POLL)
-    _cancel([], slurm["ids"])
+    _cancel([], submitted)
     for pid in _session(record["pid"]):
         _signal(pid, signal.SIGKILL)
 
