@@ -162,13 +162,25 @@ def test_the_process_of_another_boot_is_gone_though_its_id_is_taken(link: Link, 
     assert look(link, job)["status"] == "running"
     record = folder_of(place, job) / "job.json"
     then = json.loads(record.read_text())
-    for changed in ({"boot_id": "another"}, {"ticks": then["ticks"] + 1}):
+    supervisor, since = then["supervisor"]
+    for changed in ({"boot_id": "another"}, {"ticks": then["ticks"] + 1, "supervisor": [supervisor, since + 1]}):
         record.write_text(json.dumps(then | changed))
         assert look(link, job)["status"] == "interrupted"
     record.write_text(json.dumps(then | {"host": "login2"}))
     assert jobs.meaning(look(link, job)) == "on login2, not seen from here"
     record.write_text(json.dumps(then))
     jobs.stop(link, job)
+
+
+def test_one_whose_end_is_not_written_down_yet_is_not_taken_for_interrupted(link: Link, place: Path) -> None:
+    job = start(link, "while ! test -e go; do sleep 0.02; done; exit 3")
+    supervisor = supervisor_of(job)
+    supervisor.suspend()
+    (place / "go").touch()
+    until(lambda: psutil.Process(job["pid"]).status() == psutil.STATUS_ZOMBIE)
+    assert look(link, job)["status"] == "running"
+    supervisor.resume()
+    assert jobs.followed(link, job["id"]) == 3
 
 
 def test_who_follows_one_whose_process_is_gone_is_told_how_it_goes_on(link: Link) -> None:

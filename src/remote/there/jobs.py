@@ -55,10 +55,14 @@ def look(folder: str, id: str) -> Job:
 
 
 def alive(record: Job) -> bool:
-    """Whether the process of a record still runs: a pid is reused, its start and the boot are not."""
+    """Whether the process of a record still runs, or who writes down how it ended does.
+
+    A pid is reused, its start and the boot are not.
+    """
     if record["host"] != socket.gethostname() or record["boot_id"] != boot_id():
         return False
-    return ticks(record["pid"]) == record["ticks"]
+    supervisor = record.get("supervisor")
+    return ticks(record["pid"]) == record["ticks"] or bool(supervisor and ticks(supervisor[0]) == supervisor[1])
 
 
 def boot_id() -> str:

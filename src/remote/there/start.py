@@ -78,6 +78,7 @@ def supervise(root: str, job: jobs.Job, environment: dict[str, str], snapshot: s
     record.update(
         pid=child.pid,
         ticks=jobs.ticks(child.pid),
+        supervisor=[os.getpid(), jobs.ticks(os.getpid())],
         boot_id=jobs.boot_id(),
         host=socket.gethostname(),
         started=time.time(),
