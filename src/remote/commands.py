@@ -50,9 +50,9 @@ def init(link: Link, words: Words) -> int:
 
 
 def status(link: Link, words: Words) -> int:
-    from src.remote import jobs
+    from src.remote import jobs, table
 
-    jobs.print_table(jobs.known(link), link, everything="--all" in words.flags)
+    table.print_table(jobs.known(link), link, everything="--all" in words.flags)
     return 0
 
 

@@ -6,23 +6,17 @@ import base64
 import re
 import secrets
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from rich.table import Table
-from rich.text import Text
-
 from src.errors import LostConnection, RemoteError, Stopped, did_you_mean
 from src.remote.link import Link
-from src.utils.screen import Screen, tell
+from src.utils.screen import tell
 
 Job = dict[str, Any]  # as there/jobs.py `look` gives it
 
 PYTHON = ".venv/bin/python"
-COLUMNS = ("run", "stage", "status", "for", "last line of its log")
-SHOWN = 20  # jobs, of a long list
 GRACE = 300.0  # seconds in which a training may finish its step and write its checkpoint
 MEANINGS = {
     0: "finished",
@@ -189,37 +183,3 @@ def stop(link: Link, job: Job, grace: float = GRACE) -> Job:
         raise RemoteError(f"run {job['id']} does not run: it is {meaning(job)}")
     asked = dict(link.call("stop:stop", folder=link.target.dir, id=job["id"], grace=grace))
     return follow(link, job["id"], offset=asked["size"])
-
-
-def print_table(jobs: Sequence[Job], link: Link, everything: bool = False) -> None:
-    """Print the runs of a server, a line each: those that run and the newest, or `everything`."""
-    now = time.time()
-    shown = [job for i, job in enumerate(jobs) if everything or i < SHOWN or job["status"] == "running"]
-    rows = [_row(job, now) for job in shown]
-    table = Table(box=None, pad_edge=False, header_style="bold", expand=True)
-    for title in COLUMNS[:-1]:
-        table.add_column(title, no_wrap=True)
-    table.add_column(COLUMNS[-1], overflow="ellipsis", no_wrap=True, ratio=1)  # what the others leave
-    for row in rows:
-        table.add_row(*(Text(row[title]) for title in COLUMNS))
-    screen = Screen(highlight=False, markup=False)
-    screen.print(f"{link.target}:{link.target.dir}")
-    screen.print(table)
-    if len(shown) < len(jobs):
-        screen.print(f"and {len(jobs) - len(shown)} older ones: make ssh-status ALL=1")
-
-
-def _row(job: Job, now: float) -> dict[str, str]:
-    id, run = str(job["id"]), run_of(job)
-    end = job["ended"] or (now if job["status"] == "running" else job["heard"]) or job["started"]
-    texts = (id if run == id else f"{id} in {run}", job["stage"], meaning(job), duration(end - job["started"]))
-    return dict(zip(COLUMNS, (*texts, job["last"]), strict=True))
-
-
-def duration(seconds: float) -> str:
-    """`3 h 12 min`, the two greatest units."""
-    seconds = max(0, round(seconds))
-    minutes, hours, days = seconds // 60, seconds // 3600, seconds // 86400
-    parts = ((days, "d"), (hours % 24, "h"), (minutes % 60, "min"), (seconds % 60, "s"))
-    first = next((i for i, (n, _) in enumerate(parts) if n), len(parts) - 1)
-    return " ".join(f"{n} {unit}" for n, unit in parts[first : first + 2] if n) or "0 s"

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from src.errors import RemoteError, Stopped
-from src.remote import jobs
+from src.remote import jobs, table
 from src.remote.link import Link
 from src.remote.target import Target
 from tests.remote.server import Server, needs_ssh, until
@@ -176,6 +176,7 @@ def test_one_whose_end_is_not_written_down_yet_is_not_taken_for_interrupted(link
     job = start(link, "while ! test -e go; do sleep 0.02; done; exit 3")
     supervisor = supervisor_of(job)
     supervisor.suspend()
+    until(lambda: supervisor.status() == psutil.STATUS_STOPPED)
     (place / "go").touch()
     until(lambda: psutil.Process(job["pid"]).status() == psutil.STATUS_ZOMBIE)
     assert look(link, job)["status"] == "running"
@@ -228,40 +229,18 @@ def test_a_run_is_named_by_its_beginning_and_by_the_directory_that_it_works_in(l
     assert named("r7") == second["id"]  # the newest
 
 
-def test_the_table_shows_every_status_whole_in_80_columns(
-    link: Link, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
-    for _ in range(3):
-        jobs.followed(
-            link, start(link, "echo a very long line of a log that has no room here at all; exit 75")["id"]
-        )
-    capsys.readouterr()
-    jobs.print_table(jobs.known(link), link)
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 5 and all(len(line) <= 80 for line in lines)
-    assert all("stopped, with a checkpoint" in line for line in lines[2:])
-
-
 def test_of_a_long_list_the_newest_are_shown_and_what_runs(
     link: Link, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jobs, "SHOWN", 1)
+    monkeypatch.setattr(table, "SHOWN", 1)
     running = start(link, "exec sleep 1000", id="running")
     for id in ("old", "new"):
         jobs.followed(link, start(link, "true", id=id)["id"])
     capsys.readouterr()
-    jobs.print_table(jobs.known(link), link)
+    table.print_table(jobs.known(link), link)
     shown = capsys.readouterr().out
     assert "new" in shown and "running" in shown and "old " not in shown and "and 1 older ones" in shown
     jobs.stop(link, running)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"), [(0, "0 s"), (59.6, "1 min"), (3725, "1 h 2 min"), (90000, "1 d 1 h"), (-5, "0 s")]
-)
-def test_a_duration_is_its_two_greatest_units(seconds: float, words: str) -> None:
-    assert jobs.duration(seconds) == words
 
 
 # Stopped
