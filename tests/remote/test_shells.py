@@ -1,4 +1,4 @@
-"""Whatever the login shell is, the locale of its sessions, and the path of the Python there."""
+"""Whoever logs in, whatever their login shell is, the locale of its sessions, and the path of the Python there."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from src.remote import jobs
+from src.remote.link import Link
+from src.remote.target import Target
 from tests.remote.client import Client
-from tests.remote.server import Server, needs_own_mounts, needs_ssh
+from tests.remote.server import GUEST_ID, GUEST_NAME, Server, needs_own_mounts, needs_ssh, until
 
 pytest_plugins = ["tests.remote.server", "tests.remote.client"]
 pytestmark = needs_ssh
@@ -73,3 +76,34 @@ def test_the_name_of_the_folder_may_be_any_where_the_locale_is_latin_1(
         run(person, folder / "told.json")
         assert person("ssh-status").stdout.count("finished") == 1
     assert sshd.outside(folder) == before
+
+
+WORK = """
+trap "echo saved; exit 75" TERM
+mkdir -p outputs/runs/r
+echo '{"started": 1, "status": "interrupted"}' > outputs/runs/r/manifest.json
+echo "$PWD/outputs/runs/r" > "$ASSAY_RUN_FILE"
+id -u
+while :; do sleep 0.02; done
+"""
+
+
+@needs_own_mounts
+def test_who_is_not_root_and_may_not_write_to_the_home_pushes_starts_stops_and_fetches(
+    sshd: Server, person: Client, tmp_path: Path
+) -> None:
+    place = sshd.tmp / tmp_path.name
+    guest = person.copy(tmp_path / "mine").having(REMOTE_USER=GUEST_NAME, REMOTE_DIR=f"/tmp/{place.name}")
+    if sshd.ssh("python3 --version", guest.environment).returncode:
+        pytest.skip("NO python3 FOR OTHERS THAN root HERE: other users are NOT tested")
+    before = sshd.outside(place)
+    assert guest("push").returncode == 0
+    (place / ".venv/bin").mkdir(parents=True)
+    (place / ".venv/bin/python").symlink_to("/bin/sh")
+    with Link(Target.of(guest.environment)) as link:
+        job = jobs.start(link, "train", [jobs.PYTHON, "-c", WORK], [], {}, None)
+        until(lambda: jobs.named(link, job["id"])["last"] == str(GUEST_ID))
+    assert "stopped, with a checkpoint" in guest("ssh-stop", job["id"]).stdout
+    assert guest("ssh-fetch", "r").returncode == 0
+    assert (guest.project / "outputs/runs/r/manifest.json").is_file()
+    assert sshd.outside(place) == before
