@@ -55,6 +55,8 @@ def fetch(link: Link, job: jobs.Job) -> Path:
             hint=f"make ssh-logs RUN={job['id']} shows what it said",
         )
     id = jobs.run_of(job)
+    if not re.fullmatch(r"\w[\w.-]*", id):
+        raise RemoteError(f"the server names its run {shown(id)}, which is no name of a folder of runs")
     place, target = FETCHING / id, RUNS / id
     with _alone(id), _held(target), disk_errors(place):
         there = listing(link, str(job["run"]))

@@ -17,6 +17,8 @@ from src.utils.screen import tell
 Job = dict[str, Any]  # as there/jobs.py `look` gives it
 
 PYTHON = ".venv/bin/python"
+LONGEST = 100  # characters
+NAME = rf"\w[\w.-]{{0,{LONGEST - 1}}}"  # of a run
 GRACE = 300.0  # seconds in which a training may finish its step and write its checkpoint
 MEANINGS = {
     0: "finished",
@@ -48,15 +50,18 @@ def start(
     `words` are those of `argv` that a person typed; `environment` is what the command gets besides, and travels on
     the connection's input only; `code` is what it runs from: see there/snapshots.py. With the `id` of an
     earlier start nothing is started that was.
-    Raises: RemoteError; LostConnection, when it cannot be known whether the command was started.
+    Raises: RemoteError, also where that was another command; LostConnection, when it cannot be known whether the
+    command was started.
     """
     job = {"id": id or new_id(), "stage": stage, "words": list(words), "argv": list(argv)}
-    if not re.fullmatch(r"\w[\w.-]*", str(job["id"])):
-        raise RemoteError(f"RUN={id}: should be a name of letters, digits, '.', '_' and '-'")
+    if not re.fullmatch(NAME, str(job["id"])) or job["id"] == "latest":
+        raise RemoteError(
+            f"RUN={id} can be no name of a run", hint=f"at most {LONGEST} letters, digits, '.', '_' and '-' can"
+        )
     unsure = f"it is not known whether run {job['id']} was started"
     hint = f"make ssh-status tells, and the same command with RUN={job['id']} starts it if it was not"
     try:
-        return dict(
+        made = dict(
             link.call("start:start", folder=link.target.dir, job=job, environment=dict(environment), code=code)
         )
     except LostConnection as error:
@@ -64,6 +69,12 @@ def start(
     except KeyboardInterrupt:
         tell(f"{unsure}; {hint}")
         raise
+    if (made["stage"], made["words"]) != (stage, list(words)):
+        raise RemoteError(
+            f"run {job['id']} is there already, and is another: {' '.join((made['stage'], *made['words']))}",
+            hint="RUN names what is started: choose another name, or leave it out",
+        )
+    return made
 
 
 def follow(link: Link, id: str, offset: int = 0, wait: bool = True) -> Job:

@@ -163,10 +163,9 @@ class Link:
         at = f"{target.hostname}:{target.port}"
         try:
             return socket.create_connection((target.hostname, target.port), timeout=ANSWERS)
-        except socket.gaierror as error:
-            raise LostConnection(
-                f"there is no host {target.hostname}: {str(error.strerror).lower()}", hint="check REMOTE_HOST"
-            ) from None
+        except (socket.gaierror, UnicodeError) as error:  # the second of what can be no name
+            why = str(getattr(error, "strerror", error)).lower()
+            raise LostConnection(f"there is no host {target.hostname}: {why}", hint="check REMOTE_HOST") from None
         except TimeoutError:
             raise self._no_answer() from None
         except OSError as error:
@@ -215,14 +214,14 @@ class Link:
                     yield frame
                     if "answer" in frame:
                         return
-                raise self._broken(channel, noise if mark else [])
+                raise self._broken(channel, mark, noise)
         except TimeoutError:
             raise LostConnection(f"{self.target} has not answered for {SILENCE:g} s") from None
         except (SSHException, OSError, EOFError) as error:
             raise LostConnection(f"the connection to {self.target} was lost: {error or 'it was closed'}") from None
 
-    def _broken(self, channel: Channel, noise: list[str]) -> Exception:
-        """Why a request ended without its answer."""
+    def _broken(self, channel: Channel, mark: str, noise: list[str]) -> Exception:
+        """Why a request ended without its answer: `mark` is empty once it has come, after `noise`."""
         channel.status_event.wait(SILENCE)  # it may come after the last of the output, and does not if it is lost
         status = channel.recv_exit_status() if channel.exit_status_ready() else -1
         said = channel.recv_stderr(1 << 16).decode(errors="replace").strip() if channel.recv_stderr_ready() else ""
@@ -233,9 +232,12 @@ class Link:
                 f"{self.target} has no {self.target.python}",
                 hint="install Python 3.11 or newer there, or say by REMOTE_PYTHON where it is",
             )
-        if noise or not said:
-            last = " ".join(noise).strip() or said or f"exit code {status}"
-            return RemoteError(f"{self.target} did not run {self.target.python}: {last}")
+        if mark:
+            last = " ".join(noise).strip() or (said.splitlines() or [f"exit code {status}"])[-1]
+            return RemoteError(
+                f"{self.target} did not run {self.target.python}: {last}",
+                hint="" if any(noise) else "it should be Python 3.8 or newer; REMOTE_PYTHON says where one is",
+            )
         return RuntimeError(f"on {self.target}:\n{said}")
 
 

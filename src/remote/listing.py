@@ -10,7 +10,7 @@ from typing import Any
 
 from src.errors import RemoteError
 from src.remote.link import Link
-from src.remote.push import megabytes
+from src.remote.push import megabytes, shown
 
 
 @dataclass
@@ -32,8 +32,9 @@ class Listing:
 
     def add(self, entry: Mapping[str, Any]) -> None:
         path = str(entry["path"])
-        if os.path.isabs(path) or ".." in path.split("/"):
-            raise RemoteError(f"the server names {path}, which is no path inside a run")
+        to = os.path.normpath(os.path.join(os.path.dirname(path), str(entry.get("link", ""))))
+        if os.path.isabs(path) or ".." in path.split("/") or os.path.isabs(to) or to.split("/")[0] == "..":
+            raise RemoteError(f"the server names {shown(path)}, which is no path inside a run")
         if "sha256" in entry:
             self.files[path] = {key: entry[key] for key in ("size", "mtime", "sha256")}
         elif "link" in entry:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 import textwrap
-import time
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -40,21 +39,23 @@ def print_table(jobs: Sequence[Job], link: Link, everything: bool = False) -> No
     A line each, with the last line of its log beside the rest, or below where there is no room for that. Only that
     line is ever cut off, and not where no terminal is to show it.
     """
-    now = time.time()
+    if not jobs:
+        print(f"nothing has been run in {link.target.dir} on {link.target}")
+        return
     shown = [job for i, job in enumerate(jobs) if everything or i < SHOWN or job["status"] == "running"]
     screen = Screen(highlight=False, markup=False, soft_wrap=True)
     width = max(NARROWEST, screen.width) if sys.stdout.isatty() or os.environ.get("COLUMNS") else None
     screen.print(f"{link.target}:{link.target.dir}")
-    rows = [TITLES, *(_row(job, now) for job in shown)]
+    rows = [TITLES, *(_row(job) for job in shown)]
     for line, is_title in _beside(rows, width) or _below(rows, width or 0):
         screen.print(Text(line, style="bold" if is_title else ""))
     if len(shown) < len(jobs):
         screen.print(f"and {len(jobs) - len(shown)} older ones: make ssh-status ALL=1")
 
 
-def _row(job: Job, now: float) -> Row:
+def _row(job: Job) -> Row:
     id, run = str(job["id"]), run_of(job)
-    end = job["ended"] or (now if job["status"] == "running" else job["heard"]) or job["started"]
+    end = job["ended"] or (job["now"] if job["status"] == "running" else job["heard"]) or job["started"]
     last = "".join(c if c.isprintable() else " " for c in Text.from_ansi(job["last"]).plain)
     lasted = duration(end - job["started"])
     return Row(id, str(job["stage"]), meaning(job), lasted, f"in {run}" if run != id else "", last)

@@ -41,7 +41,7 @@ class Target:
     python: str = "python3"  # there
 
     def __str__(self) -> str:
-        return f"{self.user}@{self.host}"
+        return f"{self.user}@{self.host.rpartition('@')[2]}"
 
     @property
     def ssh(self) -> list[str]:
@@ -58,7 +58,7 @@ class Target:
         """Raises: ConfigError naming all that is missing; RemoteError where ssh refuses its configuration."""
         missing = [f"{name} is not set: {what}" for name, what in NEEDED.items() if not environment.get(name)]
         port = environment.get("REMOTE_PORT", "")
-        if port and not port.isdigit():
+        if port and not port.isdecimal():
             missing.append(f"REMOTE_PORT={port}: should be a number")
         key = os.path.expanduser(environment.get("REMOTE_KEY", ""))
         if key and not Path(key).is_file():

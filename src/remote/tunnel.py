@@ -77,7 +77,7 @@ def tensorboard(link: Link, port: str | None = None) -> int:
 
 def listener(asked: str | None) -> socket.socket:
     """A socket of this machine's loopback at the port that was asked for, or the first free one from PORT on."""
-    if asked is not None and not (asked.isdigit() and 0 < int(asked) < 1 << 16):
+    if asked is not None and not (asked.isdecimal() and 0 < int(asked) < 1 << 16):
         raise ConfigError(f"PORT={asked}: should be a number from 1 to 65535")
     for port in [int(asked)] if asked else range(PORT, PORT + TRIES):
         try:

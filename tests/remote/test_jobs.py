@@ -16,6 +16,7 @@ from src.errors import RemoteError, Stopped
 from src.remote import jobs, table
 from src.remote.link import Link
 from src.remote.target import Target
+from src.remote.there.start import CACHES
 from tests.remote.server import Server, needs_ssh, until
 
 pytest_plugins = ["tests.remote.server"]
@@ -96,8 +97,29 @@ def test_a_start_that_is_repeated_starts_nothing(link: Link, place: Path) -> Non
 
 
 def test_a_name_that_is_a_path_is_refused(link: Link) -> None:
-    with pytest.raises(RemoteError, match="should be a name"):
-        start(link, "true", id="../../up")
+    for name in ("../../up", "a b", "latest", "x" * 101, ".."):
+        with pytest.raises(RemoteError, match="can be no name of a run"):
+            start(link, "true", id=name)
+
+
+def test_a_start_under_the_name_of_another_run_is_refused(link: Link) -> None:
+    job = start(link, "exit 5", "lr=1", id="taken")
+    jobs.follow(link, job["id"])
+    assert start(link, "exit 5", "lr=1", id="taken")["again"]
+    for words, stage in ((["lr=2"], "train"), (["lr=1"], "eval")):
+        with pytest.raises(RemoteError, match="run taken is there already, and is another: train lr=1"):
+            start(link, "exit 5", *words, stage=stage, id="taken")
+
+
+def test_what_nobody_of_us_has_written_among_the_records_hides_no_run(link: Link, place: Path) -> None:
+    job = start(link, "exit 5")
+    jobs.follow(link, job["id"])
+    others = place / "outputs/remote/jobs"
+    (others / "a file").touch()
+    (others / "torn").mkdir()
+    (others / "torn/job.json").write_text('{"id": "torn", ')
+    (others / "empty").mkdir()
+    assert [each["id"] for each in jobs.known(link)] == [job["id"]]
 
 
 def test_without_an_environment_nothing_is_started_and_nothing_left(link: Link, place: Path) -> None:
@@ -147,7 +169,8 @@ def test_its_environment_is_what_was_given_and_no_command_line_holds_it(link: Li
     jobs.stop(link, job)
     found = dict(line.partition("=")[::2] for line in (place / "found").read_text().splitlines())
     assert found["HF_TOKEN"] == secret
-    caches = ("HF_HOME", "XDG_CACHE_HOME", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "MPLCONFIGDIR")
+    assert len(CACHES) > 3
+    caches = ("HF_HOME", "XDG_CACHE_HOME", *CACHES)
     assert all(Path(found[name]).is_relative_to(place) for name in caches)
     assert not [name for name in found if name.startswith("SSH_")]
     (place / "found").unlink()

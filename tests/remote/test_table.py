@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,13 +15,14 @@ LAST = "step 1234/20000  epoch 15.00  loss 1.234  eval_loss 5.91  12,345 tokens/
 
 
 def job(**changes: Any) -> jobs.Job:
-    then = time.time() - 4000
+    then = 1_800_000_000.0  # whatever time it is here
     known = {"id": ID, "stage": "train", "status": "running", "code": None, "started": then, "ended": None}
-    return {**known, "heard": then, "last": LAST, "run": None, "run_status": None, "host": "a", **changes}
+    seen = {"heard": then, "now": then + 4000, "last": LAST, "run": None, "run_status": None, "host": "a"}
+    return {**known, **seen, **changes}
 
 
-STOPPED = job(status="ended", code=75, ended=time.time(), run=f"/home/me/outputs/runs/{RUN}", last="saved")
-FINISHED = job(status="ended", code=0, ended=time.time(), last="\x1b[32mtrained\x1b[0m\tin 3 s")
+STOPPED = job(status="ended", code=75, ended=1_800_004_000.0, run=f"/home/me/outputs/runs/{RUN}", last="saved")
+FINISHED = job(status="ended", code=0, ended=1_800_004_000.0, last="\x1b[32mtrained\x1b[0m\tin 3 s")
 ELSEWHERE = job(id="a-long-name-" * 4, stage="eval-baseline", status="elsewhere", host="login2.example.org")
 
 

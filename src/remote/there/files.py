@@ -6,10 +6,15 @@ import hashlib
 import os
 import uuid
 
+from src.remote.there.wire import Refused
+
 
 def root(folder: str) -> str:
-    """The project's folder, absolute, `~` expanded."""
-    return os.path.abspath(os.path.expanduser(folder))
+    """The project's folder, absolute, `~` expanded. Raises: Refused where it is that of nobody."""
+    found = os.path.expanduser(folder)
+    if found.startswith("~"):
+        raise Refused(f"there is no user {found[1:].split('/')[0]} on the server", "check REMOTE_DIR")
+    return os.path.abspath(found)
 
 
 def write(path: str, text: str, new: bool = False) -> bool:

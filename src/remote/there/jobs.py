@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import time
 from typing import Any, Dict  # noqa: UP035  (an alias is evaluated, by Python 3.8 too)
 
 from src.remote.there import files
@@ -27,7 +28,7 @@ def look(folder: str, id: str) -> Job:
 
     Returns: besides the record `status` (running, ended, interrupted, elsewhere), the exit `code` and when it
     `ended`, the `run` directory and the status that its manifest claims, the `size` of the log in bytes, when it
-    was last `heard` of and its `last` line.
+    was last `heard` of and its `last` line, and in `now` what time it is there.
     """
     place = place_of(folder, id)
     record = read(os.path.join(place, "job.json"))
@@ -50,6 +51,7 @@ def look(folder: str, id: str) -> Job:
         size=size,
         heard=heard,
         last=last,
+        now=time.time(),
         **ended,
     )
 
@@ -100,15 +102,17 @@ def place_of(folder: str, id: str) -> str:
 
 
 def read(path: str) -> Any:
-    text = _text(path)
-    return json.loads(text) if text else None
+    try:
+        return json.loads(_text(path))
+    except ValueError:  # nothing, or what nobody of us has written
+        return None
 
 
 def _text(path: str) -> str:
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             return file.read()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return ""
 
 
@@ -119,6 +123,6 @@ def _tail(path: str) -> tuple[int, float | None, str]:
             size, heard = file.seek(0, os.SEEK_END), os.fstat(file.fileno()).st_mtime
             file.seek(max(0, size - 2000))
             lines = file.read().decode(errors="replace").replace("\r", "\n").split("\n")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return 0, None, ""
     return size, heard, next((line.strip() for line in reversed(lines) if line.strip()), "")

@@ -60,6 +60,8 @@ def _make(root: str) -> None:
     """Make the project's folder: below the home with all above it, elsewhere in a folder that is there."""
     if os.path.isdir(root):
         return
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        os.lstat(root)  # may say that it is too long
     if os.path.lexists(root):
         raise Refused(f"{root} is a file on the server", "REMOTE_DIR should be a folder")
     above, home = os.path.dirname(root), os.path.expanduser("~")

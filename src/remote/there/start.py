@@ -15,7 +15,12 @@ from src.remote.there import apart, files, jobs, snapshots, venv
 from src.remote.there.wire import Refused
 
 CACHE = ".cache"
-CACHES = {"TRITON_CACHE_DIR": "triton", "TORCHINDUCTOR_CACHE_DIR": "inductor", "MPLCONFIGDIR": "matplotlib"}
+CACHES = {
+    "TRITON_CACHE_DIR": "triton",
+    "TORCHINDUCTOR_CACHE_DIR": "inductor",
+    "CUDA_CACHE_PATH": "cuda",
+    "MPLCONFIGDIR": "matplotlib",
+}
 LONGEST_TMP = 60  # of a socket's path, 108 bytes, multiprocessing needs the rest
 
 

@@ -30,7 +30,7 @@ def end(root: str, id: str, grace: float) -> None:
     record = jobs.look(root, id)
     submitted = jobs.submitted(root, id)
     _cancel(["--signal=TERM"], submitted)  # to the steps: --full ends srun, which kills what it has started
-    if not submitted:
+    if not submitted and jobs.alive(record):
         _signal(record["pid"], signal.SIGTERM)
     apart.alone()
     until = time.monotonic() + grace
