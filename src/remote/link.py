@@ -118,8 +118,7 @@ class Link:
         }
         plain = Config(overrides={"load_ssh_configs": False})  # ssh itself has read them: target.py
         connection = Connection(name, user=target.user, port=port, config=plain, connect_kwargs=known)
-        for file in keys.known_hosts(target):
-            connection.client.load_system_host_keys(file)
+        keys.trust_known(connection.client, target)
         connection.client.set_missing_host_key_policy(keys.HostKeyCheck(target))
         asked = time.monotonic()
         try:

@@ -129,7 +129,7 @@ def _one(said: Mapping[str, tuple[str, ...]], name: str) -> str | None:
 def _known_hosts(said: Mapping[str, tuple[str, ...]]) -> tuple[Path, ...]:
     """The user's file first: what is accepted is written there."""
     words = " ".join(v for name in ("userknownhostsfile", "globalknownhostsfile") for v in said.get(name, ()))
-    return tuple(Path(os.path.expanduser(w)) for w in words.split())
+    return tuple(Path(os.path.expanduser(w)) for w in words.split() if w != "none")
 
 
 def _agent(said: str | None, environment: Mapping[str, str]) -> str | None:
