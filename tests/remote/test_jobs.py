@@ -17,7 +17,7 @@ from src.remote import jobs, table
 from src.remote.link import Link
 from src.remote.target import Target
 from src.remote.there.start import CACHES
-from tests.remote.server import Server, needs_ssh, until
+from tests.remote.server import Server, needs_own_mounts, needs_ssh, until
 
 pytest_plugins = ["tests.remote.server"]
 pytestmark = needs_ssh
@@ -129,6 +129,18 @@ def test_without_an_environment_nothing_is_started_and_nothing_left(link: Link, 
     assert jobs.known(link) == [] and not any((place / "outputs" / "remote" / "jobs").iterdir())
 
 
+def test_a_refused_start_removes_nothing_that_an_earlier_one_of_its_name_may_have_made(
+    link: Link, place: Path
+) -> None:
+    (place / ".venv" / "bin" / "python").unlink()
+    log = folder_of(place, {"id": "same"}) / "log"
+    log.parent.mkdir(parents=True)
+    log.touch()
+    with pytest.raises(RemoteError, match="no environment"):
+        start(link, "true", id="same")
+    assert log.exists()
+
+
 def test_words_arrive_as_they_were_typed_whatever_the_locale(sshd: Server, link: Link, place: Path) -> None:
     words = [
         "a b",
@@ -205,6 +217,22 @@ def test_one_whose_end_is_not_written_down_yet_is_not_taken_for_interrupted(link
     assert look(link, job)["status"] == "running"
     supervisor.resume()
     assert jobs.followed(link, job["id"]) == 3
+
+
+@needs_own_mounts
+def test_how_one_ended_is_written_down_once_its_full_disk_has_room(sshd: Server, link: Link, place: Path) -> None:
+    made = sshd.inside(
+        f"cd '{place.parent}'; mount -t tmpfs -o size=1m none '{place}'; mkdir -p '{place}/.venv/bin';"
+        f"ln -s /bin/sh '{place}/.venv/bin/python'"
+    )
+    assert made.returncode == 0, made.stderr
+    job = start(link, "while ! test -e go; do sleep 0.02; done; exit 3")
+    sshd.inside(f"cd '{place}'; dd if=/dev/zero of=big bs=4k 2>/dev/null || touch go")
+    until(lambda: not psutil.pid_exists(job["pid"]))
+    assert look(link, job)["status"] == "running"
+    sshd.inside(f"rm '{place}/big'")
+    assert jobs.followed(link, job["id"]) == 3
+    assert "tmp" not in sshd.inside(f"ls '{place}/outputs/remote/jobs/{job['id']}'").stdout
 
 
 def test_who_follows_one_whose_process_is_gone_is_told_how_it_goes_on(link: Link) -> None:

@@ -6,12 +6,13 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from src.errors import UserError
 from src.main import STAGES
-from src.remote import commands
+from src.remote import commands, fetch
 from src.remote.listing import Listing
 from src.remote.there import door
 from tests.remote.client import Client
@@ -110,6 +111,12 @@ def test_a_key_is_accepted_though_it_can_be_written_nowhere(
 
 
 # What a server says that is not ours
+
+
+def test_a_server_cannot_name_a_run_that_is_no_folder_of_runs() -> None:
+    nobody: Any = None
+    with pytest.raises(UserError, match="no name of a folder of runs"):
+        fetch.fetch(nobody, {"id": "x", "run": "/home/me/outputs/runs/.."})
 
 
 @pytest.mark.parametrize(

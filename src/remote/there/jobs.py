@@ -35,7 +35,9 @@ def look(folder: str, id: str) -> Job:
     if record is None:
         return {"id": id, "status": "never started", "started": None}
     size, heard, last = _tail(os.path.join(place, "log"))
-    status = "running" if alive(record) else "interrupted"  # before its end is looked for: it may come just now
+    # Before its end is looked for, which may come just now; and who writes that down counts until it is there.
+    running = alive(record) or _runs(record, *record.get("supervisor", (0, 0)))
+    status = "running" if running else "interrupted"
     ended = read(os.path.join(place, "exit.json")) or {"code": None, "ended": None}
     if ended["code"] is not None:
         status = "ended"
@@ -57,14 +59,13 @@ def look(folder: str, id: str) -> Job:
 
 
 def alive(record: Job) -> bool:
-    """Whether the process of a record still runs, or who writes down how it ended does.
+    """Whether the process of a record still runs: a pid is reused, its start and the boot are not."""
+    return _runs(record, record["pid"], record["ticks"])
 
-    A pid is reused, its start and the boot are not.
-    """
-    if record["host"] != socket.gethostname() or record["boot_id"] != boot_id():
-        return False
-    supervisor = record.get("supervisor")
-    return ticks(record["pid"]) == record["ticks"] or bool(supervisor and ticks(supervisor[0]) == supervisor[1])
+
+def _runs(record: Job, pid: int, since: int) -> bool:
+    here = record["host"] == socket.gethostname() and record["boot_id"] == boot_id()
+    return here and ticks(pid) == since
 
 
 def boot_id() -> str:

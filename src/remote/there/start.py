@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import fcntl
 import json
 import os
-import shutil
 import socket
 import subprocess
 import time
@@ -21,6 +22,7 @@ CACHES = {
     "CUDA_CACHE_PATH": "cuda",
     "MPLCONFIGDIR": "matplotlib",
 }
+ROOM = 1.0  # seconds between two looks whether a full disk has some
 LONGEST_TMP = 60  # of a socket's path, 108 bytes, multiprocessing needs the rest
 
 
@@ -50,7 +52,8 @@ def start(folder: str, job: jobs.Job, environment: dict[str, str], code: dict[st
             apart.call("start:supervise", held, root=root, job=job, environment=environment, snapshot=snapshot)
             snapshots.prune(root)
         except Refused:
-            shutil.rmtree(place, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                os.rmdir(place)  # unless an earlier start, slow and given up, has just come to something there
             raise
     return dict(jobs.look(root, job["id"]), again=False)
 
@@ -97,9 +100,20 @@ def supervise(root: str, job: jobs.Job, environment: dict[str, str], snapshot: s
     child.stdin.close()  # and the process ends that was not told to go
     apart.alone()
     code = child.wait()
-    if not ours:
-        return
-    files.write(os.path.join(place, "exit.json"), json.dumps({"code": code, "ended": time.time()}))
+    if ours:
+        _write_down(os.path.join(place, "exit.json"), {"code": code, "ended": time.time()})
+
+
+def _write_down(path: str, end: dict[str, Any]) -> None:
+    """Write how a job ended, though the disk may have to get room for it first."""
+    while True:
+        try:
+            files.write(path, json.dumps(end))
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+        time.sleep(ROOM)
 
 
 def _environment(
