@@ -689,3 +689,17 @@ def test_a_setting_that_names_what_is_only_here_is_told(
     ]
     pushing.push(sync_link, also=["models/x"], words=words)
     assert "models/x" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ['{"src/main', "[1]", ""])
+def test_damaged_records_of_a_push_lose_nothing(sync_link: Link, here: Path, there: Path, text: str) -> None:
+    pushing.push(sync_link)
+    for name in ("pushed", "also", "push"):
+        (there / f"outputs/remote/{name}.json").write_text(text)
+    write(there, {"src/model.py": "changed there\n"})
+    (here / "README.md").unlink()
+    pushing.push(sync_link)
+    assert (there / "README.md").exists()  # it may be somebody's
+    assert (there / "src/model.py").read_text() == "model\n"
+    (kept,) = (there / "outputs/remote/replaced").glob("*/src/model.py")
+    assert kept.read_text() == "changed there\n"

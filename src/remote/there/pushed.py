@@ -276,5 +276,5 @@ def _read(path: str) -> dict[str, Any]:
     try:
         with open(path, encoding="utf-8") as file:
             return dict(json.load(file))
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError, TypeError):  # what is damaged too: then nothing here is known for ours
         return {}
