@@ -119,6 +119,8 @@ def test_what_nobody_of_us_has_written_among_the_records_hides_no_run(link: Link
     (others / "torn").mkdir()
     (others / "torn/job.json").write_text('{"id": "torn", ')
     (others / "empty").mkdir()
+    (others / "list").mkdir()
+    (others / "list/job.json").write_text("[1]")
     assert [each["id"] for each in jobs.known(link)] == [job["id"]]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import shutil
 import socket
@@ -32,7 +31,7 @@ def listing(folder: str, run: str, after: str = "") -> Iterator[dict[str, Any]]:
     that was heard of before.
     Raises: Refused if it is no run, or one that still runs.
     """
-    manifest = _read(os.path.join(run, "manifest.json"))
+    manifest = files.read(os.path.join(run, "manifest.json"))
     if manifest is None:
         raise Refused(f"{run} is no run: it has no manifest.json", "make ssh-status lists the runs")
     if why := _busy(folder, run, manifest):
@@ -110,11 +109,3 @@ def _alive(process: dict[str, Any]) -> bool:
     with open("/proc/stat") as file:
         booted = next(int(line.split()[1]) for line in file if line.startswith("btime"))
     return since is not None and abs(booted + since / os.sysconf("SC_CLK_TCK") - process["created"]) < 2
-
-
-def _read(path: str) -> Any:
-    try:
-        with open(path, encoding="utf-8") as file:
-            return json.load(file)
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        return None

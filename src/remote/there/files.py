@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import uuid
+from typing import Any
 
 from src.remote.there.wire import Refused
 
@@ -42,6 +44,24 @@ def write(path: str, text: str, new: bool = False) -> bool:
         pass
     os.replace(temporary, path)
     return True
+
+
+def read(path: str) -> dict[str, Any] | None:
+    """What `write` wrote as JSON; None where nothing is, or what nobody of us has written."""
+    try:
+        found = json.loads(text(path))
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def text(path: str) -> str:
+    """What is in a file; nothing where there is none."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read()
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
 
 
 def sha256(path: str | bytes) -> str:

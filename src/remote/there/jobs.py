@@ -10,7 +10,6 @@ REMOTE_DIR/outputs/remote/jobs/<id>/
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import time
@@ -31,20 +30,20 @@ def look(folder: str, id: str) -> Job:
     was last `heard` of and its `last` line, and in `now` what time it is there.
     """
     place = place_of(folder, id)
-    record = read(os.path.join(place, "job.json"))
+    record = files.read(os.path.join(place, "job.json"))
     if record is None:
         return {"id": id, "status": "never started", "started": None}
     size, heard, last = _tail(os.path.join(place, "log"))
     # Before its end is looked for, which may come just now; and who writes that down counts until it is there.
     running = alive(record) or _runs(record, *record.get("supervisor", (0, 0)))
     status = "running" if running else "interrupted"
-    ended = read(os.path.join(place, "exit.json")) or {"code": None, "ended": None}
+    ended = files.read(os.path.join(place, "exit.json")) or {"code": None, "ended": None}
     if ended["code"] is not None:
         status = "ended"
     elif record["host"] != socket.gethostname():
         status = "elsewhere"  # as on another login node, whose processes are not seen from here
-    run = _text(os.path.join(place, "run")).strip() or None
-    manifest = read(os.path.join(run, "manifest.json")) if run else None
+    run = files.text(os.path.join(place, "run")).strip() or None
+    manifest = files.read(os.path.join(run, "manifest.json")) if run else None
     return dict(
         record,
         status=status,
@@ -69,7 +68,7 @@ def _runs(record: Job, pid: int, since: int) -> bool:
 
 
 def boot_id() -> str:
-    return _text("/proc/sys/kernel/random/boot_id").strip()
+    return files.text("/proc/sys/kernel/random/boot_id").strip()
 
 
 def ticks(pid: int) -> int | None:
@@ -84,7 +83,7 @@ def ticks(pid: int) -> int | None:
 
 def submitted(folder: str, id: str) -> list[str]:
     """The ids of the jobs that a job has handed to Slurm."""
-    found = read(os.path.join(place_of(folder, id), "slurm.json"))
+    found = files.read(os.path.join(place_of(folder, id), "slurm.json"))
     return list(found["ids"]) if found else []
 
 
@@ -100,21 +99,6 @@ def known(folder: str) -> list[Job]:
 
 def place_of(folder: str, id: str) -> str:
     return os.path.join(files.root(folder), HOME, "jobs", id)
-
-
-def read(path: str) -> Any:
-    try:
-        return json.loads(_text(path))
-    except ValueError:  # nothing, or what nobody of us has written
-        return None
-
-
-def _text(path: str) -> str:
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return file.read()
-    except (FileNotFoundError, NotADirectoryError):
-        return ""
 
 
 def _tail(path: str) -> tuple[int, float | None, str]:

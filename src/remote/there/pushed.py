@@ -106,11 +106,11 @@ class _Work:
 
     def done(self) -> dict[str, Any]:
         """What `settle` returns. The caller holds the lock."""
-        last = _read(os.path.join(self.home, "push.json"))
+        last = files.read(os.path.join(self.home, "push.json")) or {}
         if last.get("id") == self.push["id"]:
             return dict(last["report"])
-        self.pushed = _read(os.path.join(self.home, "pushed.json"))
-        self.also = _read(os.path.join(self.home, "also.json"))
+        self.pushed = files.read(os.path.join(self.home, "pushed.json")) or {}
+        self.also = files.read(os.path.join(self.home, "also.json")) or {}
         before = {path: self.identity(path) for path in {*self.wanted, *self.pushed}}
         differing = [path for path, entry in self.wanted.items() if before[path] != entry["is"]]
         needed = {self.wanted[path]["is"] for path in differing} - self.whole
@@ -270,11 +270,3 @@ def _move(source: bytes, target: bytes) -> None:
 
 def _copy(source: bytes, target: bytes) -> None:
     shutil.copyfile(source, target)
-
-
-def _read(path: str) -> dict[str, Any]:
-    try:
-        with open(path, encoding="utf-8") as file:
-            return dict(json.load(file))
-    except (FileNotFoundError, ValueError, TypeError):  # what is damaged too: then nothing here is known for ours
-        return {}
