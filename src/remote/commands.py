@@ -227,6 +227,8 @@ def _read(name: str, command: Command, argv: Sequence[str], strict: bool) -> Wor
         flag, equals, value = word.partition("=")
         if flag in command.flags and (equals or flag in BARE):
             flags[flag] = value
+        elif word in command.flags:
+            raise ConfigError(f"{word} needs a value: {word}=...")
         elif strict and not word:  # as of a variable that is not set
             continue
         elif strict and word.startswith("-"):

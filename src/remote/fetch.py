@@ -22,8 +22,15 @@ RUNS, FETCHING = Path("outputs/runs"), Path("outputs/fetching")
 
 
 def named(link: Link, word: str | None) -> jobs.Job:
-    """The run that `word` means: as jobs.named, or the id of a run directory that no job of ours made."""
+    """The run that `word` means: as jobs.named, or the id of a run directory that no job of ours made.
+
+    The newest is the newest that has a run directory.
+    """
     job, error = None, None
+    if word in {None, "latest"}:
+        job = next((each for each in jobs.known(link) if each["run"]), None)
+        if job:
+            return job
     try:
         job = jobs.named(link, word)
         if word in {None, "latest", job["id"], jobs.run_of(job)}:

@@ -49,6 +49,8 @@ def typed(person: Client, monkeypatch: pytest.MonkeyPatch, *words: str, **variab
         (["ssh-stop", "--grace=nan", "x"], {}, "GRACE=nan: should be a number of seconds"),
         (["ssh-stop", "--grace=-1", "x"], {}, "GRACE=-1: should be a number of seconds"),
         (["ssh-stop", ""], {}, "ssh-stop needs a run"),
+        (["push", "--also"], {}, "--also needs a value: --also=..."),
+        (["ssh-train", "--run", "x"], {}, "--run needs a value: --run=..."),
         (["ssh-status"], {"REMOTE_PORT": "²"}, "REMOTE_PORT=²: should be a number"),
         (["ssh-status"], {"REMOTE_HOST": "a..b"}, "there is no host a..b"),
         (["ssh-status"], {"REMOTE_PYTHON": "/bin/ls"}, "did not run /bin/ls: .*; it should be Python 3.8"),

@@ -113,6 +113,19 @@ def test_what_is_started_removes_old_ones_too_and_what_it_chose_is_new(
     assert first.stat().st_mtime > 10
 
 
+def test_what_somebody_removed_of_one_is_there_again_for_who_chooses_it(
+    snapshots: Snapshots, person: Client, noted: Path
+) -> None:
+    person("ssh-eval")
+    (first,) = snapshots.code.iterdir()
+    whole = {path: path.read_bytes() for path in first.rglob("*") if path.is_file()}
+    (first / "src/main.py").unlink()
+    (first / "src/code.json").unlink()
+    shutil.rmtree(first / "configs")
+    assert person("ssh-eval").returncode == 0
+    assert {path: path.read_bytes() for path in first.rglob("*") if path.is_file()} == whole
+
+
 @pytest.mark.slurm
 @needs_slurm[1]
 def test_one_stays_while_a_job_of_it_waits_in_slurm_or_slurm_does_not_say(

@@ -27,7 +27,7 @@ ANSWERS = 10.0  # seconds within which Slurm says what waits
 
 
 def take(folder: str, code: dict[str, Any]) -> str:
-    """The snapshot of the code that was pushed, made if it is not there.
+    """The snapshot of the code that was pushed, made if it is not there, and what of it somebody has removed.
 
     `code` is `{"digest", "files": {path: sha256}, "state"}`: the name of the snapshot, what it holds, and what git
     says of it.
@@ -37,19 +37,11 @@ def take(folder: str, code: dict[str, Any]) -> str:
     project = files.root(folder)
     target = os.path.join(project, CODE, code["digest"])
     if os.path.isdir(target):
+        _fill(target, project, code)
         return target
     temporary = f"{target}.{uuid.uuid4().hex[:8]}.tmp"
     try:
-        for path, digest in code["files"].items():
-            new = os.path.join(temporary, path)
-            os.makedirs(os.path.dirname(new), exist_ok=True)
-            try:
-                shutil.copyfile(os.path.join(project, path), new)
-            except FileNotFoundError:
-                raise Refused(f"{path} is not on the server", "push again") from None
-            if files.sha256(new) != digest:
-                raise Refused(f"{path} is another there than here: somebody else pushed", "push again")
-        files.write(os.path.join(temporary, STATE), json.dumps(code["state"]))
+        _fill(temporary, project, code)
         os.rename(temporary, target)
     except OSError:
         if not os.path.isdir(target):  # else another has just made it
@@ -57,6 +49,23 @@ def take(folder: str, code: dict[str, Any]) -> str:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return target
+
+
+def _fill(snapshot: str, project: str, code: dict[str, Any]) -> None:
+    for path, digest in code["files"].items():
+        new = os.path.join(snapshot, path)
+        if os.path.isfile(new):
+            continue
+        os.makedirs(os.path.dirname(new), exist_ok=True)
+        try:
+            shutil.copyfile(os.path.join(project, path), f"{new}.tmp")
+        except FileNotFoundError:
+            raise Refused(f"{path} is not on the server", "push again") from None
+        if files.sha256(f"{new}.tmp") != digest:
+            raise Refused(f"{path} is another there than here: somebody else pushed", "push again")
+        os.replace(f"{new}.tmp", new)
+    if not os.path.isfile(os.path.join(snapshot, STATE)):
+        files.write(os.path.join(snapshot, STATE), json.dumps(code["state"]))
 
 
 def hold(snapshot: str) -> int:
