@@ -1,4 +1,4 @@
-"""The files of a server's project folder: where they are, and whether they are whole."""
+"""The files of a server's project folder: where that is, and how they are written and read."""
 
 from __future__ import annotations
 
