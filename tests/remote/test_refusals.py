@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from src.errors import UserError
-from src.main import STAGES
-from src.remote import commands, fetch
+from src.remote import fetch
 from src.remote.listing import Listing
 from src.remote.there import door
 from tests.remote.client import Client
@@ -32,14 +31,6 @@ def python(version: str) -> str:
         if said.returncode == 0 and f" {version}." in said.stdout + said.stderr:
             return str(program)
     pytest.skip(f"NO PYTHON {version} HERE: servers that have no newer one are NOT tested")
-
-
-def typed(person: Client, monkeypatch: pytest.MonkeyPatch, *words: str, **variables: str) -> int:
-    """Run a command in this process, which is quicker."""
-    monkeypatch.chdir(person.project)
-    for name, value in {**person.environment, **variables}.items():
-        monkeypatch.setenv(name, value)
-    return commands.run(words[0], words[1:], list(STAGES))
 
 
 @pytest.mark.parametrize(
@@ -63,14 +54,14 @@ def test_what_cannot_be_is_refused_in_a_sentence(
     person: Client, monkeypatch: pytest.MonkeyPatch, words: list[str], variables: dict[str, str], said: str
 ) -> None:
     with pytest.raises(UserError) as refused:
-        typed(person, monkeypatch, *words, **variables)
+        person.typed_here(monkeypatch, *words, **variables)
     assert re.search(said, str(refused.value))
 
 
 @pytest.mark.parametrize("version", ["2.7", "3.6", "3.7"])
 def test_a_python_that_is_too_old_is_told(person: Client, monkeypatch: pytest.MonkeyPatch, version: str) -> None:
     with pytest.raises(UserError, match=r"3\.8.*REMOTE_PYTHON"):
-        typed(person, monkeypatch, "ssh-status", REMOTE_PYTHON=python(version))
+        person.typed_here(monkeypatch, "ssh-status", REMOTE_PYTHON=python(version))
 
 
 def test_the_oldest_python_that_will_do_does(person: Client, noted: Path) -> None:
@@ -80,7 +71,7 @@ def test_the_oldest_python_that_will_do_does(person: Client, noted: Path) -> Non
 def test_a_folder_in_which_nothing_was_run_says_so(
     person: Client, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert typed(person, monkeypatch, "ssh-status", REMOTE_DIR="~/nothing") == 0
+    assert person.typed_here(monkeypatch, "ssh-status", REMOTE_DIR="~/nothing") == 0
     assert capsys.readouterr().out.startswith("nothing has been run in ~/nothing on ")
 
 
@@ -95,10 +86,10 @@ def test_lines_of_known_hosts_that_say_something_else_are_passed_over(
     person.known_hosts.write_bytes(
         b"\xff\xfe\n# a comment of four words\n" + f"@cert-authority * {other}a b c d\n  {mine}".encode()
     )
-    assert typed(person, monkeypatch, "ssh-status") == 0
+    assert person.typed_here(monkeypatch, "ssh-status") == 0
     person.known_hosts.write_text(f"@revoked * {' '.join(mine.split()[1:])}\n{mine}")
     with pytest.raises(UserError, match="is not a known host"):
-        typed(person, monkeypatch, "ssh-status")
+        person.typed_here(monkeypatch, "ssh-status")
 
 
 def test_a_key_is_accepted_though_it_can_be_written_nowhere(
@@ -106,9 +97,9 @@ def test_a_key_is_accepted_though_it_can_be_written_nowhere(
 ) -> None:
     person.known_hosts.unlink()
     person.known_hosts.mkdir()
-    assert typed(person, monkeypatch, "ssh-status", REMOTE_FINGERPRINT=sshd.fingerprint) == 0
+    assert person.typed_here(monkeypatch, "ssh-status", REMOTE_FINGERPRINT=sshd.fingerprint) == 0
     person.configure("  UserKnownHostsFile none\n", first=True)
-    assert typed(person, monkeypatch, "ssh-status", REMOTE_FINGERPRINT=sshd.fingerprint) == 0
+    assert person.typed_here(monkeypatch, "ssh-status", REMOTE_FINGERPRINT=sshd.fingerprint) == 0
     assert not (person.project / "none").exists()
 
 

@@ -90,20 +90,25 @@ while :; do sleep 0.02; done
 
 @needs_own_mounts
 def test_who_is_not_root_and_may_not_write_to_the_home_pushes_starts_stops_and_fetches(
-    sshd: Server, person: Client, tmp_path: Path
+    sshd: Server,
+    person: Client,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     place = sshd.tmp / tmp_path.name
     guest = person.copy(tmp_path / "mine").having(REMOTE_USER=GUEST_NAME, REMOTE_DIR=f"/tmp/{place.name}")
     if sshd.ssh("python3 --version", guest.environment).returncode:
         pytest.skip("NO python3 FOR OTHERS THAN root HERE: other users are NOT tested")
     before = sshd.outside(place)
-    assert guest("push").returncode == 0
+    guest.typed_here(monkeypatch, "push")
     (place / ".venv/bin").mkdir(parents=True)
     (place / ".venv/bin/python").symlink_to("/bin/sh")
     with Link(Target.of(guest.environment)) as link:
         job = jobs.start(link, "train", [jobs.PYTHON, "-c", WORK], [], {}, None)
         until(lambda: jobs.named(link, job["id"])["last"] == str(GUEST_ID))
-    assert "stopped, with a checkpoint" in guest("ssh-stop", job["id"]).stdout
-    assert guest("ssh-fetch", "r").returncode == 0
+    guest.typed_here(monkeypatch, "ssh-stop", job["id"])
+    assert "stopped, with a checkpoint" in capfd.readouterr().out
+    guest.typed_here(monkeypatch, "ssh-fetch", "r")
     assert (guest.project / "outputs/runs/r/manifest.json").is_file()
     assert sshd.outside(place) == before

@@ -6,11 +6,13 @@ import json
 import os
 import shutil
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
 
+from src.errors import Stopped
 from src.remote.there.snapshots import KEPT
 from tests.remote.client import Client
 from tests.remote.moments import Moments
@@ -25,8 +27,8 @@ pytestmark = needs_ssh
 class Snapshots:
     """Those of a project on the server, and whoever pushes there."""
 
-    def __init__(self, person: Client, project: Path) -> None:
-        self.person, self.code = person, project / "outputs/remote/code"
+    def __init__(self, person: Client, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.person, self.code, self.monkeypatch = person, project / "outputs/remote/code", monkeypatch
         self.jobs = project / "outputs/remote/jobs"
 
     def age(self) -> Path:
@@ -39,9 +41,16 @@ class Snapshots:
         return first
 
     def pushed(self) -> set[str]:
-        """The names that are left after a push, which all say that nothing was to be pushed."""
-        done = self.person("push")
-        assert (done.returncode, done.stderr) == (0, ""), done
+        """The names that are left after a push."""
+        self.person.typed_here(self.monkeypatch, "push")
+        return self.left()
+
+    def evaluated(self) -> set[str]:
+        """The names that are left after a start, and the push before it."""
+        assert self.person.typed_here(self.monkeypatch, "ssh-eval") == 0
+        return self.left()
+
+    def left(self) -> set[str]:
         return {path.name for path in self.code.iterdir()}
 
 
@@ -49,15 +58,15 @@ NEWEST = {f"newer-{n + 1}" for n in range(KEPT)}
 
 
 @pytest.fixture
-def snapshots(person: Client, remote_project: Path) -> Snapshots:
-    return Snapshots(person, remote_project)
+def snapshots(person: Client, noted: Path, monkeypatch: pytest.MonkeyPatch) -> Snapshots:
+    return Snapshots(person, noted.parent, monkeypatch)
 
 
 def test_a_snapshot_stays_while_something_may_run_from_it_and_goes_then(
     snapshots: Snapshots, person: Client, noted: Path
 ) -> None:
     (noted.parent / "wait").touch()
-    assert person("ssh-eval", "--detach", "--run=it").returncode == 0
+    person.typed_here(snapshots.monkeypatch, "ssh-eval", "--detach", "--run=it")
     until(noted.exists)
     first = snapshots.age()
     (snapshots.code / "of-a-killed-one.tmp").mkdir()
@@ -68,7 +77,8 @@ def test_a_snapshot_stays_while_something_may_run_from_it_and_goes_then(
     supervisor.wait()
     assert snapshots.pushed() == {*NEWEST, first.name}
     (noted.parent / "wait").unlink()
-    person("ssh-attach", "it")
+    with suppress(Stopped):  # nobody is left who could say how it ended
+        person.typed_here(snapshots.monkeypatch, "ssh-attach", "it")
     run = noted.parent / "outputs/runs/r"
     run.mkdir(parents=True)
     (run / "manifest.json").write_text('{"status": "interrupted"}')
@@ -101,37 +111,32 @@ def test_one_that_a_start_has_just_chosen_stays_though_who_chose_it_is_gone_and_
     assert snapshots.pushed() == NEWEST
 
 
-def test_what_is_started_removes_old_ones_too_and_what_it_chose_is_new(
-    snapshots: Snapshots, person: Client, noted: Path
-) -> None:
-    person("ssh-eval")
+def test_what_is_started_removes_old_ones_too_and_what_it_chose_is_new(snapshots: Snapshots) -> None:
+    snapshots.evaluated()
     first = snapshots.age()
-    assert person("ssh-eval").returncode == 0
-    assert {path.name for path in snapshots.code.iterdir()} == {*sorted(NEWEST)[1:], first.name}
+    assert snapshots.evaluated() == {*sorted(NEWEST)[1:], first.name}
     os.utime(first, (3.5, 3.5))  # between others
-    assert person("ssh-eval").returncode == 0
+    snapshots.evaluated()
     assert first.stat().st_mtime > 10
 
 
-def test_what_somebody_removed_of_one_is_there_again_for_who_chooses_it(
-    snapshots: Snapshots, person: Client, noted: Path
-) -> None:
-    person("ssh-eval")
-    (first,) = snapshots.code.iterdir()
+def test_what_somebody_removed_of_one_is_there_again_for_who_chooses_it(snapshots: Snapshots) -> None:
+    (name,) = snapshots.evaluated()
+    first = snapshots.code / name
     whole = {path: path.read_bytes() for path in first.rglob("*") if path.is_file()}
     (first / "src/main.py").unlink()
     (first / "src/code.json").unlink()
     shutil.rmtree(first / "configs")
-    assert person("ssh-eval").returncode == 0
+    snapshots.evaluated()
     assert {path: path.read_bytes() for path in first.rglob("*") if path.is_file()} == whole
 
 
 @pytest.mark.slurm
 @needs_slurm[1]
 def test_one_stays_while_a_job_of_it_waits_in_slurm_or_slurm_does_not_say(
-    sshd: Server, cluster: Cluster, snapshots: Snapshots, person: Client, noted: Path
+    sshd: Server, cluster: Cluster, snapshots: Snapshots, person: Client
 ) -> None:
-    person("ssh-eval", "--run=it")
+    person.typed_here(snapshots.monkeypatch, "ssh-eval", "--run=it")
     first = snapshots.age()
     environment = os.environ | cluster.environment
     words = ["sbatch", "--parsable", "--hold", "--output=/dev/null", "--wrap=true"]
