@@ -28,22 +28,25 @@ def write(path: str, text: str, new: bool = False) -> bool:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-    except OSError:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
-    try:
         if new:
-            os.link(temporary, path)
-            os.unlink(temporary)
-            return True
+            _claim(temporary, path)
+        os.replace(temporary, path)
+        return True
     except FileExistsError:
-        os.unlink(temporary)
         return False
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)  # of a full disk; and what has both names keeps them when it replaces itself
+
+
+def _claim(temporary: str, path: str) -> None:
+    """Make a path, of another's content at once where links can be. Raises: FileExistsError if it is there."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
     except OSError:  # of a file system without links
-        pass
-    os.replace(temporary, path)
-    return True
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
 
 
 def read(path: str) -> dict[str, Any] | None:
