@@ -76,7 +76,7 @@ def lags(link: Link) -> list[float]:
     """Seconds between the printing of a line and its arrival: on one machine, by one clock."""
     job = script(link, "import time\nfor _ in range(50): print(time.time(), flush=True); time.sleep(0.1)")
     found: list[float] = []
-    for frame in link.stream("jobs:follow", folder=link.target.dir, id=job["id"], offset=0):
+    for frame in link.stream("watch:follow", folder=link.target.dir, id=job["id"], offset=0):
         if "data" in frame:
             said = base64.b64decode(frame["data"]).decode().split()
             found += [time.time() - float(word) for word in said]

@@ -254,3 +254,19 @@ def test_evaluation_and_publishing_do_without_the_training_room(tmp_path: Path) 
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("Assay ")
+
+
+# The tests
+
+
+def test_no_two_plugins_of_the_tests_have_a_fixture_of_one_name() -> None:
+    """Theirs count in all of a session: one would hide the other, or not, by the order of loading."""
+    found: dict[str, list[str]] = {}
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        if path.name.startswith("test_"):  # theirs are their own
+            continue
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.FunctionDef) and any("fixture" in ast.unparse(d) for d in node.decorator_list):
+                found.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
+    assert "sshd" in found
+    assert {name: places for name, places in found.items() if len(places) > 1} == {}

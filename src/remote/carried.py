@@ -13,7 +13,8 @@ KNOWN = re.compile(
     r"HF_(TOKEN|ENDPOINT|REPO_ID|HUB_\w+)|HUGGING_FACE_HUB_TOKEN|LAKEFS_\w+|AWS_\w+|WANDB_\w+|MLFLOW_\w+|COMET_\w+"
 )
 OF_THIS_MACHINE = re.compile(  # its paths, and what is defined in a file of it
-    r"REMOTE_\w+|HF_HOME|TRANSFORMERS_CACHE|PATH|HOME|AWS_(DEFAULT_)?PROFILE|\w+_(CACHE|DIR|FILE|PATH|BUNDLE)"
+    r"REMOTE_\w+|TMPDIR|PYTHON(PATH|HOME)|VIRTUAL_ENV|HF_HOME|TRANSFORMERS_CACHE|PATH|HOME|AWS_(DEFAULT_)?PROFILE"
+    r"|\w+_(CACHE|DIR|FILE|PATH|BUNDLE)"
 )
 REFERENCE = re.compile(r"\$\{oc\.env:(\w+)(,)?")  # with a default after the comma
 

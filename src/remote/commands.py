@@ -50,9 +50,9 @@ def init(link: Link, words: Words) -> int:
 
 
 def status(link: Link, words: Words) -> int:
-    from src.remote import jobs
+    from src.remote import jobs, table
 
-    jobs.print_table(jobs.known(link), link, everything="--all" in words.flags)
+    table.print_table(jobs.known(link), link, everything="--all" in words.flags)
     return 0
 
 
@@ -76,7 +76,9 @@ def stop(link: Link, words: Words) -> int:
     try:
         seconds = float(grace)
     except ValueError:
-        raise ConfigError(f"GRACE={grace}: should be a number of seconds") from None
+        seconds = -1
+    if not 0 <= seconds < float("inf"):
+        raise ConfigError(f"GRACE={grace}: should be a number of seconds")
     print(jobs.told(jobs.stop(link, jobs.named(link, words.run, running=True), seconds)))
     return 0
 
@@ -225,6 +227,10 @@ def _read(name: str, command: Command, argv: Sequence[str], strict: bool) -> Wor
         flag, equals, value = word.partition("=")
         if flag in command.flags and (equals or flag in BARE):
             flags[flag] = value
+        elif word in command.flags:
+            raise ConfigError(f"{word} needs a value: {word}=...")
+        elif strict and not word:  # as of a variable that is not set
+            continue
         elif strict and word.startswith("-"):
             raise ConfigError(f"{word} is not a flag of {name}; it takes: {', '.join(command.flags) or 'none'}")
         else:

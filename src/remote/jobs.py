@@ -1,4 +1,4 @@
-"""Runs on the server: started once, watched from anywhere, stopped. What does it there is there/jobs.py."""
+"""Runs on the server: started once, watched from anywhere, stopped. there/ has what does that."""
 
 from __future__ import annotations
 
@@ -6,23 +6,19 @@ import base64
 import re
 import secrets
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from rich.table import Table
-from rich.text import Text
-
 from src.errors import LostConnection, RemoteError, Stopped, did_you_mean
 from src.remote.link import Link
-from src.utils.screen import Screen, tell
+from src.utils.screen import tell
 
 Job = dict[str, Any]  # as there/jobs.py `look` gives it
 
 PYTHON = ".venv/bin/python"
-COLUMNS = ("run", "stage", "status", "for", "last line of its log")
-SHOWN = 20  # jobs, of a long list
+LONGEST = 100  # characters
+NAME = rf"\w[\w.-]{{0,{LONGEST - 1}}}"  # of a run
 GRACE = 300.0  # seconds in which a training may finish its step and write its checkpoint
 MEANINGS = {
     0: "finished",
@@ -52,24 +48,33 @@ def start(
     """Start a command in REMOTE_DIR, apart from this connection, exactly once however often it is cut.
 
     `words` are those of `argv` that a person typed; `environment` is what the command gets besides, and travels on
-    the connection's input only; `code` is what it runs from: see there/files.py `snapshot`. With the `id` of an
+    the connection's input only; `code` is what it runs from: see there/snapshots.py. With the `id` of an
     earlier start nothing is started that was.
-    Raises: RemoteError; LostConnection, when it cannot be known whether the command was started.
+    Raises: RemoteError, also where that was another command; LostConnection, when it cannot be known whether the
+    command was started.
     """
     job = {"id": id or new_id(), "stage": stage, "words": list(words), "argv": list(argv)}
-    if not re.fullmatch(r"\w[\w.-]*", str(job["id"])):
-        raise RemoteError(f"RUN={id}: should be a name of letters, digits, '.', '_' and '-'")
+    if not re.fullmatch(NAME, str(job["id"])) or job["id"] == "latest":
+        raise RemoteError(
+            f"RUN={id} can be no name of a run", hint=f"at most {LONGEST} letters, digits, '.', '_' and '-' can"
+        )
     unsure = f"it is not known whether run {job['id']} was started"
     hint = f"make ssh-status tells, and the same command with RUN={job['id']} starts it if it was not"
     try:
-        return dict(
-            link.call("jobs:start", folder=link.target.dir, job=job, environment=dict(environment), code=code)
+        made = dict(
+            link.call("start:start", folder=link.target.dir, job=job, environment=dict(environment), code=code)
         )
     except LostConnection as error:
         raise LostConnection(f"{error.problems[0]}, and {unsure}", hint=hint) from None
     except KeyboardInterrupt:
         tell(f"{unsure}; {hint}")
         raise
+    if (made["stage"], made["words"]) != (stage, list(words)):
+        raise RemoteError(
+            f"run {job['id']} is there already, and is another: {' '.join((made['stage'], *made['words']))}",
+            hint="RUN names what is started: choose another name, or leave it out",
+        )
+    return made
 
 
 def follow(link: Link, id: str, offset: int = 0, wait: bool = True) -> Job:
@@ -80,7 +85,7 @@ def follow(link: Link, id: str, offset: int = 0, wait: bool = True) -> Job:
     """
     while True:
         try:
-            for frame in link.stream("jobs:follow", folder=link.target.dir, id=id, offset=offset, wait=wait):
+            for frame in link.stream("watch:follow", folder=link.target.dir, id=id, offset=offset, wait=wait):
                 if "end" in frame:
                     return dict(frame["end"])
                 data = base64.b64decode(frame["data"])
@@ -187,39 +192,5 @@ def stop(link: Link, job: Job, grace: float = GRACE) -> Job:
     """
     if job["status"] != "running":
         raise RemoteError(f"run {job['id']} does not run: it is {meaning(job)}")
-    asked = dict(link.call("jobs:stop", folder=link.target.dir, id=job["id"], grace=grace))
+    asked = dict(link.call("stop:stop", folder=link.target.dir, id=job["id"], grace=grace))
     return follow(link, job["id"], offset=asked["size"])
-
-
-def print_table(jobs: Sequence[Job], link: Link, everything: bool = False) -> None:
-    """Print the runs of a server, a line each: those that run and the newest, or `everything`."""
-    now = time.time()
-    shown = [job for i, job in enumerate(jobs) if everything or i < SHOWN or job["status"] == "running"]
-    rows = [_row(job, now) for job in shown]
-    table = Table(box=None, pad_edge=False, header_style="bold", expand=True)
-    for title in COLUMNS[:-1]:
-        table.add_column(title, no_wrap=True)
-    table.add_column(COLUMNS[-1], overflow="ellipsis", no_wrap=True, ratio=1)  # what the others leave
-    for row in rows:
-        table.add_row(*(Text(row[title]) for title in COLUMNS))
-    screen = Screen(highlight=False, markup=False)
-    screen.print(f"{link.target}:{link.target.dir}")
-    screen.print(table)
-    if len(shown) < len(jobs):
-        screen.print(f"and {len(jobs) - len(shown)} older ones: make ssh-status ALL=1")
-
-
-def _row(job: Job, now: float) -> dict[str, str]:
-    id, run = str(job["id"]), run_of(job)
-    end = job["ended"] or (now if job["status"] == "running" else job["heard"]) or job["started"]
-    texts = (id if run == id else f"{id} in {run}", job["stage"], meaning(job), duration(end - job["started"]))
-    return dict(zip(COLUMNS, (*texts, job["last"]), strict=True))
-
-
-def duration(seconds: float) -> str:
-    """`3 h 12 min`, the two greatest units."""
-    seconds = max(0, round(seconds))
-    minutes, hours, days = seconds // 60, seconds // 3600, seconds // 86400
-    parts = ((days, "d"), (hours % 24, "h"), (minutes % 60, "min"), (seconds % 60, "s"))
-    first = next((i for i, (n, _) in enumerate(parts) if n), len(parts) - 1)
-    return " ".join(f"{n} {unit}" for n, unit in parts[first : first + 2] if n) or "0 s"

@@ -10,6 +10,7 @@ from typing import Any
 
 from paramiko import Agent, AgentKey, MissingHostKeyPolicy, PKey, SSHClient
 from paramiko.auth_strategy import AuthFailure, AuthStrategy, InMemoryPrivateKey
+from paramiko.hostkeys import HostKeyEntry, InvalidHostKey
 from paramiko.ssh_exception import BadHostKeyException, PasswordRequiredException, SSHException
 
 from src.errors import RemoteError
@@ -31,11 +32,9 @@ class HostKeyCheck(MissingHostKeyPolicy):  # type: ignore[misc]
             reason = (
                 "REMOTE_FINGERPRINT" if target.accept == found else "StrictHostKeyChecking of ssh's configuration"
             )
-            file = target.known_hosts[0]
-            file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with file.open("a", encoding="utf-8") as known:
-                known.write(f"{hostname} {key.get_name()} {key.get_base64()}\n")
-            log.info("accepted %s by %s: %s; written to %s", hostname, reason, said, file)
+            line = f"{hostname} {key.get_name()} {key.get_base64()}\n"
+            written = "".join(f"; written to {file}" for file in target.known_hosts[:1] if _append(file, line))
+            log.info("accepted %s by %s: %s%s", hostname, reason, said, written)
             return
         if target.accept:
             raise RemoteError(
@@ -46,6 +45,28 @@ class HostKeyCheck(MissingHostKeyPolicy):  # type: ignore[misc]
             f"{hostname} is not a known host: {said}",
             hint=f"compare that with what its administrator says, and accept it by REMOTE_FINGERPRINT={found}",
         )
+
+
+def _append(file: Path, line: str) -> bool:
+    try:
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with file.open("a", encoding="utf-8") as known:
+            known.write(line)
+    except OSError:  # the server is asked after again the next time
+        return False
+    return True
+
+
+def trust_known(client: SSHClient, target: Target) -> None:
+    """Have a client trust the keys of known servers; as ssh does, it passes over what it does not understand."""
+    texts = [Path(file).read_text("utf-8", errors="replace") for file in known_hosts(target)]
+    lines = [line.strip() for text in texts for line in text.splitlines()]
+    revoked = {line.split()[3] for line in lines if line.startswith("@revoked") and len(line.split()) > 3}
+    for line in reversed(lines):  # the first of several for one name is what counts
+        with suppress(SSHException, InvalidHostKey, ValueError):
+            if (entry := HostKeyEntry.from_line(line)) and entry.key.get_base64() not in revoked:
+                for name in entry.hostnames:
+                    client.get_host_keys().add(name, entry.key.get_name(), entry.key)
 
 
 def known_hosts(target: Target) -> Iterator[str]:

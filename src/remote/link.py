@@ -22,11 +22,15 @@ from paramiko.ssh_exception import AuthenticationException, BadHostKeyException,
 from src.errors import LostConnection, RemoteError
 from src.remote import keys
 from src.remote.target import Target
+from src.remote.there.wire import BOOT
 
 Answer = TypeVar("Answer")
 
 THERE = Path(__file__).parent / "there"
-SENT = ("wire", "files", "venv", "jobs", "machine", "pushed", "fetched", "visit")  # each after those it imports
+SENT = (  # each after those it imports
+    "wire", "files", "venv", "jobs", "snapshots", "apart", "start", "watch", "stop",
+    "machine", "pushed", "fetched", "visit",
+)  # fmt: skip
 PATIENCE = 120.0  # seconds in which a lost connection is made again before that is told
 ANSWERS = 10.0  # seconds within which a host answers at all
 SILENCE = 20.0  # seconds without a sign of life after which a connection is lost; there/door.py gives one every 3
@@ -114,8 +118,7 @@ class Link:
         }
         plain = Config(overrides={"load_ssh_configs": False})  # ssh itself has read them: target.py
         connection = Connection(name, user=target.user, port=port, config=plain, connect_kwargs=known)
-        for file in keys.known_hosts(target):
-            connection.client.load_system_host_keys(file)
+        keys.trust_known(connection.client, target)
         connection.client.set_missing_host_key_policy(keys.HostKeyCheck(target))
         asked = time.monotonic()
         try:
@@ -159,10 +162,9 @@ class Link:
         at = f"{target.hostname}:{target.port}"
         try:
             return socket.create_connection((target.hostname, target.port), timeout=ANSWERS)
-        except socket.gaierror as error:
-            raise LostConnection(
-                f"there is no host {target.hostname}: {str(error.strerror).lower()}", hint="check REMOTE_HOST"
-            ) from None
+        except (socket.gaierror, UnicodeError) as error:  # the second of what can be no name
+            why = str(getattr(error, "strerror", error)).lower()
+            raise LostConnection(f"there is no host {target.hostname}: {why}", hint="check REMOTE_HOST") from None
         except TimeoutError:
             raise self._no_answer() from None
         except OSError as error:
@@ -197,8 +199,7 @@ class Link:
             channel = self.connection.transport.open_session(timeout=SILENCE)
             with channel:
                 channel.settimeout(SILENCE)
-                boot = 'import json,sys;request=json.loads(sys.stdin.readline());exec(request["boot"])'
-                channel.exec_command(f"{self.target.python} -c '{boot}'")
+                channel.exec_command(self.target.command(BOOT))
                 channel.sendall(json.dumps(request).encode() + b"\n")
                 noise: list[str] = []
                 for line in _lines(channel):
@@ -212,14 +213,14 @@ class Link:
                     yield frame
                     if "answer" in frame:
                         return
-                raise self._broken(channel, noise if mark else [])
+                raise self._broken(channel, mark, noise)
         except TimeoutError:
             raise LostConnection(f"{self.target} has not answered for {SILENCE:g} s") from None
         except (SSHException, OSError, EOFError) as error:
             raise LostConnection(f"the connection to {self.target} was lost: {error or 'it was closed'}") from None
 
-    def _broken(self, channel: Channel, noise: list[str]) -> Exception:
-        """Why a request ended without its answer."""
+    def _broken(self, channel: Channel, mark: str, noise: list[str]) -> Exception:
+        """Why a request ended without its answer: `mark` is empty once it has come, after `noise`."""
         channel.status_event.wait(SILENCE)  # it may come after the last of the output, and does not if it is lost
         status = channel.recv_exit_status() if channel.exit_status_ready() else -1
         said = channel.recv_stderr(1 << 16).decode(errors="replace").strip() if channel.recv_stderr_ready() else ""
@@ -230,9 +231,12 @@ class Link:
                 f"{self.target} has no {self.target.python}",
                 hint="install Python 3.11 or newer there, or say by REMOTE_PYTHON where it is",
             )
-        if noise or not said:
-            last = " ".join(noise).strip() or said or f"exit code {status}"
-            return RemoteError(f"{self.target} did not run {self.target.python}: {last}")
+        if mark:
+            last = " ".join(noise).strip() or (said.splitlines() or [f"exit code {status}"])[-1]
+            return RemoteError(
+                f"{self.target} did not run {self.target.python}: {last}",
+                hint="" if any(noise) else "it should be Python 3.8 or newer; REMOTE_PYTHON says where one is",
+            )
         return RuntimeError(f"on {self.target}:\n{said}")
 
 

@@ -34,7 +34,7 @@ def push(link: Link, also: Sequence[str] = (), words: Sequence[str] = ()) -> dic
     """Make REMOTE_DIR hold what git would take of this folder, and the paths of `also`; say what was changed.
 
     `words` are settings of a command that will run there: a path among them that is only here is told.
-    Returns: the code as there/files.py `snapshot` takes it.
+    Returns: the code as there/snapshots.py takes it.
     Raises: RemoteError in a sentence; nothing there has changed then.
     """
     with _alone():

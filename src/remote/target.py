@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from src.errors import ConfigError, RemoteError
+from src.remote.there.wire import OPTIONS
 
 NEEDED = {
     "REMOTE_HOST": "the server's name, its address, or an alias of ~/.ssh/config",
@@ -40,19 +41,24 @@ class Target:
     python: str = "python3"  # there
 
     def __str__(self) -> str:
-        return f"{self.user}@{self.host}"
+        return f"{self.user}@{self.host.rpartition('@')[2]}"
 
     @property
     def ssh(self) -> list[str]:
         """The words of ssh that connect as this does, for rsync and a shell; they ask for nothing."""
         return ["ssh", "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=yes", *self.options]
 
+    def command(self, code: str) -> str:
+        """What any login shell there takes for: run `code`, which has no single quote, by its Python."""
+        spelt = re.sub(r"(?!^~)([^\w./+-])", _escaped, self.python)
+        return f"{spelt} {' '.join(OPTIONS)} -c '{code}'"
+
     @staticmethod
     def of(environment: Mapping[str, str]) -> Target:
         """Raises: ConfigError naming all that is missing; RemoteError where ssh refuses its configuration."""
         missing = [f"{name} is not set: {what}" for name, what in NEEDED.items() if not environment.get(name)]
         port = environment.get("REMOTE_PORT", "")
-        if port and not port.isdigit():
+        if port and not port.isdecimal():
             missing.append(f"REMOTE_PORT={port}: should be a number")
         key = os.path.expanduser(environment.get("REMOTE_KEY", ""))
         if key and not Path(key).is_file():
@@ -111,6 +117,10 @@ def _asked(host: str, options: list[str]) -> dict[str, tuple[str, ...]]:
     return found
 
 
+def _escaped(found: re.Match[str]) -> str:
+    return f"\\{found[0]}" if found[0].isascii() else found[0]
+
+
 def _one(said: Mapping[str, tuple[str, ...]], name: str) -> str | None:
     value = said.get(name, ("none",))[0]
     return None if value == "none" else value
@@ -119,7 +129,7 @@ def _one(said: Mapping[str, tuple[str, ...]], name: str) -> str | None:
 def _known_hosts(said: Mapping[str, tuple[str, ...]]) -> tuple[Path, ...]:
     """The user's file first: what is accepted is written there."""
     words = " ".join(v for name in ("userknownhostsfile", "globalknownhostsfile") for v in said.get(name, ()))
-    return tuple(Path(os.path.expanduser(w)) for w in words.split())
+    return tuple(Path(os.path.expanduser(w)) for w in words.split() if w != "none")
 
 
 def _agent(said: str | None, environment: Mapping[str, str]) -> str | None:

@@ -40,7 +40,7 @@ def shell(link: Link) -> int:
     found = link.call("visit:shell", folder=link.target.dir)
     names = {name: name for name in ("root", "environment", "argv")}
     code = START.format(given=json.dumps(found).encode().hex(), **names).replace("'", '"')
-    command = f"{link.target.python} -c '{code}'"  # no letter of it means anything to any login shell
+    command = link.target.command(code)
     if shutil.which("ssh"):
         link.close()
         sys.stdout.flush()
@@ -77,7 +77,7 @@ def tensorboard(link: Link, port: str | None = None) -> int:
 
 def listener(asked: str | None) -> socket.socket:
     """A socket of this machine's loopback at the port that was asked for, or the first free one from PORT on."""
-    if asked is not None and not (asked.isdigit() and 0 < int(asked) < 1 << 16):
+    if asked is not None and not (asked.isdecimal() and 0 < int(asked) < 1 << 16):
         raise ConfigError(f"PORT={asked}: should be a number from 1 to 65535")
     for port in [int(asked)] if asked else range(PORT, PORT + TRIES):
         try:

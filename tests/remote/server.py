@@ -173,6 +173,17 @@ class Server:
         finally:
             self.permit(self.key)
 
+    @contextmanager
+    def login_shell(self, program: str) -> Iterator[None]:
+        """Logins inside get another shell than bash."""
+        passwd = self.folder / "passwd"  # written in its place: it is mounted
+        before = passwd.read_text()
+        passwd.write_text(before.replace(f":{self.home}:/bin/bash\n", f":{self.home}:{program}\n"))
+        try:
+            yield
+        finally:
+            passwd.write_text(before)
+
     def inside(self, command: str) -> subprocess.CompletedProcess[str]:
         """Run a command of the shell among the mounts that sessions see, without ssh."""
         assert self._process and OWN_MOUNTS

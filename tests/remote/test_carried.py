@@ -34,10 +34,11 @@ def test_known_services_go_along_and_this_machine_stays(tmp_path: Path) -> None:
 
 def test_what_the_env_file_names_goes_along_with_its_value_in_the_environment(tmp_path: Path) -> None:
     file = tmp_path / ".env"
-    file.write_text('export MINE="0"\nREMOTE_HOST=box\nexport HF_HOME="~/hf"\nCUDA_VISIBLE_DEVICES=1\n')
-    found = carried([], HERE | {"CUDA_VISIBLE_DEVICES": "1"}, file)
+    own = 'REMOTE_HOST=box\nexport HF_HOME="~/hf"\nTMPDIR=/x\nPYTHONHOME=/x\n'
+    file.write_text(f'export MINE="0"\n{own}CUDA_VISIBLE_DEVICES=1\n')
+    found = carried([], HERE | {"CUDA_VISIBLE_DEVICES": "1", "TMPDIR": "/x", "PYTHONHOME": "/x"}, file)
     assert found["MINE"] == "1" and found["CUDA_VISIBLE_DEVICES"] == "1"
-    assert not found.keys() & {"REMOTE_HOST", "HF_HOME"}
+    assert not found.keys() & {"REMOTE_HOST", "HF_HOME", "TMPDIR", "PYTHONHOME"}
 
 
 def test_what_a_setting_refers_to_goes_along(tmp_path: Path) -> None:

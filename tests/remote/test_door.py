@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from src.remote.there.wire import BOOT
+
 THERE = Path(__file__).resolve().parents[2] / "src" / "remote" / "there"
-BOOT = 'import json,sys;request=json.loads(sys.stdin.readline());exec(request["boot"])'
 WORK = """
 import time
 from contextlib import nullcontext

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,12 @@ from src.errors import RemoteError, RunError
 from src.remote import fetch as fetching
 from src.remote import jobs, transfer
 from src.remote.link import Link
-from src.remote.target import Target
-from tests.fixtures import ROOT, tree
-from tests.remote.proxy import Proxy, proxy
+from tests.fixtures import tree
+from tests.remote.proxy import Proxy
 from tests.remote.server import Server, needs_own_mounts, needs_ssh
+from tests.remote.sync import environment_of
 
-pytest_plugins = ["tests.remote.server"]
+pytest_plugins = ["tests.remote.server", "tests.remote.sync"]
 pytestmark = needs_ssh
 
 ID = "2026-01-02_03-04-05"
@@ -75,39 +75,8 @@ def manifest(run: Path, **changes: Any) -> None:
     (run / "manifest.json").write_text(json.dumps(MANIFEST | changes))
 
 
-@pytest.fixture
-def link(sshd: Server, there: Path, tmp_path: Path) -> Iterator[Link]:
-    variables = sshd.client(tmp_path / "person", f"~/{there.name}", REMOTE_PYTHON=sys.executable)
-    with Link(Target.of(variables)) as link:
-        yield link
-
-
-@pytest.fixture(params=["rsync", "sftp"])
-def way(request: pytest.FixtureRequest, sshd: Server) -> Iterator[str]:
-    if request.param == "rsync":
-        yield "rsync"
-        return
-    with sshd.session(PATH="/nowhere"):
-        yield "sftp"
-
-
 def fetch(link: Link, word: str = ID) -> Path:
     return fetching.fetch(link, fetching.named(link, word))
-
-
-def variables(link: Link) -> dict[str, str]:
-    """The environment of a command that runs in any folder and has the target of a link."""
-    target = link.target
-    return os.environ | {
-        "REMOTE_HOST": target.host,
-        "REMOTE_PORT": str(target.port),
-        "REMOTE_KEY": str(target.keys[0]),
-        "REMOTE_DIR": target.dir,
-        "REMOTE_SSH_CONFIG": target.options[1],
-        "REMOTE_PYTHON": target.python,
-        "PYTHONPATH": str(ROOT),
-        "PYTHONSAFEPATH": "1",
-    }
 
 
 def content(run: Path) -> dict[str, bytes]:
@@ -126,16 +95,16 @@ def until(true: Callable[[], Any]) -> Any:
 
 
 def test_a_run_arrives_whole_with_the_proof_and_is_the_latest(
-    link: Link, here: Path, run: Path, way: str, capsys: pytest.CaptureFixture[str]
+    sync_link: Link, here: Path, run: Path, sync_way: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     os.utime(run / "logs/run.log", (1000, 1000))
-    ours = fetch(link)
+    ours = fetch(sync_link)
     assert ours.absolute() == here / "outputs/runs" / ID and content(ours) == content(run)
     assert (ours / "checkpoints/empty").is_dir()
     assert (ours / "logs/run.log").stat().st_mtime == 1000
     assert (here / "outputs/runs/latest").resolve() == ours.resolve()
     proof = json.loads((ours / "fetched.json").read_text())
-    assert proof["from"] == str(link.target) and proof["folder"] == str(run)
+    assert proof["from"] == str(sync_link.target) and proof["folder"] == str(run)
     assert proof["sha256"] == {path: hashlib.sha256(data).hexdigest() for path, data in tree(run).items()}
     size = sum(map(len, tree(run).values()))
     assert (proof["files"], proof["bytes"]) == (4, size)
@@ -146,7 +115,7 @@ def test_a_run_arrives_whole_with_the_proof_and_is_the_latest(
 
 
 def test_names_arrive_as_they_are_and_locks_and_torn_files_do_not(
-    link: Link, here: Path, run: Path, way: str
+    sync_link: Link, here: Path, run: Path, sync_way: str
 ) -> None:
     (run / os.fsdecode(b"latin-\xe9")).write_text("bytes")
     for name in NAMES:
@@ -157,95 +126,99 @@ def test_names_arrive_as_they_are_and_locks_and_torn_files_do_not(
     for name in (".lock", "logs/.x.tmp", "checkpoints/.y.tmp/z"):
         (run / name).parent.mkdir(exist_ok=True)
         (run / name).write_text("x")
-    ours = fetch(link)
+    ours = fetch(sync_link)
     assert content(ours) == expected
     assert not any(p.name.endswith(".tmp") or p.name == ".lock" for p in ours.rglob("*"))
 
 
 def test_links_that_stay_inside_are_links_here_and_others_are_told(
-    link: Link, here: Path, run: Path, capsys: pytest.CaptureFixture[str]
+    sync_link: Link, here: Path, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (run / "checkpoints/last").symlink_to("../model")
     (run / "logs/abs").symlink_to(run / "model/weights")
     (run / "away").symlink_to("/etc/passwd")
-    ours = fetch(link)
+    ours = fetch(sync_link)
     assert os.readlink(ours / "checkpoints/last") == "../model"
     assert (ours / "logs/abs").resolve() == (ours / "model/weights").resolve()
     assert not os.path.lexists(ours / "away")
     assert "away was not fetched: it leads out of the run, to /etc/passwd" in capsys.readouterr().err
-    assert fetch(link) == ours and os.readlink(ours / "checkpoints/last") == "../model"
+    assert fetch(sync_link) == ours and os.readlink(ours / "checkpoints/last") == "../model"
 
 
-def test_the_run_of_a_job_is_named_by_either(link: Link, here: Path, run: Path) -> None:
+def test_the_run_of_a_job_is_named_by_either(sync_link: Link, here: Path, run: Path) -> None:
     script = f'echo "$PWD/outputs/runs/{ID}" > "$ASSAY_RUN_FILE"'
-    job = jobs.start(link, "train", [jobs.PYTHON, "-c", script], [], {}, None, f"{ID}-abcd")
-    until(lambda: jobs.named(link, job["id"])["status"] == "ended")
-    assert fetching.named(link, f"{ID}-abcd")["run"] == fetching.named(link, ID)["run"] == str(run)
-    assert fetch(link, "latest").name == ID
+    job = jobs.start(sync_link, "train", [jobs.PYTHON, "-c", script], [], {}, None, f"{ID}-abcd")
+    until(lambda: jobs.named(sync_link, job["id"])["status"] == "ended")
+    assert fetching.named(sync_link, f"{ID}-abcd")["run"] == fetching.named(sync_link, ID)["run"] == str(run)
+    other = jobs.start(sync_link, "plan", [jobs.PYTHON, "-c", "true"], [], {}, None)
+    until(lambda: jobs.named(sync_link, other["id"])["status"] == "ended")
+    assert fetch(sync_link, "latest").name == ID  # the newest that has made one
     with pytest.raises(RemoteError, match="there is no run 2027"):
-        fetch(link, "2027")
+        fetch(sync_link, "2027")
 
 
-def test_a_run_directory_is_meant_before_a_job_whose_name_begins_so(link: Link, here: Path, run: Path) -> None:
-    job = jobs.start(link, "train", [jobs.PYTHON, "-c", "true"], [], {}, None, f"{ID}-abcd")
-    until(lambda: jobs.named(link, job["id"])["status"] == "ended")
-    assert fetch(link).name == ID
+def test_a_run_directory_is_meant_before_a_job_whose_name_begins_so(
+    sync_link: Link, here: Path, run: Path
+) -> None:
+    job = jobs.start(sync_link, "train", [jobs.PYTHON, "-c", "true"], [], {}, None, f"{ID}-abcd")
+    until(lambda: jobs.named(sync_link, job["id"])["status"] == "ended")
+    assert fetch(sync_link).name == ID
 
 
 # Refusals
 
 
-def test_a_run_that_still_runs_is_refused(link: Link, here: Path, run: Path) -> None:
+def test_a_run_that_still_runs_is_refused(sync_link: Link, here: Path, run: Path) -> None:
     script = f'echo "$PWD/outputs/runs/{ID}" > "$ASSAY_RUN_FILE"; exec sleep 1000'
-    job = jobs.start(link, "eval", [jobs.PYTHON, "-c", script], [], {}, None, "the-job")
-    until(lambda: jobs.named(link, job["id"])["run"])
+    job = jobs.start(sync_link, "eval", [jobs.PYTHON, "-c", script], [], {}, None, "the-job")
+    until(lambda: jobs.named(sync_link, job["id"])["run"])
     with pytest.raises(RemoteError, match=rf"run {ID} still runs: process {job['pid']} works in it; .*ssh-stop"):
-        fetch(link)
-    jobs.stop(link, job)
-    assert fetch(link).name == ID
+        fetch(sync_link)
+    jobs.stop(sync_link, job)
+    assert fetch(sync_link).name == ID
 
 
-def test_a_run_that_another_process_of_the_server_holds_is_refused(link: Link, here: Path, run: Path) -> None:
+def test_a_run_that_another_process_of_the_server_holds_is_refused(sync_link: Link, here: Path, run: Path) -> None:
     with (run / ".lock").open("w") as lock:
         fcntl.lockf(lock, fcntl.LOCK_EX)
         with pytest.raises(RemoteError, match="still runs: a process of the server holds it"):
-            fetch(link)
-    assert fetch(link).name == ID
+            fetch(sync_link)
+    assert fetch(sync_link).name == ID
 
 
-def test_a_run_that_is_evaluated_by_hand_on_the_server_is_refused(link: Link, here: Path, run: Path) -> None:
+def test_a_run_that_is_evaluated_by_hand_on_the_server_is_refused(sync_link: Link, here: Path, run: Path) -> None:
     manifest(run, evaluation={"status": "running", "process": runs.this_process() | {"boot_id": None}})
     with pytest.raises(RemoteError, match=f"still runs: process {os.getpid()} works in it"):
-        fetch(link)
+        fetch(sync_link)
 
 
-def test_a_job_without_a_run_directory_is_refused(link: Link, here: Path) -> None:
-    job = jobs.start(link, "train", [jobs.PYTHON, "-c", "exit 2"], [], {}, None, "no-run")
-    until(lambda: jobs.named(link, job["id"])["status"] == "ended")
+def test_a_job_without_a_run_directory_is_refused(sync_link: Link, here: Path) -> None:
+    job = jobs.start(sync_link, "train", [jobs.PYTHON, "-c", "exit 2"], [], {}, None, "no-run")
+    until(lambda: jobs.named(sync_link, job["id"])["status"] == "ended")
     with pytest.raises(RemoteError, match="run no-run has no run directory: it is refused; make ssh-logs"):
-        fetch(link, "no-run")
+        fetch(sync_link, "no-run")
 
 
-def test_what_is_no_run_is_refused(link: Link, here: Path, run: Path) -> None:
+def test_what_is_no_run_is_refused(sync_link: Link, here: Path, run: Path) -> None:
     (run / "manifest.json").unlink()
     with pytest.raises(RemoteError, match="nothing has been run in"):
-        fetch(link)
+        fetch(sync_link)
     with pytest.raises(RemoteError, match="is no run: it has no manifest"):
-        fetching.fetch(link, {"id": ID, "run": str(run), "status": "ended"})
+        fetching.fetch(sync_link, {"id": ID, "run": str(run), "status": "ended"})
 
 
-def test_another_run_of_the_same_name_is_left_alone(link: Link, here: Path, run: Path) -> None:
+def test_another_run_of_the_same_name_is_left_alone(sync_link: Link, here: Path, run: Path) -> None:
     ours = here / "outputs/runs" / ID
     ours.mkdir(parents=True)
     manifest(ours, started="2026-01-02T03:04:06+01:00")
     before = tree(ours)
     with pytest.raises(RunError, match=f"{ID} is another run than the server's: it began at .*; rename"):
-        fetch(link)
+        fetch(sync_link)
     assert {p: d for p, d in tree(ours).items() if p != ".lock"} == before
 
 
-def test_a_run_in_which_somebody_works_here_is_left_alone(link: Link, here: Path, run: Path) -> None:
-    ours = fetch(link)
+def test_a_run_in_which_somebody_works_here_is_left_alone(sync_link: Link, here: Path, run: Path) -> None:
+    ours = fetch(sync_link)
     script = (
         f"import fcntl, time; f = open({str(ours / '.lock')!r}, 'w'); fcntl.lockf(f, fcntl.LOCK_EX);"
         "print(1, flush=True); time.sleep(1000)"
@@ -253,11 +226,11 @@ def test_a_run_in_which_somebody_works_here_is_left_alone(link: Link, here: Path
     other = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
     assert other.stdout and other.stdout.readline()
     with pytest.raises(RunError, match=f"run {ID} is in use here"):
-        fetch(link)
+        fetch(sync_link)
     other.kill()
     other.wait()
     other.stdout.close()
-    fetch(link)
+    fetch(sync_link)
 
 
 # Again
@@ -278,31 +251,31 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_of_a_run_that_is_here_only_what_differs_is_fetched(
-    link: Link, here: Path, run: Path, way: str, asked: list[str], capsys: pytest.CaptureFixture[str]
+    sync_link: Link, here: Path, run: Path, sync_way: str, asked: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fetch(link)
+    fetch(sync_link)
     asked.clear()
-    assert content(fetch(link)) == content(run) and asked == []
+    assert content(fetch(sync_link)) == content(run) and asked == []
     (run / "logs/run.log").write_text("log, and more")
     (run / "metrics.json").write_text("{}")
     capsys.readouterr()
-    assert content(fetch(link)) == content(run)
+    assert content(fetch(sync_link)) == content(run)
     assert sorted(asked) == ["logs/run.log", "metrics.json"]
     assert capsys.readouterr().err == ""  # what an earlier fetch brought is nobody's work
     assert not (here / "outputs/replaced").exists()
 
 
 def test_what_is_only_here_stays_and_what_is_another_here_is_put_aside(
-    link: Link, here: Path, run: Path, capsys: pytest.CaptureFixture[str]
+    sync_link: Link, here: Path, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ours = fetch(link)
+    ours = fetch(sync_link)
     (ours / "mine").mkdir()
     (ours / "mine/notes.txt").write_text("notes")
     (ours / "logs/run.log").write_text("changed here")
     (ours / "gone").write_text("a file here")
     (run / "gone").mkdir()
     (run / "gone/x").write_text("a folder there")
-    fetch(link)
+    fetch(sync_link)
     assert content(ours) == content(run) | {"mine/notes.txt": b"notes"}
     (folder,) = (here / "outputs/replaced").iterdir()
     assert content(folder) == {"logs/run.log": b"changed here", "gone": b"a file here"}
@@ -315,15 +288,15 @@ def test_what_is_only_here_stays_and_what_is_another_here_is_put_aside(
 
 
 def test_a_run_that_died_is_interrupted_here(
-    link: Link, here: Path, run: Path, capsys: pytest.CaptureFixture[str]
+    sync_link: Link, here: Path, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     manifest(run, status="running")
-    ours = runs.Run(fetch(link))
+    ours = runs.Run(fetch(sync_link))
     assert ours.status == "interrupted" == ours.manifest["status"]
     assert "says that it is running, and its process is gone: here it is interrupted" in capsys.readouterr().err
     assert json.loads((run / "manifest.json").read_text())["status"] == "running"
     manifest(run, evaluation={"status": "running", "process": MANIFEST["process"]})
-    fetch(link)
+    fetch(sync_link)
     assert ours.status_in_words == "finished, evaluation interrupted"
     assert not (here / "outputs/replaced").exists()  # what was altered here was no work of anybody
 
@@ -331,27 +304,14 @@ def test_a_run_that_died_is_interrupted_here(
 # On the way
 
 
-@pytest.fixture
-def bad(sshd: Server, there: Path, tmp_path: Path) -> Iterator[tuple[Link, Proxy]]:
-    """A link over a network that can be cut."""
-    with proxy(sshd.port) as between:
-        variables = sshd.client(
-            tmp_path / "far", f"~/{there.name}", REMOTE_PORT=str(between.port), REMOTE_PYTHON=sys.executable
-        )
-        known = Path(variables["HOME"], "known_hosts")
-        known.write_text(known.read_text().replace(f":{sshd.port}", f":{between.port}"))
-        with Link(Target.of(variables)) as link:
-            yield link, between
-
-
 def received(here: Path) -> int:
     return sum(p.stat().st_size for p in (here / "outputs/fetching" / ID).rglob("*") if p.is_file())
 
 
 def test_a_fetch_whose_connections_are_cut_goes_on_where_it_was(
-    bad: tuple[Link, Proxy], sshd: Server, here: Path, run: Path, way: str
+    bad_link: tuple[Link, Proxy], sshd: Server, here: Path, run: Path, sync_way: str
 ) -> None:
-    link, between = bad
+    link, between = bad_link
     job = fetching.named(link, ID)
     between.delay = 0.005
 
@@ -369,12 +329,12 @@ def test_a_fetch_whose_connections_are_cut_goes_on_where_it_was(
 
 
 def test_a_fetch_that_was_killed_has_made_no_run_and_the_next_goes_on_with_it(
-    bad: tuple[Link, Proxy], here: Path, run: Path, way: str, monkeypatch: pytest.MonkeyPatch
+    bad_link: tuple[Link, Proxy], here: Path, run: Path, sync_way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    link, between = bad
+    link, between = bad_link
     between.delay = 0.01
     other = subprocess.Popen(
-        [sys.executable, "-m", "src.main", "ssh-fetch", ID], env=variables(link), start_new_session=True
+        [sys.executable, "-m", "src.main", "ssh-fetch", ID], env=environment_of(link), start_new_session=True
     )
     until(lambda: received(here) > 1_000_000)
     os.killpg(other.pid, signal.SIGKILL)
@@ -406,66 +366,66 @@ def damaging(monkeypatch: pytest.MonkeyPatch, times: int) -> list[str]:
 
 
 def test_what_arrives_damaged_is_fetched_again(
-    link: Link, here: Path, run: Path, way: str, monkeypatch: pytest.MonkeyPatch
+    sync_link: Link, here: Path, run: Path, sync_way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = damaging(monkeypatch, times=2)
-    assert content(fetch(link)) == content(run)
+    assert content(fetch(sync_link)) == content(run)
     assert asked.count("model/weights") == 3 and asked.count("logs/run.log") == 1
 
 
 def test_what_is_here_in_part_is_not_sent_again_and_not_trusted(
-    link: Link, here: Path, run: Path, way: str, asked: list[str]
+    sync_link: Link, here: Path, run: Path, sync_way: str, asked: list[str]
 ) -> None:
     place = here / "outputs/fetching" / ID / "model"
     place.mkdir(parents=True)
     (place / "weights").write_bytes(os.urandom(1_000_000))
-    assert content(fetch(link)) == content(run)
+    assert content(fetch(sync_link)) == content(run)
     assert asked.count("model/weights") == 2  # the rest of it, and then all of it
 
 
 def test_what_arrives_damaged_each_time_is_no_run(
-    link: Link, here: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+    sync_link: Link, here: Path, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     damaging(monkeypatch, times=3)
     with pytest.raises(RemoteError, match="model/weights: what arrives is not what the server has, 3 times"):
-        fetch(link)
+        fetch(sync_link)
     assert not (here / "outputs/runs").exists()
     monkeypatch.undo()
     os.chdir(here)
-    assert content(fetch(link)) == content(run)
+    assert content(fetch(sync_link)) == content(run)
 
 
-def test_what_was_received_in_part_is_never_what_a_run_here_shares(link: Link, here: Path, run: Path) -> None:
+def test_what_was_received_in_part_is_never_what_a_run_here_shares(sync_link: Link, here: Path, run: Path) -> None:
     """A fetch that was given up has the equal files of the run by a second name; those must not be written to."""
-    ours = fetch(link)
+    ours = fetch(sync_link)
     place = here / "outputs/fetching" / ID
     (place / "logs").mkdir(parents=True)
     os.link(ours / "logs/run.log", place / "logs/run.log")
     with (ours / "logs/run.log").open() as held:
         (run / "logs/run.log").write_text("log, and more")
-        fetch(link)
+        fetch(sync_link)
         assert held.read() == "log"
     assert (ours / "logs/run.log").read_text() == "log, and more"
 
 
 def test_without_rsync_here_it_is_sftp(
-    link: Link, here: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sync_link: Link, here: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/ssh").symlink_to(str(shutil.which("ssh")))
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    assert content(fetch(link)) == content(run)
+    assert content(fetch(sync_link)) == content(run)
 
 
 @needs_own_mounts
-def test_a_full_disk_here_is_told(link: Link, run: Path, tmp_path: Path) -> None:
+def test_a_full_disk_here_is_told(sync_link: Link, run: Path, tmp_path: Path) -> None:
     small = tmp_path / "small"
     small.mkdir()
     script = 'mount -t tmpfs -o size=2m tmpfs "$1"; cd "$1"; shift; exec "$@"'
     command = [sys.executable, "-m", "src.main", "ssh-fetch", ID]
     done = subprocess.run(
         ["unshare", "-m", "sh", "-ec", script, "sh", small, *command],
-        env=variables(link),
+        env=environment_of(sync_link),
         capture_output=True,
         text=True,
     )

@@ -19,6 +19,7 @@ import pytest
 
 from tests.remote.client import Client
 from tests.remote.server import Server, needs_own_mounts, needs_ssh
+from tests.remote.test_words import watch
 
 pytest_plugins = ["tests.remote.server", "tests.remote.client"]
 pytestmark = needs_ssh
@@ -311,7 +312,13 @@ def test_torch_comes_first_and_from_the_index_that_was_named(place: Place, tmp_p
     name = "torch-0.0.9{}mine-py3-none-any.whl"
     (index / "index.html").write_text(f'<a href="{name.format("%2B")}">{name.format("+")}</a>')
     place.pins("one==1.0", "torch==0.0.9")
+    seen, over = set[str](), threading.Event()
+    watching = threading.Thread(target=watch, args=({"the index": str(index.parent)}, seen, over))
+    watching.start()
     said = place.init(REMOTE_TORCH_INDEX=f"file://{index.parent}")
+    over.set()
+    watching.join()
+    assert seen == set()  # on no command line: it may hold a password
     assert "torch comes from REMOTE_TORCH_INDEX" in said
     assert said.index("Successfully installed torch-0.0.9+mine") < said.index("Successfully installed one-1.0")
     assert place.ready["torch"] == "0.0.9+mine"

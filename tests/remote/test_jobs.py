@@ -13,10 +13,11 @@ import psutil
 import pytest
 
 from src.errors import RemoteError, Stopped
-from src.remote import jobs
+from src.remote import jobs, table
 from src.remote.link import Link
 from src.remote.target import Target
-from tests.remote.server import Server, needs_ssh, until
+from src.remote.there.start import CACHES
+from tests.remote.server import Server, needs_own_mounts, needs_ssh, until
 
 pytest_plugins = ["tests.remote.server"]
 pytestmark = needs_ssh
@@ -96,8 +97,31 @@ def test_a_start_that_is_repeated_starts_nothing(link: Link, place: Path) -> Non
 
 
 def test_a_name_that_is_a_path_is_refused(link: Link) -> None:
-    with pytest.raises(RemoteError, match="should be a name"):
-        start(link, "true", id="../../up")
+    for name in ("../../up", "a b", "latest", "x" * 101, ".."):
+        with pytest.raises(RemoteError, match="can be no name of a run"):
+            start(link, "true", id=name)
+
+
+def test_a_start_under_the_name_of_another_run_is_refused(link: Link) -> None:
+    job = start(link, "exit 5", "lr=1", id="taken")
+    jobs.follow(link, job["id"])
+    assert start(link, "exit 5", "lr=1", id="taken")["again"]
+    for words, stage in ((["lr=2"], "train"), (["lr=1"], "eval")):
+        with pytest.raises(RemoteError, match="run taken is there already, and is another: train lr=1"):
+            start(link, "exit 5", *words, stage=stage, id="taken")
+
+
+def test_what_nobody_of_us_has_written_among_the_records_hides_no_run(link: Link, place: Path) -> None:
+    job = start(link, "exit 5")
+    jobs.follow(link, job["id"])
+    others = place / "outputs/remote/jobs"
+    (others / "a file").touch()
+    (others / "torn").mkdir()
+    (others / "torn/job.json").write_text('{"id": "torn", ')
+    (others / "empty").mkdir()
+    (others / "list").mkdir()
+    (others / "list/job.json").write_text("[1]")
+    assert [each["id"] for each in jobs.known(link)] == [job["id"]]
 
 
 def test_without_an_environment_nothing_is_started_and_nothing_left(link: Link, place: Path) -> None:
@@ -105,6 +129,18 @@ def test_without_an_environment_nothing_is_started_and_nothing_left(link: Link, 
     with pytest.raises(RemoteError, match=r"no environment in .*; make ssh-init makes it"):
         start(link, "true")
     assert jobs.known(link) == [] and not any((place / "outputs" / "remote" / "jobs").iterdir())
+
+
+def test_a_refused_start_removes_nothing_that_an_earlier_one_of_its_name_may_have_made(
+    link: Link, place: Path
+) -> None:
+    (place / ".venv" / "bin" / "python").unlink()
+    log = folder_of(place, {"id": "same"}) / "log"
+    log.parent.mkdir(parents=True)
+    log.touch()
+    with pytest.raises(RemoteError, match="no environment"):
+        start(link, "true", id="same")
+    assert log.exists()
 
 
 def test_words_arrive_as_they_were_typed_whatever_the_locale(sshd: Server, link: Link, place: Path) -> None:
@@ -147,7 +183,8 @@ def test_its_environment_is_what_was_given_and_no_command_line_holds_it(link: Li
     jobs.stop(link, job)
     found = dict(line.partition("=")[::2] for line in (place / "found").read_text().splitlines())
     assert found["HF_TOKEN"] == secret
-    caches = ("HF_HOME", "XDG_CACHE_HOME", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "MPLCONFIGDIR")
+    assert len(CACHES) > 3
+    caches = ("HF_HOME", "XDG_CACHE_HOME", *CACHES)
     assert all(Path(found[name]).is_relative_to(place) for name in caches)
     assert not [name for name in found if name.startswith("SSH_")]
     (place / "found").unlink()
@@ -162,13 +199,42 @@ def test_the_process_of_another_boot_is_gone_though_its_id_is_taken(link: Link, 
     assert look(link, job)["status"] == "running"
     record = folder_of(place, job) / "job.json"
     then = json.loads(record.read_text())
-    for changed in ({"boot_id": "another"}, {"ticks": then["ticks"] + 1}):
+    supervisor, since = then["supervisor"]
+    for changed in ({"boot_id": "another"}, {"ticks": then["ticks"] + 1, "supervisor": [supervisor, since + 1]}):
         record.write_text(json.dumps(then | changed))
         assert look(link, job)["status"] == "interrupted"
     record.write_text(json.dumps(then | {"host": "login2"}))
     assert jobs.meaning(look(link, job)) == "on login2, not seen from here"
     record.write_text(json.dumps(then))
     jobs.stop(link, job)
+
+
+def test_one_whose_end_is_not_written_down_yet_is_not_taken_for_interrupted(link: Link, place: Path) -> None:
+    job = start(link, "while ! test -e go; do sleep 0.02; done; exit 3")
+    supervisor = supervisor_of(job)
+    supervisor.suspend()
+    until(lambda: supervisor.status() == psutil.STATUS_STOPPED)
+    (place / "go").touch()
+    until(lambda: psutil.Process(job["pid"]).status() == psutil.STATUS_ZOMBIE)
+    assert look(link, job)["status"] == "running"
+    supervisor.resume()
+    assert jobs.followed(link, job["id"]) == 3
+
+
+@needs_own_mounts
+def test_how_one_ended_is_written_down_once_its_full_disk_has_room(sshd: Server, link: Link, place: Path) -> None:
+    made = sshd.inside(
+        f"cd '{place.parent}'; mount -t tmpfs -o size=1m none '{place}'; mkdir -p '{place}/.venv/bin';"
+        f"ln -s /bin/sh '{place}/.venv/bin/python'"
+    )
+    assert made.returncode == 0, made.stderr
+    job = start(link, "while ! test -e go; do sleep 0.02; done; exit 3")
+    sshd.inside(f"cd '{place}'; dd if=/dev/zero of=big bs=4k 2>/dev/null || touch go")
+    until(lambda: not psutil.pid_exists(job["pid"]))
+    assert look(link, job)["status"] == "running"
+    sshd.inside(f"rm '{place}/big'")
+    assert jobs.followed(link, job["id"]) == 3
+    assert "tmp" not in sshd.inside(f"ls '{place}/outputs/remote/jobs/{job['id']}'").stdout
 
 
 def test_who_follows_one_whose_process_is_gone_is_told_how_it_goes_on(link: Link) -> None:
@@ -216,40 +282,18 @@ def test_a_run_is_named_by_its_beginning_and_by_the_directory_that_it_works_in(l
     assert named("r7") == second["id"]  # the newest
 
 
-def test_the_table_shows_every_status_whole_in_80_columns(
-    link: Link, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
-    for _ in range(3):
-        jobs.followed(
-            link, start(link, "echo a very long line of a log that has no room here at all; exit 75")["id"]
-        )
-    capsys.readouterr()
-    jobs.print_table(jobs.known(link), link)
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 5 and all(len(line) <= 80 for line in lines)
-    assert all("stopped, with a checkpoint" in line for line in lines[2:])
-
-
 def test_of_a_long_list_the_newest_are_shown_and_what_runs(
     link: Link, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jobs, "SHOWN", 1)
+    monkeypatch.setattr(table, "SHOWN", 1)
     running = start(link, "exec sleep 1000", id="running")
     for id in ("old", "new"):
         jobs.followed(link, start(link, "true", id=id)["id"])
     capsys.readouterr()
-    jobs.print_table(jobs.known(link), link)
+    table.print_table(jobs.known(link), link)
     shown = capsys.readouterr().out
     assert "new" in shown and "running" in shown and "old " not in shown and "and 1 older ones" in shown
     jobs.stop(link, running)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"), [(0, "0 s"), (59.6, "1 min"), (3725, "1 h 2 min"), (90000, "1 d 1 h"), (-5, "0 s")]
-)
-def test_a_duration_is_its_two_greatest_units(seconds: float, words: str) -> None:
-    assert jobs.duration(seconds) == words
 
 
 # Stopped

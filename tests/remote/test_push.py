@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,13 @@ from src.remote import push as pushing
 from src.remote import taken, transfer
 from src.remote.link import Link
 from src.remote.target import Target
-from tests.fixtures import ROOT, tree
+from tests.fixtures import tree
 from tests.remote.client import GIT
-from tests.remote.proxy import Proxy, proxy
+from tests.remote.proxy import Proxy
 from tests.remote.server import Server, needs_own_mounts, needs_ssh
+from tests.remote.sync import environment_of
 
-pytest_plugins = ["tests.remote.server"]
+pytest_plugins = ["tests.remote.server", "tests.remote.sync"]
 pytestmark = needs_ssh
 
 HOUSE = {
@@ -65,23 +66,6 @@ def there(sshd: Server, tmp_path: Path) -> Path:
     return sshd.home / f"{tmp_path.name} ünd more"
 
 
-@pytest.fixture
-def link(sshd: Server, there: Path, tmp_path: Path) -> Iterator[Link]:
-    variables = sshd.client(tmp_path / "person", f"~/{there.name}", REMOTE_PYTHON=sys.executable)
-    with Link(Target.of(variables)) as link:
-        yield link
-
-
-@pytest.fixture(params=["rsync", "sftp"])
-def way(request: pytest.FixtureRequest, sshd: Server) -> Iterator[str]:
-    """Both ways of sending: without rsync in the sessions' PATH it is SFTP."""
-    if request.param == "rsync":
-        yield "rsync"
-        return
-    with sshd.session(PATH="/nowhere"):
-        yield "sftp"
-
-
 def pushed(there: Path) -> dict[str, bytes]:
     """What is on the server, besides its own records."""
     return {path: data for path, data in tree(there).items() if not path.startswith("outputs/")}
@@ -103,20 +87,6 @@ def until(true: Callable[[], object]) -> None:
         time.sleep(0.01)
 
 
-def link_variables(link: Link) -> dict[str, str]:
-    """The environment that means the target of a link."""
-    target = link.target
-    return {
-        "REMOTE_HOST": target.host,
-        "REMOTE_PORT": str(target.port),
-        "REMOTE_USER": target.user,
-        "REMOTE_KEY": str(target.keys[0]),
-        "REMOTE_DIR": target.dir,
-        "REMOTE_SSH_CONFIG": target.options[1],
-        "REMOTE_PYTHON": target.python,
-    }
-
-
 def left_over(there: Path) -> list[str]:
     return [path for path in tree(there) if "incoming" in path or path.endswith(".tmp")]
 
@@ -124,10 +94,10 @@ def left_over(there: Path) -> list[str]:
 # What is taken
 
 
-def test_the_server_has_what_git_would_take(link: Link, here: Path, there: Path, way: str) -> None:
+def test_the_server_has_what_git_would_take(sync_link: Link, here: Path, there: Path, sync_way: str) -> None:
     write(here, {"models/big.bin": "x", "src/__pycache__/a.pyc": "x", "outputs/runs/1/manifest.json": "{}"})
     write(here, {"new and untracked.txt": "new"})
-    pushing.push(link)
+    pushing.push(sync_link)
     assert pushed(there) == {
         name: text.encode()
         for name, text in {**HOUSE, ".gitignore": IGNORED, "new and untracked.txt": "new"}.items()
@@ -136,14 +106,14 @@ def test_the_server_has_what_git_would_take(link: Link, here: Path, there: Path,
 
 
 def test_secrets_outputs_and_environments_stay_here_even_where_git_has_them(
-    link: Link, here: Path, there: Path
+    sync_link: Link, here: Path, there: Path
 ) -> None:
     secret = {name: "TOKEN=1" for name in (".env", ".env.local", "sub/.env", "sub/.env.prod/x")}
     places = {name: "x" for name in ("outputs/a", "artifacts/models/m", ".venv/lib/x", ".cache/x")}
     venv = {"env two/pyvenv.cfg": "", "env two/lib/python/x.py": "x"}
     write(here, {**secret, **places, **venv, ".env.example": "TOKEN=", "sub/outputs/kept": "k"})
     git("add", "--force", ".")
-    pushing.push(link)
+    pushing.push(sync_link)
     assert set(pushed(there)) == {*HOUSE, ".gitignore", ".env.example", "sub/outputs/kept"}
 
 
@@ -163,42 +133,46 @@ NAMES = [
 ]
 
 
-def test_names_arrive_as_they_are(link: Link, here: Path, there: Path, way: str) -> None:
+def test_names_arrive_as_they_are(sync_link: Link, here: Path, there: Path, sync_way: str) -> None:
     write(here, {name: name for name in NAMES} | {f"src/{name}/{name}": "deep" for name in NAMES})
     (here / os.fsdecode(b"latin-\xe9")).write_text("bytes")
-    pushing.push(link)
+    pushing.push(sync_link)
     assert pushed(there) == own(here)
 
 
-def test_names_arrive_as_they_are_whatever_the_locale(sshd: Server, link: Link, here: Path, there: Path) -> None:
+def test_names_arrive_as_they_are_whatever_the_locale(
+    sshd: Server, sync_link: Link, here: Path, there: Path
+) -> None:
     with sshd.session(LC_ALL="C", LANG="de_DE.ISO-8859-1", PYTHONCOERCECLOCALE="0", PYTHONUTF8="0"):
         write(here, {"ünïcödé 漢字.txt": "x"})
-        pushing.push(link)
+        pushing.push(sync_link)
     assert (there / "ünïcödé 漢字.txt").read_text() == "x"
 
 
-def test_what_is_executable_stays_so_and_what_is_private(link: Link, here: Path, there: Path, way: str) -> None:
+def test_what_is_executable_stays_so_and_what_is_private(
+    sync_link: Link, here: Path, there: Path, sync_way: str
+) -> None:
     write(here, {"run.sh": "#!/bin/sh\n", "private.txt": "p"})
     (here / "run.sh").chmod(0o755)
     (here / "private.txt").chmod(0o600)
-    pushing.push(link)
+    pushing.push(sync_link)
     assert os.access(there / "run.sh", os.X_OK) and not os.access(there / "README.md", os.X_OK)
     assert (there / "private.txt").stat().st_mode & 0o777 == 0o600
     (here / "run.sh").chmod(0o644)
     (here / "README.md").chmod(0o755)
-    pushing.push(link)
+    pushing.push(sync_link)
     assert not (there / "run.sh").stat().st_mode & 0o111 and os.access(there / "README.md", os.X_OK)
 
 
 def test_links_that_stay_inside_are_links_there_and_others_are_told(
-    link: Link, here: Path, there: Path, capsys: pytest.CaptureFixture[str]
+    sync_link: Link, here: Path, there: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name, target in (("inside", "README.md"), ("src/up", "../configs"), ("broken", "nowhere")):
         (here / name).symlink_to(target)
     write(here, {"outputs/x": "x", ".env": "TOKEN=1"})
     for name, target in (("away", "../.."), ("abs", "/etc/passwd"), ("out", "outputs/x"), ("env", ".env")):
         (here / name).symlink_to(target)
-    pushing.push(link)
+    pushing.push(sync_link)
     found = said(capsys)
     assert os.readlink(there / "inside") == "README.md" and os.readlink(there / "src/up") == "../configs"
     assert os.readlink(there / "broken") == "nowhere"
@@ -206,29 +180,29 @@ def test_links_that_stay_inside_are_links_there_and_others_are_told(
         assert not os.path.lexists(there / name) and f"{name} is a link to" in found
     (here / "inside").unlink()
     (here / "inside").symlink_to("src")
-    pushing.push(link)
+    pushing.push(sync_link)
     assert os.readlink(there / "inside") == "src" and "replaced" not in said(capsys)
 
 
-def test_a_repository_inside_is_told(link: Link, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_repository_inside_is_told(sync_link: Link, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(here, {"other/x": "x"})
     subprocess.run([*GIT, "init", "-q"], cwd=here / "other", check=True)
-    pushing.push(link)
+    pushing.push(sync_link)
     assert "other is a repository of its own: it is not pushed; ALSO=other sends it" in said(capsys)
 
 
 def test_a_folder_that_is_no_project_is_refused(
-    link: Link, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sync_link: Link, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RemoteError, match=r"has no src/main.py"):
-        pushing.push(link)
+        pushing.push(sync_link)
 
 
-def test_a_project_that_git_ignores_is_refused(link: Link, here: Path) -> None:
+def test_a_project_that_git_ignores_is_refused(sync_link: Link, here: Path) -> None:
     write(here, {".gitignore": "/src/\n"})
     with pytest.raises(RemoteError, match=r"git ignores src/main.py"):
-        pushing.push(link)
+        pushing.push(sync_link)
 
 
 RULES = (
@@ -259,16 +233,16 @@ def test_without_git_its_ignore_files_are_read_as_it_reads_them(
 
 
 def test_what_is_asked_for_besides_is_sent_and_never_taken_away(
-    link: Link, here: Path, there: Path, way: str, tmp_path: Path
+    sync_link: Link, here: Path, there: Path, sync_way: str, tmp_path: Path
 ) -> None:
     write(here, {"models/m/config.json": "{}", "models/other": "x", "models/m/.env": "TOKEN=1"})
     write(tmp_path / "cache", {"blob": "weights"})
     (here / "models/m/weights").symlink_to(tmp_path / "cache/blob")
-    pushing.push(link, also=["models/m"])
+    pushing.push(sync_link, also=["models/m"])
     assert (there / "models/m/weights").read_text() == "weights" and not (there / "models/m/weights").is_symlink()
     assert sorted(p.name for p in (there / "models").rglob("*")) == ["config.json", "m", "weights"]
     shutil.rmtree(here / "models")
-    pushing.push(link)
+    pushing.push(sync_link)
     assert (there / "models/m/config.json").read_text() == "{}"
 
 
@@ -284,27 +258,27 @@ def test_what_is_asked_for_besides_is_sent_and_never_taken_away(
         ("env", "is never pushed"),
     ],
 )
-def test_some_things_are_not_sent_even_when_asked_for(link: Link, here: Path, path: str, reason: str) -> None:
+def test_some_things_are_not_sent_even_when_asked_for(sync_link: Link, here: Path, path: str, reason: str) -> None:
     write(here, {".env": "", "outputs/runs/1/x": "", "env/pyvenv.cfg": ""})
     with pytest.raises(RemoteError, match=f"ALSO={path} {reason}"):
-        pushing.push(link, also=[path])
+        pushing.push(sync_link, also=[path])
 
 
 def test_a_large_file_is_looked_at_once_while_its_times_stay(
-    link: Link, here: Path, there: Path, monkeypatch: pytest.MonkeyPatch
+    sync_link: Link, here: Path, there: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(here, {"models/w": "weights"})
     os.utime(here / "models/w", (1, 1))
     monkeypatch.setattr(taken, "RECENT", 0)
-    pushing.push(link, also=["models/w"])
+    pushing.push(sync_link, also=["models/w"])
     looked: list[str] = []
     real = taken.sha256
     monkeypatch.setattr(taken, "sha256", lambda path: (looked.append(str(path)), real(path))[1])
-    pushing.push(link, also=["models/w"])
+    pushing.push(sync_link, also=["models/w"])
     assert "models/w" not in looked and "src/main.py" in looked
     (here / "models/w").write_text("WEIGHTS")
     os.utime(here / "models/w", (1, 1))  # as long as before, of the same time
-    pushing.push(link, also=["models/w"])
+    pushing.push(sync_link, also=["models/w"])
     assert (there / "models/w").read_text() == "WEIGHTS"
 
 
@@ -326,17 +300,17 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_only_what_differs_is_sent(
-    link: Link, here: Path, there: Path, way: str, capsys: pytest.CaptureFixture[str], sent: list[str]
+    sync_link: Link, here: Path, there: Path, sync_way: str, capsys: pytest.CaptureFixture[str], sent: list[str]
 ) -> None:
-    where = f"{link.target}:{link.target.dir}"
-    pushing.push(link)
+    where = f"{sync_link.target}:{sync_link.target.dir}"
+    pushing.push(sync_link)
     assert f"pushed to {where}: 5 new (" in said(capsys)
     sent.clear()
-    pushing.push(link)
+    pushing.push(sync_link)
     assert said(capsys) == f"nothing to push: {where} is as this folder is\n" and sent == []
     write(here, {"src/model.py": "better\n", "src/new.py": "new\n"})
     (here / "README.md").unlink()
-    pushing.push(link)
+    pushing.push(sync_link)
     assert sorted(sent) == ["src/model.py", "src/new.py"]
     text = said(capsys)
     assert "1 changed, 1 new, 1 removed (11 bytes)" in text
@@ -344,41 +318,43 @@ def test_only_what_differs_is_sent(
     assert pushed(there) == own(here)
 
 
-def test_of_many_names_the_first_are_shown(link: Link, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_of_many_names_the_first_are_shown(
+    sync_link: Link, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write(here, {f"data/{n}": str(n) for n in range(30)})
-    pushing.push(link)
+    pushing.push(sync_link)
     lines = said(capsys).splitlines()
     assert len(lines) == 22 and lines[-1] == "  and 15 more"
 
 
 def test_only_what_a_push_has_put_there_is_removed(
-    link: Link, here: Path, there: Path, capsys: pytest.CaptureFixture[str]
+    sync_link: Link, here: Path, there: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write(here, {"gone/a.txt": "a", "gone/deep/b.txt": "b", "edited.txt": "e", "stays/c.txt": "c"})
-    pushing.push(link)
+    pushing.push(sync_link)
     write(there, {"stays/mine.txt": "mine", "notes.txt": "notes", "outputs/runs/1/manifest.json": "{}"})
     write(there, {"edited.txt": "edited there"})
     shutil.rmtree(here / "gone")
     shutil.rmtree(here / "stays")
     (here / "edited.txt").unlink()
     capsys.readouterr()
-    pushing.push(link)
+    pushing.push(sync_link)
     assert "edited.txt is no more here, and was changed on the server: it is kept there" in said(capsys)
     mine = {"stays/mine.txt": b"mine", "notes.txt": b"notes", "edited.txt": b"edited there"}
     assert pushed(there) == own(here) | mine
     assert not (there / "gone").exists()
     assert (there / "outputs/runs/1/manifest.json").exists()
-    pushing.push(link)
+    pushing.push(sync_link)
     assert "edited.txt" not in said(capsys) and (there / "edited.txt").exists()
 
 
 def test_what_was_changed_on_the_server_is_kept_beside(
-    link: Link, here: Path, there: Path, way: str, capsys: pytest.CaptureFixture[str]
+    sync_link: Link, here: Path, there: Path, sync_way: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write(there, {"README.md": "by hand, before any push"})
-    pushing.push(link)
+    pushing.push(sync_link)
     write(there, {"src/model.py": "edited there"})
-    pushing.push(link)
+    pushing.push(sync_link)
     text = said(capsys)
     assert text.count("changed on the server since, and replaced") == 2
     kept = sorted((there / "outputs/remote/replaced").glob("*/**/*.*"))
@@ -387,38 +363,42 @@ def test_what_was_changed_on_the_server_is_kept_beside(
 
 
 def test_a_file_becomes_a_folder_and_a_folder_a_file(
-    link: Link, here: Path, there: Path, capsys: pytest.CaptureFixture[str]
+    sync_link: Link, here: Path, there: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write(here, {"one": "file", "two/x": "x"})
-    pushing.push(link)
+    pushing.push(sync_link)
     write(there, {"two/mine": "mine"})
     (here / "one").unlink()
     shutil.rmtree(here / "two")
     write(here, {"one/x": "x", "two": "file"})
-    pushing.push(link)
+    pushing.push(sync_link)
     assert pushed(there) == own(here)
     (kept,) = (there / "outputs/remote/replaced").glob("*/two/mine")
     assert kept.read_text() == "mine"
     assert "replaced: two;" in said(capsys)
 
 
-def test_what_was_a_link_to_a_folder_may_become_one(link: Link, here: Path, there: Path) -> None:
+def test_what_was_a_link_to_a_folder_may_become_one(sync_link: Link, here: Path, there: Path) -> None:
     (here / "data").symlink_to("configs")
-    pushing.push(link)
+    pushing.push(sync_link)
     (here / "data").unlink()
     write(here, {"data/train.yaml": "rows"})
-    pushing.push(link)
+    pushing.push(sync_link)
     assert (there / "configs/train.yaml").read_text() == "lr: 1\n" and (
         there / "data/train.yaml"
     ).read_text() == "rows"
 
 
-def test_a_push_never_writes_where_it_may_not_whatever_it_is_told(link: Link, here: Path) -> None:
+def test_a_push_never_writes_where_it_may_not_whatever_it_is_told(sync_link: Link, here: Path) -> None:
     for path in ("../up", "/tmp/abs", "outputs/runs/x", ".env", ".venv/bin/python", "a/../../b"):
         wanted = {path: {"is": "0" * 64, "size": 0, "mode": 0o644, "also": False}}
         with pytest.raises(RemoteError, match="is no place for a push"):
-            link.call(
-                "pushed:settle", folder=link.target.dir, push={"id": "x", "sender": "y"}, wanted=wanted, named=[]
+            sync_link.call(
+                "pushed:settle",
+                folder=sync_link.target.dir,
+                push={"id": "x", "sender": "y"},
+                wanted=wanted,
+                named=[],
             )
 
 
@@ -432,23 +412,10 @@ def large(here: Path) -> Path:
     return here / "large.bin"
 
 
-@pytest.fixture
-def bad(sshd: Server, there: Path, tmp_path: Path) -> Iterator[tuple[Link, Proxy]]:
-    """A link over a network that can be cut."""
-    with proxy(sshd.port) as between:
-        variables = sshd.client(
-            tmp_path / "far", f"~/{there.name}", REMOTE_PORT=str(between.port), REMOTE_PYTHON=sys.executable
-        )
-        known = Path(variables["HOME"], "known_hosts")
-        known.write_text(known.read_text().replace(f":{sshd.port}", f":{between.port}"))
-        with Link(Target.of(variables)) as link:
-            yield link, between
-
-
 def test_a_push_that_is_cut_again_and_again_goes_on_where_it_was(
-    bad: tuple[Link, Proxy], here: Path, there: Path, large: Path, way: str
+    bad_link: tuple[Link, Proxy], here: Path, there: Path, large: Path, sync_way: str
 ) -> None:
-    link, between = bad
+    link, between = bad_link
     between.delay, between.room = 0.001, 1_200_000  # no connection carries the whole file
     pushing.push(link)
     assert pushed(there) == own(here) and left_over(there) == []
@@ -456,9 +423,14 @@ def test_a_push_that_is_cut_again_and_again_goes_on_where_it_was(
 
 
 def test_a_push_that_was_killed_has_changed_nothing_and_the_next_goes_on_with_it(
-    bad: tuple[Link, Proxy], here: Path, there: Path, large: Path, way: str, monkeypatch: pytest.MonkeyPatch
+    bad_link: tuple[Link, Proxy],
+    here: Path,
+    there: Path,
+    large: Path,
+    sync_way: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    link, between = bad
+    link, between = bad_link
     pushing.push(link)
     before = pushed(there)
     large.write_bytes(os.urandom(3_000_000))
@@ -466,7 +438,7 @@ def test_a_push_that_was_killed_has_changed_nothing_and_the_next_goes_on_with_it
     between.delay = 0.01
     other = subprocess.Popen(
         [sys.executable, "-m", "src.main", "push"],
-        env=os.environ | link_variables(link) | {"PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": "1"},
+        env=environment_of(link),
         start_new_session=True,
     )
     incoming = there / "outputs/remote/incoming"
@@ -510,42 +482,42 @@ def wrapper(folder: Path, there: Path, once: bool) -> str:
 
 
 def test_what_is_damaged_on_its_way_is_sent_again(
-    sshd: Server, link: Link, here: Path, there: Path, large: Path, tmp_path: Path
+    sshd: Server, sync_link: Link, here: Path, there: Path, large: Path, tmp_path: Path
 ) -> None:
     with sshd.session(PATH=wrapper(tmp_path, there, once=True)):
-        pushing.push(link)
+        pushing.push(sync_link)
     assert (tmp_path / "damaged").exists()
     assert pushed(there) == own(here)
 
 
 def test_what_is_there_in_part_is_not_sent_again_and_not_trusted(
-    link: Link, here: Path, there: Path, large: Path, way: str, sent: list[str]
+    sync_link: Link, here: Path, there: Path, large: Path, sync_way: str, sent: list[str]
 ) -> None:
     incoming = there / "outputs/remote/incoming" / pushing._sender()
     incoming.mkdir(parents=True)
     (incoming / hashlib.sha256(large.read_bytes()).hexdigest()).write_bytes(os.urandom(1_000_000))
-    pushing.push(link)
+    pushing.push(sync_link)
     assert pushed(there) == own(here)
     assert sent.count("large.bin") == 2  # the rest of it, and then all of it
 
 
 def test_what_arrives_damaged_each_time_takes_no_place(
-    sshd: Server, link: Link, here: Path, there: Path, tmp_path: Path
+    sshd: Server, sync_link: Link, here: Path, there: Path, tmp_path: Path
 ) -> None:
-    pushing.push(link)
+    pushing.push(sync_link)
     before = pushed(there)
     write(here, {"README.md": "new", "src/more.py": "more"})
-    link.close()
+    sync_link.close()
     with (
         sshd.session(PATH=wrapper(tmp_path, there, once=False)),
         pytest.raises(RemoteError, match=r"README.md, src/more.py: what arrives is not what was sent, 3 times"),
     ):
-        pushing.push(link)
+        pushing.push(sync_link)
     assert pushed(there) == before
 
 
 def test_a_file_that_changes_while_it_is_sent_arrives_as_it_is_then(
-    link: Link, here: Path, there: Path, monkeypatch: pytest.MonkeyPatch
+    sync_link: Link, here: Path, there: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, times = transfer.send, []
 
@@ -556,27 +528,27 @@ def test_a_file_that_changes_while_it_is_sent_arrives_as_it_is_then(
         real(*given)
 
     monkeypatch.setattr(transfer, "send", changing)
-    code = pushing.push(link)
+    code = pushing.push(sync_link)
     assert (there / "README.md").read_text() == "changed meanwhile" and len(times) == 2
     assert set(code["files"]) == {"src/main.py", "src/model.py", "configs/train.yaml"}
 
 
 def test_an_rsync_that_does_not_work_is_told_and_done_without(
-    sshd: Server, link: Link, here: Path, there: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    sshd: Server, sync_link: Link, here: Path, there: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write(tmp_path, {"bin/rsync": "#!/bin/sh\necho hello\nexit 1\n"})
     (tmp_path / "bin/rsync").chmod(0o755)
     with sshd.session(PATH=f"{tmp_path}/bin:{os.environ['PATH']}"):
-        pushing.push(link)
+        pushing.push(sync_link)
     assert "rsync does not work (" in said(capsys) and pushed(there) == own(here)
 
 
-def test_an_answer_that_was_lost_is_asked_for_again(link: Link, here: Path, there: Path) -> None:
+def test_an_answer_that_was_lost_is_asked_for_again(sync_link: Link, here: Path, there: Path) -> None:
     wanted = {"link": {"is": "-> README.md", "size": 0, "mode": 0o777, "also": False}}
-    given = {"folder": link.target.dir, "push": {"id": "one", "sender": "me"}, "wanted": wanted, "named": []}
-    first = link.call("pushed:settle", **given)
-    assert first["new"] == ["link"] and link.call("pushed:settle", **given)["new"] == ["link"]
-    assert link.call("pushed:settle", **given | {"push": {"id": "two", "sender": "me"}})["new"] == []
+    given = {"folder": sync_link.target.dir, "push": {"id": "one", "sender": "me"}, "wanted": wanted, "named": []}
+    first = sync_link.call("pushed:settle", **given)
+    assert first["new"] == ["link"] and sync_link.call("pushed:settle", **given)["new"] == ["link"]
+    assert sync_link.call("pushed:settle", **given | {"push": {"id": "two", "sender": "me"}})["new"] == []
 
 
 # Refusals
@@ -601,46 +573,54 @@ def test_a_folder_elsewhere_is_made_only_in_one_that_is_there(sshd: Server, here
     assert not (tmp_path / "none").exists()
 
 
-def test_a_folder_that_is_a_file_is_refused(link: Link, here: Path, there: Path) -> None:
+def test_a_folder_that_is_a_file_is_refused(sync_link: Link, here: Path, there: Path) -> None:
     there.write_text("a file")
     with pytest.raises(RemoteError, match="is a file on the server; REMOTE_DIR should be a folder"):
-        pushing.push(link)
+        pushing.push(sync_link)
 
 
 @needs_own_mounts
-def test_a_folder_that_nobody_may_write_to_is_refused(sshd: Server, link: Link, here: Path, there: Path) -> None:
+def test_a_folder_that_nobody_may_write_to_is_refused(
+    sshd: Server, sync_link: Link, here: Path, there: Path
+) -> None:
     there.mkdir()
     sshd.inside(f"mount -t tmpfs -o ro tmpfs '{there}'")
     try:
         with pytest.raises(RemoteError, match="read-only file system; REMOTE_DIR must be a folder"):
-            pushing.push(link)
+            pushing.push(sync_link)
     finally:
         sshd.inside(f"umount '{there}'")
 
 
 @needs_own_mounts
 def test_a_full_disk_is_told_before_anything_is_sent(
-    sshd: Server, link: Link, here: Path, there: Path, large: Path
+    sshd: Server, sync_link: Link, here: Path, there: Path, large: Path
 ) -> None:
     there.mkdir()
     sshd.inside(f"mount -t tmpfs -o size=1m tmpfs '{there}'")
     try:
         with pytest.raises(RemoteError, match=r"has .* left, and 3.0 MB are to be sent; free some space there"):
-            pushing.push(link)
+            pushing.push(sync_link)
     finally:
         sshd.inside(f"umount '{there}'")
 
 
 @needs_own_mounts
 def test_a_disk_that_is_full_in_the_middle_is_told(
-    sshd: Server, link: Link, here: Path, there: Path, large: Path, way: str, monkeypatch: pytest.MonkeyPatch
+    sshd: Server,
+    sync_link: Link,
+    here: Path,
+    there: Path,
+    large: Path,
+    sync_way: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     there.mkdir()
     sshd.inside(f"mount -t tmpfs -o size=2m tmpfs '{there}'")
     try:
         monkeypatch.setattr(pushing, "_check_room", lambda *_: None)
         with pytest.raises(RemoteError, match=r"no space is left|is its disk full"):
-            pushing.push(link)
+            pushing.push(sync_link)
         assert sshd.inside(f"ls '{there}'").stdout == "outputs\n"
     finally:
         sshd.inside(f"umount '{there}'")
@@ -671,22 +651,22 @@ def test_two_pushes_of_one_folder_take_turns(sshd: Server, here: Path, there: Pa
 # For a command that runs there
 
 
-def test_a_run_is_made_of_the_code_that_was_pushed(link: Link, here: Path, there: Path) -> None:
+def test_a_run_is_made_of_the_code_that_was_pushed(sync_link: Link, here: Path, there: Path) -> None:
     (here / "src/same.py").symlink_to("model.py")
-    code = pushing.push(link)
-    snapshot = Path(link.call("files:snapshot", folder=link.target.dir, code=code))
+    code = pushing.push(sync_link)
+    snapshot = Path(sync_link.call("snapshots:take", folder=sync_link.target.dir, code=code))
     assert (snapshot / "src/same.py").read_text() == (snapshot / "src/model.py").read_text() == "model\n"
     write(here, {"README.md": "no code"})
-    assert pushing.push(link)["digest"] == code["digest"]
+    assert pushing.push(sync_link)["digest"] == code["digest"]
     write(here, {"src/model.py": "better\n"})
-    other = pushing.push(link)
+    other = pushing.push(sync_link)
     assert other["digest"] != code["digest"]
     assert (there / "src/model.py").read_text() == "better\n"
     assert (snapshot / "src/model.py").read_text() == "model\n"  # a run that is under way keeps its own
 
 
 def test_a_setting_that_names_what_is_only_here_is_told(
-    link: Link, here: Path, there: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    sync_link: Link, here: Path, there: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     write(here, {"models/x/w": "w", "models/y/w": "w", "outputs/runs/1/m": "m", "data/rows.jsonl": "{}"})
     write(there, {"models/y/w": "w"})
@@ -701,11 +681,24 @@ def test_a_setting_that_names_what_is_only_here_is_told(
         "y=",
         f"z={tmp_path}/no",
     ]
-    pushing.push(link, words=words)
+    pushing.push(sync_link, words=words)
     told = capsys.readouterr().err.splitlines()
     assert told == [
         "models/x is not on the server: git ignores it; ALSO=models/x sends it",
         "outputs/runs/1 is not on the server: it is never pushed",
     ]
-    pushing.push(link, also=["models/x"], words=words)
+    pushing.push(sync_link, also=["models/x"], words=words)
     assert "models/x" not in capsys.readouterr().err
+
+
+def test_damaged_records_of_a_push_lose_nothing(sync_link: Link, here: Path, there: Path) -> None:
+    pushing.push(sync_link)
+    for name, text in (("pushed", '{"src/main'), ("also", "[1]"), ("push", "")):
+        (there / f"outputs/remote/{name}.json").write_text(text)
+    write(there, {"src/model.py": "changed there\n"})
+    (here / "README.md").unlink()
+    pushing.push(sync_link)
+    assert (there / "README.md").exists()  # it may be somebody's
+    assert (there / "src/model.py").read_text() == "model\n"
+    (kept,) = (there / "outputs/remote/replaced").glob("*/src/model.py")
+    assert kept.read_text() == "changed there\n"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -15,6 +17,7 @@ from src.remote import jobs
 from src.remote import link as links
 from src.remote.link import Link
 from src.remote.target import Target
+from src.remote.there import files
 from tests.remote.client import Client
 from tests.remote.moments import Moments
 from tests.remote.proxy import proxy
@@ -131,6 +134,20 @@ def test_of_many_who_start_the_same_at_once_one_does(person: Client, remote_proj
     assert ran(remote_project) == 1
     assert sorted(answer["again"] for answer in answers) == [False] + [True] * 5
     assert len({answer["pid"] for answer in answers}) == 1
+
+
+def test_a_record_is_made_once_where_there_are_no_links_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "as exFAT says")
+
+    for without, name in ((False, "linked"), (True, "not")):
+        if without:
+            monkeypatch.setattr(os, "link", refuse)
+        made = [files.write(str(tmp_path / name), text, new=True) for text in ("first", "second")]
+        assert made == [True, False] and (tmp_path / name).read_text() == "first"
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 # As a person does it

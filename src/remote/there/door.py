@@ -28,6 +28,8 @@ MENDABLE = {
     errno.EROFS: CLOSED,
     errno.ENOTDIR: CLOSED,
     errno.EEXIST: CLOSED,
+    errno.ENAMETOOLONG: "choose a shorter name, or another REMOTE_DIR",
+    errno.ELOOP: CLOSED,
 }
 
 
@@ -37,7 +39,8 @@ def serve(request: dict[str, Any]) -> None:
     sys.stdout.flush()
     if sys.version_info < OLDEST:
         version = ".".join(map(str, sys.version_info[:3]))
-        sys.stdout.write(f'{{"refused": "python3 is {version} there, and 3.8 is the oldest that will do"}}\n')
+        fact = f"Python is {version} there, and 3.8 is the oldest that will do"
+        sys.stdout.write(f'{{"refused": "{fact}", "hint": "say by REMOTE_PYTHON where a newer one is"}}\n')
         return
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # what is begun is ended, whether or not somebody listens
     load(request["sources"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import shutil
 import socket
@@ -21,7 +20,7 @@ FLOCK = "hhqqi4x"  # struct flock of a 64-bit Linux
 def place(folder: str, id: str) -> str | None:
     """The run directory of an id, whoever made it."""
     path = os.path.join(files.root(folder), RUNS, id)
-    return files.text(path) if os.path.isfile(os.path.join(path, "manifest.json")) else None
+    return path if os.path.isfile(os.path.join(path, "manifest.json")) else None
 
 
 def listing(folder: str, run: str, after: str = "") -> Iterator[dict[str, Any]]:
@@ -32,8 +31,7 @@ def listing(folder: str, run: str, after: str = "") -> Iterator[dict[str, Any]]:
     that was heard of before.
     Raises: Refused if it is no run, or one that still runs.
     """
-    run = files.path(run)
-    manifest = _read(os.path.join(run, "manifest.json"))
+    manifest = files.read(os.path.join(run, "manifest.json"))
     if manifest is None:
         raise Refused(f"{run} is no run: it has no manifest.json", "make ssh-status lists the runs")
     if why := _busy(folder, run, manifest):
@@ -111,11 +109,3 @@ def _alive(process: dict[str, Any]) -> bool:
     with open("/proc/stat") as file:
         booted = next(int(line.split()[1]) for line in file if line.startswith("btime"))
     return since is not None and abs(booted + since / os.sysconf("SC_CLK_TCK") - process["created"]) < 2
-
-
-def _read(path: str) -> Any:
-    try:
-        with open(path, encoding="utf-8") as file:
-            return json.load(file)
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        return None

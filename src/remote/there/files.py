@@ -1,53 +1,70 @@
-"""The files of a server's project folder: what is there, whether it is whole, and code that no push changes."""
+"""The files of a server's project folder: where that is, and how they are written and read."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
-import shutil
 import uuid
 from typing import Any
 
 from src.remote.there.wire import Refused
 
-CODE = "outputs/remote/code"
-
 
 def root(folder: str) -> str:
-    """The project's folder, absolute, `~` expanded."""
-    return os.path.abspath(os.path.expanduser(path(folder)))
-
-
-def path(text: str) -> str:
-    """A path as this session's Python takes it: on the disk it is UTF-8, whatever the locale is."""
-    return os.fsdecode(text.encode("utf-8", "surrogateescape"))
-
-
-def text(path: str) -> str:
-    """A path as it is told to the client: the inverse of `path`."""
-    return os.fsencode(path).decode("utf-8", "surrogateescape")
+    """The project's folder, absolute, `~` expanded. Raises: Refused where it is that of nobody."""
+    found = os.path.expanduser(folder)
+    if found.startswith("~"):
+        raise Refused(f"there is no user {found[1:].split('/')[0]} on the server", "check REMOTE_DIR")
+    return os.path.abspath(found)
 
 
 def write(path: str, text: str, new: bool = False) -> bool:
     """A whole file or none. Returns: False if it is to be a `new` one and another has just made it."""
     temporary = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
     try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
         if new:
-            os.link(temporary, path)
-            os.unlink(temporary)
-            return True
+            _claim(temporary, path)
+        os.replace(temporary, path)
+        return True
     except FileExistsError:
-        os.unlink(temporary)
         return False
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)  # of a full disk; and what has both names keeps them when it replaces itself
+
+
+def _claim(temporary: str, path: str) -> None:
+    """Make a path, of another's content at once where links can be. Raises: FileExistsError if it is there."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
     except OSError:  # of a file system without links
-        pass
-    os.replace(temporary, path)
-    return True
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+
+
+def read(path: str) -> dict[str, Any] | None:
+    """What `write` wrote as JSON; None where nothing is, or what nobody of us has written."""
+    try:
+        found = json.loads(text(path))
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def text(path: str) -> str:
+    """What is in a file; nothing where there is none."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read()
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
 
 
 def sha256(path: str | bytes) -> str:
@@ -62,36 +79,3 @@ def size(folder: str) -> int:
     """Bytes of the files in a folder."""
     with os.scandir(folder) as entries:
         return sum(entry.stat().st_size for entry in entries if entry.is_file())
-
-
-def snapshot(folder: str, code: dict[str, Any]) -> str:
-    """A folder of its own with the code that was pushed, which later pushes leave alone.
-
-    `code` is `{"digest", "files": {path: sha256}, "state"}`: the name of the snapshot, what it holds, and what git
-    says of it.
-    Returns: the folder.
-    Raises: Refused if what is there is not that code.
-    """
-    project = root(folder)
-    target = os.path.join(project, CODE, code["digest"])
-    if os.path.isdir(target):
-        return target
-    temporary = f"{target}.{uuid.uuid4().hex[:8]}.tmp"
-    try:
-        for path, digest in code["files"].items():
-            new = os.path.join(temporary, path)
-            os.makedirs(os.path.dirname(new), exist_ok=True)
-            try:
-                shutil.copyfile(os.path.join(project, path), new)
-            except FileNotFoundError:
-                raise Refused(f"{path} is not on the server", "push again") from None
-            if sha256(new) != digest:
-                raise Refused(f"{path} is another there than here: somebody else pushed", "push again")
-        write(os.path.join(temporary, "src", "code.json"), json.dumps(code["state"]))
-        os.rename(temporary, target)
-    except OSError:
-        if not os.path.isdir(target):  # else another has just made it
-            raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return target

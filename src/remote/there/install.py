@@ -5,6 +5,7 @@ It runs on the server, as a job of its own. What was killed on the way is found 
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import fcntl
 import glob
@@ -108,8 +109,10 @@ class Installation:
         if why:
             say(why)
         if index:  # torch alone from there: with --no-deps no other package is
-            self.pip("torch", "--no-deps", *again, "--index-url", index, f"torch=={version}")
-            self.pip("what torch needs", "--extra-index-url", index, f"torch=={version}")
+            # Said on the standard input: it may hold a password, and all users of a machine see command lines.
+            named = "-r", "/dev/stdin"
+            self.pip("torch", "--no-deps", *again, *named, given=f"--index-url {index}\ntorch=={version}\n")
+            self.pip("what torch needs", *named, given=f"--extra-index-url {index}\ntorch=={version}\n")
         else:
             self.pip("torch", *again, f"torch=={version}")
 
@@ -165,24 +168,27 @@ class Installation:
     def python(self) -> str:
         return venv.path(self.root, "bin", "python")
 
-    def pip(self, what: str, *words: str) -> None:
+    def pip(self, what: str, *words: str, given: str = "") -> None:
         """`python -m pip install`, of which all is shown but what is there already."""
         options = ["--no-input", "--disable-pip-version-check", "--progress-bar", "off"]
-        self.program(f"pip install {what}", self.python, "-m", "pip", "install", *options, *words)
+        self.program(f"pip install {what}", self.python, "-m", "pip", "install", *options, *words, given=given)
 
-    def program(self, what: str, *words: str) -> None:
-        """Raises: Failed unless it succeeds."""
+    def program(self, what: str, *words: str, given: str = "") -> None:
+        """Run one with `given` on its standard input. Raises: Failed unless it succeeds."""
         process = subprocess.Popen(
             words,
             cwd=self.root,
             env=self.surroundings(),
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             pass_fds=(self.lock,),
             process_group=0,
         )
         try:
+            assert process.stdin
+            with contextlib.suppress(BrokenPipeError), process.stdin:
+                process.stdin.write(given.encode())
             for line in process.stdout or ():
                 text = line.decode(errors="replace").rstrip()
                 if not QUIET.match(text):

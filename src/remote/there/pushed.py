@@ -18,7 +18,7 @@ import shutil
 import time
 from typing import Any, Dict  # noqa: UP035  (an alias is evaluated, by Python 3.8 too)
 
-from src.remote.there import files
+from src.remote.there import files, snapshots
 from src.remote.there.wire import Refused, unbroken
 
 HOME = "outputs/remote"
@@ -44,13 +44,15 @@ def settle(folder: str, push: dict[str, str], wanted: dict[str, Entry], named: l
     with open(os.path.join(work.home, ".lock"), "a") as lock:
         fcntl.lockf(lock, fcntl.LOCK_EX)
         done = work.done()
+        if "lacking" not in done:
+            snapshots.prune(root)
     return dict(
         done,
-        root=files.text(root),
-        named={path: os.path.lexists(os.path.join(root, os.path.expanduser(files.path(path)))) for path in named},
+        root=root,
+        named={path: os.path.lexists(os.path.join(root, os.path.expanduser(path))) for path in named},
         rsync=shutil.which("rsync") is not None,
         free=shutil.disk_usage(work.home).free,
-        incoming=files.text(work.incoming),
+        incoming=work.incoming,
     )
 
 
@@ -58,6 +60,8 @@ def _make(root: str) -> None:
     """Make the project's folder: below the home with all above it, elsewhere in a folder that is there."""
     if os.path.isdir(root):
         return
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        os.lstat(root)  # may say that it is too long
     if os.path.lexists(root):
         raise Refused(f"{root} is a file on the server", "REMOTE_DIR should be a folder")
     above, home = os.path.dirname(root), os.path.expanduser("~")
@@ -102,11 +106,11 @@ class _Work:
 
     def done(self) -> dict[str, Any]:
         """What `settle` returns. The caller holds the lock."""
-        last = _read(os.path.join(self.home, "push.json"))
+        last = files.read(os.path.join(self.home, "push.json")) or {}
         if last.get("id") == self.push["id"]:
             return dict(last["report"])
-        self.pushed = _read(os.path.join(self.home, "pushed.json"))
-        self.also = _read(os.path.join(self.home, "also.json"))
+        self.pushed = files.read(os.path.join(self.home, "pushed.json")) or {}
+        self.also = files.read(os.path.join(self.home, "also.json")) or {}
         before = {path: self.identity(path) for path in {*self.wanted, *self.pushed}}
         differing = [path for path, entry in self.wanted.items() if before[path] != entry["is"]]
         needed = {self.wanted[path]["is"] for path in differing} - self.whole
@@ -266,11 +270,3 @@ def _move(source: bytes, target: bytes) -> None:
 
 def _copy(source: bytes, target: bytes) -> None:
     shutil.copyfile(source, target)
-
-
-def _read(path: str) -> dict[str, Any]:
-    try:
-        with open(path, encoding="utf-8") as file:
-            return dict(json.load(file))
-    except FileNotFoundError:
-        return {}

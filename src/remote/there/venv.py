@@ -9,10 +9,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from typing import Any, Dict  # noqa: UP035  (an alias is evaluated, by Python 3.8 too)
 
+from src.remote.there import files
 from src.remote.there.wire import Refused
 
 FOLDER = ".venv"
@@ -51,11 +51,7 @@ def digest(root: str, accelerator: str) -> str:
 
 def ready(root: str) -> Ready | None:
     """What ssh-init wrote when it was done; None where it never was."""
-    try:
-        with open(path(root, READY), encoding="utf-8") as file:
-            return dict(json.load(file))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        return None
+    return files.read(path(root, READY))
 
 
 def accelerator(root: str, found: str) -> str:

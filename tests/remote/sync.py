@@ -1,0 +1,65 @@
+"""What tests of pushing and of fetching share: connections to the folder `there`, which each of their files makes.
+
+The names of a plugin's fixtures count in all of a session: none of them may be another's (test_house.py).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from src.remote.link import Link
+from src.remote.target import Target
+from tests.fixtures import ROOT
+from tests.remote.proxy import Proxy, proxy
+from tests.remote.server import Server
+
+
+@pytest.fixture
+def sync_link(sshd: Server, there: Path, tmp_path: Path) -> Iterator[Link]:
+    variables = sshd.client(tmp_path / "person", f"~/{there.name}", REMOTE_PYTHON=sys.executable)
+    with Link(Target.of(variables)) as link:
+        yield link
+
+
+@pytest.fixture
+def bad_link(sshd: Server, there: Path, tmp_path: Path) -> Iterator[tuple[Link, Proxy]]:
+    """A link over a network that can be cut."""
+    with proxy(sshd.port) as between:
+        variables = sshd.client(
+            tmp_path / "far", f"~/{there.name}", REMOTE_PORT=str(between.port), REMOTE_PYTHON=sys.executable
+        )
+        known = Path(variables["HOME"], "known_hosts")
+        known.write_text(known.read_text().replace(f":{sshd.port}", f":{between.port}"))
+        with Link(Target.of(variables)) as link:
+            yield link, between
+
+
+@pytest.fixture(params=["rsync", "sftp"])
+def sync_way(request: pytest.FixtureRequest, sshd: Server) -> Iterator[str]:
+    """Both ways of sending: without rsync in the sessions' PATH it is SFTP."""
+    if request.param == "rsync":
+        yield "rsync"
+        return
+    with sshd.session(PATH="/nowhere"):
+        yield "sftp"
+
+
+def environment_of(link: Link) -> dict[str, str]:
+    """That of a command which runs in any folder and has the target of a link."""
+    target = link.target
+    return os.environ | {
+        "REMOTE_HOST": target.host,
+        "REMOTE_PORT": str(target.port),
+        "REMOTE_USER": target.user,
+        "REMOTE_KEY": str(target.keys[0]),
+        "REMOTE_DIR": target.dir,
+        "REMOTE_SSH_CONFIG": target.options[1],
+        "REMOTE_PYTHON": target.python,
+        "PYTHONPATH": str(ROOT),
+        "PYTHONSAFEPATH": "1",
+    }

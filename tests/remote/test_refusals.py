@@ -1,0 +1,129 @@
+"""Wrong input and wrong surroundings, each refused in a sentence; what ssh passes over is passed over."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from src.errors import UserError
+from src.remote import fetch
+from src.remote.listing import Listing
+from src.remote.there import door
+from tests.remote.client import Client
+from tests.remote.server import Server, make_key, needs_ssh
+from tests.remote.test_shells import run
+
+pytest_plugins = ["tests.remote.server", "tests.remote.client"]
+pytestmark = needs_ssh
+
+
+def python(version: str) -> str:
+    """One of an old version."""
+    name = f"python{version}"
+    elsewhere = Path.home().glob(f".pyenv/versions/{version}.*/bin/{name}")
+    for program in filter(None, (shutil.which(name), *elsewhere)):
+        said = subprocess.run([program, "--version"], capture_output=True, text=True)
+        if said.returncode == 0 and f" {version}." in said.stdout + said.stderr:
+            return str(program)
+    pytest.skip(f"NO PYTHON {version} HERE: servers that have no newer one are NOT tested")
+
+
+@pytest.mark.parametrize(
+    ("words", "variables", "said"),
+    [
+        (["ssh-tensorboard", "--port=²"], {}, "PORT=²: should be a number from 1 to 65535"),
+        (["ssh-stop", "--grace=nan", "x"], {}, "GRACE=nan: should be a number of seconds"),
+        (["ssh-stop", "--grace=-1", "x"], {}, "GRACE=-1: should be a number of seconds"),
+        (["ssh-stop", ""], {}, "ssh-stop needs a run"),
+        (["push", "--also"], {}, "--also needs a value: --also=..."),
+        (["ssh-train", "--run", "x"], {}, "--run needs a value: --run=..."),
+        (["ssh-status"], {"REMOTE_PORT": "²"}, "REMOTE_PORT=²: should be a number"),
+        (["ssh-status"], {"REMOTE_HOST": "a..b"}, "there is no host a..b"),
+        (["ssh-status"], {"REMOTE_PYTHON": "/bin/ls"}, "did not run /bin/ls: .*; it should be Python 3.8"),
+        (["ssh-status"], {"REMOTE_DIR": "~nobody-of-that-name/x"}, "there is no user nobody-of-that-name"),
+        (["push"], {"REMOTE_DIR": "x" * 300}, "file name too long"),
+        (["push"], {"REMOTE_DIR": "x/" * 2500}, "file name too long"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_a_sentence(
+    person: Client, monkeypatch: pytest.MonkeyPatch, words: list[str], variables: dict[str, str], said: str
+) -> None:
+    with pytest.raises(UserError) as refused:
+        person.typed_here(monkeypatch, *words, **variables)
+    assert re.search(said, str(refused.value))
+
+
+@pytest.mark.parametrize("version", ["2.7", "3.6", "3.7"])
+def test_a_python_that_is_too_old_is_told(person: Client, monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    with pytest.raises(UserError, match=r"3\.8.*REMOTE_PYTHON"):
+        person.typed_here(monkeypatch, "ssh-status", REMOTE_PYTHON=python(version))
+
+
+def test_the_oldest_python_that_will_do_does(person: Client, noted: Path) -> None:
+    run(person.having(REMOTE_PYTHON=python(".".join(map(str, door.OLDEST)))), noted)
+
+
+def test_a_folder_in_which_nothing_was_run_says_so(
+    person: Client, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert person.typed_here(monkeypatch, "ssh-status", REMOTE_DIR="~/nothing") == 0
+    assert capsys.readouterr().out.startswith("nothing has been run in ~/nothing on ")
+
+
+# known_hosts
+
+
+def test_lines_of_known_hosts_that_say_something_else_are_passed_over(
+    sshd: Server, person: Client, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    mine = sshd.known_hosts()
+    other = make_key(tmp_path / "other").with_suffix(".pub").read_text()
+    person.known_hosts.write_bytes(
+        b"\xff\xfe\n# a comment of four words\n" + f"@cert-authority * {other}a b c d\n  {mine}".encode()
+    )
+    assert person.typed_here(monkeypatch, "ssh-status") == 0
+    person.known_hosts.write_text(f"@revoked * {' '.join(mine.split()[1:])}\n{mine}")
+    with pytest.raises(UserError, match="is not a known host"):
+        person.typed_here(monkeypatch, "ssh-status")
+
+
+def test_a_key_is_accepted_though_it_can_be_written_nowhere(
+    sshd: Server, person: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    person.known_hosts.unlink()
+    person.known_hosts.mkdir()
+    assert person.typed_here(monkeypatch, "ssh-status", REMOTE_FINGERPRINT=sshd.fingerprint) == 0
+    person.configure("  UserKnownHostsFile none\n", first=True)
+    assert person.typed_here(monkeypatch, "ssh-status", REMOTE_FINGERPRINT=sshd.fingerprint) == 0
+    assert not (person.project / "none").exists()
+
+
+# What a server says that is not ours
+
+
+def test_a_server_cannot_name_a_run_that_is_no_folder_of_runs() -> None:
+    nobody: Any = None
+    with pytest.raises(UserError, match="no name of a folder of runs"):
+        fetch.fetch(nobody, {"id": "x", "run": "/home/me/outputs/runs/.."})
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"path": "../x", "folder": True},
+        {"path": "/x", "folder": True},
+        {"path": "a/b", "link": "../../x"},
+        {"path": "a/b", "link": "/etc"},
+        {"path": "a", "link": ".."},
+    ],
+)
+def test_a_server_cannot_have_anything_written_outside_of_a_run(entry: dict[str, object]) -> None:
+    found = Listing("/r", {}, "host", False)
+    found.add({"path": "a/b", "link": "../c/d"})
+    with pytest.raises(UserError, match="which is no path inside a run"):
+        found.add(entry)

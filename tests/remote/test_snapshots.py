@@ -1,0 +1,151 @@
+"""The snapshots of the code on the server: old ones go, and never one that something runs from, or is about to."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+from src.errors import Stopped
+from src.remote.there.snapshots import KEPT
+from tests.remote.client import Client
+from tests.remote.moments import Moments
+from tests.remote.server import Server, needs_ssh, until
+from tests.remote.test_starts import python
+from tests.slurm import Cluster, needs_slurm
+
+pytest_plugins = ["tests.remote.server", "tests.remote.client", "tests.slurm"]
+pytestmark = needs_ssh
+
+
+class Snapshots:
+    """Those of a project on the server, and whoever pushes there."""
+
+    def __init__(self, person: Client, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.person, self.code, self.monkeypatch = person, project / "outputs/remote/code", monkeypatch
+        self.jobs = project / "outputs/remote/jobs"
+
+    def age(self) -> Path:
+        """Make the one that there is the oldest of more than are kept. Returns: its folder."""
+        (first,) = self.code.iterdir()
+        for n in range(KEPT + 1):
+            shutil.copytree(first, self.code / f"newer-{n}")
+            os.utime(self.code / f"newer-{n}", (n + 1, n + 1))
+        os.utime(first, (0, 0))
+        return first
+
+    def pushed(self) -> set[str]:
+        """The names that are left after a push."""
+        self.person.typed_here(self.monkeypatch, "push")
+        return self.left()
+
+    def evaluated(self) -> set[str]:
+        """The names that are left after a start, and the push before it."""
+        assert self.person.typed_here(self.monkeypatch, "ssh-eval") == 0
+        return self.left()
+
+    def left(self) -> set[str]:
+        return {path.name for path in self.code.iterdir()}
+
+
+NEWEST = {f"newer-{n + 1}" for n in range(KEPT)}
+
+
+@pytest.fixture
+def snapshots(person: Client, noted: Path, monkeypatch: pytest.MonkeyPatch) -> Snapshots:
+    return Snapshots(person, noted.parent, monkeypatch)
+
+
+def test_a_snapshot_stays_while_something_may_run_from_it_and_goes_then(
+    snapshots: Snapshots, person: Client, noted: Path
+) -> None:
+    (noted.parent / "wait").touch()
+    person.typed_here(snapshots.monkeypatch, "ssh-eval", "--detach", "--run=it")
+    until(noted.exists)
+    first = snapshots.age()
+    (snapshots.code / "of-a-killed-one.tmp").mkdir()
+    assert snapshots.pushed() == {*NEWEST, first.name}
+    supervisor = psutil.Process(json.loads((snapshots.jobs / "it/job.json").read_text())["pid"]).parent()
+    assert supervisor is not None
+    supervisor.kill()  # who held it; the record still says who runs
+    supervisor.wait()
+    assert snapshots.pushed() == {*NEWEST, first.name}
+    (noted.parent / "wait").unlink()
+    with suppress(Stopped):  # nobody is left who could say how it ended
+        person.typed_here(snapshots.monkeypatch, "ssh-attach", "it")
+    run = noted.parent / "outputs/runs/r"
+    run.mkdir(parents=True)
+    (run / "manifest.json").write_text('{"status": "interrupted"}')
+    (snapshots.jobs / "it/run").write_text(f"{run}\n")
+    assert snapshots.pushed() == {*NEWEST, first.name}
+    (run / "manifest.json").write_text('{"status": "finished"}')
+    assert snapshots.pushed() == NEWEST
+
+
+def test_one_that_a_start_has_just_chosen_stays_though_who_chose_it_is_gone_and_nothing_is_recorded(
+    sshd: Server, snapshots: Snapshots, person: Client, noted: Path, tmp_path: Path
+) -> None:
+    moments = Moments(tmp_path, noted.parent)
+    with sshd.session(**moments.variables("supervisor", 1, "wait")):
+        starting = person.start("ssh-eval", "--detach", "--run=it", to=tmp_path / "said")
+        until(moments.came.exists)
+        slow = next(p for p in sshd.started() if python(p) and python(p.parent()))
+        starter = slow.parent()
+        assert starter is not None
+        starting.kill()
+        starter.kill()
+        starting.wait()
+    first = snapshots.age()
+    assert not (snapshots.jobs / "it/job.json").exists()
+    assert snapshots.pushed() == {*NEWEST, first.name}
+    moments.go.touch()
+    until((snapshots.jobs / "it/exit.json").exists)
+    assert json.loads((snapshots.jobs / "it/exit.json").read_text())["code"] == 0 and noted.exists()
+    until(lambda: not slow.is_running() or slow.status() == psutil.STATUS_ZOMBIE)
+    assert snapshots.pushed() == NEWEST
+
+
+def test_what_is_started_removes_old_ones_too_and_what_it_chose_is_new(snapshots: Snapshots) -> None:
+    snapshots.evaluated()
+    first = snapshots.age()
+    assert snapshots.evaluated() == {*sorted(NEWEST)[1:], first.name}
+    os.utime(first, (3.5, 3.5))  # between others
+    snapshots.evaluated()
+    assert first.stat().st_mtime > 10
+
+
+def test_what_somebody_removed_of_one_is_there_again_for_who_chooses_it(snapshots: Snapshots) -> None:
+    (name,) = snapshots.evaluated()
+    first = snapshots.code / name
+    whole = {path: path.read_bytes() for path in first.rglob("*") if path.is_file()}
+    (first / "src/main.py").unlink()
+    (first / "src/code.json").unlink()
+    shutil.rmtree(first / "configs")
+    snapshots.evaluated()
+    assert {path: path.read_bytes() for path in first.rglob("*") if path.is_file()} == whole
+
+
+@pytest.mark.slurm
+@needs_slurm[1]
+def test_one_stays_while_a_job_of_it_waits_in_slurm_or_slurm_does_not_say(
+    sshd: Server, cluster: Cluster, snapshots: Snapshots, person: Client
+) -> None:
+    person.typed_here(snapshots.monkeypatch, "ssh-eval", "--run=it")
+    first = snapshots.age()
+    environment = os.environ | cluster.environment
+    words = ["sbatch", "--parsable", "--hold", "--output=/dev/null", "--wrap=true"]
+    id = subprocess.run(words, env=environment, check=True, capture_output=True, text=True).stdout.strip()
+    (snapshots.jobs / "it/slurm.json").write_text(json.dumps({"ids": [f"{id}_0"]}))
+    with sshd.session(**cluster.environment):
+        assert snapshots.pushed() == {*NEWEST, first.name}
+    subprocess.run(["scancel", id], env=environment, check=True)
+    with sshd.session(SLURM_CONF="/dev/null"):
+        assert snapshots.pushed() == {*NEWEST, first.name}
+    with sshd.session(**cluster.environment):
+        assert snapshots.pushed() == NEWEST
