@@ -36,6 +36,8 @@ NAMES = $(filter-out $(UPPER),$(foreach w,$(WORDS),$(firstword $(subst =, ,$(w))
 SETTINGS = $(foreach n,$(NAMES),$(n)=$(value $(n)))
 quoted = '$(subst ','\'',$(1)=$(value $(1)))'
 OVERRIDES = $(foreach n,$(NAMES),$(call quoted,$(n))) $(ARGS)
+# Settings are words for the command only: a question_key of the environment would be taken for a secret.
+unexport $(NAMES)
 ONLY = $(foreach n,$(filter $(1),$(NAMES)),$(call quoted,$(n)))
 MAIN = $(PY) -m src.main
 
