@@ -230,7 +230,7 @@ def test_upper_case_words_are_not(make: Make) -> None:
 
 def test_a_setting_is_no_variable_of_the_environment(make: Make) -> None:
     found = make.environment("train", "question_key=question", "lr=1", "HF_TOKEN=hf_secret")
-    assert found.keys().isdisjoint({"question_key", "lr"}), "question would be taken for the secret of question_key"
+    assert found.keys().isdisjoint({"question_key", "lr"})  # question would be the secret of question_key
     assert found["HF_TOKEN"] == "hf_secret"
 
 

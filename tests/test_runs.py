@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -360,6 +361,19 @@ def test_a_finished_run_that_latest_points_to_comes_before_newer_ones(out: Path)
     assert runs.newest_finished(out) == newer
 
 
+def test_the_newest_run_is_the_one_that_latest_points_to_in_whatever_state(out: Path) -> None:
+    gone_on_with, newer = create(out), finished(out)
+    gone_on_with.update(started="2026-01-01T00:00:00+00:00", status=FAILED)
+    point(out / "runs" / "latest", gone_on_with.path)
+    assert runs.newest(out) == gone_on_with
+    assert runs.training("latest", out) == runs.trainings(out)[0] == gone_on_with
+    shutil.rmtree(gone_on_with.path)  # by hand, and latest leads nowhere
+    assert runs.newest(out) == runs.named("latest", out) == newer
+    shutil.rmtree(newer.path)
+    with pytest.raises(RunError, match=r"no runs in .*/runs; make train makes one"):
+        runs.newest(out)
+
+
 def test_failed_unfinished_and_modelless_runs_are_passed_over(out: Path) -> None:
     wanted = finished(out)
     wanted.update(started="2026-01-01T00:00:00+00:00")
@@ -379,10 +393,11 @@ def test_where_no_run_has_finished_the_newest_is_named(out: Path) -> None:
         runs.find(None, out)
 
 
-def test_a_run_is_found_by_its_directory_by_latest_and_by_its_model(out: Path) -> None:
+def test_a_run_is_found_by_its_name_its_directory_or_its_model(out: Path) -> None:
     run = finished(out)
-    for path in (run.path, out / "runs/latest", run.model, out / "runs/latest/model"):
-        folder, owner = runs.find(str(path), "elsewhere")
+    latest = out / "runs/latest"
+    for path in (run.path, latest, run.model, latest / "model", run.id, run.id[:-1], "latest"):
+        folder, owner = runs.find(str(path), out)
         assert owner and owner.path.resolve() == run.path.resolve()
         assert folder.resolve() == run.model.resolve()
 
@@ -403,7 +418,9 @@ def test_a_published_model_belongs_to_no_run_although_it_has_its_manifest(tmp_pa
 
 
 def test_a_missing_path_is_named(out: Path) -> None:
-    with pytest.raises(RunError, match="nowhere does not exist; give a run directory or a folder with a model"):
+    with pytest.raises(RunError, match="no/where does not exist; give a run, its directory, or a folder with"):
+        runs.find("no/where", out)
+    with pytest.raises(RunError, match=r"there is no run nowhere in .*/runs; make runs lists them"):
         runs.find("nowhere", out)
 
 
