@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import yaml
 
 from src.errors import DivergedError, RunError, Stopped, did_you_mean
 from src.utils import handed, slurm
@@ -62,6 +63,17 @@ class Run:
     @property
     def manifest(self) -> dict[str, Any]:
         return dict(read_json(self.path / "manifest.json"))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What its config_used.yaml says. Raises: RunError if that is missing or cannot be read."""
+        path = self.path / "config_used.yaml"
+        try:
+            return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            raise RunError(f"{path} does not exist", hint="restore it or make a new run") from None
+        except (ValueError, TypeError, yaml.YAMLError):
+            raise RunError(f"{path} cannot be read as settings", hint="restore it or make a new run") from None
 
     @property
     def readable(self) -> bool:
@@ -354,12 +366,16 @@ def find(path: str | None, output_dir: str | Path) -> tuple[Path, Run | None]:
             raise RunError(f"{path} does not exist", hint="give a run, its directory, or a folder with a model")
         folder = named(path, output_dir).path
     resolved = folder.resolve()
-    owner = resolved.parent if resolved.name == "model" else resolved
-    if not (owner / "logs").is_dir() or not (owner / "manifest.json").is_file():
-        return folder, None  # a model of its own: downloaded, or published
-    run = Run(owner)
+    run = Run(resolved.parent if resolved.name == "model" else resolved)
+    if not (run.path / "manifest.json").is_file():
+        if run.path == resolved and (run.path / "config_used.yaml").is_file():
+            raise RunError(f"{path} has no manifest.json", hint=f"restore it, or give {path}/model alone")
+        return folder, None  # a model of its own: downloaded
+    if "process" not in run.manifest:
+        return folder, None  # published
     if not run.model.is_dir():
-        raise RunError(f"run {run.id} has no model: it is {run.status}", hint="give a finished run")
+        found = "is gone, though it finished" if run.status == FINISHED else f"is not there: it is {run.status}"
+        raise RunError(f"the model of run {run.id} {found}", hint="give another run")
     return run.model, run
 
 
@@ -385,6 +401,8 @@ def named(word: str, output_dir: str | Path) -> Run:
     for path in (Path(output_dir) / "runs" / word, Path(word)):
         if (path / "manifest.json").is_file() and Run(path.resolve()).readable:
             return Run(path.resolve())
+        if (path / "manifest.json").is_file() or (path / "config_used.yaml").is_file():
+            raise RunError(f"{path} has no manifest.json that can be read", hint="restore it or make a new run")
     if word == "latest":  # it points to nothing any more
         return newest(output_dir)
     fitting = [name for name in known if name.startswith(word)]

@@ -427,8 +427,41 @@ def test_a_missing_path_is_named(out: Path) -> None:
 def test_a_run_without_a_model_is_named_with_its_status(out: Path) -> None:
     run = create(out)
     run.update(status=FAILED)
-    with pytest.raises(RunError, match=f"run {run.id} has no model: it is failed"):
+    with pytest.raises(RunError, match=f"the model of run {run.id} is not there: it is failed"):
         runs.find(str(run.path), out)
+    run.update(status=FINISHED)
+    with pytest.raises(RunError, match=f"the model of run {run.id} is gone, though it finished; give another run"):
+        runs.find(run.id, out)
+
+
+def test_a_run_whose_logs_were_removed_is_a_run(out: Path) -> None:
+    run = finished(out)
+    shutil.rmtree(run.logs)
+    assert runs.find(str(run.path), out) == (run.model, run)
+
+
+@pytest.mark.parametrize("manifest", [None, "", '{"run": "20'])
+def test_a_run_whose_manifest_is_lost_is_told_apart_from_none(out: Path, manifest: str | None) -> None:
+    run = finished(out)
+    path = run.path / "manifest.json"
+    path.unlink() if manifest is None else path.write_text(manifest)
+    for word in (run.id, str(run.path)):
+        with pytest.raises(RunError, match=r"has no manifest.json that can be read; restore it or make a new run"):
+            runs.named(word, out)
+    with pytest.raises(
+        RunError, match=r"manifest.json( is not JSON.*; restore it|; restore it, or give .*/model )"
+    ):
+        runs.find(str(run.path), out)
+
+
+@pytest.mark.parametrize("content", [None, "", "a: [", "- 1"])
+def test_settings_that_are_lost_are_one_sentence(out: Path, content: str | None) -> None:
+    run = create(out)
+    assert run.settings == {"seed": 1}
+    path = run.path / "config_used.yaml"
+    path.unlink() if content is None else path.write_text(content)
+    with pytest.raises(RunError, match=r"config_used.yaml .*; restore it or make a new run"):
+        _ = run.settings
 
 
 def test_a_run_is_named_by_its_id_the_beginning_of_one_its_directory_or_latest(out: Path) -> None:
