@@ -190,7 +190,8 @@ def test_no_figure_and_no_star_is_cut_off(
     change, interval = tuned - 526.401, (tuned - 527.395, tuned - 525.482)
     row = {
         "split": "adversarial", "metric": "perplexity", "scale": "from 1", "better": "lower", "base": 526.401,
-        "tuned": tuned, "difference": change, "low": interval[0], "high": interval[1], "examples": 60, "p_value": 0.001,
+        "tuned": tuned, "difference": change, "low": interval[0], "high": interval[1], "p_value": 0.001,
+        "examples": 60,
     }  # fmt: skip
     longest = row | {"metric": "avg_jaccard_overlap", "scale": "0-100"}
     show({"confidence": 0.95, "rows": [row, longest], "verdict": None}, "a against b")
