@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from src import cli, config, schema
+from src import cli, command, config, schema
 from src.errors import ConfigError, UserError
 from src.main import STAGES, function_at, main
 
@@ -30,10 +30,10 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     os.environ.update(before)
 
 
-def parsed(stage: str, *words: str) -> cli.Call:
+def parsed(stage: str, *words: str) -> command.Call:
     """The words as the door hands them on."""
     check = [function_at(STAGES[stage].check)] if STAGES[stage].check else []
-    return cli.parse(stage, STAGES[stage].config_name, list(words), *check)
+    return command.parse(stage, STAGES[stage].config_name, list(words), *check)
 
 
 def jobs(stage: str, *words: str) -> list[Any]:
@@ -125,17 +125,17 @@ def test_a_file_is_named_by_its_path_or_by_folder_and_name(words: list[str]) -> 
 
 def test_a_missing_file_is_answered_with_a_guess() -> None:
     with pytest.raises(ConfigError, match=r"no configuration trian in .*; did you mean train\?"):
-        cli.parse("train", "train", ["--config-name", "trian"])
+        command.parse("train", "train", ["--config-name", "trian"])
 
 
 def test_a_missing_folder_is_named() -> None:
     with pytest.raises(ConfigError, match="nowhere is not a folder"):
-        cli.parse("train", "train", ["--config-path", "nowhere"])
+        command.parse("train", "train", ["--config-path", "nowhere"])
 
 
 def test_a_flag_without_its_file_is_named() -> None:
     with pytest.raises(ConfigError, match="--config-name needs a value"):
-        cli.run(cli.parse("train", "train", ["--config-name"]), lambda _: 0)
+        cli.run(command.parse("train", "train", ["--config-name"]), lambda _: 0)
 
 
 def test_what_a_file_sets_wrongly_is_told_like_what_is_typed_wrongly() -> None:
@@ -283,7 +283,7 @@ def test_only_the_hub_has_hub_flags() -> None:
 
 def test_a_secret_on_the_command_line_becomes_a_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_TOKEN", SECRET)
-    call = cli.parse("publish", "publish", [f"publish_name=x-{SECRET}", SECRET, f"gate={{metric: {SECRET}}}"])
+    call = command.parse("publish", "publish", [f"publish_name=x-{SECRET}", SECRET, f"gate={{metric: {SECRET}}}"])
     assert SECRET not in str(call)
     assert call.overrides[0] == "publish_name=x-${oc.env:MY_TOKEN}"
     found = one("publish", f"publish_name=x-{SECRET}", SECRET)
@@ -363,7 +363,7 @@ def test_a_refused_job_ends_the_jobs_of_a_stage_that_has_no_trials() -> None:
         raise ConfigError("no")
 
     with pytest.raises(ConfigError, match="no"):
-        cli.run(cli.parse("eval", "eval", ["-m", "seed=1,2"]), task)
+        cli.run(command.parse("eval", "eval", ["-m", "seed=1,2"]), task)
     assert started == [1]
 
 
