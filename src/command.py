@@ -101,7 +101,14 @@ def _flag(call: Call, word: str, words: Iterator[str]) -> None:
     elif name == "--force" and call.stage.startswith("publish"):
         call.overrides.append("force=true")
     else:
-        call.problems.append(f"{name} is not a flag of {call.stage}; {call.stage} --help lists them")
+        call.problems.append(f"{name} is not a flag of {call.stage}{_as_setting(call, name, inline)}")
+
+
+def _as_setting(call: Call, flag: str, value: str) -> str:
+    """`; write lr=VALUE` where a flag is the name of a setting, or what others call one."""
+    key = flag.lstrip("-").replace("-", "_")
+    key = config.ELSEWHERE.get(key, key)
+    return f"; write {key}={value or 'VALUE'}" if key in config.flat_keys(schema.SCHEMAS[call.stage]) else ""
 
 
 def _take_up(call: Call) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +165,7 @@ def composed(call: Call, overrides: list[str]) -> tuple[dict[str, Any], list[str
     try:
         composed = job(call, overrides)
     except (HydraException, OmegaConfBaseException) as error:
-        return {}, [first_line(error)]
+        return {}, [_said(error)]
     values, problems = {}, []
     for key in (str(k) for k in composed if k != "hydra"):
         try:
@@ -188,6 +189,14 @@ def plain(composed: DictConfig, key: str) -> Any:
     """The value of one key as plain data, its interpolations resolved."""
     value = composed[key]
     return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+
+def _said(error: Exception) -> str:
+    """Hydra's sentence, or a better one: of `lr=1,2` it says that the value is ambiguous."""
+    if several := re.fullmatch(r"Ambiguous value for argument '\+*([^=]+)=(.*)'", first_line(error)):
+        key, values = several.groups()
+        return f"{key}={values} is several values; write {key}=[{values}] for a list, or --multirun for a job each"
+    return first_line(error)
 
 
 def first_line(error: Exception) -> str:

@@ -347,8 +347,32 @@ def test_a_sweep_with_one_bad_job_starts_none(words: list[str], sentence: str) -
     assert list(Path().iterdir()) == []
 
 
-def test_a_sweep_without_its_flag_is_refused() -> None:
-    assert len(problems("train", "seed=1,2")) == 1
+def test_a_sweep_without_its_flag_is_refused_with_what_may_have_been_meant() -> None:
+    for word in ("lr=0,0003", "lora_target_modules=q_proj,v_proj", "method=lora,dora"):
+        key, values = word.split("=")
+        (told,) = problems("train", word)
+        assert told == f"{word} is several values; write {key}=[{values}] for a list, or --multirun for a job each"
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["learning_rate=1e-4"], "learning_rate is not a setting; did you mean lr?"),
+        (["--learning_rate=1e-4"], "--learning_rate is not a flag of train; write lr=1e-4"),
+        (["--lora-r", "lr=1"], "--lora-r is not a flag of train; write lora_r=VALUE"),
+        (["--nonsense"], "--nonsense is not a flag of train"),
+        (["report_to=wandb"], "report_to=wandb: should be a list, as [wandb]"),
+        (["dataset_path="], "dataset_path=: should not be empty"),
+        (["data_source=lakefs"], "data_source=lakefs: has settings of its own, such as data_source.type"),
+    ],
+)
+def test_what_others_call_a_setting_and_what_shape_it_has_is_told(words: list[str], sentence: str) -> None:
+    assert problems("train", *words) == [sentence]
+
+
+def test_every_name_of_others_leads_to_a_setting() -> None:
+    keys = config.flat_keys(schema.SCHEMAS["train"])
+    assert set(config.ELSEWHERE.values()) <= keys.keys() and not config.ELSEWHERE.keys() & keys.keys()
 
 
 def test_a_list_of_gpus_needs_no_quotes() -> None:
