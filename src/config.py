@@ -20,12 +20,25 @@ from src.utils.signatures import check_passthrough
 
 # What LLaMA-Factory, Axolotl, TRL and the Trainer call settings whose names are too far from ours to be guessed.
 ELSEWHERE = {
-    "adapter": "method", "base_model": "model_name", "cutoff_len": "max_length", "dataset": "dataset_path",
-    "dataset_name": "dataset_path", "finetuning_type": "method", "learning_rate": "lr",
-    "lora_target": "lora_target_modules", "lr_scheduler": "lr_scheduler_type", "max_seq_length": "max_length", "micro_batch_size": "batch_size",
-    "model_name_or_path": "model_name", "num_epochs": "epochs", "num_train_epochs": "epochs", "optimizer": "optim",
-    "per_device_train_batch_size": "batch_size", "sample_packing": "packing", "sequence_len": "max_length",
-}  # fmt: skip
+    "adapter": "method",
+    "base_model": "model_name",
+    "cutoff_len": "max_length",
+    "dataset": "dataset_path",
+    "dataset_name": "dataset_path",
+    "finetuning_type": "method",
+    "learning_rate": "lr",
+    "lora_target": "lora_target_modules",
+    "lr_scheduler": "lr_scheduler_type",
+    "max_seq_length": "max_length",
+    "micro_batch_size": "batch_size",
+    "model_name_or_path": "model_name",
+    "num_epochs": "epochs",
+    "num_train_epochs": "epochs",
+    "optimizer": "optim",
+    "per_device_train_batch_size": "batch_size",
+    "sample_packing": "packing",
+    "sequence_len": "max_length",
+}
 
 
 @cache
