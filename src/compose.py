@@ -23,7 +23,8 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -36,6 +37,20 @@ from src.utils.secrets import redact
 # Each comes over those before it: what the hardware proposes, a method that is named overrules.
 GROUPS = ("model", "data", "hardware", "method", "parallel", "launch", "search", "experiment")
 ROOT = "assay_root"
+
+
+class WithoutSecrets(Callback):
+    """Takes the secrets of a person's own files out of what Hydra keeps as multirun.yaml.
+
+    Nor does it go to a cluster: each job composes its configuration anew, from the files.
+    """
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        clean = OmegaConf.create(redact(OmegaConf.to_container(config)), flags={"allow_objects": True})
+        with flag_override(config, ["struct", "readonly"], False):
+            for key in list(config):
+                del config[key]
+            config.update(clean)
 
 
 def register(call: Call) -> None:
@@ -54,6 +69,7 @@ def register(call: Call) -> None:
                 # config_used.yaml and manifest.json are the snapshot; Hydra's own would repeat the
                 # command line unredacted.
                 "output_subdir": None,
+                "callbacks": {"assay": {"_target_": f"{__name__}.WithoutSecrets"}},
                 "run": {"dir": "."},
                 "sweep": {"dir": "outputs/multirun/${now:%Y-%m-%d_%H-%M-%S}", "subdir": "."},
                 "searchpath": [f"file://{CONFIGS}"],
