@@ -50,7 +50,7 @@ class WithoutSecrets(Callback):
         with flag_override(config, ["struct", "readonly"], False):
             for key in list(config):
                 del config[key]
-            config.update(clean)
+            config.merge_with(clean)  # `update` would resolve the references
 
 
 def register(call: Call) -> None:
