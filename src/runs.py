@@ -290,15 +290,15 @@ def _alive(process: Mapping[str, Any]) -> bool:
         return False
 
 
-def check_writable(output_dir: str | Path) -> None:
-    """Raises: RunError if no run directory could be made there. Makes nothing."""
-    folder = Path(output_dir).absolute()
+def check_writable(place: str | Path, setting: str = "output_dir") -> None:
+    """Raises: RunError if nothing could be written in a folder that `setting` names. Makes nothing."""
+    folder = Path(place).absolute()
     while not folder.exists():
         folder = folder.parent
     if not folder.is_dir():
-        raise RunError(f"output_dir {output_dir}: {folder} is not a folder", hint="choose another output_dir")
+        raise RunError(f"{setting} {place}: {folder} is not a folder", hint=f"choose another {setting}")
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise RunError(f"output_dir {output_dir}: {folder} is read-only", hint="choose another output_dir")
+        raise RunError(f"{setting} {place}: {folder} is read-only", hint=f"choose another {setting}")
 
 
 def all_runs(output_dir: str | Path) -> list[Run]:

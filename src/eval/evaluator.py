@@ -36,6 +36,7 @@ def evaluate(cfg: EvalConfig) -> int:
     folder, run = runs.find(cfg.model_path, cfg.output_dir)
     if run and run.status != runs.FINISHED:
         log.warning("run %s is %s; its model is evaluated all the same", run.id, run.status)
+    runs.check_writable(*((run.path, "run") if run else (cfg.output_dir,)))
     log.info("evaluating %s", folder if run is None else f"run {run.id} ({run.model})")
     tuned = locate_tuned(folder, cfg.allow_other_base)
     _refuse_damaged(tuned, run)
@@ -83,6 +84,7 @@ def _refuse_damaged(tuned: Tuned, run: runs.Run | None) -> None:
 
 def evaluate_baseline(cfg: BaselineConfig) -> int:
     """Answer the splits with the untouched base, keep its metrics, and compare the newest run that fits."""
+    runs.check_writable(cfg.artifacts_dir, "artifacts_dir")
     cfg = replace(cfg, metrics=cfg.metrics or usual_metrics(cfg.task, cfg.engine))
     splits, dtype, device = prepare(cfg)
     source = locate(cfg.model_name, cfg.model_revision)
@@ -127,6 +129,7 @@ def _tuned_model(exam: Exam, tuned: Tuned, effort: Effort) -> Any:
     model = exam.load(tuned.base)
     settle()
     if tuned.is_adapter and _is_missing_base(exam, tuned):
+        runs.check_writable(exam.cfg.artifacts_dir, "artifacts_dir")
         log.info("the base model %s answers first: its answers are not kept yet", tuned.base.name)
         _answer_as_base(model, exam, tuned.base, _as_baseline(exam.cfg, tuned.base))
     prompts = [ids for asked in exam.asked.prompts.values() for ids in asked]

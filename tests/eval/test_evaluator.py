@@ -184,6 +184,20 @@ def test_what_is_torn_is_refused_before_a_question_is_asked(copied: World, name:
         assert "is damaged: there are no weights; restore it" in capsys.readouterr().err
 
 
+def test_answers_that_could_not_be_kept_are_not_asked_for(copied: World, tmp_path: Path, capsys: Said) -> None:
+    (tmp_path / "file").touch()
+    place = f"artifacts_dir={tmp_path / 'file' / 'below'}"
+    for stage in ("eval", "eval-baseline"):
+        assert copied.call(stage, place) == 2
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert (
+            said == f"{place.replace('=', ' ')}: {tmp_path / 'file'} is not a folder; choose another artifacts_dir"
+        )
+    shutil.rmtree(copied.newest.logs)
+    assert copied.call("eval", "splits=[test]", "gate.guards=[]") == 0
+    assert (copied.newest.logs / "run.log").is_file()
+
+
 def test_a_baseline_is_compared_although_another_run_is_torn(copied: World, capsys: Said) -> None:
     torn = copied.output / "runs" / "torn"
     shutil.copytree(copied.newest.path, torn)
