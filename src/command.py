@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import yaml
 from omegaconf import DictConfig
 
 from src import config, runs, schema
@@ -41,7 +42,7 @@ def parse(stage: str, config_name: str, argv: list[str], check: config.Check = c
 
     Words without `=` are the stage's POSITIONALS, in their order. What cannot be understood becomes one of the
     call's problems.
-    Raises: ConfigError if the configuration file is missing: then nothing else can be judged.
+    Raises: ConfigError if the configuration file is missing or torn: then nothing else can be judged.
     """
     call = Call(stage, CONFIGS, config_name, check=check)
     words = iter(secrets_as_references(argv))
@@ -139,3 +140,22 @@ def _locate(call: Call) -> None:
             f"there is no configuration {call.config_name} in {call.config_dir}"
             f"{did_you_mean(call.config_name, names) or '; list-configs shows all'}"
         )
+    _refuse_torn(call.config_dir / f"{call.config_name}.yaml")
+
+
+def _refuse_torn(path: Path) -> None:
+    """Raises: ConfigError if a configuration file is not YAML, or no mapping."""
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"{path} cannot be read as YAML: {in_words(error)}") from None
+    if not isinstance(found, dict | None):
+        raise ConfigError(f"{path} holds a {type(found).__name__}, and no settings", hint="write key: value")
+
+
+def in_words(error: Exception) -> str:
+    """What is wrong with a YAML file, and where, in one line."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+        mark = error.problem_mark
+        return f"{error.problem} at line {mark.line + 1}, column {mark.column + 1}"
+    return str(error).strip().split("\n", 1)[0]

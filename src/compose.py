@@ -14,6 +14,8 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +28,10 @@ from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+from yaml import MarkedYAMLError, YAMLError
 
 from src import config, schema
-from src.command import CONFIGS, Call
+from src.command import CONFIGS, Call, in_words
 from src.errors import ConfigError, did_you_mean
 from src.space import quoted
 from src.utils.secrets import redact
@@ -148,7 +150,7 @@ def _with_files(call: Call, text: str, parsed: Override) -> tuple[str, Override]
             try:
                 node = OmegaConf.create(redact(OmegaConf.to_container(OmegaConf.load(path))))
             except (YAMLError, OSError, ValueError) as error:
-                raise ConfigError(f"{path} cannot be read as YAML: {first_line(error)}") from None
+                raise ConfigError(f"{path} cannot be read as YAML: {in_words(error)}") from None
             ConfigStore.instance().store(group=parsed.key_or_group, name=name, node=node, package="_global_")
             call.from_files.add(name)
             text = text.replace(path, name)
@@ -196,9 +198,19 @@ def job(call: Call, overrides: list[str]) -> DictConfig:
     key = tuple(overrides)
     if key not in call.composed:
         GlobalHydra.instance().clear()
-        with initialize_config_dir(str(call.config_dir), version_base="1.3"):
+        with initialize_config_dir(str(call.config_dir), version_base="1.3"), _preset_errors():
             call.composed[key] = compose(ROOT, overrides=overrides, return_hydra_config=True)
     return call.composed[key]
+
+
+@contextmanager
+def _preset_errors() -> Iterator[None]:
+    """Turn a preset that is not YAML into a sentence; the stage's own file has been read before."""
+    try:
+        yield
+    except MarkedYAMLError as error:
+        place = error.problem_mark.name if error.problem_mark else "a preset"
+        raise ConfigError(f"{place} cannot be read as YAML: {in_words(error)}") from None
 
 
 def plain(composed: DictConfig, key: str) -> Any:

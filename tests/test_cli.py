@@ -128,6 +128,41 @@ def test_a_missing_file_is_answered_with_a_guess() -> None:
         command.parse("train", "train", ["--config-name", "trian"])
 
 
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (
+            b"seed: 1\n\t- lr",
+            "cannot be read as YAML: found character '\\t' that cannot start any token at line 2",
+        ),
+        (
+            b"seed: [1\n",
+            "cannot be read as YAML: expected ',' or ']', but got '<stream end>' at line 2, column 1",
+        ),
+        (b"\xff\xfe", "cannot be read as YAML: 'utf-8' codec can't decode byte 0xff in position 0"),
+        (b"- seed\n", "holds a list, and no settings; write key: value"),
+    ],
+)
+def test_a_torn_file_is_one_sentence(content: bytes, told: str) -> None:
+    Path("mine.yaml").write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        command.parse("train", "train", ["--config-name", "mine.yaml"])
+    assert f"/mine.yaml {told}" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_an_empty_file_and_one_with_a_byte_order_mark_are_settings() -> None:
+    for content in (b"", b"\xef\xbb\xbfseed: 42\r\n"):
+        Path("mine.yaml").write_bytes(content)
+        assert one("train", "--config-name", "mine.yaml").seed == 42
+
+
+def test_a_torn_preset_of_ones_own_is_one_sentence() -> None:
+    write("mine/train.yaml", "seed: 7\n")
+    write("mine/experiment/torn.yaml", "# @package _global_\nseed: [1\n")
+    with pytest.raises(ConfigError, match=r"^\S*/torn.yaml cannot be read as YAML: expected .* at line 3"):
+        one("train", "-cp", "mine", "experiment=torn")
+
+
 def test_a_missing_folder_is_named() -> None:
     with pytest.raises(ConfigError, match="nowhere is not a folder"):
         command.parse("train", "train", ["--config-path", "nowhere"])
