@@ -21,9 +21,9 @@ PY ?= $(VENV)/bin/python
 READY := $(if $(filter file,$(origin PY)),$(VENV)/.installed)
 READY_DEV := $(if $(filter file,$(origin PY)),$(VENV)/.installed-dev)
 
-# Lower-case NAME=VALUE words of the command line are settings; upper-case ones are make's own. Only the names
+# NAME=VALUE words of the command line are settings where NAME has a lower-case letter, else make's own. Only the names
 # are taken from MAKEOVERRIDES, where make escapes the values: each value is taken as it was typed.
-UPPER := A% B% C% D% E% F% G% H% I% J% K% L% M% N% O% P% Q% R% S% T% U% V% W% X% Y% Z%
+LETTERS := a b c d e f g h i j k l m n o p q r s t u v w x y z
 EMPTY :=
 SPACE := $(EMPTY) $(EMPTY)
 TAB := $(EMPTY)	$(EMPTY)
@@ -32,10 +32,13 @@ define NEWLINE
 
 endef
 WORDS = $(subst $(NEWLINE),_,$(subst \$(TAB),_,$(subst \$(SPACE),_,$(subst \\,_,$(MAKEOVERRIDES)))))
-NAMES = $(filter-out $(UPPER),$(foreach w,$(WORDS),$(firstword $(subst =, ,$(w)))))
+lower = $(strip $(foreach l,$(LETTERS),$(findstring $(l),$(1))))
+NAMES = $(foreach w,$(WORDS),$(foreach n,$(firstword $(subst =, ,$(w))),$(if $(call lower,$(n)),$(n))))
 SETTINGS = $(foreach n,$(NAMES),$(n)=$(value $(n)))
 quoted = '$(subst ','\'',$(1)=$(value $(1)))'
 OVERRIDES = $(foreach n,$(NAMES),$(call quoted,$(n))) $(ARGS)
+# Settings are words for the command only: a question_key of the environment would be taken for a secret.
+unexport $(NAMES)
 ONLY = $(foreach n,$(filter $(1),$(NAMES)),$(call quoted,$(n)))
 MAIN = $(PY) -m src.main
 

@@ -8,17 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher
-from omegaconf import DictConfig, OmegaConf
 
 from src.launch import cluster
-from src.utils.secrets import redact
 
 ConfigStore.instance().store(
     group="hydra/launcher",
@@ -31,8 +28,6 @@ ConfigStore.instance().store(
 class Launcher(SlurmLauncher):  # type: ignore[misc]
     """Submits the jobs that the desk of its task function does not know, and brings it how each of them ended."""
 
-    config: Any
-
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         desk: Any = getattr(self.task_function, "desk")  # noqa: B009
         known = dict(enumerate(map(list, job_overrides), initial_job_idx))
@@ -43,8 +38,6 @@ class Launcher(SlurmLauncher):  # type: ignore[misc]
                 earlier = desk.earlier(number)
                 jobs |= {number: cluster.found(*earlier)} if earlier else {}
                 new += [] if earlier else [number]
-        self.config = config = self._redacted(self.config)
-        OmegaConf.save(config, Path(config.hydra.sweep.dir) / "multirun.yaml")  # as Hydra did, in clear
         if new:
             arguments = [(known[n], "hydra.sweep.dir", n, f"job_id_for_{n}", Singleton.get_state()) for n in new]
             submitted = cluster.submit(self, arguments, desk.folder, desk.args, desk.name)
@@ -59,13 +52,6 @@ class Launcher(SlurmLauncher):  # type: ignore[misc]
         """In the job. What is returned is written to a file: it is how the job ended, and not its settings."""
         done = super().__call__(*args)
         return replace(done, overrides=None, cfg=None, hydra_cfg=None)
-
-    @staticmethod
-    def _redacted(config: Any) -> DictConfig:
-        """The job composes its configuration anew: here references may stand in the place of secrets."""
-        return OmegaConf.create(
-            redact(OmegaConf.to_container(config, resolve=False)), flags={"allow_objects": True}
-        )
 
     @staticmethod
     def _done(words: list[str], figure: Any) -> JobReturn:

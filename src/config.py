@@ -18,6 +18,28 @@ from src.schema import SCHEMAS, SLURM_KEYS, SOURCE_KEYS, SWEPT, DataSource
 from src.utils.secrets import redact
 from src.utils.signatures import check_passthrough
 
+# What LLaMA-Factory, Axolotl, TRL and the Trainer call settings whose names are too far from ours to be guessed.
+ELSEWHERE = {
+    "adapter": "method",
+    "base_model": "model_name",
+    "cutoff_len": "max_length",
+    "dataset": "dataset_path",
+    "dataset_name": "dataset_path",
+    "finetuning_type": "method",
+    "learning_rate": "lr",
+    "lora_target": "lora_target_modules",
+    "lr_scheduler": "lr_scheduler_type",
+    "max_seq_length": "max_length",
+    "micro_batch_size": "batch_size",
+    "model_name_or_path": "model_name",
+    "num_epochs": "epochs",
+    "num_train_epochs": "epochs",
+    "optimizer": "optim",
+    "per_device_train_batch_size": "batch_size",
+    "sample_packing": "packing",
+    "sequence_len": "max_length",
+}
+
 
 @cache
 def _adapter(schema: type) -> TypeAdapter[Any]:
@@ -144,7 +166,13 @@ def _sentence(schema: type, error: Any) -> str:
     """One pydantic error in words; the branches of a union are told as one."""
     key = ".".join(str(part) for part in error["loc"] if not _is_branch(part))
     if error["type"] == "unexpected_keyword_argument":
-        return f"{key} is not a setting{did_you_mean(key, [*flat_keys(schema), *SLURM_KEYS])}"
+        return f"{key} is not a setting{meant(schema, key)}"
+    if error["type"] == "list_type":
+        return f"{key}={error['input']}: should be a list, as [{error['input']}]"
+    if error["type"] == "string_too_short":
+        return f"{key}={error['input']}: should not be empty"
+    if error["type"] == "dataclass_type":
+        return f"{key}={error['input']}: has settings of its own, such as {_first_of(schema, key)}"
     message = error["msg"].removesuffix(", unable to parse string as a number")
     message = message.removesuffix(", unable to parse string as an integer")
     message = message.replace("Input should be", "should be").replace("valid number", "number")
@@ -153,6 +181,17 @@ def _sentence(schema: type, error: Any) -> str:
         guess = did_you_mean(str(error["input"]), expected)
         message = f"should be one of {', '.join(expected)}{guess}"
     return f"{key}={error['input']}: {message[0].lower()}{message[1:]}"
+
+
+def meant(schema: type, key: str) -> str:
+    """`; did you mean lr?` where `key` is nearly a setting of `schema`, or is what others call one."""
+    known = [*flat_keys(schema), *SLURM_KEYS]
+    ours = ELSEWHERE.get(key)
+    return f"; did you mean {ours}?" if ours in known else did_you_mean(key, known)
+
+
+def _first_of(schema: type, key: str) -> str:
+    return next((name for name in flat_keys(schema) if name.startswith(f"{key}.")), key)
 
 
 def _is_branch(part: object) -> bool:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from src import config
-from src.cli import CONFIGS, GROUPS, positionals
+from src.command import CONFIGS, positionals
+from src.compose import GROUPS
 from src.schema import SCHEMAS, SWEPT
 
 

@@ -151,10 +151,10 @@ def _run(name: str, rest: list[str]) -> int:
         from src import config
 
         return _call(stage, config.load(name, settings))
-    from src import cli
+    from src import cli, command
 
     check = [function_at(stage.check)] if stage.check else []
-    return cli.run(cli.parse(name, stage.config_name, rest, *check), lambda config: _call(stage, config))
+    return cli.run(command.parse(name, stage.config_name, rest, *check), lambda config: _call(stage, config))
 
 
 def _call(stage: Stage, config: object) -> int:

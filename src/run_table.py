@@ -219,10 +219,10 @@ def _shown(value: Any) -> str:
 
 
 def _settings(run: Run) -> Any:
-    import yaml
-
-    path = run.path / "config_used.yaml"
-    return (yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None) or {}
+    try:
+        return run.settings
+    except RunError:
+        return {}
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -3,7 +3,7 @@
 outputs/runs/2026-01-15_10-30-45/
   config_used.yaml  manifest.json  data_report.json  logs/  checkpoints/  model/
   metrics.json  evals/<split>.predictions.jsonl  comparison.json
-outputs/runs/latest -> the newest run
+outputs/runs/latest -> the newest run: made, gone on with or fetched last
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import yaml
 
 from src.errors import DivergedError, RunError, Stopped, did_you_mean
 from src.utils import handed, slurm
@@ -62,6 +63,17 @@ class Run:
     @property
     def manifest(self) -> dict[str, Any]:
         return dict(read_json(self.path / "manifest.json"))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What its config_used.yaml says. Raises: RunError if that is missing or cannot be read."""
+        path = self.path / "config_used.yaml"
+        try:
+            return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            raise RunError(f"{path} does not exist", hint="restore it or make a new run") from None
+        except (ValueError, TypeError, yaml.YAMLError):
+            raise RunError(f"{path} cannot be read as settings", hint="restore it or make a new run") from None
 
     @property
     def readable(self) -> bool:
@@ -278,26 +290,26 @@ def _alive(process: Mapping[str, Any]) -> bool:
         return False
 
 
-def check_writable(output_dir: str | Path) -> None:
-    """Raises: RunError if no run directory could be made there. Makes nothing."""
-    folder = Path(output_dir).absolute()
+def check_writable(place: str | Path, setting: str = "output_dir") -> None:
+    """Raises: RunError if nothing could be written in a folder that `setting` names. Makes nothing."""
+    folder = Path(place).absolute()
     while not folder.exists():
         folder = folder.parent
     if not folder.is_dir():
-        raise RunError(f"output_dir {output_dir}: {folder} is not a folder", hint="choose another output_dir")
+        raise RunError(f"{setting} {place}: {folder} is not a folder", hint=f"choose another {setting}")
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise RunError(f"output_dir {output_dir}: {folder} is read-only", hint="choose another output_dir")
+        raise RunError(f"{setting} {place}: {folder} is read-only", hint=f"choose another {setting}")
 
 
 def all_runs(output_dir: str | Path) -> list[Run]:
-    """Every run directory with a manifest that can be read, the newest first."""
+    """Every run directory with a manifest that can be read, the one that started last first."""
     runs = [run for run in _folders(output_dir) if run.readable]
     return sorted(runs, key=lambda r: (r.manifest["started"], len(r.id), r.id), reverse=True)
 
 
 def trainings(output_dir: str | Path) -> list[Run]:
     """The runs that are trainings, the newest first."""
-    return [run for run in all_runs(output_dir) if run.manifest["stage"] == "train"]
+    return [run for run in newest_first(output_dir) if run.manifest["stage"] == "train"]
 
 
 def unreadable(output_dir: str | Path) -> list[Run]:
@@ -310,15 +322,29 @@ def _folders(output_dir: str | Path) -> list[Run]:
     return [Run(p) for p in found if not p.is_symlink()]
 
 
-def newest_finished(output_dir: str | Path) -> Run:
-    """The newest run that finished and holds a model: the one that `latest` points to, if it is such a run.
+def newest_first(output_dir: str | Path) -> list[Run]:
+    """Every run that can be read, the one that `latest` points to before the others.
 
     What is gone on with, or fetched from elsewhere, is the newest although it started before others.
+    """
+    latest = (Path(output_dir) / "runs" / "latest").resolve().name
+    return sorted(all_runs(output_dir), key=lambda run: run.id != latest)
+
+
+def newest(output_dir: str | Path) -> Run:
+    """The newest run, in whatever state. Raises: RunError if there is none."""
+    for run in newest_first(output_dir):
+        return run
+    raise RunError(f"no runs in {output_dir}/runs", hint="make train makes one")
+
+
+def newest_finished(output_dir: str | Path) -> Run:
+    """The newest run that finished and holds a model.
+
     Raises: RunError if there is none, naming the newest unfinished one.
     """
-    runs = all_runs(output_dir)
-    latest = (Path(output_dir) / "runs" / "latest").resolve().name
-    for run in sorted(runs, key=lambda run: run.id != latest):
+    runs = newest_first(output_dir)
+    for run in runs:
         if run.status == FINISHED and run.model.is_dir():
             return run
     other = f"; the newest, {runs[0].id}, is {runs[0].status}" if runs else ""
@@ -328,7 +354,7 @@ def newest_finished(output_dir: str | Path) -> Run:
 def find(path: str | None, output_dir: str | Path) -> tuple[Path, Run | None]:
     """The model folder that `path` means, and the run that it belongs to, if any.
 
-    `path` is a run directory, a model folder (with weights), or None for the newest finished run.
+    `path` is a run as in `named`, a model folder (with weights), or None for the newest finished run.
     Raises: RunError if there is no model there.
     """
     if path is None:
@@ -336,14 +362,20 @@ def find(path: str | None, output_dir: str | Path) -> tuple[Path, Run | None]:
         return run.model, run
     folder = Path(path)
     if not folder.exists():
-        raise RunError(f"{path} does not exist", hint="give a run directory or a folder with a model")
+        if len(folder.parts) > 1:
+            raise RunError(f"{path} does not exist", hint="give a run, its directory, or a folder with a model")
+        folder = named(path, output_dir).path
     resolved = folder.resolve()
-    owner = resolved.parent if resolved.name == "model" else resolved
-    if not (owner / "logs").is_dir() or not (owner / "manifest.json").is_file():
-        return folder, None  # a model of its own: downloaded, or published
-    run = Run(owner)
+    run = Run(resolved.parent if resolved.name == "model" else resolved)
+    if not (run.path / "manifest.json").is_file():
+        if run.path == resolved and (run.path / "config_used.yaml").is_file():
+            raise RunError(f"{path} has no manifest.json", hint=f"restore it, or give {path}/model alone")
+        return folder, None  # a model of its own: downloaded
+    if "process" not in run.manifest:
+        return folder, None  # published
     if not run.model.is_dir():
-        raise RunError(f"run {run.id} has no model: it is {run.status}", hint="give a finished run")
+        found = "is gone, though it finished" if run.status == FINISHED else f"is not there: it is {run.status}"
+        raise RunError(f"the model of run {run.id} {found}", hint="give another run")
     return run.model, run
 
 
@@ -369,6 +401,10 @@ def named(word: str, output_dir: str | Path) -> Run:
     for path in (Path(output_dir) / "runs" / word, Path(word)):
         if (path / "manifest.json").is_file() and Run(path.resolve()).readable:
             return Run(path.resolve())
+        if (path / "manifest.json").is_file() or (path / "config_used.yaml").is_file():
+            raise RunError(f"{path} has no manifest.json that can be read", hint="restore it or make a new run")
+    if word == "latest":  # it points to nothing any more
+        return newest(output_dir)
     fitting = [name for name in known if name.startswith(word)]
     if len(fitting) == 1:
         return known[fitting[0]]

@@ -367,14 +367,12 @@ class TunedEvalArgs:
 
 @dataclass
 class TunedArgs:
-    model_path: Annotated[str | None, Doc("run directory or model folder; null is the newest finished run")] = None
+    model_path: Annotated[str | None, Doc("run or model folder; null is the newest finished run")] = None
 
 
 @dataclass
 class ReportArgs:
-    model_path: Annotated[
-        str | None, Doc("run directory, or its name; finished and evaluated or not; null is the newest")
-    ] = None
+    model_path: Annotated[str | None, Doc("run, finished and evaluated or not; null is the newest")] = None
 
 
 @dataclass

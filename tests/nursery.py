@@ -73,10 +73,10 @@ def warm() -> None:
         import_module(module)
     for module in ("transformers.models.llama.modeling_llama", "peft.tuners.lora", "boto3"):
         import_module(module)
-    from src import cli
+    from src import cli, command
     from src.utils import environment
 
-    cli.run(cli.parse("train", "train", ["lr=0.1", "cuda_visible_devices=''"]), lambda _: 0)  # Hydra's parser
+    cli.run(command.parse("train", "train", ["lr=0.1", "cuda_visible_devices=''"]), lambda _: 0)  # Hydra's parser
     installed = environment.versions()
     environment.versions = lambda: installed  # the same in every child
 

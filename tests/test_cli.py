@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from src import cli, config, schema
+from src import cli, command, config, schema
 from src.errors import ConfigError, UserError
 from src.main import STAGES, function_at, main
 
@@ -30,10 +30,10 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     os.environ.update(before)
 
 
-def parsed(stage: str, *words: str) -> cli.Call:
+def parsed(stage: str, *words: str) -> command.Call:
     """The words as the door hands them on."""
     check = [function_at(STAGES[stage].check)] if STAGES[stage].check else []
-    return cli.parse(stage, STAGES[stage].config_name, list(words), *check)
+    return command.parse(stage, STAGES[stage].config_name, list(words), *check)
 
 
 def jobs(stage: str, *words: str) -> list[Any]:
@@ -125,17 +125,52 @@ def test_a_file_is_named_by_its_path_or_by_folder_and_name(words: list[str]) -> 
 
 def test_a_missing_file_is_answered_with_a_guess() -> None:
     with pytest.raises(ConfigError, match=r"no configuration trian in .*; did you mean train\?"):
-        cli.parse("train", "train", ["--config-name", "trian"])
+        command.parse("train", "train", ["--config-name", "trian"])
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (
+            b"seed: 1\n\t- lr",
+            "cannot be read as YAML: found character '\\t' that cannot start any token at line 2",
+        ),
+        (
+            b"seed: [1\n",
+            "cannot be read as YAML: expected ',' or ']', but got '<stream end>' at line 2, column 1",
+        ),
+        (b"\xff\xfe", "cannot be read as YAML: 'utf-8' codec can't decode byte 0xff in position 0"),
+        (b"- seed\n", "holds a list, and no settings; write key: value"),
+    ],
+)
+def test_a_torn_file_is_one_sentence(content: bytes, told: str) -> None:
+    Path("mine.yaml").write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        command.parse("train", "train", ["--config-name", "mine.yaml"])
+    assert f"/mine.yaml {told}" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_an_empty_file_and_one_with_a_byte_order_mark_are_settings() -> None:
+    for content in (b"", b"\xef\xbb\xbfseed: 42\r\n"):
+        Path("mine.yaml").write_bytes(content)
+        assert one("train", "--config-name", "mine.yaml").seed == 42
+
+
+def test_a_torn_preset_of_ones_own_is_one_sentence() -> None:
+    write("mine/train.yaml", "seed: 7\n")
+    write("mine/experiment/torn.yaml", "# @package _global_\nseed: [1\n")
+    with pytest.raises(ConfigError, match=r"^\S*/torn.yaml cannot be read as YAML: expected .* at line 3"):
+        one("train", "-cp", "mine", "experiment=torn")
 
 
 def test_a_missing_folder_is_named() -> None:
     with pytest.raises(ConfigError, match="nowhere is not a folder"):
-        cli.parse("train", "train", ["--config-path", "nowhere"])
+        command.parse("train", "train", ["--config-path", "nowhere"])
 
 
 def test_a_flag_without_its_file_is_named() -> None:
     with pytest.raises(ConfigError, match="--config-name needs a value"):
-        cli.run(cli.parse("train", "train", ["--config-name"]), lambda _: 0)
+        cli.run(command.parse("train", "train", ["--config-name"]), lambda _: 0)
 
 
 def test_what_a_file_sets_wrongly_is_told_like_what_is_typed_wrongly() -> None:
@@ -283,7 +318,7 @@ def test_only_the_hub_has_hub_flags() -> None:
 
 def test_a_secret_on_the_command_line_becomes_a_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_TOKEN", SECRET)
-    call = cli.parse("publish", "publish", [f"publish_name=x-{SECRET}", SECRET, f"gate={{metric: {SECRET}}}"])
+    call = command.parse("publish", "publish", [f"publish_name=x-{SECRET}", SECRET, f"gate={{metric: {SECRET}}}"])
     assert SECRET not in str(call)
     assert call.overrides[0] == "publish_name=x-${oc.env:MY_TOKEN}"
     found = one("publish", f"publish_name=x-{SECRET}", SECRET)
@@ -347,8 +382,32 @@ def test_a_sweep_with_one_bad_job_starts_none(words: list[str], sentence: str) -
     assert list(Path().iterdir()) == []
 
 
-def test_a_sweep_without_its_flag_is_refused() -> None:
-    assert len(problems("train", "seed=1,2")) == 1
+def test_a_sweep_without_its_flag_is_refused_with_what_may_have_been_meant() -> None:
+    for word in ("lr=0,0003", "lora_target_modules=q_proj,v_proj", "method=lora,dora"):
+        key, values = word.split("=")
+        (told,) = problems("train", word)
+        assert told == f"{word} is several values; write {key}=[{values}] for a list, or --multirun for a job each"
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["learning_rate=1e-4"], "learning_rate is not a setting; did you mean lr?"),
+        (["--learning_rate=1e-4"], "--learning_rate is not a flag of train; write lr=1e-4"),
+        (["--lora-r", "lr=1"], "--lora-r is not a flag of train; write lora_r=VALUE"),
+        (["--nonsense"], "--nonsense is not a flag of train"),
+        (["report_to=wandb"], "report_to=wandb: should be a list, as [wandb]"),
+        (["dataset_path="], "dataset_path=: should not be empty"),
+        (["data_source=lakefs"], "data_source=lakefs: has settings of its own, such as data_source.type"),
+    ],
+)
+def test_what_others_call_a_setting_and_what_shape_it_has_is_told(words: list[str], sentence: str) -> None:
+    assert problems("train", *words) == [sentence]
+
+
+def test_every_name_of_others_leads_to_a_setting() -> None:
+    keys = config.flat_keys(schema.SCHEMAS["train"])
+    assert set(config.ELSEWHERE.values()) <= keys.keys() and not config.ELSEWHERE.keys() & keys.keys()
 
 
 def test_a_list_of_gpus_needs_no_quotes() -> None:
@@ -363,7 +422,7 @@ def test_a_refused_job_ends_the_jobs_of_a_stage_that_has_no_trials() -> None:
         raise ConfigError("no")
 
     with pytest.raises(ConfigError, match="no"):
-        cli.run(cli.parse("eval", "eval", ["-m", "seed=1,2"]), task)
+        cli.run(command.parse("eval", "eval", ["-m", "seed=1,2"]), task)
     assert started == [1]
 
 

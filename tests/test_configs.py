@@ -17,7 +17,7 @@ from typing import Any, get_args, get_type_hints
 import pytest
 import yaml
 
-from src import cli, config, schema
+from src import command, compose, config, schema
 from src.main import STAGES
 from src.model import methods
 
@@ -62,11 +62,11 @@ def neutral_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def composed(stage: str, *words: str) -> dict[str, Any]:
     """What the stage's function would be called with."""
-    call = cli.parse(stage, STAGES[stage].config_name, list(words))
-    overrides, problems = cli._prepare(call)
+    call = command.parse(stage, STAGES[stage].config_name, list(words))
+    overrides, problems = compose.prepare(call)
     assert problems == []
-    cli._register(call)
-    values, problems = cli._composed(call, overrides)
+    compose.register(call)
+    values, problems = compose.composed(call, overrides)
     assert problems == []
     search = {"search": values.pop("search", {})}
     return asdict(config.load(stage, values)) | (asdict(config.load("sweep", search)) if search["search"] else {})
@@ -127,7 +127,7 @@ def test_a_preset_is_in_accord_with_its_method(preset: str) -> None:
 
 
 def test_every_folder_of_presets_is_a_group() -> None:
-    assert {p.split("/")[0] for p in PRESETS} <= set(cli.GROUPS)
+    assert {p.split("/")[0] for p in PRESETS} <= set(compose.GROUPS)
 
 
 # The documented YAML, as a person pastes it

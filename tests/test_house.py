@@ -27,6 +27,8 @@ GROUND = {
     "config",
     "schema",
     "cli",
+    "command",
+    "compose",
     "help",
     "launch",
     "runs",

@@ -85,7 +85,7 @@ def assert_interrupted_and_all_else_works(world: World, older: Run, capsys: Said
     assert world.call("eval", "splits=[test]", "max_examples=1") == 0
     assert f"evaluating run {older.id} " in capsys.readouterr().out
     assert world.call("eval", str(run.path)) == 2
-    assert f"run {run.id} has no model: it is interrupted" in capsys.readouterr().err
+    assert f"the model of run {run.id} is not there: it is interrupted" in capsys.readouterr().err
     assert world.train("max_steps=1").status == runs.FINISHED
 
 

@@ -211,7 +211,7 @@ def test_training_is_refused_before_torch(assay: Any, words: list[str], sentence
         (["eval-baseline", "metrics=[nope]"], "nope"),
         (["eval-baseline", "splits=[test]", "model_name=models/nope"], "models/nope"),
         (["publish"], "no finished run in outputs/runs"),
-        (["compare"], "there is no run latest in outputs/runs"),
+        (["compare"], "no runs in outputs/runs; make train makes one"),
     ],
 )
 def test_the_other_stages_are_refused_before_torch(assay: Any, words: list[str], sentence: str) -> None:

@@ -228,6 +228,16 @@ def test_upper_case_words_are_not(make: Make) -> None:
     assert make.stage("train", *words)[3:] == ["lr=1"]
 
 
+def test_a_slip_of_the_shift_key_is_not_lost(make: Make) -> None:
+    assert sorted(make.stage("train", "Lr=1", "data_source.Type=x")[3:]) == ["Lr=1", "data_source.Type=x"]
+
+
+def test_a_setting_is_no_variable_of_the_environment(make: Make) -> None:
+    found = make.environment("train", "question_key=question", "lr=1", "HF_TOKEN=hf_secret")
+    assert found.keys().isdisjoint({"question_key", "lr"})  # question would be the secret of question_key
+    assert found["HF_TOKEN"] == "hf_secret"
+
+
 def test_the_configuration_is_chosen_by_name(make: Make) -> None:
     assert make.stage("train", "TRAIN_CONFIG=train_custom") == ["train", "--config-name", "train_custom"]
     assert make.stage("eval", "EVAL_CONFIG=mine")[2] == "mine"

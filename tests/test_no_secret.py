@@ -95,6 +95,20 @@ def test_no_secret_typed_out_reaches_a_file_of_a_sweep(secretive: World, tmp_pat
     assert [name for name, value in CANARIES.items() if value in said] == []
 
 
+@pytest.mark.parametrize("how", ["a grid", "a search"])
+def test_no_secret_of_a_settings_file_reaches_a_file_of_a_sweep(
+    secretive: World, tmp_path: Path, how: str
+) -> None:
+    """A person wrote it into their own configuration, or a preset of theirs, where a reference would do."""
+    (tmp_path / "mine.yaml").write_text(f"on_bad_row: skip\nmax_steps: 1\ntrainer: {{run_name: {TYPED}}}\n")
+    (tmp_path / "preset.yaml").write_text(f"trainer: {{hub_model_id: {TYPED}}}\n")
+    swept = ["seed=1,2"] if how == "a grid" else ["search.space.lora_r=[4]", "search.trials=1"]
+    words = ["--config-name", str(tmp_path / "mine.yaml"), "experiment=preset.yaml", *swept]
+    assert secretive.call("train", *words, "--multirun") == 0
+    assert {run.status for run in secretive.runs} == {"finished"}
+    assert leaks(secretive.output, secretive.artifacts) == []
+
+
 def test_a_secret_typed_as_a_name_is_not_written(secretive: World) -> None:
     secretive.train("on_bad_row=skip", "max_steps=1")
     for stage in ("eval", "eval-baseline"):

@@ -115,7 +115,7 @@ def test_no_runs_say_how_to_make_one(tmp_path: Path) -> None:
         (["--order", "x"], "--order is not a flag of runs"),
         (["more"], "runs does not take more"),
         (["diff", "2026-01-01"], "diff takes two runs; write runs diff RUN RUN"),
-        (["diff", "latest", "2026-01-01"], "there is no run latest in "),
+        (["diff", "newest", "2026-01-01"], "there is no run newest in "),
         (
             ["diff", "2026-01-01", "2026-01-09_10-00-00"],
             "no run 2026-01-09_10-00-00 in .*; did you mean 2026-0",

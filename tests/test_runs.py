@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -360,6 +361,19 @@ def test_a_finished_run_that_latest_points_to_comes_before_newer_ones(out: Path)
     assert runs.newest_finished(out) == newer
 
 
+def test_the_newest_run_is_the_one_that_latest_points_to_in_whatever_state(out: Path) -> None:
+    gone_on_with, newer = create(out), finished(out)
+    gone_on_with.update(started="2026-01-01T00:00:00+00:00", status=FAILED)
+    point(out / "runs" / "latest", gone_on_with.path)
+    assert runs.newest(out) == gone_on_with
+    assert runs.training("latest", out) == runs.trainings(out)[0] == gone_on_with
+    shutil.rmtree(gone_on_with.path)  # by hand, and latest leads nowhere
+    assert runs.newest(out) == runs.named("latest", out) == newer
+    shutil.rmtree(newer.path)
+    with pytest.raises(RunError, match=r"no runs in .*/runs; make train makes one"):
+        runs.newest(out)
+
+
 def test_failed_unfinished_and_modelless_runs_are_passed_over(out: Path) -> None:
     wanted = finished(out)
     wanted.update(started="2026-01-01T00:00:00+00:00")
@@ -379,10 +393,11 @@ def test_where_no_run_has_finished_the_newest_is_named(out: Path) -> None:
         runs.find(None, out)
 
 
-def test_a_run_is_found_by_its_directory_by_latest_and_by_its_model(out: Path) -> None:
+def test_a_run_is_found_by_its_name_its_directory_or_its_model(out: Path) -> None:
     run = finished(out)
-    for path in (run.path, out / "runs/latest", run.model, out / "runs/latest/model"):
-        folder, owner = runs.find(str(path), "elsewhere")
+    latest = out / "runs/latest"
+    for path in (run.path, latest, run.model, latest / "model", run.id, run.id[:-1], "latest"):
+        folder, owner = runs.find(str(path), out)
         assert owner and owner.path.resolve() == run.path.resolve()
         assert folder.resolve() == run.model.resolve()
 
@@ -403,15 +418,50 @@ def test_a_published_model_belongs_to_no_run_although_it_has_its_manifest(tmp_pa
 
 
 def test_a_missing_path_is_named(out: Path) -> None:
-    with pytest.raises(RunError, match="nowhere does not exist; give a run directory or a folder with a model"):
+    with pytest.raises(RunError, match="no/where does not exist; give a run, its directory, or a folder with"):
+        runs.find("no/where", out)
+    with pytest.raises(RunError, match=r"there is no run nowhere in .*/runs; make runs lists them"):
         runs.find("nowhere", out)
 
 
 def test_a_run_without_a_model_is_named_with_its_status(out: Path) -> None:
     run = create(out)
     run.update(status=FAILED)
-    with pytest.raises(RunError, match=f"run {run.id} has no model: it is failed"):
+    with pytest.raises(RunError, match=f"the model of run {run.id} is not there: it is failed"):
         runs.find(str(run.path), out)
+    run.update(status=FINISHED)
+    with pytest.raises(RunError, match=f"the model of run {run.id} is gone, though it finished; give another run"):
+        runs.find(run.id, out)
+
+
+def test_a_run_whose_logs_were_removed_is_a_run(out: Path) -> None:
+    run = finished(out)
+    shutil.rmtree(run.logs)
+    assert runs.find(str(run.path), out) == (run.model, run)
+
+
+@pytest.mark.parametrize("manifest", [None, "", '{"run": "20'])
+def test_a_run_whose_manifest_is_lost_is_told_apart_from_none(out: Path, manifest: str | None) -> None:
+    run = finished(out)
+    path = run.path / "manifest.json"
+    path.unlink() if manifest is None else path.write_text(manifest)
+    for word in (run.id, str(run.path)):
+        with pytest.raises(RunError, match=r"has no manifest.json that can be read; restore it or make a new run"):
+            runs.named(word, out)
+    with pytest.raises(
+        RunError, match=r"manifest.json( is not JSON.*; restore it|; restore it, or give .*/model )"
+    ):
+        runs.find(str(run.path), out)
+
+
+@pytest.mark.parametrize("content", [None, "", "a: [", "- 1"])
+def test_settings_that_are_lost_are_one_sentence(out: Path, content: str | None) -> None:
+    run = create(out)
+    assert run.settings == {"seed": 1}
+    path = run.path / "config_used.yaml"
+    path.unlink() if content is None else path.write_text(content)
+    with pytest.raises(RunError, match=r"config_used.yaml .*; restore it or make a new run"):
+        _ = run.settings
 
 
 def test_a_run_is_named_by_its_id_the_beginning_of_one_its_directory_or_latest(out: Path) -> None:

@@ -31,7 +31,7 @@ def refuse_evaluation_files(files: Sequence[Path], eval_path: str | Path) -> Non
     if same:
         raise DataError(
             *(f"training file {f} is the evaluation file {e}" for f, e in same),
-            hint="set dataset_pattern so that it leaves evaluation data out",
+            hint="set dataset_pattern so that it leaves evaluation data out, or eval_path to a folder of its own",
         )
 
 

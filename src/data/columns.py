@@ -97,11 +97,11 @@ def _dataset(entry: Mapping[str, Any]) -> Dataset:
 
 def _qa(args: ColumnArgs) -> Translation:
     question, answer = args.question_key or "question", args.answer_key or "answer"
+    whole = args.user_prompt and not args.question_key and "question" not in PLACE.findall(args.user_prompt)
 
     def translate(row: Row) -> list[Message]:
-        asked = text_of(row, question)
-        if args.user_prompt:
-            asked = _filled(args.user_prompt, {**row, "question": asked})
+        columns = row if whole else {**row, "question": text_of(row, question)}
+        asked = _filled(args.user_prompt, columns) if args.user_prompt else columns["question"]
         return pair(asked, text_of(row, answer))
 
     return translate

@@ -110,10 +110,9 @@ def _addresses(host: str, port: int, allow_private: bool, shown: str) -> list[st
     addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
     private = [ip for ip in addresses if not is_public(ip)]
     if private and not allow_private:
-        raise DataError(
-            f"{shown} leads to {host}, which is {private[0]}, a private address",
-            hint="set data_allow_private=true if you trust it",
-        )
+        what = host if host == private[0] else f"{host}, which is {private[0]}"
+        hint = "set data_source.allow_private=true if you trust it"
+        raise DataError(f"{shown} leads to {what}, a private address", hint=hint)
     return addresses
 
 

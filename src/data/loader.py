@@ -7,7 +7,7 @@ same files under the same settings are not read twice.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,13 +15,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from src.data import duplicates
-from src.data.columns import strategy_of, translation
+from src.data.columns import translation
 from src.data.formats import (
     FORMATS,
     Message,
     RowError,
     Translation,
-    detect,
     evaluation,
     tools_of,
     translated,
@@ -29,17 +28,16 @@ from src.data.formats import (
 from src.data.heldout import HeldOutRows
 from src.data.readers import read_values
 from src.data.rows import MOST_SHOWN, Rejection, Row
+from src.data.shape import format_of
 from src.data.sources import Part
 from src.data.store import Array, RowStore, content_key, made_once, write_lines
 from src.errors import DataError
 from src.schema import ColumnArgs, DataFormat
 from src.utils.files import sha256, write_json
-from src.utils.logs import log
 from src.utils.secrets import credentials, redact
 from src.utils.workers import cores, ordered
 
 BATCH = 500  # values that a process is given at once
-LOOKED_AT = 100  # rows of a file by which `auto` judges
 LONGEST_DETAIL = 500  # characters
 SMALL = 8 << 20  # bytes of files below which further processes cost more than they save
 
@@ -77,11 +75,11 @@ def read_rows(path: Path, data_format: DataFormat | None = None) -> list[Row]:
     return rows
 
 
-def refuse(rejected: Sequence[Rejection], about: str, hint: str) -> None:
-    """Raises: DataError naming the first rejected rows, and how many more there are."""
+def refuse(rejected: Sequence[Rejection], about: str, hint: str, also: Iterable[str] = ()) -> None:
+    """Raises: DataError naming what is `also` wrong, the first rejected rows, and how many more there are."""
     told = [f"{r} ({about})" if about else str(r) for r in rejected[:MOST_SHOWN]]
     more = len(rejected) - len(told)
-    raise DataError(*told, *([f"... and {more} more"] if more else []), hint=hint)
+    raise DataError(*also, *told, *([f"... and {more} more"] if more else []), hint=hint)
 
 
 def read(
@@ -113,29 +111,6 @@ def read(
 
     made_once(cache / "rows" / key, make)
     return RowStore(cache / "rows" / key)
-
-
-def format_of(path: Path, asked: DataFormat, columns: ColumnArgs) -> str:
-    """The format asked for, or the one that most of the first rows have; columns go before both.
-
-    Raises: DataError if none has one.
-    """
-    if strategy_of(columns):
-        return str(strategy_of(columns))
-    if asked != "auto":
-        return asked
-    rows = [value for _, value in islice(read_values(path), LOOKED_AT)]
-    found = detect(rows)
-    if not found:
-        keys = sorted({str(key) for row in rows if isinstance(row, dict) for key in row})
-        held = f"its rows have {', '.join(keys[:12])}" if keys else "it has no row with columns"
-        raise DataError(
-            f"{path}: data_format=auto knows none of its first {len(rows)} rows: {held}",
-            hint="name the columns with question_key and answer_key, or set data_format",
-        )
-    name, count = found.most_common(1)[0]
-    log.info("%s: data_format=auto found %s (%d of the first %d rows)", path, name, count, len(rows))
-    return name
 
 
 def _write(

@@ -13,7 +13,8 @@ from src.data.chat import Chat
 from src.data.encode import Rules
 from src.data.heldout import HeldOutRows
 from src.data.pairs import answers
-from src.data.rows import MOST_SHOWN
+from src.data.rows import MOST_SHOWN, Rejection
+from src.data.shape import misfit
 from src.data.sources import Part, cache_of
 from src.data.store import Array, Counts, RowStore, TokenStore, content_key, made_once
 from src.data.tokens import Left, to_prove, write_tokens
@@ -54,8 +55,13 @@ def read(cfg: TrainConfig) -> Data:
 def refuse_bad_rows(data: Data, cfg: TrainConfig) -> None:
     """Raises: DataError naming the rows that the settings do not let pass, or if no row is left."""
     bad = list(data.store.rejected())
-    if bad and cfg.on_bad_row == "refuse":
-        loader.refuse(bad, f"data_format={cfg.data_format}", "fix the rows or set on_bad_row=skip")
+    if bad and (cfg.on_bad_row == "refuse" or not len(data.store)):
+        misfits = dict(_misfits(data.store, bad))
+        others = [rejection for rejection in bad if rejection.file not in misfits]
+        if not others:
+            raise DataError(*misfits.values())
+        hint = "fix the rows or set on_bad_row=skip"
+        loader.refuse(others, f"data_format={cfg.data_format}", hint, also=misfits.values())
     if cfg.on_contamination == "refuse":
         found = (
             data.store.rejection(m.row, "contamination", m.detail) for m in data.store.matches("contamination")
@@ -71,6 +77,15 @@ def refuse_bad_rows(data: Data, cfg: TrainConfig) -> None:
             f"every training row has the label {', '.join(data.labels)!r}",
             hint="a classification needs two or more",
         )
+
+
+def _misfits(store: RowStore, bad: Sequence[Rejection]) -> Iterator[tuple[Path, str]]:
+    """Each file none of whose rows can be used, with a sentence about it."""
+    first = {rejection.file: rejection for rejection in reversed(bad)}
+    for file in store.about["files"]:
+        if file["rows_in"] and not file["usable"]:
+            path = Path(file["file"])
+            yield path, misfit(first[path], file["rows_in"], file["format"])
 
 
 def tokenise(data: Data, chat: Chat, cfg: TrainConfig) -> TokenStore:

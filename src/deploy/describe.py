@@ -243,6 +243,5 @@ def _data(data: Mapping[str, Any]) -> str:
 
 
 def _settings(run: Run) -> str:
-    settings = yaml.safe_load((run.path / "config_used.yaml").read_text(encoding="utf-8"))
-    kept = {key: value for key, value in settings.items() if key not in PLACES and value not in (None, [], {})}
+    kept = {key: value for key, value in run.settings.items() if key not in PLACES and value not in (None, [], {})}
     return yaml.safe_dump(kept, sort_keys=False).rstrip()

@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 
-import yaml
-
 from src.deploy.findings import Subject
 from src.deploy.secret_scan import scan
 from src.errors import RunError
@@ -99,7 +97,6 @@ def data(about: Subject) -> tuple[bool, str]:
     """Whether rows that occur in the evaluation files were kept out of the training."""
     assert about.run is not None
     found = read_json(about.run.path / "data_report.json").get("contamination")
-    settings = yaml.safe_load((about.run.path / "config_used.yaml").read_text(encoding="utf-8"))
     if not found:
         return True, "the training rows were not compared with the evaluation files"
     counts = {kind: found[kind] for kind in ("exact", "normalised", "near") if found.get(kind)}
@@ -107,7 +104,7 @@ def data(about: Subject) -> tuple[bool, str]:
         return True, f"no training row occurs in {len(found['files'])} evaluation files"
     told = f"{sum(counts.values())} training rows occur in the evaluation files"
     kinds = ", ".join(f"{count} {kind}" for kind, count in counts.items())
-    if settings.get("on_contamination") == "keep":
+    if about.run.settings.get("on_contamination") == "keep":
         return False, f"{told} ({kinds}) and were trained on (on_contamination=keep): the scores tell nothing"
     return True, f"{told} ({kinds}) and were left out"
 

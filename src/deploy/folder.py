@@ -5,6 +5,7 @@ The same run under the same settings gives the same bytes: a repeated command se
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,9 +15,10 @@ from src.deploy import describe, export
 from src.deploy.gate import Verdict
 from src.deploy.secret_scan import scan
 from src.errors import RunError
+from src.model.profile import base_id, is_local
 from src.runs import Run
 from src.schema import PublishConfig
-from src.utils.files import sha256, write_json, write_text
+from src.utils.files import read_json, sha256, write_json, write_text
 
 MANIFEST = "manifest.json"
 PAPERS = (
@@ -31,14 +33,19 @@ PAPERS = (
 OUR_OWN = {"process", "attempts", "evaluation", "published"}
 
 
-def assemble(run: Run, cfg: PublishConfig, verdict: Verdict, folder: Path) -> dict[str, str]:
+def assemble(
+    run: Run, cfg: PublishConfig, verdict: Verdict, folder: Path, elsewhere: bool = False
+) -> dict[str, str]:
     """Fill the empty `folder` with what is published of `run`.
 
+    Args: elsewhere: it goes where paths of this machine lead nowhere, or to what is somebody else's.
     Returns: `{path below folder: sha256}` of every file, the manifest included.
     Raises: RunError if a file holds a credential; ModelError for a form that cannot be written.
     """
     name = name_of(run, cfg)
     exported = export.write(run, cfg, folder)
+    if elsewhere and exported["form"] == "adapter" and is_local(run.manifest["base_model"]):
+        _take_out_path(folder / "adapter_config.json", base_id(run.manifest["base_model"]))
     for paper in PAPERS:
         if (run.path / paper).exists():
             shutil.copy2(run.path / paper, folder / paper)
@@ -58,6 +65,15 @@ def assemble(run: Run, cfg: PublishConfig, verdict: Verdict, folder: Path) -> di
             hint="take it out of the run, or out of the data and train again; nothing was published",
         )
     return hashes | {MANIFEST: sha256(folder / MANIFEST)}
+
+
+def _take_out_path(settings: Path, base: str) -> None:
+    """Name a local base model by its folder alone: `./base`, which no library looks up on the Hub.
+
+    There `models/base`, or a bare `base`, would be whatever the owner of that name puts there.
+    """
+    found = read_json(settings) | {"base_model_name_or_path": f"./{base}"}
+    write_text(settings, json.dumps(found, indent=2, sort_keys=True))
 
 
 def name_of(run: Run, cfg: PublishConfig) -> str:

@@ -85,7 +85,7 @@ def to_hub(run: runs.Run, cfg: PublishConfig, verdict: gate.Verdict) -> str:
         disk_errors(run.path),
         tempfile.TemporaryDirectory(dir=run.path, prefix=".publish.", suffix=".tmp") as folder,
     ):
-        files = assemble(run, cfg, verdict, Path(folder))
+        files = assemble(run, cfg, verdict, Path(folder), elsewhere=True)
         sent = Publication(cfg, run.id, Path(folder), files)
         found = sent.publish()
         with sent.telling():

@@ -31,7 +31,8 @@ def compare_runs(cfg: CompareConfig) -> int:
     else:
         second = Evaluated.of_run(runs.named(cfg.run_b, cfg.output_dir))
     found = compare(first, second, cfg.gate)
-    show(found, f"{first.name} against {second.name}", columns=("second", "first"))
+    columns = ("base", "tuned") if cfg.run_b == BASELINE else ("second", "first")
+    show(found, f"{first.name} against {second.name}", columns)
     return 0
 
 
@@ -108,7 +109,7 @@ def beyond_noise(row: Mapping[str, Any], confidence: float) -> bool:
 def show(comparison: Mapping[str, Any], title: str, columns: tuple[str, str] = ("base", "tuned")) -> None:
     """Print one table: metric, scale, base, tuned, difference, interval, split by split; then the verdict.
 
-    It fits a terminal of 80 columns.
+    It fits a terminal of 80 columns, unless perplexities are in the thousands; nothing is ever cut off.
     """
     confidence = comparison["confidence"]
     table = Table(
@@ -117,6 +118,7 @@ def show(comparison: Mapping[str, Any], title: str, columns: tuple[str, str] = (
         header_style="bold",
         box=box.SIMPLE_HEAD,
         show_edge=False,
+        pad_edge=False,
         padding=(0, 1, 0, 0),
     )
     for name in ("metric", "scale"):
@@ -132,7 +134,7 @@ def show(comparison: Mapping[str, Any], title: str, columns: tuple[str, str] = (
             table.add_row(f"[bold]{row['split']}[/], {row['examples']} rows")
         table.add_row(*_cells(row, confidence))
         previous = row["split"]
-    console = Screen()
+    console = Screen(width=max(Screen().width, Screen(width=200).measure(table).maximum))
     console.print(table)
     console.print("* beyond noise: the interval leaves out 0 and the paired test agrees", highlight=False)
     if comparison["verdict"]:
@@ -150,7 +152,7 @@ def _cells(row: Mapping[str, Any], confidence: float) -> list[str]:
     interval = "" if row["low"] is None else f"{row['low']:+.{digits}f} to {row['high']:+.{digits}f}"
     return [
         row["metric"],
-        row["scale"],
+        row["scale"].replace("from ", "≥ "),
         f"{row['base']:.{digits}f}",
         f"{row['tuned']:.{digits}f}",
         f"[{colour}]{row['difference']:+.{digits}f}[/]",

@@ -11,6 +11,7 @@ from typing import Any
 from src import runs
 from src.config import to_yaml
 from src.data import pairs
+from src.errors import RunError
 from src.eval import asking, compare, metrics, pairing, unfinished, vllm_engine
 from src.eval.asking import Effort
 from src.eval.conditions import base_model, engine, identity
@@ -24,6 +25,7 @@ from src.utils.curves import Curves
 from src.utils.files import read_json, whole_folder, write_json, write_jsonl, write_text
 from src.utils.imports import leave_out, settle
 from src.utils.logs import log, log_to
+from src.utils.weights import torn
 
 
 def evaluate(cfg: EvalConfig) -> int:
@@ -34,8 +36,10 @@ def evaluate(cfg: EvalConfig) -> int:
     folder, run = runs.find(cfg.model_path, cfg.output_dir)
     if run and run.status != runs.FINISHED:
         log.warning("run %s is %s; its model is evaluated all the same", run.id, run.status)
+    runs.check_writable(*((run.path, "run") if run else (cfg.output_dir,)))
     log.info("evaluating %s", folder if run is None else f"run {run.id} ({run.model})")
     tuned = locate_tuned(folder, cfg.allow_other_base)
+    _refuse_damaged(tuned, run)
     task, labels = tasks.tuned_for(tuned, cfg.task)
     cfg = replace(cfg, task=task, metrics=cfg.metrics or usual_metrics(task, cfg.engine))
     splits, dtype, device = prepare(cfg)
@@ -67,8 +71,20 @@ def evaluate(cfg: EvalConfig) -> int:
     return 0
 
 
+def _refuse_damaged(tuned: Tuned, run: runs.Run | None) -> None:
+    """Raises: RunError if the weights, or the figures that the scores are added to, cannot be read."""
+    files = sorted(tuned.folder.glob("*.safetensors"))
+    told = [problem for file in files if (problem := torn(file))]
+    if told or not files:
+        what = f"the model in {tuned.folder} is damaged: {'; '.join(told) or 'there are no weights'}"
+        raise RunError(what, hint="restore it, or give another run")
+    if run and (run.path / "metrics.json").exists():
+        read_json(run.path / "metrics.json")
+
+
 def evaluate_baseline(cfg: BaselineConfig) -> int:
     """Answer the splits with the untouched base, keep its metrics, and compare the newest run that fits."""
+    runs.check_writable(cfg.artifacts_dir, "artifacts_dir")
     cfg = replace(cfg, metrics=cfg.metrics or usual_metrics(cfg.task, cfg.engine))
     splits, dtype, device = prepare(cfg)
     source = locate(cfg.model_name, cfg.model_revision)
@@ -113,6 +129,7 @@ def _tuned_model(exam: Exam, tuned: Tuned, effort: Effort) -> Any:
     model = exam.load(tuned.base)
     settle()
     if tuned.is_adapter and _is_missing_base(exam, tuned):
+        runs.check_writable(exam.cfg.artifacts_dir, "artifacts_dir")
         log.info("the base model %s answers first: its answers are not kept yet", tuned.base.name)
         _answer_as_base(model, exam, tuned.base, _as_baseline(exam.cfg, tuned.base))
     prompts = [ids for asked in exam.asked.prompts.values() for ids in asked]
@@ -237,7 +254,11 @@ def _compare_waiting(base: dict[str, Any], folder: Path, cfg: BaselineConfig) ->
     """Compare the newest run that was evaluated under the same conditions on the same base."""
     for run in runs.all_runs(cfg.output_dir):
         path = run.path / "metrics.json"
-        result = read_json(path) if path.exists() else {}
+        try:
+            result = read_json(path) if path.exists() else {}
+        except RunError as error:
+            log.warning("%s", error.problems[0])
+            continue
         same = result.get("base_model", {}).get("revision") == base["base_model"]["revision"]
         if same and result.get("conditions") == base["conditions"]:
             compare.record(run, folder, cfg.gate)

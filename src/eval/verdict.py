@@ -153,10 +153,15 @@ def _refuse_unmeasured(tuned: Evaluated, wanted: list[tuple[str, str, str]]) -> 
         f"{key}: {metric} on {split}" for key, metric, split in wanted if metric not in scores.get(split, {})
     ]
     if missing:
-        known = "; ".join(f"{split}: {', '.join(metrics)}" for split, metrics in scores.items())
+        alike: dict[str, list[str]] = {}  # splits by their metrics, which are mostly the same
+        for split, metrics in scores.items():
+            alike.setdefault(", ".join(metrics), []).append(split)
+        known = "; ".join(f"{', '.join(splits)}: {metrics}" for metrics, splits in alike.items())
+        others = "gate.metric, gate.split and gate.guards to what there is"
+        only_guards = not any(each.startswith("gate:") for each in missing)
         raise RunError(
             f"{tuned.name} was not evaluated by what decides ({'; '.join(missing)}); there is {known}",
-            hint="evaluate that, or set gate.metric, gate.split and gate.guards to what there is",
+            hint=f"evaluate that, or set {'gate.guards=[], or to what there is' if only_guards else others}",
         )
 
 

@@ -60,6 +60,7 @@ def start_logging(silent: bool = False) -> None:
 
 def log_to(folder: Path) -> None:
     """Write the log to `folder`/run.log, from its first line on."""
+    folder.mkdir(exist_ok=True)  # removed by hand
     handler = logging.FileHandler(folder / "run.log", encoding="utf-8")
     handler.setFormatter(_Redacting("%(asctime)s %(levelname)s %(message)s"))
     _waiting.setTarget(handler)

@@ -39,8 +39,8 @@ def restored(value: Any) -> Any:
 
 def _replace(value: Any, known: Mapping[str, str]) -> Any:
     if isinstance(value, str):
-        for old, new in known.items():
-            value = value.replace(old, new)
+        if found := [old for old in known if old in value]:  # at once: what replaces one may hold another
+            return re.sub("|".join(map(re.escape, found)), lambda match: known[match[0]], value)
         return value
     if isinstance(value, Mapping):
         return {_replace(k, known): _replace(v, known) for k, v in value.items()}

@@ -26,16 +26,23 @@ BLOCK = 1 << 24  # numbers looked at at once
 
 def problems(path: Path) -> list[str]:
     """What is wrong with a safetensors file, one sentence each."""
-    try:
-        start, header = _header(path)
-    except (OSError, ValueError, struct.error) as error:
-        return [f"{path.name} is no readable safetensors file: {error}"]
-    whole = start + max((about["data_offsets"][1] for about in header.values()), default=0)
-    if whole != path.stat().st_size:
-        return [f"{path.name} has {path.stat().st_size} bytes, and its header speaks of {whole}"]
+    if told := torn(path):
+        return [told]
+    start, header = _header(path)
     bad = [name for name, about in header.items() if not _finite(path, start, about)]
     more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
     return [f"{path.name} holds numbers that are not finite, in {bad[0]}{more}"] if bad else []
+
+
+def torn(path: Path) -> str:
+    """What keeps a safetensors file from being read, empty if nothing does; no number is looked at."""
+    try:
+        start, header = _header(path)
+    except (OSError, ValueError, struct.error) as error:
+        return f"{path.name} is no readable safetensors file: {error}"
+    whole = start + max((about["data_offsets"][1] for about in header.values()), default=0)
+    size = path.stat().st_size
+    return "" if whole == size else f"{path.name} has {size} bytes, and its header speaks of {whole}"
 
 
 def _header(path: Path) -> tuple[int, dict[str, Mapping[str, Any]]]:

@@ -99,6 +99,13 @@ def test_a_question_is_put_into_the_users_words() -> None:
         taken(row, **columns, user_prompt="{level}: {question}")
 
 
+def test_a_template_of_other_columns_needs_no_question() -> None:
+    row = {"topic": "sums", "task": "2+2?", "a": "4"}
+    assert taken(row, answer_key="a", user_prompt="On {topic}: {task}")[0]["content"] == "On sums: 2+2?"
+    with pytest.raises(RowError, match="no text under 'question'"):
+        taken(row, answer_key="a", user_prompt="On {topic}: {question}")
+
+
 def test_naming_a_column_asks_for_questions_and_answers() -> None:
     assert [
         strategy_of(ColumnArgs(**c))

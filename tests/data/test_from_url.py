@@ -402,7 +402,8 @@ def test_the_connection_goes_to_the_address_that_was_judged(site: Site, names: N
 
 def test_a_name_with_one_private_address_is_refused(site: Site, names: Names, tmp_path: Path) -> None:
     names.known["rows.test"] = [[PUBLIC_IP, "10.0.0.1"]]
-    assert "leads to rows.test, which is 10.0.0.1, a private address" in refused(public(), tmp_path)
+    said = "leads to rows.test, which is 10.0.0.1, a private address; set data_source.allow_private=true if"
+    assert said in refused(public(), tmp_path)
     assert names.connected == []
 
 

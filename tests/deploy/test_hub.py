@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from huggingface_hub import constants
+from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from src import config
 from src.deploy import hub_client
@@ -90,13 +91,29 @@ def test_one_commit_holds_what_a_local_publication_does(copied: World, hub: Mode
     (commit,) = repo.published
     files = dict(commit.files)
     del files[".gitattributes"]
-    assert files == tree(copied.artifacts / "models" / "tiny-lora" / run.id)
+    local = tree(copied.artifacts / "models" / "tiny-lora" / run.id)
+    assert files.keys() == local.keys()
+    assert {n for n in files if files[n] != local[n]} == {
+        "adapter_config.json",
+        "manifest.json",
+    }  # the base's path
     assert commit.large == {"adapter_model.safetensors"}
     assert commit.title == f"Assay run {run.id}"
     assert repo.private
     assert [asked.step for asked in hub.asked if not asked.authorized] == ["put"]
     out = capsys.readouterr().out
     assert f"published to {hub.endpoint}/me/ingot/tree/{run.id} (private; commit {str(repo.head)[:12]}; " in out
+
+
+def test_a_local_base_model_is_named_so_that_nobody_looks_it_up(copied: World, hub: ModelHub) -> None:
+    assert publish(copied) == 0
+    settings = json.loads(hub.repos[REPO].published[0].files["adapter_config.json"])
+    assert settings["base_model_name_or_path"] == f"./{copied.model.name}"
+    with pytest.raises(HFValidationError):
+        validate_repo_id(settings["base_model_name_or_path"])
+    here = json.loads((copied.newest.model / "adapter_config.json").read_text())
+    assert here | {"base_model_name_or_path": ""} == settings | {"base_model_name_or_path": ""}
+    assert here["base_model_name_or_path"] == str(copied.model)
 
 
 def test_the_note_in_the_manifest_says_where_it_is(copied: World, hub: ModelHub) -> None:

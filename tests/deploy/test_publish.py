@@ -196,6 +196,13 @@ def test_a_run_that_has_not_been_compared_is_not_published(world: World, capsys:
     assert not world.artifacts.exists()
 
 
+def test_a_run_whose_settings_are_lost_is_not_published(copied: World, capsys: Said) -> None:
+    (copied.newest.path / "config_used.yaml").unlink()
+    assert copied.call("publish", "--force") == 2
+    assert "config_used.yaml does not exist; restore it or make a new run" in capsys.readouterr().err
+    assert not list(copied.artifacts.glob("models/*/*"))
+
+
 def test_a_folder_that_is_no_run_is_not_published(world: World, tiny: Path, capsys: Said) -> None:
     assert world.call("publish", str(tiny)) == 2
     assert f"{tiny} is not a run directory" in capsys.readouterr().err

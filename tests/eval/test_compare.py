@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from src.errors import RunError
-from src.eval.compare import compare, record
+from src.eval.compare import compare, record, show
 from src.eval.metrics import METRICS
 from src.eval.pairing import Evaluated, baseline_folder, fingerprint, paired
 from src.runs import Run
@@ -180,6 +180,25 @@ def test_a_comparison_is_kept_and_shown_with_what_is_beyond_noise(
     place = lines.index(["test,", "40", "rows"])
     (line,) = (line for line in lines[place : place + 3] if line[0] == "rougeL")
     assert line[1:4] == ["0-1", "0.100", "0.750"] and line[-1] == "*"
+
+
+@pytest.mark.parametrize(("columns", "tuned"), [("80", 509.99), ("80", 12509.99), ("40", 509.99)])
+def test_no_figure_and_no_star_is_cut_off(
+    capsys: Said, monkeypatch: pytest.MonkeyPatch, columns: str, tuned: float
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    change, interval = tuned - 526.401, (tuned - 527.395, tuned - 525.482)
+    row = {
+        "split": "adversarial", "metric": "perplexity", "scale": "from 1", "better": "lower", "base": 526.401,
+        "tuned": tuned, "difference": change, "low": interval[0], "high": interval[1], "p_value": 0.001,
+        "examples": 60,
+    }  # fmt: skip
+    longest = row | {"metric": "avg_jaccard_overlap", "scale": "0-100"}
+    show({"confidence": 0.95, "rows": [row, longest], "verdict": None}, "a against b")
+    said = capsys.readouterr().out
+    cells = f"526.401 {tuned:.3f} {change:+.3f} {interval[0]:+.3f} to {interval[1]:+.3f} *"
+    assert ["perplexity", "≥", "1", *cells.split()] in told(said)
+    assert tuned > 1000 or max(map(len, said.splitlines()[:-1])) <= 80
 
 
 # The stage

@@ -162,10 +162,49 @@ def test_a_published_folder_is_evaluated_as_the_model_that_it_is(copied: World) 
 
 def test_a_path_without_a_model_is_refused(world: World, capsys: Said) -> None:
     assert world.call("eval", "nowhere") == 2
-    assert "nowhere does not exist" in capsys.readouterr().err
+    assert "there is no run nowhere in " in capsys.readouterr().err
     assert world.call("eval", str(world.data)) == 2
     assert f"{world.data} has no config.json" in capsys.readouterr().err
     assert not world.output.exists()
+
+
+@pytest.mark.parametrize("name", ["model/adapter_model.safetensors", "metrics.json"])
+def test_what_is_torn_is_refused_before_a_question_is_asked(copied: World, name: str, capsys: Said) -> None:
+    path = copied.newest.path / name
+    path.write_bytes(path.read_bytes()[:100])
+    before = tree(copied.output)
+    assert copied.call("eval") == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert path.name in said and "; restore it" in said
+    path.unlink()
+    del before[str(path.relative_to(copied.output))]
+    assert tree(copied.output) == before
+    if name.startswith("model"):
+        assert copied.call("eval") == 2
+        assert "is damaged: there are no weights; restore it" in capsys.readouterr().err
+
+
+def test_answers_that_could_not_be_kept_are_not_asked_for(copied: World, tmp_path: Path, capsys: Said) -> None:
+    (tmp_path / "file").touch()
+    place = f"artifacts_dir={tmp_path / 'file' / 'below'}"
+    for stage in ("eval", "eval-baseline"):
+        assert copied.call(stage, place) == 2
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert (
+            said == f"{place.replace('=', ' ')}: {tmp_path / 'file'} is not a folder; choose another artifacts_dir"
+        )
+    shutil.rmtree(copied.newest.logs)
+    assert copied.call("eval", "splits=[test]", "gate.guards=[]") == 0
+    assert (copied.newest.logs / "run.log").is_file()
+
+
+def test_a_baseline_is_compared_although_another_run_is_torn(copied: World, capsys: Said) -> None:
+    torn = copied.output / "runs" / "torn"
+    shutil.copytree(copied.newest.path, torn)
+    (torn / "metrics.json").write_text("{")
+    Run(torn).update(started="2099-01-01T00:00:00+00:00")
+    assert copied.call("eval-baseline") == 0
+    assert f"{torn}/metrics.json is not JSON" in capsys.readouterr().out
 
 
 # --- tuned against base, in either order -----------------------------------------------------------------

@@ -173,7 +173,10 @@ def test_a_broken_guard_is_named_also_where_nothing_else_can_be_told(tmp_path: P
             gate(split="dev"),
             r"\(gate: exact_match on dev\); there is test: .*; evaluate that, or set",
         ),
-        (gate(guards=[Guard("bleu", "dev")]), r"\(gate\.guards: bleu on dev\)"),
+        (
+            gate(guards=[Guard("bleu", "dev")]),
+            r"\(gate\.guards: bleu on dev\); there is test: ex.*; evaluate that, or set gate.guards=\[\]",
+        ),
         (gate("chrf", guards=[Guard()]), r"\(gate: chrf on test; gate\.guards: chrf on adversarial\)"),
         (gate("length_ratio"), "length_ratio cannot decide: it says of neither model that it is better"),
     ],

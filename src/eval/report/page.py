@@ -33,7 +33,8 @@ CURVES = (  # title, then the tags of its lines with their names
 
 def report(cfg: ReportConfig) -> int:
     """Write the report of a run, finished or not."""
-    write(find(cfg.model_path, cfg.output_dir), cfg.artifacts_dir)
+    run = runs.named(cfg.model_path, cfg.output_dir) if cfg.model_path else runs.newest(cfg.output_dir)
+    write(run, cfg.artifacts_dir)
     return 0
 
 
@@ -43,25 +44,6 @@ def write(run: runs.Run, artifacts_dir: str | Path = "artifacts") -> Path:
     write_text(path, page(run, Path(artifacts_dir)))
     log.info("report: %s", path)
     return path
-
-
-def find(path: str | None, output_dir: str) -> runs.Run:
-    """The run at `path`, a directory or a name in OUTPUT_DIR/runs; None is the newest one, in whatever state.
-
-    Raises: RunError if there is none.
-    """
-    if path is None:
-        found = runs.all_runs(output_dir)
-        if not found:
-            raise RunError(f"no runs in {output_dir}/runs", hint="make train makes one")
-        return found[0]
-    for folder in (Path(path), Path(output_dir) / "runs" / path):
-        run = runs.Run(folder.resolve())
-        if (folder / "manifest.json").is_file() and run.readable:
-            return run
-    if (Path(path) / "manifest.json").is_file():
-        raise RunError(f"the manifest.json of {path} is not one of a run", hint="make runs lists the runs")
-    raise RunError(f"{path} is not a run directory", hint="make runs lists the runs")
 
 
 def page(run: runs.Run, artifacts_dir: Path) -> str:

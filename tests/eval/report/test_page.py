@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 
 from src import config, runs, schema
-from src.errors import RunError
 from src.eval.report import charts, facts, pairs
 from src.eval.report import page as report
 from src.eval.report.charts import MOST_POINTS, Span, bins, number, thinned, ticks
@@ -466,25 +465,17 @@ def test_the_stage_writes_the_report_of_the_run_it_is_given(whole: Made) -> None
 
 
 def test_a_run_is_found_by_its_directory_its_name_or_as_the_newest(whole: Made) -> None:
-    for path in (None, str(whole.run.path), whole.run.id, str(whole.output / "runs/latest"), "latest"):
-        assert report.find(path, str(whole.output)).path == whole.run.path.resolve()
-
-
-def test_what_is_no_run_is_refused_in_a_sentence(tmp_path: Path, made: Made) -> None:
-    (tmp_path / "model").mkdir()
-    for path in ("nowhere", str(tmp_path / "model")):
-        with pytest.raises(RunError, match=f"^{path} is not a run directory; make runs lists the runs$"):
-            report.find(path, str(made.output))
-    (tmp_path / "model/manifest.json").write_text("{}")
-    with pytest.raises(RunError, match=r"the manifest.json of .*model is not one of a run"):
-        report.find(str(tmp_path / "model"), str(made.output))
-    with pytest.raises(RunError, match=r"no runs in .*none/runs; make train makes one"):
-        report.find(None, str(tmp_path / "none"))
+    places = [f"output_dir={whole.output}", f"artifacts_dir={whole.artifacts}"]
+    path = whole.run.path.resolve() / "report.html"
+    for word in ([], [str(whole.run.path)], [whole.run.id], [str(whole.output / "runs/latest")], ["latest"]):
+        path.unlink(missing_ok=True)
+        assert call("report", *word, *places) == 0
+        assert path.is_file()
 
 
 def test_the_stage_refuses_before_anything_heavy(assay: Door) -> None:
     done = assay("report", "nowhere")
-    assert (done.returncode, done.stderr) == (2, "nowhere is not a run directory; make runs lists the runs\n")
+    assert (done.returncode, done.stderr) == (2, "there is no run nowhere in outputs/runs; make runs lists them\n")
     assert assay.left() == []
 
 

@@ -1,0 +1,231 @@
+"""Overrides as a person types them, and what Hydra composes of them.
+
+Every stage has the same composed shape, so a flat YAML file (the shipped ones, a user's own, a run's
+config_used.yaml) needs no defaults list:
+
+    schema defaults < the stage's file < presets < experiment < command line
+
+Hydra alone refuses `epochz=2` one problem at a time, and accepts `+epochz=2` to lose it. Here plain
+values are added whatever their name, and `config.load` judges them all together.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf, flag_override
+from omegaconf.errors import OmegaConfBaseException
+from yaml import MarkedYAMLError, YAMLError
+
+from src import config, schema
+from src.command import CONFIGS, Call, in_words
+from src.errors import ConfigError, did_you_mean
+from src.space import quoted
+from src.utils.secrets import redact
+
+# Each comes over those before it: what the hardware proposes, a method that is named overrules.
+GROUPS = ("model", "data", "hardware", "method", "parallel", "launch", "search", "experiment")
+ROOT = "assay_root"
+
+
+class WithoutSecrets(Callback):
+    """Takes the secrets of a person's own files out of what Hydra keeps as multirun.yaml.
+
+    Nor does it go to a cluster: each job composes its configuration anew, from the files.
+    """
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        clean = OmegaConf.create(redact(OmegaConf.to_container(config)), flags={"allow_objects": True})
+        with flag_override(config, ["struct", "readonly"], False):
+            for key in list(config):
+                del config[key]
+            config.merge_with(clean)  # `update` would resolve the references
+
+
+def register(call: Call) -> None:
+    """Store the root configuration: schema defaults, then the stage's file, then the preset groups."""
+    store = ConfigStore.instance()
+    store.store(name="assay_schema", node=config.defaults(call.stage))
+    groups: list[Any] = [{g: None} for g in GROUPS]
+    store.store(
+        name=ROOT,
+        node={
+            "defaults": [
+                "assay_schema", call.config_name, *groups, "_self_",
+                {"override hydra/job_logging": "none"}, {"override hydra/hydra_logging": "none"},
+            ],
+            "hydra": {
+                # config_used.yaml and manifest.json are the snapshot; Hydra's own would repeat the
+                # command line unredacted.
+                "output_subdir": None,
+                "callbacks": {"assay": {"_target_": f"{__name__}.WithoutSecrets"}},
+                "run": {"dir": "."},
+                "sweep": {"dir": "outputs/multirun/${now:%Y-%m-%d_%H-%M-%S}", "subdir": "."},
+                "searchpath": [f"file://{CONFIGS}"],
+            },
+        },
+    )  # fmt: skip
+
+
+def prepare(call: Call) -> tuple[list[str], list[str]]:
+    """Overrides with plain values forced in, for `config.load` to judge; and what cannot be parsed."""
+    ready, problems = [], []
+    for text in call.overrides:
+        try:
+            text, parsed = _parsed(call, text)
+        except HydraException as error:
+            problems.append(f"{text} cannot be read as key=value: {first_line(error)}")
+            continue
+        key = parsed.key_or_group
+        if key.split("/")[0].split(".")[0] == "hydra" or parsed.is_delete():
+            ready.append(text)
+        elif key in GROUPS and parsed.value() is None:
+            continue  # no preset: as it is without the word
+        elif key in GROUPS:
+            text, parsed = _with_files(call, text, parsed)
+            unknown = _unknown_preset(call, parsed)
+            problems += unknown
+            ready += [] if unknown else [f"{key}={text.split('=', 1)[1]}"]
+        else:
+            ready.append("++" + _as_typed(call, key, parsed, text.lstrip("+")))
+    return ready, problems
+
+
+def _parsed(call: Call, text: str) -> tuple[str, Override]:
+    """An override as Hydra reads it: as typed or, where that is none, with the value of a text setting quoted.
+
+    Raises: HydraException if it is none even so.
+    """
+    parser = OverridesParser.create()
+    try:
+        return text, parser.parse_override(text)
+    except HydraException:
+        key, _, typed = text.lstrip("+").partition("=")
+        if not _takes_text(call, key):
+            raise
+        text = f"{key}={quoted(typed)}"
+        return text, parser.parse_override(text)
+
+
+def _as_typed(call: Call, key: str, parsed: Override, text: str) -> str:
+    """`key=value` with the value of a text setting quoted, as it was typed.
+
+    Unquoted, Hydra reads the commit 12e4567 as a number, and the GPUs 0,1 as a sweep.
+    """
+    typed = text.split("=", 1)[1]
+    if key.startswith("search.space.") and parsed.is_sweep_override():  # drawn from later, by another name
+        return f"{key}={quoted(typed)}"
+    is_text = _takes_text(call, key)
+    sweep = call.multirun and parsed.is_sweep_override()
+    if not is_text or sweep or typed[:1] in {"'", '"'} or typed in {"", "null"}:
+        return text
+    return f"{key}={quoted(typed)}"
+
+
+def _takes_text(call: Call, key: str) -> bool:
+    return any(config.takes_text(schema.SCHEMAS[name], key) for name in (call.stage, "slurm"))
+
+
+def _with_files(call: Call, text: str, parsed: Override) -> tuple[str, Override]:
+    """An override of presets in which each that is named by its file has a name of its own for Hydra.
+
+    Raises: ConfigError if the file is not YAML.
+    """
+    for path in _chosen(parsed):
+        if path.endswith((".yaml", ".yml")) and Path(path).is_file():
+            name = f"{Path(path).stem}_{hashlib.sha256(os.path.abspath(path).encode()).hexdigest()[:6]}"
+            try:
+                node = OmegaConf.create(redact(OmegaConf.to_container(OmegaConf.load(path))))
+            except (YAMLError, OSError, ValueError) as error:
+                raise ConfigError(f"{path} cannot be read as YAML: {in_words(error)}") from None
+            ConfigStore.instance().store(group=parsed.key_or_group, name=name, node=node, package="_global_")
+            call.from_files.add(name)
+            text = text.replace(path, name)
+    return text, OverridesParser.create().parse_override(text)
+
+
+def _chosen(parsed: Override) -> list[str]:
+    """The presets that an override names: one, or those of a sweep."""
+    value = parsed.value()
+    return [str(getattr(v, "text", v)) for v in getattr(value, "list", [value]) if v is not None]
+
+
+def _unknown_preset(call: Call, parsed: Override) -> list[str]:
+    folders = {call.config_dir / parsed.key_or_group, CONFIGS / parsed.key_or_group}
+    known = sorted(p.stem for folder in folders for p in folder.glob("*.yaml"))
+    return [
+        f"{parsed.key_or_group}={name} is not a preset"
+        f"{did_you_mean(name, known) or '; there are: ' + (', '.join(known) or 'none')}"
+        for name in _chosen(parsed)
+        if name not in {*known, *call.from_files}
+    ]
+
+
+def is_sweep(text: str) -> bool:
+    return bool(OverridesParser.create().parse_override(text).is_sweep_override())
+
+
+def composed(call: Call, overrides: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """The values of one job as Hydra composes them, and what of them could not be."""
+    try:
+        composed = job(call, overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        return {}, [_said(error)]
+    values, problems = {}, []
+    for key in (str(k) for k in composed if k != "hydra"):
+        try:
+            values[key] = plain(composed, key)
+        except OmegaConfBaseException as error:
+            problems.append(f"{key} cannot be resolved: {first_line(error)}")
+    return values, problems
+
+
+def job(call: Call, overrides: list[str]) -> DictConfig:
+    """The configuration with Hydra's own part, composed once: that costs a tenth of a second."""
+    key = tuple(overrides)
+    if key not in call.composed:
+        GlobalHydra.instance().clear()
+        with initialize_config_dir(str(call.config_dir), version_base="1.3"), _preset_errors():
+            call.composed[key] = compose(ROOT, overrides=overrides, return_hydra_config=True)
+    return call.composed[key]
+
+
+@contextmanager
+def _preset_errors() -> Iterator[None]:
+    """Turn a preset that is not YAML into a sentence; the stage's own file has been read before."""
+    try:
+        yield
+    except MarkedYAMLError as error:
+        place = error.problem_mark.name if error.problem_mark else "a preset"
+        raise ConfigError(f"{place} cannot be read as YAML: {in_words(error)}") from None
+
+
+def plain(composed: DictConfig, key: str) -> Any:
+    """The value of one key as plain data, its interpolations resolved."""
+    value = composed[key]
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+
+def _said(error: Exception) -> str:
+    """Hydra's sentence, or a better one: of `lr=1,2` it says that the value is ambiguous."""
+    if several := re.fullmatch(r"Ambiguous value for argument '\+*([^=]+)=(.*)'", first_line(error)):
+        key, values = several.groups()
+        return f"{key}={values} is several values; write {key}=[{values}] for a list, or --multirun for a job each"
+    return first_line(error)
+
+
+def first_line(error: Exception) -> str:
+    return str(error).strip().split("\n", 1)[0]
