@@ -2,6 +2,7 @@
 
     python bench/train_gpu.py [--out bench/train_gpu.md] [--only NAME ...] [--steps 12] [--budget SECONDS]
     python bench/train_gpu.py --small --steps 3        # the same code on a model that any machine can hold
+    python bench/train_gpu.py --plans                  # what a plan says of the peaks, on any machine
 
 Each case is a process of its own, and its line is written as soon as it is known; what the budget leaves no time
 for is not measured. Tokens are real ones: padding counts for nothing.
@@ -23,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -205,16 +206,21 @@ class Ticking(TrainerCallback):  # type: ignore[misc]
         self.clock.tick(state)
 
 
-def planned(cfg: TrainConfig, rows: Repeated, sizes: dict[str, Any]) -> float:
-    """The peak in GB that a plan says for these settings; it is made from the shape of the model alone."""
-    fixed = CUDA_WORKSPACES if HAS_GPU else 0
-    kernels = environment.choose_kernels(cfg.use_liger_kernel, cfg.cuda_visible_devices)
+def planned(
+    cfg: TrainConfig, rows: Repeated, sizes: dict[str, Any], device: str = DEVICE, with_liger: bool | None = None
+) -> float:
+    """The peak in GB that a plan says for these settings; it is made from the shape of the model alone.
+
+    `with_liger` is None for what a training would find here.
+    """
+    fixed = CUDA_WORKSPACES if device == "cuda" else 0
+    if with_liger is None:
+        kernels = environment.choose_kernels(cfg.use_liger_kernel, cfg.cuda_visible_devices)
+        with_liger = kernels.value == "liger"
     with tempfile.TemporaryDirectory() as folder:
         LlamaConfig(**sizes, architectures=["LlamaForCausalLM"], dtype="bfloat16").save_pretrained(folder)
         source = Source(folder, Path(folder), None)
-        estimator = Estimator(
-            source, rows, [], "bfloat16", DEVICE, TOKENIZER, fixed, with_liger=kernels.value == "liger"
-        )
+        estimator = Estimator(source, rows, [], "bfloat16", device, TOKENIZER, fixed, with_liger=with_liger)
         found = estimator.memory(replace(cfg, output_dir=folder), cfg.gradient_checkpointing is True)
     return found.peak / 1e9
 
@@ -377,6 +383,16 @@ def report(args: argparse.Namespace, cases: Sequence[Case], sizes: dict[str, Any
     return head + rows + ratios(found)
 
 
+def plans(cases: Sequence[Case], sizes: dict[str, Any], steps: int) -> Iterator[str]:
+    """The table of what a plan says of the cases' peaks on a GPU."""
+    yield "| case | planned GB, with Liger | without | target |"
+    yield "| --- | ---: | ---: | --- |"
+    for case in (c for c in cases if not (c.plain or c.by_sdpa or "use_liger_kernel" in c.settings)):
+        rows = Repeated(case.lengths, steps * case.batch_size, sizes["vocab_size"])
+        of = [planned(settings(case, steps), rows, sizes, "cuda", with_liger) for with_liger in (True, False)]
+        yield f"| {case.name} | {of[0]:.1f} | {of[1]:.1f} | {case.target if 'GB' in case.target else ''} |"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", action="store_true")
@@ -387,6 +403,7 @@ def main() -> None:
     parser.add_argument(
         "--least", type=float, default=30, metavar="SECONDS", help="left, with which a case begins"
     )
+    parser.add_argument("--plans", action="store_true", help="only what a plan says of the peaks on a GPU")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args()
     sizes = SMALL if args.small else LLAMA_3_8B
@@ -395,9 +412,13 @@ def main() -> None:
         found = measure(case, sizes, args.steps) if case else products()
         print(f"\n{CHILD_ANSWERS}{json.dumps(found)}", flush=True)
         os._exit(0)
-    if not HAS_GPU and not args.small:
-        raise SystemExit("there is no GPU here; --small runs the same code on a small model")
     cases = [c for c in CASES if not args.only or any(part in c.name for part in args.only)]
+    if args.plans:
+        for row in plans(cases, sizes, args.steps):
+            print(row, flush=True)
+        return
+    if not HAS_GPU and not args.small:
+        raise SystemExit("there is no GPU here; --small runs the same code on a small model, --plans none")
     print("\n" + "\n".join(report(args, cases, sizes)))
 
 

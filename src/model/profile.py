@@ -17,8 +17,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from src.errors import RunError
 from src.model.methods import METHODS
 from src.runs import Run
@@ -125,7 +123,7 @@ def _four_digits(value: float) -> float:
 def training_info(run: Run) -> dict[str, Any]:
     """How the run's model was trained: settings, steps, losses, data and versions."""
     manifest = run.manifest
-    settings = yaml.safe_load((run.path / "config_used.yaml").read_text(encoding="utf-8"))
+    settings = run.settings
     figures = read_json(run.path / "metrics.json")["train"]
     history = losses(run)
     found = [loss for _, loss in history]

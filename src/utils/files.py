@@ -62,7 +62,7 @@ def disk_errors(what: Path) -> Iterator[None]:
                 f"{what} could not be written: no space left on the device",
                 hint="what was there before is intact; free some space and run the command again",
             ) from error
-        if number in {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}:
+        if number in {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR}:
             reason = os.strerror(number).lower()
             raise RunError(f"{what} could not be written: {reason}", hint="choose another output_dir") from error
         raise
@@ -87,7 +87,7 @@ def saving(what: Path, temporary: Path) -> Iterator[None]:
             yield
     except BaseException:
         with suppress(OSError):
-            if temporary.is_dir():
+            if temporary.is_dir() and not temporary.is_symlink():
                 shutil.rmtree(temporary, ignore_errors=True)
             else:
                 temporary.unlink(missing_ok=True)
@@ -143,10 +143,14 @@ def _beside(path: Path) -> Path:
 
 
 def point(link: Path, target: Path) -> None:
-    """Switch the symbolic link `link` to its sibling or descendant `target`, atomically."""
+    """Switch the symbolic link `link` to its sibling or descendant `target`, atomically.
+
+    Raises: RunError if a folder is in its place, or the disk is full or read-only.
+    """
     temporary = _beside(link)
-    temporary.symlink_to(os.path.relpath(target, link.parent))
-    temporary.replace(link)
+    with saving(link, temporary):
+        temporary.symlink_to(os.path.relpath(target, link.parent))
+        temporary.replace(link)
 
 
 def read_json(path: Path) -> Any:

@@ -236,6 +236,17 @@ def test_the_full_disk_of_a_library_is_told_alike(tmp_path: Path) -> None:
     assert names(tmp_path) == []
 
 
+def test_a_folder_in_the_place_of_a_file_or_a_pointer_is_one_sentence(tmp_path: Path) -> None:
+    latest, run = tmp_path / "latest", tmp_path / "run"
+    latest.mkdir()
+    fill(run, "one")
+    for write in (lambda: write_text(latest, "x"), lambda: point(latest, run)):
+        with pytest.raises(RunError, match="latest could not be written: is a directory"):
+            write()
+    assert names(tmp_path) == ["latest", "run"]
+    assert (run / "deep/file").read_text() == "one"
+
+
 def test_a_disk_that_is_mounted_read_only_is_one_sentence(disk: tuple[Path, Mount]) -> None:
     folder, mount = disk
     write_text(folder / "x", "one")
