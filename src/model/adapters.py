@@ -35,6 +35,7 @@ def apply(model: Any, args: MethodArgs, source: Source, *, steps: int, task: Tas
         return model.float()
     if args.lora_target_modules and "lora_target_modules" in method.keys:
         check_targets(model, args.lora_target_modules)
+    _keep_differentiable(model)
     try:
         # a random layer that is not kept would be another one next time
         kept = {"modules_to_save": getattr(model, "untrained_modules", None) or None}
@@ -46,6 +47,17 @@ def apply(model: Any, args: MethodArgs, source: Source, *, steps: int, task: Tas
         raise ModelError(f"peft={args.peft}: {error}", hint=f"see peft.{method.config}") from error
     tuned.peft_config["default"].base_model_name_or_path = source.name
     return tuned
+
+
+def _keep_differentiable(model: nn.Module) -> None:
+    """Have 4-bit layers stay as they are when nothing is learnt, as in an evaluation.
+
+    On a CPU with bfloat16 instructions bitsandbytes packs their weights anew then, for good, for a product that
+    passes no gradient on: from there on only the last layers would learn.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _arguments(model: Any, args: MethodArgs, method: Method, steps: int) -> dict[str, Any]:

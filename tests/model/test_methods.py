@@ -169,6 +169,26 @@ def test_an_adapter_freezes_the_base(tiny: Path, method: str) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_what_a_batch_teaches_does_not_depend_on_an_evaluation_before_it(tiny: Path, method: str) -> None:
+    ids = torch.arange(3, 23)[None]
+
+    def taught(evaluated: bool) -> dict[str, torch.Tensor]:
+        model, source = load.load_base(locate(str(tiny)), "bfloat16", "cpu", four_bit=METHODS[method].four_bit)
+        load.seed_everything(0)
+        model = adapters.apply(model, args(method), source, steps=STEPS)
+        if evaluated:
+            logits(model, ids)
+        with torch.autocast("cpu", torch.bfloat16):
+            model.train()(input_ids=ids, labels=ids).loss.backward()
+        return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+    before, after = taught(False), taught(True)
+    assert any(grad.abs().max() > 0 for grad in before.values())
+    for name, grad in before.items():
+        torch.testing.assert_close(after[name], grad, rtol=1e-2, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_what_is_trained_is_held_in_32_bits_and_the_rest_as_it_was_loaded(
     tiny: Path, method: str, dtype: str
