@@ -122,7 +122,7 @@ def test_what_can_be_refused_is_refused_before_anything_heavy_is_loaded(assay: D
     jsonl(assay.cwd / "data" / "x.jsonl", [{"messages": []}])
     for words, sentence in {
         ("num_processes=4096",): "num_processes=4096, but this machine has no GPU",
-        ("num_processes=2", "bf16=false"): "x.jsonl:1",
+        ("num_processes=2", "bf16=false"): "x.jsonl: none of its 1 rows can be used",
     }.items():
         done = assay("train", "cuda_visible_devices=''", *words, forbidden=("torch", "transformers", "accelerate"))
         assert done.returncode == 2, done.stderr
