@@ -18,7 +18,7 @@ def own_process() -> None:
     """Say that this process runs one command and ends: what is found missing may stay missing."""
     global _process_is_ours
     _process_is_ours = True
-    gc.set_threshold(100_000, 50, 100)
+    gc.set_threshold(1_000_000, 50, 100)
 
 
 def leave_out(*packages: str) -> None:
@@ -32,6 +32,10 @@ def leave_out(*packages: str) -> None:
 
 
 def settle() -> None:
-    """What is there now stays: the garbage collector need not look at it again, if the process is ours."""
+    """What is there now stays: the garbage collector need not look at it again, if the process is ours.
+
+    It looks at what comes more often than at imports: a cycle may hold a large tensor.
+    """
     if _process_is_ours:
         gc.freeze()
+        gc.set_threshold(100_000, 50, 100)
