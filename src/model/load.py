@@ -68,7 +68,16 @@ def load_base(
     )
     new = [*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])]
     model.untrained_modules = sorted({_module(key, model.base_model_prefix) for key in new} - {""})
+    if four_bit and device == "cpu":
+        _let_go_of_the_file(model)
     return (model if four_bit else model.to(device)), resolved(source, model.config)
+
+
+def _let_go_of_the_file(model: Any) -> None:
+    """Copy what was not packed: a view of the mapped file keeps the 16-bit weights in memory that were."""
+    for parameter in model.parameters():
+        if parameter.dtype != torch.uint8:
+            parameter.data = parameter.data.clone()
 
 
 def resolved(source: Source, config: Any) -> Source:
