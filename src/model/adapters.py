@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import peft
@@ -35,7 +35,7 @@ def apply(model: Any, args: MethodArgs, source: Source, *, steps: int, task: Tas
         return model.float()
     if args.lora_target_modules and "lora_target_modules" in method.keys:
         check_targets(model, args.lora_target_modules)
-    _keep_differentiable(model)
+    keep_differentiable(model)
     try:
         # a random layer that is not kept would be another one next time
         kept = {"modules_to_save": getattr(model, "untrained_modules", None) or None}
@@ -49,7 +49,7 @@ def apply(model: Any, args: MethodArgs, source: Source, *, steps: int, task: Tas
     return tuned
 
 
-def _keep_differentiable(model: nn.Module) -> None:
+def keep_differentiable(model: nn.Module) -> None:
     """Have 4-bit layers stay as they are when nothing is learnt, as in an evaluation.
 
     On a CPU with bfloat16 instructions bitsandbytes packs their weights anew then, for good, for a product that
@@ -72,21 +72,21 @@ def _arguments(model: Any, args: MethodArgs, method: Method, steps: int) -> dict
 
 
 @contextmanager
-def as_trained(model: nn.Module, dtype: str, in_one: bool = True) -> Iterator[None]:
+def as_trained(model: nn.Module, dtype: str, by_ours: bool = True) -> Iterator[None]:
     """Lets an adapter's layers compute in `dtype` as it suits a training, and not an answer.
 
     Under autocast the adapter's fp32 weights are computed on in 16 bits: peft would cast the activations to fp32
     and autocast back again. The layers of some methods cast nothing.
 
     Args:
-        in_one: a layer and its low-rank update are one operation where they can be (low_rank.py).
+        by_ours: by operations of this project where they can be: dropout.py, low_rank.py.
     """
     casts = dtype != "float32" and any(hasattr(m, "cast_input_dtype_enabled") for m in model.modules())
-    with (
-        disable_input_dtype_casting(model, active=casts),
-        dropout.of_few_bits(model),
-        low_rank.in_one(model, dtype) if in_one else nullcontext(),
-    ):
+    with ExitStack() as stack:
+        stack.enter_context(disable_input_dtype_casting(model, active=casts))
+        if by_ours:
+            stack.enter_context(dropout.of_few_bits(model))
+            stack.enter_context(low_rank.in_one(model, dtype))
         yield
 
 

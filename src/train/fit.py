@@ -93,7 +93,7 @@ def fit(
             loop.add_callback(callback)
         if now.rank:  # the others draw noise of their own, for their rows; every process has made the same weights
             set_seed(cfg.seed + now.rank)
-        with closing(recorder), loop.objective.attention(model), as_trained(model, dtype, whole_layers(cfg)):
+        with closing(recorder), loop.objective.attention(model), as_trained(model, dtype, by_ours(cfg)):
             _run(loop, start, schedule.steps)
     asked.refuse_if_stopped(loop.state.global_step, schedule.steps)
     if cfg.load_best_model_at_end and loop.state.best_global_step:
@@ -140,7 +140,7 @@ def collator(tokenizer: Any, end_to_end: bool) -> EndToEnd | Padded:
     return EndToEnd(multiple=1 if torch.cuda.is_available() else CPU_MULTIPLE)
 
 
-def whole_layers(cfg: TrainConfig) -> bool:
+def by_ours(cfg: TrainConfig) -> bool:
     """Whether a layer's weights are where it is, and what it computes is not torch.compile's to put together."""
     return cfg.distributed not in SHARDED and not cfg.torch_compile
 

@@ -27,10 +27,10 @@ from src.data.rows import IGNORED, Example
 from src.model import adapters, attention, load, methods
 from src.model.source import Source
 from src.schema import TrainConfig
-from src.train import liger, losses
+from src.train import losses, simulate_liger
 from src.train.collate import EndToEnd, Padded
 from src.train.collate_tasks import COLLATORS
-from src.train.fit import CPU_MULTIPLE, whole_layers
+from src.train.fit import CPU_MULTIPLE, by_ours
 from src.train.objective import Objective
 
 ON_GPU = "one_kernel"
@@ -148,8 +148,8 @@ def _loss(
     head = model.get_output_embeddings()
     if end_to_end and type(head) is torch.nn.Linear:  # its trial of the head needs numbers
         objective.head = head
-    computed = adapters.as_trained(model, dtype, whole_layers(cfg))
-    kernels = liger.kernels(model) if with_liger else nullcontext()
+    computed = adapters.as_trained(model, dtype, by_ours(cfg))
+    kernels = simulate_liger.kernels(model) if with_liger else nullcontext()
     with objective.attention(model), _as_on(device, model, end_to_end), computed, kernels:
         yield objective.summed(model, batch)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from src.errors import ModelError
 from src.model import load, tiny
 from src.model import tokenizer as tokenizer_of
 from src.model.source import Source, locate, locate_tuned
-from tests.fixtures import ANSWER, World, tree
+from tests.fixtures import ANSWER, ROOT, World, tree
 
 pytest_plugins = ["tests.fixtures"]
 
@@ -144,3 +146,16 @@ def test_a_corrupt_model_is_one_sentence(world: World, folder: Path, capsys: pyt
     (folder / "config.json").write_text('{"model_type": "no such model"}')
     assert world.call("train", f"model_name={folder}") == 2
     assert f"{folder} cannot be loaded: " in capsys.readouterr().err
+
+
+@pytest.mark.smollm2
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="NO LINUX HERE: what is mapped is NOT tested")
+def test_a_model_in_four_bits_lets_go_of_the_file_with_sixteen(smollm2: Path) -> None:
+    """In a process of its own: others of these tests may have the same file open."""
+    code = (
+        "import sys; from pathlib import Path; from src.model import load; from src.model.source import locate\n"
+        "model, _ = load.load_base(locate(sys.argv[1]), 'bfloat16', 'cpu', four_bit=True)\n"
+        "print('mapped' if 'model.safetensors' in Path('/proc/self/maps').read_text() else 'let go')"
+    )
+    done = subprocess.run([sys.executable, "-c", code, smollm2], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == "let go", done.stderr
