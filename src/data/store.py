@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,10 +18,10 @@ import numpy as np
 
 from src.data.rows import Example, Rejection, Row
 from src.errors import RunError
-from src.utils.files import read_json, whole_folder, write_json
+from src.utils.files import code_hash, read_json, whole_folder, write_json
 
 Array = np.ndarray[Any, np.dtype[Any]]
-DATA_ROOM = Path(__file__).parent
+PACKAGE = Path(__file__).parent
 
 
 class Match(NamedTuple):
@@ -41,17 +40,9 @@ class Match(NamedTuple):
 
 
 def content_key(**made_of: Any) -> str:
-    """The name of what is made of `made_of` by the code of this room."""
-    text = json.dumps(made_of | {"code": _code()}, sort_keys=True, default=str)
+    """The name of what is made of `made_of` by the code of this package."""
+    text = json.dumps(made_of | {"code": code_hash(PACKAGE)}, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-@cache
-def _code() -> str:
-    digest = hashlib.sha256()
-    for file in sorted(DATA_ROOM.glob("*.py")):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
 
 
 def made_once(folder: Path, make: Callable[[Path], None]) -> None:

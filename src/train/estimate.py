@@ -29,7 +29,7 @@ from src.train.memory import Memory
 from src.train.resume import NEUTRAL
 from src.utils import environment
 from src.utils.environment import Capacity, Reasoned
-from src.utils.files import disk_left, read_json, write_json
+from src.utils.files import code_hash, disk_left, read_json, write_json
 from src.utils.place import Here, here
 
 # The share of the memory from which on `auto` recomputes activations: the estimate may be a tenth too low.
@@ -126,13 +126,7 @@ class Figures(NamedTuple):
         return {name: each and each._asdict() for name, each in self._asdict().items()}
 
 
-@cache
-def _code() -> str:
-    """A hash of the code that is simulated."""
-    rooms = (Path(__file__).parent, Path(simulate.load.__file__).parent)
-    return hashlib.sha256(
-        b"".join(p.read_bytes() for room in rooms for p in sorted(room.glob("*.py")))
-    ).hexdigest()
+SIMULATED_CODE = (Path(__file__).parent, Path(simulate.load.__file__).parent)
 
 
 class Estimator:
@@ -224,7 +218,7 @@ class Estimator:
         installed = [version(package) for package in ("torch", "transformers", "peft")]
         made_of = [
             settings, shapes, installed, checkpointing, self.base.name, self.base.revision, self.dtype,
-            self.device, self.labels, self.with_liger, _code(),
+            self.device, self.labels, self.with_liger, code_hash(*SIMULATED_CODE),
         ]  # fmt: skip
         return hashlib.sha256(repr(made_of).encode()).hexdigest()[:32]
 

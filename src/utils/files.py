@@ -11,6 +11,7 @@ import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -174,4 +175,18 @@ def sha256(path: Path) -> str:
     with path.open("rb") as file:
         for block in iter(lambda: file.read(1 << 22), b""):
             digest.update(block)
+    return digest.hexdigest()
+
+
+@cache
+def code_hash(*packages: Path) -> str:
+    """sha256 over the name and content of every Python file in `packages`, their subfolders included.
+
+    It is a part of cache keys: what older code made is not found by newer code.
+    """
+    digest = hashlib.sha256()
+    for package in packages:
+        for file in sorted(package.rglob("*.py")):
+            content = file.read_bytes()
+            digest.update(f"{file.relative_to(package).as_posix()}\0{len(content)}\0".encode() + content)
     return digest.hexdigest()

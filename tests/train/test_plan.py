@@ -20,10 +20,10 @@ from src.model.source import locate
 from src.model.tokenizer import load_tokenizer
 from src.schema import TrainConfig
 from src.train import memory, simulate
-from src.train.estimate import Estimator, NoPlan, available
+from src.train.estimate import SIMULATED_CODE, Estimator, NoPlan, available
 from src.utils.environment import Capacity
 from src.utils.workers import cores
-from tests.fixtures import STEPS, TRAINED_ON, World, call
+from tests.fixtures import ROOT, STEPS, TRAINED_ON, World, call
 
 pytest_plugins = ["tests.fixtures"]
 
@@ -309,3 +309,7 @@ def test_a_model_whose_code_needs_numbers_is_trained_without_a_plan(
     assert plan(world) == 2
     assert "cannot be known before: DynamicOutputShapeException" in capsys.readouterr().out
     assert world.train("max_steps=1").manifest["plan"] is None
+
+
+def test_a_cached_simulation_is_of_the_code_of_both_packages_that_it_runs() -> None:
+    assert [folder.relative_to(ROOT).as_posix() for folder in SIMULATED_CODE] == ["src/train", "src/model"]

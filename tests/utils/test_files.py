@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from src.errors import RunError
-from src.utils.files import point, read_json, sha256, whole_folder, write_json, write_jsonl, write_text
+from src.utils.files import code_hash, point, read_json, sha256, whole_folder, write_json, write_jsonl, write_text
 
 ROOT = Path(__file__).resolve().parents[2]
 SECRET = "correct-horse-battery"
@@ -292,3 +292,20 @@ def test_a_folder_of_somebody_else_is_one_sentence(mode: int) -> None:
     said = "could not be written: permission denied; choose another output_dir"
     assert done.stdout.splitlines() == [f"{folder / 'x'} {said}", f"{folder / 'model'} {said}"]
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("change", ["content", "name", "subfolder", "new file"])
+def test_the_hash_of_code_changes_with_every_file_below_the_package(tmp_path: Path, change: str) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "a.py").write_text("x = 1")
+    (tmp_path / "sub/b.py").write_text("y = 1")
+    before = code_hash.__wrapped__(tmp_path)
+    if change == "content":
+        (tmp_path / "a.py").write_text("x = 2")
+    elif change == "name":
+        (tmp_path / "a.py").rename(tmp_path / "c.py")
+    elif change == "subfolder":
+        (tmp_path / "sub/b.py").write_text("y = 2")
+    else:
+        (tmp_path / "sub/c.py").write_text("")
+    assert code_hash.__wrapped__(tmp_path) != before
