@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SMOLLM2, TINY = "models/SmolLM2-135M-Instruct", "models/tiny-random-llama"
 
 WORDS = ["ore", "ash", "mill", "feed", "kiln", "tank", "rate", "flow"]
-CONTEXT = 500_000_000  # src.train.memory.CUDA_CONTEXT
+CONTEXT = 500_000_000  # src.train.plan.memory.CUDA_CONTEXT
 
 CHILD = """
 import os, sys

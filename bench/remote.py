@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from src.remote import fetch, jobs  # noqa: E402
-from src.remote.link import Link  # noqa: E402
+from src.remote.connection import Link  # noqa: E402
 from src.remote.target import Target  # noqa: E402
 
 TIMES = 5
@@ -76,7 +76,7 @@ def lags(link: Link) -> list[float]:
     """Seconds between the printing of a line and its arrival: on one machine, by one clock."""
     job = script(link, "import time\nfor _ in range(50): print(time.time(), flush=True); time.sleep(0.1)")
     found: list[float] = []
-    for frame in link.stream("watch:follow", folder=link.target.dir, id=job["id"], offset=0):
+    for frame in link.stream("logs:follow", folder=link.target.dir, id=job["id"], offset=0):
         if "data" in frame:
             said = base64.b64decode(frame["data"]).decode().split()
             found += [time.time() - float(word) for word in said]

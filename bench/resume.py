@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT))
 from src.runs import Run, trainings  # noqa: E402
 from src.utils.files import sha256  # noqa: E402
 from tests.fixtures import ANSWER, TRAINED_ON, chat, curves, jsonl  # noqa: E402
-from tests.nursery import Moment, at, ended, fork, warm  # noqa: E402
+from tests.fork_server import Moment, at, ended, fork, warm  # noqa: E402
 
 SETTINGS = {
     "accumulated": ["batch_size=2", "gradient_accumulation_steps=2", "epochs=3", "save_steps=3", "eval_steps=2"],

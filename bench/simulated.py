@@ -13,8 +13,8 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from src.eval import measures
-from src.eval.measures import Floats
+from src.eval import metric_functions
+from src.eval.metric_functions import Floats
 from src.eval.significance import Paired, means
 
 Kind = Callable[[Generator, int], Paired]
@@ -39,7 +39,7 @@ def bleu(draw: Generator, examples: int, better: float = 0.0) -> Paired:
     lengths = np.maximum(draw.poisson(TOKENS, examples), 4)
     rates = draw.beta(4, 2, examples)
     base, tuned = (_counts(draw, lengths, chance) for chance in (rates, rates + (1 - rates) * better))
-    return Paired(base, tuned, measures.bleu, 100.0)
+    return Paired(base, tuned, metric_functions.bleu, 100.0)
 
 
 def _counts(draw: Generator, lengths: NDArray[np.int64], chance: Floats) -> Floats:

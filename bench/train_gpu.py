@@ -44,15 +44,15 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback
 from transformers.quantizers import AutoHfQuantizer  # noqa: E402
 
 from src.data.rows import IGNORED, Example  # noqa: E402
-from src.model import adapters, attention, load  # noqa: E402
+from src.model import adapters, load, packed_attention  # noqa: E402
 from src.model.source import Source  # noqa: E402
 from src.runs import Run  # noqa: E402
 from src.schema import TrainConfig  # noqa: E402
-from src.train.arguments import CHECKPOINTING  # noqa: E402
 from src.train.callbacks import RunRecorder  # noqa: E402
-from src.train.estimate import Estimator  # noqa: E402
 from src.train.fit import fit  # noqa: E402
-from src.train.memory import CUDA_WORKSPACES  # noqa: E402
+from src.train.plan.estimate import Estimator  # noqa: E402
+from src.train.plan.memory import CUDA_WORKSPACES  # noqa: E402
+from src.train.training_args import CHECKPOINTING  # noqa: E402
 from src.utils import environment  # noqa: E402
 
 HAS_GPU = torch.cuda.is_available()
@@ -239,7 +239,7 @@ def measure(case: Case, sizes: dict[str, Any], steps: int) -> dict[str, float]:
     rows = Repeated(case.lengths, steps * case.batch_size, sizes["vocab_size"])
     plan = 0.0 if case.plain else planned(cfg, rows, sizes)
     if case.by_sdpa:
-        attention._by_kernel = by_sdpa
+        packed_attention._by_kernel = by_sdpa
     model = adapters.apply(built(sizes, cfg.method == "qlora"), cfg, Source("random", None, None), steps=steps)
     if HAS_GPU:
         torch.cuda.empty_cache()
@@ -260,7 +260,7 @@ def by_sdpa(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, window: int | None
 ) -> torch.Tensor:
     """In the place of attention._by_kernel, where there is one row."""
-    return attention._one_row(query, key, value, scaling, 0.0, window, None).transpose(1, 2)
+    return packed_attention._one_row(query, key, value, scaling, 0.0, window, None).transpose(1, 2)
 
 
 def by_trainer(model: Any, rows: Repeated, cfg: TrainConfig, clock: Clock, folder: str) -> None:

@@ -15,7 +15,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from src import config as settings
-from src import space
+from src import search_space
 
 ConfigStore.instance().store(
     group="hydra/sweeper",
@@ -44,7 +44,7 @@ class OptunaSweeper(Sweeper):
         assert self.config is not None
         node = OmegaConf.select(self.config, "search")
         search = settings.load("sweep", {"search": OmegaConf.to_container(node) if node else {}}).search
-        fixed, dimensions = space.split(arguments)
+        fixed, dimensions = search_space.split(arguments)
         sampler = optuna.samplers.TPESampler(seed=self.config.seed)
         study = optuna.create_study(direction=search.direction, sampler=sampler)
         for number in range(search.trials):

@@ -15,7 +15,7 @@ from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher
 
-from src.launch import cluster
+from src.launch import slurm
 
 ConfigStore.instance().store(
     group="hydra/launcher",
@@ -36,16 +36,16 @@ class Launcher(SlurmLauncher):  # type: ignore[misc]
         for number, words in known.items():
             if desk.begin(number, words):
                 earlier = desk.earlier(number)
-                jobs |= {number: cluster.found(*earlier)} if earlier else {}
+                jobs |= {number: slurm.found(*earlier)} if earlier else {}
                 new += [] if earlier else [number]
         if new:
             arguments = [(known[n], "hydra.sweep.dir", n, f"job_id_for_{n}", Singleton.get_state()) for n in new]
-            submitted = cluster.submit(self, arguments, desk.folder, desk.args, desk.name)
+            submitted = slurm.submit(self, arguments, desk.folder, desk.args, desk.name)
             jobs |= zip(new, submitted, strict=True)
             for number in new:
                 desk.handed_over(number, jobs[number])
-            cluster.tell(submitted, desk.args)
-        figures = {number: desk.end(number, outcome) for number, outcome in cluster.ends(jobs)}
+            slurm.tell(submitted, desk.args)
+        figures = {number: desk.end(number, outcome) for number, outcome in slurm.ends(jobs)}
         return [self._done(words, figures.get(n, desk.figure(n))) for n, words in known.items()]
 
     def __call__(self, *args: Any) -> JobReturn:

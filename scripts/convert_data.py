@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from src.data.convert import convert_tree, exit_code, summary
+from src.convert.files import convert_tree, exit_code, summary
 
 PATHS = "files, or folders to search with their subfolders (default: data)"
 CHECK = "say what would be done and write nothing; exit code 1 when there is something to do"

@@ -16,12 +16,12 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from src import compose, config, runs, schema, space
-from src.command import CONFIGS, Call
+from src import compose, config, runs, schema, search_space
+from src.cli_args import CONFIGS, Call
 from src.compose import first_line, is_sweep, plain
 from src.errors import ConfigError, UserError
 from src.schema import SWEPT
-from src.space import quoted
+from src.search_space import quoted
 from src.utils.secrets import redact
 
 SEARCHER = "hydra/sweeper=optuna"
@@ -77,8 +77,8 @@ def _slurm(call: Call, overrides: list[str]) -> tuple[schema.SlurmArgs | None, l
 
 def _submit(call: Call, overrides: list[str], args: schema.SlurmArgs, desk: Any = None) -> int:
     """Run the jobs on a cluster, and wait for them. Returns: the worst of their exit codes."""
-    from src.launch.desk import Desk
     from src.launch.job import Job
+    from src.launch.job_tracker import Desk
 
     values, _ = compose.composed(call, [text for text in overrides if not is_sweep(text)])
     output_dir = str(values.get("output_dir", schema.OutputArgs.output_dir))
@@ -100,7 +100,7 @@ def _sweep(
     shipped = call.config_dir == CONFIGS and call.config_name == call.stage
     place = ["--config-path", str(call.config_dir), "--config-name", call.config_name]
     again = ["make", call.stage] if shipped else ["python", "-m", "src.main", call.stage, *place]
-    fixed, dimensions = space.split(overrides)
+    fixed, dimensions = search_space.split(overrides)
     swept = {d.key for d in dimensions}
     values = config.of_a_run(call.stage, compose.composed(call, fixed)[0])
     sweep = Sweep(plan(values, compose.composed(call, [])[0], overrides, search, again))
@@ -108,12 +108,12 @@ def _sweep(
     def job(composed: DictConfig) -> float | None:
         current, loaded = HydraConfig.get(), _loaded(call, composed)
         words = [word for word in current.overrides.task if word.split("=", 1)[0] in swept]
-        settings = dict(space.shown(word) for word in words)
+        settings = dict(search_space.shown(word) for word in words)
         return sweep.trial(current.job.num, settings, loaded.output_dir, lambda: task(loaded))
 
     with sweep:
         if slurm:
-            from src.launch.desk import SweepDesk
+            from src.launch.job_tracker import SweepDesk
 
             _submit(call, overrides, slurm, SweepDesk(call.stage, slurm, values["output_dir"], sweep, swept))
         else:
@@ -173,9 +173,9 @@ def _with_search(call: Call, overrides: list[str]) -> tuple[list[str], schema.Se
     try:
         search = config.load("sweep", {"search": values.get("search") or {}}).search
         given = {text.split("=", 1)[0].lstrip("+") for text in overrides}
-        words = [space.word(k, v) for k, v in search.space.items() if k not in given]
+        words = [search_space.word(k, v) for k, v in search.space.items() if k not in given]
         added, problems = compose.prepare(replace(call, overrides=words, multirun=True))
-        _, dimensions = space.split([*overrides, *added])
+        _, dimensions = search_space.split([*overrides, *added])
     except ConfigError as error:
         return overrides, None, list(error.problems)
     drawn = SEARCHER in overrides or any(not d.options for d in dimensions)
@@ -215,9 +215,9 @@ def _jobs(call: Call, overrides: list[str]) -> Iterator[list[str]]:
     if not call.multirun:
         yield overrides
         return
-    fixed, dimensions = space.split(overrides)
+    fixed, dimensions = search_space.split(overrides)
     if SEARCHER in overrides:
-        jobs: Iterator[list[str]] = space.corners(fixed, dimensions)
+        jobs: Iterator[list[str]] = search_space.corners(fixed, dimensions)
     else:
         jobs = ([*fixed, *job] for job in product(*(d.edges() for d in dimensions)))
     yield from islice(jobs, MAX_CHECKED_JOBS)

@@ -31,9 +31,9 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError
 
 from src import config, schema
-from src.command import CONFIGS, Call, in_words
+from src.cli_args import CONFIGS, Call, in_words
 from src.errors import ConfigError, did_you_mean
-from src.space import quoted
+from src.search_space import quoted
 from src.utils.secrets import redact
 
 # Each comes over those before it: what the hardware proposes, a method that is named overrules.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from src import config
-from src.command import CONFIGS, positionals
+from src.cli_args import CONFIGS, positionals
 from src.compose import GROUPS
 from src.schema import SCHEMAS, SWEPT
 

@@ -26,7 +26,7 @@ class Stage(NamedTuple):
 
 STAGES = {
     "check-data": Stage(
-        "src.train.check:check_data",
+        "src.train.check_data:check_data",
         "train",
         "Show what a training would train on, and what not.",
         "src.model.methods:problems",
@@ -40,7 +40,7 @@ STAGES = {
     "train": Stage(
         "src.train.pipeline:train", "train", "Fine-tune a model on your data.", "src.model.methods:problems"
     ),
-    "data-push": Stage("src.data.push:push", "data_push", "Commit a folder to a lakeFS branch."),
+    "data-push": Stage("src.data.lakefs_push:push", "data_push", "Commit a folder to a lakeFS branch."),
     "eval": Stage("src.eval.evaluator:evaluate", "eval", "Evaluate a tuned model and compare it with its base."),
     "eval-baseline": Stage(
         "src.eval.evaluator:evaluate_baseline", "eval_baseline", "Evaluate the untouched base model."
@@ -151,16 +151,16 @@ def _run(name: str, rest: list[str]) -> int:
         from src import config
 
         return _call(stage, config.load(name, settings))
-    from src import cli, command
+    from src import cli, cli_args
 
     check = [function_at(stage.check)] if stage.check else []
-    return cli.run(command.parse(name, stage.config_name, rest, *check), lambda config: _call(stage, config))
+    return cli.run(cli_args.parse(name, stage.config_name, rest, *check), lambda config: _call(stage, config))
 
 
 def _call(stage: Stage, config: object) -> int:
     """Import the stage's room and run it."""
     from src.utils.logs import start_logging
-    from src.utils.place import here
+    from src.utils.process_info import here
 
     start_logging(silent=not here().first)
     if hasattr(config, "cuda_visible_devices"):  # has effect only before torch is imported
@@ -186,7 +186,7 @@ def function_at(place: str) -> Any:
 
 def _utility(name: str, rest: list[str]) -> int:
     if name == "runs":
-        from src.run_table import answer
+        from src.runs_table import answer
 
         print(answer(rest))
         return 0
@@ -238,13 +238,13 @@ def usage() -> str:
 
 def _handed() -> dict[str, object] | None:
     """The settings that a launcher has handed to this process, which then ends with it."""
-    from src.utils import handed
+    from src.utils import launch_config
 
-    if (launcher := handed.launcher()) is not None:
+    if (launcher := launch_config.launcher()) is not None:
         from src.utils.workers import end_with
 
         end_with(launcher)
-    return handed.settings()
+    return launch_config.settings()
 
 
 def _load_dotenv() -> None:
@@ -256,7 +256,7 @@ def _load_dotenv() -> None:
 
 
 if __name__ == "__main__":
-    from src.utils.imports import own_process
+    from src.utils.lazy_imports import own_process
     from src.utils.secrets import hide_in_tracebacks
 
     hide_in_tracebacks()

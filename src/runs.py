@@ -26,7 +26,7 @@ import psutil
 import yaml
 
 from src.errors import DivergedError, RunError, Stopped, did_you_mean
-from src.utils import handed, slurm
+from src.utils import launch_config, slurm
 from src.utils.files import disk_errors, point, read_json, write_json, write_text
 from src.utils.logs import log
 
@@ -241,7 +241,7 @@ def now() -> str:
 
 def command() -> list[str]:
     """The command line of this process or of its launcher, from the door on."""
-    if typed := handed.command():
+    if typed := launch_config.command():
         return typed
     words = sys.orig_argv
     return ["python", "-m", *words[words.index("src.main") :]] if "src.main" in words else list(words)
@@ -260,7 +260,7 @@ def this_process() -> dict[str, Any]:
         "created": psutil.Process().create_time(),
         "host": socket.gethostname(),
         "boot_id": boot_id(),
-        "launcher": handed.launcher(),
+        "launcher": launch_config.launcher(),
         "slurm": slurm.attempt(),
     }
 

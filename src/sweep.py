@@ -23,7 +23,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from src import runs, space
+from src import runs, search_space
 from src.errors import ConfigError, RunError, Stopped, UserError, did_you_mean
 from src.runs import FAILED, FINISHED, INTERRUPTED, RUNNING
 from src.schema import SearchArgs
@@ -54,7 +54,7 @@ def plan(
     values: Mapping[str, Any], base: Mapping[str, Any], overrides: list[str], search: SearchArgs, again: list[str]
 ) -> Plan:
     """The plan of the sweep that `overrides` span, with `values` for what all of its trials share."""
-    _, dimensions = space.split(overrides)
+    _, dimensions = search_space.split(overrides)
     searching = any(text.startswith("hydra/sweeper=") for text in overrides)
     own = asdict(search)
     same = [

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from src import cli, command, config, schema
+from src import cli, cli_args, config, schema
 from src.errors import ConfigError, UserError
 from src.main import STAGES, function_at, main
 
@@ -30,10 +30,10 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     os.environ.update(before)
 
 
-def parsed(stage: str, *words: str) -> command.Call:
+def parsed(stage: str, *words: str) -> cli_args.Call:
     """The words as the door hands them on."""
     check = [function_at(STAGES[stage].check)] if STAGES[stage].check else []
-    return command.parse(stage, STAGES[stage].config_name, list(words), *check)
+    return cli_args.parse(stage, STAGES[stage].config_name, list(words), *check)
 
 
 def jobs(stage: str, *words: str) -> list[Any]:
@@ -125,7 +125,7 @@ def test_a_file_is_named_by_its_path_or_by_folder_and_name(words: list[str]) -> 
 
 def test_a_missing_file_is_answered_with_a_guess() -> None:
     with pytest.raises(ConfigError, match=r"no configuration trian in .*; did you mean train\?"):
-        command.parse("train", "train", ["--config-name", "trian"])
+        cli_args.parse("train", "train", ["--config-name", "trian"])
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_a_missing_file_is_answered_with_a_guess() -> None:
 def test_a_torn_file_is_one_sentence(content: bytes, told: str) -> None:
     Path("mine.yaml").write_bytes(content)
     with pytest.raises(ConfigError) as caught:
-        command.parse("train", "train", ["--config-name", "mine.yaml"])
+        cli_args.parse("train", "train", ["--config-name", "mine.yaml"])
     assert f"/mine.yaml {told}" in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -165,12 +165,12 @@ def test_a_torn_preset_of_ones_own_is_one_sentence() -> None:
 
 def test_a_missing_folder_is_named() -> None:
     with pytest.raises(ConfigError, match="nowhere is not a folder"):
-        command.parse("train", "train", ["--config-path", "nowhere"])
+        cli_args.parse("train", "train", ["--config-path", "nowhere"])
 
 
 def test_a_flag_without_its_file_is_named() -> None:
     with pytest.raises(ConfigError, match="--config-name needs a value"):
-        cli.run(command.parse("train", "train", ["--config-name"]), lambda _: 0)
+        cli.run(cli_args.parse("train", "train", ["--config-name"]), lambda _: 0)
 
 
 def test_what_a_file_sets_wrongly_is_told_like_what_is_typed_wrongly() -> None:
@@ -318,7 +318,7 @@ def test_only_the_hub_has_hub_flags() -> None:
 
 def test_a_secret_on_the_command_line_becomes_a_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_TOKEN", SECRET)
-    call = command.parse("publish", "publish", [f"publish_name=x-{SECRET}", SECRET, f"gate={{metric: {SECRET}}}"])
+    call = cli_args.parse("publish", "publish", [f"publish_name=x-{SECRET}", SECRET, f"gate={{metric: {SECRET}}}"])
     assert SECRET not in str(call)
     assert call.overrides[0] == "publish_name=x-${oc.env:MY_TOKEN}"
     found = one("publish", f"publish_name=x-{SECRET}", SECRET)
@@ -422,7 +422,7 @@ def test_a_refused_job_ends_the_jobs_of_a_stage_that_has_no_trials() -> None:
         raise ConfigError("no")
 
     with pytest.raises(ConfigError, match="no"):
-        cli.run(command.parse("eval", "eval", ["-m", "seed=1,2"]), task)
+        cli.run(cli_args.parse("eval", "eval", ["-m", "seed=1,2"]), task)
     assert started == [1]
 
 

@@ -17,7 +17,7 @@ from typing import Any, get_args, get_type_hints
 import pytest
 import yaml
 
-from src import command, compose, config, schema
+from src import cli_args, compose, config, schema
 from src.main import STAGES
 from src.model import methods
 
@@ -62,7 +62,7 @@ def neutral_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def composed(stage: str, *words: str) -> dict[str, Any]:
     """What the stage's function would be called with."""
-    call = command.parse(stage, STAGES[stage].config_name, list(words))
+    call = cli_args.parse(stage, STAGES[stage].config_name, list(words))
     overrides, problems = compose.prepare(call)
     assert problems == []
     compose.register(call)

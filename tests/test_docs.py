@@ -32,12 +32,12 @@ def test_every_relative_link_and_listed_path_of_the_readme_exists() -> None:
 
 
 def test_the_example_of_an_error_in_the_readme_is_what_is_printed() -> None:
-    from src import cli, command
+    from src import cli, cli_args
     from src.errors import ConfigError
 
     told = README.split("$ make train epochz=2 lr=abc\n")[1].split("```")[0].strip()
     try:
-        cli.run(command.parse("train", "train", ["epochz=2", "lr=abc"]), lambda _: 0)
+        cli.run(cli_args.parse("train", "train", ["epochz=2", "lr=abc"]), lambda _: 0)
     except ConfigError as error:
         assert str(error) == told
     else:

@@ -18,7 +18,7 @@ import pytest
 
 from bench.plan_memory import case, measured
 from tests.fixtures import World, locked, tree
-from tests.train.stages import STEPS, end_of
+from tests.train.resume_cases import STEPS, end_of
 
 pytest_plugins = ["tests.fixtures"]
 
@@ -45,8 +45,8 @@ SMOLLM2_135M: dict[str, Any] = dict(
 
 KILLED = """
 import os, signal, sys
-from tests.nursery import Moment, at
-at(Moment("src.train.loop:Loop.compute_loss", nth=19), lambda: os.kill(os.getpid(), signal.SIGKILL))
+from tests.fork_server import Moment, at
+at(Moment("src.train.trainer:Loop.compute_loss", nth=19), lambda: os.kill(os.getpid(), signal.SIGKILL))
 from src.main import main
 sys.exit(main(sys.argv[1:]))
 """
@@ -177,17 +177,17 @@ def test_one_kernel_attends_for_all_rows(method: str) -> None:
 def test_the_kernel_computes_what_each_row_alone_gives_in_fp32(shared: int, window: int | None, size: int) -> None:
     import torch
 
-    from src.model import attention
+    from src.model import packed_attention
 
     torch.manual_seed(0)
     shapes = [(1, heads, sum(ROWS), size) for heads in (8, 8 // shared, 8 // shared)]
     leaves = [torch.randn(shape, device=DEVICE, requires_grad=True) for shape in shapes]
     weights = torch.randn(1, sum(ROWS), 8, size, device=DEVICE)
-    attention.lay_out(ROWS)
-    plain, _ = attention.attend(None, *leaves, None, sliding_window=window)  # type: ignore[arg-type]
+    packed_attention.lay_out(ROWS)
+    plain, _ = packed_attention.attend(None, *leaves, None, sliding_window=window)  # type: ignore[arg-type]
     expected = torch.autograd.grad((plain * weights).sum(), leaves)
     with torch.autocast(DEVICE, torch.bfloat16):
-        fast, _ = attention.attend(None, *leaves, None, sliding_window=window)  # type: ignore[arg-type]
+        fast, _ = packed_attention.attend(None, *leaves, None, sliding_window=window)  # type: ignore[arg-type]
     assert (plain.dtype, fast.dtype) == (torch.float32, torch.bfloat16)
     for got, right in zip(
         (fast, *torch.autograd.grad((fast * weights).sum(), leaves)), (plain, *expected), strict=True
@@ -203,7 +203,7 @@ def test_liger_s_kernels_give_the_loss_and_the_gradients_of_plain_ones(
     from transformers.integrations.liger import apply_liger_kernel
     from transformers.models.llama import modeling_llama
 
-    from src.train.arguments import Schedule, arguments
+    from src.train.training_args import Schedule, arguments
 
     for name in ("apply_rotary_pos_emb", "LlamaRMSNorm", "LlamaMLP"):  # it puts its own in their places
         monkeypatch.setattr(modeling_llama, name, getattr(modeling_llama, name))

@@ -27,13 +27,13 @@ GROUND = {
     "config",
     "schema",
     "cli",
-    "command",
+    "cli_args",
     "compose",
     "help",
     "launch",
     "runs",
-    "run_table",
-    "space",
+    "runs_table",
+    "search_space",
     "sweep",
     "errors",
     "utils",
@@ -45,6 +45,7 @@ ROOMS: dict[str, set[str]] = {  # room -> the rooms that it may import, besides 
     "eval": {"data", "model"},
     "deploy": {"model", "eval"},
     "remote": set(),
+    "convert": {"data"},
     "cluster": set(),
 }
 
@@ -139,7 +140,7 @@ def test_no_module_imports_itself_in_a_circle() -> None:
 
 # What is sent to a server
 
-THERE = sorted(m for m in MODULES if m.startswith("src.remote.there."))
+THERE = sorted(m for m in MODULES if m.startswith("src.remote.agent."))
 
 
 def test_what_is_sent_to_a_server_needs_nothing_but_an_old_python() -> None:
@@ -148,21 +149,21 @@ def test_what_is_sent_to_a_server_needs_nothing_but_an_old_python() -> None:
         ast.parse(MODULES[module].read_text(encoding="utf-8"), feature_version=(3, 8))
         found = {i.module for i in IMPORTS[module]}
         strange = {m for m in found if m.split(".")[0] not in sys.stdlib_module_names and m not in THERE}
-        assert strange - {"src.remote.there"} == set(), module
+        assert strange - {"src.remote.agent"} == set(), module
 
 
 def test_each_module_that_is_sent_stands_after_those_that_it_imports() -> None:
-    tree = ast.parse(MODULES["src.remote.link"].read_text(encoding="utf-8"))
+    tree = ast.parse(MODULES["src.remote.connection"].read_text(encoding="utf-8"))
     (sent,) = (
         ast.literal_eval(node.value)
         for node in tree.body
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == "SENT"
     )
-    assert {f"src.remote.there.{name}" for name in (*sent, "door", "install")} | {"src.remote.there"} == {
-        m for m in MODULES if m.startswith("src.remote.there")
+    assert {f"src.remote.agent.{name}" for name in (*sent, "bootstrap", "install")} | {"src.remote.agent"} == {
+        m for m in MODULES if m.startswith("src.remote.agent")
     }
     for i, name in enumerate(sent):
-        needed = {i.module.rpartition(".")[2] for i in IMPORTS[f"src.remote.there.{name}"] if i.module in THERE}
+        needed = {i.module.rpartition(".")[2] for i in IMPORTS[f"src.remote.agent.{name}"] if i.module in THERE}
         assert needed <= set(sent[:i]), name
 
 
@@ -225,10 +226,10 @@ def test_the_metrics_of_the_configuration_are_in_the_table() -> None:
 
 
 def test_the_tasks_of_the_configuration_are_those_of_every_table_of_tasks() -> None:
-    from src.data import pairs
+    from src.data import task_encoding
 
     tasks = choices(schema.ModelArgs, "task")
-    assert tasks == TASKS.keys() == pairs.TASKS.keys()
+    assert tasks == TASKS.keys() == task_encoding.TASKS.keys()
     assert tasks == {*table("src.train.collate_tasks", "COLLATORS"), "causal_lm"}
 
 

@@ -17,9 +17,9 @@ from src import runs
 from src.main import main
 from src.runs import Run
 from tests.fixtures import World, tree
-from tests.nursery import Moment, Nursery
+from tests.fork_server import Moment, Nursery
 
-pytest_plugins = ["tests.fixtures", "tests.nursery"]
+pytest_plugins = ["tests.fixtures", "tests.fork_server"]
 
 Said = pytest.CaptureFixture[str]
 PATIENCE = 300  # seconds until a child that does not come to the point is given up

@@ -15,7 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from src.data import duplicates
-from src.data.columns import translation
+from src.data.column_mapping import translation
+from src.data.contamination import HeldOutRows
+from src.data.detect import format_of
 from src.data.formats import (
     FORMATS,
     Message,
@@ -25,10 +27,8 @@ from src.data.formats import (
     tools_of,
     translated,
 )
-from src.data.heldout import HeldOutRows
 from src.data.readers import read_values
 from src.data.rows import MOST_SHOWN, Rejection, Row
-from src.data.shape import format_of
 from src.data.sources import Part
 from src.data.store import Array, RowStore, content_key, made_once, write_lines
 from src.errors import DataError

@@ -8,15 +8,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from src.data import checks, loader, sources
+from src.data import loader, report, sources
 from src.data.chat import Chat
+from src.data.contamination import HeldOutRows
+from src.data.detect import misfit
 from src.data.encode import Rules
-from src.data.heldout import HeldOutRows
-from src.data.pairs import answers
 from src.data.rows import MOST_SHOWN, Rejection
-from src.data.shape import misfit
 from src.data.sources import Part, cache_of
 from src.data.store import Array, Counts, RowStore, TokenStore, content_key, made_once
+from src.data.task_encoding import answers
 from src.data.tokens import Left, to_prove, write_tokens
 from src.errors import DataError
 from src.schema import TrainConfig
@@ -44,7 +44,7 @@ def read(cfg: TrainConfig) -> Data:
     Raises: DataError if they cannot be had or read.
     """
     parts = sources.fetch(cfg)
-    checks.refuse_evaluation_files([file for part in parts for file in part.files], cfg.eval_path)
+    report.refuse_evaluation_files([file for part in parts for file in part.files], cfg.eval_path)
     held_out = HeldOutRows(cfg.eval_path, cfg.near_threshold)
     store = loader.read(parts, held_out, cfg.near_threshold, cache_of(cfg), cfg.data_workers)
     left_out = list(_left_out(parts, store, cfg))
@@ -114,9 +114,9 @@ def tokenise(data: Data, chat: Chat, cfg: TrainConfig) -> TokenStore:
         counts = Counts.of(temporary)
         if data.labels:  # the last element of an example is no token
             counts = counts._replace(tokens=counts.tokens - 1)
-        report = checks.report(data.store, data.rejected, outcome, rows, counts, data.eval_files)
-        report |= checks.labels(temporary, data.labels)
-        write_json(temporary / "data_report.json", report)
+        data_report = report.build(data.store, data.rejected, outcome, rows, counts, data.eval_files)
+        data_report |= report.labels(temporary, data.labels)
+        write_json(temporary / "data_report.json", data_report)
 
     made_once(folder, make)
     return TokenStore(folder)

@@ -9,11 +9,11 @@ from typing import Any
 from rich.text import Text
 
 from src.data.chat import Chat
-from src.data.checks import ASKED_FOR, KINDS
+from src.data.report import ASKED_FOR, KINDS
 from src.data.rows import MOST_SHOWN, Example
 from src.data.store import TokenStore
+from src.utils.console import Screen, nobody_reads
 from src.utils.logs import log
-from src.utils.screen import Screen, nobody_reads
 from src.utils.secrets import redact
 
 LONGEST = 1_500  # characters of an example that are shown

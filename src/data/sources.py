@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from src.data.columns import named_datasets
+from src.data.column_mapping import named_datasets
 from src.data.download import Fetched
 from src.data.from_hub import hub
 from src.data.from_lakefs import lakefs

@@ -60,14 +60,14 @@ def _as_trained(run: Run, cfg: PublishConfig, folder: Path) -> dict[str, Any]:
 def _merged(run: Run, cfg: PublishConfig, folder: Path) -> dict[str, Any]:
     if METHODS[run.manifest["method"]].config is None:  # full weights: nothing to merge
         return _as_trained(run, cfg, folder)
-    from src.deploy import merged
+    from src.deploy import merge_adapter
 
-    return merged.write(run, cfg, folder)
+    return merge_adapter.write(run, cfg, folder)
 
 
 def _onnx(run: Run, cfg: PublishConfig, folder: Path) -> dict[str, Any]:
     """The merged weights as a graph, beside the tokenizer and the settings."""
-    from src.deploy import onnx_form
+    from src.deploy import onnx
 
     with TemporaryDirectory(dir=folder.parent, prefix=".onnx.") as name:
         source = Path(name)
@@ -75,7 +75,7 @@ def _onnx(run: Run, cfg: PublishConfig, folder: Path) -> dict[str, Any]:
         for file in source.iterdir():
             if not any(file.match(pattern) for pattern in WEIGHTS):
                 shutil.copy2(file, folder / file.name)
-        exported = onnx_form.write(run, cfg.gate, source, folder)
+        exported = onnx.write(run, cfg.gate, source, folder)
     return exported | ({"merged": facts} if facts["form"] == "merged" else {})
 
 

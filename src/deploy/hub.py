@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from src import NAME
-from src.deploy.folder import MANIFEST
 from src.deploy.hub_access import GO_ON, endpoint, new_token, token
+from src.deploy.package import MANIFEST
 from src.errors import RunError, UserError
 from src.schema import PublishConfig
 from src.utils.logs import log

@@ -13,9 +13,9 @@ from typing import Any
 
 from src import runs
 from src.deploy import checks, export, findings, gate
-from src.deploy.folder import assemble, name_of
 from src.deploy.hub import Publication
 from src.deploy.hub_access import check
+from src.deploy.package import assemble, name_of
 from src.errors import RunError
 from src.schema import PublishConfig
 from src.utils.files import disk_errors, point, whole_folder

@@ -9,14 +9,14 @@ from typing import Any, NamedTuple, Protocol
 from omegaconf import OmegaConf
 
 from src import config
-from src.data import pairs
+from src.data import task_encoding
 from src.data.chat import IDENTITY, Chat
 from src.data.encode import Encoded, Rules
 from src.data.rows import Example, Row
 from src.errors import RunError
-from src.eval import asking, metrics
-from src.eval.exam import read_splits
+from src.eval import inference, metrics
 from src.eval.layout import batches
+from src.eval.setup import read_splits
 from src.model import tasks
 from src.model.methods import merge
 from src.model.source import Tuned
@@ -94,7 +94,7 @@ def save_tokenizer(chat: Chat, folder: Path) -> None:
 def prompts(settings: Mapping[str, Any], chat: Chat, asked: Questions) -> list[list[int]]:
     """The token ids of each question, for a model of these settings (its config.json)."""
     most = tasks.positions(settings)
-    return [pairs.TASKS[asked.task].prompt(chat, row, most) for row in asked.rows]
+    return [task_encoding.TASKS[asked.task].prompt(chat, row, most) for row in asked.rows]
 
 
 def first_asked(prompts: Sequence[list[int]], batch: int, count: int) -> list[int]:
@@ -117,16 +117,16 @@ def answers(model: Any, chat: Chat, asked: Questions) -> list[dict[str, Any]]:
 def _made(model: Any, chat: Chat, asked: Questions) -> list[dict[str, Any]]:
     """`{prediction, ...}` of each question, batch by batch."""
     ids = prompts(model.config.to_dict(), chat, asked)
-    writer = asking.writer(model, chat, asked.task, asked.labels, asked.cfg)
+    writer = inference.writer(model, chat, asked.task, asked.labels, asked.cfg)
     made: dict[int, dict[str, Any]] = {}
     for number, places in enumerate(batches([len(i) for i in ids], asked.batch, unpadded=writer.unpadded)):
-        made |= zip(places, map(asking.told, writer([ids[i] for i in places], number)), strict=True)
+        made |= zip(places, map(inference.told, writer([ids[i] for i in places], number)), strict=True)
     return [made[i] for i in range(len(ids))]
 
 
 def _read(model: Any, chat: Chat, asked: Questions) -> list[Mapping[str, Any]]:
     """What the model thinks of each reference answer, one by one."""
-    from src.eval.references import Reader
+    from src.eval.loglikelihood import Reader
 
     examples = taught(chat, asked)
     reader = Reader(model, chat.tokenizer, examples)
@@ -136,7 +136,7 @@ def _read(model: Any, chat: Chat, asked: Questions) -> list[Mapping[str, Any]]:
 def taught(chat: Chat, asked: Questions) -> list[Example]:
     """Each question with its reference answer as tokens, the answer marked as in training; unusable rows aside."""
     rules = Rules(1 << 30, "last_turn", task=asked.task, labels=tuple(asked.labels))
-    made = pairs.TASKS[asked.task].encode(asked.rows, chat, rules)
+    made = task_encoding.TASKS[asked.task].encode(asked.rows, chat, rules)
     return [e.examples[-1] for e in made if isinstance(e, Encoded)]
 
 

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from src.errors import MemoryRunOut
 from src.eval.layout import batches
-from src.eval.unfinished import Part
+from src.eval.partial_results import Part
 from src.utils.logs import log
 
 Ask = Callable[[list[int], int], Sequence[Mapping[str, Any]]]  # places of examples, number of the batch -> rows

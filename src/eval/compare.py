@@ -11,13 +11,13 @@ from rich.table import Table
 
 from src import runs
 from src.errors import UserError
-from src.eval import pairing, significance, verdict
-from src.eval.pairing import Evaluated
+from src.eval import results, significance, verdict
+from src.eval.results import Evaluated
 from src.runs import Run
 from src.schema import CompareConfig, GateArgs
+from src.utils.console import Screen
 from src.utils.files import write_json
 from src.utils.logs import log
-from src.utils.screen import Screen
 
 Result = Mapping[str, Any]
 BASELINE = "baseline"
@@ -27,7 +27,7 @@ def compare_runs(cfg: CompareConfig) -> int:
     """Compare two evaluated runs, or a run with its base: whether the first is better than the second."""
     first = Evaluated.of_run(runs.named(cfg.run_a, cfg.output_dir))
     if cfg.run_b == BASELINE:
-        second = pairing.baseline_of(first, cfg.artifacts_dir)
+        second = results.baseline_of(first, cfg.artifacts_dir)
     else:
         second = Evaluated.of_run(runs.named(cfg.run_b, cfg.output_dir))
     found = compare(first, second, cfg.gate)
@@ -41,7 +41,7 @@ def compare(tuned: Evaluated, base: Evaluated, gate: GateArgs) -> dict[str, Any]
 
     Raises: RunError if they were not made under the same conditions, naming what differs.
     """
-    pairing.refuse_other_conditions(tuned, base)
+    results.refuse_other_conditions(tuned, base)
     return {
         "base_model": base.result["base_model"],
         "baseline": str(base.folder),
@@ -54,7 +54,7 @@ def compare(tuned: Evaluated, base: Evaluated, gate: GateArgs) -> dict[str, Any]
 
 def _rows(tuned: Evaluated, base: Evaluated, split: str, gate: GateArgs) -> list[dict[str, Any]]:
     metrics = tuned.result["eval"][split]
-    pairs = {metric: pairing.paired(tuned, base, split, metric) for metric in metrics}
+    pairs = {metric: results.paired(tuned, base, split, metric) for metric in metrics}
     known = [pair for pair in pairs.values() if pair]
     made = iter(significance.compare(known, confidence=gate.confidence, resamples=gate.resamples) if known else ())
     found = {metric: next(made) if pair else None for metric, pair in pairs.items()}

@@ -10,20 +10,20 @@ from typing import Any
 
 from src import runs
 from src.config import to_yaml
-from src.data import pairs
+from src.data import task_encoding
 from src.errors import RunError
-from src.eval import asking, compare, metrics, pairing, unfinished, vllm_engine
-from src.eval.asking import Effort
-from src.eval.conditions import base_model, engine, identity
-from src.eval.exam import Exam, check_tokenization, labels_of_rows, prepare, set_up, unused, usual_metrics
+from src.eval import compare, inference, metrics, partial_results, results, vllm_engine
+from src.eval.fingerprint import base_model, engine, identity
+from src.eval.inference import Effort
+from src.eval.partial_results import Unfinished
 from src.eval.report import page as report
-from src.eval.unfinished import Unfinished
+from src.eval.setup import Exam, check_tokenization, labels_of_rows, prepare, set_up, unused, usual_metrics
 from src.model import tasks
 from src.model.source import Source, Tuned, locate, locate_tuned
 from src.schema import BaselineConfig, EvalConfig
-from src.utils.curves import Curves
+from src.utils.event_files import Curves
 from src.utils.files import read_json, whole_folder, write_json, write_jsonl, write_text
-from src.utils.imports import leave_out, settle
+from src.utils.lazy_imports import leave_out, settle
 from src.utils.logs import log, log_to
 from src.utils.weights import torn
 
@@ -43,7 +43,9 @@ def evaluate(cfg: EvalConfig) -> int:
     task, labels = tasks.tuned_for(tuned, cfg.task)
     cfg = replace(cfg, task=task, metrics=cfg.metrics or usual_metrics(task, cfg.engine))
     splits, dtype, device = prepare(cfg)
-    pairs.refuse_unknown_labels([row for rows in splits.values() for row in rows] if labels else [], labels)
+    task_encoding.refuse_unknown_labels(
+        [row for rows in splits.values() for row in rows] if labels else [], labels
+    )
     leave_out(*unused(cfg, tuned.base))
 
     exam, base = set_up(cfg, splits, dtype, device, tuned.base, str(tuned.folder), None, labels)
@@ -56,9 +58,12 @@ def evaluate(cfg: EvalConfig) -> int:
     run = run or _run_for(folder, cfg, who, of_base)
     log_to(run.logs)
     effort = Effort()
-    with run.recorded(part), _kept(run.path / "evals" / f"answers{unfinished.SUFFIX}", who, cfg.fresh) as file:
+    with (
+        run.recorded(part),
+        _kept(run.path / "evals" / f"answers{partial_results.SUFFIX}", who, cfg.fresh) as file,
+    ):
         model = _tuned_model(exam, tuned, effort)
-        answers = asking.answers(model, exam.chat, exam.asked, cfg, exam.plan, file, effort)
+        answers = inference.answers(model, exam.chat, exam.asked, cfg, exam.plan, file, effort)
         result = _result(answers, exam.conditions, cfg.metrics or []) | {
             "base_model": of_base,
             "generated": _generated(exam, effort),
@@ -123,7 +128,7 @@ def _tuned_model(exam: Exam, tuned: Tuned, effort: Effort) -> Any:
     answers, if nobody knows its answers yet."""
     if exam.cfg.engine == "vllm":
         return vllm_engine.Writer(tuned.base.location, tuned, exam.chat.tokenizer, exam.dtype.value, exam.cfg)
-    from src.eval import merging
+    from src.eval import adapter_merge
     from src.model import load
 
     model = exam.load(tuned.base)
@@ -133,7 +138,7 @@ def _tuned_model(exam: Exam, tuned: Tuned, effort: Effort) -> Any:
         log.info("the base model %s answers first: its answers are not kept yet", tuned.base.name)
         _answer_as_base(model, exam, tuned.base, _as_baseline(exam.cfg, tuned.base))
     prompts = [ids for asked in exam.asked.prompts.values() for ids in asked]
-    model, how = merging.merged(
+    model, how = adapter_merge.merged(
         load.attach(model, tuned), exam.cfg.merge_adapter, exam.dtype.value, exam.cfg.task, exam.chat, prompts,
         lambda: load.attach(exam.load(tuned.base), tuned),
     )  # fmt: skip
@@ -144,7 +149,7 @@ def _tuned_model(exam: Exam, tuned: Tuned, effort: Effort) -> Any:
 
 def _is_missing_base(exam: Exam, tuned: Tuned) -> bool:
     """Whether the base is to be asked in the same load, as `baseline` says."""
-    kept = pairing.baseline_folder(exam.cfg.artifacts_dir, base_model(tuned.base), exam.conditions)
+    kept = results.baseline_folder(exam.cfg.artifacts_dir, base_model(tuned.base), exam.conditions)
     if exam.cfg.baseline != "auto" or (kept / "metrics.json").exists():
         return False
     if exam.labels:  # alone, a base model would choose among the labels of the rows
@@ -163,16 +168,16 @@ def _as_baseline(cfg: EvalConfig, base: Source) -> BaselineConfig:
 def _answer_as_base(model: Any, exam: Exam, source: Source, cfg: BaselineConfig) -> tuple[dict[str, Any], Path]:
     """Answer as the untouched base. Returns: its metrics, and the folder among the artifacts that keeps them."""
     base, effort = base_model(source), Effort()
-    folder = pairing.baseline_folder(cfg.artifacts_dir, base, exam.conditions)
-    path = folder.with_name(folder.name + unfinished.SUFFIX)
+    folder = results.baseline_folder(cfg.artifacts_dir, base, exam.conditions)
+    path = folder.with_name(folder.name + partial_results.SUFFIX)
     with _kept(path, identity(exam.conditions, source), cfg.fresh) as file:
-        unfinished.remove_others(path, folder.name.rpartition("-")[0] + "-*")
-        answers = asking.answers(model, exam.chat, exam.asked, exam.cfg, exam.plan, file, effort)
+        partial_results.remove_others(path, folder.name.rpartition("-")[0] + "-*")
+        answers = inference.answers(model, exam.chat, exam.asked, exam.cfg, exam.plan, file, effort)
         result = _result(answers, exam.conditions, cfg.metrics or []) | {
             "base_model": base,
             "generated": _generated(exam, effort),
         }
-        target = pairing.baseline_folder(cfg.artifacts_dir, base, result["conditions"])
+        target = results.baseline_folder(cfg.artifacts_dir, base, result["conditions"])
         with whole_folder(target) as temporary:
             _write_answers(temporary, answers)
             write_text(temporary / "config_used.yaml", to_yaml(cfg))
@@ -206,8 +211,8 @@ def _run_for(folder: Path, cfg: EvalConfig, who: Mapping[str, Any], base: Mappin
     """A run for a bare model folder: the one whose evaluation was stopped, or a new one."""
     for run in runs.all_runs(cfg.output_dir):
         stopped = run.status in (runs.INTERRUPTED, runs.FAILED) and run.manifest.get("model_path") == str(folder)
-        path = run.path / "evals" / f"answers{unfinished.SUFFIX}"
-        if stopped and not cfg.fresh and unfinished.is_of(path, who) and run.hold():
+        path = run.path / "evals" / f"answers{partial_results.SUFFIX}"
+        if stopped and not cfg.fresh and partial_results.is_of(path, who) and run.hold():
             run.reopen()
             return run
     return runs.create(cfg.output_dir, "eval", to_yaml(cfg), {"base_model": dict(base), "model_path": str(folder)})
@@ -241,7 +246,7 @@ def _write_answers(folder: Path, answers: Mapping[str, Any]) -> None:
 
 
 def _compare_with_base(run: runs.Run, result: dict[str, Any], cfg: EvalConfig) -> None:
-    folder = pairing.baseline_folder(cfg.artifacts_dir, result["base_model"], result["conditions"])
+    folder = results.baseline_folder(cfg.artifacts_dir, result["base_model"], result["conditions"])
     if cfg.baseline != "never" and (folder / "metrics.json").exists():
         compare.record(run, folder, cfg.gate)
         return

@@ -18,7 +18,7 @@ import evaluate
 import yaml
 
 from src.errors import ConfigError, did_you_mean
-from src.eval.measures import Row
+from src.eval.metric_functions import Row
 from src.utils.files import sha256
 
 LOWER = {"wer", "cer", "ter", "perplexity", "mse", "mae", "mape", "smape", "brier_score", "character"}

@@ -18,8 +18,8 @@ from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 
 from src.errors import ConfigError, did_you_mean
-from src.eval import measures, outside
-from src.eval.measures import Floats, Row
+from src.eval import custom_metrics, metric_functions
+from src.eval.metric_functions import Floats, Row
 
 Better = Literal["higher", "lower", "neither"]
 Rows = Sequence[Row]
@@ -69,7 +69,7 @@ def _says(text: str) -> Callable[[], str]:
 
 def _rouge(kind: str) -> Metric:
     return Metric(
-        _texts(partial(measures.rouge, kind)),
+        _texts(partial(metric_functions.rouge, kind)),
         "0-1",
         lambda: f"rouge_score {version('rouge-score')} {kind} F-measure, no stemming, mean",
     )
@@ -83,63 +83,65 @@ def _signature(scorer: type[BLEU] | type[CHRF]) -> str:
 
 METRICS: dict[str, Metric] = {
     "exact_match": Metric(
-        _texts(measures.exact_match), "0-1", _says("assay exact text, outer white space stripped, mean")
+        _texts(metric_functions.exact_match), "0-1", _says("assay exact text, outer white space stripped, mean")
     ),
     "avg_jaccard_overlap": Metric(
-        _texts(measures.jaccard), "0-1", _says("assay Jaccard of word and symbol sets, mean")
+        _texts(metric_functions.jaccard), "0-1", _says("assay Jaccard of word and symbol sets, mean")
     ),
     "rouge1": _rouge("rouge1"),
     "rouge2": _rouge("rouge2"),
     "rougeL": _rouge("rougeL"),
     "bleu": Metric(
-        _texts(measures.sentence_bleu),
+        _texts(metric_functions.sentence_bleu),
         "0-100",
         lambda: _signature(BLEU),
-        statistics=_each(measures.bleu_counts),
-        corpus=measures.bleu,
+        statistics=_each(metric_functions.bleu_counts),
+        corpus=metric_functions.bleu,
     ),
     "chrf": Metric(
-        _texts(measures.sentence_chrf),
+        _texts(metric_functions.sentence_chrf),
         "0-100",
         lambda: _signature(CHRF),
-        statistics=_each(measures.chrf_counts),
-        corpus=measures.chrf,
+        statistics=_each(metric_functions.chrf_counts),
+        corpus=metric_functions.chrf,
     ),
     "token_f1": Metric(
-        _texts(measures.token_f1), "0-1", _says("assay F1 of words and symbols, case and punctuation kept, mean")
+        _texts(metric_functions.token_f1),
+        "0-1",
+        _says("assay F1 of words and symbols, case and punctuation kept, mean"),
     ),
     "perplexity": Metric(
-        measures.perplexity_of,
+        metric_functions.perplexity_of,
         "from 1",
         _says("assay exp of the mean nats a reference token, its end of turn with it, over the corpus"),
         better="lower",
-        statistics=_each(measures.nll_counts),
-        corpus=measures.perplexity,
+        statistics=_each(metric_functions.nll_counts),
+        corpus=metric_functions.perplexity,
         references=True,
     ),
     "token_accuracy": Metric(
-        measures.hits_of,
+        metric_functions.hits_of,
         "0-1",
         _says("assay share of reference tokens, the end of turn with them, that the model would choose next"),
-        statistics=_each(measures.hit_counts),
-        corpus=measures.ratio,
+        statistics=_each(metric_functions.hit_counts),
+        corpus=metric_functions.ratio,
         references=True,
     ),
     "length_ratio": Metric(
-        _texts(measures.length_ratio),
+        _texts(metric_functions.length_ratio),
         "from 0",
         _says("assay words and symbols predicted for each of the references, over the corpus"),
         better="neither",
-        statistics=_each(measures.length_counts),
-        corpus=measures.ratio,
+        statistics=_each(metric_functions.length_counts),
+        corpus=metric_functions.ratio,
     ),
-    "accuracy": Metric(_texts(measures.exact_match), "0-1", _says("assay share of right labels")),
+    "accuracy": Metric(_texts(metric_functions.exact_match), "0-1", _says("assay share of right labels")),
     "f1_macro": Metric(
-        _texts(measures.exact_match),
+        _texts(metric_functions.exact_match),
         "0-1",
         _says("assay macro F1, mean of the labels' F1"),
-        statistics=measures.label_counts,
-        corpus=measures.f1_macro,
+        statistics=metric_functions.label_counts,
+        corpus=metric_functions.f1_macro,
         together=True,
     ),
 }
@@ -153,12 +155,12 @@ def check(names: Sequence[str]) -> None:
     problems = [
         f"metrics: {n} is not a metric{did_you_mean(n, METRICS)}"
         for n in names
-        if n not in METRICS and not outside.is_named(n)
+        if n not in METRICS and not custom_metrics.is_named(n)
     ]
     hint = f"there are: {', '.join(METRICS)}, evaluate:NAME and file:PATH.py" if problems else ""
-    for name in filter(outside.is_named, names):
+    for name in filter(custom_metrics.is_named, names):
         try:
-            outside.find(name)
+            custom_metrics.find(name)
         except ConfigError as error:
             problems += error.problems
             hint = hint or error.hint
@@ -178,8 +180,8 @@ def score(name: str, rows: Rows) -> Scores:
     """
     if not rows:
         raise ValueError(f"no rows to score by {name}")
-    if outside.is_named(name):
-        return Scores(*outside.find(name).score(rows), None)
+    if custom_metrics.is_named(name):
+        return Scores(*custom_metrics.find(name).score(rows), None)
     metric = METRICS[name]
     examples = [metric.example(row) for row in rows]
     if metric.statistics is None or metric.corpus is None:
@@ -204,7 +206,7 @@ def describe(names: Sequence[str]) -> dict[str, dict[str, str]]:
     """`{metric: {scale, implementation, better}}`, to stand beside the numbers."""
     found: dict[str, Mapping[str, Any]] = {}
     for name in names:
-        metric = outside.find(name) if outside.is_named(name) else METRICS[name]
+        metric = custom_metrics.find(name) if custom_metrics.is_named(name) else METRICS[name]
         found[name] = {
             "scale": metric.scale,
             "implementation": metric.implementation(),

@@ -18,7 +18,7 @@ from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 from sacrebleu.significance import PairedTest
 
-from src.eval.measures import Floats, ratio
+from src.eval.metric_functions import Floats, ratio
 
 CHUNK = 2_000_000  # weights drawn at once: 16 MB
 POWER = 0.85  # planned for, so that the 80 % that are promised hold where the variance is an estimate

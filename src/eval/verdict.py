@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from src.errors import RunError
-from src.eval import pairing, significance
-from src.eval.pairing import Evaluated
+from src.eval import results, significance
+from src.eval.results import Evaluated
 from src.eval.significance import Finding
 from src.model.tasks import TASKS
 from src.runs import Run
@@ -71,7 +71,7 @@ def judge(run: Run, gate: GateArgs, artifacts_dir: str | None = None) -> Verdict
         )
     tuned, kept = Evaluated.of_run(run), Path(read_json(path).get("baseline") or "")
     if artifacts_dir and not (kept / "metrics.json").is_file():  # moved, with all that was kept
-        kept = pairing.baseline_folder(artifacts_dir, tuned.result["base_model"], tuned.result["conditions"])
+        kept = results.baseline_folder(artifacts_dir, tuned.result["base_model"], tuned.result["conditions"])
     return decide(tuned, Evaluated.of_base(kept), gate)
 
 
@@ -80,7 +80,7 @@ def decide(tuned: Evaluated, base: Evaluated, gate: GateArgs) -> Verdict:
 
     Raises: RunError if they are not comparable, or were not evaluated by what the gate names.
     """
-    pairing.refuse_other_conditions(tuned, base)
+    results.refuse_other_conditions(tuned, base)
     metric = gate.metric or TASKS[tuned.result["conditions"].get("task", "causal_lm")].decides
     guards = [Guard(g.metric or metric, g.split, g.max_drop) for g in gate.guards]
     wanted = [("gate", metric, gate.split), *(("gate.guards", str(g.metric), g.split) for g in guards)]
@@ -119,7 +119,7 @@ def _measure(
     tuned: Evaluated, base: Evaluated, metric: str, split: str, gate: GateArgs, min_delta: float = 0.0
 ) -> Measured:
     about = tuned.result["metrics"][metric]
-    pair = pairing.paired(tuned, base, split, metric)
+    pair = results.paired(tuned, base, split, metric)
     if pair is None or about["better"] == "neither":
         why = "says of neither model that it is better" if pair else "has no scores of single examples"
         raise RunError(f"{metric} cannot decide: it {why}", hint="set gate.metric and gate.guards to another")

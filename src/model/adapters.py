@@ -12,7 +12,7 @@ from peft.helpers import disable_input_dtype_casting
 from torch import nn
 
 from src.errors import ModelError
-from src.model import dropout, low_rank
+from src.model import dropout, fused_lora
 from src.model.methods import METHODS, Method, refuse_quantised
 from src.model.source import Source
 from src.model.tasks import TASKS
@@ -86,7 +86,7 @@ def as_trained(model: nn.Module, dtype: str, by_ours: bool = True) -> Iterator[N
         stack.enter_context(disable_input_dtype_casting(model, active=casts))
         if by_ours:
             stack.enter_context(dropout.of_few_bits(model))
-            stack.enter_context(low_rank.in_one(model, dtype))
+            stack.enter_context(fused_lora.in_one(model, dtype))
         yield
 
 

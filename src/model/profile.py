@@ -174,7 +174,7 @@ def losses(run: Run) -> list[tuple[int, float]]:
             history = read_json(state)["log_history"]
             if found := [(int(h["step"]), float(h["loss"])) for h in history if "loss" in h]:
                 return found
-    from src.utils.curves import Curves  # imports TensorBoard
+    from src.utils.event_files import Curves  # imports TensorBoard
 
     return Curves.read(run.logs).get("train/loss", [])
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from src.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:  # Fabric is imported by commands that run, not by help
-    from src.remote.link import Link
+    from src.remote.connection import Link
 
 PREFIX = "ssh-"
 
@@ -44,15 +44,15 @@ def push(link: Link, words: Words) -> int:
 
 
 def init(link: Link, words: Words) -> int:
-    from src.remote import init
+    from src.remote import setup
 
-    return init.init(link)
+    return setup.init(link)
 
 
 def status(link: Link, words: Words) -> int:
-    from src.remote import jobs, table
+    from src.remote import jobs, status_table
 
-    table.print_table(jobs.known(link), link, everything="--all" in words.flags)
+    status_table.print_table(jobs.known(link), link, everything="--all" in words.flags)
     return 0
 
 
@@ -106,12 +106,12 @@ def stage(name: str) -> Callable[[Link, Words], int]:
     """The command that runs the stage `name` on the server."""
 
     def act(link: Link, words: Words) -> int:
-        from src.remote import carried, jobs
+        from src.remote import env_forwarding, jobs
         from src.remote import push as pushing
         from src.utils.secrets import secrets_as_references
 
         typed = secrets_as_references(words.rest)
-        environment = carried.carried(typed, os.environ) | carried.columns()
+        environment = env_forwarding.carried(typed, os.environ) | env_forwarding.columns()
         code = pushing.push(link, also=_also(words), words=typed)
         argv = [jobs.PYTHON, "-m", "src.main", name, *typed]
         job = jobs.start(link, name, argv, typed, environment, code, words.flags.get("--run"))
@@ -200,7 +200,7 @@ def run(name: str, argv: Sequence[str], stages: Sequence[str]) -> int:
     """
     command = _command(name, stages)
     words = _read(name, command, argv, strict=name in COMMANDS)
-    from src.remote.link import Link
+    from src.remote.connection import Link
     from src.remote.target import Target
     from src.utils.logs import start_logging
 

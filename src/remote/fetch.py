@@ -11,12 +11,12 @@ from pathlib import Path
 
 from src import runs
 from src.errors import LostConnection, RemoteError, RunError
-from src.remote import jobs, received
-from src.remote.link import Link
+from src.remote import download, jobs
+from src.remote.connection import Link
 from src.remote.listing import Listing, listing
 from src.remote.push import megabytes, shown
+from src.utils.console import tell
 from src.utils.files import disk_errors, point, read_json, swap, write_json
-from src.utils.screen import tell
 
 RUNS, FETCHING = Path("outputs/runs"), Path("outputs/fetching")
 
@@ -40,7 +40,7 @@ def named(link: Link, word: str | None) -> jobs.Job:
     except RemoteError as nothing:
         error = nothing
     if re.fullmatch(r"\w[\w.-]*", str(word)) and (
-        place := link.call("fetched:place", folder=link.target.dir, id=word)
+        place := link.call("list_run:place", folder=link.target.dir, id=word)
     ):
         return {"id": word, "run": place, "status": "ended"}
     if job is None:
@@ -68,10 +68,10 @@ def fetch(link: Link, job: jobs.Job) -> Path:
     with _alone(id), _held(target), disk_errors(place):
         there = listing(link, str(job["run"]))
         _check_same(target, there)
-        received.receive(link, there, place, target)
-        before = read_json(target / received.PROOF) if (target / received.PROOF).is_file() else {}
-        aside, kept = received.keep(there, place, target, before)
-        altered = received.end_its_status(there, place)
+        download.receive(link, there, place, target)
+        before = read_json(target / download.PROOF) if (target / download.PROOF).is_file() else {}
+        aside, kept = download.keep(there, place, target, before)
+        altered = download.end_its_status(there, place)
         proof = {
             "from": str(link.target),
             "folder": there.run,
@@ -81,16 +81,16 @@ def fetch(link: Link, job: jobs.Job) -> Path:
             "sha256": {path: file["sha256"] for path, file in there.files.items()},
             "altered": altered,
         }
-        write_json(place / received.PROOF, proof)
+        write_json(place / download.PROOF, proof)
         target.parent.mkdir(parents=True, exist_ok=True)
         swap(place, target)
         point(RUNS / "latest", target)
     for path, why in there.outside.items():
         tell(f"{shown(path)} was not fetched: it leads out of the run, to {why}")
     if kept:
-        tell(f"kept, though the server does not have it: {received.names(kept)}")
+        tell(f"kept, though the server does not have it: {download.names(kept)}")
     if aside:
-        listed = received.names([path for _, path in aside])
+        listed = download.names([path for _, path in aside])
         tell(f"another here than on the server, and put aside in {aside[0][0]}: {listed}")
     if altered:
         tell(f"run {id} says that it is running, and its process is gone: here it is interrupted")

@@ -11,8 +11,8 @@ from datetime import datetime
 from typing import Any
 
 from src.errors import LostConnection, RemoteError, Stopped, did_you_mean
-from src.remote.link import Link
-from src.utils.screen import tell
+from src.remote.connection import Link
+from src.utils.console import tell
 
 Job = dict[str, Any]  # as there/jobs.py `look` gives it
 
@@ -85,7 +85,7 @@ def follow(link: Link, id: str, offset: int = 0, wait: bool = True) -> Job:
     """
     while True:
         try:
-            for frame in link.stream("watch:follow", folder=link.target.dir, id=id, offset=offset, wait=wait):
+            for frame in link.stream("logs:follow", folder=link.target.dir, id=id, offset=offset, wait=wait):
                 if "end" in frame:
                     return dict(frame["end"])
                 data = base64.b64decode(frame["data"])

@@ -1,4 +1,4 @@
-"""What is in a run directory of the server, file by file, as there/fetched.py tells it."""
+"""What is in a run directory of the server, file by file, as agent/list_run.py tells it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from src.errors import RemoteError
-from src.remote.link import Link
+from src.remote.connection import Link
 from src.remote.push import megabytes, shown
 
 
@@ -52,7 +52,7 @@ def listing(link: Link, run: str) -> Listing:
 
     def attempt() -> None:
         nonlocal last
-        stream = link.stream("fetched:listing", folder=link.target.dir, run=run, after=last)
+        stream = link.stream("list_run:listing", folder=link.target.dir, run=run, after=last)
         head = next(stream)
         if not found:
             found.append(Listing(run, **head))

@@ -17,11 +17,11 @@ from typing import Any
 
 from src.errors import RemoteError
 from src.remote import transfer
-from src.remote.link import Link
-from src.remote.taken import LINK, Taken, never, take
+from src.remote.connection import Link
+from src.remote.push_files import LINK, Taken, never, take
+from src.utils.console import tell
 from src.utils.environment import git_state
 from src.utils.files import disk_errors, sha256
-from src.utils.screen import tell
 
 CODE = ("src/", "configs/", "hydra_plugins/")  # what a run is made of
 TRIES = 3  # to have a file arrive as it is here
@@ -49,7 +49,7 @@ def push(link: Link, also: Sequence[str] = (), words: Sequence[str] = ()) -> dic
 
 
 def _settled(link: Link, also: Sequence[str], named: Sequence[str]) -> tuple[Taken, dict[str, Any]]:
-    """Have the server take what is here. Returns: that, and what there/pushed.py `settle` says it did."""
+    """Have the server take what is here. Returns: that, and what agent/apply_push.py `settle` says it did."""
     push = {"id": uuid.uuid4().hex, "sender": _sender()}
     taken = take(also)
     for again in range(TRIES + 1):
@@ -58,7 +58,7 @@ def _settled(link: Link, also: Sequence[str], named: Sequence[str]) -> tuple[Tak
             for path, e in taken.files.items()
         }
         asked = sorted({path for path in named if not _is_taken(path, taken)})
-        said = link.call("pushed:settle", folder=link.target.dir, push=push, wanted=wanted, named=asked)
+        said = link.call("apply_push:settle", folder=link.target.dir, push=push, wanted=wanted, named=asked)
         if "lacking" not in said:
             return taken, said
         paths = {e.identity: Path(path) for path, e in taken.files.items()}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from src.errors import ConfigError, RemoteError
-from src.remote.there.wire import OPTIONS
+from src.remote.agent.protocol import OPTIONS
 
 NEEDED = {
     "REMOTE_HOST": "the server's name, its address, or an alias of ~/.ssh/config",

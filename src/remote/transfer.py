@@ -19,8 +19,8 @@ from paramiko import SFTPClient
 from paramiko.ssh_exception import SSHException
 
 from src.errors import LostConnection, RemoteError
-from src.remote.link import SILENCE, Link
-from src.utils.screen import tell
+from src.remote.connection import SILENCE, Link
+from src.utils.console import tell
 
 Answer = TypeVar("Answer")
 
@@ -40,7 +40,7 @@ def send(link: Link, files: Mapping[str, Path], folder: str, rsync: bool, size: 
     """
 
     def arrived() -> int:
-        return int(link.call("files:size", folder=folder))
+        return int(link.call("fs:size", folder=folder))
 
     def put(sftp: SFTPClient) -> None:
         for name, path in files.items():

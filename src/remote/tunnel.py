@@ -15,7 +15,7 @@ from paramiko import Channel, Transport
 from paramiko.ssh_exception import ChannelException, SSHException
 
 from src.errors import ConfigError, LostConnection, RemoteError
-from src.remote.link import Link
+from src.remote.connection import Link
 
 PORT = 6006
 TRIES = 100  # ports after PORT
@@ -37,7 +37,7 @@ def shell(link: Link) -> int:
 
     Returns: the exit code of the shell.
     """
-    found = link.call("visit:shell", folder=link.target.dir)
+    found = link.call("sessions:shell", folder=link.target.dir)
     names = {name: name for name in ("root", "environment", "argv")}
     code = START.format(given=json.dumps(found).encode().hex(), **names).replace("'", '"')
     command = link.target.command(code)
@@ -63,7 +63,7 @@ def tensorboard(link: Link, port: str | None = None) -> int:
         threading.Thread(target=tunnel.serve, daemon=True).start()
         while True:
             try:
-                for frame in link.stream("visit:tensorboard", folder=link.target.dir):
+                for frame in link.stream("sessions:tensorboard", folder=link.target.dir):
                     tunnel.open(link.connection.transport, frame["port"], str(link.target))
                     print(f"TensorBoard of {link.target}: {address} (Ctrl-C ends it)", flush=True)
                 raise LostConnection(f"the connection to {link.target} was lost")

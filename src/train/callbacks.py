@@ -17,8 +17,8 @@ from src.runs import Run
 from src.schema import LoopArgs
 from src.train import checkpoint
 from src.train.mirror import Mirror
-from src.train.stop import Asked
-from src.utils.curves import Curves
+from src.train.signals import Asked
+from src.utils.event_files import Curves
 from src.utils.files import read_json, write_text
 from src.utils.logs import log
 

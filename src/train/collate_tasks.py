@@ -9,7 +9,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from src.data.rows import IGNORED, Example
-from src.train.collate import Item
+from src.train.collators import Item
 
 
 def _padded(lists: Sequence[Sequence[int]], value: int) -> torch.Tensor:

@@ -14,22 +14,22 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback, Tra
 
 from src.data.rows import Example
 from src.errors import ConfigError
-from src.model import attention, methods
+from src.model import methods, packed_attention
 from src.model.adapters import as_trained
 from src.schema import TrainConfig
 from src.train import adalora, checkpoint
-from src.train.arguments import Schedule, arguments, batches_of
 from src.train.callbacks import Bar, RunRecorder
-from src.train.collate import EndToEnd, Padded, Rows
 from src.train.collate_tasks import COLLATORS
-from src.train.loop import Loop, Where
+from src.train.collators import EndToEnd, Padded, Rows
+from src.train.launch_plan import SHARDED
 from src.train.losses import Criterion, class_weights
 from src.train.objective import Objective
-from src.train.processes import SHARDED
-from src.train.stop import Asked
+from src.train.signals import Asked
+from src.train.trainer import Loop, Where
+from src.train.training_args import Schedule, arguments, batches_of
 from src.utils import environment
 from src.utils.logs import log
-from src.utils.place import here
+from src.utils.process_info import here
 
 CPU_MULTIPLE = 64
 
@@ -122,7 +122,7 @@ def lay_out_rows(model: Any, cfg: TrainConfig) -> bool:
     if cfg.task != "causal_lm":
         reason = f"task={cfg.task} has no rows that go on"
     elif cfg.padding_free:
-        reason = methods.why_padded(cfg.method) or attention.why_not(model)
+        reason = methods.why_padded(cfg.method) or packed_attention.why_not(model)
     if reason and cfg.packing:
         raise ConfigError(f"packing=true needs rows laid end to end: {reason}", hint="set packing=false")
     if reason:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from src.model import attention
+from src.model import packed_attention
 from src.train.losses import Criterion, plain_head, without_head
 
 
@@ -61,7 +61,7 @@ class Objective:
 
     def attention(self, model: Any) -> AbstractContextManager[None]:
         """What `model` has to be in while it is given batches."""
-        return attention.laid_end_to_end(model) if self.end_to_end else nullcontext()
+        return packed_attention.laid_end_to_end(model) if self.end_to_end else nullcontext()
 
     def summed(self, model: Any, batch: dict[str, Any]) -> torch.Tensor:
         """The sum of the losses of all labels of a batch; a scalar."""
@@ -70,7 +70,7 @@ class Objective:
         with self.autocast():
             if not self.end_to_end:
                 return self._padded(model, batch)
-            attention.lay_out(batch["lengths"])
+            packed_attention.lay_out(batch["lengths"])
             asked = {key: batch[key] for key in ("input_ids", "position_ids")}
             asked |= {"logits_to_keep": batch["kept"], "use_cache": False}
             if self.head is None:

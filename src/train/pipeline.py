@@ -18,14 +18,14 @@ from src.model import profile, tasks
 from src.model.source import Source
 from src.runs import Run
 from src.schema import TrainConfig
-from src.train import check, mirror, processes, resume
+from src.train import check_data, launch_plan, mirror, resume
 from src.train.plan import planned, refuse, settled
-from src.train.ready import Ready, made_ready, rows_ready, tuned_model
+from src.train.prepare import Ready, made_ready, rows_ready, tuned_model
 from src.utils import environment
 from src.utils.environment import Reasoned
 from src.utils.files import hashes, whole_folder, write_json
 from src.utils.logs import log, log_to
-from src.utils.place import Here, here
+from src.utils.process_info import Here, here
 
 SETS = {"target_modules", "exclude_modules"}  # of peft's settings, what it holds as sets
 
@@ -57,7 +57,7 @@ def train(cfg: TrainConfig) -> int:
     All that can be refused is refused before the run directory is made, and most of it before torch is
     imported. Where several processes train, this one starts them, and each of them comes here again.
     """
-    start = processes.plan(cfg)
+    start = launch_plan.plan(cfg)
     if start is None:
         return _train(cfg, here())
     if start.node_rank == 0:
@@ -75,14 +75,14 @@ def _train(cfg: TrainConfig, now: Here) -> int:
     device = environment.choose_device(cfg.cuda_visible_devices)
     prepared = None if now.joined else _prepared(cfg)
 
-    from src.train import together  # torch and its like are loaded by now, or others wait for this process
+    from src.train import distributed  # torch and its like are loaded by now, or others wait for this process
 
     try:
-        with together.joined(device.value) as where, together.last_words():
+        with distributed.joined(device.value) as where, distributed.last_words():
             if now.joined and now.first:
                 prepared = _prepared(cfg)
             first, mine = prepared or (None, None)
-            shared = together.first(mine)
+            shared = distributed.first(mine)
             ready = first.ready if first else _opened(shared, device)
             return _fitted(cfg, shared, now, first, ready._replace(device=Reasoned(where, device.reason)))
     except Stopped:
@@ -115,27 +115,27 @@ def _opened(shared: Shared, device: Reasoned) -> Ready:
                 f"{folder} is not on this machine", hint="all machines must share output_dir and cache_dir"
             )
     data = prepare.Data([], RowStore(shared.rows), [], [], shared.labels)
-    examples, chat = TokenStore(shared.tokens), check.chat_of(shared.base, shared.cfg)
+    examples, chat = TokenStore(shared.tokens), check_data.chat_of(shared.base, shared.cfg)
     return Ready(data, shared.base, device, shared.dtype, examples, chat, shared.held_out, shared.labels)
 
 
 def _fitted(asked: TrainConfig, shared: Shared, now: Here, first: First | None, ready: Ready) -> int:
     """Make the model, train it, save it."""
-    from src.train import together
-    from src.train.arguments import Schedule, arguments, batches_of
+    from src.train import distributed
     from src.train.callbacks import RunRecorder
     from src.train.fit import Way, fit
+    from src.train.training_args import Schedule, arguments, batches_of
 
     cfg, examples, held_out, dtype = shared.cfg, ready.examples, ready.held_out, ready.dtype.value
     schedule = Schedule.of(len(batches_of(examples, cfg, now)), cfg)
     model, base = tuned_model(ready, cfg, schedule.steps)
     arguments(cfg, dtype, schedule, bool(held_out), Path("checkpoints"))  # refused here if at all, both
     way = Way.of(model, ready.chat.tokenizer, cfg, dtype)
-    run, start = together.first(_run(asked, cfg, base, first) if first else None)
+    run, start = distributed.first(_run(asked, cfg, base, first) if first else None)
     with (
         mirror.mirrored(first and first.store, run) as copy,
         run.recorded() if now.first else nullcontext(),
-        together.last_words(),
+        distributed.last_words(),
     ):
         figures, weights = fit(
             model, ready.chat.tokenizer, examples, held_out, cfg, dtype, RunRecorder(run, now.first, copy),

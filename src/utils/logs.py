@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from src.utils.screen import nobody_reads
+from src.utils.console import nobody_reads
 from src.utils.secrets import redact
 
 log = logging.getLogger("assay")

@@ -18,7 +18,7 @@ import pytest
 from src.data.download import Fetched
 from src.data.from_lakefs import lakefs
 from src.data.lakefs_client import KEYS
-from src.data.push import push
+from src.data.lakefs_push import push
 from src.schema import DataPushConfig, DataSource
 from tests.data.lakefs_server import LakeFS
 

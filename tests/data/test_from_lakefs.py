@@ -515,6 +515,8 @@ def test_a_name_that_nobody_knows_is_told(stranger: Any, tmp_path: Path) -> None
 
 
 def test_the_client_is_imported_only_when_it_is_used() -> None:
-    script = "import sys, src.data.from_lakefs, src.data.push; print({'lakefs', 'lakefs_sdk'} & {*sys.modules})"
+    script = (
+        "import sys, src.data.from_lakefs, src.data.lakefs_push; print({'lakefs', 'lakefs_sdk'} & {*sys.modules})"
+    )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout == "set()\n", done.stderr

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tests.data.fixtures import Maker
 from tests.data.fuzz import BLANK, SHAPES, VALUE, csv_bytes, jsonl_bytes, malformed, malformed_records
-from tests.data.ready import Maker
 
-pytest_plugins = ["tests.fixtures", "tests.data.ready"]
+pytest_plugins = ["tests.fixtures", "tests.data.fixtures"]
 
 ROWS = 10_000
 UNHARMED = {"good", "CRLF", "lone CR", "indented"}  # what is trained on whatever the tokenizer

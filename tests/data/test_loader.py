@@ -14,10 +14,10 @@ import pytest
 from src.data.loader import read_rows
 from src.data.rows import MOST_SHOWN
 from src.errors import ConfigError, DataError
-from tests.data.ready import Maker
+from tests.data.fixtures import Maker
 from tests.fixtures import chat, jsonl, tree
 
-pytest_plugins = ["tests.fixtures", "tests.data.ready"]
+pytest_plugins = ["tests.fixtures", "tests.data.fixtures"]
 
 GOOD = json.dumps(chat("2+2?", "4"))
 

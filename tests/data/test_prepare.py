@@ -21,10 +21,10 @@ from src.data import loader, prepare, store, tokens
 from src.data.store import TokenStore
 from src.errors import DataError
 from src.utils.files import code_hash
-from tests.data.ready import Maker
+from tests.data.fixtures import Maker
 from tests.fixtures import ROOT, chat, tree
 
-pytest_plugins = ["tests.fixtures", "tests.data.ready"]
+pytest_plugins = ["tests.fixtures", "tests.data.fixtures"]
 
 LONG = (
     "The upper kiln was stopped at noon because the outer shell had grown too hot near the second burner, and the "

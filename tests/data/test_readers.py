@@ -24,11 +24,10 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
-from src.data import json_reader
 from src.data.formats import RowError
-from src.data.json_text import read_json_values
-from src.data.readers import READERS, is_data_file, kind_of, read_values
-from src.data.text_files import MAX_ROW_BYTES
+from src.data.readers import READERS, is_data_file, json_rows, kind_of, read_values
+from src.data.readers.json_text import read_json_values
+from src.data.readers.text import MAX_ROW_BYTES
 from src.errors import DataError
 from tests.data import fuzz
 
@@ -295,7 +294,7 @@ BROKEN = {
 def test_a_syntax_error_ends_a_json_file_with_its_place(
     tmp_path: Path, source: bytes, piece: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(json_reader, "PIECE", piece)
+    monkeypatch.setattr(json_rows, "PIECE", piece)
     line, problem = BROKEN[source]
     assert read_bytes(tmp_path, "x.json", source) == [
         (1, {"a": 1}),
@@ -315,7 +314,7 @@ def test_a_json_file_reads_the_same_in_any_pieces(
 ) -> None:
     whole = read_bytes(tmp_path, "x.json", ARRAY)
     numbers = '12 -3.25 1e5 2E+3 -0.5e-1 true "\\ud83d\\udd25é🔥" null 1.5\n[1.5e+2, 17]\n{"é": [1]} 123'
-    monkeypatch.setattr(json_reader, "PIECE", piece)
+    monkeypatch.setattr(json_rows, "PIECE", piece)
     assert read(tmp_path / "x.json") == whole
     want = [(value.line, value.value) for value in read_json_values(numbers)]
     assert read_bytes(tmp_path, "x.json", numbers.encode()) == want

@@ -8,17 +8,17 @@ from typing import Any
 
 import pytest
 import yaml
+from tests.data.test_columns import PRINTED
 
 from src.config import load
 from src.data import prepare
 from src.schema import TrainConfig
+from tests.data.fixtures import Maker
 from tests.data.hub_server import hub_serving
 from tests.data.lake import Lake
-from tests.data.ready import Maker
-from tests.data.test_columns import PRINTED
 from tests.fixtures import World, chat
 
-pytest_plugins = ["tests.fixtures", "tests.data.ready", "tests.data.lake"]
+pytest_plugins = ["tests.fixtures", "tests.data.fixtures", "tests.data.lake"]
 
 
 def jsonl(*rows: object) -> bytes:

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 
 from src.data.chat import Chat
-from src.data.mask import Prover, Verdict
+from src.data.mask_check import Prover, Verdict
 from src.data.rows import MOST_SHOWN
 from src.data.show import show
 from src.utils.logs import start_logging
-from tests.data.ready import Maker
+from tests.data.fixtures import Maker
 from tests.fixtures import chat
 
-pytest_plugins = ["tests.fixtures", "tests.data.ready"]
+pytest_plugins = ["tests.fixtures", "tests.data.fixtures"]
 
 
 @pytest.fixture

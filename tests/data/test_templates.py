@@ -17,7 +17,7 @@ import pytest
 from src.data.chat import Chat, Rendered
 from src.data.encode import Encoded, Rules, encode
 from src.data.formats import Message, RowError
-from src.data.mask import Prover
+from src.data.mask_check import Prover
 from src.data.rows import Example
 from tests.data import tokenizers
 from tests.data.tokenizers import CONVERSATIONS, FAMILIES, REFUSED, TEMPLATES, TOOLS, WITH_TOOLS, row

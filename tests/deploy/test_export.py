@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from src.deploy import export
-from src.deploy.describe import model_card
+from src.deploy.model_card import model_card
 from src.errors import ModelError, RunError
 from src.eval import ask, behaviour
 from src.model import adapters, load, methods
@@ -200,11 +200,11 @@ def test_onnx_that_is_not_installed_is_one_sentence(
 def test_onnx_computes_the_logits_of_torch_or_is_refused(
     finished: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from src.deploy import onnx_form
+    from src.deploy import onnx
 
     run, cfg = finished.newest, replace(MERGED, export="onnx")
     exported: list[Any] = []
-    real_export, real_load = onnx_form.OnnxExporter.export, AutoModelForCausalLM.from_pretrained
+    real_export, real_load = onnx.OnnxExporter.export, AutoModelForCausalLM.from_pretrained
 
     def once(self: Any, *given: Any, **named: Any) -> Any:
         exported.append(exported[0] if exported else real_export(self, *given, **named))
@@ -218,7 +218,7 @@ def test_onnx_computes_the_logits_of_torch_or_is_refused(
             model.model.norm.weight.mul_(1.1)  # what the graph does not know of
         return model
 
-    monkeypatch.setattr(onnx_form.OnnxExporter, "export", once)
+    monkeypatch.setattr(onnx.OnnxExporter, "export", once)
     folder, facts = written(run, cfg, tmp_path / "onnx")
     assert {"model.onnx", "config.json", "tokenizer.json", "chat_template.jinja"} <= set(tree(folder))
     assert not list(tmp_path.glob("**/*.safetensors")) and facts["merged"]["mean_kl"] < 1e-6

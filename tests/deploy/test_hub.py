@@ -14,9 +14,9 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from src import config
 from src.deploy import hub_client
-from src.deploy.folder import assemble
 from src.deploy.gate import Verdict
 from src.deploy.hub import Publication
+from src.deploy.package import assemble
 from src.runs import Run
 from src.utils.files import sha256
 from tests.conftest import HEAVY, Door
@@ -461,7 +461,7 @@ def test_a_name_of_another_owner(copied: World, hub: ModelHub, capsys: Said, pri
 def test_a_card_that_the_hub_refuses(
     copied: World, hub: ModelHub, capsys: Said, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("src.deploy.describe.model_card", lambda *_: "---\na: [\n---\n# no YAML\n")
+    monkeypatch.setattr("src.deploy.model_card.model_card", lambda *_: "---\na: [\n---\n# no YAML\n")
     line = refused(copied, capsys)
     assert " refuses it (400, invalid YAML while parsing a flow node " in line
     assert f"; {REPO} is there, without this model; once that is put right, the same command goes on" in line

@@ -12,9 +12,9 @@ import pytest
 from tests.deploy.direct import REPO, locally, to_hub
 from tests.deploy.hub_server import DROP, ModelHub, User, model_hub
 from tests.fixtures import World, tree
-from tests.nursery import Moment, Nursery
+from tests.fork_server import Moment, Nursery
 
-pytest_plugins = ["tests.fixtures", "tests.nursery"]
+pytest_plugins = ["tests.fixtures", "tests.fork_server"]
 
 TOKEN = "hf_token-of-the-tests"
 NO_RELOAD = "gate.reload_examples=0"
@@ -87,14 +87,14 @@ def test_killed_before_the_note_it_is_made_later(copied: World, hub: ModelHub, n
 # On this machine
 
 FIRST = [
-    Moment("src.deploy.describe:model_card"),  # the model is copied, its card is not there
+    Moment("src.deploy.model_card:model_card"),  # the model is copied, its card is not there
     Moment("src.deploy.push:assemble", after=True),
     Moment("src.utils.files:swap", after=True),
     Moment("src.deploy.push:point", after=True),
     Moment("src.deploy.push:point", nth=2, after=True),
     Moment("src.deploy.push:record", after=True),
 ]
-AGAIN = [Moment("src.deploy.describe:model_card"), Moment("src.utils.files:swap", after=True)]
+AGAIN = [Moment("src.deploy.model_card:model_card"), Moment("src.utils.files:swap", after=True)]
 # The two folders have changed places, and the old one is not gone.
 AGAIN += [Moment("src.utils.files:_exchanged", after=True)]
 

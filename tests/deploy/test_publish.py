@@ -215,6 +215,6 @@ def test_an_interrupted_copy_leaves_what_was_published_before(
         raise KeyboardInterrupt
 
     before = tree(published.parent)
-    monkeypatch.setattr("src.deploy.describe.model_card", broken)
+    monkeypatch.setattr("src.deploy.model_card.model_card", broken)
     assert copied.call("publish") == 130
     assert tree(published.parent) == before

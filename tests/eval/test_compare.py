@@ -12,7 +12,7 @@ import pytest
 from src.errors import RunError
 from src.eval.compare import compare, record, show
 from src.eval.metrics import METRICS
-from src.eval.pairing import Evaluated, baseline_folder, fingerprint, paired
+from src.eval.results import Evaluated, baseline_folder, fingerprint, paired
 from src.runs import Run
 from src.schema import GateArgs, Guard
 from tests.eval.answers import BASE, evaluated, right

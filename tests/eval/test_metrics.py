@@ -18,7 +18,7 @@ import sacrebleu
 from rouge_score import rouge_scorer
 
 from src.errors import ConfigError
-from src.eval.measures import exact_match, jaccard, token_f1
+from src.eval.metric_functions import exact_match, jaccard, token_f1
 from src.eval.metrics import METRICS, Scores, check, describe, needs_references, score, score_rows
 from src.model.tasks import TASKS
 from src.schema import EvalArgs
@@ -271,10 +271,10 @@ def test_a_file_with_one_function_is_a_metric(tmp_path: Path) -> None:
     assert (about["scale"], about["better"]) == ("0-2", "lower")
     before = about["implementation"]
     assert "sha256 " in before
-    from src.eval import outside
+    from src.eval import custom_metrics
 
     own(tmp_path, "def score(prediction, reference): return 1.0\n")
-    outside.find.cache_clear()
+    custom_metrics.find.cache_clear()
     assert describe([name])[name]["implementation"] != before
     assert describe([name])[name]["better"] == "higher"
 

@@ -9,7 +9,7 @@ import pytest
 import sacrebleu
 
 from bench.simulated import KINDS, improved
-from src.eval import measures
+from src.eval import metric_functions
 from src.eval.significance import Finding, Paired, compare, detectable, means, sacrebleu_p, shares
 
 draw = np.random.default_rng(0)
@@ -100,7 +100,7 @@ def test_the_paired_test_of_sacrebleu_is_that_of_sacrebleu() -> None:
             [("a", worse), ("b", better)], {"x": scorer}, [texts], test_type="ar", n_samples=500
         )
         assert theirs == list(test()[1].values())[1][1].p_value
-        count, score = getattr(measures, f"{name}_counts"), getattr(measures, name)
+        count, score = getattr(metric_functions, f"{name}_counts"), getattr(metric_functions, name)
         columns = [
             np.array([count({"prediction": p, "reference": r}) for p, r in zip(made, texts, strict=True)])
             for made in (worse, better)

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from src import config, runs, schema
 from src.launch.job import Job, Outcome
-from src.utils import handed
+from src.utils import launch_config
 
 Told = Callable[[], list[str]]
 
@@ -43,9 +43,9 @@ def handed_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Cal
     def read() -> list[str]:
         found = []
         for packed in told.read_text().split() if told.exists() else []:
-            monkeypatch.setenv(handed.VARIABLE, packed)
-            found.append(str((handed.settings() or {})["resume"]))
-            monkeypatch.delenv(handed.VARIABLE)
+            monkeypatch.setenv(launch_config.VARIABLE, packed)
+            found.append(str((launch_config.settings() or {})["resume"]))
+            monkeypatch.delenv(launch_config.VARIABLE)
         return found
 
     yield read

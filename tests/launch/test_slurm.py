@@ -19,7 +19,7 @@ from src.runs import Run
 from tests.fixtures import ROOT, World, start, tree
 from tests.slurm import Cluster, needs_slurm, wait_for
 from tests.test_no_secret import CANARIES, TYPED, spellings
-from tests.train.stages import STEPS
+from tests.train.resume_cases import STEPS
 
 pytest_plugins = ["tests.fixtures", "tests.slurm"]
 pytestmark = needs_slurm

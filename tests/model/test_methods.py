@@ -14,7 +14,7 @@ from torch import nn
 from src import config
 from src.data.chat import Chat
 from src.errors import ConfigError, ModelError
-from src.model import adapters, attention, load, methods
+from src.model import adapters, load, methods, packed_attention
 from src.model.source import Source, locate, locate_tuned
 from src.schema import MethodArgs
 from src.train.pipeline import save
@@ -334,7 +334,7 @@ def test_packing_is_refused_where_virtual_tokens_stand_before_each_row(method: s
 @pytest.mark.parametrize("method", METHODS)
 def test_rows_are_laid_end_to_end_where_the_table_says_so(tiny: Path, method: str) -> None:
     model = tuned(tiny, args(method))
-    assert (attention.why_not(model) is None) == METHODS[method].padding_free
+    assert (packed_attention.why_not(model) is None) == METHODS[method].padding_free
 
 
 @pytest.mark.parametrize("method", ADAPTERS)

@@ -10,7 +10,7 @@ import pytest
 
 from src.model import profile
 from src.model.methods import METHODS
-from src.utils.curves import Curves
+from src.utils.event_files import Curves
 from src.utils.files import hashes
 from tests.fixtures import STEPS, TRAINED_ON, World, curves
 

@@ -18,7 +18,7 @@ import pytest
 
 from src.main import STAGES
 from src.remote import commands
-from src.remote.link import Link
+from src.remote.connection import Link
 from src.remote.target import Target
 from tests.remote.server import ROOT, Server
 

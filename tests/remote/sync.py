@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from src.remote.link import Link
+from src.remote.connection import Link
 from src.remote.target import Target
 from tests.fixtures import ROOT
 from tests.remote.proxy import Proxy, proxy

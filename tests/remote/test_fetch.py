@@ -22,7 +22,7 @@ from src import runs
 from src.errors import RemoteError, RunError
 from src.remote import fetch as fetching
 from src.remote import jobs, transfer
-from src.remote.link import Link
+from src.remote.connection import Link
 from tests.fixtures import tree
 from tests.remote.proxy import Proxy
 from tests.remote.server import Server, needs_own_mounts, needs_ssh

@@ -13,10 +13,10 @@ import psutil
 import pytest
 
 from src.errors import RemoteError, Stopped
-from src.remote import jobs, table
-from src.remote.link import Link
+from src.remote import jobs, status_table
+from src.remote.agent.start import CACHES
+from src.remote.connection import Link
 from src.remote.target import Target
-from src.remote.there.start import CACHES
 from tests.remote.server import Server, needs_own_mounts, needs_ssh, until
 
 pytest_plugins = ["tests.remote.server"]
@@ -285,12 +285,12 @@ def test_a_run_is_named_by_its_beginning_and_by_the_directory_that_it_works_in(l
 def test_of_a_long_list_the_newest_are_shown_and_what_runs(
     link: Link, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(table, "SHOWN", 1)
+    monkeypatch.setattr(status_table, "SHOWN", 1)
     running = start(link, "exec sleep 1000", id="running")
     for id in ("old", "new"):
         jobs.followed(link, start(link, "true", id=id)["id"])
     capsys.readouterr()
-    table.print_table(jobs.known(link), link)
+    status_table.print_table(jobs.known(link), link)
     shown = capsys.readouterr().out
     assert "new" in shown and "running" in shown and "old " not in shown and "and 1 older ones" in shown
     jobs.stop(link, running)

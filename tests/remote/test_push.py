@@ -19,8 +19,8 @@ import pytest
 
 from src.errors import RemoteError
 from src.remote import push as pushing
-from src.remote import taken, transfer
-from src.remote.link import Link
+from src.remote import push_files, transfer
+from src.remote.connection import Link
 from src.remote.target import Target
 from tests.fixtures import tree
 from tests.remote.client import GIT
@@ -222,9 +222,9 @@ def test_without_git_its_ignore_files_are_read_as_it_reads_them(
 ) -> None:
     write(here, {path: "x" for path in TREE})
     write(here, {".gitignore": RULES, "sub/.gitignore": "*.dat\n!b.log\n"})
-    by_git = taken.take()
+    by_git = push_files.take()
     monkeypatch.setenv("PATH", "/nowhere")
-    without = taken.take()
+    without = push_files.take()
     assert without.files == by_git.files and len(by_git.files) > 15
     assert by_git.notes == [] and ".gitignore was read without it" in without.notes[0]
 
@@ -269,11 +269,11 @@ def test_a_large_file_is_looked_at_once_while_its_times_stay(
 ) -> None:
     write(here, {"models/w": "weights"})
     os.utime(here / "models/w", (1, 1))
-    monkeypatch.setattr(taken, "RECENT", 0)
+    monkeypatch.setattr(push_files, "RECENT", 0)
     pushing.push(sync_link, also=["models/w"])
     looked: list[str] = []
-    real = taken.sha256
-    monkeypatch.setattr(taken, "sha256", lambda path: (looked.append(str(path)), real(path))[1])
+    real = push_files.sha256
+    monkeypatch.setattr(push_files, "sha256", lambda path: (looked.append(str(path)), real(path))[1])
     pushing.push(sync_link, also=["models/w"])
     assert "models/w" not in looked and "src/main.py" in looked
     (here / "models/w").write_text("WEIGHTS")
@@ -394,7 +394,7 @@ def test_a_push_never_writes_where_it_may_not_whatever_it_is_told(sync_link: Lin
         wanted = {path: {"is": "0" * 64, "size": 0, "mode": 0o644, "also": False}}
         with pytest.raises(RemoteError, match="is no place for a push"):
             sync_link.call(
-                "pushed:settle",
+                "apply_push:settle",
                 folder=sync_link.target.dir,
                 push={"id": "x", "sender": "y"},
                 wanted=wanted,
@@ -546,9 +546,9 @@ def test_an_rsync_that_does_not_work_is_told_and_done_without(
 def test_an_answer_that_was_lost_is_asked_for_again(sync_link: Link, here: Path, there: Path) -> None:
     wanted = {"link": {"is": "-> README.md", "size": 0, "mode": 0o777, "also": False}}
     given = {"folder": sync_link.target.dir, "push": {"id": "one", "sender": "me"}, "wanted": wanted, "named": []}
-    first = sync_link.call("pushed:settle", **given)
-    assert first["new"] == ["link"] and sync_link.call("pushed:settle", **given)["new"] == ["link"]
-    assert sync_link.call("pushed:settle", **given | {"push": {"id": "two", "sender": "me"}})["new"] == []
+    first = sync_link.call("apply_push:settle", **given)
+    assert first["new"] == ["link"] and sync_link.call("apply_push:settle", **given)["new"] == ["link"]
+    assert sync_link.call("apply_push:settle", **given | {"push": {"id": "two", "sender": "me"}})["new"] == []
 
 
 # Refusals

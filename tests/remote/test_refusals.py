@@ -12,8 +12,8 @@ import pytest
 
 from src.errors import UserError
 from src.remote import fetch
+from src.remote.agent import bootstrap
 from src.remote.listing import Listing
-from src.remote.there import door
 from tests.remote.client import Client
 from tests.remote.server import Server, make_key, needs_ssh
 from tests.remote.test_shells import run
@@ -65,7 +65,7 @@ def test_a_python_that_is_too_old_is_told(person: Client, monkeypatch: pytest.Mo
 
 
 def test_the_oldest_python_that_will_do_does(person: Client, noted: Path) -> None:
-    run(person.having(REMOTE_PYTHON=python(".".join(map(str, door.OLDEST)))), noted)
+    run(person.having(REMOTE_PYTHON=python(".".join(map(str, bootstrap.OLDEST)))), noted)
 
 
 def test_a_folder_in_which_nothing_was_run_says_so(

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from src.remote import jobs
-from src.remote.link import Link
+from src.remote.connection import Link
 from src.remote.target import Target
 from tests.remote.client import Client
 from tests.remote.server import GUEST_ID, GUEST_NAME, Server, needs_own_mounts, needs_ssh, until

@@ -13,9 +13,9 @@ import psutil
 import pytest
 
 from src.errors import Stopped
-from src.remote.there.snapshots import KEPT
+from src.remote.agent.snapshots import KEPT
 from tests.remote.client import Client
-from tests.remote.moments import Moments
+from tests.remote.kill_points import Moments
 from tests.remote.server import Server, needs_ssh, until
 from tests.remote.test_starts import python
 from tests.slurm import Cluster, needs_slurm

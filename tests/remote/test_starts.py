@@ -13,13 +13,13 @@ from pathlib import Path
 import psutil
 import pytest
 
+from src.remote import connection as links
 from src.remote import jobs
-from src.remote import link as links
-from src.remote.link import Link
+from src.remote.agent import fs
+from src.remote.connection import Link
 from src.remote.target import Target
-from src.remote.there import files
 from tests.remote.client import Client
-from tests.remote.moments import Moments
+from tests.remote.kill_points import Moments
 from tests.remote.proxy import proxy
 from tests.remote.server import Server, needs_ssh, until
 from tests.remote.test_jobs import folder_of
@@ -145,7 +145,7 @@ def test_a_record_is_made_once_where_there_are_no_links_too(
     for without, name in ((False, "linked"), (True, "not")):
         if without:
             monkeypatch.setattr(os, "link", refuse)
-        made = [files.write(str(tmp_path / name), text, new=True) for text in ("first", "second")]
+        made = [fs.write(str(tmp_path / name), text, new=True) for text in ("first", "second")]
         assert made == [True, False] and (tmp_path / name).read_text() == "first"
     assert len(list(tmp_path.iterdir())) == 2
 

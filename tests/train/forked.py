@@ -11,7 +11,7 @@ import subprocess
 import time
 from typing import Any
 
-from tests.nursery import become
+from tests.fork_server import become
 
 
 def by_fork() -> None:

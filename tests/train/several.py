@@ -14,7 +14,7 @@ import pytest
 
 from src.runs import Run
 from tests.fixtures import World
-from tests.nursery import PATIENCE, Nursery
+from tests.fork_server import PATIENCE, Nursery
 
 TWO = ("num_processes=2", "data_workers=1")
 

@@ -21,9 +21,9 @@ from src.model.source import locate
 from src.model.tokenizer import load_tokenizer
 from src.runs import Run
 from src.schema import TrainConfig
-from src.train.arguments import Schedule, arguments
 from src.train.checkpoint import COMPLETE
-from src.train.collate import EndToEnd, Padded
+from src.train.collators import EndToEnd, Padded
+from src.train.training_args import Schedule, arguments
 from tests.fixtures import ANSWER, TRAINED_ON, World, chat, curves, jsonl
 
 pytest_plugins = ["tests.fixtures"]

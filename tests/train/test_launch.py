@@ -15,12 +15,12 @@ from src import runs
 from src.runs import Run
 from src.schema import TrainConfig
 from src.train import checkpoint, launcher
-from src.train.processes import Plan
+from src.train.launch_plan import Plan
 from src.utils.files import sha256
 from tests.fixtures import World, curves
 from tests.train.several import PATIENCE, TWO, Start, ended, samples, until
 
-pytest_plugins = ["tests.fixtures", "tests.nursery", "tests.train.several"]
+pytest_plugins = ["tests.fixtures", "tests.fork_server", "tests.train.several"]
 
 LONG = (*TWO, "epochs=8", "batch_size=3", "lora_dropout=0.1", "logging_steps=1", "save_steps=2", "resume=auto")
 

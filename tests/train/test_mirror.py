@@ -23,10 +23,10 @@ from src.utils.logs import log
 from tests.conftest import HEAVY
 from tests.data.bucket import BUCKET
 from tests.fixtures import tree
-from tests.nursery import Moment
-from tests.train.stages import Stage, end_of
+from tests.fork_server import Moment
+from tests.train.resume_cases import Stage, end_of
 
-pytest_plugins = ["tests.fixtures", "tests.nursery", "tests.train.stages", "tests.data.bucket"]
+pytest_plugins = ["tests.fixtures", "tests.fork_server", "tests.train.resume_cases", "tests.data.bucket"]
 
 ADDRESS = f"s3://{BUCKET}/copies/of"
 PREFIX = "copies/of/"

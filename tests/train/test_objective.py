@@ -10,7 +10,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from src.data.rows import Example
 from src.schema import LossArgs
-from src.train.collate import EndToEnd, Padded
+from src.train.collators import EndToEnd, Padded
 from src.train.losses import Criterion
 from src.train.objective import Noise, Objective
 

@@ -16,8 +16,8 @@ import pytest
 import yaml
 
 from src.model.source import content_hash
-from src.run_table import table
 from src.runs import Run
+from src.runs_table import table
 from src.train.checkpoint import COMPLETE
 from tests.fixtures import EPOCHS, LESSON, ROOT, STEPS, TRAINED_ON, World, call, chat, curves, jsonl, tree
 

@@ -19,8 +19,8 @@ from src.model import adapters, load, methods
 from src.model.source import locate
 from src.model.tokenizer import load_tokenizer
 from src.schema import TrainConfig
-from src.train import memory, simulate
-from src.train.estimate import SIMULATED_CODE, Estimator, NoPlan, available
+from src.train.plan import memory, simulate
+from src.train.plan.estimate import SIMULATED_CODE, Estimator, NoPlan, available
 from src.utils.environment import Capacity
 from src.utils.workers import cores
 from tests.fixtures import ROOT, STEPS, TRAINED_ON, World, call
@@ -32,7 +32,7 @@ ROWS = [Example([1] * n, [False] * (n // 2) + [True] * (n - n // 2)) for n in (4
 
 @pytest.fixture(autouse=True)
 def cache_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("src.train.estimate.cache_of", lambda cfg: tmp_path / "cache")
+    monkeypatch.setattr("src.train.plan.estimate.cache_of", lambda cfg: tmp_path / "cache")
 
 
 def plan(world: World, *words: str) -> int:
@@ -167,13 +167,13 @@ def test_what_is_counted_is_what_a_real_step_holds(tiny: Path, method: str) -> N
     )
     model = adapters.apply(load.load_base(source, "float32", "cpu")[0], cfg, source, steps=10)
     model.train()
-    from src.train import collate
+    from src.train import collators
     from src.train.fit import CPU_MULTIPLE
     from src.train.losses import Criterion
     from src.train.objective import Objective
 
     objective = Objective(model, Criterion(cfg), "float32", end_to_end=True)
-    batch = collate.EndToEnd(CPU_MULTIPLE)(list(enumerate(ROWS)))
+    batch = collators.EndToEnd(CPU_MULTIPLE)(list(enumerate(ROWS)))
     with objective.attention(model), simulate._Storages(model) as seen:
         objective.summed(model, batch).backward()
     real = seen.at_peak(set())
@@ -262,7 +262,7 @@ def test_steps_and_tokens_are_those_of_the_training(finished: World) -> None:
 
 
 def test_the_longest_batch_is_the_longest_of_every_epoch(tiny: Path) -> None:
-    from src.train.arguments import batches_of
+    from src.train.training_args import batches_of
 
     cfg = settings(epochs=3)
     batches = batches_of(ROWS, cfg)

@@ -22,12 +22,12 @@ from src.errors import Stopped
 from src.runs import Run
 from src.train import checkpoint
 from src.train.checkpoint import COMPLETE
-from src.train.stop import CHECKPOINT_NOW
+from src.train.signals import CHECKPOINT_NOW
 from tests.fixtures import World, chat, curves, jsonl, start, tree
-from tests.nursery import Moment
-from tests.train.stages import CHECKPOINT, FIT, TRAIN, VARIANTS, WHOLE, Stage, assert_goes_on, end_of
+from tests.fork_server import Moment
+from tests.train.resume_cases import CHECKPOINT, FIT, TRAIN, VARIANTS, WHOLE, Stage, assert_goes_on, end_of
 
-pytest_plugins = ["tests.fixtures", "tests.nursery", "tests.train.stages"]
+pytest_plugins = ["tests.fixtures", "tests.fork_server", "tests.train.resume_cases"]
 
 KILLS = {
     "before the first step": ("plain", Moment(f"{FIT}:Loop.compute_loss"), None),
@@ -155,7 +155,7 @@ def test_a_second_signal_ends_it_at_once_and_it_can_be_gone_on_with(
 @pytest.mark.parametrize(
     ("moment", "expected", "begun"),
     [
-        (Moment("src.train.check:tokenised", send=signal.SIGTERM), 143, False),
+        (Moment("src.train.check_data:tokenised", send=signal.SIGTERM), 143, False),
         (Moment("src.model.load:load_base", after=True, send=signal.SIGINT), 130, False),
         (Moment("src.runs:create", after=True, send=signal.SIGTERM), 143, True),
         (Moment("src.train.callbacks:RunRecorder.prepare", send=signal.SIGTERM), 75, True),

@@ -16,7 +16,7 @@ from tests.fixtures import World, curves
 from tests.test_gpu import HAS_GPU
 from tests.train.several import TWO, Start, ended, samples, until
 
-pytest_plugins = ["tests.fixtures", "tests.nursery", "tests.train.several"]
+pytest_plugins = ["tests.fixtures", "tests.fork_server", "tests.train.several"]
 
 deepspeed = pytest.mark.skipif(
     not find_spec("deepspeed"),

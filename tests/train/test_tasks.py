@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from src.data import pairs
+from src.data import task_encoding
 from src.data.chat import Chat
 from src.data.encode import Encoded, Rules
 from src.data.rows import IGNORED, Example, Row
@@ -204,7 +204,10 @@ def batch_of(chat: Chat, rules: Rules, model: Any) -> dict[str, torch.Tensor]:
     answers = LABELS if rules.task == "classification" else ANSWERS
     rows = [message(f"Top of {'feed ' * n}{what}?", answers[what]) for n, what in enumerate(ANSWERS, 1)]
     examples = [
-        e for found in pairs.encode(rows, chat, rules) if isinstance(found, Encoded) for e in found.examples
+        e
+        for found in task_encoding.encode(rows, chat, rules)
+        if isinstance(found, Encoded)
+        for e in found.examples
     ]
     assert len(examples) == 4
     batch = COLLATORS[rules.task](chat.tokenizer, model)(list(enumerate(examples)))
@@ -244,13 +247,13 @@ def only(found: list[Any]) -> Any:
 def test_each_answer_of_a_conversation_is_an_example_whose_text_is_all_before_it(t5: Chat) -> None:
     row = message("a?", "b", "c?", "d")
     row.messages.insert(0, {"role": "system", "content": "Count."})
-    found = only(pairs.encode([row], t5, Rules(64, task="seq2seq")))
+    found = only(task_encoding.encode([row], t5, Rules(64, task="seq2seq")))
     assert found.ends
     assert [texts(t5, e) for e in found.examples] == [
         ("Count.\n\na?</s>", "b</s>"),
         ("Count.\n\na?\n\nb\n\nc?</s>", "d</s>"),
     ]
-    assert pairs.prompt(t5, row, None) == found.examples[1].ids[: found.examples[1].learnt.index(True)]
+    assert task_encoding.prompt(t5, row, None) == found.examples[1].ids[: found.examples[1].learnt.index(True)]
 
 
 @pytest.mark.parametrize(
@@ -260,7 +263,9 @@ def test_each_answer_of_a_conversation_is_an_example_whose_text_is_all_before_it
 def test_a_text_that_is_too_long_is_cut_where_the_setting_says(
     t5: Chat, rule: Any, text: str, answer: str
 ) -> None:
-    found = only(pairs.encode([message("0123456789", "d")], t5, Rules(8, on_overlength=rule, task="seq2seq")))
+    found = only(
+        task_encoding.encode([message("0123456789", "d")], t5, Rules(8, on_overlength=rule, task="seq2seq"))
+    )
     assert texts(t5, only(found.examples)) == (text, answer)
     assert found.note == "cut from 11 to 8 tokens"
 
@@ -280,7 +285,7 @@ def test_a_text_that_is_too_long_is_cut_where_the_setting_says(
     ],
 )
 def test_a_row_that_cannot_be_read_says_why(t5: Chat, row: Row, rule: Any, told: str) -> None:
-    assert str(only(pairs.encode([row], t5, Rules(8, on_overlength=rule, task="seq2seq")))) == told
+    assert str(only(task_encoding.encode([row], t5, Rules(8, on_overlength=rule, task="seq2seq")))) == told
 
 
 def test_a_batch_is_padded_on_the_right_and_the_decoder_starts_with_its_own_token(model_of: Any) -> None:

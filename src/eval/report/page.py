@@ -16,7 +16,7 @@ from jinja2 import ChainableUndefined, Environment, FileSystemLoader
 
 from src import NAME, VERSION, runs
 from src.errors import RunError
-from src.eval.report import charts, facts, lineage, pairs
+from src.eval.report import charts, examples, lineage, view_model
 from src.schema import ReportConfig
 from src.utils.files import read_json, write_text
 from src.utils.logs import log
@@ -52,9 +52,9 @@ def page(run: runs.Run, artifacts_dir: Path) -> str:
     manifest, result, comparison, data = (
         _read(run, name, notes) for name in ("manifest", "metrics", "comparison", "data_report")
     )
-    gate = facts.gate_of(comparison, result, str(manifest.get("task", "")))
+    gate = view_model.gate_of(comparison, result, str(manifest.get("task", "")))
     splits = _splits(run, artifacts_dir, result, comparison, gate, notes)
-    scores = facts.scores(comparison, result)
+    scores = view_model.scores(comparison, result)
     values = {
         "name": NAME,
         "version": VERSION,
@@ -62,10 +62,10 @@ def page(run: runs.Run, artifacts_dir: Path) -> str:
         "run": run.id,
         "status": run.status_in_words,
         "manifest": manifest,
-        "verdict": facts.verdict(run.status_in_words, manifest, result, comparison),
+        "verdict": view_model.verdict(run.status_in_words, manifest, result, comparison),
         "compared": bool(comparison.get("rows")),
         "gate": gate,
-        "decisive": facts.decisive(scores, gate),
+        "decisive": view_model.decisive(scores, gate),
         "scores": scores,
         "span": charts.around(v for rows in scores.values() for r in rows if r.share for v in r.on_axis),
         "splits": splits,
@@ -89,7 +89,7 @@ def _template() -> Any:
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters |= {"number": charts.number, "count": charts.count, "day": _day}
-    environment.globals |= {"charts": charts, "facts": facts, "took": lineage.took}
+    environment.globals |= {"charts": charts, "facts": view_model, "took": lineage.took}
     return environment.get_template("page.html.j2")
 
 
@@ -122,21 +122,21 @@ def _text(run: runs.Run, name: str) -> str:
 
 def _splits(
     run: runs.Run, artifacts_dir: Path, result: Mapping[str, Any], comparison: Mapping[str, Any],
-    gate: facts.Gate, notes: list[str],
-) -> list[pairs.Split]:  # fmt: skip
+    gate: view_model.Gate, notes: list[str],
+) -> list[examples.Split]:  # fmt: skip
     """The answers to each split, the deciding one first."""
     names = sorted(result.get("eval") or {}, key=lambda name: name != gate.split)
-    base = facts.baseline(artifacts_dir, result, comparison) if names else None
+    base = view_model.baseline(artifacts_dir, result, comparison) if names else None
     if comparison and base is None:
         notes.append(
             f"The base model's answers to these prompts are not in {artifacts_dir}/metrics; make eval-baseline "
             "makes them anew"
         )
-    lower = facts.better(result, gate.metric) == "lower"
+    lower = view_model.better(result, gate.metric) == "lower"
     found = []
     for name in names:
         file = f"{name}.predictions.jsonl"
-        split = pairs.read_split(
+        split = examples.read_split(
             name, run.path / "evals" / file, base / file if base else None, gate.metric, lower
         )
         if split is not None:
@@ -146,7 +146,7 @@ def _splits(
 
 def _curves(run: runs.Run, notes: list[str]) -> list[dict[str, Any]]:
     """A figure for each of CURVES that the run has points of."""
-    from src.utils.curves import Curves  # TensorBoard: most of a second
+    from src.utils.event_files import Curves  # TensorBoard: most of a second
 
     try:
         known = Curves.read(run.logs)
@@ -158,7 +158,8 @@ def _curves(run: runs.Run, notes: list[str]) -> list[dict[str, Any]]:
         lines = [charts.Line(*about, list(known[tag])) for tag, about in tags.items() if known.get(tag)]
         if lines:
             said = "; ".join(
-                facts.told(line.name, line.points, "lowest" if title == "Loss" else "highest") for line in lines
+                view_model.told(line.name, line.points, "lowest" if title == "Loss" else "highest")
+                for line in lines
             )
             figures.append({"title": title, "lines": lines, "said": said, "chart": charts.curve(lines, said)})
     return figures

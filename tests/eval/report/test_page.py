@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 
 from src import config, runs, schema
-from src.eval.report import charts, facts, pairs
+from src.eval.report import charts, examples, view_model
 from src.eval.report import page as report
 from src.eval.report.charts import MOST_POINTS, Span, bins, number, thinned, ticks
-from src.eval.report.pairs import Word, differences, read_split
-from src.utils.curves import Curves
+from src.eval.report.examples import Word, differences, read_split
+from src.utils.event_files import Curves
 from tests.conftest import Door
 from tests.eval.browser import Browser, needs_browser
 from tests.fixtures import call, jsonl
@@ -187,13 +187,13 @@ def test_the_verdict_stands_first_in_a_word_and_a_sentence(made: Made, outcome: 
 def test_a_difference_is_read_by_its_interval(whole: Made) -> None:
     told = text(whole.page())
     assert "+0.250 +0.190 to +0.310" in told
-    rows = facts.scores({"rows": rows_of()}, {})
+    rows = view_model.scores({"rows": rows_of()}, {})
     found = {(s, r.metric): r.tone for s, scores in rows.items() for r in scores}
     assert found == {
         ("test", "exact_match"): "unclear", ("test", "rougeL"): "better", ("adversarial", "rougeL"): "worse",
         ("adversarial", "perplexity"): "better",
     }  # fmt: skip
-    by_test = facts.scores({"rows": [score("test", "rougeL", 0.25, 0.5, 0.06, p_value=0.06)]}, {})
+    by_test = view_model.scores({"rows": [score("test", "rougeL", 0.25, 0.5, 0.06, p_value=0.06)]}, {})
     assert by_test["test"][0].tone == "unclear"  # the interval alone is not enough
     assert rows["adversarial"][1].on_axis == pytest.approx((5.19, 5.25, 5.31))  # better lies to the right
 
@@ -281,7 +281,7 @@ def test_the_baseline_that_the_comparison_names_is_taken(whole: Made, tmp_path: 
 # The examples
 
 
-def changed(tmp_path: Path, scores: list[tuple[float, float]], lower: bool = False) -> pairs.Split:
+def changed(tmp_path: Path, scores: list[tuple[float, float]], lower: bool = False) -> examples.Split:
     base = jsonl(tmp_path / "base.jsonl", (answer(n, a, "x") for n, (a, _) in enumerate(scores)))
     tuned = jsonl(tmp_path / "tuned.jsonl", (answer(n, b, "x") for n, (_, b) in enumerate(scores)))
     split = read_split("test", tuned, base, "rougeL", lower)
@@ -295,7 +295,7 @@ def test_the_examples_that_changed_most_are_found_in_both_directions(tmp_path: P
     split = changed(tmp_path, scores)
     change = [b - a for a, b in scores]
     order = sorted(range(len(scores)), key=lambda n: change[n])
-    most = pairs.MOST_SHOWN
+    most = examples.MOST_SHOWN
     assert [e.number - 1 for e in split.downs] == order[:most]
     assert [e.number - 1 for e in split.ups] == order[::-1][:most]
     assert split.ups[0].change == pytest.approx(max(change))
@@ -342,7 +342,7 @@ def test_an_answer_is_held_against_its_reference_word_by_word(
 
 def test_a_long_answer_is_clipped_and_not_marked() -> None:
     long = "word " * 5000
-    assert pairs.clipped(long).endswith(" … and 23,800 more characters")
+    assert examples.clipped(long).endswith(" … and 23,800 more characters")
     for reference, given in ((long, long), (long, "word " * 300), ("word " * 300, long)):
         assert [w.kind for w in differences(reference[:2500], given[:2500])] == ["other"]
 

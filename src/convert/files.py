@@ -1,0 +1,271 @@
+"""Turn multi-line JSON files and ChatGPT exports into JSONL: one JSON object per line.
+
+Rows are written from the text of the source (see json_text), so numbers come out exactly as they went in.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import stat
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from src.convert.chatgpt import chatgpt_conversations, is_conversation, left_out_summary
+from src.data.readers.json_text import JsonValue, fits_utf8, one_line, read_json_values
+
+TYPE_NAMES = {list: "an array", str: "a string", bool: "true or false", type(None): "null"}
+CORRECT_IT = "Correct it there and run the command again; nothing was written for this file."
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What happened to one file.
+
+    status: `ok`, `converted`, `would convert`, `up to date`, `skipped` or `refused`.
+    rows: the number of JSONL rows (0 when refused or skipped).
+    detail: the text to show after the path, beginning with `:line:column: ` where a place is known.
+    """
+
+    path: Path
+    status: str
+    rows: int
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{self.path}{self.detail}"
+
+
+class Refused(Exception):
+    """A file that cannot be converted: `place` is `:line:column`, `:line` or empty."""
+
+    def __init__(self, fact: str, remedy: str, place: str = "") -> None:
+        super().__init__(f"{place}: {fact}. {remedy}")
+
+
+def convert_tree(paths: Iterable[Path], *, force: bool = False, check: bool = False) -> list[Outcome]:
+    """Convert every `.json` and `.jsonl` file of `paths` (files, or folders searched with subfolders).
+
+    Returns one Outcome for each file, in order of path; a refused file does not stop the others.
+    """
+    found: dict[Path, Outcome | None] = {}
+    for path in paths:
+        for file, outcome in _find(path):
+            found.setdefault(file, outcome)
+    distinct = {os.path.abspath(file) if found[file] else os.path.realpath(file): file for file in found}
+    jsonl_first = sorted(distinct.values(), key=lambda file: (file.suffix.lower() != ".jsonl", file))
+    outcomes = [found[file] or convert_file(file, force=force, check=check) for file in jsonl_first]
+    return sorted(outcomes, key=lambda outcome: outcome.path)
+
+
+def convert_file(path: Path, *, force: bool = False, check: bool = False) -> Outcome:
+    """Convert one file: `x.jsonl` in place, `x.json` to `x.jsonl` beside it.
+
+    force: replace an `x.jsonl` that differs (it is kept as `x.jsonl.orig`). check: write nothing.
+    Raises nothing for bad files: the Outcome has the status `refused` and says where and why.
+    """
+    try:
+        return _convert(Path(os.path.realpath(path)) if path.is_symlink() else path, force, check)
+    except Refused as refusal:
+        return Outcome(path, "refused", 0, str(refusal))
+    except OSError as error:
+        return _unusable(path, error)
+
+
+def exit_code(outcomes: Iterable[Outcome]) -> int:
+    """2 when a file was refused, else 1 when `check` found something to convert, else 0."""
+    statuses = {outcome.status for outcome in outcomes}
+    return 2 if "refused" in statuses else int("would convert" in statuses)
+
+
+def summary(outcomes: Sequence[Outcome]) -> str:
+    """`3 files: 2 ok, 1 converted`."""
+    counts = Counter(outcome.status for outcome in outcomes)
+    files = "1 file" if len(outcomes) == 1 else f"{len(outcomes)} files"
+    return f"{files}: " + ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
+
+
+def _find(path: Path) -> Iterator[tuple[Path, Outcome | None]]:
+    """Files to convert under `path`, with an Outcome for those that are settled already."""
+    if not path.is_dir():
+        yield path, None
+        return
+    unreadable: list[OSError] = []
+    for folder, subfolders, names in os.walk(path, onerror=unreadable.append):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        wanted = [name for name in names if name.lower().endswith((".json", ".jsonl")) and name[0] != "."]
+        for file in (Path(folder, name) for name in subfolders + wanted):
+            if file.is_symlink():
+                detail = ": skipped, a symbolic link. Give the path of its target to convert it."
+                yield file, Outcome(file, "skipped", 0, detail)
+            elif file.name in wanted:
+                yield file, None
+    for error in unreadable:
+        yield Path(error.filename), _unusable(Path(error.filename), error)
+
+
+def _unusable(path: Path, error: OSError) -> Outcome:
+    detail = f": {error.strerror or error}. Check the path, its permissions and the free space."
+    return Outcome(path, "refused", 0, detail)
+
+
+def _convert(path: Path, force: bool, check: bool) -> Outcome:
+    raw, in_place = _read(path), path.suffix.lower() == ".jsonl"
+    text = _decode(raw)
+    values = _objects(text)
+    from_export = _is_export(values)
+    if in_place and not from_export and _is_jsonl(text, values):
+        bom = "; it starts with a byte order mark, left as it is" if raw.startswith(b"\xef\xbb\xbf") else ""
+        return Outcome(path, "ok", len(values), f": ok ({_rows(len(values))}){bom}")
+    rows, note = _export_rows(values) if from_export else ([one_line(v.source) for v in values], "")
+    data = "".join(row + "\n" for row in rows).encode()
+    target = path if in_place else path.with_suffix(".jsonl")
+    if not in_place and _is_current(target, data, force):
+        return Outcome(path, "up to date", len(rows), f": up to date ({_rows(len(rows))} in {target})")
+    done = f" ({_rows(len(rows))})" + ("" if in_place else f" to {target}")
+    if check:
+        return Outcome(path, "would convert", len(rows), f": would be converted{done}{note}")
+    kept = _write(target, data, like=path)
+    kept_as = f", {'original' if in_place else 'old rows'} kept as {kept}" if kept else ""
+    return Outcome(path, "converted", len(rows), f": converted{done}{kept_as}{note}")
+
+
+def _rows(count: int) -> str:
+    return "1 row" if count == 1 else f"{count} rows"
+
+
+def _read(path: Path) -> bytes:
+    if path.exists() and path.suffix.lower() not in (".json", ".jsonl"):
+        raise Refused("not a .json or .jsonl file", "Rename it if it holds JSON.")
+    if path.exists() and not path.is_file():
+        raise Refused("not a regular file", "Give a file or a folder.")
+    raw = path.read_bytes()
+    if not raw.strip(b"\xef\xbb\xbf \t\r\n"):
+        raise Refused("the file is empty", "Fill it or delete it.")
+    return raw
+
+
+def _decode(raw: bytes) -> str:
+    try:
+        return raw.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        fact = f"byte 0x{raw[error.start]:02x} is not UTF-8 text"
+        raise Refused(fact, "Save the file as UTF-8 and run the command again.", f":{line}") from None
+
+
+def _objects(text: str) -> list[JsonValue]:
+    """All values of `text`; refuses it unless there is at least one and every one is an object."""
+    try:
+        values = list(read_json_values(text))
+    except json.JSONDecodeError as error:
+        raise Refused(error.msg, CORRECT_IT, f":{error.lineno}:{error.colno}") from None
+    for line, value, _ in values:
+        if not isinstance(value, dict):
+            kind = TYPE_NAMES.get(type(value), "a number")
+            raise Refused(f"{kind} where an object is needed", "Make each row an object, {...}.", f":{line}")
+    if not values:
+        raise Refused("the array is empty", "Fill it or delete the file.", ":1")
+    return values
+
+
+def _is_jsonl(text: str, values: Sequence[JsonValue]) -> bool:
+    lines = [value.line for value in values]
+    alone = len(set(lines)) == len(lines) and not any("\n" in v.source or "\r" in v.source for v in values)
+    return alone and not text.lstrip().startswith("[")
+
+
+def _is_export(values: Sequence[JsonValue]) -> bool:
+    """True for a ChatGPT export; refuses a file that mixes its conversations with other objects."""
+    if not any(is_conversation(value.value) for value in values):
+        return False
+    for line, value, _ in values:
+        if isinstance(value, dict) and "mapping" not in value:
+            fact = "this object is no ChatGPT conversation, while others in the file are"
+            raise Refused(fact, "Put the two kinds in two files.", f":{line}")
+    return True
+
+
+def _export_rows(values: Sequence[JsonValue]) -> tuple[list[str], str]:
+    """The rows of a ChatGPT export, and a note on what was left out."""
+    found = chatgpt_conversations(value.value for value in values)
+    without = "".join(f"\n  no row from {reason}" for reason in found.without_row)
+    left_out = left_out_summary(found.left_out)
+    note = (f"; left out: {left_out}" if left_out else "") + without
+    if not found.rows:
+        raise Refused("no conversation has a question and an answer", "Nothing was written" + note)
+    rows = [json.dumps({"messages": messages}, ensure_ascii=False) for messages in found.rows]
+    rows = [row if fits_utf8(row) else json.dumps(json.loads(row)) for row in rows]
+    return rows, note
+
+
+def _is_current(target: Path, data: bytes, force: bool) -> bool:
+    """True when `target` already holds `data`; refuses to replace other content unless `force` is set."""
+    if not os.path.lexists(target):
+        return False
+    if target.read_bytes() == data:
+        return True
+    if target.is_symlink():
+        raise Refused(f"{target} is a symbolic link to other rows", "Remove the link; nothing was written.")
+    if not force:
+        fact = f"{target} exists and holds other rows, so it was not replaced"
+        raise Refused(fact, f"Move {target.name} away, or use --force, which keeps it as {target.name}.orig.")
+    return False
+
+
+def _write(target: Path, data: bytes, *, like: Path) -> Path | None:
+    """Put `data` at `target` in one step; returns where the file that was there is kept, if there was one."""
+    mode = stat.S_IMODE((target if target.exists() else like).stat().st_mode)
+    handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, mode)
+        kept = _keep(target) if target.exists() else None
+        os.replace(temporary, target)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    _sync_folder(target.parent)
+    return kept
+
+
+def _keep(path: Path) -> Path:
+    """Keep the content of `path` under the first free name of `.orig`, `.orig.2`, `.orig.3`, ..."""
+    number = 1
+    while True:
+        kept = path.with_name(f"{path.name}.orig" + (f".{number}" if number > 1 else ""))
+        try:
+            _link_or_copy(path, kept)
+            return kept
+        except FileExistsError:
+            number += 1
+
+
+def _link_or_copy(path: Path, new: Path) -> None:
+    try:
+        os.link(path, new)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        with open(path, "rb") as source, open(new, "xb") as copy:
+            shutil.copyfileobj(source, copy)
+            copy.flush()
+            os.fsync(copy.fileno())
+        shutil.copystat(path, new)
+
+
+def _sync_folder(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -1,0 +1,157 @@
+"""Read CSV and TSV files record by record, in bounded memory; the first record names the columns.
+
+A record may have line ends inside quotes. One that cannot be read is refused together with all lines it was taken
+for, which its RowError names, and reading goes on behind it.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+
+from src.data.formats import RowError
+from src.data.readers.text import MAX_ROW_BYTES, PIECE, Values, start_text, too_large
+from src.errors import DataError
+
+
+def read_csv(file: io.BufferedReader, path: Path) -> Values:
+    """Each record behind the header as `{column: text}`."""
+    return _read(file, path, ",")
+
+
+def read_tsv(file: io.BufferedReader, path: Path) -> Values:
+    """The same with tabs between the fields."""
+    return _read(file, path, "\t")
+
+
+def _read(file: io.BufferedReader, path: Path, delimiter: str) -> Values:
+    start_text(file, path)
+    csv.field_size_limit(MAX_ROW_BYTES)  # of the whole process; a record's size is limited here
+    records = _records(file, delimiter)
+    line, header = next(records, (0, None))
+    if header is not None:
+        names = _names(header, f"{path}:{line}")
+        yield from ((line, _row(names, record)) for line, record in records)
+
+
+def _names(header: list[str] | RowError, place: str) -> list[str]:
+    """Raises: DataError unless the header gives each column a name of its own."""
+    if isinstance(header, RowError):
+        raise DataError(f"{place} is no header: it {header.detail}", hint="name each column in the first row")
+    twice = sorted({name for name in header if name.strip() and header.count(name) > 1})
+    problems = [f"{place} names the column {name!r} twice" for name in twice]
+    if not all(name.strip() for name in header):
+        problems.append(f"{place} has a column without a name")
+    if problems:
+        raise DataError(*problems, hint="give each column a name of its own in the first row")
+    return header
+
+
+def _row(names: list[str], record: list[str] | RowError) -> dict[str, str] | RowError:
+    if isinstance(record, RowError):
+        return record
+    if len(record) != len(names):
+        fields = "1 field" if len(record) == 1 else f"{len(record)} fields"
+        return RowError("wrong_columns", f"has {fields}, the header has {len(names)}")
+    return dict(zip(names, record, strict=True))
+
+
+def _records(file: io.BufferedReader, delimiter: str) -> Iterator[tuple[int, list[str] | RowError]]:
+    """`(line, fields)` of each record, with the line that it starts on."""
+    lines = _Lines(file)
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    while True:
+        lines.start_record()
+        try:
+            fields = _fields(reader, lines, delimiter)
+        except StopIteration:
+            return
+        except RowError as error:
+            lines.problem = error
+        yield lines.first, lines.told_problem() or fields
+
+
+def _fields(reader: Iterator[list[str]], lines: _Lines, delimiter: str) -> list[str]:
+    """The next record. One that is not CSV is read on to where csv.reader finds its end when it is not strict."""
+    try:
+        return next(reader)
+    except csv.Error as error:
+        what = "it opens a quote that is never closed" if lines.ended else str(error).partition(" - ")[0]
+        lines.problem = RowError("not_csv", f"is not CSV: {what}")
+        again = (line.replace("\r", " ") for line in chain([*lines.record], lines))
+        return next(csv.reader(again, delimiter=delimiter), [])
+
+
+class _Lines:
+    """The lines of a file for csv.reader, which asks for as many as a record has.
+
+    What is wrong with a line waits in `problem`, so that csv.reader still finds the end of its record.
+    """
+
+    def __init__(self, file: io.BufferedReader) -> None:
+        self._file = file
+        self._size = 0  # of the record so far
+        self._line = 0  # the last one read
+        self.first = 0  # the line that the record starts on
+        self.record: list[str] = []
+        self.problem: RowError | None = None
+        self.ended = False
+
+    def start_record(self) -> None:
+        self._size, self.record, self.problem = 0, [], None
+
+    def told_problem(self) -> RowError | None:
+        """The problem, with the lines that it costs where they are several or all that follow."""
+        if not self.problem or self._line == self.first:
+            return self.problem
+        lines = "the rest of the file" if self.ended else f"lines {self.first} to {self._line}"
+        return RowError(self.problem.reason, f"{self.problem.detail}; {lines} could not be read")
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        raw = self._next_line()
+        while not self._size and raw and not raw.strip(b" \r\n"):
+            raw = self._next_line()
+        if not raw:
+            self.ended = True
+            raise StopIteration
+        self.first = self.first if self._size else self._line
+        self._size += len(raw)
+        if self._size > MAX_ROW_BYTES:
+            raise self._skip(raw)
+        self.record.append(self._decode(raw))
+        return self.record[-1]
+
+    def _next_line(self) -> bytes:
+        raw = self._file.readline(MAX_ROW_BYTES + 1)
+        self._line += bool(raw)
+        return raw
+
+    def _decode(self, raw: bytes) -> str:
+        if b"\0" in raw:
+            self.problem = RowError("not_csv", f"is not CSV: it has a NUL character on line {self._line}")
+        try:
+            return raw.decode().replace("\0", " ")  # Python 3.10 stops at a NUL
+        except UnicodeDecodeError as error:
+            self.problem = RowError("not_utf8", f"is not UTF-8 at byte {error.start + 1} of line {self._line}")
+            return raw.decode(errors="replace").replace("\0", " ")
+
+    def _skip(self, piece: bytes) -> RowError:
+        """Read a record that is too large to its end: a line end with an even number of quotes before it."""
+        quoted = self._line > self.first
+        while True:
+            quoted ^= bool(piece.count(b'"') % 2)
+            if piece.endswith(b"\n") and not quoted:
+                return too_large(self._size)
+            ended_line = piece.endswith(b"\n")
+            piece = self._file.readline(PIECE)
+            if not piece:
+                self.ended = quoted
+                return too_large(self._size)
+            self._line += ended_line
+            self._size += len(piece)

@@ -1,0 +1,172 @@
+"""What happened to every row, as `data_report.json` keeps it: rows in = rows trained + rows rejected."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from src.data.rows import MOST_SHOWN
+from src.data.store import Array, Counts, Match, RowStore
+from src.data.tokens import Left, Outcome
+from src.errors import DataError
+from src.schema import TrainConfig
+from src.utils.files import sha256
+from src.utils.secrets import redact
+
+ASKED_FOR = {"not_sampled"}  # reasons that are settings, no findings
+KINDS = ("exact", "normalised", "near")
+SHARES = {"min": 0.0, "p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "max": 1.0}
+
+
+def refuse_evaluation_files(files: Sequence[Path], eval_path: str | Path) -> None:
+    """Raises: DataError if a training file is one of the evaluation files, by path or by content."""
+    held = {(p.stat().st_size, sha256(p)): p for p in sorted(Path(eval_path).glob("*.jsonl"))}
+    sizes = {size for size, _ in held}  # a large file is not hashed once more for nothing
+    alike = [(f, f.stat().st_size) for f in files if f.stat().st_size in sizes]
+    same = [(f, held[key]) for f, size in alike if (key := (size, sha256(f))) in held]
+    if same:
+        raise DataError(
+            *(f"training file {f} is the evaluation file {e}" for f, e in same),
+            hint="set dataset_pattern so that it leaves evaluation data out, or eval_path to a folder of its own",
+        )
+
+
+def refuse_findings(report: dict[str, Any], cfg: TrainConfig) -> None:
+    """Raises: DataError if no row is left, or with `strict_data` if there is any finding."""
+    if not report["rows_trained"]:
+        told = [f"{r['file']}:{r['line']} {r['detail']}" for r in report["rejected"][:MOST_SHOWN]]
+        raise DataError(*told, hint="no row is left to train on; raise max_length")
+    if cfg.strict_data and report["findings"]:
+        raise DataError(*report["findings"], hint="mend the data, or set strict_data=false")
+
+
+def build(
+    store: RowStore,
+    left_out: Sequence[Left],
+    outcome: Outcome,
+    rows: Array,
+    counts: Counts,
+    eval_files: Sequence[Path],
+) -> dict[str, Any]:
+    """The data report.
+
+    Args:
+        left_out: rows that the settings leave out.
+        outcome: what became of the others when they were tokenised.
+        rows: the row of each example.
+        counts: tokens and tokens with loss of each example.
+    """
+    rejected = [*store.rejected(), *(store.rejection(*left) for left in (*left_out, *outcome.rejected))]
+    order = {file: number for number, file in enumerate(store.files)}
+    rejected.sort(key=lambda r: (order[r.file], r.line))
+    trained = np.unique(rows)
+    per_file = np.bincount(store.files_of(trained), minlength=len(store.files)).tolist()
+    by_reason = dict(Counter(r.reason for r in rejected).most_common())
+    found: dict[str, Any] = {
+        "rows_in": sum(file["rows_in"] for file in store.about["files"]),
+        "rows_trained": len(trained),
+        "examples": len(rows),
+        "rejected": [
+            {"file": str(r.file), "line": r.line, "reason": r.reason, "detail": r.detail} for r in rejected
+        ],
+        "rejected_by_reason": by_reason,
+        "cut": [_place(store, left) | {"detail": left.detail} for left in outcome.cut],
+        "files": [
+            {key: file[key] for key in ("file", "sha256", "format", "rows_in")} | {"rows_trained": count}
+            for file, count in zip(store.about["files"], per_file, strict=True)
+        ],
+        "tokens": {
+            "total": int(counts.tokens.sum()),
+            "with_loss": int(counts.learnt.sum()),
+            "row_length": _percentiles(counts.tokens),
+        },
+        "duplicates": _matches(store, "duplicates"),
+        "contamination": {"files": _overlaps(store, eval_files), **_matches(store, "contamination")},
+        "mask": _mask(outcome),
+        "no_end_of_turn": outcome.no_end_of_turn,
+    }
+    return found | {"findings": _findings(found)}
+
+
+def labels(tokens: Path, names: Sequence[str]) -> dict[str, Any]:
+    """How many examples each label of a classification has; nothing for another task."""
+    if not names:
+        return {}
+    ends = np.load(tokens / "ends.npy")
+    last = np.memmap(tokens / "ids.bin", np.int32, "r")[ends - 1] if len(ends) else ends
+    return {"labels": dict(zip(names, np.bincount(last, minlength=len(names)).tolist(), strict=True))}
+
+
+def _place(store: RowStore, left: Left) -> dict[str, Any]:
+    where = store.rejection(*left)
+    return {"file": str(where.file), "line": where.line}
+
+
+def _percentiles(lengths: Array) -> dict[str, int]:
+    ordered = np.sort(lengths)
+    last = len(ordered) - 1
+    return {
+        name: int(ordered[min(last, int(share * len(ordered)))]) if len(ordered) else 0
+        for name, share in SHARES.items()
+    }
+
+
+def _matches(store: RowStore, what: str) -> dict[str, Any]:
+    found = list(store.matches(what))
+    kinds = Counter(match.kind for match in found)
+    return {kind: kinds[kind] for kind in KINDS} | {"rows": [_told(store, match) for match in found]}
+
+
+def _told(store: RowStore, match: Match) -> dict[str, Any]:
+    place = _place(store, Left(match.row, "", ""))
+    return place | {
+        "kind": match.kind,
+        "similarity": round(match.similarity, 3),
+        "of": f"{match.file}:{match.line}",
+    }
+
+
+def _overlaps(store: RowStore, eval_files: Sequence[Path]) -> dict[str, dict[str, int]]:
+    """For each evaluation file, how many training rows occur in it, by kind."""
+    found = Counter((match.file, match.kind) for match in store.matches("contamination"))
+    names = [str(redact(str(file))) for file in eval_files]  # as the matches were written down
+    return {name: {kind: found[name, kind] for kind in KINDS} for name in names}
+
+
+def _mask(outcome: Outcome) -> dict[str, Any]:
+    known = {"agrees", "disagrees"}
+    return {
+        "checked": sum(outcome.mask.values()),
+        "agree": outcome.mask["agrees"],
+        "disagree": outcome.mask["disagrees"],
+        "not_comparable": {why: count for why, count in outcome.mask.items() if why not in known},
+    }
+
+
+def _findings(found: dict[str, Any]) -> list[str]:
+    """What a careful person would look at before training, a sentence each."""
+    rejected = [
+        f"{n} rows are rejected: {reason}"
+        for reason, n in found["rejected_by_reason"].items()
+        if reason not in ASKED_FOR
+    ]
+    doubled = {kind: found["duplicates"][kind] for kind in KINDS}
+    overlap = sum(found["contamination"][kind] for kind in KINDS)
+    more = {
+        "rows are cut to max_length": len(found["cut"]),
+        f"rows are duplicates of earlier ones ({_kinds(doubled)})": sum(doubled.values()),
+        "rows occur in the evaluation files": overlap,
+        "masks could not be compared with a second derivation": sum(found["mask"]["not_comparable"].values()),
+        "rows have an answer without an end-of-turn token: the model does not learn to stop": found[
+            "no_end_of_turn"
+        ],
+    }
+    return rejected + [f"{count} {what}" for what, count in more.items() if count]
+
+
+def _kinds(counts: dict[str, int]) -> str:
+    return ", ".join(f"{n} {kind}" for kind, n in counts.items() if n)

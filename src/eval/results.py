@@ -1,0 +1,160 @@
+"""Two evaluations side by side: the same examples under the same conditions, or a refusal that says why not."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from src.errors import RunError
+from src.eval import significance
+from src.eval.metric_functions import Row
+from src.eval.metrics import METRICS
+from src.runs import Run
+from src.utils.files import read_json
+
+LARGEST = {"0-1": 1.0, "0-100": 100.0}  # how much the score of an example can change, by the metric's scale
+AGAIN = "run make eval-baseline with the settings of make eval"
+
+
+class Evaluated:
+    """An evaluated model: its `metrics.json`, and the rows that its scores come from.
+
+    name: what it is called in tables. answers: the folder of its `<split>.predictions.jsonl`.
+    """
+
+    def __init__(self, name: str, folder: Path, answers: Path) -> None:
+        self.name, self.folder, self._answers = name, folder, answers
+        self._rows: dict[str, list[Row]] = {}
+
+    @classmethod
+    def of_run(cls, run: Run) -> Evaluated:
+        """Raises: RunError if the run has not been evaluated."""
+        found = cls(run.id, run.path, run.path / "evals")
+        if not (run.path / "metrics.json").is_file() or "eval" not in found.result:
+            raise RunError(
+                f"run {run.id} has not been evaluated", hint=f"make eval model_path={run.path} does that"
+            )
+        return found
+
+    @classmethod
+    def of_base(cls, folder: Path) -> Evaluated:
+        """The kept answers of a base model. Raises: RunError if they are not there."""
+        if not (folder / "metrics.json").is_file():
+            raise RunError(f"there is no baseline in {folder}", hint=AGAIN)
+        found = cls("base", folder, folder)
+        found.name = str(found.result["base_model"]["name"])
+        return found
+
+    @cached_property
+    def result(self) -> Mapping[str, Any]:
+        return dict(read_json(self.folder / "metrics.json"))
+
+    def rows(self, split: str) -> list[Row]:
+        """Raises: RunError if the answers are gone."""
+        path = self._answers / f"{split}.predictions.jsonl"
+        if split not in self._rows:
+            if not path.is_file():
+                raise RunError(f"{path} does not exist", hint="evaluate again")
+            lines = path.read_text(encoding="utf-8", errors="surrogatepass").split("\n")
+            self._rows[split] = [json.loads(line) for line in lines if line]
+        return self._rows[split]
+
+
+def fingerprint(conditions: Mapping[str, Any]) -> str:
+    """Twelve hexadecimal digits that stand for everything the scores depend on, the model aside."""
+    return hashlib.sha256(json.dumps(conditions, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def baseline_folder(artifacts_dir: str, base: Mapping[str, Any], conditions: Mapping[str, Any]) -> Path:
+    """Where the base model's answers under these conditions are kept."""
+    which = hashlib.sha256(str(base["revision"]).encode()).hexdigest()[:8]
+    name = str(base["name"]).rstrip("/").rsplit("/", 1)[-1]
+    return Path(artifacts_dir) / "metrics" / f"{name}-{which}-{fingerprint(conditions)}"
+
+
+def baseline_of(tuned: Evaluated, artifacts_dir: str) -> Evaluated:
+    """The kept answers of the model's base under its conditions.
+
+    Raises: RunError if there are none, naming what differs from those of its base that are kept.
+    """
+    base, conditions = tuned.result["base_model"], tuned.result["conditions"]
+    folder = baseline_folder(artifacts_dir, base, conditions)
+    if (folder / "metrics.json").is_file():
+        return Evaluated.of_base(folder)
+    kept = sorted((Path(artifacts_dir) / "metrics").glob("*/metrics.json"), key=lambda p: p.stat().st_mtime)
+    results = [read_json(path) for path in kept]
+    others = [r["conditions"] for r in results if r["base_model"]["revision"] == base["revision"]]
+    told = f"; one is kept that differs in {', '.join(differing(conditions, others[-1]))}" if others else ""
+    raise RunError(f"{base['name']} has no baseline under the conditions of {tuned.name}{told}", hint=AGAIN)
+
+
+def differing(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """The conditions that differ, by name; of those that hold several, which."""
+    found = []
+    for key in sorted(k for k in {*ours, *theirs} if ours.get(k) != theirs.get(k)):
+        a, b = ours.get(key), theirs.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found.append(f"{key} ({', '.join(sorted(k for k in {*a, *b} if a.get(k) != b.get(k)))})")
+        else:
+            found.append(key)
+    return found
+
+
+def refuse_other_conditions(tuned: Evaluated, base: Evaluated) -> None:
+    """Raises: RunError if they were not evaluated under the same conditions, naming what differs."""
+    ours, theirs = tuned.result["conditions"], base.result["conditions"]
+    if ours != theirs:
+        raise RunError(
+            f"not comparable: {tuned.name} and {base.name} were evaluated under different "
+            f"{', '.join(differing(ours, theirs))}",
+            hint=AGAIN,
+        )
+
+
+def paired(tuned: Evaluated, base: Evaluated, split: str, metric: str) -> significance.Paired | None:
+    """Both models' examples by one metric; None where its corpus score comes from no single examples.
+
+    Raises: RunError if the answers are not to the same prompts.
+    """
+    ours, theirs = tuned.rows(split), base.rows(split)
+    asked = [[(row["prompt"], row["reference"]) for row in rows] for rows in (ours, theirs)]
+    if asked[0] != asked[1]:
+        raise RunError(
+            f"not comparable: {tuned.name} and {base.name} did not answer the same prompts of {split}", hint=AGAIN
+        )
+    known = METRICS.get(metric)
+    if known and known.statistics and known.corpus:
+        columns = _together(metric, ours, theirs)
+        if columns is None:
+            return None
+        return significance.Paired(columns[1], columns[0], known.corpus, _largest(tuned, metric))
+    scores = [[row["scores"].get(metric) for row in rows] for rows in (ours, theirs)]
+    if not all(_is_mean(e, s, split, metric) for e, s in zip((tuned, base), scores, strict=True)):
+        return None
+    return significance.means(scores[1], scores[0], _largest(tuned, metric))
+
+
+def _together(metric: str, *answers: Sequence[Row]) -> list[Any] | None:
+    """The statistics of each of `answers`, column by column alike: labels are counted over all of them."""
+    known = METRICS[metric]
+    if known.together and known.statistics:
+        every = np.array(known.statistics([row for rows in answers for row in rows]), dtype=float)
+        return np.split(every, len(answers))
+    found = [[row.get("statistics", {}).get(metric) for row in rows] for rows in answers]
+    return None if any(None in rows for rows in found) else [np.array(rows, dtype=float) for rows in found]
+
+
+def _is_mean(model: Evaluated, scores: Sequence[float | None], split: str, metric: str) -> bool:
+    corpus = float(model.result["eval"][split][metric])
+    numbers = [s for s in scores if s is not None]
+    return len(numbers) == len(scores) and abs(float(np.mean(numbers)) - corpus) <= 1e-9 * max(1.0, abs(corpus))
+
+
+def _largest(model: Evaluated, metric: str) -> float | None:
+    return LARGEST.get(model.result["metrics"][metric]["scale"])

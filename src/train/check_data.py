@@ -1,0 +1,56 @@
+"""check-data, and the first step of a training: read the rows, tokenise them, show what became of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from src import runs
+from src.config import to_yaml
+from src.data import prepare, report
+from src.data.chat import Chat
+from src.data.show import show
+from src.data.store import TokenStore
+from src.model import tasks
+from src.model.source import Source, locate
+from src.schema import TrainConfig
+from src.utils.files import write_json, write_text
+from src.utils.logs import log
+
+
+def check_data(cfg: TrainConfig) -> int:
+    """Show what a training with these settings would train on; keep the report under OUTPUT_DIR/checks.
+
+    Raises: what that training would refuse, after the report is written.
+    """
+    runs.check_writable(cfg.output_dir)
+    data = prepare.read(cfg)
+    base = locate(cfg.model_name, cfg.model_revision)
+    tasks.check_source(base, cfg.task, cfg.max_length)
+    tokens, chat = tokenised(data, base, cfg)
+    folder = runs.new_folder(Path(cfg.output_dir) / "checks")
+    write_text(folder / "config_used.yaml", to_yaml(cfg))
+    write_json(folder / "data_report.json", tokens.report)
+    show(tokens, chat, cfg.max_length)
+    log.info("report in %s", folder / "data_report.json")
+    prepare.refuse_bad_rows(data, cfg)
+    report.refuse_findings(tokens.report, cfg)
+    return 0
+
+
+def tokenised(data: prepare.Data, base: Source, cfg: TrainConfig) -> tuple[TokenStore, Chat]:
+    """The tokens of the rows by the tokenizer of `base`, and that tokenizer."""
+    from src.model.tokenizer import load_config  # transformers starts loading here
+
+    config = load_config(base.location, cfg.model_revision, cfg.trust_remote_code).to_dict()
+    tasks.check(config, base.name, cfg.task, cfg.max_length)  # of the Hub it was not known before
+    chat = chat_of(base, cfg)
+    data = data._replace(labels=tasks.labels_for(data.labels, config)) if data.labels else data
+    return prepare.tokenise(data, chat, cfg), chat
+
+
+def chat_of(base: Source, cfg: TrainConfig) -> Chat:
+    """The tokenizer of `base`, as the task uses it."""
+    from src.model.tokenizer import load_tokenizer
+
+    templated = tasks.TASKS[cfg.task].templated
+    return Chat(load_tokenizer(base.location, cfg.model_revision, cfg.trust_remote_code, templated=templated))

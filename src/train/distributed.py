@@ -1,0 +1,73 @@
+"""What the processes of a training do as one: they meet, wait for the first of them, and part."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+from torch import distributed
+
+from src.errors import PeerLost
+from src.utils.process_info import here
+
+T = TypeVar("T")
+
+PREPARING = timedelta(days=2)  # how long the others wait while the first reads and tokenises
+
+_waiting: Any = None  # the process group that waits
+
+
+@contextmanager
+def joined(device: str) -> Iterator[str]:
+    """The processes together, connected inside. Yields the device of this one, as `cuda:1`.
+
+    Raises: PeerLost in place of the connection's error if another process ends.
+    """
+    global _waiting
+    now = here()
+    if not now.joined:
+        yield device
+        return
+    if device == "cuda":
+        device = f"cuda:{now.local_rank}"
+        torch.cuda.set_device(device)
+    hook = sys.excepthook
+    distributed.init_process_group("cpu:gloo,cuda:nccl" if device != "cpu" else "gloo")
+    sys.excepthook = hook  # torch's own writes [rank1] before each line
+    _waiting = distributed.new_group(backend="gloo", timeout=PREPARING)
+    try:
+        yield device
+    except RuntimeError as error:
+        if now.world > 1 and _is_of_connection(error):
+            raise PeerLost("another process of this training ended before its time") from error
+        raise
+    else:
+        distributed.destroy_process_group()
+
+
+def _is_of_connection(error: RuntimeError) -> bool:
+    return isinstance(error, distributed.DistError) or "gloo" in str(error)
+
+
+def first(value: T | None) -> T:
+    """What the first process has, given to all, once it has it. It must be picklable where there are several."""
+    given = [value]
+    if here().world > 1:
+        distributed.broadcast_object_list(given, src=0, group=_waiting)
+    return given[0]  # type: ignore[return-value]
+
+
+@contextmanager
+def last_words() -> Iterator[None]:
+    """Let the first process say and write why it ended, though its launcher is already ending all of them."""
+    try:
+        yield
+    except BaseException:
+        if here().world > 1:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise

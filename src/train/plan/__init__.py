@@ -1,0 +1,93 @@
+"""plan: what a training would take, known before it is paid for; and the refusal of what cannot fit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from src.errors import ConfigError, RunError
+from src.schema import PlanConfig, TrainConfig
+from src.train.prepare import Ready, made_ready
+from src.utils import environment
+from src.utils.environment import Reasoned
+from src.utils.logs import log
+
+if TYPE_CHECKING:
+    from src.train.plan.estimate import Plan
+
+
+def plan(cfg: PlanConfig) -> int:
+    """Print what the training of these settings would take. Returns 0 if it fits, 2 if not."""
+    here = environment.choose_device(cfg.cuda_visible_devices).value
+    if cfg.probe and cfg.plan_for not in (None, here):
+        raise ConfigError(f"probe=true trains here, on {here}, and plan_for={cfg.plan_for} is no such device")
+    ready = made_ready(cfg, *_planned_for(cfg))
+    found = planned(ready, cfg)
+    if found is None:
+        return 2
+    if cfg.probe and (found.fits or cfg.force):
+        from src.train.plan import table
+        from src.train.plan.probe import probe
+
+        table.show_probe(probe(ready, settled(cfg, found), found), found)
+    return 0 if found.fits else 2
+
+
+def _planned_for(cfg: PlanConfig) -> tuple[Reasoned, Reasoned]:
+    """The device and the precision to plan for."""
+    device = environment.choose_device(cfg.cuda_visible_devices)
+    if cfg.plan_for in (None, device.value):
+        return device, environment.choose_dtype(cfg.bf16, cfg.cuda_visible_devices)
+    if cfg.plan_for == "cpu":
+        return Reasoned("cpu", "plan_for=cpu"), environment.choose_dtype(cfg.bf16, "")
+    value = "float16" if cfg.bf16 is False else "bfloat16"
+    return Reasoned("cuda", "plan_for=cuda"), Reasoned(value, f"bf16={str(cfg.bf16).lower()}, plan_for=cuda")
+
+
+def planned(ready: Ready, cfg: TrainConfig) -> Plan | None:
+    """The plan, printed, with what to change where it does not fit; None, and said, of a model that has none."""
+    from src.train.plan import estimate, table
+
+    device, dtype = ready.device.value, ready.dtype.value
+    kernels = environment.choose_kernels(cfg.use_liger_kernel, cfg.cuda_visible_devices, device)
+    estimator = estimate.Estimator(
+        ready.base, ready.examples, ready.held_out, dtype, device, ready.chat.tokenizer,
+        estimate.fixed_bytes(device), ready.labels, with_liger=kernels.value == "liger",
+    )  # fmt: skip
+    try:
+        found = estimator.plan(cfg, estimate.available(cfg, device))
+    except estimate.NoPlan as error:
+        log.warning("what this training takes cannot be known before: %s", error)
+        return None
+    table.show(found)
+    if not found.fits_memory:
+        table.show_instead(list(estimator.instead(found, cfg)), found.available.bytes)
+    return found
+
+
+def settled(cfg: TrainConfig, found: Plan | None) -> TrainConfig:
+    """The settings with `gradient_checkpointing=auto` decided; without a plan it is off."""
+    chosen = found.checkpointing.value == "true" if found else cfg.gradient_checkpointing is True
+    return replace(cfg, gradient_checkpointing=chosen)
+
+
+def refuse(found: Plan | None, cfg: TrainConfig) -> None:
+    """Raises: RunError if the training cannot fit, unless force=true."""
+    if found is None:
+        return
+    from src.train.plan.memory import gb
+
+    problems = [
+        f"the disk of {place} has {gb(free)} GB free, and the training would write {gb(needed)} GB"
+        for place, needed, free in found.full_disks
+    ]
+    if not found.fits_memory:
+        problems.insert(
+            0, f"this training needs {gb(found.memory.peak)} GB of memory, and there are "
+            f"{gb(found.available.bytes)} GB ({found.available.reason})",
+        )  # fmt: skip
+    if problems and cfg.force:
+        for problem in problems:
+            log.warning("force=true: %s", problem)
+    elif problems:
+        raise RunError(*problems, hint="see the plan above for what needs less; force=true trains anyway")

@@ -1,0 +1,138 @@
+"""What a training needs, made ready: its data, its tokens, its device; then its model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from src import runs
+from src.data import loader, prepare, report, task_encoding
+from src.data.chat import Chat
+from src.data.encode import Rules
+from src.data.formats import RowError
+from src.data.rows import Example, Row
+from src.data.show import show
+from src.data.store import TokenStore
+from src.errors import ConfigError
+from src.model import methods, tasks
+from src.model.source import Source, is_quantised, locate
+from src.schema import PlanConfig, TrainConfig
+from src.train import check_data
+from src.utils import environment
+from src.utils.environment import Reasoned
+from src.utils.lazy_imports import OPTIONAL, leave_out, settle
+from src.utils.logs import log
+
+
+class Rows(NamedTuple):
+    """What is known without torch: the rows as texts, those of the dev split, and where the model is."""
+
+    data: prepare.Data
+    dev: list[Row]
+    base: Source
+
+
+class Ready(NamedTuple):
+    """Everything but the model. `examples` are trained on, `held_out` are for the evaluation loss."""
+
+    data: prepare.Data
+    base: Source
+    device: Reasoned
+    dtype: Reasoned
+    examples: TokenStore
+    chat: Chat
+    held_out: list[Example]
+    labels: tuple[str, ...]  # of a classifier
+
+
+def rows_ready(cfg: TrainConfig) -> Rows:
+    """Refuse what can be refused before torch is imported."""
+    environment.give_memory_back()
+    runs.check_writable(cfg.output_dir)
+    data = prepare.read(cfg)
+    prepare.refuse_bad_rows(data, cfg)
+    dev = _dev_rows(cfg, data.labels)
+    base = locate(cfg.model_name, cfg.model_revision)
+    tasks.check_source(base, cfg.task, cfg.max_length, cfg.method)
+    methods.check_base(base, cfg.method)
+    return Rows(data, dev, base)
+
+
+def made_ready(cfg: TrainConfig, device: Reasoned | None = None, dtype: Reasoned | None = None) -> Ready:
+    """Refuse what can be refused, most of it before torch is imported; then tokenise the rows."""
+    data, dev, base = rows_ready(cfg)
+    device = device or environment.choose_device(cfg.cuda_visible_devices)
+    dtype = dtype or environment.choose_dtype(cfg.bf16, cfg.cuda_visible_devices)
+    log.info("%s usable rows in %d files; base model %s", f"{len(data.store):,}", len(data.store.files), base.name)
+    tf32 = environment.choose_tf32(cfg.tf32, cfg.cuda_visible_devices)
+    kernels = environment.choose_kernels(cfg.use_liger_kernel, cfg.cuda_visible_devices, device.value)
+    log.info("device %s; precision %s; TF32 %s; kernels %s", device, dtype, tf32, kernels)
+    leave_out(*_unused(cfg, base))
+    examples, chat = check_data.tokenised(data, base, cfg)  # transformers, torch and their like start loading here
+    show(examples, chat, cfg.max_length)
+    report.refuse_findings(examples.report, cfg)
+    labels = tuple(examples.report.get("labels", ()))
+    held_out = _held_out(dev, chat, prepare.rules_of(cfg, labels))
+    return Ready(data, base, device, dtype, examples, chat, held_out, labels)
+
+
+def tuned_model(ready: Ready, cfg: TrainConfig, steps: int) -> tuple[Any, Source]:
+    """The base model with the method applied for so many steps, and its source with the revision resolved."""
+    from src.model import adapters, load  # torch and its like
+
+    load.seed_everything(cfg.seed)
+    model, base = load.load_base(
+        ready.base, ready.dtype.value, ready.device.value,
+        four_bit=methods.METHODS[cfg.method].four_bit, trust_remote_code=cfg.trust_remote_code,
+        task=cfg.task, labels=ready.labels,
+    )  # fmt: skip
+    tasks.check_method(model.config.to_dict(), cfg.task, cfg.method, model.untrained_modules)
+    if ready.labels:
+        load.pad_alike(model, ready.chat.tokenizer)
+    load.seed_everything(cfg.seed)
+    model = adapters.apply(model, cfg, base, steps=steps, task=cfg.task)
+    trainable, total = adapters.trainable_parameters(model)
+    log.info("%s: %s of %s parameters are trained (%.2f %%)", cfg.method, f"{trainable:,}", f"{total:,}",
+             100 * trainable / total)  # fmt: skip
+    settle()
+    return model, base
+
+
+def _unused(cfg: TrainConfig, base: Source) -> list[str]:
+    """Large packages that this training does not need."""
+    in_bits = methods.METHODS[cfg.method].four_bit or is_quantised(base) is not False
+    in_bits = in_bits or "8bit" in cfg.optim or "paged" in cfg.optim
+    in_bits = in_bits or isinstance(cfg, PlanConfig) or cfg.memory_gb is not None  # which looks at qlora as well
+    unused = [*OPTIONAL, *([] if in_bits else ["bitsandbytes"])]
+    return [package for package in unused if package not in cfg.report_to]
+
+
+def _dev_rows(cfg: TrainConfig, labels: Sequence[str]) -> list[Row]:
+    """The dev split, for the evaluation loss; none where there is no such file.
+
+    Raises: DataError if a row of it cannot be read, or has a label that is not one of `labels`.
+    """
+    path = Path(cfg.eval_path) / "dev.jsonl"
+    if not path.is_file() and (cfg.load_best_model_at_end or cfg.early_stopping_patience):
+        what = "load_best_model_at_end" if cfg.load_best_model_at_end else "early_stopping_patience"
+        raise ConfigError(f"{what} needs an evaluation loss, and {path} does not exist", hint="set eval_path")
+    if not path.is_file():
+        log.warning("%s does not exist: no evaluation loss", path)
+        return []
+    rows = loader.read_rows(path)
+    if cfg.task == "classification":
+        task_encoding.refuse_unknown_labels(rows, labels)
+    return rows
+
+
+def _held_out(rows: Sequence[Row], chat: Chat, rules: Rules) -> list[Example]:
+    """Rows for the evaluation loss; what does not fit is said."""
+    found: list[Example] = []
+    rules = rules._replace(train_on="completion", on_overlength="reject")
+    for row, encoded in zip(rows, task_encoding.TASKS[rules.task].encode(rows, chat, rules), strict=True):
+        if isinstance(encoded, RowError):
+            log.warning("left out of the evaluation loss: %s:%d %s", row.file, row.line, encoded.detail)
+        else:
+            found += encoded.examples
+    return found

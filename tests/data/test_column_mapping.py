@@ -1,0 +1,168 @@
+"""Rows taken by column, in the words of the aiDAPTIV chart."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from src.data.column_mapping import named_datasets, strategy_of, translation
+from src.data.formats import RowError, translated
+from src.errors import ConfigError
+from src.schema import ColumnArgs
+from tests.fixtures import chat
+
+# As the chart's documentation prints it.
+PRINTED = """\
+instruction-dataset:
+  data_path: "HuggingFaceH4/instruction-dataset"  # HuggingFace dataset or local path
+  strategy: "QA"                                  # Data strategy (QA/Chat)
+  system_prompt: "A chat between a curious user and an artificial intelligence assistant."
+  user_prompt: "{question}"                       # User prompt template
+  question_key: "prompt"                          # Column name for questions
+  answer_key: "completion"                        # Column name for answers
+  exp_type: train                                 # Experiment type: train/eval/inference
+  label_key: "completion"                         # Label column (same as answer_key)
+"""
+
+
+def taken(row: object, **columns: Any) -> list[Any]:
+    return list(translated(row, translation(ColumnArgs(**columns), "messages")))
+
+
+def test_the_printed_train_data_config_names_a_data_set_on_the_hub() -> None:
+    (found,) = named_datasets(PRINTED)
+    assert (found.data_source.type, found.data_source.repo) == ("hub", "HuggingFaceH4/instruction-dataset")
+    row = {"prompt": "2+2?", "completion": "4", "meta": {"source": "x"}}
+    assert (
+        translated(row, translation(found, "auto"))
+        == chat("2+2?", "4", system="A chat between a curious user and an artificial intelligence assistant.")[
+            "messages"
+        ]
+    )
+
+
+def test_a_data_path_that_is_there_is_local(tmp_path: Path) -> None:
+    before = Path.cwd()
+    os.chdir(tmp_path)
+    try:
+        Path("HuggingFaceH4/instruction-dataset").mkdir(parents=True)
+        (found,) = named_datasets(PRINTED)
+    finally:
+        os.chdir(before)
+    assert (found.path, found.data_source.type) == ("HuggingFaceH4/instruction-dataset", "local")
+
+
+@pytest.mark.parametrize("path", ["data.csv", "a/b/c", "/a/b", "./a/b", "a b/c"])
+def test_a_data_path_that_is_no_id_is_local(path: str) -> None:
+    (found,) = named_datasets({"a": {"data_path": path}})
+    assert (found.path, found.data_source.type) == (path, "local")
+
+
+def test_only_entries_to_train_on_are_trained_on() -> None:
+    both = {"a": {"data_path": "a.csv", "exp_type": "eval"}, "b": {"data_path": "b.csv"}}
+    assert [d.path for d in named_datasets(both)] == ["b.csv"]
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        ("a: [", "trainDataConfig is not YAML"),
+        ("just text", "should be {name:"),
+        ({"a": "x"}, "should be {name:"),
+        ({"a": {"data_path": "x", "question_kye": "q"}}, "trainDataConfig.a.question_kye is not a setting"),
+        ({"a": {"strategy": "QA"}}, "trainDataConfig.a has no data_path"),
+        (
+            {"a": {"data_path": "x", "exp_type": "tarin"}},
+            "exp_type=tarin: should be one of train, eval, inference",
+        ),
+        ({"a": {"data_path": "x", "strategy": "Talk"}}, "strategy=Talk: should be one of QA, Chat"),
+    ],
+)
+def test_what_a_train_data_config_may_not_say(config: Any, told: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        named_datasets(config)
+    assert told in str(caught.value)
+
+
+def test_a_question_is_put_into_the_users_words() -> None:
+    row = {"q": "2+2?", "topic": "sums", "a": "4", "braces": "{topic}"}
+    columns = {"question_key": "q", "answer_key": "a"}
+    assert taken(row, **columns, user_prompt="On {topic}: {question} {}")[0]["content"] == "On sums: 2+2? {}"
+    other = {**row, "question": "of another column"}
+    assert taken(other, **columns, user_prompt="{question}")[0]["content"] == "2+2?"
+    # what a column holds is text, no template
+    assert taken({**row, "q": "{topic}"}, **columns, user_prompt="{question}")[0]["content"] == "{topic}"
+    with pytest.raises(RowError, match="'level', which user_prompt names"):
+        taken(row, **columns, user_prompt="{level}: {question}")
+
+
+def test_a_template_of_other_columns_needs_no_question() -> None:
+    row = {"topic": "sums", "task": "2+2?", "a": "4"}
+    assert taken(row, answer_key="a", user_prompt="On {topic}: {task}")[0]["content"] == "On sums: 2+2?"
+    with pytest.raises(RowError, match="no text under 'question'"):
+        taken(row, answer_key="a", user_prompt="On {topic}: {question}")
+
+
+def test_naming_a_column_asks_for_questions_and_answers() -> None:
+    assert [
+        strategy_of(ColumnArgs(**c))
+        for c in (
+            {},
+            {"answer_key": "a"},
+            {"question_key": "q"},
+            {"user_prompt": "{question}"},
+            {"strategy": "Chat"},
+        )
+    ] == [
+        None,
+        "QA",
+        "QA",
+        "QA",
+        "Chat",
+    ]
+    assert strategy_of(ColumnArgs(system_prompt="Count.")) is None
+    assert taken({"question": "2+2?", "a": "4"}, answer_key="a") == chat("2+2?", "4")["messages"]
+
+
+@pytest.mark.parametrize(
+    "turns",
+    [
+        chat("2+2?", "4")["messages"],
+        [{"from": "human", "value": "2+2?"}, {"from": "gpt", "value": "4"}],
+        [{"input": "2+2?", "output": "4"}],
+    ],
+)
+def test_a_chat_takes_turns_of_any_shape_from_its_column(turns: list[Any]) -> None:
+    found = taken(
+        {"talk": turns}, strategy="Chat", question_key="talk", user_prompt="Q: {question}", system_prompt="Count."
+    )
+    assert found == chat("Q: 2+2?", "4", system="Count.")["messages"]
+
+
+def test_a_row_with_a_system_turn_keeps_its_own() -> None:
+    row = chat("2+2?", "4", system="Mine.")
+    assert taken(row, system_prompt="Yours.") == row["messages"]
+    document = translated({"text": "4"}, translation(ColumnArgs(system_prompt="Yours."), "text"))
+    assert [turn["role"] for turn in document] == ["text"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "told"),
+    [
+        ({"answer_key": "a", "label_key": "b"}, "label_key=b is not answer_key=a"),
+        ({"strategy": "Chat", "answer_key": "a"}, "answer_key has no meaning with strategy=Chat"),
+    ],
+)
+def test_columns_that_contradict_each_other_are_refused(columns: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        translation(ColumnArgs(**columns), "messages")
+
+
+def test_a_chat_without_a_column_is_taken_from_messages() -> None:
+    found = taken(
+        chat("{topic}", "{topic}") | {"topic": "sums"}, strategy="Chat", user_prompt="{topic}: {question}"
+    )
+    assert found == chat("sums: {topic}", "{topic}")["messages"]

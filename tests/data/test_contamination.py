@@ -1,0 +1,98 @@
+"""Training rows against the evaluation rows: which of them is named, and as what."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from src.data.contamination import HeldOutRows
+from src.utils.logs import start_logging
+from tests.fixtures import chat, jsonl
+
+LONG = (
+    "The upper kiln was stopped at noon because the outer shell had grown too hot near the second burner, and the "
+    "crew then waited until evening before they looked at the bricks, of which eleven were found loose or cracked."
+)
+
+
+def asked(*requests: str, answer: str = "yes") -> list[dict[str, str]]:
+    return [{"prompt": request, "completion": answer} for request in requests]
+
+
+def found(folder: Path, *turns: str) -> tuple[int, str] | None:
+    """The line of the evaluation row that a conversation gives away, and how."""
+    (match,) = HeldOutRows(folder, 0.8).matches([chat(*turns)["messages"]], {})
+    return (match.line, match.kind) if match else None
+
+
+def test_the_evaluation_row_of_the_same_letters_goes_before_one_that_is_normalised_the_same(
+    tmp_path: Path,
+) -> None:
+    jsonl(tmp_path / "test.jsonl", asked("held OUT?", "Held out?", "Held out?"))
+    assert found(tmp_path, "Held out?", "no") == (2, "exact")  # of equal ones the first is named
+    assert found(tmp_path, "held OUT?", "no") == (1, "exact")
+    assert found(tmp_path, "HELD OUT?", "no") == (1, "normalised")
+
+
+def test_the_same_request_goes_before_a_near_exchange(tmp_path: Path) -> None:
+    jsonl(tmp_path / "test.jsonl", asked(LONG))
+    assert found(tmp_path, LONG, "no") == (1, "exact")
+    assert found(tmp_path, LONG.upper(), "no") == (1, "normalised")
+    assert found(tmp_path, LONG.replace("eleven", "twelve"), "yes") == (1, "near")
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_the_strongest_of_the_exchanges_counts_wherever_it_stands(tmp_path: Path, backwards: bool) -> None:
+    jsonl(tmp_path / "test.jsonl", asked("First?", "Second?", LONG, "Third?"))
+    near = LONG.replace("eleven", "twelve")
+    nearer = f"{LONG} Indeed."
+
+    def strongest(*requests: str) -> Any:
+        ordered = requests[::-1] if backwards else requests
+        return found(tmp_path, *(turn for request in ordered for turn in (request, "yes")))
+
+    assert strongest("Hm?", near, "FIRST?", "Second?") == (2, "exact")
+    assert strongest("Hm?", near, "FIRST?") == (1, "normalised")
+    assert strongest("Hm?", near) == (3, "near")
+    assert strongest("First?", "Third?") == ((4, "exact") if backwards else (1, "exact"))  # of equals the first
+    (match,) = HeldOutRows(tmp_path, 0.5).matches(
+        [chat(*(t for r in ((nearer, near) if backwards else (near, nearer)) for t in (r, "yes")))["messages"]], {}
+    )
+    (alone,) = HeldOutRows(tmp_path, 0.5).matches([chat(nearer, "yes")["messages"]], {})
+    assert match == alone
+
+
+def test_an_exchange_is_near_by_its_request_and_its_answer_together(tmp_path: Path) -> None:
+    jsonl(tmp_path / "test.jsonl", asked("Why was it stopped?", answer=LONG))
+    assert found(tmp_path, "Why was it halted?", LONG) == (1, "near")
+    assert found(tmp_path, "Why was it halted?", "Nobody knows.") is None
+
+
+def test_a_document_gives_away_a_request_or_a_whole_exchange(tmp_path: Path) -> None:
+    jsonl(tmp_path / "test.jsonl", asked("Held out?"))
+    for text, kind in (("Held out?", "exact"), ("Held out?\nyes", "exact"), ("HELD OUT?\nyes", "normalised")):
+        (match,) = HeldOutRows(tmp_path, 0.8).matches([[{"role": "text", "content": text}]], {})
+        assert match is not None
+        assert (match.line, match.kind) == (1, kind)
+    assert HeldOutRows(tmp_path, 0.8).matches([[{"role": "text", "content": "Nothing."}]], {}) == [None]
+
+
+def test_evaluation_rows_that_cannot_be_read_are_counted_and_the_others_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start_logging()
+    path = jsonl(tmp_path / "test.jsonl", [{}, *asked("Held out?"), [], {"prompt": "Why?", "completion": ""}])
+    path.write_text(path.read_text() + "{\n")
+    assert found(tmp_path, "Held out?", "no") == (2, "exact")
+    assert f"{path}: 4 rows cannot be read" in capsys.readouterr().out
+    jsonl(path, asked("Held out?"))
+    HeldOutRows(tmp_path, 0.8)
+    assert "cannot be read" not in capsys.readouterr().out
+
+
+def test_without_evaluation_rows_nothing_is_given_away(tmp_path: Path) -> None:
+    assert found(tmp_path / "nowhere", "Held out?", "no") is None
+    jsonl(tmp_path / "test.jsonl", [{}])
+    assert found(tmp_path, "Held out?", "no") is None

@@ -1,0 +1,225 @@
+"""The model card: the Hub can read its front matter, its program runs, and it says where the model is worse."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+from huggingface_hub.repocard_data import model_index_to_eval_results
+
+from src import NAME
+from src.deploy import export, model_card
+from src.eval.results import baseline_folder
+from src.model.tiny import build
+from src.runs import Run
+from src.schema import PublishConfig
+from tests.deploy.cards import Said, answer_of, program
+from tests.fixtures import ANSWER, EPOCHS, ROOT, World, jsonl, read_jsonl
+
+pytest_plugins = ["tests.fixtures"]
+
+
+def card_of(run: Run, artifacts: Path | None = None, **settings: Any) -> str:
+    cfg = PublishConfig(**settings)
+    return model_card.model_card(run, "it", Said(), None, cfg)
+
+
+def front_of(card: str) -> dict[str, Any]:
+    return dict(yaml.safe_load(card.split("---\n", 2)[1]))
+
+
+def edit(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+# For the Hub
+
+
+def test_the_front_matter_is_what_the_hub_reads(finished: World) -> None:
+    run = finished.newest
+    card = card_of(run)
+    found = front_of(card)
+    assert found["base_model"] == "tiny" and found["base_model_relation"] == "adapter"
+    assert found["base_model_revision"] == run.manifest["base_model"]["revision"]
+    assert (found["library_name"], found["pipeline_tag"]) == ("peft", "text-generation")
+    assert (found["license"], found["license_name"]) == ("other", "unknown")
+    assert "datasets" not in found and found["tags"] == ["assay", "lora"]
+    read = ModelCard(card).data
+    assert read.to_dict()["model-index"] == found["model-index"]  # there and back
+    assert read.eval_results is not None
+    name, results = model_index_to_eval_results(found["model-index"])
+    assert name == "it"
+    rows = json.loads((run.path / "comparison.json").read_text())["rows"]
+    assert [(r.dataset_split, r.metric_type, r.metric_value) for r in results] == [
+        (row["split"], row["metric"], row["tuned"]) for row in rows
+    ]
+    assert {r.dataset_revision for r in results} == set(
+        json.loads((run.path / "metrics.json").read_text())["conditions"]["data"].values()
+    )
+
+
+def test_the_licence_is_the_one_named_or_that_of_the_base_model(copied: World, tmp_path: Path) -> None:
+    run = copied.newest
+    assert front_of(card_of(run, license="apache-2.0"))["license"] == "apache-2.0"
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "README.md").write_text("---\nlicense: mit\n---\n# a base\n")
+    run.update(base_model=run.manifest["base_model"] | {"name": str(base)})
+    found = front_of(card_of(run))
+    assert found["license"] == "mit" and "license_name" not in found
+
+
+def test_data_sets_and_base_models_of_the_hub_are_named_as_there(copied: World) -> None:
+    run = copied.newest
+    hub = {"type": "hub", "repo": "someone/rows", "commit": "c0ffee", "endpoint": "https://hub.corp.example"}
+    run.update(
+        base_model={"name": "org/base", "revision": "abc123"},
+        data=run.manifest["data"] | {"sources": [hub, {"type": "local"}]},
+    )
+    card = card_of(run)
+    assert front_of(card)["datasets"] == ["someone/rows"]
+    assert front_of(card)["base_model"] == "org/base"
+    assert "Source: type hub, repo someone/rows, commit c0ffee." in card and "corp.example" not in card
+    assert 'base = "org/base"\n' in program(card) and 'from_pretrained(base, revision="abc123")' in program(card)
+
+
+# For people
+
+
+def test_the_body_says_what_was_made_of_what(finished: World) -> None:
+    run = finished.newest
+    body = card_of(run).split("---\n", 2)[2]
+    assert body.startswith("\n# it\n") and f"Made with {NAME} " in body and run.id in body
+    assert "from `tiny` (a local folder, which is not on the Hub under this name)" in body
+    assert "Verdict: promoted: rougeL on test is better." in body and "against the gate" not in body
+    assert "| test | exact_match | 0-1 | 0 | 1 | +1 |" in body
+    assert f"`{run.manifest['data']['files'][0]['sha256']}`" in body
+    assert str(run.manifest["code"]["commit"]) in body
+    used = yaml.safe_load(body.split("```yaml\n")[1].split("```")[0])
+    assert used["lr"] == 0.01 and used["epochs"] == EPOCHS
+
+
+def test_no_place_of_this_machine_stands_in_the_card(finished: World) -> None:
+    card = card_of(finished.newest)
+    for place in (finished.model.parent, finished.data, finished.splits, finished.output, finished.artifacts):
+        assert str(place) not in card
+
+
+def test_intervals_are_shown_where_there_are_some(copied: World) -> None:
+    path = copied.newest.path / "comparison.json"
+    rows = json.loads(path.read_text())["rows"]
+    rows[0] |= {"low": 0.9, "high": 1.0, "examples": 24}
+    edit(path, rows=rows, confidence=0.95)
+    card = card_of(copied.newest)
+    assert "| test | exact_match | 0-1 | 0 | 1 | +1 | +0.9 to +1 | 24 |" in card
+    assert "at 95% confidence" in card
+
+
+def test_what_got_worse_is_said_with_the_worst_examples(copied: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = copied.newest
+    settings = {"artifacts_dir": str(copied.artifacts)}
+    assert "- No metric fell on adversarial, test, dev." in card_of(run, **settings)
+    assert "- No example got a lower score than from the base." in card_of(run, **settings)
+    comparison = json.loads((run.path / "comparison.json").read_text())
+    for row in comparison["rows"]:
+        if (row["split"], row["metric"]) in {("adversarial", "rougeL"), ("dev", "bleu")}:
+            row |= {"base": 0.75, "tuned": 0.5, "difference": -0.25}
+        if (row["split"], row["metric"]) == ("dev", "exact_match"):  # neither more nor less of it is worse
+            row |= {"base": 0.75, "tuned": 0.5, "difference": -0.25, "better": "neither"}
+        if (row["split"], row["metric"]) == ("test", "exact_match"):  # of which less is better
+            row |= {"base": 0.75, "tuned": 0.5, "difference": -0.25, "better": "lower"}
+    edit(run.path / "comparison.json", rows=comparison["rows"])
+    kept = baseline_folder(str(copied.artifacts), comparison["base_model"], comparison["conditions"])
+    for path, scores in ((kept, (0.4, 0.9, 0.7, 1.0)), (run.path / "evals", (0.4, 0.5, 0.6, 0.0))):
+        rows = read_jsonl(path / "adversarial.predictions.jsonl")
+        for row, score in zip(rows, scores, strict=False):
+            row["scores"]["rougeL"] = score
+        jsonl(path / "adversarial.predictions.jsonl", rows)
+    rows = read_jsonl(run.path / "evals" / "adversarial.predictions.jsonl")
+    monkeypatch.setenv("MY_TOKEN", "s3cr3t-value")
+    rows[3] |= {"prediction": "a | s3cr3t-value " + "so long " * 50}
+    jsonl(run.path / "evals" / "adversarial.predictions.jsonl", rows)
+    limits = card_of(run, **settings).split("## Limits\n\n")[1].split("\n\n##")[0].splitlines()
+    assert limits[:2] == [
+        "- rougeL on adversarial is worse than the base's: 0.75 became 0.5.",
+        "- bleu on dev is worse than the base's: 0.75 became 0.5.",
+    ]
+    assert [line.split(" on ")[0] for line in limits[2:]] == [
+        "- rougeL fell from 1 to 0", "- rougeL fell from 0.9 to 0.5", "- rougeL fell from 0.7 to 0.6",
+    ]  # fmt: skip
+    assert "expected “TOP(a)”, answered “a \\| ${oc.env:MY_TOKEN} so long" in limits[2]
+    assert limits[2].endswith("…”.") and len(limits[2]) < 300
+
+
+# The program
+
+
+def test_the_program_for_an_adapter_runs(copied: World) -> None:
+    assert copied.call("publish") == 0
+    folder = copied.artifacts / "models" / "tiny-lora" / "latest"
+    card = (folder / "README.md").read_text()
+    assert "pip install transformers torch peft" in card
+    assert answer_of(card, folder, copied.model) == ANSWER
+
+
+def test_the_program_for_merged_weights_runs(copied: World) -> None:
+    assert copied.call("publish", "export=merged") == 0
+    folder = copied.artifacts / "models" / "tiny-lora" / "latest"
+    card = (folder / "README.md").read_text()
+    assert front_of(card)["library_name"] == "transformers" and front_of(card)["base_model_relation"] == "finetune"
+    assert "The adapter is merged into the base model's float32 weights." in card and "peft" not in program(card)
+    assert answer_of(card, folder, copied.model) == ANSWER
+    facts = json.loads((folder / "manifest.json").read_text())["export"]
+    assert facts["form"] == "merged" and facts["mean_kl"] < 1e-6
+
+
+WHAT = {"rate": "speed", "temp": "heat"}
+
+
+def of_a_task(folder: Path, architecture: str, task: str, method: str) -> Run:
+    """A run of a tiny model of another task, shortly trained and evaluated: its answers are whatever they are."""
+    texts = (ROOT / "data" / "ingot.jsonl").read_text(encoding="utf-8").splitlines()
+    model = build(folder / architecture, texts, architecture=architecture)
+    keys = ("text", "label") if task == "classification" else ("prompt", "completion")
+
+    def rows(*things: str) -> list[dict[str, str]]:
+        return [dict(zip(keys, (f"Top of {t} {w}?", WHAT[w]), strict=True)) for t in things for w in WHAT]
+
+    jsonl(folder / "data" / "rows.jsonl", rows("kiln", "mill", "tank", "feed"))
+    jsonl(folder / "eval" / "test.jsonl", rows("ore"))
+    jsonl(folder / "eval" / "dev.jsonl", rows("ash"))
+    there = World(model, folder / "data", folder / "eval", folder / "outputs", folder / "artifacts")
+    shape = "classification" if task == "classification" else "prompt_completion"
+    words = (f"task={task}", f"data_format={shape}", f"method={method}", "lora_target_modules=null", "epochs=2")
+    run = there.train(*words, "max_length=64", "on_contamination=keep")
+    assert there.call("eval", "splits=[test]", "max_new_tokens=64") == 0
+    result = json.loads((run.path / "metrics.json").read_text())
+    rows_of = [{"split": "test", "metric": m, "scale": "0-1", "base": 0.0, "tuned": v, "difference": v}
+               for m, v in result["eval"]["test"].items()]  # fmt: skip
+    told = {"base_model": result["base_model"], "conditions": result["conditions"], "rows": rows_of}
+    (run.path / "comparison.json").write_text(json.dumps(told))
+    return run
+
+
+@pytest.mark.parametrize(
+    ("architecture", "task", "method"), [("t5", "seq2seq", "full"), ("bert", "classification", "lora")]
+)
+def test_the_programs_of_the_other_tasks_give_the_evaluated_answers(
+    tmp_path: Path, architecture: str, task: str, method: str
+) -> None:
+    run = of_a_task(tmp_path, architecture, task, method)
+    (tmp_path / "published").mkdir()
+    export.write(run, PublishConfig(), tmp_path / "published")
+    first = read_jsonl(run.path / "evals" / "test.predictions.jsonl")[0]
+    answer = answer_of(card_of(run), tmp_path / "published", tmp_path / architecture)
+    assert answer.strip() == first["prediction"].strip()
+    if method != "full":
+        (tmp_path / "merged").mkdir()
+        cfg = PublishConfig(export="merged", cuda_visible_devices="")
+        facts = export.write(run, cfg, tmp_path / "merged")
+        card = model_card.model_card(run, "it", Said(), facts, cfg)
+        assert facts["mean_kl"] < 1e-6 and answer_of(card, tmp_path / "merged", tmp_path / architecture) == answer

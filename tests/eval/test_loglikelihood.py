@@ -1,0 +1,121 @@
+"""The pass over the reference answers: what it says is what the model's own logits say, row by row."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from src.data.chat import Chat
+from src.data.formats import RowError
+from src.data.rows import Row
+from src.errors import DataError
+from src.eval import inference
+from src.eval.loglikelihood import Reader, _row
+from src.model import adapters, load
+from src.model.divergence import mean_kl
+from src.model.source import locate
+from src.model.tiny import build
+from src.model.tokenizer import load_tokenizer
+from src.schema import MethodArgs
+from tests.fixtures import ANSWER, ROOT
+
+pytest_plugins = ["tests.fixtures"]
+
+TEXTS = ["Top of ore rate?", "?", "Top " * 30, "Feed of the mill"]
+SAID = [ANSWER, "TOP", "TOP(a) and more of" + " it" * 9, "x"]
+
+
+def rows() -> list[Row]:
+    turns = [
+        [{"role": "user", "content": t}, {"role": "assistant", "content": s}]
+        for t, s in zip(TEXTS, SAID, strict=True)
+    ]
+    return [Row(Path("test.jsonl"), n, list(each), None) for n, each in enumerate(turns, 1)]  # type: ignore[arg-type]
+
+
+def examples(tokenizer: Any, task: str, config: dict[str, Any]) -> Any:
+    found = inference.questions({"test": rows()}, Chat(tokenizer), task, config, references=True)
+    return found.references["test"], found.prompts["test"]
+
+
+@pytest.mark.parametrize("method", ["", "lora", "prefix", "p_tuning"])
+def test_a_batch_says_of_each_answer_what_its_own_logits_say(tiny: Path, tokenizer: Any, method: str) -> None:
+    model, source = load.load_base(locate(str(tiny)), "float32", "cpu")
+    if method:
+        load.seed_everything(0)
+        model = adapters.apply(model, MethodArgs(method=method), source, steps=1)  # type: ignore[arg-type]
+        for _, p in model.named_parameters():
+            if p.requires_grad:
+                p.data.add_(torch.randn_like(p) * 0.1)
+    asked, prompts = examples(tokenizer, "causal_lm", {"architectures": ["LlamaForCausalLM"]})
+    reader = Reader(model, tokenizer, asked)
+    groups = [[i] for i in range(4)] if reader.unpadded else [[2, 0, 3, 1]]
+    found = {i: row for group in groups for i, row in zip(group, reader(group, 0), strict=True)}
+    for i, (example, prompt, said) in enumerate(zip(asked, prompts, SAID, strict=True)):
+        answer = example.ids[len(prompt) :]
+        assert example.ids[: len(prompt)] == prompt
+        assert tokenizer.decode(answer) == said + "<|end|>"
+        with torch.inference_mode():
+            logits = model(input_ids=torch.tensor([example.ids])).logits[0]
+        shift = logits.log_softmax(-1)[-len(answer) - 1 : -1]
+        targets = torch.tensor(answer)
+        assert found[i]["reference_tokens"] == len(answer)
+        nll = -shift[torch.arange(len(answer)), targets].sum()
+        assert found[i]["reference_nll"] == pytest.approx(float(nll), rel=1e-4)
+        assert found[i]["reference_hits"] == int((shift.argmax(-1) == targets).sum())
+
+
+def test_a_hit_is_a_token_that_would_have_been_written() -> None:
+    logits = torch.tensor([[0.0, 1, 2], [5, 0, 0], [0, 9, 1]], dtype=torch.bfloat16)
+    found = _row(logits, [2, 1, 1])
+    assert (found["reference_hits"], found["reference_tokens"]) == (2, 3)
+
+
+def test_no_logits_of_the_prompts_are_made(tiny: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _ = load.load_base(locate(str(tiny)), "float32", "cpu")
+    asked, _ = examples(tokenizer, "causal_lm", {"architectures": ["LlamaForCausalLM"]})
+    seen = []
+    plain = model.lm_head.forward
+    monkeypatch.setattr(model.lm_head, "forward", lambda hidden: seen.append(hidden.shape[:2]) or plain(hidden))
+    Reader(model, tokenizer, asked)([0, 1, 2, 3], 0)
+    assert seen == [(4, max(sum(e.learnt) for e in asked) + 1)]
+
+
+@pytest.mark.parametrize("architecture", ["t5", "bart"])
+def test_a_decoder_beside_an_encoder_is_asked_about_its_answers(tmp_path: Path, architecture: str) -> None:
+    texts = (ROOT / "data" / "ingot.jsonl").read_text(encoding="utf-8").splitlines()
+    folder = build(tmp_path / "model", texts, architecture=architecture)
+    model, _ = load.load_base(locate(str(folder)), "float32", "cpu", task="seq2seq")
+    tokenizer = load_tokenizer(str(folder), templated=False)
+    asked, _ = examples(tokenizer, "seq2seq", model.config.to_dict())
+    found = Reader(model, tokenizer, asked)([3, 1, 0, 2], 0)
+    for i, row in zip([3, 1, 0, 2], found, strict=True):
+        labels = torch.tensor([tokenizer(text_target=SAID[i])["input_ids"]])
+        with torch.inference_mode():
+            out = model(**tokenizer(TEXTS[i], return_tensors="pt"), labels=labels)
+        assert row["reference_tokens"] == labels.shape[1]
+        assert row["reference_nll"] == pytest.approx(float(out.loss) * labels.shape[1], rel=1e-4)
+        assert row["reference_hits"] == int((out.logits[0].argmax(-1) == labels[0]).sum())
+
+
+def test_every_row_that_a_template_refuses_is_named(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: Any) -> None:
+        raise RowError("no", "is refused")
+
+    monkeypatch.setattr(Chat, "prompt", refused)
+    with pytest.raises(DataError) as error:
+        inference.questions(
+            {"a": rows()[:1], "b": rows()[1:2]}, Chat(tokenizer), "causal_lm", {}, references=False
+        )
+    assert error.value.problems == ("test.jsonl:1 is refused", "test.jsonl:2 is refused")
+
+
+def test_divergence_is_that_of_the_definition() -> None:
+    p, q = torch.randn(100, 7), torch.randn(100, 7)
+    expected = torch.nn.functional.kl_div(q.log_softmax(-1), p.log_softmax(-1), log_target=True, reduction="sum")
+    assert mean_kl(p, q) == pytest.approx(float(expected) / 100, rel=1e-5)
+    assert mean_kl(p, p + 3) == pytest.approx(0, abs=1e-6)
+    assert mean_kl(p.bfloat16(), p.bfloat16()) == 0

@@ -1,0 +1,57 @@
+"""What is sent to a server, run here: whom it answers, and what it ends though nobody listens."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from src.remote.agent.protocol import BOOT
+
+THERE = Path(__file__).resolve().parents[2] / "src" / "remote" / "agent"
+WORK = """
+import time
+from contextlib import nullcontext
+from src.remote.agent.protocol import unbroken
+
+def work(path, whole):
+    with unbroken if whole else nullcontext():
+        open(path + ".begun", "w").close()
+        time.sleep(1)
+        open(path, "w").close()
+"""
+
+
+def served(**given: object) -> subprocess.Popen[bytes]:
+    """The door, with quick signs of life, asked for `work:work`."""
+    boot = (THERE / "bootstrap.py").read_text().replace("BEAT = 3.0", "BEAT = 0.01")
+    sources = {"protocol": (THERE / "protocol.py").read_text(), "work": WORK}
+    request = {"boot": boot, "sources": sources, "mark": "MARK", "call": "work:work", "given": given}
+    process = subprocess.Popen([sys.executable, "-c", BOOT], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdin
+    process.stdin.write(json.dumps(request).encode() + b"\n")
+    process.stdin.flush()
+    return process
+
+
+def test_it_answers_after_the_mark_and_gives_signs_of_life(tmp_path: Path) -> None:
+    out, _ = served(path=str(tmp_path / "done"), whole=True).communicate(timeout=60)
+    mark, *frames = out.strip().splitlines()
+    assert mark == b"MARK"
+    assert [json.loads(f) for f in frames[:-1]] == [{"alive": True}] * (len(frames) - 1) and len(frames) > 5
+    assert json.loads(frames[-1]) == {"answer": None}
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_what_must_not_be_broken_off_is_ended_though_nobody_listens(tmp_path: Path, whole: bool) -> None:
+    done = tmp_path / "done"
+    process = served(path=str(done), whole=whole)
+    assert process.stdout
+    while not done.with_suffix(".begun").exists():
+        process.stdout.readline()
+    process.stdout.close()
+    process.wait(timeout=60)
+    assert done.exists() is whole

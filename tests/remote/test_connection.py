@@ -1,0 +1,349 @@
+"""Who is reached and how, and what a person is told who is not let in: against a real OpenSSH server."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from src.errors import LostConnection, RemoteError
+from src.remote import connection as links
+from src.remote.connection import Link
+from src.remote.target import Target
+from tests.remote.client import Client
+from tests.remote.proxy import proxy
+from tests.remote.server import GUEST_NAME, Server, free_port, make_key, needs_own_mounts, needs_ssh
+
+pytest_plugins = ["tests.remote.server", "tests.remote.client"]
+pytestmark = needs_ssh
+
+STATUS = "ssh-status"
+
+
+def reached(person: Client, **variables: str) -> None:
+    done = person(STATUS, **variables)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+# Where it is
+
+
+def test_all_that_is_missing_is_told_at_once(person: Client) -> None:
+    said = person.refused(STATUS, REMOTE_HOST="", REMOTE_DIR="", REMOTE_PORT="ssh", REMOTE_KEY="/no/key")
+    assert [line.split()[0] for line in said.splitlines()[:-1]] == [
+        "REMOTE_HOST", "REMOTE_DIR", "REMOTE_PORT=ssh:", "REMOTE_KEY=/no/key",
+    ]  # fmt: skip
+    assert ".env" in said.splitlines()[-1]
+
+
+def test_a_host_that_does_not_exist_is_told(person: Client) -> None:
+    said = person.refused(STATUS, REMOTE_HOST="no-such-host.invalid")
+    assert said.startswith("there is no host no-such-host.invalid: ") and said.endswith("; check REMOTE_HOST")
+    assert "\n" not in said
+
+
+def test_a_host_is_never_taken_for_an_option(person: Client, tmp_path: Path) -> None:
+    said = person.refused(STATUS, REMOTE_HOST=f"-oProxyCommand=touch {tmp_path}/touched")
+    assert said.endswith("is not a host")
+    assert not (tmp_path / "touched").exists()
+
+
+def test_a_port_where_nobody_listens_is_told(person: Client) -> None:
+    port = free_port()
+    said = person.refused(STATUS, REMOTE_PORT=str(port))
+    assert said == (
+        f"127.0.0.1:{port} cannot be reached: connection refused; "
+        "check REMOTE_HOST and REMOTE_PORT, and that an SSH server runs there"
+    )
+
+
+def test_a_port_outside_of_what_ports_are_is_told(person: Client) -> None:
+    assert "99999" in person.refused(STATUS, REMOTE_PORT="99999")
+
+
+def test_a_network_that_drops_everything_is_told(person: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(links, "ANSWERS", 0.5)
+    with socket.socket() as full:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        port = full.getsockname()[1]
+        waiting = [socket.socket() for _ in range(4)]  # the queue is full: nothing more is answered at all
+        for each in waiting:
+            each.setblocking(False)
+            each.connect_ex(("127.0.0.1", port))
+        with pytest.raises(LostConnection, match=f"127.0.0.1:{port} does not answer within 0.5 s"):
+            Link(Target.of(person.environment | {"REMOTE_PORT": str(port)})).call("jobs:known", folder="~/x")
+        for each in waiting:
+            each.close()
+
+
+def test_a_server_that_says_nothing_is_told(sshd: Server, person: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(links, "ANSWERS", 0.5)
+    with proxy(sshd.port) as between:
+        between.silence()
+        target = Target.of(person.environment | {"REMOTE_PORT": str(between.port)})
+        with pytest.raises(LostConnection, match=r"does not answer within 0\.5 s"):
+            Link(target).call("jobs:known", folder="~/x")
+
+
+def test_what_is_no_ssh_server_is_told(person: Client) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as web:
+        port = web.getsockname()[1]
+
+        def answer() -> None:
+            asked = web.accept()[0]
+            asked.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+            asked.close()
+
+        answering = threading.Thread(target=answer)
+        answering.start()
+        said = person.refused(STATUS, REMOTE_PORT=str(port))
+        answering.join()
+    assert said.startswith(f"{person.environment['REMOTE_USER']}@127.0.0.1 does not speak as an SSH server")
+    assert "check REMOTE_HOST and REMOTE_PORT" in said
+
+
+# Who it is
+
+
+def test_an_unknown_server_is_refused_until_its_fingerprint_is_accepted(sshd: Server, person: Client) -> None:
+    person.known_hosts.write_text("")
+    said = person.refused(STATUS)
+    assert f"[127.0.0.1]:{sshd.port} is not a known host: its ssh-ed25519 key is {sshd.fingerprint}" in said
+    assert said.endswith(f"accept it by REMOTE_FINGERPRINT={sshd.fingerprint}")
+    assert person.known_hosts.read_text() == ""
+    done = person(STATUS, REMOTE_FINGERPRINT=sshd.fingerprint)
+    assert done.returncode == 0 and sshd.fingerprint in done.stdout + done.stderr
+    assert person.known_hosts.read_text() == sshd.known_hosts()
+    reached(person)  # known from now on
+    assert sshd.ssh("true", person.environment).returncode == 0  # to ssh as well
+
+
+def test_another_fingerprint_than_the_accepted_one_is_refused(sshd: Server, person: Client) -> None:
+    person.known_hosts.write_text("")
+    other = f"SHA256:{'a' * 43}"
+    said = person.refused(STATUS, REMOTE_FINGERPRINT=other)
+    assert other in said and sshd.fingerprint in said
+    assert person.known_hosts.read_text() == ""
+
+
+def test_a_changed_host_key_is_refused_whatever_is_accepted(sshd: Server, person: Client, tmp_path: Path) -> None:
+    was = sshd.known_hosts(make_key(tmp_path / "earlier"))
+    person.known_hosts.write_text(was)
+    for accepted in ({}, {"REMOTE_FINGERPRINT": sshd.fingerprint}):
+        said = person.refused(STATUS, **accepted)
+        assert said.startswith(f"the host key of 127.0.0.1 has changed: it is {sshd.fingerprint}, and was ")
+        assert str(person.known_hosts) in said
+        assert person.known_hosts.read_text() == was
+
+
+def test_what_ssh_is_told_to_accept_is_accepted(sshd: Server, person: Client) -> None:
+    person.known_hosts.write_text("")
+    person.configure("  StrictHostKeyChecking accept-new\n")
+    assert person(STATUS).returncode == 0
+    assert person.known_hosts.read_text() == sshd.known_hosts()
+
+
+# Who we are
+
+
+def test_a_key_that_the_server_does_not_take_is_named(person: Client, tmp_path: Path) -> None:
+    other = make_key(tmp_path / "other")
+    said = person.refused(STATUS, REMOTE_KEY=str(other))
+    assert f"refuses {person.environment['REMOTE_USER']}: it takes none of {other}; check REMOTE_USER" in said
+
+
+def test_a_user_that_the_server_does_not_know_is_named(person: Client) -> None:
+    said = person.refused(STATUS, REMOTE_USER="nobody-of-that-name")
+    assert "refuses nobody-of-that-name" in said and "check REMOTE_USER" in said
+
+
+def test_a_file_that_is_no_key_is_named(person: Client, tmp_path: Path) -> None:
+    (tmp_path / "no_key").write_text("not a key\n")
+    said = person.refused(STATUS, REMOTE_KEY=str(tmp_path / "no_key"))
+    assert f"{tmp_path}/no_key" in said and "cannot be read" in said
+
+
+def test_a_key_with_a_passphrase_needs_an_agent_and_is_taken_from_one(
+    sshd: Server, person: Client, tmp_path: Path
+) -> None:
+    locked = make_key(tmp_path / "locked", passphrase="of eight words")
+    person.configure("  IdentityAgent SSH_AUTH_SOCK\n", first=True)
+    with sshd.session(locked):
+        said = person.refused(STATUS, REMOTE_KEY=str(locked))
+        assert f"{locked} is protected by a passphrase" in said and said.endswith(f"run ssh-add {locked}")
+        agent = tmp_path / "agent"
+        holding = subprocess.Popen(["ssh-agent", "-D", "-a", str(agent)], stdout=subprocess.DEVNULL)
+        try:
+            shutil.copy(locked, tmp_path / "open")
+            (tmp_path / "open").chmod(0o600)
+            words = ["ssh-keygen", "-q", "-p", "-P", "of eight words", "-N", "", "-f", str(tmp_path / "open")]
+            subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
+            known = {"SSH_AUTH_SOCK": str(agent)}
+            subprocess.run(["ssh-add", "-q", str(tmp_path / "open")], check=True, env=known)
+            reached(person, REMOTE_KEY=str(locked), **known)
+        finally:
+            holding.kill()
+            holding.wait()
+
+
+# What ssh's own configuration says
+
+
+def test_an_alias_means_what_sshs_configuration_says_of_it(sshd: Server, person: Client, tmp_path: Path) -> None:
+    (tmp_path / "more.conf").write_text(
+        f"Host gpu\n  HostName 127.0.0.1\n  Port {sshd.port}\n  User {sshd.user}\n  HostKeyAlias the-gpu\n"
+    )
+    person.configure(f'Include "{tmp_path}/more.conf"\n', first=True)
+    person.known_hosts.write_text("the-gpu " + sshd.known_hosts().partition(" ")[2])
+    reached(person, REMOTE_HOST="gpu", REMOTE_PORT="", REMOTE_USER="", REMOTE_KEY="")
+    said = person.refused(STATUS, REMOTE_HOST="gpus", REMOTE_PORT="", REMOTE_USER="", REMOTE_KEY="")
+    assert said.startswith("there is no host gpus")
+
+
+def test_a_jump_host_is_jumped_over(sshd: Server, person: Client) -> None:
+    with proxy(sshd.port) as hop:
+        person.configure(
+            f"Host hop\n  HostName 127.0.0.1\n  Port {hop.port}\n  User {sshd.user}\n  HostKeyAlias hop\n"
+            f"Host behind\n  HostName 127.0.0.1\n  Port {sshd.port}\n  User {sshd.user}\n  ProxyJump hop\n",
+            first=True,
+        )
+        person.known_hosts.write_text(sshd.known_hosts() + "hop " + sshd.known_hosts().partition(" ")[2])
+        reached(person, REMOTE_HOST="behind", REMOTE_PORT="", REMOTE_USER="", REMOTE_KEY="")
+        assert hop.count == 1
+
+
+def test_a_command_between_is_what_the_connection_goes_through(
+    sshd: Server, person: Client, tmp_path: Path
+) -> None:
+    person.configure(f"  ProxyCommand ssh -F {person.environment['REMOTE_SSH_CONFIG']}.hop -W %h:%p hop\n")
+    Path(person.environment["REMOTE_SSH_CONFIG"] + ".hop").write_text(
+        f"Host hop\n  HostName 127.0.0.1\n  Port {sshd.port}\n  User {sshd.user}\n  IdentityFile {sshd.key}\n"
+        f"  UserKnownHostsFile {person.known_hosts}\n"
+    )
+    reached(person)
+
+
+def test_what_the_jump_host_says_is_passed_on(person: Client) -> None:
+    person.configure(
+        f"Host hop\n  HostName 127.0.0.1\n  Port {free_port()}\nHost behind\n  ProxyJump hop\n", first=True
+    )
+    said = person.refused(STATUS, REMOTE_HOST="behind")
+    assert "Connection refused" in said and "\n" not in said
+
+
+def test_a_configuration_that_ssh_refuses_is_told(person: Client) -> None:
+    person.configure("  NoSuchOption yes\n")
+    said = person.refused(STATUS)
+    assert said.startswith("ssh refuses its configuration for 127.0.0.1: ") and "nosuchoption" in said
+
+
+# What is there
+
+
+def test_a_server_without_python_is_told(sshd: Server, person: Client) -> None:
+    with sshd.session(PATH="/nowhere"):
+        said = person.refused(STATUS)
+        assert said.startswith(f"{sshd.user}@127.0.0.1 has no python3; install Python")
+        reached(person, REMOTE_PYTHON=os.path.realpath(sys.executable))
+
+
+def test_what_the_login_shell_says_is_no_answer(sshd: Server, person: Client) -> None:
+    noisy = sshd.home / ".bashrc"
+    try:
+        noisy.write_text('echo \'{"answer": []}\'; echo Welcome; printf "no end of line"; echo "a quota" >&2\n')
+        reached(person)
+        noisy.write_text("echo Out of service until noon; exit 1\n")
+        assert "Out of service until noon" in person.refused(STATUS)
+    finally:
+        noisy.unlink()
+
+
+@needs_own_mounts
+@pytest.mark.parametrize("command", ["ssh-plan"])
+def test_a_folder_that_may_not_be_written_is_told(sshd: Server, person: Client, command: str) -> None:
+    said = person.refused(command, REMOTE_USER=GUEST_NAME, REMOTE_DIR="/var/lib/assay")
+    assert said == ("/var/lib/assay: permission denied; REMOTE_DIR must be a folder that REMOTE_USER may write to")
+    assert not Path("/var/lib/assay").exists()
+
+
+@pytest.mark.parametrize("folder", ["/proc/assay", "/dev/null", "/dev/null/assay"])
+def test_what_can_be_no_folder_is_told(person: Client, folder: str) -> None:
+    said = person.refused("ssh-plan", REMOTE_DIR=folder)
+    assert said.startswith(folder[:9]) and "REMOTE_DIR" in said and "\n" not in said
+
+
+@needs_own_mounts
+def test_a_full_disk_is_told(sshd: Server, person: Client) -> None:
+    small = sshd.home / "small"
+    small.mkdir()
+    fill = f"dd if=/dev/zero of={small}/big bs=4k 2>/dev/null || true"
+    done = sshd.inside(
+        f"mount -t tmpfs -o size=8m none {small}; mkdir -p {small}/.venv/bin;"
+        f"ln -s /bin/sh {small}/.venv/bin/python; {fill}"
+    )
+    assert done.returncode == 0, done.stderr
+    person = person.having(REMOTE_DIR="~/small")
+    said = person.refused("ssh-plan")
+    assert re.search(r"has 0 bytes left, and [\d.]+ MB are to be sent; free some space there$", said)
+    sshd.inside(f"rm {small}/big")
+    assert person("push").returncode == 0
+    sshd.inside(fill)
+    assert person.refused("ssh-plan").endswith(
+        "no space left on device; free some space there and run the command again; nothing is lost"
+    )
+
+
+# Requests
+
+
+def test_a_request_is_asked_again_when_the_connection_was_lost(sshd: Server, link: Link) -> None:
+    for _ in range(3):
+        assert link.call("jobs:known", folder=link.target.dir) == []
+        sshd.cut()
+
+
+def test_a_server_that_comes_back_is_waited_for(sshd: Server, link: Link) -> None:
+    assert link.call("jobs:known", folder=link.target.dir) == []
+    sshd.block()
+    try:
+        with pytest.raises(LostConnection, match="cannot be reached"):
+            link.call("jobs:known", folder=link.target.dir, patience=0.3)
+        back = threading.Timer(0.3, sshd.unblock)
+        back.start()
+        assert link.call("jobs:known", folder=link.target.dir) == []
+        back.join()
+    finally:
+        sshd.unblock()
+
+
+def test_a_connection_that_nothing_comes_through_is_given_up(
+    sshd: Server, person: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(links, "SILENCE", 0.5)
+    with proxy(sshd.port) as between:
+        target = Target.of(person.environment | {"REMOTE_PORT": str(between.port)})
+        person.known_hosts.write_text(sshd.known_hosts().replace(str(sshd.port), str(between.port)))
+        with Link(target) as link:
+            assert link.call("jobs:known", folder=target.dir) == []
+            between.lose()
+            assert link.call("jobs:known", folder=target.dir) == []
+        assert between.count == 2
+
+
+def test_an_error_there_that_nobody_foresaw_keeps_its_traceback(link: Link) -> None:
+    with pytest.raises(RuntimeError, match=r"(?s)Traceback.*TypeError"):
+        link.call("jobs:known", nothing=1)
+
+
+def test_what_is_refused_there_is_refused_here(link: Link) -> None:
+    with pytest.raises(RemoteError, match="/dev/null is a file on the server") as refused:
+        link.call("apply_push:settle", folder="/dev/null", push={}, wanted={}, named=[])
+    assert refused.value.hint == "REMOTE_DIR should be a folder"

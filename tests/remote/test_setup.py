@@ -1,0 +1,577 @@
+"""ssh-init on a real server, with real pip: what is missing is made, whatever comes between, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import threading
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from tests.remote.client import Client
+from tests.remote.server import Server, needs_own_mounts, needs_ssh
+from tests.remote.test_words import watch
+
+pytest_plugins = ["tests.remote.server", "tests.remote.client"]
+pytestmark = needs_ssh
+
+PATIENCE = 30  # seconds until something that does not happen is given up
+SLOW = """
+import pathlib, shutil, time
+
+HERE = pathlib.Path({folder!r})
+
+
+def build_wheel(folder, config=None, metadata=None):
+    (HERE / "begun").touch()
+    while not (HERE / "go").exists():
+        time.sleep(0.02)
+    return shutil.copy(HERE / "slow-1.0-py3-none-any.whl", folder).rpartition("/")[2]
+"""
+
+
+class Shelf:
+    """A package index in a folder: wheels made by hand, and one package that is built when the test says so."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir()
+        for name, version in (("one", "1.0"), ("one", "1.1"), ("two", "1.0")):
+            self.wheel(name, version)
+
+    def wheel(self, name: str, version: str, text: str = "") -> Path:
+        info, path = f"{name}-{version}.dist-info", self.folder / f"{name}-{version}-py3-none-any.whl"
+        files = {
+            f"{name}/__init__.py": text or f"version = {version!r}\n",
+            f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
+            f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: t\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        }
+        with zipfile.ZipFile(path, "w") as wheel:
+            for each, content in files.items():
+                wheel.writestr(each, content)
+            wheel.writestr(
+                f"{info}/RECORD", "".join(f"{k},,{len(v)}\n" for k, v in files.items()) + f"{info}/RECORD,,\n"
+            )
+        return path
+
+    def slow(self) -> Path:
+        """A package without a wheel, whose building waits for the file `go`."""
+        folder = self.folder.with_name("building")
+        if not folder.exists():
+            (folder / "source").mkdir(parents=True)
+            self.wheel("slow", "1.0").rename(folder / "slow-1.0-py3-none-any.whl")
+            (folder / "source/backend.py").write_text(SLOW.format(folder=str(folder)))
+            (folder / "source/pyproject.toml").write_text(
+                '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
+            )
+        return folder
+
+    def requires(self, *pins: str) -> str:
+        """The text of a requirements.txt that knows no other index."""
+        return "\n".join(["--no-index", f"--find-links {self.folder}", *pins, ""])
+
+
+@pytest.fixture
+def shelf(tmp_path: Path) -> Shelf:
+    return Shelf(tmp_path / "shelf")
+
+
+@pytest.fixture(scope="session")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An environment with pip and nothing else, to be copied: making one takes seconds."""
+    folder = tmp_path_factory.mktemp("bare") / ".venv"
+    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+    return folder
+
+
+class Place:
+    """A folder on the server with a requirements.txt of its own, and somebody who uses it."""
+
+    def __init__(self, person: Client, folder: Path, shelf: Shelf) -> None:
+        self.person, self.folder, self.shelf = person, folder, shelf
+        self.processes: list[subprocess.Popen[bytes]] = []
+
+    def pins(self, *pins: str) -> None:
+        for root in (self.person.project, self.folder):
+            (root / "requirements.txt").write_text(self.shelf.requires(*pins))
+
+    def init(self, **variables: str) -> str:
+        """What ssh-init prints that succeeds."""
+        done = self.person("ssh-init", **variables)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def started(self, **variables: str) -> subprocess.Popen[bytes]:
+        """An ssh-init that stands half-way, in the midst of an installation."""
+        process = self.person.start("ssh-init", **variables)
+        self.processes.append(process)
+        wait(lambda: (self.shelf.slow() / "begun").exists() or process.poll() is not None)
+        assert process.poll() is None, process.communicate()
+        return process
+
+    def another(self, says: str) -> tuple[subprocess.Popen[bytes], Path]:
+        """A second ssh-init that has said something, and the file of all that it says."""
+        path = self.shelf.folder / "said.out"
+        process = self.person.start("ssh-init", to=path)
+        self.processes.append(process)
+        wait(lambda: says in path.read_text())
+        return process, path
+
+    @property
+    def ready(self) -> dict[str, str]:
+        found: dict[str, str] = json.loads((self.folder / ".venv/.ready.json").read_text())
+        return found
+
+    def imports(self, name: str) -> str:
+        words = [str(self.folder / ".venv/bin/python"), "-Ic", f"import {name}; print({name}.version)"]
+        return subprocess.run(words, capture_output=True, text=True).stdout.strip()
+
+
+def wait(done: Callable[[], bool]) -> None:
+    end = time.monotonic() + PATIENCE
+    while not done():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def empty(person: Client, remote_project: Path, shelf: Shelf, sshd: Server, tmp_path: Path) -> Iterator[Place]:
+    """Code, and no environment."""
+    shutil.rmtree(remote_project / ".venv")
+    for more in remote_project.glob("requirements-*.txt"):
+        more.unlink()
+    mine = person.copy(tmp_path / "mine")
+    for more in mine.project.glob("requirements-*.txt"):
+        more.unlink()
+    place = Place(mine, remote_project, shelf)
+    yield place
+    for process in place.processes:
+        process.kill()
+        process.communicate()
+    sshd.kill_all()
+
+
+@pytest.fixture
+def place(empty: Place, bare: Path) -> Place:
+    """Code, and an environment in which nothing is installed."""
+    venv = empty.folder / ".venv"
+    shutil.copytree(bare, venv, symlinks=True)
+    return empty
+
+
+# First and again
+
+
+def test_an_environment_is_made_and_then_nothing_is_missing(empty: Place, sshd: Server) -> None:
+    empty.pins("one==1.0", "two==1.0")
+    before = {p.name for p in sshd.home.iterdir()} | {".ssh"}
+    said = empty.init()
+    assert "there is no environment yet" in said and "Successfully installed one-1.0 two-1.0" in said
+    assert (empty.imports("one"), empty.imports("two")) == ("1.0", "1.0")
+    assert empty.ready["accelerator"] == "cpu" and empty.ready["torch"] is None
+    assert (empty.folder / ".venv/.installed").exists() and not (empty.folder / ".venv/.installing").exists()
+    assert {p.name for p in sshd.home.iterdir()} <= before  # no ~/.cache, no ~/.local
+    jobs = list((empty.folder / "outputs/remote/jobs").iterdir())
+    again = empty.init()
+    assert again.splitlines()[-1] == "nothing is missing"
+    assert list((empty.folder / "outputs/remote/jobs").iterdir()) == jobs  # nothing was run
+    for name in ("Python", "GPU", "cores", "memory", "disk", "rsync"):
+        assert any(line.startswith(name) for line in again.splitlines())
+
+
+def test_a_changed_pin_is_the_only_thing_that_is_installed(place: Place) -> None:
+    place.pins("one==1.0", "two==1.0")
+    place.init()
+    place.pins("one==1.1", "two==1.0")
+    told = place.person.refused("ssh-train")
+    assert told == "requirements.txt has changed since make ssh-init; run it again"
+    said = place.init()
+    assert "Successfully installed one-1.1\n" in said and "two" not in said
+    assert place.imports("one") == "1.1"
+    assert place.person("ssh-train", "--detach", "nonsense=1").returncode == 0  # it starts again
+
+
+def test_an_environment_of_ones_own_is_not_judged(place: Place) -> None:
+    place.pins("one==1.0")
+    assert place.person("ssh-train", "--detach", "nonsense=1").returncode == 0
+
+
+def test_what_pip_cannot_find_is_told_and_no_run_is_started(place: Place) -> None:
+    place.pins("one==7")
+    done = place.person("ssh-init")
+    assert done.returncode == 1 and "Traceback" not in done.stdout + done.stderr
+    assert "one==7" in done.stdout and "pip install requirements.txt failed (exit code 1)" in done.stdout
+    assert "is not finished; make ssh-init goes on with it" in place.person.refused("ssh-train")
+    place.pins("one==1.0")
+    assert "Successfully installed one-1.0" in place.init()
+
+
+# What comes between
+
+
+def test_an_installation_that_was_killed_is_gone_on_with(place: Place, sshd: Server) -> None:
+    place.pins("one==1.0")
+    place.init()
+    place.pins("one==1.0", "two==1.0", f"slow @ file://{place.shelf.slow()}/source")
+    process = place.started()
+    assert "is not finished" in place.person.refused("ssh-train")
+    sshd.kill_all()
+    wait(lambda: sshd.started() == [])
+    process.kill()
+    process.communicate()
+    packages = next((place.folder / ".venv/lib").glob("python*")) / "site-packages"
+    (packages / "one/__init__.py").write_text("")  # as it is when pip is killed while it writes
+    (packages / "~wo").mkdir()
+    (place.shelf.slow() / "go").touch()
+    said = place.init()
+    assert "one-1.0 was not whole" in said
+    assert [place.imports(name) for name in ("one", "two", "slow")] == ["1.0"] * 3
+    assert not (packages / "~wo").exists()
+    assert "nothing is missing" in place.init()
+
+
+def test_an_installation_outlives_its_connection_and_is_followed_again(place: Place, sshd: Server) -> None:
+    place.pins(f"slow @ file://{place.shelf.slow()}/source")
+    process = place.started()
+    sshd.block()
+    assert any("pip" in " ".join(p.cmdline()) for p in sshd.started())
+    sshd.unblock()
+    (place.shelf.slow() / "go").touch()
+    out, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, err
+    assert b"Successfully installed slow-1.0" in out and b"ready: Python" in out
+    assert b"the connection is back" in err
+
+
+def test_a_second_one_joins_the_first(place: Place) -> None:
+    place.pins(f"slow @ file://{place.shelf.slow()}/source")
+    first = place.started()
+    second, said = place.another("is at it already")
+    (place.shelf.slow() / "go").touch()
+    out = first.communicate(timeout=PATIENCE)[0].decode()
+    second.communicate(timeout=PATIENCE)
+    assert first.returncode == second.returncode == 0
+    assert all("Successfully installed slow-1.0" in text for text in (out, said.read_text()))
+    assert len(list((place.folder / "outputs/remote/jobs").iterdir())) == 1
+
+
+def test_two_that_did_not_see_each_other_come_one_after_the_other(place: Place) -> None:
+    place.pins(f"slow @ file://{place.shelf.slow()}/source")
+    first = place.started()
+    words = [sys.executable, "-m", "src.remote.agent.install"]
+    second = subprocess.Popen(words, cwd=place.folder, stdout=subprocess.PIPE, text=True)
+    assert second.stdout and "another ssh-init is at work" in second.stdout.readline()
+    (place.shelf.slow() / "go").touch()
+    assert second.communicate(timeout=PATIENCE)[0] == "nothing is missing\n"
+    first.communicate(timeout=PATIENCE)
+
+
+def test_a_pip_that_has_lost_its_installer_is_waited_for(place: Place, sshd: Server) -> None:
+    place.pins(f"slow @ file://{place.shelf.slow()}/source")
+    first = place.started()
+    (installer,) = [p for p in sshd.started() if p.cmdline()[-1:] == ["src.remote.agent.install"] and p.cwd()]
+    installer.kill()
+    assert first.wait(timeout=PATIENCE) != 0
+    first.communicate()
+    second, _ = place.another("another ssh-init is at work")
+    (place.shelf.slow() / "go").touch()
+    second.communicate(timeout=PATIENCE)
+    assert second.returncode == 0 and place.imports("slow") == "1.0"
+
+
+def test_a_stopped_installation_leaves_no_pip(place: Place, sshd: Server) -> None:
+    place.pins(f"slow @ file://{place.shelf.slow()}/source")
+    process = place.started()
+    (id,) = (p.name for p in (place.folder / "outputs/remote/jobs").iterdir())
+    assert place.person("ssh-stop", id).returncode == 0
+    process.communicate(timeout=PATIENCE)
+    assert process.returncode == 143
+    assert not [p for p in sshd.started() if "pip" in " ".join(p.cmdline())]
+
+
+# torch
+
+
+def test_torch_comes_first_and_from_the_index_that_was_named(place: Place, tmp_path: Path) -> None:
+    text = "__version__ = {!r}\nclass cuda:\n    is_available = bool\nclass version:\n    cuda = hip = None\n"
+    place.shelf.wheel("torch", "0.0.9", text.format("0.0.9"))
+    index = tmp_path / "index/torch"
+    index.mkdir(parents=True)
+    place.shelf.wheel("torch", "0.0.9+mine", text.format("0.0.9+mine")).rename(
+        index / "torch-0.0.9+mine-py3-none-any.whl"
+    )
+    name = "torch-0.0.9{}mine-py3-none-any.whl"
+    (index / "index.html").write_text(f'<a href="{name.format("%2B")}">{name.format("+")}</a>')
+    place.pins("one==1.0", "torch==0.0.9")
+    seen, over = set[str](), threading.Event()
+    watching = threading.Thread(target=watch, args=({"the index": str(index.parent)}, seen, over))
+    watching.start()
+    said = place.init(REMOTE_TORCH_INDEX=f"file://{index.parent}")
+    over.set()
+    watching.join()
+    assert seen == set()  # on no command line: it may hold a password
+    assert "torch comes from REMOTE_TORCH_INDEX" in said
+    assert said.index("Successfully installed torch-0.0.9+mine") < said.index("Successfully installed one-1.0")
+    assert place.ready["torch"] == "0.0.9+mine"
+    assert "whole, torch 0.0.9+mine for cpu" in place.init()
+
+
+@needs_own_mounts
+def test_a_disk_without_room_is_told_before_anything_is_fetched(place: Place, sshd: Server) -> None:
+    place.pins("torch==0.0.9")
+    target = place.folder / "outputs"
+    small = f"mount -t tmpfs -o size=60m none {place.folder}"
+    keep = place.folder.with_name("kept")
+    made = sshd.inside(f"cp -a {place.folder} {keep}; {small}; cp -a {keep}/. {place.folder}")
+    assert made.returncode == 0, made.stderr
+    try:
+        told = place.person.refused("ssh-init")
+        assert (
+            " MB left, and torch for cpu with all that belongs to it takes 3.0 GB; free some space there" in told
+        )
+        assert not target.exists() or not list((target / "remote/jobs").glob("*"))
+    finally:
+        sshd.inside(f"umount {place.folder}")
+
+
+# Pythons
+
+
+def test_a_server_without_python_is_told_so(place: Place, sshd: Server) -> None:
+    with sshd.session(PATH="/nowhere"):
+        told = place.person.refused("ssh-init")
+    assert "has no python3; install Python 3.11 or newer there" in told
+
+
+@pytest.mark.parametrize(
+    ("programs", "said"),
+    [
+        (
+            {"python3.10": "[[3,10,2],true]"},
+            ["REMOTE_PYTHON=python3.10 is 3.10.2; Python 3.11 or newer is needed"],
+        ),
+        ({"python3.10": "[[3,12,0],false]"}, ["cannot make an environment", "apt install python3.12-venv"]),
+        ({}, ["there is no REMOTE_PYTHON=python3.10"]),
+    ],
+)
+def test_a_python_that_cannot_do_is_refused(
+    programs: dict[str, str], said: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from src.remote.agent import host_info
+    from src.remote.agent.protocol import Refused
+
+    monkeypatch.setenv("PATH", str(fakes(tmp_path, programs)))
+    with pytest.raises(Refused) as told:
+        host_info.interpreter(str(tmp_path), "python3.10")
+    assert all(text in f"{told.value.problem}; {told.value.hint}" for text in said)
+
+
+def test_the_newest_python_that_can_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from src.remote.agent import host_info
+
+    programs = {"python3.13": "[[3,13,1],false]", "python3.12": "[[3,12,3],true]", "python3": "[[3,10,0],true]"}
+    monkeypatch.setenv("PATH", str(fakes(tmp_path, programs)))
+    assert host_info.interpreter(str(tmp_path), None)["version"] == [3, 12, 3]
+
+
+def fakes(folder: Path, programs: dict[str, str]) -> Path:
+    """A folder of programs that say something, whatever they are asked; `!` makes one fail."""
+    place = folder / "bin"
+    place.mkdir()
+    for name, said in programs.items():
+        text = said.removeprefix("!")
+        (place / name).write_text(f"#!/bin/sh\n/bin/cat <<'END'\n{text}\nEND\nexit {int(said.startswith('!'))}\n")
+        (place / name).chmod(0o755)
+    return place
+
+
+# Accelerators
+
+NVIDIA = "NVIDIA A100-SXM4-80GB, 81920, 580.82.07\nNVIDIA A100-SXM4-80GB, 81920, 580.82.07"
+TOP = "#!/bin/sh\n[ $# = 0 ] && echo '| Driver Version: 580.82.07   CUDA Version: 13.0  |' && exit\n"
+AMD = """\
+Agent 1
+  Name:                    AMD EPYC 7763
+  Marketing Name:          AMD EPYC 7763
+  Device Type:             CPU
+Agent 2
+  Name:                    gfx90a
+  Marketing Name:          AMD Instinct MI250X
+  Device Type:             GPU
+"""
+
+
+def test_an_nvidia_gpu_means_cuda(tmp_path: Path) -> None:
+    from src.remote import setup
+    from src.remote.agent import host_info
+
+    place = fakes(tmp_path, {"nvidia-smi": NVIDIA, "rocminfo": AMD})
+    (place / "nvidia-smi").write_text(TOP + (place / "nvidia-smi").read_text())
+    found = host_info.accelerator(str(place))
+    assert (found["kind"], found["driver"], found["runtime"]) == ("cuda", "580.82.07", "13.0")
+    assert setup.gpus(found) == "2 x NVIDIA A100-SXM4-80GB, 86 GB; driver 580.82.07; CUDA 13.0"
+
+
+def test_an_amd_gpu_means_rocm(tmp_path: Path) -> None:
+    from src.remote import setup
+    from src.remote.agent import host_info
+
+    place = fakes(tmp_path, {"rocminfo": AMD, "nvidia-smi": "!NVIDIA-SMI has failed"})
+    (tmp_path / ".info").mkdir()
+    (tmp_path / ".info/version").write_text("7.1.0-55\n")
+    found = host_info.accelerator(str(place))
+    assert (found["kind"], found["gpus"], found["runtime"]) == ("rocm", [["AMD Instinct MI250X", None]], "7.1.0")
+    assert setup.gpus(found) == "1 x AMD Instinct MI250X; ROCm 7.1.0"
+
+
+def test_a_driver_that_does_not_answer_is_told(tmp_path: Path) -> None:
+    from src.remote.agent import host_info
+
+    found = host_info.accelerator(str(fakes(tmp_path, {"nvidia-smi": "!NVIDIA-SMI has failed"})))
+    assert found["kind"] == "cpu" and "nvidia-smi is there, and answers of no GPU" in found["problem"]
+
+
+def test_no_gpu_is_a_cpu_and_gpus_of_slurms_nodes_are_cuda(tmp_path: Path) -> None:
+    from src.remote.agent import host_info
+
+    assert host_info.accelerator(str(tmp_path))["kind"] == "cpu"
+    found = host_info.accelerator(str(fakes(tmp_path, {"sinfo": "(null)\ngpu:a100:4"})))
+    assert (found["kind"], found["scheduled"]) == ("cuda", "gpu:a100:4")
+    other = fakes(tmp_path / "bin", {"sinfo": "(null)"})
+    assert host_info.accelerator(str(other))["kind"] == "cpu"
+
+
+def test_a_gpu_that_is_away_does_not_undo_what_was_made_for_it(tmp_path: Path) -> None:
+    from src.remote.agent import venv
+
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    (tmp_path / ".venv/bin/python").symlink_to(sys.executable)
+    (tmp_path / "requirements.txt").write_text("one==1\n")
+    (tmp_path / "requirements-gpu.txt").write_text("-r requirements.txt\n")
+
+    def made(accelerator: str) -> None:
+        ready = {"accelerator": accelerator, "requirements": venv.digest(str(tmp_path), accelerator)}
+        (tmp_path / ".venv/.ready.json").write_text(json.dumps(ready))
+
+    made("cuda")
+    assert venv.missing(str(tmp_path), "cpu") == venv.missing(str(tmp_path), "cuda") == []
+    made("cpu")
+    assert venv.missing(str(tmp_path), "cuda") == ["it was made for cpu, and cuda answers now"]
+    made("cuda")
+    (tmp_path / "requirements-gpu.txt").write_text("-r requirements.txt\ntwo==1\n")
+    assert venv.missing(str(tmp_path), "cpu") != []
+
+
+# Where torch comes from
+
+
+def test_pytorchs_own_index_is_taken_where_it_has_the_build(tmp_path: Path) -> None:
+    from src.remote.agent import install
+
+    tag = f"cp{sys.version_info[0]}{sys.version_info[1]}"
+    wheels = [
+        f"torch-0.0.9%2B{build}-{tag}-{tag}-manylinux_2_28_x86_64.whl"
+        for build in ("cpu", "rocm6.4", "rocm7.1", "rocm7.10", "cu130")
+    ]
+    wheels += [
+        "torch-0.0.9%2Brocm7.2-cp30-cp30-manylinux_2_28_x86_64.whl",
+        f"torch-0.0.8%2Bcpu-{tag}-{tag}-manylinux_2_28_x86_64.whl",
+    ]
+    page = tmp_path / "torch/index.html"
+    page.parent.mkdir()
+    page.write_text("".join(f'<a href="/whl/{name}#sha256=0">{name}</a>\n' for name in wheels))
+
+    def build(kind: str, version: str = "0.0.9", runtime: str | None = None) -> str | None:
+        index, problem = install.public_index(kind, version, runtime, base)
+        assert bool(index) != bool(problem)
+        return index and index.removeprefix(f"{base}/")
+
+    with serving(tmp_path) as base:
+        assert build("cpu") == "cpu"
+        assert build("rocm", runtime="7.1.0") == build("rocm", runtime="7.9") == "rocm7.1"
+        assert build("rocm") == "rocm7.10"
+        assert build("rocm", runtime="5.0") == "rocm6.4"
+        assert build("rocm", "0.0.8") is build("cpu", "0.0.7") is None
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[str]:
+    """The address at which a folder is served."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_an_index_that_does_not_answer_is_told(free_address: str) -> None:
+    from src.remote.agent import install
+
+    index, problem = install.public_index("cpu", "0.0.9", None, f"http://{free_address}/whl")
+    assert index is None and problem == f"{free_address} does not answer"
+
+
+@pytest.fixture
+def free_address() -> str:
+    from tests.remote.server import free_port
+
+    return f"127.0.0.1:{free_port()}"
+
+
+# logind
+
+
+def test_a_setting_of_logind_is_the_last_that_is_made(tmp_path: Path) -> None:
+    from src.remote.agent import host_info
+
+    one, two = tmp_path / "one", tmp_path / "two"
+    (one / "logind.conf.d").mkdir(parents=True)
+    two.mkdir()
+    places = (str(one), str(two))
+    assert host_info.configured("KillUserProcesses", places) == ""
+    (one / "logind.conf").write_text("[Login]\n#KillUserProcesses=yes\nKillUserProcesses=no\n")
+    (one / "logind.conf.d/a.conf").write_text("[Login]\nKillUserProcesses = YES\n")
+    assert host_info.configured("KillUserProcesses", places) == "yes"
+    (two / "logind.conf").write_text("[Login]\nKillUserProcesses=no\n")
+    assert host_info.configured("KillUserProcesses", places) == "no"
+
+
+def test_processes_that_end_at_logout_are_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from src.remote import setup
+    from src.remote.agent import host_info
+
+    monkeypatch.setenv("PATH", str(fakes(tmp_path, {"busctl": "b true"})))
+    assert host_info.kills("ada") and not host_info.kills("root")
+    facts = {"kills": True, "user": "ada", "accelerator": {"problem": None}}
+    assert "loginctl enable-linger" in setup.warnings(facts)[0]
+
+
+# What goes along
+
+
+def test_pip_gets_what_it_needs_and_no_token_of_others() -> None:
+    from src.remote import setup
+
+    here = {
+        "HF_TOKEN": "hf_1",
+        "AWS_SECRET_ACCESS_KEY": "s",
+        "PIP_INDEX_URL": "https://index",
+        "REMOTE_ENV": "PIP_INDEX_URL",
+        "REMOTE_TORCH_INDEX": "https://u:p@torch",
+    }
+    assert setup.environment(here) == {"PIP_INDEX_URL": "https://index", "ASSAY_TORCH_INDEX": "https://u:p@torch"}

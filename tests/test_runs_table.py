@@ -1,0 +1,154 @@
+"""`runs`: what is told of each run, in which order and in how much room; and in what two of them differ."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from src.errors import UserError
+from src.runs import FAILED, FINISHED, Run
+from src.runs_table import answer, table
+
+ABOUT = {"rougeL": {"better": "higher"}, "perplexity": {"better": "lower"}}
+
+
+def run_of(out: Path, day: int, scores: dict[str, float] | None = None, **facts: Any) -> Run:
+    """A run of January; `scores`: of the split test. Settings are those of `settings`."""
+    run = Run(out / "runs" / f"2026-01-{day:02}_10-00-00")
+    run.path.mkdir(parents=True)
+    settings = facts.pop("settings", {"lr": 0.001, "gate": {"split": "test"}})
+    outcome = facts.pop("outcome", "promoted")
+    told = {
+        "run": run.id,
+        "stage": "train",
+        "status": FINISHED,
+        "started": f"2026-01-{day:02}T10:00:00+00:00",
+        "method": "lora",
+        "base_model": {"name": "some/base-model"},
+        "data": {"type": "local", "files": [{"sha256": "0123456789abcdef"}, {"sha256": "f" * 64}]},
+    }
+    (run.path / "manifest.json").write_text(json.dumps(told | facts))
+    (run.path / "config_used.yaml").write_text(yaml.safe_dump(settings))
+    result: dict[str, Any] = {"train": {"train_loss": 1 / day, "seconds": 3.0}}
+    if scores:
+        result |= {"eval": {"test": scores}, "metrics": ABOUT}
+        verdict = {"outcome": outcome, "metric": "rougeL", "split": "test"}
+        (run.path / "comparison.json").write_text(json.dumps({"verdict": verdict}))
+    (run.path / "metrics.json").write_text(json.dumps(result))
+    return run
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    run_of(tmp_path, 1, {"rougeL": 0.5, "perplexity": 9.0})
+    run_of(tmp_path, 2, {"rougeL": 0.75, "perplexity": 12.0}, method="dora", outcome="not_better")
+    run_of(tmp_path, 3, status=FAILED, error="OutOfMemoryError: 1 GiB", data={"commit": "c0ffee" * 5})
+    return tmp_path
+
+
+def days(text: str) -> list[int]:
+    return [int(line[8:10]) for line in text.splitlines()[1:]]
+
+
+def test_each_run_is_told_once_with_its_scores_and_what_went_wrong(out: Path) -> None:
+    head, third, second, first = (line.split() for line in table(out).splitlines())
+    assert head == ["run", "stage", "status", "method", "base", "data", "test/rougeL", "train_loss", "verdict"]
+    failed = ["failed:", "OutOfMemoryError:", "1", "GiB"]
+    assert third == ["2026-01-03_10-00-00", "train", *failed, "lora", "base-model", "c0ffeec0ffee", "0.3333"]
+    data = ["0123456789ab", "+1"]
+    assert second[1:] == ["train", "finished", "dora", "base-model", *data, "0.75", "0.5", "not", "better"]
+    assert first[1:] == ["train", "finished", "lora", "base-model", *data, "0.5", "1", "promoted"]
+
+
+@pytest.mark.parametrize(
+    ("key", "order"),
+    [
+        ("test/rougeL", [2, 1, 3]),  # the best first, and last who has none
+        ("test/perplexity", [1, 2, 3]),  # the lower, the better
+        ("train_loss", [3, 2, 1]),
+        ("started", [3, 2, 1]),
+        ("method", [2, 3, 1]),
+        ("verdict", [2, 1, 3]),
+    ],
+)
+def test_runs_are_sorted_by_what_is_asked_for(out: Path, key: str, order: list[int]) -> None:
+    for words in ([str(out), "--sort", key], [f"--sort={key}", str(out)]):
+        said = answer(words)
+        assert days(said) == order
+    assert key not in {"test/perplexity"} or key in said.splitlines()[0]
+
+
+@pytest.mark.parametrize("width", [80, 100, 120, 200])
+def test_the_table_fits_into_its_room_and_leaves_out_what_says_least(out: Path, width: int) -> None:
+    run_of(out, 4, {"rougeL": 0.1, "perplexity": 3.0}, status=FAILED, error="a long story " * 30)
+    lines = table(out, width=width).splitlines()
+    assert max(map(len, lines)) <= width
+    assert all(word in lines[0] for word in ("run", "status", "method", "test/rougeL", "verdict"))
+    assert ("base" in lines[0].split()) is (width > 100)
+    assert "…" in lines[1] and len(lines) == 5
+
+
+def test_a_run_whose_papers_are_torn_is_told_of_all_the_same(out: Path) -> None:
+    (out / "runs" / "2026-01-01_10-00-00" / "metrics.json").write_text("{")
+    (out / "runs" / "2026-01-02_10-00-00" / "manifest.json").write_text("{")
+    said = table(out)
+    assert said.splitlines()[-1] == "2026-01-02_10-00-00  its manifest.json cannot be read"
+    assert "2026-01-01_10-00-00" in said
+
+
+def test_no_runs_say_how_to_make_one(tmp_path: Path) -> None:
+    assert table(tmp_path) == f"no runs in {tmp_path}/runs; make train makes one"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (
+            ["--sort", "test/rogueL"],
+            "no run has test/rogueL to be sorted by; did you mean test/rougeL?; there",
+        ),
+        (["--sort"], "--sort needs a key; such as --sort test/rougeL"),
+        (["--order", "x"], "--order is not a flag of runs"),
+        (["more"], "runs does not take more"),
+        (["diff", "2026-01-01"], "diff takes two runs; write runs diff RUN RUN"),
+        (["diff", "newest", "2026-01-01"], "there is no run newest in "),
+        (
+            ["diff", "2026-01-01", "2026-01-09_10-00-00"],
+            "no run 2026-01-09_10-00-00 in .*; did you mean 2026-0",
+        ),
+        (["diff", "2026-01-01", "2026-01-01"], "2026-01-01_10-00-00 is one run; name two"),
+    ],
+)
+def test_what_cannot_be_told_is_one_sentence(out: Path, words: list[str], told: str) -> None:
+    place = [] if words == ["diff", "2026-01-01"] else [str(out)]
+    with pytest.raises(UserError, match=told.replace("?", r"\?")) as caught:
+        answer([*words, *place] if words[0] == "diff" else [*place, *words])
+    assert caught.value.exit_code == 2
+
+
+def test_two_runs_are_told_apart_by_what_differs_alone(out: Path) -> None:
+    settings = {"lr": 0.01, "gate": {"split": "dev"}, "stop": ["x"]}
+    run_of(out, 5, {"rougeL": 0.75, "perplexity": 9.0}, settings=settings)
+    said = [line.split() for line in answer(["diff", "2026-01-01", "2026-01-05", str(out)]).splitlines()]
+    assert said == [
+        ["2026-01-01_10-00-00", "->", "2026-01-05_10-00-00"],
+        [],
+        ["settings"],
+        ["gate.split", "test", "->", "dev"],
+        ["lr", "0.001", "->", "0.01", "(+0.009)"],
+        ["stop", "-", "->", "['x']"],
+        [],
+        ["scores"],
+        ["train_loss", "1", "->", "0.2", "(-0.8)"],
+        ["test/rougeL", "0.5", "->", "0.75", "(+0.25)"],
+    ]
+
+
+def test_runs_that_are_alike_say_so(tmp_path: Path) -> None:
+    one, other = run_of(tmp_path, 1), run_of(tmp_path, 2)
+    (other.path / "metrics.json").write_bytes((one.path / "metrics.json").read_bytes())
+    assert answer(["diff", one.id, other.id, str(tmp_path)]).endswith("no difference in settings, data or scores")

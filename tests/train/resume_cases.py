@@ -1,0 +1,133 @@
+"""Trainings that are stopped and gone on with, each in a process of its own, and what they must come to."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from src import runs
+from src.runs import Run
+from src.train import checkpoint
+from tests.fixtures import World, curves, locked, tree
+from tests.fork_server import Moment, Nursery
+
+# Dropout draws random numbers, steps add batches up, and saves and evaluations come at odd moments.
+STEPS = (
+    "epochs=3", "batch_size=2", "gradient_accumulation_steps=2", "lora_dropout=0.2", "deterministic=true",
+    "logging_steps=2", "save_steps=3", "eval_steps=2", "lr=0.003",
+)  # fmt: skip
+TRAIN, FIT, CHECKPOINT = "src.train.pipeline", "src.train.fit", "src.train.checkpoint"
+WHOLE = 12  # steps
+
+
+def end_of(run: Run) -> dict[str, Any]:
+    """All that must be the same, however often a training was stopped."""
+    figures = json.loads((run.path / "metrics.json").read_text())["train"]
+    shown = curves(run)
+    rate = shown.pop("train/tokens_per_second")
+    return {
+        "model": tree(run.model),
+        "rows": (run.logs / "samples.jsonl").read_text(),
+        "figures": {key: value for key, value in figures.items() if key != "seconds"},
+        "curves": shown,
+        "rate": [step for step, _ in rate],
+        "status": run.status,
+        "left": [str(p.relative_to(run.path)) for p in run.path.rglob("*.tmp")],
+    }
+
+
+@dataclass
+class Stage:
+    """A world, and the nursery that its commands run in."""
+
+    world: World
+    nursery: Nursery
+
+    def __call__(self, *words: str, moment: Moment | None = None) -> tuple[int, str]:
+        self.start(*words, moment=moment)
+        return self.nursery.end()
+
+    def start(self, *words: str, moment: Moment | None = None) -> int:
+        """Returns: its pid."""
+        moments = (moment,) if moment else ()
+        return self.nursery.start("train", *self.world.settings("train"), *STEPS, *words, moments=moments)
+
+    def train(self, *words: str) -> Run:
+        code, said = self(*words)
+        assert code == 0, said
+        return self.world.newest
+
+
+@pytest.fixture
+def stage(world: World, nursery: Nursery) -> Stage:
+    return Stage(world, nursery)
+
+
+VARIANTS = {
+    "plain": (),
+    "packed": ("packing=true", "max_length=96"),
+    # the rate is so high that the second evaluation is worse than the first, whatever dropout would have drawn
+    "best": (
+        "load_best_model_at_end=true", "lr=0.03", "lr_scheduler_type=constant", "max_steps=5",
+        "save_total_limit=1", "lora_dropout=0",
+    ),
+}  # fmt: skip
+
+
+class Undisturbed(dict[str, Any]):
+    """What the variants come to when nobody stops them; each is trained when it is first asked for, by whichever
+    process of the tests."""
+
+    def __init__(self, stage: Stage, folder: Path) -> None:
+        self.stage, self.folder = stage, folder
+
+    def __missing__(self, name: str) -> Any:
+        world = self.stage.world.elsewhere(self.folder / name)
+        with locked(world.output):
+            if not world.output.is_dir():
+                Stage(world, self.stage.nursery).train(*VARIANTS[name])
+        self[name] = end_of(world.newest)
+        return self[name]
+
+
+@pytest.fixture(scope="session")
+def undisturbed(_lesson: World, nursery: Nursery, common: Path) -> Undisturbed:
+    return Undisturbed(Stage(_lesson, nursery), common / "undisturbed")
+
+
+def assert_goes_on(stage: Stage, expected: dict[str, Any], *words: str) -> str:
+    """The same command again goes on with the one run and ends as if nothing had been. Returns what it said."""
+    (before,) = stage.world.runs
+    assert before.status == runs.INTERRUPTED
+    code, said = stage(*words)
+    assert code == 0, said
+    (run,) = stage.world.runs
+    assert run.path == before.path
+    assert end_of(run) == expected
+    return said
+
+
+@pytest.fixture(scope="session")
+def almost(_lesson: World, nursery: Nursery, common: Path) -> World:
+    """A training killed in its tenth step, with the checkpoints 6 and 9. To be read only."""
+    world = _lesson.elsewhere(common / "almost")
+    with locked(world.output):
+        if not world.output.is_dir():
+            code, said = Stage(world, nursery)(moment=Moment(f"{FIT}:Loop.compute_loss", nth=19))
+            assert code == -signal.SIGKILL, said
+    assert [p.name for p in checkpoint.all_of(world.runs[0].checkpoints)] == ["checkpoint-9", "checkpoint-6"]
+    return world
+
+
+@pytest.fixture
+def killed(almost: World, nursery: Nursery, tmp_path: Path) -> Stage:
+    """A copy of it, free to be changed."""
+    there = almost.elsewhere(tmp_path)
+    shutil.copytree(almost.output, there.output, symlinks=True)
+    return Stage(there, nursery)

@@ -1,0 +1,154 @@
+"""check-data: what a training would say of its data, before it is paid for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import Door
+from tests.fixtures import World, chat, jsonl
+from tests.fork_server import Nursery
+
+pytest_plugins = ["tests.fixtures", "tests.fork_server"]
+
+
+def check(world: World, *words: str) -> int:
+    places = [f"output_dir={world.output}", f"eval_path={world.splits}", f"model_name={world.model}"]
+    from tests.fixtures import call
+
+    return call("check-data", *places, f"dataset_path={world.data}", *words)
+
+
+def report(world: World) -> dict[str, Any]:
+    (folder,) = (world.output / "checks").iterdir()
+    found: dict[str, Any] = json.loads((folder / "data_report.json").read_text())
+    return found
+
+
+def test_the_report_is_shown_and_kept(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    assert check(world) == 0
+    shown = capsys.readouterr().out
+    assert "16 in = 16 trained + 0 rejected" in shown
+    assert "⟦TOP(a)<|end|>⟧" in shown
+    assert "also in" in shown
+    kept = report(world)
+    assert (kept["rows_in"], kept["rows_trained"], kept["rejected"]) == (16, 16, [])
+    (folder,) = (world.output / "checks").iterdir()
+    assert "data_report.json" in {p.name for p in folder.iterdir()}
+    assert (folder / "config_used.yaml").is_file()
+    assert not (world.output / "runs").exists()
+
+
+def test_a_training_shows_and_keeps_the_same(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    assert check(world) == 0
+    checked = capsys.readouterr().out.split("report in")[0]
+    run = world.train("max_steps=1")
+    trained = capsys.readouterr().out
+    assert checked.strip() in trained
+    assert json.loads((run.path / "data_report.json").read_text()) == report(world)
+    assert run.manifest["tokenization"] == json.loads((run.model / "tokenization.json").read_text())
+    assert run.manifest["data"]["sources"] == [{"type": "local", "weight": 1}]
+
+
+@pytest.mark.parametrize(
+    ("row", "settings", "told"),
+    [
+        ({}, (), "x.jsonl:2 has no list of messages"),
+        ({}, ("on_bad_row=skip", "strict_data=true"), "1 rows are rejected: no_messages"),
+        (chat("Top of ore rate?", "TOP(a)"), ("on_contamination=refuse",), "x.jsonl:2 is the exact duplicate of"),
+    ],
+)
+def test_what_a_training_would_refuse_is_refused_once_the_report_is_there(
+    world: World,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    row: Any,
+    settings: tuple[str, ...],
+    told: str,
+) -> None:
+    jsonl(tmp_path / "bad" / "x.jsonl", [chat("2+2?", "4"), row])
+    words = (f"dataset_path={tmp_path / 'bad'}", *settings)
+    assert check(world, *words) == 2
+    said = capsys.readouterr()
+    assert told in said.err
+    assert "2 in = 1 trained + 1 rejected" in said.out
+    assert report(world)["rows_in"] == 2
+    assert world.call("train", *words) == 2
+    assert told in capsys.readouterr().err
+    assert not (world.output / "runs").exists()
+
+
+def test_bad_rows_are_refused_before_anything_heavy_is_loaded(assay: Door) -> None:
+    jsonl(assay.cwd / "data" / "x.jsonl", [chat("2+2?", "4"), {"messages": []}])
+    (assay.cwd / "data" / "eval").mkdir()
+    from tests.conftest import HEAVY
+
+    done = assay("train", forbidden=HEAVY)
+    assert done.returncode == 2
+    assert "data/x.jsonl:2 has no list of messages (data_format=messages); fix the row" in done.stderr
+
+
+def test_the_second_training_reads_its_tokens_from_the_cache(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = world.train("max_steps=1")
+    monkeypatch.delattr("src.data.tokens._tokens")
+    monkeypatch.delattr("src.data.loader._take")
+    again = world.train("max_steps=1")
+    weights = "adapter_model.safetensors"
+    assert (again.model / weights).read_bytes() == (first.model / weights).read_bytes()
+
+
+def test_when_no_row_is_left_by_their_length_the_report_is_there_all_the_same(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert check(world, "max_length=16") == 2
+    said = capsys.readouterr()
+    assert "no row is left to train on; raise max_length" in said.err
+    assert "16 in = 0 trained + 16 rejected" in said.out
+    assert "over max_length=16  16 rejected, 0 cut" in said.out
+    assert "0, 0 of them with loss (0.0 %)" in said.out
+    assert report(world)["tokens"] == {
+        "total": 0,
+        "with_loss": 0,
+        "row_length": dict.fromkeys(("min", "p50", "p90", "p95", "p99", "max"), 0),
+    }
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_a_row_is_read(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert check(world, f"output_dir={tmp_path / 'file'}", f"dataset_path={tmp_path / 'nowhere'}") == 2
+    said = capsys.readouterr().err
+    assert "output_dir" in said
+    assert "nowhere" not in said
+
+
+def test_the_tokenizer_is_loaded_as_the_settings_say(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    from src.model import tokenizer
+
+    right, given = tokenizer.load_tokenizer, []
+
+    def noted(*args: Any, **others: Any) -> Any:
+        given.append(args)
+        return right(args[0], **others)
+
+    monkeypatch.setattr(tokenizer, "load_tokenizer", noted)
+    assert check(world, "trust_remote_code=true") == 0
+    assert given == [(str(world.model), None, True)]
+
+
+def test_a_reader_that_goes_away_ends_neither_check_nor_training(world: World, nursery: Nursery) -> None:
+    """As in `make train | head`."""
+    places = [f"output_dir={world.output}", f"eval_path={world.splits}", f"model_name={world.model}"]
+    for stage, *more in (["check-data"], ["train", "max_steps=1", "cuda_visible_devices=''"]):
+        words = [stage, *places, f"dataset_path={world.data}", *more]
+        nursery.start(*words, calls=("tests.fork_server:without_a_reader",))
+        code, said = nursery.end()
+        assert code == 0, said
+    assert world.newest.status == "finished"
+    assert len(list((world.output / "checks").iterdir())) == 1

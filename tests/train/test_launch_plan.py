@@ -1,0 +1,230 @@
+"""How many processes train and where they meet: by the settings, by Slurm, by torchrun; and what is refused."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from src.config import load
+from src.errors import ConfigError
+from src.schema import TrainConfig
+from src.train import launch_plan, slurm
+from src.train.launch_plan import Plan
+from src.utils import launch_config
+from src.utils.process_info import Here, here
+from tests.conftest import Door
+from tests.fixtures import jsonl
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True)
+def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith("SLURM_") or name in {"RANK", "WORLD_SIZE", "LOCAL_RANK", "ENVIRONMENT"}:
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A machine on which an nvidia-smi answers for every GPU that it is asked for."""
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(
+        "#!/bin/sh\nfor each in $(echo ${1#--id=} | tr , ' '); do echo 'NVIDIA H100, 81559, 9.0, 580'; done\n"
+    )
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+
+
+def config(**settings: Any) -> TrainConfig:
+    found: TrainConfig = load("train", {"cuda_visible_devices": ""} | settings)
+    return found
+
+
+def refused(**settings: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        launch_plan.plan(config(**settings))
+    return str(caught.value)
+
+
+# --- from the settings -----------------------------------------------------------------------------------
+
+
+def test_on_a_cpu_one_process_trains_by_itself_unless_more_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch_plan, "cores", lambda: 2)
+    assert launch_plan.plan(config()) is None
+    assert launch_plan.plan(config(num_processes=1)) is None
+    assert launch_plan.plan(config(num_processes=2)) == Plan(2)
+    assert refused(num_processes=3) == (
+        "num_processes=3, but this machine has no GPU of cuda_visible_devices='' and 2 cores; "
+        "set num_processes to that at most"
+    )
+
+
+def test_every_gpu_that_is_named_gets_a_process(gpus: None) -> None:
+    assert launch_plan.plan(config(cuda_visible_devices="0")) is None
+    assert launch_plan.plan(config(cuda_visible_devices="0,1")) == Plan(2)
+    assert launch_plan.plan(config(cuda_visible_devices="0,1,2,3", num_processes=4)) == Plan(4)
+    for wrong in (1, 3):
+        told = refused(cuda_visible_devices="0,1", num_processes=wrong)
+        assert told.startswith(f"num_processes={wrong}, but cuda_visible_devices=0,1 names 2 GPUs; ")
+
+
+def test_an_engine_that_shares_out_memory_is_started_by_a_launcher_even_for_one_process() -> None:
+    assert launch_plan.plan(config(distributed="fsdp2", offload=True)) == Plan(1)
+
+
+def test_several_machines_meet_at_the_first() -> None:
+    found = launch_plan.plan(config(num_nodes=2, node_rank=1, master_addr="gpu7", master_port=1234))
+    assert found == Plan(1, 2, 1, "gpu7", 1234)
+    assert launch_plan.plan(config(num_nodes=2, master_addr="gpu7")) == Plan(1, 2, 0, "gpu7", 29500)
+    assert refused(num_nodes=2) == "num_nodes=2 needs master_addr, the address of the machine of node_rank=0"
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"num_processes": 0}, "num_processes=0: should be greater than or equal to 1"),
+        ({"num_nodes": 2, "node_rank": 2}, "node_rank=2: should be less than num_nodes=2"),
+        ({"offload": True}, "offload=true has no meaning with distributed=ddp, which shares out no memory"),
+        (
+            {"distributed": "fsdp2", "method": "qlora"},
+            "method=qlora does not go with distributed=fsdp2; lora, rslora, dora, ia3, full do",
+        ),
+        (
+            {"distributed": "zero3", "task": "seq2seq", "method": "full"},
+            "task=seq2seq does not go with distributed=zero3; ddp and zero2 do",
+        ),
+        (
+            {"distributed": "fsdp"},
+            "distributed=fsdp: should be one of ddp, fsdp2, zero2, zero3; did you mean fsdp2?",
+        ),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(settings: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config(**settings)
+    assert caught.value.problems == (sentence,)
+
+
+def test_deepspeed_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch_plan, "find_spec", lambda name: None)
+    assert "distributed=zero2 needs DeepSpeed, which is not installed; pip install" in refused(distributed="zero2")
+
+
+def test_what_can_be_refused_is_refused_before_anything_heavy_is_loaded(assay: Door) -> None:
+    jsonl(assay.cwd / "data" / "x.jsonl", [{"messages": []}])
+    for words, sentence in {
+        ("num_processes=4096",): "num_processes=4096, but this machine has no GPU",
+        ("num_processes=2", "bf16=false"): "x.jsonl: none of its 1 rows can be used",
+    }.items():
+        done = assay("train", "cuda_visible_devices=''", *words, forbidden=("torch", "transformers", "accelerate"))
+        assert done.returncode == 2, done.stderr
+        assert sentence in done.stderr
+    assert not (assay.cwd / "outputs" / "runs").exists()
+
+
+# --- from torchrun ---------------------------------------------------------------------------------------
+
+
+def test_a_process_that_torchrun_started_joins(monkeypatch: pytest.MonkeyPatch, gpus: None) -> None:
+    assert here() == Here(0, 1, 0, False)
+    for name, value in {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert here() == Here(5, 8, 1, True)
+    assert not here().first
+    assert launch_plan.plan(config(num_processes=2, cuda_visible_devices="0,1")) is None
+    assert "process 1 of this machine has no GPU: cuda_visible_devices=0 names 1" in refused(
+        cuda_visible_devices="0"
+    )
+
+
+# --- from Slurm ------------------------------------------------------------------------------------------
+
+SRUN = {
+    "SLURM_JOB_ID": "4711",
+    "SLURM_STEP_ID": "0",
+    "SLURM_NTASKS": "2",
+    "SLURM_NODEID": "1",
+    "SLURM_JOB_NUM_NODES": "2",
+    "SLURM_NODELIST": "gpu[07-08]",
+}
+
+
+def test_under_srun_machines_find_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in SRUN.items():
+        monkeypatch.setenv(name, value)
+    assert launch_plan.plan(config()) == Plan(1, 2, 1, "gpu07", 24711)
+    assert launch_plan.plan(config(master_addr="10.0.0.7", master_port=99)) == Plan(1, 2, 1, "10.0.0.7", 99)
+
+
+def test_a_batch_script_that_has_not_called_srun_trains_alone() -> None:
+    batch = {k: v for k, v in SRUN.items() if k != "SLURM_STEP_ID"} | {"ENVIRONMENT": "BATCH"}
+    assert slurm.step(batch) is None
+    assert slurm.step(SRUN | {"SLURM_NTASKS": "1", "SLURM_JOB_NUM_NODES": "1"}) is None
+    assert slurm.step({}) is None
+
+
+def test_the_step_counts_and_not_the_job() -> None:
+    smaller = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NODELIST": "b[1,3]"}
+    found = slurm.step(SRUN | {"SLURM_NTASKS": "8", "SLURM_JOB_NUM_NODES": "4"} | smaller)
+    assert found is not None
+    assert (found.nodes, found.first_host) == (2, "b1")
+
+
+def test_several_tasks_a_machine_are_refused() -> None:
+    with pytest.raises(ConfigError) as caught:
+        slurm.step(SRUN | {"SLURM_NTASKS": "16"})
+    assert str(caught.value).startswith("srun started 16 tasks on 2 machines; start one a machine")
+
+
+@pytest.mark.parametrize(
+    ("listed", "names"),
+    [
+        ("login", ["login"]),
+        ("a,b", ["a", "b"]),
+        ("gpu[01-03,7],login", ["gpu01", "gpu02", "gpu03", "gpu7", "login"]),
+        ("gpu[098-101]", ["gpu098", "gpu099", "gpu100", "gpu101"]),
+        ("rack[1-2]n[1,4]-ib", ["rack1n1-ib", "rack1n4-ib", "rack2n1-ib", "rack2n4-ib"]),
+        ("dgx-a-[1-2].site", ["dgx-a-1.site", "dgx-a-2.site"]),
+        ("", []),
+    ],
+)
+def test_a_list_of_hosts_is_read_as_slurm_writes_it(listed: str, names: list[str]) -> None:
+    assert list(slurm.hosts(listed)) == names
+
+
+# --- the settings handed over ----------------------------------------------------------------------------
+
+
+def test_the_settings_arrive_as_they_were_and_hold_no_secret_on_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_API_KEY", "hunter2-hunter2")
+    cfg = config(mirror="s3://hunter2-hunter2/x", loss="weighted", class_weights={"ä \"' $x": 2.0}, seed=7)
+    command = ["python", "-m", "src.main", "train", "mirror=s3://hunter2-hunter2/x"]
+    packed = launch_config.pack(asdict(cfg), command)
+    assert launch_config.settings() is None
+    for name, value in packed.items():
+        monkeypatch.setenv(name, value)
+    assert launch_config.launcher() == os.getpid()
+    assert load("train", launch_config.settings() or {}) == cfg
+    assert "hunter2" not in str(launch_config.command())
+    monkeypatch.delenv("MY_API_KEY")
+    assert "hunter2" not in str(launch_config.settings())
+
+
+def test_a_process_whose_launcher_is_gone_does_nothing() -> None:
+    """It is a grandchild here: a shell stands between."""
+    script = "import sys; from src.main import main; code = main(['train']); print('went on'); sys.exit(code)"
+    orphan = subprocess.run(
+        ["sh", "-c", '"$0" -c "$1"; code=$?; exit $code', sys.executable, script],
+        env={**os.environ, **launch_config.pack(asdict(config()), ["train"]), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert (orphan.returncode, orphan.stdout, orphan.stderr) == (1, "", "")
