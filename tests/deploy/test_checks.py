@@ -12,9 +12,9 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from src.deploy import checks
-from src.deploy.answer_checks import says_nothing
 from src.deploy.checks import run_checks
-from src.deploy.file_checks import loss
+from src.deploy.checks.files import loss
+from src.deploy.checks.model import says_nothing
 from src.deploy.findings import Finding, Subject
 from src.runs import Run
 from src.schema import PublishConfig

@@ -1,6 +1,6 @@
 """Health checks of a trained model: the table CHECKS. The gate asks some of them, `validate` others.
 
-Each takes a Subject and says in one sentence what it found. Those of answer_checks.py load the model; no other
+Each takes a Subject and says in one sentence what it found. Those of model.py load the model; no other
 imports torch. To add a check, enter it in CHECKS, and name it in GATE, GATE_LOADED or VALIDATE.
 """
 
@@ -8,21 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from src.deploy import answer_checks, file_checks
+from src.deploy.checks import files, model
 from src.deploy.findings import Finding, Subject
 from src.errors import UserError
 from src.runs import Run
 from src.schema import GateArgs, PublishConfig
 
 CHECKS: dict[str, Callable[[Subject], tuple[bool, str]]] = {
-    "training loss": file_checks.loss,
-    "model files": file_checks.model_files,
-    "checkpoints": file_checks.checkpoints,
-    "data": file_checks.data,
-    "secrets": file_checks.secrets,
-    "profile": file_checks.profile_format,
-    "reload": answer_checks.reload,
-    "model output": answer_checks.output,
+    "training loss": files.loss,
+    "model files": files.model_files,
+    "checkpoints": files.checkpoints,
+    "data": files.data,
+    "secrets": files.secrets,
+    "profile": files.profile_format,
+    "reload": model.reload,
+    "model output": model.output,
 }
 GATE = ("training loss", "model files", "checkpoints", "data", "secrets")
 GATE_LOADED = ("reload",)
