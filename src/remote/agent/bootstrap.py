@@ -46,25 +46,25 @@ def serve(request: dict[str, Any]) -> None:
     load(request["sources"])
     for name in ("boot", "sources"):  # for those who start others in the same way
         setattr(sys.modules[PACKAGE], name, request[name])
-    wire: Any = sys.modules[PACKAGE + ".wire"]
+    protocol: Any = sys.modules[PACKAGE + ".protocol"]
     if request.get("beat", True):
-        threading.Thread(target=_beat, args=(wire,), daemon=True).start()
+        threading.Thread(target=_beat, args=(protocol,), daemon=True).start()
     module, name = request["call"].split(":")
     try:
         answer = getattr(sys.modules[f"{PACKAGE}.{module}"], name)(**request["given"])
         if isinstance(answer, types.GeneratorType):
             for frame in answer:
-                wire.send(frame=frame)
+                protocol.send(frame=frame)
             answer = None
-        wire.send(answer=answer)
-    except wire.Refused as refused:
-        wire.send(refused=refused.problem, hint=refused.hint)
+        protocol.send(answer=answer)
+    except protocol.Refused as refused:
+        protocol.send(refused=refused.problem, hint=refused.hint)
     except BrokenPipeError:  # nobody listens any more
         os._exit(0)
     except OSError as error:
         if error.errno is None or error.errno not in MENDABLE:
             raise
-        wire.send(
+        protocol.send(
             refused=f"{error.filename or request['call']}: {os.strerror(error.errno).lower()}",
             hint=MENDABLE[error.errno],
         )
@@ -82,13 +82,13 @@ def load(sources: dict[str, str]) -> None:
         exec(compile(source, f"<{name}>", "exec"), module.__dict__)
 
 
-def _beat(wire: Any) -> None:
+def _beat(protocol: Any) -> None:
     while True:
         time.sleep(BEAT)
         try:
-            wire.send(alive=True)
+            protocol.send(alive=True)
         except OSError:
-            wire.unbroken.acquire()
+            protocol.unbroken.acquire()
             os._exit(0)
 
 
