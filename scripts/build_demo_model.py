@@ -93,7 +93,7 @@ def convert(gguf: Path, target: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from src.utils.files import whole_folder
+    from src.utils.files import atomic_dir
 
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
@@ -101,7 +101,7 @@ def convert(gguf: Path, target: Path) -> None:
     settings = {k: v for k, v in loaded.config.to_dict().items() if k != "quantization_config"}
     plain = AutoModelForCausalLM.from_config(type(loaded.config).from_dict(settings), dtype=torch.bfloat16)
     plain.load_state_dict(loaded.state_dict())
-    with whole_folder(target) as temporary:
+    with atomic_dir(target) as temporary:
         plain.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         (temporary / "README.md").write_text(NOTE, encoding="utf-8")

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from src import config, runs, schema
 from src.errors import ConfigError, RunError, did_you_mean
 from src.search_space import quoted
-from src.utils.secrets import secrets_as_references
+from src.utils.secrets import redact_argv
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 POSITIONALS = ("model_path", "run_a", "run_b")
@@ -45,7 +45,7 @@ def parse(stage: str, config_name: str, argv: list[str], check: config.Check = c
     Raises: ConfigError if the configuration file is missing or torn: then nothing else can be judged.
     """
     call = Call(stage, CONFIGS, config_name, check=check)
-    words = iter(secrets_as_references(argv))
+    words = iter(redact_argv(argv))
     places = positionals(stage)
     for word in words:
         if word.startswith("-"):

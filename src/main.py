@@ -160,9 +160,9 @@ def _run(name: str, rest: list[str]) -> int:
 def _call(stage: Stage, config: object) -> int:
     """Import the stage's room and run it."""
     from src.utils.logs import start_logging
-    from src.utils.process_info import here
+    from src.utils.process_info import process_info
 
-    start_logging(silent=not here().first)
+    start_logging(silent=not process_info().is_main)
     if hasattr(config, "cuda_visible_devices"):  # has effect only before torch is imported
         os.environ["CUDA_VISIBLE_DEVICES"] = config.cuda_visible_devices
         os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # the order of nvidia-smi
@@ -240,11 +240,11 @@ def _handed() -> dict[str, object] | None:
     """The settings that a launcher has handed to this process, which then ends with it."""
     from src.utils import launch_config
 
-    if (launcher := launch_config.launcher()) is not None:
-        from src.utils.workers import end_with
+    if (launcher := launch_config.launcher_pid()) is not None:
+        from src.utils.workers import die_with_parent
 
-        end_with(launcher)
-    return launch_config.settings()
+        die_with_parent(launcher)
+    return launch_config.inherited_settings()
 
 
 def _load_dotenv() -> None:
@@ -256,10 +256,10 @@ def _load_dotenv() -> None:
 
 
 if __name__ == "__main__":
-    from src.utils.lazy_imports import own_process
-    from src.utils.secrets import hide_in_tracebacks
+    from src.utils.lazy_imports import mark_cli_process
+    from src.utils.secrets import redact_tracebacks
 
-    hide_in_tracebacks()
+    redact_tracebacks()
     if not {"-m", "--multirun"} & set(sys.argv):
-        own_process()
+        mark_cli_process()
     sys.exit(main())

@@ -27,7 +27,7 @@ import yaml
 
 from src.errors import DivergedError, RunError, Stopped, did_you_mean
 from src.utils import launch_config, slurm
-from src.utils.files import disk_errors, point, read_json, write_json, write_text
+from src.utils.files import disk_errors, read_json, switch_link, write_json, write_text
 from src.utils.logs import log
 
 FINISHED, RUNNING, FAILED, INTERRUPTED = "finished", "running", "failed", "interrupted"
@@ -130,7 +130,7 @@ class Run:
         self.update(
             status=RUNNING, ended=None, error=None, command=command(), process=this_process(), attempts=earlier
         )
-        point(self.path.parent / "latest", self.path)
+        switch_link(self.path.parent / "latest", self.path)
         self._tell()
 
     def _tell(self) -> None:
@@ -205,7 +205,7 @@ def create(output_dir: str | Path, stage: str, config_yaml: str, facts: Mapping[
             **facts,
         },
     )
-    point(root / "latest", run.path)
+    switch_link(root / "latest", run.path)
     run._tell()
     return run
 
@@ -241,7 +241,7 @@ def now() -> str:
 
 def command() -> list[str]:
     """The command line of this process or of its launcher, from the door on."""
-    if typed := launch_config.command():
+    if typed := launch_config.launcher_command():
         return typed
     words = sys.orig_argv
     return ["python", "-m", *words[words.index("src.main") :]] if "src.main" in words else list(words)
@@ -260,8 +260,8 @@ def this_process() -> dict[str, Any]:
         "created": psutil.Process().create_time(),
         "host": socket.gethostname(),
         "boot_id": boot_id(),
-        "launcher": launch_config.launcher(),
-        "slurm": slurm.attempt(),
+        "launcher": launch_config.launcher_pid(),
+        "slurm": slurm.current_job(),
     }
 
 
@@ -276,7 +276,7 @@ def boot_id() -> str | None:
 def _alive(process: Mapping[str, Any]) -> bool:
     """Whether the recorded process still runs. On another host only Slurm can tell, or else it is believed."""
     here = process["host"] == socket.gethostname()
-    if slurm.is_over(process.get("slurm"), here):
+    if slurm.has_ended(process.get("slurm"), here):
         return False
     if not here:
         return True

@@ -20,7 +20,7 @@ import pytest
 from src import runs
 from src.errors import RunError
 from src.runs import FAILED, FINISHED, INTERRUPTED, RUNNING, Run
-from src.utils.files import point
+from src.utils.files import switch_link
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -355,7 +355,7 @@ def test_a_finished_run_that_latest_points_to_comes_before_newer_ones(out: Path)
     fetched, newer = finished(out), finished(out)
     fetched.update(started="2026-01-01T00:00:00+00:00")
     for run in (newer, fetched):
-        point(out / "runs" / "latest", run.path)
+        switch_link(out / "runs" / "latest", run.path)
         assert runs.find(None, out) == (run.model, run)
     fetched.update(status=FAILED)
     assert runs.newest_finished(out) == newer
@@ -364,7 +364,7 @@ def test_a_finished_run_that_latest_points_to_comes_before_newer_ones(out: Path)
 def test_the_newest_run_is_the_one_that_latest_points_to_in_whatever_state(out: Path) -> None:
     gone_on_with, newer = create(out), finished(out)
     gone_on_with.update(started="2026-01-01T00:00:00+00:00", status=FAILED)
-    point(out / "runs" / "latest", gone_on_with.path)
+    switch_link(out / "runs" / "latest", gone_on_with.path)
     assert runs.newest(out) == gone_on_with
     assert runs.training("latest", out) == runs.trainings(out)[0] == gone_on_with
     shutil.rmtree(gone_on_with.path)  # by hand, and latest leads nowhere

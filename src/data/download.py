@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 from src.errors import DataError
-from src.utils.files import whole_folder
+from src.utils.files import atomic_dir
 
 THREADS = 8
 LONGEST_NAME = 255  # bytes, on every file system in use
@@ -131,7 +131,7 @@ def once(target: Path, fill: Callable[[Path], object]) -> Path:
     Raises: what `fill` raises.
     """
     if not target.is_dir():
-        with whole_folder(target) as temporary:
+        with atomic_dir(target) as temporary:
             fill(temporary)
     return target
 

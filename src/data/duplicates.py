@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from rensa import RMinHash
 
 from src.data.similarity import Shingles, jaccard, normalise, shingles_of, words_of
-from src.utils.workers import ordered
+from src.utils.workers import map_ordered
 
 Kind = Literal["exact", "normalised", "near"]
 Hashes = NDArray[np.uint64]
@@ -150,7 +150,7 @@ class Spool:
         def candidates(band: int) -> list[Rows]:
             return list(_buckets(self._column(_BAND + band)[rows], rows))
 
-        for buckets in ordered(candidates, range(BANDS), processes):
+        for buckets in map_ordered(candidates, range(BANDS), processes):
             for bucket in buckets:
                 _compare(bucket, earliest, score, shingles, threshold)
         return earliest, score

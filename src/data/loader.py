@@ -35,7 +35,7 @@ from src.errors import DataError
 from src.schema import ColumnArgs, DataFormat
 from src.utils.files import sha256, write_json
 from src.utils.secrets import credentials, redact
-from src.utils.workers import cores, ordered
+from src.utils.workers import cores, map_ordered
 
 BATCH = 500  # values that a process is given at once
 LONGEST_DETAIL = 500  # characters
@@ -134,7 +134,7 @@ def _write(
         (folder / "contamination.jsonl").open("w", encoding="utf-8") as overlaps,
     ):
         processes = 1 if small else workers or cores()
-        for taken in ordered(work, _batches(files), processes):
+        for taken in map_ordered(work, _batches(files), processes):
             first = sum(usable)
             rows_in[taken.file] += taken.rows_in
             usable[taken.file] += len(taken.lines)

@@ -12,7 +12,7 @@ from src.data.chat import Chat
 from src.data.report import ASKED_FOR, KINDS
 from src.data.rows import MOST_SHOWN, Example
 from src.data.store import TokenStore
-from src.utils.console import Screen, nobody_reads
+from src.utils.console import SafeConsole, silence_stdout
 from src.utils.logs import log
 from src.utils.secrets import redact
 
@@ -27,7 +27,7 @@ def show(tokens: TokenStore, chat: Chat, max_length: int) -> None:
         log.info("%s", f"{what:<{width}}  {value}".rstrip())
     for line in _rejections(tokens.report):
         log.warning("%s", line)
-    console = Screen()
+    console = SafeConsole()
     with console.capture() as captured:
         for number in _spread(len(tokens)):
             labels = list(tokens.report.get("labels", []))
@@ -36,7 +36,7 @@ def show(tokens: TokenStore, chat: Chat, max_length: int) -> None:
     try:
         print(captured.get(), end="", flush=True)
     except BrokenPipeError:
-        nobody_reads()
+        silence_stdout()
     for finding in tokens.report["findings"]:
         log.warning("finding: %s", finding)
 

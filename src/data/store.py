@@ -18,7 +18,7 @@ import numpy as np
 
 from src.data.rows import Example, Rejection, Row
 from src.errors import RunError
-from src.utils.files import code_hash, read_json, whole_folder, write_json
+from src.utils.files import atomic_dir, code_hash, read_json, write_json
 
 Array = np.ndarray[Any, np.dtype[Any]]
 PACKAGE = Path(__file__).parent
@@ -52,7 +52,7 @@ def made_once(folder: Path, make: Callable[[Path], None]) -> None:
     """
     if _whole(folder):
         return
-    with whole_folder(folder) as temporary:
+    with atomic_dir(folder) as temporary:
         make(temporary)
         write_json(temporary / "sizes.json", {f.name: f.stat().st_size for f in temporary.iterdir()})
 

@@ -18,7 +18,7 @@ from src.data.mask_check import Prover
 from src.data.rows import Row
 from src.data.store import Array, RowStore
 from src.data.task_encoding import TASKS
-from src.utils.workers import cores, ordered
+from src.utils.workers import cores, map_ordered
 
 BATCH = 250  # rows that a process is given at once
 PROVEN_FIRST, PROVEN_SHARE = 10_000, 0.01  # rows whose mask is proven: the first, and a sample of the rest
@@ -79,7 +79,7 @@ def write_tokens(
     with ExitStack() as stack:
         ids = stack.enter_context((folder / "ids.bin").open("wb"))
         learnt = stack.enter_context((folder / "learnt.bin").open("wb"))
-        for found in ordered(work, _batches(kept), processes):
+        for found in map_ordered(work, _batches(kept), processes):
             ids.write(found.ids.tobytes())
             learnt.write(found.learnt.tobytes())
             lengths.append(found.lengths)

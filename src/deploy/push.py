@@ -18,7 +18,7 @@ from src.deploy.hub_access import check
 from src.deploy.package import assemble, name_of
 from src.errors import RunError
 from src.schema import PublishConfig
-from src.utils.files import disk_errors, point, whole_folder
+from src.utils.files import atomic_dir, disk_errors, switch_link
 from src.utils.logs import log
 
 
@@ -69,11 +69,11 @@ def local(run: runs.Run, cfg: PublishConfig, verdict: gate.Verdict) -> str:
         target.parent.mkdir(parents=True, exist_ok=True)
     with alone(target.parent, leftovers=".*.tmp"):
         again = target.exists()
-        with whole_folder(target) as temporary:
+        with atomic_dir(target) as temporary:
             files = assemble(run, cfg, verdict, temporary)
-        point(target.parent / "latest", target)
+        switch_link(target.parent / "latest", target)
         if verdict.promoted:
-            point(promoted, target)
+            switch_link(promoted, target)
         record(run, verdict, target="local", where=str(target.absolute()), files=len(files))
     return f"{target}, in the place of its earlier copy" if again else str(target)
 

@@ -14,7 +14,7 @@ from src.errors import RunError
 from src.model.profile import PROFILE, TRAINING_INFO
 from src.runs import Run
 from src.schema import ValidateConfig
-from src.utils.console import Screen
+from src.utils.console import SafeConsole
 from src.utils.files import write_json
 from src.utils.logs import log
 
@@ -71,7 +71,7 @@ def show(found: list[Finding], title: str) -> None:
         table.add_column(column)
     for finding in found:
         table.add_row(finding.name, "[green]passed[/]" if finding.ok else "[red]failed[/]", finding.sentence)
-    Screen().print(table)
+    SafeConsole().print(table)
 
 
 def report(found: list[Finding], about: Subject, name: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from src.eval import results, significance, verdict
 from src.eval.results import Evaluated
 from src.runs import Run
 from src.schema import CompareConfig, GateArgs
-from src.utils.console import Screen
+from src.utils.console import SafeConsole
 from src.utils.files import write_json
 from src.utils.logs import log
 
@@ -134,7 +134,7 @@ def show(comparison: Mapping[str, Any], title: str, columns: tuple[str, str] = (
             table.add_row(f"[bold]{row['split']}[/], {row['examples']} rows")
         table.add_row(*_cells(row, confidence))
         previous = row["split"]
-    console = Screen(width=max(Screen().width, Screen(width=200).measure(table).maximum))
+    console = SafeConsole(width=max(SafeConsole().width, SafeConsole(width=200).measure(table).maximum))
     console.print(table)
     console.print("* beyond noise: the interval leaves out 0 and the paired test agrees", highlight=False)
     if comparison["verdict"]:
@@ -173,4 +173,4 @@ def show_one(result: Result, title: str) -> None:
         table.add_row(
             metric, about["scale"], *(f"{scores[metric]:.{digits}f}" for scores in result["eval"].values())
         )
-    Screen().print(table)
+    SafeConsole().print(table)

@@ -22,10 +22,10 @@ from src.model import tasks
 from src.model.source import Source, Tuned, locate, locate_tuned
 from src.schema import BaselineConfig, EvalConfig
 from src.utils.event_files import Curves
-from src.utils.files import read_json, whole_folder, write_json, write_jsonl, write_text
-from src.utils.lazy_imports import leave_out, settle
+from src.utils.files import atomic_dir, read_json, write_json, write_jsonl, write_text
+from src.utils.lazy_imports import block_imports, freeze_gc
 from src.utils.logs import log, log_to
-from src.utils.weights import torn
+from src.utils.weights import find_corruption
 
 
 def evaluate(cfg: EvalConfig) -> int:
@@ -46,7 +46,7 @@ def evaluate(cfg: EvalConfig) -> int:
     task_encoding.refuse_unknown_labels(
         [row for rows in splits.values() for row in rows] if labels else [], labels
     )
-    leave_out(*unused(cfg, tuned.base))
+    block_imports(*unused(cfg, tuned.base))
 
     exam, base = set_up(cfg, splits, dtype, device, tuned.base, str(tuned.folder), None, labels)
     tuned = tuned._replace(base=base)
@@ -79,7 +79,7 @@ def evaluate(cfg: EvalConfig) -> int:
 def _refuse_damaged(tuned: Tuned, run: runs.Run | None) -> None:
     """Raises: RunError if the weights, or the figures that the scores are added to, cannot be read."""
     files = sorted(tuned.folder.glob("*.safetensors"))
-    told = [problem for file in files if (problem := torn(file))]
+    told = [problem for file in files if (problem := find_corruption(file))]
     if told or not files:
         what = f"the model in {tuned.folder} is damaged: {'; '.join(told) or 'there are no weights'}"
         raise RunError(what, hint="restore it, or give another run")
@@ -95,7 +95,7 @@ def evaluate_baseline(cfg: BaselineConfig) -> int:
     source = locate(cfg.model_name, cfg.model_revision)
     tasks.check_source(source, cfg.task)
     log.info("evaluating the base model %s", source.name)
-    leave_out(*unused(cfg, source))
+    block_imports(*unused(cfg, source))
     exam, source = set_up(cfg, splits, dtype, device, source, source.location, cfg.model_revision, None)
     model = _base_model(exam, source)
     if exam.labels:
@@ -119,7 +119,7 @@ def _base_model(exam: Exam, source: Source) -> Any:
     if exam.cfg.engine == "vllm":
         return vllm_engine.Writer(source.location, None, exam.chat.tokenizer, exam.dtype.value, exam.cfg)
     model = exam.load(source)
-    settle()
+    freeze_gc()
     return model
 
 
@@ -132,7 +132,7 @@ def _tuned_model(exam: Exam, tuned: Tuned, effort: Effort) -> Any:
     from src.model import load
 
     model = exam.load(tuned.base)
-    settle()
+    freeze_gc()
     if tuned.is_adapter and _is_missing_base(exam, tuned):
         runs.check_writable(exam.cfg.artifacts_dir, "artifacts_dir")
         log.info("the base model %s answers first: its answers are not kept yet", tuned.base.name)
@@ -178,7 +178,7 @@ def _answer_as_base(model: Any, exam: Exam, source: Source, cfg: BaselineConfig)
             "generated": _generated(exam, effort),
         }
         target = results.baseline_folder(cfg.artifacts_dir, base, result["conditions"])
-        with whole_folder(target) as temporary:
+        with atomic_dir(target) as temporary:
             _write_answers(temporary, answers)
             write_text(temporary / "config_used.yaml", to_yaml(cfg))
             write_json(temporary / "metrics.json", result)

@@ -18,7 +18,7 @@ from typing import Any, TextIO
 from src.errors import RunError
 from src.utils.files import disk_errors
 from src.utils.logs import log
-from src.utils.secrets import redact, restored
+from src.utils.secrets import redact, restore_secrets
 
 SUFFIX = ".unfinished.jsonl"
 
@@ -69,7 +69,7 @@ class Unfinished:
         part = self.part(line["part"])
         if "batch_size" in line:
             part.size, part.rows = line["batch_size"], {}
-        part.rows |= {place: restored(row) for place, row in line.get("rows", [])}
+        part.rows |= {place: restore_secrets(row) for place, row in line.get("rows", [])}
 
     def _hold(self) -> None:
         try:

@@ -69,7 +69,7 @@ class Job:
 
     def _run(self, cfg: Any) -> runs.Run | None:
         """The run that this job has made or gone on with, in whichever of its attempts."""
-        job = slurm.attempt()
+        job = slurm.current_job()
         for run in runs.trainings(cfg.output_dir) if job and self.stage == "train" else []:
             other = run.manifest["process"].get("slurm") or {}
             if job and all(other.get(key) == job[key] for key in ("job", "folder")):
@@ -87,7 +87,7 @@ class _Command:
         signal.signal(LIMIT, signal.SIG_IGN)  # it may come to every process of the job, and would end the child
         self.child = subprocess.Popen(
             [sys.executable, "-u", "-m", "src.main", job.stage],
-            env=_environment() | launch_config.pack(settings, job.command),
+            env=_environment() | launch_config.to_env(settings, job.command),
         )
         for number, act in ((LIMIT, self._limit), (signal.SIGTERM, self._told), (signal.SIGALRM, self._late)):
             signal.signal(number, act)
@@ -115,7 +115,7 @@ class _Command:
         if code not in STOPPED:
             return code, None
         if self.told and not self.limit:
-            job = slurm.details((slurm.attempt() or {}).get("job", ""))
+            job = slurm.job_details((slurm.current_job() or {}).get("job", ""))
             if job.get("JobState", "UNKNOWN") in QUEUED_AGAIN:
                 sys.exit(1)
             # In the time between the two, a preempted job is queued again by nobody else once it has ended.

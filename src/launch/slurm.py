@@ -25,7 +25,7 @@ from src.errors import Stopped, UserError
 from src.launch.job import Outcome
 from src.schema import SlurmArgs
 from src.utils import slurm
-from src.utils.console import nobody_reads
+from src.utils.console import silence_stdout
 from src.utils.files import read_json, write_json
 
 NAMES = {  # of a setting, as submitit has it
@@ -141,11 +141,11 @@ class _Watched:
         self.job, self.id = job.task(0), job.job_id
         self.log = os.path.relpath(self.job.paths.stdout)
         self.missed = 0  # answers of the scheduler in which it was not
-        self.seen: slurm.Seen | None = None
+        self.seen: slurm.QueuedJob | None = None
         prefix = f"{self.id}: " if named else ""
         self.streams = [_Stream(self.job.paths.stdout, 1, prefix), _Stream(self.job.paths.stderr, 2, prefix)]
 
-    def saw(self, seen: slurm.Seen | None) -> None:
+    def saw(self, seen: slurm.QueuedJob | None) -> None:
         self.missed = 0 if seen else self.missed + 1
         if seen and seen != self.seen and seen.state != "COMPLETING":
             print(
@@ -180,7 +180,7 @@ class _Watched:
 
     def _gone(self) -> Outcome:
         """How a job ended that left no result."""
-        facts = slurm.details(self.id)
+        facts = slurm.job_details(self.id)
         state = facts.get("JobState", "UNKNOWN")
         said = f"slurm job {self.id} ended without a result: {state.lower()}"
         if state in LOST or facts.get("ExitCode", "").endswith(f":{signal.SIGTERM:d}"):
@@ -223,4 +223,4 @@ class _Stream:
             stream.write(text)
             stream.flush()
         except BrokenPipeError:
-            nobody_reads()
+            silence_stdout()

@@ -11,7 +11,7 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from src.utils.files import whole_folder
+from src.utils.files import atomic_dir
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -104,7 +104,7 @@ def build(
     ids = {f"{name}_id": getattr(tokenizer, f"{name}_id") for name in ("pad_token", "bos_token", "eos_token")}
     config = getattr(transformers, plan.config)(vocab_size=len(tokenizer), **ids, **plan.sizes)
     model = getattr(transformers, plan.model)(config)
-    with whole_folder(folder) as temporary:
+    with atomic_dir(folder) as temporary:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
     return folder

@@ -108,9 +108,9 @@ def stage(name: str) -> Callable[[Link, Words], int]:
     def act(link: Link, words: Words) -> int:
         from src.remote import env_forwarding, jobs
         from src.remote import push as pushing
-        from src.utils.secrets import secrets_as_references
+        from src.utils.secrets import redact_argv
 
-        typed = secrets_as_references(words.rest)
+        typed = redact_argv(words.rest)
         environment = env_forwarding.carried(typed, os.environ) | env_forwarding.columns()
         code = pushing.push(link, also=_also(words), words=typed)
         argv = [jobs.PYTHON, "-m", "src.main", name, *typed]

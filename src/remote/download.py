@@ -16,7 +16,7 @@ from src.remote import transfer
 from src.remote.connection import Link
 from src.remote.listing import Listing
 from src.remote.push import megabytes, shown
-from src.utils.files import disk_left, sha256, write_json
+from src.utils.files import disk_free, sha256, write_json
 
 REPLACED = Path("outputs/replaced")
 PROOF = "fetched.json"
@@ -39,8 +39,8 @@ def receive(link: Link, there: Listing, place: Path, target: Path) -> None:
         if not lacking:
             break
         size = sum(file["size"] - _size(place / path) for path, file in lacking.items())
-        if size > disk_left(place):
-            raise RunError(f"{megabytes(size)} are to be fetched, and {megabytes(disk_left(place))} are free here")
+        if size > disk_free(place):
+            raise RunError(f"{megabytes(size)} are to be fetched, and {megabytes(disk_free(place))} are free here")
         transfer.receive(link, list(lacking), there.run, place, there.rsync, size)
         lacking = {path: file for path, file in lacking.items() if not _is_whole(place / path, file)}
     if lacking:

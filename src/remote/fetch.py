@@ -15,8 +15,8 @@ from src.remote import download, jobs
 from src.remote.connection import Link
 from src.remote.listing import Listing, listing
 from src.remote.push import megabytes, shown
-from src.utils.console import tell
-from src.utils.files import disk_errors, point, read_json, swap, write_json
+from src.utils.console import eprint
+from src.utils.files import disk_errors, read_json, replace_dir, switch_link, write_json
 
 RUNS, FETCHING = Path("outputs/runs"), Path("outputs/fetching")
 
@@ -83,17 +83,17 @@ def fetch(link: Link, job: jobs.Job) -> Path:
         }
         write_json(place / download.PROOF, proof)
         target.parent.mkdir(parents=True, exist_ok=True)
-        swap(place, target)
-        point(RUNS / "latest", target)
+        replace_dir(place, target)
+        switch_link(RUNS / "latest", target)
     for path, why in there.outside.items():
-        tell(f"{shown(path)} was not fetched: it leads out of the run, to {why}")
+        eprint(f"{shown(path)} was not fetched: it leads out of the run, to {why}")
     if kept:
-        tell(f"kept, though the server does not have it: {download.names(kept)}")
+        eprint(f"kept, though the server does not have it: {download.names(kept)}")
     if aside:
         listed = download.names([path for _, path in aside])
-        tell(f"another here than on the server, and put aside in {aside[0][0]}: {listed}")
+        eprint(f"another here than on the server, and put aside in {aside[0][0]}: {listed}")
     if altered:
-        tell(f"run {id} says that it is running, and its process is gone: here it is interrupted")
+        eprint(f"run {id} says that it is running, and its process is gone: here it is interrupted")
     print(
         f"fetched run {id}: {len(there.files)} files, {megabytes(there.bytes)}, every one verified by sha256; "
         f"{RUNS / 'latest'} points to it",

@@ -12,7 +12,7 @@ from typing import Any
 
 from src.errors import LostConnection, RemoteError, Stopped, did_you_mean
 from src.remote.connection import Link
-from src.utils.console import tell
+from src.utils.console import eprint
 
 Job = dict[str, Any]  # as there/jobs.py `look` gives it
 
@@ -67,7 +67,7 @@ def start(
     except LostConnection as error:
         raise LostConnection(f"{error.problems[0]}, and {unsure}", hint=hint) from None
     except KeyboardInterrupt:
-        tell(f"{unsure}; {hint}")
+        eprint(f"{unsure}; {hint}")
         raise
     if (made["stage"], made["words"]) != (stage, list(words)):
         raise RemoteError(
@@ -96,10 +96,10 @@ def follow(link: Link, id: str, offset: int = 0, wait: bool = True) -> Job:
         except LostConnection as error:
             if not link.reached:
                 raise
-            tell(f"{error.problems[0]}; run {id} goes on, and so does this when it is back")
+            eprint(f"{error.problems[0]}; run {id} goes on, and so does this when it is back")
             link.close()
             link.again(lambda: link.connection, patience=float("inf"))
-            tell("the connection is back")
+            eprint("the connection is back")
 
 
 def followed(link: Link, id: str, offset: int = 0) -> int:
@@ -110,12 +110,12 @@ def followed(link: Link, id: str, offset: int = 0) -> int:
     try:
         job = follow(link, id, offset)
     except KeyboardInterrupt:
-        tell(f"\nno longer followed: run {id} goes on; make ssh-attach RUN={id}")
+        eprint(f"\nno longer followed: run {id} goes on; make ssh-attach RUN={id}")
         raise
     except RemoteError:
-        tell(f"no longer followed: run {id} goes on; make ssh-attach RUN={id}")
+        eprint(f"no longer followed: run {id} goes on; make ssh-attach RUN={id}")
         raise
-    tell(told(job))
+    eprint(told(job))
     if job["code"] is None and job["status"] == "interrupted" and not finished(job):
         raise Stopped(f"run {id} was interrupted: its process is gone", hint=again(job))
     code = job["code"] or 0

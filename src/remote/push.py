@@ -19,7 +19,7 @@ from src.errors import RemoteError
 from src.remote import transfer
 from src.remote.connection import Link
 from src.remote.push_files import LINK, Taken, never, take
-from src.utils.console import tell
+from src.utils.console import eprint
 from src.utils.environment import git_state
 from src.utils.files import disk_errors, sha256
 
@@ -40,10 +40,10 @@ def push(link: Link, also: Sequence[str] = (), words: Sequence[str] = ()) -> dic
     with _alone():
         taken, said = _settled(link, also, values(words))
     for note in taken.notes:
-        tell(note)
+        eprint(note)
     for path, there in said["named"].items():
         if not there:
-            tell(_hint(path))
+            eprint(_hint(path))
     _report(link, said)
     return code(taken)
 
@@ -90,7 +90,7 @@ def _alone() -> Iterator[None]:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            tell("another push of this folder is going on; this one waits for it")
+            eprint("another push of this folder is going on; this one waits for it")
             fcntl.lockf(file, fcntl.LOCK_EX)
         yield
 
@@ -153,11 +153,11 @@ def _report(link: Link, said: Mapping[str, Any]) -> None:
         print(f"  and {len(names) - SHOWN} more")
     sys.stdout.flush()
     for path in said["kept"]:
-        tell(f"{shown(path)} is no more here, and was changed on the server: it is kept there")
+        eprint(f"{shown(path)} is no more here, and was changed on the server: it is kept there")
     if said["replaced"]:
         listed = ", ".join(map(shown, said["replaced"][:SHOWN]))
         more = f" and {len(said['replaced']) - SHOWN} more" if len(said["replaced"]) > SHOWN else ""
-        tell(f"changed on the server since, and replaced: {listed}{more}; what was there is in {said['aside']}")
+        eprint(f"changed on the server since, and replaced: {listed}{more}; what was there is in {said['aside']}")
 
 
 def megabytes(size: int) -> str:

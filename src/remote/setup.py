@@ -12,7 +12,7 @@ from rich.text import Text
 from src.errors import RemoteError
 from src.remote import env_forwarding, jobs, push
 from src.remote.connection import Link
-from src.utils.console import Screen
+from src.utils.console import SafeConsole
 
 STAGE = "init"
 INSTALLER = "src.remote.agent.install"
@@ -72,7 +72,7 @@ def print_facts(link: Link, facts: dict[str, Any]) -> None:
     table.add_column(overflow="fold")
     for name, value in rows(facts).items():
         table.add_row(Text(name, style="bold"), Text(value))
-    screen = Screen(highlight=False, markup=False)
+    screen = SafeConsole(highlight=False, markup=False)
     screen.print(f"{link.target}:{link.target.dir}")
     screen.print(table)
     for text in warnings(facts):

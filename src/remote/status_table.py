@@ -13,7 +13,7 @@ from rich.text import Text
 
 from src.remote.connection import Link
 from src.remote.jobs import Job, meaning, run_of
-from src.utils.console import Screen
+from src.utils.console import SafeConsole
 
 SHOWN = 20  # jobs, of a long list
 GAP = "  "
@@ -43,7 +43,7 @@ def print_table(jobs: Sequence[Job], link: Link, everything: bool = False) -> No
         print(f"nothing has been run in {link.target.dir} on {link.target}")
         return
     shown = [job for i, job in enumerate(jobs) if everything or i < SHOWN or job["status"] == "running"]
-    screen = Screen(highlight=False, markup=False, soft_wrap=True)
+    screen = SafeConsole(highlight=False, markup=False, soft_wrap=True)
     width = max(NARROWEST, screen.width) if sys.stdout.isatty() or os.environ.get("COLUMNS") else None
     screen.print(f"{link.target}:{link.target.dir}")
     rows = [TITLES, *(_row(job) for job in shown)]

@@ -20,7 +20,7 @@ from paramiko.ssh_exception import SSHException
 
 from src.errors import LostConnection, RemoteError
 from src.remote.connection import SILENCE, Link
-from src.utils.console import tell
+from src.utils.console import eprint
 
 Answer = TypeVar("Answer")
 
@@ -116,7 +116,7 @@ def _by_rsync(link: Link, words: Sequence[str], given: bytes, arrived: Callable[
     except LostConnection as error:
         reason = error.problems[0]
     if reason:
-        tell(f"rsync does not work ({reason}): SFTP goes on")
+        eprint(f"rsync does not work ({reason}): SFTP goes on")
     return not reason
 
 

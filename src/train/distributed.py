@@ -13,7 +13,7 @@ import torch
 from torch import distributed
 
 from src.errors import PeerLost
-from src.utils.process_info import here
+from src.utils.process_info import process_info
 
 T = TypeVar("T")
 
@@ -29,8 +29,8 @@ def joined(device: str) -> Iterator[str]:
     Raises: PeerLost in place of the connection's error if another process ends.
     """
     global _waiting
-    now = here()
-    if not now.joined:
+    now = process_info()
+    if not now.launched:
         yield device
         return
     if device == "cuda":
@@ -43,7 +43,7 @@ def joined(device: str) -> Iterator[str]:
     try:
         yield device
     except RuntimeError as error:
-        if now.world > 1 and _is_of_connection(error):
+        if now.world_size > 1 and _is_of_connection(error):
             raise PeerLost("another process of this training ended before its time") from error
         raise
     else:
@@ -57,7 +57,7 @@ def _is_of_connection(error: RuntimeError) -> bool:
 def first(value: T | None) -> T:
     """What the first process has, given to all, once it has it. It must be picklable where there are several."""
     given = [value]
-    if here().world > 1:
+    if process_info().world_size > 1:
         distributed.broadcast_object_list(given, src=0, group=_waiting)
     return given[0]  # type: ignore[return-value]
 
@@ -68,6 +68,6 @@ def last_words() -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if here().world > 1:
+        if process_info().world_size > 1:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise

@@ -29,7 +29,7 @@ from src.train.trainer import Loop, Where
 from src.train.training_args import Schedule, arguments, batches_of
 from src.utils import environment
 from src.utils.logs import log
-from src.utils.process_info import here
+from src.utils.process_info import process_info
 
 CPU_MULTIPLE = 64
 
@@ -64,11 +64,11 @@ def fit(
     Raises: Stopped after a checkpoint, if a signal asked for it; DivergedError; MemoryRunOut.
     """
     way = way or Way.of(model, tokenizer, cfg, dtype)
-    now = here()
+    now = process_info()
     batches = batches_of(examples, cfg, now)
     schedule = Schedule.of(len(batches), cfg)
     _precise(cfg)
-    with Asked(recorder.run.path, several=now.world > 1) as asked:
+    with Asked(recorder.run.path, several=now.world_size > 1) as asked:
         loop = Loop(
             model=model,
             args=arguments(cfg, dtype, schedule, bool(held_out), folder),
@@ -86,7 +86,7 @@ def fit(
         )
         loop.remove_callback(ProgressCallback)
         loop.remove_callback(PrinterCallback)
-        if now.first and sys.stderr.isatty():
+        if now.is_main and sys.stderr.isatty():
             loop.add_callback(Bar)
         recorder.prepare(asked, cfg, bool(held_out), start)
         for callback in adalora.callbacks(model):

@@ -10,7 +10,7 @@ from src.errors import ConfigError
 from src.schema import TrainConfig
 from src.train import slurm
 from src.utils import environment
-from src.utils.process_info import here
+from src.utils.process_info import process_info
 from src.utils.workers import cores
 
 PORT = 29500
@@ -42,8 +42,8 @@ def plan(cfg: TrainConfig) -> Plan | None:
             hint="pip install -r requirements-deepspeed.txt",
         )
     gpus = len(environment.gpus(cfg.cuda_visible_devices))
-    now = here()
-    if now.joined:
+    now = process_info()
+    if now.launched:
         if gpus and now.local_rank >= gpus:
             raise ConfigError(
                 f"process {now.local_rank} of this machine has no GPU: cuda_visible_devices="

@@ -23,7 +23,7 @@ from src.data.from_s3 import client_of, s3_errors
 from src.errors import ConfigError, RunError, UserError
 from src.runs import Run
 from src.schema import LoopArgs
-from src.utils.files import read_json, whole_folder, write_json
+from src.utils.files import atomic_dir, read_json, write_json
 from src.utils.logs import log
 
 FILES = ("config_used.yaml", "manifest.json", "data_report.json")
@@ -254,7 +254,7 @@ class Remote(NamedTuple):
 
         Raises: RunError if it has none.
         """
-        with self.store.errors(), whole_folder(root / self.id) as folder:
+        with self.store.errors(), atomic_dir(root / self.id) as folder:
             keys = self.store.keys(f"{self.id}/")
             plain = [key for key in keys if "/checkpoints/" not in key]
             concurrently(lambda key: self.store.get(key, self._place(folder, key)), plain)

@@ -23,9 +23,9 @@ from src.train.plan import planned, refuse, settled
 from src.train.prepare import Ready, made_ready, rows_ready, tuned_model
 from src.utils import environment
 from src.utils.environment import Reasoned
-from src.utils.files import hashes, whole_folder, write_json
+from src.utils.files import atomic_dir, hash_files, write_json
 from src.utils.logs import log, log_to
-from src.utils.process_info import Here, here
+from src.utils.process_info import ProcessInfo, process_info
 
 SETS = {"target_modules", "exclude_modules"}  # of peft's settings, what it holds as sets
 
@@ -59,7 +59,7 @@ def train(cfg: TrainConfig) -> int:
     """
     start = launch_plan.plan(cfg)
     if start is None:
-        return _train(cfg, here())
+        return _train(cfg, process_info())
     if start.node_rank == 0:
         resume.find(cfg, mirror.store_of(cfg))
         rows_ready(cfg)
@@ -69,17 +69,17 @@ def train(cfg: TrainConfig) -> int:
     return launcher.launch(cfg, start)
 
 
-def _train(cfg: TrainConfig, now: Here) -> int:
+def _train(cfg: TrainConfig, now: ProcessInfo) -> int:
     """The training of this process, alone or with others."""
-    environment.give_memory_back()
+    environment.release_freed_memory()
     device = environment.choose_device(cfg.cuda_visible_devices)
-    prepared = None if now.joined else _prepared(cfg)
+    prepared = None if now.launched else _prepared(cfg)
 
     from src.train import distributed  # torch and its like are loaded by now, or others wait for this process
 
     try:
         with distributed.joined(device.value) as where, distributed.last_words():
-            if now.joined and now.first:
+            if now.launched and now.is_main:
                 prepared = _prepared(cfg)
             first, mine = prepared or (None, None)
             shared = distributed.first(mine)
@@ -119,7 +119,7 @@ def _opened(shared: Shared, device: Reasoned) -> Ready:
     return Ready(data, shared.base, device, shared.dtype, examples, chat, shared.held_out, shared.labels)
 
 
-def _fitted(asked: TrainConfig, shared: Shared, now: Here, first: First | None, ready: Ready) -> int:
+def _fitted(asked: TrainConfig, shared: Shared, now: ProcessInfo, first: First | None, ready: Ready) -> int:
     """Make the model, train it, save it."""
     from src.train import distributed
     from src.train.callbacks import RunRecorder
@@ -134,17 +134,17 @@ def _fitted(asked: TrainConfig, shared: Shared, now: Here, first: First | None, 
     run, start = distributed.first(_run(asked, cfg, base, first) if first else None)
     with (
         mirror.mirrored(first and first.store, run) as copy,
-        run.recorded() if now.first else nullcontext(),
+        run.recorded() if now.is_main else nullcontext(),
         distributed.last_words(),
     ):
         figures, weights = fit(
-            model, ready.chat.tokenizer, examples, held_out, cfg, dtype, RunRecorder(run, now.first, copy),
+            model, ready.chat.tokenizer, examples, held_out, cfg, dtype, RunRecorder(run, now.is_main, copy),
             run.checkpoints, lambda row: ready.data.store.place(examples.row_of(row)), start, way,
         )  # fmt: skip
-        if now.first:
+        if now.is_main:
             save(model, ready.chat, run.model, weights)
             write_json(run.path / "metrics.json", {"train": figures})
-            run.update(model_files=hashes(run.model))  # by which later damage is seen
+            run.update(model_files=hash_files(run.model))  # by which later damage is seen
             profile.write(run)
     log.info("trained in %.0f s, loss %.4f; model in %s", figures["seconds"], figures["train_loss"], run.model)
     return 0
@@ -168,7 +168,7 @@ def save(model: Any, chat: Chat, folder: Path, weights: dict[str, Any] | None = 
 
     `weights` are taken in place of the model's own, of which it may hold a part only.
     """
-    with whole_folder(folder) as temporary:
+    with atomic_dir(folder) as temporary:
         model.save_pretrained(temporary, **({"state_dict": weights} if weights is not None else {}))
         chat.tokenizer.save_pretrained(temporary)
         write_json(temporary / IDENTITY, chat.identity)
@@ -190,7 +190,7 @@ def _facts(cfg: TrainConfig, base: Source, ready: Ready) -> dict[str, Any]:
         "data": ready.data.version | {"files": ready.examples.report["files"]},
         "seed": cfg.seed,
         "precision": ready.dtype._asdict(),
-        "processes": here().world,
+        "processes": process_info().world_size,
         "code": environment.git_state(),
         "hardware": environment.hardware(cfg.cuda_visible_devices),
         "packages": environment.versions(),

@@ -21,7 +21,7 @@ from src.schema import PlanConfig, TrainConfig
 from src.train import check_data
 from src.utils import environment
 from src.utils.environment import Reasoned
-from src.utils.lazy_imports import OPTIONAL, leave_out, settle
+from src.utils.lazy_imports import OPTIONAL, block_imports, freeze_gc
 from src.utils.logs import log
 
 
@@ -48,7 +48,7 @@ class Ready(NamedTuple):
 
 def rows_ready(cfg: TrainConfig) -> Rows:
     """Refuse what can be refused before torch is imported."""
-    environment.give_memory_back()
+    environment.release_freed_memory()
     runs.check_writable(cfg.output_dir)
     data = prepare.read(cfg)
     prepare.refuse_bad_rows(data, cfg)
@@ -68,7 +68,7 @@ def made_ready(cfg: TrainConfig, device: Reasoned | None = None, dtype: Reasoned
     tf32 = environment.choose_tf32(cfg.tf32, cfg.cuda_visible_devices)
     kernels = environment.choose_kernels(cfg.use_liger_kernel, cfg.cuda_visible_devices, device.value)
     log.info("device %s; precision %s; TF32 %s; kernels %s", device, dtype, tf32, kernels)
-    leave_out(*_unused(cfg, base))
+    block_imports(*_unused(cfg, base))
     examples, chat = check_data.tokenised(data, base, cfg)  # transformers, torch and their like start loading here
     show(examples, chat, cfg.max_length)
     report.refuse_findings(examples.report, cfg)
@@ -95,7 +95,7 @@ def tuned_model(ready: Ready, cfg: TrainConfig, steps: int) -> tuple[Any, Source
     trainable, total = adapters.trainable_parameters(model)
     log.info("%s: %s of %s parameters are trained (%.2f %%)", cfg.method, f"{trainable:,}", f"{total:,}",
              100 * trainable / total)  # fmt: skip
-    settle()
+    freeze_gc()
     return model, base
 
 

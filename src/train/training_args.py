@@ -17,7 +17,7 @@ from src.schema import TrainConfig
 from src.train import sharding
 from src.train.batch_sampler import Batches
 from src.utils import environment
-from src.utils.process_info import Here
+from src.utils.process_info import ProcessInfo
 
 NAMES = {field.name for field in fields(TrainingArguments)}
 # transformers has named it anew, and warns of the older name.
@@ -37,12 +37,12 @@ class Schedule(NamedTuple):
         return cls(an_epoch, cfg.max_steps or math.ceil(cfg.epochs * an_epoch))
 
 
-def batches_of(examples: Sequence[Example], cfg: TrainConfig, now: Here = Here()) -> Batches:  # noqa: B008
+def batches_of(examples: Sequence[Example], cfg: TrainConfig, now: ProcessInfo = ProcessInfo()) -> Batches:  # noqa: B008
     """The batches of one process, by itself unless it is told otherwise."""
     lengths = getattr(examples, "lengths", None)
     lengths = [len(e.ids) for e in examples] if lengths is None else lengths
     pack_to = cfg.max_length if cfg.packing else None
-    return Batches(lengths, cfg.batch_size, cfg.seed, pack_to=pack_to, rank=now.rank, world=now.world)
+    return Batches(lengths, cfg.batch_size, cfg.seed, pack_to=pack_to, rank=now.rank, world=now.world_size)
 
 
 def arguments(

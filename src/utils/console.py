@@ -8,18 +8,18 @@ import sys
 from rich.console import Console
 
 
-class Screen(Console):
+class SafeConsole(Console):
     """rich's console, which would end the process when its reader goes away."""
 
     def on_broken_pipe(self) -> None:
-        nobody_reads()
+        silence_stdout()
 
 
-def nobody_reads() -> None:
+def silence_stdout() -> None:
     """Let what is written from now on, by whatever library, go nowhere: a pipe stays broken."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def tell(text: str) -> None:
+def eprint(text: str) -> None:
     """Say something beside what is printed: on the standard error, at once."""
     print(text, file=sys.stderr, flush=True)

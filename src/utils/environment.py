@@ -211,13 +211,13 @@ class Capacity(NamedTuple):
     reason: str
 
 
-def memory_left(device: str, visible: str) -> Capacity:
+def memory_available(device: str, visible: str) -> Capacity:
     """What this process can have of the device's memory: what it holds of it, and what is free."""
-    if device == "cuda" and (left := _gpu_memory_left(visible)):
+    if device == "cuda" and (left := _gpu_memory_free(visible)):
         return left
     own = psutil.Process().memory_info().rss
     free, reason = psutil.virtual_memory().available, "RAM available on this machine"
-    limit = _cgroup_left()
+    limit = _cgroup_available()
     if limit is not None and limit < free:
         free, reason = limit, "RAM that this container may still take"
     return Capacity(free + own, f"{reason}, and {own / 1e9:.2f} GB that this process holds")
@@ -233,7 +233,7 @@ def memory_total(device: str, visible: str) -> Capacity:
     return Capacity(limit, "RAM of this container") if limit and limit < total else Capacity(total, reason)
 
 
-def _gpu_memory_left(visible: str) -> Capacity | None:
+def _gpu_memory_free(visible: str) -> Capacity | None:
     """Free memory of the first of the GPUs `visible`; None where nvidia-smi cannot tell."""
     first = visible.split(",")[0]
     query = ["--query-gpu=memory.free,memory.total", "--format=csv,noheader,nounits"]
@@ -244,7 +244,7 @@ def _gpu_memory_left(visible: str) -> Capacity | None:
     return Capacity(int(_number(free)) << 20, f"free of {int(_number(total)):,} MiB on the GPU {first}")
 
 
-def _cgroup_left(root: Path = Path("/sys/fs/cgroup")) -> int | None:
+def _cgroup_available(root: Path = Path("/sys/fs/cgroup")) -> int | None:
     """What the control group of this process, as of a container, may still take; None without a limit."""
     for names in CGROUPS:
         limit, used, stat = (root / name for name in names)
@@ -265,12 +265,12 @@ def _cgroup_limit(root: Path = Path("/sys/fs/cgroup")) -> int | None:
     return None
 
 
-def resident() -> int:
+def resident_bytes() -> int:
     """Bytes of RAM that this process holds now."""
     return int(psutil.Process().memory_info().rss)
 
 
-def give_memory_back() -> None:
+def release_freed_memory() -> None:
     """Have large blocks returned to the system as they are freed, not kept in glibc's heap.
 
     Its threshold for that grows with the blocks freed (mallopt(3), M_MMAP_THRESHOLD) until a training's tensors

@@ -24,8 +24,8 @@ def write_text(path: Path, text: str) -> None:
 
     Raises: RunError if the disk is full; the previous file is intact then.
     """
-    temporary = _beside(path)
-    with saving(path, temporary):
+    temporary = _temporary_path(path)
+    with _cleanup_on_error(path, temporary):
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("w", encoding="utf-8", errors="surrogatepass", newline="\n") as file:
             file.write(text)
@@ -57,7 +57,7 @@ def disk_errors(what: Path) -> Iterator[None]:
     except Exception as error:
         number = error.errno if isinstance(error, OSError) else None
         # torch.save gives no reason at all: the disk is asked
-        silent = isinstance(error, RuntimeError) and disk_left(what) < 1 << 20
+        silent = isinstance(error, RuntimeError) and disk_free(what) < 1 << 20
         if number in {errno.ENOSPC, errno.EDQUOT} or "No space left" in str(error) or silent:
             raise RunError(
                 f"{what} could not be written: no space left on the device",
@@ -69,7 +69,7 @@ def disk_errors(what: Path) -> Iterator[None]:
         raise
 
 
-def disk_left(path: Path) -> int:
+def disk_free(path: Path) -> int:
     """Bytes free where `path` is, or would be."""
     path = path.absolute()
     while not path.exists():
@@ -78,7 +78,7 @@ def disk_left(path: Path) -> int:
 
 
 @contextmanager
-def saving(what: Path, temporary: Path) -> Iterator[None]:
+def _cleanup_on_error(what: Path, temporary: Path) -> Iterator[None]:
     """Write `what` by way of `temporary`, of which nothing is left if that fails.
 
     Raises: RunError if the disk is full or the folder read-only.
@@ -96,23 +96,23 @@ def saving(what: Path, temporary: Path) -> Iterator[None]:
 
 
 @contextmanager
-def whole_folder(target: Path) -> Iterator[Path]:
+def atomic_dir(target: Path) -> Iterator[Path]:
     """A folder to fill, which takes the place of `target` only once it is complete.
 
     Raises: RunError if the disk is full; the previous folder is intact then.
     """
-    temporary = _beside(target)
-    with saving(target, temporary):
+    temporary = _temporary_path(target)
+    with _cleanup_on_error(target, temporary):
         temporary.mkdir(parents=True)
         yield temporary
         for file in temporary.rglob("*"):
             if file.is_file():
                 with file.open("rb") as handle:
                     os.fsync(handle.fileno())
-        swap(temporary, target)
+        replace_dir(temporary, target)
 
 
-def swap(new: Path, target: Path) -> None:
+def replace_dir(new: Path, target: Path) -> None:
     """Put the folder `new` in the place of `target`, at one stroke where the system can exchange two names."""
     try:
         new.rename(target)
@@ -120,16 +120,16 @@ def swap(new: Path, target: Path) -> None:
     except OSError as error:  # it is there, or another process has just put it there
         if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
             raise
-    if _exchanged(new, target):
+    if _exchange(new, target):
         shutil.rmtree(new)
         return
-    old = _beside(target)
+    old = _temporary_path(target)
     target.rename(old)
     new.rename(target)
     shutil.rmtree(old)
 
 
-def _exchanged(a: Path, b: Path) -> bool:
+def _exchange(a: Path, b: Path) -> bool:
     """Whether two names were exchanged by Linux's renameat2(2)."""
     here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
     try:
@@ -138,18 +138,18 @@ def _exchanged(a: Path, b: Path) -> bool:
         return False
 
 
-def _beside(path: Path) -> Path:
+def _temporary_path(path: Path) -> Path:
     """A hidden name beside `path` that no other process, on this host or another, chooses."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
 
 
-def point(link: Path, target: Path) -> None:
+def switch_link(link: Path, target: Path) -> None:
     """Switch the symbolic link `link` to its sibling or descendant `target`, atomically.
 
     Raises: RunError if a folder is in its place, or the disk is full or read-only.
     """
-    temporary = _beside(link)
-    with saving(link, temporary):
+    temporary = _temporary_path(link)
+    with _cleanup_on_error(link, temporary):
         temporary.symlink_to(os.path.relpath(target, link.parent))
         temporary.replace(link)
 
@@ -164,7 +164,7 @@ def read_json(path: Path) -> Any:
         raise RunError(f"{path} is not JSON: {error}", hint="restore it or make a new run") from None
 
 
-def hashes(folder: Path) -> dict[str, str]:
+def hash_files(folder: Path) -> dict[str, str]:
     """The content hash of every file in `folder`, by its path in there."""
     return {str(p.relative_to(folder)): sha256(p) for p in sorted(folder.rglob("*")) if p.is_file()}
 

@@ -13,36 +13,36 @@ import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from src.utils.secrets import redact, restored
+from src.utils.secrets import redact, restore_secrets
 
-VARIABLE = "ASSAY_HANDED"
+LAUNCH_CONFIG = "ASSAY_LAUNCH_CONFIG"
 
 
-def pack(settings: Mapping[str, Any], command: Sequence[str]) -> dict[str, str]:
+def to_env(settings: Mapping[str, Any], command: Sequence[str]) -> dict[str, str]:
     """The environment variable that hands `settings`, and the command line that a person typed."""
     text = json.dumps(redact({"settings": settings, "command": list(command), "launcher": os.getpid()}))
-    return {VARIABLE: base64.b64encode(zlib.compress(text.encode())).decode()}
+    return {LAUNCH_CONFIG: base64.b64encode(zlib.compress(text.encode())).decode()}
 
 
-def settings() -> dict[str, Any] | None:
+def inherited_settings() -> dict[str, Any] | None:
     """The settings that this process was handed, None if it was started by a person."""
-    found = _handed()
-    return dict(restored(found["settings"])) if found else None
+    found = _inherited()
+    return dict(restore_secrets(found["settings"])) if found else None
 
 
-def command() -> list[str] | None:
+def launcher_command() -> list[str] | None:
     """The command line that the launcher was started with."""
-    found = _handed()
+    found = _inherited()
     return list(found["command"]) if found else None
 
 
-def launcher() -> int | None:
+def launcher_pid() -> int | None:
     """The process that started this one."""
-    found = _handed()
+    found = _inherited()
     return int(found["launcher"]) if found else None
 
 
-def _handed() -> dict[str, Any] | None:
-    if VARIABLE not in os.environ:
+def _inherited() -> dict[str, Any] | None:
+    if LAUNCH_CONFIG not in os.environ:
         return None
-    return dict(json.loads(zlib.decompress(base64.b64decode(os.environ[VARIABLE]))))
+    return dict(json.loads(zlib.decompress(base64.b64decode(os.environ[LAUNCH_CONFIG]))))

@@ -14,14 +14,14 @@ OPTIONAL = ("scipy", "sklearn", "pandas", "datasets", "boto3", "optuna", "mlflow
 _process_is_ours = False
 
 
-def own_process() -> None:
+def mark_cli_process() -> None:
     """Say that this process runs one command and ends: what is found missing may stay missing."""
     global _process_is_ours
     _process_is_ours = True
     gc.set_threshold(1_000_000, 50, 100)
 
 
-def leave_out(*packages: str) -> None:
+def block_imports(*packages: str) -> None:
     """From here on `packages` that are not imported yet count as not installed, if the process is ours.
 
     Libraries remember what they found: elsewhere a later command of the same process would miss them.
@@ -31,7 +31,7 @@ def leave_out(*packages: str) -> None:
         sys.modules.update(missing)  # type: ignore[arg-type]  # None is what makes an import fail
 
 
-def settle() -> None:
+def freeze_gc() -> None:
     """What is there now stays: the garbage collector need not look at it again, if the process is ours.
 
     It looks at what comes more often than at imports: a cycle may hold a large tensor.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from src.utils.console import nobody_reads
+from src.utils.console import silence_stdout
 from src.utils.secrets import redact
 
 log = logging.getLogger("assay")
@@ -23,7 +23,7 @@ class _Screen(logging.StreamHandler):  # type: ignore[type-arg]
         try:
             tqdm.write(self.format(record), file=sys.stdout)
         except BrokenPipeError:
-            nobody_reads()
+            silence_stdout()
 
 
 class _Redacting(logging.Formatter):

@@ -13,13 +13,13 @@ from typing import Any
 
 SECRET_NAME = re.compile(r"TOKEN|SECRET|KEY|PASSWORD|^LAKEFS_", re.IGNORECASE)
 PUBLIC_NAME = re.compile(r"ENDPOINT|URL$|HOST$", re.IGNORECASE)  # kept out of files all the same, but no secret
-NO_SECRET = {"REMOTE_KEY"}  # the path of a file
+NOT_SECRET = {"REMOTE_KEY"}  # the path of a file
 SHORTEST_SECRET = 8  # shorter values (KEY=1, TOKEN=test) occur in honest text by chance
 
 
 def secrets() -> dict[str, str]:
     """`{value: variable name}` of the environment's secrets, the longest first."""
-    named = {k: v for k, v in os.environ.items() if SECRET_NAME.search(k) and k not in NO_SECRET}
+    named = {k: v for k, v in os.environ.items() if SECRET_NAME.search(k) and k not in NOT_SECRET}
     found = {v: k for k, v in named.items() if len(v) >= SHORTEST_SECRET}
     return dict(sorted(found.items(), key=lambda item: -len(item[0])))
 
@@ -32,7 +32,7 @@ def redact(value: Any) -> Any:
     return _replace(value, {secret: f"${{oc.env:{name}}}" for secret, name in secrets().items()})
 
 
-def restored(value: Any) -> Any:
+def restore_secrets(value: Any) -> Any:
     """What was given to `redact`, where the environment is the same."""
     return _replace(value, {f"${{oc.env:{name}}}": secret for secret, name in secrets().items()})
 
@@ -54,12 +54,12 @@ def credentials() -> dict[str, str]:
     return {value: name for value, name in secrets().items() if not PUBLIC_NAME.search(name)}
 
 
-def secrets_as_references(argv: Iterable[str]) -> list[str]:
+def redact_argv(argv: Iterable[str]) -> list[str]:
     """A command line on which a secret typed out becomes a reference to its environment variable."""
     return [str(redact(word)) for word in argv]
 
 
-def hide_in_tracebacks() -> None:
+def redact_tracebacks() -> None:
     """Have what nobody foresaw printed without secrets: what a process says may be kept in a log."""
 
     def tell(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:

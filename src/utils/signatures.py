@@ -10,19 +10,19 @@ from typing import Any, NamedTuple
 from src.errors import did_you_mean
 
 
-class Target(NamedTuple):
+class LibraryClass(NamedTuple):
     package: str
     file: str
     cls: str
 
 
-TRAINER = Target("transformers", "training_args.py", "TrainingArguments")
-GENERATION = Target("transformers", "generation/configuration_utils.py", "GenerationConfig")
+TRAINER = LibraryClass("transformers", "training_args.py", "TrainingArguments")
+GENERATION = LibraryClass("transformers", "generation/configuration_utils.py", "GenerationConfig")
 
 PASSTHROUGH = {"trainer": TRAINER, "generation": GENERATION}
 
 # Arguments that have a setting of their own: two ways to say one thing end in one of them being lost.
-OWNED = {
+OWNED_BY_SETTING = {
     "trainer": {
         "output_dir": "output_dir",
         "num_train_epochs": "epochs",
@@ -61,7 +61,7 @@ def check_passthrough(key: str, values: Mapping[str, Any]) -> list[str]:
     if not isinstance(given, Mapping) or not given:
         return []  # of the wrong type; the schema says so
     target = PASSTHROUGH[key]
-    return check_arguments(key, given, target.cls, arguments_of(target), OWNED[key])
+    return check_arguments(key, given, target.cls, class_arguments(target), OWNED_BY_SETTING[key])
 
 
 def check_arguments(
@@ -88,19 +88,19 @@ def peft_arguments(cls: str) -> frozenset[str]:
     folder = package_folder("peft")
     for path in [folder / "config.py", *sorted(folder.glob("tuners/*/config.py"))]:
         if f"\nclass {cls}(" in (text := path.read_text(encoding="utf-8")):
-            found = _class(text, cls)
+            found = _class_node(text, cls)
             parents = (base.id for base in found.bases if isinstance(base, ast.Name))
-            return frozenset(_taken(found)).union(*map(peft_arguments, parents))
+            return frozenset(_argument_names(found)).union(*map(peft_arguments, parents))
     raise LookupError(f"peft has no {cls}")
 
 
-def arguments_of(target: Target) -> set[str]:
+def class_arguments(target: LibraryClass) -> set[str]:
     """Argument names of a class: its annotated fields, or what `__init__` takes or pops from kwargs.
 
     Raises: ModuleNotFoundError if the package is not installed.
     """
     path = package_folder(target.package) / target.file
-    return _taken(_class(path.read_text(encoding="utf-8"), target.cls))
+    return _argument_names(_class_node(path.read_text(encoding="utf-8"), target.cls))
 
 
 def package_folder(package: str) -> Path:
@@ -111,11 +111,11 @@ def package_folder(package: str) -> Path:
     return Path(spec.submodule_search_locations[0])
 
 
-def _class(text: str, name: str) -> ast.ClassDef:
+def _class_node(text: str, name: str) -> ast.ClassDef:
     return next(n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.ClassDef) and n.name == name)
 
 
-def _taken(cls: ast.ClassDef) -> set[str]:
+def _argument_names(cls: ast.ClassDef) -> set[str]:
     names = {n.target.id for n in cls.body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)}
     for init in (n for n in cls.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"):
         names |= {a.arg for a in [*init.args.args[1:], *init.args.kwonlyargs]}

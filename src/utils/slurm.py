@@ -10,17 +10,17 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any, NamedTuple
 
-PATIENCE = 60  # seconds for an answer of the controller
+TIMEOUT_S = 60  # seconds for an answer of the controller
 
 
-class Seen(NamedTuple):
+class QueuedJob(NamedTuple):
     """A job in the queue: `state` is PENDING, RUNNING, COMPLETING ..., `why` what for, or where."""
 
     state: str
     why: str
 
 
-def attempt() -> dict[str, Any] | None:
+def current_job() -> dict[str, Any] | None:
     """The job of this process: its id, how often it was requeued, the folder of its log. None outside of one.
 
     `{"job": "12_0", "restart": 0, "folder": "/home/me/outputs/slurm/2026-01-15_10-30-45"}`
@@ -34,7 +34,7 @@ def attempt() -> dict[str, Any] | None:
     return {"job": job, "restart": restart, "folder": found.get("SUBMITIT_FOLDER")}
 
 
-def is_over(recorded: Mapping[str, Any] | None, here: bool) -> bool:
+def has_ended(recorded: Mapping[str, Any] | None, here: bool) -> bool:
     """Whether the recorded attempt of a job has ended, as far as that can be known.
 
     A job is one process tree at a time: an earlier attempt of the same job has ended. Of another job on another
@@ -42,39 +42,41 @@ def is_over(recorded: Mapping[str, Any] | None, here: bool) -> bool:
     """
     if not recorded:
         return False
-    mine = attempt()
+    mine = current_job()
     if mine and mine["job"] == recorded["job"]:
         return bool(mine["restart"] > recorded["restart"])
-    return not here and _has_left(recorded["job"])
+    return not here and _left_queue(recorded["job"])
 
 
 @cache
-def _has_left(job: str) -> bool:
+def _left_queue(job: str) -> bool:
     seen = queue([job])
     return seen is not None and job not in seen
 
 
-def queue(jobs: Iterable[str]) -> dict[str, Seen] | None:
+def queue(jobs: Iterable[str]) -> dict[str, QueuedJob] | None:
     """Those of `jobs` that wait or run; None if the scheduler does not answer."""
     wanted = sorted({job.split("_")[0] for job in jobs})
-    said = ask("squeue", "--noheader", "--array", "--format=%i|%T|%r|%N", f"--jobs={','.join(wanted)}")
+    said = run_query("squeue", "--noheader", "--array", "--format=%i|%T|%r|%N", f"--jobs={','.join(wanted)}")
     if said is None:
         return None
     rows = [line.split("|") for line in said.splitlines() if line.count("|") == 3]
-    return {job: Seen(state, hosts or ("" if reason == "None" else reason)) for job, state, reason, hosts in rows}
+    return {
+        job: QueuedJob(state, hosts or ("" if reason == "None" else reason)) for job, state, reason, hosts in rows
+    }
 
 
-def details(job: str) -> dict[str, str]:
+def job_details(job: str) -> dict[str, str]:
     """`{"JobState": "CANCELLED", "PreemptTime": "None", ...}`, as long as the controller remembers the job."""
-    return dict(re.findall(r"(\w+)=(\S+)", ask("scontrol", "show", "--oneliner", "job", job) or ""))
+    return dict(re.findall(r"(\w+)=(\S+)", run_query("scontrol", "show", "--oneliner", "job", job) or ""))
 
 
-def ask(*words: str) -> str | None:
+def run_query(*words: str) -> str | None:
     """What one of Slurm's commands answers; empty for a job that it does not know, None if it does not answer."""
     if not shutil.which(words[0]):
         return None
     try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE, check=False)
+        done = subprocess.run(words, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
     if done.returncode and "Invalid job id" not in done.stderr:

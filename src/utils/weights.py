@@ -24,9 +24,9 @@ EXPONENTS: dict[str, tuple[str, int]] = {
 BLOCK = 1 << 24  # numbers looked at at once
 
 
-def problems(path: Path) -> list[str]:
+def find_problems(path: Path) -> list[str]:
     """What is wrong with a safetensors file, one sentence each."""
-    if told := torn(path):
+    if told := find_corruption(path):
         return [told]
     start, header = _header(path)
     bad = [name for name, about in header.items() if not _finite(path, start, about)]
@@ -34,7 +34,7 @@ def problems(path: Path) -> list[str]:
     return [f"{path.name} holds numbers that are not finite, in {bad[0]}{more}"] if bad else []
 
 
-def torn(path: Path) -> str:
+def find_corruption(path: Path) -> str:
     """What keeps a safetensors file from being read, empty if nothing does; no number is looked at."""
     try:
         start, header = _header(path)

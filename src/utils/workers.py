@@ -19,14 +19,14 @@ from src.errors import UserError
 In = TypeVar("In")
 Out = TypeVar("Out")
 
-FEW_COLLECTIONS = 100_000  # objects made between two: batches of rows are many small objects
-AHEAD = 3  # items a process is given before its first result is taken
+GC_THRESHOLD = 100_000  # objects made between two: batches of rows are many small objects
+QUEUED_PER_PROCESS = 3  # items a process is given before its first result is taken
 PR_SET_PDEATHSIG = 1  # Linux prctl(2)
 
 _work: Callable[[Any], Any]
 
 
-def ordered(work: Callable[[In], Out], items: Iterable[In], processes: int) -> Iterator[Out]:
+def map_ordered(work: Callable[[In], Out], items: Iterable[In], processes: int) -> Iterator[Out]:
     """`work(item)` of each item, in order; at most AHEAD items a process wait or are under way.
 
     The processes are forked, so that `work` may hold what cannot be pickled; items and results are pickled.
@@ -37,12 +37,12 @@ def ordered(work: Callable[[In], Out], items: Iterable[In], processes: int) -> I
         yield from map(work, items)
         return
     context = multiprocessing.get_context("fork")
-    pool = ProcessPoolExecutor(processes, context, initializer=_begin, initargs=(work, os.getpid()))
+    pool = ProcessPoolExecutor(processes, context, initializer=_init_worker, initargs=(work, os.getpid()))
     waiting: deque[Future[Out]] = deque()
     try:
         for item in items:
-            waiting.append(pool.submit(_do, item))
-            if len(waiting) >= AHEAD * processes:
+            waiting.append(pool.submit(_call_work, item))
+            if len(waiting) >= QUEUED_PER_PROCESS * processes:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
@@ -60,17 +60,17 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _begin(work: Callable[[Any], Any], parent: int) -> None:
+def _init_worker(work: Callable[[Any], Any], parent: int) -> None:
     global _work
     _work = work
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # each process has a core; threads would fight for it
     gc.freeze()  # what the parent had made is not walked through again and again, and its pages stay shared
-    gc.set_threshold(FEW_COLLECTIONS)
+    gc.set_threshold(GC_THRESHOLD)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted and ends the pool
-    end_with(parent)
+    die_with_parent(parent)
 
 
-def end_with(parent: int) -> None:
+def die_with_parent(parent: int) -> None:
     """Have this process killed when `parent`, which started it, ends."""
     with suppress(AttributeError, OSError):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -78,5 +78,5 @@ def end_with(parent: int) -> None:
         os._exit(1)
 
 
-def _do(item: Any) -> Any:
+def _call_work(item: Any) -> Any:
     return _work(item)

@@ -229,7 +229,7 @@ def test_as_many_processes_as_asked_for_work_where_there_is_work_for_them(
         return map(work, items)
 
     for room in (loader, tokens):
-        monkeypatch.setattr(room, "ordered", noted)
+        monkeypatch.setattr(room, "map_ordered", noted)
         monkeypatch.setattr(room, "cores", lambda: 7)
     make.file("a.jsonl", sums(5))
     make.tokens(data_workers=3)

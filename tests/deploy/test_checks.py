@@ -18,7 +18,7 @@ from src.deploy.checks.model import says_nothing
 from src.deploy.findings import Finding, Subject
 from src.runs import Run
 from src.schema import PublishConfig
-from src.utils.files import hashes
+from src.utils.files import hash_files
 from tests.fixtures import World, jsonl, read_jsonl, tree
 
 pytest_plugins = ["tests.fixtures"]
@@ -235,7 +235,7 @@ def test_a_published_model_is_validated_by_the_hashes_beside_it(copied: World) -
     assert copied.call("publish") == 0
     folder = (copied.artifacts / "models" / "tiny-lora" / "latest").resolve()
     kept = json.loads((folder / "manifest.json").read_text())["sha256"]
-    assert kept.items() <= hashes(folder).items()
+    assert kept.items() <= hash_files(folder).items()
     assert copied.call("validate", str(folder)) == 0
     edit(folder / "adapter_config.json", lambda c: c.update(lora_alpha=17))
     assert copied.call("validate", str(folder)) == 3

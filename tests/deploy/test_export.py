@@ -20,7 +20,7 @@ from src.model.methods import METHODS
 from src.model.source import locate, locate_tuned
 from src.runs import Run
 from src.schema import MethodArgs, PublishConfig
-from src.utils.files import hashes
+from src.utils.files import hash_files
 from tests.deploy.cards import Said, answer_of
 from tests.fixtures import ANSWER, World, tree
 
@@ -166,7 +166,7 @@ def test_an_adapter_is_copied_byte_for_byte(finished: World, tmp_path: Path) -> 
     for form in (None, "adapter"):
         folder, facts = written(run, PublishConfig(export=form), tmp_path / str(form))  # type: ignore[arg-type]
         assert facts == {"form": "adapter"}
-        assert hashes(folder) == {k: v for k, v in hashes(run.model).items() if k != "README.md"}
+        assert hash_files(folder) == {k: v for k, v in hash_files(run.model).items() if k != "README.md"}
 
 
 def test_full_weights_are_merged_as_they_are_and_have_no_adapter(copied: World, tmp_path: Path) -> None:

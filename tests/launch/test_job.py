@@ -35,7 +35,7 @@ def composed(output: Path) -> DictConfig:
 def handed_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[], list[str]]]:
     """What the commands of jobs were told to go on with; they are a script in place of Python, and end with 75."""
     told, python = tmp_path / "told", tmp_path / "python"
-    python.write_text(f'#!/bin/sh\necho "$ASSAY_HANDED" >> {told}\nexit 75\n')
+    python.write_text(f'#!/bin/sh\necho "$ASSAY_LAUNCH_CONFIG" >> {told}\nexit 75\n')
     python.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(python))
     before = {n: signal.getsignal(n) for n in (signal.SIGUSR2, signal.SIGTERM, signal.SIGALRM, signal.SIGCONT)}
@@ -43,9 +43,9 @@ def handed_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Cal
     def read() -> list[str]:
         found = []
         for packed in told.read_text().split() if told.exists() else []:
-            monkeypatch.setenv(launch_config.VARIABLE, packed)
-            found.append(str((launch_config.settings() or {})["resume"]))
-            monkeypatch.delenv(launch_config.VARIABLE)
+            monkeypatch.setenv(launch_config.LAUNCH_CONFIG, packed)
+            found.append(str((launch_config.inherited_settings() or {})["resume"]))
+            monkeypatch.delenv(launch_config.LAUNCH_CONFIG)
         return found
 
     yield read

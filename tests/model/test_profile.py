@@ -11,7 +11,7 @@ import pytest
 from src.model import profile
 from src.model.methods import METHODS
 from src.utils.event_files import Curves
-from src.utils.files import hashes
+from src.utils.files import hash_files
 from tests.fixtures import STEPS, TRAINED_ON, World, curves
 
 pytest_plugins = ["tests.fixtures"]
@@ -122,7 +122,7 @@ def test_a_training_leaves_both_files_and_the_hashes_of_its_model(finished: Worl
         p.stat().st_size for p in (*finished.model.glob("*.safetensors"), *run.model.glob("*.safetensors"))
     )
     assert served["memory_gb"] * 1e9 == pytest.approx(weights, rel=0.05)
-    assert run.manifest["model_files"] == hashes(run.model)
+    assert run.manifest["model_files"] == hash_files(run.model)
     info = json.loads((run.path / "training_info.json").read_text())
     assert info["hyperparameters"]["learning_rate"] == 0.01 and info["hyperparameters"]["r"] == 8
     assert info["global_step"] == STEPS and info["dataset"]["num_rows"] == len(TRAINED_ON)

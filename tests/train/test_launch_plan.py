@@ -17,7 +17,7 @@ from src.schema import TrainConfig
 from src.train import launch_plan, slurm
 from src.train.launch_plan import Plan
 from src.utils import launch_config
-from src.utils.process_info import Here, here
+from src.utils.process_info import ProcessInfo, process_info
 from tests.conftest import Door
 from tests.fixtures import jsonl
 
@@ -134,11 +134,11 @@ def test_what_can_be_refused_is_refused_before_anything_heavy_is_loaded(assay: D
 
 
 def test_a_process_that_torchrun_started_joins(monkeypatch: pytest.MonkeyPatch, gpus: None) -> None:
-    assert here() == Here(0, 1, 0, False)
+    assert process_info() == ProcessInfo(0, 1, 0, False)
     for name, value in {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}.items():
         monkeypatch.setenv(name, value)
-    assert here() == Here(5, 8, 1, True)
-    assert not here().first
+    assert process_info() == ProcessInfo(5, 8, 1, True)
+    assert not process_info().is_main
     assert launch_plan.plan(config(num_processes=2, cuda_visible_devices="0,1")) is None
     assert "process 1 of this machine has no GPU: cuda_visible_devices=0 names 1" in refused(
         cuda_visible_devices="0"
@@ -207,15 +207,15 @@ def test_the_settings_arrive_as_they_were_and_hold_no_secret_on_the_way(monkeypa
     monkeypatch.setenv("MY_API_KEY", "hunter2-hunter2")
     cfg = config(mirror="s3://hunter2-hunter2/x", loss="weighted", class_weights={"ä \"' $x": 2.0}, seed=7)
     command = ["python", "-m", "src.main", "train", "mirror=s3://hunter2-hunter2/x"]
-    packed = launch_config.pack(asdict(cfg), command)
-    assert launch_config.settings() is None
+    packed = launch_config.to_env(asdict(cfg), command)
+    assert launch_config.inherited_settings() is None
     for name, value in packed.items():
         monkeypatch.setenv(name, value)
-    assert launch_config.launcher() == os.getpid()
-    assert load("train", launch_config.settings() or {}) == cfg
-    assert "hunter2" not in str(launch_config.command())
+    assert launch_config.launcher_pid() == os.getpid()
+    assert load("train", launch_config.inherited_settings() or {}) == cfg
+    assert "hunter2" not in str(launch_config.launcher_command())
     monkeypatch.delenv("MY_API_KEY")
-    assert "hunter2" not in str(launch_config.settings())
+    assert "hunter2" not in str(launch_config.inherited_settings())
 
 
 def test_a_process_whose_launcher_is_gone_does_nothing() -> None:
@@ -223,7 +223,7 @@ def test_a_process_whose_launcher_is_gone_does_nothing() -> None:
     script = "import sys; from src.main import main; code = main(['train']); print('went on'); sys.exit(code)"
     orphan = subprocess.run(
         ["sh", "-c", '"$0" -c "$1"; code=$?; exit $code', sys.executable, script],
-        env={**os.environ, **launch_config.pack(asdict(config()), ["train"]), "PYTHONPATH": str(ROOT)},
+        env={**os.environ, **launch_config.to_env(asdict(config()), ["train"]), "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
     )

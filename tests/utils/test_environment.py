@@ -221,19 +221,19 @@ def test_the_memory_left_is_what_the_process_holds_and_may_still_take(machine) -
     import psutil
 
     machine()
-    left = environment.memory_left("cpu", "")
-    assert environment.resident() < left.bytes <= psutil.virtual_memory().total
+    left = environment.memory_available("cpu", "")
+    assert environment.resident_bytes() < left.bytes <= psutil.virtual_memory().total
     assert "this process holds" in left.reason
 
 
 def test_a_container_may_take_what_its_limit_leaves_and_its_cache_gives_up(tmp_path: Path) -> None:
-    assert environment._cgroup_left(tmp_path) is None
+    assert environment._cgroup_available(tmp_path) is None
     for name, text in (
         ("memory.max", "1000"),
         ("memory.current", "700"),
         ("memory.stat", "anon 1\ninactive_file 50\n"),
     ):
         (tmp_path / name).write_text(text)
-    assert environment._cgroup_left(tmp_path) == 350
+    assert environment._cgroup_available(tmp_path) == 350
     (tmp_path / "memory.max").write_text("max\n")
-    assert environment._cgroup_left(tmp_path) is None
+    assert environment._cgroup_available(tmp_path) is None

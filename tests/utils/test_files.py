@@ -15,7 +15,16 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from src.errors import RunError
-from src.utils.files import code_hash, point, read_json, sha256, whole_folder, write_json, write_jsonl, write_text
+from src.utils.files import (
+    atomic_dir,
+    code_hash,
+    read_json,
+    sha256,
+    switch_link,
+    write_json,
+    write_jsonl,
+    write_text,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 SECRET = "correct-horse-battery"
@@ -118,13 +127,13 @@ def test_the_hash_is_that_of_the_content(tmp_path: Path) -> None:
 
 
 def fill(target: Path, text: str) -> None:
-    with whole_folder(target) as folder:
+    with atomic_dir(target) as folder:
         (folder / "deep").mkdir()
         (folder / "deep/file").write_text(text)
 
 
 def test_a_folder_appears_when_it_is_complete(tmp_path: Path) -> None:
-    with whole_folder(tmp_path / "a/model") as folder:
+    with atomic_dir(tmp_path / "a/model") as folder:
         (folder / "file").write_text("x")
         assert not (tmp_path / "a/model").exists()
     assert names(tmp_path / "a") == ["model"]
@@ -145,7 +154,7 @@ def test_a_folder_that_fails_leaves_the_one_before_and_nothing_else(
     tmp_path: Path, error: type[BaseException]
 ) -> None:
     fill(tmp_path / "model", "one")
-    with pytest.raises(error), whole_folder(tmp_path / "model") as folder:
+    with pytest.raises(error), atomic_dir(tmp_path / "model") as folder:
         (folder / "half").write_text("x")
         raise error
     assert names(tmp_path) == ["model"]
@@ -157,19 +166,19 @@ def test_a_folder_that_fails_leaves_the_one_before_and_nothing_else(
 SWITCHER = """
 import sys
 from pathlib import Path
-from src.utils.files import point
+from src.utils.files import switch_link
 folder = Path(sys.argv[1])
 print("ready", flush=True)
 sys.stdin.readline()
 for number in range(600):
-    point(folder / "latest", folder / "ab"[number % 2])
+    switch_link(folder / "latest", folder / "ab"[number % 2])
 """
 
 
 def test_a_link_that_is_switched_is_never_missing(tmp_path: Path) -> None:
     for name in "ab":
         (tmp_path / name).mkdir()
-    point(tmp_path / "latest", tmp_path / "a")
+    switch_link(tmp_path / "latest", tmp_path / "a")
     seen = set()
     with subprocess.Popen(
         [sys.executable, "-c", SWITCHER, str(tmp_path)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -231,7 +240,7 @@ def test_a_full_disk_leaves_the_folder_before(disk: tuple[Path, Mount]) -> None:
 
 
 def test_the_full_disk_of_a_library_is_told_alike(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=FULL), whole_folder(tmp_path / "model"):
+    with pytest.raises(RunError, match=FULL), atomic_dir(tmp_path / "model"):
         raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
     assert names(tmp_path) == []
 
@@ -240,7 +249,7 @@ def test_a_folder_in_the_place_of_a_file_or_a_pointer_is_one_sentence(tmp_path: 
     latest, run = tmp_path / "latest", tmp_path / "run"
     latest.mkdir()
     fill(run, "one")
-    for write in (lambda: write_text(latest, "x"), lambda: point(latest, run)):
+    for write in (lambda: write_text(latest, "x"), lambda: switch_link(latest, run)):
         with pytest.raises(RunError, match="latest could not be written: is a directory"):
             write()
     assert names(tmp_path) == ["latest", "run"]
@@ -260,11 +269,11 @@ OF_SOMEBODY_ELSE = """
 import os, sys
 from pathlib import Path
 from src.errors import RunError
-from src.utils.files import write_text, whole_folder
+from src.utils.files import write_text, atomic_dir
 if os.geteuid() == 0:  # root may write everywhere
     os.setuid(65534)
 def fill():
-    with whole_folder(Path(sys.argv[1]) / "model"):
+    with atomic_dir(Path(sys.argv[1]) / "model"):
         pass
 for write in (lambda: write_text(Path(sys.argv[1]) / "x", "one"), fill):
     try:

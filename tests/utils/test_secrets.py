@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from src.utils.secrets import redact, secrets, secrets_as_references
+from src.utils.secrets import redact, redact_argv, secrets
 
 SECRET = "correct-horse-battery"
 REFERENCE = "${oc.env:MY_TOKEN}"
@@ -80,7 +80,7 @@ def test_the_environment_is_read_when_it_is_asked() -> None:
 
 
 def test_a_command_line_refers_to_its_secrets() -> None:
-    assert secrets_as_references(["train", f"peft={{x: {SECRET}}}", "lr=1"]) == [
+    assert redact_argv(["train", f"peft={{x: {SECRET}}}", "lr=1"]) == [
         "train",
         f"peft={{x: {REFERENCE}}}",
         "lr=1",

@@ -11,7 +11,14 @@ from typing import Any
 import pytest
 
 from src.model.methods import METHODS, SAID_ELSEWHERE
-from src.utils.signatures import OWNED, PASSTHROUGH, Target, arguments_of, check_passthrough, peft_arguments
+from src.utils.signatures import (
+    OWNED_BY_SETTING,
+    PASSTHROUGH,
+    LibraryClass,
+    check_passthrough,
+    class_arguments,
+    peft_arguments,
+)
 
 PEFT_CLASSES = sorted({m.config for m in METHODS.values() if m.config})
 
@@ -37,13 +44,13 @@ def test_the_arguments_read_are_those_that_the_classes_take() -> None:
     taken = {key: set(names) for key, names in json.loads(line.removeprefix("TAKEN")).items()}
     for name in PEFT_CLASSES:
         assert peft_arguments(name) == taken[name] - FILLED_IN_BY_PEFT
-    assert arguments_of(PASSTHROUGH["trainer"]) == taken["trainer"]
-    assert arguments_of(PASSTHROUGH["generation"]) == taken["generation"]
+    assert class_arguments(PASSTHROUGH["trainer"]) == taken["trainer"]
+    assert class_arguments(PASSTHROUGH["generation"]) == taken["generation"]
 
 
 @pytest.mark.parametrize("key", PASSTHROUGH)
 def test_every_argument_with_a_setting_of_its_own_exists(key: str) -> None:
-    assert set(OWNED[key]) <= arguments_of(PASSTHROUGH[key])
+    assert set(OWNED_BY_SETTING[key]) <= class_arguments(PASSTHROUGH[key])
 
 
 @pytest.mark.parametrize("method", [m for m in METHODS.values() if m.config])
@@ -85,12 +92,12 @@ def test_arguments_are_fields_parameters_and_what_is_popped(
         "    def method(self, f): self.g = {}.pop('g')\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert arguments_of(Target("somelib", "config.py", "Config")) == {"a", "b", "c", "d"}
+    assert class_arguments(LibraryClass("somelib", "config.py", "Config")) == {"a", "b", "c", "d"}
 
 
 def test_a_library_that_is_not_installed_is_named() -> None:
     with pytest.raises(ModuleNotFoundError, match="nolib is not installed; make install installs it"):
-        arguments_of(Target("nolib", "x.py", "X"))
+        class_arguments(LibraryClass("nolib", "x.py", "X"))
 
 
 def test_nothing_to_check_is_no_problem() -> None:

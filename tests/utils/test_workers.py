@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from src.errors import DataError, UserError
-from src.utils.workers import AHEAD, cores, ordered
+from src.utils.workers import QUEUED_PER_PROCESS, cores, map_ordered
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -25,7 +25,7 @@ def test_results_come_in_the_order_of_the_input(processes: int) -> None:
         time.sleep(0.002 * (number % 3))
         return number, os.getpid()
 
-    found = list(ordered(work, range(30), processes))
+    found = list(map_ordered(work, range(30), processes))
     assert [number for number, _ in found] == list(range(30))
     assert (os.getpid() in {pid for _, pid in found}) == (processes == 1)
 
@@ -38,10 +38,10 @@ def test_the_input_is_not_read_far_ahead() -> None:
         for taken in range(1000):  # noqa: UP028 - the variable is what is looked at
             yield taken
 
-    results = ordered(abs, items(), 2)
+    results = map_ordered(abs, items(), 2)
     for _ in range(5):
         next(results)
-    assert taken <= 5 + AHEAD * 2
+    assert taken <= 5 + QUEUED_PER_PROCESS * 2
     results.close()  # type: ignore[attr-defined]
 
 
@@ -53,7 +53,7 @@ def test_what_the_work_raises_is_raised(processes: int) -> None:
         return number
 
     with pytest.raises(DataError, match="row 7 is bad") as caught:
-        list(ordered(work, range(20), processes))
+        list(map_ordered(work, range(20), processes))
     assert caught.value.hint == "mend it"
 
 
@@ -64,15 +64,15 @@ def test_a_killed_process_is_said() -> None:
         return number
 
     with pytest.raises(UserError, match="a process that reads data was killed"):
-        list(ordered(work, range(20), 2))
+        list(map_ordered(work, range(20), 2))
 
 
 def test_no_process_outlives_a_parent_that_is_killed() -> None:
     script = (
         "import os, time\n"
-        "from src.utils.workers import ordered\n"
+        "from src.utils.workers import map_ordered\n"
         "def work(n):\n    os.write(1, b'%d\\n' % os.getpid())\n    time.sleep(60)\n"
-        "list(ordered(work, range(9), 2))\n"
+        "list(map_ordered(work, range(9), 2))\n"
     )
     with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout
@@ -91,7 +91,7 @@ def test_the_processes_leave_interrupts_to_their_parent_and_use_one_core_each() 
     try:
         alone = work(0)
         assert not alone[0]
-        assert set(ordered(work, range(6), 2)) == {(True, "false")}
+        assert set(map_ordered(work, range(6), 2)) == {(True, "false")}
         assert work(0) == alone
     finally:
         signal.signal(signal.SIGINT, before)

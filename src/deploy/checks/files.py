@@ -12,7 +12,7 @@ from src.deploy.secret_scan import scan
 from src.errors import RunError
 from src.model import profile
 from src.utils.files import read_json, sha256
-from src.utils.weights import problems as weight_problems
+from src.utils.weights import find_problems as weight_problems
 
 COMPLETE = "COMPLETE"  # the marker of a checkpoint, with the hash of each of its files
 PART = 5  # the first and the last fifth of the logged losses are compared

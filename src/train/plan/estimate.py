@@ -30,8 +30,8 @@ from src.train.resume import NEUTRAL
 from src.train.training_args import Schedule, arguments, batches_of
 from src.utils import environment
 from src.utils.environment import Capacity, Reasoned
-from src.utils.files import code_hash, disk_left, read_json, write_json
-from src.utils.process_info import Here, here
+from src.utils.files import code_hash, disk_free, read_json, write_json
+from src.utils.process_info import ProcessInfo, process_info
 
 # The share of the memory from which on `auto` recomputes activations: the estimate may be a tenth too low.
 TIGHT = 0.9
@@ -87,7 +87,7 @@ class Plan:
     def full_disks(self) -> list[tuple[Path, int, int]]:
         """`(place, needed, free)` of every disk that has too little room."""
         needs = [(p, sum(n.bytes for n in self.disk if n.place == p)) for p in {n.place: 0 for n in self.disk}]
-        return [(place, needed, disk_left(place)) for place, needed in needs if needed > disk_left(place)]
+        return [(place, needed, disk_free(place)) for place, needed in needs if needed > disk_free(place)]
 
     @property
     def fits(self) -> bool:
@@ -188,7 +188,7 @@ class Estimator:
         """What is left of the parts where processes share them out, or keep them in main memory."""
         shared = memory.SHARED_OUT.get(cfg.distributed, frozenset())
         away = cfg.offload and self.device == "cuda"
-        share = 0 if away else 1 / place(cfg).world
+        share = 0 if away else 1 / place(cfg).world_size
         return {part: math.ceil(size * share) if part in shared else size for part, size in parts.items()}
 
     def figures(self, cfg: TrainConfig, checkpointing: bool) -> Figures:
@@ -354,16 +354,16 @@ def available(cfg: TrainConfig, device: str) -> Capacity:
     """The memory to plan with."""
     if cfg.memory_gb is not None:
         return Capacity(round(cfg.memory_gb * 1e9), f"memory_gb={cfg.memory_gb:g}")
-    found, several = environment.memory_left(device, cfg.cuda_visible_devices), _here_together(cfg)
+    found, several = environment.memory_available(device, cfg.cuda_visible_devices), _here_together(cfg)
     if device == "cuda" or several == 1:
         return found
     return Capacity(found.bytes // several, f"{found.reason}, shared by {several} processes")
 
 
-def place(cfg: TrainConfig) -> Here:
+def place(cfg: TrainConfig) -> ProcessInfo:
     """The first process of as many as train, or would."""
-    now, several = here(), launch_plan.plan(cfg)
-    return now if now.joined else Here(world=several.world if several else 1)
+    now, several = process_info(), launch_plan.plan(cfg)
+    return now if now.launched else ProcessInfo(world_size=several.world if several else 1)
 
 
 def _here_together(cfg: TrainConfig) -> int:
@@ -376,4 +376,4 @@ def fixed_bytes(device: str) -> int:
     """What is taken before the weights are loaded."""
     if device == "cuda":
         return memory.CUDA_CONTEXT + memory.CUDA_WORKSPACES
-    return environment.resident() + memory.CPU_LATER
+    return environment.resident_bytes() + memory.CPU_LATER

@@ -11,8 +11,8 @@ from rich.table import Table
 from src.train.plan.estimate import Instead, Plan
 from src.train.plan.memory import CUDA_CONTEXT, MOMENTS, gb
 from src.train.plan.probe import Probe
-from src.utils.console import Screen
-from src.utils.files import disk_left
+from src.utils.console import SafeConsole
+from src.utils.files import disk_free
 from src.utils.logs import log
 
 
@@ -51,7 +51,7 @@ def _log(title: str, rows: Sequence[tuple[str, str]] | Iterator[tuple[str, str]]
     table.add_column(overflow="fold")
     for row in rows:
         table.add_row(*row)
-    console = Screen(width=110, color_system=None)
+    console = SafeConsole(width=110, color_system=None)
     with console.capture() as captured:
         console.print(table)
     for line in captured.get().splitlines():
@@ -83,6 +83,6 @@ def _verdict(plan: Plan) -> Iterator[tuple[str, str]]:
     yield "memory", f"fits: {compared}" if plan.fits_memory else f"DOES NOT FIT: {compared}"
     full = {place: (needed, free) for place, needed, free in plan.full_disks}
     for place in {n.place: 0 for n in plan.disk}:
-        needed, free = full.get(place, (sum(n.bytes for n in plan.disk if n.place == place), disk_left(place)))
+        needed, free = full.get(place, (sum(n.bytes for n in plan.disk if n.place == place), disk_free(place)))
         verdict = "DOES NOT FIT" if place in full else "fits"
         yield "disk", f"{verdict}: {gb(needed)} of {gb(free)} GB free for {place}"
