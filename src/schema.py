@@ -78,12 +78,15 @@ SOURCE_KEYS: dict[str, set[str]] = {
 DataFormat = Literal[
     "auto", "messages", "prompt_completion", "instruction", "conversations", "classification", "text"
 ]
+Strategy = Literal["QA", "Chat"]
+TrainOn = Literal["completion", "last_turn", "all"]
+OnOverlength = Literal["reject", "truncate_prompt", "truncate", "split"]
 
 
 @dataclass
 class ColumnArgs:
     strategy: Annotated[
-        Literal["QA", "Chat"] | None,
+        Strategy | None,
         Doc("take rows by column: QA, a question and an answer; Chat, a list of turns"),
     ] = None
     question_key: Annotated[str | None, Doc("column of the question, or of the turns of a Chat")] = None
@@ -129,11 +132,9 @@ class DataArgs:
 class RowArgs:
     """What is done with rows that can be read."""
 
-    train_on: Annotated[
-        Literal["completion", "last_turn", "all"], Doc("loss on every answer, the last answer, or every token")
-    ] = "completion"
+    train_on: Annotated[TrainOn, Doc("loss on every answer, the last answer, or every token")] = "completion"
     on_overlength: Annotated[
-        Literal["reject", "truncate_prompt", "truncate", "split"],
+        OnOverlength,
         Doc("a row over max_length: leave it out, cut its prompt, cut its end, or train on its pieces"),
     ] = "reject"
     on_duplicate: Annotated[

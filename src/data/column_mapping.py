@@ -7,7 +7,7 @@ system_prompt.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ def translation(args: ColumnArgs, data_format: str) -> Translation:
             "answer_key has no meaning with strategy=Chat, which takes every turn from question_key",
             hint="leave answer_key out, or set strategy=QA",
         )
-    found = {"QA": _qa, "Chat": _chat}[strategy](args) if strategy else FORMATS[data_format].translate
+    found = STRATEGIES[strategy](args) if strategy else FORMATS[data_format].translate
     return _with_system(found, args.system_prompt) if args.system_prompt else found
 
 
@@ -77,9 +77,9 @@ def named_datasets(config: str | Mapping[str, Any]) -> list[Dataset]:
         if e.get("exp_type", "train") not in ("train", "eval", "inference")
     ]
     strange += [
-        f"trainDataConfig.{n}.strategy={e['strategy']}: should be one of QA, Chat"
+        f"trainDataConfig.{n}.strategy={e['strategy']}: should be one of {', '.join(STRATEGIES)}"
         for n, e in found.items()
-        if e.get("strategy") not in (None, "QA", "Chat")
+        if e.get("strategy") not in (None, *STRATEGIES)
     ]
     if strange:
         raise ConfigError(*strange)
@@ -119,6 +119,9 @@ def _chat(args: ColumnArgs) -> Translation:
         return turns
 
     return translate
+
+
+STRATEGIES: dict[str, Callable[[ColumnArgs], Translation]] = {"QA": _qa, "Chat": _chat}
 
 
 def _filled(template: str, columns: Mapping[str, Any]) -> str:

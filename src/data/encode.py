@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from src.data.chat import Chat, Rendered, Tools
 from src.data.formats import TEXT, Message, RowError
 from src.data.rows import Example, Row
-
-TrainOn = Literal["completion", "last_turn", "all"]
-OnOverlength = Literal["reject", "truncate_prompt", "truncate", "split"]
+from src.schema import OnOverlength, TrainOn
 
 
 class Rules(NamedTuple):

@@ -1,7 +1,7 @@
 """Row formats: each is a small translation of one row into messages, the one shape inside the house.
 
 To add a format, write a function `row -> messages` and enter it in FORMATS; the example in its docstring
-is run as a test, and config.DataFormat names it.
+is run as a test, and schema.DataFormat names it.
 """
 
 from __future__ import annotations

@@ -27,6 +27,8 @@ from src.data.download import (
     once,
     places,
 )
+from src.data.readers import READERS
+from src.data.readers.compressed import ARCHIVES
 from src.errors import DataError
 from src.schema import DataSource
 from src.utils.files import sha256
@@ -37,8 +39,9 @@ if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoFile
 
 PUBLIC = "https://huggingface.co"
-SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
-DATA_FILE = re.compile(rf"({'|'.join(map(re.escape, SUFFIXES))})(\.gz|\.zst)?\Z", re.IGNORECASE)
+DATA_FILE = re.compile(
+    rf"({'|'.join(map(re.escape, READERS))})({'|'.join(map(re.escape, ARCHIVES))})?\Z", re.IGNORECASE
+)
 COMMIT = re.compile(r"[0-9a-f]{40}")
 ANSWER_SECONDS = 10
 BLOCK = 1 << 20
@@ -76,7 +79,7 @@ def _is_data(name: str) -> bool:
 def _nothing(source: DataSource) -> DataError:
     return DataError(
         f"{source.repo} holds no data files below {source.path or 'its root'}",
-        hint=f"correct data_source.path; data files end in {', '.join(SUFFIXES)}, or those with .gz or .zst",
+        hint=f"correct data_source.path; data files end in {', '.join((*READERS, *ARCHIVES))}",
     )
 
 

@@ -1,6 +1,6 @@
 """Data sources: each gives a local folder, and says exactly which version of it was fetched.
 
-To add a source, enter a function in SOURCES; config.DataSource.type names it, and config.SOURCE_KEYS says
+To add a source, enter a function in SOURCES; schema.DataSource.type names it, and schema.SOURCE_KEYS says
 which of its keys it reads.
 """
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
-from src.data.column_mapping import named_datasets, strategy_of, translation
+from src.data.column_mapping import STRATEGIES, named_datasets, strategy_of, translation
 from src.data.formats import RowError, translated
 from src.errors import ConfigError
-from src.schema import ColumnArgs
+from src.schema import ColumnArgs, Strategy
 from tests.fixtures import chat
 
 # As the chart's documentation prints it.
@@ -26,6 +26,10 @@ instruction-dataset:
   exp_type: train                                 # Experiment type: train/eval/inference
   label_key: "completion"                         # Label column (same as answer_key)
 """
+
+
+def test_each_strategy_can_be_asked_for() -> None:
+    assert set(get_args(Strategy)) == set(STRATEGIES)
 
 
 def taken(row: object, **columns: Any) -> list[Any]:

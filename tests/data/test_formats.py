@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import doctest
+import re
+from types import ModuleType
 from typing import get_args, get_type_hints
 
 import pytest
 
+from src import schema
+from src.data import formats, readers, sources
 from src.data.formats import FORMATS, Message, RowError, detect, tools_of, translated
 from src.schema import DataArgs
 from tests.fixtures import chat
@@ -22,6 +26,13 @@ def refusal(row: object, data_format: str) -> RowError:
 
 def translate(row: object, data_format: str) -> list[Message]:
     return translated(row, FORMATS[data_format].translate)
+
+
+@pytest.mark.parametrize("module", [formats, sources, readers])
+def test_what_the_docstring_says_about_a_new_entry_exists(module: ModuleType) -> None:
+    named = re.findall(r"\b(schema|config)\.(\w+)", str(module.__doc__))
+    assert [f"{file}.{name}" for file, name in named if not hasattr({"schema": schema}.get(file), name)] == []
+    assert named or module is readers, "a setting names the entry"
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 
 from src.data.from_hub import hub
+from src.data.readers import READERS
+from src.data.readers.compressed import ARCHIVES
 from src.errors import DataError
 from src.schema import DataSource
 from tests.data.hub_server import Handler, Hub, closed_port, hub_serving, serving, tree
@@ -71,6 +73,12 @@ def test_a_listing_of_several_pages_is_read_to_its_end(server: Hub, tmp_path: Pa
 def test_hidden_files_and_other_kinds_are_left_there(server: Hub, tmp_path: Path) -> None:
     server.commit(**{".cache__x.json": "x", "a.jsonl": "a", "b.PARQUET.zst": "b", "c.py": "c", "d.jsonl.bak": "d"})
     assert set(tree(hub(source(server), tmp_path).folder)) == {"a.jsonl", "b.PARQUET.zst"}
+
+
+@pytest.mark.parametrize("name", [f"a{kind}" for kind in READERS] + [f"a.jsonl{archive}" for archive in ARCHIVES])
+def test_every_kind_of_file_that_has_a_reader_is_fetched(server: Hub, tmp_path: Path, name: str) -> None:
+    server.commit(**{name: "a"})
+    assert set(tree(hub(source(server), tmp_path).folder)) == {name}
 
 
 def test_a_branch_that_moves_meanwhile_is_read_at_the_commit_it_had(server: Hub, tmp_path: Path) -> None:
@@ -212,6 +220,8 @@ import sys
 from pathlib import Path
 from src.schema import DataSource
 from src.data.from_hub import hub
+from src.data.readers import READERS
+from src.data.readers.compressed import ARCHIVES
 from src.errors import DataError
 assert not {"huggingface_hub", "boto3", "urllib3"} & set(sys.modules)
 endpoint, commit = sys.argv[1:]
