@@ -9,9 +9,7 @@ from typing import Any, NamedTuple, Protocol
 from omegaconf import OmegaConf
 
 from src import config
-from src.data import task_encoding
 from src.data.chat import IDENTITY, Chat
-from src.data.encode import Encoded, Rules
 from src.data.rows import Example, Row
 from src.errors import RunError
 from src.eval import inference, metrics
@@ -93,8 +91,13 @@ def save_tokenizer(chat: Chat, folder: Path) -> None:
 
 def prompts(settings: Mapping[str, Any], chat: Chat, asked: Questions) -> list[list[int]]:
     """The token ids of each question, for a model of these settings (its config.json)."""
-    most = tasks.positions(settings)
-    return [task_encoding.TASKS[asked.task].prompt(chat, row, most) for row in asked.rows]
+    return _encoded(settings, chat, asked, references=False).prompts[asked.split]
+
+
+def _encoded(
+    settings: Mapping[str, Any], chat: Chat, asked: Questions, *, references: bool
+) -> inference.Questions:
+    return inference.questions({asked.split: asked.rows}, chat, asked.task, settings, references)
 
 
 def first_asked(prompts: Sequence[list[int]], batch: int, count: int) -> list[int]:
@@ -128,16 +131,15 @@ def _read(model: Any, chat: Chat, asked: Questions) -> list[Mapping[str, Any]]:
     """What the model thinks of each reference answer, one by one."""
     from src.eval.loglikelihood import Reader
 
-    examples = taught(chat, asked)
+    examples = _encoded(model.config.to_dict(), chat, asked, references=True).references[asked.split]
     reader = Reader(model, chat.tokenizer, examples)
     return [row for i in range(len(examples)) for row in reader([i], i)]
 
 
-def taught(chat: Chat, asked: Questions) -> list[Example]:
+def references(settings: Mapping[str, Any], chat: Chat, asked: Questions) -> list[Example]:
     """Each question with its reference answer as tokens, the answer marked as in training; unusable rows aside."""
-    rules = Rules(1 << 30, "last_turn", task=asked.task, labels=tuple(asked.labels))
-    made = task_encoding.TASKS[asked.task].encode(asked.rows, chat, rules)
-    return [e.examples[-1] for e in made if isinstance(e, Encoded)]
+    made = inference.encode_references(asked.rows, chat, asked.task, tasks.positions(settings))
+    return [example for example in made if isinstance(example, Example)]
 
 
 def loaded(

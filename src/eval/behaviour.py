@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -28,10 +28,17 @@ def behaviour(model: Any, chat: Chat, asked: Questions) -> Behaviour:
     score = metrics.score(asked.metric, ask.answers(model, chat, asked)).corpus
     kept: list[torch.Tensor] = []
     with torch.inference_mode():
-        for example in ask.taught(chat, asked):
+        for example in _examples(model.config.to_dict(), chat, asked):
             if sum(map(len, kept)) < MOST_POSITIONS:
                 kept.append(LOGITS[asked.task](model, example).cpu())
     return Behaviour(torch.cat(kept)[:MOST_POSITIONS], score)
+
+
+def _examples(config: Mapping[str, Any], chat: Chat, asked: Questions) -> list[Example]:
+    """Prompts with their reference answers; of a classifier, whose answer is no text, the prompts alone."""
+    if asked.task == "classification":
+        return [Example(ids, [False] * len(ids)) for ids in ask.prompts(config, chat, asked)]
+    return ask.references(config, chat, asked)
 
 
 def _of_text(model: Any, example: Example) -> torch.Tensor:
@@ -51,7 +58,7 @@ def _of_pair(model: Any, example: Example) -> torch.Tensor:
 
 def _of_label(model: Any, example: Example) -> torch.Tensor:
     """(1, labels)"""
-    source, _ = _halves(example, model.device)
+    source = torch.tensor([example.ids], device=model.device)
     logits: torch.Tensor = model(input_ids=source, attention_mask=torch.ones_like(source)).logits
     return logits
 

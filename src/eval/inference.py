@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from src.data import task_encoding
 from src.data.chat import Chat
@@ -25,6 +25,7 @@ Settings = EvalConfig | BaselineConfig
 Answers = dict[str, list[dict[str, Any]]]
 REFERENCES = "/references"  # behind the name of a split: the pass over its reference answers
 UNLIMITED = 10**9  # tokens
+T = TypeVar("T")
 
 
 class Questions(NamedTuple):
@@ -60,46 +61,73 @@ class Effort:
 
 
 def questions(splits: Splits, chat: Chat, task: str, config: Mapping[str, Any], references: bool) -> Questions:
-    """Raises: DataError naming every row that the chat template refuses, of all splits."""
-    most = tasks.positions(config)
+    """Encode the rows of every split for a model with the settings `config` (its config.json).
+
+    Evaluation, re-evaluation by the gate and merging all encode with this module, so that the tokens are the same.
+
+    Args: references: whether to encode the reference answers too.
+    Raises: DataError naming every row that cannot be encoded, of all splits.
+    """
+    max_tokens = tasks.positions(config)
     prompts: dict[str, list[list[int]]] = {}
     examples: dict[str, list[Example]] = {}
-    refused: list[str] = []
+    problems: list[str] = []
     for name, rows in splits.items():
-        prompts[name] = _prompts(rows, chat, task, most, refused)
-        if references and not refused:
-            examples[name] = _references(rows, chat, task, most, refused)
-    if refused:
-        raise DataError(*refused[:MOST_SHOWN], hint="mend the rows or the model's chat template")
-    full = sum(len(ids) == most for asked in prompts.values() for ids in asked)
-    if full:
-        log.warning("%d prompts fill the %d positions of the model; what is longer was cut at its end", full, most)
+        prompts[name] = _usable(rows, encode_prompts(rows, chat, task, max_tokens), problems)
+        if references and not problems:
+            examples[name] = _usable(rows, encode_references(rows, chat, task, max_tokens), problems)
+    if problems:
+        raise DataError(*problems[:MOST_SHOWN], hint="fix the rows or the model's chat template")
     return Questions(splits, prompts, examples)
 
 
-def _prompts(rows: Sequence[Row], chat: Chat, task: str, most: int | None, refused: list[str]) -> list[list[int]]:
-    found = []
+def encode_prompts(
+    rows: Sequence[Row], chat: Chat, task: str, max_tokens: int | None
+) -> list[list[int] | RowError]:
+    """The token ids before each row's last answer, cut to `max_tokens`; a RowError where a row has none."""
+    found: list[list[int] | RowError] = []
     for row in rows:
         try:
-            found.append(task_encoding.TASKS[task].prompt(chat, row, most))
+            found.append(task_encoding.TASKS[task].prompt(chat, row, max_tokens))
         except RowError as error:
-            refused.append(f"{row.file}:{row.line} {error.detail}")
+            found.append(error)
     return found
 
 
-def _references(rows: Sequence[Row], chat: Chat, task: str, most: int | None, refused: list[str]) -> list[Example]:
-    """Each row as in training, up to the end of its last answer."""
+def encode_references(
+    rows: Sequence[Row], chat: Chat, task: str, max_tokens: int | None
+) -> list[Example | RowError]:
+    """Prompt and reference answer of each row as in training, up to the end of the last answer.
+
+    `max_tokens` limits the example of a causal model, and source and target each of an encoder-decoder, which are
+    cut to it. A RowError stands for a row that cannot be encoded.
+    """
     overlength = "truncate" if task == "seq2seq" else "reject"
-    rules = Rules(most or UNLIMITED, "last_turn", overlength, task)  # type: ignore[arg-type]
-    found = []
-    for row, encoded in zip(rows, task_encoding.TASKS[task].encode(rows, chat, rules), strict=True):
+    rules = Rules(max_tokens or UNLIMITED, "last_turn", overlength, task)  # type: ignore[arg-type]
+    found: list[Example | RowError] = []
+    for encoded in task_encoding.TASKS[task].encode(rows, chat, rules):
         if isinstance(encoded, RowError):
-            refused.append(f"{row.file}:{row.line} {encoded.detail}")
+            found.append(encoded)
         else:
             ids, learnt = encoded.examples[-1]
             end = len(learnt) - learnt[::-1].index(True)
             found.append(Example(ids[:end], learnt[:end]))
     return found
+
+
+def _usable(rows: Sequence[Row], encoded: Sequence[T | RowError], problems: list[str]) -> list[T]:
+    """What could be encoded; `problems` gets a line for every other row."""
+    pairs = list(zip(rows, encoded, strict=True))
+    problems += [f"{row.file}:{row.line} {e.detail}" for row, e in pairs if isinstance(e, RowError)]
+    return [e for e in encoded if not isinstance(e, RowError)]
+
+
+def warn_of_cut_prompts(asked: Questions, max_tokens: int | None) -> None:
+    full = sum(len(ids) == max_tokens for prompts in asked.prompts.values() for ids in prompts)
+    if full:
+        log.warning(
+            "%d prompts fill the %d positions of the model; what is longer was cut at its end", full, max_tokens
+        )
 
 
 def laid_out(asked: Questions, cfg: Settings, config: Mapping[str, Any], dtype: str, device: str) -> Layout:

@@ -129,6 +129,7 @@ def set_up(
         labels = tasks.labels_for(labels_of_rows(splits), config) if cfg.task == "classification" else ()
     chat = Chat(tokenizer)
     asked = inference.questions(splits, chat, str(cfg.task), config, metrics.needs_references(cfg.metrics or []))
+    inference.warn_of_cut_prompts(asked, tasks.positions(config))
     plan = inference.laid_out(asked, cfg, config, dtype.value, device.value)
     return Exam(cfg, chat, asked, dtype, device, plan, labels), load.resolved(base, settings)
 

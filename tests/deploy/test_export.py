@@ -149,7 +149,7 @@ def test_logits_are_those_of_the_reference_answer_whose_likelihood_they_give(fin
     model, tokenizer, _ = load.load_tuned(locate_tuned(finished.newest.model), "float32", "cpu")
     asked = ask.questions(finished.newest, MERGED.gate, [])
     chat = ask.chat_of(finished.newest.model, "causal_lm")
-    example = ask.taught(chat, asked)[0]
+    example = ask.references(model.config.to_dict(), chat, asked)[0]
     logits = behaviour.LOGITS["causal_lm"](model, example)
     answer = [i for i, on in zip(*example, strict=True) if on]
     assert tokenizer.decode(answer).startswith(ANSWER)
