@@ -43,7 +43,7 @@ from torch.nn.utils.rnn import pad_sequence  # noqa: E402
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments  # noqa: E402
 from transformers.quantizers import AutoHfQuantizer  # noqa: E402
 
-from src.data.rows import IGNORED, Example  # noqa: E402
+from src.data.store import IGNORE_INDEX, Example  # noqa: E402
 from src.model import adapters, load, packed_attention  # noqa: E402
 from src.model.source import Source  # noqa: E402
 from src.runs import Run  # noqa: E402
@@ -276,7 +276,7 @@ def by_trainer(model: Any, rows: Repeated, cfg: TrainConfig, clock: Clock, folde
         made = {
             "input_ids": ([e.ids for e in examples], 0),
             "attention_mask": ([[1] * len(e.ids) for e in examples], 0),
-            "labels": ([e.labels for e in examples], IGNORED),
+            "labels": ([e.labels for e in examples], IGNORE_INDEX),
         }
         return {
             name: pad_sequence([torch.tensor(x) for x in of_rows], batch_first=True, padding_value=fill)

@@ -19,6 +19,8 @@ Whatever is not a UserError nobody foresaw, and it keeps its traceback.
 
 from collections.abc import Iterable
 
+MAX_LISTED = 20  # problems of one kind that an error or a log lists
+
 
 class UserError(Exception):
     """Facts that the user can act on, and what to do about them.

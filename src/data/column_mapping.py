@@ -17,7 +17,7 @@ from src.data.formats import (
     FORMATS,
     TEXT,
     Message,
-    Row,
+    RawRow,
     RowError,
     Translation,
     conversations,
@@ -99,7 +99,7 @@ def _qa(args: ColumnArgs) -> Translation:
     question, answer = args.question_key or "question", args.answer_key or "answer"
     whole = args.user_prompt and not args.question_key and "question" not in PLACE.findall(args.user_prompt)
 
-    def translate(row: Row) -> list[Message]:
+    def translate(row: RawRow) -> list[Message]:
         columns = row if whole else {**row, "question": text_of(row, question)}
         asked = _filled(args.user_prompt, columns) if args.user_prompt else columns["question"]
         return pair(asked, text_of(row, answer))
@@ -110,7 +110,7 @@ def _qa(args: ColumnArgs) -> Translation:
 def _chat(args: ColumnArgs) -> Translation:
     key = args.question_key or "messages"
 
-    def translate(row: Row) -> list[Message]:
+    def translate(row: RawRow) -> list[Message]:
         turns = conversations({**row, "conversations": turns_of(row, key)})
         if args.user_prompt:
             for turn in turns:
@@ -136,7 +136,7 @@ def _filled(template: str, columns: Mapping[str, Any]) -> str:
 
 
 def _with_system(translate: Translation, system: str) -> Translation:
-    def translate_with_system(row: Row) -> list[Message]:
+    def translate_with_system(row: RawRow) -> list[Message]:
         turns = translate(row)
         if turns[0]["role"] in ("system", TEXT):
             return turns

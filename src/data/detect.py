@@ -6,9 +6,8 @@ from itertools import islice
 from pathlib import Path
 
 from src.data.column_mapping import strategy_of
-from src.data.formats import FORMATS, RowError, detect
+from src.data.formats import FORMATS, Rejection, RowError, detect
 from src.data.readers import read_values
-from src.data.rows import Rejection
 from src.errors import DataError
 from src.schema import ColumnArgs, DataFormat
 from src.utils.logs import log

@@ -7,8 +7,8 @@ from collections.abc import Set as AbstractSet
 from typing import NamedTuple
 
 from src.data.chat import Chat, Rendered, Tools
-from src.data.formats import TEXT, Message, RowError
-from src.data.rows import Example, Row
+from src.data.formats import TEXT, Message, Row, RowError
+from src.data.store import Example
 from src.schema import OnOverlength, TrainOn
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple, NotRequired, TypedDict
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -40,8 +42,31 @@ class Message(TypedDict):
     weight: NotRequired[int]
 
 
-Row = Mapping[str, Any]
-Translation = Callable[[Row], list[Message]]
+@dataclass(frozen=True)
+class Row:
+    """One training row: its messages, the tools they may call, and where they stand."""
+
+    file: Path
+    line: int
+    messages: list[Message]
+    tools: list[Any] | None = None
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """A row that is not trained on, and why."""
+
+    file: Path
+    line: int
+    reason: str
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line} {self.detail}"
+
+
+RawRow = Mapping[str, Any]
+Translation = Callable[[RawRow], list[Message]]
 
 
 class RowError(Exception):
@@ -56,7 +81,7 @@ class RowError(Exception):
         return self.detail
 
 
-def messages(row: Row) -> list[Message]:
+def messages(row: RawRow) -> list[Message]:
     """Turns of a conversation with roles system, user, assistant and tool, passed on as they are.
 
     A turn may carry `tool_calls`, and an assistant's turn `weight: 0`, which takes the loss from it.
@@ -67,7 +92,7 @@ def messages(row: Row) -> list[Message]:
     return [_turn(turn, number) for number, turn in enumerate(turns_of(row, "messages"), 1)]
 
 
-def prompt_completion(row: Row) -> list[Message]:
+def prompt_completion(row: RawRow) -> list[Message]:
     """One request and its answer.
 
     >>> prompt_completion({"prompt": "2+2?", "completion": "4"})
@@ -76,7 +101,7 @@ def prompt_completion(row: Row) -> list[Message]:
     return pair(text_of(row, "prompt"), text_of(row, "completion"))
 
 
-def instruction(row: Row) -> list[Message]:
+def instruction(row: RawRow) -> list[Message]:
     """An instruction, an optional input that follows it after a blank line, and the output.
 
     >>> instruction({"instruction": "Add.", "input": "2 and 2", "output": "4"})
@@ -93,7 +118,7 @@ def instruction(row: Row) -> list[Message]:
     return [*([{"role": "system", "content": system}] if said else []), *turns]  # type: ignore[list-item]
 
 
-def conversations(row: Row) -> list[Message]:
+def conversations(row: RawRow) -> list[Message]:
     """Pairs of input and output, or ShareGPT's turns of from and value.
 
     >>> conversations({"conversations": [{"input": "2+2?", "output": "4"}]})
@@ -120,7 +145,7 @@ def conversations(row: Row) -> list[Message]:
     return found
 
 
-def classification(row: Row) -> list[Message]:
+def classification(row: RawRow) -> list[Message]:
     """A text and its label, a word or a whole number.
 
     >>> classification({"text": "It never arrived.", "label": "negative"})
@@ -134,7 +159,7 @@ def classification(row: Row) -> list[Message]:
     return pair(text_of(row, "text"), label)
 
 
-def text(row: Row) -> list[Message]:
+def text(row: RawRow) -> list[Message]:
     """A document for plain continued training: no chat template, loss on all of it.
 
     >>> text({"text": "Once upon a time."})
@@ -160,7 +185,7 @@ FORMATS: dict[str, Format] = {
 }
 
 
-def evaluation(row: Row) -> list[Message]:
+def evaluation(row: RawRow) -> list[Message]:
     """A row of an evaluation file: a prompt and its completion, or a text and its label."""
     return (classification if "label" in row and "prompt" not in row else prompt_completion)(row)
 
@@ -242,7 +267,7 @@ def _is_unicode(turn: Message) -> bool:
         return False
 
 
-def turns_of(row: Row, key: str) -> list[Any]:
+def turns_of(row: RawRow, key: str) -> list[Any]:
     """The list under `key`, in a table's cell as JSON. Raises: RowError if there is none."""
     turns = row.get(key)
     if isinstance(turns, str):  # a table's cell holds a list as JSON
@@ -290,7 +315,7 @@ def _joined(content: object, number: int) -> str:
     return content
 
 
-def text_of(row: Row, key: str) -> str:
+def text_of(row: RawRow, key: str) -> str:
     """Raises: RowError if the row has no text under `key`."""
     value = row.get(key)
     if not isinstance(value, str):

@@ -23,8 +23,7 @@ from src.data.lakefs_client import (
     repository_name,
     server_message,
 )
-from src.data.rows import MOST_SHOWN
-from src.errors import DataError, RunError
+from src.errors import MAX_LISTED, DataError, RunError
 from src.schema import DataSource
 from src.utils.files import read_json, write_json
 from src.utils.logs import log
@@ -130,7 +129,7 @@ def _wanted(repository: Repository, commit: str, source: DataSource, ref: str) -
     if single and found:
         raise DataError(f"{source.path} of {ref} is both a file and a folder", hint="rename one of them")
     if not single and not found:
-        there = [o.path for o in repository.reference(commit).objects(delimiter="/", max_amount=MOST_SHOWN)]
+        there = [o.path for o in repository.reference(commit).objects(delimiter="/", max_amount=MAX_LISTED)]
         raise DataError(
             f"{ref} of repository {repository.name} holds nothing under {source.path or '/'}",
             hint=f"set data_source.path; there is {', '.join(there)}" if there else "push data first",
@@ -164,8 +163,8 @@ def unusable(names: Iterable[str]) -> list[str]:
     problems += [
         f"{taken[p]!r} is a file and, for {parents[p]!r}, a folder" for p in parents.keys() & taken.keys()
     ]
-    more = len(problems) - MOST_SHOWN
-    return [*problems[:MOST_SHOWN], f"... and {more} more"] if more > 0 else problems
+    more = len(problems) - MAX_LISTED
+    return [*problems[:MAX_LISTED], f"... and {more} more"] if more > 0 else problems
 
 
 def _folded(name: str) -> str:

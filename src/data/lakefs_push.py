@@ -11,8 +11,7 @@ from typing import NamedTuple
 from src.data.download import concurrently
 from src.data.from_lakefs import unusable
 from src.data.lakefs_client import TIMEOUT, Repository, connect, reason, server_message
-from src.data.rows import MOST_SHOWN
-from src.errors import ConfigError, DataError
+from src.errors import MAX_LISTED, ConfigError, DataError
 from src.schema import DataPushConfig
 from src.utils.logs import log
 
@@ -118,8 +117,8 @@ def _md5(file: Path) -> str:
 
 
 def _list(names: list[str]) -> str:
-    more = len(names) - MOST_SHOWN
-    return ", ".join(names[:MOST_SHOWN]) + (f" and {more} more" if more > 0 else "")
+    more = len(names) - MAX_LISTED
+    return ", ".join(names[:MAX_LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _refuse_others(repository: Repository, branch: str, local: Mapping[str, Local]) -> None:

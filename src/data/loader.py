@@ -21,6 +21,8 @@ from src.data.detect import format_of
 from src.data.formats import (
     FORMATS,
     Message,
+    Rejection,
+    Row,
     RowError,
     Translation,
     evaluation,
@@ -28,10 +30,9 @@ from src.data.formats import (
     translated,
 )
 from src.data.readers import read_values
-from src.data.rows import MOST_SHOWN, Rejection, Row
 from src.data.sources import Part
 from src.data.store import Array, RowStore, content_key, made_once, write_lines
-from src.errors import DataError
+from src.errors import MAX_LISTED, DataError
 from src.schema import ColumnArgs, DataFormat
 from src.utils.files import sha256, write_json
 from src.utils.secrets import credentials, redact
@@ -77,7 +78,7 @@ def read_rows(path: Path, data_format: DataFormat | None = None) -> list[Row]:
 
 def refuse(rejected: Sequence[Rejection], about: str, hint: str, also: Iterable[str] = ()) -> None:
     """Raises: DataError naming what is `also` wrong, the first rejected rows, and how many more there are."""
-    told = [f"{r} ({about})" if about else str(r) for r in rejected[:MOST_SHOWN]]
+    told = [f"{r} ({about})" if about else str(r) for r in rejected[:MAX_LISTED]]
     more = len(rejected) - len(told)
     raise DataError(*also, *told, *([f"... and {more} more"] if more else []), hint=hint)
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from src.data.chat import Chat, Rendered, Span, Tools
 from src.data.formats import TEXT, Message, RowError
-from src.data.rows import Example
+from src.data.store import Example
 
 MARK = "\ue000{}\ue001"  # stands in for a message: characters of private use
 

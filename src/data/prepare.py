@@ -13,12 +13,12 @@ from src.data.chat import Chat
 from src.data.contamination import HeldOutRows
 from src.data.detect import misfit
 from src.data.encode import Rules
-from src.data.rows import MOST_SHOWN, Rejection
+from src.data.formats import Rejection
 from src.data.sources import Part, cache_of
 from src.data.store import Array, Counts, RowStore, TokenStore, content_key, made_once
 from src.data.task_encoding import answers
 from src.data.tokens import Left, to_prove, write_tokens
-from src.errors import DataError
+from src.errors import MAX_LISTED, DataError
 from src.schema import TrainConfig
 from src.utils.files import write_json
 
@@ -70,7 +70,7 @@ def refuse_bad_rows(data: Data, cfg: TrainConfig) -> None:
             loader.refuse(overlaps, "", "remove the rows, or set on_contamination=reject")
     if len(data.store) == len(data.rejected):
         names = ", ".join(str(f) for f in data.store.files)
-        left_out = [str(data.store.rejection(*left)) for left in data.rejected[:MOST_SHOWN]]
+        left_out = [str(data.store.rejection(*left)) for left in data.rejected[:MAX_LISTED]]
         raise DataError(*left_out, f"{names}: no row to train on", hint="set dataset_path and dataset_pattern")
     if cfg.task == "classification" and len(data.labels) < 2:
         raise DataError(

@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from src.data.rows import MOST_SHOWN
 from src.data.store import Array, Counts, Match, RowStore
 from src.data.tokens import Left, Outcome
-from src.errors import DataError
+from src.errors import MAX_LISTED, DataError
 from src.schema import TrainConfig
 from src.utils.files import sha256
 from src.utils.secrets import redact
@@ -38,7 +37,7 @@ def refuse_evaluation_files(files: Sequence[Path], eval_path: str | Path) -> Non
 def refuse_findings(report: dict[str, Any], cfg: TrainConfig) -> None:
     """Raises: DataError if no row is left, or with `strict_data` if there is any finding."""
     if not report["rows_trained"]:
-        told = [f"{r['file']}:{r['line']} {r['detail']}" for r in report["rejected"][:MOST_SHOWN]]
+        told = [f"{r['file']}:{r['line']} {r['detail']}" for r in report["rejected"][:MAX_LISTED]]
         raise DataError(*told, hint="no row is left to train on; raise max_length")
     if cfg.strict_data and report["findings"]:
         raise DataError(*report["findings"], hint="mend the data, or set strict_data=false")

@@ -10,8 +10,8 @@ from rich.text import Text
 
 from src.data.chat import Chat
 from src.data.report import ASKED_FOR, KINDS
-from src.data.rows import MOST_SHOWN, Example
-from src.data.store import TokenStore
+from src.data.store import Example, TokenStore
+from src.errors import MAX_LISTED
 from src.utils.console import SafeConsole, silence_stdout
 from src.utils.logs import log
 from src.utils.secrets import redact
@@ -70,7 +70,7 @@ def _lines(report: Mapping[str, Any], max_length: int) -> Iterator[tuple[str, st
 
 def _most(labels: Mapping[str, int]) -> list[tuple[str, int]]:
     """The most frequent labels first, as many as are shown."""
-    return sorted(labels.items(), key=lambda item: -item[1])[:MOST_SHOWN]
+    return sorted(labels.items(), key=lambda item: -item[1])[:MAX_LISTED]
 
 
 def _kinds(counts: Mapping[str, Any]) -> str:
@@ -85,14 +85,14 @@ def _mask(mask: Mapping[str, Any]) -> str:
 
 def _rejections(report: Mapping[str, Any]) -> Iterator[str]:
     rejected = [r for r in report["rejected"] if r["reason"] not in ASKED_FOR]
-    for r in rejected[:MOST_SHOWN]:
+    for r in rejected[:MAX_LISTED]:
         yield f"rejected: {r['file']}:{r['line']} {r['detail']}"
-    if len(rejected) > MOST_SHOWN:
-        yield f"... and {len(rejected) - MOST_SHOWN} more, all in data_report.json"
-    for cut in report["cut"][:MOST_SHOWN]:
+    if len(rejected) > MAX_LISTED:
+        yield f"... and {len(rejected) - MAX_LISTED} more, all in data_report.json"
+    for cut in report["cut"][:MAX_LISTED]:
         yield f"cut: {cut['file']}:{cut['line']} {cut['detail']}"
-    if len(report["cut"]) > MOST_SHOWN:
-        yield f"... and {len(report['cut']) - MOST_SHOWN} more, all in data_report.json"
+    if len(report["cut"]) > MAX_LISTED:
+        yield f"... and {len(report['cut']) - MAX_LISTED} more, all in data_report.json"
 
 
 def _spread(count: int) -> list[int]:

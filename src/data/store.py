@@ -16,12 +16,25 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from src.data.rows import Example, Rejection, Row
+from src.data.formats import Rejection, Row
 from src.errors import RunError
 from src.utils.files import atomic_dir, code_hash, read_json, write_json
 
 Array = np.ndarray[Any, np.dtype[Any]]
 PACKAGE = Path(__file__).parent
+IGNORE_INDEX = -100  # label of a token without loss: ignore_index of torch.nn.CrossEntropyLoss
+
+
+class Example(NamedTuple):
+    """Token ids, and for each whether there is loss on it. Equal lengths."""
+
+    ids: list[int]
+    learnt: list[bool]
+
+    @property
+    def labels(self) -> list[int]:
+        """The id where there is loss, IGNORE_INDEX elsewhere."""
+        return [i if on else IGNORE_INDEX for i, on in zip(self.ids, self.learnt, strict=True)]
 
 
 class Match(NamedTuple):

@@ -13,9 +13,9 @@ from typing import NamedTuple
 from src.data import encode as conversations
 from src.data.chat import Chat
 from src.data.encode import Encoded, Rules
-from src.data.formats import TEXT, Message, RowError
-from src.data.rows import MOST_SHOWN, Example, Row
-from src.errors import DataError
+from src.data.formats import TEXT, Message, Row, RowError
+from src.data.store import Example
+from src.errors import MAX_LISTED, DataError
 
 UNREAD = ("tool_calls", "reasoning_content")  # what a turn may carry, and only a chat template has a place for
 
@@ -74,8 +74,8 @@ def refuse_unknown_labels(rows: Sequence[Row], labels: Sequence[str]) -> None:
         told = [
             f"{row.file}:{row.line} has the label {label!r}, which no training row has" for row, label in unknown
         ]
-        known = ", ".join(sorted(labels)[:MOST_SHOWN])
-        raise DataError(*told[:MOST_SHOWN], hint=f"mend the rows, or train on such ones; the labels are: {known}")
+        known = ", ".join(sorted(labels)[:MAX_LISTED])
+        raise DataError(*told[:MAX_LISTED], hint=f"mend the rows, or train on such ones; the labels are: {known}")
 
 
 def _is_taught(turn: Message) -> bool:

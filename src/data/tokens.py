@@ -13,9 +13,8 @@ import numpy as np
 
 from src.data.chat import Chat
 from src.data.encode import Encoded, Rules
-from src.data.formats import RowError
+from src.data.formats import Row, RowError
 from src.data.mask_check import Prover
-from src.data.rows import Row
 from src.data.store import Array, RowStore
 from src.data.task_encoding import TASKS
 from src.utils.workers import cores, map_ordered

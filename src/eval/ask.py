@@ -10,7 +10,8 @@ from omegaconf import OmegaConf
 
 from src import config
 from src.data.chat import IDENTITY, Chat
-from src.data.rows import Example, Row
+from src.data.formats import Row
+from src.data.store import Example
 from src.errors import RunError
 from src.eval import inference, metrics
 from src.eval.layout import batches

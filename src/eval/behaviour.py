@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from src.data.chat import Chat
-from src.data.rows import Example
+from src.data.store import Example
 from src.eval import ask, metrics
 from src.eval.ask import Questions
 

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple, TypeVar
 from src.data import task_encoding
 from src.data.chat import Chat
 from src.data.encode import Rules
-from src.data.formats import RowError
-from src.data.rows import MOST_SHOWN, Example, Row
-from src.errors import DataError
+from src.data.formats import Row, RowError
+from src.data.store import Example
+from src.errors import MAX_LISTED, DataError
 from src.eval import layout
 from src.eval.partial_results import Unfinished
 from src.model import tasks
@@ -77,7 +77,7 @@ def questions(splits: Splits, chat: Chat, task: str, config: Mapping[str, Any], 
         if references and not problems:
             examples[name] = _usable(rows, encode_references(rows, chat, task, max_tokens), problems)
     if problems:
-        raise DataError(*problems[:MOST_SHOWN], hint="fix the rows or the model's chat template")
+        raise DataError(*problems[:MAX_LISTED], hint="fix the rows or the model's chat template")
     return Questions(splits, prompts, examples)
 
 

@@ -13,7 +13,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
-from src.data.rows import Example
+from src.data.store import Example
 from src.model.methods import has_virtual_tokens
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from src.data.rows import IGNORED, Example
+from src.data.store import IGNORE_INDEX, Example
 from src.train.collators import Item
 
 
@@ -38,8 +38,8 @@ def _answer(example: Example) -> list[int]:
 class Seq2Seq:
     """Texts for an encoder, answers for a decoder.
 
-    Gives, besides what is read, `labels` (rows, longest answer), padded with IGNORED, and `decoder_input_ids` of
-    that shape, the labels moved one place on behind the model's own first token. `tokens` are those of both.
+    Gives, besides what is read, `labels` (rows, longest answer), padded with IGNORE_INDEX, and `decoder_input_ids`
+    of that shape, the labels moved one place on behind the model's own first token. `tokens` are those of both.
     """
 
     def __init__(self, tokenizer: Any, model: Any) -> None:
@@ -49,7 +49,7 @@ class Seq2Seq:
     def __call__(self, items: Sequence[Item]) -> dict[str, Any]:
         batch = _read(items, self.pad_token_id)
         answers = [_answer(example) for _, example in items]
-        labels = _padded(answers or [[IGNORED]], IGNORED)
+        labels = _padded(answers or [[IGNORE_INDEX]], IGNORE_INDEX)
         batch["tokens"] += sum(map(len, answers))
         return {**batch, "labels": labels, "decoder_input_ids": self.decoder_inputs(labels=labels)}
 
@@ -61,7 +61,7 @@ class Classification:
         self.pad_token_id = tokenizer.pad_token_id
 
     def __call__(self, items: Sequence[Item]) -> dict[str, Any]:
-        labels = [_answer(example)[0] for _, example in items] or [IGNORED]
+        labels = [_answer(example)[0] for _, example in items] or [IGNORE_INDEX]
         return {**_read(items, self.pad_token_id), "labels": torch.tensor(labels)}
 
 

@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
-from src.data.rows import IGNORED, Example
+from src.data.store import IGNORE_INDEX, Example
 from src.model.packed_attention import positions
 
 Item = tuple[int, Example]  # the number of a row, and its tokens
@@ -55,7 +55,7 @@ class EndToEnd:
             "input_ids": ids[None],
             "position_ids": positions(lengths),
             "kept": pad(labelled - 1, (0, fill)),
-            "labels": pad(ids[labelled], (0, fill), value=IGNORED),
+            "labels": pad(ids[labelled], (0, fill), value=IGNORE_INDEX),
             "lengths": lengths,
             "rows": [number for number, _ in items],
             "tokens": tokens,
@@ -65,7 +65,7 @@ class EndToEnd:
 class Padded:
     """Pads a batch on the right: `input_ids`, `attention_mask`, `labels`, each (rows, longest row).
 
-    `labels` are already shifted: at each place the token that comes next, IGNORED where there is no loss.
+    `labels` are already shifted: at each place the token that comes next, IGNORE_INDEX where there is no loss.
     """
 
     def __init__(self, pad_token_id: int) -> None:
@@ -80,7 +80,7 @@ class Padded:
         return {
             "input_ids": padded([e.ids for e in examples], self.pad_token_id),
             "attention_mask": padded([[1] * len(e.ids) for e in examples], 0),
-            "labels": padded([[*e.labels[1:], IGNORED] for e in examples], IGNORED),
+            "labels": padded([[*e.labels[1:], IGNORE_INDEX] for e in examples], IGNORE_INDEX),
             "rows": [number for number, _ in items],
             "tokens": sum(len(e.ids) for _, e in items),
         }

@@ -9,8 +9,7 @@ from typing import Any
 
 import torch
 
-from src.data.rows import MOST_SHOWN
-from src.errors import DivergedError, MemoryRunOut
+from src.errors import MAX_LISTED, DivergedError, MemoryRunOut
 
 
 @contextmanager
@@ -33,9 +32,9 @@ def out_of_memory(step: int, batch: dict[str, Any]) -> Iterator[None]:
 
 def diverged(what: str, value: float, step: int, rows: Sequence[str], good: Path | None) -> DivergedError:
     """The error of a loss that is no number: the step, its rows, and the checkpoint where it was still well."""
-    more = f" and {len(rows) - MOST_SHOWN} more" if len(rows) > MOST_SHOWN else ""
+    more = f" and {len(rows) - MAX_LISTED} more" if len(rows) > MAX_LISTED else ""
     return DivergedError(
         f"training diverged: the {what} is {value} at step {step}, in the batch of "
-        f"{', '.join(rows[:MOST_SHOWN])}{more}; the last good checkpoint is {good or 'none'}",
+        f"{', '.join(rows[:MAX_LISTED])}{more}; the last good checkpoint is {good or 'none'}",
         hint="lower lr, or look at these rows for what the model cannot learn",
     )

@@ -12,7 +12,7 @@ import torch
 from transformers import set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
 
-from src.data.rows import Example
+from src.data.store import Example
 from src.errors import ConfigError
 from src.model import methods, packed_attention
 from src.model.adapters import as_trained

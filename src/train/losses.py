@@ -16,7 +16,7 @@ import torch
 from torch.nn.functional import cross_entropy, linear, log_softmax, nll_loss
 from torch.utils.checkpoint import checkpoint
 
-from src.data.rows import IGNORED
+from src.data.store import IGNORE_INDEX
 from src.errors import ConfigError
 from src.schema import LossArgs
 
@@ -94,12 +94,12 @@ class Criterion:
 
     def total_weight(self, targets: torch.Tensor) -> torch.Tensor:
         """What the summed losses of `targets` are divided by: their number, or their weights' sum."""
-        targets = targets[targets != IGNORED]
+        targets = targets[targets != IGNORE_INDEX]
         return (self.knobs.weight_of(targets) if self.loss.weighted else torch.ones_like(targets)).sum().float()
 
     def of_logits(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """The summed loss of (n, classes) logits, of which fp32 copies are made a chunk at a time."""
-        kept = targets != IGNORED
+        kept = targets != IGNORE_INDEX
         logits, targets = logits[kept], targets[kept]
         size = _chunk(logits.shape[-1], logits.device)
         parts = zip(logits.split(size), targets.split(size), strict=True)

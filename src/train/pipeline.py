@@ -11,8 +11,7 @@ from src import runs
 from src.config import to_yaml
 from src.data import prepare
 from src.data.chat import IDENTITY, Chat
-from src.data.rows import Example
-from src.data.store import RowStore, TokenStore
+from src.data.store import Example, RowStore, TokenStore
 from src.errors import RunError, Stopped
 from src.model import profile, tasks
 from src.model.source import Source

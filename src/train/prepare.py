@@ -10,10 +10,9 @@ from src import runs
 from src.data import loader, prepare, report, task_encoding
 from src.data.chat import Chat
 from src.data.encode import Rules
-from src.data.formats import RowError
-from src.data.rows import Example, Row
+from src.data.formats import Row, RowError
 from src.data.show import show
-from src.data.store import TokenStore
+from src.data.store import Example, TokenStore
 from src.errors import ConfigError
 from src.model import methods, tasks
 from src.model.source import Source, is_quantised, locate

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer
 from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 
-from src.data.rows import Example
+from src.data.store import Example
 from src.model import methods
 from src.train import adalora, checkpoint, failures, sharding
 from src.train.batch_sampler import Batches

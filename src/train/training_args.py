@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import TrainingArguments
 
-from src.data.rows import Example
+from src.data.store import Example
 from src.errors import ConfigError
 from src.schema import TrainConfig
 from src.train import sharding

@@ -18,7 +18,7 @@ from transformers import AutoTokenizer
 from src.data.chat import Chat, Rendered
 from src.data.encode import Encoded, Rules, encode
 from src.data.formats import Message, RowError
-from src.data.rows import IGNORED
+from src.data.store import IGNORE_INDEX
 from tests.data import tokenizers
 from tests.data.tokenizers import (
     CONVERSATIONS,
@@ -148,9 +148,9 @@ def test_an_end_of_turn_is_learnt_even_where_it_is_the_padding_too(name: str) ->
         last = max(i for i, on in enumerate(example.learnt) if on)
         assert example.labels[last] == example.ids[last]
         assert chat.tokenizer.decode([example.ids[last]]) in family.eot or not family.eot
-        assert [label == IGNORED for label in example.labels] == [not on for on in example.learnt]
-    labels = pad_sequence([torch.tensor(e.labels) for e in examples], batch_first=True, padding_value=IGNORED)
-    assert [int((r != IGNORED).sum()) for r in labels] == [sum(e.learnt) for e in examples]
+        assert [label == IGNORE_INDEX for label in example.labels] == [not on for on in example.learnt]
+    labels = pad_sequence([torch.tensor(e.labels) for e in examples], batch_first=True, padding_value=IGNORE_INDEX)
+    assert [int((r != IGNORE_INDEX).sum()) for r in labels] == [sum(e.learnt) for e in examples]
 
 
 # where it begins

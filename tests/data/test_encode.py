@@ -9,7 +9,7 @@ import pytest
 from src.data.chat import Chat
 from src.data.encode import Encoded, Rules, encode
 from src.data.formats import Message, RowError
-from src.data.rows import Example
+from src.data.store import Example
 from src.schema import OnOverlength
 from tests.data import tokenizers
 from tests.data.tokenizers import CONVERSATIONS, FAMILIES, TOOLS, WITH_TOOLS, assistant, row, system, user

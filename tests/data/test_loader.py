@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 
 from src.data.loader import read_rows
-from src.data.rows import MOST_SHOWN
-from src.errors import ConfigError, DataError
+from src.errors import MAX_LISTED, ConfigError, DataError
 from tests.data.fixtures import Maker
 from tests.fixtures import chat, jsonl, tree
 
@@ -55,10 +54,10 @@ def test_one_bad_row_is_enough_to_refuse(make: Maker) -> None:
 
 
 def test_when_bad_rows_are_many_the_rest_is_counted(make: Maker) -> None:
-    put(make, f"{GOOD}\n" + "{}\n" * (MOST_SHOWN + 3))
+    put(make, f"{GOOD}\n" + "{}\n" * (MAX_LISTED + 3))
     with pytest.raises(DataError) as caught:
         make.read(on_bad_row="refuse")
-    assert len(caught.value.problems) == MOST_SHOWN + 1
+    assert len(caught.value.problems) == MAX_LISTED + 1
     assert caught.value.problems[-1] == "... and 3 more"
 
 

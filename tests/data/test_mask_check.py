@@ -11,7 +11,7 @@ from src.data.chat import Chat, Rendered, Span
 from src.data.encode import Encoded, Rules, encode
 from src.data.formats import Message
 from src.data.mask_check import Prover, Verdict
-from src.data.rows import Example
+from src.data.store import Example
 from tests.data import tokenizers
 from tests.data.tokenizers import CONVERSATIONS, FAMILIES, TOOLS, WITH_TOOLS, assistant, row, user
 

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from src.data.report import refuse_evaluation_files
-from src.data.rows import MOST_SHOWN
-from src.errors import DataError
+from src.errors import MAX_LISTED, DataError
 from tests.data.fixtures import Maker
 from tests.fixtures import chat, jsonl
 
@@ -166,7 +165,7 @@ def test_a_similarity_is_told_with_three_digits(make: Maker) -> None:
 
 
 def test_when_no_row_is_left_the_first_reasons_are_told_and_no_more(make: Maker) -> None:
-    make.file("a.jsonl", [chat(f"{i}+1?", "4" * 300) for i in range(MOST_SHOWN + 5)])
+    make.file("a.jsonl", [chat(f"{i}+1?", "4" * 300) for i in range(MAX_LISTED + 5)])
     with pytest.raises(DataError) as caught:
         make.tokens(max_length=16)
-    assert len(caught.value.problems) == MOST_SHOWN
+    assert len(caught.value.problems) == MAX_LISTED

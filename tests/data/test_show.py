@@ -9,8 +9,8 @@ import pytest
 
 from src.data.chat import Chat
 from src.data.mask_check import Prover, Verdict
-from src.data.rows import MOST_SHOWN
 from src.data.show import show
+from src.errors import MAX_LISTED
 from src.utils.logs import start_logging
 from tests.data.fixtures import Maker
 from tests.fixtures import chat
@@ -101,7 +101,7 @@ def test_rows_that_a_weight_leaves_out_are_counted_without_a_warning(
 
 
 def test_rows_that_were_cut_or_split_are_named(make: Maker, seen: Callable[..., str]) -> None:
-    path = make.file("a.jsonl", [{"text": f"{i}+1={i + 1} " * 30} for i in range(MOST_SHOWN + 5)])
+    path = make.file("a.jsonl", [{"text": f"{i}+1={i + 1} " * 30} for i in range(MAX_LISTED + 5)])
     shown = seen(data_format="text", on_overlength="split", max_length=32)
     examples = len(make.tokens(data_format="text", on_overlength="split", max_length=32))
     assert f"25 in = 25 trained ({examples} examples)" in shown
@@ -111,9 +111,9 @@ def test_rows_that_were_cut_or_split_are_named(make: Maker, seen: Callable[..., 
 
 
 def test_as_many_as_are_named_leave_no_rest(make: Maker, seen: Callable[..., str]) -> None:
-    path = make.file("a.jsonl", [chat("2+2?", "4"), *[{}] * MOST_SHOWN])
+    path = make.file("a.jsonl", [chat("2+2?", "4"), *[{}] * MAX_LISTED])
     shown = seen()
-    assert f"rejected: {path}:{MOST_SHOWN + 1} " in shown
+    assert f"rejected: {path}:{MAX_LISTED + 1} " in shown
     assert "more, all in" not in shown
 
 

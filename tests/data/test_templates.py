@@ -18,7 +18,7 @@ from src.data.chat import Chat, Rendered
 from src.data.encode import Encoded, Rules, encode
 from src.data.formats import Message, RowError
 from src.data.mask_check import Prover
-from src.data.rows import Example
+from src.data.store import Example
 from tests.data import tokenizers
 from tests.data.tokenizers import CONVERSATIONS, FAMILIES, REFUSED, TEMPLATES, TOOLS, WITH_TOOLS, row
 

@@ -30,8 +30,7 @@ from tokenizers import (
 from transformers import PreTrainedTokenizerFast
 
 from src.data.chat import Chat
-from src.data.formats import Message
-from src.data.rows import Row
+from src.data.formats import Message, Row
 
 TEMPLATES = Path(__file__).parent / "templates"
 

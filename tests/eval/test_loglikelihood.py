@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from src.data.chat import Chat
-from src.data.formats import RowError
-from src.data.rows import Row
+from src.data.formats import Row, RowError
 from src.errors import DataError
 from src.eval import inference
 from src.eval.loglikelihood import Reader, _row

@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 
 from src.data.chat import Chat
 from src.data.encode import Encoded, Rules, encode
+from src.data.formats import Row
 from src.data.loader import read_rows
-from src.data.rows import IGNORED, Example, Row
+from src.data.store import IGNORE_INDEX, Example
 from src.model import load
 from src.model.source import locate
 from src.model.tokenizer import load_tokenizer
@@ -47,7 +48,7 @@ def test_a_padded_batch_has_neither_attention_nor_loss_on_its_padding() -> None:
     batch = Padded(9)(TWO)
     assert batch["input_ids"].tolist() == [[1, 2, 3], [4, 5, 9]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0]]
-    assert batch["labels"].tolist() == [[2, 3, IGNORED], [5, IGNORED, IGNORED]]
+    assert batch["labels"].tolist() == [[2, 3, IGNORE_INDEX], [5, IGNORE_INDEX, IGNORE_INDEX]]
     assert (batch["rows"], batch["tokens"]) == ([0, 1], 5)
 
 
@@ -64,7 +65,7 @@ def test_what_fills_a_batch_up_is_a_row_of_its_own_without_loss() -> None:
     batch = EndToEnd(multiple=8)(TWO)
     assert batch["input_ids"].shape == (1, 8)
     assert batch["lengths"] == [3, 2, 3]
-    assert batch["labels"].tolist() == [2, 3, 5, *[IGNORED] * 5]
+    assert batch["labels"].tolist() == [2, 3, 5, *[IGNORE_INDEX] * 5]
     assert batch["tokens"] == 5
 
 
@@ -72,7 +73,7 @@ def test_what_fills_a_batch_up_is_a_row_of_its_own_without_loss() -> None:
 def test_a_batch_without_rows_is_one_without_loss(collate: Any) -> None:
     batch = collate([])
     assert batch["input_ids"].numel() >= 1
-    assert (batch["labels"] == IGNORED).all()
+    assert (batch["labels"] == IGNORE_INDEX).all()
     assert (batch["rows"], batch["tokens"]) == ([], 0)
 
 
@@ -89,7 +90,9 @@ def test_padding_with_the_end_of_turn_token_does_not_hide_the_real_one(tiny: Pat
     for collate in (Padded(tokenizer.pad_token_id), EndToEnd(64)):
         labels = collate(list(enumerate(examples)))["labels"].flatten().tolist()
         assert labels.count(tokenizer.eos_token_id) == 2
-        assert [i for i in labels if i != IGNORED] == [i for e in examples for i in e.labels if i != IGNORED]
+        assert [i for i in labels if i != IGNORE_INDEX] == [
+            i for e in examples for i in e.labels if i != IGNORE_INDEX
+        ]
 
 
 # --- learning --------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import CohereConfig, CohereForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from src.data.rows import IGNORED
+from src.data.store import IGNORE_INDEX
 from src.schema import LossArgs
 from src.train import losses
 from src.train.losses import LOSSES, Criterion, plain_head
@@ -26,7 +26,7 @@ def parts(monkeypatch: pytest.MonkeyPatch) -> tuple[torch.Tensor, torch.nn.Linea
     monkeypatch.setitem(losses.CHUNK_BYTES, "cpu", 64 * 4 * CLASSES)
     torch.manual_seed(0)
     targets = torch.randint(CLASSES, (TOKENS,))
-    targets[::7] = IGNORED
+    targets[::7] = IGNORE_INDEX
     return torch.randn(TOKENS, SIZE, requires_grad=True), torch.nn.Linear(SIZE, CLASSES), targets
 
 
@@ -88,7 +88,7 @@ def test_focal_loss_of_gamma_0_is_cross_entropy_and_a_higher_one_counts_the_know
 
 def test_no_label_at_all_is_a_loss_of_nothing_that_can_go_backwards(parts: tuple[Any, ...]) -> None:
     hidden, head, _ = parts
-    for targets in (torch.full((TOKENS,), IGNORED), torch.zeros(0, dtype=torch.long)):
+    for targets in (torch.full((TOKENS,), IGNORE_INDEX), torch.zeros(0, dtype=torch.long)):
         how = criterion("cross_entropy")
         loss = how.of_hidden(hidden[: len(targets)], head, targets) + how.of_logits(
             head(hidden[: len(targets)]), targets

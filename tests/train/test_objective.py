@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from src.data.rows import Example
+from src.data.store import Example
 from src.schema import LossArgs
 from src.train.collators import EndToEnd, Padded
 from src.train.losses import Criterion

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from bench.plan_memory import case, measured
-from src.data.rows import Example
+from src.data.store import Example
 from src.model import adapters, load, methods
 from src.model.source import locate
 from src.model.tokenizer import load_tokenizer

@@ -17,8 +17,7 @@ from typing import Any
 import pytest
 
 from src import runs
-from src.data.rows import MOST_SHOWN
-from src.errors import Stopped
+from src.errors import MAX_LISTED, Stopped
 from src.runs import Run
 from src.train import checkpoint
 from src.train.checkpoint import COMPLETE
@@ -375,7 +374,7 @@ def test_a_training_that_diverges_says_where_and_is_not_gone_on_with(stage: Stag
     taken = [json.loads(line) for line in (run.logs / "samples.jsonl").read_text().splitlines()]
     assert taken[-1]["step"] == step
     data = stage.world.data / "lessons.jsonl"
-    assert told[4].split(", ") == [f"{data}:{row + 1}" for row in taken[-1]["rows"][:MOST_SHOWN]]
+    assert told[4].split(", ") == [f"{data}:{row + 1}" for row in taken[-1]["rows"][:MAX_LISTED]]
     good = checkpoint.newest(run.checkpoints, until=step - 2)
     assert f"the last good checkpoint is {good or 'none'};" in said
     assert (run.status, run.manifest["resumable"]) == (runs.FAILED, False)

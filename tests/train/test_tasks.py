@@ -12,7 +12,8 @@ import torch
 from src.data import task_encoding
 from src.data.chat import Chat
 from src.data.encode import Encoded, Rules
-from src.data.rows import IGNORED, Example, Row
+from src.data.formats import Row
+from src.data.store import IGNORE_INDEX, Example
 from src.errors import ModelError
 from src.model import adapters, load, methods, tasks
 from src.model.source import locate, locate_tuned
@@ -295,7 +296,7 @@ def test_a_batch_is_padded_on_the_right_and_the_decoder_starts_with_its_own_toke
     batch = COLLATORS["seq2seq"](tokenizer, model)(items)
     assert batch["input_ids"].tolist() == [[5, 6], [5, 1]]
     assert batch["attention_mask"].tolist() == [[1, 1], [1, 0]]
-    assert batch["labels"].tolist() == [[8, 9], [9, IGNORED]]
+    assert batch["labels"].tolist() == [[8, 9], [9, IGNORE_INDEX]]
     assert batch["decoder_input_ids"].tolist() == [[2, 8], [2, 9]]  # BART begins with its end token
     assert (batch["rows"], batch["tokens"]) == ([7, 3], 6)
     labelled = COLLATORS["classification"](tokenizer, model)(items[1:])

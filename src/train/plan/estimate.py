@@ -17,8 +17,8 @@ import numpy as np
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.constants import HF_HUB_CACHE
 
-from src.data.rows import Example
 from src.data.sources import cache_of
+from src.data.store import Example
 from src.errors import RunError, UserError
 from src.model import methods
 from src.model.source import Source

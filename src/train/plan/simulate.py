@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from src.data.rows import IGNORED, Example
+from src.data.store import IGNORE_INDEX, Example
 from src.model import adapters, load, methods, packed_attention
 from src.model.source import Source
 from src.schema import TrainConfig
@@ -143,7 +143,7 @@ def _loss(
     end_to_end = cfg.task == "causal_lm" and cfg.padding_free and not prompts
     with unset_fake_temporarily():
         batch = _collated(model, examples, cfg, device, tokenizer, end_to_end)
-        labels = int((batch["labels"] != IGNORED).sum())
+        labels = int((batch["labels"] != IGNORE_INDEX).sum())
     batch = {k: torch.empty_like(v) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
     objective = Objective(model, _Counted(cfg, labels), dtype, end_to_end, fused=False)
     head = model.get_output_embeddings()

@@ -11,7 +11,7 @@ import transformers
 from torch.autograd.graph import saved_tensors_hooks
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-from src.data.rows import Example
+from src.data.store import Example
 from src.model.source import Source
 from src.schema import TrainConfig
 from src.train.plan import simulate_liger
