@@ -3,32 +3,36 @@
 import re
 from pathlib import Path
 
+import pytest
+
 from scripts.make_docs import TARGET, settings_page
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
 
 
 def test_the_settings_page_is_what_the_code_says() -> None:
     assert TARGET.read_text(encoding="utf-8") == settings_page(), "run python scripts/make_docs.py"
 
 
-def test_every_make_target_is_in_the_readme_and_the_other_way_round() -> None:
+def test_every_make_target_is_documented_and_the_other_way_round() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = set(re.findall(r"^([a-z-]+):.*##", makefile, re.MULTILINE))
-    named = set(re.findall(r"`(?:make )?([a-z-]+)`", README)) | set(re.findall(r"make ([a-z-]+)", README))
-    assert targets <= named
-    assert {
-        t for t in re.findall(r"^make ([a-z-]+)|`make ([a-z-]+)", README, re.MULTILINE) for t in t if t
-    } <= targets
+    assert targets <= set(re.findall(r"`(?:make )?([a-z-]+)`", COMMANDS)) | set(
+        re.findall(r"make ([a-z-]+)", COMMANDS)
+    )
+    for page in (README, COMMANDS):
+        named = re.findall(r"^make ([a-z-]+)|`make ([a-z-]+)", page, re.MULTILINE)
+        assert {target for found in named for target in found if target} <= targets
 
 
-def test_every_relative_link_and_listed_path_of_the_readme_exists() -> None:
-    links = [x for x in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in x]
-    files = README.split("## Files")[1].split("```")[1]
-    listed = [line.split()[0] for line in files.strip().splitlines()]
-    assert links and listed
-    assert [p for p in links + listed if not (ROOT / p).exists()] == []
+@pytest.mark.parametrize(
+    "page", sorted(p.relative_to(ROOT).as_posix() for p in (*ROOT.glob("*.md"), *ROOT.glob("d*/*.md")))
+)
+def test_every_relative_link_of_a_page_exists(page: str) -> None:
+    links = re.findall(r"\]\(([^)#]+)", (ROOT / page).read_text(encoding="utf-8"))
+    assert [link for link in links if "://" not in link and not (ROOT / page).parent.joinpath(link).exists()] == []
 
 
 def test_the_example_of_an_error_in_the_readme_is_what_is_printed() -> None:
