@@ -159,8 +159,8 @@ def _run(name: str, rest: list[str]) -> int:
 
 def _call(stage: Stage, config: object) -> int:
     """Import the stage's room and run it."""
+    from src.utils.launch_config import process_info
     from src.utils.logs import start_logging
-    from src.utils.process_info import process_info
 
     start_logging(silent=not process_info().is_main)
     if hasattr(config, "cuda_visible_devices"):  # has effect only before torch is imported
@@ -256,7 +256,7 @@ def _load_dotenv() -> None:
 
 
 if __name__ == "__main__":
-    from src.utils.lazy_imports import mark_cli_process
+    from src.utils.launch_config import mark_cli_process
     from src.utils.secrets import redact_tracebacks
 
     redact_tracebacks()

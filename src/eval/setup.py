@@ -19,7 +19,7 @@ from src.schema import EvalArgs, EvalConfig, Task
 from src.utils import environment
 from src.utils.environment import Reasoned
 from src.utils.files import read_json
-from src.utils.lazy_imports import OPTIONAL
+from src.utils.launch_config import OPTIONAL
 from src.utils.logs import log
 
 

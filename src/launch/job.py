@@ -87,7 +87,7 @@ class _Command:
         signal.signal(LIMIT, signal.SIG_IGN)  # it may come to every process of the job, and would end the child
         self.child = subprocess.Popen(
             [sys.executable, "-u", "-m", "src.main", job.stage],
-            env=_environment() | launch_config.to_env(settings, job.command),
+            env=_environment() | launch_config.launch_env(settings, job.command),
         )
         for number, act in ((LIMIT, self._limit), (signal.SIGTERM, self._told), (signal.SIGALRM, self._late)):
             signal.signal(number, act)

@@ -91,7 +91,7 @@ def _config(plan: Plan, folder: str) -> LaunchConfig:
 def _environment(cfg: TrainConfig, plan: Plan) -> Iterator[None]:
     """What the processes find in their environment."""
     before = {name: value for name, value in os.environ.items() if name != runs.RUN_ID}  # theirs, and used once
-    os.environ.update(launch_config.to_env(asdict(cfg), runs.command()))
+    os.environ.update(launch_config.launch_env(asdict(cfg), runs.command()))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // plan.processes)))
     for name in ("torch.distributed.elastic", "torch.distributed.launcher"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # failures are told here, in a sentence
