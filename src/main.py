@@ -159,8 +159,8 @@ def _run(name: str, rest: list[str]) -> int:
 
 def _call(stage: Stage, config: object) -> int:
     """Import the stage's room and run it."""
-    from src.utils.launch_config import process_info
     from src.utils.logs import start_logging
+    from src.utils.process_info import process_info
 
     start_logging(silent=not process_info().is_main)
     if hasattr(config, "cuda_visible_devices"):  # has effect only before torch is imported
@@ -238,13 +238,13 @@ def usage() -> str:
 
 def _handed() -> dict[str, object] | None:
     """The settings that a launcher has handed to this process, which then ends with it."""
-    from src.utils import launch_config
+    from src.utils.process_info import inherited_settings, launcher_pid
 
-    if (launcher := launch_config.launcher_pid()) is not None:
+    if (launcher := launcher_pid()) is not None:
         from src.utils.workers import die_with_parent
 
         die_with_parent(launcher)
-    return launch_config.inherited_settings()
+    return inherited_settings()
 
 
 def _load_dotenv() -> None:
@@ -256,7 +256,7 @@ def _load_dotenv() -> None:
 
 
 if __name__ == "__main__":
-    from src.utils.launch_config import mark_cli_process
+    from src.utils.process_info import mark_cli_process
     from src.utils.secrets import redact_tracebacks
 
     redact_tracebacks()

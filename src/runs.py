@@ -26,9 +26,10 @@ import psutil
 import yaml
 
 from src.errors import DivergedError, RunError, Stopped, did_you_mean
-from src.utils import launch_config, slurm
+from src.utils import slurm
 from src.utils.files import disk_errors, read_json, switch_link, write_json, write_text
 from src.utils.logs import log
+from src.utils.process_info import launcher_command, launcher_pid
 
 FINISHED, RUNNING, FAILED, INTERRUPTED = "finished", "running", "failed", "interrupted"
 LOCK = ".lock"
@@ -241,7 +242,7 @@ def now() -> str:
 
 def command() -> list[str]:
     """The command line of this process or of its launcher, from the door on."""
-    if typed := launch_config.launcher_command():
+    if typed := launcher_command():
         return typed
     words = sys.orig_argv
     return ["python", "-m", *words[words.index("src.main") :]] if "src.main" in words else list(words)
@@ -260,7 +261,7 @@ def this_process() -> dict[str, Any]:
         "created": psutil.Process().create_time(),
         "host": socket.gethostname(),
         "boot_id": boot_id(),
-        "launcher": launch_config.launcher_pid(),
+        "launcher": launcher_pid(),
         "slurm": slurm.current_job(),
     }
 

@@ -23,8 +23,8 @@ from src.model.source import Source, Tuned, locate, locate_tuned
 from src.schema import BaselineConfig, EvalConfig
 from src.utils.event_files import Curves
 from src.utils.files import atomic_dir, read_json, write_json, write_jsonl, write_text
-from src.utils.launch_config import block_imports, freeze_gc
 from src.utils.logs import log, log_to
+from src.utils.process_info import block_imports, freeze_gc
 from src.utils.weights import find_corruption
 
 

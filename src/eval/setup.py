@@ -19,8 +19,8 @@ from src.schema import EvalArgs, EvalConfig, Task
 from src.utils import environment
 from src.utils.environment import Reasoned
 from src.utils.files import read_json
-from src.utils.launch_config import OPTIONAL
 from src.utils.logs import log
+from src.utils.process_info import OPTIONAL
 
 
 class Exam(NamedTuple):

@@ -25,7 +25,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from src import config, runs
 from src.errors import Stopped
-from src.utils import launch_config, slurm
+from src.utils import slurm
+from src.utils.process_info import launch_env
 
 LIMIT = signal.SIGUSR2
 QUEUED_AGAIN = {"PENDING", "COMPLETING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "PREEMPTED", "UNKNOWN"}
@@ -87,7 +88,7 @@ class _Command:
         signal.signal(LIMIT, signal.SIG_IGN)  # it may come to every process of the job, and would end the child
         self.child = subprocess.Popen(
             [sys.executable, "-u", "-m", "src.main", job.stage],
-            env=_environment() | launch_config.launch_env(settings, job.command),
+            env=_environment() | launch_env(settings, job.command),
         )
         for number, act in ((LIMIT, self._limit), (signal.SIGTERM, self._told), (signal.SIGALRM, self._late)):
             signal.signal(number, act)

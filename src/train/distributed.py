@@ -13,7 +13,7 @@ import torch
 from torch import distributed
 
 from src.errors import PeerLost
-from src.utils.launch_config import process_info
+from src.utils.process_info import process_info
 
 T = TypeVar("T")
 

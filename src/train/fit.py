@@ -28,8 +28,8 @@ from src.train.signals import Asked
 from src.train.trainer import Loop, Where
 from src.train.training_args import Schedule, arguments, batches_of
 from src.utils import environment
-from src.utils.launch_config import process_info
 from src.utils.logs import log
+from src.utils.process_info import process_info
 
 CPU_MULTIPLE = 64
 

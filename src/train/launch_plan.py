@@ -10,7 +10,7 @@ from src.errors import ConfigError
 from src.schema import TrainConfig
 from src.train import slurm
 from src.utils import environment
-from src.utils.launch_config import process_info
+from src.utils.process_info import process_info
 from src.utils.workers import cores
 
 PORT = 29500

@@ -28,8 +28,8 @@ from src import runs
 from src.errors import ConfigError, PeerLost, Stopped, UserError
 from src.schema import TrainConfig
 from src.train.launch_plan import Plan
-from src.utils import launch_config
 from src.utils.logs import log
+from src.utils.process_info import launch_env
 from src.utils.secrets import redact
 from src.utils.workers import cores
 
@@ -91,7 +91,7 @@ def _config(plan: Plan, folder: str) -> LaunchConfig:
 def _environment(cfg: TrainConfig, plan: Plan) -> Iterator[None]:
     """What the processes find in their environment."""
     before = {name: value for name, value in os.environ.items() if name != runs.RUN_ID}  # theirs, and used once
-    os.environ.update(launch_config.launch_env(asdict(cfg), runs.command()))
+    os.environ.update(launch_env(asdict(cfg), runs.command()))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // plan.processes)))
     for name in ("torch.distributed.elastic", "torch.distributed.launcher"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # failures are told here, in a sentence

@@ -23,8 +23,8 @@ from src.train.prepare import Ready, made_ready, rows_ready, tuned_model
 from src.utils import environment
 from src.utils.environment import Reasoned
 from src.utils.files import atomic_dir, hash_files, write_json
-from src.utils.launch_config import ProcessInfo, process_info
 from src.utils.logs import log, log_to
+from src.utils.process_info import ProcessInfo, process_info
 
 SETS = {"target_modules", "exclude_modules"}  # of peft's settings, what it holds as sets
 

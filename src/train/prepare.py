@@ -20,8 +20,8 @@ from src.schema import PlanConfig, TrainConfig
 from src.train import check_data
 from src.utils import environment
 from src.utils.environment import Reasoned
-from src.utils.launch_config import OPTIONAL, block_imports, freeze_gc
 from src.utils.logs import log
+from src.utils.process_info import OPTIONAL, block_imports, freeze_gc
 
 
 class Rows(NamedTuple):

@@ -17,7 +17,7 @@ from src.schema import TrainConfig
 from src.train import sharding
 from src.train.batch_sampler import Batches
 from src.utils import environment
-from src.utils.launch_config import ProcessInfo
+from src.utils.process_info import ProcessInfo
 
 NAMES = {field.name for field in fields(TrainingArguments)}
 # transformers has named it anew, and warns of the older name.

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from src import config, runs, schema
 from src.launch.job import Job, Outcome
-from src.utils import launch_config
+from src.utils.process_info import LAUNCH_CONFIG, inherited_settings
 
 Told = Callable[[], list[str]]
 
@@ -43,9 +43,9 @@ def handed_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Cal
     def read() -> list[str]:
         found = []
         for packed in told.read_text().split() if told.exists() else []:
-            monkeypatch.setenv(launch_config.LAUNCH_CONFIG, packed)
-            found.append(str((launch_config.inherited_settings() or {})["resume"]))
-            monkeypatch.delenv(launch_config.LAUNCH_CONFIG)
+            monkeypatch.setenv(LAUNCH_CONFIG, packed)
+            found.append(str((inherited_settings() or {})["resume"]))
+            monkeypatch.delenv(LAUNCH_CONFIG)
         return found
 
     yield read

@@ -16,8 +16,14 @@ from src.errors import ConfigError
 from src.schema import TrainConfig
 from src.train import launch_plan, slurm
 from src.train.launch_plan import Plan
-from src.utils import launch_config
-from src.utils.launch_config import ProcessInfo, process_info
+from src.utils.process_info import (
+    ProcessInfo,
+    inherited_settings,
+    launch_env,
+    launcher_command,
+    launcher_pid,
+    process_info,
+)
 from tests.conftest import Door
 from tests.fixtures import jsonl
 
@@ -207,15 +213,15 @@ def test_the_settings_arrive_as_they_were_and_hold_no_secret_on_the_way(monkeypa
     monkeypatch.setenv("MY_API_KEY", "hunter2-hunter2")
     cfg = config(mirror="s3://hunter2-hunter2/x", loss="weighted", class_weights={"ä \"' $x": 2.0}, seed=7)
     command = ["python", "-m", "src.main", "train", "mirror=s3://hunter2-hunter2/x"]
-    packed = launch_config.launch_env(asdict(cfg), command)
-    assert launch_config.inherited_settings() is None
+    packed = launch_env(asdict(cfg), command)
+    assert inherited_settings() is None
     for name, value in packed.items():
         monkeypatch.setenv(name, value)
-    assert launch_config.launcher_pid() == os.getpid()
-    assert load("train", launch_config.inherited_settings() or {}) == cfg
-    assert "hunter2" not in str(launch_config.launcher_command())
+    assert launcher_pid() == os.getpid()
+    assert load("train", inherited_settings() or {}) == cfg
+    assert "hunter2" not in str(launcher_command())
     monkeypatch.delenv("MY_API_KEY")
-    assert "hunter2" not in str(launch_config.inherited_settings())
+    assert "hunter2" not in str(inherited_settings())
 
 
 def test_a_process_whose_launcher_is_gone_does_nothing() -> None:
@@ -223,7 +229,7 @@ def test_a_process_whose_launcher_is_gone_does_nothing() -> None:
     script = "import sys; from src.main import main; code = main(['train']); print('went on'); sys.exit(code)"
     orphan = subprocess.run(
         ["sh", "-c", '"$0" -c "$1"; code=$?; exit $code', sys.executable, script],
-        env={**os.environ, **launch_config.launch_env(asdict(config()), ["train"]), "PYTHONPATH": str(ROOT)},
+        env={**os.environ, **launch_env(asdict(config()), ["train"]), "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
     )

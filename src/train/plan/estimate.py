@@ -31,7 +31,7 @@ from src.train.training_args import Schedule, arguments, batches_of
 from src.utils import environment
 from src.utils.environment import Capacity, Reasoned
 from src.utils.files import code_hash, disk_free, read_json, write_json
-from src.utils.launch_config import ProcessInfo, process_info
+from src.utils.process_info import ProcessInfo, process_info
 
 # The share of the memory from which on `auto` recomputes activations: the estimate may be a tenth too low.
 TIGHT = 0.9
