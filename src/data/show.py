@@ -12,8 +12,7 @@ from src.data.chat import Chat
 from src.data.report import ASKED_FOR, KINDS
 from src.data.store import Example, TokenStore
 from src.errors import MAX_LISTED
-from src.utils.console import SafeConsole, silence_stdout
-from src.utils.logs import log
+from src.utils.logs import SafeConsole, log, silence_stdout
 from src.utils.secrets import redact
 
 LONGEST = 1_500  # characters of an example that are shown

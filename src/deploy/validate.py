@@ -14,9 +14,8 @@ from src.errors import RunError
 from src.model.profile import PROFILE, TRAINING_INFO
 from src.runs import Run
 from src.schema import ValidateConfig
-from src.utils.console import SafeConsole
 from src.utils.files import write_json
-from src.utils.logs import log
+from src.utils.logs import SafeConsole, log
 
 REPORT = "validation_report.json"
 FAILED = 3  # the exit code where a check did not pass

@@ -15,9 +15,8 @@ from src.eval import results, significance, verdict
 from src.eval.results import Evaluated
 from src.runs import Run
 from src.schema import CompareConfig, GateArgs
-from src.utils.console import SafeConsole
 from src.utils.files import write_json
-from src.utils.logs import log
+from src.utils.logs import SafeConsole, log
 
 Result = Mapping[str, Any]
 BASELINE = "baseline"

@@ -25,8 +25,8 @@ from src.errors import Stopped, UserError
 from src.launch.job import Outcome
 from src.schema import SlurmArgs
 from src.utils import slurm
-from src.utils.console import silence_stdout
 from src.utils.files import read_json, write_json
+from src.utils.logs import silence_stdout
 
 NAMES = {  # of a setting, as submitit has it
     "partition": "slurm_partition", "account": "slurm_account", "qos": "slurm_qos",

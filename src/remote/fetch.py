@@ -15,8 +15,8 @@ from src.remote import download, jobs
 from src.remote.connection import Link
 from src.remote.listing import Listing, listing
 from src.remote.push import megabytes, shown
-from src.utils.console import eprint
 from src.utils.files import disk_errors, read_json, replace_dir, switch_link, write_json
+from src.utils.logs import eprint
 
 RUNS, FETCHING = Path("outputs/runs"), Path("outputs/fetching")
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from src.errors import LostConnection, RemoteError, Stopped, did_you_mean
 from src.remote.connection import Link
-from src.utils.console import eprint
+from src.utils.logs import eprint
 
 Job = dict[str, Any]  # as there/jobs.py `look` gives it
 

@@ -19,9 +19,9 @@ from src.errors import RemoteError
 from src.remote import transfer
 from src.remote.connection import Link
 from src.remote.push_files import LINK, Taken, never, take
-from src.utils.console import eprint
 from src.utils.environment import git_state
 from src.utils.files import disk_errors, sha256
+from src.utils.logs import eprint
 
 CODE = ("src/", "configs/", "hydra_plugins/")  # what a run is made of
 TRIES = 3  # to have a file arrive as it is here

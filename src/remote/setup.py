@@ -12,7 +12,7 @@ from rich.text import Text
 from src.errors import RemoteError
 from src.remote import env_forwarding, jobs, push
 from src.remote.connection import Link
-from src.utils.console import SafeConsole
+from src.utils.logs import SafeConsole
 
 STAGE = "init"
 INSTALLER = "src.remote.agent.install"

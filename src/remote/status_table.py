@@ -13,7 +13,7 @@ from rich.text import Text
 
 from src.remote.connection import Link
 from src.remote.jobs import Job, meaning, run_of
-from src.utils.console import SafeConsole
+from src.utils.logs import SafeConsole
 
 SHOWN = 20  # jobs, of a long list
 GAP = "  "

@@ -20,7 +20,7 @@ from paramiko.ssh_exception import SSHException
 
 from src.errors import LostConnection, RemoteError
 from src.remote.connection import SILENCE, Link
-from src.utils.console import eprint
+from src.utils.logs import eprint
 
 Answer = TypeVar("Answer")
 

@@ -1,23 +1,45 @@
-"""The text log: on the terminal at once, and in the run directory from its first line on."""
+"""Terminal output and the text log, which is shown at once and kept in the run directory from its first line.
+
+A reader that closes the pipe (`... | head`) does not end the command.
+"""
 
 from __future__ import annotations
 
 import logging
 import logging.handlers
+import os
 import sys
 import warnings
 from pathlib import Path
 
+from rich.console import Console
 from tqdm import tqdm
 
-from src.utils.console import silence_stdout
 from src.utils.secrets import redact
 
 log = logging.getLogger("assay")
+_buffer = logging.handlers.MemoryHandler(capacity=100_000, flushLevel=logging.CRITICAL + 1)
 
 
-class _Screen(logging.StreamHandler):  # type: ignore[type-arg]
-    """Writes above a progress bar, not through it; a reader that has gone away ends no training."""
+class SafeConsole(Console):
+    """rich's console, without its exit when the reader closes the pipe."""
+
+    def on_broken_pipe(self) -> None:
+        silence_stdout()
+
+
+def silence_stdout() -> None:
+    """Discard what any library prints from now on: a broken pipe stays broken."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def eprint(text: str) -> None:
+    """Print to stderr, unbuffered."""
+    print(text, file=sys.stderr, flush=True)
+
+
+class _TerminalHandler(logging.StreamHandler):  # type: ignore[type-arg]
+    """Writes above a progress bar, not through it; a closed pipe does not end a training run."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -26,44 +48,40 @@ class _Screen(logging.StreamHandler):  # type: ignore[type-arg]
             silence_stdout()
 
 
-class _Redacting(logging.Formatter):
+class _RedactingFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         return str(redact(super().format(record)))
 
 
-_waiting = logging.handlers.MemoryHandler(capacity=100_000, flushLevel=logging.CRITICAL + 1)
-
-
 def start_logging(silent: bool = False) -> None:
-    """Log to the terminal, and keep what is said until `log_to` gives it a file.
+    """Log to the terminal, and buffer the lines until `log_to` opens a file for them.
 
-    Of processes that train together the first one speaks; the others are `silent`.
-    In a process that has logged before, that log is ended: nothing more is written to it, and nothing of it
-    to the next.
+    Only the main process of a process group logs; the others are `silent`. In a process that has logged before,
+    the earlier log is closed, and none of its lines enter the new one.
     """
     for handler in log.handlers:
         if isinstance(handler, logging.FileHandler):
             handler.close()
-    _waiting.setTarget(None)
-    _waiting.buffer.clear()
-    screen = _Screen()
-    screen.setFormatter(_Redacting("%(message)s"))
-    log.handlers = [logging.NullHandler()] if silent else [screen, _waiting]
+    _buffer.setTarget(None)
+    _buffer.buffer.clear()
+    terminal = _TerminalHandler()
+    terminal.setFormatter(_RedactingFormatter("%(message)s"))
+    log.handlers = [logging.NullHandler()] if silent else [terminal, _buffer]
     log.setLevel(logging.INFO)
     log.propagate = False
-    logging.raiseExceptions = False  # a log that cannot be written, on a full disk, is no reason to die
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns at import, used or not
+    logging.raiseExceptions = False  # a log that cannot be written, as on a full disk, must not end the run
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns when it is imported, used or not
     for module in ("transformers", "torch.distributed"):
         warnings.filterwarnings("ignore", category=FutureWarning, module=module)
-    warnings.filterwarnings("ignore", message="Position ids are not supported")  # eval/generate.py does without
+    warnings.filterwarnings("ignore", message="Position ids are not supported")  # eval/generate.py passes none
 
 
 def log_to(folder: Path) -> None:
-    """Write the log to `folder`/run.log, from its first line on."""
-    folder.mkdir(exist_ok=True)  # removed by hand
+    """Write the log, from its first line, to `folder`/run.log."""
+    folder.mkdir(exist_ok=True)  # the user may have removed it
     handler = logging.FileHandler(folder / "run.log", encoding="utf-8")
-    handler.setFormatter(_Redacting("%(asctime)s %(levelname)s %(message)s"))
-    _waiting.setTarget(handler)
-    _waiting.flush()
-    log.removeHandler(_waiting)
+    handler.setFormatter(_RedactingFormatter("%(asctime)s %(levelname)s %(message)s"))
+    _buffer.setTarget(handler)
+    _buffer.flush()
+    log.removeHandler(_buffer)
     log.addHandler(handler)

@@ -11,9 +11,8 @@ from rich.table import Table
 from src.train.plan.estimate import Instead, Plan
 from src.train.plan.memory import CUDA_CONTEXT, MOMENTS, gb
 from src.train.plan.probe import Probe
-from src.utils.console import SafeConsole
 from src.utils.files import disk_free
-from src.utils.logs import log
+from src.utils.logs import SafeConsole, log
 
 
 def show(plan: Plan) -> None:
