@@ -1,2 +1,2 @@
 NAME = "Assay"
-VERSION = "0.1.0"
+VERSION = "0.2.0"
