@@ -71,9 +71,10 @@ def questions(run: Run, gate: GateArgs, labels: Sequence[str]) -> Questions:
         )
     cfg.splits = [gate.split]
     task: Task = run.manifest.get("task", "causal_lm")
+    rows = read_splits(cfg, cfg.eval_path).rows[gate.split]
     return Questions(
-        read_splits(cfg, cfg.eval_path)[gate.split], gate.split, gate.metric or tasks.TASKS[task].decides, task,
-        list(labels), cfg, conditions["batch_size"][gate.split],
+        rows, gate.split, gate.metric or tasks.TASKS[task].decides, task, list(labels), cfg,
+        conditions["batch_size"][gate.split],
     )  # fmt: skip
 
 

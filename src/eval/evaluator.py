@@ -44,7 +44,7 @@ def evaluate(cfg: EvalConfig) -> int:
     cfg = replace(cfg, task=task, metrics=cfg.metrics or usual_metrics(task, cfg.engine))
     splits, dtype, device = prepare(cfg)
     task_encoding.refuse_unknown_labels(
-        [row for rows in splits.values() for row in rows] if labels else [], labels
+        [row for rows in splits.rows.values() for row in rows] if labels else [], labels
     )
     block_imports(*unused(cfg, tuned.base))
 

@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 from src.data.chat import Chat
@@ -19,11 +18,12 @@ from src.utils.secrets import redact
 
 
 def conditions(
-    cfg: Settings, asked: Questions, chat: Chat, dtype: Reasoned, device: Reasoned, plan: Layout
-) -> dict[str, Any]:
+    cfg: Settings, data: Mapping[str, str], asked: Questions, chat: Chat, dtype: Reasoned, device: Reasoned,
+    plan: Layout,
+) -> dict[str, Any]:  # fmt: skip
     return {
         "task": cfg.task,
-        "data": {s: sha256(Path(cfg.eval_path) / f"{s}.jsonl") for s in cfg.splits},
+        "data": dict(data),
         "max_examples": cfg.max_examples,
         "prompts": {split: _hash_of(prompts) for split, prompts in asked.prompts.items()},
         "tokenization": chat.identity,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,9 +18,16 @@ from src.model.source import Source, is_quantised
 from src.schema import EvalArgs, EvalConfig, Task
 from src.utils import environment
 from src.utils.environment import Reasoned
-from src.utils.files import read_json
+from src.utils.files import read_json, sha256
 from src.utils.logs import log
 from src.utils.process_info import OPTIONAL
+
+
+class EvalSplits(NamedTuple):
+    """The rows of each split, and the sha256 of the file that they were read from."""
+
+    rows: Splits
+    sha256: dict[str, str]
 
 
 class Exam(NamedTuple):
@@ -33,10 +40,11 @@ class Exam(NamedTuple):
     device: Reasoned
     plan: Layout
     labels: Sequence[str]
+    fixed: Mapping[str, Any]  # the conditions, save that memory may yet run out
 
     @property
     def conditions(self) -> dict[str, Any]:
-        return conditions(self.cfg, self.asked, self.chat, self.dtype, self.device, self.plan)
+        return {**self.fixed, "batch_size": dict(self.plan.sizes)}
 
     def load(self, source: Source) -> Any:
         """The model at `source`, as the task has it."""
@@ -53,7 +61,7 @@ class Exam(NamedTuple):
         return model
 
 
-def read_splits(cfg: EvalArgs, eval_path: str) -> Splits:
+def read_splits(cfg: EvalArgs, eval_path: str) -> EvalSplits:
     """The rows of each split, prompt and completion.
 
     Raises: DataError naming missing and empty files, and every bad row of all of them.
@@ -62,10 +70,11 @@ def read_splits(cfg: EvalArgs, eval_path: str) -> Splits:
     missing = [p for p in paths.values() if not p.is_file()]
     if missing:
         raise DataError(*(f"{p} does not exist" for p in missing), hint="set eval_path or splits")
-    found: Splits = {}
+    found, hashes = Splits(), dict[str, str]()
     bad: list[DataError] = []
     for name, path in paths.items():
         try:
+            hashes[name] = sha256(path)
             found[name] = loader.read_rows(path)[: cfg.max_examples]
         except DataError as error:
             bad.append(error)
@@ -73,10 +82,10 @@ def read_splits(cfg: EvalArgs, eval_path: str) -> Splits:
         raise DataError(*(problem for error in bad for problem in error.problems), hint=bad[0].hint)
     if empty := [paths[name] for name, rows in found.items() if not rows]:
         raise DataError(*(f"{p} holds no rows" for p in empty), hint="fill it, or leave it out of splits")
-    return found
+    return EvalSplits(found, hashes)
 
 
-def prepare(cfg: Settings) -> tuple[Splits, Reasoned, Reasoned]:
+def prepare(cfg: Settings) -> tuple[EvalSplits, Reasoned, Reasoned]:
     """Everything that can be refused before torch is imported."""
     metrics.check(cfg.metrics or [])
     if cfg.task == "classification" and (cfg.generation or cfg.stop):
@@ -108,7 +117,7 @@ def unused(cfg: Settings, base: Source) -> list[str]:
 
 
 def set_up(
-    cfg: Settings, splits: Splits, dtype: Reasoned, device: Reasoned, base: Source, tokenizer_at: str,
+    cfg: Settings, splits: EvalSplits, dtype: Reasoned, device: Reasoned, base: Source, tokenizer_at: str,
     revision: str | None, labels: Sequence[str] | None,
 ) -> tuple[Exam, Source]:  # fmt: skip
     """The prompts as tokens and the layout of their batches; torch and its like are imported here.
@@ -126,12 +135,15 @@ def set_up(
     settings = load_config(base.location, base.revision, trust)
     config = settings.to_dict()
     if labels is None:
-        labels = tasks.labels_for(labels_of_rows(splits), config) if cfg.task == "classification" else ()
+        labels = tasks.labels_for(labels_of_rows(splits.rows), config) if cfg.task == "classification" else ()
     chat = Chat(tokenizer)
-    asked = inference.questions(splits, chat, str(cfg.task), config, metrics.needs_references(cfg.metrics or []))
+    asked = inference.questions(
+        splits.rows, chat, str(cfg.task), config, metrics.needs_references(cfg.metrics or [])
+    )
     inference.warn_of_cut_prompts(asked, tasks.positions(config))
     plan = inference.laid_out(asked, cfg, config, dtype.value, device.value)
-    return Exam(cfg, chat, asked, dtype, device, plan, labels), load.resolved(base, settings)
+    fixed = conditions(cfg, splits.sha256, asked, chat, dtype, device, plan)
+    return Exam(cfg, chat, asked, dtype, device, plan, labels, fixed), load.resolved(base, settings)
 
 
 def labels_of_rows(splits: Splits) -> list[str]:

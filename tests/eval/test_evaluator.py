@@ -88,6 +88,24 @@ def test_the_scores_stand_beside_what_they_depend_on(finished: World) -> None:
     assert metrics["train"]["steps"] == STEPS  # the training's figures are still there
 
 
+def test_the_conditions_hold_the_hash_of_the_rows_that_were_read(
+    copied: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    splits = Path(shutil.copytree(copied.splits, tmp_path / "eval"))
+    path, plain = splits / "test.jsonl", load.load_base
+    content = path.read_bytes()
+
+    def change_and_load(*args: Any, **named: Any) -> Any:
+        path.write_bytes(content + content)
+        return plain(*args, **named)
+
+    monkeypatch.setattr(load, "load_base", change_and_load)
+    assert copied.call("eval", f"eval_path={splits}", "splits=[test]") == 0
+    metrics, comparison = (read(copied.newest, name) for name in ("metrics.json", "comparison.json"))
+    expected = hashlib.sha256(content).hexdigest()
+    assert metrics["conditions"]["data"] == comparison["conditions"]["data"] == {"test": expected}
+
+
 def test_scales_and_implementations_are_said_aloud(copied: World, capsys: Said) -> None:
     assert copied.call("eval", "splits=[test]") == 0
     said = capsys.readouterr().out
