@@ -120,7 +120,7 @@ report: $(READY)  ## Write a run's report.html: make report model_path=RUN (the 
 validate: $(READY)  ## Check that what a training left is whole and works: make validate model_path=RUN
 	$(MAIN) validate --config-name $(VALIDATE_CONFIG) $(OVERRIDES)
 
-publish: $(READY)  ## Copy a model that beats its base to artifacts/models
+publish: $(READY)  ## Publish a model that beats its base to artifacts/models, or with target=hub to the Hub
 	$(MAIN) publish --config-name $(PUBLISH_CONFIG) $(OVERRIDES)
 
 publish-hf: $(READY)  ## Push a model that beats its base to the Hugging Face Hub

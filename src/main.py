@@ -55,13 +55,16 @@ STAGES = {
         "src.deploy.validate:validate", "validate", "Check that what a training left is whole and works."
     ),
     "publish": Stage(
-        "src.deploy.push:publish", "publish", "Copy a model that beats its base to artifacts/models."
+        "src.deploy.push:publish",
+        "publish",
+        "Publish a model that beats its base: to artifacts/models, or with target=hub to the Hub.",
+        "src.deploy.hub_access:problems",
     ),
     "publish-hf": Stage(
-        "src.deploy.push:publish_hf",
+        "src.deploy.push:publish",
         "publish",
-        "Push a model that beats its base to the Hub.",
-        "src.deploy.hub_access:problems",
+        "Push a model that beats its base to the Hub: publish target=hub.",
+        "src.deploy.hub_access:publish_hf_problems",
     ),
 }
 UTILITIES = {

@@ -432,8 +432,15 @@ class CompareArgs:
     ] = "baseline"
 
 
+TargetName = Literal["local", "hub"]
+
+
 @dataclass
 class PublishArgs:
+    target: Annotated[
+        TargetName,
+        Doc("where to publish: local, a folder under artifacts_dir; hub, the Hugging Face Hub"),
+    ] = "local"
     publish_name: Annotated[str | None, Doc("name under artifacts/models; null is <base>-<method>")] = None
     repo_id: Annotated[str | None, Doc("Hub repository, user/name")] = None
     private: Annotated[bool, Doc("keep the Hub repository private")] = True
@@ -557,6 +564,15 @@ class PublishConfig(GateHolder, OutputArgs, HardwareArgs, PublishArgs, TrustArgs
 
 
 @dataclass
+class PublishHfConfig(PublishConfig):
+    """publish with target=hub as its default."""
+
+    __pydantic_config__ = _STRICT
+
+    target: Annotated[TargetName, Doc("hub: publish-hf is publish target=hub")] = "hub"
+
+
+@dataclass
 class CompareConfig(GateHolder, OutputArgs, CompareArgs):
     __pydantic_config__ = _STRICT
 
@@ -592,7 +608,7 @@ SCHEMAS: dict[str, type] = {
     "report": ReportConfig,
     "validate": ValidateConfig,
     "publish": PublishConfig,
-    "publish-hf": PublishConfig,
+    "publish-hf": PublishHfConfig,
     "sweep": SweepConfig,  # no stage: what a multirun of train takes besides
     "slurm": SlurmConfig,  # no stage: what launch=slurm takes besides
 }

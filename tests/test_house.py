@@ -233,6 +233,10 @@ def test_the_tasks_of_the_configuration_are_those_of_every_table_of_tasks() -> N
     assert tasks == {*table("src.train.collate_tasks", "COLLATORS"), "causal_lm"}
 
 
+def test_the_publish_targets_of_the_configuration_are_those_of_the_table() -> None:
+    assert choices(schema.PublishArgs, "target") == set(table("src.deploy.push", "TARGETS"))
+
+
 def table(module: str, name: str) -> Iterator[Any]:
     """Keys of a dict literal, read without running the module."""
     for node in ast.parse(MODULES[module].read_text(encoding="utf-8")).body:

@@ -223,6 +223,10 @@ def test_every_stage_takes_settings(make: Make, name: str) -> None:
     assert make.stage(name, "output_dir=x")[3:] == ["output_dir=x"]
 
 
+def test_the_target_of_a_publication_is_a_setting(make: Make) -> None:
+    assert make.stage("publish", "target=hub") == ["publish", "--config-name", "publish", "target=hub"]
+
+
 def test_upper_case_words_are_not(make: Make) -> None:
     words = ["HF_TOKEN=hf_secret", "CUDA_VISIBLE_DEVICES=1", "YES=1", "lr=1"]
     assert make.stage("train", *words)[3:] == ["lr=1"]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 from urllib.parse import urlsplit
 
 from src.errors import ConfigError
-from src.schema import PublishConfig
+from src.schema import PublishConfig, TargetName
 
 PUBLIC = "https://huggingface.co"
 PART = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
@@ -18,11 +18,19 @@ GO_ON = "the same command goes on from there"
 
 
 def problems(values: Mapping[str, Any]) -> list[str]:
-    """What is wrong with the settings of publish-hf, one sentence each."""
+    """What is wrong with the settings of a publication, one sentence each. Only target=hub reads `repo_id`."""
     repo = values.get("repo_id")
-    if repo is None or (isinstance(repo, str) and REPO_ID.fullmatch(repo)):
+    if values.get("target") != "hub" or repo is None or (isinstance(repo, str) and REPO_ID.fullmatch(repo)):
         return []
     return [f"repo_id={repo}: should be USER/NAME, each of letters, digits and single - _ . between them"]
+
+
+def publish_hf_problems(values: Mapping[str, Any]) -> list[str]:
+    """As `problems`, for publish-hf: its target is the Hub and no other."""
+    target = values.get("target", "hub")
+    known = get_args(TargetName)
+    wrong = [f"target={target}: publish-hf publishes to the Hub; write publish target={target}"]
+    return (wrong if target in known and target != "hub" else []) + problems({**values, "target": "hub"})
 
 
 def check(cfg: PublishConfig) -> None:

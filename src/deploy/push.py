@@ -9,12 +9,11 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from src import runs
-from src.deploy import checks, export, findings, gate
+from src.deploy import checks, export, findings, gate, hub_access
 from src.deploy.hub import Publication
-from src.deploy.hub_access import check
 from src.deploy.package import assemble, name_of
 from src.errors import RunError
 from src.schema import PublishConfig
@@ -23,17 +22,12 @@ from src.utils.logs import log
 
 
 def publish(cfg: PublishConfig) -> int:
-    """Copy the model of a run that beats its base to `artifacts/models/<name>/<run>`."""
-    return _publish(cfg, "local")
+    """Publish the model of a run that beats its base to `cfg.target`.
 
-
-def publish_hf(cfg: PublishConfig) -> int:
-    """Push the model of a run that beats its base to the Hub."""
-    check(cfg)
-    return _publish(cfg, "hub")
-
-
-def _publish(cfg: PublishConfig, target: str) -> int:
+    Raises: ConfigError if the target lacks a setting; NotPromoted or CannotTell if the gate says no; RunError.
+    """
+    target = TARGETS[cfg.target]
+    target.check(cfg)
     _, run = runs.find(cfg.model_path, cfg.output_dir)
     if run is None:
         raise RunError(f"{cfg.model_path} is not a run directory", hint="publish a run that has been evaluated")
@@ -48,7 +42,7 @@ def _publish(cfg: PublishConfig, target: str) -> int:
         gate.require_sound(sound, cfg.force)
     findings.keep(run, sound)
     log.info("%s: %s", "promoted" if verdict.promoted else "forced", verdict.sentence)
-    log.info("published to %s", TARGETS[target](run, cfg, verdict))
+    log.info("published to %s", target.publish(run, cfg, verdict))
     return 0
 
 
@@ -94,7 +88,23 @@ def to_hub(run: runs.Run, cfg: PublishConfig, verdict: gate.Verdict) -> str:
     return f"{found['url']} ({seen}; commit {found['commit'][:12]}; {len(files)} files, each read back)"
 
 
-TARGETS: dict[str, Callable[[runs.Run, PublishConfig, gate.Verdict], str]] = {"local": local, "hub": to_hub}
+def nothing_to_check(cfg: PublishConfig) -> None:
+    """The check of a target that needs no settings of its own."""
+
+
+class PublishTarget(NamedTuple):
+    """Somewhere to publish to.
+
+    Args:
+        publish: publishes a run that passed the gate, and returns where it is, for the log.
+        check: raises ConfigError for missing settings, before the run is read.
+    """
+
+    publish: Callable[[runs.Run, PublishConfig, gate.Verdict], str]
+    check: Callable[[PublishConfig], None] = nothing_to_check
+
+
+TARGETS: dict[str, PublishTarget] = {"local": PublishTarget(local), "hub": PublishTarget(to_hub, hub_access.check)}
 
 
 def record(run: runs.Run, verdict: gate.Verdict, where: str, **facts: Any) -> None:

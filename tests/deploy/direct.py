@@ -34,9 +34,8 @@ def _settings(world: World, path: Path | None, settings: dict[str, Any]) -> dict
 def _run(stage: str, values: dict[str, Any]) -> int:
     start_logging()
     try:
-        if stage == "publish":
-            return push.publish(config.load(stage, values))
-        return push.publish_hf(config.load(stage, values, hub_access.problems))
+        check = hub_access.problems if stage == "publish" else hub_access.publish_hf_problems
+        return push.publish(config.load(stage, values, check))
     except UserError as error:
         print(redact(str(error)), file=sys.stderr)
         return error.exit_code

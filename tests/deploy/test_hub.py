@@ -105,6 +105,30 @@ def test_one_commit_holds_what_a_local_publication_does(copied: World, hub: Mode
     assert f"published to {hub.endpoint}/me/ingot/tree/{run.id} (private; commit {str(repo.head)[:12]}; " in out
 
 
+def test_publish_with_target_hub_is_publish_hf(copied: World, hub: ModelHub) -> None:
+    words = ("target=hub", f"repo_id={REPO}", "gate.reload_examples=0")
+    assert copied.call("publish", *words) == 0
+    assert_published_once(hub, copied.newest)
+    hub.asked.clear()
+    assert copied.call("publish-hf", "--repo", REPO, "gate.reload_examples=0") == 0
+    assert "commit" not in hub.steps()
+    assert not (copied.artifacts / "models").exists()
+
+
+def test_publish_hf_to_another_target_is_refused(copied: World, hub: ModelHub, capsys: Said) -> None:
+    assert copied.call("publish-hf", "--repo", REPO, "target=local") == 2
+    assert capsys.readouterr().err.startswith(
+        "target=local: publish-hf publishes to the Hub; write publish target=local"
+    )
+    assert hub.asked == [] and not (copied.artifacts / "models").exists()
+
+
+@pytest.mark.parametrize("stage", ["publish", "publish-hf"])
+def test_a_target_that_is_not_in_the_table_is_refused(copied: World, stage: str, capsys: Said) -> None:
+    assert copied.call(stage, "target=hubb") == 2
+    assert "target=hubb: should be one of local, hub; did you mean hub?" in capsys.readouterr().err
+
+
 def test_a_local_base_model_is_named_so_that_nobody_looks_it_up(copied: World, hub: ModelHub) -> None:
     assert publish(copied) == 0
     settings = json.loads(hub.repos[REPO].published[0].files["adapter_config.json"])
