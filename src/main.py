@@ -58,13 +58,13 @@ STAGES = {
         "src.deploy.push:publish",
         "publish",
         "Publish a model that beats its base: to artifacts/models, or with target=hub to the Hub.",
-        "src.deploy.hub_access:problems",
+        "src.deploy.hub_settings:problems",
     ),
     "publish-hf": Stage(
         "src.deploy.push:publish",
         "publish",
         "Push a model that beats its base to the Hub: publish target=hub.",
-        "src.deploy.hub_access:publish_hf_problems",
+        "src.deploy.hub_settings:publish_hf_problems",
     ),
 }
 UTILITIES = {

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from src import NAME
-from src.deploy.hub_access import GO_ON, endpoint, new_token, token
+from src.deploy.hub_settings import GO_ON, endpoint, new_token, token
 from src.deploy.package import MANIFEST
 from src.errors import RunError, UserError
 from src.schema import PublishConfig

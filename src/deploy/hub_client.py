@@ -23,7 +23,7 @@ from huggingface_hub.utils._http import (
 )
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
-from src.deploy.hub_access import GO_ON, endpoint, new_token
+from src.deploy.hub_settings import GO_ON, endpoint, new_token
 
 CONNECT_SECONDS, ANSWER_SECONDS = 10.0, 120.0  # the second: a commit of many files is not answered at once
 PASSING = {408, 425, 429, 500, 502, 503, 504}

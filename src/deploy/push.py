@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from src import runs
-from src.deploy import checks, export, findings, gate, hub_access
+from src.deploy import checks, export, findings, gate, hub_settings
 from src.deploy.hub import Publication
 from src.deploy.package import assemble, name_of
 from src.errors import RunError
@@ -104,7 +104,10 @@ class PublishTarget(NamedTuple):
     check: Callable[[PublishConfig], None] = nothing_to_check
 
 
-TARGETS: dict[str, PublishTarget] = {"local": PublishTarget(local), "hub": PublishTarget(to_hub, hub_access.check)}
+TARGETS: dict[str, PublishTarget] = {
+    "local": PublishTarget(local),
+    "hub": PublishTarget(to_hub, hub_settings.check),
+}
 
 
 def record(run: runs.Run, verdict: gate.Verdict, where: str, **facts: Any) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from src import config
-from src.deploy import hub_access, push
+from src.deploy import hub_settings, push
 from src.errors import UserError
 from src.utils.logs import start_logging
 from src.utils.secrets import redact
@@ -34,7 +34,7 @@ def _settings(world: World, path: Path | None, settings: dict[str, Any]) -> dict
 def _run(stage: str, values: dict[str, Any]) -> int:
     start_logging()
     try:
-        check = hub_access.problems if stage == "publish" else hub_access.publish_hf_problems
+        check = hub_settings.problems if stage == "publish" else hub_settings.publish_hf_problems
         return push.publish(config.load(stage, values, check))
     except UserError as error:
         print(redact(str(error)), file=sys.stderr)
