@@ -22,8 +22,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from src.remote import fetch, jobs  # noqa: E402
-from src.remote.connection import Link  # noqa: E402
-from src.remote.target import Target  # noqa: E402
+from src.remote.connection import Connection  # noqa: E402
+from src.remote.target import RemoteTarget  # noqa: E402
 
 TIMES = 5
 MEGABYTES = 256
@@ -33,13 +33,13 @@ def main() -> None:
     from dotenv import load_dotenv
 
     load_dotenv(".env")
-    target = Target.of(os.environ)
+    target = RemoteTarget.of(os.environ)
     show("push, nothing changed", "s", *repeated(lambda: command("push")))
     show("until the run's id is printed", "s", *repeated(first_line))
     show("ssh-status", "s", *repeated(lambda: command("ssh-status")))
-    with Link(target) as link:
-        show("a line from there to here", "s", *lags(link))
-        fetched, copied = rates(link)
+    with Connection(target) as connection:
+        show("a line from there to here", "s", *lags(connection))
+        fetched, copied = rates(connection)
     show("fetch, verified", "MB/s", *fetched)
     show("scp", "MB/s", *copied)
 
@@ -68,15 +68,15 @@ def first_line() -> float:
     return found
 
 
-def script(link: Link, text: str) -> jobs.Job:
-    return jobs.start(link, "bench", [jobs.PYTHON, "-c", text], [], {}, None)
+def script(connection: Connection, text: str) -> jobs.Job:
+    return jobs.start(connection, "bench", [jobs.PYTHON, "-c", text], [], {}, None)
 
 
-def lags(link: Link) -> list[float]:
+def lags(connection: Connection) -> list[float]:
     """Seconds between the printing of a line and its arrival: on one machine, by one clock."""
-    job = script(link, "import time\nfor _ in range(50): print(time.time(), flush=True); time.sleep(0.1)")
+    job = script(connection, "import time\nfor _ in range(50): print(time.time(), flush=True); time.sleep(0.1)")
     found: list[float] = []
-    for frame in link.stream("logs:follow", folder=link.target.dir, id=job["id"], offset=0):
+    for frame in connection.stream("logs:follow", folder=connection.target.dir, id=job["id"], offset=0):
         if "data" in frame:
             said = base64.b64decode(frame["data"]).decode().split()
             found += [time.time() - float(word) for word in said]
@@ -94,17 +94,17 @@ pathlib.Path(os.environ["ASSAY_RUN_FILE"]).write_text(str(run.absolute()))
 """
 
 
-def rates(link: Link) -> tuple[list[float], list[float]]:
+def rates(connection: Connection) -> tuple[list[float], list[float]]:
     """Megabytes a second of fetching a run, and of copying its one large file."""
     fetched, copied = [], []
     for _ in range(3):
-        job = script(link, MAKE)
-        jobs.follow(link, job["id"])
-        job = jobs.named(link, job["id"])
-        fetched.append(rate(lambda job=job: fetch.fetch(link, job)))  # type: ignore[misc]
+        job = script(connection, MAKE)
+        jobs.follow(connection, job["id"])
+        job = jobs.named(connection, job["id"])
+        fetched.append(rate(lambda job=job: fetch.fetch(connection, job)))  # type: ignore[misc]
         shutil.rmtree(Path("outputs/runs") / job["id"])
         with tempfile.TemporaryDirectory() as folder:
-            words = [*link.target.ssh[1:], f"{link.target.host}:{job['run']}/model/weights", folder]
+            words = [*connection.target.ssh[1:], f"{connection.target.host}:{job['run']}/model/weights", folder]
             copied.append(rate(lambda words=words: subprocess.run(["scp", "-q", *words], check=True)))  # type: ignore[misc]
     return fetched, copied
 

@@ -157,7 +157,9 @@ def test_each_module_that_is_sent_stands_after_those_that_it_imports() -> None:
     (sent,) = (
         ast.literal_eval(node.value)
         for node in tree.body
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == "SENT"
+        if isinstance(node, ast.Assign)
+        and isinstance(node.targets[0], ast.Name)
+        and node.targets[0].id == "AGENT_MODULES"
     )
     assert {f"src.remote.agent.{name}" for name in (*sent, "bootstrap", "install")} | {"src.remote.agent"} == {
         m for m in MODULES if m.startswith("src.remote.agent")

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from src.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:  # Fabric is imported by commands that run, not by help
-    from src.remote.connection import Link
+    from src.remote.connection import Connection
 
 PREFIX = "ssh-"
 
 
-class Words(NamedTuple):
+class CommandLine(NamedTuple):
     """A command line: its flags with their values, and the rest as it was typed."""
 
     flags: dict[str, str]
@@ -28,7 +28,7 @@ class Words(NamedTuple):
 class Command(NamedTuple):
     """`flags` are those that it takes; `least` and `most` how many other words; `more` is what --help adds."""
 
-    act: Callable[[Link, Words], int]
+    act: Callable[[Connection, CommandLine], int]
     summary: str
     flags: tuple[str, ...] = ()
     most: int = 0
@@ -36,40 +36,40 @@ class Command(NamedTuple):
     more: str = ""
 
 
-def push(link: Link, words: Words) -> int:
+def push(connection: Connection, words: CommandLine) -> int:
     from src.remote import push
 
-    push.push(link, also=_also(words))
+    push.push(connection, also=_also(words))
     return 0
 
 
-def init(link: Link, words: Words) -> int:
+def init(connection: Connection, words: CommandLine) -> int:
     from src.remote import setup
 
-    return setup.init(link)
+    return setup.init(connection)
 
 
-def status(link: Link, words: Words) -> int:
+def status(connection: Connection, words: CommandLine) -> int:
     from src.remote import jobs, status_table
 
-    status_table.print_table(jobs.known(link), link, everything="--all" in words.flags)
+    status_table.print_table(jobs.known(connection), connection, everything="--all" in words.flags)
     return 0
 
 
-def logs(link: Link, words: Words) -> int:
+def logs(connection: Connection, words: CommandLine) -> int:
     from src.remote import jobs
 
-    jobs.follow(link, jobs.named(link, words.run)["id"], wait=False)
+    jobs.follow(connection, jobs.named(connection, words.run)["id"], wait=False)
     return 0
 
 
-def attach(link: Link, words: Words) -> int:
+def attach(connection: Connection, words: CommandLine) -> int:
     from src.remote import jobs
 
-    return jobs.followed(link, jobs.named(link, words.run, running=True)["id"])
+    return jobs.followed(connection, jobs.named(connection, words.run, running=True)["id"])
 
 
-def stop(link: Link, words: Words) -> int:
+def stop(connection: Connection, words: CommandLine) -> int:
     from src.remote import jobs
 
     grace = words.flags.get("--grace") or str(jobs.GRACE)
@@ -79,53 +79,53 @@ def stop(link: Link, words: Words) -> int:
         seconds = -1
     if not 0 <= seconds < float("inf"):
         raise ConfigError(f"GRACE={grace}: should be a number of seconds")
-    print(jobs.told(jobs.stop(link, jobs.named(link, words.run, running=True), seconds)))
+    print(jobs.told(jobs.stop(connection, jobs.named(connection, words.run, running=True), seconds)))
     return 0
 
 
-def fetch(link: Link, words: Words) -> int:
+def fetch(connection: Connection, words: CommandLine) -> int:
     from src.remote import fetch
 
-    fetch.fetch(link, fetch.named(link, words.run))
+    fetch.fetch(connection, fetch.named(connection, words.run))
     return 0
 
 
-def shell(link: Link, words: Words) -> int:
+def shell(connection: Connection, words: CommandLine) -> int:
     from src.remote import tunnel
 
-    return tunnel.shell(link)
+    return tunnel.shell(connection)
 
 
-def tensorboard(link: Link, words: Words) -> int:
+def tensorboard(connection: Connection, words: CommandLine) -> int:
     from src.remote import tunnel
 
-    return tunnel.tensorboard(link, words.flags.get("--port"))
+    return tunnel.tensorboard(connection, words.flags.get("--port"))
 
 
-def stage(name: str) -> Callable[[Link, Words], int]:
+def stage(name: str) -> Callable[[Connection, CommandLine], int]:
     """The command that runs the stage `name` on the server."""
 
-    def act(link: Link, words: Words) -> int:
+    def act(connection: Connection, words: CommandLine) -> int:
         from src.remote import env_forwarding, jobs
         from src.remote import push as pushing
         from src.utils.secrets import redact_argv
 
         typed = redact_argv(words.rest)
         environment = env_forwarding.carried(typed, os.environ) | env_forwarding.columns()
-        code = pushing.push(link, also=_also(words), words=typed)
+        code = pushing.push(connection, also=_also(words), words=typed)
         argv = [jobs.PYTHON, "-m", "src.main", name, *typed]
-        job = jobs.start(link, name, argv, typed, environment, code, words.flags.get("--run"))
+        job = jobs.start(connection, name, argv, typed, environment, code, words.flags.get("--run"))
         done = "is there already:" if job["again"] else "started:"
-        print(f"run {job['id']} {done} {link.target}, process {job['pid']}", flush=True)
+        print(f"run {job['id']} {done} {connection.target}, process {job['pid']}", flush=True)
         if "--detach" in words.flags:
             print(f"make ssh-attach RUN={job['id']} follows it, make ssh-status lists all")
             return 0
-        return jobs.followed(link, job["id"])
+        return jobs.followed(connection, job["id"])
 
     return act
 
 
-def _also(words: Words) -> list[str]:
+def _also(words: CommandLine) -> list[str]:
     """Paths that are pushed though git ignores them: of ALSO, and of REMOTE_ALSO."""
     given = [words.flags.get("--also", ""), os.environ.get("REMOTE_ALSO", "")]
     return [path for listed in given for path in listed.split(",") if path]
@@ -200,13 +200,13 @@ def run(name: str, argv: Sequence[str], stages: Sequence[str]) -> int:
     """
     command = _command(name, stages)
     words = _read(name, command, argv, strict=name in COMMANDS)
-    from src.remote.connection import Link
-    from src.remote.target import Target
+    from src.remote.connection import Connection
+    from src.remote.target import RemoteTarget
     from src.utils.logs import start_logging
 
     start_logging()
-    with Link(Target.of(os.environ)) as link:
-        return command.act(link, words)
+    with Connection(RemoteTarget.of(os.environ)) as connection:
+        return command.act(connection, words)
 
 
 def _command(name: str, stages: Sequence[str]) -> Command:
@@ -219,7 +219,7 @@ def _command(name: str, stages: Sequence[str]) -> Command:
     raise ConfigError(f"{name} is not a command{did_you_mean(name, known) or '; there are: ' + ', '.join(known)}")
 
 
-def _read(name: str, command: Command, argv: Sequence[str], strict: bool) -> Words:
+def _read(name: str, command: Command, argv: Sequence[str], strict: bool) -> CommandLine:
     """Split a command line. What a stage takes is judged by the stage, on the server."""
     flags: dict[str, str] = {}
     rest: list[str] = []
@@ -239,7 +239,7 @@ def _read(name: str, command: Command, argv: Sequence[str], strict: bool) -> Wor
         raise ConfigError(f"{name} does not take {rest[-1]}")
     if strict and len(rest) < command.least:
         raise ConfigError(f"{name} needs a run", hint=f"make {name} RUN=id; make ssh-status lists them")
-    return Words(flags, rest)
+    return CommandLine(flags, rest)
 
 
 # Help

@@ -14,52 +14,52 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fabric import Config, Connection
+import fabric
 from paramiko import Channel, SFTPClient
 from paramiko.auth_strategy import AuthFailure
 from paramiko.ssh_exception import AuthenticationException, BadHostKeyException, SSHException
 
 from src.errors import LostConnection, RemoteError
 from src.remote import host_keys
-from src.remote.agent.protocol import BOOT
-from src.remote.target import Target
+from src.remote.agent.protocol import BOOTSTRAP
+from src.remote.target import RemoteTarget
 
 Answer = TypeVar("Answer")
 
-THERE = Path(__file__).parent / "agent"
-SENT = (  # each after those it imports
+AGENT_DIR = Path(__file__).parent / "agent"
+AGENT_MODULES = (  # each after those it imports
     "protocol", "fs", "venv", "jobs", "snapshots", "daemonize", "start", "logs", "stop",
     "host_info", "apply_push", "list_run", "sessions",
 )  # fmt: skip
-PATIENCE = 120.0  # seconds in which a lost connection is made again before that is told
-ANSWERS = 10.0  # seconds within which a host answers at all
-SILENCE = (
+RETRY_S = 120.0  # seconds in which a lost connection is made again before that is told
+CONNECT_TIMEOUT_S = 10.0  # seconds within which a host answers at all
+SILENCE_TIMEOUT_S = (
     20.0  # seconds without a sign of life after which a connection is lost; agent/bootstrap.py gives one every 3
 )
 logging.getLogger("paramiko").setLevel(logging.CRITICAL + 1)  # what matters of it is told in a sentence
 
-PAUSES = (0.2, 0.5, 1.0, 2.0, 5.0)  # seconds between attempts, the last for all that follow
+BACKOFF_S = (0.2, 0.5, 1.0, 2.0, 5.0)  # seconds between attempts, the last for all that follow
 
 
-class Link:
+class Connection:
     """Requests to one target. Every one of them may be repeated: nothing is done twice by that.
 
     Raises: RemoteError in a sentence; LostConnection where the network, or the server, is gone.
     """
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: RemoteTarget) -> None:
         self.target = target
         self.reached = False  # at least once: from then on a failure to connect is the network's
-        self._connection: Connection | None = None
+        self._ssh: fabric.Connection | None = None
         self._proxy: subprocess.Popen[bytes] | None = None
 
-    def __enter__(self) -> Link:
+    def __enter__(self) -> Connection:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def call(self, function: str, patience: float = PATIENCE, **given: Any) -> Any:
+    def call(self, function: str, patience: float = RETRY_S, **given: Any) -> Any:
         """The answer of `module:function` of there/, called with `given`; asked again while it is lost."""
         return self.again(lambda: self._answer(function, given), patience)
 
@@ -72,7 +72,7 @@ class Link:
             if "frame" in frame:
                 yield frame["frame"]
 
-    def again(self, attempt: Callable[[], Answer], patience: float = PATIENCE) -> Answer:
+    def again(self, attempt: Callable[[], Answer], patience: float = RETRY_S) -> Answer:
         """The result of `attempt`, which is repeated for `patience` seconds while the connection is lost."""
         end = time.monotonic() + patience
         for pause in _pauses():
@@ -86,20 +86,20 @@ class Link:
         raise AssertionError("unreachable")
 
     @property
-    def connection(self) -> Connection:
+    def ssh(self) -> fabric.Connection:
         """Fabric's connection, open."""
-        if self._connection is None or not self._connection.is_connected:
+        if self._ssh is None or not self._ssh.is_connected:
             self.close()
-            self._connection = self._opened()
+            self._ssh = self._opened()
             self.reached = True
-        return self._connection
+        return self._ssh
 
     def sftp(self) -> SFTPClient:
-        return self.connection.sftp()
+        return self.ssh.sftp()
 
     def close(self) -> None:
-        connection, proxy = self._connection, self._proxy
-        self._connection = self._proxy = None
+        connection, proxy = self._ssh, self._proxy
+        self._ssh = self._proxy = None
         if connection is not None:
             with suppress(Exception):  # it is gone, however that may fail
                 connection.close()
@@ -107,19 +107,19 @@ class Link:
             proxy.kill()
             proxy.wait()
 
-    def _opened(self) -> Connection:
-        target, own = self.target, host_keys.Keys(self.target)
+    def _opened(self) -> fabric.Connection:
+        target, own = self.target, host_keys.KeyAuth(self.target)
         name, port = host_keys.name_of_key(target)
         known = {
             "sock": self._socket(),
             "auth_strategy": own,
-            "timeout": ANSWERS,
-            "banner_timeout": SILENCE,
-            "auth_timeout": SILENCE,
-            "channel_timeout": SILENCE,
+            "timeout": CONNECT_TIMEOUT_S,
+            "banner_timeout": SILENCE_TIMEOUT_S,
+            "auth_timeout": SILENCE_TIMEOUT_S,
+            "channel_timeout": SILENCE_TIMEOUT_S,
         }
-        plain = Config(overrides={"load_ssh_configs": False})  # ssh itself has read them: target.py
-        connection = Connection(name, user=target.user, port=port, config=plain, connect_kwargs=known)
+        plain = fabric.Config(overrides={"load_ssh_configs": False})  # ssh itself has read them: target.py
+        connection = fabric.Connection(name, user=target.user, port=port, config=plain, connect_kwargs=known)
         host_keys.trust_known(connection.client, target)
         connection.client.set_missing_host_key_policy(host_keys.HostKeyCheck(target))
         asked = time.monotonic()
@@ -135,7 +135,7 @@ class Link:
             raise own.refusal(error) from None
         except (SSHException, OSError, EOFError) as error:
             said = self._said()
-            if not said and time.monotonic() - asked >= ANSWERS:
+            if not said and time.monotonic() - asked >= CONNECT_TIMEOUT_S:
                 raise self._no_answer() from None
             raise LostConnection(
                 f"{target} does not speak as an SSH server: {said or error}",
@@ -163,7 +163,7 @@ class Link:
             return ours
         at = f"{target.hostname}:{target.port}"
         try:
-            return socket.create_connection((target.hostname, target.port), timeout=ANSWERS)
+            return socket.create_connection((target.hostname, target.port), timeout=CONNECT_TIMEOUT_S)
         except (socket.gaierror, UnicodeError) as error:  # the second of what can be no name
             why = str(getattr(error, "strerror", error)).lower()
             raise LostConnection(f"there is no host {target.hostname}: {why}", hint="check REMOTE_HOST") from None
@@ -177,7 +177,7 @@ class Link:
 
     def _no_answer(self) -> LostConnection:
         return LostConnection(
-            f"{self.target.hostname}:{self.target.port} does not answer within {ANSWERS:g} s",
+            f"{self.target.hostname}:{self.target.port} does not answer within {CONNECT_TIMEOUT_S:g} s",
             hint="check REMOTE_HOST, and that its network lets you in",
         )
 
@@ -195,13 +195,13 @@ class Link:
     def _frames(self, function: str, given: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Everything that is said to one request, the answer last."""
         mark = base64.b32encode(os.urandom(10)).decode()
-        request = {"boot": _source("bootstrap"), "sources": {name: _source(name) for name in SENT}}
+        request = {"boot": _source("bootstrap"), "sources": {name: _source(name) for name in AGENT_MODULES}}
         request |= {"mark": mark, "call": function, "given": given}
         try:
-            channel = self.connection.transport.open_session(timeout=SILENCE)
+            channel = self.ssh.transport.open_session(timeout=SILENCE_TIMEOUT_S)
             with channel:
-                channel.settimeout(SILENCE)
-                channel.exec_command(self.target.command(BOOT))
+                channel.settimeout(SILENCE_TIMEOUT_S)
+                channel.exec_command(self.target.command(BOOTSTRAP))
                 channel.sendall(json.dumps(request).encode() + b"\n")
                 noise: list[str] = []
                 for line in _lines(channel):
@@ -217,13 +217,15 @@ class Link:
                         return
                 raise self._broken(channel, mark, noise)
         except TimeoutError:
-            raise LostConnection(f"{self.target} has not answered for {SILENCE:g} s") from None
+            raise LostConnection(f"{self.target} has not answered for {SILENCE_TIMEOUT_S:g} s") from None
         except (SSHException, OSError, EOFError) as error:
             raise LostConnection(f"the connection to {self.target} was lost: {error or 'it was closed'}") from None
 
     def _broken(self, channel: Channel, mark: str, noise: list[str]) -> Exception:
         """Why a request ended without its answer: `mark` is empty once it has come, after `noise`."""
-        channel.status_event.wait(SILENCE)  # it may come after the last of the output, and does not if it is lost
+        channel.status_event.wait(
+            SILENCE_TIMEOUT_S
+        )  # it may come after the last of the output, and does not if it is lost
         status = channel.recv_exit_status() if channel.exit_status_ready() else -1
         said = channel.recv_stderr(1 << 16).decode(errors="replace").strip() if channel.recv_stderr_ready() else ""
         if status < 0:
@@ -243,7 +245,7 @@ class Link:
 
 
 def _source(name: str) -> str:
-    return (THERE / f"{name}.py").read_text(encoding="utf-8")
+    return (AGENT_DIR / f"{name}.py").read_text(encoding="utf-8")
 
 
 def _lines(channel: Channel) -> Iterator[str]:
@@ -255,6 +257,6 @@ def _lines(channel: Channel) -> Iterator[str]:
 
 
 def _pauses() -> Iterator[float]:
-    yield from PAUSES
+    yield from BACKOFF_S
     while True:
-        yield PAUSES[-1]
+        yield BACKOFF_S[-1]

@@ -13,8 +13,8 @@ from typing import Any
 from src import runs
 from src.errors import RemoteError, RunError
 from src.remote import transfer
-from src.remote.connection import Link
-from src.remote.listing import Listing
+from src.remote.connection import Connection
+from src.remote.listing import RunListing
 from src.remote.push import megabytes, shown
 from src.utils.files import disk_free, sha256, write_json
 
@@ -24,7 +24,7 @@ OURS = {PROOF, runs.LOCK}
 TRIES = 3  # to have a file arrive as it is there
 
 
-def receive(link: Link, there: Listing, place: Path, target: Path) -> None:
+def receive(connection: Connection, there: RunListing, place: Path, target: Path) -> None:
     """Have every file of the listing in `place`, as it is there."""
     place.mkdir(parents=True, exist_ok=True)
     for left in [path for path in _inside(place) if path not in there.files]:
@@ -41,7 +41,7 @@ def receive(link: Link, there: Listing, place: Path, target: Path) -> None:
         size = sum(file["size"] - _size(place / path) for path, file in lacking.items())
         if size > disk_free(place):
             raise RunError(f"{megabytes(size)} are to be fetched, and {megabytes(disk_free(place))} are free here")
-        transfer.receive(link, list(lacking), there.run, place, there.rsync, size)
+        transfer.receive(connection, list(lacking), there.run, place, there.rsync, size)
         lacking = {path: file for path, file in lacking.items() if not _is_whole(place / path, file)}
     if lacking:
         raise RemoteError(
@@ -72,7 +72,7 @@ def _is_whole(path: Path, file: Mapping[str, Any], damaged: str = "removed") -> 
 
 
 def keep(
-    there: Listing, place: Path, target: Path, before: Mapping[str, Any]
+    there: RunListing, place: Path, target: Path, before: Mapping[str, Any]
 ) -> tuple[list[tuple[Path, str]], list[str]]:
     """Let nothing be lost of the run that is here: what the server does not have, and what is another here.
 
@@ -107,7 +107,7 @@ def _same(ours: Path, new: Path, file: Mapping[str, Any] | None) -> bool:
     return new.is_file() and file is not None and sha256(ours) == file["sha256"]
 
 
-def end_its_status(there: Listing, place: Path) -> dict[str, str]:
+def end_its_status(there: RunListing, place: Path) -> dict[str, str]:
     """Have a run that died while it was running say so here, where nobody can see its process.
 
     Returns: the sha256 of what was altered, by its path.

@@ -12,8 +12,8 @@ from pathlib import Path
 from src import runs
 from src.errors import LostConnection, RemoteError, RunError
 from src.remote import download, jobs
-from src.remote.connection import Link
-from src.remote.listing import Listing, listing
+from src.remote.connection import Connection
+from src.remote.listing import RunListing, listing
 from src.remote.push import megabytes, shown
 from src.utils.files import disk_errors, read_json, replace_dir, switch_link, write_json
 from src.utils.logs import eprint
@@ -21,18 +21,18 @@ from src.utils.logs import eprint
 RUNS, FETCHING = Path("outputs/runs"), Path("outputs/fetching")
 
 
-def named(link: Link, word: str | None) -> jobs.Job:
+def named(connection: Connection, word: str | None) -> jobs.Job:
     """The run that `word` means: as jobs.named, or the id of a run directory that no job of ours made.
 
     The newest is the newest that has a run directory.
     """
     job, error = None, None
     if word in {None, "latest"}:
-        job = next((each for each in jobs.known(link) if each["run"]), None)
+        job = next((each for each in jobs.known(connection) if each["run"]), None)
         if job:
             return job
     try:
-        job = jobs.named(link, word)
+        job = jobs.named(connection, word)
         if word in {None, "latest", job["id"], jobs.run_of(job)}:
             return job
     except LostConnection:
@@ -40,7 +40,7 @@ def named(link: Link, word: str | None) -> jobs.Job:
     except RemoteError as nothing:
         error = nothing
     if re.fullmatch(r"\w[\w.-]*", str(word)) and (
-        place := link.call("list_run:place", folder=link.target.dir, id=word)
+        place := connection.call("list_run:place", folder=connection.target.dir, id=word)
     ):
         return {"id": word, "run": place, "status": "ended"}
     if job is None:
@@ -49,7 +49,7 @@ def named(link: Link, word: str | None) -> jobs.Job:
     return job
 
 
-def fetch(link: Link, job: jobs.Job) -> Path:
+def fetch(connection: Connection, job: jobs.Job) -> Path:
     """Fetch the run directory of a job that has ended to outputs/runs, and have `latest` point to it.
 
     What is equal here already is not sent; what is only here stays, and what is another here is put aside. One
@@ -66,14 +66,14 @@ def fetch(link: Link, job: jobs.Job) -> Path:
         raise RemoteError(f"the server names its run {shown(id)}, which is no name of a folder of runs")
     place, target = FETCHING / id, RUNS / id
     with _alone(id), _held(target), disk_errors(place):
-        there = listing(link, str(job["run"]))
+        there = listing(connection, str(job["run"]))
         _check_same(target, there)
-        download.receive(link, there, place, target)
+        download.receive(connection, there, place, target)
         before = read_json(target / download.PROOF) if (target / download.PROOF).is_file() else {}
         aside, kept = download.keep(there, place, target, before)
         altered = download.end_its_status(there, place)
         proof = {
-            "from": str(link.target),
+            "from": str(connection.target),
             "folder": there.run,
             "fetched": runs.now(),
             "files": len(there.files),
@@ -132,7 +132,7 @@ def _held(target: Path) -> Iterator[None]:
         run.release()
 
 
-def _check_same(target: Path, there: Listing) -> None:
+def _check_same(target: Path, there: RunListing) -> None:
     """Two runs may have one name: that of the second in which they began."""
     if not (target / "manifest.json").is_file():
         return

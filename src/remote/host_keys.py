@@ -14,14 +14,14 @@ from paramiko.hostkeys import HostKeyEntry, InvalidHostKey
 from paramiko.ssh_exception import BadHostKeyException, PasswordRequiredException, SSHException
 
 from src.errors import RemoteError
-from src.remote.target import SSH_PORT, Target
+from src.remote.target import SSH_PORT, RemoteTarget
 from src.utils.logs import log
 
 
 class HostKeyCheck(MissingHostKeyPolicy):  # type: ignore[misc]
     """Refuses a server that is not known, unless a person has accepted just this key."""
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: RemoteTarget) -> None:
         self.target = target
 
     def missing_host_key(self, client: SSHClient, hostname: str, key: PKey) -> None:
@@ -57,7 +57,7 @@ def _append(file: Path, line: str) -> bool:
     return True
 
 
-def trust_known(client: SSHClient, target: Target) -> None:
+def trust_known(client: SSHClient, target: RemoteTarget) -> None:
     """Have a client trust the keys of known servers; as ssh does, it passes over what it does not understand."""
     texts = [Path(file).read_text("utf-8", errors="replace") for file in known_hosts(target)]
     lines = [line.strip() for text in texts for line in text.splitlines()]
@@ -69,17 +69,17 @@ def trust_known(client: SSHClient, target: Target) -> None:
                     client.get_host_keys().add(name, entry.key.get_name(), entry.key)
 
 
-def known_hosts(target: Target) -> Iterator[str]:
+def known_hosts(target: RemoteTarget) -> Iterator[str]:
     """The files that hold the keys of known servers."""
     return (str(file) for file in target.known_hosts if file.is_file())
 
 
-def name_of_key(target: Target) -> tuple[str, int]:
+def name_of_key(target: RemoteTarget) -> tuple[str, int]:
     """Under which name and port the server's key is known."""
     return (target.key_name, SSH_PORT) if target.key_name else (target.hostname, target.port)
 
 
-def changed(error: BadHostKeyException, target: Target) -> RemoteError:
+def changed(error: BadHostKeyException, target: RemoteTarget) -> RemoteError:
     files = " or ".join(known_hosts(target))
     return RemoteError(
         f"the host key of {error.hostname} has changed: it is {error.key.fingerprint}, and was "
@@ -88,10 +88,10 @@ def changed(error: BadHostKeyException, target: Target) -> RemoteError:
     )
 
 
-class Keys(AuthStrategy):  # type: ignore[misc]
+class KeyAuth(AuthStrategy):  # type: ignore[misc]
     """The private keys that ssh would try: its configuration's, by agent or file, then the agent's others."""
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: RemoteTarget) -> None:
         super().__init__(ssh_config=None)
         self.target = target
         self.locked: list[Path] = []  # protected by a passphrase, and in no agent

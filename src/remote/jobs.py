@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any
 
 from src.errors import LostConnection, RemoteError, Stopped, did_you_mean
-from src.remote.connection import Link
+from src.remote.connection import Connection
 from src.utils.logs import eprint
 
 Job = dict[str, Any]  # as there/jobs.py `look` gives it
@@ -37,7 +37,7 @@ def new_id() -> str:
 
 
 def start(
-    link: Link,
+    connection: Connection,
     stage: str,
     argv: Sequence[str],
     words: Sequence[str],
@@ -62,7 +62,9 @@ def start(
     hint = f"make ssh-status tells, and the same command with RUN={job['id']} starts it if it was not"
     try:
         made = dict(
-            link.call("start:start", folder=link.target.dir, job=job, environment=dict(environment), code=code)
+            connection.call(
+                "start:start", folder=connection.target.dir, job=job, environment=dict(environment), code=code
+            )
         )
     except LostConnection as error:
         raise LostConnection(f"{error.problems[0]}, and {unsure}", hint=hint) from None
@@ -77,7 +79,7 @@ def start(
     return made
 
 
-def follow(link: Link, id: str, offset: int = 0, wait: bool = True) -> Job:
+def follow(connection: Connection, id: str, offset: int = 0, wait: bool = True) -> Job:
     """Write the log of a run to the standard output, byte for byte, as it comes, until the run has ended.
 
     A connection that is lost is made again, for as long as it takes; the log goes on where it broke off.
@@ -85,30 +87,32 @@ def follow(link: Link, id: str, offset: int = 0, wait: bool = True) -> Job:
     """
     while True:
         try:
-            for frame in link.stream("logs:follow", folder=link.target.dir, id=id, offset=offset, wait=wait):
+            for frame in connection.stream(
+                "logs:follow", folder=connection.target.dir, id=id, offset=offset, wait=wait
+            ):
                 if "end" in frame:
                     return dict(frame["end"])
                 data = base64.b64decode(frame["data"])
                 sys.stdout.buffer.write(data)
                 sys.stdout.buffer.flush()
                 offset += len(data)
-            raise LostConnection(f"the connection to {link.target} was lost")
+            raise LostConnection(f"the connection to {connection.target} was lost")
         except LostConnection as error:
-            if not link.reached:
+            if not connection.reached:
                 raise
             eprint(f"{error.problems[0]}; run {id} goes on, and so does this when it is back")
-            link.close()
-            link.again(lambda: link.connection, patience=float("inf"))
+            connection.close()
+            connection.again(lambda: connection.ssh, patience=float("inf"))
             eprint("the connection is back")
 
 
-def followed(link: Link, id: str, offset: int = 0) -> int:
+def followed(connection: Connection, id: str, offset: int = 0) -> int:
     """Follow a run to its end; Ctrl-C ends the following only.
 
     Returns: the exit code of what ran. Raises: Stopped where it was interrupted.
     """
     try:
-        job = follow(link, id, offset)
+        job = follow(connection, id, offset)
     except KeyboardInterrupt:
         eprint(f"\nno longer followed: run {id} goes on; make ssh-attach RUN={id}")
         raise
@@ -127,21 +131,21 @@ def again(job: Job) -> str:
     return f"make ssh-{job['stage']}" + (f" resume={run_of(job)}" if job["stage"] == "train" else "")
 
 
-def known(link: Link) -> list[Job]:
+def known(connection: Connection) -> list[Job]:
     """Every run of the server's folder, the newest first."""
-    return list(link.call("jobs:known", folder=link.target.dir))
+    return list(connection.call("jobs:known", folder=connection.target.dir))
 
 
-def named(link: Link, word: str | None, running: bool = False) -> Job:
+def named(connection: Connection, word: str | None, running: bool = False) -> Job:
     """The run that `word` means: the id of a job or of the run directory it works in, or the beginning of one.
 
     None and `latest` mean the newest; with `running` the newest that runs, if one does.
     Raises: RemoteError if there is none, or several.
     """
-    jobs = known(link)
+    jobs = known(connection)
     if not jobs:
         raise RemoteError(
-            f"nothing has been run in {link.target.dir} on {link.target}", hint="make ssh-train does"
+            f"nothing has been run in {connection.target.dir} on {connection.target}", hint="make ssh-train does"
         )
     if word in {None, "latest"}:
         alive = [job for job in jobs if running and job["status"] == "running"]
@@ -157,7 +161,7 @@ def named(link: Link, word: str | None, running: bool = False) -> Job:
             f"{word} is the beginning of {len(fitting)} runs: {', '.join(j['id'] for j in fitting[:5])}"
         )
     guess = did_you_mean(str(word), [job["id"] for job in jobs]) or "; make ssh-status lists them"
-    raise RemoteError(f"there is no run {word} in {link.target.dir} on {link.target}{guess}")
+    raise RemoteError(f"there is no run {word} in {connection.target.dir} on {connection.target}{guess}")
 
 
 def run_of(job: Job) -> str:
@@ -185,12 +189,12 @@ def told(job: Job) -> str:
     return f"run {job['id']}: {meaning(job)}{where}"
 
 
-def stop(link: Link, job: Job, grace: float = GRACE) -> Job:
+def stop(connection: Connection, job: Job, grace: float = GRACE) -> Job:
     """Ask a run to end, with a checkpoint, and follow it until it has; it is killed after `grace` seconds.
 
     The server sees to that, whatever becomes of this connection.
     """
     if job["status"] != "running":
         raise RemoteError(f"run {job['id']} does not run: it is {meaning(job)}")
-    asked = dict(link.call("stop:stop", folder=link.target.dir, id=job["id"], grace=grace))
-    return follow(link, job["id"], offset=asked["size"])
+    asked = dict(connection.call("stop:stop", folder=connection.target.dir, id=job["id"], grace=grace))
+    return follow(connection, job["id"], offset=asked["size"])

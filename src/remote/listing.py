@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from src.errors import RemoteError
-from src.remote.connection import Link
+from src.remote.connection import Connection
 from src.remote.push import megabytes, shown
 
 
 @dataclass
-class Listing:
+class RunListing:
     """What is there: `files` as `{path: {"size", "mtime", "sha256"}}`, `links` as `{path: target}`."""
 
     run: str
@@ -45,23 +45,23 @@ class Listing:
             self.outside[path] = entry["outside"]
 
 
-def listing(link: Link, run: str) -> Listing:
+def listing(connection: Connection, run: str) -> RunListing:
     """Ask the server for everything in a run directory; one that broke off goes on after the last file."""
-    found: list[Listing] = []
+    found: list[RunListing] = []
     last = ""
 
     def attempt() -> None:
         nonlocal last
-        stream = link.stream("list_run:listing", folder=link.target.dir, run=run, after=last)
+        stream = connection.stream("list_run:listing", folder=connection.target.dir, run=run, after=last)
         head = next(stream)
         if not found:
-            found.append(Listing(run, **head))
+            found.append(RunListing(run, **head))
         for entry in stream:
             found[0].add(entry)
             last = entry["path"]
             _show(f"the server has looked at {len(found[0].files)} files, {megabytes(found[0].bytes)}")
 
-    link.again(attempt)
+    connection.again(attempt)
     _show("")
     return found[0]
 

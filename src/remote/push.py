@@ -17,8 +17,8 @@ from typing import Any
 
 from src.errors import RemoteError
 from src.remote import transfer
-from src.remote.connection import Link
-from src.remote.push_files import LINK, Taken, never, take
+from src.remote.connection import Connection
+from src.remote.push_files import LINK, PushFiles, never, take
 from src.utils.environment import git_state
 from src.utils.files import disk_errors, sha256
 from src.utils.logs import eprint
@@ -30,7 +30,7 @@ LOCK = Path("outputs/remote/push.lock")
 PLACES = {"output_dir", "artifacts_dir"}  # settings whose paths are made
 
 
-def push(link: Link, also: Sequence[str] = (), words: Sequence[str] = ()) -> dict[str, Any]:
+def push(connection: Connection, also: Sequence[str] = (), words: Sequence[str] = ()) -> dict[str, Any]:
     """Make REMOTE_DIR hold what git would take of this folder, and the paths of `also`; say what was changed.
 
     `words` are settings of a command that will run there: a path among them that is only here is told.
@@ -38,17 +38,19 @@ def push(link: Link, also: Sequence[str] = (), words: Sequence[str] = ()) -> dic
     Raises: RemoteError in a sentence; nothing there has changed then.
     """
     with _alone():
-        taken, said = _settled(link, also, values(words))
+        taken, said = _settled(connection, also, values(words))
     for note in taken.notes:
         eprint(note)
     for path, there in said["named"].items():
         if not there:
             eprint(_hint(path))
-    _report(link, said)
+    _report(connection, said)
     return code(taken)
 
 
-def _settled(link: Link, also: Sequence[str], named: Sequence[str]) -> tuple[Taken, dict[str, Any]]:
+def _settled(
+    connection: Connection, also: Sequence[str], named: Sequence[str]
+) -> tuple[PushFiles, dict[str, Any]]:
     """Have the server take what is here. Returns: that, and what agent/apply_push.py `settle` says it did."""
     push = {"id": uuid.uuid4().hex, "sender": _sender()}
     taken = take(also)
@@ -58,24 +60,26 @@ def _settled(link: Link, also: Sequence[str], named: Sequence[str]) -> tuple[Tak
             for path, e in taken.files.items()
         }
         asked = sorted({path for path in named if not _is_taken(path, taken)})
-        said = link.call("apply_push:settle", folder=link.target.dir, push=push, wanted=wanted, named=asked)
+        said = connection.call(
+            "apply_push:settle", folder=connection.target.dir, push=push, wanted=wanted, named=asked
+        )
         if "lacking" not in said:
             return taken, said
         paths = {e.identity: Path(path) for path, e in taken.files.items()}
         lacking = {name: paths[name] for name in said["lacking"]}
         if again < TRIES:
             size = sum(taken.files[str(path)].size - said["lacking"][name] for name, path in lacking.items())
-            _check_room(link, size, said["free"])
-            transfer.send(link, lacking, said["incoming"], said["rsync"], size)
+            _check_room(connection, size, said["free"])
+            transfer.send(connection, lacking, said["incoming"], said["rsync"], size)
             taken = take(also)  # something may have changed here meanwhile
     names = ", ".join(sorted(map(str, lacking.values()))[:3])
     raise RemoteError(f"{names}: what arrives is not what was sent, {TRIES} times", hint="push again")
 
 
-def _check_room(link: Link, size: int, free: int) -> None:
+def _check_room(connection: Connection, size: int, free: int) -> None:
     if size > free:
         raise RemoteError(
-            f"{link.target} has {megabytes(free)} left, and {megabytes(size)} are to be sent",
+            f"{connection.target} has {megabytes(free)} left, and {megabytes(size)} are to be sent",
             hint="free some space there",
         )
 
@@ -100,7 +104,7 @@ def _sender() -> str:
     return hashlib.sha256(f"{socket.gethostname()}:{Path.cwd()}".encode(errors="surrogateescape")).hexdigest()[:16]
 
 
-def code(taken: Taken) -> dict[str, Any]:
+def code(taken: PushFiles) -> dict[str, Any]:
     """What a run is made of, by name, and what git says of it."""
     files = {}
     for path, entry in taken.files.items():
@@ -127,7 +131,7 @@ def values(words: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _is_taken(path: str, taken: Taken) -> bool:
+def _is_taken(path: str, taken: PushFiles) -> bool:
     return path == "." or any(p == path or p.startswith(f"{path}/") for p in taken.files)
 
 
@@ -139,8 +143,8 @@ def _hint(path: str) -> str:
     return f"{path} is not on the server: git ignores it; ALSO={path} sends it"
 
 
-def _report(link: Link, said: Mapping[str, Any]) -> None:
-    where = f"{link.target}:{link.target.dir}"
+def _report(connection: Connection, said: Mapping[str, Any]) -> None:
+    where = f"{connection.target}:{connection.target.dir}"
     counts = [f"{len(said[kind])} {kind}" for kind in ("changed", "new", "removed") if said[kind]]
     if not counts:
         print(f"nothing to push: {where} is as this folder is", flush=True)

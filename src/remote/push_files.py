@@ -25,7 +25,7 @@ RECENT = 2_000_000_000  # ns: a file changed so shortly before it was looked at 
 LINK = "-> "
 
 
-class Entry(NamedTuple):
+class PushedFile(NamedTuple):
     """One file: its sha256, or `-> target` of a link; `also` where it was asked for besides."""
 
     identity: str
@@ -34,14 +34,14 @@ class Entry(NamedTuple):
     also: bool
 
 
-class Taken(NamedTuple):
+class PushFiles(NamedTuple):
     """`{path: entry}` of what is pushed, and in sentences what is not though one might think so."""
 
-    files: dict[str, Entry]
+    files: dict[str, PushedFile]
     notes: list[str]
 
 
-def take(also: Sequence[str] = ()) -> Taken:
+def take(also: Sequence[str] = ()) -> PushFiles:
     """What of the current folder is pushed.
 
     Raises: RemoteError if it is no project, or something in `also` cannot be taken.
@@ -49,7 +49,7 @@ def take(also: Sequence[str] = ()) -> Taken:
     if not Path("src/main.py").is_file():
         raise RemoteError(f"{Path.cwd()} is not the project: it has no src/main.py", hint="run it there")
     paths, notes = _of_git()
-    files: dict[str, Entry] = {}
+    files: dict[str, PushedFile] = {}
     environments = _Environments()
     for path in sorted(paths):
         if never(path) or path in environments:
@@ -66,9 +66,9 @@ def take(also: Sequence[str] = ()) -> Taken:
     known = _Hashes()
     for path in _besides(also, notes, environments):
         found = os.stat(path)
-        files[path] = Entry(known.of(path, found), found.st_size, found.st_mode & 0o777, True)
+        files[path] = PushedFile(known.of(path, found), found.st_size, found.st_mode & 0o777, True)
     known.keep()
-    return Taken(files, notes)
+    return PushFiles(files, notes)
 
 
 def never(path: str) -> bool:
@@ -109,14 +109,14 @@ def _of_git() -> tuple[set[str], list[str]]:
     return set(_walked(".", [])), [note]
 
 
-def _entry(path: str, notes: list[str]) -> Entry | None:
+def _entry(path: str, notes: list[str]) -> PushedFile | None:
     """What a path of git's is. Returns: None of what is not pushed, which `notes` says then."""
     if os.path.islink(path):
         target = os.readlink(path)
         if why := _leads_away(path, target):
             notes.append(f"{path} is a link to {target}, {why}: it is not pushed")
             return None
-        return Entry(LINK + target, 0, 0o777, False)
+        return PushedFile(LINK + target, 0, 0o777, False)
     if os.path.isdir(path):
         name = path.rstrip("/")
         notes.append(f"{name} is a repository of its own: it is not pushed; ALSO={name} sends it")
@@ -124,7 +124,7 @@ def _entry(path: str, notes: list[str]) -> Entry | None:
     found = os.stat(path)
     if not os.path.isfile(path):
         return None  # a socket, a pipe
-    return Entry(sha256(Path(path)), found.st_size, found.st_mode & 0o777, False)
+    return PushedFile(sha256(Path(path)), found.st_size, found.st_mode & 0o777, False)
 
 
 def _leads_away(path: str, target: str) -> str:

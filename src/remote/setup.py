@@ -11,7 +11,7 @@ from rich.text import Text
 
 from src.errors import RemoteError
 from src.remote import env_forwarding, jobs, push
-from src.remote.connection import Link
+from src.remote.connection import Connection
 from src.utils.logs import SafeConsole
 
 STAGE = "init"
@@ -21,27 +21,29 @@ NEEDED = {"cuda": 9 * GB, "rocm": 25 * GB, "cpu": 3 * GB}  # bytes of torch, wha
 FOR_PIP = re.compile(r"PIP_\w+|(https?|no|all)_proxy", re.IGNORECASE)
 
 
-def init(link: Link) -> int:
+def init(connection: Connection) -> int:
     """Make the environment in REMOTE_DIR, or what of it is missing; a run of its own does, and is followed.
 
     Returns: its exit code. Raises: RemoteError where the server cannot have one.
     """
-    code = push.push(link)
+    code = push.push(connection)
     named = os.environ.get("REMOTE_PYTHON") or None
-    facts = link.call("host_info:facts", folder=link.target.dir, python=named)
-    print_facts(link, facts)
+    facts = connection.call("host_info:facts", folder=connection.target.dir, python=named)
+    print_facts(connection, facts)
     if facts["init"]:
         print(f"run {facts['init']} is at it already", flush=True)
-        return jobs.followed(link, facts["init"])
+        return jobs.followed(connection, facts["init"])
     if not facts["missing"]:
         print("nothing is missing")
         return 0
     _room(facts)
     if facts["runs"]:
         print(f"in the midst of {', '.join(facts['runs'])}, which may notice a package that changes")
-    job = jobs.start(link, STAGE, [facts["python"]["program"], "-m", INSTALLER], [], environment(os.environ), code)
+    job = jobs.start(
+        connection, STAGE, [facts["python"]["program"], "-m", INSTALLER], [], environment(os.environ), code
+    )
     print(f"{facts['missing'][0]}: run {job['id']} makes it", flush=True)
-    return jobs.followed(link, job["id"])
+    return jobs.followed(connection, job["id"])
 
 
 def environment(here: Any) -> dict[str, str]:
@@ -66,14 +68,14 @@ def _room(facts: dict[str, Any]) -> None:
 # The table
 
 
-def print_facts(link: Link, facts: dict[str, Any]) -> None:
+def print_facts(connection: Connection, facts: dict[str, Any]) -> None:
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in rows(facts).items():
         table.add_row(Text(name, style="bold"), Text(value))
     screen = SafeConsole(highlight=False, markup=False)
-    screen.print(f"{link.target}:{link.target.dir}")
+    screen.print(f"{connection.target}:{connection.target.dir}")
     screen.print(table)
     for text in warnings(facts):
         print(f"warning: {text}", flush=True)

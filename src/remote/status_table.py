@@ -11,7 +11,7 @@ from typing import NamedTuple
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
-from src.remote.connection import Link
+from src.remote.connection import Connection
 from src.remote.jobs import Job, meaning, run_of
 from src.utils.logs import SafeConsole
 
@@ -21,7 +21,7 @@ NARROWEST = 40  # columns, of any terminal
 LEAST = 24  # columns for the last line of a log; where there are fewer it stands below
 
 
-class Row(NamedTuple):
+class JobRow(NamedTuple):
     run: str
     stage: str
     status: str
@@ -30,22 +30,22 @@ class Row(NamedTuple):
     last: str
 
 
-TITLES = Row("run", "stage", "status", "for", "", "last line of its log")
+TITLES = JobRow("run", "stage", "status", "for", "", "last line of its log")
 
 
-def print_table(jobs: Sequence[Job], link: Link, everything: bool = False) -> None:
+def print_table(jobs: Sequence[Job], connection: Connection, everything: bool = False) -> None:
     """Print the runs of a server: those that run and the newest, or `everything`.
 
     A line each, with the last line of its log beside the rest, or below where there is no room for that. Only that
     line is ever cut off, and not where no terminal is to show it.
     """
     if not jobs:
-        print(f"nothing has been run in {link.target.dir} on {link.target}")
+        print(f"nothing has been run in {connection.target.dir} on {connection.target}")
         return
     shown = [job for i, job in enumerate(jobs) if everything or i < SHOWN or job["status"] == "running"]
     screen = SafeConsole(highlight=False, markup=False, soft_wrap=True)
     width = max(NARROWEST, screen.width) if sys.stdout.isatty() or os.environ.get("COLUMNS") else None
-    screen.print(f"{link.target}:{link.target.dir}")
+    screen.print(f"{connection.target}:{connection.target.dir}")
     rows = [TITLES, *(_row(job) for job in shown)]
     for line, is_title in _beside(rows, width) or _below(rows, width or 0):
         screen.print(Text(line, style="bold" if is_title else ""))
@@ -53,15 +53,15 @@ def print_table(jobs: Sequence[Job], link: Link, everything: bool = False) -> No
         screen.print(f"and {len(jobs) - len(shown)} older ones: make ssh-status ALL=1")
 
 
-def _row(job: Job) -> Row:
+def _row(job: Job) -> JobRow:
     id, run = str(job["id"]), run_of(job)
     end = job["ended"] or (job["now"] if job["status"] == "running" else job["heard"]) or job["started"]
     last = "".join(c if c.isprintable() else " " for c in Text.from_ansi(job["last"]).plain)
     lasted = duration(end - job["started"])
-    return Row(id, str(job["stage"]), meaning(job), lasted, f"in {run}" if run != id else "", last)
+    return JobRow(id, str(job["stage"]), meaning(job), lasted, f"in {run}" if run != id else "", last)
 
 
-def _beside(rows: Sequence[Row], width: int | None) -> list[tuple[str, bool]] | None:
+def _beside(rows: Sequence[JobRow], width: int | None) -> list[tuple[str, bool]] | None:
     """A line for each row, and whether it is the titles'; None where they would be too long."""
     cells = [(f"{row.run} {row.directory}".rstrip(), *row[1:4]) for row in rows]
     widths = [max(cell_len(each[i]) for each in cells) for i in range(4)]
@@ -74,7 +74,7 @@ def _beside(rows: Sequence[Row], width: int | None) -> list[tuple[str, bool]] | 
     return [(GAP.join(each).rstrip(), i == 0) for i, each in enumerate(parts)]
 
 
-def _below(rows: Sequence[Row], width: int) -> Iterator[tuple[str, bool]]:
+def _below(rows: Sequence[JobRow], width: int) -> Iterator[tuple[str, bool]]:
     """As `_beside`, with the rest of each row in a second line."""
     fitting = [row for row in rows if cell_len(GAP.join(row[:4])) <= width]
     widths = [max((cell_len(row[i]) for row in fitting), default=0) for i in range(4)]

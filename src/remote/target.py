@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from src.errors import ConfigError, RemoteError
-from src.remote.agent.protocol import OPTIONS
+from src.remote.agent.protocol import PYTHON_OPTIONS
 
 NEEDED = {
     "REMOTE_HOST": "the server's name, its address, or an alias of ~/.ssh/config",
@@ -21,7 +21,7 @@ SSH_PORT = 22
 
 
 @dataclass(frozen=True)
-class Target:
+class RemoteTarget:
     """A host and a folder on it. `host` is as the user named it; the rest is what that means."""
 
     host: str
@@ -51,10 +51,10 @@ class Target:
     def command(self, code: str) -> str:
         """What any login shell there takes for: run `code`, which has no single quote, by its Python."""
         spelt = re.sub(r"(?!^~)([^\w./+-])", _escaped, self.python)
-        return f"{spelt} {' '.join(OPTIONS)} -c '{code}'"
+        return f"{spelt} {' '.join(PYTHON_OPTIONS)} -c '{code}'"
 
     @staticmethod
-    def of(environment: Mapping[str, str]) -> Target:
+    def of(environment: Mapping[str, str]) -> RemoteTarget:
         """Raises: ConfigError naming all that is missing; RemoteError where ssh refuses its configuration."""
         missing = [f"{name} is not set: {what}" for name, what in NEEDED.items() if not environment.get(name)]
         port = environment.get("REMOTE_PORT", "")
@@ -77,7 +77,7 @@ class Target:
             options += ["-i", key, "-o", "IdentitiesOnly=yes"]
         said = _asked(host, options)
         keys = (key,) if key else said.get("identityfile", ())
-        return Target(
+        return RemoteTarget(
             host=host,
             dir=environment["REMOTE_DIR"],
             hostname=_one(said, "hostname") or host,

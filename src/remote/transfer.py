@@ -19,7 +19,7 @@ from paramiko import SFTPClient
 from paramiko.ssh_exception import SSHException
 
 from src.errors import LostConnection, RemoteError
-from src.remote.connection import SILENCE, Link
+from src.remote.connection import SILENCE_TIMEOUT_S, Connection
 from src.utils.logs import eprint
 
 Answer = TypeVar("Answer")
@@ -33,14 +33,14 @@ FULL = ("No space left", "Disk quota exceeded")
 CLOSED = ("Permission denied", "Read-only file system", "Operation not permitted")
 
 
-def send(link: Link, files: Mapping[str, Path], folder: str, rsync: bool, size: int) -> None:
+def send(connection: Connection, files: Mapping[str, Path], folder: str, rsync: bool, size: int) -> None:
     """Send files to an absolute folder of the server, as the names that they have in `files`.
 
     Raises: RemoteError if they cannot be written there; LostConnection.
     """
 
     def arrived() -> int:
-        return int(link.call("fs:size", folder=folder))
+        return int(connection.call("fs:size", folder=folder))
 
     def put(sftp: SFTPClient) -> None:
         for name, path in files.items():
@@ -50,13 +50,13 @@ def send(link: Link, files: Mapping[str, Path], folder: str, rsync: bool, size: 
         with tempfile.TemporaryDirectory() as linked:
             for name, path in files.items():
                 Path(linked, name).symlink_to(path.absolute())
-            words = ["-rL", "--append", *_progress(size), f"{linked}/", f"{_host(link)}:{folder}/"]
-            if _by_rsync(link, words, b"", arrived):
+            words = ["-rL", "--append", *_progress(size), f"{linked}/", f"{_host(connection)}:{folder}/"]
+            if _by_rsync(connection, words, b"", arrived):
                 return
-    _by_sftp(link, put, arrived)
+    _by_sftp(connection, put, arrived)
 
 
-def receive(link: Link, names: Sequence[str], folder: str, to: Path, rsync: bool, size: int) -> None:
+def receive(connection: Connection, names: Sequence[str], folder: str, to: Path, rsync: bool, size: int) -> None:
     """Fetch files by their names in an absolute folder of the server.
 
     Raises: RemoteError; LostConnection.
@@ -71,27 +71,27 @@ def receive(link: Link, names: Sequence[str], folder: str, to: Path, rsync: bool
 
     if rsync and _local_rsync():
         words = ["-r", "--append", "--from0", "--files-from=-", *_progress(size)]
-        words += [f"{_host(link)}:{folder}/", f"{to}/"]
-        if _by_rsync(link, words, b"".join(os.fsencode(name) + b"\0" for name in names), arrived):
+        words += [f"{_host(connection)}:{folder}/", f"{to}/"]
+        if _by_rsync(connection, words, b"".join(os.fsencode(name) + b"\0" for name in names), arrived):
             return
-    _by_sftp(link, get, arrived)
+    _by_sftp(connection, get, arrived)
 
 
 def _local_rsync() -> bool:
     return shutil.which("rsync") is not None and shutil.which("ssh") is not None
 
 
-def _host(link: Link) -> str:
-    return f"[{link.target.host}]" if ":" in link.target.host else link.target.host
+def _host(connection: Connection) -> str:
+    return f"[{connection.target.host}]" if ":" in connection.target.host else connection.target.host
 
 
 def _progress(size: int) -> list[str]:
     return ["--info=progress2", "--no-inc-recursive"] if size > LARGE and sys.stderr.isatty() else []
 
 
-def _by_rsync(link: Link, words: Sequence[str], given: bytes, arrived: Callable[[], int]) -> bool:
+def _by_rsync(connection: Connection, words: Sequence[str], given: bytes, arrived: Callable[[], int]) -> bool:
     """Run rsync until it is done. Returns: False, said in a line, where it does not work."""
-    shell = " ".join("'" + word.replace("'", "''") + "'" for word in (*link.target.ssh, *KEEP_ALIVE))
+    shell = " ".join("'" + word.replace("'", "''") + "'" for word in (*connection.target.ssh, *KEEP_ALIVE))
 
     def attempt() -> str:
         done = subprocess.run(
@@ -104,7 +104,7 @@ def _by_rsync(link: Link, words: Sequence[str], given: bytes, arrived: Callable[
         if done.returncode in {0, 24}:  # 24: a file vanished, which is seen when it is asked after
             return ""
         if done.returncode != 255 and any(reason in said for reason in (*FULL, *CLOSED)):
-            raise refused(link, said)
+            raise refused(connection, said)
         lines = [line.strip() for line in said.splitlines() if line.strip()] or [f"exit code {done.returncode}"]
         reason = next((line for line in lines if "rsync" in line), lines[0])
         if done.returncode in {1, 2, 4, 127}:  # it does not understand what it is told, or who it speaks to
@@ -112,7 +112,7 @@ def _by_rsync(link: Link, words: Sequence[str], given: bytes, arrived: Callable[
         raise LostConnection(reason)
 
     try:
-        reason = _repeated(link, attempt, arrived)
+        reason = _repeated(connection, attempt, arrived)
     except LostConnection as error:
         reason = error.problems[0]
     if reason:
@@ -120,54 +120,56 @@ def _by_rsync(link: Link, words: Sequence[str], given: bytes, arrived: Callable[
     return not reason
 
 
-def _repeated(link: Link, attempt: Callable[[], Answer], arrived: Callable[[], int]) -> Answer:
+def _repeated(connection: Connection, attempt: Callable[[], Answer], arrived: Callable[[], int]) -> Answer:
     """The result of `attempt`, which is repeated as long as each time some more bytes have `arrived`."""
     tries, before = TRIES, -1
     while True:
         try:
             return attempt()
         except LostConnection:
-            link.again(lambda: link.connection)  # it may take its time
+            connection.again(lambda: connection.ssh)  # it may take its time
             now = arrived()
             tries, before = (TRIES if now > before else tries - 1), now
             if not tries:
                 raise
 
 
-def refused(link: Link, said: str) -> RemoteError:
+def refused(connection: Connection, said: str) -> RemoteError:
     """The error of a disk that takes no more, in a sentence."""
     line = next(line for line in said.splitlines() if any(reason in line for reason in (*FULL, *CLOSED)))
     if any(reason in line for reason in FULL):
         return RemoteError(
             f"no space is left on the device: {line.strip()}", hint="free some; what is there stays"
         )
-    return RemoteError(f"{link.target} refuses a file: {line.strip()}")
+    return RemoteError(f"{connection.target} refuses a file: {line.strip()}")
 
 
-def _by_sftp(link: Link, work: Callable[[SFTPClient], None], arrived: Callable[[], int]) -> None:
+def _by_sftp(connection: Connection, work: Callable[[SFTPClient], None], arrived: Callable[[], int]) -> None:
     """Do some work of SFTP, again where the connection is lost."""
 
     def attempt() -> None:
         try:
-            sftp = link.sftp()
+            sftp = connection.sftp()
             channel = sftp.get_channel()
-            channel.settimeout(SILENCE)
+            channel.settimeout(SILENCE_TIMEOUT_S)
             work(sftp)
         except (SSHException, EOFError, TimeoutError, ConnectionError) as error:
-            link.close()
-            raise LostConnection(f"the connection to {link.target} was lost: {error or 'it was closed'}") from None
+            connection.close()
+            raise LostConnection(
+                f"the connection to {connection.target} was lost: {error or 'it was closed'}"
+            ) from None
         except OSError as error:
             if channel.closed or not channel.get_transport().is_active():
-                link.close()
-                raise LostConnection(f"the connection to {link.target} was lost: {error}") from None
+                connection.close()
+                raise LostConnection(f"the connection to {connection.target} was lost: {error}") from None
             if error.errno in HERE:
                 raise
             raise RemoteError(
-                f"{link.target} refuses a file: {str(error).lower()}",
+                f"{connection.target} refuses a file: {str(error).lower()}",
                 hint="is its disk full, or the folder closed?",
             ) from None
 
-    _repeated(link, attempt, arrived)
+    _repeated(connection, attempt, arrived)
 
 
 def _put(sftp: SFTPClient, path: Path, there: bytes) -> None:

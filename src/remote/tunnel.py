@@ -15,7 +15,7 @@ from paramiko import Channel, Transport
 from paramiko.ssh_exception import ChannelException, SSHException
 
 from src.errors import ConfigError, LostConnection, RemoteError
-from src.remote.connection import Link
+from src.remote.connection import Connection
 
 PORT = 6006
 TRIES = 100  # ports after PORT
@@ -32,27 +32,27 @@ START = (
 # Shell
 
 
-def shell(link: Link) -> int:
+def shell(connection: Connection) -> int:
     """A shell in REMOTE_DIR, with its environment activated: OpenSSH's where it is installed, else Fabric's.
 
     Returns: the exit code of the shell.
     """
-    found = link.call("sessions:shell", folder=link.target.dir)
+    found = connection.call("sessions:shell", folder=connection.target.dir)
     names = {name: name for name in ("root", "environment", "argv")}
     code = START.format(given=json.dumps(found).encode().hex(), **names).replace("'", '"')
-    command = link.target.command(code)
+    command = connection.target.command(code)
     if shutil.which("ssh"):
-        link.close()
+        connection.close()
         sys.stdout.flush()
-        os.execvp("ssh", ["ssh", "-t", *link.target.options, link.target.host, command])
-    done = link.connection.run(command, pty=True, warn=True)
+        os.execvp("ssh", ["ssh", "-t", *connection.target.options, connection.target.host, command])
+    done = connection.ssh.run(command, pty=True, warn=True)
     return int(done.exited)
 
 
 # TensorBoard
 
 
-def tensorboard(link: Link, port: str | None = None) -> int:
+def tensorboard(connection: Connection, port: str | None = None) -> int:
     """Show the server's TensorBoard at a port of this machine until Ctrl-C, over lost connections.
 
     It runs there for as long as this does. Raises: ConfigError where the port that was asked for is taken.
@@ -63,16 +63,16 @@ def tensorboard(link: Link, port: str | None = None) -> int:
         threading.Thread(target=tunnel.serve, daemon=True).start()
         while True:
             try:
-                for frame in link.stream("sessions:tensorboard", folder=link.target.dir):
-                    tunnel.open(link.connection.transport, frame["port"], str(link.target))
-                    print(f"TensorBoard of {link.target}: {address} (Ctrl-C ends it)", flush=True)
-                raise LostConnection(f"the connection to {link.target} was lost")
+                for frame in connection.stream("sessions:tensorboard", folder=connection.target.dir):
+                    tunnel.open(connection.ssh.transport, frame["port"], str(connection.target))
+                    print(f"TensorBoard of {connection.target}: {address} (Ctrl-C ends it)", flush=True)
+                raise LostConnection(f"the connection to {connection.target} was lost")
             except LostConnection as error:
-                if not link.reached:
+                if not connection.reached:
                     raise
                 print(f"{error.problems[0]}; TensorBoard comes back with it", file=sys.stderr, flush=True)
-                link.close()
-                link.again(lambda: link.connection, patience=float("inf"))
+                connection.close()
+                connection.again(lambda: connection.ssh, patience=float("inf"))
 
 
 def listener(asked: str | None) -> socket.socket:

@@ -18,8 +18,8 @@ import pytest
 
 from src.main import STAGES
 from src.remote import commands
-from src.remote.connection import Link
-from src.remote.target import Target
+from src.remote.connection import Connection
+from src.remote.target import RemoteTarget
 from tests.remote.server import ROOT, Server
 
 CODE = ("src", "configs", "hydra_plugins", "scripts")
@@ -150,9 +150,9 @@ def person(sshd: Server, local_project: Path, remote_project: Path, tmp_path: Pa
 
 
 @pytest.fixture
-def link(person: Client) -> Iterator[Link]:
+def connection(person: Client) -> Iterator[Connection]:
     """That person's connection, in this process."""
-    with Link(Target.of(person.environment)) as opened:
+    with Connection(RemoteTarget.of(person.environment)) as opened:
         yield opened
 
 

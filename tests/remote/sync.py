@@ -12,22 +12,22 @@ from pathlib import Path
 
 import pytest
 
-from src.remote.connection import Link
-from src.remote.target import Target
+from src.remote.connection import Connection
+from src.remote.target import RemoteTarget
 from tests.fixtures import ROOT
 from tests.remote.proxy import Proxy, proxy
 from tests.remote.server import Server
 
 
 @pytest.fixture
-def sync_link(sshd: Server, there: Path, tmp_path: Path) -> Iterator[Link]:
+def sync_connection(sshd: Server, there: Path, tmp_path: Path) -> Iterator[Connection]:
     variables = sshd.client(tmp_path / "person", f"~/{there.name}", REMOTE_PYTHON=sys.executable)
-    with Link(Target.of(variables)) as link:
-        yield link
+    with Connection(RemoteTarget.of(variables)) as connection:
+        yield connection
 
 
 @pytest.fixture
-def bad_link(sshd: Server, there: Path, tmp_path: Path) -> Iterator[tuple[Link, Proxy]]:
+def bad_connection(sshd: Server, there: Path, tmp_path: Path) -> Iterator[tuple[Connection, Proxy]]:
     """A link over a network that can be cut."""
     with proxy(sshd.port) as between:
         variables = sshd.client(
@@ -35,8 +35,8 @@ def bad_link(sshd: Server, there: Path, tmp_path: Path) -> Iterator[tuple[Link, 
         )
         known = Path(variables["HOME"], "known_hosts")
         known.write_text(known.read_text().replace(f":{sshd.port}", f":{between.port}"))
-        with Link(Target.of(variables)) as link:
-            yield link, between
+        with Connection(RemoteTarget.of(variables)) as connection:
+            yield connection, between
 
 
 @pytest.fixture(params=["rsync", "sftp"])
@@ -49,9 +49,9 @@ def sync_way(request: pytest.FixtureRequest, sshd: Server) -> Iterator[str]:
         yield "sftp"
 
 
-def environment_of(link: Link) -> dict[str, str]:
+def environment_of(connection: Connection) -> dict[str, str]:
     """That of a command which runs in any folder and has the target of a link."""
-    target = link.target
+    target = connection.target
     return os.environ | {
         "REMOTE_HOST": target.host,
         "REMOTE_PORT": str(target.port),

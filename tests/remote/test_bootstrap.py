@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from src.remote.agent.protocol import BOOT
+from src.remote.agent.protocol import BOOTSTRAP
 
 THERE = Path(__file__).resolve().parents[2] / "src" / "remote" / "agent"
 WORK = """
@@ -27,10 +27,10 @@ def work(path, whole):
 
 def served(**given: object) -> subprocess.Popen[bytes]:
     """The door, with quick signs of life, asked for `work:work`."""
-    boot = (THERE / "bootstrap.py").read_text().replace("BEAT = 3.0", "BEAT = 0.01")
+    boot = (THERE / "bootstrap.py").read_text().replace("HEARTBEAT_S = 3.0", "HEARTBEAT_S = 0.01")
     sources = {"protocol": (THERE / "protocol.py").read_text(), "work": WORK}
     request = {"boot": boot, "sources": sources, "mark": "MARK", "call": "work:work", "given": given}
-    process = subprocess.Popen([sys.executable, "-c", BOOT], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process = subprocess.Popen([sys.executable, "-c", BOOTSTRAP], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdin
     process.stdin.write(json.dumps(request).encode() + b"\n")
     process.stdin.flush()

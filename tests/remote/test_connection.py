@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from src.errors import LostConnection, RemoteError
-from src.remote import connection as links
-from src.remote.connection import Link
-from src.remote.target import Target
+from src.remote import connection as connection_module
+from src.remote.connection import Connection
+from src.remote.target import RemoteTarget
 from tests.remote.client import Client
 from tests.remote.proxy import proxy
 from tests.remote.server import GUEST_NAME, Server, free_port, make_key, needs_own_mounts, needs_ssh
@@ -69,7 +69,7 @@ def test_a_port_outside_of_what_ports_are_is_told(person: Client) -> None:
 
 
 def test_a_network_that_drops_everything_is_told(person: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(links, "ANSWERS", 0.5)
+    monkeypatch.setattr(connection_module, "CONNECT_TIMEOUT_S", 0.5)
     with socket.socket() as full:
         full.bind(("127.0.0.1", 0))
         full.listen(0)
@@ -79,18 +79,20 @@ def test_a_network_that_drops_everything_is_told(person: Client, monkeypatch: py
             each.setblocking(False)
             each.connect_ex(("127.0.0.1", port))
         with pytest.raises(LostConnection, match=f"127.0.0.1:{port} does not answer within 0.5 s"):
-            Link(Target.of(person.environment | {"REMOTE_PORT": str(port)})).call("jobs:known", folder="~/x")
+            Connection(RemoteTarget.of(person.environment | {"REMOTE_PORT": str(port)})).call(
+                "jobs:known", folder="~/x"
+            )
         for each in waiting:
             each.close()
 
 
 def test_a_server_that_says_nothing_is_told(sshd: Server, person: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(links, "ANSWERS", 0.5)
+    monkeypatch.setattr(connection_module, "CONNECT_TIMEOUT_S", 0.5)
     with proxy(sshd.port) as between:
         between.silence()
-        target = Target.of(person.environment | {"REMOTE_PORT": str(between.port)})
+        target = RemoteTarget.of(person.environment | {"REMOTE_PORT": str(between.port)})
         with pytest.raises(LostConnection, match=r"does not answer within 0\.5 s"):
-            Link(target).call("jobs:known", folder="~/x")
+            Connection(target).call("jobs:known", folder="~/x")
 
 
 def test_what_is_no_ssh_server_is_told(person: Client) -> None:
@@ -304,21 +306,21 @@ def test_a_full_disk_is_told(sshd: Server, person: Client) -> None:
 # Requests
 
 
-def test_a_request_is_asked_again_when_the_connection_was_lost(sshd: Server, link: Link) -> None:
+def test_a_request_is_asked_again_when_the_connection_was_lost(sshd: Server, connection: Connection) -> None:
     for _ in range(3):
-        assert link.call("jobs:known", folder=link.target.dir) == []
+        assert connection.call("jobs:known", folder=connection.target.dir) == []
         sshd.cut()
 
 
-def test_a_server_that_comes_back_is_waited_for(sshd: Server, link: Link) -> None:
-    assert link.call("jobs:known", folder=link.target.dir) == []
+def test_a_server_that_comes_back_is_waited_for(sshd: Server, connection: Connection) -> None:
+    assert connection.call("jobs:known", folder=connection.target.dir) == []
     sshd.block()
     try:
         with pytest.raises(LostConnection, match="cannot be reached"):
-            link.call("jobs:known", folder=link.target.dir, patience=0.3)
+            connection.call("jobs:known", folder=connection.target.dir, patience=0.3)
         back = threading.Timer(0.3, sshd.unblock)
         back.start()
-        assert link.call("jobs:known", folder=link.target.dir) == []
+        assert connection.call("jobs:known", folder=connection.target.dir) == []
         back.join()
     finally:
         sshd.unblock()
@@ -327,23 +329,23 @@ def test_a_server_that_comes_back_is_waited_for(sshd: Server, link: Link) -> Non
 def test_a_connection_that_nothing_comes_through_is_given_up(
     sshd: Server, person: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(links, "SILENCE", 0.5)
+    monkeypatch.setattr(connection_module, "SILENCE_TIMEOUT_S", 0.5)
     with proxy(sshd.port) as between:
-        target = Target.of(person.environment | {"REMOTE_PORT": str(between.port)})
+        target = RemoteTarget.of(person.environment | {"REMOTE_PORT": str(between.port)})
         person.known_hosts.write_text(sshd.known_hosts().replace(str(sshd.port), str(between.port)))
-        with Link(target) as link:
-            assert link.call("jobs:known", folder=target.dir) == []
+        with Connection(target) as connection:
+            assert connection.call("jobs:known", folder=target.dir) == []
             between.lose()
-            assert link.call("jobs:known", folder=target.dir) == []
+            assert connection.call("jobs:known", folder=target.dir) == []
         assert between.count == 2
 
 
-def test_an_error_there_that_nobody_foresaw_keeps_its_traceback(link: Link) -> None:
+def test_an_error_there_that_nobody_foresaw_keeps_its_traceback(connection: Connection) -> None:
     with pytest.raises(RuntimeError, match=r"(?s)Traceback.*TypeError"):
-        link.call("jobs:known", nothing=1)
+        connection.call("jobs:known", nothing=1)
 
 
-def test_what_is_refused_there_is_refused_here(link: Link) -> None:
+def test_what_is_refused_there_is_refused_here(connection: Connection) -> None:
     with pytest.raises(RemoteError, match="/dev/null is a file on the server") as refused:
-        link.call("apply_push:settle", folder="/dev/null", push={}, wanted={}, named=[])
+        connection.call("apply_push:settle", folder="/dev/null", push={}, wanted={}, named=[])
     assert refused.value.hint == "REMOTE_DIR should be a folder"

@@ -22,7 +22,7 @@ from src import runs
 from src.errors import RemoteError, RunError
 from src.remote import fetch as fetching
 from src.remote import jobs, transfer
-from src.remote.connection import Link
+from src.remote.connection import Connection
 from tests.fixtures import tree
 from tests.remote.proxy import Proxy
 from tests.remote.server import Server, needs_own_mounts, needs_ssh
@@ -75,8 +75,8 @@ def manifest(run: Path, **changes: Any) -> None:
     (run / "manifest.json").write_text(json.dumps(MANIFEST | changes))
 
 
-def fetch(link: Link, word: str = ID) -> Path:
-    return fetching.fetch(link, fetching.named(link, word))
+def fetch(connection: Connection, word: str = ID) -> Path:
+    return fetching.fetch(connection, fetching.named(connection, word))
 
 
 def content(run: Path) -> dict[str, bytes]:
@@ -95,16 +95,16 @@ def until(true: Callable[[], Any]) -> Any:
 
 
 def test_a_run_arrives_whole_with_the_proof_and_is_the_latest(
-    sync_link: Link, here: Path, run: Path, sync_way: str, capsys: pytest.CaptureFixture[str]
+    sync_connection: Connection, here: Path, run: Path, sync_way: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     os.utime(run / "logs/run.log", (1000, 1000))
-    ours = fetch(sync_link)
+    ours = fetch(sync_connection)
     assert ours.absolute() == here / "outputs/runs" / ID and content(ours) == content(run)
     assert (ours / "checkpoints/empty").is_dir()
     assert (ours / "logs/run.log").stat().st_mtime == 1000
     assert (here / "outputs/runs/latest").resolve() == ours.resolve()
     proof = json.loads((ours / "fetched.json").read_text())
-    assert proof["from"] == str(sync_link.target) and proof["folder"] == str(run)
+    assert proof["from"] == str(sync_connection.target) and proof["folder"] == str(run)
     assert proof["sha256"] == {path: hashlib.sha256(data).hexdigest() for path, data in tree(run).items()}
     size = sum(map(len, tree(run).values()))
     assert (proof["files"], proof["bytes"]) == (4, size)
@@ -115,7 +115,7 @@ def test_a_run_arrives_whole_with_the_proof_and_is_the_latest(
 
 
 def test_names_arrive_as_they_are_and_locks_and_torn_files_do_not(
-    sync_link: Link, here: Path, run: Path, sync_way: str
+    sync_connection: Connection, here: Path, run: Path, sync_way: str
 ) -> None:
     (run / os.fsdecode(b"latin-\xe9")).write_text("bytes")
     for name in NAMES:
@@ -126,99 +126,109 @@ def test_names_arrive_as_they_are_and_locks_and_torn_files_do_not(
     for name in (".lock", "logs/.x.tmp", "checkpoints/.y.tmp/z"):
         (run / name).parent.mkdir(exist_ok=True)
         (run / name).write_text("x")
-    ours = fetch(sync_link)
+    ours = fetch(sync_connection)
     assert content(ours) == expected
     assert not any(p.name.endswith(".tmp") or p.name == ".lock" for p in ours.rglob("*"))
 
 
 def test_links_that_stay_inside_are_links_here_and_others_are_told(
-    sync_link: Link, here: Path, run: Path, capsys: pytest.CaptureFixture[str]
+    sync_connection: Connection, here: Path, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (run / "checkpoints/last").symlink_to("../model")
     (run / "logs/abs").symlink_to(run / "model/weights")
     (run / "away").symlink_to("/etc/passwd")
-    ours = fetch(sync_link)
+    ours = fetch(sync_connection)
     assert os.readlink(ours / "checkpoints/last") == "../model"
     assert (ours / "logs/abs").resolve() == (ours / "model/weights").resolve()
     assert not os.path.lexists(ours / "away")
     assert "away was not fetched: it leads out of the run, to /etc/passwd" in capsys.readouterr().err
-    assert fetch(sync_link) == ours and os.readlink(ours / "checkpoints/last") == "../model"
+    assert fetch(sync_connection) == ours and os.readlink(ours / "checkpoints/last") == "../model"
 
 
-def test_the_run_of_a_job_is_named_by_either(sync_link: Link, here: Path, run: Path) -> None:
+def test_the_run_of_a_job_is_named_by_either(sync_connection: Connection, here: Path, run: Path) -> None:
     script = f'echo "$PWD/outputs/runs/{ID}" > "$ASSAY_RUN_FILE"'
-    job = jobs.start(sync_link, "train", [jobs.PYTHON, "-c", script], [], {}, None, f"{ID}-abcd")
-    until(lambda: jobs.named(sync_link, job["id"])["status"] == "ended")
-    assert fetching.named(sync_link, f"{ID}-abcd")["run"] == fetching.named(sync_link, ID)["run"] == str(run)
-    other = jobs.start(sync_link, "plan", [jobs.PYTHON, "-c", "true"], [], {}, None)
-    until(lambda: jobs.named(sync_link, other["id"])["status"] == "ended")
-    assert fetch(sync_link, "latest").name == ID  # the newest that has made one
+    job = jobs.start(sync_connection, "train", [jobs.PYTHON, "-c", script], [], {}, None, f"{ID}-abcd")
+    until(lambda: jobs.named(sync_connection, job["id"])["status"] == "ended")
+    assert (
+        fetching.named(sync_connection, f"{ID}-abcd")["run"]
+        == fetching.named(sync_connection, ID)["run"]
+        == str(run)
+    )
+    other = jobs.start(sync_connection, "plan", [jobs.PYTHON, "-c", "true"], [], {}, None)
+    until(lambda: jobs.named(sync_connection, other["id"])["status"] == "ended")
+    assert fetch(sync_connection, "latest").name == ID  # the newest that has made one
     with pytest.raises(RemoteError, match="there is no run 2027"):
-        fetch(sync_link, "2027")
+        fetch(sync_connection, "2027")
 
 
 def test_a_run_directory_is_meant_before_a_job_whose_name_begins_so(
-    sync_link: Link, here: Path, run: Path
+    sync_connection: Connection, here: Path, run: Path
 ) -> None:
-    job = jobs.start(sync_link, "train", [jobs.PYTHON, "-c", "true"], [], {}, None, f"{ID}-abcd")
-    until(lambda: jobs.named(sync_link, job["id"])["status"] == "ended")
-    assert fetch(sync_link).name == ID
+    job = jobs.start(sync_connection, "train", [jobs.PYTHON, "-c", "true"], [], {}, None, f"{ID}-abcd")
+    until(lambda: jobs.named(sync_connection, job["id"])["status"] == "ended")
+    assert fetch(sync_connection).name == ID
 
 
 # Refusals
 
 
-def test_a_run_that_still_runs_is_refused(sync_link: Link, here: Path, run: Path) -> None:
+def test_a_run_that_still_runs_is_refused(sync_connection: Connection, here: Path, run: Path) -> None:
     script = f'echo "$PWD/outputs/runs/{ID}" > "$ASSAY_RUN_FILE"; exec sleep 1000'
-    job = jobs.start(sync_link, "eval", [jobs.PYTHON, "-c", script], [], {}, None, "the-job")
-    until(lambda: jobs.named(sync_link, job["id"])["run"])
+    job = jobs.start(sync_connection, "eval", [jobs.PYTHON, "-c", script], [], {}, None, "the-job")
+    until(lambda: jobs.named(sync_connection, job["id"])["run"])
     with pytest.raises(RemoteError, match=rf"run {ID} still runs: process {job['pid']} works in it; .*ssh-stop"):
-        fetch(sync_link)
-    jobs.stop(sync_link, job)
-    assert fetch(sync_link).name == ID
+        fetch(sync_connection)
+    jobs.stop(sync_connection, job)
+    assert fetch(sync_connection).name == ID
 
 
-def test_a_run_that_another_process_of_the_server_holds_is_refused(sync_link: Link, here: Path, run: Path) -> None:
+def test_a_run_that_another_process_of_the_server_holds_is_refused(
+    sync_connection: Connection, here: Path, run: Path
+) -> None:
     with (run / ".lock").open("w") as lock:
         fcntl.lockf(lock, fcntl.LOCK_EX)
         with pytest.raises(RemoteError, match="still runs: a process of the server holds it"):
-            fetch(sync_link)
-    assert fetch(sync_link).name == ID
+            fetch(sync_connection)
+    assert fetch(sync_connection).name == ID
 
 
-def test_a_run_that_is_evaluated_by_hand_on_the_server_is_refused(sync_link: Link, here: Path, run: Path) -> None:
+def test_a_run_that_is_evaluated_by_hand_on_the_server_is_refused(
+    sync_connection: Connection, here: Path, run: Path
+) -> None:
     manifest(run, evaluation={"status": "running", "process": runs.this_process() | {"boot_id": None}})
     with pytest.raises(RemoteError, match=f"still runs: process {os.getpid()} works in it"):
-        fetch(sync_link)
+        fetch(sync_connection)
 
 
-def test_a_job_without_a_run_directory_is_refused(sync_link: Link, here: Path) -> None:
-    job = jobs.start(sync_link, "train", [jobs.PYTHON, "-c", "exit 2"], [], {}, None, "no-run")
-    until(lambda: jobs.named(sync_link, job["id"])["status"] == "ended")
+def test_a_job_without_a_run_directory_is_refused(sync_connection: Connection, here: Path) -> None:
+    job = jobs.start(sync_connection, "train", [jobs.PYTHON, "-c", "exit 2"], [], {}, None, "no-run")
+    until(lambda: jobs.named(sync_connection, job["id"])["status"] == "ended")
     with pytest.raises(RemoteError, match="run no-run has no run directory: it is refused; make ssh-logs"):
-        fetch(sync_link, "no-run")
+        fetch(sync_connection, "no-run")
 
 
-def test_what_is_no_run_is_refused(sync_link: Link, here: Path, run: Path) -> None:
+def test_what_is_no_run_is_refused(sync_connection: Connection, here: Path, run: Path) -> None:
     (run / "manifest.json").unlink()
     with pytest.raises(RemoteError, match="nothing has been run in"):
-        fetch(sync_link)
+        fetch(sync_connection)
     with pytest.raises(RemoteError, match="is no run: it has no manifest"):
-        fetching.fetch(sync_link, {"id": ID, "run": str(run), "status": "ended"})
+        fetching.fetch(sync_connection, {"id": ID, "run": str(run), "status": "ended"})
 
 
-def test_another_run_of_the_same_name_is_left_alone(sync_link: Link, here: Path, run: Path) -> None:
+def test_another_run_of_the_same_name_is_left_alone(sync_connection: Connection, here: Path, run: Path) -> None:
     ours = here / "outputs/runs" / ID
     ours.mkdir(parents=True)
     manifest(ours, started="2026-01-02T03:04:06+01:00")
     before = tree(ours)
     with pytest.raises(RunError, match=f"{ID} is another run than the server's: it began at .*; rename"):
-        fetch(sync_link)
+        fetch(sync_connection)
     assert {p: d for p, d in tree(ours).items() if p != ".lock"} == before
 
 
-def test_a_run_in_which_somebody_works_here_is_left_alone(sync_link: Link, here: Path, run: Path) -> None:
-    ours = fetch(sync_link)
+def test_a_run_in_which_somebody_works_here_is_left_alone(
+    sync_connection: Connection, here: Path, run: Path
+) -> None:
+    ours = fetch(sync_connection)
     script = (
         f"import fcntl, time; f = open({str(ours / '.lock')!r}, 'w'); fcntl.lockf(f, fcntl.LOCK_EX);"
         "print(1, flush=True); time.sleep(1000)"
@@ -226,11 +236,11 @@ def test_a_run_in_which_somebody_works_here_is_left_alone(sync_link: Link, here:
     other = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
     assert other.stdout and other.stdout.readline()
     with pytest.raises(RunError, match=f"run {ID} is in use here"):
-        fetch(sync_link)
+        fetch(sync_connection)
     other.kill()
     other.wait()
     other.stdout.close()
-    fetch(sync_link)
+    fetch(sync_connection)
 
 
 # Again
@@ -242,40 +252,45 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     paths: list[str] = []
     real = transfer.receive
 
-    def receive(link: Link, names: list[str], *more: Any) -> None:
+    def receive(connection: Connection, names: list[str], *more: Any) -> None:
         paths.extend(names)
-        real(link, names, *more)
+        real(connection, names, *more)
 
     monkeypatch.setattr(transfer, "receive", receive)
     return paths
 
 
 def test_of_a_run_that_is_here_only_what_differs_is_fetched(
-    sync_link: Link, here: Path, run: Path, sync_way: str, asked: list[str], capsys: pytest.CaptureFixture[str]
+    sync_connection: Connection,
+    here: Path,
+    run: Path,
+    sync_way: str,
+    asked: list[str],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    fetch(sync_link)
+    fetch(sync_connection)
     asked.clear()
-    assert content(fetch(sync_link)) == content(run) and asked == []
+    assert content(fetch(sync_connection)) == content(run) and asked == []
     (run / "logs/run.log").write_text("log, and more")
     (run / "metrics.json").write_text("{}")
     capsys.readouterr()
-    assert content(fetch(sync_link)) == content(run)
+    assert content(fetch(sync_connection)) == content(run)
     assert sorted(asked) == ["logs/run.log", "metrics.json"]
     assert capsys.readouterr().err == ""  # what an earlier fetch brought is nobody's work
     assert not (here / "outputs/replaced").exists()
 
 
 def test_what_is_only_here_stays_and_what_is_another_here_is_put_aside(
-    sync_link: Link, here: Path, run: Path, capsys: pytest.CaptureFixture[str]
+    sync_connection: Connection, here: Path, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ours = fetch(sync_link)
+    ours = fetch(sync_connection)
     (ours / "mine").mkdir()
     (ours / "mine/notes.txt").write_text("notes")
     (ours / "logs/run.log").write_text("changed here")
     (ours / "gone").write_text("a file here")
     (run / "gone").mkdir()
     (run / "gone/x").write_text("a folder there")
-    fetch(sync_link)
+    fetch(sync_connection)
     assert content(ours) == content(run) | {"mine/notes.txt": b"notes"}
     (folder,) = (here / "outputs/replaced").iterdir()
     assert content(folder) == {"logs/run.log": b"changed here", "gone": b"a file here"}
@@ -288,15 +303,15 @@ def test_what_is_only_here_stays_and_what_is_another_here_is_put_aside(
 
 
 def test_a_run_that_died_is_interrupted_here(
-    sync_link: Link, here: Path, run: Path, capsys: pytest.CaptureFixture[str]
+    sync_connection: Connection, here: Path, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     manifest(run, status="running")
-    ours = runs.Run(fetch(sync_link))
+    ours = runs.Run(fetch(sync_connection))
     assert ours.status == "interrupted" == ours.manifest["status"]
     assert "says that it is running, and its process is gone: here it is interrupted" in capsys.readouterr().err
     assert json.loads((run / "manifest.json").read_text())["status"] == "running"
     manifest(run, evaluation={"status": "running", "process": MANIFEST["process"]})
-    fetch(sync_link)
+    fetch(sync_connection)
     assert ours.status_in_words == "finished, evaluation interrupted"
     assert not (here / "outputs/replaced").exists()  # what was altered here was no work of anybody
 
@@ -309,10 +324,10 @@ def received(here: Path) -> int:
 
 
 def test_a_fetch_whose_connections_are_cut_goes_on_where_it_was(
-    bad_link: tuple[Link, Proxy], sshd: Server, here: Path, run: Path, sync_way: str
+    bad_connection: tuple[Connection, Proxy], sshd: Server, here: Path, run: Path, sync_way: str
 ) -> None:
-    link, between = bad_link
-    job = fetching.named(link, ID)
+    connection, between = bad_connection
+    job = fetching.named(connection, ID)
     between.delay = 0.005
 
     def cut() -> None:
@@ -322,19 +337,19 @@ def test_a_fetch_whose_connections_are_cut_goes_on_where_it_was(
 
     thread = threading.Thread(target=cut)
     thread.start()
-    ours = fetching.fetch(link, job)
+    ours = fetching.fetch(connection, job)
     thread.join()
     assert content(ours) == content(run)
     assert between.count >= 4
 
 
 def test_a_fetch_that_was_killed_has_made_no_run_and_the_next_goes_on_with_it(
-    bad_link: tuple[Link, Proxy], here: Path, run: Path, sync_way: str, monkeypatch: pytest.MonkeyPatch
+    bad_connection: tuple[Connection, Proxy], here: Path, run: Path, sync_way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    link, between = bad_link
+    connection, between = bad_connection
     between.delay = 0.01
     other = subprocess.Popen(
-        [sys.executable, "-m", "src.main", "ssh-fetch", ID], env=environment_of(link), start_new_session=True
+        [sys.executable, "-m", "src.main", "ssh-fetch", ID], env=environment_of(connection), start_new_session=True
     )
     until(lambda: received(here) > 1_000_000)
     os.killpg(other.pid, signal.SIGKILL)
@@ -344,7 +359,7 @@ def test_a_fetch_that_was_killed_has_made_no_run_and_the_next_goes_on_with_it(
     sizes: list[int] = []
     real = transfer.receive
     monkeypatch.setattr(transfer, "receive", lambda *given: (sizes.append(given[-1]), real(*given)))
-    assert content(fetch(link)) == content(run)
+    assert content(fetch(connection)) == content(run)
     assert len(sizes) == 1 and sizes[0] < 2_500_000
 
 
@@ -353,8 +368,8 @@ def damaging(monkeypatch: pytest.MonkeyPatch, times: int) -> list[str]:
     asked: list[str] = []
     real = transfer.receive
 
-    def receive(link: Link, names: list[str], folder: str, to: Path, *more: Any) -> None:
-        real(link, names, folder, to, *more)
+    def receive(connection: Connection, names: list[str], folder: str, to: Path, *more: Any) -> None:
+        real(connection, names, folder, to, *more)
         asked.extend(names)
         if asked.count("model/weights") <= times and "model/weights" in names:
             with (to / "model/weights").open("rb+") as file:
@@ -366,66 +381,68 @@ def damaging(monkeypatch: pytest.MonkeyPatch, times: int) -> list[str]:
 
 
 def test_what_arrives_damaged_is_fetched_again(
-    sync_link: Link, here: Path, run: Path, sync_way: str, monkeypatch: pytest.MonkeyPatch
+    sync_connection: Connection, here: Path, run: Path, sync_way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = damaging(monkeypatch, times=2)
-    assert content(fetch(sync_link)) == content(run)
+    assert content(fetch(sync_connection)) == content(run)
     assert asked.count("model/weights") == 3 and asked.count("logs/run.log") == 1
 
 
 def test_what_is_here_in_part_is_not_sent_again_and_not_trusted(
-    sync_link: Link, here: Path, run: Path, sync_way: str, asked: list[str]
+    sync_connection: Connection, here: Path, run: Path, sync_way: str, asked: list[str]
 ) -> None:
     place = here / "outputs/fetching" / ID / "model"
     place.mkdir(parents=True)
     (place / "weights").write_bytes(os.urandom(1_000_000))
-    assert content(fetch(sync_link)) == content(run)
+    assert content(fetch(sync_connection)) == content(run)
     assert asked.count("model/weights") == 2  # the rest of it, and then all of it
 
 
 def test_what_arrives_damaged_each_time_is_no_run(
-    sync_link: Link, here: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+    sync_connection: Connection, here: Path, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     damaging(monkeypatch, times=3)
     with pytest.raises(RemoteError, match="model/weights: what arrives is not what the server has, 3 times"):
-        fetch(sync_link)
+        fetch(sync_connection)
     assert not (here / "outputs/runs").exists()
     monkeypatch.undo()
     os.chdir(here)
-    assert content(fetch(sync_link)) == content(run)
+    assert content(fetch(sync_connection)) == content(run)
 
 
-def test_what_was_received_in_part_is_never_what_a_run_here_shares(sync_link: Link, here: Path, run: Path) -> None:
+def test_what_was_received_in_part_is_never_what_a_run_here_shares(
+    sync_connection: Connection, here: Path, run: Path
+) -> None:
     """A fetch that was given up has the equal files of the run by a second name; those must not be written to."""
-    ours = fetch(sync_link)
+    ours = fetch(sync_connection)
     place = here / "outputs/fetching" / ID
     (place / "logs").mkdir(parents=True)
     os.link(ours / "logs/run.log", place / "logs/run.log")
     with (ours / "logs/run.log").open() as held:
         (run / "logs/run.log").write_text("log, and more")
-        fetch(sync_link)
+        fetch(sync_connection)
         assert held.read() == "log"
     assert (ours / "logs/run.log").read_text() == "log, and more"
 
 
 def test_without_rsync_here_it_is_sftp(
-    sync_link: Link, here: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sync_connection: Connection, here: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/ssh").symlink_to(str(shutil.which("ssh")))
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    assert content(fetch(sync_link)) == content(run)
+    assert content(fetch(sync_connection)) == content(run)
 
 
 @needs_own_mounts
-def test_a_full_disk_here_is_told(sync_link: Link, run: Path, tmp_path: Path) -> None:
+def test_a_full_disk_here_is_told(sync_connection: Connection, run: Path, tmp_path: Path) -> None:
     small = tmp_path / "small"
     small.mkdir()
     script = 'mount -t tmpfs -o size=2m tmpfs "$1"; cd "$1"; shift; exec "$@"'
     command = [sys.executable, "-m", "src.main", "ssh-fetch", ID]
     done = subprocess.run(
         ["unshare", "-m", "sh", "-ec", script, "sh", small, *command],
-        env=environment_of(sync_link),
+        env=environment_of(sync_connection),
         capture_output=True,
         text=True,
     )

@@ -15,8 +15,8 @@ import pytest
 from src.errors import RemoteError, Stopped
 from src.remote import jobs, status_table
 from src.remote.agent.start import CACHES
-from src.remote.connection import Link
-from src.remote.target import Target
+from src.remote.connection import Connection
+from src.remote.target import RemoteTarget
 from tests.remote.server import Server, needs_own_mounts, needs_ssh, until
 
 pytest_plugins = ["tests.remote.server"]
@@ -33,19 +33,19 @@ def place(sshd: Server, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def link(sshd: Server, place: Path, tmp_path: Path) -> Iterator[Link]:
-    with Link(Target.of(sshd.client(tmp_path / "person", f"~/{place.name}"))) as link:
-        yield link
+def connection(sshd: Server, place: Path, tmp_path: Path) -> Iterator[Connection]:
+    with Connection(RemoteTarget.of(sshd.client(tmp_path / "person", f"~/{place.name}"))) as connection:
+        yield connection
 
 
 def start(
-    link: Link, script: str, *words: str, stage: str = "train", id: str | None = None, **more: str
+    connection: Connection, script: str, *words: str, stage: str = "train", id: str | None = None, **more: str
 ) -> jobs.Job:
-    return jobs.start(link, stage, [jobs.PYTHON, "-c", script, "sh", *words], words, more, None, id)
+    return jobs.start(connection, stage, [jobs.PYTHON, "-c", script, "sh", *words], words, more, None, id)
 
 
-def look(link: Link, job: jobs.Job) -> jobs.Job:
-    return jobs.named(link, job["id"])
+def look(connection: Connection, job: jobs.Job) -> jobs.Job:
+    return jobs.named(connection, job["id"])
 
 
 def folder_of(place: Path, job: jobs.Job) -> Path:
@@ -62,17 +62,19 @@ def supervisor_of(job: jobs.Job) -> psutil.Process:
 
 
 def test_it_runs_in_the_folder_and_all_that_it_says_is_followed(
-    link: Link, place: Path, capfdbinary: pytest.CaptureFixture[bytes]
+    connection: Connection, place: Path, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
-    job = start(link, 'echo "in $PWD"; printf "no end\\377" >&2')
-    ended = jobs.follow(link, job["id"])
+    job = start(connection, 'echo "in $PWD"; printf "no end\\377" >&2')
+    ended = jobs.follow(connection, job["id"])
     assert capfdbinary.readouterr().out == f"in {place}\n".encode() + b"no end\xff"
     assert (ended["status"], ended["code"], jobs.meaning(ended)) == ("ended", 0, "finished")
 
 
-def test_what_it_says_bit_by_bit_is_followed_once(link: Link, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
-    job = start(link, "i=0; while test $i -lt 25; do i=$((i+1)); echo $i; sleep 0.03; done")
-    jobs.follow(link, job["id"])
+def test_what_it_says_bit_by_bit_is_followed_once(
+    connection: Connection, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    job = start(connection, "i=0; while test $i -lt 25; do i=$((i+1)); echo $i; sleep 0.03; done")
+    jobs.follow(connection, job["id"])
     assert capfdbinary.readouterr().out == b"".join(b"%d\n" % i for i in range(1, 26))
 
 
@@ -80,40 +82,40 @@ def test_what_it_says_bit_by_bit_is_followed_once(link: Link, capfdbinary: pytes
     ("code", "meaning"),
     [(2, "refused"), (3, "not promoted"), (75, "stopped, with a checkpoint"), (9, "failed (exit code 9)")],
 )
-def test_the_exit_code_is_that_of_what_ran(link: Link, code: int, meaning: str) -> None:
-    job = start(link, f"exit {code}")
-    assert jobs.followed(link, job["id"]) == code
-    assert jobs.meaning(look(link, job)) == meaning
+def test_the_exit_code_is_that_of_what_ran(connection: Connection, code: int, meaning: str) -> None:
+    job = start(connection, f"exit {code}")
+    assert jobs.followed(connection, job["id"]) == code
+    assert jobs.meaning(look(connection, job)) == meaning
 
 
-def test_a_start_that_is_repeated_starts_nothing(link: Link, place: Path) -> None:
+def test_a_start_that_is_repeated_starts_nothing(connection: Connection, place: Path) -> None:
     for again in (False, True, True):
-        job = start(link, "echo once >> count; exec sleep 1000", id="the-one")
+        job = start(connection, "echo once >> count; exec sleep 1000", id="the-one")
         assert (job["id"], job["again"]) == ("the-one", again)
-    jobs.stop(link, job)
-    assert start(link, "echo once >> count", id="the-one")["status"] == "ended"
+    jobs.stop(connection, job)
+    assert start(connection, "echo once >> count", id="the-one")["status"] == "ended"
     assert (place / "count").read_text() == "once\n"
-    assert len(jobs.known(link)) == 1
+    assert len(jobs.known(connection)) == 1
 
 
-def test_a_name_that_is_a_path_is_refused(link: Link) -> None:
+def test_a_name_that_is_a_path_is_refused(connection: Connection) -> None:
     for name in ("../../up", "a b", "latest", "x" * 101, ".."):
         with pytest.raises(RemoteError, match="can be no name of a run"):
-            start(link, "true", id=name)
+            start(connection, "true", id=name)
 
 
-def test_a_start_under_the_name_of_another_run_is_refused(link: Link) -> None:
-    job = start(link, "exit 5", "lr=1", id="taken")
-    jobs.follow(link, job["id"])
-    assert start(link, "exit 5", "lr=1", id="taken")["again"]
+def test_a_start_under_the_name_of_another_run_is_refused(connection: Connection) -> None:
+    job = start(connection, "exit 5", "lr=1", id="taken")
+    jobs.follow(connection, job["id"])
+    assert start(connection, "exit 5", "lr=1", id="taken")["again"]
     for words, stage in ((["lr=2"], "train"), (["lr=1"], "eval")):
         with pytest.raises(RemoteError, match="run taken is there already, and is another: train lr=1"):
-            start(link, "exit 5", *words, stage=stage, id="taken")
+            start(connection, "exit 5", *words, stage=stage, id="taken")
 
 
-def test_what_nobody_of_us_has_written_among_the_records_hides_no_run(link: Link, place: Path) -> None:
-    job = start(link, "exit 5")
-    jobs.follow(link, job["id"])
+def test_what_nobody_of_us_has_written_among_the_records_hides_no_run(connection: Connection, place: Path) -> None:
+    job = start(connection, "exit 5")
+    jobs.follow(connection, job["id"])
     others = place / "outputs/remote/jobs"
     (others / "a file").touch()
     (others / "torn").mkdir()
@@ -121,29 +123,31 @@ def test_what_nobody_of_us_has_written_among_the_records_hides_no_run(link: Link
     (others / "empty").mkdir()
     (others / "list").mkdir()
     (others / "list/job.json").write_text("[1]")
-    assert [each["id"] for each in jobs.known(link)] == [job["id"]]
+    assert [each["id"] for each in jobs.known(connection)] == [job["id"]]
 
 
-def test_without_an_environment_nothing_is_started_and_nothing_left(link: Link, place: Path) -> None:
+def test_without_an_environment_nothing_is_started_and_nothing_left(connection: Connection, place: Path) -> None:
     (place / ".venv" / "bin" / "python").unlink()
     with pytest.raises(RemoteError, match=r"no environment in .*; make ssh-init makes it"):
-        start(link, "true")
-    assert jobs.known(link) == [] and not any((place / "outputs" / "remote" / "jobs").iterdir())
+        start(connection, "true")
+    assert jobs.known(connection) == [] and not any((place / "outputs" / "remote" / "jobs").iterdir())
 
 
 def test_a_refused_start_removes_nothing_that_an_earlier_one_of_its_name_may_have_made(
-    link: Link, place: Path
+    connection: Connection, place: Path
 ) -> None:
     (place / ".venv" / "bin" / "python").unlink()
     log = folder_of(place, {"id": "same"}) / "log"
     log.parent.mkdir(parents=True)
     log.touch()
     with pytest.raises(RemoteError, match="no environment"):
-        start(link, "true", id="same")
+        start(connection, "true", id="same")
     assert log.exists()
 
 
-def test_words_arrive_as_they_were_typed_whatever_the_locale(sshd: Server, link: Link, place: Path) -> None:
+def test_words_arrive_as_they_were_typed_whatever_the_locale(
+    sshd: Server, connection: Connection, place: Path
+) -> None:
     words = [
         "a b",
         "'",
@@ -160,27 +164,29 @@ def test_words_arrive_as_they_were_typed_whatever_the_locale(sshd: Server, link:
         "{x: 1}",
     ]
     with sshd.session(LC_ALL="POSIX", LANG="de_DE.ISO-8859-1"):
-        link.close()
-        job = start(link, 'for word; do printf "%s\\0" "$word"; done > words', *words)
-        jobs.followed(link, job["id"])
+        connection.close()
+        job = start(connection, 'for word; do printf "%s\\0" "$word"; done > words', *words)
+        jobs.followed(connection, job["id"])
     assert (place / "words").read_bytes().decode().split("\0")[:-1] == words
 
 
-def test_what_a_login_shell_prints_is_no_answer(sshd: Server, link: Link) -> None:
+def test_what_a_login_shell_prints_is_no_answer(sshd: Server, connection: Connection) -> None:
     (sshd.home / ".bashrc").write_text("echo '{\"answer\": 1}'; echo welcome >&2\n")
     try:
-        assert jobs.followed(link, start(link, "exit 5")["id"]) == 5
+        assert jobs.followed(connection, start(connection, "exit 5")["id"]) == 5
     finally:
         (sshd.home / ".bashrc").unlink()
 
 
-def test_its_environment_is_what_was_given_and_no_command_line_holds_it(link: Link, place: Path) -> None:
+def test_its_environment_is_what_was_given_and_no_command_line_holds_it(
+    connection: Connection, place: Path
+) -> None:
     secret = "s3cret-of-the-canary"
-    job = start(link, "env > found; exec sleep 1000", HF_TOKEN=secret)
+    job = start(connection, "env > found; exec sleep 1000", HF_TOKEN=secret)
     until((place / "found").exists)
     lines = [p.info["cmdline"] or [] for p in psutil.process_iter(["cmdline"])]
     assert not [line for line in lines if secret in " ".join(line)]
-    jobs.stop(link, job)
+    jobs.stop(connection, job)
     found = dict(line.partition("=")[::2] for line in (place / "found").read_text().splitlines())
     assert found["HF_TOKEN"] == secret
     assert len(CACHES) > 3
@@ -194,82 +200,92 @@ def test_its_environment_is_what_was_given_and_no_command_line_holds_it(link: Li
 # Watched
 
 
-def test_the_process_of_another_boot_is_gone_though_its_id_is_taken(link: Link, place: Path) -> None:
-    job = start(link, "exec sleep 1000")
-    assert look(link, job)["status"] == "running"
+def test_the_process_of_another_boot_is_gone_though_its_id_is_taken(connection: Connection, place: Path) -> None:
+    job = start(connection, "exec sleep 1000")
+    assert look(connection, job)["status"] == "running"
     record = folder_of(place, job) / "job.json"
     then = json.loads(record.read_text())
     supervisor, since = then["supervisor"]
     for changed in ({"boot_id": "another"}, {"ticks": then["ticks"] + 1, "supervisor": [supervisor, since + 1]}):
         record.write_text(json.dumps(then | changed))
-        assert look(link, job)["status"] == "interrupted"
+        assert look(connection, job)["status"] == "interrupted"
     record.write_text(json.dumps(then | {"host": "login2"}))
-    assert jobs.meaning(look(link, job)) == "on login2, not seen from here"
+    assert jobs.meaning(look(connection, job)) == "on login2, not seen from here"
     record.write_text(json.dumps(then))
-    jobs.stop(link, job)
+    jobs.stop(connection, job)
 
 
-def test_one_whose_end_is_not_written_down_yet_is_not_taken_for_interrupted(link: Link, place: Path) -> None:
-    job = start(link, "while ! test -e go; do sleep 0.02; done; exit 3")
+def test_one_whose_end_is_not_written_down_yet_is_not_taken_for_interrupted(
+    connection: Connection, place: Path
+) -> None:
+    job = start(connection, "while ! test -e go; do sleep 0.02; done; exit 3")
     supervisor = supervisor_of(job)
     supervisor.suspend()
     until(lambda: supervisor.status() == psutil.STATUS_STOPPED)
     (place / "go").touch()
     until(lambda: psutil.Process(job["pid"]).status() == psutil.STATUS_ZOMBIE)
-    assert look(link, job)["status"] == "running"
+    assert look(connection, job)["status"] == "running"
     supervisor.resume()
-    assert jobs.followed(link, job["id"]) == 3
+    assert jobs.followed(connection, job["id"]) == 3
 
 
 @needs_own_mounts
-def test_how_one_ended_is_written_down_once_its_full_disk_has_room(sshd: Server, link: Link, place: Path) -> None:
+def test_how_one_ended_is_written_down_once_its_full_disk_has_room(
+    sshd: Server, connection: Connection, place: Path
+) -> None:
     made = sshd.inside(
         f"cd '{place.parent}'; mount -t tmpfs -o size=1m none '{place}'; mkdir -p '{place}/.venv/bin';"
         f"ln -s /bin/sh '{place}/.venv/bin/python'"
     )
     assert made.returncode == 0, made.stderr
-    job = start(link, "while ! test -e go; do sleep 0.02; done; exit 3")
+    job = start(connection, "while ! test -e go; do sleep 0.02; done; exit 3")
     sshd.inside(f"cd '{place}'; dd if=/dev/zero of=big bs=4k 2>/dev/null || touch go")
     until(lambda: not psutil.pid_exists(job["pid"]))
-    assert look(link, job)["status"] == "running"
+    assert look(connection, job)["status"] == "running"
     sshd.inside(f"rm '{place}/big'")
-    assert jobs.followed(link, job["id"]) == 3
+    assert jobs.followed(connection, job["id"]) == 3
     assert "tmp" not in sshd.inside(f"ls '{place}/outputs/remote/jobs/{job['id']}'").stdout
 
 
-def test_who_follows_one_whose_process_is_gone_is_told_how_it_goes_on(link: Link) -> None:
-    job = start(link, "exec sleep 1000")
+def test_who_follows_one_whose_process_is_gone_is_told_how_it_goes_on(connection: Connection) -> None:
+    job = start(connection, "exec sleep 1000")
     supervisor_of(job).kill()
     os.kill(job["pid"], signal.SIGKILL)
     with pytest.raises(Stopped, match=f"interrupted.*make ssh-train resume={job['id']}"):
-        jobs.followed(link, job["id"])
+        jobs.followed(connection, job["id"])
 
 
-def test_it_outlives_who_waits_for_its_end_and_its_run_tells_how_that_was(link: Link, place: Path) -> None:
+def test_it_outlives_who_waits_for_its_end_and_its_run_tells_how_that_was(
+    connection: Connection, place: Path
+) -> None:
     run = place / "outputs" / "runs" / "r1"
     run.mkdir(parents=True)
-    job = start(link, f"echo '{run}' > \"$ASSAY_RUN_FILE\"; while ! test -e go; do sleep 0.02; done; echo over")
+    job = start(
+        connection, f"echo '{run}' > \"$ASSAY_RUN_FILE\"; while ! test -e go; do sleep 0.02; done; echo over"
+    )
     supervisor_of(job).kill()
-    until(lambda: look(link, job)["run"])
-    assert look(link, job)["status"] == "running"
+    until(lambda: look(connection, job)["run"])
+    assert look(connection, job)["status"] == "running"
     (run / "manifest.json").write_text('{"status": "finished"}')
     (place / "go").touch()
-    assert jobs.followed(link, job["id"]) == 0
-    assert jobs.meaning(look(link, job)) == "finished"
+    assert jobs.followed(connection, job["id"]) == 0
+    assert jobs.meaning(look(connection, job)) == "finished"
     (run / "manifest.json").write_text('{"status": "failed"}')
-    assert jobs.meaning(look(link, job)) == "interrupted"
+    assert jobs.meaning(look(connection, job)) == "interrupted"
 
 
-def test_a_run_is_named_by_its_beginning_and_by_the_directory_that_it_works_in(link: Link, place: Path) -> None:
+def test_a_run_is_named_by_its_beginning_and_by_the_directory_that_it_works_in(
+    connection: Connection, place: Path
+) -> None:
     said = 'echo /x/r7 > "$ASSAY_RUN_FILE"'
-    first = start(link, said, id="2026-01-02_a")
-    second = start(link, f"{said}; exec sleep 1000", id="2026-01-02_b")
-    third = start(link, "true", id="2026-01-03_c")
-    until(lambda: jobs.named(link, "2026-01-02_b")["run"] and look(link, first)["status"] == "ended")
-    until(lambda: look(link, third)["status"] == "ended")
+    first = start(connection, said, id="2026-01-02_a")
+    second = start(connection, f"{said}; exec sleep 1000", id="2026-01-02_b")
+    third = start(connection, "true", id="2026-01-03_c")
+    until(lambda: jobs.named(connection, "2026-01-02_b")["run"] and look(connection, first)["status"] == "ended")
+    until(lambda: look(connection, third)["status"] == "ended")
 
     def named(word: str | None, **how: bool) -> str:
-        return str(jobs.named(link, word, **how)["id"])
+        return str(jobs.named(connection, word, **how)["id"])
 
     assert named("2026-01-03") == named(None) == named("latest") == third["id"]
     assert named(None, running=True) == second["id"]
@@ -278,52 +294,52 @@ def test_a_run_is_named_by_its_beginning_and_by_the_directory_that_it_works_in(l
         named("2026-01-02")
     with pytest.raises(RemoteError, match="did you mean 2026-01-03_c"):
         named("2026-01-03_d")
-    jobs.stop(link, second)
+    jobs.stop(connection, second)
     assert named("r7") == second["id"]  # the newest
 
 
 def test_of_a_long_list_the_newest_are_shown_and_what_runs(
-    link: Link, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    connection: Connection, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(status_table, "SHOWN", 1)
-    running = start(link, "exec sleep 1000", id="running")
+    running = start(connection, "exec sleep 1000", id="running")
     for id in ("old", "new"):
-        jobs.followed(link, start(link, "true", id=id)["id"])
+        jobs.followed(connection, start(connection, "true", id=id)["id"])
     capsys.readouterr()
-    status_table.print_table(jobs.known(link), link)
+    status_table.print_table(jobs.known(connection), connection)
     shown = capsys.readouterr().out
     assert "new" in shown and "running" in shown and "old " not in shown and "and 1 older ones" in shown
-    jobs.stop(link, running)
+    jobs.stop(connection, running)
 
 
 # Stopped
 
 
-def test_to_stop_one_lets_it_save_what_it_has(link: Link, capfd: pytest.CaptureFixture[str]) -> None:
-    job = start(link, 'trap "echo saved; exit 75" TERM; echo up; while :; do sleep 0.02; done')
-    until(lambda: look(link, job)["last"] == "up")
-    ended = jobs.stop(link, look(link, job))
+def test_to_stop_one_lets_it_save_what_it_has(connection: Connection, capfd: pytest.CaptureFixture[str]) -> None:
+    job = start(connection, 'trap "echo saved; exit 75" TERM; echo up; while :; do sleep 0.02; done')
+    until(lambda: look(connection, job)["last"] == "up")
+    ended = jobs.stop(connection, look(connection, job))
     assert jobs.meaning(ended) == "stopped, with a checkpoint"
     assert capfd.readouterr().out == "saved\n"  # what came after it was asked
 
 
-def test_one_that_does_not_end_is_killed_with_all_that_it_has_started(link: Link, place: Path) -> None:
+def test_one_that_does_not_end_is_killed_with_all_that_it_has_started(connection: Connection, place: Path) -> None:
     away = 'import os, time; os.setsid(); open("child", "w").write(str(os.getpid())); time.sleep(1000)'
     detached = f"{sys.executable} -c '{away}'"
-    job = start(link, f'trap "" TERM; {detached} & while :; do sleep 0.02; done')
+    job = start(connection, f'trap "" TERM; {detached} & while :; do sleep 0.02; done')
     child = int(until(lambda: (place / "child").exists() and (place / "child").read_text()))
-    ended = jobs.stop(link, job, grace=0.2)
+    ended = jobs.stop(connection, job, grace=0.2)
     assert jobs.meaning(ended) == "killed (signal 9)"
     until(lambda: not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE)
 
 
-def test_one_that_has_ended_is_not_stopped(link: Link) -> None:
-    job = start(link, "true")
-    jobs.followed(link, job["id"])
+def test_one_that_has_ended_is_not_stopped(connection: Connection) -> None:
+    job = start(connection, "true")
+    jobs.followed(connection, job["id"])
     with pytest.raises(RemoteError, match="does not run: it is finished"):
-        jobs.stop(link, look(link, job))
+        jobs.stop(connection, look(connection, job))
 
 
-def test_a_folder_where_nothing_was_run_says_so(link: Link) -> None:
+def test_a_folder_where_nothing_was_run_says_so(connection: Connection) -> None:
     with pytest.raises(RemoteError, match="nothing has been run"):
-        jobs.named(link, None)
+        jobs.named(connection, None)

@@ -20,8 +20,8 @@ import pytest
 from src.errors import RemoteError
 from src.remote import push as pushing
 from src.remote import push_files, transfer
-from src.remote.connection import Link
-from src.remote.target import Target
+from src.remote.connection import Connection
+from src.remote.target import RemoteTarget
 from tests.fixtures import tree
 from tests.remote.client import GIT
 from tests.remote.proxy import Proxy
@@ -94,10 +94,12 @@ def left_over(there: Path) -> list[str]:
 # What is taken
 
 
-def test_the_server_has_what_git_would_take(sync_link: Link, here: Path, there: Path, sync_way: str) -> None:
+def test_the_server_has_what_git_would_take(
+    sync_connection: Connection, here: Path, there: Path, sync_way: str
+) -> None:
     write(here, {"models/big.bin": "x", "src/__pycache__/a.pyc": "x", "outputs/runs/1/manifest.json": "{}"})
     write(here, {"new and untracked.txt": "new"})
-    pushing.push(sync_link)
+    pushing.push(sync_connection)
     assert pushed(there) == {
         name: text.encode()
         for name, text in {**HOUSE, ".gitignore": IGNORED, "new and untracked.txt": "new"}.items()
@@ -106,14 +108,14 @@ def test_the_server_has_what_git_would_take(sync_link: Link, here: Path, there: 
 
 
 def test_secrets_outputs_and_environments_stay_here_even_where_git_has_them(
-    sync_link: Link, here: Path, there: Path
+    sync_connection: Connection, here: Path, there: Path
 ) -> None:
     secret = {name: "TOKEN=1" for name in (".env", ".env.local", "sub/.env", "sub/.env.prod/x")}
     places = {name: "x" for name in ("outputs/a", "artifacts/models/m", ".venv/lib/x", ".cache/x")}
     venv = {"env two/pyvenv.cfg": "", "env two/lib/python/x.py": "x"}
     write(here, {**secret, **places, **venv, ".env.example": "TOKEN=", "sub/outputs/kept": "k"})
     git("add", "--force", ".")
-    pushing.push(sync_link)
+    pushing.push(sync_connection)
     assert set(pushed(there)) == {*HOUSE, ".gitignore", ".env.example", "sub/outputs/kept"}
 
 
@@ -133,46 +135,46 @@ NAMES = [
 ]
 
 
-def test_names_arrive_as_they_are(sync_link: Link, here: Path, there: Path, sync_way: str) -> None:
+def test_names_arrive_as_they_are(sync_connection: Connection, here: Path, there: Path, sync_way: str) -> None:
     write(here, {name: name for name in NAMES} | {f"src/{name}/{name}": "deep" for name in NAMES})
     (here / os.fsdecode(b"latin-\xe9")).write_text("bytes")
-    pushing.push(sync_link)
+    pushing.push(sync_connection)
     assert pushed(there) == own(here)
 
 
 def test_names_arrive_as_they_are_whatever_the_locale(
-    sshd: Server, sync_link: Link, here: Path, there: Path
+    sshd: Server, sync_connection: Connection, here: Path, there: Path
 ) -> None:
     with sshd.session(LC_ALL="C", LANG="de_DE.ISO-8859-1", PYTHONCOERCECLOCALE="0", PYTHONUTF8="0"):
         write(here, {"ünïcödé 漢字.txt": "x"})
-        pushing.push(sync_link)
+        pushing.push(sync_connection)
     assert (there / "ünïcödé 漢字.txt").read_text() == "x"
 
 
 def test_what_is_executable_stays_so_and_what_is_private(
-    sync_link: Link, here: Path, there: Path, sync_way: str
+    sync_connection: Connection, here: Path, there: Path, sync_way: str
 ) -> None:
     write(here, {"run.sh": "#!/bin/sh\n", "private.txt": "p"})
     (here / "run.sh").chmod(0o755)
     (here / "private.txt").chmod(0o600)
-    pushing.push(sync_link)
+    pushing.push(sync_connection)
     assert os.access(there / "run.sh", os.X_OK) and not os.access(there / "README.md", os.X_OK)
     assert (there / "private.txt").stat().st_mode & 0o777 == 0o600
     (here / "run.sh").chmod(0o644)
     (here / "README.md").chmod(0o755)
-    pushing.push(sync_link)
+    pushing.push(sync_connection)
     assert not (there / "run.sh").stat().st_mode & 0o111 and os.access(there / "README.md", os.X_OK)
 
 
 def test_links_that_stay_inside_are_links_there_and_others_are_told(
-    sync_link: Link, here: Path, there: Path, capsys: pytest.CaptureFixture[str]
+    sync_connection: Connection, here: Path, there: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name, target in (("inside", "README.md"), ("src/up", "../configs"), ("broken", "nowhere")):
         (here / name).symlink_to(target)
     write(here, {"outputs/x": "x", ".env": "TOKEN=1"})
     for name, target in (("away", "../.."), ("abs", "/etc/passwd"), ("out", "outputs/x"), ("env", ".env")):
         (here / name).symlink_to(target)
-    pushing.push(sync_link)
+    pushing.push(sync_connection)
     found = said(capsys)
     assert os.readlink(there / "inside") == "README.md" and os.readlink(there / "src/up") == "../configs"
     assert os.readlink(there / "broken") == "nowhere"
@@ -180,29 +182,31 @@ def test_links_that_stay_inside_are_links_there_and_others_are_told(
         assert not os.path.lexists(there / name) and f"{name} is a link to" in found
     (here / "inside").unlink()
     (here / "inside").symlink_to("src")
-    pushing.push(sync_link)
+    pushing.push(sync_connection)
     assert os.readlink(there / "inside") == "src" and "replaced" not in said(capsys)
 
 
-def test_a_repository_inside_is_told(sync_link: Link, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_repository_inside_is_told(
+    sync_connection: Connection, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write(here, {"other/x": "x"})
     subprocess.run([*GIT, "init", "-q"], cwd=here / "other", check=True)
-    pushing.push(sync_link)
+    pushing.push(sync_connection)
     assert "other is a repository of its own: it is not pushed; ALSO=other sends it" in said(capsys)
 
 
 def test_a_folder_that_is_no_project_is_refused(
-    sync_link: Link, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sync_connection: Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RemoteError, match=r"has no src/main.py"):
-        pushing.push(sync_link)
+        pushing.push(sync_connection)
 
 
-def test_a_project_that_git_ignores_is_refused(sync_link: Link, here: Path) -> None:
+def test_a_project_that_git_ignores_is_refused(sync_connection: Connection, here: Path) -> None:
     write(here, {".gitignore": "/src/\n"})
     with pytest.raises(RemoteError, match=r"git ignores src/main.py"):
-        pushing.push(sync_link)
+        pushing.push(sync_connection)
 
 
 RULES = (
@@ -233,16 +237,16 @@ def test_without_git_its_ignore_files_are_read_as_it_reads_them(
 
 
 def test_what_is_asked_for_besides_is_sent_and_never_taken_away(
-    sync_link: Link, here: Path, there: Path, sync_way: str, tmp_path: Path
+    sync_connection: Connection, here: Path, there: Path, sync_way: str, tmp_path: Path
 ) -> None:
     write(here, {"models/m/config.json": "{}", "models/other": "x", "models/m/.env": "TOKEN=1"})
     write(tmp_path / "cache", {"blob": "weights"})
     (here / "models/m/weights").symlink_to(tmp_path / "cache/blob")
-    pushing.push(sync_link, also=["models/m"])
+    pushing.push(sync_connection, also=["models/m"])
     assert (there / "models/m/weights").read_text() == "weights" and not (there / "models/m/weights").is_symlink()
     assert sorted(p.name for p in (there / "models").rglob("*")) == ["config.json", "m", "weights"]
     shutil.rmtree(here / "models")
-    pushing.push(sync_link)
+    pushing.push(sync_connection)
     assert (there / "models/m/config.json").read_text() == "{}"
 
 
@@ -258,27 +262,29 @@ def test_what_is_asked_for_besides_is_sent_and_never_taken_away(
         ("env", "is never pushed"),
     ],
 )
-def test_some_things_are_not_sent_even_when_asked_for(sync_link: Link, here: Path, path: str, reason: str) -> None:
+def test_some_things_are_not_sent_even_when_asked_for(
+    sync_connection: Connection, here: Path, path: str, reason: str
+) -> None:
     write(here, {".env": "", "outputs/runs/1/x": "", "env/pyvenv.cfg": ""})
     with pytest.raises(RemoteError, match=f"ALSO={path} {reason}"):
-        pushing.push(sync_link, also=[path])
+        pushing.push(sync_connection, also=[path])
 
 
 def test_a_large_file_is_looked_at_once_while_its_times_stay(
-    sync_link: Link, here: Path, there: Path, monkeypatch: pytest.MonkeyPatch
+    sync_connection: Connection, here: Path, there: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(here, {"models/w": "weights"})
     os.utime(here / "models/w", (1, 1))
     monkeypatch.setattr(push_files, "RECENT", 0)
-    pushing.push(sync_link, also=["models/w"])
+    pushing.push(sync_connection, also=["models/w"])
     looked: list[str] = []
     real = push_files.sha256
     monkeypatch.setattr(push_files, "sha256", lambda path: (looked.append(str(path)), real(path))[1])
-    pushing.push(sync_link, also=["models/w"])
+    pushing.push(sync_connection, also=["models/w"])
     assert "models/w" not in looked and "src/main.py" in looked
     (here / "models/w").write_text("WEIGHTS")
     os.utime(here / "models/w", (1, 1))  # as long as before, of the same time
-    pushing.push(sync_link, also=["models/w"])
+    pushing.push(sync_connection, also=["models/w"])
     assert (there / "models/w").read_text() == "WEIGHTS"
 
 
@@ -291,26 +297,31 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     paths: list[str] = []
     real = transfer.send
 
-    def send(link: Link, files: Mapping[str, Path], *more: Any) -> None:
+    def send(connection: Connection, files: Mapping[str, Path], *more: Any) -> None:
         paths.extend(map(str, files.values()))
-        real(link, files, *more)
+        real(connection, files, *more)
 
     monkeypatch.setattr(transfer, "send", send)
     return paths
 
 
 def test_only_what_differs_is_sent(
-    sync_link: Link, here: Path, there: Path, sync_way: str, capsys: pytest.CaptureFixture[str], sent: list[str]
+    sync_connection: Connection,
+    here: Path,
+    there: Path,
+    sync_way: str,
+    capsys: pytest.CaptureFixture[str],
+    sent: list[str],
 ) -> None:
-    where = f"{sync_link.target}:{sync_link.target.dir}"
-    pushing.push(sync_link)
+    where = f"{sync_connection.target}:{sync_connection.target.dir}"
+    pushing.push(sync_connection)
     assert f"pushed to {where}: 5 new (" in said(capsys)
     sent.clear()
-    pushing.push(sync_link)
+    pushing.push(sync_connection)
     assert said(capsys) == f"nothing to push: {where} is as this folder is\n" and sent == []
     write(here, {"src/model.py": "better\n", "src/new.py": "new\n"})
     (here / "README.md").unlink()
-    pushing.push(sync_link)
+    pushing.push(sync_connection)
     assert sorted(sent) == ["src/model.py", "src/new.py"]
     text = said(capsys)
     assert "1 changed, 1 new, 1 removed (11 bytes)" in text
@@ -319,42 +330,42 @@ def test_only_what_differs_is_sent(
 
 
 def test_of_many_names_the_first_are_shown(
-    sync_link: Link, here: Path, capsys: pytest.CaptureFixture[str]
+    sync_connection: Connection, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write(here, {f"data/{n}": str(n) for n in range(30)})
-    pushing.push(sync_link)
+    pushing.push(sync_connection)
     lines = said(capsys).splitlines()
     assert len(lines) == 22 and lines[-1] == "  and 15 more"
 
 
 def test_only_what_a_push_has_put_there_is_removed(
-    sync_link: Link, here: Path, there: Path, capsys: pytest.CaptureFixture[str]
+    sync_connection: Connection, here: Path, there: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write(here, {"gone/a.txt": "a", "gone/deep/b.txt": "b", "edited.txt": "e", "stays/c.txt": "c"})
-    pushing.push(sync_link)
+    pushing.push(sync_connection)
     write(there, {"stays/mine.txt": "mine", "notes.txt": "notes", "outputs/runs/1/manifest.json": "{}"})
     write(there, {"edited.txt": "edited there"})
     shutil.rmtree(here / "gone")
     shutil.rmtree(here / "stays")
     (here / "edited.txt").unlink()
     capsys.readouterr()
-    pushing.push(sync_link)
+    pushing.push(sync_connection)
     assert "edited.txt is no more here, and was changed on the server: it is kept there" in said(capsys)
     mine = {"stays/mine.txt": b"mine", "notes.txt": b"notes", "edited.txt": b"edited there"}
     assert pushed(there) == own(here) | mine
     assert not (there / "gone").exists()
     assert (there / "outputs/runs/1/manifest.json").exists()
-    pushing.push(sync_link)
+    pushing.push(sync_connection)
     assert "edited.txt" not in said(capsys) and (there / "edited.txt").exists()
 
 
 def test_what_was_changed_on_the_server_is_kept_beside(
-    sync_link: Link, here: Path, there: Path, sync_way: str, capsys: pytest.CaptureFixture[str]
+    sync_connection: Connection, here: Path, there: Path, sync_way: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write(there, {"README.md": "by hand, before any push"})
-    pushing.push(sync_link)
+    pushing.push(sync_connection)
     write(there, {"src/model.py": "edited there"})
-    pushing.push(sync_link)
+    pushing.push(sync_connection)
     text = said(capsys)
     assert text.count("changed on the server since, and replaced") == 2
     kept = sorted((there / "outputs/remote/replaced").glob("*/**/*.*"))
@@ -363,39 +374,39 @@ def test_what_was_changed_on_the_server_is_kept_beside(
 
 
 def test_a_file_becomes_a_folder_and_a_folder_a_file(
-    sync_link: Link, here: Path, there: Path, capsys: pytest.CaptureFixture[str]
+    sync_connection: Connection, here: Path, there: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write(here, {"one": "file", "two/x": "x"})
-    pushing.push(sync_link)
+    pushing.push(sync_connection)
     write(there, {"two/mine": "mine"})
     (here / "one").unlink()
     shutil.rmtree(here / "two")
     write(here, {"one/x": "x", "two": "file"})
-    pushing.push(sync_link)
+    pushing.push(sync_connection)
     assert pushed(there) == own(here)
     (kept,) = (there / "outputs/remote/replaced").glob("*/two/mine")
     assert kept.read_text() == "mine"
     assert "replaced: two;" in said(capsys)
 
 
-def test_what_was_a_link_to_a_folder_may_become_one(sync_link: Link, here: Path, there: Path) -> None:
+def test_what_was_a_link_to_a_folder_may_become_one(sync_connection: Connection, here: Path, there: Path) -> None:
     (here / "data").symlink_to("configs")
-    pushing.push(sync_link)
+    pushing.push(sync_connection)
     (here / "data").unlink()
     write(here, {"data/train.yaml": "rows"})
-    pushing.push(sync_link)
+    pushing.push(sync_connection)
     assert (there / "configs/train.yaml").read_text() == "lr: 1\n" and (
         there / "data/train.yaml"
     ).read_text() == "rows"
 
 
-def test_a_push_never_writes_where_it_may_not_whatever_it_is_told(sync_link: Link, here: Path) -> None:
+def test_a_push_never_writes_where_it_may_not_whatever_it_is_told(sync_connection: Connection, here: Path) -> None:
     for path in ("../up", "/tmp/abs", "outputs/runs/x", ".env", ".venv/bin/python", "a/../../b"):
         wanted = {path: {"is": "0" * 64, "size": 0, "mode": 0o644, "also": False}}
         with pytest.raises(RemoteError, match="is no place for a push"):
-            sync_link.call(
+            sync_connection.call(
                 "apply_push:settle",
-                folder=sync_link.target.dir,
+                folder=sync_connection.target.dir,
                 push={"id": "x", "sender": "y"},
                 wanted=wanted,
                 named=[],
@@ -413,32 +424,32 @@ def large(here: Path) -> Path:
 
 
 def test_a_push_that_is_cut_again_and_again_goes_on_where_it_was(
-    bad_link: tuple[Link, Proxy], here: Path, there: Path, large: Path, sync_way: str
+    bad_connection: tuple[Connection, Proxy], here: Path, there: Path, large: Path, sync_way: str
 ) -> None:
-    link, between = bad_link
+    connection, between = bad_connection
     between.delay, between.room = 0.001, 1_200_000  # no connection carries the whole file
-    pushing.push(link)
+    pushing.push(connection)
     assert pushed(there) == own(here) and left_over(there) == []
     assert between.count < 15
 
 
 def test_a_push_that_was_killed_has_changed_nothing_and_the_next_goes_on_with_it(
-    bad_link: tuple[Link, Proxy],
+    bad_connection: tuple[Connection, Proxy],
     here: Path,
     there: Path,
     large: Path,
     sync_way: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    link, between = bad_link
-    pushing.push(link)
+    connection, between = bad_connection
+    pushing.push(connection)
     before = pushed(there)
     large.write_bytes(os.urandom(3_000_000))
     write(here, {"README.md": "new", "src/more.py": "more"})
     between.delay = 0.01
     other = subprocess.Popen(
         [sys.executable, "-m", "src.main", "push"],
-        env=environment_of(link),
+        env=environment_of(connection),
         start_new_session=True,
     )
     incoming = there / "outputs/remote/incoming"
@@ -450,7 +461,7 @@ def test_a_push_that_was_killed_has_changed_nothing_and_the_next_goes_on_with_it
     sizes: list[int] = []
     real = transfer.send
     monkeypatch.setattr(transfer, "send", lambda *given: (sizes.append(given[-1]), real(*given)))
-    pushing.push(link)
+    pushing.push(connection)
     assert pushed(there) == own(here) and left_over(there) == []
     assert len(sizes) == 1 and sizes[0] < 2_500_000
 
@@ -482,42 +493,42 @@ def wrapper(folder: Path, there: Path, once: bool) -> str:
 
 
 def test_what_is_damaged_on_its_way_is_sent_again(
-    sshd: Server, sync_link: Link, here: Path, there: Path, large: Path, tmp_path: Path
+    sshd: Server, sync_connection: Connection, here: Path, there: Path, large: Path, tmp_path: Path
 ) -> None:
     with sshd.session(PATH=wrapper(tmp_path, there, once=True)):
-        pushing.push(sync_link)
+        pushing.push(sync_connection)
     assert (tmp_path / "damaged").exists()
     assert pushed(there) == own(here)
 
 
 def test_what_is_there_in_part_is_not_sent_again_and_not_trusted(
-    sync_link: Link, here: Path, there: Path, large: Path, sync_way: str, sent: list[str]
+    sync_connection: Connection, here: Path, there: Path, large: Path, sync_way: str, sent: list[str]
 ) -> None:
     incoming = there / "outputs/remote/incoming" / pushing._sender()
     incoming.mkdir(parents=True)
     (incoming / hashlib.sha256(large.read_bytes()).hexdigest()).write_bytes(os.urandom(1_000_000))
-    pushing.push(sync_link)
+    pushing.push(sync_connection)
     assert pushed(there) == own(here)
     assert sent.count("large.bin") == 2  # the rest of it, and then all of it
 
 
 def test_what_arrives_damaged_each_time_takes_no_place(
-    sshd: Server, sync_link: Link, here: Path, there: Path, tmp_path: Path
+    sshd: Server, sync_connection: Connection, here: Path, there: Path, tmp_path: Path
 ) -> None:
-    pushing.push(sync_link)
+    pushing.push(sync_connection)
     before = pushed(there)
     write(here, {"README.md": "new", "src/more.py": "more"})
-    sync_link.close()
+    sync_connection.close()
     with (
         sshd.session(PATH=wrapper(tmp_path, there, once=False)),
         pytest.raises(RemoteError, match=r"README.md, src/more.py: what arrives is not what was sent, 3 times"),
     ):
-        pushing.push(sync_link)
+        pushing.push(sync_connection)
     assert pushed(there) == before
 
 
 def test_a_file_that_changes_while_it_is_sent_arrives_as_it_is_then(
-    sync_link: Link, here: Path, there: Path, monkeypatch: pytest.MonkeyPatch
+    sync_connection: Connection, here: Path, there: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, times = transfer.send, []
 
@@ -528,27 +539,39 @@ def test_a_file_that_changes_while_it_is_sent_arrives_as_it_is_then(
         real(*given)
 
     monkeypatch.setattr(transfer, "send", changing)
-    code = pushing.push(sync_link)
+    code = pushing.push(sync_connection)
     assert (there / "README.md").read_text() == "changed meanwhile" and len(times) == 2
     assert set(code["files"]) == {"src/main.py", "src/model.py", "configs/train.yaml"}
 
 
 def test_an_rsync_that_does_not_work_is_told_and_done_without(
-    sshd: Server, sync_link: Link, here: Path, there: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    sshd: Server,
+    sync_connection: Connection,
+    here: Path,
+    there: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     write(tmp_path, {"bin/rsync": "#!/bin/sh\necho hello\nexit 1\n"})
     (tmp_path / "bin/rsync").chmod(0o755)
     with sshd.session(PATH=f"{tmp_path}/bin:{os.environ['PATH']}"):
-        pushing.push(sync_link)
+        pushing.push(sync_connection)
     assert "rsync does not work (" in said(capsys) and pushed(there) == own(here)
 
 
-def test_an_answer_that_was_lost_is_asked_for_again(sync_link: Link, here: Path, there: Path) -> None:
+def test_an_answer_that_was_lost_is_asked_for_again(sync_connection: Connection, here: Path, there: Path) -> None:
     wanted = {"link": {"is": "-> README.md", "size": 0, "mode": 0o777, "also": False}}
-    given = {"folder": sync_link.target.dir, "push": {"id": "one", "sender": "me"}, "wanted": wanted, "named": []}
-    first = sync_link.call("apply_push:settle", **given)
-    assert first["new"] == ["link"] and sync_link.call("apply_push:settle", **given)["new"] == ["link"]
-    assert sync_link.call("apply_push:settle", **given | {"push": {"id": "two", "sender": "me"}})["new"] == []
+    given = {
+        "folder": sync_connection.target.dir,
+        "push": {"id": "one", "sender": "me"},
+        "wanted": wanted,
+        "named": [],
+    }
+    first = sync_connection.call("apply_push:settle", **given)
+    assert first["new"] == ["link"] and sync_connection.call("apply_push:settle", **given)["new"] == ["link"]
+    assert (
+        sync_connection.call("apply_push:settle", **given | {"push": {"id": "two", "sender": "me"}})["new"] == []
+    )
 
 
 # Refusals
@@ -556,51 +579,54 @@ def test_an_answer_that_was_lost_is_asked_for_again(sync_link: Link, here: Path,
 
 def test_a_folder_below_the_home_is_made_with_all_above_it(sshd: Server, here: Path, tmp_path: Path) -> None:
     variables = sshd.client(tmp_path / "person", f"~/{tmp_path.name}/a/b")
-    with Link(Target.of(variables)) as link:
-        pushing.push(link)
+    with Connection(RemoteTarget.of(variables)) as connection:
+        pushing.push(connection)
     assert (sshd.home / tmp_path.name / "a/b/src/main.py").is_file()
 
 
 def test_a_folder_elsewhere_is_made_only_in_one_that_is_there(sshd: Server, here: Path, tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     variables = sshd.client(tmp_path / "person", f"{tmp_path}/there/new")
-    with Link(Target.of(variables)) as link:
-        pushing.push(link)
+    with Connection(RemoteTarget.of(variables)) as connection:
+        pushing.push(connection)
     assert (tmp_path / "there/new/src/main.py").is_file()
     variables["REMOTE_DIR"] = f"{tmp_path}/none/new"
-    with Link(Target.of(variables)) as link, pytest.raises(RemoteError, match="none does not exist on the server"):
-        pushing.push(link)
+    with (
+        Connection(RemoteTarget.of(variables)) as connection,
+        pytest.raises(RemoteError, match="none does not exist on the server"),
+    ):
+        pushing.push(connection)
     assert not (tmp_path / "none").exists()
 
 
-def test_a_folder_that_is_a_file_is_refused(sync_link: Link, here: Path, there: Path) -> None:
+def test_a_folder_that_is_a_file_is_refused(sync_connection: Connection, here: Path, there: Path) -> None:
     there.write_text("a file")
     with pytest.raises(RemoteError, match="is a file on the server; REMOTE_DIR should be a folder"):
-        pushing.push(sync_link)
+        pushing.push(sync_connection)
 
 
 @needs_own_mounts
 def test_a_folder_that_nobody_may_write_to_is_refused(
-    sshd: Server, sync_link: Link, here: Path, there: Path
+    sshd: Server, sync_connection: Connection, here: Path, there: Path
 ) -> None:
     there.mkdir()
     sshd.inside(f"mount -t tmpfs -o ro tmpfs '{there}'")
     try:
         with pytest.raises(RemoteError, match="read-only file system; REMOTE_DIR must be a folder"):
-            pushing.push(sync_link)
+            pushing.push(sync_connection)
     finally:
         sshd.inside(f"umount '{there}'")
 
 
 @needs_own_mounts
 def test_a_full_disk_is_told_before_anything_is_sent(
-    sshd: Server, sync_link: Link, here: Path, there: Path, large: Path
+    sshd: Server, sync_connection: Connection, here: Path, there: Path, large: Path
 ) -> None:
     there.mkdir()
     sshd.inside(f"mount -t tmpfs -o size=1m tmpfs '{there}'")
     try:
         with pytest.raises(RemoteError, match=r"has .* left, and 3.0 MB are to be sent; free some space there"):
-            pushing.push(sync_link)
+            pushing.push(sync_connection)
     finally:
         sshd.inside(f"umount '{there}'")
 
@@ -608,7 +634,7 @@ def test_a_full_disk_is_told_before_anything_is_sent(
 @needs_own_mounts
 def test_a_disk_that_is_full_in_the_middle_is_told(
     sshd: Server,
-    sync_link: Link,
+    sync_connection: Connection,
     here: Path,
     there: Path,
     large: Path,
@@ -620,7 +646,7 @@ def test_a_disk_that_is_full_in_the_middle_is_told(
     try:
         monkeypatch.setattr(pushing, "_check_room", lambda *_: None)
         with pytest.raises(RemoteError, match=r"no space is left|is its disk full"):
-            pushing.push(sync_link)
+            pushing.push(sync_connection)
         assert sshd.inside(f"ls '{there}'").stdout == "outputs\n"
     finally:
         sshd.inside(f"umount '{there}'")
@@ -635,8 +661,8 @@ def test_two_pushes_of_one_folder_take_turns(sshd: Server, here: Path, there: Pa
 
     def one() -> None:
         try:
-            with Link(Target.of(variables)) as link:
-                pushing.push(link)
+            with Connection(RemoteTarget.of(variables)) as connection:
+                pushing.push(connection)
         except BaseException as error:
             errors.append(error)
 
@@ -651,22 +677,22 @@ def test_two_pushes_of_one_folder_take_turns(sshd: Server, here: Path, there: Pa
 # For a command that runs there
 
 
-def test_a_run_is_made_of_the_code_that_was_pushed(sync_link: Link, here: Path, there: Path) -> None:
+def test_a_run_is_made_of_the_code_that_was_pushed(sync_connection: Connection, here: Path, there: Path) -> None:
     (here / "src/same.py").symlink_to("model.py")
-    code = pushing.push(sync_link)
-    snapshot = Path(sync_link.call("snapshots:take", folder=sync_link.target.dir, code=code))
+    code = pushing.push(sync_connection)
+    snapshot = Path(sync_connection.call("snapshots:take", folder=sync_connection.target.dir, code=code))
     assert (snapshot / "src/same.py").read_text() == (snapshot / "src/model.py").read_text() == "model\n"
     write(here, {"README.md": "no code"})
-    assert pushing.push(sync_link)["digest"] == code["digest"]
+    assert pushing.push(sync_connection)["digest"] == code["digest"]
     write(here, {"src/model.py": "better\n"})
-    other = pushing.push(sync_link)
+    other = pushing.push(sync_connection)
     assert other["digest"] != code["digest"]
     assert (there / "src/model.py").read_text() == "better\n"
     assert (snapshot / "src/model.py").read_text() == "model\n"  # a run that is under way keeps its own
 
 
 def test_a_setting_that_names_what_is_only_here_is_told(
-    sync_link: Link, here: Path, there: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    sync_connection: Connection, here: Path, there: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     write(here, {"models/x/w": "w", "models/y/w": "w", "outputs/runs/1/m": "m", "data/rows.jsonl": "{}"})
     write(there, {"models/y/w": "w"})
@@ -681,23 +707,23 @@ def test_a_setting_that_names_what_is_only_here_is_told(
         "y=",
         f"z={tmp_path}/no",
     ]
-    pushing.push(sync_link, words=words)
+    pushing.push(sync_connection, words=words)
     told = capsys.readouterr().err.splitlines()
     assert told == [
         "models/x is not on the server: git ignores it; ALSO=models/x sends it",
         "outputs/runs/1 is not on the server: it is never pushed",
     ]
-    pushing.push(sync_link, also=["models/x"], words=words)
+    pushing.push(sync_connection, also=["models/x"], words=words)
     assert "models/x" not in capsys.readouterr().err
 
 
-def test_damaged_records_of_a_push_lose_nothing(sync_link: Link, here: Path, there: Path) -> None:
-    pushing.push(sync_link)
+def test_damaged_records_of_a_push_lose_nothing(sync_connection: Connection, here: Path, there: Path) -> None:
+    pushing.push(sync_connection)
     for name, text in (("pushed", '{"src/main'), ("also", "[1]"), ("push", "")):
         (there / f"outputs/remote/{name}.json").write_text(text)
     write(there, {"src/model.py": "changed there\n"})
     (here / "README.md").unlink()
-    pushing.push(sync_link)
+    pushing.push(sync_connection)
     assert (there / "README.md").exists()  # it may be somebody's
     assert (there / "src/model.py").read_text() == "model\n"
     (kept,) = (there / "outputs/remote/replaced").glob("*/src/model.py")

@@ -13,7 +13,7 @@ import pytest
 from src.errors import UserError
 from src.remote import fetch
 from src.remote.agent import bootstrap
-from src.remote.listing import Listing
+from src.remote.listing import RunListing
 from tests.remote.client import Client
 from tests.remote.server import Server, make_key, needs_ssh
 from tests.remote.test_shells import run
@@ -65,7 +65,7 @@ def test_a_python_that_is_too_old_is_told(person: Client, monkeypatch: pytest.Mo
 
 
 def test_the_oldest_python_that_will_do_does(person: Client, noted: Path) -> None:
-    run(person.having(REMOTE_PYTHON=python(".".join(map(str, bootstrap.OLDEST)))), noted)
+    run(person.having(REMOTE_PYTHON=python(".".join(map(str, bootstrap.MIN_PYTHON)))), noted)
 
 
 def test_a_folder_in_which_nothing_was_run_says_so(
@@ -123,7 +123,7 @@ def test_a_server_cannot_name_a_run_that_is_no_folder_of_runs() -> None:
     ],
 )
 def test_a_server_cannot_have_anything_written_outside_of_a_run(entry: dict[str, object]) -> None:
-    found = Listing("/r", {}, "host", False)
+    found = RunListing("/r", {}, "host", False)
     found.add({"path": "a/b", "link": "../c/d"})
     with pytest.raises(UserError, match="which is no path inside a run"):
         found.add(entry)

@@ -367,10 +367,10 @@ def test_a_python_that_cannot_do_is_refused(
     programs: dict[str, str], said: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from src.remote.agent import host_info
-    from src.remote.agent.protocol import Refused
+    from src.remote.agent.protocol import AgentError
 
     monkeypatch.setenv("PATH", str(fakes(tmp_path, programs)))
-    with pytest.raises(Refused) as told:
+    with pytest.raises(AgentError) as told:
         host_info.interpreter(str(tmp_path), "python3.10")
     assert all(text in f"{told.value.problem}; {told.value.hint}" for text in said)
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from src.remote import jobs
-from src.remote.connection import Link
-from src.remote.target import Target
+from src.remote.connection import Connection
+from src.remote.target import RemoteTarget
 from tests.remote.client import Client
 from tests.remote.server import GUEST_ID, GUEST_NAME, Server, needs_own_mounts, needs_ssh, until
 
@@ -104,9 +104,9 @@ def test_who_is_not_root_and_may_not_write_to_the_home_pushes_starts_stops_and_f
     guest.typed_here(monkeypatch, "push")
     (place / ".venv/bin").mkdir(parents=True)
     (place / ".venv/bin/python").symlink_to("/bin/sh")
-    with Link(Target.of(guest.environment)) as link:
-        job = jobs.start(link, "train", [jobs.PYTHON, "-c", WORK], [], {}, None)
-        until(lambda: jobs.named(link, job["id"])["last"] == str(GUEST_ID))
+    with Connection(RemoteTarget.of(guest.environment)) as connection:
+        job = jobs.start(connection, "train", [jobs.PYTHON, "-c", WORK], [], {}, None)
+        until(lambda: jobs.named(connection, job["id"])["last"] == str(GUEST_ID))
     guest.typed_here(monkeypatch, "ssh-stop", job["id"])
     assert "stopped, with a checkpoint" in capfd.readouterr().out
     guest.typed_here(monkeypatch, "ssh-fetch", "r")

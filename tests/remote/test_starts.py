@@ -13,11 +13,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from src.remote import connection as links
+from src.remote import connection as connection_module
 from src.remote import jobs
 from src.remote.agent import fs
-from src.remote.connection import Link
-from src.remote.target import Target
+from src.remote.connection import Connection
+from src.remote.target import RemoteTarget
 from tests.remote.client import Client
 from tests.remote.kill_points import Moments
 from tests.remote.proxy import proxy
@@ -30,8 +30,8 @@ pytestmark = needs_ssh
 RAN = "echo $$ >> ran"  # in REMOTE_DIR: a line for each process that was started
 
 
-def begin(link: Link, id: str, script: str = RAN) -> jobs.Job:
-    return jobs.start(link, "train", ["/bin/sh", "-c", script], [], {}, None, id)
+def begin(connection: Connection, id: str, script: str = RAN) -> jobs.Job:
+    return jobs.start(connection, "train", ["/bin/sh", "-c", script], [], {}, None, id)
 
 
 def ran(project: Path) -> int:
@@ -42,8 +42,8 @@ def ran(project: Path) -> int:
 class Starts:
     """Starts, in sessions in which a moment comes."""
 
-    def __init__(self, server: Server, link: Link, project: Path, folder: Path) -> None:
-        self.server, self.link, self.project = server, link, project
+    def __init__(self, server: Server, connection: Connection, project: Path, folder: Path) -> None:
+        self.server, self.connection, self.project = server, connection, project
         self.moments = Moments(folder, project)
 
     @contextmanager
@@ -51,17 +51,17 @@ class Starts:
         """The id of a run, for a start inside; nothing has run yet."""
         (self.project / "ran").unlink(missing_ok=True)
         with self.server.session(**self.moments.variables(who, nth, act)):
-            self.link.close()  # the next connection is a session of the new kind
+            self.connection.close()  # the next connection is a session of the new kind
             yield f"run-{who}-{nth}-{act}"
-            self.link.close()
+            self.connection.close()
 
     def ended(self, id: str) -> bool:
         return (folder_of(self.project, {"id": id}) / "exit.json").exists()
 
 
 @pytest.fixture
-def starts(sshd: Server, link: Link, remote_project: Path, tmp_path: Path) -> Starts:
-    return Starts(sshd, link, remote_project, tmp_path)
+def starts(sshd: Server, connection: Connection, remote_project: Path, tmp_path: Path) -> Starts:
+    return Starts(sshd, connection, remote_project, tmp_path)
 
 
 @pytest.mark.parametrize("act", ["cut", "kill"])
@@ -70,8 +70,8 @@ def test_at_whatever_moment_a_start_is_broken_off_it_happens_once(starts: Starts
     while came:
         nth += 1
         with starts.at("starter", nth, act) as id:
-            job = begin(starts.link, id)  # which tries again by itself
-            again = begin(starts.link, id)
+            job = begin(starts.connection, id)  # which tries again by itself
+            again = begin(starts.connection, id)
         until(lambda id=id: starts.ended(id))
         assert ran(starts.project) == 1, f"at moment {nth}"
         assert again["again"] and again["pid"] == job["pid"]
@@ -85,12 +85,14 @@ def test_at_whatever_moment_its_supervisor_is_killed_it_never_runs_twice(starts:
         nth += 1
         with starts.at("supervisor", nth, "kill") as id:
             try:
-                begin(starts.link, id)
+                begin(starts.connection, id)
             except RuntimeError:  # as nobody foresees that
                 assert starts.moments.came.exists()
-        job = begin(starts.link, id)
+        job = begin(starts.connection, id)
         job = until(
-            lambda id=id: next(j for j in jobs.known(starts.link) if j["id"] == id and j["status"] != "running")
+            lambda id=id: next(
+                j for j in jobs.known(starts.connection) if j["id"] == id and j["status"] != "running"
+            )
         )
         assert ran(starts.project) == (1 if job["code"] == 0 else ran(starts.project) & 1), f"at moment {nth}"
         came = starts.moments.came.exists()
@@ -100,7 +102,7 @@ def test_at_whatever_moment_its_supervisor_is_killed_it_never_runs_twice(starts:
 def test_a_start_that_goes_on_after_it_was_given_up_is_not_done_twice(sshd: Server, starts: Starts) -> None:
     """Its supervisor is slow to begin, who has started that is gone, and the start is tried again."""
     with starts.at("supervisor", 1, "wait") as id:
-        starting = threading.Thread(target=begin, args=(starts.link, id))
+        starting = threading.Thread(target=begin, args=(starts.connection, id))
         starting.start()
         until(starts.moments.came.exists)
         slow = next(p for p in sshd.started() if python(p) and python(p.parent()))
@@ -122,8 +124,8 @@ def test_of_many_who_start_the_same_at_once_one_does(person: Client, remote_proj
     answers: list[jobs.Job] = []
 
     def one() -> None:
-        with Link(Target.of(person.environment)) as link:
-            answers.append(begin(link, "same"))
+        with Connection(RemoteTarget.of(person.environment)) as connection:
+            answers.append(begin(connection, "same"))
 
     at_once = [threading.Thread(target=one) for _ in range(6)]
     for each in at_once:
@@ -180,26 +182,26 @@ def test_who_stops_following_does_not_stop_the_run(person: Client, noted: Path, 
 def test_a_follower_whose_connection_is_dead_without_a_word_follows_on(
     sshd: Server, person: Client, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
-    monkeypatch.setattr(links, "SILENCE", 4.0)  # there is a sign of life every 3
+    monkeypatch.setattr(connection_module, "SILENCE_TIMEOUT_S", 4.0)  # there is a sign of life every 3
     with proxy(sshd.port) as between:
-        target = Target.of(person.environment | {"REMOTE_PORT": str(between.port)})
+        target = RemoteTarget.of(person.environment | {"REMOTE_PORT": str(between.port)})
         person.known_hosts.write_text(sshd.known_hosts().replace(str(sshd.port), str(between.port)))
-        with Link(target) as link:
+        with Connection(target) as connection:
             script = "for i in 1 2 3 4 5 6 7 8; do echo $i; sleep 0.2; done; printf end"
-            job = begin(link, "once", script)
+            job = begin(connection, "once", script)
             losing = threading.Timer(0.8, between.lose)
             losing.start()
-            assert jobs.follow(link, job["id"])["code"] == 0
+            assert jobs.follow(connection, job["id"])["code"] == 0
             losing.join()
         assert between.count == 2
     assert capfdbinary.readouterr().out == b"1\n2\n3\n4\n5\n6\n7\n8\nend"
 
 
 def test_bytes_of_every_kind_are_followed_once_however_often_the_connection_is_cut(
-    sshd: Server, link: Link, remote_project: Path, capfdbinary: pytest.CaptureFixture[bytes]
+    sshd: Server, connection: Connection, remote_project: Path, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
     script = "for i in 1 2 3 4 5 6 7 8 9 10; do head -c 400000 /dev/urandom; sleep 0.2; done"
-    job = begin(link, "bytes", script)
+    job = begin(connection, "bytes", script)
     over, cuts = threading.Event(), [0]
 
     def cut() -> None:
@@ -209,7 +211,7 @@ def test_bytes_of_every_kind_are_followed_once_however_often_the_connection_is_c
     cutting = threading.Thread(target=cut)
     cutting.start()
     try:
-        assert jobs.follow(link, job["id"])["code"] == 0
+        assert jobs.follow(connection, job["id"])["code"] == 0
     finally:
         over.set()
         cutting.join()

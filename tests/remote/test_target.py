@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from src.errors import ConfigError, RemoteError
-from src.remote.target import Target
+from src.remote.target import RemoteTarget
 
 pytestmark = pytest.mark.skipif(not shutil.which("ssh"), reason="SKIPPED: no OpenSSH client is installed")
 
@@ -20,14 +20,14 @@ def config(tmp_path: Path) -> Path:
     return tmp_path / "config"
 
 
-def target(config: Path, text: str, **more: str) -> Target:
+def target(config: Path, text: str, **more: str) -> RemoteTarget:
     config.write_text(text)
-    return Target.of(PLACE | {"REMOTE_SSH_CONFIG": str(config)} | more)
+    return RemoteTarget.of(PLACE | {"REMOTE_SSH_CONFIG": str(config)} | more)
 
 
 def test_everything_that_is_missing_is_named_at_once(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as told:
-        Target.of({"REMOTE_PORT": "22x", "REMOTE_KEY": str(tmp_path / "none")})
+        RemoteTarget.of({"REMOTE_PORT": "22x", "REMOTE_KEY": str(tmp_path / "none")})
     text = str(told.value)
     assert all(name in text for name in ("REMOTE_HOST", "REMOTE_DIR", "REMOTE_PORT=22x", "none does not exist"))
     assert ".env" in text
@@ -112,4 +112,4 @@ def test_a_configuration_that_ssh_refuses_is_told_in_its_words(config: Path) -> 
 
 def test_a_host_is_no_option_of_ssh() -> None:
     with pytest.raises(ConfigError, match="is not a host"):
-        Target.of(PLACE | {"REMOTE_HOST": "-oProxyCommand=touch /tmp/owned"})
+        RemoteTarget.of(PLACE | {"REMOTE_HOST": "-oProxyCommand=touch /tmp/owned"})

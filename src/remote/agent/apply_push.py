@@ -19,7 +19,7 @@ import time
 from typing import Any, Dict  # noqa: UP035  (an alias is evaluated, by Python 3.8 too)
 
 from src.remote.agent import fs, snapshots
-from src.remote.agent.protocol import Refused, unbroken
+from src.remote.agent.protocol import AgentError, unbroken
 
 HOME = "outputs/remote"
 NEVER = (".git", ".venv", ".cache", "outputs", "artifacts", ".env")  # no push writes there, whatever it says
@@ -63,15 +63,15 @@ def _make(root: str) -> None:
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         os.lstat(root)  # may say that it is too long
     if os.path.lexists(root):
-        raise Refused(f"{root} is a file on the server", "REMOTE_DIR should be a folder")
+        raise AgentError(f"{root} is a file on the server", "REMOTE_DIR should be a folder")
     above, home = os.path.dirname(root), os.path.expanduser("~")
     if not os.path.isdir(above) and not root.startswith(os.path.join(home, "")):
         said = "is a file" if os.path.lexists(above) else "does not exist"
-        raise Refused(f"{above} {said} on the server", "choose another REMOTE_DIR, or make its folder there")
+        raise AgentError(f"{above} {said} on the server", "choose another REMOTE_DIR, or make its folder there")
     try:
         os.makedirs(root, exist_ok=True)
     except FileNotFoundError:  # as below /proc
-        raise Refused(f"{root} cannot be made on the server", "choose another REMOTE_DIR") from None
+        raise AgentError(f"{root} cannot be made on the server", "choose another REMOTE_DIR") from None
 
 
 class _Work:
@@ -88,7 +88,7 @@ class _Work:
         for path in wanted:
             parts = path.split("/")
             if os.path.isabs(path) or ".." in parts or "" in parts or parts[0] in NEVER:
-                raise Refused(f"{path} is no place for a push")
+                raise AgentError(f"{path} is no place for a push")
 
     def check(self) -> None:
         """Look at what has arrived; what is whole in size and not in content is removed."""

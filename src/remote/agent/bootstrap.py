@@ -16,11 +16,11 @@ import types
 from typing import Any
 
 PACKAGE = "src.remote.agent"
-BEAT = 3.0  # seconds between two signs of life
-OLDEST = (3, 8)
+HEARTBEAT_S = 3.0  # seconds between two signs of life
+MIN_PYTHON = (3, 8)
 FULL = "free some space there and run the command again; nothing is lost"
 CLOSED = "REMOTE_DIR must be a folder that REMOTE_USER may write to"
-MENDABLE = {
+OS_ERROR_HINTS = {
     errno.ENOSPC: FULL,
     errno.EDQUOT: FULL,
     errno.EACCES: CLOSED,
@@ -37,7 +37,7 @@ def serve(request: dict[str, Any]) -> None:
     """Answer one request: `{"sources", "mark", "call", "given"}`."""
     sys.stdout.write("\n" + request["mark"] + "\n")  # what the login shell may have printed ends here
     sys.stdout.flush()
-    if sys.version_info < OLDEST:
+    if sys.version_info < MIN_PYTHON:
         version = ".".join(map(str, sys.version_info[:3]))
         fact = f"Python is {version} there, and 3.8 is the oldest that will do"
         sys.stdout.write(f'{{"refused": "{fact}", "hint": "say by REMOTE_PYTHON where a newer one is"}}\n')
@@ -57,16 +57,16 @@ def serve(request: dict[str, Any]) -> None:
                 protocol.send(frame=frame)
             answer = None
         protocol.send(answer=answer)
-    except protocol.Refused as refused:
+    except protocol.AgentError as refused:
         protocol.send(refused=refused.problem, hint=refused.hint)
     except BrokenPipeError:  # nobody listens any more
         os._exit(0)
     except OSError as error:
-        if error.errno is None or error.errno not in MENDABLE:
+        if error.errno is None or error.errno not in OS_ERROR_HINTS:
             raise
         protocol.send(
             refused=f"{error.filename or request['call']}: {os.strerror(error.errno).lower()}",
-            hint=MENDABLE[error.errno],
+            hint=OS_ERROR_HINTS[error.errno],
         )
 
 
@@ -84,7 +84,7 @@ def load(sources: dict[str, str]) -> None:
 
 def _beat(protocol: Any) -> None:
     while True:
-        time.sleep(BEAT)
+        time.sleep(HEARTBEAT_S)
         try:
             protocol.send(alive=True)
         except OSError:

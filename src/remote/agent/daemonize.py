@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from src.remote.agent.protocol import BOOT, OPTIONS, Refused, send
+from src.remote.agent.protocol import BOOTSTRAP, PYTHON_OPTIONS, AgentError, send
 
 
 def call(function: str, inherited: Sequence[int] = (), **given: Any) -> None:
@@ -20,7 +20,7 @@ def call(function: str, inherited: Sequence[int] = (), **given: Any) -> None:
     """
     here: Any = sys.modules["src.remote.agent"]
     other = subprocess.Popen(
-        [sys.executable, *OPTIONS, "-c", BOOT],
+        [sys.executable, *PYTHON_OPTIONS, "-c", BOOTSTRAP],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -38,7 +38,7 @@ def call(function: str, inherited: Sequence[int] = (), **given: Any) -> None:
             return
         if b'"refused"' in line:
             told = json.loads(line.decode())
-            raise Refused(told["refused"], told.get("hint", ""))
+            raise AgentError(told["refused"], told.get("hint", ""))
     raise RuntimeError(other.stderr.read().decode())
 
 

@@ -9,14 +9,14 @@ import os
 import uuid
 from typing import Any
 
-from src.remote.agent.protocol import Refused
+from src.remote.agent.protocol import AgentError
 
 
 def root(folder: str) -> str:
     """The project's folder, absolute, `~` expanded. Raises: Refused where it is that of nobody."""
     found = os.path.expanduser(folder)
     if found.startswith("~"):
-        raise Refused(f"there is no user {found[1:].split('/')[0]} on the server", "check REMOTE_DIR")
+        raise AgentError(f"there is no user {found[1:].split('/')[0]} on the server", "check REMOTE_DIR")
     return os.path.abspath(found)
 
 

@@ -13,7 +13,7 @@ import subprocess
 from typing import Any, Dict  # noqa: UP035  (an alias is evaluated, by Python 3.8 too)
 
 from src.remote.agent import fs, jobs, venv
-from src.remote.agent.protocol import Refused
+from src.remote.agent.protocol import AgentError
 
 OLDEST = (3, 11)
 NAMES = ("python3.13", "python3.12", "python3.11", "python3")
@@ -72,7 +72,7 @@ def interpreter(root: str, named: str | None) -> Facts:
     version = (_asked(made) or ([], False))[0]
     wanted = _maker(named)["version"] if named else version
     if wanted[:2] != version[:2]:
-        raise Refused(
+        raise AgentError(
             f"{venv.path(root)} is of Python {spelt(version)}, and REMOTE_PYTHON is {spelt(wanted)}",
             "remove it there (make ssh-shell) and run make ssh-init again",
         )
@@ -93,15 +93,15 @@ def _maker(named: str | None) -> Facts:
     oldest = spelt(OLDEST)
     if fitting:
         short = f"python{spelt(fitting[0][2][:2])}"
-        raise Refused(
+        raise AgentError(
             f"{fitting[0][1]} cannot make an environment: its module venv or ensurepip is missing",
             f"have its administrator install it, on Debian and Ubuntu: apt install {short}-venv",
         )
     if named:
         said = f"REMOTE_PYTHON={named} is {spelt(found[0][2])}" if found else f"there is no REMOTE_PYTHON={named}"
-        raise Refused(f"{said}; Python {oldest} or newer is needed", "name another, or leave it out")
+        raise AgentError(f"{said}; Python {oldest} or newer is needed", "name another, or leave it out")
     said = ", ".join(f"{name} is {spelt(version)}" for name, _, version, _ in found) or "there is none"
-    raise Refused(
+    raise AgentError(
         f"Python {oldest} or newer is needed, and {said}",
         f"install python{oldest} and python{oldest}-venv there, or say by REMOTE_PYTHON where one is",
     )

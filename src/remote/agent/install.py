@@ -22,7 +22,7 @@ import urllib.request
 from typing import Any
 
 from src.remote.agent import fs, host_info, venv
-from src.remote.agent.protocol import Refused
+from src.remote.agent.protocol import AgentError
 
 PUBLIC = "https://download.pytorch.org/whl"
 PATIENCE = 6.0  # seconds within which PUBLIC answers
@@ -48,20 +48,20 @@ def main() -> int:
             say("another ssh-init is at work here; waiting for its end")
             fcntl.flock(lock, fcntl.LOCK_EX)
         try:
-            return Installation(root, lock.fileno()).run()
-        except Refused as refused:
+            return Installer(root, lock.fileno()).run()
+        except AgentError as refused:
             say("; ".join(filter(None, (refused.problem, refused.hint))))
             return 2
-        except Failed as failed:
+        except ProgramFailed as failed:
             say(f"{failed}; what was said stands above, and make ssh-init goes on from here")
             return 1
 
 
-class Failed(Exception):
+class ProgramFailed(Exception):
     """A program failed, whose words stand in the log."""
 
 
-class Installation:
+class Installer:
     """`lock` is a file that pip has open too, for it outlives an installer that was killed."""
 
     def __init__(self, root: str, lock: int) -> None:
@@ -150,7 +150,9 @@ class Installation:
         done = subprocess.run([self.python, "-c", TRIED], capture_output=True, cwd="/")
         if done.returncode:
             said = done.stderr.decode(errors="replace").strip().splitlines()
-            raise Failed(f"torch was installed and cannot be imported: {said[-1] if said else done.returncode}")
+            raise ProgramFailed(
+                f"torch was installed and cannot be imported: {said[-1] if said else done.returncode}"
+            )
         version, cuda, hip, available = found = json.loads(done.stdout)
         if self.found["gpus"] and not available:
             built = f"CUDA {cuda}" if cuda else f"ROCm {hip}" if hip else "a CPU alone"
@@ -199,7 +201,7 @@ class Installation:
             process.wait()
             raise
         if code:
-            raise Failed(f"{what} failed (exit code {code})")
+            raise ProgramFailed(f"{what} failed (exit code {code})")
 
     def surroundings(self) -> dict[str, str]:
         """What pip finds: nothing is written outside of the project's folder, and no code but its own is seen."""

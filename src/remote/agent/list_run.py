@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from src.remote.agent import fs, jobs
-from src.remote.agent.protocol import Refused
+from src.remote.agent.protocol import AgentError
 
 RUNS = "outputs/runs"
 FLOCK = "hhqqi4x"  # struct flock of a 64-bit Linux
@@ -33,10 +33,10 @@ def listing(folder: str, run: str, after: str = "") -> Iterator[dict[str, Any]]:
     """
     manifest = fs.read(os.path.join(run, "manifest.json"))
     if manifest is None:
-        raise Refused(f"{run} is no run: it has no manifest.json", "make ssh-status lists the runs")
+        raise AgentError(f"{run} is no run: it has no manifest.json", "make ssh-status lists the runs")
     if why := _busy(folder, run, manifest):
         id = os.path.basename(run)
-        raise Refused(f"run {id} still runs: {why}", f"wait for its end, or make ssh-stop RUN={id}")
+        raise AgentError(f"run {id} still runs: {why}", f"wait for its end, or make ssh-stop RUN={id}")
     yield {"manifest": manifest, "host": socket.gethostname(), "rsync": shutil.which("rsync") is not None}
     top = os.fsencode(run)
     real = os.path.realpath(top)

@@ -7,14 +7,14 @@ import sys
 import threading
 from typing import Any
 
-BOOT = 'import json,sys;request=json.loads(sys.stdin.readline());exec(request["boot"])'  # for python3 -c
-OPTIONS = ("-X", "utf8")  # of it: names of files are UTF-8, whatever the locale is
+BOOTSTRAP = 'import json,sys;request=json.loads(sys.stdin.readline());exec(request["boot"])'  # for python3 -c
+PYTHON_OPTIONS = ("-X", "utf8")  # of it: names of files are UTF-8, whatever the locale is
 
 _lock = threading.Lock()
 unbroken = threading.Lock()  # held by what is to be ended once it is begun, though nobody listens any more
 
 
-class Refused(Exception):
+class AgentError(Exception):
     """What a person can mend: the fact, and the remedy."""
 
     def __init__(self, problem: str, hint: str = "") -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any, Dict  # noqa: UP035  (an alias is evaluated, by Python 3.8 too)
 
 from src.remote.agent import fs, venv
-from src.remote.agent.protocol import Refused
+from src.remote.agent.protocol import AgentError
 
 LOGS = "outputs/runs"
 # It ends with its standard input, whatever became of who started it.
@@ -32,7 +32,7 @@ def shell(folder: str) -> Dict[str, Any]:  # noqa: UP006
     """
     root = fs.root(folder)
     if not os.path.isdir(root):
-        raise Refused(f"there is no folder {root}", "make push makes it")
+        raise AgentError(f"there is no folder {root}", "make push makes it")
     program = pwd.getpwuid(os.getuid()).pw_shell or "/bin/sh"
     argv, found = [program, "-i"], {"HF_HOME": os.path.join(root, ".cache", "huggingface")}
     if "HF_HOME" in os.environ:
@@ -62,7 +62,7 @@ def tensorboard(folder: str) -> Iterator[Dict[str, Any]]:  # noqa: UP006
     root = fs.root(folder)
     python = venv.python(root)
     if not python:
-        raise Refused(f"there is no environment in {venv.path(root)}", "make ssh-init makes it")
+        raise AgentError(f"there is no environment in {venv.path(root)}", "make ssh-init makes it")
     temporary = os.path.join(root, ".cache", "tmp")
     os.makedirs(temporary, exist_ok=True)
     board = subprocess.Popen(
@@ -85,7 +85,7 @@ def tensorboard(folder: str) -> Iterator[Dict[str, Any]]:  # noqa: UP006
                 data = os.read(board.stderr.fileno(), 1 << 16).decode(errors="replace")
                 if not data:
                     said = last.strip().splitlines()
-                    raise Refused(f"TensorBoard has ended there: {said[-1] if said else 'it says nothing'}")
+                    raise AgentError(f"TensorBoard has ended there: {said[-1] if said else 'it says nothing'}")
                 last = (last + data)[-4000:]
                 found = ADDRESS.search(last)
                 if found:

@@ -18,7 +18,7 @@ import uuid
 from typing import Any
 
 from src.remote.agent import fs, jobs
-from src.remote.agent.protocol import Refused
+from src.remote.agent.protocol import AgentError
 
 CODE = "outputs/remote/code"
 STATE = "src/code.json"
@@ -60,9 +60,9 @@ def _fill(snapshot: str, project: str, code: dict[str, Any]) -> None:
         try:
             shutil.copyfile(os.path.join(project, path), f"{new}.tmp")
         except FileNotFoundError:
-            raise Refused(f"{path} is not on the server", "push again") from None
+            raise AgentError(f"{path} is not on the server", "push again") from None
         if fs.sha256(f"{new}.tmp") != digest:
-            raise Refused(f"{path} is another there than here: somebody else pushed", "push again")
+            raise AgentError(f"{path} is another there than here: somebody else pushed", "push again")
         os.replace(f"{new}.tmp", new)
     if not os.path.isfile(os.path.join(snapshot, STATE)):
         fs.write(os.path.join(snapshot, STATE), json.dumps(code["state"]))

@@ -13,7 +13,7 @@ import time
 from typing import Any
 
 from src.remote.agent import daemonize, fs, jobs, snapshots, venv
-from src.remote.agent.protocol import Refused
+from src.remote.agent.protocol import AgentError
 
 CACHE = ".cache"
 CACHES = {
@@ -38,7 +38,7 @@ def start(folder: str, job: jobs.Job, environment: dict[str, str], code: dict[st
     try:
         os.makedirs(place, exist_ok=True)
     except FileNotFoundError:  # as below /proc
-        raise Refused(
+        raise AgentError(
             f"{root} cannot be made", "REMOTE_DIR must be a folder that REMOTE_USER may write to"
         ) from None
     with open(os.path.join(root, jobs.HOME, ".lock"), "a") as lock:
@@ -51,7 +51,7 @@ def start(folder: str, job: jobs.Job, environment: dict[str, str], code: dict[st
             held = [snapshots.hold(snapshot)] if snapshot else []
             daemonize.call("start:supervise", held, root=root, job=job, environment=environment, snapshot=snapshot)
             snapshots.prune(root)
-        except Refused:
+        except AgentError:
             with contextlib.suppress(OSError):
                 os.rmdir(place)  # unless an earlier start, slow and given up, has just come to something there
             raise

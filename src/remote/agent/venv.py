@@ -13,7 +13,7 @@ import os
 from typing import Any, Dict  # noqa: UP035  (an alias is evaluated, by Python 3.8 too)
 
 from src.remote.agent import fs
-from src.remote.agent.protocol import Refused
+from src.remote.agent.protocol import AgentError
 
 FOLDER = ".venv"
 READY, INSTALLING, INSTALLED = ".ready.json", ".installing", ".installed"
@@ -84,8 +84,8 @@ def check(root: str) -> None:
     """Raises: Refused where a run would not find what it needs. A person's own environment is theirs to judge."""
     made = ready(root)
     if os.path.exists(path(root, INSTALLING)):
-        raise Refused(f"the environment in {path(root)} is not finished", "make ssh-init goes on with it")
+        raise AgentError(f"the environment in {path(root)} is not finished", "make ssh-init goes on with it")
     if not python(root):
-        raise Refused(f"there is no environment in {path(root)}", "make ssh-init makes it")
+        raise AgentError(f"there is no environment in {path(root)}", "make ssh-init makes it")
     if made and made["requirements"] != digest(root, made["accelerator"]):
-        raise Refused(f"{REQUIREMENTS} has changed since make ssh-init", "run it again")
+        raise AgentError(f"{REQUIREMENTS} has changed since make ssh-init", "run it again")
