@@ -46,7 +46,7 @@ def requests(count: int) -> list[tuple[str, str]]:
 
 def prepare(folder: Path, count: int) -> None:
     """The tiny model, which never ends early, and the rows in the shape that each of the two reads."""
-    from src.model.tiny import build
+    from scripts.tiny_model import build
 
     build(folder / "model", (ROOT / "data" / "ingot.jsonl").read_text(encoding="utf-8").splitlines())
     settings = folder / "model" / "generation_config.json"

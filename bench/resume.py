@@ -96,7 +96,7 @@ def result(run: Run) -> dict[str, Any]:
 def prepare(folder: Path) -> list[str]:
     """A tiny model and its lesson, made in a child."""
     if not (pid := os.fork()):
-        from src.model.tiny import build
+        from scripts.tiny_model import build
 
         root = Path(__file__).resolve().parents[1]
         build(folder / "tiny", (root / "data" / "ingot.jsonl").read_text(encoding="utf-8").splitlines())

@@ -50,8 +50,8 @@ def main() -> int:
 
 def build_tiny(models: Path, architecture: str) -> Path:
     """Raises: UserError if there is no plan for it."""
+    from scripts.tiny_model import PLANS, build
     from src.errors import UserError
-    from src.model.tiny import PLANS, build
 
     if architecture not in PLANS:
         raise UserError(f"--tiny {architecture}: should be one of {', '.join(PLANS)}")

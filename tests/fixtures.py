@@ -176,7 +176,7 @@ def tiny(common: Path) -> Path:
     import torch
     from transformers import Trainer  # noqa: F401
 
-    from src.model.tiny import build
+    from scripts.tiny_model import build
 
     torch.set_num_threads(1)  # a model as small as this is several times faster so
     gc.freeze()  # the Trainer collects garbage after each run: let it not walk through the libraries

@@ -11,10 +11,10 @@ import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
+from scripts.tiny_model import build
 from src import NAME
 from src.deploy import export, model_card
 from src.eval.results import baseline_folder
-from src.model.tiny import build
 from src.runs import Run
 from src.schema import PublishConfig
 from tests.deploy.cards import Said, answer_of, program

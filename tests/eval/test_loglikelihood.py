@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from scripts.tiny_model import build
 from src.data.chat import Chat
 from src.data.formats import Row, RowError
 from src.errors import DataError
@@ -16,7 +17,6 @@ from src.eval.loglikelihood import Reader, _row
 from src.model import adapters, load
 from src.model.divergence import mean_kl
 from src.model.source import locate
-from src.model.tiny import build
 from src.model.tokenizer import load_tokenizer
 from src.schema import MethodArgs
 from tests.fixtures import ANSWER, ROOT

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from src.model.tiny import build
+from scripts.tiny_model import build
 from tests.fixtures import ROOT, SPLITS, World, jsonl, read_jsonl
 
 pytest_plugins = ["tests.fixtures"]

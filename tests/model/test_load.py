@@ -14,8 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from scripts import tiny_model
 from src.errors import ModelError
-from src.model import load, tiny
+from src.model import load
 from src.model import tokenizer as tokenizer_of
 from src.model.source import Source, locate, locate_tuned
 from tests.fixtures import ANSWER, ROOT, World, tree
@@ -37,7 +38,7 @@ def edit(path: Path, **changes: Any) -> None:
 def test_without_a_chat_template_the_default_one_is_used_said_and_saved(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    bare = tiny.build(tmp_path / "bare", ["Top of feed rate?", ANSWER], chat_template=None)
+    bare = tiny_model.build(tmp_path / "bare", ["Top of feed rate?", ANSWER], chat_template=None)
     run = world.train(f"model_name={bare}", "max_steps=1")
     told = f"{bare} has no chat template: using the default one (### Request / ### Answer), saved with the model"
     assert told in capsys.readouterr().out

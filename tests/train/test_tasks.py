@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from scripts.tiny_model import build
 from src.data import task_encoding
 from src.data.chat import Chat
 from src.data.encode import Encoded, Rules
@@ -17,7 +18,6 @@ from src.data.store import IGNORE_INDEX, Example
 from src.errors import ModelError
 from src.model import adapters, load, methods, tasks
 from src.model.source import locate, locate_tuned
-from src.model.tiny import build
 from src.model.tokenizer import load_tokenizer
 from src.schema import MethodArgs
 from src.train.collate_tasks import COLLATORS
