@@ -49,12 +49,12 @@ def main() -> int:
 
 
 def build_tiny(models: Path, architecture: str) -> Path:
-    """Raises: UserError if there is no plan for it."""
-    from scripts.tiny_model import PLANS, build
+    """Raises: UserError for an unknown architecture."""
+    from scripts.tiny_model import SPECS, build
     from src.errors import UserError
 
-    if architecture not in PLANS:
-        raise UserError(f"--tiny {architecture}: should be one of {', '.join(PLANS)}")
+    if architecture not in SPECS:
+        raise UserError(f"--tiny {architecture}: should be one of {', '.join(SPECS)}")
     texts = [line for path in sorted((ROOT / "data").glob("*.jsonl")) for line in path.open(encoding="utf-8")]
     return build(models / f"tiny-random-{architecture}", texts, architecture=architecture)
 

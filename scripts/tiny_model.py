@@ -1,4 +1,4 @@
-"""Tiny random models with tokenizers of their own, made in a second: for `experiment=smoke` and the tests."""
+"""Tiny random models, each with its tokenizer, built in a second for `experiment=smoke` and the tests."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ CHAT_TEMPLATE = (
 )
 
 
-class Plan(NamedTuple):
-    """How a tiny model is made.
+class TinyModelSpec(NamedTuple):
+    """The architecture of a tiny model, and the special tokens of its tokenizer.
 
-    config, model: names of its classes in transformers.
+    config, model: names of the transformers classes.
     sizes: arguments of `config`.
-    specials: the tokenizer's special tokens, by their names there, in the order of their ids.
-    around: a text with its marks, `$A` being the text; empty where a chat template writes them.
+    specials: the tokenizer's special tokens by name, in the order of their ids.
+    template: adds special tokens to a text `$A`; empty where the chat template adds them.
     """
 
     config: str
     model: str
     sizes: Mapping[str, Any]
     specials: Mapping[str, str]
-    around: str = ""
+    template: str = ""
 
 
 ENCODER_SIZES = {
@@ -43,25 +43,25 @@ ENCODER_SIZES = {
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "max_position_embeddings": 130,
-    "initializer_range": 0.1,  # random weights as small as 0.02 hardly tell one text from another
+    "initializer_range": 0.1,  # with 0.02, outputs of different texts are nearly equal
 }
-MARKED = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "mask_token": "<mask>"}
+SENTENCE_TOKENS = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "mask_token": "<mask>"}
 
-PLANS: dict[str, Plan] = {
-    "llama": Plan(
+SPECS: dict[str, TinyModelSpec] = {
+    "llama": TinyModelSpec(
         "LlamaConfig",
         "LlamaForCausalLM",
         {**ENCODER_SIZES, "num_key_value_heads": 2, "max_position_embeddings": 1024, "initializer_range": 0.02},
         {"pad_token": "<|pad|>", "additional": "<|start|>", "eos_token": "<|end|>"},
     ),
-    "t5": Plan(
+    "t5": TinyModelSpec(
         "T5Config",
         "T5ForConditionalGeneration",
         {"d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4, "decoder_start_token_id": 0},
         {"pad_token": "<pad>", "eos_token": "</s>"},
         "$A </s>",
     ),
-    "bart": Plan(
+    "bart": TinyModelSpec(
         "BartConfig",
         "BartForConditionalGeneration",
         {
@@ -75,17 +75,17 @@ PLANS: dict[str, Plan] = {
             "max_position_embeddings": 128,
             "init_std": 0.1,
         },
-        MARKED,
+        SENTENCE_TOKENS,
         "<s> $A </s>",
     ),
-    "bert": Plan(
+    "bert": TinyModelSpec(
         "BertConfig",
         "BertForMaskedLM",
         {**ENCODER_SIZES, "max_position_embeddings": 128},
         {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"},
         "[CLS] $A [SEP]",
     ),
-    "roberta": Plan("RobertaConfig", "RobertaForMaskedLM", ENCODER_SIZES, MARKED, "<s> $A </s>"),
+    "roberta": TinyModelSpec("RobertaConfig", "RobertaForMaskedLM", ENCODER_SIZES, SENTENCE_TOKENS, "<s> $A </s>"),
 }
 
 
@@ -96,33 +96,34 @@ def build(
     chat_template: str | None = CHAT_TEMPLATE,
     architecture: str = "llama",
 ) -> Path:
-    """Write a model of 2 layers and 64 dimensions, and a byte-level BPE of at most 512 tokens from `texts`."""
+    """Write a model of 2 layers and hidden size 64, and a byte-level BPE tokenizer of at most 512 tokens, trained
+    on `texts`, to `folder`."""
     torch.manual_seed(seed)
-    plan = PLANS[architecture]
-    tokenizer = _tokenizer(texts, plan)
-    tokenizer.chat_template = None if plan.around else chat_template
+    spec = SPECS[architecture]
+    tokenizer = _tokenizer(texts, spec)
+    tokenizer.chat_template = None if spec.template else chat_template
     ids = {f"{name}_id": getattr(tokenizer, f"{name}_id") for name in ("pad_token", "bos_token", "eos_token")}
-    config = getattr(transformers, plan.config)(vocab_size=len(tokenizer), **ids, **plan.sizes)
-    model = getattr(transformers, plan.model)(config)
+    config = getattr(transformers, spec.config)(vocab_size=len(tokenizer), **ids, **spec.sizes)
+    model = getattr(transformers, spec.model)(config)
     with atomic_dir(folder) as temporary:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
     return folder
 
 
-def _tokenizer(texts: Iterable[str], plan: Plan) -> PreTrainedTokenizerFast:
+def _tokenizer(texts: Iterable[str], spec: TinyModelSpec) -> PreTrainedTokenizerFast:
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=512,
-        special_tokens=list(plan.specials.values()),
+        special_tokens=list(spec.specials.values()),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     bpe.train_from_iterator(texts, trainer)
-    if plan.around:
-        marks = [(token, bpe.token_to_id(token)) for token in plan.around.split() if token != "$A"]
-        bpe.post_processor = processors.TemplateProcessing(single=plan.around, special_tokens=marks)
-    named = {name: token for name, token in plan.specials.items() if name != "additional"}
+    if spec.template:
+        special_tokens = [(token, bpe.token_to_id(token)) for token in spec.template.split() if token != "$A"]
+        bpe.post_processor = processors.TemplateProcessing(single=spec.template, special_tokens=special_tokens)
+    named = {name: token for name, token in spec.specials.items() if name != "additional"}
     return PreTrainedTokenizerFast(tokenizer_object=bpe, **named)
