@@ -41,14 +41,14 @@ COMMON = ["lora_dropout=0.2", "deterministic=true", "logging_steps=2", "lr=0.003
           "cuda_visible_devices=''"]  # fmt: skip
 FIT, CHECKPOINT = "src.train.fit", "src.train.checkpoint"
 PARTS = {
-    "step": f"{FIT}:Loop.compute_loss",
-    "batches": f"{FIT}:Loop.get_batch_samples",
-    "evaluation": f"{FIT}:Loop.evaluate",
-    "checkpoint": f"{FIT}:Loop._save_checkpoint",
+    "step": f"{FIT}:AssayTrainer.compute_loss",
+    "batches": f"{FIT}:AssayTrainer.get_batch_samples",
+    "evaluation": f"{FIT}:AssayTrainer.evaluate",
+    "checkpoint": f"{FIT}:AssayTrainer._save_checkpoint",
     "sealing": f"{CHECKPOINT}:_seal",
     "rotation": f"{CHECKPOINT}:rotate",
-    "resuming": f"{FIT}:Loop._load_rng_state",
-    "model": "src.train.pipeline:save",
+    "resuming": f"{FIT}:AssayTrainer._load_rng_state",
+    "model": "src.train.pipeline:save_model",
 }
 NAMES = ["start", *PARTS]
 IN_A_ROW = 3

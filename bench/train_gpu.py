@@ -50,7 +50,7 @@ from src.runs import Run  # noqa: E402
 from src.schema import TrainConfig  # noqa: E402
 from src.train.callbacks import RunRecorder  # noqa: E402
 from src.train.fit import fit  # noqa: E402
-from src.train.plan.estimate import Estimator  # noqa: E402
+from src.train.plan.estimate import MemoryEstimator  # noqa: E402
 from src.train.plan.memory import CUDA_WORKSPACES  # noqa: E402
 from src.train.training_args import CHECKPOINTING  # noqa: E402
 from src.utils import environment  # noqa: E402
@@ -220,7 +220,7 @@ def planned(
     with tempfile.TemporaryDirectory() as folder:
         LlamaConfig(**sizes, architectures=["LlamaForCausalLM"], dtype="bfloat16").save_pretrained(folder)
         source = Source(folder, Path(folder), None)
-        estimator = Estimator(source, rows, [], "bfloat16", device, TOKENIZER, fixed, with_liger=with_liger)
+        estimator = MemoryEstimator(source, rows, [], "bfloat16", device, TOKENIZER, fixed, with_liger=with_liger)
         found = estimator.memory(replace(cfg, output_dir=folder), cfg.gradient_checkpointing is True)
     return found.peak / 1e9
 

@@ -46,7 +46,7 @@ SMOLLM2_135M: dict[str, Any] = dict(
 KILLED = """
 import os, signal, sys
 from tests.fork_server import Moment, at
-at(Moment("src.train.trainer:Loop.compute_loss", nth=19), lambda: os.kill(os.getpid(), signal.SIGKILL))
+at(Moment("src.train.trainer:AssayTrainer.compute_loss", nth=19), lambda: os.kill(os.getpid(), signal.SIGKILL))
 from src.main import main
 sys.exit(main(sys.argv[1:]))
 """
@@ -110,10 +110,10 @@ class Step:
 
         from bench.train_gpu import TOKENIZER, Repeated
         from src.model.adapters import as_trained
-        from src.train.fit import Way
+        from src.train.fit import BatchStrategy
 
         self.cfg.padding_free = padding_free
-        way = Way.of(self.model, TOKENIZER, self.cfg, "bfloat16")
+        way = BatchStrategy.of(self.model, TOKENIZER, self.cfg, "bfloat16")
         assert way.objective.end_to_end == padding_free
         rows = Repeated(ROWS, len(ROWS), SIZES["vocab_size"])
         batch = way.collate(list(enumerate(rows[i] for i in range(len(ROWS)))))
@@ -203,14 +203,14 @@ def test_liger_s_kernels_give_the_loss_and_the_gradients_of_plain_ones(
     from transformers.integrations.liger import apply_liger_kernel
     from transformers.models.llama import modeling_llama
 
-    from src.train.training_args import Schedule, arguments
+    from src.train.training_args import Schedule, build_training_arguments
 
     for name in ("apply_rotary_pos_emb", "LlamaRMSNorm", "LlamaMLP"):  # it puts its own in their places
         monkeypatch.setattr(modeling_llama, name, getattr(modeling_llama, name))
     step, seen = Step(method), Seen()
     plain = step(inside=seen)
     assert seen.times("silu")
-    told = arguments(step.cfg, "bfloat16", Schedule(1, 1), False, tmp_path)
+    told = build_training_arguments(step.cfg, "bfloat16", Schedule(1, 1), False, tmp_path)
     assert told.use_liger_kernel
     apply_liger_kernel(step.model, told.liger_kernel_config)
     assert_alike(step(inside=seen), plain)

@@ -91,7 +91,7 @@ def assert_interrupted_and_all_else_works(world: World, older: Run, capsys: Said
 
 def test_a_run_killed_in_training_is_told_apart(copied: World, nursery: Nursery, capsys: Said) -> None:
     older = copied.newest
-    moment = Moment("src.train.fit:Loop.compute_loss", nth=9)
+    moment = Moment("src.train.fit:AssayTrainer.compute_loss", nth=9)
     code, said = nursery("train", *copied.settings("train"), moments=(moment,))
     assert code == -signal.SIGKILL, said
     assert_interrupted_and_all_else_works(copied, older, capsys)

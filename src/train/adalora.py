@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-STATE = "adalora.pt"
-AVERAGES = ("ipt", "exp_avg_ipt", "exp_avg_unc")  # of the gradients, by parameter
+ADALORA_STATE = "adalora.pt"
+MOVING_AVERAGES = ("ipt", "exp_avg_ipt", "exp_avg_unc")  # of the gradients, by parameter
 
 
-class RankMover(TrainerCallback):  # type: ignore[misc]
+class AdaLoraCallback(TrainerCallback):  # type: ignore[misc]
     """Moves rank from the layers that do not use it to those that do, after each optimizer step.
 
     How much a layer uses its ranks is read from the gradients: between the step and their removal.
@@ -35,17 +35,17 @@ class RankMover(TrainerCallback):  # type: ignore[misc]
 
 def callbacks(model: Any) -> list[TrainerCallback]:
     """What the Trainer needs for this model; nothing for other methods than AdaLoRA."""
-    return [RankMover(model)] if moves_ranks(model) else []
+    return [AdaLoraCallback(model)] if is_adalora(model) else []
 
 
-def moves_ranks(model: Any) -> bool:
+def is_adalora(model: Any) -> bool:
     return hasattr(getattr(model, "base_model", None), "update_and_allocate")
 
 
 @contextmanager
 def all_ranks(model: Any) -> Iterator[None]:
     """peft leaves the unused ranks out of what it saves, which then fits no model that goes on training."""
-    if not moves_ranks(model):
+    if not is_adalora(model):
         yield
         return
     settings = model.peft_config["default"]
@@ -58,16 +58,18 @@ def all_ranks(model: Any) -> Iterator[None]:
 
 def save(model: Any, folder: Path) -> None:
     """Keep in a checkpoint which ranks are used, and what the gradients have said of them."""
-    if moves_ranks(model):
+    if is_adalora(model):
         allocator = model.base_model.rankallocator
-        averages = {name: getattr(allocator, name) for name in AVERAGES}
-        torch.save({"pattern": model.peft_config["default"].rank_pattern, "averages": averages}, folder / STATE)
+        averages = {name: getattr(allocator, name) for name in MOVING_AVERAGES}
+        torch.save(
+            {"pattern": model.peft_config["default"].rank_pattern, "averages": averages}, folder / ADALORA_STATE
+        )
 
 
 def load(model: Any, folder: Path) -> None:
     """Go on with the ranks of a checkpoint."""
-    if moves_ranks(model):
-        state = torch.load(folder / STATE, weights_only=True, map_location=model.device)
+    if is_adalora(model):
+        state = torch.load(folder / ADALORA_STATE, weights_only=True, map_location=model.device)
         model.peft_config["default"].rank_pattern = state["pattern"]
         for name, values in state["averages"].items():
             setattr(model.base_model.rankallocator, name, values)

@@ -13,7 +13,7 @@ import numpy as np
 from src.data.store import Array
 
 
-class Batches:
+class BatchSampler:
     """The batches of one device, as lists of row numbers. A batch may be empty, where devices outnumber rows.
 
     Device r of w takes batches r, r + w, r + 2w ...: w devices that accumulate a batches take the steps that
@@ -32,7 +32,7 @@ class Batches:
         """
         self.lengths = np.asarray(lengths)
         self.batch_size, self.seed, self.rank, self.world = batch_size, seed, rank, world
-        self.bins = packed(self.lengths, pack_to) if pack_to else [[i] for i in range(len(self.lengths))]
+        self.bins = pack_bins(self.lengths, pack_to) if pack_to else [[i] for i in range(len(self.lengths))]
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -61,7 +61,7 @@ class Batches:
         return int(self.lengths[list(rows)].sum())
 
 
-def packed(lengths: Array, size: int) -> list[list[int]]:
+def pack_bins(lengths: Array, size: int) -> list[list[int]]:
     """Rows put into bins of at most `size` tokens, each into the fullest bin that has room, longest first.
 
     Best-fit decreasing: at most 11/9 of the fewest bins possible (Johnson 1973).

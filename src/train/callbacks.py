@@ -16,15 +16,15 @@ from transformers.trainer_callback import ProgressCallback
 from src.runs import Run
 from src.schema import LoopArgs
 from src.train import checkpoint
-from src.train.mirror import Mirror
-from src.train.signals import Asked
+from src.train.mirror import CheckpointMirror
+from src.train.signals import StopRequest
 from src.utils.event_files import Curves
 from src.utils.files import read_json, write_text
 from src.utils.logs import log
 
-SHOWN = {"loss": "train/loss", "learning_rate": "train/learning_rate", "grad_norm": "train/grad_norm",
+CURVE_TAGS = {"loss": "train/loss", "learning_rate": "train/learning_rate", "grad_norm": "train/grad_norm",
          "eval_loss": "eval/loss"}  # fmt: skip
-RATE = "train/tokens_per_second"
+THROUGHPUT_TAG = "train/tokens_per_second"
 
 
 class RunRecorder(TrainerCallback):  # type: ignore[misc]
@@ -33,7 +33,7 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
     `logs/samples.jsonl` says of every step which rows it took.
     """
 
-    def __init__(self, run: Run, writes: bool = True, mirror: Mirror | None = None) -> None:
+    def __init__(self, run: Run, writes: bool = True, mirror: CheckpointMirror | None = None) -> None:
         self.run, self.writes, self.mirror = run, writes, mirror
         self.samples = run.logs / "samples.jsonl"
         self.rows: list[int] = []  # of the current step
@@ -41,7 +41,7 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
         self.seconds_before = 0.0
         self.since = self.started = time.monotonic()
 
-    def prepare(self, asked: Asked, args: LoopArgs, held_out: bool, start: Path | None = None) -> None:
+    def prepare(self, asked: StopRequest, args: LoopArgs, held_out: bool, start: Path | None = None) -> None:
         """Forget what an earlier attempt recorded after the checkpoint `start`, or all of it without one."""
         self.asked, self.args, self.held_out = asked, args, held_out
         step = 0
@@ -52,8 +52,8 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
             log.info("going on after step %d, from %s", step, start)
         if self.writes:
             checkpoint.discard_after(self.run.checkpoints, step)
-            Curves.forget_after(self.run.logs, step, {*SHOWN.values(), RATE})
-            write_text(self.samples, "".join(_up_to(self.samples, step)))
+            Curves.forget_after(self.run.logs, step, {*CURVE_TAGS.values(), THROUGHPUT_TAG})
+            write_text(self.samples, "".join(_samples_until(self.samples, step)))
         self.curves = Curves(self.run.logs) if self.writes else None  # after that: it keeps its file open
 
     def close(self) -> None:
@@ -104,7 +104,7 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
         """Whether the last evaluations were no better than the best before them."""
         patience = self.args.early_stopping_patience
         best, since = float("inf"), 0
-        for loss in _losses(state.log_history):
+        for loss in _eval_losses(state.log_history):
             better = loss < best - self.args.early_stopping_threshold
             best, since = (loss, 0) if better else (best, since + 1)
         return patience is not None and since >= patience
@@ -116,13 +116,13 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
         if "loss" in logs:
             trained, self.tokens = int(state.num_input_tokens_seen) - self.tokens, int(state.num_input_tokens_seen)
             rate = trained / max(time.monotonic() - self.since, 1e-9)
-            self.curves.add(RATE, rate, state.global_step)
+            self.curves.add(THROUGHPUT_TAG, rate, state.global_step)
             self.since = time.monotonic()
             logs = logs | {"tokens/s": rate}
-        for name, tag in SHOWN.items():
+        for name, tag in CURVE_TAGS.items():
             if name in logs:
                 self.curves.add(tag, float(logs[name]), state.global_step)
-        said = [f"{k} {logs[k]:.4g}" for k in [*SHOWN, "tokens/s"] if k in logs]
+        said = [f"{k} {logs[k]:.4g}" for k in [*CURVE_TAGS, "tokens/s"] if k in logs]
         if "loss" in logs and (left := self._left(state)) is not None:
             said.append(f"left {left}")
         if said:
@@ -146,7 +146,7 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
         """The final figures: mean loss over all steps, loss of the dev split, steps, seconds, tokens."""
         logged = [(0, 0.0), *((h["step"], h["loss"]) for h in state.log_history if "loss" in h)]
         total = sum(loss * (step - before) for (before, _), (step, loss) in pairwise(logged))
-        losses = _losses(state.log_history)
+        losses = _eval_losses(state.log_history)
         return {
             "train_loss": total / max(1, logged[-1][0]),
             **({"eval_loss": min(losses) if best else losses[-1]} if losses else {}),
@@ -156,11 +156,11 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
         }
 
 
-def _losses(history: Sequence[dict[str, Any]]) -> list[float]:
+def _eval_losses(history: Sequence[dict[str, Any]]) -> list[float]:
     return [h["eval_loss"] for h in history if "eval_loss" in h]
 
 
-def _up_to(samples: Path, step: int) -> list[str]:
+def _samples_until(samples: Path, step: int) -> list[str]:
     """The whole lines of the log of rows, up to a step."""
     if not samples.exists():
         return []
@@ -172,7 +172,7 @@ def _up_to(samples: Path, step: int) -> list[str]:
     return kept
 
 
-class Bar(ProgressCallback):  # type: ignore[misc]
+class PlainProgressBar(ProgressCallback):  # type: ignore[misc]
     """The Trainer's progress bars without its own lines: RunRecorder writes them, to the log as well."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:

@@ -26,7 +26,7 @@ def check_data(cfg: TrainConfig) -> int:
     data = prepare.read(cfg)
     base = locate(cfg.model_name, cfg.model_revision)
     tasks.check_source(base, cfg.task, cfg.max_length)
-    tokens, chat = tokenised(data, base, cfg)
+    tokens, chat = tokenize(data, base, cfg)
     folder = runs.new_folder(Path(cfg.output_dir) / "checks")
     write_text(folder / "config_used.yaml", to_yaml(cfg))
     write_json(folder / "data_report.json", tokens.report)
@@ -37,18 +37,18 @@ def check_data(cfg: TrainConfig) -> int:
     return 0
 
 
-def tokenised(data: prepare.Data, base: Source, cfg: TrainConfig) -> tuple[TokenStore, Chat]:
+def tokenize(data: prepare.Data, base: Source, cfg: TrainConfig) -> tuple[TokenStore, Chat]:
     """The tokens of the rows by the tokenizer of `base`, and that tokenizer."""
     from src.model.tokenizer import load_config  # transformers starts loading here
 
     config = load_config(base.location, cfg.model_revision, cfg.trust_remote_code).to_dict()
     tasks.check(config, base.name, cfg.task, cfg.max_length)  # of the Hub it was not known before
-    chat = chat_of(base, cfg)
+    chat = load_chat(base, cfg)
     data = data._replace(labels=tasks.labels_for(data.labels, config)) if data.labels else data
     return prepare.tokenise(data, chat, cfg), chat
 
 
-def chat_of(base: Source, cfg: TrainConfig) -> Chat:
+def load_chat(base: Source, cfg: TrainConfig) -> Chat:
     """The tokenizer of `base`, as the task uses it."""
     from src.model.tokenizer import load_tokenizer
 

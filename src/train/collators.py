@@ -15,7 +15,7 @@ from src.model.packed_attention import positions
 Item = tuple[int, Example]  # the number of a row, and its tokens
 
 
-class Rows(torch.utils.data.Dataset):  # type: ignore[type-arg]
+class TokenDataset(torch.utils.data.Dataset):  # type: ignore[type-arg]
     """Tokenised rows with their numbers."""
 
     def __init__(self, examples: Sequence[Example]) -> None:
@@ -28,7 +28,7 @@ class Rows(torch.utils.data.Dataset):  # type: ignore[type-arg]
         return index, self.examples[index]
 
 
-class EndToEnd:
+class PackedCollator:
     """Lays rows end to end: one row of T tokens, of which K are followed by a label.
 
     Gives `input_ids` and `position_ids` (1, T); `kept` (K,), the places that predict a label, and `labels` (K,);
@@ -62,7 +62,7 @@ class EndToEnd:
         }
 
 
-class Padded:
+class PaddingCollator:
     """Pads a batch on the right: `input_ids`, `attention_mask`, `labels`, each (rows, longest row).
 
     `labels` are already shifted: at each place the token that comes next, IGNORE_INDEX where there is no loss.

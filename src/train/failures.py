@@ -13,7 +13,7 @@ from src.errors import MAX_LISTED, DivergedError, MemoryRunOut
 
 
 @contextmanager
-def out_of_memory(step: int, batch: dict[str, Any]) -> Iterator[None]:
+def explain_out_of_memory(step: int, batch: dict[str, Any]) -> Iterator[None]:
     """Raises: MemoryRunOut in place of the allocator's error, with what would need less."""
     try:
         yield
@@ -30,7 +30,7 @@ def out_of_memory(step: int, batch: dict[str, Any]) -> Iterator[None]:
         ) from error
 
 
-def diverged(what: str, value: float, step: int, rows: Sequence[str], good: Path | None) -> DivergedError:
+def divergence_error(what: str, value: float, step: int, rows: Sequence[str], good: Path | None) -> DivergedError:
     """The error of a loss that is no number: the step, its rows, and the checkpoint where it was still well."""
     more = f" and {len(rows) - MAX_LISTED} more" if len(rows) > MAX_LISTED else ""
     return DivergedError(

@@ -27,7 +27,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from src import runs
 from src.errors import ConfigError, PeerLost, Stopped, UserError
 from src.schema import TrainConfig
-from src.train.launch_plan import Plan
+from src.train.launch_plan import LaunchPlan
 from src.utils.logs import log
 from src.utils.process_info import launch_env
 from src.utils.secrets import redact
@@ -35,22 +35,26 @@ from src.utils.workers import cores
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 LOOPBACK = "127.0.0.1"
-MOST_SAID = 4000  # characters of a failed process that are shown
+MAX_ERROR_CHARS = 4000  # characters of a failed process that are shown
 
 
-def launch(cfg: TrainConfig, plan: Plan) -> int:
+def launch(cfg: TrainConfig, plan: LaunchPlan) -> int:
     """Train in `plan.processes` processes on this machine, together with those of the other machines.
 
     Returns: 0 if all went well.
     Raises: SystemExit with the exit code of the process that failed, whose error has been told.
     """
-    log.info("starting %s", _words(plan))
-    with TemporaryDirectory(prefix="assay-") as folder, _environment(cfg, plan), _forwarding() as asked:
+    log.info("starting %s", _describe(plan))
+    with (
+        TemporaryDirectory(prefix="assay-") as folder,
+        _worker_environment(cfg, plan),
+        _forward_signals() as asked,
+    ):
         try:
-            elastic_launch(_config(plan, folder), sys.executable)("-m", "src.main", "train")
+            elastic_launch(_elastic_config(plan, folder), sys.executable)("-m", "src.main", "train")
             return 0
         except ChildFailedError as error:
-            raise SystemExit(_ended(error.failures, Path(folder), cfg, asked)) from None
+            raise SystemExit(_report_failure(error.failures, Path(folder), cfg, asked)) from None
         except SignalException as error:
             raise SystemExit(128 + error.sigval) from None
         except (OSError, RuntimeError) as error:  # the agents did not meet
@@ -60,7 +64,7 @@ def launch(cfg: TrainConfig, plan: Plan) -> int:
             ) from error
 
 
-def _words(plan: Plan) -> str:
+def _describe(plan: LaunchPlan) -> str:
     here = f"{plan.processes} process" + ("es" if plan.processes > 1 else "")
     if plan.nodes == 1:
         return here
@@ -69,7 +73,7 @@ def _words(plan: Plan) -> str:
     )
 
 
-def _config(plan: Plan, folder: str) -> LaunchConfig:
+def _elastic_config(plan: LaunchPlan, folder: str) -> LaunchConfig:
     alone = plan.nodes == 1
     quiet = {i: Std.ALL for i in range(plan.processes) if i or plan.node_rank}
     return LaunchConfig(
@@ -88,7 +92,7 @@ def _config(plan: Plan, folder: str) -> LaunchConfig:
 
 
 @contextmanager
-def _environment(cfg: TrainConfig, plan: Plan) -> Iterator[None]:
+def _worker_environment(cfg: TrainConfig, plan: LaunchPlan) -> Iterator[None]:
     """What the processes find in their environment."""
     before = {name: value for name, value in os.environ.items() if name != runs.RUN_ID}  # theirs, and used once
     os.environ.update(launch_env(asdict(cfg), runs.command()))
@@ -103,7 +107,7 @@ def _environment(cfg: TrainConfig, plan: Plan) -> Iterator[None]:
 
 
 @contextmanager
-def _forwarding() -> Iterator[list[int]]:
+def _forward_signals() -> Iterator[list[int]]:
     """SIGTERM and SIGINT go to every process, which knows what to do. Yields those that came."""
     came: list[int] = []
 
@@ -125,7 +129,9 @@ def _forwarding() -> Iterator[list[int]]:
             signal.signal(each, handler)
 
 
-def _ended(failures: Mapping[int, ProcessFailure], folder: Path, cfg: TrainConfig, asked: Sequence[int]) -> int:
+def _report_failure(
+    failures: Mapping[int, ProcessFailure], folder: Path, cfg: TrainConfig, asked: Sequence[int]
+) -> int:
     """Tell what made the training end, if the first process has not, and note it in the run.
 
     Returns: its exit code.
@@ -139,13 +145,13 @@ def _ended(failures: Mapping[int, ProcessFailure], folder: Path, cfg: TrainConfi
     causes = {r: f for r, f in failures.items() if f.exitcode not in others} or failures
     rank, cause = next(iter(causes.items()))
     if rank or cause.exitcode < 0:
-        said = _said(folder, cause)
+        said = _failure_text(folder, cause)
         print(redact(f"process {rank}: {said}"), file=sys.stderr, flush=True)
-        _note(f"process {rank}: {said.splitlines()[-1]}", cfg)
+        _mark_failed(f"process {rank}: {said.splitlines()[-1]}", cfg)
     return 128 - cause.exitcode if cause.exitcode < 0 else cause.exitcode
 
 
-def _said(folder: Path, failure: ProcessFailure) -> str:
+def _failure_text(folder: Path, failure: ProcessFailure) -> str:
     """Why a process ended, in its own words."""
     if failure.exitcode < 0:
         return f"was killed by {signal.Signals(-failure.exitcode).name}"
@@ -155,10 +161,10 @@ def _said(folder: Path, failure: ProcessFailure) -> str:
     if failure.exitcode == UserError.exit_code:
         return text.splitlines()[-1] if text else "ended with exit code 2"
     start = text.rfind("Traceback (most recent call last)")
-    return text[max(start, 0) :][-MOST_SAID:] or f"ended with exit code {failure.exitcode}"
+    return text[max(start, 0) :][-MAX_ERROR_CHARS:] or f"ended with exit code {failure.exitcode}"
 
 
-def _note(error: str, cfg: TrainConfig) -> None:
+def _mark_failed(error: str, cfg: TrainConfig) -> None:
     """Write the error to the run that the processes made, if they came so far."""
     for run in runs.all_runs(cfg.output_dir):
         manifest = run.manifest

@@ -24,7 +24,7 @@ CHUNK_BYTES = {"cuda": 512 << 20, "cpu": 32 << 20}  # of fp32 logits held at onc
 
 
 @dataclass(frozen=True)
-class Knobs:
+class LossOptions:
     """What a loss may be told. `weights`: (classes,) fp32, or None where every class weighs the same."""
 
     label_smoothing: float = 0.0
@@ -41,19 +41,19 @@ class Knobs:
 class Loss(NamedTuple):
     """`each(logits, targets, knobs)`: (n, classes) fp32 and (n,) to the (n,) losses; `weighted`: by class."""
 
-    each: Callable[[torch.Tensor, torch.Tensor, Knobs], torch.Tensor]
+    each: Callable[[torch.Tensor, torch.Tensor, LossOptions], torch.Tensor]
     weighted: bool = False
 
 
-def _cross_entropy(logits: torch.Tensor, targets: torch.Tensor, knobs: Knobs) -> torch.Tensor:
+def _cross_entropy(logits: torch.Tensor, targets: torch.Tensor, knobs: LossOptions) -> torch.Tensor:
     return cross_entropy(logits, targets, reduction="none", label_smoothing=knobs.label_smoothing)
 
 
-def _weighted(logits: torch.Tensor, targets: torch.Tensor, knobs: Knobs) -> torch.Tensor:
+def _weighted(logits: torch.Tensor, targets: torch.Tensor, knobs: LossOptions) -> torch.Tensor:
     return _cross_entropy(logits, targets, knobs) * knobs.weight_of(targets)
 
 
-def _focal(logits: torch.Tensor, targets: torch.Tensor, knobs: Knobs) -> torch.Tensor:
+def _focal(logits: torch.Tensor, targets: torch.Tensor, knobs: LossOptions) -> torch.Tensor:
     """-(1 - p)^gamma log p: Lin et al. 2017 (arXiv:1708.02002), equation 4."""
     known = -nll_loss(log_softmax(logits, -1), targets, reduction="none")
     return -((1 - known.exp()) ** knobs.gamma) * known
@@ -90,7 +90,7 @@ class Criterion:
 
     def __init__(self, args: LossArgs, weights: torch.Tensor | None = None) -> None:
         self.loss = LOSSES[args.loss]
-        self.knobs = Knobs(args.label_smoothing_factor, args.focal_gamma, weights)
+        self.knobs = LossOptions(args.label_smoothing_factor, args.focal_gamma, weights)
 
     def total_weight(self, targets: torch.Tensor) -> torch.Tensor:
         """What the summed losses of `targets` are divided by: their number, or their weights' sum."""
@@ -101,7 +101,7 @@ class Criterion:
         """The summed loss of (n, classes) logits, of which fp32 copies are made a chunk at a time."""
         kept = targets != IGNORE_INDEX
         logits, targets = logits[kept], targets[kept]
-        size = _chunk(logits.shape[-1], logits.device)
+        size = _chunk_tokens(logits.shape[-1], logits.device)
         parts = zip(logits.split(size), targets.split(size), strict=True)
         return sum((self.of_chunk(chunk, t) for chunk, t in parts), logits.sum() * 0.0)
 
@@ -115,13 +115,13 @@ class Criterion:
         inputs = [hidden, head.weight, head.bias]
         if not torch.is_grad_enabled():
             inputs = [t if t is None else t.detach() for t in inputs]
-        return _FromHidden.apply(*inputs, targets, self._sum)  # type: ignore[no-any-return]
+        return _FusedHeadLoss.apply(*inputs, targets, self._sum)  # type: ignore[no-any-return]
 
     def _sum(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return self.loss.each(logits.float(), targets, self.knobs).sum()
 
 
-class _FromHidden(torch.autograd.Function):
+class _FusedHeadLoss(torch.autograd.Function):
     """Output head and loss in one, chunk by chunk; the gradient is computed on the way forward.
 
     So that no logits have to be kept for the way back (Hsu et al. 2024, arXiv:2410.10989, section 3.2).
@@ -135,7 +135,7 @@ class _FromHidden(torch.autograd.Function):
         of_hidden, *of_head = ctx.needs_input_grad[:3]
         wanted = [t for t, needed in zip((weight, bias), of_head, strict=True) if needed]
         sums = [torch.zeros_like(t, dtype=torch.float32) for t in wanted]
-        size = _chunk(weight.shape[0], hidden.device)
+        size = _chunk_tokens(weight.shape[0], hidden.device)
         total = torch.zeros((), device=hidden.device)
         grads = []
         for part, t in zip(hidden.split(size), targets.split(size), strict=True):
@@ -159,13 +159,13 @@ class _FromHidden(torch.autograd.Function):
         return (hidden * grad if ctx.needs_input_grad[0] else None), weight, bias, None, None
 
 
-def _chunk(classes: int, device: torch.device) -> int:
+def _chunk_tokens(classes: int, device: torch.device) -> int:
     """How many tokens' fp32 logits are held at once."""
     return max(64, CHUNK_BYTES.get(device.type, CHUNK_BYTES["cuda"]) // (4 * classes))
 
 
 @contextmanager
-def without_head(head: torch.nn.Module) -> Iterator[list[torch.Tensor]]:
+def capture_hidden_states(head: torch.nn.Module) -> Iterator[list[torch.Tensor]]:
     """Let the model hand over its last hidden states in place of logits: they are in the list afterwards."""
     caught: list[torch.Tensor] = []
 
@@ -180,7 +180,7 @@ def without_head(head: torch.nn.Module) -> Iterator[list[torch.Tensor]]:
         del head.forward
 
 
-def plain_head(model: Any) -> torch.nn.Linear | None:
+def find_plain_head(model: Any) -> torch.nn.Linear | None:
     """The output head where the logits are nothing but what it makes of the hidden states, else None.
 
     A model may scale or cap its logits; a trial on a few tokens shows it.
@@ -194,7 +194,7 @@ def plain_head(model: Any) -> torch.nn.Linear | None:
     try:
         with torch.no_grad():
             logits = model(input_ids=ids, use_cache=False).logits
-            with without_head(head) as caught:
+            with capture_hidden_states(head) as caught:
                 model(input_ids=ids, use_cache=False)
             own = linear(caught[0], head.weight, head.bias)
     except Exception:  # whatever a model of unknown make answers: its logits are taken as they are

@@ -30,7 +30,7 @@ FILES = ("config_used.yaml", "manifest.json", "data_report.json")
 COMPLETE = "COMPLETE"
 
 
-class Store(NamedTuple):
+class MirrorStore(NamedTuple):
     """A place in a bucket; keys are relative to it."""
 
     client: Any
@@ -76,7 +76,7 @@ class Store(NamedTuple):
         self.client.delete_object(Bucket=self.bucket, Key=self.prefix + key)
 
 
-def store_of(cfg: LoopArgs) -> Store | None:
+def open_store(cfg: LoopArgs) -> MirrorStore | None:
     """The place that `mirror` names, None without one.
 
     Raises: ConfigError if it is no such address; DataError if it cannot be listed.
@@ -90,7 +90,7 @@ def store_of(cfg: LoopArgs) -> Store | None:
     endpoint = endpoint and check_server(endpoint, "mirror_endpoint")
     prefix = parts.path.strip("/")
     with s3_errors(parts.netloc, endpoint, "mirror", "mirror_endpoint"):
-        store = Store(client_of(endpoint), parts.netloc, f"{prefix}/" if prefix else "", endpoint)
+        store = MirrorStore(client_of(endpoint), parts.netloc, f"{prefix}/" if prefix else "", endpoint)
         store.client.list_objects_v2(Bucket=store.bucket, Prefix=store.prefix, MaxKeys=1)
     return store
 
@@ -98,13 +98,13 @@ def store_of(cfg: LoopArgs) -> Store | None:
 # There
 
 
-class Mirror:
+class CheckpointMirror:
     """Copies the checkpoints of one run in the background, the newest first; a copy that fails ends nothing.
 
     One copy is made at a time and one waits; a newer one takes the place of that which waits.
     """
 
-    def __init__(self, store: Store, run: Run) -> None:
+    def __init__(self, store: MirrorStore, run: Run) -> None:
         self.store, self.run = store, run
         self.there: dict[str, bytes] = {}  # checkpoint -> its marker, as far as it is known to be whole
         self.waiting: Path | None = None
@@ -212,9 +212,9 @@ class Mirror:
 
 
 @contextmanager
-def mirrored(store: Store | None, run: Run) -> Iterator[Mirror | None]:
+def mirror_checkpoints(store: MirrorStore | None, run: Run) -> Iterator[CheckpointMirror | None]:
     """A mirror of the run, if there is a store. Its last copy is waited for, unless nobody wants to wait."""
-    mirror = Mirror(store, run) if store else None
+    mirror = CheckpointMirror(store, run) if store else None
     try:
         yield mirror
     except Exception:  # not KeyboardInterrupt
@@ -241,10 +241,10 @@ def _link(file: Path, target: Path) -> None:
 # And back
 
 
-class Remote(NamedTuple):
+class MirroredRun(NamedTuple):
     """A run that is only in the mirror."""
 
-    store: Store
+    store: MirrorStore
     id: str
     manifest: dict[str, Any]
     settings: str  # its config_used.yaml
@@ -267,13 +267,13 @@ class Remote(NamedTuple):
         from src.train import checkpoint  # torch
 
         names = {key.split("/")[2] for key in keys if "/checkpoints/" in key}
-        for name in sorted(names, key=lambda name: checkpoint.step_of(Path(name)), reverse=True):
+        for name in sorted(names, key=lambda name: checkpoint.step_number(Path(name)), reverse=True):
             found = self._fetched(folder, keys, name)
-            if checkpoint.is_whole(found) and with_best:
+            if checkpoint.is_complete(found) and with_best:
                 best = read_json(found / checkpoint.STATE)["best_global_step"]
-                if best not in (None, checkpoint.step_of(found)):
+                if best not in (None, checkpoint.step_number(found)):
                     self._fetched(folder, keys, f"checkpoint-{best}")
-            if checkpoint.newest(folder / "checkpoints", with_best=with_best) == found:
+            if checkpoint.find_newest(folder / "checkpoints", with_best=with_best) == found:
                 return
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         raise RunError(
@@ -289,7 +289,7 @@ class Remote(NamedTuple):
         return inside(folder, key.removeprefix(f"{self.id}/"))
 
 
-def remote_runs(store: Store) -> list[Remote]:
+def list_mirrored_runs(store: MirrorStore) -> list[MirroredRun]:
     """The trainings in the mirror, the newest first."""
     found = []
     with store.errors():
@@ -298,5 +298,5 @@ def remote_runs(store: Store) -> list[Remote]:
             if {f"{name}/manifest.json", f"{name}/config_used.yaml"} <= set(keys):
                 manifest = json.loads(store.read(f"{name}/manifest.json"))
                 settings = store.read(f"{name}/config_used.yaml").decode()
-                found.append(Remote(store, name, manifest, settings))
+                found.append(MirroredRun(store, name, manifest, settings))
     return sorted(found, key=lambda remote: str(remote.manifest["started"]), reverse=True)

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from src.model import packed_attention
-from src.train.losses import Criterion, plain_head, without_head
+from src.train.losses import Criterion, capture_hidden_states, find_plain_head
 
 
-class Noise:
+class NeftuneNoise:
     """NEFTune: in training, uniform noise of alpha / sqrt(L d) on the d embeddings of each of a row's L tokens.
 
     Jain et al. 2023 (arXiv:2310.05914), algorithm 1. The Trainer's own takes the whole batch for one row.
@@ -31,8 +31,8 @@ class Noise:
         return embedded + torch.empty_like(embedded).uniform_(-1, 1) * size.to(embedded.dtype)
 
 
-AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-READ = ("input_ids", "attention_mask", "decoder_input_ids")  # of a padded batch, what the model is given
+AUTOCAST_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+MODEL_INPUTS = ("input_ids", "attention_mask", "decoder_input_ids")  # of a padded batch, what the model is given
 
 
 class Objective:
@@ -49,10 +49,10 @@ class Objective:
                 weights are spread over devices.
             noise: alpha of NEFTune.
         """
-        self.noise = Noise(model, noise) if noise else None
+        self.noise = NeftuneNoise(model, noise) if noise else None
         self.criterion, self.end_to_end = criterion, end_to_end
-        self.device_type, self.autocast_to = model.device.type, AUTOCAST.get(dtype)
-        self.head = plain_head(model) if fused and end_to_end else None
+        self.device_type, self.autocast_to = model.device.type, AUTOCAST_DTYPES.get(dtype)
+        self.head = find_plain_head(model) if fused and end_to_end else None
 
     def autocast(self) -> AbstractContextManager[Any]:
         if self.autocast_to is None:
@@ -76,13 +76,13 @@ class Objective:
             if self.head is None:
                 logits = model(**asked).logits
                 return self.criterion.of_logits(logits.flatten(0, 1), batch["labels"])
-            with without_head(self.head) as caught:
+            with capture_hidden_states(self.head) as caught:
                 model(**asked)
             return self.criterion.of_hidden(caught[0].flatten(0, 1), self.head, batch["labels"])
 
     def _padded(self, model: Any, batch: dict[str, Any]) -> torch.Tensor:
         labels = batch["labels"]
-        logits = model(**{key: batch[key] for key in READ if key in batch}).logits
+        logits = model(**{key: batch[key] for key in MODEL_INPUTS if key in batch}).logits
         if labels.dim() == 1:  # one label a row
             return self.criterion.of_logits(logits, labels)
         logits = logits[:, -labels.shape[1] :]  # virtual tokens stand before the row

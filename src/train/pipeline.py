@@ -18,18 +18,18 @@ from src.model.source import Source
 from src.runs import Run
 from src.schema import TrainConfig
 from src.train import check_data, launch_plan, mirror, resume
-from src.train.plan import planned, refuse, settled
-from src.train.prepare import Ready, made_ready, rows_ready, tuned_model
+from src.train.plan import check_fits, plan_memory, resolve_checkpointing
+from src.train.prepare import PreparedData, build_model, load_rows, prepare_training
 from src.utils import environment
 from src.utils.environment import Reasoned
 from src.utils.files import atomic_dir, hash_files, write_json
 from src.utils.logs import log, log_to
 from src.utils.process_info import ProcessInfo, process_info
 
-SETS = {"target_modules", "exclude_modules"}  # of peft's settings, what it holds as sets
+SET_VALUED_KEYS = {"target_modules", "exclude_modules"}  # of peft's settings, what it holds as sets
 
 
-class Shared(NamedTuple):
+class BroadcastState(NamedTuple):
     """What the first process has prepared for all of them, in a form that can be sent."""
 
     cfg: TrainConfig  # as the plan has settled it
@@ -41,13 +41,13 @@ class Shared(NamedTuple):
     dtype: Reasoned
 
 
-class First(NamedTuple):
+class MainProcessState(NamedTuple):
     """What only the first process needs, which makes the run directory."""
 
-    ready: Ready
+    ready: PreparedData
     plan: dict[str, Any] | None
-    store: mirror.Store | None
-    unfinished: list[Run | mirror.Remote]  # that could be gone on with
+    store: mirror.MirrorStore | None
+    unfinished: list[Run | mirror.MirroredRun]  # that could be gone on with
 
 
 def train(cfg: TrainConfig) -> int:
@@ -56,12 +56,12 @@ def train(cfg: TrainConfig) -> int:
     All that can be refused is refused before the run directory is made, and most of it before torch is
     imported. Where several processes train, this one starts them, and each of them comes here again.
     """
-    start = launch_plan.plan(cfg)
+    start = launch_plan.plan_launch(cfg)
     if start is None:
         return _train(cfg, process_info())
     if start.node_rank == 0:
-        resume.find(cfg, mirror.store_of(cfg))
-        rows_ready(cfg)
+        resume.find_resumable(cfg, mirror.open_store(cfg))
+        load_rows(cfg)
 
     from src.train import launcher  # torch starts loading here
 
@@ -72,38 +72,44 @@ def _train(cfg: TrainConfig, now: ProcessInfo) -> int:
     """The training of this process, alone or with others."""
     environment.release_freed_memory()
     device = environment.choose_device(cfg.cuda_visible_devices)
-    prepared = None if now.launched else _prepared(cfg)
+    prepared = None if now.launched else _prepare(cfg)
 
     from src.train import distributed  # torch and its like are loaded by now, or others wait for this process
 
     try:
-        with distributed.joined(device.value) as where, distributed.last_words():
+        with distributed.process_group(device.value) as where, distributed.ignore_sigterm_on_error():
             if now.launched and now.is_main:
-                prepared = _prepared(cfg)
+                prepared = _prepare(cfg)
             first, mine = prepared or (None, None)
-            shared = distributed.first(mine)
-            ready = first.ready if first else _opened(shared, device)
-            return _fitted(cfg, shared, now, first, ready._replace(device=Reasoned(where, device.reason)))
+            shared = distributed.broadcast_from_main(mine)
+            ready = first.ready if first else _open_prepared(shared, device)
+            return _fit_and_save(cfg, shared, now, first, ready._replace(device=Reasoned(where, device.reason)))
     except Stopped:
         if now.local_rank == 0:  # one voice a machine
             raise
         return 0
 
 
-def _prepared(cfg: TrainConfig) -> tuple[First, Shared]:
-    store = mirror.store_of(cfg)
-    unfinished = resume.find(cfg, store)
-    ready = made_ready(cfg)
-    plan = planned(ready, cfg)
-    refuse(plan, cfg)
+def _prepare(cfg: TrainConfig) -> tuple[MainProcessState, BroadcastState]:
+    store = mirror.open_store(cfg)
+    unfinished = resume.find_resumable(cfg, store)
+    ready = prepare_training(cfg)
+    plan = plan_memory(ready, cfg)
+    check_fits(plan, cfg)
     rows = ready.data.store.folder
-    shared = Shared(
-        settled(cfg, plan), ready.examples.folder, rows, ready.labels, ready.held_out, ready.base, ready.dtype
+    shared = BroadcastState(
+        resolve_checkpointing(cfg, plan),
+        ready.examples.folder,
+        rows,
+        ready.labels,
+        ready.held_out,
+        ready.base,
+        ready.dtype,
     )
-    return First(ready, plan and plan.as_dict(), store, unfinished), shared
+    return MainProcessState(ready, plan and plan.as_dict(), store, unfinished), shared
 
 
-def _opened(shared: Shared, device: Reasoned) -> Ready:
+def _open_prepared(shared: BroadcastState, device: Reasoned) -> PreparedData:
     """What is prepared, as the other processes read it.
 
     Raises: RunError if this machine does not see what the first process has written.
@@ -114,34 +120,42 @@ def _opened(shared: Shared, device: Reasoned) -> Ready:
                 f"{folder} is not on this machine", hint="all machines must share output_dir and cache_dir"
             )
     data = prepare.Data([], RowStore(shared.rows), [], [], shared.labels)
-    examples, chat = TokenStore(shared.tokens), check_data.chat_of(shared.base, shared.cfg)
-    return Ready(data, shared.base, device, shared.dtype, examples, chat, shared.held_out, shared.labels)
+    examples, chat = TokenStore(shared.tokens), check_data.load_chat(shared.base, shared.cfg)
+    return PreparedData(data, shared.base, device, shared.dtype, examples, chat, shared.held_out, shared.labels)
 
 
-def _fitted(asked: TrainConfig, shared: Shared, now: ProcessInfo, first: First | None, ready: Ready) -> int:
+def _fit_and_save(
+    asked: TrainConfig,
+    shared: BroadcastState,
+    now: ProcessInfo,
+    first: MainProcessState | None,
+    ready: PreparedData,
+) -> int:
     """Make the model, train it, save it."""
     from src.train import distributed
     from src.train.callbacks import RunRecorder
-    from src.train.fit import Way, fit
-    from src.train.training_args import Schedule, arguments, batches_of
+    from src.train.fit import BatchStrategy, fit
+    from src.train.training_args import Schedule, build_batch_sampler, build_training_arguments
 
     cfg, examples, held_out, dtype = shared.cfg, ready.examples, ready.held_out, ready.dtype.value
-    schedule = Schedule.of(len(batches_of(examples, cfg, now)), cfg)
-    model, base = tuned_model(ready, cfg, schedule.steps)
-    arguments(cfg, dtype, schedule, bool(held_out), Path("checkpoints"))  # refused here if at all, both
-    way = Way.of(model, ready.chat.tokenizer, cfg, dtype)
-    run, start = distributed.first(_run(asked, cfg, base, first) if first else None)
+    schedule = Schedule.of(len(build_batch_sampler(examples, cfg, now)), cfg)
+    model, base = build_model(ready, cfg, schedule.steps)
+    build_training_arguments(
+        cfg, dtype, schedule, bool(held_out), Path("checkpoints")
+    )  # refused here if at all, both
+    way = BatchStrategy.of(model, ready.chat.tokenizer, cfg, dtype)
+    run, start = distributed.broadcast_from_main(_open_run(asked, cfg, base, first) if first else None)
     with (
-        mirror.mirrored(first and first.store, run) as copy,
+        mirror.mirror_checkpoints(first and first.store, run) as copy,
         run.recorded() if now.is_main else nullcontext(),
-        distributed.last_words(),
+        distributed.ignore_sigterm_on_error(),
     ):
         figures, weights = fit(
             model, ready.chat.tokenizer, examples, held_out, cfg, dtype, RunRecorder(run, now.is_main, copy),
             run.checkpoints, lambda row: ready.data.store.place(examples.row_of(row)), start, way,
         )  # fmt: skip
         if now.is_main:
-            save(model, ready.chat, run.model, weights)
+            save_model(model, ready.chat, run.model, weights)
             write_json(run.path / "metrics.json", {"train": figures})
             run.update(model_files=hash_files(run.model))  # by which later damage is seen
             profile.write(run)
@@ -149,20 +163,22 @@ def _fitted(asked: TrainConfig, shared: Shared, now: ProcessInfo, first: First |
     return 0
 
 
-def _run(asked: TrainConfig, cfg: TrainConfig, base: Source, first: First) -> tuple[Run, Path | None]:
+def _open_run(
+    asked: TrainConfig, cfg: TrainConfig, base: Source, first: MainProcessState
+) -> tuple[Run, Path | None]:
     """The run directory, new or taken up again, and the checkpoint to start from."""
     from src.train import checkpoint
 
-    facts = _facts(cfg, base, first.ready)
-    run = resume.take_up(first.unfinished, facts, asked)
+    facts = _manifest_facts(cfg, base, first.ready)
+    run = resume.resume_first(first.unfinished, facts, asked)
     run = run or runs.create(cfg.output_dir, "train", to_yaml(asked), facts | {"plan": first.plan})
     log_to(run.logs)
     log.info("run %s", run.path)
     write_json(run.path / "data_report.json", first.ready.examples.report)
-    return run, checkpoint.newest(run.checkpoints, with_best=cfg.load_best_model_at_end)
+    return run, checkpoint.find_newest(run.checkpoints, with_best=cfg.load_best_model_at_end)
 
 
-def save(model: Any, chat: Chat, folder: Path, weights: dict[str, Any] | None = None) -> None:
+def save_model(model: Any, chat: Chat, folder: Path, weights: dict[str, Any] | None = None) -> None:
     """Write the adapter or full weights with the tokenizer: the whole folder, or nothing of it.
 
     `weights` are taken in place of the model's own, of which it may hold a part only.
@@ -176,11 +192,11 @@ def save(model: Any, chat: Chat, folder: Path, weights: dict[str, Any] | None = 
             model.config.save_pretrained(temporary)  # an adapter of a classifier keeps the names of its labels
         if settings.exists():  # peft lists sets in an order that changes from process to process
             found = json.loads(settings.read_text(encoding="utf-8"))
-            found = {k: sorted(v) if k in SETS and isinstance(v, list) else v for k, v in found.items()}
+            found = {k: sorted(v) if k in SET_VALUED_KEYS and isinstance(v, list) else v for k, v in found.items()}
             write_json(settings, found)
 
 
-def _facts(cfg: TrainConfig, base: Source, ready: Ready) -> dict[str, Any]:
+def _manifest_facts(cfg: TrainConfig, base: Source, ready: PreparedData) -> dict[str, Any]:
     return {
         "method": cfg.method,
         "task": cfg.task,

@@ -24,7 +24,7 @@ from src.utils.logs import log
 from src.utils.process_info import OPTIONAL, block_imports, freeze_gc
 
 
-class Rows(NamedTuple):
+class RawData(NamedTuple):
     """What is known without torch: the rows as texts, those of the dev split, and where the model is."""
 
     data: prepare.Data
@@ -32,7 +32,7 @@ class Rows(NamedTuple):
     base: Source
 
 
-class Ready(NamedTuple):
+class PreparedData(NamedTuple):
     """Everything but the model. `examples` are trained on, `held_out` are for the evaluation loss."""
 
     data: prepare.Data
@@ -45,38 +45,40 @@ class Ready(NamedTuple):
     labels: tuple[str, ...]  # of a classifier
 
 
-def rows_ready(cfg: TrainConfig) -> Rows:
+def load_rows(cfg: TrainConfig) -> RawData:
     """Refuse what can be refused before torch is imported."""
     environment.release_freed_memory()
     runs.check_writable(cfg.output_dir)
     data = prepare.read(cfg)
     prepare.refuse_bad_rows(data, cfg)
-    dev = _dev_rows(cfg, data.labels)
+    dev = _read_dev_rows(cfg, data.labels)
     base = locate(cfg.model_name, cfg.model_revision)
     tasks.check_source(base, cfg.task, cfg.max_length, cfg.method)
     methods.check_base(base, cfg.method)
-    return Rows(data, dev, base)
+    return RawData(data, dev, base)
 
 
-def made_ready(cfg: TrainConfig, device: Reasoned | None = None, dtype: Reasoned | None = None) -> Ready:
+def prepare_training(
+    cfg: TrainConfig, device: Reasoned | None = None, dtype: Reasoned | None = None
+) -> PreparedData:
     """Refuse what can be refused, most of it before torch is imported; then tokenise the rows."""
-    data, dev, base = rows_ready(cfg)
+    data, dev, base = load_rows(cfg)
     device = device or environment.choose_device(cfg.cuda_visible_devices)
     dtype = dtype or environment.choose_dtype(cfg.bf16, cfg.cuda_visible_devices)
     log.info("%s usable rows in %d files; base model %s", f"{len(data.store):,}", len(data.store.files), base.name)
     tf32 = environment.choose_tf32(cfg.tf32, cfg.cuda_visible_devices)
     kernels = environment.choose_kernels(cfg.use_liger_kernel, cfg.cuda_visible_devices, device.value)
     log.info("device %s; precision %s; TF32 %s; kernels %s", device, dtype, tf32, kernels)
-    block_imports(*_unused(cfg, base))
-    examples, chat = check_data.tokenised(data, base, cfg)  # transformers, torch and their like start loading here
+    block_imports(*_unused_packages(cfg, base))
+    examples, chat = check_data.tokenize(data, base, cfg)  # transformers, torch and their like start loading here
     show(examples, chat, cfg.max_length)
     report.refuse_findings(examples.report, cfg)
     labels = tuple(examples.report.get("labels", ()))
-    held_out = _held_out(dev, chat, prepare.rules_of(cfg, labels))
-    return Ready(data, base, device, dtype, examples, chat, held_out, labels)
+    held_out = _encode_dev_rows(dev, chat, prepare.rules_of(cfg, labels))
+    return PreparedData(data, base, device, dtype, examples, chat, held_out, labels)
 
 
-def tuned_model(ready: Ready, cfg: TrainConfig, steps: int) -> tuple[Any, Source]:
+def build_model(ready: PreparedData, cfg: TrainConfig, steps: int) -> tuple[Any, Source]:
     """The base model with the method applied for so many steps, and its source with the revision resolved."""
     from src.model import adapters, load  # torch and its like
 
@@ -98,7 +100,7 @@ def tuned_model(ready: Ready, cfg: TrainConfig, steps: int) -> tuple[Any, Source
     return model, base
 
 
-def _unused(cfg: TrainConfig, base: Source) -> list[str]:
+def _unused_packages(cfg: TrainConfig, base: Source) -> list[str]:
     """Large packages that this training does not need."""
     in_bits = methods.METHODS[cfg.method].four_bit or is_quantised(base) is not False
     in_bits = in_bits or "8bit" in cfg.optim or "paged" in cfg.optim
@@ -107,7 +109,7 @@ def _unused(cfg: TrainConfig, base: Source) -> list[str]:
     return [package for package in unused if package not in cfg.report_to]
 
 
-def _dev_rows(cfg: TrainConfig, labels: Sequence[str]) -> list[Row]:
+def _read_dev_rows(cfg: TrainConfig, labels: Sequence[str]) -> list[Row]:
     """The dev split, for the evaluation loss; none where there is no such file.
 
     Raises: DataError if a row of it cannot be read, or has a label that is not one of `labels`.
@@ -125,7 +127,7 @@ def _dev_rows(cfg: TrainConfig, labels: Sequence[str]) -> list[Row]:
     return rows
 
 
-def _held_out(rows: Sequence[Row], chat: Chat, rules: Rules) -> list[Example]:
+def _encode_dev_rows(rows: Sequence[Row], chat: Chat, rules: Rules) -> list[Example]:
     """Rows for the evaluation loss; what does not fit is said."""
     found: list[Example] = []
     rules = rules._replace(train_on="completion", on_overlength="reject")

@@ -17,7 +17,7 @@ from src.errors import ModelError
 from src.schema import TrainConfig
 
 
-def engine(cfg: TrainConfig, dtype: str) -> dict[str, Any]:
+def engine_arguments(cfg: TrainConfig, dtype: str) -> dict[str, Any]:
     """Arguments of the Trainer for `cfg.distributed`."""
     if cfg.distributed == "ddp":
         return {}
@@ -26,10 +26,10 @@ def engine(cfg: TrainConfig, dtype: str) -> dict[str, Any]:
     if cfg.distributed == "fsdp2":
         settings = {"version": 2, "cpu_offload": cfg.offload, "state_dict_type": "FULL_STATE_DICT"}
         return told | {"fsdp": True, "fsdp_config": settings}
-    return told | {"deepspeed": _zero(cfg)}
+    return told | {"deepspeed": _deepspeed_config(cfg)}
 
 
-def _zero(cfg: TrainConfig) -> dict[str, Any]:
+def _deepspeed_config(cfg: TrainConfig) -> dict[str, Any]:
     """DeepSpeed's configuration; "auto" is what the Trainer's own arguments say."""
     stage = int(cfg.distributed.removeprefix("zero"))
     place = {"device": "cpu", "pin_memory": True}
@@ -63,7 +63,7 @@ def fsdp_on_cpu(wanted: bool) -> Iterator[None]:
     yield
 
 
-def load_whole(model: Any, folder: Path) -> None:
+def load_full_weights(model: Any, folder: Path) -> None:
     """Load a checkpoint's weights into a model that has not been shared out."""
     if isinstance(model, PeftModel):
         model.load_adapter(str(folder), "default", is_trainable=True)
@@ -72,7 +72,7 @@ def load_whole(model: Any, folder: Path) -> None:
         model.load_state_dict(load_file(file), strict=False)  # tied weights are stored once
 
 
-def refuse_unless_sharded(model: Any, distributed: str) -> None:
+def check_sharded(model: Any, distributed: str) -> None:
     """Raises: ModelError if the engine has left the weights whole where they were to be shared out."""
     if distributed == "fsdp2":
         whole = [name for name, p in model.named_parameters() if not isinstance(p, DTensor)]

@@ -16,7 +16,7 @@ CHECKPOINT_NOW = "checkpoint-now"
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-class Asked:
+class StopRequest:
     """What was asked of a running training, as a context that listens.
 
     The first SIGTERM or SIGINT asks to finish the step, save a checkpoint and end; the second ends at once, except
@@ -31,7 +31,7 @@ class Asked:
         self.by: str | None = None  # the signal that came
         self.agreed = [False, False]  # to stop, to save
 
-    def __enter__(self) -> Asked:
+    def __enter__(self) -> StopRequest:
         self.before: dict[Any, Any] = {}
         if threading.current_thread() is threading.main_thread():  # signals are the main thread's
             self.before = {number: signal.signal(number, self._note) for number in SIGNALS}

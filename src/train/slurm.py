@@ -11,7 +11,7 @@ from src.errors import ConfigError
 FIRST_PORT, PORTS = 20000, 10000
 
 
-class Step(NamedTuple):
+class SlurmStep(NamedTuple):
     """A job step of one task a machine, as seen by one of its tasks."""
 
     nodes: int
@@ -20,7 +20,7 @@ class Step(NamedTuple):
     port: int  # the same on every machine, another for another job
 
 
-def step(environment: Mapping[str, str]) -> Step | None:
+def slurm_step(environment: Mapping[str, str]) -> SlurmStep | None:
     """The job step of several machines that this process is a task of; None outside of one.
 
     A batch script that has not called srun is alone, whatever its job has been given.
@@ -40,22 +40,22 @@ def step(environment: Mapping[str, str]) -> Step | None:
             f"srun started {tasks} tasks on {nodes} machines",
             hint="start one a machine (--ntasks-per-node=1); num_processes says how many processes it starts",
         )
-    host = next(hosts(read("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST", "SLURM_NODELIST") or ""), None)
+    host = next(expand_hosts(read("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST", "SLURM_NODELIST") or ""), None)
     if host is None:
         raise ConfigError(
             "Slurm names no machine in SLURM_NODELIST", hint="set master_addr, num_nodes and node_rank"
         )
     job = int(re.sub(r"\D", "", environment.get("SLURM_JOB_ID", "")) or 0)
-    return Step(nodes, int(rank), host, FIRST_PORT + job % PORTS)
+    return SlurmStep(nodes, int(rank), host, FIRST_PORT + job % PORTS)
 
 
-def hosts(listed: str) -> Iterator[str]:
+def expand_hosts(listed: str) -> Iterator[str]:
     """The host names of `gpu[01-03,7],login`: gpu01, gpu02, gpu03, gpu7, login."""
     for word in re.findall(r"(?:\[[^]]*\]|[^,[])+", listed):
-        yield from _expanded(word.strip())
+        yield from _expand_word(word.strip())
 
 
-def _expanded(word: str) -> Iterator[str]:
+def _expand_word(word: str) -> Iterator[str]:
     """One word of a list of hosts, which may hold several brackets, as `rack[1-2]n[1-2]` does."""
     found = re.match(r"([^[]*)\[([^]]*)\](.*)$", word)
     if found is None:
@@ -65,5 +65,5 @@ def _expanded(word: str) -> Iterator[str]:
     for part in ranges.split(","):
         first, _, last = part.partition("-")
         for number in range(int(first), int(last or first) + 1):
-            for rest in _expanded(after):
+            for rest in _expand_word(after):
                 yield f"{before}{number:0{len(first)}d}{rest}"

@@ -17,23 +17,23 @@ from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 from src.data.store import Example
 from src.model import methods
 from src.train import adalora, checkpoint, failures, sharding
-from src.train.batch_sampler import Batches
+from src.train.batch_sampler import BatchSampler
 from src.train.callbacks import RunRecorder
-from src.train.launch_plan import SHARDED
+from src.train.launch_plan import WEIGHT_SHARDING
 from src.train.objective import Objective
-from src.train.signals import Asked
+from src.train.signals import StopRequest
 
-Where = Callable[[int], str]  # file:line of a row, by its number
+RowLocator = Callable[[int], str]  # file:line of a row, by its number
 # Seconds that the other processes let the first one say and write alone what all of them have found out.
-AFTER_THE_FIRST = 5.0
+MAIN_PROCESS_HEAD_START_S = 5.0
 
 
-class Loop(Trainer):  # type: ignore[misc]
+class AssayTrainer(Trainer):  # type: ignore[misc]
     """One optimizer step after another, as the Trainer makes them, over batches that know their rows."""
 
     def __init__(
-        self, *, batches: Batches, held_out: Sequence[Example], objective: Objective, asked: Asked,
-        recorder: RunRecorder, collate: Any, where: Where, spread: str, **of_trainer: Any,
+        self, *, batches: BatchSampler, held_out: Sequence[Example], objective: Objective, asked: StopRequest,
+        recorder: RunRecorder, collate: Any, where: RowLocator, spread: str, **of_trainer: Any,
     ) -> None:  # fmt: skip
         """`spread`: the setting `distributed`."""
         self.spread = spread
@@ -51,8 +51,8 @@ class Loop(Trainer):  # type: ignore[misc]
 
     def _prepare_for_training(self, *words: Any, **named: Any) -> Any:
         prepared = super()._prepare_for_training(*words, **named)
-        sharding.refuse_unless_sharded(self.model, self.spread)
-        self.shared_out = self.spread in SHARDED
+        sharding.check_sharded(self.model, self.spread)
+        self.shared_out = self.spread in WEIGHT_SHARDING
         return prepared
 
     # batches
@@ -111,7 +111,7 @@ class Loop(Trainer):  # type: ignore[misc]
         return loss
 
     def training_step(self, model: Any, inputs: dict[str, Any], *rest: Any, **named: Any) -> torch.Tensor:
-        with failures.out_of_memory(self.state.global_step + 1, inputs):
+        with failures.explain_out_of_memory(self.state.global_step + 1, inputs):
             return super().training_step(model, inputs, *rest, **named)
 
     def _clip_grad_norm(self, model: Any) -> Any:
@@ -130,10 +130,10 @@ class Loop(Trainer):  # type: ignore[misc]
     def _diverged(self, what: str, value: float, step: int, proven: int) -> None:
         """`proven` is the last step after which the weights still gave a loss that is a number."""
         if self.args.process_index:
-            time.sleep(AFTER_THE_FIRST)
+            time.sleep(MAIN_PROCESS_HEAD_START_S)
         rows = [self.where(row) for row in self.recorder.rows]
-        good = checkpoint.newest(self._checkpoints, until=proven)
-        raise failures.diverged(what, value, step, rows, good)
+        good = checkpoint.find_newest(self._checkpoints, until=proven)
+        raise failures.divergence_error(what, value, step, rows, good)
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """The mean loss over all labels of the held-out rows."""
@@ -145,7 +145,7 @@ class Loop(Trainer):  # type: ignore[misc]
                 mine = self.held_out[start + rank * size : start + (rank + 1) * size]
                 items = list(enumerate(mine))
                 batch = self._prepare_inputs(self.data_collator(items))
-                with failures.out_of_memory(self.state.global_step, batch):
+                with failures.explain_out_of_memory(self.state.global_step, batch):
                     sums[0] += self.objective.summed(self.model, batch).item()
                 sums[1] += self.objective.criterion.total_weight(batch["labels"]).item()
         if world > 1:
@@ -170,7 +170,7 @@ class Loop(Trainer):  # type: ignore[misc]
             strict = not isinstance(self.model, PeftModel)
             deepspeed_load_checkpoint(self.model_wrapped, str(folder), load_module_strict=strict)
         elif self.is_fsdp_enabled and not self.shared_out:
-            sharding.load_whole(self.model, folder)
+            sharding.load_full_weights(self.model, folder)
         else:
             self._load_from_checkpoint(str(folder))
 
@@ -184,12 +184,12 @@ class Loop(Trainer):  # type: ignore[misc]
         self._refuse_broken_weights()
         self.recorder.flush()
         folder = self._checkpoints / f"checkpoint-{self.state.global_step}"
-        with checkpoint.sealed(folder, self.args.world_size, self.args.should_save) as temporary:
+        with checkpoint.atomic_checkpoint(folder, self.args.world_size, self.args.should_save) as temporary:
             with adalora.all_ranks(self.model):
                 self.save_model(str(temporary), _internal_call=True)
             self._save_optimizer_and_scheduler(str(temporary))
             self._save_scaler(str(temporary))
-            checkpoint.save_rng(
+            checkpoint.save_rng_state(
                 temporary / checkpoint.RNG, self.args.world_size, self.args.should_save,
                 float(self._tr_loss), self._globalstep_last_logged,
             )  # fmt: skip
@@ -213,5 +213,5 @@ class Loop(Trainer):  # type: ignore[misc]
     def _load_rng_state(self, checkpoint_folder: str | None) -> None:
         if checkpoint_folder is not None:
             path = Path(checkpoint_folder) / checkpoint.RNG
-            loss, self._globalstep_last_logged = checkpoint.load_rng(path, self.args.process_index)
+            loss, self._globalstep_last_logged = checkpoint.load_rng_state(path, self.args.process_index)
             self._tr_loss += loss

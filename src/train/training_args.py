@@ -15,13 +15,15 @@ from src.data.store import Example
 from src.errors import ConfigError
 from src.schema import TrainConfig
 from src.train import sharding
-from src.train.batch_sampler import Batches
+from src.train.batch_sampler import BatchSampler
 from src.utils import environment
 from src.utils.process_info import ProcessInfo
 
-NAMES = {field.name for field in fields(TrainingArguments)}
+TRAINING_ARGUMENTS = {field.name for field in fields(TrainingArguments)}
 # transformers has named it anew, and warns of the older name.
-CHECKPOINTING = "activation_checkpointing" if "activation_checkpointing" in NAMES else "gradient_checkpointing"
+CHECKPOINTING = (
+    "activation_checkpointing" if "activation_checkpointing" in TRAINING_ARGUMENTS else "gradient_checkpointing"
+)
 
 
 class Schedule(NamedTuple):
@@ -37,15 +39,19 @@ class Schedule(NamedTuple):
         return cls(an_epoch, cfg.max_steps or math.ceil(cfg.epochs * an_epoch))
 
 
-def batches_of(examples: Sequence[Example], cfg: TrainConfig, now: ProcessInfo = ProcessInfo()) -> Batches:  # noqa: B008
+def build_batch_sampler(
+    examples: Sequence[Example],
+    cfg: TrainConfig,
+    now: ProcessInfo = ProcessInfo(),  # noqa: B008
+) -> BatchSampler:
     """The batches of one process, by itself unless it is told otherwise."""
     lengths = getattr(examples, "lengths", None)
     lengths = [len(e.ids) for e in examples] if lengths is None else lengths
     pack_to = cfg.max_length if cfg.packing else None
-    return Batches(lengths, cfg.batch_size, cfg.seed, pack_to=pack_to, rank=now.rank, world=now.world_size)
+    return BatchSampler(lengths, cfg.batch_size, cfg.seed, pack_to=pack_to, rank=now.rank, world=now.world_size)
 
 
-def arguments(
+def build_training_arguments(
     cfg: TrainConfig, dtype: str, schedule: Schedule, evaluates: bool, folder: Path
 ) -> TrainingArguments:
     """Our settings in the Trainer's words; checkpoints go to `folder`.
@@ -97,7 +103,7 @@ def arguments(
         logging_nan_inf_filter=False,  # a loss that is no number would be logged as 0
     )
     try:
-        return TrainingArguments(**(ours | sharding.engine(cfg, dtype) | cfg.trainer))
+        return TrainingArguments(**(ours | sharding.engine_arguments(cfg, dtype) | cfg.trainer))
     except (ValueError, TypeError) as error:
         if not cfg.trainer and not cfg.lr_scheduler_kwargs:
             raise

@@ -23,16 +23,16 @@ def by_fork() -> None:
 
 def with_a_loose_bolt() -> None:
     """Break the second process alone, once it computes a loss."""
-    from src.train.fit import Loop
+    from src.train.fit import AssayTrainer
 
-    whole = Loop.compute_loss
+    whole = AssayTrainer.compute_loss
 
     def broken(self: Any, *words: Any, **named: Any) -> Any:
         if os.environ["RANK"] == "1":
             raise ValueError("a bolt is loose")
         return whole(self, *words, **named)
 
-    Loop.compute_loss = broken
+    AssayTrainer.compute_loss = broken
 
 
 class Forked:

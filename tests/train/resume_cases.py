@@ -119,9 +119,12 @@ def almost(_lesson: World, nursery: Nursery, common: Path) -> World:
     world = _lesson.elsewhere(common / "almost")
     with locked(world.output):
         if not world.output.is_dir():
-            code, said = Stage(world, nursery)(moment=Moment(f"{FIT}:Loop.compute_loss", nth=19))
+            code, said = Stage(world, nursery)(moment=Moment(f"{FIT}:AssayTrainer.compute_loss", nth=19))
             assert code == -signal.SIGKILL, said
-    assert [p.name for p in checkpoint.all_of(world.runs[0].checkpoints)] == ["checkpoint-9", "checkpoint-6"]
+    assert [p.name for p in checkpoint.list_checkpoints(world.runs[0].checkpoints)] == [
+        "checkpoint-9",
+        "checkpoint-6",
+    ]
     return world
 
 

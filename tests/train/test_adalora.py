@@ -16,7 +16,7 @@ from src.errors import ModelError
 from src.model import adapters, load, methods
 from src.model.source import locate, locate_tuned
 from src.schema import MethodArgs
-from src.train.adalora import RankMover, callbacks
+from src.train.adalora import AdaLoraCallback, callbacks
 from tests.fixtures import World
 
 pytest_plugins = ["tests.fixtures"]
@@ -130,9 +130,9 @@ def test_the_trainer_moves_ranks_at_each_step_with_the_gradients_still_there(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
-    moves = RankMover.on_optimizer_step
+    moves = AdaLoraCallback.on_optimizer_step
 
-    def watched(self: RankMover, args: Any, state: Any, control: Any, **others: Any) -> None:
+    def watched(self: AdaLoraCallback, args: Any, state: Any, control: Any, **others: Any) -> None:
         free = [p for n, p in self.tuner.named_parameters() if "lora_B" in n]
         seen.append((state.global_step, state.max_steps, all(p.grad is not None and p.grad.any() for p in free)))
         moves(self, args, state, control, **others)
@@ -140,7 +140,7 @@ def test_the_trainer_moves_ranks_at_each_step_with_the_gradients_still_there(
             assert sum(ranks(self.tuner)) == 4 * 14
             assert self.tuner.peft_config["default"].total_step == state.max_steps
 
-    monkeypatch.setattr(RankMover, "on_optimizer_step", watched)
+    monkeypatch.setattr(AdaLoraCallback, "on_optimizer_step", watched)
     run = world.train("method=adalora", "lora_r=4", "epochs=3", "gradient_accumulation_steps=2")
     assert [step for step, _, _ in seen] == list(range(6))
     assert all(there for step, _, there in seen if step > 0)  # E starts at zero: B has no gradient before

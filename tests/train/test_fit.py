@@ -23,8 +23,8 @@ from src.model.tokenizer import load_tokenizer
 from src.runs import Run
 from src.schema import TrainConfig
 from src.train.checkpoint import COMPLETE
-from src.train.collators import EndToEnd, Padded
-from src.train.training_args import Schedule, arguments
+from src.train.collators import PackedCollator, PaddingCollator
+from src.train.training_args import Schedule, build_training_arguments
 from tests.fixtures import ANSWER, TRAINED_ON, World, chat, curves, jsonl
 
 pytest_plugins = ["tests.fixtures"]
@@ -45,7 +45,7 @@ TWO = items(([1, 2, 3], [False, True, True]), ([4, 5], [True, True]))
 
 
 def test_a_padded_batch_has_neither_attention_nor_loss_on_its_padding() -> None:
-    batch = Padded(9)(TWO)
+    batch = PaddingCollator(9)(TWO)
     assert batch["input_ids"].tolist() == [[1, 2, 3], [4, 5, 9]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0]]
     assert batch["labels"].tolist() == [[2, 3, IGNORE_INDEX], [5, IGNORE_INDEX, IGNORE_INDEX]]
@@ -53,7 +53,7 @@ def test_a_padded_batch_has_neither_attention_nor_loss_on_its_padding() -> None:
 
 
 def test_rows_laid_end_to_end_keep_their_places_and_predict_nothing_of_each_other() -> None:
-    batch = EndToEnd()(TWO)
+    batch = PackedCollator()(TWO)
     assert batch["input_ids"].tolist() == [[1, 2, 3, 4, 5]]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1]]
     assert batch["kept"].tolist() == [0, 1, 3]
@@ -62,14 +62,14 @@ def test_rows_laid_end_to_end_keep_their_places_and_predict_nothing_of_each_othe
 
 
 def test_what_fills_a_batch_up_is_a_row_of_its_own_without_loss() -> None:
-    batch = EndToEnd(multiple=8)(TWO)
+    batch = PackedCollator(multiple=8)(TWO)
     assert batch["input_ids"].shape == (1, 8)
     assert batch["lengths"] == [3, 2, 3]
     assert batch["labels"].tolist() == [2, 3, 5, *[IGNORE_INDEX] * 5]
     assert batch["tokens"] == 5
 
 
-@pytest.mark.parametrize("collate", [EndToEnd(), EndToEnd(8), Padded(0)])
+@pytest.mark.parametrize("collate", [PackedCollator(), PackedCollator(8), PaddingCollator(0)])
 def test_a_batch_without_rows_is_one_without_loss(collate: Any) -> None:
     batch = collate([])
     assert batch["input_ids"].numel() >= 1
@@ -87,7 +87,7 @@ def test_padding_with_the_end_of_turn_token_does_not_hide_the_real_one(tiny: Pat
         each.examples[0] for each in encode(rows, Chat(tokenizer), Rules(512)) if isinstance(each, Encoded)
     ]
     assert len(examples) == 2
-    for collate in (Padded(tokenizer.pad_token_id), EndToEnd(64)):
+    for collate in (PaddingCollator(tokenizer.pad_token_id), PackedCollator(64)):
         labels = collate(list(enumerate(examples)))["labels"].flatten().tolist()
         assert labels.count(tokenizer.eos_token_id) == 2
         assert [i for i in labels if i != IGNORE_INDEX] == [
@@ -304,7 +304,7 @@ def test_without_warm_up_the_learning_rate_starts_at_its_peak(world: World) -> N
     ],
 )
 def test_settings_reach_the_trainer(tmp_path: Path, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
-    made = arguments(TrainConfig(**ours), "float32", Schedule(2, 6), True, tmp_path)
+    made = build_training_arguments(TrainConfig(**ours), "float32", Schedule(2, 6), True, tmp_path)
     assert {name: getattr(made, name) for name in theirs} == theirs
 
 

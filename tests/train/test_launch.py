@@ -15,7 +15,7 @@ from src import runs
 from src.runs import Run
 from src.schema import TrainConfig
 from src.train import checkpoint, launcher
-from src.train.launch_plan import Plan
+from src.train.launch_plan import LaunchPlan
 from src.utils.files import sha256
 from tests.fixtures import World, curves
 from tests.train.several import PATIENCE, TWO, Start, ended, samples, until
@@ -77,11 +77,11 @@ def test_a_training_of_two_processes_goes_on_after_a_signal_and_after_a_kill(wor
     assert "finishing the step and saving a checkpoint" in said
     assert said.count("the same command goes on from there") == 1
     assert run.status == runs.INTERRUPTED
-    newest = checkpoint.newest(run.checkpoints)
-    assert newest is not None and checkpoint.step_of(newest) == samples(run)[-1]["step"]
+    newest = checkpoint.find_newest(run.checkpoints)
+    assert newest is not None and checkpoint.step_number(newest) == samples(run)[-1]["step"]
 
     killed = fork(*LONG, *elsewhere)
-    until(killed, there, f"step {checkpoint.step_of(newest) + 4}/")
+    until(killed, there, f"step {checkpoint.step_number(newest) + 4}/")
     processes = psutil.Process(killed.pid).children()
     assert len(processes) == 2
     killed.send_signal(signal.SIGKILL)
@@ -148,6 +148,6 @@ def test_what_every_process_refuses_is_said_once(world: World, fork: Start) -> N
 
 def test_the_name_of_a_run_is_for_the_processes_of_the_first_training(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(runs.RUN_ID, "one")
-    with launcher._environment(TrainConfig(), Plan(processes=2)):
+    with launcher._worker_environment(TrainConfig(), LaunchPlan(processes=2)):
         assert os.environ[runs.RUN_ID] == "one"
     assert runs.RUN_ID not in os.environ

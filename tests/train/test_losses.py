@@ -12,7 +12,7 @@ from transformers import CohereConfig, CohereForCausalLM, LlamaConfig, LlamaForC
 from src.data.store import IGNORE_INDEX
 from src.schema import LossArgs
 from src.train import losses
-from src.train.losses import LOSSES, Criterion, plain_head
+from src.train.losses import LOSSES, Criterion, find_plain_head
 
 CLASSES, TOKENS, SIZE = 50, 300, 16
 SMALL: dict[str, Any] = dict(
@@ -126,7 +126,7 @@ def test_of_logits_in_16_bits_no_copy_in_32_is_kept_for_the_way_back(parts: tupl
 
 def test_a_head_is_fused_only_where_logits_are_nothing_but_its_product() -> None:
     llama = LlamaForCausalLM(LlamaConfig(**SMALL))
-    assert plain_head(llama) is llama.lm_head
-    assert plain_head(CohereForCausalLM(CohereConfig(**SMALL, logit_scale=0.25))) is None
+    assert find_plain_head(llama) is llama.lm_head
+    assert find_plain_head(CohereForCausalLM(CohereConfig(**SMALL, logit_scale=0.25))) is None
     llama.lm_head = torch.nn.Sequential(llama.lm_head)
-    assert plain_head(llama) is None
+    assert find_plain_head(llama) is None

@@ -18,7 +18,7 @@ from src.runs import Run
 from src.schema import TrainConfig
 from src.train import checkpoint
 from src.train.checkpoint import COMPLETE
-from src.train.mirror import Mirror, Store, mirrored, remote_runs, store_of
+from src.train.mirror import CheckpointMirror, MirrorStore, list_mirrored_runs, mirror_checkpoints, open_store
 from src.utils.logs import log
 from tests.conftest import HEAVY
 from tests.data.bucket import BUCKET
@@ -43,7 +43,9 @@ def keys(client: Any) -> list[str]:
 def lost(stage: Stage, client: Any, moto: str) -> tuple[Stage, Run, tuple[str, ...]]:
     """A mirrored training on a machine that died after two checkpoints were copied: its stage, run and words."""
     words = (f"mirror={ADDRESS}", f"mirror_endpoint={moto}")
-    code, said = stage(*words, moment=Moment("src.train.mirror:Mirror._copy_checkpoint", nth=2, after=True))
+    code, said = stage(
+        *words, moment=Moment("src.train.mirror:CheckpointMirror._copy_checkpoint", nth=2, after=True)
+    )
     assert code == -signal.SIGKILL, said
     run = stage.world.newest
     manifest = {"Bucket": BUCKET, "Key": f"{PREFIX}{run.id}/manifest.json"}
@@ -128,7 +130,7 @@ def test_the_copy_is_what_the_run_keeps_and_says_how_it_ended(
 
 
 def test_what_a_signal_stopped_is_copied_before_the_end(stage: Stage, client: Any, moto: str) -> None:
-    moment = Moment("src.train.fit:Loop.compute_loss", nth=9, send=signal.SIGTERM)
+    moment = Moment("src.train.fit:AssayTrainer.compute_loss", nth=9, send=signal.SIGTERM)
     code, _ = stage(f"mirror={ADDRESS}", f"mirror_endpoint={moto}", moment=moment)
     assert code == 75
     run = stage.world.newest
@@ -141,8 +143,8 @@ def test_what_a_signal_stopped_is_copied_before_the_end(stage: Stage, client: An
 
 
 @pytest.fixture
-def store(client: Any, moto: str) -> Store:
-    found = store_of(TrainConfig(mirror=ADDRESS, mirror_endpoint=moto))
+def store(client: Any, moto: str) -> MirrorStore:
+    found = open_store(TrainConfig(mirror=ADDRESS, mirror_endpoint=moto))
     assert found is not None
     return found
 
@@ -157,17 +159,17 @@ def run(tmp_path: Path) -> Run:
 
 
 def save(run: Run, step: int, content: str = "x") -> None:
-    with checkpoint.sealed(run.checkpoints / f"checkpoint-{step}") as folder:
+    with checkpoint.atomic_checkpoint(run.checkpoints / f"checkpoint-{step}") as folder:
         (folder / "weights").write_text(content)
 
 
 def test_a_copy_that_fails_is_a_warning_and_made_with_the_next_checkpoint(
-    store: Store, run: Run, client: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    store: MirrorStore, run: Run, client: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(log, "propagate", True)
     client.delete_bucket(Bucket=BUCKET)
     save(run, 1)
-    with caplog.at_level(logging.WARNING), mirrored(store, run) as mirror:
+    with caplog.at_level(logging.WARNING), mirror_checkpoints(store, run) as mirror:
         assert mirror is not None
         mirror.offer()
     assert (
@@ -175,7 +177,7 @@ def test_a_copy_that_fails_is_a_warning_and_made_with_the_next_checkpoint(
     )
     client.create_bucket(Bucket=BUCKET)
     save(run, 2)
-    with mirrored(store, run) as mirror:
+    with mirror_checkpoints(store, run) as mirror:
         assert mirror is not None
         mirror.offer()
     markers = [k for k in keys(client) if k.endswith(COMPLETE)]
@@ -183,10 +185,10 @@ def test_a_copy_that_fails_is_a_warning_and_made_with_the_next_checkpoint(
     assert list(run.path.rglob("*.tmp")) == []
 
 
-class Held(Mirror):
+class Held(CheckpointMirror):
     """Whose first copy waits."""
 
-    def __init__(self, store: Store, run: Run) -> None:
+    def __init__(self, store: MirrorStore, run: Run) -> None:
         self.begun, self.gate, self.copied = threading.Event(), threading.Event(), list[list[str]]()
         super().__init__(store, run)
 
@@ -197,7 +199,7 @@ class Held(Mirror):
         super()._copy_there(staged)
 
 
-def test_one_copy_waits_at_most_and_the_newest_is_it(store: Store, run: Run, client: Any) -> None:
+def test_one_copy_waits_at_most_and_the_newest_is_it(store: MirrorStore, run: Run, client: Any) -> None:
     mirror = Held(store, run)
     save(run, 1)
     mirror.offer()
@@ -213,11 +215,11 @@ def test_one_copy_waits_at_most_and_the_newest_is_it(store: Store, run: Run, cli
     assert {key.split("/")[4] for key in keys(client) if "/checkpoints/" in key} == {"checkpoint-4"}
 
 
-def test_the_marker_comes_last_and_goes_first(store: Store, run: Run, client: Any) -> None:
+def test_the_marker_comes_last_and_goes_first(store: MirrorStore, run: Run, client: Any) -> None:
     """Of a checkpoint that is made anew, with other bytes, no copy has the marker of the one before."""
     calls: list[str] = []
 
-    class Told(Store):
+    class Told(MirrorStore):
         def put(self, file: Path, key: str) -> None:
             calls.append(f"put {key.rpartition('/')[2]}")
             super().put(file, key)
@@ -229,26 +231,26 @@ def test_the_marker_comes_last_and_goes_first(store: Store, run: Run, client: An
     for content in ("x", "y"):
         save(run, 1, content)
         calls.clear()
-        with mirrored(Told(*store), run) as mirror:
+        with mirror_checkpoints(Told(*store), run) as mirror:
             assert mirror is not None
             mirror.offer()
         order = [call for call in calls if call.split()[1] in {"weights", COMPLETE}]
         assert order == [f"remove {COMPLETE}", "put weights", f"put {COMPLETE}"]
     calls.clear()
-    with mirrored(Told(*store), run) as mirror:  # there it is already
+    with mirror_checkpoints(Told(*store), run) as mirror:  # there it is already
         assert mirror is not None
         mirror.offer()
     assert [call for call in calls if call.split()[1] in {"weights", COMPLETE}] == []
     save(run, 2)
     checkpoint.rotate(run.checkpoints, 1, None)
-    with mirrored(Told(*store), run) as mirror:
+    with mirror_checkpoints(Told(*store), run) as mirror:
         assert mirror is not None
         mirror.offer()
     assert calls[-4:-1] == [f"remove {COMPLETE}", "remove weights", "put manifest.json"] or calls[-3:-1] == [
         f"remove {COMPLETE}",
         "remove weights",
     ]
-    assert [remote.id for remote in remote_runs(store)] == [run.id]
+    assert [remote.id for remote in list_mirrored_runs(store)] == [run.id]
 
 
 # --- what cannot be one ----------------------------------------------------------------------------------

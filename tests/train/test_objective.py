@@ -10,9 +10,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from src.data.store import Example
 from src.schema import LossArgs
-from src.train.collators import EndToEnd, Padded
+from src.train.collators import PackedCollator, PaddingCollator
 from src.train.losses import Criterion
-from src.train.objective import Noise, Objective
+from src.train.objective import NeftuneNoise, Objective
 
 ROWS = [
     (number, Example(list(range(3, 3 + n)), [False] * (n // 2) + [True] * (n - n // 2)))
@@ -56,10 +56,10 @@ def test_every_way_gives_the_loss_that_the_model_itself_gives(build: Any) -> Non
         out = model(input_ids=torch.tensor([row.ids]), labels=torch.tensor([row.labels]))
         expected += out.loss.item() * sum(row.learnt[1:])
     ways = {
-        "fused": summed(model, EndToEnd(), True),
-        "filled up": summed(model, EndToEnd(16), True),
-        "not fused": summed(model, EndToEnd(), True, fused=False),
-        "padded": summed(model, Padded(0), False),
+        "fused": summed(model, PackedCollator(), True),
+        "filled up": summed(model, PackedCollator(16), True),
+        "not fused": summed(model, PackedCollator(), True, fused=False),
+        "padded": summed(model, PaddingCollator(0), False),
     }
     for way, loss in ways.items():
         assert loss.item() == pytest.approx(expected, rel=1e-5), way
@@ -69,9 +69,9 @@ def test_every_way_gives_the_same_gradients() -> None:
     model = llama()
     found = []
     for loss in (
-        summed(model, EndToEnd(16), True),
-        summed(model, EndToEnd(), True, fused=False),
-        summed(model, Padded(0), False),
+        summed(model, PackedCollator(16), True),
+        summed(model, PackedCollator(), True, fused=False),
+        summed(model, PaddingCollator(0), False),
     ):
         model.zero_grad()
         loss.backward()
@@ -83,14 +83,14 @@ def test_every_way_gives_the_same_gradients() -> None:
 
 def test_in_bfloat16_the_loss_is_nearly_the_same() -> None:
     model = llama()
-    exact = summed(model, EndToEnd(), True).item()
-    assert summed(model, EndToEnd(), True, dtype="bfloat16").item() == pytest.approx(exact, rel=2e-2)
+    exact = summed(model, PackedCollator(), True).item()
+    assert summed(model, PackedCollator(), True, dtype="bfloat16").item() == pytest.approx(exact, rel=2e-2)
 
 
 def test_noise_has_the_size_that_each_row_by_its_length_gets_and_only_in_training() -> None:
     model = llama()
     embedding = model.get_input_embeddings()
-    noise = Noise(model, alpha=5.0)
+    noise = NeftuneNoise(model, alpha=5.0)
     lengths = [100, 400]
     ids = torch.zeros(1, 500, dtype=torch.long)
     plain = embedding.weight[0]

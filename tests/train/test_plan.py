@@ -20,7 +20,7 @@ from src.model.source import locate
 from src.model.tokenizer import load_tokenizer
 from src.schema import TrainConfig
 from src.train.plan import memory, simulate
-from src.train.plan.estimate import SIMULATED_CODE, Estimator, NoPlan, available
+from src.train.plan.estimate import SIMULATED_CODE, MemoryEstimator, PlanUnavailable, available_memory
 from src.utils.environment import Capacity
 from src.utils.workers import cores
 from tests.fixtures import ROOT, STEPS, TRAINED_ON, World, call
@@ -39,8 +39,8 @@ def plan(world: World, *words: str) -> int:
     return call("plan", *world.settings("train"), *words)
 
 
-def estimator(tiny: Path, dtype: str = "float32", device: str = "cpu") -> Estimator:
-    return Estimator(locate(str(tiny)), ROWS, ROWS[:2], dtype, device, load_tokenizer(str(tiny)), fixed=0)
+def estimator(tiny: Path, dtype: str = "float32", device: str = "cpu") -> MemoryEstimator:
+    return MemoryEstimator(locate(str(tiny)), ROWS, ROWS[:2], dtype, device, load_tokenizer(str(tiny)), fixed=0)
 
 
 def settings(**others: Any) -> TrainConfig:
@@ -70,7 +70,7 @@ def test_parameters_are_counted_as_they_will_be(tiny: Path, method: str) -> None
     four_bit = methods.METHODS[method].four_bit
     model, _ = load.load_base(source, "float32", "cpu", four_bit=four_bit)
     real = adapters.trainable_parameters(adapters.apply(model, cfg, source, steps=10))
-    found = simulate.weigh(simulate.skeleton(cfg, source, "float32", 100))
+    found = simulate.measure_parameters(simulate.build_meta_model(cfg, source, "float32", 100))
     assert (found.trainable, found.parameters) == real
 
 
@@ -105,11 +105,11 @@ def test_what_was_simulated_once_is_known_until_anything_of_it_changes(
     again = settings(resume="never", output_dir="elsewhere")
     assert estimator(tiny).memory(again, False).moments == first.moments
     for other in ({"batch_size": 3}, {"lora_r": 5}, {"method": "dora"}):
-        with pytest.raises(NoPlan, match="simulated again"):
+        with pytest.raises(PlanUnavailable, match="simulated again"):
             estimator(tiny).memory(settings(**other), False)
-    with pytest.raises(NoPlan, match="simulated again"):
+    with pytest.raises(PlanUnavailable, match="simulated again"):
         estimator(tiny, "bfloat16").memory(settings(), False)
-    with pytest.raises(NoPlan, match="simulated again"):
+    with pytest.raises(PlanUnavailable, match="simulated again"):
         estimator(tiny).memory(settings(), True)
 
 
@@ -119,12 +119,12 @@ def test_two_processes_take_half_the_steps_and_share_out_what_their_engine_share
     assert found.schedule(settings()).steps_an_epoch == 3  # of 6 rows, 2 a batch
     assert found.schedule(settings(num_processes=2)).steps_an_epoch == 2
     alone = found.memory(settings(method="full"), False).moments["step"]
-    for engine, shared in memory.SHARED_OUT.items():
+    for engine, shared in memory.SHARDED_PARTS.items():
         if find_spec("deepspeed") or engine == "fsdp2":
             both = settings(method="full", num_processes=2, distributed=engine)
             for part, size in found.memory(both, False).moments["step"].items():
                 assert size == pytest.approx(alone[part] / 2 if part in shared else alone[part], abs=1), part
-    one, two = (available(settings(num_processes=n), "cpu").bytes for n in (1, 2))
+    one, two = (available_memory(settings(num_processes=n), "cpu").bytes for n in (1, 2))
     assert two == pytest.approx(one / 2, rel=0.05)
 
 
@@ -140,7 +140,7 @@ def test_a_process_of_its_own_says_what_would_need_less(world: World) -> None:
 def test_activations_grow_with_the_tokens_and_shrink_with_checkpointing(tiny: Path) -> None:
     def activations(checkpointing: bool, size: int) -> int:
         rows = [Example([1] * size, [False] * (size - 1) + [True])] * 4
-        found = Estimator(locate(str(tiny)), rows, [], "float32", "cpu", None, 0)
+        found = MemoryEstimator(locate(str(tiny)), rows, [], "float32", "cpu", None, 0)
         return found.memory(settings(batch_size=4), checkpointing).moments["backward"]["activations"]
 
     assert activations(False, 512) == pytest.approx(4 * activations(False, 128), rel=0.1)
@@ -163,18 +163,18 @@ def test_what_is_counted_is_what_a_real_step_holds(tiny: Path, method: str) -> N
     """The same count over real tensors of the real model."""
     cfg, source = settings(method=method), locate(str(tiny))
     expected = simulate.backward_pass(
-        simulate.skeleton(cfg, source, "float32", 100), ROWS, cfg, "float32", "cpu", False, None
+        simulate.build_meta_model(cfg, source, "float32", 100), ROWS, cfg, "float32", "cpu", False, None
     )
     model = adapters.apply(load.load_base(source, "float32", "cpu")[0], cfg, source, steps=10)
     model.train()
     from src.train import collators
-    from src.train.fit import CPU_MULTIPLE
+    from src.train.fit import CPU_SHAPE_MULTIPLE
     from src.train.losses import Criterion
     from src.train.objective import Objective
 
     objective = Objective(model, Criterion(cfg), "float32", end_to_end=True)
-    batch = collators.EndToEnd(CPU_MULTIPLE)(list(enumerate(ROWS)))
-    with objective.attention(model), simulate._Storages(model) as seen:
+    batch = collators.PackedCollator(CPU_SHAPE_MULTIPLE)(list(enumerate(ROWS)))
+    with objective.attention(model), simulate._StorageTracker(model) as seen:
         objective.summed(model, batch).backward()
     real = seen.at_peak(set())
     assert sum(expected) == pytest.approx(sum(real), rel=0.02)
@@ -262,10 +262,10 @@ def test_steps_and_tokens_are_those_of_the_training(finished: World) -> None:
 
 
 def test_the_longest_batch_is_the_longest_of_every_epoch(tiny: Path) -> None:
-    from src.train.training_args import batches_of
+    from src.train.training_args import build_batch_sampler
 
     cfg = settings(epochs=3)
-    batches = batches_of(ROWS, cfg)
+    batches = build_batch_sampler(ROWS, cfg)
     every = [batches.tokens(b) for epoch in range(3) for b in batches.of_epoch(epoch)]
     found = estimator(tiny)
     assert found.lengths[found.longest_batch(cfg)].sum() == max(every)

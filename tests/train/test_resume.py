@@ -29,9 +29,9 @@ from tests.train.resume_cases import CHECKPOINT, FIT, TRAIN, VARIANTS, WHOLE, St
 pytest_plugins = ["tests.fixtures", "tests.fork_server", "tests.train.resume_cases"]
 
 KILLS = {
-    "before the first step": ("plain", Moment(f"{FIT}:Loop.compute_loss"), None),
-    "between two batches of a step": ("plain", Moment(f"{FIT}:Loop.compute_loss", nth=16), 6),
-    "in an evaluation": ("packed", Moment(f"{FIT}:Loop.evaluate", nth=2, after=True), 3),
+    "before the first step": ("plain", Moment(f"{FIT}:AssayTrainer.compute_loss"), None),
+    "between two batches of a step": ("plain", Moment(f"{FIT}:AssayTrainer.compute_loss", nth=16), 6),
+    "in an evaluation": ("packed", Moment(f"{FIT}:AssayTrainer.evaluate", nth=2, after=True), 3),
     "before a checkpoint has its marker": ("plain", Moment(f"{CHECKPOINT}:_seal", nth=2), 3),
     "before a checkpoint has its name": ("plain", Moment(f"{CHECKPOINT}:_seal", nth=2, after=True), 3),
     "while old checkpoints are removed": ("best", Moment(f"{CHECKPOINT}:shutil.rmtree"), 5),
@@ -77,9 +77,9 @@ def test_a_damaged_checkpoint_is_passed_over(killed: Stage, damage: Callable[[Pa
     """Whatever goes on from it is then the older one: that this gives the same bytes is shown below."""
     (run,) = killed.world.runs
     damage(run.checkpoints / "checkpoint-9")
-    assert checkpoint.newest(run.checkpoints) == run.checkpoints / "checkpoint-6"
+    assert checkpoint.find_newest(run.checkpoints) == run.checkpoints / "checkpoint-6"
     flip(run.checkpoints / "checkpoint-6")
-    assert checkpoint.newest(run.checkpoints) is None
+    assert checkpoint.find_newest(run.checkpoints) is None
 
 
 def test_a_training_goes_on_from_the_older_checkpoint(killed: Stage, undisturbed: Any) -> None:
@@ -88,7 +88,7 @@ def test_a_training_goes_on_from_the_older_checkpoint(killed: Stage, undisturbed
     said = assert_goes_on(killed, undisturbed["plain"])
     assert f"{run.checkpoints / 'checkpoint-9'} is damaged and passed over" in said
     assert "going on after step 6" in said
-    assert checkpoint.is_whole(run.checkpoints / "checkpoint-9")
+    assert checkpoint.is_complete(run.checkpoints / "checkpoint-9")
 
 
 def test_a_training_without_whole_checkpoint_starts_over_within_its_run(killed: Stage, undisturbed: Any) -> None:
@@ -102,19 +102,21 @@ def test_damaged_checkpoints_are_not_kept_in_place_of_whole_ones(killed: Stage) 
     """With one to be kept, the whole checkpoint of a killed attempt is not removed for a newer damaged one."""
     (run,) = killed.world.runs
     flip(run.checkpoints / "checkpoint-9")
-    code, _ = killed("save_total_limit=1", "save_steps=1", moment=Moment(f"{FIT}:Loop.compute_loss", nth=5))
+    code, _ = killed(
+        "save_total_limit=1", "save_steps=1", moment=Moment(f"{FIT}:AssayTrainer.compute_loss", nth=5)
+    )
     assert code == -signal.SIGKILL
-    assert checkpoint.newest(run.checkpoints) == run.checkpoints / "checkpoint-8"
+    assert checkpoint.find_newest(run.checkpoints) == run.checkpoints / "checkpoint-8"
 
 
 def test_a_checkpoint_whose_best_one_is_damaged_is_passed_over(tmp_path: Path) -> None:
     for step, best in ((2, 2), (4, 2), (6, 4)):
         folder = tmp_path / f"checkpoint-{step}"
-        with checkpoint.sealed(folder) as temporary:
+        with checkpoint.atomic_checkpoint(folder) as temporary:
             (temporary / checkpoint.STATE).write_text(json.dumps({"best_global_step": best}))
     (tmp_path / "checkpoint-4" / checkpoint.STATE).write_text("{}")
-    assert checkpoint.newest(tmp_path) == tmp_path / "checkpoint-6"
-    assert checkpoint.newest(tmp_path, with_best=True) == tmp_path / "checkpoint-2"
+    assert checkpoint.find_newest(tmp_path) == tmp_path / "checkpoint-6"
+    assert checkpoint.find_newest(tmp_path, with_best=True) == tmp_path / "checkpoint-2"
 
 
 # --- signals ---------------------------------------------------------------------------------------------
@@ -124,7 +126,7 @@ def test_a_checkpoint_whose_best_one_is_damaged_is_passed_over(tmp_path: Path) -
 def test_a_signal_ends_the_training_after_its_step_with_a_checkpoint(
     stage: Stage, undisturbed: Any, sent: signal.Signals
 ) -> None:
-    code, said = stage(moment=Moment(f"{FIT}:Loop.compute_loss", nth=9, send=sent))
+    code, said = stage(moment=Moment(f"{FIT}:AssayTrainer.compute_loss", nth=9, send=sent))
     assert code == Stopped.exit_code == 75, said
     assert f"{sent.name}: finishing the step and saving a checkpoint; once more stops at once" in said
     assert f"stopped by {sent.name} after step 5 of {WHOLE}, with a checkpoint; the same command goes on" in said
@@ -134,7 +136,7 @@ def test_a_signal_ends_the_training_after_its_step_with_a_checkpoint(
         runs.INTERRUPTED,
         f"stopped by {sent.name} after step 5 of {WHOLE}, with a checkpoint",
     )
-    assert checkpoint.newest(run.checkpoints) == run.checkpoints / "checkpoint-5"
+    assert checkpoint.find_newest(run.checkpoints) == run.checkpoints / "checkpoint-5"
     assert "going on after step 5" in assert_goes_on(stage, undisturbed["plain"])
 
 
@@ -142,11 +144,11 @@ def test_a_signal_ends_the_training_after_its_step_with_a_checkpoint(
 def test_a_second_signal_ends_it_at_once_and_it_can_be_gone_on_with(
     stage: Stage, undisturbed: Any, sent: signal.Signals, expected: int
 ) -> None:
-    code, said = stage(moment=Moment(f"{FIT}:Loop.compute_loss", nth=0, send=sent))
+    code, said = stage(moment=Moment(f"{FIT}:AssayTrainer.compute_loss", nth=0, send=sent))
     assert code == expected, said
     assert "Traceback" not in said
     (run,) = stage.world.runs
-    assert (run.manifest["status"], checkpoint.all_of(run.checkpoints)) == (runs.INTERRUPTED, [])
+    assert (run.manifest["status"], checkpoint.list_checkpoints(run.checkpoints)) == (runs.INTERRUPTED, [])
     if sent == signal.SIGTERM:
         assert_goes_on(stage, undisturbed["plain"])
 
@@ -154,7 +156,7 @@ def test_a_second_signal_ends_it_at_once_and_it_can_be_gone_on_with(
 @pytest.mark.parametrize(
     ("moment", "expected", "begun"),
     [
-        (Moment("src.train.check_data:tokenised", send=signal.SIGTERM), 143, False),
+        (Moment("src.train.check_data:tokenize", send=signal.SIGTERM), 143, False),
         (Moment("src.model.load:load_base", after=True, send=signal.SIGINT), 130, False),
         (Moment("src.runs:create", after=True, send=signal.SIGTERM), 143, True),
         (Moment("src.train.callbacks:RunRecorder.prepare", send=signal.SIGTERM), 75, True),
@@ -174,11 +176,11 @@ def test_a_checkpoint_asked_for_by_a_file_is_made_and_changes_nothing_else(
     stage: Stage, undisturbed: Any, tmp_path: Path
 ) -> None:
     """The file is there before the first step: it is left by an earlier attempt, which ended before that."""
-    assert stage(moment=Moment(f"{FIT}:Loop.compute_loss"))[0] == -signal.SIGKILL
+    assert stage(moment=Moment(f"{FIT}:AssayTrainer.compute_loss"))[0] == -signal.SIGKILL
     (run,) = stage.world.runs
     (run.path / CHECKPOINT_NOW).touch()
-    assert stage(moment=Moment(f"{FIT}:Loop.compute_loss", nth=3))[0] == -signal.SIGKILL
-    assert checkpoint.newest(run.checkpoints) == run.checkpoints / "checkpoint-1"
+    assert stage(moment=Moment(f"{FIT}:AssayTrainer.compute_loss", nth=3))[0] == -signal.SIGKILL
+    assert checkpoint.find_newest(run.checkpoints) == run.checkpoints / "checkpoint-1"
     assert not (run.path / CHECKPOINT_NOW).exists()
     (run.path / CHECKPOINT_NOW).touch()
     assert_goes_on(stage, undisturbed["plain"])
@@ -298,7 +300,7 @@ def test_two_commands_do_not_train_the_same_run(
 
 
 def test_a_training_holds_its_run_while_it_lasts(stage: Stage) -> None:
-    pid = stage.start(moment=Moment(f"{FIT}:Loop.compute_loss", send=signal.SIGSTOP))
+    pid = stage.start(moment=Moment(f"{FIT}:AssayTrainer.compute_loss", send=signal.SIGSTOP))
     try:
         while not stage.world.runs:
             time.sleep(0.05)
@@ -319,14 +321,14 @@ def eval_losses(run: Run) -> dict[int, float]:
 
 def test_the_weights_at_the_end_are_those_of_the_lowest_evaluation_loss(stage: Stage, undisturbed: Any) -> None:
     best = VARIANTS["best"]
-    code, _ = stage(*best, moment=Moment(f"{FIT}:Loop.get_batch_samples", nth=5))
+    code, _ = stage(*best, moment=Moment(f"{FIT}:AssayTrainer.get_batch_samples", nth=5))
     assert code == -signal.SIGKILL
     assert_goes_on(stage, undisturbed["best"], *best)
     run = stage.world.newest
     losses = eval_losses(run)
     step = min(losses, key=lambda s: losses[s])
     assert step == 2  # the last one would show nothing
-    assert {p.name for p in checkpoint.all_of(run.checkpoints)} == {"checkpoint-2", "checkpoint-5"}
+    assert {p.name for p in checkpoint.list_checkpoints(run.checkpoints)} == {"checkpoint-2", "checkpoint-5"}
     weights = "adapter_model.safetensors"
     assert (run.model / weights).read_bytes() == (run.checkpoints / f"checkpoint-{step}" / weights).read_bytes()
     assert (run.model / weights).read_bytes() != (run.checkpoints / "checkpoint-5" / weights).read_bytes()
@@ -341,8 +343,8 @@ def test_an_early_end_comes_where_it_came_without_a_stop(stage: Stage, world: Wo
     expected = end_of(stage.train(*EARLY))
     assert expected["figures"]["steps"] == 6
     other = Stage(world.elsewhere(tmp_path / "other"), stage.nursery)
-    assert other(*EARLY, moment=Moment(f"{FIT}:Loop.compute_loss", nth=12))[0] == -signal.SIGKILL
-    assert other(*EARLY, moment=Moment(f"{TRAIN}:save"))[0] == -signal.SIGKILL  # the end is reached, and not told
+    assert other(*EARLY, moment=Moment(f"{FIT}:AssayTrainer.compute_loss", nth=12))[0] == -signal.SIGKILL
+    assert other(*EARLY, moment=Moment(f"{TRAIN}:save_model"))[0] == -signal.SIGKILL  # at the end
     assert_goes_on(other, expected, *EARLY)
 
 
@@ -375,7 +377,7 @@ def test_a_training_that_diverges_says_where_and_is_not_gone_on_with(stage: Stag
     assert taken[-1]["step"] == step
     data = stage.world.data / "lessons.jsonl"
     assert told[4].split(", ") == [f"{data}:{row + 1}" for row in taken[-1]["rows"][:MAX_LISTED]]
-    good = checkpoint.newest(run.checkpoints, until=step - 2)
+    good = checkpoint.find_newest(run.checkpoints, until=step - 2)
     assert f"the last good checkpoint is {good or 'none'};" in said
     assert (run.status, run.manifest["resumable"]) == (runs.FAILED, False)
     code, again = stage(*words, "resume=latest")
@@ -405,4 +407,4 @@ def test_weights_ruined_by_the_last_step_are_no_result(stage: Stage, tmp_path: P
     assert "the last good checkpoint is none" in said
     (run,) = stage.world.runs
     assert not run.model.exists()
-    assert checkpoint.all_of(run.checkpoints) == []
+    assert checkpoint.list_checkpoints(run.checkpoints) == []

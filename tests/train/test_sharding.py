@@ -84,9 +84,9 @@ def test_shared_out_weights_on_a_gpu_are_computed_on_in_bfloat16(world: World, s
 @pytest.mark.parametrize("engine", ["fsdp2", "zero3"])
 def test_weights_that_an_engine_left_whole_are_refused(engine: str) -> None:
     model: Any = torch.nn.Linear(2, 2)
-    sharding.refuse_unless_sharded(model, "ddp")
-    sharding.refuse_unless_sharded(model, "zero2")
+    sharding.check_sharded(model, "ddp")
+    sharding.check_sharded(model, "zero2")
     with pytest.raises(
         ModelError, match=f"distributed={engine} left 2 weights whole in every process, weight first"
     ):
-        sharding.refuse_unless_sharded(model, engine)
+        sharding.check_sharded(model, engine)

@@ -21,7 +21,7 @@ from src.model.source import locate, locate_tuned
 from src.model.tokenizer import load_tokenizer
 from src.schema import MethodArgs
 from src.train.collate_tasks import COLLATORS
-from src.train.pipeline import save
+from src.train.pipeline import save_model
 from tests.fixtures import ROOT, SPLITS, World, jsonl, read_jsonl
 
 pytest_plugins = ["tests.fixtures"]
@@ -190,7 +190,7 @@ def test_a_reloaded_model_gives_the_logits_of_the_trained_one(
     assert losses[-1] < losses[0]
     trained = logits_of(model, batch)
 
-    save(model, chat, tmp_path / "model")
+    save_model(model, chat, tmp_path / "model")
     tuned = locate_tuned(tmp_path / "model")
     found, kept = tasks.tuned_for(tuned, None)
     assert (found, tuple(kept)) == (task, labels)

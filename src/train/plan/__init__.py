@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 from src.errors import ConfigError, RunError
 from src.schema import PlanConfig, TrainConfig
-from src.train.prepare import Ready, made_ready
+from src.train.prepare import PreparedData, prepare_training
 from src.utils import environment
 from src.utils.environment import Reasoned
 from src.utils.logs import log
 
 if TYPE_CHECKING:
-    from src.train.plan.estimate import Plan
+    from src.train.plan.estimate import MemoryPlan
 
 
 def plan(cfg: PlanConfig) -> int:
@@ -21,19 +21,19 @@ def plan(cfg: PlanConfig) -> int:
     here = environment.choose_device(cfg.cuda_visible_devices).value
     if cfg.probe and cfg.plan_for not in (None, here):
         raise ConfigError(f"probe=true trains here, on {here}, and plan_for={cfg.plan_for} is no such device")
-    ready = made_ready(cfg, *_planned_for(cfg))
-    found = planned(ready, cfg)
+    ready = prepare_training(cfg, *_planned_device(cfg))
+    found = plan_memory(ready, cfg)
     if found is None:
         return 2
     if cfg.probe and (found.fits or cfg.force):
         from src.train.plan import table
         from src.train.plan.probe import probe
 
-        table.show_probe(probe(ready, settled(cfg, found), found), found)
+        table.log_probe(probe(ready, resolve_checkpointing(cfg, found), found), found)
     return 0 if found.fits else 2
 
 
-def _planned_for(cfg: PlanConfig) -> tuple[Reasoned, Reasoned]:
+def _planned_device(cfg: PlanConfig) -> tuple[Reasoned, Reasoned]:
     """The device and the precision to plan for."""
     device = environment.choose_device(cfg.cuda_visible_devices)
     if cfg.plan_for in (None, device.value):
@@ -44,47 +44,47 @@ def _planned_for(cfg: PlanConfig) -> tuple[Reasoned, Reasoned]:
     return Reasoned("cuda", "plan_for=cuda"), Reasoned(value, f"bf16={str(cfg.bf16).lower()}, plan_for=cuda")
 
 
-def planned(ready: Ready, cfg: TrainConfig) -> Plan | None:
+def plan_memory(ready: PreparedData, cfg: TrainConfig) -> MemoryPlan | None:
     """The plan, printed, with what to change where it does not fit; None, and said, of a model that has none."""
     from src.train.plan import estimate, table
 
     device, dtype = ready.device.value, ready.dtype.value
     kernels = environment.choose_kernels(cfg.use_liger_kernel, cfg.cuda_visible_devices, device)
-    estimator = estimate.Estimator(
+    estimator = estimate.MemoryEstimator(
         ready.base, ready.examples, ready.held_out, dtype, device, ready.chat.tokenizer,
         estimate.fixed_bytes(device), ready.labels, with_liger=kernels.value == "liger",
     )  # fmt: skip
     try:
-        found = estimator.plan(cfg, estimate.available(cfg, device))
-    except estimate.NoPlan as error:
+        found = estimator.plan(cfg, estimate.available_memory(cfg, device))
+    except estimate.PlanUnavailable as error:
         log.warning("what this training takes cannot be known before: %s", error)
         return None
-    table.show(found)
+    table.log_plan(found)
     if not found.fits_memory:
-        table.show_instead(list(estimator.instead(found, cfg)), found.available.bytes)
+        table.log_alternatives(list(estimator.instead(found, cfg)), found.available.bytes)
     return found
 
 
-def settled(cfg: TrainConfig, found: Plan | None) -> TrainConfig:
+def resolve_checkpointing(cfg: TrainConfig, found: MemoryPlan | None) -> TrainConfig:
     """The settings with `gradient_checkpointing=auto` decided; without a plan it is off."""
     chosen = found.checkpointing.value == "true" if found else cfg.gradient_checkpointing is True
     return replace(cfg, gradient_checkpointing=chosen)
 
 
-def refuse(found: Plan | None, cfg: TrainConfig) -> None:
+def check_fits(found: MemoryPlan | None, cfg: TrainConfig) -> None:
     """Raises: RunError if the training cannot fit, unless force=true."""
     if found is None:
         return
-    from src.train.plan.memory import gb
+    from src.train.plan.memory import format_gb
 
     problems = [
-        f"the disk of {place} has {gb(free)} GB free, and the training would write {gb(needed)} GB"
+        f"the disk of {place} has {format_gb(free)} GB free, and the training would write {format_gb(needed)} GB"
         for place, needed, free in found.full_disks
     ]
     if not found.fits_memory:
         problems.insert(
-            0, f"this training needs {gb(found.memory.peak)} GB of memory, and there are "
-            f"{gb(found.available.bytes)} GB ({found.available.reason})",
+            0, f"this training needs {format_gb(found.memory.peak)} GB of memory, and there are "
+            f"{format_gb(found.available.bytes)} GB ({found.available.reason})",
         )  # fmt: skip
     if problems and cfg.force:
         for problem in problems:

@@ -24,7 +24,7 @@ MOMENTS = {"backward": "the backward pass of the longest batch", "step": "the op
 
 # Bytes a trained parameter. Adam keeps a mean and a mean square (arXiv:1412.6980, algorithm 1), each in fp32, or
 # in 8 bits with an fp32 scale for each block of 256 (arXiv:2110.02861, section 2.1).
-OPTIMIZERS: dict[str, float] = {
+OPTIMIZER_BYTES: dict[str, float] = {
     "adamw_torch_fused": 8,
     "adamw_torch": 8,
     "paged_adamw_32bit": 8,
@@ -34,23 +34,23 @@ OPTIMIZERS: dict[str, float] = {
 }
 # adamw_torch works on lists of tensors on a GPU, and makes one more copy of what is trained: torch.optim.AdamW,
 # "foreach". The fused one makes none.
-STEP_COPIES = {"adamw_torch": 4}
+STEP_COPY_BYTES = {"adamw_torch": 4}
 
 # A CUDA context with PyTorch's kernels, and cuBLAS's workspaces; the second is PyTorch's own to count.
 CUDA_CONTEXT, CUDA_WORKSPACES = 500_000_000, 64 << 20
 # What a CPU's process takes later than the plan: kernels that oneDNN compiles, buffers of the libraries. Measured
 # as what trainings of 4 steps of a model of 0.1 M parameters took over their own tensors.
-CPU_LATER = 100_000_000
+CPU_OVERHEAD = 100_000_000
 
 
 # What processes share out, by `distributed`: ZeRO (arXiv:1910.02054, section 5), stages 2 and 3, and FSDP2 as 3.
 # The layer that is put together for its computation is not counted.
-EVERYTHING = frozenset({"weights", "adapters", "gradients", "optimizer"})
-SHARED_OUT = {"zero2": frozenset({"gradients", "optimizer"}), "zero3": EVERYTHING, "fsdp2": EVERYTHING}
+ALL_STATES = frozenset({"weights", "adapters", "gradients", "optimizer"})
+SHARDED_PARTS = {"zero2": frozenset({"gradients", "optimizer"}), "zero3": ALL_STATES, "fsdp2": ALL_STATES}
 
 
 @dataclass(frozen=True)
-class Memory:
+class MemoryByMoment:
     """Bytes by moment and part."""
 
     moments: Mapping[str, Mapping[str, int]]
@@ -72,9 +72,9 @@ class Memory:
 
 def optimizer_bytes(optim: str, trainable: int) -> int:
     """What the optimizer keeps from its first step on; of one that is not known as much as of Adam."""
-    return round(OPTIMIZERS.get(optim, 8) * trainable)
+    return round(OPTIMIZER_BYTES.get(optim, 8) * trainable)
 
 
-def gb(size: float) -> str:
+def format_gb(size: float) -> str:
     """Bytes in GB of 10^9, as 1.23."""
     return f"{size / 1e9:,.2f}"

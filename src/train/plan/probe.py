@@ -17,13 +17,13 @@ from src.runs import Run
 from src.schema import TrainConfig
 from src.train.callbacks import RunRecorder
 from src.train.fit import fit
-from src.train.plan.estimate import Plan
-from src.train.prepare import Ready, tuned_model
+from src.train.plan.estimate import MemoryPlan
+from src.train.prepare import PreparedData, build_model
 
-STEPS, COUNTED = 20, 15  # taken, and those of them that the speed is the mean of
+PROBE_STEPS, TIMED_STEPS = 20, 15  # taken, and those of them that the speed is the mean of
 
 
-class Probe(NamedTuple):
+class ProbeResult(NamedTuple):
     """Steps taken; seconds of a step, an evaluation and a checkpoint; tokens a second; the peak in bytes."""
 
     steps: int
@@ -67,14 +67,14 @@ class Stopwatch(RunRecorder):
         self.since_step[what], self.last = now - self.last, now
 
 
-def probe(ready: Ready, cfg: TrainConfig, plan: Plan) -> Probe:
+def probe(ready: PreparedData, cfg: TrainConfig, plan: MemoryPlan) -> ProbeResult:
     """Take the first steps in a temporary folder, of which nothing is left."""
     short = replace(
-        cfg, max_steps=min(STEPS, plan.steps), save_steps=plan.steps, eval_steps=plan.steps, report_to=[],
+        cfg, max_steps=min(PROBE_STEPS, plan.steps), save_steps=plan.steps, eval_steps=plan.steps, report_to=[],
         mirror=None, early_stopping_patience=None, load_best_model_at_end=False,
     )  # fmt: skip
-    peak = _peak_from_now(ready.device.value)
-    model, _ = tuned_model(ready, cfg, plan.steps)
+    peak = _start_peak_meter(ready.device.value)
+    model, _ = build_model(ready, cfg, plan.steps)
     with tempfile.TemporaryDirectory() as folder:
         run = Run(Path(folder))
         run.logs.mkdir()
@@ -83,24 +83,24 @@ def probe(ready: Ready, cfg: TrainConfig, plan: Plan) -> Probe:
             model, ready.chat.tokenizer, ready.examples, ready.held_out, short, ready.dtype.value, watch,
             run.path / "checkpoints", lambda row: f"row {row}",
         )  # fmt: skip
-    seconds, tokens, steps = watch.pace(COUNTED)
-    return Probe(
+    seconds, tokens, steps = watch.pace(TIMED_STEPS)
+    return ProbeResult(
         len(watch.ends), seconds / steps, watch.since_step["evaluation"], watch.since_step["checkpoint"],
         tokens / seconds, peak(),
     )  # fmt: skip
 
 
-def _peak_from_now(device: str) -> Callable[[], int]:
+def _start_peak_meter(device: str) -> Callable[[], int]:
     """A function that says the most that was held since this one was called."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.max_memory_allocated
     with suppress(OSError):  # forget the peak of what came before: proc_pid_clear_refs(5)
         Path("/proc/self/clear_refs").write_text("5")
-    return _most_resident
+    return _peak_resident
 
 
-def _most_resident() -> int:
+def _peak_resident() -> int:
     with suppress(OSError):
         lines = Path("/proc/self/status").read_text().splitlines()
         return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])

@@ -29,18 +29,18 @@ from src.model.source import Source
 from src.schema import TrainConfig
 from src.train import losses
 from src.train.collate_tasks import COLLATORS
-from src.train.collators import EndToEnd, Padded
-from src.train.fit import CPU_MULTIPLE, by_ours
+from src.train.collators import PackedCollator, PaddingCollator
+from src.train.fit import CPU_SHAPE_MULTIPLE, use_custom_kernels
 from src.train.objective import Objective
 from src.train.plan import simulate_liger
 
-ON_GPU = "one_kernel"
+GPU_ATTENTION = "one_kernel"
 # nf4 keeps half a byte a weight, 8 bits for each block of 64, and 32 bits for each 256 blocks: QLoRA
 # (arXiv:2305.14314), section 3, "Double Quantization".
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 
 
-class Weights(NamedTuple):
+class ParameterBytes(NamedTuple):
     """Parameters, those that are trained, and bytes: of the base, of the adapter, of one gradient."""
 
     parameters: int
@@ -51,7 +51,7 @@ class Weights(NamedTuple):
     largest_bytes: int
 
 
-class Held(NamedTuple):
+class PassMemory(NamedTuple):
     """Bytes at the peak of a pass, besides the weights."""
 
     activations: int
@@ -59,7 +59,7 @@ class Held(NamedTuple):
     gradients: int
 
 
-def skeleton(cfg: TrainConfig, base: Source, dtype: str, steps: int, labels: Sequence[str] = ()) -> Any:
+def build_meta_model(cfg: TrainConfig, base: Source, dtype: str, steps: int, labels: Sequence[str] = ()) -> Any:
     """The model with the tuning method applied, on the meta device.
 
     Raises: ModelError if config.json cannot be had, or the method not be applied.
@@ -74,7 +74,7 @@ def skeleton(cfg: TrainConfig, base: Source, dtype: str, steps: int, labels: Seq
     return model
 
 
-def weigh(model: Any) -> Weights:
+def measure_parameters(model: Any) -> ParameterBytes:
     """What the parameters of a skeleton would take."""
     total = sum(p.numel() for p in model.parameters())
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -82,7 +82,7 @@ def weigh(model: Any) -> Weights:
     updates = sum(_bytes(p) for p in trained)
     whole = sum(_bytes(p) for p in model.parameters())
     adapter = 0 if trainable == total else updates
-    return Weights(total, trainable, whole - adapter, adapter, updates, max(_bytes(p) for p in trained))
+    return ParameterBytes(total, trainable, whole - adapter, adapter, updates, max(_bytes(p) for p in trained))
 
 
 def _bytes(parameter: torch.Tensor) -> int:
@@ -98,12 +98,12 @@ def _is_four_bit(parameter: torch.Tensor) -> bool:
 def backward_pass(
     model: Any, examples: Sequence[Example], cfg: TrainConfig, dtype: str, device: str, checkpointing: bool,
     tokenizer: Any, with_liger: bool = False,
-) -> Held:  # fmt: skip
+) -> PassMemory:  # fmt: skip
     """What the forward and backward pass of one batch holds at its peak. `model` is a skeleton, and stays one.
 
     Where batches are accumulated, the gradients of those before are there already.
     """
-    with _ghost(model) as mode:
+    with _fake_parameters(model) as mode:
         model.train()
         if checkpointing:
             model.gradient_checkpointing_enable()
@@ -113,7 +113,7 @@ def backward_pass(
                     p.grad = torch.empty_like(p) if p.requires_grad else None
             there = sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
             loss_of = _loss(model, examples, cfg, dtype, device, tokenizer, with_liger)
-            with _Storages(model) as seen, loss_of as loss:
+            with _StorageTracker(model) as seen, loss_of as loss:
                 loss.backward()
                 made = [p.grad.untyped_storage()._cdata for p in model.parameters() if p.grad is not None]
             held = seen.at_peak({seen.numbers[key] for key in made})
@@ -123,12 +123,12 @@ def backward_pass(
 def forward_pass(
     model: Any, examples: Sequence[Example], cfg: TrainConfig, dtype: str, device: str, tokenizer: Any,
     with_liger: bool = False,
-) -> Held:  # fmt: skip
+) -> PassMemory:  # fmt: skip
     """What the evaluation of one batch holds at its peak."""
-    with _ghost(model) as mode:
+    with _fake_parameters(model) as mode:
         model.eval()
         loss = _loss(model, examples, cfg, dtype, device, tokenizer, with_liger)
-        with mode, torch.no_grad(), _Storages(model) as seen, loss:
+        with mode, torch.no_grad(), _StorageTracker(model) as seen, loss:
             pass
     return seen.at_peak(set())
 
@@ -142,33 +142,33 @@ def _loss(
     prompts = getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False)
     end_to_end = cfg.task == "causal_lm" and cfg.padding_free and not prompts
     with unset_fake_temporarily():
-        batch = _collated(model, examples, cfg, device, tokenizer, end_to_end)
+        batch = _collate(model, examples, cfg, device, tokenizer, end_to_end)
         labels = int((batch["labels"] != IGNORE_INDEX).sum())
     batch = {k: torch.empty_like(v) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
-    objective = Objective(model, _Counted(cfg, labels), dtype, end_to_end, fused=False)
+    objective = Objective(model, _CountedCriterion(cfg, labels), dtype, end_to_end, fused=False)
     head = model.get_output_embeddings()
     if end_to_end and type(head) is torch.nn.Linear:  # its trial of the head needs numbers
         objective.head = head
-    computed = adapters.as_trained(model, dtype, by_ours(cfg))
+    computed = adapters.as_trained(model, dtype, use_custom_kernels(cfg))
     kernels = simulate_liger.kernels(model) if with_liger else nullcontext()
-    with objective.attention(model), _as_on(device, model, end_to_end), computed, kernels:
+    with objective.attention(model), _device_kernels(device, model, end_to_end), computed, kernels:
         yield objective.summed(model, batch)
 
 
-def _collated(
+def _collate(
     model: Any, examples: Sequence[Example], cfg: TrainConfig, device: str, tokenizer: Any, end_to_end: bool
 ) -> dict[str, Any]:
     """The batch of the training."""
     if end_to_end:
-        collate: Any = EndToEnd(CPU_MULTIPLE if device == "cpu" else 1)
+        collate: Any = PackedCollator(CPU_SHAPE_MULTIPLE if device == "cpu" else 1)
     elif cfg.task == "causal_lm":
-        collate = Padded(tokenizer.pad_token_id)
+        collate = PaddingCollator(tokenizer.pad_token_id)
     else:
         collate = COLLATORS[cfg.task](tokenizer, model)
     return dict(collate(list(enumerate(examples))))
 
 
-class _Counted(losses.Criterion):
+class _CountedCriterion(losses.Criterion):
     """Picks logits by their number: which ones have a label needs numbers."""
 
     def __init__(self, cfg: TrainConfig, labels: int) -> None:
@@ -176,13 +176,13 @@ class _Counted(losses.Criterion):
         self.labels = labels
 
     def of_logits(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        size = losses._chunk(logits.shape[-1], logits.device)
+        size = losses._chunk_tokens(logits.shape[-1], logits.device)
         parts = zip(logits[: self.labels].clone().split(size), targets[: self.labels].split(size), strict=True)
         return sum((self.of_chunk(chunk, t) for chunk, t in parts), logits.sum() * 0.0)
 
 
 @contextmanager
-def _as_on(device: str, model: Any, end_to_end: bool) -> Iterator[None]:
+def _device_kernels(device: str, model: Any, end_to_end: bool) -> Iterator[None]:
     """On a GPU one kernel attends, dropout keeps a mask of bytes, and the loss takes larger chunks."""
     before, dropouts = dict(losses.CHUNK_BYTES), [m for m in model.modules() if type(m) is torch.nn.Dropout]
     if device == "cuda":
@@ -190,7 +190,7 @@ def _as_on(device: str, model: Any, end_to_end: bool) -> Iterator[None]:
         for module in dropouts:
             module.forward = lambda x, m=module: torch.native_dropout(x, m.p, m.training)[0]
         if end_to_end:
-            model.set_attn_implementation(ON_GPU)
+            model.set_attn_implementation(GPU_ATTENTION)
     try:
         yield
     finally:
@@ -199,7 +199,7 @@ def _as_on(device: str, model: Any, end_to_end: bool) -> Iterator[None]:
             module.__dict__.pop("forward", None)
 
 
-class _Kernel(torch.autograd.Function):
+class _FlashAttention(torch.autograd.Function):
     """What FlashAttention keeps: q, k, v, the output and a float a query (arXiv:2307.08691, section 3).
 
     On the way back it adds the gradient of q up in fp32, and has those of k and v for each head of q first.
@@ -219,15 +219,15 @@ class _Kernel(torch.autograd.Function):
         return tuple(torch.empty_like(t) for t in (q, k, v))
 
 
-def _one_kernel(module: Any, *qkv: torch.Tensor, **_: Any) -> tuple[torch.Tensor, None]:
-    return _Kernel.apply(*packed_attention.as_autocast_has_them(*qkv[:3])), None
+def _flash_attention(module: Any, *qkv: torch.Tensor, **_: Any) -> tuple[torch.Tensor, None]:
+    return _FlashAttention.apply(*packed_attention.as_autocast_has_them(*qkv[:3])), None
 
 
-AttentionInterface.register(ON_GPU, _one_kernel)
-AttentionMaskInterface.register(ON_GPU, lambda *_, **__: None)
+AttentionInterface.register(GPU_ATTENTION, _flash_attention)
+AttentionMaskInterface.register(GPU_ATTENTION, lambda *_, **__: None)
 
 
-class _FourBit(torch.autograd.Function):
+class _FourBitMatmul(torch.autograd.Function):
     """x W^T with 4-bit W, which exists in the precision of x while it is multiplied, forward and backward."""
 
     @staticmethod
@@ -240,13 +240,13 @@ class _FourBit(torch.autograd.Function):
         return grad @ grad.new_empty(ctx.features, ctx.inputs), None
 
 
-def _four_bit(module: Any, x: torch.Tensor) -> torch.Tensor:
+def _four_bit_linear(module: Any, x: torch.Tensor) -> torch.Tensor:
     """In the place of bitsandbytes' Linear4bit.forward."""
-    return _FourBit.apply(x.to(module.compute_dtype), module.out_features).to(x.dtype)
+    return _FourBitMatmul.apply(x.to(module.compute_dtype), module.out_features).to(x.dtype)
 
 
 @contextmanager
-def _ghost(model: Any) -> Iterator[FakeTensorMode]:
+def _fake_parameters(model: Any) -> Iterator[FakeTensorMode]:
     """Make the skeleton's parameters fake tensors of the CPU: operations and autocast take them for real."""
     mode, made = FakeTensorMode(allow_non_fake_inputs=True), {}
     before = [(m, dict(m._parameters), dict(m._buffers)) for m in model.modules()]
@@ -263,7 +263,7 @@ def _ghost(model: Any) -> Iterator[FakeTensorMode]:
         module._parameters = {n: fake(p) for n, p in parameters.items()}
         module._buffers = {n: fake(b) for n, b in buffers.items()}
         if any(p is not None and _is_four_bit(p) for p in parameters.values()):
-            module.forward = partial(_four_bit, module)
+            module.forward = partial(_four_bit_linear, module)
     try:
         yield mode
     finally:
@@ -273,7 +273,7 @@ def _ghost(model: Any) -> Iterator[FakeTensorMode]:
             module.__dict__.pop("forward", None)
 
 
-class _Storages(TorchDispatchMode):
+class _StorageTracker(TorchDispatchMode):
     """Follows every storage from the operation that makes it to its end."""
 
     def __init__(self, model: Any) -> None:
@@ -308,7 +308,7 @@ class _Storages(TorchDispatchMode):
             del self.numbers[key]
             self.changes.append((number, -size))
 
-    def at_peak(self, gradients: set[int]) -> Held:
+    def at_peak(self, gradients: set[int]) -> PassMemory:
         """What was alive when most bytes were."""
         live = list(accumulate(size for _, size in self.changes))
         then = live.index(max(live)) + 1 if live else 0
@@ -316,4 +316,4 @@ class _Storages(TorchDispatchMode):
         for number, size in self.changes[:then]:
             part = "gradients" if number in gradients else "logits" if number in self.logits else "activations"
             shares[part] += size
-        return Held(**shares)
+        return PassMemory(**shares)

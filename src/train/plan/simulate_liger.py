@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 # Of liger-kernel's MODEL_TYPE_TO_APPLY_LIGER_FN those whose every norm and gated block it replaces.
-KNOWN = frozenset({
+LIGER_MODEL_TYPES = frozenset({
     "exaone4", "gemma", "gemma2", "gemma3_text", "granite", "hunyuan_v1_dense", "llama", "ministral", "mistral",
     "olmo2", "olmo3", "qwen2", "qwen3", "smollm3",
 })  # fmt: skip
@@ -56,7 +56,7 @@ def _gated(module: Any, x: torch.Tensor) -> torch.Tensor:
     return module.down_proj(_Gated.apply(module.gate_proj(x), module.up_proj(x)))  # type: ignore[no-any-return]
 
 
-def _replaced(module: nn.Module) -> Any:
+def _liger_forward(module: nn.Module) -> Any:
     """What stands in the place of the forward of `module`; None where Liger leaves it."""
     if type(module).__name__.endswith("RMSNorm") and getattr(module, "weight", None) is not None:
         return _norm
@@ -66,8 +66,8 @@ def _replaced(module: nn.Module) -> Any:
 @contextmanager
 def kernels(model: Any) -> Iterator[None]:
     """Let a simulated `model` keep what it would with Liger's kernels, where Liger knows it."""
-    known = model.config.model_type in KNOWN
-    changed = [(m, by) for m in model.modules() if (by := _replaced(m))] if known else []
+    known = model.config.model_type in LIGER_MODEL_TYPES
+    changed = [(m, by) for m in model.modules() if (by := _liger_forward(m))] if known else []
     for module, by in changed:
         module.forward = partial(by, module)
     try:

@@ -8,26 +8,26 @@ from datetime import timedelta
 from rich import box
 from rich.table import Table
 
-from src.train.plan.estimate import Instead, Plan
-from src.train.plan.memory import CUDA_CONTEXT, MOMENTS, gb
-from src.train.plan.probe import Probe
+from src.train.plan.estimate import Alternative, MemoryPlan
+from src.train.plan.memory import CUDA_CONTEXT, MOMENTS, format_gb
+from src.train.plan.probe import ProbeResult
 from src.utils.files import disk_free
 from src.utils.logs import SafeConsole, log
 
 
-def show(plan: Plan) -> None:
+def log_plan(plan: MemoryPlan) -> None:
     """Log what a training would take, and whether it fits."""
     _log("plan", _lines(plan))
 
 
-def show_instead(found: Sequence[Instead], available: int) -> None:
+def log_alternatives(found: Sequence[Alternative], available: int) -> None:
     """Log which changes of settings would need less."""
     if found:
         verdicts = ["fits" if i.peak <= available else "is still too much" for i in found]
-        _log("instead", [(f"{gb(i.peak)} GB {v}", i.change) for i, v in zip(found, verdicts, strict=True)])
+        _log("instead", [(f"{format_gb(i.peak)} GB {v}", i.change) for i, v in zip(found, verdicts, strict=True)])
 
 
-def show_probe(found: Probe, plan: Plan) -> None:
+def log_probe(found: ProbeResult, plan: MemoryPlan) -> None:
     """Log what the first steps say of the whole training."""
     besides = plan.evaluations * found.evaluation + plan.checkpoints * found.checkpoint
     seconds = plan.tokens / found.tokens_per_second + besides
@@ -38,7 +38,7 @@ def show_probe(found: Probe, plan: Plan) -> None:
          "checkpoint"),
         ("whole training", f"{timedelta(seconds=round(seconds))} (h:mm:ss), {besides:.3g} s of it evaluations and "
          "checkpoints"),
-        ("peak memory", f"{gb(found.peak)} GB measured, {gb(predicted)} GB planned "
+        ("peak memory", f"{format_gb(found.peak)} GB measured, {format_gb(predicted)} GB planned "
          f"({predicted / found.peak - 1:+.0%})"),
     ]  # fmt: skip
     _log(f"probe of {found.steps} steps", rows)
@@ -58,7 +58,7 @@ def _log(title: str, rows: Sequence[tuple[str, str]] | Iterator[tuple[str, str]]
             log.info("%s", line.rstrip())
 
 
-def _lines(plan: Plan) -> Iterator[tuple[str, str]]:
+def _lines(plan: MemoryPlan) -> Iterator[tuple[str, str]]:
     share = 100 * plan.trainable / plan.parameters
     yield "device", f"{plan.device}, {plan.dtype}"
     yield "method", plan.method
@@ -69,19 +69,19 @@ def _lines(plan: Plan) -> Iterator[tuple[str, str]]:
     rows, tokens = plan.longest_batch
     yield "longest batch", f"{tokens:,} tokens in {rows:,} rows"
     yield "gradient_checkpointing", str(plan.checkpointing)
-    yield "peak memory", f"{gb(plan.memory.peak)} GB, at {MOMENTS[plan.memory.at]}"
+    yield "peak memory", f"{format_gb(plan.memory.peak)} GB, at {MOMENTS[plan.memory.at]}"
     for part, size in plan.memory.parts.items():
-        yield f"  {part}", f"{gb(size):>9} GB"
+        yield f"  {part}", f"{format_gb(size):>9} GB"
     for need in plan.disk:
-        yield "disk", f"{gb(need.bytes)} GB in {need.place}: {need.what}"
+        yield "disk", f"{format_gb(need.bytes)} GB in {need.place}: {need.what}"
     yield from _verdict(plan)
 
 
-def _verdict(plan: Plan) -> Iterator[tuple[str, str]]:
-    compared = f"{gb(plan.memory.peak)} of {gb(plan.available.bytes)} GB ({plan.available.reason})"
+def _verdict(plan: MemoryPlan) -> Iterator[tuple[str, str]]:
+    compared = f"{format_gb(plan.memory.peak)} of {format_gb(plan.available.bytes)} GB ({plan.available.reason})"
     yield "memory", f"fits: {compared}" if plan.fits_memory else f"DOES NOT FIT: {compared}"
     full = {place: (needed, free) for place, needed, free in plan.full_disks}
     for place in {n.place: 0 for n in plan.disk}:
         needed, free = full.get(place, (sum(n.bytes for n in plan.disk if n.place == place), disk_free(place)))
         verdict = "DOES NOT FIT" if place in full else "fits"
-        yield "disk", f"{verdict}: {gb(needed)} of {gb(free)} GB free for {place}"
+        yield "disk", f"{verdict}: {format_gb(needed)} of {format_gb(free)} GB free for {place}"

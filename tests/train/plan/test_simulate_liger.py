@@ -15,7 +15,7 @@ from src.data.store import Example
 from src.model.source import Source
 from src.schema import TrainConfig
 from src.train.plan import simulate_liger
-from src.train.plan.estimate import Estimator
+from src.train.plan.estimate import MemoryEstimator
 
 SIZES: dict[str, Any] = dict(
     vocab_size=64, hidden_size=32, intermediate_size=80, num_hidden_layers=2, num_attention_heads=4,
@@ -53,7 +53,7 @@ def peak(folder: Path, kind: str, with_liger: bool) -> int:
     rows = [Example(list(range(TOKENS)), [True] * TOKENS)] * 4
     cfg = TrainConfig(lora_dropout=0.0, batch_size=4, output_dir=str(folder))
     source = Source(str(folder), folder, None)
-    found = Estimator(source, rows, [], "bfloat16", "cuda", None, 0, with_liger=with_liger)
+    found = MemoryEstimator(source, rows, [], "bfloat16", "cuda", None, 0, with_liger=with_liger)
     return found.memory(cfg, checkpointing=False).peak
 
 
@@ -63,4 +63,4 @@ def test_a_plan_with_liger_is_smaller_for_the_models_that_it_knows(tmp_path: Pat
 
 
 def test_the_known_models_are_called_as_transformers_calls_them() -> None:
-    assert set(CONFIG_MAPPING_NAMES) >= simulate_liger.KNOWN
+    assert set(CONFIG_MAPPING_NAMES) >= simulate_liger.LIGER_MODEL_TYPES
