@@ -45,7 +45,7 @@ class DiskNeed(NamedTuple):
     """Bytes that `what` takes on the disk of `place`."""
 
     what: str
-    planned_process: Path
+    place: Path
     bytes: int
 
 
@@ -75,8 +75,8 @@ class MemoryPlan:
     checkpoints: int
     checkpointing: Reasoned
     memory: MemoryByMoment
-    available_memory: Capacity
-    disk_needs: tuple[DiskNeed, ...]
+    available: Capacity
+    disk: tuple[DiskNeed, ...]
     weights: simulate.ParameterBytes
 
     @property
