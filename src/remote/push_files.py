@@ -5,13 +5,11 @@ Never secrets, outputs, or environments, even where git has them.
 
 from __future__ import annotations
 
-import fnmatch
 import json
 import os
-import re
 import subprocess
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +21,7 @@ NEVER_AT_THE_TOP = {".venv", ".cache", "outputs", "artifacts"}
 HASHES = Path("outputs/remote/hashes.json")  # of ALSO's files, which may be large
 RECENT = 2_000_000_000  # ns: a file changed so shortly before it was looked at may change without a trace
 LINK = "-> "
+GIT_NEEDED = "a push sends the files that git tracks or would add"
 
 
 class PushedFile(NamedTuple):
@@ -48,7 +47,7 @@ def take(also: Sequence[str] = ()) -> PushFiles:
     """
     if not Path("src/main.py").is_file():
         raise RemoteError(f"{Path.cwd()} is not the project: it has no src/main.py", hint="run it there")
-    paths, notes = _of_git()
+    paths, notes = _list_files(), list[str]()
     files: dict[str, PushedFile] = {}
     environments = _Environments()
     for path in sorted(paths):
@@ -94,19 +93,26 @@ class _Environments:
         return self.known[folder]
 
 
-def _of_git() -> tuple[set[str], list[str]]:
-    """The paths that git has or would add."""
-    words = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+def _list_files() -> set[str]:
+    """The paths that git tracks or would add.
+
+    Raises: RemoteError if git is not installed, or the current folder is in no checkout.
+    """
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     try:
-        done = subprocess.run(words, capture_output=True)
-        if done.returncode == 0:
-            return {os.fsdecode(path) for path in done.stdout.split(b"\0") if path}, []
-        said = os.fsdecode(done.stderr).strip().splitlines() or ["it says nothing"]
-        reason = said[0].removeprefix("fatal: ").split(" (or any")[0]
+        done = subprocess.run(command, capture_output=True, env=os.environ | {"LC_ALL": "C"})
     except FileNotFoundError:
-        reason = "it is not installed"
-    note = f"git does not say what belongs to the project ({reason}): .gitignore was read without it"
-    return set(_walked(".", [])), [note]
+        raise RemoteError(f"git is not installed, and {GIT_NEEDED}", hint="install git") from None
+    if done.returncode == 0:
+        return {os.fsdecode(path) for path in done.stdout.split(b"\0") if path}
+    lines = os.fsdecode(done.stderr).strip().splitlines() or [f"exit code {done.returncode}"]
+    reason = lines[0].removeprefix("fatal: ").split(" (or any")[0]
+    if reason.startswith("not a git repository"):
+        raise RemoteError(
+            f"{Path.cwd()} is not a git checkout, and {GIT_NEEDED}",
+            hint="run git init in it; no commit is needed",
+        )
+    raise RemoteError(f"git does not list the files of {Path.cwd()}: {reason}")
 
 
 def _entry(path: str, notes: list[str]) -> PushedFile | None:
@@ -186,71 +192,3 @@ class _Hashes:
     def keep(self) -> None:
         if any(self.old.get(path) != stamp for path, stamp in self.new.items()):
             write_text(HASHES, json.dumps(self.old | self.new))
-
-
-# Without git
-
-
-class _Rule(NamedTuple):
-    """A line of a .gitignore, which stands in the folder `base`."""
-
-    base: str
-    pattern: re.Pattern[str]
-    folders_only: bool
-    takes: bool  # begins with !
-
-
-def _walked(folder: str, rules: list[_Rule]) -> Iterator[str]:
-    """The files below a folder that no .gitignore of the project names."""
-    rules = [*rules, *_rules(folder)]
-    with os.scandir(folder) as entries:
-        for entry in sorted(entries, key=lambda e: e.name):
-            path = os.path.normpath(entry.path)
-            is_folder = entry.is_dir(follow_symlinks=False)
-            if entry.name in {".git", "__pycache__"} or _ignored(path, is_folder, rules):
-                continue
-            if not is_folder:
-                yield path
-            elif not never(path) and not os.path.exists(f"{path}/pyvenv.cfg"):
-                yield from _walked(path, rules)
-
-
-def _rules(folder: str) -> Iterator[_Rule]:
-    try:
-        lines = Path(folder, ".gitignore").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-    except OSError:
-        return
-    for line in lines:
-        text = line.rstrip() if not line.endswith("\\ ") else line
-        if not text or text.startswith("#"):
-            continue
-        takes, text = text.startswith("!"), text.removeprefix("!")
-        name = text.rstrip("/")
-        anchored = "/" in name
-        parts = [_part(part) for part in name.lstrip("/").removeprefix("\\").split("/")]
-        start = "" if anchored else "(?:.*/)?"
-        yield _Rule(os.path.normpath(folder), re.compile(start + _joined(parts), re.S), text.endswith("/"), takes)
-
-
-def _part(part: str) -> str:
-    """A pattern's part between two slashes, as a regular expression; `*` and `?` pass no slash."""
-    if part == "**":
-        return part
-    found = fnmatch.translate(part).removeprefix("(?s:").removesuffix(")\\Z")
-    return found.replace(".*", "[^/]*").replace("(?>", "(?:")
-
-
-def _joined(parts: Iterable[str]) -> str:
-    *before, last = parts
-    text = "".join("(?:.*/)?" if part == "**" else f"{part}/" for part in before)
-    return text + (".*" if last == "**" else last)
-
-
-def _ignored(path: str, is_folder: bool, rules: Iterable[_Rule]) -> bool:
-    """Whether the last rule that fits a path leaves it out."""
-    ignored = False
-    for rule in rules:
-        inside = path if rule.base == "." else path.removeprefix(f"{rule.base}/")
-        if (is_folder or not rule.folders_only) and rule.pattern.fullmatch(inside):
-            ignored = not rule.takes
-    return ignored

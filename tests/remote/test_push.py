@@ -209,28 +209,36 @@ def test_a_project_that_git_ignores_is_refused(sync_connection: Connection, here
         pushing.push(sync_connection)
 
 
-RULES = (
-    "# a comment\n\n*.log\n!kept.log\n/top\nbuild/\ndoc/*.txt\n**/deep/x\na/**/z\nlogs/**\n\\#odd\nfoo[0-9].bin\n"
-    "trailing   \n!/build/\nq?.md\n"
-)
-TREE = [
-    "a.log", "kept.log", "sub/b.log", "sub/kept.log", "top", "sub/top", "build/x", "sub/build/x", "doc/a.txt",
-    "doc/sub/a.txt", "deep/x", "u/deep/x", "u/deep/y", "a/z", "a/b/z", "a/b/c/z", "logs/x", "logs/y/z",
-    "sub/logs/x", "#odd", "foo1.bin", "foox.bin", "trailing", "sub/inner.dat", "sub/.gitignore", "qa.md", "q/a.md",
-    "qab.md",
-]  # fmt: skip
-
-
-def test_without_git_its_ignore_files_are_read_as_it_reads_them(
-    here: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_folder_without_a_git_repository_is_refused_until_git_init(
+    sync_connection: Connection, here: Path, there: Path
 ) -> None:
-    write(here, {path: "x" for path in TREE})
-    write(here, {".gitignore": RULES, "sub/.gitignore": "*.dat\n!b.log\n"})
-    by_git = push_files.take()
+    shutil.rmtree(here / ".git")
+    with pytest.raises(RemoteError) as error:
+        pushing.push(sync_connection)
+    assert error.value.exit_code == 2
+    assert str(error.value) == (
+        f"{here} is not a git checkout, and a push sends the files that git tracks or would add; "
+        "run git init in it; no commit is needed"
+    )
+    assert not there.exists()
+    git("init", "-q")
+    pushing.push(sync_connection)
+    assert pushed(there) == own(here)
+
+
+def test_without_git_a_push_is_refused(
+    sync_connection: Connection, here: Path, there: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
-    without = push_files.take()
-    assert without.files == by_git.files and len(by_git.files) > 15
-    assert by_git.notes == [] and ".gitignore was read without it" in without.notes[0]
+    with pytest.raises(RemoteError, match=r"git is not installed, and a push .*; install git$") as error:
+        pushing.push(sync_connection)
+    assert error.value.exit_code == 2 and not there.exists()
+
+
+def test_what_git_reports_of_a_damaged_repository_is_shown(sync_connection: Connection, here: Path) -> None:
+    (here / ".git/config").write_text("[core\n")
+    with pytest.raises(RemoteError, match=r"git does not list the files of .*bad config line 1"):
+        pushing.push(sync_connection)
 
 
 # What is sent besides
