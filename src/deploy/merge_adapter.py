@@ -11,10 +11,9 @@ from typing import Any, NamedTuple
 from peft import PeftModel
 
 from src.errors import ModelError
-from src.eval import ask
-from src.eval.behaviour import Behaviour, behaviour
+from src.eval import reevaluate
+from src.eval.adapter_merge import Measurement, mean_kl, measure
 from src.model import load, methods, tasks
-from src.model.divergence import mean_kl
 from src.model.source import Tuned, locate_tuned
 from src.runs import Run
 from src.schema import PublishConfig
@@ -68,9 +67,9 @@ class _Merge:
         self.four_bit = methods.METHODS[run.manifest["method"]].four_bit
         self.dtype = run.manifest["precision"]["value"]
         self.device = environment.choose_device(cfg.cuda_visible_devices).value
-        asked = ask.questions(run, cfg.gate, self.labels)
+        asked = reevaluate.of_run(run, cfg.gate, self.labels)
         self.asked = asked._replace(rows=asked.rows[:SAMPLE])
-        self.chat = ask.chat_of(run.model, self.task)
+        self.chat = reevaluate.load_chat(run.model, self.task)
 
     def _base(self, *, four_bit: bool) -> Any:
         model, _ = load.load_base(
@@ -86,9 +85,9 @@ class _Merge:
             warnings.filterwarnings("ignore", message="The following rank_pattern keys")
             return PeftModel.from_pretrained(base, str(self.tuned.folder), autocast_adapter_dtype=False)
 
-    def reference(self) -> Behaviour:
+    def reference(self) -> Measurement:
         """The adapter over the base as it was trained on."""
-        return behaviour(self._adapted(self._base(four_bit=self.four_bit)), self.chat, self.asked)
+        return measure(self._adapted(self._base(four_bit=self.four_bit)), self.chat, self.asked)
 
     def candidates(self) -> Iterator[tuple[str, Any]]:
         """`(what it was merged into, merged model)`, one in memory at a time."""
@@ -97,8 +96,8 @@ class _Merge:
             base = self._base(four_bit=True).dequantize(load.DTYPES[self.dtype])
             yield "dequantised nf4 weights", methods.merge(self._adapted(base))
 
-    def compared(self, into: str, model: Any, before: Behaviour) -> Figures:
-        after = behaviour(model, self.chat, self.asked)
+    def compared(self, into: str, model: Any, before: Measurement) -> Figures:
+        after = measure(model, self.chat, self.asked)
         # below 1e-7 it is rounding, which may differ from one time to the next
         kl = round(mean_kl(before.logits, after.logits), 7)
         return Figures(into, kl, before.score - after.score, after.score, len(before.logits))
@@ -119,7 +118,7 @@ class _Merge:
             hint="set export=adapter, or allow more",
         )
 
-    def facts(self, best: Figures, tried: list[Figures], before: Behaviour) -> dict[str, Any]:
+    def facts(self, best: Figures, tried: list[Figures], before: Measurement) -> dict[str, Any]:
         return {
             "form": "merged",
             "precision": self.dtype,
@@ -142,4 +141,4 @@ def _save(model: Any, chat: Any, folder: Path) -> None:
     for left in folder.glob("*.safetensors*"):
         left.unlink()
     model.save_pretrained(folder)
-    ask.save_tokenizer(chat, folder)
+    reevaluate.save_tokenizer(chat, folder)

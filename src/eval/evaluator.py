@@ -138,7 +138,7 @@ def _tuned_model(exam: Exam, tuned: Tuned, effort: Effort) -> Any:
         log.info("the base model %s answers first: its answers are not kept yet", tuned.base.name)
         _answer_as_base(model, exam, tuned.base, _as_baseline(exam.cfg, tuned.base))
     prompts = [ids for asked in exam.asked.prompts.values() for ids in asked]
-    model, how = adapter_merge.merged(
+    model, how = adapter_merge.merge_for_eval(
         load.attach(model, tuned), exam.cfg.merge_adapter, exam.dtype.value, exam.cfg.task, exam.chat, prompts,
         lambda: load.attach(exam.load(tuned.base), tuned),
     )  # fmt: skip

@@ -16,7 +16,7 @@ from src.errors import MAX_LISTED, DataError
 from src.eval import layout
 from src.eval.partial_results import Unfinished
 from src.model import tasks
-from src.schema import BaselineConfig, EvalConfig
+from src.schema import BaselineConfig, EvalArgs, EvalConfig
 from src.utils.environment import memory_total
 from src.utils.logs import log
 
@@ -153,7 +153,7 @@ def answers(
     from src.eval.batches import in_batches
 
     labels = tasks.labels_of(model.config.to_dict()) if cfg.task == "classification" else []
-    write = model if cfg.engine == "vllm" else writer(model, chat, cfg.task, labels, cfg)
+    write = model if cfg.engine == "vllm" else writer(model, chat, cfg.task, labels, cfg, cfg.seed)
     found: Answers = {}
     for name, prompts in asked.prompts.items():
         part, began = file.part(name), time.monotonic()
@@ -194,7 +194,7 @@ def _read(
     return rows
 
 
-def writer(model: Any, chat: Chat, task: str | None, labels: Sequence[str], cfg: Settings) -> Any:
+def writer(model: Any, chat: Chat, task: str | None, labels: Sequence[str], args: EvalArgs, seed: int) -> Any:
     """What answers a batch of prompts: a function of (token ids of each, number of the batch)."""
     if task == "classification":
         from src.eval.classify import Chooser
@@ -205,10 +205,10 @@ def writer(model: Any, chat: Chat, task: str | None, labels: Sequence[str], cfg:
     return Writer(
         model,
         chat.tokenizer,
-        max_new_tokens=cfg.max_new_tokens,
-        seed=cfg.seed,
-        extra=cfg.generation,
-        stop=cfg.stop,
+        max_new_tokens=args.max_new_tokens,
+        seed=seed,
+        extra=args.generation,
+        stop=args.stop,
     )
 
 

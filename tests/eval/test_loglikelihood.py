@@ -15,7 +15,6 @@ from src.errors import DataError
 from src.eval import inference
 from src.eval.loglikelihood import Reader, _row
 from src.model import adapters, load
-from src.model.divergence import mean_kl
 from src.model.source import locate
 from src.model.tokenizer import load_tokenizer
 from src.schema import MethodArgs
@@ -110,11 +109,3 @@ def test_every_row_that_a_template_refuses_is_named(tokenizer: Any, monkeypatch:
             {"a": rows()[:1], "b": rows()[1:2]}, Chat(tokenizer), "causal_lm", {}, references=False
         )
     assert error.value.problems == ("test.jsonl:1 is refused", "test.jsonl:2 is refused")
-
-
-def test_divergence_is_that_of_the_definition() -> None:
-    p, q = torch.randn(100, 7), torch.randn(100, 7)
-    expected = torch.nn.functional.kl_div(q.log_softmax(-1), p.log_softmax(-1), log_target=True, reduction="sum")
-    assert mean_kl(p, q) == pytest.approx(float(expected) / 100, rel=1e-5)
-    assert mean_kl(p, p + 3) == pytest.approx(0, abs=1e-6)
-    assert mean_kl(p.bfloat16(), p.bfloat16()) == 0

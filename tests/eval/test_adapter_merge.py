@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from src.model.divergence import mean_kl
+from src.eval.adapter_merge import mean_kl
 
 
 def test_it_is_the_mean_over_positions_of_what_can_be_worked_out_by_hand() -> None:
@@ -26,3 +26,11 @@ def test_logits_that_differ_by_a_constant_are_the_same_distribution() -> None:
     expected = torch.nn.functional.kl_div((logits * 2).log_softmax(-1), logits.softmax(-1), reduction="batchmean")
     assert mean_kl(logits, logits * 2) == pytest.approx(float(expected), rel=1e-5)
     assert mean_kl(logits.bfloat16(), (logits * 2).bfloat16()) == pytest.approx(float(expected), rel=0.02)
+
+
+def test_divergence_is_that_of_the_definition() -> None:
+    p, q = torch.randn(100, 7), torch.randn(100, 7)
+    expected = torch.nn.functional.kl_div(q.log_softmax(-1), p.log_softmax(-1), log_target=True, reduction="sum")
+    assert mean_kl(p, q) == pytest.approx(float(expected) / 100, rel=1e-5)
+    assert mean_kl(p, p + 3) == pytest.approx(0, abs=1e-6)
+    assert mean_kl(p.bfloat16(), p.bfloat16()) == 0

@@ -1,0 +1,182 @@
+"""Repeat a run's evaluation on some of its rows: the same requests, decoding and batches.
+
+The gate checks with this that the saved model gives the predictions that were scored, and export that a merged or
+converted model does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from omegaconf import OmegaConf
+
+from src import config
+from src.data.chat import IDENTITY, Chat
+from src.data.formats import Row
+from src.data.store import Example
+from src.errors import RunError
+from src.eval import inference, metrics
+from src.eval.layout import batches
+from src.eval.setup import read_splits
+from src.model import tasks
+from src.model.methods import merge
+from src.model.source import Tuned
+from src.runs import Run
+from src.schema import EvalArgs, EvalConfig, GateArgs, SeedArgs, Task
+from src.utils import environment
+from src.utils.files import read_json, sha256, write_json
+
+BATCH_SIZE = 32  # of prompts that no evaluation has batched before
+
+
+class LoadSettings(Protocol):
+    """The settings that decide where a model is loaded, and whether code of its repository may run."""
+
+    @property
+    def cuda_visible_devices(self) -> str: ...
+    @property
+    def trust_remote_code(self) -> bool: ...
+
+
+class Reevaluation(NamedTuple):
+    """Rows of one split, and how they are evaluated.
+
+    metric: scores the predictions. args, seed: decoding. batch_size: that of the evaluation.
+    """
+
+    rows: list[Row]
+    split: str
+    metric: str
+    task: Task
+    labels: list[str]
+    args: EvalArgs
+    seed: int
+    batch_size: int
+
+
+def of_run(run: Run, gate: GateArgs, labels: Sequence[str]) -> Reevaluation:
+    """The rows of the gate's split, as the run was evaluated on them.
+
+    Raises: RunError if the run was not evaluated on that split, or the file has changed since.
+    """
+    settings = run.path / "evals" / "config_used.yaml"
+    if not settings.is_file():
+        raise RunError(f"run {run.id} has not been evaluated", hint="make eval does that")
+    values: Any = OmegaConf.to_container(OmegaConf.load(settings), resolve=True)
+    cfg: EvalConfig = config.load("eval", values)
+    conditions = read_json(run.path / "metrics.json")["conditions"]
+    path = Path(cfg.eval_path) / f"{gate.split}.jsonl"
+    if gate.split not in conditions["data"]:
+        known = ", ".join(conditions["data"])
+        raise RunError(
+            f"run {run.id} was not evaluated on {gate.split}", hint=f"set gate.split to one of: {known}"
+        )
+    if not path.is_file() or sha256(path) != conditions["data"][gate.split]:
+        raise RunError(
+            f"{path} is not the file that run {run.id} was evaluated on", hint="restore it, or run make eval again"
+        )
+    cfg.splits = [gate.split]
+    task: Task = run.manifest.get("task", "causal_lm")
+    return Reevaluation(
+        rows=read_splits(cfg, cfg.eval_path).rows[gate.split],
+        split=gate.split,
+        metric=gate.metric or tasks.TASKS[task].decides,
+        task=task,
+        labels=list(labels),
+        args=cfg,
+        seed=cfg.seed,
+        batch_size=conditions["batch_size"][gate.split],
+    )
+
+
+def of_texts(texts: Sequence[str], task: Task, labels: Sequence[str]) -> Reevaluation:
+    """Prompts without reference answers, decoded by the default settings."""
+    rows = [
+        Row(Path("prompt"), n, [{"role": "user", "content": t}, {"role": "assistant", "content": ""}])
+        for n, t in enumerate(texts)
+    ]
+    metric = tasks.TASKS[task].decides
+    return Reevaluation(rows, "prompt", metric, task, list(labels), EvalArgs(), SeedArgs().seed, BATCH_SIZE)
+
+
+def load_chat(folder: Path, task: Task) -> Chat:
+    """The tokenizer of a model folder. Imports transformers."""
+    from src.model.tokenizer import load_tokenizer
+
+    return Chat(load_tokenizer(str(folder), templated=tasks.TASKS[task].templated))
+
+
+def save_tokenizer(chat: Chat, folder: Path) -> None:
+    """Write the tokenizer into a model folder, with the hashes by which an evaluation recognises it."""
+    chat.tokenizer.save_pretrained(folder)
+    write_json(folder / IDENTITY, chat.identity)
+
+
+def load_model(
+    settings: LoadSettings, tuned: Tuned, task: Task, labels: Sequence[str], dtype: str, *, merged: bool = False
+) -> tuple[Any, Chat]:
+    """The tuned model in the precision `dtype`, its adapter `merged` or not, and its tokenizer. Imports torch."""
+    from src.model import load
+
+    device = environment.choose_device(settings.cuda_visible_devices).value
+    model, tokenizer, _ = load.load_tuned(
+        tuned, dtype, device, trust_remote_code=settings.trust_remote_code, task=task, labels=labels
+    )
+    return (merge(model) if merged else model), Chat(tokenizer)
+
+
+def prompt_ids(config: Mapping[str, Any], chat: Chat, evaluation: Reevaluation) -> list[list[int]]:
+    """The token ids of each prompt, for a model with the settings `config` (its config.json)."""
+    return _requests(config, chat, evaluation, references=False).prompts[evaluation.split]
+
+
+def reference_examples(config: Mapping[str, Any], chat: Chat, evaluation: Reevaluation) -> list[Example]:
+    """Each prompt with its reference answer, as in the evaluation; rows that cannot be encoded are left out."""
+    encoded = inference.encode_references(evaluation.rows, chat, evaluation.task, tasks.positions(config))
+    return [example for example in encoded if isinstance(example, Example)]
+
+
+def first_batches(prompts: Sequence[list[int]], batch_size: int, count: int) -> list[int]:
+    """The indices of the prompts in the first batches that hold at least `count`: the longest prompts."""
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+    return order[: -(-count // batch_size) * batch_size]
+
+
+def predict(model: Any, chat: Chat, evaluation: Reevaluation) -> list[dict[str, Any]]:
+    """`{prediction, reference, ...}` of each row, in order; with `reference_*` where the metric reads those."""
+    predictions = _predictions(model, chat, evaluation)
+    references = [row.messages[-1]["content"] for row in evaluation.rows]
+    rows = [row | {"reference": r} for row, r in zip(predictions, references, strict=True)]
+    if not metrics.needs_references([evaluation.metric]):
+        return rows
+    return [
+        {**row, **scores} for row, scores in zip(rows, _score_references(model, chat, evaluation), strict=True)
+    ]
+
+
+def _predictions(model: Any, chat: Chat, evaluation: Reevaluation) -> list[dict[str, Any]]:
+    prompts = prompt_ids(model.config.to_dict(), chat, evaluation)
+    predictor = inference.writer(model, chat, evaluation.task, evaluation.labels, evaluation.args, evaluation.seed)
+    found: dict[int, dict[str, Any]] = {}
+    lengths = list(map(len, prompts))
+    for number, indices in enumerate(batches(lengths, evaluation.batch_size, unpadded=predictor.unpadded)):
+        found |= zip(indices, map(inference.told, predictor([prompts[i] for i in indices], number)), strict=True)
+    return [found[i] for i in range(len(prompts))]
+
+
+def _score_references(model: Any, chat: Chat, evaluation: Reevaluation) -> list[Mapping[str, Any]]:
+    """The likelihood of each reference answer, one forward pass each."""
+    from src.eval.loglikelihood import Reader
+
+    requests = _requests(model.config.to_dict(), chat, evaluation, references=True)
+    examples = requests.references[evaluation.split]
+    scorer = Reader(model, chat.tokenizer, examples)
+    return [row for i in range(len(examples)) for row in scorer([i], i)]
+
+
+def _requests(
+    config: Mapping[str, Any], chat: Chat, evaluation: Reevaluation, *, references: bool
+) -> inference.Questions:
+    return inference.questions({evaluation.split: evaluation.rows}, chat, evaluation.task, config, references)
