@@ -80,7 +80,7 @@ def ours(folder: Path, model: Path, **settings: Any) -> list[str]:
     settings = {
         "model_name": model, "eval_path": folder / "ours", "splits": "[test]", "output_dir": folder / "outputs",
         "artifacts_dir": folder / "artifacts", "max_new_tokens": TOKENS, "cuda_visible_devices": "''",
-        "fresh": True,
+        "overwrite_answers": True,
     } | settings  # fmt: skip
     words = (f"{k}={str(v).lower() if isinstance(v, bool) else v}" for k, v in settings.items())
     return [sys.executable, "-m", "src.main", "eval-baseline", *words]

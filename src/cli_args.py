@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 from omegaconf import DictConfig
 
-from src import config, runs, schema
+from src import aliases, config, runs, schema
 from src.errors import ConfigError, RunError, did_you_mean
 from src.search_space import quoted
 from src.utils.secrets import redact_argv
@@ -108,7 +108,7 @@ def _flag(call: Call, word: str, words: Iterator[str]) -> None:
 def _as_setting(call: Call, flag: str, value: str) -> str:
     """`; write lr=VALUE` where a flag is the name of a setting, or what others call one."""
     key = flag.lstrip("-").replace("-", "_")
-    key = config.ELSEWHERE.get(key, key)
+    key = {**aliases.OTHER_TOOLS, **aliases.RENAMED}.get(key, key)
     return f"; write {key}={value or 'VALUE'}" if key in config.flat_keys(schema.SCHEMAS[call.stage]) else ""
 
 

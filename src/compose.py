@@ -16,21 +16,25 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins import file_config_source
+from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
+from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError
 
-from src import config, schema
+from src import aliases, config, schema
 from src.cli_args import CONFIGS, Call, in_words
 from src.errors import ConfigError, did_you_mean
 from src.search_space import quoted
@@ -55,8 +59,23 @@ class WithoutSecrets(Callback):
             config.merge_with(clean)  # `update` would resolve the references
 
 
+class FileConfigSource(file_config_source.FileConfigSource):
+    """Hydra's reader of YAML files, which replaces former names of settings. Hydra knows it by its class name."""
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        result = super().load_config(config_path)
+        is_record = Path(config_path).stem == "config_used"  # of a run: nobody is to edit it
+        return replace(result, config=_with_current_names(result.config, announce=not is_record))
+
+
+def _with_current_names(node: Any, announce: bool = True) -> Any:
+    found: Any = OmegaConf.to_container(node)
+    return OmegaConf.create(aliases.current_settings(found, announce)) if isinstance(found, dict) else node
+
+
 def register(call: Call) -> None:
     """Store the root configuration: schema defaults, then the stage's file, then the preset groups."""
+    SourcesRegistry.instance().types[FileConfigSource.scheme()] = FileConfigSource
     store = ConfigStore.instance()
     store.store(name="assay_schema", node=config.defaults(call.stage))
     groups: list[Any] = [{g: None} for g in GROUPS]
@@ -82,8 +101,8 @@ def register(call: Call) -> None:
 
 def prepare(call: Call) -> tuple[list[str], list[str]]:
     """Overrides with plain values forced in, for `config.load` to judge; and what cannot be parsed."""
-    ready, problems = [], []
-    for text in call.overrides:
+    ready, problems = [], aliases.conflicts(call.overrides)
+    for text in map(aliases.current_override, call.overrides):
         try:
             text, parsed = _parsed(call, text)
         except HydraException as error:
@@ -148,7 +167,7 @@ def _with_files(call: Call, text: str, parsed: Override) -> tuple[str, Override]
         if path.endswith((".yaml", ".yml")) and Path(path).is_file():
             name = f"{Path(path).stem}_{hashlib.sha256(os.path.abspath(path).encode()).hexdigest()[:6]}"
             try:
-                node = OmegaConf.create(redact(OmegaConf.to_container(OmegaConf.load(path))))
+                node = OmegaConf.create(redact(OmegaConf.to_container(_with_current_names(OmegaConf.load(path)))))
             except (YAMLError, OSError, ValueError) as error:
                 raise ConfigError(f"{path} cannot be read as YAML: {in_words(error)}") from None
             ConfigStore.instance().store(group=parsed.key_or_group, name=name, node=node, package="_global_")

@@ -13,32 +13,11 @@ from omegaconf import OmegaConf
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import Doc
 
+from src.aliases import OTHER_TOOLS, current_settings
 from src.errors import ConfigError, did_you_mean
 from src.schema import SCHEMAS, SLURM_KEYS, SOURCE_KEYS, SWEPT, DataSource
 from src.utils.secrets import redact
 from src.utils.signatures import check_passthrough
-
-# What LLaMA-Factory, Axolotl, TRL and the Trainer call settings whose names are too far from ours to be guessed.
-ELSEWHERE = {
-    "adapter": "method",
-    "base_model": "model_name",
-    "cutoff_len": "max_length",
-    "dataset": "dataset_path",
-    "dataset_name": "dataset_path",
-    "finetuning_type": "method",
-    "learning_rate": "lr",
-    "lora_target": "lora_target_modules",
-    "lr_scheduler": "lr_scheduler_type",
-    "max_seq_length": "max_length",
-    "micro_batch_size": "batch_size",
-    "model_name_or_path": "model_name",
-    "num_epochs": "epochs",
-    "num_train_epochs": "epochs",
-    "optimizer": "optim",
-    "per_device_train_batch_size": "batch_size",
-    "sample_packing": "packing",
-    "sequence_len": "max_length",
-}
 
 
 @cache
@@ -66,10 +45,11 @@ def load(stage: str, values: Mapping[str, Any], check: Check = nothing_more) -> 
     Raises: ConfigError listing every problem at once.
     """
     schema = SCHEMAS[stage]
+    values = current_settings(values)
     problems: list[str] = []
     config: Any = None
     try:
-        config = _adapter(schema).validate_python(dict(values))
+        config = _adapter(schema).validate_python(values)
     except ValidationError as error:
         problems += dict.fromkeys(_sentence(schema, e) for e in error.errors(include_url=False))
     problems += [
@@ -186,7 +166,7 @@ def _sentence(schema: type, error: Any) -> str:
 def meant(schema: type, key: str) -> str:
     """`; did you mean lr?` where `key` is nearly a setting of `schema`, or is what others call one."""
     known = [*flat_keys(schema), *SLURM_KEYS]
-    ours = ELSEWHERE.get(key)
+    ours = OTHER_TOOLS.get(key)
     return f"; did you mean {ours}?" if ours in known else did_you_mean(key, known)
 
 

@@ -25,6 +25,7 @@ from typing import Any
 import psutil
 import yaml
 
+from src.aliases import current_settings
 from src.errors import DivergedError, RunError, Stopped, did_you_mean
 from src.utils import slurm
 from src.utils.files import disk_errors, read_json, switch_link, write_json, write_text
@@ -67,13 +68,13 @@ class Run:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What its config_used.yaml says. Raises: RunError if that is missing or cannot be read."""
+        """Its config_used.yaml with today's names. Raises: RunError if that is missing or cannot be read."""
         path = self.path / "config_used.yaml"
         try:
-            return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+            return current_settings(yaml.safe_load(path.read_text(encoding="utf-8")))
         except FileNotFoundError:
             raise RunError(f"{path} does not exist", hint="restore it or make a new run") from None
-        except (ValueError, TypeError, yaml.YAMLError):
+        except (ValueError, TypeError, AttributeError, yaml.YAMLError):
             raise RunError(f"{path} cannot be read as settings", hint="restore it or make a new run") from None
 
     @property

@@ -143,14 +143,14 @@ class RowArgs:
     on_contamination: Annotated[
         Literal["reject", "refuse", "keep"], Doc("a row that occurs in the evaluation files of eval_path")
     ] = "reject"
-    near_threshold: Annotated[
+    dedup_threshold: Annotated[
         float, Interval(gt=0, le=1), Doc("texts are near duplicates from this Jaccard similarity on")
     ] = 0.8
     check_mask: Annotated[
         Literal["sample", "all"], Doc("prove the mask on 10,000 rows and a sample of the rest, or on all")
     ] = "sample"
     strict_data: Annotated[bool, Doc("refuse to start at any finding")] = False
-    data_workers: Annotated[int | None, Ge(1), Doc("processes that read data; null is one a core")] = None
+    num_proc: Annotated[int | None, Ge(1), Doc("processes that read data; null is one a core")] = None
 
 
 @dataclass
@@ -257,7 +257,7 @@ class PlanArgs:
 @dataclass
 class ProbeArgs:
     probe: Annotated[bool, Doc("take 20 steps of the training, for its time and its true peak")] = False
-    plan_for: Annotated[
+    plan_device: Annotated[
         Literal["cpu", "cuda"] | None, Doc("kind of device to plan for; null is the one that is here")
     ] = None
 
@@ -316,8 +316,10 @@ class LoopArgs:
         Len(1),
         Doc("never; auto: go on with a stopped run of these very settings; latest; or a run's id or directory"),
     ] = "auto"
-    mirror: Annotated[str | None, Doc("s3://bucket/prefix that checkpoints are copied to")] = None
-    mirror_endpoint: Annotated[str | None, Doc("S3-compatible server of mirror; null is the environment's")] = None
+    checkpoint_mirror: Annotated[str | None, Doc("s3://bucket/prefix that checkpoints are copied to")] = None
+    checkpoint_mirror_endpoint: Annotated[
+        str | None, Doc("S3-compatible server of checkpoint_mirror; null is the environment's")
+    ] = None
     trainer: Annotated[dict[str, Any], Doc("further arguments of transformers.TrainingArguments")] = field(
         default_factory=dict
     )
@@ -346,7 +348,9 @@ class EvalArgs:
         default_factory=list
     )
     max_examples: Annotated[int | None, Ge(1), Doc("only the first N rows of each split")] = None
-    fresh: Annotated[bool, Doc("answer every prompt anew, also those that a stopped evaluation answered")] = False
+    overwrite_answers: Annotated[
+        bool, Doc("answer every prompt anew, also those that a stopped evaluation answered")
+    ] = False
     generation: Annotated[
         dict[str, Any], Doc("further arguments of transformers.GenerationConfig; greedy without")
     ] = field(default_factory=dict)
@@ -361,7 +365,7 @@ class TunedEvalArgs:
         Literal["auto", "cached", "never"],
         Doc("the base's answers: kept ones; auto: where there are none, ask the base in the same load"),
     ] = "auto"
-    allow_other_base: Annotated[
+    allow_base_mismatch: Annotated[
         bool, Doc("evaluate an adapter over another revision of its base than it was made on")
     ] = False
 
@@ -383,7 +387,7 @@ class TunedTaskArgs:
 
 @dataclass
 class TokenizationArgs:
-    allow_other_tokenizer: Annotated[
+    allow_tokenizer_mismatch: Annotated[
         bool, Doc("evaluate with another tokenizer or chat template than the model was tuned with")
     ] = False
 
@@ -414,7 +418,7 @@ class GateArgs:
     )
     min_examples: Annotated[int, Ge(2), Doc("fewer examples than this tell nothing")] = 20
     resamples: Annotated[int, Ge(100), Doc("draws of the paired bootstrap")] = 10_000
-    reload_examples: Annotated[
+    verify_examples: Annotated[
         int, Ge(0), Doc("answers that the saved model must give again; 0 asks for none")
     ] = 8
 
@@ -464,7 +468,7 @@ class ValidateArgs:
     training_info: Annotated[str | None, Doc("training_info.json to read; null is the run's own record")] = None
     profile_path: Annotated[str | None, Doc("aim_profile.json to check; null is the run's")] = None
     max_loss: Annotated[float, Gt(0), Doc("where a training loss should end, at most, in nats a token")] = 10.0
-    questions: Annotated[int, Ge(1), Doc("prompts that the saved model is asked")] = 4
+    num_prompts: Annotated[int, Ge(1), Doc("prompts that the saved model is asked")] = 4
 
 
 @dataclass

@@ -16,17 +16,18 @@ import os
 import shlex
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from src import runs, search_space
+from src import aliases, runs, search_space
 from src.errors import ConfigError, RunError, Stopped, UserError, did_you_mean
 from src.runs import FAILED, FINISHED, INTERRUPTED, RUNNING
 from src.schema import SearchArgs
+from src.search_space import Dimension
 from src.utils.files import disk_errors, read_json, write_json, write_text
 from src.utils.secrets import redact
 
@@ -46,6 +47,7 @@ class Plan:
     searching: bool  # trials are drawn, one after the other, and each needs its figure
     wanted: int  # trials
     identity: str  # equal for sweeps of the same command, however many trials that asks for
+    former_identity: str  # its value where settings still had their former names
     again: list[str]  # the command that a preset is added to
     base: Mapping[str, Any]  # the settings that this command has by itself
 
@@ -57,20 +59,28 @@ def plan(
     _, dimensions = search_space.split(overrides)
     searching = any(text.startswith("hydra/sweeper=") for text in overrides)
     own = asdict(search)
-    same = [
-        dict(values) | {"search": own | {"trials": 0, "resume": True}},
-        *sorted(map(str, dimensions)),
-        searching,
-    ]
+    shared = dict(values) | {"search": own | {"trials": 0, "resume": True}}
     return Plan(
         output_dir=str(values["output_dir"]),
         search=own,
         searching=searching,
         wanted=search.trials if searching else math.prod(len(d.options) for d in dimensions),
-        identity=hashlib.sha256(json.dumps(redact(same), sort_keys=True, default=str).encode()).hexdigest(),
+        identity=_identity(shared, dimensions, searching),
+        former_identity=_identity(aliases.former_settings(shared), map(_former, dimensions), searching),
         again=again,
         base=base,
     )
+
+
+def _identity(shared: Mapping[str, Any], dimensions: Iterable[Dimension], searching: bool) -> str:
+    same = [shared, *sorted(map(str, dimensions)), searching]
+    return hashlib.sha256(json.dumps(redact(same), sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _former(dimension: Dimension) -> Dimension:
+    """The dimension under the former name of its setting."""
+    (former,) = aliases.former_settings({dimension.name: None})
+    return replace(dimension, key=dimension.key.replace(dimension.name, former))
 
 
 class Sweep:
@@ -85,7 +95,7 @@ class Sweep:
         root = Path(plan.output_dir) / "sweeps"
         found = _unfinished(root, plan) if plan.search["resume"] else None
         self.folder = found or runs.new_folder(root)
-        record = read_json(self.folder / TRIALS) if found else {"trials": []}
+        record = _read(self.folder / TRIALS) if found else {"trials": []}
         self.before: list[Trial] = _done(record)
         self.submitted: list[Trial] = [t for t in record["trials"] if t.get("slurm") and t["status"] == RUNNING]
         self.trials: list[Trial] = []
@@ -270,6 +280,7 @@ class Sweep:
         assert run is not None
         used = OmegaConf.to_container(OmegaConf.load(run / "config_used.yaml"))
         assert isinstance(used, dict)
+        used = aliases.current_settings({str(k): v for k, v in used.items()})
         base = redact(self.plan.base)
         swept = {name.split(".")[0] for name in best["settings"]}
         found = {k: v for k, v in used.items() if k not in PLACES and (k in swept or base.get(k) != v)}
@@ -295,12 +306,19 @@ def _unfinished(root: Path, plan: Plan) -> Path | None:
     for path in sorted(root.glob(f"*/{TRIALS}"), reverse=True):
         try:
             record = read_json(path)
-            same = record["identity"] == plan.identity
+            same = record["identity"] in {plan.identity, plan.former_identity}
             if same and len(_done(record)) < plan.wanted and runs.status_of(record) != RUNNING:
                 return path.parent
         except (RunError, KeyError, TypeError):
             continue  # no record that this version wrote
     return None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The record of a sweep, its settings under today's names."""
+    record = read_json(path)
+    trials = [trial | {"settings": aliases.current_settings(trial["settings"])} for trial in record["trials"]]
+    return {**record, "trials": trials}
 
 
 def _done(record: Mapping[str, Any]) -> list[Trial]:

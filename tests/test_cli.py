@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from src import cli, cli_args, config, schema
+from src import aliases, cli, cli_args, config, schema
 from src.errors import ConfigError, UserError
 from src.main import STAGES, function_at, main
 
@@ -407,7 +407,7 @@ def test_what_others_call_a_setting_and_what_shape_it_has_is_told(words: list[st
 
 def test_every_name_of_others_leads_to_a_setting() -> None:
     keys = config.flat_keys(schema.SCHEMAS["train"])
-    assert set(config.ELSEWHERE.values()) <= keys.keys() and not config.ELSEWHERE.keys() & keys.keys()
+    assert set(aliases.OTHER_TOOLS.values()) <= keys.keys() and not aliases.OTHER_TOOLS.keys() & keys.keys()
 
 
 def test_a_list_of_gpus_needs_no_quotes() -> None:

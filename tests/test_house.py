@@ -23,6 +23,7 @@ HEAVY = {"torch", "transformers", "peft", "trl", "datasets", "bitsandbytes", "ac
 MOST_HEAVY_FILES = 33
 
 GROUND = {
+    "aliases",
     "src",
     "config",
     "schema",

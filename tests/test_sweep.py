@@ -271,14 +271,14 @@ def test_a_finished_search_goes_on_when_more_trials_are_asked_for() -> None:
 
 KILLED = """
 import os, signal, sys
-from src import cli, command
+from src import cli, cli_args
 from tests.test_sweep import Training
 
 def hook(cfg, count):
     if count == 2:
         os.kill(os.getpid(), signal.SIGKILL)
 
-cli.run(command.parse("train", "train", sys.argv[1:]), Training(hook))
+cli.run(cli_args.parse("train", "train", sys.argv[1:]), Training(hook))
 """
 
 

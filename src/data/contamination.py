@@ -37,12 +37,12 @@ class HeldOutRows:
     or if request and answer together are near those of one.
     """
 
-    def __init__(self, eval_path: str | Path, near_threshold: float) -> None:
+    def __init__(self, eval_path: str | Path, dedup_threshold: float) -> None:
         self.files = sorted(Path(eval_path).glob("*.jsonl"))
         self.identity = [[str(file), sha256(file)] for file in self.files]
         self._requests: dict[str, tuple[str, int, str]] = {}
         pairs = [text for file in self.files for text in self._read(file)]
-        self._pairs = HeldOut(pairs, near_threshold) if pairs else None
+        self._pairs = HeldOut(pairs, dedup_threshold) if pairs else None
 
     def _read(self, file: Path) -> list[HeldOutText]:
         found, unread = [], 0

@@ -84,7 +84,7 @@ def refuse(rejected: Sequence[Rejection], about: str, hint: str, also: Iterable[
 
 
 def read(
-    parts: Sequence[Part], held_out: HeldOutRows, near_threshold: float, cache: Path, workers: int | None
+    parts: Sequence[Part], held_out: HeldOutRows, dedup_threshold: float, cache: Path, workers: int | None
 ) -> RowStore:
     """The rows of all `parts`, from the cache where they were read before.
 
@@ -100,7 +100,7 @@ def read(
         files=files,
         columns=columns,
         held_out=held_out.identity,
-        near=near_threshold,
+        near=dedup_threshold,
         secrets=sorted(credentials()),  # a row that was harmless yesterday may hold today's
     )
 
@@ -108,7 +108,7 @@ def read(
         for file in files:
             part = parts[file["part"]]
             file["format"] = format_of(Path(file["file"]), part.data_format, part.columns)
-        _write(folder, files, columns, held_out, near_threshold, workers)
+        _write(folder, files, columns, held_out, dedup_threshold, workers)
 
     made_once(cache / "rows" / key, make)
     return RowStore(cache / "rows" / key)
@@ -116,7 +116,7 @@ def read(
 
 def _write(
     folder: Path, files: list[dict[str, Any]], columns: Sequence[ColumnArgs], held_out: HeldOutRows,
-    near_threshold: float, workers: int | None,
+    dedup_threshold: float, workers: int | None,
 ) -> None:  # fmt: skip
     """Read `files` into a row store at `folder`."""
     translations = [translation(columns[f["part"]], f["format"]) for f in files]
@@ -151,7 +151,7 @@ def _write(
         first_rows = np.cumsum([0, *usable[:-1]]).tolist()
         write_json(folder / "about.json", {"files": files, "first_rows": first_rows})
         store = RowStore(folder)
-        found = spool.duplicates(lambda row: _whole_text(store.row(row).messages), near_threshold, processes)
+        found = spool.duplicates(lambda row: _whole_text(store.row(row).messages), dedup_threshold, processes)
         write_lines(folder / "duplicates.jsonl", (_told(store, d) for d in found))
 
 

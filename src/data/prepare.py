@@ -45,8 +45,8 @@ def read(cfg: TrainConfig) -> Data:
     """
     parts = sources.fetch(cfg)
     report.refuse_evaluation_files([file for part in parts for file in part.files], cfg.eval_path)
-    held_out = HeldOutRows(cfg.eval_path, cfg.near_threshold)
-    store = loader.read(parts, held_out, cfg.near_threshold, cache_of(cfg), cfg.data_workers)
+    held_out = HeldOutRows(cfg.eval_path, cfg.dedup_threshold)
+    store = loader.read(parts, held_out, cfg.dedup_threshold, cache_of(cfg), cfg.num_proc)
     left_out = list(_left_out(parts, store, cfg))
     labels = _labels(store, left_out) if cfg.task == "classification" else ()
     return Data(parts, store, left_out, held_out.files, labels)
@@ -109,7 +109,7 @@ def tokenise(data: Data, chat: Chat, cfg: TrainConfig) -> TokenStore:
     def make(temporary: Path) -> None:
         kept = np.setdiff1d(np.arange(len(data.store)), [left.row for left in data.rejected])
         proven = to_prove(len(data.store), cfg.check_mask == "all", cfg.seed)
-        outcome, rows = write_tokens(temporary, data.store, kept, chat, rules, proven, cfg.data_workers)
+        outcome, rows = write_tokens(temporary, data.store, kept, chat, rules, proven, cfg.num_proc)
         np.save(temporary / "order.npy", _order(data, rows, cfg.seed))
         counts = Counts.of(temporary)
         if data.labels:  # the last element of an example is no token

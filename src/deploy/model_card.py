@@ -24,7 +24,8 @@ from src.utils.secrets import redact
 LIBRARIES = {"adapter": "peft", "onnx": "onnx"}
 # Places of this machine, which are nobody else's business and mean nothing elsewhere.
 PLACES = ("output_dir", "artifacts_dir", "cache_dir", "dataset_path", "eval_path", "trainDataConfig", "resume",
-          "mirror", "mirror_endpoint", "master_addr", "model_name", "data_source", "datasets")  # fmt: skip
+          "checkpoint_mirror", "checkpoint_mirror_endpoint", "master_addr", "model_name", "data_source",
+          "datasets")  # fmt: skip
 VERSION_KEYS = ("type", "repo", "bucket", "ref", "revision", "commit", "sha256")  # and no address
 LONGEST = 160  # characters of an example that the card shows
 

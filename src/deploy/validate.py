@@ -56,7 +56,7 @@ def subject(cfg: ValidateConfig) -> Subject:
         model, run, info if cfg.training_info or run is None else None,
         Path(cfg.profile_path) if cfg.profile_path else _there(beside / PROFILE),
         cuda_visible_devices=cfg.cuda_visible_devices, trust_remote_code=cfg.trust_remote_code,
-        max_loss=cfg.max_loss, questions=cfg.questions,
+        max_loss=cfg.max_loss, questions=cfg.num_prompts,
     )  # fmt: skip
 
 

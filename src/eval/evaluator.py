@@ -38,7 +38,7 @@ def evaluate(cfg: EvalConfig) -> int:
         log.warning("run %s is %s; its model is evaluated all the same", run.id, run.status)
     runs.check_writable(*((run.path, "run") if run else (cfg.output_dir,)))
     log.info("evaluating %s", folder if run is None else f"run {run.id} ({run.model})")
-    tuned = locate_tuned(folder, cfg.allow_other_base)
+    tuned = locate_tuned(folder, cfg.allow_base_mismatch)
     _refuse_damaged(tuned, run)
     task, labels = tasks.tuned_for(tuned, cfg.task)
     cfg = replace(cfg, task=task, metrics=cfg.metrics or usual_metrics(task, cfg.engine))
@@ -60,7 +60,7 @@ def evaluate(cfg: EvalConfig) -> int:
     effort = Effort()
     with (
         run.recorded(part),
-        _kept(run.path / "evals" / f"answers{partial_results.SUFFIX}", who, cfg.fresh) as file,
+        _kept(run.path / "evals" / f"answers{partial_results.SUFFIX}", who, cfg.overwrite_answers) as file,
     ):
         model = _tuned_model(exam, tuned, effort)
         answers = inference.answers(model, exam.chat, exam.asked, cfg, exam.plan, file, effort)
@@ -170,7 +170,7 @@ def _answer_as_base(model: Any, exam: Exam, source: Source, cfg: BaselineConfig)
     base, effort = base_model(source), Effort()
     folder = results.baseline_folder(cfg.artifacts_dir, base, exam.conditions)
     path = folder.with_name(folder.name + partial_results.SUFFIX)
-    with _kept(path, identity(exam.conditions, source), cfg.fresh) as file:
+    with _kept(path, identity(exam.conditions, source), cfg.overwrite_answers) as file:
         partial_results.remove_others(path, folder.name.rpartition("-")[0] + "-*")
         answers = inference.answers(model, exam.chat, exam.asked, exam.cfg, exam.plan, file, effort)
         result = _result(answers, exam.conditions, cfg.metrics or []) | {
@@ -212,7 +212,7 @@ def _run_for(folder: Path, cfg: EvalConfig, who: Mapping[str, Any], base: Mappin
     for run in runs.all_runs(cfg.output_dir):
         stopped = run.status in (runs.INTERRUPTED, runs.FAILED) and run.manifest.get("model_path") == str(folder)
         path = run.path / "evals" / f"answers{partial_results.SUFFIX}"
-        if stopped and not cfg.fresh and partial_results.is_of(path, who) and run.hold():
+        if stopped and not cfg.overwrite_answers and partial_results.is_of(path, who) and run.hold():
             run.reopen()
             return run
     return runs.create(cfg.output_dir, "eval", to_yaml(cfg), {"base_model": dict(base), "model_path": str(folder)})

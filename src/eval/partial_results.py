@@ -46,7 +46,7 @@ class Unfinished:
         for line in lines[1:]:
             self._take(json.loads(line))
         if count := sum(len(part.rows) for part in self.parts.values()):
-            log.info("going on with the %d rows of %s; fresh=true answers anew", count, path)
+            log.info("going on with the %d rows of %s; overwrite_answers=true answers anew", count, path)
 
     def part(self, name: str) -> Part:
         """The answers of one part of the evaluation, such as a split."""

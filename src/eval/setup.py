@@ -170,6 +170,6 @@ def check_tokenization(folder: Path, run: runs.Run | None, chat: Chat, cfg: Eval
     ]
     for what in other:
         said = f"{folder} holds another {what} than its model was tuned with"
-        if not cfg.allow_other_tokenizer:
-            raise ModelError(said, hint="restore the folder, or set allow_other_tokenizer=true")
+        if not cfg.allow_tokenizer_mismatch:
+            raise ModelError(said, hint="restore the folder, or set allow_tokenizer_mismatch=true")
         log.warning("%s", said)

@@ -111,7 +111,7 @@ class Tuned(NamedTuple):
     is_adapter: bool
 
 
-def locate_tuned(folder: Path, allow_other_base: bool = False) -> Tuned:
+def locate_tuned(folder: Path, allow_base_mismatch: bool = False) -> Tuned:
     """Find a tuned model and its base, before anything heavy is loaded.
 
     Raises: ModelError if either cannot be a model, or the base is not the one that the adapter was made on.
@@ -129,7 +129,7 @@ def locate_tuned(folder: Path, allow_other_base: bool = False) -> Tuned:
         ) from error
     if revision and source.folder and source.revision != revision:
         told = f"the base model {name} is now {source.revision}; the adapter was made on {revision}"
-        if not allow_other_base:
-            raise ModelError(told, hint="restore the base model, or set allow_other_base=true")
+        if not allow_base_mismatch:
+            raise ModelError(told, hint="restore the base model, or set allow_base_mismatch=true")
         log.warning("%s", told)
     return Tuned(folder, source, True)

@@ -40,7 +40,7 @@ class MirrorStore(NamedTuple):
 
     @contextmanager
     def errors(self) -> Iterator[None]:
-        with s3_errors(self.bucket, self.endpoint, "mirror", "mirror_endpoint"):
+        with s3_errors(self.bucket, self.endpoint, "checkpoint_mirror", "checkpoint_mirror_endpoint"):
             yield
 
     def keys(self, under: str) -> list[str]:
@@ -77,19 +77,23 @@ class MirrorStore(NamedTuple):
 
 
 def open_store(cfg: LoopArgs) -> MirrorStore | None:
-    """The place that `mirror` names, None without one.
+    """The place that `checkpoint_mirror` names, None without one.
 
     Raises: ConfigError if it is no such address; DataError if it cannot be listed.
     """
-    if cfg.mirror is None:
+    if cfg.checkpoint_mirror is None:
         return None
-    parts = urlsplit(cfg.mirror)
+    parts = urlsplit(cfg.checkpoint_mirror)
     if parts.scheme != "s3" or not parts.netloc or "@" in parts.netloc or parts.query or parts.fragment:
-        raise ConfigError("mirror is not an address like s3://bucket/prefix", hint="correct it")
-    endpoint = cfg.mirror_endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    endpoint = endpoint and check_server(endpoint, "mirror_endpoint")
+        raise ConfigError("checkpoint_mirror is not an address like s3://bucket/prefix", hint="correct it")
+    endpoint = (
+        cfg.checkpoint_mirror_endpoint
+        or os.environ.get("AWS_ENDPOINT_URL_S3")
+        or os.environ.get("AWS_ENDPOINT_URL")
+    )
+    endpoint = endpoint and check_server(endpoint, "checkpoint_mirror_endpoint")
     prefix = parts.path.strip("/")
-    with s3_errors(parts.netloc, endpoint, "mirror", "mirror_endpoint"):
+    with s3_errors(parts.netloc, endpoint, "checkpoint_mirror", "checkpoint_mirror_endpoint"):
         store = MirrorStore(client_of(endpoint), parts.netloc, f"{prefix}/" if prefix else "", endpoint)
         store.client.list_objects_v2(Bucket=store.bucket, Prefix=store.prefix, MaxKeys=1)
     return store

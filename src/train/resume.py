@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from src import runs
+from src.aliases import current_settings
 from src.config import to_yaml
 from src.errors import RunError
 from src.runs import Run
@@ -19,9 +20,9 @@ from src.utils.logs import log
 
 # Settings that change nothing of what is learnt.
 NEUTRAL_KEYS = {
-    "resume", "output_dir", "artifacts_dir", "cache_dir", "data_workers", "report_to", "mirror", "mirror_endpoint",
-    "save_total_limit", "save_steps", "logging_steps", "num_processes", "num_nodes", "node_rank", "master_addr",
-    "master_port", "memory_gb", "force",
+    "resume", "output_dir", "artifacts_dir", "cache_dir", "num_proc", "report_to", "checkpoint_mirror",
+    "checkpoint_mirror_endpoint", "save_total_limit", "save_steps", "logging_steps", "num_processes", "num_nodes",
+    "node_rank", "master_addr", "master_port", "memory_gb", "force",
 }  # fmt: skip
 IDENTITY_FACTS = (
     "method",
@@ -177,6 +178,7 @@ def _changed_settings(run: Run | mirror.MirroredRun, cfg: TrainConfig) -> list[s
 
 def _comparable_settings(text: str) -> dict[str, Any]:
     """A configuration as data, its references left as they are."""
-    found: Any = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+    read: Any = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+    found = current_settings(read)
     devices = str(found.get("cuda_visible_devices") or "")
-    return dict(found) | {"cuda_visible_devices": len(devices.split(",")) if devices else 0}  # whichever they are
+    return found | {"cuda_visible_devices": len(devices.split(",")) if devices else 0}  # whichever they are

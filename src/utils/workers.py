@@ -49,7 +49,7 @@ def map_ordered(work: Callable[[In], Out], items: Iterable[In], processes: int) 
     except BrokenProcessPool:
         raise UserError(
             "a process that reads data was killed, perhaps for want of memory",
-            hint="free some memory or set data_workers=1",
+            hint="free some memory or set num_proc=1",
         ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

@@ -80,7 +80,7 @@ def test_many_rows_are_read_by_several_processes_in_order(make: Maker, monkeypat
     rows: list[object] = [chat(f"{i}+1?", str(i + 1)) for i in range(200)]
     rows[50], rows[150] = {}, chat("7+1?", "8")
     make.file("a.jsonl", rows)
-    data = make.read(data_workers=3)
+    data = make.read(num_proc=3)
     assert lines(make) == [("a.jsonl", i) for i in range(1, 201) if i != 51]
     assert [r.line for r in data.store.rejected()] == [51]
     assert [(m.row, m.kind, m.line) for m in data.store.matches("duplicates")] == [(149, "exact", 8)]
@@ -145,7 +145,7 @@ def test_near_duplicates_are_as_near_as_is_asked(make: Maker) -> None:
     make.held_out([{"prompt": " ".join(words[::-1]), "completion": "4"}])
     make.file("a.jsonl", [chat(" ".join(w), "4") for w in (words, other, other[::-1])])
     for threshold, found in ((0.8, (1, 1)), (0.99, (0, 0))):
-        store = make.read(near_threshold=threshold).store
+        store = make.read(dedup_threshold=threshold).store
         assert tuple(len(list(store.matches(what))) for what in ("duplicates", "contamination")) == found
 
 

@@ -232,11 +232,11 @@ def test_as_many_processes_as_asked_for_work_where_there_is_work_for_them(
         monkeypatch.setattr(room, "map_ordered", noted)
         monkeypatch.setattr(room, "cores", lambda: 7)
     make.file("a.jsonl", sums(5))
-    make.tokens(data_workers=3)
+    make.tokens(num_proc=3)
     assert asked == [1, 1]  # for few rows no process pays
     for room in (loader, tokens):
         monkeypatch.setattr(room, "SMALL", 0)
-    make.tokens(data_workers=3, cache_dir=str(make.folder / "three"))
+    make.tokens(num_proc=3, cache_dir=str(make.folder / "three"))
     make.tokens(cache_dir=str(make.folder / "all"))
     assert asked[2:] == [3, 3, 7, 7]
 
@@ -289,7 +289,7 @@ def test_several_processes_make_the_same_tokens(make: Maker, monkeypatch: pytest
     alone = make.tokens(cache_dir=str(make.folder / "one"))
     monkeypatch.setattr(tokens, "SMALL", 0)
     monkeypatch.setattr(tokens, "BATCH", 7)
-    together = make.tokens(cache_dir=str(make.folder / "two"), data_workers=3)
+    together = make.tokens(cache_dir=str(make.folder / "two"), num_proc=3)
     assert list(alone) == list(together)
     assert alone.report == together.report
 
@@ -366,7 +366,7 @@ def test_a_cache_that_lost_a_file_is_made_anew(make: Maker) -> None:
         {"on_overlength": "truncate"},
         {"on_contamination": "keep"},
         {"on_duplicate": "reject"},
-        {"near_threshold": 0.99},
+        {"dedup_threshold": 0.99},
         {"check_mask": "all"},
         {"data_format": "auto"},
     ],

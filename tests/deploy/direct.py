@@ -28,7 +28,7 @@ def locally(world: World, path: Path | None = None, **settings: Any) -> int:
 
 def _settings(world: World, path: Path | None, settings: dict[str, Any]) -> dict[str, Any]:
     places = {"output_dir": str(world.output), "artifacts_dir": str(world.artifacts)}
-    return {**places, "model_path": str(path) if path else None, "gate": {"reload_examples": 0}, **settings}
+    return {**places, "model_path": str(path) if path else None, "gate": {"verify_examples": 0}, **settings}
 
 
 def _run(stage: str, values: dict[str, Any]) -> int:

@@ -184,7 +184,7 @@ def test_a_published_model_was_asked_again(copied: World, capsys: Said) -> None:
     jsonl(path, [row | {"prediction": "another"} for row in rows])
     assert copied.call("publish") == 3
     assert "not published: the saved model gives 0 of 8 answers of test again" in capsys.readouterr().err
-    assert copied.call("publish", "gate.reload_examples=0") == 0
+    assert copied.call("publish", "gate.verify_examples=0") == 0
 
 
 # validate

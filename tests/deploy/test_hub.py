@@ -85,8 +85,8 @@ def assert_published_once(hub: ModelHub, run: Run, repo: str = REPO) -> Repo:
 
 def test_one_commit_holds_what_a_local_publication_does(copied: World, hub: ModelHub, capsys: Said) -> None:
     run = copied.newest
-    assert copied.call("publish", "gate.reload_examples=0") == 0
-    assert copied.call("publish-hf", "--repo", REPO, "gate.reload_examples=0") == 0
+    assert copied.call("publish", "gate.verify_examples=0") == 0
+    assert copied.call("publish-hf", "--repo", REPO, "gate.verify_examples=0") == 0
     repo = assert_published_once(hub, run)
     (commit,) = repo.published
     files = dict(commit.files)
@@ -106,11 +106,11 @@ def test_one_commit_holds_what_a_local_publication_does(copied: World, hub: Mode
 
 
 def test_publish_with_target_hub_is_publish_hf(copied: World, hub: ModelHub) -> None:
-    words = ("target=hub", f"repo_id={REPO}", "gate.reload_examples=0")
+    words = ("target=hub", f"repo_id={REPO}", "gate.verify_examples=0")
     assert copied.call("publish", *words) == 0
     assert_published_once(hub, copied.newest)
     hub.asked.clear()
-    assert copied.call("publish-hf", "--repo", REPO, "gate.reload_examples=0") == 0
+    assert copied.call("publish-hf", "--repo", REPO, "gate.verify_examples=0") == 0
     assert "commit" not in hub.steps()
     assert not (copied.artifacts / "models").exists()
 
@@ -167,7 +167,7 @@ def test_the_repository_is_that_of_the_environment(
     copied: World, hub: ModelHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_REPO_ID", "works/ingot")
-    assert copied.call("publish-hf", "gate.reload_examples=0") == 0
+    assert copied.call("publish-hf", "gate.verify_examples=0") == 0
     assert_published_once(hub, copied.newest, "works/ingot")
 
 
@@ -526,7 +526,7 @@ def test_the_gate_comes_first(copied: World, hub: ModelHub) -> None:
 
 
 def test_force_publishes_and_the_card_says_so(copied: World, hub: ModelHub) -> None:
-    assert copied.call("publish-hf", "--repo", REPO, "gate.min_delta=2", "gate.reload_examples=0", "--force") == 0
+    assert copied.call("publish-hf", "--repo", REPO, "gate.min_delta=2", "gate.verify_examples=0", "--force") == 0
     assert b"published against the gate" in hub.repos[REPO].published[0].files["README.md"]
     assert notes(copied.newest)[0]["promoted"] is False
 

@@ -17,7 +17,7 @@ from tests.fork_server import Moment, Nursery
 pytest_plugins = ["tests.fixtures", "tests.fork_server"]
 
 TOKEN = "hf_token-of-the-tests"
-NO_RELOAD = "gate.reload_examples=0"
+NO_RELOAD = "gate.verify_examples=0"
 
 
 @pytest.fixture

@@ -400,7 +400,7 @@ def test_another_tokenizer_than_the_model_was_tuned_with_is_refused_unless_told(
     assert copied.call("eval", "splits=[test]") == 2
     assert f"{run.model} holds another {what} than its model was tuned with" in capsys.readouterr().err
     assert read(run, "metrics.json") == before
-    assert copied.call("eval", "splits=[test]", "allow_other_tokenizer=true") == 0
+    assert copied.call("eval", "splits=[test]", "allow_tokenizer_mismatch=true") == 0
     assert f"holds another {what}" in capsys.readouterr().out
 
 
@@ -580,5 +580,5 @@ def test_prompts_are_a_condition_by_their_tokens(copied: World) -> None:
     assert before.keys() == set(SPLITS)
     template = copied.newest.model / "chat_template.jinja"
     template.write_text("Now: " + template.read_text())
-    assert copied.call("eval", "allow_other_tokenizer=true", "baseline=never") == 0
+    assert copied.call("eval", "allow_tokenizer_mismatch=true", "baseline=never") == 0
     assert all(before[s] != v for s, v in read(copied.newest, "metrics.json")["conditions"]["prompts"].items())

@@ -84,7 +84,7 @@ def test_an_evaluation_of_a_bare_folder_goes_on_in_its_own_run(
 
 def test_fresh_answers_anew_and_so_do_other_conditions(copied: World, nursery: Nursery, capsys: Said) -> None:
     words = ("eval", *copied.settings("eval"), "splits=[test]", "baseline=never")
-    for more in (["fresh=true"], ["max_new_tokens=15"]):
+    for more in (["overwrite_answers=true"], ["max_new_tokens=15"]):
         nursery(*words, moments=(Moment("src.eval.partial_results:Part.add", 1, after=True),))
         assert len(left(copied)) == 1
         assert copied.call("eval", "splits=[test]", "baseline=never", *more) == 0

@@ -233,7 +233,7 @@ def test_a_job_that_is_preempted_requeued_or_out_of_time_ends_in_the_same_bytes(
         "scancel --signal=USR2 $SLURM_JOB_ID",  # as at the limit
         "scancel --signal=USR2 $SLURM_JOB_ID",
     ]
-    words = (*STEPS, "data_workers=1")
+    words = (*STEPS, "num_proc=1")
     launched = launch("train", *words, "max_requeues=2", PYTHONPATH=site, ORDERS="|".join(orders))
     code, said = launched.end()
     assert code == 75, said

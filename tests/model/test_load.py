@@ -117,9 +117,9 @@ def test_an_adapter_whose_base_has_changed_is_refused_unless_told(
     told = rf"the base model \S+ is now (sha256:\w+); the adapter was made on {was}"
     before = tree(world.output)
     assert world.call("eval", str(run.path)) == 2
-    assert re.search(f"{told}; restore the base model, or set allow_other_base=true", capsys.readouterr().err)
+    assert re.search(f"{told}; restore the base model, or set allow_base_mismatch=true", capsys.readouterr().err)
     assert tree(world.output) == before
-    assert world.call("eval", str(run.path), "allow_other_base=true", "splits=[test]", "max_examples=2") == 0
+    assert world.call("eval", str(run.path), "allow_base_mismatch=true", "splits=[test]", "max_examples=2") == 0
     found = re.search(told, " ".join(capsys.readouterr().out.split()))
     assert found
     base = json.loads((run.path / "metrics.json").read_text())["base_model"]

@@ -16,7 +16,7 @@ from src.runs import Run
 from tests.fixtures import World
 from tests.fork_server import PATIENCE, Nursery
 
-TWO = ("num_processes=2", "data_workers=1")
+TWO = ("num_processes=2", "num_proc=1")
 
 
 class Nursling:

@@ -99,7 +99,7 @@ def test_a_training_of_two_processes_goes_on_after_a_signal_and_after_a_kill(wor
 def test_two_machines_find_each_other_under_srun(world: World, start: Start) -> None:
     slurm = {"SLURM_STEP_ID": "0", "SLURM_NTASKS": "2", "SLURM_JOB_NUM_NODES": "2", "SLURM_NODELIST": "localhost"}
     slurm |= {"SLURM_JOB_ID": str(os.getpid())}  # the port is made of it
-    words = ("max_steps=2", "batch_size=6", "data_workers=1")
+    words = ("max_steps=2", "batch_size=6", "num_proc=1")
     second = start(*words, **slurm, SLURM_NODEID="1")
     code, said = ended(start(*words, **slurm, SLURM_NODEID="0"))
     assert code == 0, said

@@ -213,8 +213,9 @@ def test_a_list_of_hosts_is_read_as_slurm_writes_it(listed: str, names: list[str
 
 def test_the_settings_arrive_as_they_were_and_hold_no_secret_on_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_API_KEY", "hunter2-hunter2")
-    cfg = config(mirror="s3://hunter2-hunter2/x", loss="weighted", class_weights={"ä \"' $x": 2.0}, seed=7)
-    command = ["python", "-m", "src.main", "train", "mirror=s3://hunter2-hunter2/x"]
+    weights = {"ä \"' $x": 2.0}
+    cfg = config(checkpoint_mirror="s3://hunter2-hunter2/x", loss="weighted", class_weights=weights, seed=7)
+    command = ["python", "-m", "src.main", "train", "checkpoint_mirror=s3://hunter2-hunter2/x"]
     packed = launch_env(asdict(cfg), command)
     assert inherited_settings() is None
     for name, value in packed.items():

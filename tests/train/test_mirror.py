@@ -42,7 +42,7 @@ def keys(client: Any) -> list[str]:
 @pytest.fixture
 def lost(stage: Stage, client: Any, moto: str) -> tuple[Stage, Run, tuple[str, ...]]:
     """A mirrored training on a machine that died after two checkpoints were copied: its stage, run and words."""
-    words = (f"mirror={ADDRESS}", f"mirror_endpoint={moto}")
+    words = (f"checkpoint_mirror={ADDRESS}", f"checkpoint_mirror_endpoint={moto}")
     code, said = stage(
         *words, moment=Moment("src.train.mirror:CheckpointMirror._copy_checkpoint", nth=2, after=True)
     )
@@ -112,7 +112,7 @@ def test_a_copy_of_other_settings_is_not_gone_on_with(lost: Any, fresh: Stage) -
 def test_the_copy_is_what_the_run_keeps_and_says_how_it_ended(
     stage: Stage, fresh: Stage, client: Any, moto: str, undisturbed: Any
 ) -> None:
-    words = (f"mirror={ADDRESS}", f"mirror_endpoint={moto}")
+    words = (f"checkpoint_mirror={ADDRESS}", f"checkpoint_mirror_endpoint={moto}")
     run = stage.train(*words)
     assert end_of(run) == undisturbed["plain"]
     kept = {f"{PREFIX}{run.id}/{name}" for name in tree(run.path) if name.startswith("checkpoints/")}
@@ -131,7 +131,7 @@ def test_the_copy_is_what_the_run_keeps_and_says_how_it_ended(
 
 def test_what_a_signal_stopped_is_copied_before_the_end(stage: Stage, client: Any, moto: str) -> None:
     moment = Moment("src.train.fit:AssayTrainer.compute_loss", nth=9, send=signal.SIGTERM)
-    code, _ = stage(f"mirror={ADDRESS}", f"mirror_endpoint={moto}", moment=moment)
+    code, _ = stage(f"checkpoint_mirror={ADDRESS}", f"checkpoint_mirror_endpoint={moto}", moment=moment)
     assert code == 75
     run = stage.world.newest
     assert f"{PREFIX}{run.id}/checkpoints/checkpoint-5/{COMPLETE}" in keys(client)
@@ -144,7 +144,7 @@ def test_what_a_signal_stopped_is_copied_before_the_end(stage: Stage, client: An
 
 @pytest.fixture
 def store(client: Any, moto: str) -> MirrorStore:
-    found = open_store(TrainConfig(mirror=ADDRESS, mirror_endpoint=moto))
+    found = open_store(TrainConfig(checkpoint_mirror=ADDRESS, checkpoint_mirror_endpoint=moto))
     assert found is not None
     return found
 
@@ -259,28 +259,32 @@ def test_the_marker_comes_last_and_goes_first(store: MirrorStore, run: Run, clie
 @pytest.mark.parametrize(
     ("address", "said"),
     [
-        ("bucket/prefix", "mirror is not an address like s3://bucket/prefix; correct it"),
-        ("s3:///prefix", "mirror is not an address like s3://bucket/prefix; correct it"),
-        ("s3://key:secret@bucket/x", "mirror is not an address like s3://bucket/prefix; correct it"),
-        ("s3://nowhere/x", "there is no S3 bucket nowhere; correct mirror or mirror_endpoint"),
+        ("bucket/prefix", "checkpoint_mirror is not an address like s3://bucket/prefix; correct it"),
+        ("s3:///prefix", "checkpoint_mirror is not an address like s3://bucket/prefix; correct it"),
+        ("s3://key:secret@bucket/x", "checkpoint_mirror is not an address like s3://bucket/prefix; correct it"),
+        (
+            "s3://nowhere/x",
+            "there is no S3 bucket nowhere; correct checkpoint_mirror or checkpoint_mirror_endpoint",
+        ),
     ],
 )
 def test_a_mirror_that_cannot_be_is_refused_before_anything_heavy(
     assay: Callable[..., Any], client: Any, moto: str, address: str, said: str
 ) -> None:
     keys = {"AWS_ACCESS_KEY_ID": "key-of-the-test", "AWS_SECRET_ACCESS_KEY": "secret-of-the-test"}
-    done = assay("train", f"mirror={address}", f"mirror_endpoint={moto}", forbidden=HEAVY, **keys)
+    words = (f"checkpoint_mirror={address}", f"checkpoint_mirror_endpoint={moto}")
+    done = assay("train", *words, forbidden=HEAVY, **keys)
     assert (done.returncode, done.stderr.strip()) == (2, said)
     assert assay.left() == []
 
 
 def test_a_mirror_without_credentials_or_server_is_refused(assay: Callable[..., Any], moto: str) -> None:
     quiet = {"AWS_EC2_METADATA_DISABLED": "true", "HOME": str(assay.cwd), "forbidden": HEAVY}
-    done = assay("train", f"mirror={ADDRESS}", f"mirror_endpoint={moto}", **quiet)
+    done = assay("train", f"checkpoint_mirror={ADDRESS}", f"checkpoint_mirror_endpoint={moto}", **quiet)
     assert done.returncode == 2
     assert f"there are no credentials for the S3 bucket {BUCKET} (NoCredentialsError)" in done.stderr
-    done = assay("train", f"mirror={ADDRESS}", "mirror_endpoint=ftp://x", **quiet)
+    done = assay("train", f"checkpoint_mirror={ADDRESS}", "checkpoint_mirror_endpoint=ftp://x", **quiet)
     assert (done.returncode, done.stderr) == (
         2,
-        "mirror_endpoint 'ftp://x' is not an http(s) address; correct it\n",
+        "checkpoint_mirror_endpoint 'ftp://x' is not an http(s) address; correct it\n",
     )

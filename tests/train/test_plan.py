@@ -287,11 +287,11 @@ def test_a_probe_trains_in_a_place_of_which_nothing_is_left(
 
 
 def test_a_plan_for_a_gpu_is_made_where_there_is_none(world: World, capsys: pytest.CaptureFixture[str]) -> None:
-    assert plan(world, "plan_for=cuda", "memory_gb=24") == 0
+    assert plan(world, "plan_device=cuda", "memory_gb=24") == 0
     shown = capsys.readouterr().out
     assert re.search(r"of 24.00 GB \(memory_gb=24\)", shown)
     assert re.search(rf"fixed +{(memory.CUDA_CONTEXT + memory.CUDA_WORKSPACES) / 1e9:.2f} GB", shown)
-    assert plan(world, "plan_for=cuda", "memory_gb=24", "use_liger_kernel=true") == 0
+    assert plan(world, "plan_device=cuda", "memory_gb=24", "use_liger_kernel=true") == 0
     assert "kernels liger" in capsys.readouterr().out
 
 

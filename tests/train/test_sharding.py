@@ -67,7 +67,7 @@ def test_shared_out_weights_learn_the_same_stop_go_on_and_are_saved_whole(
     "zero2", "zero2_offload", "zero3", "zero3_offload"))])  # fmt: skip
 def test_every_preset_starts_on_one_device(world: World, start: Start, fork: Start, preset: str) -> None:
     begin = fork if preset in {"ddp", "fsdp2"} else start
-    code, said = ended(begin(f"parallel={preset}", "max_steps=2", "data_workers=1"))
+    code, said = ended(begin(f"parallel={preset}", "max_steps=2", "num_proc=1"))
     assert code == 0, said
     assert world.newest.status == "finished"
 

@@ -28,8 +28,8 @@ def reload(about: Subject) -> tuple[bool, str]:
     batches are asked whole, as they were, and one answer in eight may still differ, as other kernels round in
     other ways.
     """
-    if not about.gate.reload_examples:
-        return True, "gate.reload_examples=0: no answer was asked for again"
+    if not about.gate.verify_examples:
+        return True, "gate.verify_examples=0: no answer was asked for again"
     assert about.run is not None
     from src.eval import reevaluate
 
@@ -44,7 +44,7 @@ def reload(about: Subject) -> tuple[bool, str]:
     alone = conditions["precision"] == "float32" and not asked.args.generation.get("do_sample")
     exact = alone and device == conditions["device"]
     prompts = reevaluate.prompt_ids(model.config.to_dict(), chat, asked)
-    places = reevaluate.first_batches(prompts, 1 if exact else asked.batch_size, about.gate.reload_examples)
+    places = reevaluate.first_batches(prompts, 1 if exact else asked.batch_size, about.gate.verify_examples)
     now = reevaluate.predict(model, chat, asked._replace(rows=[asked.rows[i] for i in places]))
     others = [i for i, row in zip(places, now, strict=True) if not _same(row, before[i])]
     told = f"the saved model gives {len(places) - len(others)} of {len(places)} answers of {asked.split} again"

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from src.aliases import current_settings
 from src.config import flat_keys
 from src.eval.report.charts import number
 from src.schema import SCHEMAS
@@ -27,7 +28,7 @@ class Setting(NamedTuple):
 def settings(text: str) -> dict[str, Any]:
     """The configuration as it was written, and those of its settings that differ from the defaults."""
     try:
-        values = yaml.safe_load(text) or {}
+        values = current_settings(yaml.safe_load(text) or {})
     except yaml.YAMLError:
         values = {}
     schema = SCHEMAS["eval" if "max_new_tokens" in values and "lr" not in values else "train"]

@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 def plan(cfg: PlanConfig) -> int:
     """Print what the training of these settings would take. Returns 0 if it fits, 2 if not."""
     here = environment.choose_device(cfg.cuda_visible_devices).value
-    if cfg.probe and cfg.plan_for not in (None, here):
-        raise ConfigError(f"probe=true trains here, on {here}, and plan_for={cfg.plan_for} is no such device")
+    if cfg.probe and cfg.plan_device not in (None, here):
+        raise ConfigError(
+            f"probe=true trains here, on {here}, and plan_device={cfg.plan_device} is no such device"
+        )
     ready = prepare_training(cfg, *_planned_device(cfg))
     found = plan_memory(ready, cfg)
     if found is None:
@@ -36,12 +38,12 @@ def plan(cfg: PlanConfig) -> int:
 def _planned_device(cfg: PlanConfig) -> tuple[Reasoned, Reasoned]:
     """The device and the precision to plan for."""
     device = environment.choose_device(cfg.cuda_visible_devices)
-    if cfg.plan_for in (None, device.value):
+    if cfg.plan_device in (None, device.value):
         return device, environment.choose_dtype(cfg.bf16, cfg.cuda_visible_devices)
-    if cfg.plan_for == "cpu":
-        return Reasoned("cpu", "plan_for=cpu"), environment.choose_dtype(cfg.bf16, "")
+    if cfg.plan_device == "cpu":
+        return Reasoned("cpu", "plan_device=cpu"), environment.choose_dtype(cfg.bf16, "")
     value = "float16" if cfg.bf16 is False else "bfloat16"
-    return Reasoned("cuda", "plan_for=cuda"), Reasoned(value, f"bf16={str(cfg.bf16).lower()}, plan_for=cuda")
+    return Reasoned("cuda", "plan_device=cuda"), Reasoned(value, f"bf16={str(cfg.bf16).lower()}, plan_device=cuda")
 
 
 def plan_memory(ready: PreparedData, cfg: TrainConfig) -> MemoryPlan | None:

@@ -71,7 +71,7 @@ def probe(ready: PreparedData, cfg: TrainConfig, plan: MemoryPlan) -> ProbeResul
     """Take the first steps in a temporary folder, of which nothing is left."""
     short = replace(
         cfg, max_steps=min(PROBE_STEPS, plan.steps), save_steps=plan.steps, eval_steps=plan.steps, report_to=[],
-        mirror=None, early_stopping_patience=None, load_best_model_at_end=False,
+        checkpoint_mirror=None, early_stopping_patience=None, load_best_model_at_end=False,
     )  # fmt: skip
     peak = _start_peak_meter(ready.device.value)
     model, _ = build_model(ready, cfg, plan.steps)

@@ -1,0 +1,133 @@
+"""Other names of settings: former names, which are accepted, and names of other tools, which are suggested.
+
+Whatever reads settings replaces former names first: the command line and YAML files in `src.compose`, recorded
+settings in `runs.Run.settings`, `config.load`, resume and sweep. All other code knows today's names only.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from src.errors import ConfigError
+
+# Former name -> today's. A dotted name stays in its group: gate.OLD -> gate.NEW.
+RENAMED = {
+    "allow_other_base": "allow_base_mismatch",
+    "allow_other_tokenizer": "allow_tokenizer_mismatch",
+    "data_workers": "num_proc",
+    "fresh": "overwrite_answers",
+    "gate.reload_examples": "gate.verify_examples",
+    "mirror": "checkpoint_mirror",
+    "mirror_endpoint": "checkpoint_mirror_endpoint",
+    "near_threshold": "dedup_threshold",
+    "plan_for": "plan_device",
+    "questions": "num_prompts",
+}
+
+# What LLaMA-Factory, Axolotl, TRL and the Trainer call settings whose names are too far from ours to be guessed.
+# They are suggested, not accepted: such a tool's value may mean something else.
+OTHER_TOOLS = {
+    "adapter": "method",
+    "base_model": "model_name",
+    "cutoff_len": "max_length",
+    "dataset": "dataset_path",
+    "dataset_name": "dataset_path",
+    "finetuning_type": "method",
+    "learning_rate": "lr",
+    "lora_target": "lora_target_modules",
+    "lr_scheduler": "lr_scheduler_type",
+    "max_seq_length": "max_length",
+    "micro_batch_size": "batch_size",
+    "model_name_or_path": "model_name",
+    "num_epochs": "epochs",
+    "num_train_epochs": "epochs",
+    "optimizer": "optim",
+    "per_device_train_batch_size": "batch_size",
+    "sample_packing": "packing",
+    "sequence_len": "max_length",
+}
+
+SPACE = "search.space"  # holds settings of the run, by their names
+_announced: set[str] = set()
+
+
+def current_settings(values: Mapping[str, Any], announce: bool = False) -> dict[str, Any]:
+    """`values` with today's names, in their order.
+
+    Args:
+        announce: write a line to stderr for each name that was replaced, once per process.
+    Raises: ConfigError if a setting has two values, one under each of its names.
+    """
+    return _rename(values, RENAMED, "", announce)
+
+
+def former_settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` with their former names: what the identity of an older sweep was computed from."""
+    return _rename(values, {new: old for old, new in RENAMED.items()}, "", False)
+
+
+def current_override(text: str) -> str:
+    """An override (`key=value`, `+key=value`, `~key`) with today's name, also within a value like `{key: ...}`."""
+    marks, key, rest = re.fullmatch(r"([+~]*)([^=]*)(.*)", text, re.DOTALL).groups()  # type: ignore[union-attr]
+    scope, name = _scope(key)
+    if name in RENAMED:
+        _announce(name)
+        return f"{marks}{scope}{RENAMED[name]}{rest}"
+    group = "" if key == SPACE else name
+    for old, new in RENAMED.items():
+        parent, _, leaf = old.rpartition(".")
+        if parent == group and rest.startswith("={"):
+            changed = re.sub(rf"(?<=[{{,\s]){leaf}(?=\s*:)", new.rpartition(".")[2], rest)
+            if changed != rest:
+                _announce(old)
+            rest = changed
+    return f"{marks}{key}{rest}"
+
+
+def conflicts(overrides: list[str]) -> list[str]:
+    """One sentence for each setting that the command line gives two values, one under each of its names."""
+    typed = dict(text.lstrip("+").partition("=")[::2] for text in overrides)
+    return [
+        f"{_two_names(old, typed[old], typed[new])}; write {new} only"
+        for old, new in RENAMED.items()
+        if old in typed and typed.get(new, typed[old]) != typed[old]
+    ]
+
+
+def _rename(values: Mapping[str, Any], table: Mapping[str, str], prefix: str, announce: bool) -> dict[str, Any]:
+    """`values` with each name in `table` replaced; `prefix` is the dotted name of the group that they are in."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if new := table.get(name):
+            leaf = new.removeprefix(prefix)
+            if leaf in values and values[leaf] != value:
+                raise ConfigError(_two_names(name, value, values[leaf]), hint=f"write {new} only")
+            if announce:
+                _announce(name)
+            found[leaf] = value
+        elif isinstance(value, Mapping):
+            inner = "" if name == SPACE else f"{name}."
+            found[key] = _rename(value, table, inner, announce)
+        else:
+            found[key] = value
+    return found
+
+
+def _scope(key: str) -> tuple[str, str]:
+    """A key of the search space as its scope and the setting that it draws; any other without a scope."""
+    start = f"{SPACE}."
+    return (start, key.removeprefix(start)) if key.startswith(start) else ("", key)
+
+
+def _two_names(old: str, value: Any, other: Any) -> str:
+    return f"{old}={value} and {RENAMED.get(old, old)}={other} are one setting with two values"
+
+
+def _announce(old: str) -> None:
+    if old not in _announced:
+        _announced.add(old)
+        print(f"{old} is now {RENAMED[old]}", file=sys.stderr, flush=True)
