@@ -1,4 +1,8 @@
-"""Asking a model the questions of its evaluation again: the same rows, tokens, decoding and batches."""
+"""Repeat a run's evaluation on some of its rows: the same requests, decoding and batches.
+
+The gate checks with this that the saved model gives the predictions that were scored, and export that a merged or
+converted model does.
+"""
 
 from __future__ import annotations
 
@@ -20,15 +24,15 @@ from src.model import tasks
 from src.model.methods import merge
 from src.model.source import Tuned
 from src.runs import Run
-from src.schema import EvalConfig, GateArgs, Task
+from src.schema import EvalArgs, EvalConfig, GateArgs, SeedArgs, Task
 from src.utils import environment
 from src.utils.files import read_json, sha256, write_json
 
-AT_ONCE = 32  # questions that no evaluation has asked before
+BATCH_SIZE = 32  # of prompts that no evaluation has batched before
 
 
-class Asker(Protocol):
-    """What says where a model is loaded, and whether code of its repository may run."""
+class LoadSettings(Protocol):
+    """The settings that decide where a model is loaded, and whether code of its repository may run."""
 
     @property
     def cuda_visible_devices(self) -> str: ...
@@ -36,22 +40,26 @@ class Asker(Protocol):
     def trust_remote_code(self) -> bool: ...
 
 
-class Questions(NamedTuple):
-    """Rows of a split, and how the run's evaluation asked them. `batch` is the number asked at once."""
+class Reevaluation(NamedTuple):
+    """Rows of one split, and how they are evaluated.
+
+    metric: scores the predictions. args, seed: decoding. batch_size: that of the evaluation.
+    """
 
     rows: list[Row]
     split: str
     metric: str
     task: Task
     labels: list[str]
-    cfg: EvalConfig
-    batch: int
+    args: EvalArgs
+    seed: int
+    batch_size: int
 
 
-def questions(run: Run, gate: GateArgs, labels: Sequence[str]) -> Questions:
-    """The rows of the gate's split, as the run was asked them.
+def of_run(run: Run, gate: GateArgs, labels: Sequence[str]) -> Reevaluation:
+    """The rows of the gate's split, as the run was evaluated on them.
 
-    Raises: RunError if it was not evaluated on that split, or the file is not what it was then.
+    Raises: RunError if the run was not evaluated on that split, or the file has changed since.
     """
     settings = run.path / "evals" / "config_used.yaml"
     if not settings.is_file():
@@ -71,99 +79,104 @@ def questions(run: Run, gate: GateArgs, labels: Sequence[str]) -> Questions:
         )
     cfg.splits = [gate.split]
     task: Task = run.manifest.get("task", "causal_lm")
-    rows = read_splits(cfg, cfg.eval_path).rows[gate.split]
-    return Questions(
-        rows, gate.split, gate.metric or tasks.TASKS[task].decides, task, list(labels), cfg,
-        conditions["batch_size"][gate.split],
-    )  # fmt: skip
+    return Reevaluation(
+        rows=read_splits(cfg, cfg.eval_path).rows[gate.split],
+        split=gate.split,
+        metric=gate.metric or tasks.TASKS[task].decides,
+        task=task,
+        labels=list(labels),
+        args=cfg,
+        seed=cfg.seed,
+        batch_size=conditions["batch_size"][gate.split],
+    )
 
 
-def chat_of(folder: Path, task: Task) -> Chat:
-    """The tokenizer in a model's folder. transformers is imported here at the earliest."""
+def of_texts(texts: Sequence[str], task: Task, labels: Sequence[str]) -> Reevaluation:
+    """Prompts without reference answers, decoded by the default settings."""
+    rows = [
+        Row(Path("prompt"), n, [{"role": "user", "content": t}, {"role": "assistant", "content": ""}])
+        for n, t in enumerate(texts)
+    ]
+    metric = tasks.TASKS[task].decides
+    return Reevaluation(rows, "prompt", metric, task, list(labels), EvalArgs(), SeedArgs().seed, BATCH_SIZE)
+
+
+def load_chat(folder: Path, task: Task) -> Chat:
+    """The tokenizer of a model folder. Imports transformers."""
     from src.model.tokenizer import load_tokenizer
 
     return Chat(load_tokenizer(str(folder), templated=tasks.TASKS[task].templated))
 
 
 def save_tokenizer(chat: Chat, folder: Path) -> None:
-    """Write the tokenizer beside a model, with the hashes by which an evaluation knows it again."""
+    """Write the tokenizer into a model folder, with the hashes by which an evaluation recognises it."""
     chat.tokenizer.save_pretrained(folder)
     write_json(folder / IDENTITY, chat.identity)
 
 
-def prompts(settings: Mapping[str, Any], chat: Chat, asked: Questions) -> list[list[int]]:
-    """The token ids of each question, for a model of these settings (its config.json)."""
-    return _encoded(settings, chat, asked, references=False).prompts[asked.split]
-
-
-def _encoded(
-    settings: Mapping[str, Any], chat: Chat, asked: Questions, *, references: bool
-) -> inference.Questions:
-    return inference.questions({asked.split: asked.rows}, chat, asked.task, settings, references)
-
-
-def first_asked(prompts: Sequence[list[int]], batch: int, count: int) -> list[int]:
-    """The places of the questions in the first batches that hold `count` of them: the longest are asked first."""
-    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-    return order[: -(-count // batch) * batch]
-
-
-def answers(model: Any, chat: Chat, asked: Questions) -> list[dict[str, Any]]:
-    """`{prediction, reference, ...}` of each question, in their order; with `reference_*` where the metric of
-    `asked` reads those."""
-    found = _made(model, chat, asked)
-    references = [row.messages[-1]["content"] for row in asked.rows]
-    rows = [row | {"reference": r} for row, r in zip(found, references, strict=True)]
-    if not metrics.needs_references([asked.metric]):
-        return rows
-    return [{**row, **more} for row, more in zip(rows, _read(model, chat, asked), strict=True)]
-
-
-def _made(model: Any, chat: Chat, asked: Questions) -> list[dict[str, Any]]:
-    """`{prediction, ...}` of each question, batch by batch."""
-    ids = prompts(model.config.to_dict(), chat, asked)
-    writer = inference.writer(model, chat, asked.task, asked.labels, asked.cfg, asked.cfg.seed)
-    made: dict[int, dict[str, Any]] = {}
-    for number, places in enumerate(batches([len(i) for i in ids], asked.batch, unpadded=writer.unpadded)):
-        made |= zip(places, map(inference.told, writer([ids[i] for i in places], number)), strict=True)
-    return [made[i] for i in range(len(ids))]
-
-
-def _read(model: Any, chat: Chat, asked: Questions) -> list[Mapping[str, Any]]:
-    """What the model thinks of each reference answer, one by one."""
-    from src.eval.loglikelihood import Reader
-
-    examples = _encoded(model.config.to_dict(), chat, asked, references=True).references[asked.split]
-    reader = Reader(model, chat.tokenizer, examples)
-    return [row for i in range(len(examples)) for row in reader([i], i)]
-
-
-def references(settings: Mapping[str, Any], chat: Chat, asked: Questions) -> list[Example]:
-    """Each question with its reference answer as tokens, the answer marked as in training; unusable rows aside."""
-    made = inference.encode_references(asked.rows, chat, asked.task, tasks.positions(settings))
-    return [example for example in made if isinstance(example, Example)]
-
-
-def loaded(
-    about: Asker, tuned: Tuned, task: Task, labels: Sequence[str], dtype: str, *, merged: bool = False
+def load_model(
+    settings: LoadSettings, tuned: Tuned, task: Task, labels: Sequence[str], dtype: str, *, merged: bool = False
 ) -> tuple[Any, Chat]:
-    """The tuned model in the precision `dtype`, its adapter `merged` or over the base, and its tokenizer.
-
-    torch is imported here at the earliest.
-    """
+    """The tuned model in the precision `dtype`, its adapter `merged` or not, and its tokenizer. Imports torch."""
     from src.model import load
 
-    device = environment.choose_device(about.cuda_visible_devices).value
+    device = environment.choose_device(settings.cuda_visible_devices).value
     model, tokenizer, _ = load.load_tuned(
-        tuned, dtype, device, trust_remote_code=about.trust_remote_code, task=task, labels=labels
+        tuned, dtype, device, trust_remote_code=settings.trust_remote_code, task=task, labels=labels
     )
     return (merge(model) if merged else model), Chat(tokenizer)
 
 
-def plain(texts: Sequence[str], task: Task, labels: Sequence[str], cfg: EvalConfig) -> Questions:
-    """Questions of one's own, without reference answers."""
-    rows = [
-        Row(Path("question"), n, [{"role": "user", "content": t}, {"role": "assistant", "content": ""}])
-        for n, t in enumerate(texts)
+def prompt_ids(config: Mapping[str, Any], chat: Chat, evaluation: Reevaluation) -> list[list[int]]:
+    """The token ids of each prompt, for a model with the settings `config` (its config.json)."""
+    return _requests(config, chat, evaluation, references=False).prompts[evaluation.split]
+
+
+def reference_examples(config: Mapping[str, Any], chat: Chat, evaluation: Reevaluation) -> list[Example]:
+    """Each prompt with its reference answer, as in the evaluation; rows that cannot be encoded are left out."""
+    encoded = inference.encode_references(evaluation.rows, chat, evaluation.task, tasks.positions(config))
+    return [example for example in encoded if isinstance(example, Example)]
+
+
+def first_batches(prompts: Sequence[list[int]], batch_size: int, count: int) -> list[int]:
+    """The indices of the prompts in the first batches that hold at least `count`: the longest prompts."""
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+    return order[: -(-count // batch_size) * batch_size]
+
+
+def predict(model: Any, chat: Chat, evaluation: Reevaluation) -> list[dict[str, Any]]:
+    """`{prediction, reference, ...}` of each row, in order; with `reference_*` where the metric reads those."""
+    predictions = _predictions(model, chat, evaluation)
+    references = [row.messages[-1]["content"] for row in evaluation.rows]
+    rows = [row | {"reference": r} for row, r in zip(predictions, references, strict=True)]
+    if not metrics.needs_references([evaluation.metric]):
+        return rows
+    return [
+        {**row, **scores} for row, scores in zip(rows, _score_references(model, chat, evaluation), strict=True)
     ]
-    return Questions(rows, "question", tasks.TASKS[task].decides, task, list(labels), cfg, AT_ONCE)
+
+
+def _predictions(model: Any, chat: Chat, evaluation: Reevaluation) -> list[dict[str, Any]]:
+    prompts = prompt_ids(model.config.to_dict(), chat, evaluation)
+    predictor = inference.writer(model, chat, evaluation.task, evaluation.labels, evaluation.args, evaluation.seed)
+    found: dict[int, dict[str, Any]] = {}
+    lengths = list(map(len, prompts))
+    for number, indices in enumerate(batches(lengths, evaluation.batch_size, unpadded=predictor.unpadded)):
+        found |= zip(indices, map(inference.told, predictor([prompts[i] for i in indices], number)), strict=True)
+    return [found[i] for i in range(len(prompts))]
+
+
+def _score_references(model: Any, chat: Chat, evaluation: Reevaluation) -> list[Mapping[str, Any]]:
+    """The likelihood of each reference answer, one forward pass each."""
+    from src.eval.loglikelihood import Reader
+
+    requests = _requests(model.config.to_dict(), chat, evaluation, references=True)
+    examples = requests.references[evaluation.split]
+    scorer = Reader(model, chat.tokenizer, examples)
+    return [row for i in range(len(examples)) for row in scorer([i], i)]
+
+
+def _requests(
+    config: Mapping[str, Any], chat: Chat, evaluation: Reevaluation, *, references: bool
+) -> inference.Questions:
+    return inference.questions({evaluation.split: evaluation.rows}, chat, evaluation.task, config, references)
