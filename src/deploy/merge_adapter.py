@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from peft import PeftModel
 
 from src.errors import ModelError
-from src.eval import ask
+from src.eval import reevaluate
 from src.eval.adapter_merge import Measurement, mean_kl, measure
 from src.model import load, methods, tasks
 from src.model.source import Tuned, locate_tuned
@@ -67,9 +67,9 @@ class _Merge:
         self.four_bit = methods.METHODS[run.manifest["method"]].four_bit
         self.dtype = run.manifest["precision"]["value"]
         self.device = environment.choose_device(cfg.cuda_visible_devices).value
-        asked = ask.of_run(run, cfg.gate, self.labels)
+        asked = reevaluate.of_run(run, cfg.gate, self.labels)
         self.asked = asked._replace(rows=asked.rows[:SAMPLE])
-        self.chat = ask.load_chat(run.model, self.task)
+        self.chat = reevaluate.load_chat(run.model, self.task)
 
     def _base(self, *, four_bit: bool) -> Any:
         model, _ = load.load_base(
@@ -141,4 +141,4 @@ def _save(model: Any, chat: Any, folder: Path) -> None:
     for left in folder.glob("*.safetensors*"):
         left.unlink()
     model.save_pretrained(folder)
-    ask.save_tokenizer(chat, folder)
+    reevaluate.save_tokenizer(chat, folder)

@@ -13,7 +13,7 @@ from transformers.exporters.configs import OnnxConfig
 from transformers.exporters.exporter_onnx import OnnxExporter
 
 from src.errors import ModelError
-from src.eval import ask
+from src.eval import reevaluate
 from src.model.source import locate_tuned
 from src.model.tasks import TASKS, tuned_for
 from src.runs import Run
@@ -59,10 +59,10 @@ def write(run: Run, gate: GateArgs, source: Path, folder: Path) -> dict[str, Any
 def _prompts(run: Run, gate: GateArgs, source: Path) -> list[list[int]]:
     """Token ids of questions of the run's evaluation."""
     task, labels = tuned_for(locate_tuned(run.model), None)
-    chat = ask.load_chat(run.model, task)
-    asked = ask.of_run(run, gate, labels)
+    chat = reevaluate.load_chat(run.model, task)
+    asked = reevaluate.of_run(run, gate, labels)
     few = asked._replace(rows=asked.rows[:PROMPTS])
-    return ask.prompt_ids(read_json(source / "config.json"), chat, few)
+    return reevaluate.prompt_ids(read_json(source / "config.json"), chat, few)
 
 
 def _inputs(model: Any, ids: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -14,9 +14,9 @@ import torch
 from src.data.chat import Chat
 from src.data.store import Example
 from src.errors import ModelError
-from src.eval import ask, metrics
-from src.eval.ask import Reevaluation
+from src.eval import metrics, reevaluate
 from src.eval.classify import Chooser
+from src.eval.reevaluate import Reevaluation
 from src.model import methods
 from src.utils.environment import Reasoned
 
@@ -96,7 +96,7 @@ class Measurement(NamedTuple):
 def measure(model: Any, chat: Chat, sample: Reevaluation) -> Measurement:
     """Score the model's predictions for `sample`, and keep its logits for the reference answers."""
     model.eval()
-    score = metrics.score(sample.metric, ask.predict(model, chat, sample)).corpus
+    score = metrics.score(sample.metric, reevaluate.predict(model, chat, sample)).corpus
     kept: list[torch.Tensor] = []
     with torch.inference_mode():
         for example in _examples(model.config.to_dict(), chat, sample):
@@ -108,8 +108,8 @@ def measure(model: Any, chat: Chat, sample: Reevaluation) -> Measurement:
 def _examples(config: Mapping[str, Any], chat: Chat, sample: Reevaluation) -> list[Example]:
     """Prompts with their reference answers; for a classifier the prompts alone."""
     if sample.task == "classification":
-        return [Example(ids, [False] * len(ids)) for ids in ask.prompt_ids(config, chat, sample)]
-    return ask.reference_examples(config, chat, sample)
+        return [Example(ids, [False] * len(ids)) for ids in reevaluate.prompt_ids(config, chat, sample)]
+    return reevaluate.reference_examples(config, chat, sample)
 
 
 def _causal_logits(model: Any, example: Example) -> torch.Tensor:

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from src.deploy import export
 from src.deploy.model_card import model_card
 from src.errors import ModelError, RunError
-from src.eval import adapter_merge, ask
+from src.eval import adapter_merge, reevaluate
 from src.model import adapters, load, methods
 from src.model.methods import METHODS
 from src.model.source import locate, locate_tuned
@@ -147,9 +147,9 @@ def test_a_run_that_was_not_evaluated_cannot_be_compared(copied: World, tmp_path
 def test_logits_are_those_of_the_reference_answer_whose_likelihood_they_give(finished: World) -> None:
     """The mean of -log p over the kept positions is the loss that transformers computes over the same labels."""
     model, tokenizer, _ = load.load_tuned(locate_tuned(finished.newest.model), "float32", "cpu")
-    asked = ask.of_run(finished.newest, MERGED.gate, [])
-    chat = ask.load_chat(finished.newest.model, "causal_lm")
-    example = ask.reference_examples(model.config.to_dict(), chat, asked)[0]
+    asked = reevaluate.of_run(finished.newest, MERGED.gate, [])
+    chat = reevaluate.load_chat(finished.newest.model, "causal_lm")
+    example = reevaluate.reference_examples(model.config.to_dict(), chat, asked)[0]
     logits = adapter_merge.LOGITS["causal_lm"](model, example)
     answer = [i for i, on in zip(*example, strict=True) if on]
     assert tokenizer.decode(answer).startswith(ANSWER)

@@ -31,21 +31,21 @@ def reload(about: Subject) -> tuple[bool, str]:
     if not about.gate.verify_examples:
         return True, "gate.verify_examples=0: no answer was asked for again"
     assert about.run is not None
-    from src.eval import ask
+    from src.eval import reevaluate
 
     tuned = locate_tuned(about.model)
     task, labels = tuned_for(tuned, None)
-    asked = ask.of_run(about.run, about.gate, labels)
+    asked = reevaluate.of_run(about.run, about.gate, labels)
     result = read_json(about.run.path / "metrics.json")
     conditions, merged = result["conditions"], result["generated"].get("adapter_merged") == "yes"
     before = _predictions(about.run, asked.split)
-    model, chat = ask.load_model(about, tuned, task, labels, conditions["precision"], merged=merged)
+    model, chat = reevaluate.load_model(about, tuned, task, labels, conditions["precision"], merged=merged)
     device = environment.choose_device(about.cuda_visible_devices).value
     alone = conditions["precision"] == "float32" and not asked.args.generation.get("do_sample")
     exact = alone and device == conditions["device"]
-    prompts = ask.prompt_ids(model.config.to_dict(), chat, asked)
-    places = ask.first_batches(prompts, 1 if exact else asked.batch_size, about.gate.verify_examples)
-    now = ask.predict(model, chat, asked._replace(rows=[asked.rows[i] for i in places]))
+    prompts = reevaluate.prompt_ids(model.config.to_dict(), chat, asked)
+    places = reevaluate.first_batches(prompts, 1 if exact else asked.batch_size, about.gate.verify_examples)
+    now = reevaluate.predict(model, chat, asked._replace(rows=[asked.rows[i] for i in places]))
     others = [i for i, row in zip(places, now, strict=True) if not _same(row, before[i])]
     told = f"the saved model gives {len(places) - len(others)} of {len(places)} answers of {asked.split} again"
     return len(others) <= (0 if exact else len(places) // ONE_IN), told
@@ -63,7 +63,7 @@ def _same(now: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
 
 def output(about: Subject) -> tuple[bool, str]:
     """Whether the saved model loads, and most of its answers say something."""
-    from src.eval import ask
+    from src.eval import reevaluate
 
     tuned = locate_tuned(about.model)
     task, labels = tuned_for(tuned, None)
@@ -71,9 +71,9 @@ def output(about: Subject) -> tuple[bool, str]:
     texts = [row["prompt"] for f in files for row in map(json.loads, f.read_bytes().splitlines())] or PROMPTS
     dtype = environment.choose_dtype("auto", about.cuda_visible_devices).value
     precision = about.run.manifest["precision"]["value"] if about.run else dtype
-    model, chat = ask.load_model(about, tuned, task, labels, precision)
-    asked = ask.of_texts(texts[: about.questions], task, labels)
-    said = [row["prediction"] for row in ask.predict(model, chat, asked)]
+    model, chat = reevaluate.load_model(about, tuned, task, labels, precision)
+    asked = reevaluate.of_texts(texts[: about.questions], task, labels)
+    said = [row["prediction"] for row in reevaluate.predict(model, chat, asked)]
     dull = [text for text in said if task != "classification" and says_nothing(text)]
     told = f"{len(said) - len(dull)} of {len(said)} answers say something, such as {said[0][:60]!r}"
     return len(dull) * 2 <= len(said), told
