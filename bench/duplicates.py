@@ -23,7 +23,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from src.data.duplicates import HeldOut, HeldOutText, Spool, fingerprints  # noqa: E402
+from src.data.duplicates import FingerprintSpool, HeldOutIndex, HeldOutText, fingerprints  # noqa: E402
 from src.data.similarity import similarity  # noqa: E402
 
 LETTERS = "etaoinshrdlcumwfgypbvk"
@@ -127,7 +127,7 @@ def corpus(seed: int, rows: int) -> Iterator[Planted]:
 def duplicate_kinds(planted: list[Planted]) -> Iterator[tuple[Planted, str]]:
     """Each row of a corpus, and the kind found if it names the right earlier row."""
     texts = [row.text for row in planted]
-    with Spool() as spool:
+    with FingerprintSpool() as spool:
         spool.add(fingerprints(texts))
         found = {duplicate.row: duplicate for duplicate in spool.duplicates(texts.__getitem__)}
     for number, row in enumerate(planted):
@@ -139,7 +139,7 @@ def contamination_kinds(planted: list[Planted]) -> Iterator[tuple[Planted, str]]
     """Each row that is not an origin, and the kind found if it names the right held-out text."""
     origins = [row.text for row in planted if not row.origin][: 4 * len(planted) // 9]
     rows = planted[len(origins) :]
-    held_out = HeldOut([HeldOutText("held_out", number, text) for number, text in enumerate(origins)])
+    held_out = HeldOutIndex([HeldOutText("held_out", number, text) for number, text in enumerate(origins)])
     found = held_out.matches(fingerprints([row.text for row in rows]), [row.text for row in rows])
     for row, match in zip(rows, found, strict=True):
         right = match is not None and row.origin in ("", origins[match.line])
@@ -183,7 +183,7 @@ def speed(rows: int, seed: int) -> None:
         return " ".join([*words[:-1], "other"] if number != row else words)
 
     seconds = 0.0
-    with Spool() as spool:
+    with FingerprintSpool() as spool:
         for start in range(0, rows, batch):
             texts = [text_of(row) for row in range(start, min(start + batch, rows))]
             began = time.perf_counter()

@@ -40,7 +40,7 @@ STAGES = {
     "train": Stage(
         "src.train.pipeline:train", "train", "Fine-tune a model on your data.", "src.model.methods:problems"
     ),
-    "data-push": Stage("src.data.lakefs_push:push", "data_push", "Commit a folder to a lakeFS branch."),
+    "data-push": Stage("src.data.lakefs_push:push_dataset", "data_push", "Commit a folder to a lakeFS branch."),
     "eval": Stage("src.eval.evaluator:evaluate", "eval", "Evaluate a tuned model and compare it with its base."),
     "eval-baseline": Stage(
         "src.eval.evaluator:evaluate_baseline", "eval_baseline", "Evaluate the untouched base model."

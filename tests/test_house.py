@@ -232,7 +232,7 @@ def test_the_tasks_of_the_configuration_are_those_of_every_table_of_tasks() -> N
     from src.data import task_encoding
 
     tasks = choices(schema.ModelArgs, "task")
-    assert tasks == TASKS.keys() == task_encoding.TASKS.keys()
+    assert tasks == TASKS.keys() == task_encoding.TASK_ENCODINGS.keys()
     assert tasks == {*table("src.train.collate_tasks", "COLLATORS"), "causal_lm"}
 
 

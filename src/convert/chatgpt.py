@@ -27,7 +27,7 @@ NOT_USED = {
 
 
 @dataclass
-class Conversations:
+class ExportRows:
     """What an export gave.
 
     rows: one list of `{"role", "content"}` messages for each distinct branch.
@@ -61,13 +61,13 @@ def is_conversation(value: object) -> bool:
     return any(key in _mapping(node) for node in nodes for key in ("message", "parent", "children"))
 
 
-def chatgpt_conversations(export: Iterable[object]) -> Conversations:
+def chatgpt_conversations(export: Iterable[object]) -> ExportRows:
     """Turn every branch of every conversation of `export` into one list of messages.
 
     Never raises for odd content: missing nodes, loops and null fields are tolerated, and whatever does not
     become part of a row is counted in `left_out` or named in `without_row`.
     """
-    found = Conversations()
+    found = ExportRows()
     for conversation in export:
         title = _mapping(conversation).get("title")
         nodes = {key: _mapping(node) for key, node in _mapping(_mapping(conversation).get("mapping")).items()}

@@ -24,7 +24,7 @@ CORRECT_IT = "Correct it there and run the command again; nothing was written fo
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ConversionResult:
     """What happened to one file.
 
     status: `ok`, `converted`, `would convert`, `up to date`, `skipped` or `refused`.
@@ -41,19 +41,19 @@ class Outcome:
         return f"{self.path}{self.detail}"
 
 
-class Refused(Exception):
+class ConversionError(Exception):
     """A file that cannot be converted: `place` is `:line:column`, `:line` or empty."""
 
     def __init__(self, fact: str, remedy: str, place: str = "") -> None:
         super().__init__(f"{place}: {fact}. {remedy}")
 
 
-def convert_tree(paths: Iterable[Path], *, force: bool = False, check: bool = False) -> list[Outcome]:
+def convert_tree(paths: Iterable[Path], *, force: bool = False, check: bool = False) -> list[ConversionResult]:
     """Convert every `.json` and `.jsonl` file of `paths` (files, or folders searched with subfolders).
 
     Returns one Outcome for each file, in order of path; a refused file does not stop the others.
     """
-    found: dict[Path, Outcome | None] = {}
+    found: dict[Path, ConversionResult | None] = {}
     for path in paths:
         for file, outcome in _find(path):
             found.setdefault(file, outcome)
@@ -63,7 +63,7 @@ def convert_tree(paths: Iterable[Path], *, force: bool = False, check: bool = Fa
     return sorted(outcomes, key=lambda outcome: outcome.path)
 
 
-def convert_file(path: Path, *, force: bool = False, check: bool = False) -> Outcome:
+def convert_file(path: Path, *, force: bool = False, check: bool = False) -> ConversionResult:
     """Convert one file: `x.jsonl` in place, `x.json` to `x.jsonl` beside it.
 
     force: replace an `x.jsonl` that differs (it is kept as `x.jsonl.orig`). check: write nothing.
@@ -71,26 +71,26 @@ def convert_file(path: Path, *, force: bool = False, check: bool = False) -> Out
     """
     try:
         return _convert(Path(os.path.realpath(path)) if path.is_symlink() else path, force, check)
-    except Refused as refusal:
-        return Outcome(path, "refused", 0, str(refusal))
+    except ConversionError as refusal:
+        return ConversionResult(path, "refused", 0, str(refusal))
     except OSError as error:
         return _unusable(path, error)
 
 
-def exit_code(outcomes: Iterable[Outcome]) -> int:
+def exit_code(outcomes: Iterable[ConversionResult]) -> int:
     """2 when a file was refused, else 1 when `check` found something to convert, else 0."""
     statuses = {outcome.status for outcome in outcomes}
     return 2 if "refused" in statuses else int("would convert" in statuses)
 
 
-def summary(outcomes: Sequence[Outcome]) -> str:
+def summary(outcomes: Sequence[ConversionResult]) -> str:
     """`3 files: 2 ok, 1 converted`."""
     counts = Counter(outcome.status for outcome in outcomes)
     files = "1 file" if len(outcomes) == 1 else f"{len(outcomes)} files"
     return f"{files}: " + ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
 
 
-def _find(path: Path) -> Iterator[tuple[Path, Outcome | None]]:
+def _find(path: Path) -> Iterator[tuple[Path, ConversionResult | None]]:
     """Files to convert under `path`, with an Outcome for those that are settled already."""
     if not path.is_dir():
         yield path, None
@@ -102,37 +102,37 @@ def _find(path: Path) -> Iterator[tuple[Path, Outcome | None]]:
         for file in (Path(folder, name) for name in subfolders + wanted):
             if file.is_symlink():
                 detail = ": skipped, a symbolic link. Give the path of its target to convert it."
-                yield file, Outcome(file, "skipped", 0, detail)
+                yield file, ConversionResult(file, "skipped", 0, detail)
             elif file.name in wanted:
                 yield file, None
     for error in unreadable:
         yield Path(error.filename), _unusable(Path(error.filename), error)
 
 
-def _unusable(path: Path, error: OSError) -> Outcome:
+def _unusable(path: Path, error: OSError) -> ConversionResult:
     detail = f": {error.strerror or error}. Check the path, its permissions and the free space."
-    return Outcome(path, "refused", 0, detail)
+    return ConversionResult(path, "refused", 0, detail)
 
 
-def _convert(path: Path, force: bool, check: bool) -> Outcome:
+def _convert(path: Path, force: bool, check: bool) -> ConversionResult:
     raw, in_place = _read(path), path.suffix.lower() == ".jsonl"
     text = _decode(raw)
     values = _objects(text)
     from_export = _is_export(values)
     if in_place and not from_export and _is_jsonl(text, values):
         bom = "; it starts with a byte order mark, left as it is" if raw.startswith(b"\xef\xbb\xbf") else ""
-        return Outcome(path, "ok", len(values), f": ok ({_rows(len(values))}){bom}")
+        return ConversionResult(path, "ok", len(values), f": ok ({_rows(len(values))}){bom}")
     rows, note = _export_rows(values) if from_export else ([one_line(v.source) for v in values], "")
     data = "".join(row + "\n" for row in rows).encode()
     target = path if in_place else path.with_suffix(".jsonl")
     if not in_place and _is_current(target, data, force):
-        return Outcome(path, "up to date", len(rows), f": up to date ({_rows(len(rows))} in {target})")
+        return ConversionResult(path, "up to date", len(rows), f": up to date ({_rows(len(rows))} in {target})")
     done = f" ({_rows(len(rows))})" + ("" if in_place else f" to {target}")
     if check:
-        return Outcome(path, "would convert", len(rows), f": would be converted{done}{note}")
+        return ConversionResult(path, "would convert", len(rows), f": would be converted{done}{note}")
     kept = _write(target, data, like=path)
     kept_as = f", {'original' if in_place else 'old rows'} kept as {kept}" if kept else ""
-    return Outcome(path, "converted", len(rows), f": converted{done}{kept_as}{note}")
+    return ConversionResult(path, "converted", len(rows), f": converted{done}{kept_as}{note}")
 
 
 def _rows(count: int) -> str:
@@ -141,12 +141,12 @@ def _rows(count: int) -> str:
 
 def _read(path: Path) -> bytes:
     if path.exists() and path.suffix.lower() not in (".json", ".jsonl"):
-        raise Refused("not a .json or .jsonl file", "Rename it if it holds JSON.")
+        raise ConversionError("not a .json or .jsonl file", "Rename it if it holds JSON.")
     if path.exists() and not path.is_file():
-        raise Refused("not a regular file", "Give a file or a folder.")
+        raise ConversionError("not a regular file", "Give a file or a folder.")
     raw = path.read_bytes()
     if not raw.strip(b"\xef\xbb\xbf \t\r\n"):
-        raise Refused("the file is empty", "Fill it or delete it.")
+        raise ConversionError("the file is empty", "Fill it or delete it.")
     return raw
 
 
@@ -156,7 +156,7 @@ def _decode(raw: bytes) -> str:
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         fact = f"byte 0x{raw[error.start]:02x} is not UTF-8 text"
-        raise Refused(fact, "Save the file as UTF-8 and run the command again.", f":{line}") from None
+        raise ConversionError(fact, "Save the file as UTF-8 and run the command again.", f":{line}") from None
 
 
 def _objects(text: str) -> list[JsonValue]:
@@ -164,13 +164,15 @@ def _objects(text: str) -> list[JsonValue]:
     try:
         values = list(read_json_values(text))
     except json.JSONDecodeError as error:
-        raise Refused(error.msg, CORRECT_IT, f":{error.lineno}:{error.colno}") from None
+        raise ConversionError(error.msg, CORRECT_IT, f":{error.lineno}:{error.colno}") from None
     for line, value, _ in values:
         if not isinstance(value, dict):
             kind = TYPE_NAMES.get(type(value), "a number")
-            raise Refused(f"{kind} where an object is needed", "Make each row an object, {...}.", f":{line}")
+            raise ConversionError(
+                f"{kind} where an object is needed", "Make each row an object, {...}.", f":{line}"
+            )
     if not values:
-        raise Refused("the array is empty", "Fill it or delete the file.", ":1")
+        raise ConversionError("the array is empty", "Fill it or delete the file.", ":1")
     return values
 
 
@@ -187,7 +189,7 @@ def _is_export(values: Sequence[JsonValue]) -> bool:
     for line, value, _ in values:
         if isinstance(value, dict) and "mapping" not in value:
             fact = "this object is no ChatGPT conversation, while others in the file are"
-            raise Refused(fact, "Put the two kinds in two files.", f":{line}")
+            raise ConversionError(fact, "Put the two kinds in two files.", f":{line}")
     return True
 
 
@@ -198,7 +200,7 @@ def _export_rows(values: Sequence[JsonValue]) -> tuple[list[str], str]:
     left_out = left_out_summary(found.left_out)
     note = (f"; left out: {left_out}" if left_out else "") + without
     if not found.rows:
-        raise Refused("no conversation has a question and an answer", "Nothing was written" + note)
+        raise ConversionError("no conversation has a question and an answer", "Nothing was written" + note)
     rows = [json.dumps({"messages": messages}, ensure_ascii=False) for messages in found.rows]
     rows = [row if fits_utf8(row) else json.dumps(json.loads(row)) for row in rows]
     return rows, note
@@ -211,10 +213,14 @@ def _is_current(target: Path, data: bytes, force: bool) -> bool:
     if target.read_bytes() == data:
         return True
     if target.is_symlink():
-        raise Refused(f"{target} is a symbolic link to other rows", "Remove the link; nothing was written.")
+        raise ConversionError(
+            f"{target} is a symbolic link to other rows", "Remove the link; nothing was written."
+        )
     if not force:
         fact = f"{target} exists and holds other rows, so it was not replaced"
-        raise Refused(fact, f"Move {target.name} away, or use --force, which keeps it as {target.name}.orig.")
+        raise ConversionError(
+            fact, f"Move {target.name} away, or use --force, which keeps it as {target.name}.orig."
+        )
     return False
 
 

@@ -16,22 +16,22 @@ from datetime import date
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from src.data.formats import CARRIED, TEXT, Message, RowError
+from src.data.formats import TEMPLATE_KEYS, TEXT, Message, RowError
 
 Tools = Sequence[Any] | None
-IDENTITY = "tokenization.json"  # file beside an adapter that holds Chat.identity
-LEAD = 64  # characters before a piece in which its lead is looked for
-STAND_IN = "\ue000"  # a character of private use: in no template, trimmed by none
+IDENTITY_FILE = "tokenization.json"  # file beside an adapter that holds Chat.identity
+CONTEXT_CHARS = 64  # characters before a piece in which its lead is looked for
+PLACEHOLDER = "\ue000"  # a character of private use: in no template, trimmed by none
 
 
-class Span(NamedTuple):
+class CharSpan(NamedTuple):
     """Characters `start:end` of a text."""
 
     start: int
     end: int
 
 
-class Rendered(NamedTuple):
+class RenderedChat(NamedTuple):
     """A conversation as text.
 
     answers: the places of the turns `taught`, in order and apart.
@@ -39,12 +39,12 @@ class Rendered(NamedTuple):
     """
 
     text: str
-    answers: tuple[Span, ...]
-    taught: tuple[int, ...]
-    earlier: tuple[Span, ...] = ()
+    answer_spans: tuple[CharSpan, ...]
+    answer_turns: tuple[int, ...]
+    earlier_spans: tuple[CharSpan, ...] = ()
 
 
-class Answer(NamedTuple):
+class AnswerRendering(NamedTuple):
     """The answer `turn` as the last of its conversation: `text` is all of it, and holds the answer at `span`.
 
     span: None where `text` does not begin as the prompt for the answer does.
@@ -52,14 +52,14 @@ class Answer(NamedTuple):
 
     turn: int
     text: str
-    span: Span | None
+    span: CharSpan | None
 
-    def place(self, text: str) -> Span | None:
+    def locate_in(self, text: str) -> CharSpan | None:
         """Where the answer stands in `text`; None where `text` goes on from it in another way."""
         return self.span if self.span and text.startswith(self.text[: self.span.end]) else None
 
 
-class Piece(NamedTuple):
+class Segment(NamedTuple):
     """A stretch of text that is tokenised by itself: an answer, or what stands between two.
 
     `turn` is the position of the answer's message, else None; `lead` is text before the piece that the
@@ -68,10 +68,10 @@ class Piece(NamedTuple):
 
     text: str
     turn: int | None
-    lead: str
+    context: str
 
 
-class Chat:
+class ChatTokenizer:
     """A tokenizer with its chat template, as the data room uses it."""
 
     def __init__(self, tokenizer: Any) -> None:
@@ -99,7 +99,7 @@ class Chat:
             said = str(error) or type(error).__name__
             raise RowError("template", f"is refused by the chat template: {said}") from error
 
-    def conversations(self, turns: Sequence[Message], tools: Tools = None) -> list[Rendered]:
+    def training_texts(self, turns: Sequence[Message], tools: Tools = None) -> list[RenderedChat]:
         """The conversation, which ends with an answer, as text in which each answer is taught once.
 
         It is one text where the template writes the beginning of a conversation as it writes the whole. A
@@ -111,37 +111,37 @@ class Chat:
             return [self._document(turns[0]["content"])]
         answers = self._answers(turns, tools)
         self._check_calls(turns, tools, answers[-1].text)
-        places = [a.place(answers[-1].text) for a in answers]
+        places = [a.locate_in(answers[-1].text) for a in answers]
         if all(places):
-            return [Rendered(answers[-1].text, tuple(filter(None, places)), tuple(a.turn for a in answers))]
+            return [RenderedChat(answers[-1].text, tuple(filter(None, places)), tuple(a.turn for a in answers))]
         found = []
         for number, answer in enumerate(answers):
             if answer.span is None:
                 raise RowError("template", "is written by the chat template so that it hides where answers begin")
-            earlier = tuple(filter(None, (a.place(answer.text) for a in answers[:number])))
-            found.append(Rendered(answer.text, (answer.span,), (answer.turn,), earlier))
+            earlier = tuple(filter(None, (a.locate_in(answer.text) for a in answers[:number])))
+            found.append(RenderedChat(answer.text, (answer.span,), (answer.turn,), earlier))
         return found
 
-    def _document(self, text: str) -> Rendered:
+    def _document(self, text: str) -> RenderedChat:
         """A plain text with the marks that the tokenizer puts around one; all of it is learnt but the first."""
         bos, eos = self.tokenizer.bos_token or "", self.tokenizer.eos_token or ""
         begins = bos if bos and self.tokenizer("a")["input_ids"][:1] == [self.tokenizer.bos_token_id] else ""
         text = ("" if text.startswith(begins) else begins) + text + ("" if text.endswith(eos) else eos)
-        return Rendered(text, (Span(len(begins), len(text)),), (0,))
+        return RenderedChat(text, (CharSpan(len(begins), len(text)),), (0,))
 
-    def _answers(self, turns: Sequence[Message], tools: Tools) -> list[Answer]:
+    def _answers(self, turns: Sequence[Message], tools: Tools) -> list[AnswerRendering]:
         found = []
         for i in (i for i, turn in enumerate(turns) if turn["role"] == "assistant"):
             closing = self._after_answer[1]
             before = self.render(turns[:i], tools, prompt=True)
             text = self.render(turns[: i + 1], tools)
             end = len(text.removesuffix(closing))
-            span = Span(len(before), end) if text.startswith(before) and len(before) < end else None
-            found.append(Answer(i, text, span))
+            span = CharSpan(len(before), end) if text.startswith(before) and len(before) < end else None
+            found.append(AnswerRendering(i, text, span))
         return found
 
     @property
-    def turn_end(self) -> str:
+    def end_of_turn(self) -> str:
         """What the template writes between an answer's last character and the end of its end-of-turn token."""
         return self._after_answer[0]
 
@@ -152,10 +152,10 @@ class Chat:
         An end-of-turn token is written after every answer, the last or not. Where these share no special token,
         the first one after the last answer is taken, and with none at all, whatever they share but space.
         """
-        turns: list[Message] = [{"role": "user", "content": "."}, {"role": "assistant", "content": STAND_IN}]
-        last = self.render(turns).rpartition(STAND_IN)[2]
+        turns: list[Message] = [{"role": "user", "content": "."}, {"role": "assistant", "content": PLACEHOLDER}]
+        last = self.render(turns).rpartition(PLACEHOLDER)[2]
         try:
-            within = self.render([*turns, turns[0]]).partition(STAND_IN)[2]
+            within = self.render([*turns, turns[0]]).partition(PLACEHOLDER)[2]
         except RowError:  # it allows one answer only
             within = ""
         differ = (i for i, (a, b) in enumerate(zip(last, within, strict=False)) if a != b)
@@ -178,11 +178,11 @@ class Chat:
         if left_out:
             raise RowError("template", "has tool calls, which the chat template leaves out")
 
-    def ends_turn(self, rendered: Rendered) -> bool:
+    def has_end_of_turn(self, rendered: RenderedChat) -> bool:
         """Whether every answer ends with a special token, by which a model knows when to stop."""
-        return all(rendered.text.endswith(self.special_tokens, s.start, s.end) for s in rendered.answers)
+        return all(rendered.text.endswith(self.special_tokens, s.start, s.end) for s in rendered.answer_spans)
 
-    def control_in(self, turns: Sequence[Message]) -> str | None:
+    def find_control_token(self, turns: Sequence[Message]) -> str | None:
         """A token by which this template steers the model, and which a message holds as text.
 
         It would be read as the token itself, and end a turn or begin another where nobody did. A special
@@ -202,11 +202,11 @@ class Chat:
 
     # tokens
 
-    def pieces(self, rendered: Rendered) -> list[Piece]:
+    def segments(self, rendered: RenderedChat) -> list[Segment]:
         """The text cut where answers begin and end; empty pieces are left out."""
-        turns: dict[Span, int | None] = dict.fromkeys(rendered.earlier)
-        turns |= zip(rendered.answers, rendered.taught, strict=True)
-        found: list[Piece] = []
+        turns: dict[CharSpan, int | None] = dict.fromkeys(rendered.earlier_spans)
+        turns |= zip(rendered.answer_spans, rendered.answer_turns, strict=True)
+        found: list[Segment] = []
         done = 0
         for span in sorted(turns):
             found += self._piece(rendered.text, done, span.start, None)
@@ -214,14 +214,14 @@ class Chat:
             done = span.end
         return found + self._piece(rendered.text, done, len(rendered.text), None)
 
-    def _piece(self, text: str, start: int, end: int, turn: int | None) -> list[Piece]:
-        return [Piece(text[start:end], turn, self._lead(text, start))] if end > start else []
+    def _piece(self, text: str, start: int, end: int, turn: int | None) -> list[Segment]:
+        return [Segment(text[start:end], turn, self._context(text, start))] if end > start else []
 
-    def _lead(self, text: str, start: int) -> str:
+    def _context(self, text: str, start: int) -> str:
         """The special token that ends `text[:start]`, with the space that it may swallow, or else a newline."""
         if not self._leading or text[:start] in ("", self.tokenizer.bos_token):  # a document begins after its mark
             return ""
-        before = text[max(0, start - LEAD) : start]
+        before = text[max(0, start - CONTEXT_CHARS) : start]
         *_, last = [None, *self.special.finditer(before)]
         return before[last.start() :] if last and not before[last.end() :].strip() else "\n"
 
@@ -236,17 +236,17 @@ class Chat:
         together, newline, letter = self._ids(["\na", "\n", "a"])
         return together != newline + letter or any(t.rstrip for t in self.tokenizer.added_tokens_decoder.values())
 
-    def tokenise(self, pieces: Sequence[Piece]) -> list[list[int]]:
+    def tokenize(self, pieces: Sequence[Segment]) -> list[list[int]]:
         """Token ids of each piece; no special token is added to what the text says."""
-        leads = sorted({p.lead for p in pieces})
+        leads = sorted({p.context for p in pieces})
         off = dict(zip(leads, self._ids(leads), strict=True))
-        ids = self._ids([p.lead + p.text for p in pieces])
-        joined = [n for n, p in enumerate(pieces) if ids[n][: len(off[p.lead])] != off[p.lead]]
+        ids = self._ids([p.context + p.text for p in pieces])
+        joined = [n for n, p in enumerate(pieces) if ids[n][: len(off[p.context])] != off[p.context]]
         if joined:  # a token reaches from the lead into the piece: another lead, or at last none
-            other = [pieces[n]._replace(lead="" if pieces[n].lead == "\n" else "\n") for n in joined]
-            for number, own in zip(joined, self.tokenise(other), strict=True):
-                ids[number] = off[pieces[number].lead] + own
-        return [found[len(off[p.lead]) :] for p, found in zip(pieces, ids, strict=True)]
+            other = [pieces[n]._replace(context="" if pieces[n].context == "\n" else "\n") for n in joined]
+            for number, own in zip(joined, self.tokenize(other), strict=True):
+                ids[number] = off[pieces[number].context] + own
+        return [found[len(off[p.context]) :] for p, found in zip(pieces, ids, strict=True)]
 
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
         if not texts:
@@ -258,14 +258,14 @@ class Chat:
         backend.no_padding()
         return [e.ids for e in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
-    def prompt(self, turns: Sequence[Message], tools: Tools = None) -> list[int]:
+    def prompt_ids(self, turns: Sequence[Message], tools: Tools = None) -> list[int]:
         """Token ids of a conversation up to the point where the next answer begins.
 
         Raises: RowError if the chat template refuses it.
         """
         text = self.render(turns, tools, prompt=True)
-        earlier = tuple(filter(None, (a.place(text) for a in self._answers(turns, tools))))
-        ids = self.tokenise(self.pieces(Rendered(text, (), (), earlier)))
+        earlier = tuple(filter(None, (a.locate_in(text) for a in self._answers(turns, tools))))
+        ids = self.tokenize(self.segments(RenderedChat(text, (), (), earlier)))
         return [token for piece in ids for token in piece]
 
     # identity
@@ -276,7 +276,7 @@ class Chat:
         return {"chat_template_sha256": self.template_hash, "tokenizer_sha256": self.tokenizer_hash}
 
     @property
-    def day(self) -> str | None:
+    def template_date(self) -> str | None:
         """Today, where the template writes the date: what it renders then holds for a day."""
         dated = "strftime_now" in str(self.tokenizer.chat_template)
         return date.today().isoformat() if dated else None
@@ -298,5 +298,5 @@ class Chat:
 
 def _words(turn: Message) -> str:
     """All that a turn brings into a text."""
-    carried = {key: turn.get(key) for key in CARRIED if key in turn}
+    carried = {key: turn.get(key) for key in TEMPLATE_KEYS if key in turn}
     return turn["content"] + (json.dumps(carried, ensure_ascii=False, default=str) if carried else "")

@@ -21,7 +21,7 @@ from src.data.formats import (
     RowError,
     Translation,
     conversations,
-    pair,
+    single_turn,
     text_of,
     turns_of,
 )
@@ -37,7 +37,7 @@ def strategy_of(args: ColumnArgs) -> str | None:
     return args.strategy or ("QA" if args.question_key or args.answer_key or args.user_prompt else None)
 
 
-def translation(args: ColumnArgs, data_format: str) -> Translation:
+def choose_translation(args: ColumnArgs, data_format: str) -> Translation:
     """How a row becomes messages: by its columns where they are named, else by its format.
 
     Raises: ConfigError if the columns contradict each other.
@@ -102,7 +102,7 @@ def _qa(args: ColumnArgs) -> Translation:
     def translate(row: RawRow) -> list[Message]:
         columns = row if whole else {**row, "question": text_of(row, question)}
         asked = _filled(args.user_prompt, columns) if args.user_prompt else columns["question"]
-        return pair(asked, text_of(row, answer))
+        return single_turn(asked, text_of(row, answer))
 
     return translate
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from src.data.duplicates import FINGERPRINT, HeldOut, HeldOutText, Match, fingerprints
-from src.data.formats import TEXT, Message, RowError, evaluation, translated
+from src.data.duplicates import FINGERPRINT, HeldOutIndex, HeldOutMatch, HeldOutText, fingerprints
+from src.data.formats import TEXT, Message, RowError, evaluation_messages, to_messages
 from src.data.readers import read_values
 from src.data.similarity import normalise
 from src.utils.files import sha256
@@ -26,11 +26,11 @@ def exchanges(turns: Sequence[Message]) -> list[tuple[str, str]]:
     return [(a["content"], b["content"]) for a, b in pairs if a["role"] == "user" and b["role"] == "assistant"]
 
 
-def joined(request: str, answer: str) -> str:
+def exchange_text(request: str, answer: str) -> str:
     return f"{request}\n{answer}" if answer else request
 
 
-class HeldOutRows:
+class EvaluationRows:
     """The rows of the evaluation files under `eval_path`, against which training rows are held.
 
     A training row occurs there if one of its requests is that of an evaluation row, exactly or normalised,
@@ -42,7 +42,7 @@ class HeldOutRows:
         self.identity = [[str(file), sha256(file)] for file in self.files]
         self._requests: dict[str, tuple[str, int, str]] = {}
         pairs = [text for file in self.files for text in self._read(file)]
-        self._pairs = HeldOut(pairs, dedup_threshold) if pairs else None
+        self._pairs = HeldOutIndex(pairs, dedup_threshold) if pairs else None
 
     def _read(self, file: Path) -> list[HeldOutText]:
         found, unread = [], 0
@@ -50,21 +50,21 @@ class HeldOutRows:
             try:
                 if isinstance(value, RowError):
                     raise value
-                turns = translated(value, evaluation)
+                turns = to_messages(value, evaluation_messages)
             except RowError:
                 unread += 1
                 continue
             request, answer = turns[0]["content"], turns[-1]["content"]
             for key in (normalise(request), request):
                 self._requests.setdefault(key, (str(file), line, request))
-            found.append(HeldOutText(str(file), line, joined(request, answer)))
+            found.append(HeldOutText(str(file), line, exchange_text(request, answer)))
         if unread:
             log.warning("%s: %d rows cannot be read; no training row was compared with them", file, unread)
         return found
 
     def matches(
         self, conversations: Sequence[Sequence[Message]], known: Mapping[str, Fingerprint]
-    ) -> list[Match | None]:
+    ) -> list[HeldOutMatch | None]:
         """For each conversation the evaluation row that it gives away; the strongest kind of its exchanges counts.
 
         Args:
@@ -73,22 +73,26 @@ class HeldOutRows:
         if not self._pairs:
             return [None] * len(conversations)
         asked = [(i, *pair) for i, turns in enumerate(conversations) for pair in exchanges(turns)]
-        texts = [joined(request, answer) for _, request, answer in asked]
+        texts = [exchange_text(request, answer) for _, request, answer in asked]
         unknown = [text for text in texts if text not in known]
         found = {**known, **dict(zip(unknown, fingerprints(unknown), strict=True))}
         near = self._pairs.matches(np.array([found[text] for text in texts], FINGERPRINT), texts)
-        best: list[Match | None] = [None] * len(conversations)
+        best: list[HeldOutMatch | None] = [None] * len(conversations)
         for (i, request, _), close in zip(asked, near, strict=True):
             match, before = self._asked(request) or close, best[i]
             if match and (before is None or _strength(match) > _strength(before)):
                 best[i] = match
         return best
 
-    def _asked(self, request: str) -> Match | None:
+    def _asked(self, request: str) -> HeldOutMatch | None:
         """The evaluation row whose request this is."""
         place = self._requests.get(request) or self._requests.get(normalise(request))
-        return Match(place[0], place[1], "exact" if place[2] == request else "normalised", 1.0) if place else None
+        return (
+            HeldOutMatch(place[0], place[1], "exact" if place[2] == request else "normalised", 1.0)
+            if place
+            else None
+        )
 
 
-def _strength(match: Match) -> tuple[int, float]:
+def _strength(match: HeldOutMatch) -> tuple[int, float]:
     return ("near", "normalised", "exact").index(match.kind), match.similarity

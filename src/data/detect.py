@@ -6,7 +6,7 @@ from itertools import islice
 from pathlib import Path
 
 from src.data.column_mapping import strategy_of
-from src.data.formats import FORMATS, Rejection, RowError, detect
+from src.data.formats import FORMATS, Rejection, RowError, count_formats
 from src.data.readers import read_values
 from src.errors import DataError
 from src.schema import ColumnArgs, DataFormat
@@ -17,7 +17,7 @@ GZIP = b"\x1f\x8b"
 BY_COLUMN = "name the columns with question_key and answer_key, or set data_format"
 
 
-def format_of(path: Path, asked: DataFormat, columns: ColumnArgs) -> str:
+def resolve_format(path: Path, asked: DataFormat, columns: ColumnArgs) -> str:
     """The format asked for, or the one that most of the first rows have; columns go before both.
 
     Raises: DataError if none has one.
@@ -27,7 +27,7 @@ def format_of(path: Path, asked: DataFormat, columns: ColumnArgs) -> str:
     if asked != "auto":
         return asked
     rows = _first_values(path)
-    found = detect(rows)
+    found = count_formats(rows)
     if not found:
         told = f"data_format=auto knows none of its first {len(rows)} rows: {_columns(rows)}"
         raise DataError(f"{path}: {told}", hint=BY_COLUMN)
@@ -36,7 +36,7 @@ def format_of(path: Path, asked: DataFormat, columns: ColumnArgs) -> str:
     return name
 
 
-def misfit(first: Rejection, rows_in: int, asked: str) -> str:
+def explain_misfit(first: Rejection, rows_in: int, asked: str) -> str:
     """Why no row of a file can be used, and what to do about it: one sentence for all of them.
 
     Args:
@@ -44,7 +44,7 @@ def misfit(first: Rejection, rows_in: int, asked: str) -> str:
         asked: the format that the rows were taken for, or the strategy.
     """
     rows = _first_values(first.file)
-    found = detect(rows).most_common(1)
+    found = count_formats(rows).most_common(1)
     fact, remedy = f"line {first.line} {first.detail}", "fix the rows"
     if all(isinstance(row, RowError) for row in rows):
         remedy = _other_file(first.file) or remedy

@@ -19,14 +19,14 @@ LONGEST_NAME = 255  # bytes, on every file system in use
 Job = TypeVar("Job")
 
 
-class Fetched(NamedTuple):
+class FetchedData(NamedTuple):
     """A local folder, and the version that it was fetched at: what the manifest records."""
 
     folder: Path
     version: dict[str, Any]
 
 
-def inside(folder: Path, name: str) -> Path:
+def safe_path(folder: Path, name: str) -> Path:
     """Where the object `name`, such as `train/a.jsonl`, lies in `folder`.
 
     Raises: DataError if the name is absolute, climbs out of the folder, or is none that a file can have.
@@ -42,12 +42,12 @@ def inside(folder: Path, name: str) -> Path:
     return target
 
 
-def places(folder: Path, names: Iterable[str]) -> dict[str, Path]:
+def safe_paths(folder: Path, names: Iterable[str]) -> dict[str, Path]:
     """`{name: where it lies in folder}` for all objects of one source.
 
     Raises: DataError as `inside` does, and if no file can have a name or two objects need the same place.
     """
-    found = {name: inside(folder, name) for name in names}
+    found = {name: safe_path(folder, name) for name in names}
     held: dict[Path, str] = {}
     for name, target in found.items():
         if not all(_fits(part) for part in target.relative_to(folder).parts):
@@ -79,7 +79,7 @@ def _clash(a: str, b: str) -> DataError:
     )
 
 
-def below(path: str, name: str) -> str | None:
+def relative_name(path: str, name: str) -> str | None:
     """What `name` is called seen from `path`, a folder or the object itself; None if it lies elsewhere.
 
     >>> below("train", "train/a.jsonl"), below("train/a.jsonl", "train/a.jsonl"), below("train", "training/a")
@@ -105,7 +105,7 @@ def check_size(what: str, size: int, max_gb: float) -> None:
         )
 
 
-def check_server(address: str, setting: str = "data_source.endpoint") -> str:
+def check_endpoint(address: str, setting: str = "data_source.endpoint") -> str:
     """`address` of a server, which `setting` names, without a trailing slash.
 
     Raises: DataError if it is no http(s) address, or holds a user name or password, which would be written down.
@@ -125,7 +125,7 @@ def check_server(address: str, setting: str = "data_source.endpoint") -> str:
     return address.rstrip("/")
 
 
-def once(target: Path, fill: Callable[[Path], object]) -> Path:
+def fetch_once(target: Path, fill: Callable[[Path], object]) -> Path:
     """`target`, filled by `fill(temporary folder)` unless it is there already. A torn fetch leaves nothing.
 
     Raises: what `fill` raises.
@@ -136,7 +136,7 @@ def once(target: Path, fill: Callable[[Path], object]) -> Path:
     return target
 
 
-def concurrently(work: Callable[[Job], object], jobs: Iterable[Job]) -> None:
+def run_parallel(work: Callable[[Job], object], jobs: Iterable[Job]) -> None:
     """Do `work` for all `jobs`, several at a time; the first error is raised, and the rest are not begun."""
     with ThreadPoolExecutor(THREADS) as pool:
         futures = [pool.submit(work, job) for job in jobs]

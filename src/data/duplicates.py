@@ -50,7 +50,7 @@ class Duplicate(NamedTuple):
     similarity: float  # 1.0 unless near
 
 
-class Match(NamedTuple):
+class HeldOutMatch(NamedTuple):
     file: str
     line: int
     kind: Kind
@@ -77,7 +77,7 @@ def fingerprints(texts: Sequence[str]) -> Fingerprints:
     return np.concatenate(blocks) if blocks else np.empty(0, FINGERPRINT)
 
 
-class Spool:
+class FingerprintSpool:
     """The fingerprints of the rows 0, 1, ... of a run, in a nameless file: about 70 bytes of memory a row.
 
     Args:
@@ -88,7 +88,7 @@ class Spool:
         self._file = tempfile.TemporaryFile(dir=directory)  # noqa: SIM115 - the spool is the context
         self._rows = 0
 
-    def __enter__(self) -> Spool:
+    def __enter__(self) -> FingerprintSpool:
         return self
 
     def __exit__(
@@ -156,7 +156,7 @@ class Spool:
         return earliest, score
 
 
-class HeldOut:
+class HeldOutIndex:
     """Held-out texts, up to some hundred thousand, against which training rows are held.
 
     Args:
@@ -176,7 +176,7 @@ class HeldOut:
         order = np.argsort(keys, kind="stable")
         self._keys, self._owners = keys[order], owners[order]
 
-    def matches(self, found: Fingerprints, texts: Sequence[str]) -> list[Match | None]:
+    def matches(self, found: Fingerprints, texts: Sequence[str]) -> list[HeldOutMatch | None]:
         """For each text, with its fingerprint in `found`, the held-out text that it duplicates.
 
         The strongest kind counts, then the highest similarity, then the first text. Of the held-out texts that
@@ -185,7 +185,7 @@ class HeldOut:
         bands = np.ascontiguousarray(found["bands"])
         starts = np.searchsorted(self._keys, bands)
         ends = np.minimum(np.searchsorted(self._keys, bands, side="right"), starts + MOST_COMPARED)
-        result: list[Match | None] = []
+        result: list[HeldOutMatch | None] = []
         for row, text in enumerate(texts):
             if (number := self._exact.get(int(found["exact"][row]))) is not None:
                 result.append(self._match(number, "exact", 1.0))
@@ -197,7 +197,7 @@ class HeldOut:
                 )
         return result
 
-    def _nearest(self, starts: Rows, ends: Rows, text: str) -> Match | None:
+    def _nearest(self, starts: Rows, ends: Rows, text: str) -> HeldOutMatch | None:
         numbers = {int(n) for start, end in zip(starts, ends, strict=True) for n in self._owners[start:end]}
         if not numbers:
             return None
@@ -206,8 +206,8 @@ class HeldOut:
         score, number = max(scores)
         return self._match(-number, "near", score) if score >= self._threshold else None
 
-    def _match(self, number: int, kind: Kind, score: float) -> Match:
-        return Match(self._texts[number].file, self._texts[number].line, kind, score)
+    def _match(self, number: int, kind: Kind, score: float) -> HeldOutMatch:
+        return HeldOutMatch(self._texts[number].file, self._texts[number].line, kind, score)
 
 
 def _hash(text: str) -> int:

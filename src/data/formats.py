@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, NotRequired, TypedDict
 
 ROLES = ("system", "user", "assistant", "tool")
 TEXT = "text"  # the role of a document, which no chat template is put around
-SHAREGPT = {
+SHAREGPT_ROLES = {
     "system": "system",
     "human": "user",
     "user": "user",
@@ -29,7 +29,12 @@ SHAREGPT = {
     "observation": "tool",
     "function_response": "tool",
 }
-CARRIED = ("name", "tool_calls", "tool_call_id", "reasoning_content")  # keys of a turn that chat templates read
+TEMPLATE_KEYS = (
+    "name",
+    "tool_calls",
+    "tool_call_id",
+    "reasoning_content",
+)  # keys of a turn that chat templates read
 
 
 class Message(TypedDict):
@@ -98,7 +103,7 @@ def prompt_completion(row: RawRow) -> list[Message]:
     >>> prompt_completion({"prompt": "2+2?", "completion": "4"})
     [{'role': 'user', 'content': '2+2?'}, {'role': 'assistant', 'content': '4'}]
     """
-    return pair(text_of(row, "prompt"), text_of(row, "completion"))
+    return single_turn(text_of(row, "prompt"), text_of(row, "completion"))
 
 
 def instruction(row: RawRow) -> list[Message]:
@@ -112,7 +117,7 @@ def instruction(row: RawRow) -> list[Message]:
     given = "" if given is None else given
     if not isinstance(given, str):
         raise RowError("not_text", "has an input that is not text")
-    turns = pair(f"{asked}\n\n{given}" if given.strip() else asked, text_of(row, "output"))
+    turns = single_turn(f"{asked}\n\n{given}" if given.strip() else asked, text_of(row, "output"))
     system = row.get("system")
     said = isinstance(system, str) and system.strip()
     return [*([{"role": "system", "content": system}] if said else []), *turns]  # type: ignore[list-item]
@@ -136,10 +141,10 @@ def conversations(row: RawRow) -> list[Message]:
             raise RowError("not_an_object", f"has a message {number} that is not an object")
         if "from" in turn or "value" in turn:
             role = turn.get("from")
-            known = SHAREGPT.get(role) if isinstance(role, str) else None
+            known = SHAREGPT_ROLES.get(role) if isinstance(role, str) else None
             found.append(_turn({"role": known or role, "content": turn.get("value")}, number))
         elif "input" in turn or "output" in turn:
-            found += pair(text_of(turn, "input"), text_of(turn, "output"))
+            found += single_turn(text_of(turn, "input"), text_of(turn, "output"))
         else:
             found.append(_turn(turn, number))
     return found
@@ -156,7 +161,7 @@ def classification(row: RawRow) -> list[Message]:
         label = str(label)
     if not isinstance(label, str):
         raise RowError("no_label", "has no label that is text or a whole number")
-    return pair(text_of(row, "text"), label)
+    return single_turn(text_of(row, "text"), label)
 
 
 def text(row: RawRow) -> list[Message]:
@@ -185,12 +190,12 @@ FORMATS: dict[str, Format] = {
 }
 
 
-def evaluation(row: RawRow) -> list[Message]:
+def evaluation_messages(row: RawRow) -> list[Message]:
     """A row of an evaluation file: a prompt and its completion, or a text and its label."""
     return (classification if "label" in row and "prompt" not in row else prompt_completion)(row)
 
 
-def detect(rows: Iterable[object]) -> Counter[str]:
+def count_formats(rows: Iterable[object]) -> Counter[str]:
     """How many of `rows` have the columns of each format; a row counts for the first that fits."""
     found: Counter[str] = Counter()
     for row in rows:
@@ -200,7 +205,7 @@ def detect(rows: Iterable[object]) -> Counter[str]:
     return found
 
 
-def translated(row: object, translate: Translation) -> list[Message]:
+def to_messages(row: object, translate: Translation) -> list[Message]:
     """The messages of a row, checked to be worth training on.
 
     Raises: RowError.
@@ -291,7 +296,7 @@ def _turn(turn: object, number: int) -> Message:
     if role not in ROLES:
         shown = role if isinstance(role, str) else type(role).__name__
         raise RowError("unknown_role", f"has the unknown role '{shown}' (known: {', '.join(ROLES)})")
-    carried = {key: turn[key] for key in CARRIED if turn.get(key) is not None}
+    carried = {key: turn[key] for key in TEMPLATE_KEYS if turn.get(key) is not None}
     if content is None and role == "assistant" and carried.get("tool_calls"):
         content = ""
     found: dict[str, Any] = {"role": role, "content": _joined(content, number), **carried}
@@ -323,5 +328,5 @@ def text_of(row: RawRow, key: str) -> str:
     return value
 
 
-def pair(asked: str, answered: str) -> list[Message]:
+def single_turn(asked: str, answered: str) -> list[Message]:
     return [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]

@@ -17,15 +17,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from src.data.download import (
-    Fetched,
-    below,
+    FetchedData,
     cache_key,
-    check_server,
+    check_endpoint,
     check_size,
-    concurrently,
-    inside,
-    once,
-    places,
+    fetch_once,
+    relative_name,
+    run_parallel,
+    safe_path,
+    safe_paths,
 )
 from src.data.readers import READERS
 from src.data.readers.compressed import ARCHIVES
@@ -47,7 +47,7 @@ ANSWER_SECONDS = 10
 BLOCK = 1 << 20
 
 
-def hub(source: DataSource, cache: Path) -> Fetched:
+def fetch_hub(source: DataSource, cache: Path) -> FetchedData:
     """Fetch the data files of `source.repo` below `source.path`, or read a local folder of that name in place.
 
     Args:
@@ -61,12 +61,12 @@ def hub(source: DataSource, cache: Path) -> Fetched:
         )
     if Path(source.repo).expanduser().is_dir():
         return _local(source, Path(source.repo).expanduser())
-    endpoint = check_server(source.endpoint or os.environ.get("HF_ENDPOINT") or PUBLIC)
+    endpoint = check_endpoint(source.endpoint or os.environ.get("HF_ENDPOINT") or PUBLIC)
     commit = source.revision if source.revision and COMMIT.fullmatch(source.revision) else None
     if commit is None or not _target(source, endpoint, commit, cache).is_dir():
         commit = _download(source, endpoint, cache)
     version = {"type": "hub", "repo": source.repo, "revision": source.revision, "commit": commit}
-    return Fetched(_target(source, endpoint, commit, cache), version | {"path": source.path})
+    return FetchedData(_target(source, endpoint, commit, cache), version | {"path": source.path})
 
 
 def _is_data(name: str) -> bool:
@@ -86,14 +86,14 @@ def _nothing(source: DataSource) -> DataError:
 # Local folder
 
 
-def _local(source: DataSource, repo: Path) -> Fetched:
+def _local(source: DataSource, repo: Path) -> FetchedData:
     """A folder as it lies there, pinned by the content of its data files."""
     if source.revision:
         raise DataError(
             f"data_source.revision has no meaning for {source.repo}, which is a local folder",
             hint="leave it out, or name a dataset on the Hub",
         )
-    folder = inside(repo, source.path) if source.path.strip("/") else repo
+    folder = safe_path(repo, source.path) if source.path.strip("/") else repo
     names = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
     names = [name for name in names if _is_data(name)]
     if not names:
@@ -102,7 +102,7 @@ def _local(source: DataSource, repo: Path) -> Fetched:
     for name in names:
         content.update(f"{sha256(folder / name)}  {name}\n".encode(errors="surrogateescape"))
     version = {"type": "hub", "repo": source.repo, "revision": None, "commit": None, "path": source.path}
-    return Fetched(folder, version | {"sha256": content.hexdigest()})
+    return FetchedData(folder, version | {"sha256": content.hexdigest()})
 
 
 # Download
@@ -119,7 +119,7 @@ def _download(source: DataSource, endpoint: str, cache: Path) -> str:
         commit = api.dataset_info(str(source.repo), revision=source.revision, timeout=ANSWER_SECONDS).sha
         if not commit or not COMMIT.fullmatch(commit):
             raise DataError(f"{endpoint} names no commit of {source.repo}", hint="check data_source.endpoint")
-        once(_target(source, endpoint, commit, cache), lambda folder: _fetch(api, source, commit, folder))
+        fetch_once(_target(source, endpoint, commit, cache), lambda folder: _fetch(api, source, commit, folder))
     return commit
 
 
@@ -137,18 +137,18 @@ def _fetch(api: HfApi, source: DataSource, commit: str, folder: Path) -> None:
     from huggingface_hub.hf_api import RepoFile
 
     tree = api.list_repo_tree(str(source.repo), recursive=True, revision=commit, repo_type="dataset")
-    found = [(below(source.path, entry.path), entry) for entry in tree if isinstance(entry, RepoFile)]
+    found = [(relative_name(source.path, entry.path), entry) for entry in tree if isinstance(entry, RepoFile)]
     named = {name: entry for name, entry in found if name is not None and _is_data(name)}
     if not named:
         raise _nothing(source)
     check_size(str(source.repo), sum(entry.size for entry in named.values()), source.max_gb)
-    where = places(folder, named)
+    where = safe_paths(folder, named)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".", suffix=".tmp") as staging:
 
         def read(name: str) -> None:
             _read(api, source, commit, named[name], Path(staging), where[name])
 
-        concurrently(read, named)
+        run_parallel(read, named)
 
 
 def _read(api: HfApi, source: DataSource, commit: str, entry: RepoFile, staging: Path, target: Path) -> None:

@@ -12,15 +12,15 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from src.data.download import Fetched, concurrently, inside, once
+from src.data.download import FetchedData, fetch_once, run_parallel, safe_path
 from src.data.lakefs_client import (
     TIMEOUT,
     Repository,
-    Stored,
-    address,
+    StoredObject,
     connect,
-    reason,
+    failure_reason,
     repository_name,
+    server_address,
     server_message,
 )
 from src.errors import MAX_LISTED, DataError, RunError
@@ -32,28 +32,28 @@ BLOCK = 1 << 25  # the client holds an answer in memory: a larger object is read
 ATTEMPTS = 3
 
 
-def lakefs(source: DataSource, cache: Path) -> Fetched:
+def fetch_lakefs(source: DataSource, cache: Path) -> FetchedData:
     """The objects of one commit under `source.path`, in a folder of `cache`.
 
     Raises: DataError if the reference is unclear or unknown, the server cannot be reached, there is nothing
     to read or more than `max_gb`, a name cannot be that of a file here, or an object arrives damaged.
     """
-    endpoint, name = address(source), repository_name(source)
+    endpoint, name = server_address(source), repository_name(source)
     kind, ref = _reference(source)
     shelf = cache / "lakefs" / _short_hash(endpoint) / name
     path = _short_hash(source.path) if source.path else "all"
 
-    def fetched(commit: str) -> Fetched:
+    def fetched(commit: str) -> FetchedData:
         unsure = sum(not stored.md5 for stored in _kept(shelf / commit / path))
         version = {"type": "lakefs", "endpoint": endpoint, "repo": name, "ref": f"{kind} {ref}", "commit": commit}
         more = {"checked_by_size_only": unsure} if unsure else {}
-        return Fetched(shelf / commit / path / "files", {**version, "path": source.path, **more})
+        return FetchedData(shelf / commit / path / "files", {**version, "path": source.path, **more})
 
     if kind == "commit" and (shelf / ref / path).is_dir():
         log.info("lakeFS %s: commit %s is in the cache", name, ref)
         return fetched(ref)
     repository = connect(source)
-    with repository.errors_told(f"{kind} {ref}", when_dead=_instead(shelf, path)):
+    with repository.translate_errors(f"{kind} {ref}", when_dead=_instead(shelf, path)):
         commit = repository.resolve(ref)
         if kind == "commit" and not commit.startswith(ref):
             raise DataError(
@@ -65,17 +65,17 @@ def lakefs(source: DataSource, cache: Path) -> Fetched:
     if wanted:
         log.info("lakeFS %s: fetching %s", name, _amount(wanted))
         reference = repository.reference(commit)
-        once(shelf / commit / path, lambda folder: _fill(folder, reference, presigned, wanted))
+        fetch_once(shelf / commit / path, lambda folder: _fill(folder, reference, presigned, wanted))
     return fetched(commit)
 
 
-def _kept(folder: Path) -> list[Stored]:
+def _kept(folder: Path) -> list[StoredObject]:
     """The objects of a commit in the cache.
 
     Raises: DataError if a file is missing or has another size than when it was fetched.
     """
     try:
-        objects = {name: Stored(*o) for name, o in read_json(folder / "objects.json").items()}
+        objects = {name: StoredObject(*o) for name, o in read_json(folder / "objects.json").items()}
         files = {name: folder / "files" / name for name in objects}
         altered = [
             name for name, file in files.items() if not file.is_file() or file.stat().st_size != objects[name].size
@@ -98,7 +98,7 @@ def _short_hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _amount(objects: dict[str, Stored]) -> str:
+def _amount(objects: dict[str, StoredObject]) -> str:
     return f"{len(objects):,} objects of {sum(o.size for o in objects.values()):,} bytes"
 
 
@@ -120,7 +120,7 @@ def _reference(source: DataSource) -> tuple[str, str]:
     return given[0] if given else ("branch", "main")
 
 
-def _wanted(repository: Repository, commit: str, source: DataSource, ref: str) -> dict[str, Stored]:
+def _wanted(repository: Repository, commit: str, source: DataSource, ref: str) -> dict[str, StoredObject]:
     """`{name inside the folder: object}` of everything under `source.path`, checked before any is fetched."""
     prefix = f"{source.path.rstrip('/')}/" if source.path else ""
     single = None if source.path[-1:] in {"", "/"} else repository.single(commit, source.path)
@@ -151,7 +151,7 @@ def unusable(names: Iterable[str]) -> list[str]:
     problems, taken = list[str](), dict[str, str]()
     for name in names:
         try:
-            inside(Path("/objects"), name)
+            safe_path(Path("/objects"), name)
         except DataError as error:
             problems += error.problems
             continue
@@ -171,15 +171,15 @@ def _folded(name: str) -> str:
     return unicodedata.normalize("NFC", "/".join(PurePosixPath(name).parts)).casefold()
 
 
-def _fill(folder: Path, reference: Any, presigned: bool, wanted: dict[str, Stored]) -> None:
-    targets = {inside(folder / "files", name): stored for name, stored in wanted.items()}
+def _fill(folder: Path, reference: Any, presigned: bool, wanted: dict[str, StoredObject]) -> None:
+    targets = {safe_path(folder / "files", name): stored for name, stored in wanted.items()}
     for parent in {target.parent for target in targets}:
         parent.mkdir(parents=True, exist_ok=True)
-    concurrently(lambda job: _fetch(reference, presigned, *job), targets.items())
+    run_parallel(lambda job: _fetch(reference, presigned, *job), targets.items())
     write_json(folder / "objects.json", {name: stored for name, stored in wanted.items()})
 
 
-def _fetch(reference: Any, presigned: bool, target: Path, stored: Stored) -> None:
+def _fetch(reference: Any, presigned: bool, target: Path, stored: StoredObject) -> None:
     """Read one object to `target`, again where it arrives damaged."""
     from lakefs.exceptions import ServerException
     from urllib3.exceptions import HTTPError
@@ -201,7 +201,7 @@ def _fetch(reference: Any, presigned: bool, target: Path, stored: Stored) -> Non
             ) from None
         except HTTPError as error:
             raise DataError(
-                f"{stored.key} cannot be read: {reason(error)}", hint="run the command again"
+                f"{stored.key} cannot be read: {failure_reason(error)}", hint="run the command again"
             ) from None
         wrong = stored.difference(size, digest.hexdigest())
         if not wrong:

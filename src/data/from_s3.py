@@ -16,14 +16,14 @@ from typing import Any, NamedTuple
 
 from src.data.download import (
     THREADS,
-    Fetched,
-    below,
+    FetchedData,
     cache_key,
-    check_server,
+    check_endpoint,
     check_size,
-    concurrently,
-    once,
-    places,
+    fetch_once,
+    relative_name,
+    run_parallel,
+    safe_paths,
 )
 from src.errors import DataError
 from src.schema import DataSource
@@ -40,7 +40,7 @@ DENIED = {
 }  # fmt: skip
 
 
-class Object(NamedTuple):
+class S3Object(NamedTuple):
     """One object as it was listed; `name` is what it is called below the path."""
 
     key: str
@@ -50,7 +50,7 @@ class Object(NamedTuple):
     size: int
 
 
-def s3(source: DataSource, cache: Path) -> Fetched:
+def fetch_s3(source: DataSource, cache: Path) -> FetchedData:
     """Fetch the objects below `source.path`, or the one object of that key.
 
     Args:
@@ -61,20 +61,20 @@ def s3(source: DataSource, cache: Path) -> Fetched:
     if not source.bucket:
         raise DataError("data_source.bucket is not set", hint="set it to the name of the S3 bucket")
     endpoint = source.endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    endpoint = endpoint and check_server(endpoint)
+    endpoint = endpoint and check_endpoint(endpoint)
     with s3_errors(source.bucket, endpoint):
-        client = client_of(endpoint)
+        client = s3_client(endpoint)
         objects = _listed(client, source.bucket, source.path)
         _check(objects, source)
         listing = sorted((o.key, o.version_id or o.etag, o.size) for o in objects)
         target = cache / "s3" / cache_key(endpoint, source.bucket, source.path, listing)
-        once(target, lambda folder: _fetch(client, str(source.bucket), objects, folder))
+        fetch_once(target, lambda folder: _fetch(client, str(source.bucket), objects, folder))
     version = {"type": "s3", "endpoint": endpoint, "bucket": source.bucket, "path": source.path}
     facts = [{"key": o.key, "version_id": o.version_id, "etag": o.etag, "bytes": o.size} for o in objects]
-    return Fetched(target, version | {"objects": facts})
+    return FetchedData(target, version | {"objects": facts})
 
 
-def client_of(endpoint: str | None) -> Any:
+def s3_client(endpoint: str | None) -> Any:
     """A client of S3, or of the compatible server `endpoint`, with the credentials of the environment."""
     import boto3
     from botocore.config import Config
@@ -94,7 +94,7 @@ def client_of(endpoint: str | None) -> Any:
 # Listing
 
 
-def _listed(client: Any, bucket: str, path: str) -> list[Object]:
+def _listed(client: Any, bucket: str, path: str) -> list[S3Object]:
     """The newest version of every object below `path`, by key."""
     from botocore.exceptions import ClientError
 
@@ -113,19 +113,19 @@ def _entries(client: Any, operation: str, member: str, bucket: str, path: str) -
         yield from page.get(member, [])
 
 
-def _object(entry: dict[str, Any], path: str) -> Object | None:
+def _object(entry: dict[str, Any], path: str) -> S3Object | None:
     """What was listed, unless it lies elsewhere or is the empty object that stands for a folder."""
-    name = below(path, entry["Key"])
+    name = relative_name(path, entry["Key"])
     if name is None or (not entry["Size"] and entry["Key"].endswith("/")):
         return None
     version_id = entry.get("VersionId")
     # "null" is no version: it is whatever was written there last
-    return Object(
+    return S3Object(
         entry["Key"], name, None if version_id == "null" else version_id, entry["ETag"].strip('"'), entry["Size"]
     )
 
 
-def _check(objects: list[Object], source: DataSource) -> None:
+def _check(objects: list[S3Object], source: DataSource) -> None:
     where = f"s3://{source.bucket}/{source.path}"
     if not objects:
         raise DataError(f"{where} holds no objects", hint="set data_source.path to a folder or key of the bucket")
@@ -135,12 +135,12 @@ def _check(objects: list[Object], source: DataSource) -> None:
 # Fetching
 
 
-def _fetch(client: Any, bucket: str, objects: list[Object], folder: Path) -> None:
-    where = places(folder, [o.name for o in objects])
-    concurrently(lambda o: _read(client, bucket, o, where[o.name]), objects)
+def _fetch(client: Any, bucket: str, objects: list[S3Object], folder: Path) -> None:
+    where = safe_paths(folder, [o.name for o in objects])
+    run_parallel(lambda o: _read(client, bucket, o, where[o.name]), objects)
 
 
-def _read(client: Any, bucket: str, item: Object, target: Path) -> None:
+def _read(client: Any, bucket: str, item: S3Object, target: Path) -> None:
     """Write one object to `target`, again from its start if its bytes do not arrive as they were listed."""
     target.parent.mkdir(parents=True, exist_ok=True)
     pin = {"IfMatch": f'"{item.etag}"'} | ({"VersionId": item.version_id} if item.version_id else {})
@@ -160,7 +160,7 @@ class _Torn(Exception):
     """Why the bytes received are not those of the listing."""
 
 
-def _write(answer: dict[str, Any], item: Object, target: Path) -> None:
+def _write(answer: dict[str, Any], item: S3Object, target: Path) -> None:
     from botocore.exceptions import FlexibleChecksumError, HTTPClientError, IncompleteReadError
 
     digest, size = hashlib.md5(usedforsecurity=False), 0

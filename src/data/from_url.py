@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from src.data.download import Fetched, cache_key, check_size, once
+from src.data.download import FetchedData, cache_key, check_size, fetch_once
 from src.data.http_client import Headers, get, parse
 from src.errors import DataError, RunError
 from src.schema import DataSource
@@ -23,7 +23,7 @@ BLOCK = 1 << 20
 ENCODINGS = {"gzip": ".gz", "x-gzip": ".gz", "zstd": ".zst"}
 
 
-class Place(NamedTuple):
+class DownloadPaths(NamedTuple):
     """Where the downloads of one address lie, and how it may be named to people."""
 
     folder: Path
@@ -46,7 +46,7 @@ class Place(NamedTuple):
         return self.folder / digest
 
 
-def url(source: DataSource, cache: Path) -> Fetched:
+def fetch_url(source: DataSource, cache: Path) -> FetchedData:
     """Fetch the file at `source.url`, unless the server says that it has not changed.
 
     Args:
@@ -56,16 +56,16 @@ def url(source: DataSource, cache: Path) -> Fetched:
     """
     address = _checked(source.url or "")
     wanted = _checked_digest(source.sha256)
-    place = Place(cache / "url" / cache_key(address), shown(address), _file_name(address))
+    place = DownloadPaths(cache / "url" / cache_key(address), redacted_url(address), _file_name(address))
     with _alone(place):
         known = _known(place, wanted)
         if not wanted or not known:
             known = _download(address, source, place, known, wanted)
     version = {"type": "url", "url": place.shown} | {key: known.get(key) for key in ("sha256", "bytes", "etag")}
-    return Fetched(place.version(known["sha256"]), version)
+    return FetchedData(place.version(known["sha256"]), version)
 
 
-def shown(address: str) -> str:
+def redacted_url(address: str) -> str:
     """`address` without its query and fragment, which may hold a token.
 
     >>> shown("https://example.org/a.jsonl?token=x#y")
@@ -104,7 +104,7 @@ def _file_name(address: str) -> str:
 
 
 @contextmanager
-def _alone(place: Place) -> Iterator[None]:
+def _alone(place: DownloadPaths) -> Iterator[None]:
     """Hold other processes off the partial file: they wait here, and find the whole one then."""
     import fcntl
 
@@ -117,7 +117,7 @@ def _alone(place: Place) -> Iterator[None]:
         yield
 
 
-def _known(place: Place, wanted: str | None) -> dict[str, Any]:
+def _known(place: DownloadPaths, wanted: str | None) -> dict[str, Any]:
     """Facts of the version that is here: the wanted one, or else the latest; empty if there is none."""
     latest = _facts(place.facts)
     digest = wanted or latest.get("sha256", "")
@@ -140,7 +140,7 @@ def _facts(path: Path) -> dict[str, Any]:
 
 
 def _download(
-    address: str, source: DataSource, place: Place, known: dict[str, Any], wanted: str | None
+    address: str, source: DataSource, place: DownloadPaths, known: dict[str, Any], wanted: str | None
 ) -> dict[str, Any]:
     """Bring the newest version into its folder. Returns: its sha256, bytes, etag and last_modified."""
     from urllib3.exceptions import HTTPError
@@ -161,14 +161,16 @@ def _download(
             hint="nothing was kept; correct sha256, or ask whoever serves the file",
         )
     with disk_errors(place.folder):
-        once(place.version(digest), lambda folder: place.part.rename(folder / place.name))
+        fetch_once(place.version(digest), lambda folder: place.part.rename(folder / place.name))
         write_json(place.facts, facts)
     _drop_part(place)
     return facts
 
 
 @contextmanager
-def _answer(address: str, source: DataSource, place: Place, known: dict[str, Any]) -> Iterator[BaseHTTPResponse]:
+def _answer(
+    address: str, source: DataSource, place: DownloadPaths, known: dict[str, Any]
+) -> Iterator[BaseHTTPResponse]:
     """The server's answer: 304 for a version that is here, 206 for the rest of a part, or 200."""
     for conditions in (_conditions(place, known), {}):
         response = get(address, place.shown, conditions, allow_private=source.allow_private)
@@ -182,7 +184,7 @@ def _answer(address: str, source: DataSource, place: Place, known: dict[str, Any
         _drop_part(place)
 
 
-def _conditions(place: Place, known: dict[str, Any]) -> Headers:
+def _conditions(place: DownloadPaths, known: dict[str, Any]) -> Headers:
     part = _facts(place.part_facts)
     # a weak validator promises the same meaning, not the same bytes
     validator = part.get("last_modified") if part.get("etag") is None else part["etag"]
@@ -193,7 +195,7 @@ def _conditions(place: Place, known: dict[str, Any]) -> Headers:
     return {"If-Modified-Since": known["last_modified"]} if known.get("last_modified") else {}
 
 
-def _check_status(response: BaseHTTPResponse, place: Place, conditions: Headers) -> None:
+def _check_status(response: BaseHTTPResponse, place: DownloadPaths, conditions: Headers) -> None:
     """Raises: DataError for anything but the file, or an answer to what `conditions` asked."""
     asked = {206} if "Range" in conditions else {304} if conditions else set()
     if response.status in {200} | asked:
@@ -205,7 +207,7 @@ def _check_status(response: BaseHTTPResponse, place: Place, conditions: Headers)
     )
 
 
-def _receive(response: BaseHTTPResponse, source: DataSource, place: Place) -> None:
+def _receive(response: BaseHTTPResponse, source: DataSource, place: DownloadPaths) -> None:
     """Write the body to the partial file: behind what is there, or over it."""
     begin = _range_begin(response, place) if response.status == 206 else 0
     encoding = response.headers.get("Content-Encoding", "identity").lower()
@@ -229,7 +231,7 @@ def _validators(response: BaseHTTPResponse) -> dict[str, str | None]:
     return {"etag": response.headers.get("ETag"), "last_modified": response.headers.get("Last-Modified")}
 
 
-def _check_size(size: int, source: DataSource, place: Place) -> None:
+def _check_size(size: int, source: DataSource, place: DownloadPaths) -> None:
     try:
         check_size(place.shown, size, source.max_gb)
     except DataError:
@@ -237,7 +239,7 @@ def _check_size(size: int, source: DataSource, place: Place) -> None:
         raise
 
 
-def _range_begin(response: BaseHTTPResponse, place: Place) -> int:
+def _range_begin(response: BaseHTTPResponse, place: DownloadPaths) -> int:
     """Where the 206 answer begins, proven to continue the partial file."""
     have = place.part.stat().st_size if place.part.exists() else 0
     told = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", response.headers.get("Content-Range", ""))
@@ -254,7 +256,7 @@ def _range_begin(response: BaseHTTPResponse, place: Place) -> int:
     return begin
 
 
-def _broken_off(place: Place, error: Exception) -> DataError:
+def _broken_off(place: DownloadPaths, error: Exception) -> DataError:
     have = place.part.stat().st_size if place.part.exists() else 0
     return DataError(
         f"{place.shown} broke off after {have:,} bytes ({type(error).__name__})",
@@ -262,6 +264,6 @@ def _broken_off(place: Place, error: Exception) -> DataError:
     )
 
 
-def _drop_part(place: Place) -> None:
+def _drop_part(place: DownloadPaths) -> None:
     place.part.unlink(missing_ok=True)
     place.part_facts.unlink(missing_ok=True)

@@ -18,7 +18,7 @@ KEYS = ("LAKEFS_ACCESS_KEY", "LAKEFS_SECRET_KEY")
 TIMEOUT = (4, 30)  # seconds to connect, and between two packets
 
 
-class Stored(NamedTuple):
+class StoredObject(NamedTuple):
     """An object as lakeFS lists it."""
 
     key: str
@@ -63,12 +63,12 @@ class Repository:
 
         return Reference(self.name, ref, self.client)
 
-    def objects(self, ref: str, prefix: str) -> list[Stored]:
+    def objects(self, ref: str, prefix: str) -> list[StoredObject]:
         """All objects whose key begins with `prefix`, page by page."""
         listed = self.reference(ref).objects(prefix=prefix or None, _request_timeout=TIMEOUT)
-        return [Stored(o.path, o.size_bytes or 0, o.checksum) for o in listed]
+        return [StoredObject(o.path, o.size_bytes or 0, o.checksum) for o in listed]
 
-    def single(self, ref: str, key: str) -> Stored | None:
+    def single(self, ref: str, key: str) -> StoredObject | None:
         """The object `key`, if there is one."""
         from lakefs.exceptions import ObjectNotFoundException
 
@@ -76,10 +76,10 @@ class Repository:
             found = self.reference(ref).object(key).stat(_request_timeout=TIMEOUT)
         except ObjectNotFoundException:
             return None
-        return Stored(found.path, found.size_bytes or 0, found.checksum)
+        return StoredObject(found.path, found.size_bytes or 0, found.checksum)
 
     @contextmanager
-    def errors_told(self, ref: str, when_dead: str = "") -> Iterator[None]:
+    def translate_errors(self, ref: str, when_dead: str = "") -> Iterator[None]:
         """Turn what the server refuses, or that there is none, into a sentence about `ref`, such as `branch main`.
 
         None of them repeats the client's own words, in which a presigned address is a secret.
@@ -95,7 +95,7 @@ class Repository:
             raise self._refusal(ref, error) from None
         except HTTPError as error:
             hint = when_dead or "start it, or set data_source.endpoint or LAKEFS_ENDPOINT"
-            raise DataError(f"{self} cannot be reached: {reason(error)}", hint=hint) from None
+            raise DataError(f"{self} cannot be reached: {failure_reason(error)}", hint=hint) from None
         except ValueError as error:  # pydantic's, json's and unicode's alike
             raise self._stranger() from error
 
@@ -130,7 +130,7 @@ def connect(source: DataSource) -> Repository:
 
     Raises: DataError if the address, the repository's name or a key is missing or cannot be one.
     """
-    endpoint, name = address(source), repository_name(source)
+    endpoint, name = server_address(source), repository_name(source)
     access, secret = (os.environ.get(key, "") for key in KEYS)
     missing = [key for key in KEYS if not os.environ.get(key)]
     if missing:
@@ -151,7 +151,7 @@ def connect(source: DataSource) -> Repository:
     return Repository(endpoint, name, client)
 
 
-def address(source: DataSource) -> str:
+def server_address(source: DataSource) -> str:
     """The server's address, without the path of its API.
 
     Raises: DataError if there is none, it is not one, or holds credentials.
@@ -191,7 +191,7 @@ def server_message(error: Any, else_status: bool = True) -> str:
     return str(redact(body.get("message") or (f"{error.status_code} {error.reason}" if else_status else "")))
 
 
-def reason(error: BaseException) -> str:
+def failure_reason(error: BaseException) -> str:
     """Why a request failed, in few words and without its address."""
     from urllib3 import exceptions as seen
 

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from src.data.download import concurrently
+from src.data.download import run_parallel
 from src.data.from_lakefs import unusable
-from src.data.lakefs_client import TIMEOUT, Repository, connect, reason, server_message
+from src.data.lakefs_client import TIMEOUT, Repository, connect, failure_reason, server_message
 from src.errors import MAX_LISTED, ConfigError, DataError
 from src.schema import DataPushConfig
 from src.utils.logs import log
@@ -18,7 +18,7 @@ from src.utils.logs import log
 COMMIT_TIMEOUT = (4, 600)  # the server takes a while over a large commit
 
 
-class Local(NamedTuple):
+class LocalFile(NamedTuple):
     """A file to commit."""
 
     file: Path
@@ -26,7 +26,7 @@ class Local(NamedTuple):
     md5: str
 
 
-def push(cfg: DataPushConfig) -> int:
+def push_dataset(cfg: DataPushConfig) -> int:
     """Upload the files that the branch does not have yet, and commit them. Nothing is deleted there.
 
     Raises: ConfigError if a setting is missing or has no meaning here; DataError if a file cannot be committed,
@@ -37,8 +37,8 @@ def push(cfg: DataPushConfig) -> int:
     prefix = f"{source.path.rstrip('/')}/" if source.path else ""
     found = _found(Path(cfg.dataset_path), cfg.dataset_pattern)
     repository = connect(source)
-    local = {prefix + name: Local(file, file.stat().st_size, _md5(file)) for name, file in found.items()}
-    with repository.errors_told(f"branch {branch}"):
+    local = {prefix + name: LocalFile(file, file.stat().st_size, _md5(file)) for name, file in found.items()}
+    with repository.translate_errors(f"branch {branch}"):
         _refuse_others(repository, branch, local)
         missing = _missing(repository, branch, prefix, local)
     _upload_all(repository, branch, prefix, missing)
@@ -121,7 +121,7 @@ def _list(names: list[str]) -> str:
     return ", ".join(names[:MAX_LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
-def _refuse_others(repository: Repository, branch: str, local: Mapping[str, Local]) -> None:
+def _refuse_others(repository: Repository, branch: str, local: Mapping[str, LocalFile]) -> None:
     """A commit takes everything that is uncommitted on its branch, whoever put it there."""
     from lakefs.branch import Branch
 
@@ -138,19 +138,21 @@ def _reset(repository: Repository, branch: str) -> str:
     return f"lakectl branch reset lakefs://{repository.name}/{branch}"
 
 
-def _missing(repository: Repository, branch: str, prefix: str, local: Mapping[str, Local]) -> dict[str, Local]:
+def _missing(
+    repository: Repository, branch: str, prefix: str, local: Mapping[str, LocalFile]
+) -> dict[str, LocalFile]:
     """Those files that the branch, its uncommitted changes included, does not hold as they are here."""
     remote = {stored.key: stored for stored in repository.objects(branch, prefix)}
     same = {k for k, f in local.items() if k in remote and not remote[k].difference(f.size, f.md5)}
     return {key: file for key, file in local.items() if key not in same}
 
 
-def _upload_all(repository: Repository, branch: str, prefix: str, missing: Mapping[str, Local]) -> None:
+def _upload_all(repository: Repository, branch: str, prefix: str, missing: Mapping[str, LocalFile]) -> None:
     done: list[str] = []
     try:
-        with repository.errors_told(f"branch {branch}"):
+        with repository.translate_errors(f"branch {branch}"):
             presigned = repository.presigns()
-            concurrently(lambda job: done.append(_upload(repository, branch, presigned, *job)), missing.items())
+            run_parallel(lambda job: done.append(_upload(repository, branch, presigned, *job)), missing.items())
             for key in _missing(repository, branch, prefix, missing):
                 raise DataError(f"{key} is not on the branch as it is here: it changed, or arrived damaged")
     except DataError as error:
@@ -161,7 +163,7 @@ def _upload_all(repository: Repository, branch: str, prefix: str, missing: Mappi
         ) from None
 
 
-def _upload(repository: Repository, branch: str, presigned: bool, key: str, local: Local) -> str:
+def _upload(repository: Repository, branch: str, presigned: bool, key: str, local: LocalFile) -> str:
     from lakefs.exceptions import ServerException, api_exception_handler
     from lakefs.object import WriteableObject
     from urllib3.exceptions import HTTPError
@@ -177,7 +179,7 @@ def _upload(repository: Repository, branch: str, presigned: bool, key: str, loca
     except ServerException as error:
         raise DataError(f"{key} cannot be uploaded: {server_message(error)}") from None
     except HTTPError as error:
-        raise DataError(f"{key} cannot be uploaded: {reason(error)}") from None
+        raise DataError(f"{key} cannot be uploaded: {failure_reason(error)}") from None
     return key
 
 
@@ -187,7 +189,7 @@ def _commit(repository: Repository, branch: str, message: str) -> str | None:
     from lakefs_sdk.models.commit_creation import CommitCreation
     from urllib3.exceptions import HTTPError
 
-    with repository.errors_told(f"a commit to branch {branch}"):
+    with repository.translate_errors(f"a commit to branch {branch}"):
         commits = repository.client.sdk_client.commits_api
         try:
             with api_exception_handler():
@@ -199,6 +201,6 @@ def _commit(repository: Repository, branch: str, message: str) -> str | None:
             return None
         except HTTPError as error:
             raise DataError(
-                f"{repository} did not say whether it committed: {reason(error)}",
+                f"{repository} did not say whether it committed: {failure_reason(error)}",
                 hint="run the command again: it commits, or finds nothing to commit",
             ) from None

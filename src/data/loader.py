@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from src.data import duplicates
-from src.data.column_mapping import translation
-from src.data.contamination import HeldOutRows
-from src.data.detect import format_of
+from src.data.column_mapping import choose_translation
+from src.data.contamination import EvaluationRows
+from src.data.detect import resolve_format
 from src.data.formats import (
     FORMATS,
     Message,
@@ -25,13 +25,13 @@ from src.data.formats import (
     Row,
     RowError,
     Translation,
-    evaluation,
+    evaluation_messages,
+    to_messages,
     tools_of,
-    translated,
 )
 from src.data.readers import read_values
-from src.data.sources import Part
-from src.data.store import Array, RowStore, content_key, made_once, write_lines
+from src.data.sources import DataPart
+from src.data.store import Array, RowStore, build_once, content_key, write_lines
 from src.errors import MAX_LISTED, DataError
 from src.schema import ColumnArgs, DataFormat
 from src.utils.files import sha256, write_json
@@ -43,12 +43,12 @@ LONGEST_DETAIL = 500  # characters
 SMALL = 8 << 20  # bytes of files below which further processes cost more than they save
 
 
-class Batch(NamedTuple):
+class RowBatch(NamedTuple):
     file: int
     values: list[tuple[int, Any]]  # line and value
 
 
-class Taken(NamedTuple):
+class ParsedBatch(NamedTuple):
     """What a process made of a batch: JSON lines, rejections, fingerprints of the lines' texts, overlaps."""
 
     file: int
@@ -64,7 +64,7 @@ def read_rows(path: Path, data_format: DataFormat | None = None) -> list[Row]:
 
     Raises: DataError naming the bad rows.
     """
-    translate = FORMATS[data_format].translate if data_format else evaluation
+    translate = FORMATS[data_format].translate if data_format else evaluation_messages
     rows, rejected = [], []
     for line, value in read_values(path):
         try:
@@ -72,19 +72,19 @@ def read_rows(path: Path, data_format: DataFormat | None = None) -> list[Row]:
         except RowError as error:
             rejected.append(Rejection(path, line, error.reason, error.detail))
     if rejected:
-        refuse(rejected, f"data_format={data_format}" if data_format else "", "fix the rows")
+        raise_rejected(rejected, f"data_format={data_format}" if data_format else "", "fix the rows")
     return rows
 
 
-def refuse(rejected: Sequence[Rejection], about: str, hint: str, also: Iterable[str] = ()) -> None:
+def raise_rejected(rejected: Sequence[Rejection], about: str, hint: str, also: Iterable[str] = ()) -> None:
     """Raises: DataError naming what is `also` wrong, the first rejected rows, and how many more there are."""
     told = [f"{r} ({about})" if about else str(r) for r in rejected[:MAX_LISTED]]
     more = len(rejected) - len(told)
     raise DataError(*also, *told, *([f"... and {more} more"] if more else []), hint=hint)
 
 
-def read(
-    parts: Sequence[Part], held_out: HeldOutRows, dedup_threshold: float, cache: Path, workers: int | None
+def load_rows(
+    parts: Sequence[DataPart], held_out: EvaluationRows, dedup_threshold: float, cache: Path, workers: int | None
 ) -> RowStore:
     """The rows of all `parts`, from the cache where they were read before.
 
@@ -107,29 +107,29 @@ def read(
     def make(folder: Path) -> None:
         for file in files:
             part = parts[file["part"]]
-            file["format"] = format_of(Path(file["file"]), part.data_format, part.columns)
+            file["format"] = resolve_format(Path(file["file"]), part.data_format, part.columns)
         _write(folder, files, columns, held_out, dedup_threshold, workers)
 
-    made_once(cache / "rows" / key, make)
+    build_once(cache / "rows" / key, make)
     return RowStore(cache / "rows" / key)
 
 
 def _write(
-    folder: Path, files: list[dict[str, Any]], columns: Sequence[ColumnArgs], held_out: HeldOutRows,
+    folder: Path, files: list[dict[str, Any]], columns: Sequence[ColumnArgs], held_out: EvaluationRows,
     dedup_threshold: float, workers: int | None,
 ) -> None:  # fmt: skip
     """Read `files` into a row store at `folder`."""
-    translations = [translation(columns[f["part"]], f["format"]) for f in files]
+    translations = [choose_translation(columns[f["part"]], f["format"]) for f in files]
     secrets = {way: name for value, name in credentials().items() for way in _ways(value)}
     rows_in, usable = [0] * len(files), [0] * len(files)
     sizes: list[Array] = [np.zeros(1, np.int64)]
 
-    def work(batch: Batch) -> Taken:
+    def work(batch: RowBatch) -> ParsedBatch:
         return _take(batch, translations[batch.file], held_out, secrets)
 
     small = sum(Path(f["file"]).stat().st_size for f in files) < SMALL
     with (
-        duplicates.Spool(folder) as spool,
+        duplicates.FingerprintSpool(folder) as spool,
         (folder / "rows.jsonl").open("wb") as rows,
         (folder / "rejected.jsonl").open("w", encoding="utf-8") as rejected,
         (folder / "contamination.jsonl").open("w", encoding="utf-8") as overlaps,
@@ -161,14 +161,16 @@ def _ways(secret: str) -> set[str]:
     return {json.dumps(text, ensure_ascii=False)[1:-1] for text in texts}
 
 
-def _batches(files: Sequence[dict[str, Any]]) -> Iterator[Batch]:
+def _batches(files: Sequence[dict[str, Any]]) -> Iterator[RowBatch]:
     for number, file in enumerate(files):
         values = iter(read_values(Path(file["file"])))
         while batch := list(islice(values, BATCH)):
-            yield Batch(number, batch)
+            yield RowBatch(number, batch)
 
 
-def _take(batch: Batch, translate: Translation, held_out: HeldOutRows, secrets: Mapping[str, str]) -> Taken:
+def _take(
+    batch: RowBatch, translate: Translation, held_out: EvaluationRows, secrets: Mapping[str, str]
+) -> ParsedBatch:
     """Args: secrets: names of the environment's credentials, by their value as JSON writes it."""
     lines: list[bytes] = []
     taken: list[list[Message]] = []
@@ -188,13 +190,13 @@ def _take(batch: Batch, translate: Translation, held_out: HeldOutRows, secrets: 
     found = duplicates.fingerprints(texts)
     matches = held_out.matches(taken, dict(zip(texts, found, strict=True)))
     overlaps = [(i, m.kind, m.similarity, m.file, m.line) for i, m in enumerate(matches) if m]
-    return Taken(batch.file, len(batch.values), lines, rejected, found, overlaps)
+    return ParsedBatch(batch.file, len(batch.values), lines, rejected, found, overlaps)
 
 
 def _messages(value: object, translate: Translation) -> list[Message]:
     if isinstance(value, RowError):
         raise value
-    return translated(value, translate)
+    return to_messages(value, translate)
 
 
 def _whole_text(turns: Sequence[Message]) -> str:

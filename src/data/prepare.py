@@ -9,26 +9,26 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from src.data import loader, report, sources
-from src.data.chat import Chat
-from src.data.contamination import HeldOutRows
-from src.data.detect import misfit
-from src.data.encode import Rules
+from src.data.chat import ChatTokenizer
+from src.data.contamination import EvaluationRows
+from src.data.detect import explain_misfit
+from src.data.encode import EncodingOptions
 from src.data.formats import Rejection
-from src.data.sources import Part, cache_of
-from src.data.store import Array, Counts, RowStore, TokenStore, content_key, made_once
-from src.data.task_encoding import answers
-from src.data.tokens import Left, to_prove, write_tokens
+from src.data.sources import DataPart, cache_of
+from src.data.store import Array, RowStore, TokenCounts, TokenStore, build_once, content_key
+from src.data.task_encoding import trained_answers
+from src.data.tokens import Dropped, rows_to_verify, write_tokens
 from src.errors import MAX_LISTED, DataError
 from src.schema import TrainConfig
 from src.utils.files import write_json
 
 
-class Data(NamedTuple):
+class TrainingRows(NamedTuple):
     """Training files that have been read and judged, before anything is tokenised."""
 
-    parts: list[Part]
+    parts: list[DataPart]
     store: RowStore
-    rejected: list[Left]  # of the store's rows, by the settings
+    rejected: list[Dropped]  # of the store's rows, by the settings
     eval_files: list[Path]
     labels: tuple[str, ...] = ()  # of a classification, sorted
 
@@ -38,21 +38,21 @@ class Data(NamedTuple):
         return {"sources": [part.version | {"weight": part.weight} for part in self.parts]}
 
 
-def read(cfg: TrainConfig) -> Data:
+def load_training_rows(cfg: TrainConfig) -> TrainingRows:
     """Fetch and read the training files, and judge their rows as texts. Nothing heavy is imported.
 
     Raises: DataError if they cannot be had or read.
     """
-    parts = sources.fetch(cfg)
+    parts = sources.fetch_parts(cfg)
     report.refuse_evaluation_files([file for part in parts for file in part.files], cfg.eval_path)
-    held_out = HeldOutRows(cfg.eval_path, cfg.dedup_threshold)
-    store = loader.read(parts, held_out, cfg.dedup_threshold, cache_of(cfg), cfg.num_proc)
+    held_out = EvaluationRows(cfg.eval_path, cfg.dedup_threshold)
+    store = loader.load_rows(parts, held_out, cfg.dedup_threshold, cache_of(cfg), cfg.num_proc)
     left_out = list(_left_out(parts, store, cfg))
     labels = _labels(store, left_out) if cfg.task == "classification" else ()
-    return Data(parts, store, left_out, held_out.files, labels)
+    return TrainingRows(parts, store, left_out, held_out.files, labels)
 
 
-def refuse_bad_rows(data: Data, cfg: TrainConfig) -> None:
+def refuse_bad_rows(data: TrainingRows, cfg: TrainConfig) -> None:
     """Raises: DataError naming the rows that the settings do not let pass, or if no row is left."""
     bad = list(data.store.rejected())
     if bad and (cfg.on_bad_row == "refuse" or not len(data.store)):
@@ -61,13 +61,13 @@ def refuse_bad_rows(data: Data, cfg: TrainConfig) -> None:
         if not others:
             raise DataError(*misfits.values())
         hint = "fix the rows or set on_bad_row=skip"
-        loader.refuse(others, f"data_format={cfg.data_format}", hint, also=misfits.values())
+        loader.raise_rejected(others, f"data_format={cfg.data_format}", hint, also=misfits.values())
     if cfg.on_contamination == "refuse":
         found = (
             data.store.rejection(m.row, "contamination", m.detail) for m in data.store.matches("contamination")
         )
         if overlaps := list(found):
-            loader.refuse(overlaps, "", "remove the rows, or set on_contamination=reject")
+            loader.raise_rejected(overlaps, "", "remove the rows, or set on_contamination=reject")
     if len(data.store) == len(data.rejected):
         names = ", ".join(str(f) for f in data.store.files)
         left_out = [str(data.store.rejection(*left)) for left in data.rejected[:MAX_LISTED]]
@@ -85,16 +85,16 @@ def _misfits(store: RowStore, bad: Sequence[Rejection]) -> Iterator[tuple[Path, 
     for file in store.about["files"]:
         if file["rows_in"] and not file["usable"]:
             path = Path(file["file"])
-            yield path, misfit(first[path], file["rows_in"], file["format"])
+            yield path, explain_misfit(first[path], file["rows_in"], file["format"])
 
 
-def tokenise(data: Data, chat: Chat, cfg: TrainConfig) -> TokenStore:
+def tokenize(data: TrainingRows, chat: ChatTokenizer, cfg: TrainConfig) -> TokenStore:
     """The tokens of all rows that are trained on, from the cache where they were made before.
 
     Its `report` is the data report.
     Raises: DataError if no row is left to train on.
     """
-    rules = rules_of(cfg, data.labels)
+    rules = encoding_options(cfg, data.labels)
     key = content_key(
         rows=data.store.folder.name,
         left_out=[cfg.on_duplicate, cfg.on_contamination],
@@ -102,57 +102,59 @@ def tokenise(data: Data, chat: Chat, cfg: TrainConfig) -> TokenStore:
         rules=rules,
         mask=cfg.check_mask,
         seed=cfg.seed,
-        chat=[chat.identity, chat.day],
+        chat=[chat.identity, chat.template_date],
     )
     folder = cache_of(cfg) / "tokens" / key
 
     def make(temporary: Path) -> None:
         kept = np.setdiff1d(np.arange(len(data.store)), [left.row for left in data.rejected])
-        proven = to_prove(len(data.store), cfg.check_mask == "all", cfg.seed)
+        proven = rows_to_verify(len(data.store), cfg.check_mask == "all", cfg.seed)
         outcome, rows = write_tokens(temporary, data.store, kept, chat, rules, proven, cfg.num_proc)
         np.save(temporary / "order.npy", _order(data, rows, cfg.seed))
-        counts = Counts.of(temporary)
+        counts = TokenCounts.of(temporary)
         if data.labels:  # the last element of an example is no token
             counts = counts._replace(tokens=counts.tokens - 1)
-        data_report = report.build(data.store, data.rejected, outcome, rows, counts, data.eval_files)
-        data_report |= report.labels(temporary, data.labels)
+        data_report = report.build_report(data.store, data.rejected, outcome, rows, counts, data.eval_files)
+        data_report |= report.label_counts(temporary, data.labels)
         write_json(temporary / "data_report.json", data_report)
 
-    made_once(folder, make)
+    build_once(folder, make)
     return TokenStore(folder)
 
 
-def rules_of(cfg: TrainConfig, labels: tuple[str, ...]) -> Rules:
+def encoding_options(cfg: TrainConfig, labels: tuple[str, ...]) -> EncodingOptions:
     """What decides how the rows of a training become examples."""
-    return Rules(cfg.max_length, cfg.train_on, cfg.on_overlength, cfg.task, labels)
+    return EncodingOptions(cfg.max_length, cfg.train_on, cfg.on_overlength, cfg.task, labels)
 
 
-def _labels(store: RowStore, left_out: Sequence[Left]) -> tuple[str, ...]:
+def _labels(store: RowStore, left_out: Sequence[Dropped]) -> tuple[str, ...]:
     """The distinct answers of the rows that are trained on, sorted."""
     out = {left.row for left in left_out}
-    found = {label for number in range(len(store)) if number not in out for label in answers(store.row(number))}
+    found = {
+        label for number in range(len(store)) if number not in out for label in trained_answers(store.row(number))
+    }
     return tuple(sorted(found))
 
 
-def _left_out(parts: Sequence[Part], store: RowStore, cfg: TrainConfig) -> Iterator[Left]:
+def _left_out(parts: Sequence[DataPart], store: RowStore, cfg: TrainConfig) -> Iterator[Dropped]:
     """Rows that the settings leave out, each once."""
     left: set[int] = set()
     if cfg.on_contamination != "keep":
         left |= {m.row for m in store.matches("contamination")}
-        yield from (Left(m.row, "contamination", m.detail) for m in store.matches("contamination"))
+        yield from (Dropped(m.row, "contamination", m.detail) for m in store.matches("contamination"))
     if cfg.on_duplicate == "reject":
         found = [m for m in store.matches("duplicates") if m.row not in left]
         left |= {m.row for m in found}
-        yield from (Left(m.row, "duplicate", m.detail) for m in found)
+        yield from (Dropped(m.row, "duplicate", m.detail) for m in found)
     times = _times(parts, store, cfg.seed)
     weights = [parts[file["part"]].weight for file in store.about["files"]]
     unseen = np.flatnonzero(times == 0)
-    for row, file in zip(unseen.tolist(), store.files_of(unseen).tolist(), strict=True):
+    for row, file in zip(unseen.tolist(), store.file_indices(unseen).tolist(), strict=True):
         if row not in left:
-            yield Left(row, "not_sampled", f"is left out by weight={weights[file]:g}")
+            yield Dropped(row, "not_sampled", f"is left out by weight={weights[file]:g}")
 
 
-def _times(parts: Sequence[Part], store: RowStore, seed: int) -> Array:
+def _times(parts: Sequence[DataPart], store: RowStore, seed: int) -> Array:
     """How often an epoch sees each row: its weight, a fraction of one by a seeded draw."""
     weights = np.concatenate(
         [np.zeros(0), *(np.full(f["usable"], parts[f["part"]].weight) for f in store.about["files"])]
@@ -161,7 +163,7 @@ def _times(parts: Sequence[Part], store: RowStore, seed: int) -> Array:
     return np.floor(weights).astype(np.int64) + (drawn < weights % 1)
 
 
-def _order(data: Data, rows: Array, seed: int) -> Array:
+def _order(data: TrainingRows, rows: Array, seed: int) -> Array:
     """The examples of an epoch, in the order of their rows, each as often as its row is seen."""
     times = _times(data.parts, data.store, seed)
     return np.repeat(np.arange(len(rows)), times[rows])

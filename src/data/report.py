@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from src.data.store import Array, Counts, Match, RowStore
-from src.data.tokens import Left, Outcome
+from src.data.store import Array, DuplicateMatch, RowStore, TokenCounts
+from src.data.tokens import Dropped, TokenizeStats
 from src.errors import MAX_LISTED, DataError
 from src.schema import TrainConfig
 from src.utils.files import sha256
 from src.utils.secrets import redact
 
-ASKED_FOR = {"not_sampled"}  # reasons that are settings, no findings
+EXPECTED_REASONS = {"not_sampled"}  # reasons that are settings, no findings
 KINDS = ("exact", "normalised", "near")
 SHARES = {"min": 0.0, "p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "max": 1.0}
 
@@ -43,12 +43,12 @@ def refuse_findings(report: dict[str, Any], cfg: TrainConfig) -> None:
         raise DataError(*report["findings"], hint="mend the data, or set strict_data=false")
 
 
-def build(
+def build_report(
     store: RowStore,
-    left_out: Sequence[Left],
-    outcome: Outcome,
+    left_out: Sequence[Dropped],
+    outcome: TokenizeStats,
     rows: Array,
-    counts: Counts,
+    counts: TokenCounts,
     eval_files: Sequence[Path],
 ) -> dict[str, Any]:
     """The data report.
@@ -63,7 +63,7 @@ def build(
     order = {file: number for number, file in enumerate(store.files)}
     rejected.sort(key=lambda r: (order[r.file], r.line))
     trained = np.unique(rows)
-    per_file = np.bincount(store.files_of(trained), minlength=len(store.files)).tolist()
+    per_file = np.bincount(store.file_indices(trained), minlength=len(store.files)).tolist()
     by_reason = dict(Counter(r.reason for r in rejected).most_common())
     found: dict[str, Any] = {
         "rows_in": sum(file["rows_in"] for file in store.about["files"]),
@@ -80,7 +80,7 @@ def build(
         ],
         "tokens": {
             "total": int(counts.tokens.sum()),
-            "with_loss": int(counts.learnt.sum()),
+            "with_loss": int(counts.with_loss.sum()),
             "row_length": _percentiles(counts.tokens),
         },
         "duplicates": _matches(store, "duplicates"),
@@ -91,7 +91,7 @@ def build(
     return found | {"findings": _findings(found)}
 
 
-def labels(tokens: Path, names: Sequence[str]) -> dict[str, Any]:
+def label_counts(tokens: Path, names: Sequence[str]) -> dict[str, Any]:
     """How many examples each label of a classification has; nothing for another task."""
     if not names:
         return {}
@@ -100,7 +100,7 @@ def labels(tokens: Path, names: Sequence[str]) -> dict[str, Any]:
     return {"labels": dict(zip(names, np.bincount(last, minlength=len(names)).tolist(), strict=True))}
 
 
-def _place(store: RowStore, left: Left) -> dict[str, Any]:
+def _place(store: RowStore, left: Dropped) -> dict[str, Any]:
     where = store.rejection(*left)
     return {"file": str(where.file), "line": where.line}
 
@@ -120,8 +120,8 @@ def _matches(store: RowStore, what: str) -> dict[str, Any]:
     return {kind: kinds[kind] for kind in KINDS} | {"rows": [_told(store, match) for match in found]}
 
 
-def _told(store: RowStore, match: Match) -> dict[str, Any]:
-    place = _place(store, Left(match.row, "", ""))
+def _told(store: RowStore, match: DuplicateMatch) -> dict[str, Any]:
+    place = _place(store, Dropped(match.row, "", ""))
     return place | {
         "kind": match.kind,
         "similarity": round(match.similarity, 3),
@@ -136,7 +136,7 @@ def _overlaps(store: RowStore, eval_files: Sequence[Path]) -> dict[str, dict[str
     return {name: {kind: found[name, kind] for kind in KINDS} for name in names}
 
 
-def _mask(outcome: Outcome) -> dict[str, Any]:
+def _mask(outcome: TokenizeStats) -> dict[str, Any]:
     known = {"agrees", "disagrees"}
     return {
         "checked": sum(outcome.mask.values()),
@@ -151,7 +151,7 @@ def _findings(found: dict[str, Any]) -> list[str]:
     rejected = [
         f"{n} rows are rejected: {reason}"
         for reason, n in found["rejected_by_reason"].items()
-        if reason not in ASKED_FOR
+        if reason not in EXPECTED_REASONS
     ]
     doubled = {kind: found["duplicates"][kind] for kind in KINDS}
     overlap = sum(found["contamination"][kind] for kind in KINDS)

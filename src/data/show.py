@@ -8,8 +8,8 @@ from typing import Any
 
 from rich.text import Text
 
-from src.data.chat import Chat
-from src.data.report import ASKED_FOR, KINDS
+from src.data.chat import ChatTokenizer
+from src.data.report import EXPECTED_REASONS, KINDS
 from src.data.store import Example, TokenStore
 from src.errors import MAX_LISTED
 from src.utils.logs import SafeConsole, log, silence_stdout
@@ -18,7 +18,7 @@ from src.utils.secrets import redact
 LONGEST = 1_500  # characters of an example that are shown
 
 
-def show(tokens: TokenStore, chat: Chat, max_length: int) -> None:
+def print_report(tokens: TokenStore, chat: ChatTokenizer, max_length: int) -> None:
     """Log the report of `tokens`, and print three of its examples."""
     lines = [("training data", ""), *_lines(tokens.report, max_length)]
     width = max(len(what) for what, _ in lines)
@@ -83,7 +83,7 @@ def _mask(mask: Mapping[str, Any]) -> str:
 
 
 def _rejections(report: Mapping[str, Any]) -> Iterator[str]:
-    rejected = [r for r in report["rejected"] if r["reason"] not in ASKED_FOR]
+    rejected = [r for r in report["rejected"] if r["reason"] not in EXPECTED_REASONS]
     for r in rejected[:MAX_LISTED]:
         yield f"rejected: {r['file']}:{r['line']} {r['detail']}"
     if len(rejected) > MAX_LISTED:
@@ -99,13 +99,13 @@ def _spread(count: int) -> list[int]:
     return sorted({0, count // 2, count - 1}) if count else []
 
 
-def _example(example: Example, number: int, chat: Chat, labels: Sequence[str], *, coloured: bool) -> Text:
+def _example(example: Example, number: int, chat: ChatTokenizer, labels: Sequence[str], *, coloured: bool) -> Text:
     """The text of an example; what carries loss is green, or between ⟦ and ⟧ where there is no colour."""
     count = f"{len(example.ids) - 1} tokens" if labels else f"{len(example.ids)} tokens"
-    with_loss = "the label" if labels else sum(example.learnt)
+    with_loss = "the label" if labels else sum(example.loss_mask)
     heading = f"\nexample {number + 1}, {count}, {with_loss} with loss:\n"
     shown = Text().append(heading, style="bold")
-    for learnt, tokens in groupby(zip(example.ids, example.learnt, strict=True), key=lambda pair: pair[1]):
+    for learnt, tokens in groupby(zip(example.ids, example.loss_mask, strict=True), key=lambda pair: pair[1]):
         ids = [token for token, _ in tokens]
         text = str(redact(labels[ids[0]] if labels and learnt else chat.tokenizer.decode(ids)))
         if len(shown) + len(text) > LONGEST:

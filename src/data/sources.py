@@ -12,26 +12,26 @@ from pathlib import Path
 from typing import Any
 
 from src.data.column_mapping import named_datasets
-from src.data.download import Fetched
-from src.data.from_hub import hub
-from src.data.from_lakefs import lakefs
-from src.data.from_s3 import s3
-from src.data.from_url import url
-from src.data.readers import is_data_file, kind_of
+from src.data.download import FetchedData
+from src.data.from_hub import fetch_hub
+from src.data.from_lakefs import fetch_lakefs
+from src.data.from_s3 import fetch_s3
+from src.data.from_url import fetch_url
+from src.data.readers import file_kind, is_data_file
 from src.errors import ConfigError, DataError
 from src.schema import ColumnArgs, DataFormat, DataSource, TrainConfig
 
-SOURCES: dict[str, Callable[[DataSource, Path], Fetched]] = {
-    "local": lambda _source, _cache: Fetched(Path(), {"type": "local"}),  # dataset_path, where it is
-    "lakefs": lakefs,
-    "hub": hub,
-    "url": url,
-    "s3": s3,
+SOURCES: dict[str, Callable[[DataSource, Path], FetchedData]] = {
+    "local": lambda _source, _cache: FetchedData(Path(), {"type": "local"}),  # dataset_path, where it is
+    "lakefs": fetch_lakefs,
+    "hub": fetch_hub,
+    "url": fetch_url,
+    "s3": fetch_s3,
 }
 
 
 @dataclass(frozen=True)
-class Part:
+class DataPart:
     """The files of one data set at one version, and how their rows are to be taken."""
 
     files: list[Path]
@@ -46,7 +46,7 @@ def cache_of(cfg: TrainConfig) -> Path:
     return Path(cfg.cache_dir or Path(cfg.output_dir) / "cache")
 
 
-def fetch(cfg: TrainConfig) -> list[Part]:
+def fetch_parts(cfg: TrainConfig) -> list[DataPart]:
     """The files of every data set of `cfg`, fetched where they are not on this machine.
 
     Raises: ConfigError if data sets are named in two ways; DataError if there are no files, or they cannot
@@ -61,9 +61,9 @@ def fetch(cfg: TrainConfig) -> list[Part]:
             raise DataError("trainDataConfig has no entry with exp_type: train", hint="add one to train on")
     if not several:
         found = _files(cfg.dataset_path, cfg.dataset_pattern, cfg.data_source, cache_of(cfg), "dataset_path")
-        return [Part(*found, cfg.data_format, _columns(cfg))]
+        return [DataPart(*found, cfg.data_format, _columns(cfg))]
     return [
-        Part(
+        DataPart(
             *_files(d.path, d.pattern, d.data_source, cache_of(cfg), f"datasets.{i}.path"),
             d.format, _columns(d), d.weight,
         )
@@ -83,7 +83,7 @@ def _files(
     fetched = SOURCES[source.type](source, cache / "sources")
     folder = Path(path) if source.type == "local" else fetched.folder
     if folder.is_file():
-        kind_of(folder)
+        file_kind(folder)
         return [folder], fetched.version
     if not folder.is_dir():
         raise DataError(f"{key} {folder} is not a folder or a file", hint=f"set {key} to your data")
@@ -97,7 +97,7 @@ def _files(
             hint=f"set {key} to where it leads, or copy the file",
         )
     for file in files:
-        kind_of(file)
+        file_kind(file)
     return files, fetched.version
 
 

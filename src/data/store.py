@@ -29,15 +29,15 @@ class Example(NamedTuple):
     """Token ids, and for each whether there is loss on it. Equal lengths."""
 
     ids: list[int]
-    learnt: list[bool]
+    loss_mask: list[bool]
 
     @property
     def labels(self) -> list[int]:
         """The id where there is loss, IGNORE_INDEX elsewhere."""
-        return [i if on else IGNORE_INDEX for i, on in zip(self.ids, self.learnt, strict=True)]
+        return [i if on else IGNORE_INDEX for i, on in zip(self.ids, self.loss_mask, strict=True)]
 
 
-class Match(NamedTuple):
+class DuplicateMatch(NamedTuple):
     """A row that says what an earlier row, or an evaluation row, says: `kind` is exact, normalised or near."""
 
     row: int
@@ -58,7 +58,7 @@ def content_key(**made_of: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def made_once(folder: Path, make: Callable[[Path], None]) -> None:
+def build_once(folder: Path, make: Callable[[Path], None]) -> None:
     """Have `make(temporary)` fill `folder` unless it is there whole.
 
     A folder counts as whole if its list of files and sizes, written last, is met.
@@ -93,7 +93,7 @@ class RowStore:
     def __len__(self) -> int:
         return len(self._places) - 1
 
-    def files_of(self, rows: Array) -> Array:
+    def file_indices(self, rows: Array) -> Array:
         """The index of each row's file."""
         return np.searchsorted(self.about["first_rows"], rows, side="right") - 1
 
@@ -102,7 +102,7 @@ class RowStore:
         found = self.row(row)
         return Rejection(found.file, found.line, reason, detail)
 
-    def place(self, row: int) -> str:
+    def location(self, row: int) -> str:
         """`file:line` of a row."""
         found = self.row(row)
         return f"{found.file}:{found.line}"
@@ -117,19 +117,19 @@ class RowStore:
         for file, line, reason, detail in _read_lines(self.folder / "rejected.jsonl"):
             yield Rejection(self.files[file], line, reason, detail)
 
-    def matches(self, what: str) -> Iterator[Match]:
+    def matches(self, what: str) -> Iterator[DuplicateMatch]:
         """What was found of `what`: duplicates or contamination."""
-        yield from (Match(*found) for found in _read_lines(self.folder / f"{what}.jsonl"))
+        yield from (DuplicateMatch(*found) for found in _read_lines(self.folder / f"{what}.jsonl"))
 
 
-class Counts(NamedTuple):
+class TokenCounts(NamedTuple):
     """Of each example, how many tokens it has, and how many of them are learnt."""
 
     tokens: Array
-    learnt: Array
+    with_loss: Array
 
     @classmethod
-    def of(cls, folder: Path) -> Counts:
+    def of(cls, folder: Path) -> TokenCounts:
         ends = np.load(folder / "ends.npy")
         if not len(ends):
             return cls(ends, ends)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from src.data.chat import Chat
+from src.data.chat import ChatTokenizer
 from src.data.store import Example
 from src.errors import ModelError
 from src.eval import metrics, reevaluate
@@ -32,8 +32,8 @@ CHUNK = 64  # rows whose fp32 values exist at once
 
 
 def merge_for_eval(
-    model: Any, merge_adapter: bool | str, dtype: str, task: str, chat: Chat, prompts: Sequence[list[int]],
-    reload: Callable[[], Any],
+    model: Any, merge_adapter: bool | str, dtype: str, task: str, chat: ChatTokenizer,
+    prompts: Sequence[list[int]], reload: Callable[[], Any],
 ) -> tuple[Any, Reasoned]:  # fmt: skip
     """`model` with its adapter merged, or as it is, and the reason.
 
@@ -64,7 +64,7 @@ def merge_for_eval(
     return reload(), Reasoned("no", f"{text}, over {MAX_KL:g}")
 
 
-def next_token_logits(model: Any, task: str, chat: Chat, prompts: Sequence[list[int]]) -> torch.Tensor:
+def next_token_logits(model: Any, task: str, chat: ChatTokenizer, prompts: Sequence[list[int]]) -> torch.Tensor:
     """Logits at the last positions of each prompt, one forward pass each: (positions, vocabulary or labels)."""
     model.eval()
     found = []
@@ -93,7 +93,7 @@ class Measurement(NamedTuple):
     score: float
 
 
-def measure(model: Any, chat: Chat, sample: Reevaluation) -> Measurement:
+def measure(model: Any, chat: ChatTokenizer, sample: Reevaluation) -> Measurement:
     """Score the model's predictions for `sample`, and keep its logits for the reference answers."""
     model.eval()
     score = metrics.score(sample.metric, reevaluate.predict(model, chat, sample)).corpus
@@ -105,7 +105,7 @@ def measure(model: Any, chat: Chat, sample: Reevaluation) -> Measurement:
     return Measurement(torch.cat(kept)[:MAX_POSITIONS], score)
 
 
-def _examples(config: Mapping[str, Any], chat: Chat, sample: Reevaluation) -> list[Example]:
+def _examples(config: Mapping[str, Any], chat: ChatTokenizer, sample: Reevaluation) -> list[Example]:
     """Prompts with their reference answers; for a classifier the prompts alone."""
     if sample.task == "classification":
         return [Example(ids, [False] * len(ids)) for ids in reevaluate.prompt_ids(config, chat, sample)]
@@ -115,7 +115,7 @@ def _examples(config: Mapping[str, Any], chat: Chat, sample: Reevaluation) -> li
 def _causal_logits(model: Any, example: Example) -> torch.Tensor:
     """(answer tokens, vocabulary): each from the position before the token."""
     ids = torch.tensor([example.ids], device=model.device)
-    positions = [i - 1 for i, learnt in enumerate(example.learnt) if learnt and i]
+    positions = [i - 1 for i, learnt in enumerate(example.loss_mask) if learnt and i]
     logits: torch.Tensor = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
     return logits[0, positions]
 

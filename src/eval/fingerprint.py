@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
-from src.data.chat import Chat
+from src.data.chat import ChatTokenizer
 from src.eval import metrics
 from src.eval.inference import Layout, Questions, Settings
 from src.model.source import Source, Tuned, content_hash
@@ -18,8 +18,8 @@ from src.utils.secrets import redact
 
 
 def conditions(
-    cfg: Settings, data: Mapping[str, str], asked: Questions, chat: Chat, dtype: Reasoned, device: Reasoned,
-    plan: Layout,
+    cfg: Settings, data: Mapping[str, str], asked: Questions, chat: ChatTokenizer, dtype: Reasoned,
+    device: Reasoned, plan: Layout,
 ) -> dict[str, Any]:  # fmt: skip
     return {
         "task": cfg.task,

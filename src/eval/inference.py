@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
 from src.data import task_encoding
-from src.data.chat import Chat
-from src.data.encode import Rules
+from src.data.chat import ChatTokenizer
+from src.data.encode import EncodingOptions
 from src.data.formats import Row, RowError
 from src.data.store import Example
 from src.errors import MAX_LISTED, DataError
@@ -60,7 +60,9 @@ class Effort:
         return self.facts | spent
 
 
-def questions(splits: Splits, chat: Chat, task: str, config: Mapping[str, Any], references: bool) -> Questions:
+def questions(
+    splits: Splits, chat: ChatTokenizer, task: str, config: Mapping[str, Any], references: bool
+) -> Questions:
     """Encode the rows of every split for a model with the settings `config` (its config.json).
 
     Evaluation, re-evaluation by the gate and merging all encode with this module, so that the tokens are the same.
@@ -82,20 +84,20 @@ def questions(splits: Splits, chat: Chat, task: str, config: Mapping[str, Any], 
 
 
 def encode_prompts(
-    rows: Sequence[Row], chat: Chat, task: str, max_tokens: int | None
+    rows: Sequence[Row], chat: ChatTokenizer, task: str, max_tokens: int | None
 ) -> list[list[int] | RowError]:
     """The token ids before each row's last answer, cut to `max_tokens`; a RowError where a row has none."""
     found: list[list[int] | RowError] = []
     for row in rows:
         try:
-            found.append(task_encoding.TASKS[task].prompt(chat, row, max_tokens))
+            found.append(task_encoding.TASK_ENCODINGS[task].prompt_ids(chat, row, max_tokens))
         except RowError as error:
             found.append(error)
     return found
 
 
 def encode_references(
-    rows: Sequence[Row], chat: Chat, task: str, max_tokens: int | None
+    rows: Sequence[Row], chat: ChatTokenizer, task: str, max_tokens: int | None
 ) -> list[Example | RowError]:
     """Prompt and reference answer of each row as in training, up to the end of the last answer.
 
@@ -103,9 +105,9 @@ def encode_references(
     cut to it. A RowError stands for a row that cannot be encoded.
     """
     overlength = "truncate" if task == "seq2seq" else "reject"
-    rules = Rules(max_tokens or UNLIMITED, "last_turn", overlength, task)  # type: ignore[arg-type]
+    rules = EncodingOptions(max_tokens or UNLIMITED, "last_turn", overlength, task)  # type: ignore[arg-type]
     found: list[Example | RowError] = []
-    for encoded in task_encoding.TASKS[task].encode(rows, chat, rules):
+    for encoded in task_encoding.TASK_ENCODINGS[task].encode(rows, chat, rules):
         if isinstance(encoded, RowError):
             found.append(encoded)
         else:
@@ -138,7 +140,7 @@ def laid_out(asked: Questions, cfg: Settings, config: Mapping[str, Any], dtype: 
     size = layout.batch_size(cfg.eval_batch_size, config, longest, new, dtype, device, memory)
     sizes = dict.fromkeys(asked.prompts, int(size.value))
     for name, examples in asked.references.items():
-        answers = [sum(e.learnt) for e in examples]
+        answers = [sum(e.loss_mask) for e in examples]
         vocabulary = layout.sizes_of(config)["vocabulary"]
         sizes[name + REFERENCES] = min(int(size.value), layout.most_answers(answers, vocabulary))
     log.info("%s at once (%s)", size.value, size.reason)
@@ -146,7 +148,13 @@ def laid_out(asked: Questions, cfg: Settings, config: Mapping[str, Any], dtype: 
 
 
 def answers(
-    model: Any, chat: Chat, asked: Questions, cfg: Settings, plan: Layout, file: Unfinished, effort: Effort
+    model: Any,
+    chat: ChatTokenizer,
+    asked: Questions,
+    cfg: Settings,
+    plan: Layout,
+    file: Unfinished,
+    effort: Effort,
 ) -> Answers:
     """`{split: [{prompt, reference, prediction, tokens, stop, ...}, ...]}`; `plan` is made true where memory ran
     out."""
@@ -180,7 +188,7 @@ def answers(
 
 
 def _read(
-    model: Any, chat: Chat, examples: Sequence[Example], plan: Layout, file: Unfinished, name: str
+    model: Any, chat: ChatTokenizer, examples: Sequence[Example], plan: Layout, file: Unfinished, name: str
 ) -> list[dict[str, Any]]:
     """What the model thinks of each reference answer."""
     from src.eval.batches import in_batches
@@ -194,7 +202,9 @@ def _read(
     return rows
 
 
-def writer(model: Any, chat: Chat, task: str | None, labels: Sequence[str], args: EvalArgs, seed: int) -> Any:
+def writer(
+    model: Any, chat: ChatTokenizer, task: str | None, labels: Sequence[str], args: EvalArgs, seed: int
+) -> Any:
     """What answers a batch of prompts: a function of (token ids of each, number of the batch)."""
     if task == "classification":
         from src.eval.classify import Chooser

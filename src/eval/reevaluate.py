@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 from omegaconf import OmegaConf
 
 from src import config
-from src.data.chat import IDENTITY, Chat
+from src.data.chat import IDENTITY_FILE, ChatTokenizer
 from src.data.formats import Row
 from src.data.store import Example
 from src.errors import RunError
@@ -101,22 +101,22 @@ def of_texts(texts: Sequence[str], task: Task, labels: Sequence[str]) -> Reevalu
     return Reevaluation(rows, "prompt", metric, task, list(labels), EvalArgs(), SeedArgs().seed, BATCH_SIZE)
 
 
-def load_chat(folder: Path, task: Task) -> Chat:
+def load_chat(folder: Path, task: Task) -> ChatTokenizer:
     """The tokenizer of a model folder. Imports transformers."""
     from src.model.tokenizer import load_tokenizer
 
-    return Chat(load_tokenizer(str(folder), templated=tasks.TASKS[task].templated))
+    return ChatTokenizer(load_tokenizer(str(folder), templated=tasks.TASKS[task].templated))
 
 
-def save_tokenizer(chat: Chat, folder: Path) -> None:
+def save_tokenizer(chat: ChatTokenizer, folder: Path) -> None:
     """Write the tokenizer into a model folder, with the hashes by which an evaluation recognises it."""
     chat.tokenizer.save_pretrained(folder)
-    write_json(folder / IDENTITY, chat.identity)
+    write_json(folder / IDENTITY_FILE, chat.identity)
 
 
 def load_model(
     settings: LoadSettings, tuned: Tuned, task: Task, labels: Sequence[str], dtype: str, *, merged: bool = False
-) -> tuple[Any, Chat]:
+) -> tuple[Any, ChatTokenizer]:
     """The tuned model in the precision `dtype`, its adapter `merged` or not, and its tokenizer. Imports torch."""
     from src.model import load
 
@@ -124,15 +124,15 @@ def load_model(
     model, tokenizer, _ = load.load_tuned(
         tuned, dtype, device, trust_remote_code=settings.trust_remote_code, task=task, labels=labels
     )
-    return (merge(model) if merged else model), Chat(tokenizer)
+    return (merge(model) if merged else model), ChatTokenizer(tokenizer)
 
 
-def prompt_ids(config: Mapping[str, Any], chat: Chat, evaluation: Reevaluation) -> list[list[int]]:
+def prompt_ids(config: Mapping[str, Any], chat: ChatTokenizer, evaluation: Reevaluation) -> list[list[int]]:
     """The token ids of each prompt, for a model with the settings `config` (its config.json)."""
     return _requests(config, chat, evaluation, references=False).prompts[evaluation.split]
 
 
-def reference_examples(config: Mapping[str, Any], chat: Chat, evaluation: Reevaluation) -> list[Example]:
+def reference_examples(config: Mapping[str, Any], chat: ChatTokenizer, evaluation: Reevaluation) -> list[Example]:
     """Each prompt with its reference answer, as in the evaluation; rows that cannot be encoded are left out."""
     encoded = inference.encode_references(evaluation.rows, chat, evaluation.task, tasks.positions(config))
     return [example for example in encoded if isinstance(example, Example)]
@@ -144,7 +144,7 @@ def first_batches(prompts: Sequence[list[int]], batch_size: int, count: int) -> 
     return order[: -(-count // batch_size) * batch_size]
 
 
-def predict(model: Any, chat: Chat, evaluation: Reevaluation) -> list[dict[str, Any]]:
+def predict(model: Any, chat: ChatTokenizer, evaluation: Reevaluation) -> list[dict[str, Any]]:
     """`{prediction, reference, ...}` of each row, in order; with `reference_*` where the metric reads those."""
     predictions = _predictions(model, chat, evaluation)
     references = [row.messages[-1]["content"] for row in evaluation.rows]
@@ -156,7 +156,7 @@ def predict(model: Any, chat: Chat, evaluation: Reevaluation) -> list[dict[str, 
     ]
 
 
-def _predictions(model: Any, chat: Chat, evaluation: Reevaluation) -> list[dict[str, Any]]:
+def _predictions(model: Any, chat: ChatTokenizer, evaluation: Reevaluation) -> list[dict[str, Any]]:
     prompts = prompt_ids(model.config.to_dict(), chat, evaluation)
     predictor = inference.writer(model, chat, evaluation.task, evaluation.labels, evaluation.args, evaluation.seed)
     found: dict[int, dict[str, Any]] = {}
@@ -166,7 +166,7 @@ def _predictions(model: Any, chat: Chat, evaluation: Reevaluation) -> list[dict[
     return [found[i] for i in range(len(prompts))]
 
 
-def _score_references(model: Any, chat: Chat, evaluation: Reevaluation) -> list[Mapping[str, Any]]:
+def _score_references(model: Any, chat: ChatTokenizer, evaluation: Reevaluation) -> list[Mapping[str, Any]]:
     """The likelihood of each reference answer, one forward pass each."""
     from src.eval.loglikelihood import Reader
 
@@ -177,6 +177,6 @@ def _score_references(model: Any, chat: Chat, evaluation: Reevaluation) -> list[
 
 
 def _requests(
-    config: Mapping[str, Any], chat: Chat, evaluation: Reevaluation, *, references: bool
+    config: Mapping[str, Any], chat: ChatTokenizer, evaluation: Reevaluation, *, references: bool
 ) -> inference.Questions:
     return inference.questions({evaluation.split: evaluation.rows}, chat, evaluation.task, config, references)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from src import runs
 from src.data import loader, task_encoding
-from src.data.chat import IDENTITY, Chat
+from src.data.chat import IDENTITY_FILE, ChatTokenizer
 from src.errors import ConfigError, DataError, ModelError
 from src.eval import inference, metrics, vllm_engine
 from src.eval.fingerprint import conditions
@@ -34,7 +34,7 @@ class Exam(NamedTuple):
     """All that two models have in common that are to be compared."""
 
     cfg: Any
-    chat: Chat
+    chat: ChatTokenizer
     asked: Questions
     dtype: Reasoned
     device: Reasoned
@@ -136,7 +136,7 @@ def set_up(
     config = settings.to_dict()
     if labels is None:
         labels = tasks.labels_for(labels_of_rows(splits.rows), config) if cfg.task == "classification" else ()
-    chat = Chat(tokenizer)
+    chat = ChatTokenizer(tokenizer)
     asked = inference.questions(
         splits.rows, chat, str(cfg.task), config, metrics.needs_references(cfg.metrics or [])
     )
@@ -151,17 +151,19 @@ def labels_of_rows(splits: Splits) -> list[str]:
 
     Raises: DataError if there are fewer than two.
     """
-    found = sorted({label for rows in splits.values() for row in rows for label in task_encoding.answers(row)})
+    found = sorted(
+        {label for rows in splits.values() for row in rows for label in task_encoding.trained_answers(row)}
+    )
     if len(found) < 2:
         raise DataError(f"every row has the label {found}", hint="a classification needs two labels or more")
     return found
 
 
-def check_tokenization(folder: Path, run: runs.Run | None, chat: Chat, cfg: EvalConfig) -> None:
+def check_tokenization(folder: Path, run: runs.Run | None, chat: ChatTokenizer, cfg: EvalConfig) -> None:
     """Raises: ModelError if the model was tuned with another tokenizer or template, unless that is allowed."""
     recorded = [run.manifest.get("tokenization", {})] if run else []
-    if (folder / IDENTITY).exists():
-        recorded.append(read_json(folder / IDENTITY))
+    if (folder / IDENTITY_FILE).exists():
+        recorded.append(read_json(folder / IDENTITY_FILE))
     names = {"chat_template_sha256": "chat template", "tokenizer_sha256": "tokenizer"}
     other = [
         what

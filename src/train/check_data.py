@@ -7,8 +7,8 @@ from pathlib import Path
 from src import runs
 from src.config import to_yaml
 from src.data import prepare, report
-from src.data.chat import Chat
-from src.data.show import show
+from src.data.chat import ChatTokenizer
+from src.data.show import print_report
 from src.data.store import TokenStore
 from src.model import tasks
 from src.model.source import Source, locate
@@ -23,21 +23,21 @@ def check_data(cfg: TrainConfig) -> int:
     Raises: what that training would refuse, after the report is written.
     """
     runs.check_writable(cfg.output_dir)
-    data = prepare.read(cfg)
+    data = prepare.load_training_rows(cfg)
     base = locate(cfg.model_name, cfg.model_revision)
     tasks.check_source(base, cfg.task, cfg.max_length)
     tokens, chat = tokenize(data, base, cfg)
     folder = runs.new_folder(Path(cfg.output_dir) / "checks")
     write_text(folder / "config_used.yaml", to_yaml(cfg))
     write_json(folder / "data_report.json", tokens.report)
-    show(tokens, chat, cfg.max_length)
+    print_report(tokens, chat, cfg.max_length)
     log.info("report in %s", folder / "data_report.json")
     prepare.refuse_bad_rows(data, cfg)
     report.refuse_findings(tokens.report, cfg)
     return 0
 
 
-def tokenize(data: prepare.Data, base: Source, cfg: TrainConfig) -> tuple[TokenStore, Chat]:
+def tokenize(data: prepare.TrainingRows, base: Source, cfg: TrainConfig) -> tuple[TokenStore, ChatTokenizer]:
     """The tokens of the rows by the tokenizer of `base`, and that tokenizer."""
     from src.model.tokenizer import load_config  # transformers starts loading here
 
@@ -45,12 +45,14 @@ def tokenize(data: prepare.Data, base: Source, cfg: TrainConfig) -> tuple[TokenS
     tasks.check(config, base.name, cfg.task, cfg.max_length)  # of the Hub it was not known before
     chat = load_chat(base, cfg)
     data = data._replace(labels=tasks.labels_for(data.labels, config)) if data.labels else data
-    return prepare.tokenise(data, chat, cfg), chat
+    return prepare.tokenize(data, chat, cfg), chat
 
 
-def load_chat(base: Source, cfg: TrainConfig) -> Chat:
+def load_chat(base: Source, cfg: TrainConfig) -> ChatTokenizer:
     """The tokenizer of `base`, as the task uses it."""
     from src.model.tokenizer import load_tokenizer
 
     templated = tasks.TASKS[cfg.task].templated
-    return Chat(load_tokenizer(base.location, cfg.model_revision, cfg.trust_remote_code, templated=templated))
+    return ChatTokenizer(
+        load_tokenizer(base.location, cfg.model_revision, cfg.trust_remote_code, templated=templated)
+    )

@@ -47,7 +47,7 @@ class PackedCollator:
         lengths = [len(e.ids) for e in examples]
         ids = torch.tensor([i for e in examples for i in e.ids])
         learnt = torch.tensor(
-            [on for e in examples for on in (False, *e.learnt[1:])]
+            [on for e in examples for on in (False, *e.loss_mask[1:])]
         )  # nothing predicts the first
         labelled = learnt.nonzero().flatten()
         fill = -len(labelled) % self.multiple

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from src import runs
-from src.data.download import check_server, concurrently, inside
-from src.data.from_s3 import client_of, s3_errors
+from src.data.download import check_endpoint, run_parallel, safe_path
+from src.data.from_s3 import s3_client, s3_errors
 from src.errors import ConfigError, RunError, UserError
 from src.runs import Run
 from src.schema import LoopArgs
@@ -91,10 +91,10 @@ def open_store(cfg: LoopArgs) -> MirrorStore | None:
         or os.environ.get("AWS_ENDPOINT_URL_S3")
         or os.environ.get("AWS_ENDPOINT_URL")
     )
-    endpoint = endpoint and check_server(endpoint, "checkpoint_mirror_endpoint")
+    endpoint = endpoint and check_endpoint(endpoint, "checkpoint_mirror_endpoint")
     prefix = parts.path.strip("/")
     with s3_errors(parts.netloc, endpoint, "checkpoint_mirror", "checkpoint_mirror_endpoint"):
-        store = MirrorStore(client_of(endpoint), parts.netloc, f"{prefix}/" if prefix else "", endpoint)
+        store = MirrorStore(s3_client(endpoint), parts.netloc, f"{prefix}/" if prefix else "", endpoint)
         store.client.list_objects_v2(Bucket=store.bucket, Prefix=store.prefix, MaxKeys=1)
     return store
 
@@ -174,7 +174,7 @@ class CheckpointMirror:
     def _copy_there(self, staged: Path) -> None:
         """Make the copy what `staged` holds: the run's own files first, and each marker after what it marks."""
         plain = [p for p in staged.rglob("*") if p.is_file() and "checkpoints" not in p.relative_to(staged).parts]
-        concurrently(lambda p: self.store.put(p, self._key(staged, p)), plain)
+        run_parallel(lambda p: self.store.put(p, self._key(staged, p)), plain)
         folders = {marker.parent.name: marker.parent for marker in staged.glob(f"checkpoints/*/{COMPLETE}")}
         there = self._checkpoints_there()
         for name, folder in sorted(folders.items(), key=lambda item: int(item[0].rpartition("-")[2])):
@@ -190,7 +190,7 @@ class CheckpointMirror:
         self.there.pop(folder.name, None)
         self.store.remove(marker)  # of an earlier attempt, whose files these are not
         files = [p for p in folder.rglob("*") if p.is_file() and p.name != COMPLETE]
-        concurrently(lambda p: self.store.put(p, self._key(staged, p)), files)
+        run_parallel(lambda p: self.store.put(p, self._key(staged, p)), files)
         self.store.put(folder / COMPLETE, marker)
         log.info("%s is mirrored", folder.name)
 
@@ -261,7 +261,7 @@ class MirroredRun(NamedTuple):
         with self.store.errors(), atomic_dir(root / self.id) as folder:
             keys = self.store.keys(f"{self.id}/")
             plain = [key for key in keys if "/checkpoints/" not in key]
-            concurrently(lambda key: self.store.get(key, self._place(folder, key)), plain)
+            run_parallel(lambda key: self.store.get(key, self._place(folder, key)), plain)
             write_json(folder / "manifest.json", self.manifest | {"status": runs.INTERRUPTED})
             self._fetch_checkpoint(folder, keys, with_best)
         log.info("run %s was fetched from the mirror", self.id)
@@ -286,11 +286,11 @@ class MirroredRun(NamedTuple):
 
     def _fetched(self, folder: Path, keys: list[str], name: str) -> Path:
         files = [key for key in keys if key.startswith(f"{self.id}/checkpoints/{name}/")]
-        concurrently(lambda key: self.store.get(key, self._place(folder, key)), files)
+        run_parallel(lambda key: self.store.get(key, self._place(folder, key)), files)
         return folder / "checkpoints" / name
 
     def _place(self, folder: Path, key: str) -> Path:
-        return inside(folder, key.removeprefix(f"{self.id}/"))
+        return safe_path(folder, key.removeprefix(f"{self.id}/"))
 
 
 def list_mirrored_runs(store: MirrorStore) -> list[MirroredRun]:

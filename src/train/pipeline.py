@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from src import runs
 from src.config import to_yaml
 from src.data import prepare
-from src.data.chat import IDENTITY, Chat
+from src.data.chat import IDENTITY_FILE, ChatTokenizer
 from src.data.store import Example, RowStore, TokenStore
 from src.errors import RunError, Stopped
 from src.model import profile, tasks
@@ -119,7 +119,7 @@ def _open_prepared(shared: BroadcastState, device: Reasoned) -> PreparedData:
             raise RunError(
                 f"{folder} is not on this machine", hint="all machines must share output_dir and cache_dir"
             )
-    data = prepare.Data([], RowStore(shared.rows), [], [], shared.labels)
+    data = prepare.TrainingRows([], RowStore(shared.rows), [], [], shared.labels)
     examples, chat = TokenStore(shared.tokens), check_data.load_chat(shared.base, shared.cfg)
     return PreparedData(data, shared.base, device, shared.dtype, examples, chat, shared.held_out, shared.labels)
 
@@ -152,7 +152,7 @@ def _fit_and_save(
     ):
         figures, weights = fit(
             model, ready.chat.tokenizer, examples, held_out, cfg, dtype, RunRecorder(run, now.is_main, copy),
-            run.checkpoints, lambda row: ready.data.store.place(examples.row_of(row)), start, way,
+            run.checkpoints, lambda row: ready.data.store.location(examples.row_of(row)), start, way,
         )  # fmt: skip
         if now.is_main:
             save_model(model, ready.chat, run.model, weights)
@@ -178,7 +178,7 @@ def _open_run(
     return run, checkpoint.find_newest(run.checkpoints, with_best=cfg.load_best_model_at_end)
 
 
-def save_model(model: Any, chat: Chat, folder: Path, weights: dict[str, Any] | None = None) -> None:
+def save_model(model: Any, chat: ChatTokenizer, folder: Path, weights: dict[str, Any] | None = None) -> None:
     """Write the adapter or full weights with the tokenizer: the whole folder, or nothing of it.
 
     `weights` are taken in place of the model's own, of which it may hold a part only.
@@ -186,7 +186,7 @@ def save_model(model: Any, chat: Chat, folder: Path, weights: dict[str, Any] | N
     with atomic_dir(folder) as temporary:
         model.save_pretrained(temporary, **({"state_dict": weights} if weights is not None else {}))
         chat.tokenizer.save_pretrained(temporary)
-        write_json(temporary / IDENTITY, chat.identity)
+        write_json(temporary / IDENTITY_FILE, chat.identity)
         settings = temporary / "adapter_config.json"
         if settings.exists() and tasks.labels_of(model.config.to_dict()):
             model.config.save_pretrained(temporary)  # an adapter of a classifier keeps the names of its labels

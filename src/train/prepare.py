@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 from src import runs
 from src.data import loader, prepare, report, task_encoding
-from src.data.chat import Chat
-from src.data.encode import Rules
+from src.data.chat import ChatTokenizer
+from src.data.encode import EncodingOptions
 from src.data.formats import Row, RowError
-from src.data.show import show
+from src.data.show import print_report
 from src.data.store import Example, TokenStore
 from src.errors import ConfigError
 from src.model import methods, tasks
@@ -27,7 +27,7 @@ from src.utils.process_info import OPTIONAL, block_imports, freeze_gc
 class RawData(NamedTuple):
     """What is known without torch: the rows as texts, those of the dev split, and where the model is."""
 
-    data: prepare.Data
+    data: prepare.TrainingRows
     dev: list[Row]
     base: Source
 
@@ -35,12 +35,12 @@ class RawData(NamedTuple):
 class PreparedData(NamedTuple):
     """Everything but the model. `examples` are trained on, `held_out` are for the evaluation loss."""
 
-    data: prepare.Data
+    data: prepare.TrainingRows
     base: Source
     device: Reasoned
     dtype: Reasoned
     examples: TokenStore
-    chat: Chat
+    chat: ChatTokenizer
     held_out: list[Example]
     labels: tuple[str, ...]  # of a classifier
 
@@ -49,7 +49,7 @@ def load_rows(cfg: TrainConfig) -> RawData:
     """Refuse what can be refused before torch is imported."""
     environment.release_freed_memory()
     runs.check_writable(cfg.output_dir)
-    data = prepare.read(cfg)
+    data = prepare.load_training_rows(cfg)
     prepare.refuse_bad_rows(data, cfg)
     dev = _read_dev_rows(cfg, data.labels)
     base = locate(cfg.model_name, cfg.model_revision)
@@ -71,10 +71,10 @@ def prepare_training(
     log.info("device %s; precision %s; TF32 %s; kernels %s", device, dtype, tf32, kernels)
     block_imports(*_unused_packages(cfg, base))
     examples, chat = check_data.tokenize(data, base, cfg)  # transformers, torch and their like start loading here
-    show(examples, chat, cfg.max_length)
+    print_report(examples, chat, cfg.max_length)
     report.refuse_findings(examples.report, cfg)
     labels = tuple(examples.report.get("labels", ()))
-    held_out = _encode_dev_rows(dev, chat, prepare.rules_of(cfg, labels))
+    held_out = _encode_dev_rows(dev, chat, prepare.encoding_options(cfg, labels))
     return PreparedData(data, base, device, dtype, examples, chat, held_out, labels)
 
 
@@ -127,11 +127,11 @@ def _read_dev_rows(cfg: TrainConfig, labels: Sequence[str]) -> list[Row]:
     return rows
 
 
-def _encode_dev_rows(rows: Sequence[Row], chat: Chat, rules: Rules) -> list[Example]:
+def _encode_dev_rows(rows: Sequence[Row], chat: ChatTokenizer, rules: EncodingOptions) -> list[Example]:
     """Rows for the evaluation loss; what does not fit is said."""
     found: list[Example] = []
     rules = rules._replace(train_on="completion", on_overlength="reject")
-    for row, encoded in zip(rows, task_encoding.TASKS[rules.task].encode(rows, chat, rules), strict=True):
+    for row, encoded in zip(rows, task_encoding.TASK_ENCODINGS[rules.task].encode(rows, chat, rules), strict=True):
         if isinstance(encoded, RowError):
             log.warning("left out of the evaluation loss: %s:%d %s", row.file, row.line, encoded.detail)
         else:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from src.convert.chatgpt import chatgpt_conversations
-from src.convert.files import Outcome, convert_file, convert_tree, exit_code
+from src.convert.files import ConversionResult, convert_file, convert_tree, exit_code
 from src.data.readers.json_text import one_line, read_json_values
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -661,4 +661,4 @@ def test_command_force_and_empty_and_missing_folder(tmp_path: Path) -> None:
 
 
 def test_outcome_prints_as_one_report_line() -> None:
-    assert str(Outcome(Path("data/x.jsonl"), "ok", 3, ": ok (3 rows)")) == "data/x.jsonl: ok (3 rows)"
+    assert str(ConversionResult(Path("data/x.jsonl"), "ok", 3, ": ok (3 rows)")) == "data/x.jsonl: ok (3 rows)"

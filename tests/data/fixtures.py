@@ -12,7 +12,7 @@ import pytest
 
 from src.config import load
 from src.data import prepare, report
-from src.data.chat import Chat
+from src.data.chat import ChatTokenizer
 from src.data.store import TokenStore
 from src.schema import TrainConfig
 from tests.fixtures import jsonl
@@ -41,16 +41,16 @@ class Maker:
         found: TrainConfig = load("train", ours | settings)
         return found
 
-    def read(self, **settings: Any) -> prepare.Data:
+    def read(self, **settings: Any) -> prepare.TrainingRows:
         cfg = self.config(**settings)
-        data = prepare.read(cfg)
+        data = prepare.load_training_rows(cfg)
         prepare.refuse_bad_rows(data, cfg)
         return data
 
     def tokens(self, **settings: Any) -> TokenStore:
         """What a training with these settings would train on."""
         cfg = self.config(**settings)
-        tokens = prepare.tokenise(self.read(**settings), Chat(self.tokenizer), cfg)
+        tokens = prepare.tokenize(self.read(**settings), ChatTokenizer(self.tokenizer), cfg)
         report.refuse_findings(tokens.report, cfg)
         return tokens
 

@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from src.data.download import Fetched
-from src.data.from_lakefs import lakefs
+from src.data.download import FetchedData
+from src.data.from_lakefs import fetch_lakefs
 from src.data.lakefs_client import KEYS
-from src.data.lakefs_push import push
+from src.data.lakefs_push import push_dataset
 from src.schema import DataPushConfig, DataSource
 from tests.data.lakefs_server import LakeFS
 
@@ -70,11 +70,11 @@ class Lake:
     def source(self, **keys: Any) -> DataSource:
         return DataSource(**{"type": "lakefs", "endpoint": self.endpoint, "repo": self.name, **keys})
 
-    def fetch(self, cache: Path, **keys: Any) -> Fetched:
-        return lakefs(self.source(**keys), cache)
+    def fetch(self, cache: Path, **keys: Any) -> FetchedData:
+        return fetch_lakefs(self.source(**keys), cache)
 
     def push(self, folder: Path, message: str | None = "new", pattern: str = "**/*", **keys: Any) -> int:
-        return push(DataPushConfig(str(folder), pattern, self.source(**keys), message))
+        return push_dataset(DataPushConfig(str(folder), pattern, self.source(**keys), message))
 
 
 def connected(endpoint: str, access: str, secret: str, server: LakeFS | None) -> Lake:

@@ -15,8 +15,8 @@ from tokenizers import AddedToken
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer
 
-from src.data.chat import Chat, Rendered
-from src.data.encode import Encoded, Rules, encode
+from src.data.chat import ChatTokenizer, RenderedChat
+from src.data.encode import EncodedRow, EncodingOptions, encode_chats
 from src.data.formats import Message, RowError
 from src.data.store import IGNORE_INDEX
 from tests.data import tokenizers
@@ -41,17 +41,19 @@ pytestmark = pytest.mark.usefixtures("frozen")
 
 ROOT = Path(__file__).resolve().parents[2]
 SPOKEN = {name: turns for name, turns in CONVERSATIONS.items() if name not in ("system", "tools", "weights")}
-MANY = Rules(100_000)
+MANY = EncodingOptions(100_000)
 
 
-def encoded(name: str, turns: list[Message], rules: Rules = MANY, tools: list[Any] | None = None) -> Encoded:
-    found = encode([row(turns, tools)], tokenizers.chat(name), rules)[0]
-    assert isinstance(found, Encoded), found
+def encoded(
+    name: str, turns: list[Message], rules: EncodingOptions = MANY, tools: list[Any] | None = None
+) -> EncodedRow:
+    found = encode_chats([row(turns, tools)], tokenizers.chat(name), rules)[0]
+    assert isinstance(found, EncodedRow), found
     return found
 
 
 def refused(name: str, turns: list[Message], tools: list[Any] | None = None) -> RowError:
-    found = encode([row(turns, tools)], tokenizers.chat(name), MANY)[0]
+    found = encode_chats([row(turns, tools)], tokenizers.chat(name), MANY)[0]
     assert isinstance(found, RowError), found
     return found
 
@@ -74,7 +76,7 @@ def accepted(family: Family) -> list[str]:
     return [name for name in CONVERSATIONS if name not in left_out]
 
 
-def stretches(chat: Chat, ids: list[int], learnt: list[bool]) -> list[str]:
+def stretches(chat: ChatTokenizer, ids: list[int], learnt: list[bool]) -> list[str]:
     """The text of each run of tokens with loss, as it reads behind what stands before it."""
     found, start = [], None
     for at, on in enumerate([*learnt, False]):
@@ -96,31 +98,31 @@ def test_the_answers_and_their_ends_are_learnt_and_nothing_else(name: str, title
     family, chat, turns = FAMILIES[name], tokenizers.chat(name), SPOKEN[title]
     found = encoded(name, turns)
     wanted = [written(family, turn) for turn in turns if turn["role"] == "assistant"]
-    spans = [text.text[span.start : span.end] for text in found.texts for span in text.answers]
+    spans = [text.text[span.start : span.end] for text in found.texts for span in text.answer_spans]
     assert spans == wanted
     # what a special token swallows, and the space that SentencePiece puts behind one, is in no token's text
     loose = bool(family.swallows) or family.make is prepended
-    shown = [s for e in found.examples for s in stretches(chat, e.ids, e.learnt)]
+    shown = [s for e in found.examples for s in stretches(chat, e.ids, e.loss_mask)]
     composed = [normalize("NFC", w) if family.make is qwen else w for w in wanted]
     assert [s.lstrip() if loose else s for s in shown] == [w.lstrip() if loose else w for w in composed]
     assert len(found.texts) == (1 if family.one_text else len(wanted))
-    assert found.ends is (family.eot.strip() in chat.special_tokens or name == "command_r7b")
+    assert found.ends_turns is (family.eot.strip() in chat.special_tokens or name == "command_r7b")
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_turn_of_weight_nought_is_not_learnt(name: str) -> None:
     family = FAMILIES[name]
     found = encoded(name, CONVERSATIONS["weights"])
-    learnt = [s for e in found.examples for s in stretches(tokenizers.chat(name), e.ids, e.learnt)]
+    learnt = [s for e in found.examples for s in stretches(tokenizers.chat(name), e.ids, e.loss_mask)]
     assert [s.strip() for s in learnt] == [(family.writes("good") + family.eot).strip()]
-    assert len(found.examples) == len(found.texts) == len(found.whole)
+    assert len(found.examples) == len(found.texts) == len(found.full_examples)
 
 
 @pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.tools])
 def test_calls_of_tools_are_learnt_and_what_the_tools_say_is_not(name: str) -> None:
     found = encoded(name, WITH_TOOLS, tools=TOOLS)
     chat = tokenizers.chat(name)
-    learnt = [s for e in found.examples for s in stretches(chat, e.ids, e.learnt)]
+    learnt = [s for e in found.examples for s in stretches(chat, e.ids, e.loss_mask)]
     assert len(learnt) == 3
     assert "weather" in learnt[0] and "Bern" in learnt[0]
     assert learnt[0].endswith(FAMILIES[name].eot)
@@ -137,20 +139,20 @@ def test_calls_of_tools_that_a_template_leaves_out_are_refused(name: str) -> Non
 @pytest.mark.parametrize("name", FAMILIES)
 def test_an_end_of_turn_is_learnt_even_where_it_is_the_padding_too(name: str) -> None:
     family = FAMILIES[name]
-    chat = Chat(tokenizers.tokenizer(family))
+    chat = ChatTokenizer(tokenizers.tokenizer(family))
     chat.tokenizer.pad_token = chat.tokenizer.eos_token
     short, long = (
-        encode([row(CONVERSATIONS[title])], chat, MANY)[0] for title in ("single turn", "several turns")
+        encode_chats([row(CONVERSATIONS[title])], chat, MANY)[0] for title in ("single turn", "several turns")
     )
-    assert isinstance(short, Encoded) and isinstance(long, Encoded)
+    assert isinstance(short, EncodedRow) and isinstance(long, EncodedRow)
     examples = [short.examples[0], long.examples[-1]]
     for example in examples:
-        last = max(i for i, on in enumerate(example.learnt) if on)
+        last = max(i for i, on in enumerate(example.loss_mask) if on)
         assert example.labels[last] == example.ids[last]
         assert chat.tokenizer.decode([example.ids[last]]) in family.eot or not family.eot
-        assert [label == IGNORE_INDEX for label in example.labels] == [not on for on in example.learnt]
+        assert [label == IGNORE_INDEX for label in example.labels] == [not on for on in example.loss_mask]
     labels = pad_sequence([torch.tensor(e.labels) for e in examples], batch_first=True, padding_value=IGNORE_INDEX)
-    assert [int((r != IGNORE_INDEX).sum()) for r in labels] == [sum(e.learnt) for e in examples]
+    assert [int((r != IGNORE_INDEX).sum()) for r in labels] == [sum(e.loss_mask) for e in examples]
 
 
 # where it begins
@@ -163,7 +165,7 @@ def test_a_conversation_begins_once_where_the_template_says_so(name: str) -> Non
     for title in accepted(family):
         turns = CONVERSATIONS[title]
         for example in encoded(name, turns, tools=TOOLS if title == "tools" else None).examples:
-            prompts = [chat.prompt(turns[: 1 + (title == "system")]), example.ids]
+            prompts = [chat.prompt_ids(turns[: 1 + (title == "system")]), example.ids]
             if family.bos is None:
                 assert bos is None
             elif name == "smollm2":  # its bos is what begins every turn
@@ -183,28 +185,28 @@ def test_an_evaluation_prompt_is_the_beginning_of_the_training_row(name: str, ti
     found = encoded(name, [{**turn, "weight": 1} for turn in turns], tools=tools)
     asked = []
     for text, example in zip(found.texts, found.examples, strict=True):
-        begins = [i for i, on in enumerate(example.learnt) if on and not example.learnt[i - 1]]
-        for turn, begin in zip(text.taught, begins, strict=True):
-            assert chat.prompt(turns[:turn], tools) == example.ids[:begin]
+        begins = [i for i, on in enumerate(example.loss_mask) if on and not example.loss_mask[i - 1]]
+        for turn, begin in zip(text.answer_turns, begins, strict=True):
+            assert chat.prompt_ids(turns[:turn], tools) == example.ids[:begin]
             asked.append(turn)
     assert asked == [i for i, turn in enumerate(turns) if turn["role"] == "assistant"]
 
 
 def test_a_prompt_cuts_the_earlier_answers_where_training_does() -> None:
     """Its last answers make this conversation one text an answer, and the prompt of the first is not."""
-    chat = Chat(tokenizers.tokenizer(FAMILIES["chatml"]))
+    chat = ChatTokenizer(tokenizers.tokenizer(FAMILIES["chatml"]))
     chat.tokenizer.chat_template = (
         "{% for m in messages %}{{ m.role + '\n' + (m.reasoning_content or '') * (loop.last | int) + m.content }}"
         "{% endfor %}{% if add_generation_prompt %}{{ 'assistant\n' }}{% endif %}"
     )
     thought = assistant("\n\nb", reasoning_content="c")
     turns = [user("a"), assistant("\n\nb"), user("a"), thought, user("a"), thought]
-    found = encode([row(turns)], chat, MANY)[0]
-    assert isinstance(found, Encoded)
+    found = encode_chats([row(turns)], chat, MANY)[0]
+    assert isinstance(found, EncodedRow)
     assert len(found.texts) == 3
     for text, example in zip(found.texts, found.examples, strict=True):
-        asked = chat.prompt(turns[: text.taught[0]])
-        assert asked == example.ids[: example.learnt.index(True)]
+        asked = chat.prompt_ids(turns[: text.answer_turns[0]])
+        assert asked == example.ids[: example.loss_mask.index(True)]
         assert example.ids != chat.tokenizer(text.text)["input_ids"]
 
 
@@ -231,7 +233,7 @@ def test_a_template_refuses_turns_out_of_order_in_its_own_words(name: str) -> No
     assert error.reason == "template"
     assert "roles must alternate user/assistant/user/assistant/..." in error.detail
     with pytest.raises(RowError, match="must alternate"):
-        tokenizers.chat(name).prompt([user("a"), user("b")])
+        tokenizers.chat(name).prompt_ids([user("a"), user("b")])
 
 
 @pytest.mark.parametrize("title", SPOKEN)
@@ -239,29 +241,29 @@ def test_a_prompt_that_no_answer_continues_is_refused_and_never_mistaken(title: 
     error = refused(REFUSED.name, SPOKEN[title])
     assert error.reason == "template"
     assert error.detail == "is written by the chat template so that it hides where answers begin"
-    assert tokenizers.chat(REFUSED.name).prompt(SPOKEN[title][:1])  # to be asked, it can be
+    assert tokenizers.chat(REFUSED.name).prompt_ids(SPOKEN[title][:1])  # to be asked, it can be
 
 
 def test_an_answer_of_which_the_template_writes_nothing_is_refused() -> None:
-    chat = Chat(tokenizers.tokenizer(FAMILIES["falcon"]))
+    chat = ChatTokenizer(tokenizers.tokenizer(FAMILIES["falcon"]))
     chat.tokenizer.chat_template = (
         "{% for m in messages %}{{ m.role + ':' + m.content.split('</think>')[-1] }}{% endfor %}"
         "{% if add_generation_prompt %}assistant:{% endif %}"
     )
-    empty, said = encode(
+    empty, said = encode_chats(
         [row([user("q"), assistant(a)]) for a in ("<think>x</think>", "<think>x</think>y")], chat, MANY
     )
     assert isinstance(empty, RowError) and empty.reason == "template"
-    assert isinstance(said, Encoded) and stretches(chat, *said.examples[0]) == ["y"]
+    assert isinstance(said, EncodedRow) and stretches(chat, *said.examples[0]) == ["y"]
 
 
 def test_a_template_without_system_turns_or_with_one_answer_only_is_told_apart() -> None:
-    chat = Chat(tokenizers.tokenizer(FAMILIES["chatml"]))
+    chat = ChatTokenizer(tokenizers.tokenizer(FAMILIES["chatml"]))
     chat.tokenizer.chat_template = (
         "{% if messages | length > 2 %}{{ raise_exception('One answer only') }}{% endif %}"
     ) + chat.tokenizer.chat_template
-    one, two = encode([row(CONVERSATIONS[title]) for title in ("single turn", "several turns")], chat, MANY)
-    assert isinstance(one, Encoded) and stretches(chat, *one.examples[0]) == ["Four.<|im_end|>"]
+    one, two = encode_chats([row(CONVERSATIONS[title]) for title in ("single turn", "several turns")], chat, MANY)
+    assert isinstance(one, EncodedRow) and stretches(chat, *one.examples[0]) == ["Four.<|im_end|>"]
     assert isinstance(two, RowError) and two.detail.endswith("One answer only")
 
 
@@ -312,7 +314,7 @@ def test_a_token_that_steers_the_model_is_found_in_all_that_a_turn_carries(key: 
 
 def test_a_special_token_that_the_template_leaves_alone_does_not_end_what_is_learnt() -> None:
     found = encoded("falcon", [user("x"), assistant("see <filename> and go"), user("y"), assistant("<filename>")])
-    learnt = stretches(tokenizers.chat("falcon"), found.examples[0].ids, found.examples[0].learnt)
+    learnt = stretches(tokenizers.chat("falcon"), found.examples[0].ids, found.examples[0].loss_mask)
     assert learnt == [" see <filename> and go", " <filename>"]
 
 
@@ -334,10 +336,10 @@ def test_tokens_are_those_of_one_pass_but_for_newlines_at_the_edges(name: str) -
 @pytest.mark.parametrize("answer", ["Hello", " Hello", "\nHello", "\n Hello"])
 def test_an_answer_keeps_its_text_where_a_token_would_reach_into_it(answer: str) -> None:
     """Two spaces are one token of this tokenizer, and the template ends a prompt with one."""
-    chat = Chat(tokenizers.tokenizer(FAMILIES["zephyr"]))
+    chat = ChatTokenizer(tokenizers.tokenizer(FAMILIES["zephyr"]))
     chat.tokenizer.chat_template = "{% for m in messages %}{{ m.content + '</s> ' }}{% endfor %}"
-    found = encode([row([user("What"), assistant(answer)])], chat, MANY)[0]
-    assert isinstance(found, Encoded)
+    found = encode_chats([row([user("What"), assistant(answer)])], chat, MANY)[0]
+    assert isinstance(found, EncodedRow)
     (example,) = found.examples
     assert stretches(chat, *example) == [f"{answer}</s>"]
     whole = chat.tokenizer(found.texts[0].text, add_special_tokens=False)["input_ids"]
@@ -345,25 +347,25 @@ def test_an_answer_keeps_its_text_where_a_token_would_reach_into_it(answer: str)
 
 
 def test_no_letter_is_lost_where_every_lead_would_be_reached_over() -> None:
-    chat = Chat(tokenizers.tokenizer(FAMILIES["zephyr"]))
+    chat = ChatTokenizer(tokenizers.tokenizer(FAMILIES["zephyr"]))
     chat.tokenizer.add_tokens(["\n\n"])
     chat.tokenizer.chat_template = "{% for m in messages %}{{ m.content + '</s>\n' }}{% endfor %}"
-    found = encode([row([user("What"), assistant("\nHello")])], chat, MANY)[0]
-    assert isinstance(found, Encoded)
+    found = encode_chats([row([user("What"), assistant("\nHello")])], chat, MANY)[0]
+    assert isinstance(found, EncodedRow)
     assert stretches(chat, *found.examples[0])[0].lstrip(" ") == "\nHello</s>"
 
 
 @pytest.mark.parametrize("name", ["phi3", "llama2", "mistral_v03", "qwen3"])
 def test_a_tokenizer_left_cutting_and_padding_does_neither_here(name: str) -> None:
-    chat = Chat(tokenizers.tokenizer(FAMILIES[name]))
+    chat = ChatTokenizer(tokenizers.tokenizer(FAMILIES[name]))
     turns = CONVERSATIONS["several turns"]
-    before = chat.prompt(turns[:3])
+    before = chat.prompt_ids(turns[:3])
     chat.tokenizer(["a", "b c d"], padding=True, truncation=True, max_length=2)
-    assert chat.prompt(turns[:3]) == before
+    assert chat.prompt_ids(turns[:3]) == before
     chat.tokenizer.backend_tokenizer.enable_truncation(2)
     chat.tokenizer.backend_tokenizer.enable_padding(length=300)
-    assert chat.prompt(turns[:3]) == before
-    assert chat.tokenise([]) == []
+    assert chat.prompt_ids(turns[:3]) == before
+    assert chat.tokenize([]) == []
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -375,7 +377,7 @@ def test_a_document_has_the_tokens_of_its_text_and_an_end(name: str) -> None:
         (example,) = found.examples
         assert example.ids == [*chat.tokenizer(text)["input_ids"], eos]
         first = int(FAMILIES[name].bos is not None)
-        assert example.learnt == [False] * first + [True] * (len(example.ids) - first)
+        assert example.loss_mask == [False] * first + [True] * (len(example.ids) - first)
 
 
 def test_a_document_that_has_its_marks_is_not_given_them_again() -> None:
@@ -385,15 +387,15 @@ def test_a_document_that_has_its_marks_is_not_given_them_again() -> None:
 
 def test_a_template_without_special_tokens_is_taught_its_end_and_known_to_have_no_token_for_it() -> None:
     found = encoded("chatml_text", CONVERSATIONS["several turns"])
-    assert not found.ends
-    assert next(t.text[s.start : s.end] for t in found.texts for s in t.answers) == "Hello there<|im_end|>"
+    assert not found.ends_turns
+    assert next(t.text[s.start : s.end] for t in found.texts for s in t.answer_spans) == "Hello there<|im_end|>"
 
 
 # identity
 
 
 def identities(tokenizer: Any) -> tuple[str, str]:
-    chat = Chat(tokenizer)
+    chat = ChatTokenizer(tokenizer)
     return chat.template_hash, chat.tokenizer_hash
 
 
@@ -451,9 +453,9 @@ def test_identity_is_the_same_in_another_process(tmp_path: Path) -> None:
 def test_pieces_are_the_whole_text() -> None:
     chat = tokenizers.chat("qwen3")
     for turns in SPOKEN.values():
-        for text in chat.conversations(turns):
-            assert "".join(piece.text for piece in chat.pieces(text)) == text.text
-    assert chat.pieces(Rendered("", (), ())) == []
+        for text in chat.training_texts(turns):
+            assert "".join(piece.text for piece in chat.segments(text)) == text.text
+    assert chat.segments(RenderedChat("", (), ())) == []
 
 
 def test_a_system_turn_is_in_the_prompt_and_not_learnt() -> None:

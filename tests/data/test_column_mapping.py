@@ -8,8 +8,8 @@ from typing import Any, get_args
 
 import pytest
 
-from src.data.column_mapping import STRATEGIES, named_datasets, strategy_of, translation
-from src.data.formats import RowError, translated
+from src.data.column_mapping import STRATEGIES, choose_translation, named_datasets, strategy_of
+from src.data.formats import RowError, to_messages
 from src.errors import ConfigError
 from src.schema import ColumnArgs, Strategy
 from tests.fixtures import chat
@@ -33,7 +33,7 @@ def test_each_strategy_can_be_asked_for() -> None:
 
 
 def taken(row: object, **columns: Any) -> list[Any]:
-    return list(translated(row, translation(ColumnArgs(**columns), "messages")))
+    return list(to_messages(row, choose_translation(ColumnArgs(**columns), "messages")))
 
 
 def test_the_printed_train_data_config_names_a_data_set_on_the_hub() -> None:
@@ -41,7 +41,7 @@ def test_the_printed_train_data_config_names_a_data_set_on_the_hub() -> None:
     assert (found.data_source.type, found.data_source.repo) == ("hub", "HuggingFaceH4/instruction-dataset")
     row = {"prompt": "2+2?", "completion": "4", "meta": {"source": "x"}}
     assert (
-        translated(row, translation(found, "auto"))
+        to_messages(row, choose_translation(found, "auto"))
         == chat("2+2?", "4", system="A chat between a curious user and an artificial intelligence assistant.")[
             "messages"
         ]
@@ -149,7 +149,7 @@ def test_a_chat_takes_turns_of_any_shape_from_its_column(turns: list[Any]) -> No
 def test_a_row_with_a_system_turn_keeps_its_own() -> None:
     row = chat("2+2?", "4", system="Mine.")
     assert taken(row, system_prompt="Yours.") == row["messages"]
-    document = translated({"text": "4"}, translation(ColumnArgs(system_prompt="Yours."), "text"))
+    document = to_messages({"text": "4"}, choose_translation(ColumnArgs(system_prompt="Yours."), "text"))
     assert [turn["role"] for turn in document] == ["text"]
 
 
@@ -162,7 +162,7 @@ def test_a_row_with_a_system_turn_keeps_its_own() -> None:
 )
 def test_columns_that_contradict_each_other_are_refused(columns: dict[str, Any], told: str) -> None:
     with pytest.raises(ConfigError, match=told):
-        translation(ColumnArgs(**columns), "messages")
+        choose_translation(ColumnArgs(**columns), "messages")
 
 
 def test_a_chat_without_a_column_is_taken_from_messages() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from src.data.contamination import HeldOutRows
+from src.data.contamination import EvaluationRows
 from src.utils.logs import start_logging
 from tests.fixtures import chat, jsonl
 
@@ -23,7 +23,7 @@ def asked(*requests: str, answer: str = "yes") -> list[dict[str, str]]:
 
 def found(folder: Path, *turns: str) -> tuple[int, str] | None:
     """The line of the evaluation row that a conversation gives away, and how."""
-    (match,) = HeldOutRows(folder, 0.8).matches([chat(*turns)["messages"]], {})
+    (match,) = EvaluationRows(folder, 0.8).matches([chat(*turns)["messages"]], {})
     return (match.line, match.kind) if match else None
 
 
@@ -57,10 +57,10 @@ def test_the_strongest_of_the_exchanges_counts_wherever_it_stands(tmp_path: Path
     assert strongest("Hm?", near, "FIRST?") == (1, "normalised")
     assert strongest("Hm?", near) == (3, "near")
     assert strongest("First?", "Third?") == ((4, "exact") if backwards else (1, "exact"))  # of equals the first
-    (match,) = HeldOutRows(tmp_path, 0.5).matches(
+    (match,) = EvaluationRows(tmp_path, 0.5).matches(
         [chat(*(t for r in ((nearer, near) if backwards else (near, nearer)) for t in (r, "yes")))["messages"]], {}
     )
-    (alone,) = HeldOutRows(tmp_path, 0.5).matches([chat(nearer, "yes")["messages"]], {})
+    (alone,) = EvaluationRows(tmp_path, 0.5).matches([chat(nearer, "yes")["messages"]], {})
     assert match == alone
 
 
@@ -73,10 +73,10 @@ def test_an_exchange_is_near_by_its_request_and_its_answer_together(tmp_path: Pa
 def test_a_document_gives_away_a_request_or_a_whole_exchange(tmp_path: Path) -> None:
     jsonl(tmp_path / "test.jsonl", asked("Held out?"))
     for text, kind in (("Held out?", "exact"), ("Held out?\nyes", "exact"), ("HELD OUT?\nyes", "normalised")):
-        (match,) = HeldOutRows(tmp_path, 0.8).matches([[{"role": "text", "content": text}]], {})
+        (match,) = EvaluationRows(tmp_path, 0.8).matches([[{"role": "text", "content": text}]], {})
         assert match is not None
         assert (match.line, match.kind) == (1, kind)
-    assert HeldOutRows(tmp_path, 0.8).matches([[{"role": "text", "content": "Nothing."}]], {}) == [None]
+    assert EvaluationRows(tmp_path, 0.8).matches([[{"role": "text", "content": "Nothing."}]], {}) == [None]
 
 
 def test_evaluation_rows_that_cannot_be_read_are_counted_and_the_others_compared(
@@ -88,7 +88,7 @@ def test_evaluation_rows_that_cannot_be_read_are_counted_and_the_others_compared
     assert found(tmp_path, "Held out?", "no") == (2, "exact")
     assert f"{path}: 4 rows cannot be read" in capsys.readouterr().out
     jsonl(path, asked("Held out?"))
-    HeldOutRows(tmp_path, 0.8)
+    EvaluationRows(tmp_path, 0.8)
     assert "cannot be read" not in capsys.readouterr().out
 
 

@@ -21,10 +21,10 @@ from src.data.duplicates import (
     FEWEST_WORDS,
     MOST_COMPARED,
     Duplicate,
-    HeldOut,
+    FingerprintSpool,
+    HeldOutIndex,
+    HeldOutMatch,
     HeldOutText,
-    Match,
-    Spool,
     fingerprints,
 )
 from src.data.similarity import normalise, similarity
@@ -34,7 +34,7 @@ LONG = " ".join(f"word{number}" for number in range(40))
 
 
 def found_in(texts: Sequence[str], threshold: float = 0.8) -> list[Duplicate]:
-    with Spool() as spool:
+    with FingerprintSpool() as spool:
         spool.add(fingerprints(texts))
         return list(spool.duplicates(texts.__getitem__, threshold))
 
@@ -135,7 +135,7 @@ def test_a_later_band_does_not_replace_the_earliest_row() -> None:
     found = fingerprints(rows)
     found["bands"][:, 0] = 1
     found["bands"][:, 1:] = [[1], [2], [2]]  # in which the first row is not
-    with Spool() as spool:
+    with FingerprintSpool() as spool:
         spool.add(found)
         assert [(one.row, one.earlier) for one in spool.duplicates(rows.__getitem__)] == [(1, 0), (2, 0)]
 
@@ -268,7 +268,7 @@ def test_no_thread_is_started() -> None:
 def test_the_spool_reads_back_what_was_added_in_parts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     texts = [f"{number % 7} {LONG}" for number in range(50)]
     monkeypatch.setattr(duplicates, "READ_ROWS", 8)
-    with Spool(tmp_path) as spool:
+    with FingerprintSpool(tmp_path) as spool:
         for start in range(0, 50, 11):
             spool.add(fingerprints(texts[start : start + 11]))
         assert len(spool) == 50
@@ -288,7 +288,7 @@ def test_a_bucket_of_many_rows_costs_a_few_comparisons_each(monkeypatch: pytest.
         return 0.0
 
     monkeypatch.setattr(duplicates, "jaccard", counted)
-    with Spool() as spool:
+    with FingerprintSpool() as spool:
         spool.add(found)
         assert list(spool.duplicates(lambda row: f"{row} {LONG}")) == []
     assert compared <= duplicates.BANDS * MOST_COMPARED * 500
@@ -297,7 +297,7 @@ def test_a_bucket_of_many_rows_costs_a_few_comparisons_each(monkeypatch: pytest.
 def test_a_bucket_of_many_copies_is_read_once_and_of_many_near_rows_named_by_the_first() -> None:
     copies = [LONG] * 5_000
     reads: list[int] = []
-    with Spool() as spool:
+    with FingerprintSpool() as spool:
         spool.add(fingerprints(copies))
         assert len(list(spool.duplicates(lambda row: reads.append(row) or copies[row]))) == 4_999  # type: ignore[func-returns-value]
     assert reads == []
@@ -311,7 +311,7 @@ def test_in_a_full_bucket_rows_unlike_the_first_are_found_too() -> None:
     rows = [f"{LONG} {number}" for number in range(30)] + [f"{other} {number}" for number in range(30)]
     found = fingerprints(rows)
     found["bands"] = found["bands"][0]
-    with Spool() as spool:
+    with FingerprintSpool() as spool:
         spool.add(found)
         named = {duplicate.earlier for duplicate in spool.duplicates(rows.__getitem__)}
     assert named == {0, 30}
@@ -320,19 +320,19 @@ def test_in_a_full_bucket_rows_unlike_the_first_are_found_too() -> None:
 # Held-out texts
 
 
-def held_out(*texts: str) -> HeldOut:
-    return HeldOut([HeldOutText("test.jsonl", line, text) for line, text in enumerate(texts, 1)])
+def held_out(*texts: str) -> HeldOutIndex:
+    return HeldOutIndex([HeldOutText("test.jsonl", line, text) for line, text in enumerate(texts, 1)])
 
 
 def test_a_training_text_is_matched_with_the_held_out_text_by_its_strongest_kind() -> None:
     near, upper = replaced(LONG, 7), LONG.upper()
     texts = [upper, LONG, LONG.title(), near, "2+2?", "2-2?", "", replaced(LONG, *range(20))]
     assert held_out(near + " x", LONG, upper, "2+2").matches(fingerprints(texts), texts) == [
-        Match("test.jsonl", 3, "exact", 1.0),
-        Match("test.jsonl", 2, "exact", 1.0),
-        Match("test.jsonl", 2, "normalised", 1.0),
-        Match("test.jsonl", 1, "near", similarity(near + " x", near)),
-        Match("test.jsonl", 4, "normalised", 1.0),
+        HeldOutMatch("test.jsonl", 3, "exact", 1.0),
+        HeldOutMatch("test.jsonl", 2, "exact", 1.0),
+        HeldOutMatch("test.jsonl", 2, "normalised", 1.0),
+        HeldOutMatch("test.jsonl", 1, "near", similarity(near + " x", near)),
+        HeldOutMatch("test.jsonl", 4, "normalised", 1.0),
         None,
         None,
         None,
@@ -353,7 +353,7 @@ def test_nothing_is_held_out() -> None:
 def test_the_near_threshold_of_held_out_texts_holds() -> None:
     text = replaced(LONG, 5, 25)
     for threshold, count in ((similarity(LONG, text), 1), (similarity(LONG, text) + 1e-9, 0)):
-        held = HeldOut([HeldOutText("dev.jsonl", 1, LONG)], threshold)
+        held = HeldOutIndex([HeldOutText("dev.jsonl", 1, LONG)], threshold)
         assert sum(match is not None for match in held.matches(fingerprints([text]), [text])) == count
 
 

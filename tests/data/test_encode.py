@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from src.data.chat import Chat
-from src.data.encode import Encoded, Rules, encode
+from src.data.chat import ChatTokenizer
+from src.data.encode import EncodedRow, EncodingOptions, encode_chats
 from src.data.formats import Message, RowError
 from src.data.store import Example
 from src.schema import OnOverlength
@@ -17,7 +17,7 @@ from tests.data.tokenizers import CONVERSATIONS, FAMILIES, TOOLS, WITH_TOOLS, as
 pytest_plugins = ["tests.data.tokenizers"]
 pytestmark = pytest.mark.usefixtures("frozen")
 
-ROOMY = Rules(100_000)
+ROOMY = EncodingOptions(100_000)
 WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa"]
 ANSWERS = [f"The answer {word} it is." for word in WORDS[:6]]
 LONG: list[Message] = [
@@ -27,19 +27,19 @@ LONG: list[Message] = [
 KINDS = ["chatml", "qwen3", "smollm2", "llama3_1", "falcon", "llama2", "phi3", "mistral_v03", "gemma2", "gpt_oss"]
 
 
-def done(name: str, turns: list[Message], rules: Rules, tools: list[Any] | None = None) -> Encoded:
-    found = encode([row(turns, tools)], tokenizers.chat(name), rules)[0]
-    assert isinstance(found, Encoded), found
+def done(name: str, turns: list[Message], rules: EncodingOptions, tools: list[Any] | None = None) -> EncodedRow:
+    found = encode_chats([row(turns, tools)], tokenizers.chat(name), rules)[0]
+    assert isinstance(found, EncodedRow), found
     return found
 
 
-def refused(name: str, turns: list[Message], rules: Rules) -> RowError:
-    found = encode([row(turns)], tokenizers.chat(name), rules)[0]
+def refused(name: str, turns: list[Message], rules: EncodingOptions) -> RowError:
+    found = encode_chats([row(turns)], tokenizers.chat(name), rules)[0]
     assert isinstance(found, RowError), found
     return found
 
 
-def learnt(chat: Chat, example: Example) -> str:
+def learnt(chat: ChatTokenizer, example: Example) -> str:
     return str(chat.tokenizer.decode([i for i, on in zip(*example, strict=True) if on]))
 
 
@@ -50,7 +50,7 @@ def longest(name: str, turns: list[Message]) -> int:
 TWO = max(longest("chatml", LONG[i : i + 4]) for i in (0, 4, 8))  # tokens of two exchanges
 
 
-def read(chat: Chat, example: Example) -> str:
+def read(chat: ChatTokenizer, example: Example) -> str:
     return str(chat.tokenizer.decode(example.ids))
 
 
@@ -70,18 +70,18 @@ def taught(name: str, examples: list[Example]) -> list[str]:
 @pytest.mark.parametrize("name", KINDS)
 def test_the_last_turn_alone_is_taught_within_all_of_the_conversation(name: str) -> None:
     every = done(name, LONG, ROOMY)
-    last = done(name, LONG, Rules(100_000, train_on="last_turn"))
+    last = done(name, LONG, EncodingOptions(100_000, train_on="last_turn"))
     assert taught(name, every.examples) == ANSWERS
     (example,) = last.examples
     assert example.ids == every.examples[-1].ids
     assert taught(name, [example]) == ANSWERS[-1:]
-    assert len(last.texts) == len(last.whole) == 1
+    assert len(last.texts) == len(last.full_examples) == 1
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_all_of_a_conversation_is_taught_with_its_prompts(name: str) -> None:
-    (example,) = done(name, LONG, Rules(100_000, train_on="all")).examples
-    assert all(example.learnt)
+    (example,) = done(name, LONG, EncodingOptions(100_000, train_on="all")).examples
+    assert all(example.loss_mask)
     assert example.ids == done(name, LONG, ROOMY).examples[-1].ids
 
 
@@ -90,10 +90,10 @@ def test_weight_nought_takes_the_loss_from_an_answer_by_every_setting(name: str)
     turns: list[Message] = [user("q"), assistant("good"), user("q"), assistant("bad", weight=0)]
     chat = tokenizers.chat(name)
     for train_on in ("completion", "last_turn", "all"):
-        found = done(name, turns, Rules(100_000, train_on=train_on))
+        found = done(name, turns, EncodingOptions(100_000, train_on=train_on))
         assert not any("bad" in learnt(chat, e) for e in found.examples)
         assert any("good" in learnt(chat, e) for e in found.examples)
-        assert len(found.texts) == len(found.whole) == len(found.examples) == 1
+        assert len(found.texts) == len(found.full_examples) == len(found.examples) == 1
 
 
 def test_a_row_without_weight_is_refused() -> None:
@@ -104,7 +104,7 @@ def test_a_row_without_weight_is_refused() -> None:
 
 def test_a_document_is_taught_whatever_the_setting() -> None:
     for train_on in ("completion", "last_turn", "all"):
-        found = done("chatml", [{"role": "text", "content": "Once."}], Rules(100, train_on=train_on))
+        found = done("chatml", [{"role": "text", "content": "Once."}], EncodingOptions(100, train_on=train_on))
         assert learnt(tokenizers.chat("chatml"), found.examples[0]) == "Once.<|im_end|>"
 
 
@@ -113,12 +113,12 @@ def test_rows_of_a_batch_do_not_touch_each_other() -> None:
     rows = [row([*turns], TOOLS if turns is WITH_TOOLS else None) for turns in CONVERSATIONS.values()]
     rows.insert(2, row([user("<|im_end|>"), assistant("x")]))
     rows.insert(5, row([user("q"), assistant("x", weight=0)]))
-    together = encode(rows, chat, ROOMY)
+    together = encode_chats(rows, chat, ROOMY)
     assert [isinstance(found, RowError) for found in together].count(True) == 2
     for alone, found in zip(rows, together, strict=True):
-        (one,) = encode([alone], chat, ROOMY)
+        (one,) = encode_chats([alone], chat, ROOMY)
         assert str(one) == str(found)
-    assert encode([], chat, ROOMY) == []
+    assert encode_chats([], chat, ROOMY) == []
 
 
 # what is too long
@@ -129,13 +129,13 @@ def test_a_row_that_fits_is_never_touched(name: str) -> None:
     length = longest(name, LONG)
     whole = done(name, LONG, ROOMY)
     for way in ("reject", "truncate_prompt", "truncate", "split"):
-        assert done(name, LONG, Rules(length, on_overlength=way)) == whole
+        assert done(name, LONG, EncodingOptions(length, on_overlength=way)) == whole
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_a_row_that_is_too_long_is_refused_with_both_figures(name: str) -> None:
     length = longest(name, LONG)
-    error = refused(name, LONG, Rules(length - 1))
+    error = refused(name, LONG, EncodingOptions(length - 1))
     assert (error.reason, error.detail) == ("over_length", f"has {length} tokens, over max_length={length - 1}")
 
 
@@ -144,19 +144,19 @@ def test_a_row_that_is_too_long_is_refused_with_both_figures(name: str) -> None:
 def test_split_teaches_every_answer_once_and_whole(name: str, share: float) -> None:
     turns = LONG if not FAMILIES[name].system else [system("Be brief."), *LONG]
     most = int(longest(name, turns) * share)
-    found = done(name, turns, Rules(most, on_overlength="split"))
+    found = done(name, turns, EncodingOptions(most, on_overlength="split"))
     chat = tokenizers.chat(name)
     assert all(len(e.ids) <= most for e in found.examples)
     assert taught(name, found.examples) == ANSWERS
     assert found.note.startswith("split into ")
     if FAMILIES[name].system:
         assert all("Be brief." in read(chat, e) for e in found.examples)
-    begins = chat.prompt(turns[: 1 + FAMILIES[name].system])[:3]
+    begins = chat.prompt_ids(turns[: 1 + FAMILIES[name].system])[:3]
     assert all(e.ids[:3] == begins for e in found.examples)  # each has its template, from the first token on
 
 
 def test_split_makes_pieces_as_long_as_they_can_be() -> None:
-    found = done("chatml", LONG, Rules(TWO, on_overlength="split"))
+    found = done("chatml", LONG, EncodingOptions(TWO, on_overlength="split"))
     assert found.note == "split into 3 pieces"
     assert max(len(e.ids) for e in found.examples) == TWO
     assert found.texts == done("chatml", LONG, ROOMY).texts  # the whole row, which the proof looks at
@@ -165,13 +165,13 @@ def test_split_makes_pieces_as_long_as_they_can_be() -> None:
 @pytest.mark.parametrize("name", KINDS)
 def test_split_refuses_a_row_with_an_exchange_that_does_not_fit(name: str) -> None:
     turns = [*LONG, user("Long?"), assistant("long " * 400)]
-    error = refused(name, turns, Rules(longest(name, LONG), on_overlength="split"))
+    error = refused(name, turns, EncodingOptions(longest(name, LONG), on_overlength="split"))
     assert error.reason == "over_length"
     assert error.detail.endswith("and its longest answer does not fit with its request")
 
 
 def test_split_of_the_last_turn_is_the_last_piece_that_teaches() -> None:
-    rules = Rules(TWO, train_on="last_turn", on_overlength="split")
+    rules = EncodingOptions(TWO, train_on="last_turn", on_overlength="split")
     assert taught("chatml", done("chatml", LONG, rules).examples) == ANSWERS[-1:]
     turns: list[Message] = [*LONG, user("And so?"), assistant("bad " * 8, weight=0)]
     assert taught("chatml", done("chatml", turns, rules).examples) == ANSWERS[-1:]
@@ -179,7 +179,7 @@ def test_split_of_the_last_turn_is_the_last_piece_that_teaches() -> None:
 
 def test_split_leaves_no_piece_in_which_nothing_is_taught() -> None:
     turns: list[Message] = [{**turn, "weight": 0} if n in (1, 3) else turn for n, turn in enumerate(LONG)]
-    found = done("chatml", turns, Rules(TWO, on_overlength="split"))
+    found = done("chatml", turns, EncodingOptions(TWO, on_overlength="split"))
     assert taught("chatml", found.examples) == ANSWERS[2:]
     assert found.note == "split into 2 pieces"
 
@@ -190,16 +190,16 @@ def test_a_cut_prompt_keeps_the_system_turn_the_template_and_whole_answers(name:
     turns = [*header, *LONG, user(" ".join(WORDS * 30)), assistant("The answer alpha it is.")]
     chat = tokenizers.chat(name)
     most = longest(name, [*header, *LONG[:4]])
-    found = done(name, turns, Rules(most, on_overlength="truncate_prompt"))
+    found = done(name, turns, EncodingOptions(most, on_overlength="truncate_prompt"))
     assert all(len(e.ids) <= most for e in found.examples)
     (example,) = found.examples
     assert len(example.ids) > most - 8  # no more is cut than must be
     assert taught(name, [example]) == ["The answer alpha it is."]
     text = read(chat, example)
     assert ("Be brief." in text) is bool(header)
-    kept = example.ids[: example.learnt.index(True)]
+    kept = example.ids[: example.loss_mask.index(True)]
     tail = " ".join(WORDS * 30)
-    cut = next(tail[i:] for i in range(len(tail)) if chat.prompt([*header, user(tail[i:])]) == kept)
+    cut = next(tail[i:] for i in range(len(tail)) if chat.prompt_ids([*header, user(tail[i:])]) == kept)
     assert cut.endswith("iota kappa") and len(cut) < len(tail)
     assert found.note == f"prompt cut, {longest(name, turns)} tokens before, and 12 earlier messages dropped"
 
@@ -207,7 +207,7 @@ def test_a_cut_prompt_keeps_the_system_turn_the_template_and_whole_answers(name:
 @pytest.mark.parametrize("name", KINDS)
 def test_earlier_exchanges_go_before_a_request_is_cut(name: str) -> None:
     most = longest(name, LONG[-4:])
-    found = done(name, LONG, Rules(most, on_overlength="truncate_prompt"))
+    found = done(name, LONG, EncodingOptions(most, on_overlength="truncate_prompt"))
     assert taught(name, found.examples) == ANSWERS[-2:]
     assert found.examples == done(name, LONG[-4:], ROOMY).examples
 
@@ -215,7 +215,7 @@ def test_earlier_exchanges_go_before_a_request_is_cut(name: str) -> None:
 @pytest.mark.parametrize("name", KINDS)
 def test_a_prompt_is_not_cut_where_its_answer_does_not_fit(name: str) -> None:
     turns = [user("Long?"), assistant("long " * 400)]
-    error = refused(name, turns, Rules(longest(name, LONG[:2]), on_overlength="truncate_prompt"))
+    error = refused(name, turns, EncodingOptions(longest(name, LONG[:2]), on_overlength="truncate_prompt"))
     assert error.reason == "over_length"
 
 
@@ -225,7 +225,7 @@ def test_calls_of_tools_stay_with_their_request_when_a_prompt_is_cut_or_split() 
     (alone,) = done("qwen2_5", WITH_TOOLS[:4], ROOMY, TOOLS).examples
     ways: list[OnOverlength] = ["truncate_prompt", "split"]
     for way in ways:
-        found = done("qwen2_5", turns, Rules(len(alone.ids) + 20, on_overlength=way), TOOLS)
+        found = done("qwen2_5", turns, EncodingOptions(len(alone.ids) + 20, on_overlength=way), TOOLS)
         assert found.examples[-1] == alone
         assert learnt(chat, found.examples[-1]).count("<|im_end|>") == 2
 
@@ -233,18 +233,18 @@ def test_calls_of_tools_stay_with_their_request_when_a_prompt_is_cut_or_split() 
 @pytest.mark.parametrize("train_on", ["completion", "last_turn", "all"])
 @pytest.mark.parametrize("name", KINDS)
 def test_truncate_cuts_the_end_and_says_so(name: str, train_on: Any) -> None:
-    whole = done(name, LONG, Rules(100_000, train_on=train_on))
+    whole = done(name, LONG, EncodingOptions(100_000, train_on=train_on))
     length = max(len(e.ids) for e in whole.examples)
     most = length - 2
-    found = done(name, LONG, Rules(most, train_on, "truncate"))
+    found = done(name, LONG, EncodingOptions(most, train_on, "truncate"))
     assert [e.ids for e in found.examples] == [e.ids[:most] for e in whole.examples]
-    assert [e.learnt for e in found.examples] == [e.learnt[:most] for e in whole.examples]
+    assert [e.loss_mask for e in found.examples] == [e.loss_mask[:most] for e in whole.examples]
     assert found.note == f"cut from {length} to {most} tokens"
 
 
 def test_an_answer_that_is_cut_off_whole_leaves_nothing_to_learn() -> None:
     turns = [user("alpha " * 50), assistant("beta")]
-    error = refused("chatml", turns, Rules(20, on_overlength="truncate"))
+    error = refused("chatml", turns, EncodingOptions(20, on_overlength="truncate"))
     assert (error.reason, error.detail) == ("no_loss", "has no token with loss: every answer was cut off")
 
 
@@ -254,11 +254,11 @@ def test_a_long_document_is_refused_cut_or_split_but_has_no_prompt(name: str) ->
     (whole,) = done(name, turns, ROOMY).examples
     most = len(whole.ids) // 3
     for way in ("reject", "truncate_prompt"):
-        assert refused(name, turns, Rules(most, on_overlength=way)).reason == "over_length"
-    (cut,) = done(name, turns, Rules(most, on_overlength="truncate")).examples
+        assert refused(name, turns, EncodingOptions(most, on_overlength=way)).reason == "over_length"
+    (cut,) = done(name, turns, EncodingOptions(most, on_overlength="truncate")).examples
     assert cut.ids == whole.ids[:most]
-    split = done(name, turns, Rules(most, on_overlength="split"))
+    split = done(name, turns, EncodingOptions(most, on_overlength="split"))
     assert [i for e in split.examples for i in e.ids] == whole.ids
-    assert [on for e in split.examples for on in e.learnt] == whole.learnt
+    assert [on for e in split.examples for on in e.loss_mask] == whole.loss_mask
     assert all(len(e.ids) <= most for e in split.examples)
     assert split.note == f"split into {len(split.examples)} pieces"

@@ -11,7 +11,7 @@ import pytest
 
 from src import schema
 from src.data import formats, readers, sources
-from src.data.formats import FORMATS, Message, RowError, detect, tools_of, translated
+from src.data.formats import FORMATS, Message, RowError, count_formats, to_messages, tools_of
 from src.schema import DataArgs
 from tests.fixtures import chat
 
@@ -25,7 +25,7 @@ def refusal(row: object, data_format: str) -> RowError:
 
 
 def translate(row: object, data_format: str) -> list[Message]:
-    return translated(row, FORMATS[data_format].translate)
+    return to_messages(row, FORMATS[data_format].translate)
 
 
 @pytest.mark.parametrize("module", [formats, sources, readers])
@@ -182,7 +182,7 @@ def test_a_format_is_known_by_its_columns() -> None:
         {"question": "2+2?"},
         7,
     ]
-    assert detect(rows) == dict.fromkeys(FORMATS, 1)
+    assert count_formats(rows) == dict.fromkeys(FORMATS, 1)
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def test_a_format_is_known_by_its_columns() -> None:
     ],
 )
 def test_a_format_needs_all_its_columns(columns: dict[str, object], found: list[str]) -> None:
-    assert list(detect([columns])) == found
+    assert list(count_formats([columns])) == found
 
 
 @pytest.mark.parametrize(

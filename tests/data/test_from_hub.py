@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from src.data.from_hub import hub
+from src.data.from_hub import fetch_hub
 from src.data.readers import READERS
 from src.data.readers.compressed import ARCHIVES
 from src.errors import DataError
@@ -49,7 +49,7 @@ def source(server: Hub, path: str = "", **keys: Any) -> DataSource:
 def refused(source: DataSource, cache: Path) -> str:
     """What is said; nothing may be left in the cache."""
     with pytest.raises(DataError) as caught:
-        hub(source, cache)
+        fetch_hub(source, cache)
     assert not cache.exists() or tree(cache) == {}
     assert len(caught.value.problems) == 1 and caught.value.hint and "\n" not in str(caught.value)
     return str(caught.value)
@@ -57,7 +57,7 @@ def refused(source: DataSource, cache: Path) -> str:
 
 def test_the_data_files_below_a_path_come_at_one_commit(server: Hub, tmp_path: Path) -> None:
     commit = server.commit(**FILES)
-    found = hub(source(server, "train"), tmp_path / "cache")
+    found = fetch_hub(source(server, "train"), tmp_path / "cache")
     assert tree(found.folder) == {"a.jsonl": b"a", "deep/b.csv.gz": b"\x1f\x8b"}
     assert set(tree(tmp_path / "cache")) == {f"hub/{found.folder.name}/{name}" for name in tree(found.folder)}
     assert found.version == {
@@ -67,52 +67,52 @@ def test_the_data_files_below_a_path_come_at_one_commit(server: Hub, tmp_path: P
 
 def test_a_listing_of_several_pages_is_read_to_its_end(server: Hub, tmp_path: Path) -> None:
     server.commit(**{f"{i}.jsonl": str(i) for i in range(8)})
-    assert len(tree(hub(source(server), tmp_path).folder)) == 8
+    assert len(tree(fetch_hub(source(server), tmp_path).folder)) == 8
 
 
 def test_hidden_files_and_other_kinds_are_left_there(server: Hub, tmp_path: Path) -> None:
     server.commit(**{".cache__x.json": "x", "a.jsonl": "a", "b.PARQUET.zst": "b", "c.py": "c", "d.jsonl.bak": "d"})
-    assert set(tree(hub(source(server), tmp_path).folder)) == {"a.jsonl", "b.PARQUET.zst"}
+    assert set(tree(fetch_hub(source(server), tmp_path).folder)) == {"a.jsonl", "b.PARQUET.zst"}
 
 
 @pytest.mark.parametrize("name", [f"a{kind}" for kind in READERS] + [f"a.jsonl{archive}" for archive in ARCHIVES])
 def test_every_kind_of_file_that_has_a_reader_is_fetched(server: Hub, tmp_path: Path, name: str) -> None:
     server.commit(**{name: "a"})
-    assert set(tree(hub(source(server), tmp_path).folder)) == {name}
+    assert set(tree(fetch_hub(source(server), tmp_path).folder)) == {name}
 
 
 def test_a_branch_that_moves_meanwhile_is_read_at_the_commit_it_had(server: Hub, tmp_path: Path) -> None:
     new = server.commit(**{"a.jsonl": "new", "b.jsonl": "only in the new one"})
     old = server.commit(**{"a.jsonl": "old"})
     server.moves_to = new
-    found = hub(source(server), tmp_path)
+    found = fetch_hub(source(server), tmp_path)
     assert tree(found.folder) == {"a.jsonl": b"old"} and found.version["commit"] == old
     assert server.branches["main"] == new
-    assert tree(hub(source(server), tmp_path).folder)["a.jsonl"] == b"new"
+    assert tree(fetch_hub(source(server), tmp_path).folder)["a.jsonl"] == b"new"
 
 
 @pytest.mark.parametrize("revision", ["other", "refs/pr/1"])
 def test_another_revision_can_be_asked_for(server: Hub, tmp_path: Path, revision: str) -> None:
     commit = server.commit(revision, **{"a.jsonl": "other"})
     server.commit(**{"a.jsonl": "main"})
-    found = hub(source(server, revision=revision), tmp_path)
+    found = fetch_hub(source(server, revision=revision), tmp_path)
     assert tree(found.folder) == {"a.jsonl": b"other"}
     assert (found.version["revision"], found.version["commit"]) == (revision, commit)
 
 
 def test_a_commit_in_the_cache_needs_no_server(server: Hub, tmp_path: Path) -> None:
     commit = server.commit(**{"a.jsonl": "a"})
-    first = hub(source(server, revision=commit), tmp_path)
+    first = fetch_hub(source(server, revision=commit), tmp_path)
     server.requests.clear()
-    assert hub(source(server, revision=commit), tmp_path) == first
+    assert fetch_hub(source(server, revision=commit), tmp_path) == first
     assert server.requests == []
 
 
 def test_a_branch_that_has_not_moved_is_not_read_again(server: Hub, tmp_path: Path) -> None:
     server.commit(**{"a.jsonl": "a"})
-    first = hub(source(server), tmp_path)
+    first = fetch_hub(source(server), tmp_path)
     server.requests.clear()
-    assert hub(source(server), tmp_path) == first
+    assert fetch_hub(source(server), tmp_path) == first
     assert server.requests == ["GET /api/datasets/user/rows"]
 
 
@@ -137,7 +137,7 @@ def test_a_file_that_grows_over_its_listed_size_is_stopped(server: Hub, tmp_path
 def test_a_large_object_is_checked_by_its_sha256(server: Hub, tmp_path: Path) -> None:
     server.commit(**{"a.jsonl": "large"})
     server.large = {"a.jsonl"}
-    assert tree(hub(source(server), tmp_path).folder) == {"a.jsonl": b"large"}
+    assert tree(fetch_hub(source(server), tmp_path).folder) == {"a.jsonl": b"large"}
 
 
 @pytest.mark.parametrize("name", ["../../x.jsonl", "/etc/x.jsonl", "a/../../x.jsonl", "a\\b.jsonl"])
@@ -165,7 +165,7 @@ def test_a_token_comes_from_the_environment_only(
     told = refused(source(server), tmp_path / "cache")
     assert "HF_TOKEN does not open it" in told and "hf_other" not in told
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    found = hub(source(server), tmp_path / "cache")
+    found = fetch_hub(source(server), tmp_path / "cache")
     assert tree(found.folder) == {"a.jsonl": b"a"} and "hf_secret" not in str(found)
 
 
@@ -239,7 +239,7 @@ assert constants.HF_HUB_DISABLE_XET
 
 def test_offline_the_cache_is_read_and_anything_else_is_told(server: Hub, tmp_path: Path) -> None:
     commit = server.commit(**{"a.jsonl": "a"})
-    hub(source(server, revision=commit), tmp_path / "cache")
+    fetch_hub(source(server, revision=commit), tmp_path / "cache")
     server.requests.clear()
     done = subprocess.run(
         [sys.executable, "-c", OFFLINE, server.endpoint, commit],
@@ -268,22 +268,22 @@ def folder(where: Path, **files: str) -> Path:
 
 def test_a_local_folder_is_read_in_place_and_pinned_by_its_content(tmp_path: Path) -> None:
     repo = folder(tmp_path / "rows", **{"train__a.jsonl": "a", ".cache__x.json": "x", "README.md": "#"})
-    found = hub(DataSource("hub", repo=str(repo), path="train"), tmp_path / "cache")
+    found = fetch_hub(DataSource("hub", repo=str(repo), path="train"), tmp_path / "cache")
     assert found.folder == repo / "train" and not (tmp_path / "cache").exists()
     assert found.version | {"sha256": ""} == {
         "type": "hub", "repo": str(repo), "revision": None, "commit": None, "path": "train", "sha256": "",
     }  # fmt: skip
     copy = Path(shutil.copytree(repo, tmp_path / "copy"))
-    again = hub(DataSource("hub", repo=str(copy), path="train"), tmp_path / "cache")
+    again = fetch_hub(DataSource("hub", repo=str(copy), path="train"), tmp_path / "cache")
     assert again.version["sha256"] == found.version["sha256"]
     (copy / "train" / "a.jsonl").write_text("b")
-    changed = hub(DataSource("hub", repo=str(copy), path="train"), tmp_path / "cache")
+    changed = fetch_hub(DataSource("hub", repo=str(copy), path="train"), tmp_path / "cache")
     assert changed.version["sha256"] != found.version["sha256"]
 
 
 def test_a_renamed_file_is_another_version(tmp_path: Path) -> None:
     one, other = folder(tmp_path / "one", **{"a.jsonl": "a"}), folder(tmp_path / "other", **{"b.jsonl": "a"})
-    pins = {hub(DataSource("hub", repo=str(repo)), tmp_path).version["sha256"] for repo in (one, other)}
+    pins = {fetch_hub(DataSource("hub", repo=str(repo)), tmp_path).version["sha256"] for repo in (one, other)}
     assert len(pins) == 2
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from src.data import from_lakefs, lakefs_client
-from src.data.from_lakefs import lakefs
+from src.data.from_lakefs import fetch_lakefs
 from src.errors import DataError
 from src.schema import DataSource
 from tests.data.lake import Lake
@@ -448,7 +448,7 @@ def test_settings_that_cannot_be_meant_are_refused_without_a_request(
     monkeypatch.setattr(from_lakefs, "connect", lambda _source: pytest.fail("asked"))
     source = DataSource(**{"type": "lakefs", "endpoint": "http://localhost:1", "repo": "nl-sql", **keys})
     with pytest.raises(DataError, match=re.escape(told)) as caught:
-        lakefs(source, tmp_path)
+        fetch_lakefs(source, tmp_path)
     assert caught.value.hint and "word" not in str(caught.value)
 
 
@@ -457,7 +457,7 @@ def test_missing_keys_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     for key in lakefs_client.KEYS:
         monkeypatch.setenv(key, "" if key in missing else "something")
     with pytest.raises(DataError, match=f"^{' and '.join(missing)} not set in the environment"):
-        lakefs(DataSource(type="lakefs", endpoint="http://localhost:1", repo="nl-sql"), tmp_path)
+        fetch_lakefs(DataSource(type="lakefs", endpoint="http://localhost:1", repo="nl-sql"), tmp_path)
 
 
 # Servers that are none
@@ -494,7 +494,7 @@ def test_a_web_server_that_is_no_lakefs_is_told_from_one(
     stranger.status, stranger.page = status, page
     endpoint = f"http://127.0.0.1:{stranger.server_port}"
     with pytest.raises(DataError, match=f"{endpoint} answers, but not as a lakeFS server does"):
-        lakefs(DataSource(type="lakefs", endpoint=endpoint, repo="nl-sql"), tmp_path)
+        fetch_lakefs(DataSource(type="lakefs", endpoint=endpoint, repo="nl-sql"), tmp_path)
 
 
 def test_a_server_that_never_answers_is_given_up(
@@ -505,13 +505,13 @@ def test_a_server_that_never_answers_is_given_up(
         endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
         started = time.monotonic()
         with pytest.raises(DataError, match="cannot be reached: no answer in time"):
-            lakefs(DataSource(type="lakefs", endpoint=endpoint, repo="nl-sql"), tmp_path)
+            fetch_lakefs(DataSource(type="lakefs", endpoint=endpoint, repo="nl-sql"), tmp_path)
     assert time.monotonic() - started < 5
 
 
 def test_a_name_that_nobody_knows_is_told(stranger: Any, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be reached: its name is not known"):
-        lakefs(DataSource(type="lakefs", endpoint="http://lakefs.invalid", repo="nl-sql"), tmp_path)
+        fetch_lakefs(DataSource(type="lakefs", endpoint="http://lakefs.invalid", repo="nl-sql"), tmp_path)
 
 
 def test_the_client_is_imported_only_when_it_is_used() -> None:

@@ -14,7 +14,7 @@ import pytest
 import urllib3
 from werkzeug.serving import make_server
 
-from src.data.from_s3 import s3
+from src.data.from_s3 import fetch_s3
 from src.errors import DataError
 from src.schema import DataSource
 from tests.data.bucket import BUCKET, STORE
@@ -98,7 +98,7 @@ def source(endpoint: str, path: str = "", **keys: Any) -> DataSource:
 def refused(source: DataSource, cache: Path) -> str:
     """What is said; nothing may be left in the cache."""
     with pytest.raises(DataError) as caught:
-        s3(source, cache)
+        fetch_s3(source, cache)
     assert tree(cache) == {}
     assert "secret-of-the-test" not in str(caught.value)
     assert len(caught.value.problems) == 1 and caught.value.hint and "\n" not in str(caught.value)
@@ -108,7 +108,7 @@ def refused(source: DataSource, cache: Path) -> str:
 def test_the_objects_below_a_path_come_with_their_pins(client: Any, moto: str, tmp_path: Path) -> None:
     put(client, **{"train__a.jsonl": "a", "train__deep__b.jsonl": "bb", "training__c.jsonl": "c"})
     client.put_object(Bucket=BUCKET, Key="train/empty/", Body=b"")
-    found = s3(source(moto, "train/"), tmp_path / "cache")
+    found = fetch_s3(source(moto, "train/"), tmp_path / "cache")
     assert tree(found.folder) == {"a.jsonl": b"a", "deep/b.jsonl": b"bb"}
     a, b = "0cc175b9c0f1b6a831c399e269772661", "21ad0bd836b90d08f4cf640b4c298e7c"
     objects = [
@@ -121,7 +121,7 @@ def test_the_objects_below_a_path_come_with_their_pins(client: Any, moto: str, t
 
 def test_a_path_may_be_one_key(client: Any, moto: str, tmp_path: Path) -> None:
     put(client, **{"train__a.jsonl": "a", "train__a.jsonl.old": "b"})
-    assert tree(s3(source(moto, "train/a.jsonl"), tmp_path).folder) == {"a.jsonl": b"a"}
+    assert tree(fetch_s3(source(moto, "train/a.jsonl"), tmp_path).folder) == {"a.jsonl": b"a"}
 
 
 def test_the_endpoint_may_come_from_the_environment(
@@ -129,13 +129,13 @@ def test_the_endpoint_may_come_from_the_environment(
 ) -> None:
     put(client, **{"a.jsonl": "a"})
     monkeypatch.setenv("AWS_ENDPOINT_URL", moto)
-    assert s3(DataSource("s3", bucket=BUCKET), tmp_path).version["endpoint"] == moto
+    assert fetch_s3(DataSource("s3", bucket=BUCKET), tmp_path).version["endpoint"] == moto
 
 
 def test_1100_objects_are_more_than_one_page(client: Any, moto: str, tmp_path: Path) -> None:
     for i in range(1100):  # past the server, for speed
         STORE.put_object(BUCKET, f"many/{i:04}.jsonl", str(i).encode())
-    files = tree(s3(source(moto, "many"), tmp_path).folder)
+    files = tree(fetch_s3(source(moto, "many"), tmp_path).folder)
     assert files == {f"{i:04}.jsonl": str(i).encode() for i in range(1100)}
 
 
@@ -144,10 +144,10 @@ def test_unchanged_objects_are_not_read_again_and_changed_ones_make_a_new_folder
 ) -> None:
     proxy, endpoint = between
     put(client, **{"a.jsonl": "a"})
-    first = s3(source(endpoint), tmp_path)
-    assert s3(source(endpoint), tmp_path) == first and len(proxy.reads) == 1
+    first = fetch_s3(source(endpoint), tmp_path)
+    assert fetch_s3(source(endpoint), tmp_path) == first and len(proxy.reads) == 1
     put(client, **{"a.jsonl": "b"})
-    second = s3(source(endpoint), tmp_path)
+    second = fetch_s3(source(endpoint), tmp_path)
     assert tree(first.folder) == {"a.jsonl": b"a"} and tree(second.folder) == {"a.jsonl": b"b"}
 
 
@@ -178,7 +178,7 @@ def test_a_versioned_object_that_is_overwritten_meanwhile_is_read_as_it_was_list
     client.delete_object(Bucket=BUCKET, Key="gone.jsonl")
     version = client.head_object(Bucket=BUCKET, Key="a.jsonl")["VersionId"]
     proxy.before = lambda: put(client, **{"a.jsonl": "new"})
-    found = s3(source(endpoint), tmp_path)
+    found = fetch_s3(source(endpoint), tmp_path)
     assert tree(found.folder) == {"a.jsonl": b"old"}
     assert [o["version_id"] for o in found.version["objects"]] == [version]
 
@@ -220,12 +220,12 @@ def test_a_connection_that_breaks_once_is_forgiven(
     proxy, endpoint = between
     put(client, **{"a.jsonl": "0123456789"})
     proxy.change, proxy.tells_length = lambda number, body: body[:-1] if number == 1 else body, False
-    assert tree(s3(source(endpoint), tmp_path).folder) == {"a.jsonl": b"0123456789"}
+    assert tree(fetch_s3(source(endpoint), tmp_path).folder) == {"a.jsonl": b"0123456789"}
 
 
 def test_the_etag_of_parts_is_not_taken_for_an_md5(client: Any, moto: str, tmp_path: Path) -> None:
     put_in_parts(client, "parts.jsonl", b"parts")
-    found = s3(source(moto), tmp_path)
+    found = fetch_s3(source(moto), tmp_path)
     assert tree(found.folder) == {"parts.jsonl": b"parts"}
     assert found.version["objects"][0]["etag"].endswith("-1")
 
@@ -236,7 +236,7 @@ def test_the_etag_of_encrypted_content_is_not_taken_for_an_md5(
     proxy, endpoint = between
     client.put_object(Bucket=BUCKET, Key="kms.jsonl", Body=b"x", ServerSideEncryption="aws:kms")
     proxy.change = lambda _, body: b"y"  # at AWS the ETag is of the encrypted bytes; moto's is always the MD5
-    assert tree(s3(source(endpoint), tmp_path).folder) == {"kms.jsonl": b"y"}
+    assert tree(fetch_s3(source(endpoint), tmp_path).folder) == {"kms.jsonl": b"y"}
 
 
 def test_more_than_max_gb_is_refused_before_anything_is_read(
@@ -293,7 +293,7 @@ def test_a_key_that_may_not_list_versions_reads_by_etag(
         return (denied if "versions" in environ["QUERY_STRING"] else proxy)(environ, start_response)
 
     with running(application) as endpoint:
-        found = s3(source(endpoint), tmp_path)
+        found = fetch_s3(source(endpoint), tmp_path)
     assert tree(found.folder) == {"a.jsonl": b"a"}
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from src.data import download, from_url
-from src.data.from_url import url
+from src.data.from_url import fetch_url
 from src.data.http_client import is_public
 from src.errors import DataError
 from src.schema import DataSource
@@ -130,7 +130,7 @@ def files(cache: Path) -> dict[str, bytes]:
 def refused(source: DataSource, cache: Path) -> str:
     """What is said; no file may be left in the cache."""
     with pytest.raises(DataError) as caught:
-        url(source, cache)
+        fetch_url(source, cache)
     assert not cache.exists() or files(cache) == {}
     assert len(caught.value.problems) == 1 and caught.value.hint and "\n" not in str(caught.value)
     assert "hunter2" not in str(caught.value)
@@ -138,7 +138,7 @@ def refused(source: DataSource, cache: Path) -> str:
 
 
 def test_one_file_comes_with_its_pins(site: Site, tmp_path: Path) -> None:
-    found = url(source(site), tmp_path)
+    found = fetch_url(source(site), tmp_path)
     assert tree(found.folder) == {"rows.jsonl": CONTENT}
     pins = {"sha256": DIGEST, "bytes": len(CONTENT), "etag": '"v1"'}
     assert found.version == {"type": "url", "url": site.address + "/rows.jsonl", **pins}
@@ -160,16 +160,16 @@ def test_one_file_comes_with_its_pins(site: Site, tmp_path: Path) -> None:
 )
 def test_the_name_comes_from_the_path_and_is_harmless(site: Site, tmp_path: Path, path: str, name: str) -> None:
     site.headers = {"Content-Disposition": 'attachment; filename="../../evil.jsonl"'}
-    assert set(tree(url(source(site, path), tmp_path).folder)) == {name}
+    assert set(tree(fetch_url(source(site, path), tmp_path).folder)) == {name}
 
 
 def test_what_a_query_holds_is_written_nowhere(site: Site, tmp_path: Path) -> None:
-    found = url(source(site, "/rows.jsonl?token=hunter2"), tmp_path)
+    found = fetch_url(source(site, "/rows.jsonl?token=hunter2"), tmp_path)
     assert site.requests[0][0] == "/rows.jsonl?token=hunter2"
     assert found.version["url"] == site.address + "/rows.jsonl?..."
     everything = [str(path).encode() + path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
     assert not [text for text in everything if b"hunter2" in text]
-    other = url(source(site, "/rows.jsonl?token=other"), tmp_path)
+    other = fetch_url(source(site, "/rows.jsonl?token=other"), tmp_path)
     assert other.folder != found.folder
     assert "answered with HTTP status 404" in refused(source(site, "/status/404?token=hunter2"), tmp_path / "new")
 
@@ -180,19 +180,19 @@ def test_what_a_query_holds_is_written_nowhere(site: Site, tmp_path: Path) -> No
 @pytest.mark.parametrize("validator", ["etag", "modified"])
 def test_an_unchanged_file_is_asked_for_and_not_sent_again(site: Site, tmp_path: Path, validator: str) -> None:
     site.etag, site.modified = ('"v1"', None) if validator == "etag" else (None, "Sat, 01 Jan 2022 00:00:00 GMT")
-    first = url(source(site), tmp_path)
+    first = fetch_url(source(site), tmp_path)
     site.content = b"not looked at"
-    assert url(source(site), tmp_path) == first and len(site.requests) == 2
+    assert fetch_url(source(site), tmp_path) == first and len(site.requests) == 2
     site.etag, site.modified, site.content = '"v2"', None, b"new"
-    second = url(source(site), tmp_path)
+    second = fetch_url(source(site), tmp_path)
     assert tree(second.folder) == {"rows.jsonl": b"new"} and tree(first.folder) == {"rows.jsonl": CONTENT}
 
 
 def test_without_a_validator_the_file_is_fetched_anew(site: Site, tmp_path: Path) -> None:
     site.etag = None
-    url(source(site), tmp_path)
+    fetch_url(source(site), tmp_path)
     site.content = b"new"
-    assert tree(url(source(site), tmp_path).folder) == {"rows.jsonl": b"new"}
+    assert tree(fetch_url(source(site), tmp_path).folder) == {"rows.jsonl": b"new"}
 
 
 def test_a_304_that_nobody_asked_for_is_refused(site: Site, tmp_path: Path) -> None:
@@ -203,13 +203,13 @@ def test_a_304_that_nobody_asked_for_is_refused(site: Site, tmp_path: Path) -> N
 
 
 def test_a_file_with_a_known_sha256_needs_no_server(site: Site, tmp_path: Path) -> None:
-    first = url(source(site, sha256=DIGEST.upper()), tmp_path)
+    first = fetch_url(source(site, sha256=DIGEST.upper()), tmp_path)
     site.requests.clear()
-    assert url(source(site, sha256=DIGEST), tmp_path) == first
+    assert fetch_url(source(site, sha256=DIGEST), tmp_path) == first
     site.etag, site.content = '"v2"', b"new"
-    url(source(site), tmp_path)
+    fetch_url(source(site), tmp_path)
     site.requests.clear()
-    again = url(source(site, sha256=DIGEST), tmp_path)
+    again = fetch_url(source(site, sha256=DIGEST), tmp_path)
     assert again.folder == first.folder and again.version["bytes"] == len(CONTENT) and site.requests == []
 
 
@@ -221,9 +221,9 @@ def test_another_sha256_is_refused_and_nothing_is_kept(site: Site, tmp_path: Pat
 
 
 def test_a_wanted_sha256_is_not_satisfied_by_what_is_unchanged(site: Site, tmp_path: Path) -> None:
-    url(source(site), tmp_path)
+    fetch_url(source(site), tmp_path)
     with pytest.raises(DataError, match="has the SHA-256"):
-        url(source(site, sha256="0" * 64), tmp_path)
+        fetch_url(source(site, sha256="0" * 64), tmp_path)
 
 
 # Resuming
@@ -237,14 +237,14 @@ def broken_off(site: Site, cache: Path, after: int = 1000) -> None:
 
 def test_a_download_that_broke_off_goes_on_where_it_stood(site: Site, tmp_path: Path) -> None:
     broken_off(site, tmp_path)
-    assert tree(url(source(site), tmp_path).folder) == {"rows.jsonl": CONTENT}
+    assert tree(fetch_url(source(site), tmp_path).folder) == {"rows.jsonl": CONTENT}
     assert (site.asked["Range"], site.asked["If-Range"]) == ("bytes=1000-", '"v1"')
 
 
 def test_a_file_without_an_etag_goes_on_by_its_date(site: Site, tmp_path: Path) -> None:
     site.etag, site.modified = None, "Sat, 01 Jan 2022 00:00:00 GMT"
     broken_off(site, tmp_path)
-    assert tree(url(source(site), tmp_path).folder) == {"rows.jsonl": CONTENT}
+    assert tree(fetch_url(source(site), tmp_path).folder) == {"rows.jsonl": CONTENT}
     assert site.asked["If-Range"] == site.modified
 
 
@@ -253,28 +253,28 @@ def test_without_a_strong_validator_it_starts_over(site: Site, tmp_path: Path, e
     site.etag = etag
     broken_off(site, tmp_path)
     site.content = b"new"
-    assert tree(url(source(site), tmp_path).folder) == {"rows.jsonl": b"new"}
+    assert tree(fetch_url(source(site), tmp_path).folder) == {"rows.jsonl": b"new"}
     assert not [headers for _, headers in site.requests if "Range" in headers]
 
 
 def test_a_file_that_changed_meanwhile_starts_over(site: Site, tmp_path: Path) -> None:
     broken_off(site, tmp_path)
     site.etag, site.content = '"v2"', CONTENT[::-1]
-    found = url(source(site), tmp_path)
+    found = fetch_url(source(site), tmp_path)
     assert tree(found.folder) == {"rows.jsonl": CONTENT[::-1]} and found.version["etag"] == '"v2"'
 
 
 def test_a_server_without_ranges_starts_over(site: Site, tmp_path: Path) -> None:
     broken_off(site, tmp_path)
     site.ranges = False
-    assert tree(url(source(site), tmp_path).folder) == {"rows.jsonl": CONTENT}
+    assert tree(fetch_url(source(site), tmp_path).folder) == {"rows.jsonl": CONTENT}
 
 
 def test_a_part_that_was_whole_already_starts_over(site: Site, tmp_path: Path) -> None:
     broken_off(site, tmp_path)
     [part] = tmp_path.rglob("*.part")
     part.write_bytes(CONTENT)
-    assert tree(url(source(site), tmp_path).folder) == {"rows.jsonl": CONTENT}
+    assert tree(fetch_url(source(site), tmp_path).folder) == {"rows.jsonl": CONTENT}
     assert len(site.requests) == 3
 
 
@@ -297,7 +297,7 @@ def test_a_206_of_another_version_is_caught(site: Site, tmp_path: Path) -> None:
 
 def test_two_downloads_do_not_write_one_part(site: Site, tmp_path: Path) -> None:
     found: list[Any] = []
-    threads = [threading.Thread(target=lambda: found.append(url(source(site), tmp_path))) for _ in range(3)]
+    threads = [threading.Thread(target=lambda: found.append(fetch_url(source(site), tmp_path))) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -324,7 +324,7 @@ def test_a_file_that_grows_too_large_is_refused_on_the_way(site: Site, tmp_path:
 def test_a_compressed_answer_is_kept_only_where_the_name_says_so(site: Site, tmp_path: Path) -> None:
     site.headers = {"Content-Encoding": "gzip"}
     assert "comes compressed (gzip)" in refused(source(site), tmp_path)
-    assert tree(url(source(site, "/rows.jsonl.gz"), tmp_path).folder) == {"rows.jsonl.gz": CONTENT}
+    assert tree(fetch_url(source(site, "/rows.jsonl.gz"), tmp_path).folder) == {"rows.jsonl.gz": CONTENT}
 
 
 # Addresses
@@ -396,7 +396,7 @@ def public(path: str = "/rows.jsonl") -> DataSource:
 
 def test_the_connection_goes_to_the_address_that_was_judged(site: Site, names: Names, tmp_path: Path) -> None:
     names.known["rows.test"] = [[PUBLIC_IP], ["127.0.0.1"]]  # a second look would be led astray
-    assert tree(url(public(), tmp_path).folder) == {"rows.jsonl": CONTENT}
+    assert tree(fetch_url(public(), tmp_path).folder) == {"rows.jsonl": CONTENT}
     assert names.connected == [PUBLIC_IP] and site.asked["Host"] == "rows.test"
 
 
@@ -421,7 +421,7 @@ def test_the_next_address_is_tried_where_one_is_dead(site: Site, names: Names, t
     with socket.socket() as taken:  # 127.0.0.2 refuses: nobody listens there on the port of the site
         taken.bind(("127.0.0.2", 0))
         names.known["rows.test"] = [["127.0.0.2", PUBLIC_IP]]
-        found = url(
+        found = fetch_url(
             DataSource("url", url=f"http://rows.test:{taken.getsockname()[1]}/x", allow_private=True), tmp_path
         )
     assert tree(found.folder) == {"x": CONTENT} and names.connected == ["127.0.0.2", PUBLIC_IP]
@@ -430,7 +430,7 @@ def test_the_next_address_is_tried_where_one_is_dead(site: Site, names: Names, t
 def test_ipv6_works(tmp_path: Path) -> None:
     try:
         with site_serving("::1") as site:
-            assert tree(url(source(site), tmp_path).folder) == {"rows.jsonl": CONTENT}
+            assert tree(fetch_url(source(site), tmp_path).folder) == {"rows.jsonl": CONTENT}
             assert site.asked["Host"] == site.address[7:]
     except OSError:
         pytest.skip("no IPv6 on this machine")
@@ -440,7 +440,7 @@ def test_ipv6_works(tmp_path: Path) -> None:
 
 
 def test_five_redirects_are_followed_and_the_sixth_is_refused(site: Site, tmp_path: Path) -> None:
-    found = url(source(site, "/moved4"), tmp_path)
+    found = fetch_url(source(site, "/moved4"), tmp_path)
     assert tree(found.folder) == {"moved4": CONTENT} and found.version["url"] == site.address + "/moved4"
     assert "redirects more than 5 times" in refused(source(site, "/moved5"), tmp_path / "new")
 
@@ -482,7 +482,7 @@ def test_https_is_verified_by_name(
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     assert "the certificate of 127.0.0.1 is not trusted" in refused(source(secure), tmp_path)
     secure.address = secure.address.replace("127.0.0.1", "localhost")
-    assert tree(url(source(secure), tmp_path).folder) == {"rows.jsonl": CONTENT}
+    assert tree(fetch_url(source(secure), tmp_path).folder) == {"rows.jsonl": CONTENT}
 
 
 def test_https_never_goes_down_to_http(
@@ -494,7 +494,7 @@ def test_https_never_goes_down_to_http(
     assert "redirects from https down to http" in refused(source(secure, "/moved"), tmp_path)
     site.moved_to = secure.address + "/rows.jsonl"
     secure.moved_to = None
-    assert tree(url(source(site, "/moved"), tmp_path).folder) == {"moved": CONTENT}
+    assert tree(fetch_url(source(site, "/moved"), tmp_path).folder) == {"moved": CONTENT}
 
 
 # Refusals

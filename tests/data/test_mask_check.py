@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from src.data.chat import Chat, Rendered, Span
-from src.data.encode import Encoded, Rules, encode
+from src.data.chat import CharSpan, ChatTokenizer, RenderedChat
+from src.data.encode import EncodedRow, EncodingOptions, encode_chats
 from src.data.formats import Message
-from src.data.mask_check import Prover, Verdict
+from src.data.mask_check import MaskCheck, MaskVerifier
 from src.data.store import Example
 from tests.data import tokenizers
 from tests.data.tokenizers import CONVERSATIONS, FAMILIES, TOOLS, WITH_TOOLS, assistant, row, user
@@ -23,10 +23,10 @@ NOT_COMPARABLE = {("falcon", "empty thoughts"), ("falcon", "thoughts"), ("mistra
 MARKED = ["chatml_marked", "llama3_marked", "smollm3"]
 
 
-def encoded(name: str, title: str) -> Encoded:
+def encoded(name: str, title: str) -> EncodedRow:
     turns = CONVERSATIONS[title]
-    found = encode([row(turns, tools_of(turns))], tokenizers.chat(name), Rules(100_000))[0]
-    assert isinstance(found, Encoded), found
+    found = encode_chats([row(turns, tools_of(turns))], tokenizers.chat(name), EncodingOptions(100_000))[0]
+    assert isinstance(found, EncodedRow), found
     return found
 
 
@@ -34,11 +34,11 @@ def tools_of(turns: list[Message]) -> list[Any] | None:
     return TOOLS if turns is WITH_TOOLS else None
 
 
-def proofs(name: str, title: str, wrong: Callable[[Example], Example] = lambda e: e) -> list[Verdict]:
-    prover, turns = Prover(tokenizers.chat(name)), CONVERSATIONS[title]
+def proofs(name: str, title: str, wrong: Callable[[Example], Example] = lambda e: e) -> list[MaskCheck]:
+    prover, turns = MaskVerifier(tokenizers.chat(name)), CONVERSATIONS[title]
     found = encoded(name, title)
-    pairs = zip(found.texts, found.whole, strict=True)
-    return [prover.prove(turns, tools_of(turns), text, wrong(example)) for text, example in pairs]
+    pairs = zip(found.texts, found.full_examples, strict=True)
+    return [prover.verify(turns, tools_of(turns), text, wrong(example)) for text, example in pairs]
 
 
 def accepted(name: str) -> list[str]:
@@ -55,50 +55,50 @@ def test_the_two_derivations_agree_or_say_that_they_cannot_be_compared(name: str
 
 
 def test_generation_marks_are_used_where_a_template_has_them() -> None:
-    assert [n for n in FAMILIES if Prover(tokenizers.chat(n)).method == "generation marks"] == MARKED
+    assert [n for n in FAMILIES if MaskVerifier(tokenizers.chat(n)).method == "generation marks"] == MARKED
 
 
 def test_a_document_needs_no_second_derivation() -> None:
     chat = tokenizers.chat("llama2")
     turns: list[Message] = [{"role": "text", "content": "Once."}]
-    found = encode([row(turns)], chat, Rules(100))[0]
-    assert isinstance(found, Encoded)
-    assert Prover(chat).prove(turns, None, found.texts[0], found.whole[0]).agrees
+    found = encode_chats([row(turns)], chat, EncodingOptions(100))[0]
+    assert isinstance(found, EncodedRow)
+    assert MaskVerifier(chat).verify(turns, None, found.texts[0], found.full_examples[0]).agrees
 
 
 # wrong tokens: the places are right, the mask made of them is not
 
 
 def shifted_right(example: Example) -> Example:
-    return example._replace(learnt=[False, *example.learnt[:-1]])
+    return example._replace(loss_mask=[False, *example.loss_mask[:-1]])
 
 
 def shifted_left(example: Example) -> Example:
-    return example._replace(learnt=[*example.learnt[1:], False])
+    return example._replace(loss_mask=[*example.loss_mask[1:], False])
 
 
 def with_what_precedes(example: Example) -> Example:
-    at = example.learnt.index(True)
-    return example._replace(learnt=[on or i == at - 1 for i, on in enumerate(example.learnt)])
+    at = example.loss_mask.index(True)
+    return example._replace(loss_mask=[on or i == at - 1 for i, on in enumerate(example.loss_mask)])
 
 
 def without_its_last_token(example: Example) -> Example:
-    last = max(i for i, on in enumerate(example.learnt) if on)
-    return example._replace(learnt=[on and i != last for i, on in enumerate(example.learnt)])
+    last = max(i for i, on in enumerate(example.loss_mask) if on)
+    return example._replace(loss_mask=[on and i != last for i, on in enumerate(example.loss_mask)])
 
 
 def with_the_prompt(example: Example) -> Example:
-    return example._replace(learnt=[True] * len(example.learnt))
+    return example._replace(loss_mask=[True] * len(example.loss_mask))
 
 
 def without_the_last_answer(example: Example) -> Example:
-    last = max(i for i, on in enumerate(example.learnt) if on)
-    begins = max(i for i in range(last) if not example.learnt[i])
-    return example._replace(learnt=[on and i < begins for i, on in enumerate(example.learnt)])
+    last = max(i for i, on in enumerate(example.loss_mask) if on)
+    begins = max(i for i in range(last) if not example.loss_mask[i])
+    return example._replace(loss_mask=[on and i < begins for i, on in enumerate(example.loss_mask)])
 
 
 def without_any(example: Example) -> Example:
-    return example._replace(learnt=[False] * len(example.learnt))
+    return example._replace(loss_mask=[False] * len(example.loss_mask))
 
 
 WRONG_TOKENS = [
@@ -136,27 +136,27 @@ def test_a_wrong_mask_is_found_where_one_pass_gives_other_tokens(
 # wrong places: the mask is made of them faithfully
 
 
-def made_of(chat: Chat, text: Rendered) -> Example:
-    pieces = chat.pieces(text)
-    ids = chat.tokenise(pieces)
+def made_of(chat: ChatTokenizer, text: RenderedChat) -> Example:
+    pieces = chat.segments(text)
+    ids = chat.tokenize(pieces)
     learnt = [piece.turn is not None for piece, of_it in zip(pieces, ids, strict=True) for _ in of_it]
     return Example([token for of_it in ids for token in of_it], learnt)
 
 
-def moved(text: Rendered, start: int, end: int) -> Rendered:
-    return text._replace(answers=tuple(Span(s.start + start, s.end + end) for s in text.answers))
+def moved(text: RenderedChat, start: int, end: int) -> RenderedChat:
+    return text._replace(answer_spans=tuple(CharSpan(s.start + start, s.end + end) for s in text.answer_spans))
 
 
-def without_ends(family: str) -> Callable[[Rendered], Rendered]:
+def without_ends(family: str) -> Callable[[RenderedChat], RenderedChat]:
     return lambda text: moved(text, 0, -len(FAMILIES[family].eot))
 
 
-PLACES: dict[str, Callable[[str], Callable[[Rendered], Rendered]]] = {
+PLACES: dict[str, Callable[[str], Callable[[RenderedChat], RenderedChat]]] = {
     "two letters late": lambda name: lambda text: moved(text, 2, 0),
     "three letters early": lambda name: lambda text: moved(text, -3, 0),
     "without its end": without_ends,
     "from the very beginning": lambda name: (
-        lambda text: text._replace(answers=(Span(0, text.answers[0].end), *text.answers[1:]))
+        lambda text: text._replace(answer_spans=(CharSpan(0, text.answer_spans[0].end), *text.answer_spans[1:]))
     ),
 }
 
@@ -167,11 +167,11 @@ def test_a_wrong_place_is_found(name: str, wrong: str) -> None:
     if not FAMILIES[name].eot and wrong == "without its end":
         return  # it has none
     chat, turns = tokenizers.chat(name), CONVERSATIONS["several turns"]
-    prover = Prover(chat)
+    prover = MaskVerifier(chat)
     # its answers are long enough to be mistaken by three letters
     for text in encoded(name, "several turns").texts:
         mistaken = PLACES[wrong](name)(text)
-        verdict = prover.prove(turns, None, mistaken, made_of(chat, mistaken))
+        verdict = prover.verify(turns, None, mistaken, made_of(chat, mistaken))
         assert verdict.agrees is False, mistaken
         assert verdict.detail.startswith("has ")
 
@@ -180,27 +180,27 @@ def test_a_wrong_place_is_found(name: str, wrong: str) -> None:
 def test_a_lost_answer_is_found(name: str) -> None:
     chat, turns = tokenizers.chat(name), CONVERSATIONS["several turns"]
     text = encoded(name, "several turns").texts[0]
-    lost = text._replace(answers=text.answers[1:], taught=text.taught[1:])
-    assert Prover(chat).prove(turns, None, lost, made_of(chat, lost)).agrees is False
+    lost = text._replace(answer_spans=text.answer_spans[1:], answer_turns=text.answer_turns[1:])
+    assert MaskVerifier(chat).verify(turns, None, lost, made_of(chat, lost)).agrees is False
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_answer_is_in_a_text(name: str) -> None:
     for title in accepted(name):
         turns = CONVERSATIONS[title]
-        taught = [turn for text in encoded(name, title).texts for turn in text.taught]
+        taught = [turn for text in encoded(name, title).texts for turn in text.answer_turns]
         weighted = [i for i, t in enumerate(turns) if t["role"] == "assistant" and t.get("weight") != 0]
         assert [turn for turn in taught if turns[turn].get("weight") != 0] == weighted
 
 
 def test_marks_at_the_wrong_place_are_told_from_right_ones() -> None:
     """The template marks the user's words: the two derivations differ, and the row is not trusted."""
-    chat = Chat(tokenizers.tokenizer(FAMILIES["chatml_marked"]))
+    chat = ChatTokenizer(tokenizers.tokenizer(FAMILIES["chatml_marked"]))
     chat.tokenizer.chat_template = chat.tokenizer.chat_template.replace("== 'assistant'", "== 'user'")
     turns = [user("Hi"), assistant("Hello")]
-    found = encode([row(turns)], chat, Rules(100))[0]
-    assert isinstance(found, Encoded)
-    verdict = Prover(chat).prove(turns, None, found.texts[0], found.whole[0])
+    found = encode_chats([row(turns)], chat, EncodingOptions(100))[0]
+    assert isinstance(found, EncodedRow)
+    verdict = MaskVerifier(chat).verify(turns, None, found.texts[0], found.full_examples[0])
     assert verdict == (
         False,
         "has loss on 'Hello<|im_end|>' by prefix rendering, on 'Hi<|im_end|>' by generation marks",
@@ -208,30 +208,30 @@ def test_marks_at_the_wrong_place_are_told_from_right_ones() -> None:
 
 
 def test_tokens_of_another_conversation_are_found() -> None:
-    other = encoded("chatml", "several turns").whole[0]
+    other = encoded("chatml", "several turns").full_examples[0]
     (verdict,) = proofs("chatml", "single turn", lambda _: other)
     assert verdict == (False, "has other special tokens than its text")
 
 
 def test_a_tokenizer_without_offsets_is_not_comparable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(type(tokenizers.chat("chatml").tokenizer), "is_fast", False)
-    assert proofs("chatml", "single turn") == [Verdict(None, "the tokenizer gives no offsets")]
+    assert proofs("chatml", "single turn") == [MaskCheck(None, "the tokenizer gives no offsets")]
 
 
 @pytest.mark.parametrize("wrong", [None, shifted_right, shifted_left, without_any])
 def test_a_token_that_one_pass_makes_across_the_edge_is_no_dispute(
     wrong: Callable[[Example], Example] | None,
 ) -> None:
-    chat = Chat(tokenizers.tokenizer(FAMILIES["llama3"]))
+    chat = ChatTokenizer(tokenizers.tokenizer(FAMILIES["llama3"]))
     chat.tokenizer.chat_template = (
         "{% for m in messages %}{{ m.role[0] + ':' + m.content + '<|eot_id|>' }}{% endfor %}"
         "{% if add_generation_prompt %}a:{% endif %}"
     )
     chat.tokenizer.add_tokens([":Hi"])
     turns = [user("q"), assistant("Hi there"), user("q"), assistant("Hi")]
-    found = encode([row(turns)], chat, Rules(100))[0]
-    assert isinstance(found, Encoded)
-    text, example = found.texts[0], found.whole[0]
+    found = encode_chats([row(turns)], chat, EncodingOptions(100))[0]
+    assert isinstance(found, EncodedRow)
+    text, example = found.texts[0], found.full_examples[0]
     assert chat.tokenizer(text.text, add_special_tokens=False)["input_ids"] != example.ids
-    verdict = Prover(chat).prove(turns, None, text, wrong(example) if wrong else example)
+    verdict = MaskVerifier(chat).verify(turns, None, text, wrong(example) if wrong else example)
     assert verdict.agrees is (wrong is None)

@@ -117,7 +117,7 @@ def test_a_copy_of_an_evaluation_file_is_refused_before_it_is_read(make: Maker) 
     rows = [{"prompt": "Held out?", "completion": "yes"}]
     held, path = make.held_out(rows), make.file("a.jsonl", rows)
     with pytest.raises(DataError, match=re.escape(f"training file {path} is the evaluation file {held}")):
-        prepare.read(make.config(data_format="prompt_completion"))
+        prepare.load_training_rows(make.config(data_format="prompt_completion"))
     assert not (make.folder / "outputs").exists()
 
 
@@ -180,27 +180,27 @@ def test_without_a_row_left_the_first_reasons_are_told(make: Maker) -> None:
 
 
 def test_the_first_rows_and_a_seeded_sample_are_proven(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokens, "PROVEN_FIRST", 100)
-    chosen = tokens.to_prove(20_000, every=False, seed=1)
+    monkeypatch.setattr(tokens, "VERIFIED_FIRST", 100)
+    chosen = tokens.rows_to_verify(20_000, every=False, seed=1)
     assert chosen[:100].all()
     assert 120 < chosen[100:].sum() < 280  # one in a hundred
-    assert (tokens.to_prove(20_000, every=False, seed=1) == chosen).all()
-    assert (tokens.to_prove(20_000, every=False, seed=2) != chosen).any()
-    assert tokens.to_prove(20_000, every=True, seed=1).all()
+    assert (tokens.rows_to_verify(20_000, every=False, seed=1) == chosen).all()
+    assert (tokens.rows_to_verify(20_000, every=False, seed=2) != chosen).any()
+    assert tokens.rows_to_verify(20_000, every=True, seed=1).all()
 
 
 def test_which_rows_are_proven_is_chosen_by_the_settings(make: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
     make.file("a.jsonl", sums(40))
-    monkeypatch.setattr(tokens, "PROVEN_FIRST", 3)
-    monkeypatch.setattr(tokens, "PROVEN_SHARE", 0)
+    monkeypatch.setattr(tokens, "VERIFIED_FIRST", 3)
+    monkeypatch.setattr(tokens, "VERIFIED_SHARE", 0)
     assert make.tokens().report["mask"]["checked"] == 3
     assert make.tokens(check_mask="all").report["mask"]["checked"] == 40
-    monkeypatch.setattr(tokens, "PROVEN_SHARE", 0.5)
+    monkeypatch.setattr(tokens, "VERIFIED_SHARE", 0.5)
     assert len({make.tokens(seed=seed).report["mask"]["checked"] for seed in range(1, 7)}) > 1
 
 
 def test_ten_thousand_rows_and_one_in_a_hundred_of_the_rest_are_proven() -> None:
-    chosen = tokens.to_prove(50_000, every=False, seed=1)
+    chosen = tokens.rows_to_verify(50_000, every=False, seed=1)
     assert chosen[:10_000].all()
     assert 300 < chosen[10_000:].sum() < 500
 
@@ -267,18 +267,18 @@ def test_a_mask_that_the_second_derivation_disputes_is_not_trained_on(
     make: Maker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make.file("a.jsonl", sums(3))
-    from src.data.chat import Chat, Rendered, Span
+    from src.data.chat import CharSpan, ChatTokenizer, RenderedChat
 
-    right = Chat.conversations
+    right = ChatTokenizer.conversations
 
-    def shifted(self: Chat, *args: Any) -> list[Rendered]:
+    def shifted(self: ChatTokenizer, *args: Any) -> list[RenderedChat]:
         first = args[0][0]["content"] == "1+1?"
         return [
-            r._replace(answers=tuple(Span(s.start - 3 * first, s.end) for s in r.answers))
+            r._replace(answer_spans=tuple(CharSpan(s.start - 3 * first, s.end) for s in r.answer_spans))
             for r in right(self, *args)
         ]
 
-    monkeypatch.setattr(Chat, "conversations", shifted)
+    monkeypatch.setattr(ChatTokenizer, "training_texts", shifted)
     found = make.tokens()
     assert reasons(found) == {2: "disputed_mask"}
     assert found.report["mask"]["disagree"] == 1
@@ -374,8 +374,8 @@ def test_a_cache_that_lost_a_file_is_made_anew(make: Maker) -> None:
 def test_each_setting_by_itself_finds_no_tokens_of_another(
     make: Maker, monkeypatch: pytest.MonkeyPatch, setting: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr(tokens, "PROVEN_FIRST", 1)
-    monkeypatch.setattr(tokens, "PROVEN_SHARE", 0)
+    monkeypatch.setattr(tokens, "VERIFIED_FIRST", 1)
+    monkeypatch.setattr(tokens, "VERIFIED_SHARE", 0)
     make.held_out([{"prompt": "Held out?", "completion": "yes"}])
     long = [chat("2+2?", "4" * size) for size in (20, 200)]
     near = [chat(LONG, "So."), chat(LONG.replace("eleven", "twelve"), "So.")]
@@ -494,7 +494,7 @@ def test_data_under_the_folder_of_a_link_that_leaves_it_is_refused(make: Maker) 
     make.file("a.jsonl", sums(2))
     (make.folder / "data" / "b.jsonl").symlink_to(make.folder / "outside.jsonl")
     with pytest.raises(DataError, match=r"b\.jsonl is a symbolic link that leaves"):
-        prepare.read(make.config())
+        prepare.load_training_rows(make.config())
 
 
 def test_a_row_that_gives_away_a_credential_is_not_trained_on(

@@ -25,7 +25,7 @@ import pytest
 import zstandard
 
 from src.data.formats import RowError
-from src.data.readers import READERS, is_data_file, json_rows, kind_of, read_values
+from src.data.readers import READERS, file_kind, is_data_file, json_rows, read_values
 from src.data.readers.json_text import read_json_values
 from src.data.readers.text import MAX_ROW_BYTES
 from src.errors import DataError
@@ -126,10 +126,10 @@ def test_an_unknown_kind_is_refused_with_the_known_ones(name: str) -> None:
 
 
 def test_the_kind_is_told_by_the_name() -> None:
-    assert [kind_of(Path(n)) for n in ("a.b/x.JSONL.gz", "x.v2.csv", "x.tsv.ZST")] == [".jsonl", ".csv", ".tsv"]
+    assert [file_kind(Path(n)) for n in ("a.b/x.JSONL.gz", "x.v2.csv", "x.tsv.ZST")] == [".jsonl", ".csv", ".tsv"]
     assert is_data_file(Path("x.json.gz")) and not is_data_file(Path("x.parquet.gz"))
     with pytest.raises(DataError, match=r"packed twice.*; unpack it to x\.parquet"):
-        kind_of(Path("x.parquet.gz"))
+        file_kind(Path("x.parquet.gz"))
 
 
 @pytest.mark.parametrize("name", ["x.jsonl", "x.csv.gz", "x.parquet"])
@@ -294,7 +294,7 @@ BROKEN = {
 def test_a_syntax_error_ends_a_json_file_with_its_place(
     tmp_path: Path, source: bytes, piece: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(json_rows, "PIECE", piece)
+    monkeypatch.setattr(json_rows, "CHUNK_BYTES", piece)
     line, problem = BROKEN[source]
     assert read_bytes(tmp_path, "x.json", source) == [
         (1, {"a": 1}),
@@ -314,7 +314,7 @@ def test_a_json_file_reads_the_same_in_any_pieces(
 ) -> None:
     whole = read_bytes(tmp_path, "x.json", ARRAY)
     numbers = '12 -3.25 1e5 2E+3 -0.5e-1 true "\\ud83d\\udd25é🔥" null 1.5\n[1.5e+2, 17]\n{"é": [1]} 123'
-    monkeypatch.setattr(json_rows, "PIECE", piece)
+    monkeypatch.setattr(json_rows, "CHUNK_BYTES", piece)
     assert read(tmp_path / "x.json") == whole
     want = [(value.line, value.value) for value in read_json_values(numbers)]
     assert read_bytes(tmp_path, "x.json", numbers.encode()) == want

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.data.test_columns import PRINTED
 
 from src.config import load
 from src.data import prepare
@@ -16,6 +15,7 @@ from src.schema import TrainConfig
 from tests.data.fixtures import Maker
 from tests.data.hub_server import hub_serving
 from tests.data.lake import Lake
+from tests.data.test_column_mapping import PRINTED
 from tests.fixtures import World, chat
 
 pytest_plugins = ["tests.fixtures", "tests.data.fixtures", "tests.data.lake"]
@@ -41,7 +41,7 @@ def test_the_printed_train_data_config_is_trained_on_word_for_word(
         monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
         hub.repo = "HuggingFaceH4/instruction-dataset"
         commit = hub.commit(**{"data__train.jsonl": jsonl({"prompt": "2+2?", "completion": "4", "meta": {}})})
-        data = prepare.read(config(make, **yaml.safe_load(block)))
+        data = prepare.load_training_rows(config(make, **yaml.safe_load(block)))
     said = "A chat between a curious user and an artificial intelligence assistant."
     assert data.store.row(0).messages == chat("2+2?", "4", system=said)["messages"]
     (source,) = data.version["sources"]

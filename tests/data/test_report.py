@@ -63,7 +63,7 @@ def test_the_report_accounts_for_every_row(make: Maker) -> None:
 
     lengths = sorted(len(e.ids) for e in tokens)
     assert made["tokens"]["total"] == sum(lengths)
-    assert made["tokens"]["with_loss"] == sum(sum(e.learnt) for e in tokens)
+    assert made["tokens"]["with_loss"] == sum(sum(e.loss_mask) for e in tokens)
     assert list(made["tokens"]["row_length"]) == ["min", "p50", "p90", "p95", "p99", "max"]
     assert made["tokens"]["row_length"]["min"] == lengths[0]
     assert made["tokens"]["row_length"]["p50"] == lengths[1]

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from src.data.chat import Chat
-from src.data.mask_check import Prover, Verdict
-from src.data.show import show
+from src.data.chat import ChatTokenizer
+from src.data.mask_check import MaskCheck, MaskVerifier
+from src.data.show import print_report
 from src.errors import MAX_LISTED
 from src.utils.logs import start_logging
 from tests.data.fixtures import Maker
@@ -28,7 +28,7 @@ def seen(make: Maker, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
             monkeypatch.setenv("FORCE_COLOR", "1")
         start_logging()
         capsys.readouterr()
-        show(tokens, Chat(make.tokenizer), 48)
+        print_report(tokens, ChatTokenizer(make.tokenizer), 48)
         return capsys.readouterr().out
 
     return show_it
@@ -120,8 +120,8 @@ def test_as_many_as_are_named_leave_no_rest(make: Maker, seen: Callable[..., str
 def test_what_the_mask_was_compared_with_is_told(
     make: Maker, seen: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    verdicts = iter([Verdict(True), Verdict(False, "has loss elsewhere"), Verdict(None, "no offsets")])
-    monkeypatch.setattr(Prover, "prove", lambda *_: next(verdicts))
+    verdicts = iter([MaskCheck(True), MaskCheck(False, "has loss elsewhere"), MaskCheck(None, "no offsets")])
+    monkeypatch.setattr(MaskVerifier, "verify", lambda *_: next(verdicts))
     path = make.file("a.jsonl", [chat(f"{i}+1?", str(i + 1)) for i in range(3)])
     shown = seen()
     said = "1 of 3 checked are the same by a second derivation, 1 differ; 1: no offsets"
@@ -134,8 +134,8 @@ def test_an_example_has_its_number_and_its_counts(make: Maker, seen: Callable[..
     make.file("a.jsonl", [chat("2+2?", "4"), chat("3+3?", "6 and so on")])
     shown = seen()
     for number, example in enumerate(make.tokens(), 1):
-        assert sum(example.learnt) < len(example.ids)
-        assert f"example {number}, {len(example.ids)} tokens, {sum(example.learnt)} with loss:" in shown
+        assert sum(example.loss_mask) < len(example.ids)
+        assert f"example {number}, {len(example.ids)} tokens, {sum(example.loss_mask)} with loss:" in shown
 
 
 def test_an_example_of_many_turns_is_shortened_once(make: Maker, seen: Callable[..., str]) -> None:

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from src.data.chat import Chat, Rendered
-from src.data.encode import Encoded, Rules, encode
+from src.data.chat import ChatTokenizer, RenderedChat
+from src.data.encode import EncodedRow, EncodingOptions, encode_chats
 from src.data.formats import Message, RowError
-from src.data.mask_check import Prover
+from src.data.mask_check import MaskVerifier
 from src.data.store import Example
 from tests.data import tokenizers
 from tests.data.tokenizers import CONVERSATIONS, FAMILIES, REFUSED, TEMPLATES, TOOLS, WITH_TOOLS, row
@@ -28,18 +28,18 @@ GOLDEN = Path(__file__).parent / "golden"
 NAMES = [*FAMILIES, REFUSED.name]
 
 
-def marked(text: Rendered, example: Example, weighted: set[int]) -> str:
+def marked(text: RenderedChat, example: Example, weighted: set[int]) -> str:
     """The text with marks around what is taught."""
-    assert any(example.learnt)
+    assert any(example.loss_mask)
     shown, done = "", 0
-    for span, turn in zip(text.answers, text.taught, strict=True):
+    for span, turn in zip(text.answer_spans, text.answer_turns, strict=True):
         inner = text.text[span.start : span.end]
         shown += text.text[done : span.start] + (f"⟦{inner}⟧" if turn in weighted else inner)
         done = span.end
     return shown + text.text[done:]
 
 
-def differing(chat: Chat, example: Example, text: str) -> str:
+def differing(chat: ChatTokenizer, example: Example, text: str) -> str:
     """Where one pass over the whole text gives other tokens than its pieces do."""
     whole = chat.tokenizer(text, add_special_tokens=False)["input_ids"]
     if whole == example.ids:
@@ -58,18 +58,18 @@ def told(name: str, title: str, turns: list[Message]) -> Iterator[str]:
     chat = tokenizers.chat(name)
     tools = TOOLS if turns is WITH_TOOLS else None
     yield f"=== {title}"
-    encoded = encode([row(turns, tools)], chat, Rules(100_000))[0]
+    encoded = encode_chats([row(turns, tools)], chat, EncodingOptions(100_000))[0]
     if isinstance(encoded, RowError):
         yield f"--- refused ({encoded.reason}): {encoded}"
         return
-    assert isinstance(encoded, Encoded)
+    assert isinstance(encoded, EncodedRow)
     weighted = {i for i, turn in enumerate(turns) if turn.get("weight") != 0}
-    prover = Prover(chat)
-    for text, whole, example in zip(encoded.texts, encoded.whole, encoded.examples, strict=True):
-        verdict = prover.prove(turns, tools, text, whole)
+    prover = MaskVerifier(chat)
+    for text, whole, example in zip(encoded.texts, encoded.full_examples, encoded.examples, strict=True):
+        verdict = prover.verify(turns, tools, text, whole)
         agrees = {True: "agrees", False: f"DISAGREES, {verdict.detail}", None: f"not comparable, {verdict.detail}"}
         yield marked(text, example, weighted)
-        counts = f"{len(example.ids)} tokens, {sum(example.learnt)} with loss"
+        counts = f"{len(example.ids)} tokens, {sum(example.loss_mask)} with loss"
         yield f"--- {counts}; in one pass: {differing(chat, example, text.text)}"
         yield f"--- second derivation by {prover.method}: {agrees[verdict.agrees]}"
 

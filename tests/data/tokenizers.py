@@ -29,7 +29,7 @@ from tokenizers import (
 )
 from transformers import PreTrainedTokenizerFast
 
-from src.data.chat import Chat
+from src.data.chat import ChatTokenizer
 from src.data.formats import Message, Row
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -395,9 +395,9 @@ def row(turns: Sequence[Message], tools: list[Any] | None = None) -> Row:
 
 
 @cache
-def chat(name: str) -> Chat:
+def chat(name: str) -> ChatTokenizer:
     """The family's tokenizer and template, to be read only."""
-    return Chat(tokenizer((FAMILIES | {REFUSED.name: REFUSED})[name]))
+    return ChatTokenizer(tokenizer((FAMILIES | {REFUSED.name: REFUSED})[name]))
 
 
 @pytest.fixture

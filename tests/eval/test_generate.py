@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from src.data.chat import Chat
+from src.data.chat import ChatTokenizer
 from src.eval.answers import Answer
 from src.eval.generate import Writer, end_tokens
 from src.eval.layout import batches
@@ -34,7 +34,7 @@ def tuned(finished: World) -> Any:
 
 @pytest.fixture(scope="module")
 def prompts(tokenizer: Any) -> list[list[int]]:
-    return [Chat(tokenizer).prompt([{"role": "user", "content": text}]) for text in REQUESTS]
+    return [ChatTokenizer(tokenizer).prompt_ids([{"role": "user", "content": text}]) for text in REQUESTS]
 
 
 def ask(model: Any, tokenizer: Any, prompts: list[list[int]], **others: Any) -> list[Answer]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from scripts.tiny_model import build
-from src.data.chat import Chat
+from src.data.chat import ChatTokenizer
 from src.data.formats import Row, RowError
 from src.errors import DataError
 from src.eval import inference
@@ -35,7 +35,7 @@ def rows() -> list[Row]:
 
 
 def examples(tokenizer: Any, task: str, config: dict[str, Any]) -> Any:
-    found = inference.questions({"test": rows()}, Chat(tokenizer), task, config, references=True)
+    found = inference.questions({"test": rows()}, ChatTokenizer(tokenizer), task, config, references=True)
     return found.references["test"], found.prompts["test"]
 
 
@@ -79,7 +79,7 @@ def test_no_logits_of_the_prompts_are_made(tiny: Path, tokenizer: Any, monkeypat
     plain = model.lm_head.forward
     monkeypatch.setattr(model.lm_head, "forward", lambda hidden: seen.append(hidden.shape[:2]) or plain(hidden))
     Reader(model, tokenizer, asked)([0, 1, 2, 3], 0)
-    assert seen == [(4, max(sum(e.learnt) for e in asked) + 1)]
+    assert seen == [(4, max(sum(e.loss_mask) for e in asked) + 1)]
 
 
 @pytest.mark.parametrize("architecture", ["t5", "bart"])
@@ -103,9 +103,9 @@ def test_every_row_that_a_template_refuses_is_named(tokenizer: Any, monkeypatch:
     def refused(*_: Any) -> None:
         raise RowError("no", "is refused")
 
-    monkeypatch.setattr(Chat, "prompt", refused)
+    monkeypatch.setattr(ChatTokenizer, "prompt", refused)
     with pytest.raises(DataError) as error:
         inference.questions(
-            {"a": rows()[:1], "b": rows()[1:2]}, Chat(tokenizer), "causal_lm", {}, references=False
+            {"a": rows()[:1], "b": rows()[1:2]}, ChatTokenizer(tokenizer), "causal_lm", {}, references=False
         )
     assert error.value.problems == ("test.jsonl:1 is refused", "test.jsonl:2 is refused")

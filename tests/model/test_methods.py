@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from src import config
-from src.data.chat import Chat
+from src.data.chat import ChatTokenizer
 from src.errors import ConfigError, ModelError
 from src.model import adapters, load, methods, packed_attention
 from src.model.source import Source, locate, locate_tuned
@@ -80,7 +80,7 @@ def test_each_method_trains_and_comes_back_from_disk_as_the_same_model(
     after = logits(model, ids)
     assert (after - before).abs().max() > 0.1
 
-    save_model(model, Chat(tokenizer), tmp_path / "model")
+    save_model(model, ChatTokenizer(tokenizer), tmp_path / "model")
     again, _, _ = load.load_tuned(locate_tuned(tmp_path / "model"), "float32", "cpu")
     # A 4-bit base is rounded; its adapter is evaluated on the base as it is.
     tolerance = 0.2 if METHODS[method].four_bit else 1e-5
@@ -103,7 +103,7 @@ def test_a_merged_model_answers_as_its_adapter_does(
     tiny: Path, tokenizer: Any, tmp_path: Path, method: str
 ) -> None:
     ids = batch(tokenizer)
-    save_model(trained(tiny, ids, args(method)), Chat(tokenizer), tmp_path / "model")
+    save_model(trained(tiny, ids, args(method)), ChatTokenizer(tokenizer), tmp_path / "model")
     model, _, _ = load.load_tuned(locate_tuned(tmp_path / "model"), "float32", "cpu")
     before = logits(model, ids)
     assert (before - logits(base(tiny)[0], ids)).abs().max() > 0.1

@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from src.data.chat import Chat
-from src.data.encode import Encoded, Rules, encode
+from src.data.chat import ChatTokenizer
+from src.data.encode import EncodedRow, EncodingOptions, encode_chats
 from src.data.formats import Row
 from src.data.loader import read_rows
 from src.data.store import IGNORE_INDEX, Example
@@ -84,7 +84,9 @@ def test_padding_with_the_end_of_turn_token_does_not_hide_the_real_one(tiny: Pat
         Row(Path("x"), 1, chat(*turns)["messages"]) for turns in (("2+2?", "4"), ("2+2 and then what?", "4444"))
     ]
     examples = [
-        each.examples[0] for each in encode(rows, Chat(tokenizer), Rules(512)) if isinstance(each, Encoded)
+        each.examples[0]
+        for each in encode_chats(rows, ChatTokenizer(tokenizer), EncodingOptions(512))
+        if isinstance(each, EncodedRow)
     ]
     assert len(examples) == 2
     for collate in (PaddingCollator(tokenizer.pad_token_id), PackedCollator(64)):
@@ -103,7 +105,7 @@ def test_the_first_loss_is_the_cross_entropy_of_the_answers_by_hand(world: World
     model, _ = load.load_base(locate(str(world.model)), "float32", "cpu")
     total, tokens = 0.0, 0
     for row in read_rows(world.data / "lessons.jsonl", "messages"):
-        prompt = Chat(tokenizer).prompt(row.messages[:-1])
+        prompt = ChatTokenizer(tokenizer).prompt_ids(row.messages[:-1])
         answer = tokenizer(ANSWER + tokenizer.eos_token, add_special_tokens=False)["input_ids"]
         with torch.inference_mode():
             chances = model(input_ids=torch.tensor([prompt + answer])).logits[0].log_softmax(-1)

@@ -54,7 +54,7 @@ def test_every_way_gives_the_loss_that_the_model_itself_gives(build: Any) -> Non
     expected = 0.0
     for _, row in ROWS:
         out = model(input_ids=torch.tensor([row.ids]), labels=torch.tensor([row.labels]))
-        expected += out.loss.item() * sum(row.learnt[1:])
+        expected += out.loss.item() * sum(row.loss_mask[1:])
     ways = {
         "fused": summed(model, PackedCollator(), True),
         "filled up": summed(model, PackedCollator(16), True),

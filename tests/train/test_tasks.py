@@ -11,8 +11,8 @@ import torch
 
 from scripts.tiny_model import build
 from src.data import task_encoding
-from src.data.chat import Chat
-from src.data.encode import Encoded, Rules
+from src.data.chat import ChatTokenizer
+from src.data.encode import EncodedRow, EncodingOptions
 from src.data.formats import Row
 from src.data.store import IGNORE_INDEX, Example
 from src.errors import ModelError
@@ -175,7 +175,7 @@ def test_a_reloaded_model_gives_the_logits_of_the_trained_one(
     if labels:
         load.pad_alike(model, tokenizer)
     model = adapters.apply(model, MethodArgs(method, lora_r=4, lora_dropout=0.0), source, steps=12, task=task)
-    chat, rules = Chat(tokenizer), Rules(64, task=task, labels=labels)
+    chat, rules = ChatTokenizer(tokenizer), EncodingOptions(64, task=task, labels=labels)
     batch = batch_of(chat, rules, model)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.005)
     model.train()
@@ -201,13 +201,13 @@ def test_a_reloaded_model_gives_the_logits_of_the_trained_one(
     torch.testing.assert_close(logits_of(again, batch), trained, rtol=0, atol=(0.3 if four_bit else 1e-5) * scale)
 
 
-def batch_of(chat: Chat, rules: Rules, model: Any) -> dict[str, torch.Tensor]:
+def batch_of(chat: ChatTokenizer, rules: EncodingOptions, model: Any) -> dict[str, torch.Tensor]:
     answers = LABELS if rules.task == "classification" else ANSWERS
     rows = [message(f"Top of {'feed ' * n}{what}?", answers[what]) for n, what in enumerate(ANSWERS, 1)]
     examples = [
         e
-        for found in task_encoding.encode(rows, chat, rules)
-        if isinstance(found, Encoded)
+        for found in task_encoding.encode_pairs(rows, chat, rules)
+        if isinstance(found, EncodedRow)
         for e in found.examples
     ]
     assert len(examples) == 4
@@ -230,13 +230,13 @@ def message(*said: str, **more: Any) -> Row:
 
 
 @pytest.fixture
-def t5(model_of: Any) -> Chat:
-    return Chat(load_tokenizer(str(model_of("t5")), templated=False))
+def t5(model_of: Any) -> ChatTokenizer:
+    return ChatTokenizer(load_tokenizer(str(model_of("t5")), templated=False))
 
 
-def texts(chat: Chat, example: Example) -> tuple[str, str]:
-    cut = example.learnt.index(True)
-    assert example.learnt == [False] * cut + [True] * (len(example.ids) - cut)
+def texts(chat: ChatTokenizer, example: Example) -> tuple[str, str]:
+    cut = example.loss_mask.index(True)
+    assert example.loss_mask == [False] * cut + [True] * (len(example.ids) - cut)
     return chat.tokenizer.decode(example.ids[:cut]), chat.tokenizer.decode(example.ids[cut:])
 
 
@@ -245,16 +245,18 @@ def only(found: list[Any]) -> Any:
     return one
 
 
-def test_each_answer_of_a_conversation_is_an_example_whose_text_is_all_before_it(t5: Chat) -> None:
+def test_each_answer_of_a_conversation_is_an_example_whose_text_is_all_before_it(t5: ChatTokenizer) -> None:
     row = message("a?", "b", "c?", "d")
     row.messages.insert(0, {"role": "system", "content": "Count."})
-    found = only(task_encoding.encode([row], t5, Rules(64, task="seq2seq")))
-    assert found.ends
+    found = only(task_encoding.encode_pairs([row], t5, EncodingOptions(64, task="seq2seq")))
+    assert found.ends_turns
     assert [texts(t5, e) for e in found.examples] == [
         ("Count.\n\na?</s>", "b</s>"),
         ("Count.\n\na?\n\nb\n\nc?</s>", "d</s>"),
     ]
-    assert task_encoding.prompt(t5, row, None) == found.examples[1].ids[: found.examples[1].learnt.index(True)]
+    assert (
+        task_encoding.prompt_ids(t5, row, None) == found.examples[1].ids[: found.examples[1].loss_mask.index(True)]
+    )
 
 
 @pytest.mark.parametrize(
@@ -262,10 +264,12 @@ def test_each_answer_of_a_conversation_is_an_example_whose_text_is_all_before_it
     [("truncate", "0123456</s>", "d</s>"), ("truncate_prompt", "3456789</s>", "d</s>")],
 )
 def test_a_text_that_is_too_long_is_cut_where_the_setting_says(
-    t5: Chat, rule: Any, text: str, answer: str
+    t5: ChatTokenizer, rule: Any, text: str, answer: str
 ) -> None:
     found = only(
-        task_encoding.encode([message("0123456789", "d")], t5, Rules(8, on_overlength=rule, task="seq2seq"))
+        task_encoding.encode_pairs(
+            [message("0123456789", "d")], t5, EncodingOptions(8, on_overlength=rule, task="seq2seq")
+        )
     )
     assert texts(t5, only(found.examples)) == (text, answer)
     assert found.note == "cut from 11 to 8 tokens"
@@ -285,8 +289,11 @@ def test_a_text_that_is_too_long_is_cut_where_the_setting_says(
         ),
     ],
 )
-def test_a_row_that_cannot_be_read_says_why(t5: Chat, row: Row, rule: Any, told: str) -> None:
-    assert str(only(task_encoding.encode([row], t5, Rules(8, on_overlength=rule, task="seq2seq")))) == told
+def test_a_row_that_cannot_be_read_says_why(t5: ChatTokenizer, row: Row, rule: Any, told: str) -> None:
+    assert (
+        str(only(task_encoding.encode_pairs([row], t5, EncodingOptions(8, on_overlength=rule, task="seq2seq"))))
+        == told
+    )
 
 
 def test_a_batch_is_padded_on_the_right_and_the_decoder_starts_with_its_own_token(model_of: Any) -> None:

@@ -10,7 +10,7 @@ import io
 from collections.abc import Callable
 from pathlib import Path
 
-from src.data.readers.compressed import ARCHIVES, Damaged, open_data
+from src.data.readers.compressed import ARCHIVES, CorruptFile, open_data
 from src.data.readers.delimited import read_csv, read_tsv
 from src.data.readers.json_rows import read_json, read_jsonl
 from src.data.readers.parquet import read_parquet
@@ -35,13 +35,13 @@ def read_values(path: Path) -> Values:
     Raises: DataError, once values are asked for, if the whole file cannot be used: its kind is unknown, it cannot
     be opened, its header does not name the columns, or it is damaged (then the rows before the damage come first).
     """
-    reader, rows = READERS[kind_of(path)], 0
+    reader, rows = READERS[file_kind(path)], 0
     try:
         with open_data(path) as file:
             for place, value in reader(file, path):
                 rows += 1
                 yield place, value
-    except Damaged as error:
+    except CorruptFile as error:
         where = f"after row {rows}" if rows else "before its first row"
         problem = f"{path} is cut off or damaged {where}: {error}"
         raise DataError(problem, hint="fetch or make the file again") from error
@@ -49,7 +49,7 @@ def read_values(path: Path) -> Values:
         raise DataError(f"{path} cannot be read: {error.strerror or error}", hint="check the path") from error
 
 
-def kind_of(path: Path) -> str:
+def file_kind(path: Path) -> str:
     """The suffix in READERS that says how a file is read, whatever it is compressed with.
 
     Raises: DataError if the name tells no known kind.
@@ -67,6 +67,6 @@ def kind_of(path: Path) -> str:
 def is_data_file(path: Path) -> bool:
     """Whether `read_values` knows files of this name."""
     try:
-        return bool(kind_of(path))
+        return bool(file_kind(path))
     except DataError:
         return False

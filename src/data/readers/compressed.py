@@ -15,7 +15,7 @@ from src.errors import DataError
 STEP = 1024
 
 
-class Damaged(Exception):
+class CorruptFile(Exception):
     """The bytes of a file are not those that its kind promises: it was cut off or corrupted."""
 
 
@@ -88,7 +88,7 @@ class _Decompressed(io.RawIOBase):
         """Decompress a little more; False at the end of the archive."""
         packed = self._packed or self._file.read(STEP)
         if not packed and self._member:
-            raise Damaged("the archive ends too early")
+            raise CorruptFile("the archive ends too early")
         if packed:
             self._unpack(packed, self._member or self._archive())
         return bool(packed)
@@ -97,6 +97,6 @@ class _Decompressed(io.RawIOBase):
         try:
             self._ready = memoryview(member.decompress(packed))
         except Exception as error:  # zstandard's own class is known only where zstandard is imported
-            raise Damaged(str(error)) from error
+            raise CorruptFile(str(error)) from error
         self._packed = member.unused_data if member.eof else b""
         self._member = None if member.eof else member

@@ -13,7 +13,7 @@ from itertools import chain
 from pathlib import Path
 
 from src.data.formats import RowError
-from src.data.readers.text import MAX_ROW_BYTES, PIECE, Values, start_text, too_large
+from src.data.readers.text import CHUNK_BYTES, MAX_ROW_BYTES, Values, start_text, too_large
 from src.errors import DataError
 
 
@@ -149,7 +149,7 @@ class _Lines:
             if piece.endswith(b"\n") and not quoted:
                 return too_large(self._size)
             ended_line = piece.endswith(b"\n")
-            piece = self._file.readline(PIECE)
+            piece = self._file.readline(CHUNK_BYTES)
             if not piece:
                 self.ended = quoted
                 return too_large(self._size)

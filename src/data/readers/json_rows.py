@@ -16,7 +16,7 @@ from typing import NoReturn
 
 from src.data.formats import RowError
 from src.data.readers.json_text import LONGEST_INT, SPACE
-from src.data.readers.text import MAX_ROW_BYTES, PIECE, Values, start_text, too_large
+from src.data.readers.text import CHUNK_BYTES, MAX_ROW_BYTES, Values, start_text, too_large
 
 
 def read_jsonl(file: io.BufferedReader, path: Path) -> Values:
@@ -51,7 +51,7 @@ def _length(file: io.BufferedReader, piece: bytes) -> int:
     """Bytes of the line that begins with `piece`; reads it to its end and keeps nothing."""
     size = len(piece)
     while piece and not piece.endswith(b"\n"):
-        piece = file.readline(PIECE)
+        piece = file.readline(CHUNK_BYTES)
         size += len(piece)
     return size
 
@@ -160,7 +160,7 @@ class _JsonText:
         line_start = self._text.rfind("\n", 0, self._pos) + 1
         self._let_go = self._pos - line_start + (0 if line_start else self._let_go)
         self.line += self._text.count("\n", self._counted, self._pos)
-        piece = self._file.read(max(PIECE, len(kept)))
+        piece = self._file.read(max(CHUNK_BYTES, len(kept)))
         self._ended = not piece
         self._text, self._pos, self._counted = kept + self._decoder.decode(piece, self._ended), 0, 0
         return True

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from src.data.formats import RowError
-from src.data.readers.compressed import Damaged
-from src.data.readers.text import PIECE, Values
+from src.data.readers.compressed import CorruptFile
+from src.data.readers.text import CHUNK_BYTES, Values
 from src.errors import DataError
 
 if TYPE_CHECKING:
@@ -26,13 +26,13 @@ def read_parquet(file: io.BufferedReader, path: Path) -> Values:
 
     number = 0
     try:
-        parquet = ParquetFile(file, buffer_size=PIECE, page_checksum_verification=True)
+        parquet = ParquetFile(file, buffer_size=CHUNK_BYTES, page_checksum_verification=True)
         _check_names(parquet.schema_arrow.names, path)
         for batch in parquet.iter_batches(batch_size=_batch_rows(parquet)):
             for number, row in enumerate(_rows(batch), number + 1):  # noqa: B020, number goes on counting
                 yield number, row
     except (pyarrow.ArrowException, OSError) as error:
-        raise Damaged(str(error).partition("\n")[0]) from error
+        raise CorruptFile(str(error).partition("\n")[0]) from error
 
 
 def _check_names(names: list[str], path: Path) -> None:

@@ -11,7 +11,7 @@ from src.data.formats import RowError
 from src.errors import DataError
 
 MAX_ROW_BYTES = 32 << 20  # of one row as it stands in its file
-PIECE = 1 << 20  # bytes of a longer text that are read at once
+CHUNK_BYTES = 1 << 20  # bytes of a longer text that are read at once
 
 Values = Iterator[tuple[int, object | RowError]]
 

@@ -217,7 +217,7 @@ class MemoryEstimator:
     ) -> str:
         """A name for all that the simulation depends on: more than it needs, where that is simpler."""
         settings = {k: v for k, v in asdict(cfg).items() if k not in NEUTRAL_KEYS}
-        shapes = [[(len(e.ids), sum(e.learnt)) for e in rows] for rows in (batch, held_out)]
+        shapes = [[(len(e.ids), sum(e.loss_mask)) for e in rows] for rows in (batch, held_out)]
         installed = [version(package) for package in ("torch", "transformers", "peft")]
         made_of = [
             settings, shapes, installed, checkpointing, self.base.name, self.base.revision, self.dtype,
