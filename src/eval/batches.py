@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 
 from src.errors import MemoryRunOut
-from src.eval.layout import batches
+from src.eval.batching import batches
 from src.eval.partial_results import Part
 from src.utils.logs import log
 

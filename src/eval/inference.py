@@ -13,7 +13,7 @@ from src.data.encode import EncodingOptions
 from src.data.formats import Row, RowError
 from src.data.store import Example
 from src.errors import MAX_LISTED, DataError
-from src.eval import layout
+from src.eval import batching
 from src.eval.partial_results import Unfinished
 from src.model import tasks
 from src.schema import BaselineConfig, EvalArgs, EvalConfig
@@ -137,12 +137,12 @@ def laid_out(asked: Questions, cfg: Settings, config: Mapping[str, Any], dtype: 
     memory = memory_total(device, cfg.cuda_visible_devices)
     longest = max(len(ids) for prompts in asked.prompts.values() for ids in prompts)
     new = 0 if cfg.task == "classification" else cfg.max_new_tokens
-    size = layout.batch_size(cfg.eval_batch_size, config, longest, new, dtype, device, memory)
+    size = batching.batch_size(cfg.eval_batch_size, config, longest, new, dtype, device, memory)
     sizes = dict.fromkeys(asked.prompts, int(size.value))
     for name, examples in asked.references.items():
         answers = [sum(e.loss_mask) for e in examples]
-        vocabulary = layout.sizes_of(config)["vocabulary"]
-        sizes[name + REFERENCES] = min(int(size.value), layout.most_answers(answers, vocabulary))
+        vocabulary = batching.sizes_of(config)["vocabulary"]
+        sizes[name + REFERENCES] = min(int(size.value), batching.most_answers(answers, vocabulary))
     log.info("%s at once (%s)", size.value, size.reason)
     return Layout(sizes, size.reason)
 

@@ -18,7 +18,7 @@ from src.data.formats import Row
 from src.data.store import Example
 from src.errors import RunError
 from src.eval import inference, metrics
-from src.eval.layout import batches
+from src.eval.batching import batches
 from src.eval.setup import read_splits
 from src.model import tasks
 from src.model.methods import merge

@@ -12,7 +12,7 @@ from src.deploy.gate import require
 from src.errors import CannotTell, NotPromoted, RunError
 from src.runs import Run
 from src.schema import GateArgs
-from tests.eval.answers import evaluated, right
+from tests.eval.evaluations import evaluated, right
 from tests.fixtures import World, tree
 
 pytest_plugins = ["tests.fixtures"]

@@ -15,7 +15,7 @@ from src.eval.metrics import METRICS
 from src.eval.results import Evaluated, baseline_folder, fingerprint, paired
 from src.runs import Run
 from src.schema import GateArgs, Guard
-from tests.eval.answers import BASE, evaluated, right
+from tests.eval.evaluations import BASE, evaluated, right
 from tests.fixtures import call, jsonl, read_jsonl
 
 Said = pytest.CaptureFixture[str]

@@ -9,8 +9,8 @@ import pytest
 
 from src.data.chat import ChatTokenizer
 from src.eval.answers import Answer
+from src.eval.batching import batches
 from src.eval.generate import Writer, end_tokens
-from src.eval.layout import batches
 from src.model import adapters, load
 from src.model.source import locate_tuned
 from src.schema import MethodArgs

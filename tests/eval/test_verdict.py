@@ -15,7 +15,7 @@ from src.eval.results import baseline_folder
 from src.eval.verdict import Verdict, judge
 from src.runs import Run
 from src.schema import GateArgs, Guard
-from tests.eval.answers import BASE, Pairs, evaluated, right
+from tests.eval.evaluations import BASE, Pairs, evaluated, right
 
 ONE = (1 / 40) + 1e-9  # one more answer that is right, of forty
 

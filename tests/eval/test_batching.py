@@ -12,7 +12,7 @@ import torch
 
 from src.errors import MemoryRunOut
 from src.eval.batches import in_batches
-from src.eval.layout import batch_size, batches, most_answers, parameters, sequence_bytes
+from src.eval.batching import batch_size, batches, most_answers, parameters, sequence_bytes
 from src.eval.partial_results import Unfinished
 from src.utils.environment import Capacity
 from tests.fixtures import World, read_jsonl
