@@ -20,17 +20,17 @@ sys.path.insert(0, str(ROOT))
 
 from bench.simulated import KINDS, improved  # noqa: E402
 from src.eval import significance  # noqa: E402
-from src.eval.significance import Finding, Paired  # noqa: E402
-from src.eval.verdict import Measured, outcome_of  # noqa: E402
+from src.eval.significance import Comparison, PairedScores  # noqa: E402
+from src.eval.verdict import MetricComparison, decide_outcome  # noqa: E402
 from src.schema import GateArgs  # noqa: E402
 
 EXAMPLES = (20, 60, 100, 500)
 TOGETHER = 100  # pairs that share their draws of resamples
 
 
-def judged(pairs: list[Paired], gate: GateArgs, seed: int) -> tuple[float, list[Finding]]:
+def judged(pairs: list[PairedScores], gate: GateArgs, seed: int) -> tuple[float, list[Comparison]]:
     """The share of `pairs` that is promoted, and what was found of each."""
-    found: list[Finding] = []
+    found: list[Comparison] = []
     for start in range(0, len(pairs), TOGETHER):
         found += significance.compare(
             pairs[start : start + TOGETHER],
@@ -38,7 +38,7 @@ def judged(pairs: list[Paired], gate: GateArgs, seed: int) -> tuple[float, list[
             resamples=gate.resamples,
             seed=seed + start,
         )
-    outcomes = [outcome_of(Measured("", "", 3, 1, f), gate) for f in found]
+    outcomes = [decide_outcome(MetricComparison("", "", 3, 1, f), gate) for f in found]
     return outcomes.count("promoted") / len(found), found
 
 

@@ -15,31 +15,31 @@ from numpy.typing import NDArray
 
 from src.eval import metric_functions
 from src.eval.metric_functions import Floats
-from src.eval.significance import Paired, means
+from src.eval.significance import PairedScores, pair_means
 
-Kind = Callable[[Generator, int], Paired]
+Kind = Callable[[Generator, int], PairedScores]
 TOKENS = 12  # of an example's reference, about
 
 
-def binary(draw: Generator, examples: int, changed: float) -> Paired:
+def binary(draw: Generator, examples: int, changed: float) -> PairedScores:
     """0 or 1, of which a share `changed` differs between the two."""
     base = (draw.random(examples) < 0.5).astype(float)
-    return means(base, np.where(draw.random(examples) < changed, 1 - base, base), 1.0)
+    return pair_means(base, np.where(draw.random(examples) < changed, 1 - base, base), 1.0)
 
 
-def overlap(draw: Generator, examples: int) -> Paired:
+def overlap(draw: Generator, examples: int) -> PairedScores:
     """Like rougeL: between 0 and 1, often either, correlated between the models and often the same."""
     kept = draw.beta(0.6, 0.6, examples)
     base, tuned = (np.clip(np.round((kept + draw.normal(0, 0.25, examples)) * 20) / 20, 0, 1) for _ in range(2))
-    return means(base, np.where(draw.random(examples) < 0.3, base, tuned), 1.0)
+    return pair_means(base, np.where(draw.random(examples) < 0.3, base, tuned), 1.0)
 
 
-def bleu(draw: Generator, examples: int, better: float = 0.0) -> Paired:
+def bleu(draw: Generator, examples: int, better: float = 0.0) -> PairedScores:
     """Counts of n-grams of texts whose tokens are right at random, those of tuned by `better` more often."""
     lengths = np.maximum(draw.poisson(TOKENS, examples), 4)
     rates = draw.beta(4, 2, examples)
     base, tuned = (_counts(draw, lengths, chance) for chance in (rates, rates + (1 - rates) * better))
-    return Paired(base, tuned, metric_functions.bleu, 100.0)
+    return PairedScores(base, tuned, metric_functions.bleu, 100.0)
 
 
 def _counts(draw: Generator, lengths: NDArray[np.int64], chance: Floats) -> Floats:
@@ -62,7 +62,7 @@ KINDS: dict[str, Kind] = {
 }
 
 
-def improved(kind: str, draw: Generator, examples: int, effect: float) -> Paired:
+def improved(kind: str, draw: Generator, examples: int, effect: float) -> PairedScores:
     """A pair of which the tuned model is truly better by `effect`."""
     if kind == "bleu":
         return bleu(draw, examples, _better_by(effect))
@@ -71,7 +71,7 @@ def improved(kind: str, draw: Generator, examples: int, effect: float) -> Paired
     size = 1.0 if kind.endswith("0/1") else 0.5
     better = draw.random(examples) < effect / size  # these go from worst to better by `size`
     base[better], tuned[better] = 0.0, size
-    return means(base, tuned, 1.0)
+    return pair_means(base, tuned, 1.0)
 
 
 def _better_by(effect: float) -> float:

@@ -15,7 +15,7 @@ from src.data.chat import ChatTokenizer
 from src.data.store import Example
 from src.errors import ModelError
 from src.eval import metrics, reevaluate
-from src.eval.classify import Chooser
+from src.eval.classify import Classifier
 from src.eval.reevaluate import Reevaluation
 from src.model import methods
 from src.utils.environment import Reasoned
@@ -71,7 +71,7 @@ def next_token_logits(model: Any, task: str, chat: ChatTokenizer, prompts: Seque
     with torch.inference_mode():
         for prompt in prompts:
             if task == "classification":
-                logits = Chooser(model, chat.tokenizer.pad_token_id, ()).logits([prompt])
+                logits = Classifier(model, chat.tokenizer.pad_token_id, ()).logits([prompt])
             else:
                 ids = {"input_ids": torch.tensor([prompt], device=model.device)}
                 if model.config.is_encoder_decoder:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 
-class Answer(NamedTuple):
+class Generation(NamedTuple):
     """tokens: how many were generated, the end of the turn aside.
 
     stop: `end` where the model ended its turn, `stop` where it wrote a stop string (the text ends before it),

@@ -10,14 +10,14 @@ import torch
 from tqdm import tqdm
 
 from src.errors import MemoryRunOut
-from src.eval.batching import batches
+from src.eval.batching import batch_indices
 from src.eval.partial_results import Part
 from src.utils.logs import log
 
 Ask = Callable[[list[int], int], Sequence[Mapping[str, Any]]]  # places of examples, number of the batch -> rows
 
 
-def in_batches(
+def run_batched(
     ask: Ask, lengths: Sequence[int], size: int, part: Part, *, unpadded: bool = False
 ) -> tuple[list[dict[str, Any]], int]:
     """A row for each of `lengths`, in their order, from `part` where it is there already.
@@ -32,7 +32,7 @@ def in_batches(
             _through(ask, lengths, size, part, unpadded)
             return [part.rows[i] for i in range(len(lengths))], size
         except (RuntimeError, MemoryError) as error:
-            if not ran_out(error):
+            if not is_out_of_memory(error):
                 raise
             if size == 1:
                 raise MemoryRunOut(
@@ -49,14 +49,14 @@ def in_batches(
 
 def _through(ask: Ask, lengths: Sequence[int], size: int, part: Part, unpadded: bool) -> None:
     with tqdm(total=len(lengths), initial=len(part.rows), desc=part.name, unit="row", disable=None) as bar:
-        for number, places in enumerate(batches(lengths, size, unpadded=unpadded)):
+        for number, places in enumerate(batch_indices(lengths, size, unpadded=unpadded)):
             if part.rows.keys() >= set(places):
                 continue
             part.add({i: dict(row) for i, row in zip(places, ask(places, number), strict=True)})
             bar.update(len(places))
 
 
-def ran_out(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether it is an allocator's error, of a GPU or of the CPU."""
     kinds = (torch.OutOfMemoryError, MemoryError)
     return isinstance(error, kinds) or "can't allocate memory" in str(error)

@@ -34,7 +34,7 @@ def batch_size(
     if asked != "auto":
         return Reasoned(str(asked), f"eval_batch_size={asked}")
     each = sequence_bytes(config, longest, new, WIDTH[dtype])
-    room = max(SHARE * memory.bytes - parameters(config) * WIDTH[dtype], LEAST_ROOM * memory.bytes)
+    room = max(SHARE * memory.bytes - parameter_count(config) * WIDTH[dtype], LEAST_ROOM * memory.bytes)
     size = 1
     while size < MOST[device] and 2 * size * each <= room:
         size *= 2
@@ -48,21 +48,21 @@ def batch_size(
 def sequence_bytes(config: Mapping[str, Any], longest: int, new: int, width: int) -> int:
     """Bytes for one prompt and its answer: keys and values of every layer, a layer's activations over the prompt,
     and the logits of one token."""
-    sizes = sizes_of(config)
+    sizes = model_sizes(config)
     cache = 2 * sizes["layers"] * sizes["kv_heads"] * sizes["head"] * (longest + new)
     activations = longest * (6 * sizes["hidden"] + 3 * sizes["inner"])
     return width * (cache + activations) + COPIES * 4 * sizes["vocabulary"]
 
 
-def parameters(config: Mapping[str, Any]) -> int:
+def parameter_count(config: Mapping[str, Any]) -> int:
     """About how many weights the model has, experts included."""
-    s = sizes_of(config)
+    s = model_sizes(config)
     attention = 2 * s["hidden"] * s["head"] * (s["heads"] + s["kv_heads"])
     layer = attention + 3 * s["hidden"] * s["inner"] * s["experts"]
     return s["layers"] * layer + 2 * s["vocabulary"] * s["hidden"]
 
 
-def sizes_of(config: Mapping[str, Any]) -> dict[str, int]:
+def model_sizes(config: Mapping[str, Any]) -> dict[str, int]:
     """The sizes that a config.json tells, by one of several names each."""
     text = config.get("text_config") or config
 
@@ -85,7 +85,7 @@ def sizes_of(config: Mapping[str, Any]) -> dict[str, int]:
     }
 
 
-def most_answers(lengths: Sequence[int], vocabulary: int) -> int:
+def reference_batch_size(lengths: Sequence[int], vocabulary: int) -> int:
     """Reference answers whose logits have room at once, by their tokens; a power of two."""
     size = 1
     while 2 * size * (max(lengths) + 1) * vocabulary * 4 * COPIES <= ROOM:
@@ -93,7 +93,7 @@ def most_answers(lengths: Sequence[int], vocabulary: int) -> int:
     return size
 
 
-def batches(lengths: Sequence[int], size: int, *, unpadded: bool) -> Iterator[list[int]]:
+def batch_indices(lengths: Sequence[int], size: int, *, unpadded: bool) -> Iterator[list[int]]:
     """Places of `lengths` in batches, the longest first: what does not fit the memory shows at once.
 
     unpadded: no batch holds two lengths.

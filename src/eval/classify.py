@@ -9,14 +9,14 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 
-class Choice(NamedTuple):
+class Prediction(NamedTuple):
     """A label, and the probability that the model gives it: its share in the softmax over the labels."""
 
     label: str
     probability: float
 
 
-class Chooser:
+class Classifier:
     """Gives each text (a list of token ids) one of `labels`, which are those of the logits, in their order."""
 
     unpadded = False
@@ -24,11 +24,13 @@ class Chooser:
     def __init__(self, model: Any, pad_token_id: int, labels: Sequence[str]) -> None:
         self.model, self.pad_token_id, self.labels = model.eval(), pad_token_id, labels
 
-    def __call__(self, texts: Sequence[list[int]], number: int) -> list[Choice]:
+    def __call__(self, texts: Sequence[list[int]], number: int) -> list[Prediction]:
         with torch.inference_mode():
             chances = self.logits(texts).float().softmax(-1)
         best, places = chances.max(-1)
-        return [Choice(self.labels[p], chance) for p, chance in zip(places.tolist(), best.tolist(), strict=True)]
+        return [
+            Prediction(self.labels[p], chance) for p, chance in zip(places.tolist(), best.tolist(), strict=True)
+        ]
 
     def logits(self, texts: Sequence[list[int]]) -> torch.Tensor:
         """(texts, labels)"""

@@ -12,7 +12,7 @@ from rich.table import Table
 from src import runs
 from src.errors import UserError
 from src.eval import results, significance, verdict
-from src.eval.results import Evaluated
+from src.eval.results import EvalResult
 from src.runs import Run
 from src.schema import CompareConfig, GateArgs
 from src.utils.files import write_json
@@ -24,23 +24,23 @@ BASELINE = "baseline"
 
 def compare_runs(cfg: CompareConfig) -> int:
     """Compare two evaluated runs, or a run with its base: whether the first is better than the second."""
-    first = Evaluated.of_run(runs.named(cfg.run_a, cfg.output_dir))
+    first = EvalResult.of_run(runs.named(cfg.run_a, cfg.output_dir))
     if cfg.run_b == BASELINE:
         second = results.baseline_of(first, cfg.artifacts_dir)
     else:
-        second = Evaluated.of_run(runs.named(cfg.run_b, cfg.output_dir))
+        second = EvalResult.of_run(runs.named(cfg.run_b, cfg.output_dir))
     found = compare(first, second, cfg.gate)
     columns = ("base", "tuned") if cfg.run_b == BASELINE else ("second", "first")
     show(found, f"{first.name} against {second.name}", columns)
     return 0
 
 
-def compare(tuned: Evaluated, base: Evaluated, gate: GateArgs) -> dict[str, Any]:
+def compare(tuned: EvalResult, base: EvalResult, gate: GateArgs) -> dict[str, Any]:
     """The comparison of two evaluations, split by split and metric by metric, with the gate's verdict.
 
     Raises: RunError if they were not made under the same conditions, naming what differs.
     """
-    results.refuse_other_conditions(tuned, base)
+    results.require_same_conditions(tuned, base)
     return {
         "base_model": base.result["base_model"],
         "baseline": str(base.folder),
@@ -51,9 +51,9 @@ def compare(tuned: Evaluated, base: Evaluated, gate: GateArgs) -> dict[str, Any]
     }
 
 
-def _rows(tuned: Evaluated, base: Evaluated, split: str, gate: GateArgs) -> list[dict[str, Any]]:
+def _rows(tuned: EvalResult, base: EvalResult, split: str, gate: GateArgs) -> list[dict[str, Any]]:
     metrics = tuned.result["eval"][split]
-    pairs = {metric: results.paired(tuned, base, split, metric) for metric in metrics}
+    pairs = {metric: results.pair_scores(tuned, base, split, metric) for metric in metrics}
     known = [pair for pair in pairs.values() if pair]
     made = iter(significance.compare(known, confidence=gate.confidence, resamples=gate.resamples) if known else ())
     found = {metric: next(made) if pair else None for metric, pair in pairs.items()}
@@ -61,7 +61,7 @@ def _rows(tuned: Evaluated, base: Evaluated, split: str, gate: GateArgs) -> list
 
 
 def _row(
-    tuned: Evaluated, base: Evaluated, split: str, metric: str, found: significance.Finding | None
+    tuned: EvalResult, base: EvalResult, split: str, metric: str, found: significance.Comparison | None
 ) -> dict[str, Any]:
     about, scores = tuned.result["metrics"][metric], [m.result["eval"][split][metric] for m in (base, tuned)]
     return {
@@ -81,7 +81,7 @@ def _row(
     }
 
 
-def _verdict(tuned: Evaluated, base: Evaluated, gate: GateArgs) -> Mapping[str, Any] | None:
+def _verdict(tuned: EvalResult, base: EvalResult, gate: GateArgs) -> Mapping[str, Any] | None:
     """None where the gate cannot decide by what was evaluated; publishing says so again, and refuses."""
     try:
         return verdict.as_json(verdict.decide(tuned, base, gate))
@@ -92,7 +92,7 @@ def _verdict(tuned: Evaluated, base: Evaluated, gate: GateArgs) -> Mapping[str, 
 
 def record(run: Run, baseline: Path, gate: GateArgs) -> dict[str, Any]:
     """Compare the run's result with its base's, write `comparison.json` and print table and verdict."""
-    tuned, base = Evaluated.of_run(run), Evaluated.of_base(baseline)
+    tuned, base = EvalResult.of_run(run), EvalResult.of_base(baseline)
     comparison = compare(tuned, base, gate)
     write_json(run.path / "comparison.json", comparison)
     show(comparison, f"{run.id} against {base.name}")
@@ -144,7 +144,7 @@ def show(comparison: Mapping[str, Any], title: str, columns: tuple[str, str] = (
 
 
 def _cells(row: Mapping[str, Any], confidence: float) -> list[str]:
-    digits = verdict.digits_of(row["scale"])
+    digits = verdict.digits(row["scale"])
     sign = {"higher": 1, "lower": -1, "neither": 0}[row["better"]] * row["difference"]
     told = beyond_noise(row, confidence)
     colour = "dim" if not told else "green" if sign > 0 else "red" if sign < 0 else "bold"
@@ -168,7 +168,7 @@ def show_one(result: Result, title: str) -> None:
     for split in result["eval"]:
         table.add_column(split, justify="right")
     for metric, about in result["metrics"].items():
-        digits = verdict.digits_of(about["scale"])
+        digits = verdict.digits(about["scale"])
         table.add_row(
             metric, about["scale"], *(f"{scores[metric]:.{digits}f}" for scores in result["eval"].values())
         )

@@ -22,7 +22,7 @@ LIBRARY, FILE = "evaluate:", "file:"
 BETTER = ("higher", "lower", "neither")
 
 
-class Outside(Protocol):
+class CustomMetric(Protocol):
     """A metric that its own code scores: the corpus score, and that of each row where it has one."""
 
     @property
@@ -41,7 +41,7 @@ def is_named(name: str) -> bool:
 
 
 @cache
-def find(name: str) -> Outside:
+def find(name: str) -> CustomMetric:
     """Load the metric. Raises: ConfigError if there is none, or it cannot score a pair of texts."""
     if name.startswith(FILE):
         return _from_file(name)
@@ -50,7 +50,7 @@ def find(name: str) -> Outside:
     return library.load(name, name.removeprefix(LIBRARY))
 
 
-class Own(NamedTuple):
+class FileMetric(NamedTuple):
     """The metric of a file."""
 
     name: str
@@ -76,7 +76,7 @@ class Own(NamedTuple):
         return found
 
 
-def _from_file(name: str) -> Own:
+def _from_file(name: str) -> FileMetric:
     path = Path(name.removeprefix(FILE))
     if not path.is_file():
         raise ConfigError(f"metrics: {path} does not exist")
@@ -89,7 +89,7 @@ def _from_file(name: str) -> Own:
     better = found.get("BETTER", "higher")
     if better not in BETTER:
         raise ConfigError(f"metrics: {path}: BETTER={better!r} should be one of {', '.join(BETTER)}")
-    return Own(name, found["score"], sha256(path), str(found.get("SCALE", "its own")), better)
+    return FileMetric(name, found["score"], sha256(path), str(found.get("SCALE", "its own")), better)
 
 
 def _failed(error: Exception) -> str:

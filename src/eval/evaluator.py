@@ -14,10 +14,18 @@ from src.data import task_encoding
 from src.errors import RunError
 from src.eval import compare, inference, metrics, partial_results, results, vllm_engine
 from src.eval.fingerprint import base_model, engine, identity
-from src.eval.inference import Effort
-from src.eval.partial_results import Unfinished
+from src.eval.inference import GenerationStats
+from src.eval.partial_results import PartialResults
 from src.eval.report import page as report
-from src.eval.setup import Exam, check_tokenization, labels_of_rows, prepare, set_up, unused, usual_metrics
+from src.eval.setup import (
+    EvalContext,
+    check_tokenization,
+    default_metrics,
+    labels_of_rows,
+    prepare,
+    set_up,
+    unused_packages,
+)
 from src.model import tasks
 from src.model.source import Source, Tuned, locate, locate_tuned
 from src.schema import BaselineConfig, EvalConfig
@@ -41,12 +49,12 @@ def evaluate(cfg: EvalConfig) -> int:
     tuned = locate_tuned(folder, cfg.allow_base_mismatch)
     _refuse_damaged(tuned, run)
     task, labels = tasks.tuned_for(tuned, cfg.task)
-    cfg = replace(cfg, task=task, metrics=cfg.metrics or usual_metrics(task, cfg.engine))
+    cfg = replace(cfg, task=task, metrics=cfg.metrics or default_metrics(task, cfg.engine))
     splits, dtype, device = prepare(cfg)
     task_encoding.refuse_unknown_labels(
         [row for rows in splits.rows.values() for row in rows] if labels else [], labels
     )
-    block_imports(*unused(cfg, tuned.base))
+    block_imports(*unused_packages(cfg, tuned.base))
 
     exam, base = set_up(cfg, splits, dtype, device, tuned.base, str(tuned.folder), None, labels)
     tuned = tuned._replace(base=base)
@@ -57,13 +65,15 @@ def evaluate(cfg: EvalConfig) -> int:
     who = identity(exam.conditions, base, tuned, cfg.merge_adapter)
     run = run or _run_for(folder, cfg, who, of_base)
     log_to(run.logs)
-    effort = Effort()
+    effort = GenerationStats()
     with (
         run.recorded(part),
-        _kept(run.path / "evals" / f"answers{partial_results.SUFFIX}", who, cfg.overwrite_answers) as file,
+        _partial_results(
+            run.path / "evals" / f"answers{partial_results.SUFFIX}", who, cfg.overwrite_answers
+        ) as file,
     ):
         model = _tuned_model(exam, tuned, effort)
-        answers = inference.answers(model, exam.chat, exam.asked, cfg, exam.plan, file, effort)
+        answers = inference.evaluate_requests(model, exam.chat, exam.asked, cfg, exam.plan, file, effort)
         result = _result(answers, exam.conditions, cfg.metrics or []) | {
             "base_model": of_base,
             "generated": _generated(exam, effort),
@@ -90,12 +100,12 @@ def _refuse_damaged(tuned: Tuned, run: runs.Run | None) -> None:
 def evaluate_baseline(cfg: BaselineConfig) -> int:
     """Answer the splits with the untouched base, keep its metrics, and compare the newest run that fits."""
     runs.check_writable(cfg.artifacts_dir, "artifacts_dir")
-    cfg = replace(cfg, metrics=cfg.metrics or usual_metrics(cfg.task, cfg.engine))
+    cfg = replace(cfg, metrics=cfg.metrics or default_metrics(cfg.task, cfg.engine))
     splits, dtype, device = prepare(cfg)
     source = locate(cfg.model_name, cfg.model_revision)
     tasks.check_source(source, cfg.task)
     log.info("evaluating the base model %s", source.name)
-    block_imports(*unused(cfg, source))
+    block_imports(*unused_packages(cfg, source))
     exam, source = set_up(cfg, splits, dtype, device, source, source.location, cfg.model_revision, None)
     model = _base_model(exam, source)
     if exam.labels:
@@ -115,19 +125,21 @@ def _say_head(model: Any, labels: Sequence[str], seed: int) -> None:
     )  # fmt: skip
 
 
-def _base_model(exam: Exam, source: Source) -> Any:
+def _base_model(exam: EvalContext, source: Source) -> Any:
     if exam.cfg.engine == "vllm":
-        return vllm_engine.Writer(source.location, None, exam.chat.tokenizer, exam.dtype.value, exam.cfg)
+        return vllm_engine.VllmGenerator(source.location, None, exam.chat.tokenizer, exam.dtype.value, exam.cfg)
     model = exam.load(source)
     freeze_gc()
     return model
 
 
-def _tuned_model(exam: Exam, tuned: Tuned, effort: Effort) -> Any:
+def _tuned_model(exam: EvalContext, tuned: Tuned, effort: GenerationStats) -> Any:
     """The tuned model, its adapter merged where that is exact enough. Before the adapter stands over it, the base
     answers, if nobody knows its answers yet."""
     if exam.cfg.engine == "vllm":
-        return vllm_engine.Writer(tuned.base.location, tuned, exam.chat.tokenizer, exam.dtype.value, exam.cfg)
+        return vllm_engine.VllmGenerator(
+            tuned.base.location, tuned, exam.chat.tokenizer, exam.dtype.value, exam.cfg
+        )
     from src.eval import adapter_merge
     from src.model import load
 
@@ -147,7 +159,7 @@ def _tuned_model(exam: Exam, tuned: Tuned, effort: Effort) -> Any:
     return model
 
 
-def _is_missing_base(exam: Exam, tuned: Tuned) -> bool:
+def _is_missing_base(exam: EvalContext, tuned: Tuned) -> bool:
     """Whether the base is to be asked in the same load, as `baseline` says."""
     kept = results.baseline_folder(exam.cfg.artifacts_dir, base_model(tuned.base), exam.conditions)
     if exam.cfg.baseline != "auto" or (kept / "metrics.json").exists():
@@ -165,14 +177,16 @@ def _as_baseline(cfg: EvalConfig, base: Source) -> BaselineConfig:
     return BaselineConfig(**shared | {"model_name": base.name, "model_revision": revision})
 
 
-def _answer_as_base(model: Any, exam: Exam, source: Source, cfg: BaselineConfig) -> tuple[dict[str, Any], Path]:
+def _answer_as_base(
+    model: Any, exam: EvalContext, source: Source, cfg: BaselineConfig
+) -> tuple[dict[str, Any], Path]:
     """Answer as the untouched base. Returns: its metrics, and the folder among the artifacts that keeps them."""
-    base, effort = base_model(source), Effort()
+    base, effort = base_model(source), GenerationStats()
     folder = results.baseline_folder(cfg.artifacts_dir, base, exam.conditions)
     path = folder.with_name(folder.name + partial_results.SUFFIX)
-    with _kept(path, identity(exam.conditions, source), cfg.overwrite_answers) as file:
+    with _partial_results(path, identity(exam.conditions, source), cfg.overwrite_answers) as file:
         partial_results.remove_others(path, folder.name.rpartition("-")[0] + "-*")
-        answers = inference.answers(model, exam.chat, exam.asked, exam.cfg, exam.plan, file, effort)
+        answers = inference.evaluate_requests(model, exam.chat, exam.asked, exam.cfg, exam.plan, file, effort)
         result = _result(answers, exam.conditions, cfg.metrics or []) | {
             "base_model": base,
             "generated": _generated(exam, effort),
@@ -188,16 +202,16 @@ def _answer_as_base(model: Any, exam: Exam, source: Source, cfg: BaselineConfig)
 
 
 @contextmanager
-def _kept(path: Path, who: Mapping[str, Any], fresh: bool) -> Any:
+def _partial_results(path: Path, who: Mapping[str, Any], fresh: bool) -> Any:
     """The file that holds the answers until they stand elsewhere."""
-    file = Unfinished(path, who, fresh)
+    file = PartialResults(path, who, fresh)
     try:
         yield file
     finally:
         file.close()
 
 
-def _generated(exam: Exam, effort: Effort) -> dict[str, Any]:
+def _generated(exam: EvalContext, effort: GenerationStats) -> dict[str, Any]:
     """How the answers were made, which decides nothing."""
     plan = exam.plan
     return {

@@ -10,7 +10,7 @@ from typing import Any
 
 from src.data.chat import ChatTokenizer
 from src.eval import metrics
-from src.eval.inference import Layout, Questions, Settings
+from src.eval.inference import BatchPlan, EvalRequests, Settings
 from src.model.source import Source, Tuned, content_hash
 from src.utils.environment import Reasoned
 from src.utils.files import sha256
@@ -18,8 +18,8 @@ from src.utils.secrets import redact
 
 
 def conditions(
-    cfg: Settings, data: Mapping[str, str], asked: Questions, chat: ChatTokenizer, dtype: Reasoned,
-    device: Reasoned, plan: Layout,
+    cfg: Settings, data: Mapping[str, str], asked: EvalRequests, chat: ChatTokenizer, dtype: Reasoned, device: Reasoned,
+    plan: BatchPlan,
 ) -> dict[str, Any]:  # fmt: skip
     return {
         "task": cfg.task,

@@ -9,13 +9,13 @@ import torch
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList, set_seed
 
 from src.errors import ConfigError
-from src.eval.answers import Answer
+from src.eval.answers import Generation
 from src.model.methods import has_virtual_tokens
 
 SLACK = 4  # tokens before a stop string that are decoded with it: one may hold a part of a letter, or nothing
 
 
-class Writer:
+class Generator:
     """Answers batches of prompts. A batch draws on the seed and its own number, and on no batch before it.
 
     unpadded: a batch must hold prompts of one length. Virtual tokens stand to the left of the padding, and peft
@@ -51,7 +51,7 @@ class Writer:
             self.settings.cache_implementation = "static"
             self.settings.disable_compile = True
 
-    def __call__(self, prompts: Sequence[list[int]], number: int) -> list[Answer]:
+    def __call__(self, prompts: Sequence[list[int]], number: int) -> list[Generation]:
         set_seed((self.seed + number) % 2**32)
         with torch.inference_mode():
             return [self._read(tokens) for tokens in self._generate(prompts)]
@@ -76,18 +76,18 @@ class Writer:
         )
         return made[:, own:].tolist()
 
-    def _read(self, tokens: list[int]) -> Answer:
+    def _read(self, tokens: list[int]) -> Generation:
         end = next((i for i, token in enumerate(tokens) if token in self.ends | self.marks), None)
         kept = tokens if end is None else tokens[:end]
         text = self._decode(kept)
-        if (cut := first_of(self.stop, text)) is not None:
+        if (cut := find_stop(self.stop, text)) is not None:
             count = next(
-                n for n in range(1, len(kept) + 1) if first_of(self.stop, self._decode(kept[:n])) is not None
+                n for n in range(1, len(kept) + 1) if find_stop(self.stop, self._decode(kept[:n])) is not None
             )
-            return Answer(text[:cut], count, "stop")
+            return Generation(text[:cut], count, "stop")
         if end is None:
-            return Answer(text, len(kept), "length")
-        return Answer(text, len(kept), "end" if tokens[end] in self.ends else "stop")
+            return Generation(text, len(kept), "length")
+        return Generation(text, len(kept), "end" if tokens[end] in self.ends else "stop")
 
     def _decode(self, tokens: list[int]) -> str:
         return self.tokenizer.decode(tokens, skip_special_tokens=True)
@@ -106,10 +106,10 @@ class EndsWith(StoppingCriteria):  # type: ignore[misc]
     def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
         first = max(self.start, input_ids.shape[1] - self.reach)
         texts = self.tokenizer.batch_decode(input_ids[:, first:], skip_special_tokens=True)
-        return torch.tensor([first_of(self.stop, text) is not None for text in texts], device=input_ids.device)
+        return torch.tensor([find_stop(self.stop, text) is not None for text in texts], device=input_ids.device)
 
 
-def first_of(stop: Sequence[str], text: str) -> int | None:
+def find_stop(stop: Sequence[str], text: str) -> int | None:
     """Where the first stop string in `text` begins."""
     return min((text.find(s) for s in stop if s in text), default=None)
 

@@ -14,7 +14,7 @@ from src.data.formats import Row, RowError
 from src.data.store import Example
 from src.errors import MAX_LISTED, DataError
 from src.eval import batching
-from src.eval.partial_results import Unfinished
+from src.eval.partial_results import PartialResults
 from src.model import tasks
 from src.schema import BaselineConfig, EvalArgs, EvalConfig
 from src.utils.environment import memory_total
@@ -28,7 +28,7 @@ UNLIMITED = 10**9  # tokens
 T = TypeVar("T")
 
 
-class Questions(NamedTuple):
+class EvalRequests(NamedTuple):
     """The rows of each split, their prompts as token ids and, where a metric needs them, prompt and reference
     answer as one example."""
 
@@ -38,7 +38,7 @@ class Questions(NamedTuple):
 
 
 @dataclass
-class Layout:
+class BatchPlan:
     """How many rows are in a batch of each part (a split, or the pass over its references)."""
 
     sizes: dict[str, int]
@@ -46,7 +46,7 @@ class Layout:
 
 
 @dataclass
-class Effort:
+class GenerationStats:
     """What the answers took, in this process."""
 
     seconds: float = 0.0
@@ -60,9 +60,9 @@ class Effort:
         return self.facts | spent
 
 
-def questions(
+def encode_requests(
     splits: Splits, chat: ChatTokenizer, task: str, config: Mapping[str, Any], references: bool
-) -> Questions:
+) -> EvalRequests:
     """Encode the rows of every split for a model with the settings `config` (its config.json).
 
     Evaluation, re-evaluation by the gate and merging all encode with this module, so that the tokens are the same.
@@ -80,7 +80,7 @@ def questions(
             examples[name] = _usable(rows, encode_references(rows, chat, task, max_tokens), problems)
     if problems:
         raise DataError(*problems[:MAX_LISTED], hint="fix the rows or the model's chat template")
-    return Questions(splits, prompts, examples)
+    return EvalRequests(splits, prompts, examples)
 
 
 def encode_prompts(
@@ -124,7 +124,7 @@ def _usable(rows: Sequence[Row], encoded: Sequence[T | RowError], problems: list
     return [e for e in encoded if not isinstance(e, RowError)]
 
 
-def warn_of_cut_prompts(asked: Questions, max_tokens: int | None) -> None:
+def warn_of_cut_prompts(asked: EvalRequests, max_tokens: int | None) -> None:
     full = sum(len(ids) == max_tokens for prompts in asked.prompts.values() for ids in prompts)
     if full:
         log.warning(
@@ -132,7 +132,9 @@ def warn_of_cut_prompts(asked: Questions, max_tokens: int | None) -> None:
         )
 
 
-def laid_out(asked: Questions, cfg: Settings, config: Mapping[str, Any], dtype: str, device: str) -> Layout:
+def plan_batches(
+    asked: EvalRequests, cfg: Settings, config: Mapping[str, Any], dtype: str, device: str
+) -> BatchPlan:
     """The batch size of each part, the same for every model of these settings on this machine."""
     memory = memory_total(device, cfg.cuda_visible_devices)
     longest = max(len(ids) for prompts in asked.prompts.values() for ids in prompts)
@@ -141,27 +143,27 @@ def laid_out(asked: Questions, cfg: Settings, config: Mapping[str, Any], dtype: 
     sizes = dict.fromkeys(asked.prompts, int(size.value))
     for name, examples in asked.references.items():
         answers = [sum(e.loss_mask) for e in examples]
-        vocabulary = batching.sizes_of(config)["vocabulary"]
-        sizes[name + REFERENCES] = min(int(size.value), batching.most_answers(answers, vocabulary))
+        vocabulary = batching.model_sizes(config)["vocabulary"]
+        sizes[name + REFERENCES] = min(int(size.value), batching.reference_batch_size(answers, vocabulary))
     log.info("%s at once (%s)", size.value, size.reason)
-    return Layout(sizes, size.reason)
+    return BatchPlan(sizes, size.reason)
 
 
-def answers(
+def evaluate_requests(
     model: Any,
     chat: ChatTokenizer,
-    asked: Questions,
+    asked: EvalRequests,
     cfg: Settings,
-    plan: Layout,
-    file: Unfinished,
-    effort: Effort,
+    plan: BatchPlan,
+    file: PartialResults,
+    effort: GenerationStats,
 ) -> Answers:
     """`{split: [{prompt, reference, prediction, tokens, stop, ...}, ...]}`; `plan` is made true where memory ran
     out."""
-    from src.eval.batches import in_batches
+    from src.eval.batches import run_batched
 
     labels = tasks.labels_of(model.config.to_dict()) if cfg.task == "classification" else []
-    write = model if cfg.engine == "vllm" else writer(model, chat, cfg.task, labels, cfg, cfg.seed)
+    write = model if cfg.engine == "vllm" else make_predictor(model, chat, cfg.task, labels, cfg, cfg.seed)
     found: Answers = {}
     for name, prompts in asked.prompts.items():
         part, began = file.part(name), time.monotonic()
@@ -170,9 +172,11 @@ def answers(
 
         def ask(places: list[int], number: int, prompts: list[list[int]] = prompts) -> list[dict[str, Any]]:
             texts = [prompts[i] for i in places]
-            return [told(a) | {"prompt_tokens": len(t)} for a, t in zip(write(texts, number), texts, strict=True)]
+            return [
+                to_row(a) | {"prompt_tokens": len(t)} for a, t in zip(write(texts, number), texts, strict=True)
+            ]
 
-        rows, plan.sizes[name] = in_batches(
+        rows, plan.sizes[name] = run_batched(
             ask, [len(ids) for ids in prompts], plan.sizes[name], part, unpadded=write.unpadded
         )
         effort.seconds += time.monotonic() - began
@@ -188,31 +192,31 @@ def answers(
 
 
 def _read(
-    model: Any, chat: ChatTokenizer, examples: Sequence[Example], plan: Layout, file: Unfinished, name: str
+    model: Any, chat: ChatTokenizer, examples: Sequence[Example], plan: BatchPlan, file: PartialResults, name: str
 ) -> list[dict[str, Any]]:
     """What the model thinks of each reference answer."""
-    from src.eval.batches import in_batches
-    from src.eval.loglikelihood import Reader
+    from src.eval.batches import run_batched
+    from src.eval.loglikelihood import ReferenceScorer
 
-    reader = Reader(model, chat.tokenizer, examples)
+    reader = ReferenceScorer(model, chat.tokenizer, examples)
     lengths = [len(example.ids) for example in examples]
-    rows, plan.sizes[name] = in_batches(
+    rows, plan.sizes[name] = run_batched(
         reader, lengths, plan.sizes[name], file.part(name), unpadded=reader.unpadded
     )
     return rows
 
 
-def writer(
+def make_predictor(
     model: Any, chat: ChatTokenizer, task: str | None, labels: Sequence[str], args: EvalArgs, seed: int
 ) -> Any:
     """What answers a batch of prompts: a function of (token ids of each, number of the batch)."""
     if task == "classification":
-        from src.eval.classify import Chooser
+        from src.eval.classify import Classifier
 
-        return Chooser(model, chat.tokenizer.pad_token_id, list(labels))
-    from src.eval.generate import Writer
+        return Classifier(model, chat.tokenizer.pad_token_id, list(labels))
+    from src.eval.generate import Generator
 
-    return Writer(
+    return Generator(
         model,
         chat.tokenizer,
         max_new_tokens=args.max_new_tokens,
@@ -222,7 +226,7 @@ def writer(
     )
 
 
-def told(answer: Any) -> dict[str, Any]:
+def to_row(answer: Any) -> dict[str, Any]:
     """An Answer or a Choice as a part of a row."""
     if hasattr(answer, "label"):
         return {"prediction": answer.label, "probability": answer.probability}

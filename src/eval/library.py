@@ -26,7 +26,7 @@ FORM = re.compile(r"(?P<place>.+?)(:(?P<figure>\w+))?(\?(?P<arguments>.*))?")
 PROBE = (["one two three", "four five"], ["one two three", "four six"])
 
 
-class OfLibrary(NamedTuple):
+class LibraryMetric(NamedTuple):
     """A metric of the library. Its corpus score is its own; where it is no mean, each row is computed alone."""
 
     name: str
@@ -67,7 +67,7 @@ class OfLibrary(NamedTuple):
         )
 
 
-def load(name: str, asked: str) -> OfLibrary:
+def load(name: str, asked: str) -> LibraryMetric:
     """Load the metric `asked` for, and try it on two pairs.
 
     Raises: ConfigError if it cannot be had, or cannot score texts.
@@ -87,7 +87,7 @@ def load(name: str, asked: str) -> OfLibrary:
             hint=f"what its compute() takes is written as evaluate:{place}?key=value",
         ) from error
     figure = _figure(name, place, found, form["figure"])
-    return OfLibrary(
+    return LibraryMetric(
         name=name,
         module=module,
         figure=figure,

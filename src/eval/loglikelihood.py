@@ -17,7 +17,7 @@ from src.data.store import Example
 from src.model.methods import has_virtual_tokens
 
 
-class Reader:
+class ReferenceScorer:
     """Gives each example `reference_tokens`, `reference_nll` (nats, summed) and `reference_hits` (tokens that it
     would have written itself, being at that place).
 

@@ -23,7 +23,7 @@ from src.utils.secrets import redact, restore_secrets
 SUFFIX = ".unfinished.jsonl"
 
 
-class Unfinished:
+class PartialResults:
     """The file at `path`, held by this process until `close`.
 
     Raises: RunError if another process holds it.
@@ -36,7 +36,7 @@ class Unfinished:
         with disk_errors(path):
             self._file = path.open("a+", encoding="utf-8")
         self._hold()
-        lines = [] if fresh else whole_lines(path)
+        lines = [] if fresh else complete_lines(path)
         if lines[:1] != [_line(identity)]:
             lines = []
         with disk_errors(path):
@@ -89,7 +89,7 @@ class Part:
     size: its batch size; None for that of the beginning.
     """
 
-    def __init__(self, file: Unfinished, name: str) -> None:
+    def __init__(self, file: PartialResults, name: str) -> None:
         self._file, self.name = file, name
         self.rows: dict[int, dict[str, Any]] = {}
         self.size: int | None = None
@@ -106,10 +106,10 @@ class Part:
 
 def is_of(path: Path, identity: Mapping[str, Any]) -> bool:
     """Whether the file at `path` holds answers that depend on `identity`."""
-    return path.is_file() and whole_lines(path)[:1] == [_line(identity)]
+    return path.is_file() and complete_lines(path)[:1] == [_line(identity)]
 
 
-def whole_lines(path: Path) -> list[str]:
+def complete_lines(path: Path) -> list[str]:
     """The lines of the file up to the first that is not whole."""
     found = []
     with path.open(encoding="utf-8", errors="replace") as file:

@@ -18,7 +18,7 @@ from src.data.formats import Row
 from src.data.store import Example
 from src.errors import RunError
 from src.eval import inference, metrics
-from src.eval.batching import batches
+from src.eval.batching import batch_indices
 from src.eval.setup import read_splits
 from src.model import tasks
 from src.model.methods import merge
@@ -158,25 +158,29 @@ def predict(model: Any, chat: ChatTokenizer, evaluation: Reevaluation) -> list[d
 
 def _predictions(model: Any, chat: ChatTokenizer, evaluation: Reevaluation) -> list[dict[str, Any]]:
     prompts = prompt_ids(model.config.to_dict(), chat, evaluation)
-    predictor = inference.writer(model, chat, evaluation.task, evaluation.labels, evaluation.args, evaluation.seed)
+    predictor = inference.make_predictor(
+        model, chat, evaluation.task, evaluation.labels, evaluation.args, evaluation.seed
+    )
     found: dict[int, dict[str, Any]] = {}
     lengths = list(map(len, prompts))
-    for number, indices in enumerate(batches(lengths, evaluation.batch_size, unpadded=predictor.unpadded)):
-        found |= zip(indices, map(inference.told, predictor([prompts[i] for i in indices], number)), strict=True)
+    for number, indices in enumerate(batch_indices(lengths, evaluation.batch_size, unpadded=predictor.unpadded)):
+        found |= zip(indices, map(inference.to_row, predictor([prompts[i] for i in indices], number)), strict=True)
     return [found[i] for i in range(len(prompts))]
 
 
 def _score_references(model: Any, chat: ChatTokenizer, evaluation: Reevaluation) -> list[Mapping[str, Any]]:
     """The likelihood of each reference answer, one forward pass each."""
-    from src.eval.loglikelihood import Reader
+    from src.eval.loglikelihood import ReferenceScorer
 
     requests = _requests(model.config.to_dict(), chat, evaluation, references=True)
     examples = requests.references[evaluation.split]
-    scorer = Reader(model, chat.tokenizer, examples)
+    scorer = ReferenceScorer(model, chat.tokenizer, examples)
     return [row for i in range(len(examples)) for row in scorer([i], i)]
 
 
 def _requests(
     config: Mapping[str, Any], chat: ChatTokenizer, evaluation: Reevaluation, *, references: bool
-) -> inference.Questions:
-    return inference.questions({evaluation.split: evaluation.rows}, chat, evaluation.task, config, references)
+) -> inference.EvalRequests:
+    return inference.encode_requests(
+        {evaluation.split: evaluation.rows}, chat, evaluation.task, config, references
+    )

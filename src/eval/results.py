@@ -22,7 +22,7 @@ LARGEST = {"0-1": 1.0, "0-100": 100.0}  # how much the score of an example can c
 AGAIN = "run make eval-baseline with the settings of make eval"
 
 
-class Evaluated:
+class EvalResult:
     """An evaluated model: its `metrics.json`, and the rows that its scores come from.
 
     name: what it is called in tables. answers: the folder of its `<split>.predictions.jsonl`.
@@ -33,7 +33,7 @@ class Evaluated:
         self._rows: dict[str, list[Row]] = {}
 
     @classmethod
-    def of_run(cls, run: Run) -> Evaluated:
+    def of_run(cls, run: Run) -> EvalResult:
         """Raises: RunError if the run has not been evaluated."""
         found = cls(run.id, run.path, run.path / "evals")
         if not (run.path / "metrics.json").is_file() or "eval" not in found.result:
@@ -43,7 +43,7 @@ class Evaluated:
         return found
 
     @classmethod
-    def of_base(cls, folder: Path) -> Evaluated:
+    def of_base(cls, folder: Path) -> EvalResult:
         """The kept answers of a base model. Raises: RunError if they are not there."""
         if not (folder / "metrics.json").is_file():
             raise RunError(f"there is no baseline in {folder}", hint=AGAIN)
@@ -78,7 +78,7 @@ def baseline_folder(artifacts_dir: str, base: Mapping[str, Any], conditions: Map
     return Path(artifacts_dir) / "metrics" / f"{name}-{which}-{fingerprint(conditions)}"
 
 
-def baseline_of(tuned: Evaluated, artifacts_dir: str) -> Evaluated:
+def baseline_of(tuned: EvalResult, artifacts_dir: str) -> EvalResult:
     """The kept answers of the model's base under its conditions.
 
     Raises: RunError if there are none, naming what differs from those of its base that are kept.
@@ -86,15 +86,19 @@ def baseline_of(tuned: Evaluated, artifacts_dir: str) -> Evaluated:
     base, conditions = tuned.result["base_model"], tuned.result["conditions"]
     folder = baseline_folder(artifacts_dir, base, conditions)
     if (folder / "metrics.json").is_file():
-        return Evaluated.of_base(folder)
+        return EvalResult.of_base(folder)
     kept = sorted((Path(artifacts_dir) / "metrics").glob("*/metrics.json"), key=lambda p: p.stat().st_mtime)
     results = [read_json(path) for path in kept]
     others = [r["conditions"] for r in results if r["base_model"]["revision"] == base["revision"]]
-    told = f"; one is kept that differs in {', '.join(differing(conditions, others[-1]))}" if others else ""
+    told = (
+        f"; one is kept that differs in {', '.join(differing_conditions(conditions, others[-1]))}"
+        if others
+        else ""
+    )
     raise RunError(f"{base['name']} has no baseline under the conditions of {tuned.name}{told}", hint=AGAIN)
 
 
-def differing(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+def differing_conditions(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
     """The conditions that differ, by name; of those that hold several, which."""
     found = []
     for key in sorted(k for k in {*ours, *theirs} if ours.get(k) != theirs.get(k)):
@@ -106,18 +110,18 @@ def differing(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def refuse_other_conditions(tuned: Evaluated, base: Evaluated) -> None:
+def require_same_conditions(tuned: EvalResult, base: EvalResult) -> None:
     """Raises: RunError if they were not evaluated under the same conditions, naming what differs."""
     ours, theirs = tuned.result["conditions"], base.result["conditions"]
     if ours != theirs:
         raise RunError(
             f"not comparable: {tuned.name} and {base.name} were evaluated under different "
-            f"{', '.join(differing(ours, theirs))}",
+            f"{', '.join(differing_conditions(ours, theirs))}",
             hint=AGAIN,
         )
 
 
-def paired(tuned: Evaluated, base: Evaluated, split: str, metric: str) -> significance.Paired | None:
+def pair_scores(tuned: EvalResult, base: EvalResult, split: str, metric: str) -> significance.PairedScores | None:
     """Both models' examples by one metric; None where its corpus score comes from no single examples.
 
     Raises: RunError if the answers are not to the same prompts.
@@ -133,11 +137,11 @@ def paired(tuned: Evaluated, base: Evaluated, split: str, metric: str) -> signif
         columns = _together(metric, ours, theirs)
         if columns is None:
             return None
-        return significance.Paired(columns[1], columns[0], known.corpus, _largest(tuned, metric))
+        return significance.PairedScores(columns[1], columns[0], known.corpus, _largest(tuned, metric))
     scores = [[row["scores"].get(metric) for row in rows] for rows in (ours, theirs)]
     if not all(_is_mean(e, s, split, metric) for e, s in zip((tuned, base), scores, strict=True)):
         return None
-    return significance.means(scores[1], scores[0], _largest(tuned, metric))
+    return significance.pair_means(scores[1], scores[0], _largest(tuned, metric))
 
 
 def _together(metric: str, *answers: Sequence[Row]) -> list[Any] | None:
@@ -150,11 +154,11 @@ def _together(metric: str, *answers: Sequence[Row]) -> list[Any] | None:
     return None if any(None in rows for rows in found) else [np.array(rows, dtype=float) for rows in found]
 
 
-def _is_mean(model: Evaluated, scores: Sequence[float | None], split: str, metric: str) -> bool:
+def _is_mean(model: EvalResult, scores: Sequence[float | None], split: str, metric: str) -> bool:
     corpus = float(model.result["eval"][split][metric])
     numbers = [s for s in scores if s is not None]
     return len(numbers) == len(scores) and abs(float(np.mean(numbers)) - corpus) <= 1e-9 * max(1.0, abs(corpus))
 
 
-def _largest(model: Evaluated, metric: str) -> float | None:
+def _largest(model: EvalResult, metric: str) -> float | None:
     return LARGEST.get(model.result["metrics"][metric]["scale"])

@@ -12,7 +12,7 @@ from src.data.chat import IDENTITY_FILE, ChatTokenizer
 from src.errors import ConfigError, DataError, ModelError
 from src.eval import inference, metrics, vllm_engine
 from src.eval.fingerprint import conditions
-from src.eval.inference import Layout, Questions, Settings, Splits
+from src.eval.inference import BatchPlan, EvalRequests, Settings, Splits
 from src.model import tasks
 from src.model.source import Source, is_quantised
 from src.schema import EvalArgs, EvalConfig, Task
@@ -30,15 +30,15 @@ class EvalSplits(NamedTuple):
     sha256: dict[str, str]
 
 
-class Exam(NamedTuple):
+class EvalContext(NamedTuple):
     """All that two models have in common that are to be compared."""
 
     cfg: Any
     chat: ChatTokenizer
-    asked: Questions
+    asked: EvalRequests
     dtype: Reasoned
     device: Reasoned
-    plan: Layout
+    plan: BatchPlan
     labels: Sequence[str]
     fixed: Mapping[str, Any]  # the conditions, save that memory may yet run out
 
@@ -103,13 +103,13 @@ def prepare(cfg: Settings) -> tuple[EvalSplits, Reasoned, Reasoned]:
     return splits, dtype, device
 
 
-def usual_metrics(task: Task, engine: str) -> list[str]:
+def default_metrics(task: Task, engine: str) -> list[str]:
     """Those of the task; vLLM says nothing of the reference answers' tokens."""
     usual = tasks.TASKS[task].metrics
     return [name for name in usual if engine != "vllm" or not metrics.needs_references([name])]
 
 
-def unused(cfg: Settings, base: Source) -> list[str]:
+def unused_packages(cfg: Settings, base: Source) -> list[str]:
     """Large packages that this evaluation does not need; a metric from outside may need any."""
     if any(":" in name for name in cfg.metrics or []) or cfg.engine == "vllm":
         return []
@@ -119,7 +119,7 @@ def unused(cfg: Settings, base: Source) -> list[str]:
 def set_up(
     cfg: Settings, splits: EvalSplits, dtype: Reasoned, device: Reasoned, base: Source, tokenizer_at: str,
     revision: str | None, labels: Sequence[str] | None,
-) -> tuple[Exam, Source]:  # fmt: skip
+) -> tuple[EvalContext, Source]:  # fmt: skip
     """The prompts as tokens and the layout of their batches; torch and its like are imported here.
 
     Args: labels: of a tuned classifier; None: those of the rows, or of a base model that knows them all.
@@ -137,13 +137,13 @@ def set_up(
     if labels is None:
         labels = tasks.labels_for(labels_of_rows(splits.rows), config) if cfg.task == "classification" else ()
     chat = ChatTokenizer(tokenizer)
-    asked = inference.questions(
+    asked = inference.encode_requests(
         splits.rows, chat, str(cfg.task), config, metrics.needs_references(cfg.metrics or [])
     )
     inference.warn_of_cut_prompts(asked, tasks.positions(config))
-    plan = inference.laid_out(asked, cfg, config, dtype.value, device.value)
+    plan = inference.plan_batches(asked, cfg, config, dtype.value, device.value)
     fixed = conditions(cfg, splits.sha256, asked, chat, dtype, device, plan)
-    return Exam(cfg, chat, asked, dtype, device, plan, labels, fixed), load.resolved(base, settings)
+    return EvalContext(cfg, chat, asked, dtype, device, plan, labels, fixed), load.resolved(base, settings)
 
 
 def labels_of_rows(splits: Splits) -> list[str]:

@@ -26,7 +26,7 @@ SCORERS = {"bleu": BLEU, "chrf": CHRF}  # metrics with a paired test of their li
 SWAPS, FLIPS = "paired randomisation", "sign flips of the examples' shares"
 
 
-class Paired(NamedTuple):
+class PairedScores(NamedTuple):
     """Two models on the same examples, by one metric.
 
     base, tuned: (examples, counts). corpus: from sums (..., counts) to scores (...).
@@ -42,7 +42,7 @@ class Paired(NamedTuple):
         return float(self.corpus(self.tuned.sum(0)) - self.corpus(self.base.sum(0)))
 
 
-class Finding(NamedTuple):
+class Comparison(NamedTuple):
     """How tuned differs from base: tuned less base, in the metric's units.
 
     low, high: the interval of the difference. p_value: two-sided, of a difference of `shift` (0 where none was
@@ -60,15 +60,17 @@ class Finding(NamedTuple):
     detectable: float
 
 
-def means(base: Sequence[float] | Floats, tuned: Sequence[float] | Floats, largest: float | None = None) -> Paired:
+def pair_means(
+    base: Sequence[float] | Floats, tuned: Sequence[float] | Floats, largest: float | None = None
+) -> PairedScores:
     """The scores of examples, whose mean is the corpus score."""
     columns = [np.column_stack([scores, np.ones(len(scores))]) for scores in (base, tuned)]
-    return Paired(columns[0], columns[1], ratio, largest)
+    return PairedScores(columns[0], columns[1], ratio, largest)
 
 
 def compare(
-    pairs: Sequence[Paired], *, confidence: float, resamples: int, seed: int = 0, shift: float = 0.0
-) -> list[Finding]:
+    pairs: Sequence[PairedScores], *, confidence: float, resamples: int, seed: int = 0, shift: float = 0.0
+) -> list[Comparison]:
     """What is found of each of `pairs`, all of the same examples, under the same draws.
 
     shift: the difference that the p-value stands against.
@@ -79,7 +81,7 @@ def compare(
     low, high = _intervals(pairs, confidence, resamples, np.random.default_rng([seed, 0]))
     p_values = _p_values(tested, resamples, np.random.default_rng([seed, 1]))
     return [
-        Finding(
+        Comparison(
             base=float(pair.corpus(pair.base.sum(0))),
             tuned=float(pair.corpus(pair.tuned.sum(0))),
             difference=pair.difference(),
@@ -94,7 +96,7 @@ def compare(
     ]
 
 
-def shares(pair: Paired) -> Floats:
+def pseudo_values(pair: PairedScores) -> Floats:
     """What each example has in the difference, shape (examples,); their mean is about the difference.
 
     Jackknife pseudo-values, n D - (n - 1) D_i with D_i the difference without example i (Tukey 1958; Efron and
@@ -105,7 +107,7 @@ def shares(pair: Paired) -> Floats:
     return n * pair.difference() - (n - 1) * without
 
 
-def detectable(pair: Paired, confidence: float) -> float:
+def detectable(pair: PairedScores, confidence: float) -> float:
     """The smallest true difference that as many examples, varying like these, promote with a power of 80 %.
 
     An effect brings variance of its own: where it is d because a share d/g of the examples change by g, the
@@ -114,7 +116,7 @@ def detectable(pair: Paired, confidence: float) -> float:
     is a floor of d n / g. One example that changes as much as any can is added to those seen: it stands for
     what was not seen by chance, and gives an answer where nothing changed.
     """
-    found = shares(pair)
+    found = pseudo_values(pair)
     n = len(found)
     largest = pair.largest if pair.largest is not None else _spread(pair)
     squares, sizes = float((found**2).sum()) + largest**2, float(np.abs(found).sum()) + largest
@@ -129,10 +131,10 @@ def detectable(pair: Paired, confidence: float) -> float:
     return max(solved, _fewest_changed(confidence) * g / n)
 
 
-def _spread(pair: Paired) -> float:
+def _spread(pair: PairedScores) -> float:
     """How far examples of the base lie apart, as two that were drawn at random do."""
-    alone = Paired(np.zeros_like(pair.base), pair.base, pair.corpus)
-    return float(np.std(shares(alone))) * 2**0.5
+    alone = PairedScores(np.zeros_like(pair.base), pair.base, pair.corpus)
+    return float(np.std(pseudo_values(alone))) * 2**0.5
 
 
 def _fewest_changed(confidence: float) -> float:
@@ -158,14 +160,14 @@ def _poisson_mean(fewest: int) -> float:
     return high
 
 
-def _shifted(pair: Paired, shift: float) -> Paired:
+def _shifted(pair: PairedScores, shift: float) -> PairedScores:
     """The shares of the examples, less `shift`, against nothing."""
-    found = shares(pair) - shift
-    return means(np.zeros_like(found), found)
+    found = pseudo_values(pair) - shift
+    return pair_means(np.zeros_like(found), found)
 
 
 def _intervals(
-    pairs: Sequence[Paired], confidence: float, resamples: int, draw: np.random.Generator
+    pairs: Sequence[PairedScores], confidence: float, resamples: int, draw: np.random.Generator
 ) -> tuple[Floats, Floats]:
     """Percentile intervals of the paired bootstrap over examples (Efron 1979; Koehn 2004, W04-3250)."""
     n = len(pairs[0].base)
@@ -180,7 +182,7 @@ def _intervals(
     return low, high
 
 
-def _p_values(pairs: Sequence[Paired], resamples: int, draw: np.random.Generator) -> Floats:
+def _p_values(pairs: Sequence[PairedScores], resamples: int, draw: np.random.Generator) -> Floats:
     """Two-sided p-values of the paired randomisation test: models swapped, example by example, at random.
 
     Of means this flips signs (Fisher 1935); of other scores it is approximate randomisation (Noreen 1989; Riezler
@@ -204,7 +206,7 @@ def _parts(resamples: int, n: int) -> Iterator[slice]:
     return (slice(start, min(start + step, resamples)) for start in range(0, resamples, step))
 
 
-def sacrebleu_p(
+def sacrebleu_p_value(
     metric: str, base: Sequence[str], tuned: Sequence[str], references: Sequence[str], resamples: int
 ) -> float:
     """The two-sided p-value of sacrebleu's own paired approximate randomisation."""

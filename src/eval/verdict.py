@@ -14,8 +14,8 @@ from typing import Any, Literal, NamedTuple
 
 from src.errors import RunError
 from src.eval import results, significance
-from src.eval.results import Evaluated
-from src.eval.significance import Finding
+from src.eval.results import EvalResult
+from src.eval.significance import Comparison
 from src.model.tasks import TASKS
 from src.runs import Run
 from src.schema import GateArgs, Guard
@@ -38,14 +38,14 @@ class Verdict(NamedTuple):
         return self.outcome == "promoted"
 
 
-class Measured(NamedTuple):
+class MetricComparison(NamedTuple):
     """A metric on a split, and what was found of it. `sign` is -1 where lower is better."""
 
     metric: str
     split: str
     digits: int
     sign: int
-    found: Finding
+    found: Comparison
 
     @property
     def gain(self) -> float:
@@ -69,18 +69,18 @@ def judge(run: Run, gate: GateArgs, artifacts_dir: str | None = None) -> Verdict
             f"run {run.id} has not been compared with its base model",
             hint="make eval and make eval-baseline, in either order, do that",
         )
-    tuned, kept = Evaluated.of_run(run), Path(read_json(path).get("baseline") or "")
+    tuned, kept = EvalResult.of_run(run), Path(read_json(path).get("baseline") or "")
     if artifacts_dir and not (kept / "metrics.json").is_file():  # moved, with all that was kept
         kept = results.baseline_folder(artifacts_dir, tuned.result["base_model"], tuned.result["conditions"])
-    return decide(tuned, Evaluated.of_base(kept), gate)
+    return decide(tuned, EvalResult.of_base(kept), gate)
 
 
-def decide(tuned: Evaluated, base: Evaluated, gate: GateArgs) -> Verdict:
+def decide(tuned: EvalResult, base: EvalResult, gate: GateArgs) -> Verdict:
     """Whether `tuned` is better than `base`.
 
     Raises: RunError if they are not comparable, or were not evaluated by what the gate names.
     """
-    results.refuse_other_conditions(tuned, base)
+    results.require_same_conditions(tuned, base)
     metric = gate.metric or TASKS[tuned.result["conditions"].get("task", "causal_lm")].decides
     guards = [Guard(g.metric or metric, g.split, g.max_drop) for g in gate.guards]
     wanted = [("gate", metric, gate.split), *(("gate.guards", str(g.metric), g.split) for g in guards)]
@@ -88,11 +88,11 @@ def decide(tuned: Evaluated, base: Evaluated, gate: GateArgs) -> Verdict:
     mine = _confirmed(_measure(tuned, base, metric, gate.split, gate, gate.min_delta), tuned, base, gate)
     held = [_measure(tuned, base, str(g.metric), g.split, gate) for g in guards]
     broken = [_broken(m, g) for m, g in zip(held, guards, strict=True) if -m.gain > g.max_drop]
-    outcome = outcome_of(mine, gate)
+    outcome = decide_outcome(mine, gate)
     sentence = _sentence(mine, gate, outcome)
     if broken:
         prefix = NO_BETTER if outcome == "not_better" else ""
-        outcome, sentence = "not_better", f"{prefix}{told(mine, gate)}, but {'; '.join(broken)}"
+        outcome, sentence = "not_better", f"{prefix}{describe(mine, gate)}, but {'; '.join(broken)}"
     facts = {
         **_facts(mine),
         "gate": asdict(gate) | {"metric": metric, "guards": [asdict(g) for g in guards]},
@@ -101,7 +101,7 @@ def decide(tuned: Evaluated, base: Evaluated, gate: GateArgs) -> Verdict:
     return Verdict(outcome, sentence, facts)
 
 
-def outcome_of(mine: Measured, gate: GateArgs) -> Outcome:
+def decide_outcome(mine: MetricComparison, gate: GateArgs) -> Outcome:
     """By the interval and the p-value; guards aside.
 
     The interval alone is not enough: of four examples that changed, all for the better, 98 % of the resamples
@@ -116,10 +116,10 @@ def outcome_of(mine: Measured, gate: GateArgs) -> Outcome:
 
 
 def _measure(
-    tuned: Evaluated, base: Evaluated, metric: str, split: str, gate: GateArgs, min_delta: float = 0.0
-) -> Measured:
+    tuned: EvalResult, base: EvalResult, metric: str, split: str, gate: GateArgs, min_delta: float = 0.0
+) -> MetricComparison:
     about = tuned.result["metrics"][metric]
-    pair = results.paired(tuned, base, split, metric)
+    pair = results.pair_scores(tuned, base, split, metric)
     if pair is None or about["better"] == "neither":
         why = "says of neither model that it is better" if pair else "has no scores of single examples"
         raise RunError(f"{metric} cannot decide: it {why}", hint="set gate.metric and gate.guards to another")
@@ -128,14 +128,14 @@ def _measure(
         [pair], confidence=gate.confidence, resamples=gate.resamples, shift=sign * min_delta
     )
     found = found._replace(detectable=found.detectable + min_delta)
-    return Measured(metric, split, digits_of(about["scale"]), sign, found)
+    return MetricComparison(metric, split, digits(about["scale"]), sign, found)
 
 
-def _confirmed(mine: Measured, tuned: Evaluated, base: Evaluated, gate: GateArgs) -> Measured:
+def _confirmed(mine: MetricComparison, tuned: EvalResult, base: EvalResult, gate: GateArgs) -> MetricComparison:
     """With the larger of two p-values where the metric's library has a paired test of its own."""
     if mine.metric not in significance.SCORERS or gate.min_delta:
         return mine
-    theirs = significance.sacrebleu_p(
+    theirs = significance.sacrebleu_p_value(
         mine.metric,
         base=[row["prediction"] for row in base.rows(mine.split)],
         tuned=[row["prediction"] for row in tuned.rows(mine.split)],
@@ -146,7 +146,7 @@ def _confirmed(mine: Measured, tuned: Evaluated, base: Evaluated, gate: GateArgs
     return mine._replace(found=mine.found._replace(p_value=p_value, test=test))
 
 
-def _refuse_unmeasured(tuned: Evaluated, wanted: list[tuple[str, str, str]]) -> None:
+def _refuse_unmeasured(tuned: EvalResult, wanted: list[tuple[str, str, str]]) -> None:
     """Raises: RunError naming what the gate asks for and was not evaluated."""
     scores = tuned.result["eval"]
     missing = [
@@ -165,18 +165,18 @@ def _refuse_unmeasured(tuned: Evaluated, wanted: list[tuple[str, str, str]]) -> 
         )
 
 
-def _broken(guarded: Measured, guard: Guard) -> str:
-    return f"{told(guarded)}, and the guard allows a loss of {guard.max_drop:g}"
+def _broken(guarded: MetricComparison, guard: Guard) -> str:
+    return f"{describe(guarded)}, and the guard allows a loss of {guard.max_drop:g}"
 
 
-def _sentence(mine: Measured, gate: GateArgs, outcome: Outcome) -> str:
-    said = told(mine, gate)
+def _sentence(mine: MetricComparison, gate: GateArgs, outcome: Outcome) -> str:
+    said = describe(mine, gate)
     if outcome == "cannot_tell":
         return TOO_FEW + said
     return said if outcome == "promoted" else NO_BETTER + said
 
 
-def told(measured: Measured, gate: GateArgs | None = None) -> str:
+def describe(measured: MetricComparison, gate: GateArgs | None = None) -> str:
     """One clause: the scores, the difference with its interval, and what would have been seen."""
     d, found = measured.digits, measured.found
     moved = "rose" if found.difference > 0 else "fell" if found.difference < 0 else "stayed the same"
@@ -195,7 +195,7 @@ def told(measured: Measured, gate: GateArgs | None = None) -> str:
     return text + ")"
 
 
-def _terms(measured: Measured, gate: GateArgs) -> str:
+def _terms(measured: MetricComparison, gate: GateArgs) -> str:
     """What was asked for, where that is more than nothing, and what could have been seen."""
     asked = f"; the gate asks for more than {gate.min_delta:+g}" if gate.min_delta else ""
     if measured.found.examples < gate.min_examples:
@@ -203,11 +203,11 @@ def _terms(measured: Measured, gate: GateArgs) -> str:
     return f"{asked}; a difference of {measured.found.detectable:.2g} or more would have been seen"
 
 
-def _facts(measured: Measured) -> dict[str, Any]:
+def _facts(measured: MetricComparison) -> dict[str, Any]:
     return {"metric": measured.metric, "split": measured.split, **measured.found._asdict()}
 
 
-def digits_of(scale: str) -> int:
+def digits(scale: str) -> int:
     return DIGITS.get(scale, 3)
 
 

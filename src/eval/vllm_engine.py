@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from src.errors import ConfigError
-from src.eval.answers import Answer
+from src.eval.answers import Generation
 from src.model.source import Tuned
 
 # Arguments of transformers.GenerationConfig that mean the same to vllm.SamplingParams, by its names for them.
@@ -35,7 +35,7 @@ def refuse(task: str, generation: Mapping[str, Any]) -> None:
         )
 
 
-class Writer:
+class VllmGenerator:
     """Answers batches of prompts with a base model and, where `tuned` is an adapter, that adapter over it."""
 
     unpadded = False
@@ -56,13 +56,13 @@ class Writer:
         self.settings |= {"max_tokens": cfg.max_new_tokens, "stop": list(cfg.stop), "stop_token_ids": [self.end]}
         self.params = SamplingParams
 
-    def __call__(self, prompts: Sequence[list[int]], number: int) -> list[Answer]:
+    def __call__(self, prompts: Sequence[list[int]], number: int) -> list[Generation]:
         params = self.params(**self.settings, seed=self.seed + number)
         asked = [{"prompt_token_ids": list(ids)} for ids in prompts]
         made = self.llm.generate(asked, params, use_tqdm=False, lora_request=self.lora)
         return [self._read(each.outputs[0]) for each in made]
 
-    def _read(self, output: Any) -> Answer:
+    def _read(self, output: Any) -> Generation:
         ended = output.finish_reason == "stop" and not isinstance(output.stop_reason, str)
         count = sum(token != self.end for token in output.token_ids)
-        return Answer(output.text, count, "end" if ended else str(output.finish_reason))
+        return Generation(output.text, count, "end" if ended else str(output.finish_reason))

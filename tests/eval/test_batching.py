@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from src.errors import MemoryRunOut
-from src.eval.batches import in_batches
-from src.eval.batching import batch_size, batches, most_answers, parameters, sequence_bytes
-from src.eval.partial_results import Unfinished
+from src.eval.batches import run_batched
+from src.eval.batching import batch_indices, batch_size, parameter_count, reference_batch_size, sequence_bytes
+from src.eval.partial_results import PartialResults
 from src.utils.environment import Capacity
 from tests.fixtures import World, read_jsonl
 
@@ -31,7 +31,7 @@ def size(gib: float, asked: int | str = "auto", longest: int = 512, device: str 
 
 
 def test_the_sizes_of_a_known_model_are_its_own() -> None:
-    assert parameters(LLAMA_3_8B) == pytest.approx(8.03e9, rel=0.01)
+    assert parameter_count(LLAMA_3_8B) == pytest.approx(8.03e9, rel=0.01)
     cache = sequence_bytes(LLAMA_3_8B, 0, 1000, 2) - sequence_bytes(LLAMA_3_8B, 0, 0, 2)
     assert cache == 1000 * 131_072  # 128 KiB a token, as of 8 of 32 heads in 16 bits
 
@@ -48,16 +48,16 @@ def test_auto_is_what_the_memory_has_room_for() -> None:
 
 def test_logits_of_reference_answers_stay_within_their_room() -> None:
     assert (
-        most_answers([3, 15], 128256) * 16 * 128256 * 12
+        reference_batch_size([3, 15], 128256) * 16 * 128256 * 12
         <= 1 << 29
-        < 2 * most_answers([3, 15], 128256) * 16 * 128256 * 12
+        < 2 * reference_batch_size([3, 15], 128256) * 16 * 128256 * 12
     )
-    assert most_answers([10_000], 128256) == 1
+    assert reference_batch_size([10_000], 128256) == 1
 
 
 def test_the_longest_come_first_and_unpadded_batches_hold_one_length() -> None:
-    assert list(batches([1, 3, 2, 3], 2, unpadded=False)) == [[1, 3], [2, 0]]
-    assert list(batches([1, 3, 2, 3, 3], 2, unpadded=True)) == [[1, 3], [4], [2], [0]]
+    assert list(batch_indices([1, 3, 2, 3], 2, unpadded=False)) == [[1, 3], [2, 0]]
+    assert list(batch_indices([1, 3, 2, 3, 3], 2, unpadded=True)) == [[1, 3], [4], [2], [0]]
 
 
 # --- memory that runs out --------------------------------------------------------------------------------
@@ -82,23 +82,23 @@ class Small:
 def test_a_batch_without_room_is_halved_and_the_part_has_one_layout(
     tmp_path: Path, error: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
-    file = Unfinished(tmp_path / "x", {})
+    file = PartialResults(tmp_path / "x", {})
     ask = Small(2, error)
-    rows, size = in_batches(ask, [1] * 5, 8, file.part("test"))
+    rows, size = run_batched(ask, [1] * 5, 8, file.part("test"))
     assert ([row["prediction"] for row in rows], size) == (list("01234"), 2)
     assert ask.asked == [5, 4, 2, 2, 1]
     file.close()
-    again = Unfinished(tmp_path / "x", {})
-    assert in_batches(Small(0, ValueError()), [1] * 5, 8, again.part("test")) == (rows, 2)
+    again = PartialResults(tmp_path / "x", {})
+    assert run_batched(Small(0, ValueError()), [1] * 5, 8, again.part("test")) == (rows, 2)
     again.close()
 
 
 def test_one_prompt_without_room_is_one_sentence(tmp_path: Path) -> None:
-    file = Unfinished(tmp_path / "x", {})
+    file = PartialResults(tmp_path / "x", {})
     with pytest.raises(MemoryRunOut, match="out of memory with one prompt at a time, in dev"):
-        in_batches(Small(0, torch.OutOfMemoryError("CUDA")), [1] * 5, 8, file.part("dev"))
+        run_batched(Small(0, torch.OutOfMemoryError("CUDA")), [1] * 5, 8, file.part("dev"))
     with pytest.raises(RuntimeError, match="of another kind"):
-        in_batches(Small(0, RuntimeError("of another kind")), [1], 8, file.part("dev"))
+        run_batched(Small(0, RuntimeError("of another kind")), [1], 8, file.part("dev"))
     file.close()
 
 

@@ -12,7 +12,7 @@ import pytest
 from src.errors import RunError
 from src.eval.compare import compare, record, show
 from src.eval.metrics import METRICS
-from src.eval.results import Evaluated, baseline_folder, fingerprint, paired
+from src.eval.results import EvalResult, baseline_folder, fingerprint, pair_scores
 from src.runs import Run
 from src.schema import GateArgs, Guard
 from tests.eval.evaluations import BASE, evaluated, right
@@ -47,15 +47,15 @@ def run_of(folder: Path, share: float, *names: str, **conditions: Any) -> Run:
     return Run(folder)
 
 
-def base_of(folder: Path, share: float, *names: str, **conditions: Any) -> Evaluated:
+def base_of(folder: Path, share: float, *names: str, **conditions: Any) -> EvalResult:
     folder.mkdir(parents=True)
     answers, names = {"test": right(share), "dev": right(1 - share)}, names or ("exact_match", "bleu")
-    return Evaluated.of_base(evaluated(folder, answers, names, **CONDITIONS | conditions))
+    return EvalResult.of_base(evaluated(folder, answers, names, **CONDITIONS | conditions))
 
 
-def both(folder: Path, *names: str, **conditions: Any) -> tuple[Evaluated, Evaluated]:
+def both(folder: Path, *names: str, **conditions: Any) -> tuple[EvalResult, EvalResult]:
     tuned = run_of(folder / "run", 0.75, *names, **conditions)
-    return Evaluated.of_run(tuned), base_of(folder / "base", 0.25, *names)
+    return EvalResult.of_run(tuned), base_of(folder / "base", 0.25, *names)
 
 
 def test_each_metric_of_each_split_is_compared_with_its_interval(tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_a_metric_without_scores_of_examples_has_no_interval(tmp_path: Path) -> 
         result["metrics"]["whole"] = {"scale": "own", "implementation": "x", "better": "higher"}
         result["eval"]["test"]["whole"] = 0.5
         path.write_text(json.dumps(result))
-    tuned, base = Evaluated("run", tuned.folder, tuned.folder / "evals"), Evaluated.of_base(base.folder)
+    tuned, base = EvalResult("run", tuned.folder, tuned.folder / "evals"), EvalResult.of_base(base.folder)
     row = compare(tuned, base, GATE)["rows"][2]
     assert (row["metric"], row["difference"], row["low"], row["p_value"], row["detectable"]) == (
         "whole", 0, None, None, None,
@@ -106,8 +106,8 @@ def test_labels_that_only_one_of_both_chose_are_counted_alike(tmp_path: Path) ->
     (tmp_path / "base").mkdir()
     tuned = evaluated(tmp_path, {"test": [("a", "a"), ("b", "b")]}, ["f1_macro"], "evals")
     base = evaluated(tmp_path / "base", {"test": [("a", "a"), ("z", "b")]}, ["f1_macro"])
-    models = Evaluated("run", tuned, tuned / "evals"), Evaluated.of_base(base)
-    pair = paired(*models, "test", "f1_macro")
+    models = EvalResult("run", tuned, tuned / "evals"), EvalResult.of_base(base)
+    pair = pair_scores(*models, "test", "f1_macro")
     assert pair and pair.base.shape == pair.tuned.shape == (2, 9)
     assert pair.difference() == pytest.approx(1 - 1 / 3)
     assert [m.result["eval"]["test"]["f1_macro"] for m in models] == pytest.approx([1, 1 / 3])
@@ -134,7 +134,7 @@ def test_answers_to_other_prompts_are_not_compared(tmp_path: Path) -> None:
         compare(tuned, base, GATE)
     (base.folder / "test.predictions.jsonl").unlink()
     with pytest.raises(RunError, match=r"test\.predictions\.jsonl does not exist; evaluate again"):
-        compare(tuned, Evaluated.of_base(base.folder), GATE)
+        compare(tuned, EvalResult.of_base(base.folder), GATE)
 
 
 @pytest.mark.parametrize("name", CONDITIONS)

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from src.data.chat import ChatTokenizer
-from src.eval.answers import Answer
-from src.eval.batching import batches
-from src.eval.generate import Writer, end_tokens
+from src.eval.answers import Generation
+from src.eval.batching import batch_indices
+from src.eval.generate import Generator, end_tokens
 from src.model import adapters, load
 from src.model.source import locate_tuned
 from src.schema import MethodArgs
@@ -37,11 +37,11 @@ def prompts(tokenizer: Any) -> list[list[int]]:
     return [ChatTokenizer(tokenizer).prompt_ids([{"role": "user", "content": text}]) for text in REQUESTS]
 
 
-def ask(model: Any, tokenizer: Any, prompts: list[list[int]], **others: Any) -> list[Answer]:
+def ask(model: Any, tokenizer: Any, prompts: list[list[int]], **others: Any) -> list[Generation]:
     size = others.pop("batch_size", 4)
-    writer = Writer(model, tokenizer, **({"max_new_tokens": 12, "seed": 42, "extra": {}} | others))
-    found: dict[int, Answer] = {}
-    for number, places in enumerate(batches([len(p) for p in prompts], size, unpadded=writer.unpadded)):
+    writer = Generator(model, tokenizer, **({"max_new_tokens": 12, "seed": 42, "extra": {}} | others))
+    found: dict[int, Generation] = {}
+    for number, places in enumerate(batch_indices([len(p) for p in prompts], size, unpadded=writer.unpadded)):
         found |= zip(places, writer([prompts[i] for i in places], number), strict=True)
     return [found[i] for i in range(len(prompts))]
 
@@ -75,7 +75,7 @@ def test_answers_come_in_the_order_of_their_prompts(base: Any, tokenizer: Any, p
 def test_a_model_that_ends_its_turn_stops_there(tuned: Any, tokenizer: Any, prompts: list[list[int]]) -> None:
     (found,) = ask(tuned, tokenizer, [prompts[REQUESTS.index("Top of ore rate?")]])
     length = len(tokenizer(ANSWER, add_special_tokens=False)["input_ids"])
-    assert found == Answer(ANSWER, length, "end")
+    assert found == Generation(ANSWER, length, "end")
 
 
 @pytest.mark.parametrize("most", [1, 7])
@@ -103,7 +103,7 @@ def test_greedy_answers_do_not_depend_on_the_seed(base: Any, tokenizer: Any, pro
 
 
 def test_sampled_answers_depend_on_the_seed_alone(base: Any, tokenizer: Any, prompts: list[list[int]]) -> None:
-    def sampled(seed: int) -> list[Answer]:
+    def sampled(seed: int) -> list[Generation]:
         return ask(base, tokenizer, prompts, seed=seed, extra={"do_sample": True, "temperature": 2.0})
 
     assert sampled(1) == sampled(1)
@@ -177,7 +177,7 @@ def test_a_special_token_can_be_a_stop_string(
 ) -> None:
     start = tokenizer.convert_tokens_to_ids("<|start|>")
     rows = [[5, 6, start, 7], [5, tokenizer.eos_token_id, start, 7], [5, 6, 7, 8]]
-    writer = Writer(base, tokenizer, max_new_tokens=4, seed=0, extra={}, stop=["<|start|>"])
+    writer = Generator(base, tokenizer, max_new_tokens=4, seed=0, extra={}, stop=["<|start|>"])
     assert start in writer.settings.eos_token_id
     monkeypatch.setattr(writer, "_generate", lambda _: rows)
     assert [(a.tokens, a.stop) for a in writer(prompts[:3], 0)] == [(2, "stop"), (1, "end"), (4, "length")]
@@ -186,7 +186,7 @@ def test_a_special_token_can_be_a_stop_string(
 def test_a_batch_of_sampled_answers_draws_on_its_own_number_alone(
     base: Any, tokenizer: Any, prompts: list[list[int]]
 ) -> None:
-    writer = Writer(base, tokenizer, max_new_tokens=8, seed=3, extra={"do_sample": True, "temperature": 2.0})
+    writer = Generator(base, tokenizer, max_new_tokens=8, seed=3, extra={"do_sample": True, "temperature": 2.0})
     first, second = writer(prompts[:2], 0), writer(prompts[:2], 1)
     assert first != second
     assert (writer(prompts[:2], 1), writer(prompts[:2], 0)) == (second, first)

@@ -13,7 +13,7 @@ from src.data.chat import ChatTokenizer
 from src.data.formats import Row, RowError
 from src.errors import DataError
 from src.eval import inference
-from src.eval.loglikelihood import Reader, _row
+from src.eval.loglikelihood import ReferenceScorer, _row
 from src.model import adapters, load
 from src.model.source import locate
 from src.model.tokenizer import load_tokenizer
@@ -35,7 +35,7 @@ def rows() -> list[Row]:
 
 
 def examples(tokenizer: Any, task: str, config: dict[str, Any]) -> Any:
-    found = inference.questions({"test": rows()}, ChatTokenizer(tokenizer), task, config, references=True)
+    found = inference.encode_requests({"test": rows()}, ChatTokenizer(tokenizer), task, config, references=True)
     return found.references["test"], found.prompts["test"]
 
 
@@ -49,7 +49,7 @@ def test_a_batch_says_of_each_answer_what_its_own_logits_say(tiny: Path, tokeniz
             if p.requires_grad:
                 p.data.add_(torch.randn_like(p) * 0.1)
     asked, prompts = examples(tokenizer, "causal_lm", {"architectures": ["LlamaForCausalLM"]})
-    reader = Reader(model, tokenizer, asked)
+    reader = ReferenceScorer(model, tokenizer, asked)
     groups = [[i] for i in range(4)] if reader.unpadded else [[2, 0, 3, 1]]
     found = {i: row for group in groups for i, row in zip(group, reader(group, 0), strict=True)}
     for i, (example, prompt, said) in enumerate(zip(asked, prompts, SAID, strict=True)):
@@ -78,7 +78,7 @@ def test_no_logits_of_the_prompts_are_made(tiny: Path, tokenizer: Any, monkeypat
     seen = []
     plain = model.lm_head.forward
     monkeypatch.setattr(model.lm_head, "forward", lambda hidden: seen.append(hidden.shape[:2]) or plain(hidden))
-    Reader(model, tokenizer, asked)([0, 1, 2, 3], 0)
+    ReferenceScorer(model, tokenizer, asked)([0, 1, 2, 3], 0)
     assert seen == [(4, max(sum(e.loss_mask) for e in asked) + 1)]
 
 
@@ -89,7 +89,7 @@ def test_a_decoder_beside_an_encoder_is_asked_about_its_answers(tmp_path: Path, 
     model, _ = load.load_base(locate(str(folder)), "float32", "cpu", task="seq2seq")
     tokenizer = load_tokenizer(str(folder), templated=False)
     asked, _ = examples(tokenizer, "seq2seq", model.config.to_dict())
-    found = Reader(model, tokenizer, asked)([3, 1, 0, 2], 0)
+    found = ReferenceScorer(model, tokenizer, asked)([3, 1, 0, 2], 0)
     for i, row in zip([3, 1, 0, 2], found, strict=True):
         labels = torch.tensor([tokenizer(text_target=SAID[i])["input_ids"]])
         with torch.inference_mode():
@@ -105,7 +105,7 @@ def test_every_row_that_a_template_refuses_is_named(tokenizer: Any, monkeypatch:
 
     monkeypatch.setattr(ChatTokenizer, "prompt", refused)
     with pytest.raises(DataError) as error:
-        inference.questions(
+        inference.encode_requests(
             {"a": rows()[:1], "b": rows()[1:2]}, ChatTokenizer(tokenizer), "causal_lm", {}, references=False
         )
     assert error.value.problems == ("test.jsonl:1 is refused", "test.jsonl:2 is refused")

@@ -20,7 +20,7 @@ from rouge_score import rouge_scorer
 from src.errors import ConfigError
 from src.eval.metric_functions import exact_match, jaccard, token_f1
 from src.eval.metrics import METRICS, Scores, check, describe, needs_references, score, score_rows
-from src.eval.setup import usual_metrics
+from src.eval.setup import default_metrics
 from src.model.tasks import TASKS
 from src.schema import EvalArgs, Task
 
@@ -258,8 +258,8 @@ def test_unknown_metrics_are_all_named_with_what_was_meant() -> None:
 @pytest.mark.parametrize("task", TASKS)
 def test_by_default_a_task_is_evaluated_by_its_own_metrics(task: Task) -> None:
     assert EvalArgs().metrics is None
-    assert usual_metrics(task, "transformers") == list(TASKS[task].metrics)
-    with_vllm = usual_metrics(task, "vllm")
+    assert default_metrics(task, "transformers") == list(TASKS[task].metrics)
+    with_vllm = default_metrics(task, "vllm")
     assert with_vllm == [name for name in TASKS[task].metrics if not METRICS[name].references]
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from src import runs
 from src.errors import RunError
-from src.eval.partial_results import SUFFIX, Unfinished
+from src.eval.partial_results import SUFFIX, PartialResults
 from tests.fixtures import World, jsonl, read_jsonl, tree
 from tests.fork_server import Moment, Nursery
 
@@ -96,47 +96,47 @@ def test_fresh_answers_anew_and_so_do_other_conditions(copied: World, nursery: N
 
 
 @pytest.fixture
-def file(tmp_path: Path) -> Iterator[Unfinished]:
-    found = Unfinished(tmp_path / f"x{SUFFIX}", {"who": 1})
+def file(tmp_path: Path) -> Iterator[PartialResults]:
+    found = PartialResults(tmp_path / f"x{SUFFIX}", {"who": 1})
     yield found
     found.close()
 
 
-def test_two_processes_do_not_write_one_file(file: Unfinished) -> None:
+def test_two_processes_do_not_write_one_file(file: PartialResults) -> None:
     file.part("test").add({0: {"prediction": "a"}})
     with pytest.raises(RunError, match="another process is answering the same prompts"):
-        Unfinished(file.path, {"who": 1})
+        PartialResults(file.path, {"who": 1})
     assert len(read_jsonl(file.path)) == 2
 
 
-def test_a_part_that_starts_anew_forgets_what_came_from_larger_batches(file: Unfinished) -> None:
+def test_a_part_that_starts_anew_forgets_what_came_from_larger_batches(file: PartialResults) -> None:
     file.part("test").add({0: {"prediction": "a"}, 1: {"prediction": "b"}})
     file.part("dev").add({0: {"prediction": "c"}})
     file.part("test").restart(1)
     file.part("test").add({1: {"prediction": "d"}})
     file.close()
-    again = Unfinished(file.path, {"who": 1})
+    again = PartialResults(file.path, {"who": 1})
     assert (again.part("test").rows, again.part("test").size) == ({1: {"prediction": "d"}}, 1)
     assert (again.part("dev").rows, again.part("dev").size) == ({0: {"prediction": "c"}}, None)
     again.close()
 
 
 def test_no_secret_is_in_the_file_and_the_answers_are_whole_again(
-    file: Unfinished, monkeypatch: pytest.MonkeyPatch
+    file: PartialResults, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_abcdefghij")
     file.part("test").add({0: {"prediction": "say hf_abcdefghij"}})
     file.close()
     assert "hf_abcdefghij" not in file.path.read_text()
-    again = Unfinished(file.path, {"who": 1})
+    again = PartialResults(file.path, {"who": 1})
     assert again.part("test").rows[0] == {"prediction": "say hf_abcdefghij"}
     again.close()
 
 
-def test_a_file_of_another_version_of_the_model_is_of_no_use(file: Unfinished) -> None:
+def test_a_file_of_another_version_of_the_model_is_of_no_use(file: PartialResults) -> None:
     file.part("test").add({0: {"prediction": "a"}})
     file.close()
-    other = Unfinished(file.path, {"who": 2})
+    other = PartialResults(file.path, {"who": 2})
     assert other.part("test").rows == {}
     other.close()
     assert not file.path.exists()
