@@ -18,8 +18,8 @@ from src.utils.secrets import redact
 
 
 def conditions(
-    cfg: Settings, data: Mapping[str, str], asked: EvalRequests, chat: ChatTokenizer, dtype: Reasoned, device: Reasoned,
-    plan: BatchPlan,
+    cfg: Settings, data: Mapping[str, str], asked: EvalRequests, chat: ChatTokenizer, dtype: Reasoned,
+    device: Reasoned, plan: BatchPlan,
 ) -> dict[str, Any]:  # fmt: skip
     return {
         "task": cfg.task,
