@@ -82,8 +82,10 @@ def _clash(a: str, b: str) -> DataError:
 def relative_name(path: str, name: str) -> str | None:
     """What `name` is called seen from `path`, a folder or the object itself; None if it lies elsewhere.
 
-    >>> below("train", "train/a.jsonl"), below("train/a.jsonl", "train/a.jsonl"), below("train", "training/a")
-    ('a.jsonl', 'a.jsonl', None)
+    >>> relative_name("train", "train/a.jsonl"), relative_name("train/a.jsonl", "train/a.jsonl")
+    ('a.jsonl', 'a.jsonl')
+    >>> relative_name("train", "training/a") is None
+    True
     """
     path = path.strip("/")
     if path and name == path:

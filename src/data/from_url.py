@@ -68,7 +68,7 @@ def fetch_url(source: DataSource, cache: Path) -> FetchedData:
 def redacted_url(address: str) -> str:
     """`address` without its query and fragment, which may hold a token.
 
-    >>> shown("https://example.org/a.jsonl?token=x#y")
+    >>> redacted_url("https://example.org/a.jsonl?token=x#y")
     'https://example.org/a.jsonl?...'
     """
     plain, query, _ = address.partition("#")[0].partition("?")

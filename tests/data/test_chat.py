@@ -437,8 +437,9 @@ def test_identity_is_the_same_in_another_process(tmp_path: Path) -> None:
     made = tokenizers.tokenizer(FAMILIES["qwen3"])
     made.save_pretrained(tmp_path)
     script = (
-        "import sys\nfrom transformers import AutoTokenizer\nfrom src.data.chat import Chat\n"
-        "chat = Chat(AutoTokenizer.from_pretrained(sys.argv[1]))\nprint(chat.template_hash, chat.tokenizer_hash)\n"
+        "import sys\nfrom transformers import AutoTokenizer\nfrom src.data.chat import ChatTokenizer\n"
+        "chat = ChatTokenizer(AutoTokenizer.from_pretrained(sys.argv[1]))\n"
+        "print(chat.template_hash, chat.tokenizer_hash)\n"
     )
     said = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path)],

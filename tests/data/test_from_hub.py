@@ -219,17 +219,17 @@ OFFLINE = """
 import sys
 from pathlib import Path
 from src.schema import DataSource
-from src.data.from_hub import hub
+from src.data.from_hub import fetch_hub
 from src.data.readers import READERS
 from src.data.readers.compressed import ARCHIVES
 from src.errors import DataError
 assert not {"huggingface_hub", "boto3", "urllib3"} & set(sys.modules)
 endpoint, commit = sys.argv[1:]
 pinned = DataSource("hub", endpoint=endpoint, repo="user/rows", revision=commit)
-print(hub(pinned, Path("cache")).version["commit"])
+print(fetch_hub(pinned, Path("cache")).version["commit"])
 assert "huggingface_hub" not in sys.modules
 try:
-    hub(DataSource("hub", endpoint=endpoint, repo="user/rows"), Path("cache"))
+    fetch_hub(DataSource("hub", endpoint=endpoint, repo="user/rows"), Path("cache"))
 except DataError as error:
     print(error)
 from huggingface_hub import constants

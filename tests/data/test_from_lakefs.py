@@ -238,8 +238,8 @@ KILLED = """
 import sys
 from pathlib import Path
 from src.schema import DataSource
-from src.data.from_lakefs import lakefs
-lakefs(DataSource(type="lakefs", endpoint=sys.argv[1], repo=sys.argv[2]), Path(sys.argv[3]))
+from src.data.from_lakefs import fetch_lakefs
+fetch_lakefs(DataSource(type="lakefs", endpoint=sys.argv[1], repo=sys.argv[2]), Path(sys.argv[3]))
 """
 
 
