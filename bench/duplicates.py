@@ -23,8 +23,12 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from src.data.duplicates import FingerprintSpool, HeldOutIndex, HeldOutText, fingerprints  # noqa: E402
-from src.data.similarity import similarity  # noqa: E402
+from src.data.contamination import HeldOutIndex, HeldOutText  # noqa: E402
+from src.data.duplicates import (  # noqa: E402
+    FingerprintSpool,
+    fingerprints,
+    similarity,
+)
 
 LETTERS = "etaoinshrdlcumwfgypbvk"
 KINDS = ("exact", "normalised", "near", "hard negative", "unrelated")

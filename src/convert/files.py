@@ -1,6 +1,6 @@
 """Turn multi-line JSON files and ChatGPT exports into JSONL: one JSON object per line.
 
-Rows are written from the text of the source (see json_text), so numbers come out exactly as they went in.
+Rows are written from the text of the source, so that numbers come out exactly as they went in.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from src.convert.chatgpt import chatgpt_conversations, is_conversation, left_out_summary
-from src.data.readers.json_text import JsonValue, fits_utf8, one_line, read_json_values
+from src.data.readers.json_rows import JsonValue, fits_utf8, one_line, read_json_values
 
 TYPE_NAMES = {list: "an array", str: "a string", bool: "true or false", type(None): "null"}
 CORRECT_IT = "Correct it there and run the command again; nothing was written for this file."

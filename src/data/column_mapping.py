@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
-
-import yaml
 
 from src.data.formats import (
     FORMATS,
@@ -26,9 +23,8 @@ from src.data.formats import (
     turns_of,
 )
 from src.errors import ConfigError
-from src.schema import ColumnArgs, Dataset, DataSource
+from src.schema import ColumnArgs
 
-HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 PLACE = re.compile(r"\{(\w+)\}")
 
 
@@ -55,44 +51,6 @@ def choose_translation(args: ColumnArgs, data_format: str) -> Translation:
         )
     found = STRATEGIES[strategy](args) if strategy else FORMATS[data_format].translate
     return _with_system(found, args.system_prompt) if args.system_prompt else found
-
-
-def named_datasets(config: str | Mapping[str, Any]) -> list[Dataset]:
-    """The data sets of a trainDataConfig: `{name: {data_path, strategy, question_key, ...}}` or that as YAML.
-
-    Raises: ConfigError if it is neither, or has keys of its own.
-    """
-    try:
-        found = yaml.safe_load(config) if isinstance(config, str) else config
-    except yaml.YAMLError as error:
-        raise ConfigError(f"trainDataConfig is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(found, Mapping) or not all(isinstance(entry, Mapping) for entry in found.values()):
-        raise ConfigError("trainDataConfig should be {name: {data_path: ..., strategy: QA, ...}}")
-    known = {"data_path", "exp_type", *(ColumnArgs.__dataclass_fields__)}
-    strange = [f"trainDataConfig.{n}.{k} is not a setting" for n, e in found.items() for k in e if k not in known]
-    strange += [f"trainDataConfig.{n} has no data_path" for n, e in found.items() if not e.get("data_path")]
-    strange += [
-        f"trainDataConfig.{n}.exp_type={e['exp_type']}: should be one of train, eval, inference"
-        for n, e in found.items()
-        if e.get("exp_type", "train") not in ("train", "eval", "inference")
-    ]
-    strange += [
-        f"trainDataConfig.{n}.strategy={e['strategy']}: should be one of {', '.join(STRATEGIES)}"
-        for n, e in found.items()
-        if e.get("strategy") not in (None, *STRATEGIES)
-    ]
-    if strange:
-        raise ConfigError(*strange)
-    return [_dataset(entry) for entry in found.values() if entry.get("exp_type", "train") == "train"]
-
-
-def _dataset(entry: Mapping[str, Any]) -> Dataset:
-    """`data_path` is a local path, or else the id of a data set on the Hub."""
-    path = str(entry["data_path"])
-    on_the_hub = not Path(path).exists() and HUB_ID.fullmatch(path)
-    source = DataSource(type="hub", repo=path) if on_the_hub else DataSource()
-    columns = {k: v for k, v in entry.items() if k not in ("data_path", "exp_type")}
-    return Dataset(path=path, data_source=source, **columns)
 
 
 def _qa(args: ColumnArgs) -> Translation:

@@ -5,17 +5,42 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from src.data.duplicates import FINGERPRINT, HeldOutIndex, HeldOutMatch, HeldOutText, fingerprints
+from src.data.duplicates import (
+    BANDS,
+    FINGERPRINT,
+    MOST_COMPARED,
+    THRESHOLD,
+    Fingerprints,
+    Kind,
+    Rows,
+    fingerprints,
+    jaccard,
+    normalise,
+    shingles_of,
+)
 from src.data.formats import TEXT, Message, RowError, evaluation_messages, to_messages
 from src.data.readers import read_values
-from src.data.similarity import normalise
 from src.utils.files import sha256
 from src.utils.logs import log
 
 Fingerprint = np.void  # of duplicates.FINGERPRINT
+
+
+class HeldOutMatch(NamedTuple):
+    file: str
+    line: int
+    kind: Kind
+    similarity: float  # 1.0 unless near
+
+
+class HeldOutText(NamedTuple):
+    file: str
+    line: int
+    text: str
 
 
 def exchanges(turns: Sequence[Message]) -> list[tuple[str, str]]:
@@ -96,3 +121,57 @@ class EvaluationRows:
 
 def _strength(match: HeldOutMatch) -> tuple[int, float]:
     return ("near", "normalised", "exact").index(match.kind), match.similarity
+
+
+class HeldOutIndex:
+    """Held-out texts, up to some hundred thousand, against which training rows are held.
+
+    Args:
+        texts: each with its place; of equal ones the first is named.
+        threshold: least Jaccard similarity of near duplicates, 0 to 1.
+    """
+
+    def __init__(self, texts: Sequence[HeldOutText], threshold: float = THRESHOLD) -> None:
+        self._texts, self._threshold = texts, threshold
+        found = fingerprints([text.text for text in texts])
+        numbers = range(len(texts) - 1, -1, -1)  # backwards, so that the first of equals stays
+        self._exact = {int(found["exact"][number]): number for number in numbers}
+        self._normalised = {int(found["normalised"][number]): number for number in numbers}
+        owners = np.array(sorted(self._normalised.values()), np.int64)
+        keys = found["bands"][owners]
+        owners, keys = np.repeat(owners, BANDS)[keys.ravel() != 0], keys.ravel()[keys.ravel() != 0]
+        order = np.argsort(keys, kind="stable")
+        self._keys, self._owners = keys[order], owners[order]
+
+    def matches(self, found: Fingerprints, texts: Sequence[str]) -> list[HeldOutMatch | None]:
+        """For each text, with its fingerprint in `found`, the held-out text that it duplicates.
+
+        The strongest kind counts, then the highest similarity, then the first text. Of the held-out texts that
+        share a bucket MOST_COMPARED are compared.
+        """
+        bands = np.ascontiguousarray(found["bands"])
+        starts = np.searchsorted(self._keys, bands)
+        ends = np.minimum(np.searchsorted(self._keys, bands, side="right"), starts + MOST_COMPARED)
+        result: list[HeldOutMatch | None] = []
+        for row, text in enumerate(texts):
+            if (number := self._exact.get(int(found["exact"][row]))) is not None:
+                result.append(self._match(number, "exact", 1.0))
+            elif (number := self._normalised.get(int(found["normalised"][row]))) is not None:
+                result.append(self._match(number, "normalised", 1.0))
+            else:
+                result.append(
+                    self._nearest(starts[row], ends[row], text) if any(ends[row] > starts[row]) else None
+                )
+        return result
+
+    def _nearest(self, starts: Rows, ends: Rows, text: str) -> HeldOutMatch | None:
+        numbers = {int(n) for start, end in zip(starts, ends, strict=True) for n in self._owners[start:end]}
+        if not numbers:
+            return None
+        shingles = shingles_of(text)
+        scores = [(jaccard(shingles, shingles_of(self._texts[number].text)), -number) for number in numbers]
+        score, number = max(scores)
+        return self._match(-number, "near", score) if score >= self._threshold else None
+
+    def _match(self, number: int, kind: Kind, score: float) -> HeldOutMatch:
+        return HeldOutMatch(self._texts[number].file, self._texts[number].line, kind, score)

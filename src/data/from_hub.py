@@ -28,7 +28,7 @@ from src.data.download import (
     safe_paths,
 )
 from src.data.readers import READERS
-from src.data.readers.compressed import ARCHIVES
+from src.data.readers.stream import ARCHIVES
 from src.errors import DataError
 from src.schema import DataSource
 from src.utils.files import sha256

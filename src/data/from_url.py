@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from src.data.download import FetchedData, cache_key, check_size, fetch_once
-from src.data.http_client import Headers, get, parse
+from src.data.download import FetchedData, Headers, cache_key, check_size, fetch_once, get, parse
 from src.errors import DataError, RunError
 from src.schema import DataSource
 from src.utils.files import disk_errors, read_json, sha256, write_json

@@ -15,9 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from src.data import duplicates
-from src.data.column_mapping import choose_translation
+from src.data.column_mapping import choose_translation, strategy_of
 from src.data.contamination import EvaluationRows
-from src.data.detect import resolve_format
 from src.data.formats import (
     FORMATS,
     Message,
@@ -25,6 +24,7 @@ from src.data.formats import (
     Row,
     RowError,
     Translation,
+    count_formats,
     evaluation_messages,
     to_messages,
     tools_of,
@@ -35,11 +35,15 @@ from src.data.store import Array, RowStore, build_once, content_key, write_lines
 from src.errors import MAX_LISTED, DataError
 from src.schema import ColumnArgs, DataFormat
 from src.utils.files import sha256, write_json
+from src.utils.logs import log
 from src.utils.secrets import credentials, redact
 from src.utils.workers import cores, map_ordered
 
 BATCH = 500  # values that a process is given at once
 LONGEST_DETAIL = 500  # characters
+LOOKED_AT = 100  # rows of a file
+GZIP = b"\x1f\x8b"
+BY_COLUMN = "name the columns with question_key and answer_key, or set data_format"
 SMALL = 8 << 20  # bytes of files below which further processes cost more than they save
 
 
@@ -220,3 +224,64 @@ _ENCODER = json.JSONEncoder(ensure_ascii=False, default=str)  # json.dumps would
 
 def _line(value: object) -> str:
     return _ENCODER.encode(value) + "\n"
+
+
+# Formats
+
+
+def resolve_format(path: Path, asked: DataFormat, columns: ColumnArgs) -> str:
+    """The format asked for, or the one that most of the first rows have; columns go before both.
+
+    Raises: DataError if none has one.
+    """
+    if strategy_of(columns):
+        return str(strategy_of(columns))
+    if asked != "auto":
+        return asked
+    rows = _first_values(path)
+    found = count_formats(rows)
+    if not found:
+        told = f"data_format=auto knows none of its first {len(rows)} rows: {_columns(rows)}"
+        raise DataError(f"{path}: {told}", hint=BY_COLUMN)
+    name, count = found.most_common(1)[0]
+    log.info("%s: data_format=auto found %s (%d of the first %d rows)", path, name, count, len(rows))
+    return name
+
+
+def explain_misfit(first: Rejection, rows_in: int, asked: str) -> str:
+    """Why no row of a file can be used, and what to do about it: one sentence for all of them.
+
+    Args:
+        first: the first row of the file, as it was rejected.
+        asked: the format that the rows were taken for, or the strategy.
+    """
+    rows = _first_values(first.file)
+    found = count_formats(rows).most_common(1)
+    fact, remedy = f"line {first.line} {first.detail}", "fix the rows"
+    if all(isinstance(row, RowError) for row in rows):
+        remedy = _other_file(first.file) or remedy
+    elif asked not in FORMATS:
+        fact, remedy = f"{fact}; {_columns(rows)}", "name others with question_key and answer_key"
+    elif found and found[0][0] != asked:
+        fact, remedy = f"{fact}; its rows look like {found[0][0]}", f"set data_format={found[0][0]}"
+    elif not found:
+        fact, remedy = f"{fact}; {_columns(rows)}", BY_COLUMN
+    return f"{first.file}: none of its {rows_in:,} rows can be used as {asked}: {fact}; {remedy}"
+
+
+def _first_values(path: Path) -> list[object]:
+    return [value for _, value in islice(read_values(path), LOOKED_AT)]
+
+
+def _columns(rows: list[object]) -> str:
+    keys = sorted({str(key) for row in rows if isinstance(row, dict) for key in row})
+    return f"its rows have {', '.join(keys[:12])}" if keys else "it has no row with columns"
+
+
+def _other_file(path: Path) -> str:
+    """What to do with a file that is not what its name says."""
+    with path.open("rb") as file:
+        begin = file.read(4096).lstrip()
+    if begin.startswith(GZIP):
+        return f"it is packed with gzip: name it {path.name}.gz"
+    return "make convert turns JSON of many lines into a row a line" if begin[:1] in (b"[", b"{") else ""

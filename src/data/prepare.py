@@ -11,7 +11,6 @@ import numpy as np
 from src.data import loader, report, sources
 from src.data.chat import ChatTokenizer
 from src.data.contamination import EvaluationRows
-from src.data.detect import explain_misfit
 from src.data.encode import EncodingOptions
 from src.data.formats import Rejection
 from src.data.sources import DataPart, cache_of
@@ -85,7 +84,7 @@ def _misfits(store: RowStore, bad: Sequence[Rejection]) -> Iterator[tuple[Path, 
     for file in store.about["files"]:
         if file["rows_in"] and not file["usable"]:
             path = Path(file["file"])
-            yield path, explain_misfit(first[path], file["rows_in"], file["format"])
+            yield path, loader.explain_misfit(first[path], file["rows_in"], file["format"])
 
 
 def tokenize(data: TrainingRows, chat: ChatTokenizer, cfg: TrainConfig) -> TokenStore:

@@ -6,12 +6,15 @@ which of its keys it reads.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from src.data.column_mapping import named_datasets
+import yaml
+
+from src.data.column_mapping import STRATEGIES
 from src.data.download import FetchedData
 from src.data.from_hub import fetch_hub
 from src.data.from_lakefs import fetch_lakefs
@@ -19,7 +22,7 @@ from src.data.from_s3 import fetch_s3
 from src.data.from_url import fetch_url
 from src.data.readers import file_kind, is_data_file
 from src.errors import ConfigError, DataError
-from src.schema import ColumnArgs, DataFormat, DataSource, TrainConfig
+from src.schema import ColumnArgs, DataFormat, Dataset, DataSource, TrainConfig
 
 SOURCES: dict[str, Callable[[DataSource, Path], FetchedData]] = {
     "local": lambda _source, _cache: FetchedData(Path(), {"type": "local"}),  # dataset_path, where it is
@@ -28,6 +31,7 @@ SOURCES: dict[str, Callable[[DataSource, Path], FetchedData]] = {
     "url": fetch_url,
     "s3": fetch_s3,
 }
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ def fetch_parts(cfg: TrainConfig) -> list[DataPart]:
     if cfg.trainDataConfig:
         if several:
             raise ConfigError("datasets and trainDataConfig both name the data sets", hint="keep one of them")
-        several = named_datasets(cfg.trainDataConfig)
+        several = parse_train_data_config(cfg.trainDataConfig)
         if not several:
             raise DataError("trainDataConfig has no entry with exp_type: train", hint="add one to train on")
     if not several:
@@ -69,6 +73,44 @@ def fetch_parts(cfg: TrainConfig) -> list[DataPart]:
         )
         for i, d in enumerate(several)
     ]  # fmt: skip
+
+
+def parse_train_data_config(config: str | Mapping[str, Any]) -> list[Dataset]:
+    """The data sets of a trainDataConfig: `{name: {data_path, strategy, question_key, ...}}` or that as YAML.
+
+    Raises: ConfigError if it is neither, or has keys of its own.
+    """
+    try:
+        found = yaml.safe_load(config) if isinstance(config, str) else config
+    except yaml.YAMLError as error:
+        raise ConfigError(f"trainDataConfig is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(found, Mapping) or not all(isinstance(entry, Mapping) for entry in found.values()):
+        raise ConfigError("trainDataConfig should be {name: {data_path: ..., strategy: QA, ...}}")
+    known = {"data_path", "exp_type", *(ColumnArgs.__dataclass_fields__)}
+    strange = [f"trainDataConfig.{n}.{k} is not a setting" for n, e in found.items() for k in e if k not in known]
+    strange += [f"trainDataConfig.{n} has no data_path" for n, e in found.items() if not e.get("data_path")]
+    strange += [
+        f"trainDataConfig.{n}.exp_type={e['exp_type']}: should be one of train, eval, inference"
+        for n, e in found.items()
+        if e.get("exp_type", "train") not in ("train", "eval", "inference")
+    ]
+    strange += [
+        f"trainDataConfig.{n}.strategy={e['strategy']}: should be one of {', '.join(STRATEGIES)}"
+        for n, e in found.items()
+        if e.get("strategy") not in (None, *STRATEGIES)
+    ]
+    if strange:
+        raise ConfigError(*strange)
+    return [_dataset(entry) for entry in found.values() if entry.get("exp_type", "train") == "train"]
+
+
+def _dataset(entry: Mapping[str, Any]) -> Dataset:
+    """`data_path` is a local path, or else the id of a data set on the Hub."""
+    path = str(entry["data_path"])
+    on_the_hub = not Path(path).exists() and HUB_ID.fullmatch(path)
+    source = DataSource(type="hub", repo=path) if on_the_hub else DataSource()
+    columns = {k: v for k, v in entry.items() if k not in ("data_path", "exp_type")}
+    return Dataset(path=path, data_source=source, **columns)
 
 
 def _columns(settings: ColumnArgs) -> ColumnArgs:

@@ -8,7 +8,7 @@ from src import runs
 from src.config import to_yaml
 from src.data import prepare, report
 from src.data.chat import ChatTokenizer
-from src.data.show import print_report
+from src.data.report import print_report
 from src.data.store import TokenStore
 from src.model import tasks
 from src.model.source import Source, locate

@@ -11,7 +11,7 @@ from src.data import loader, prepare, report, task_encoding
 from src.data.chat import ChatTokenizer
 from src.data.encode import EncodingOptions
 from src.data.formats import Row, RowError
-from src.data.show import print_report
+from src.data.report import print_report
 from src.data.store import Example, TokenStore
 from src.errors import ConfigError
 from src.model import methods, tasks

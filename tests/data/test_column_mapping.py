@@ -8,8 +8,9 @@ from typing import Any, get_args
 
 import pytest
 
-from src.data.column_mapping import STRATEGIES, choose_translation, named_datasets, strategy_of
+from src.data.column_mapping import STRATEGIES, choose_translation, strategy_of
 from src.data.formats import RowError, to_messages
+from src.data.sources import parse_train_data_config
 from src.errors import ConfigError
 from src.schema import ColumnArgs, Strategy
 from tests.fixtures import chat
@@ -37,7 +38,7 @@ def taken(row: object, **columns: Any) -> list[Any]:
 
 
 def test_the_printed_train_data_config_names_a_data_set_on_the_hub() -> None:
-    (found,) = named_datasets(PRINTED)
+    (found,) = parse_train_data_config(PRINTED)
     assert (found.data_source.type, found.data_source.repo) == ("hub", "HuggingFaceH4/instruction-dataset")
     row = {"prompt": "2+2?", "completion": "4", "meta": {"source": "x"}}
     assert (
@@ -53,7 +54,7 @@ def test_a_data_path_that_is_there_is_local(tmp_path: Path) -> None:
     os.chdir(tmp_path)
     try:
         Path("HuggingFaceH4/instruction-dataset").mkdir(parents=True)
-        (found,) = named_datasets(PRINTED)
+        (found,) = parse_train_data_config(PRINTED)
     finally:
         os.chdir(before)
     assert (found.path, found.data_source.type) == ("HuggingFaceH4/instruction-dataset", "local")
@@ -61,13 +62,13 @@ def test_a_data_path_that_is_there_is_local(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", ["data.csv", "a/b/c", "/a/b", "./a/b", "a b/c"])
 def test_a_data_path_that_is_no_id_is_local(path: str) -> None:
-    (found,) = named_datasets({"a": {"data_path": path}})
+    (found,) = parse_train_data_config({"a": {"data_path": path}})
     assert (found.path, found.data_source.type) == (path, "local")
 
 
 def test_only_entries_to_train_on_are_trained_on() -> None:
     both = {"a": {"data_path": "a.csv", "exp_type": "eval"}, "b": {"data_path": "b.csv"}}
-    assert [d.path for d in named_datasets(both)] == ["b.csv"]
+    assert [d.path for d in parse_train_data_config(both)] == ["b.csv"]
 
 
 @pytest.mark.parametrize(
@@ -87,7 +88,7 @@ def test_only_entries_to_train_on_are_trained_on() -> None:
 )
 def test_what_a_train_data_config_may_not_say(config: Any, told: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        named_datasets(config)
+        parse_train_data_config(config)
     assert told in str(caught.value)
 
 

@@ -7,8 +7,11 @@ from typing import Any
 
 import pytest
 
-from src.data.contamination import EvaluationRows
+from src.data.contamination import EvaluationRows, HeldOutIndex, HeldOutMatch, HeldOutText
+from src.data.duplicates import fingerprints, similarity
 from src.utils.logs import start_logging
+from tests.data.test_duplicates import LONG as WORDS
+from tests.data.test_duplicates import replaced
 from tests.fixtures import chat, jsonl
 
 LONG = (
@@ -96,3 +99,43 @@ def test_without_evaluation_rows_nothing_is_given_away(tmp_path: Path) -> None:
     assert found(tmp_path / "nowhere", "Held out?", "no") is None
     jsonl(tmp_path / "test.jsonl", [{}])
     assert found(tmp_path, "Held out?", "no") is None
+
+
+# Held-out texts
+
+
+def held_out(*texts: str) -> HeldOutIndex:
+    return HeldOutIndex([HeldOutText("test.jsonl", line, text) for line, text in enumerate(texts, 1)])
+
+
+def test_a_training_text_is_matched_with_the_held_out_text_by_its_strongest_kind() -> None:
+    near, upper = replaced(WORDS, 7), WORDS.upper()
+    texts = [upper, WORDS, WORDS.title(), near, "2+2?", "2-2?", "", replaced(WORDS, *range(20))]
+    assert held_out(near + " x", WORDS, upper, "2+2").matches(fingerprints(texts), texts) == [
+        HeldOutMatch("test.jsonl", 3, "exact", 1.0),
+        HeldOutMatch("test.jsonl", 2, "exact", 1.0),
+        HeldOutMatch("test.jsonl", 2, "normalised", 1.0),
+        HeldOutMatch("test.jsonl", 1, "near", similarity(near + " x", near)),
+        HeldOutMatch("test.jsonl", 4, "normalised", 1.0),
+        None,
+        None,
+        None,
+    ]
+
+
+def test_the_nearest_held_out_text_is_named_and_of_equals_the_first() -> None:
+    far, near = replaced(WORDS, 3, 30), replaced(WORDS, 3)
+    assert [m and m.line for m in held_out(far, near, near).matches(fingerprints([WORDS]), [WORDS])] == [2]
+    assert [m and m.line for m in held_out("x", WORDS, WORDS).matches(fingerprints([WORDS]), [WORDS])] == [2]
+
+
+def test_nothing_is_held_out() -> None:
+    assert held_out().matches(fingerprints([WORDS, ""]), [WORDS, ""]) == [None, None]
+    assert held_out(WORDS).matches(fingerprints([]), []) == []
+
+
+def test_the_near_threshold_of_held_out_texts_holds() -> None:
+    text = replaced(WORDS, 5, 25)
+    for threshold, count in ((similarity(WORDS, text), 1), (similarity(WORDS, text) + 1e-9, 0)):
+        held = HeldOutIndex([HeldOutText("dev.jsonl", 1, WORDS)], threshold)
+        assert sum(match is not None for match in held.matches(fingerprints([text]), [text])) == count

@@ -1,4 +1,4 @@
-"""Duplicates: what is folded and what is not, which kind wins, near ones by true similarity, held-out texts."""
+"""Duplicates: what is folded and what is not, which kind wins, near ones by true similarity."""
 
 from __future__ import annotations
 
@@ -16,18 +16,16 @@ import pytest
 
 from bench import duplicates as bench
 from src.data import duplicates
-from src.data import similarity as similarity_module
+from src.data.contamination import HeldOutIndex, HeldOutText
 from src.data.duplicates import (
     FEWEST_WORDS,
     MOST_COMPARED,
     Duplicate,
     FingerprintSpool,
-    HeldOutIndex,
-    HeldOutMatch,
-    HeldOutText,
     fingerprints,
+    normalise,
+    similarity,
 )
-from src.data.similarity import normalise, similarity
 
 ROOT = Path(__file__).resolve().parents[2]
 LONG = " ".join(f"word{number}" for number in range(40))
@@ -50,7 +48,7 @@ def replaced(text: str, *places: int, by: str = "other") -> str:
 
 
 def test_the_docstring_examples_are_true() -> None:
-    result = doctest.testmod(similarity_module)
+    result = doctest.testmod(duplicates)
     assert (result.failed, result.attempted > 0) == (0, True)
 
 
@@ -317,46 +315,6 @@ def test_in_a_full_bucket_rows_unlike_the_first_are_found_too() -> None:
     assert named == {0, 30}
 
 
-# Held-out texts
-
-
-def held_out(*texts: str) -> HeldOutIndex:
-    return HeldOutIndex([HeldOutText("test.jsonl", line, text) for line, text in enumerate(texts, 1)])
-
-
-def test_a_training_text_is_matched_with_the_held_out_text_by_its_strongest_kind() -> None:
-    near, upper = replaced(LONG, 7), LONG.upper()
-    texts = [upper, LONG, LONG.title(), near, "2+2?", "2-2?", "", replaced(LONG, *range(20))]
-    assert held_out(near + " x", LONG, upper, "2+2").matches(fingerprints(texts), texts) == [
-        HeldOutMatch("test.jsonl", 3, "exact", 1.0),
-        HeldOutMatch("test.jsonl", 2, "exact", 1.0),
-        HeldOutMatch("test.jsonl", 2, "normalised", 1.0),
-        HeldOutMatch("test.jsonl", 1, "near", similarity(near + " x", near)),
-        HeldOutMatch("test.jsonl", 4, "normalised", 1.0),
-        None,
-        None,
-        None,
-    ]
-
-
-def test_the_nearest_held_out_text_is_named_and_of_equals_the_first() -> None:
-    far, near = replaced(LONG, 3, 30), replaced(LONG, 3)
-    assert [m and m.line for m in held_out(far, near, near).matches(fingerprints([LONG]), [LONG])] == [2]
-    assert [m and m.line for m in held_out("x", LONG, LONG).matches(fingerprints([LONG]), [LONG])] == [2]
-
-
-def test_nothing_is_held_out() -> None:
-    assert held_out().matches(fingerprints([LONG, ""]), [LONG, ""]) == [None, None]
-    assert held_out(LONG).matches(fingerprints([]), []) == []
-
-
-def test_the_near_threshold_of_held_out_texts_holds() -> None:
-    text = replaced(LONG, 5, 25)
-    for threshold, count in ((similarity(LONG, text), 1), (similarity(LONG, text) + 1e-9, 0)):
-        held = HeldOutIndex([HeldOutText("dev.jsonl", 1, LONG)], threshold)
-        assert sum(match is not None for match in held.matches(fingerprints([text]), [text])) == count
-
-
 # Rates
 
 
@@ -392,4 +350,5 @@ def test_the_demo_loses_no_row(part: slice) -> None:
         for names in (["ingot.jsonl"], ["eval/test.jsonl", "eval/dev.jsonl", "eval/adversarial.jsonl"])
     )
     assert found_in(training) == []
-    assert held_out(*evaluation).matches(fingerprints(training), training) == [None] * len(training)
+    held_out = HeldOutIndex([HeldOutText("eval", line, text) for line, text in enumerate(evaluation, 1)])
+    assert held_out.matches(fingerprints(training), training) == [None] * len(training)

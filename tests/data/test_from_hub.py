@@ -15,7 +15,7 @@ import pytest
 
 from src.data.from_hub import fetch_hub
 from src.data.readers import READERS
-from src.data.readers.compressed import ARCHIVES
+from src.data.readers.stream import ARCHIVES
 from src.errors import DataError
 from src.schema import DataSource
 from tests.data.hub_server import Handler, Hub, closed_port, hub_serving, serving, tree
@@ -221,7 +221,7 @@ from pathlib import Path
 from src.schema import DataSource
 from src.data.from_hub import fetch_hub
 from src.data.readers import READERS
-from src.data.readers.compressed import ARCHIVES
+from src.data.readers.stream import ARCHIVES
 from src.errors import DataError
 assert not {"huggingface_hub", "boto3", "urllib3"} & set(sys.modules)
 endpoint, commit = sys.argv[1:]

@@ -20,8 +20,8 @@ from typing import Any
 import pytest
 
 from src.data import download, from_url
+from src.data.download import is_public
 from src.data.from_url import fetch_url
-from src.data.http_client import is_public
 from src.errors import DataError
 from src.schema import DataSource
 from tests.data.hub_server import Handler, closed_port, serving, tree

@@ -26,8 +26,8 @@ import zstandard
 
 from src.data.formats import RowError
 from src.data.readers import READERS, file_kind, is_data_file, json_rows, read_values
-from src.data.readers.json_text import read_json_values
-from src.data.readers.text import MAX_ROW_BYTES
+from src.data.readers.json_rows import read_json_values
+from src.data.readers.stream import MAX_ROW_BYTES
 from src.errors import DataError
 from tests.data import fuzz
 

@@ -10,11 +10,9 @@ import io
 from collections.abc import Callable
 from pathlib import Path
 
-from src.data.readers.compressed import ARCHIVES, CorruptFile, open_data
-from src.data.readers.delimited import read_csv, read_tsv
 from src.data.readers.json_rows import read_json, read_jsonl
-from src.data.readers.parquet import read_parquet
-from src.data.readers.text import Values
+from src.data.readers.stream import ARCHIVES, CorruptFile, Values, open_data
+from src.data.readers.tables import read_csv, read_parquet, read_tsv
 from src.errors import DataError
 
 READERS: dict[str, Callable[[io.BufferedReader, Path], Values]] = {

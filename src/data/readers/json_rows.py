@@ -8,15 +8,20 @@ from __future__ import annotations
 import codecs
 import io
 import json
+import re
 from collections import Counter
+from collections.abc import Iterator
 from decimal import Decimal
 from itertools import count
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from src.data.formats import RowError
-from src.data.readers.json_text import LONGEST_INT, SPACE
-from src.data.readers.text import CHUNK_BYTES, MAX_ROW_BYTES, Values, start_text, too_large
+from src.data.readers.stream import CHUNK_BYTES, MAX_ROW_BYTES, Values, start_text, too_large
+
+SPACE = re.compile(r"[ \t\r\n]*")
+TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[ \t\r\n]+|[{}\[\],:]|[^ \t\r\n"{}\[\],:]+')
+LONGEST_INT = 4000  # digits; Python refuses to parse much longer ones as int
 
 
 def read_jsonl(file: io.BufferedReader, path: Path) -> Values:
@@ -202,3 +207,137 @@ def _integer(digits: str) -> int | Decimal:
 
 _STRICT = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant, parse_int=_integer)
 _LENIENT = json.JSONDecoder(parse_int=len)  # for where a value ends, whatever it holds
+
+
+# A whole text at once, for `make convert`
+
+
+class JsonValue(NamedTuple):
+    """A value, the line it starts on (from 1) and its text in the file."""
+
+    line: int
+    value: object
+    source: str
+
+
+class _NotJson(Exception):
+    """Raised inside the parser for what Python accepts but JSON does not allow."""
+
+
+def read_json_values(text: str) -> Iterator[JsonValue]:
+    """Yield the values of `text`: the items of one array, or values one after the other.
+
+    Raises json.JSONDecodeError with the place, also for NaN, Infinity, duplicate keys and too deep nesting.
+    """
+    line, counted = 1, 0
+    for start, end, value in _spans(text):
+        line += text.count("\n", counted, start)
+        counted = start
+        yield JsonValue(line, value, text[start:end])
+
+
+def one_line(source: str) -> str:
+    """The JSON text `source` on one line, as `json.dumps(ensure_ascii=False)` lays it out.
+
+    Numbers keep their text. A row with a lone surrogate, which UTF-8 cannot hold, is written in ASCII.
+    """
+    line = _relaid(source, ensure_ascii=False)
+    return line if fits_utf8(line) else _relaid(source, ensure_ascii=True)
+
+
+def _relaid(source: str, *, ensure_ascii: bool) -> str:
+    def relay(token: re.Match[str]) -> str:
+        part = token[0]
+        if part[0] == '"':
+            return json.dumps(json.loads(part), ensure_ascii=ensure_ascii)
+        return {",": ", ", ":": ": "}.get(part, part.strip())
+
+    return TOKEN.sub(relay, source)
+
+
+def fits_utf8(line: str) -> bool:
+    try:
+        line.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _spans(text: str) -> Iterator[tuple[int, int, object]]:
+    """(start, end, value) of each value; the items of the array when the text is one array."""
+    pos = _skip(text, 0)
+    if text.startswith("[", pos):
+        yield from _array_items(text, pos)
+        return
+    while pos < len(text):
+        value, end = _value_at(text, pos)
+        yield pos, end, value
+        pos = _skip(text, end)
+
+
+def _array_items(text: str, start: int) -> Iterator[tuple[int, int, object]]:
+    pos = _skip(text, start + 1)
+    more = not text.startswith("]", pos)
+    while more:
+        value, end = _value_at(text, pos)
+        yield pos, end, value
+        pos = _skip(text, end)
+        more = text.startswith(",", pos)
+        if more:
+            pos = _skip(text, pos + 1)
+        elif not text.startswith("]", pos):
+            raise json.JSONDecodeError("Expecting ',' delimiter", text, pos)
+    rest = _skip(text, pos + 1)
+    if rest < len(text):
+        raise json.JSONDecodeError("Extra data after the array", text, rest)
+
+
+def _skip(text: str, pos: int) -> int:
+    match = SPACE.match(text, pos)
+    return match.end() if match else pos
+
+
+def _value_at(text: str, pos: int) -> tuple[object, int]:
+    try:
+        return _CONVERT.raw_decode(text, pos)
+    except _NotJson as error:
+        raise json.JSONDecodeError(str(error), text, _place(text, pos)) from None
+    except RecursionError:
+        raise json.JSONDecodeError("Nested too deeply", text, pos) from None
+
+
+def _place(text: str, start: int) -> int:
+    """Where the first duplicate key, NaN or Infinity stands, from `start` on."""
+    keys: list[set[str]] = [set()]
+    for token in TOKEN.finditer(text, start):
+        part = token[0]
+        if part in "{[":
+            keys.append(set())
+        elif part in "}]":
+            keys.pop()
+        elif part in ("NaN", "Infinity", "-Infinity"):
+            return token.start()
+        elif part[0] == '"' and text.startswith(":", _skip(text, token.end())):
+            key = json.loads(part)
+            if key in keys[-1]:
+                return token.start()
+            keys[-1].add(key)
+    return start
+
+
+def _convert_object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        counts = Counter(key for key, _ in pairs)
+        twice = next(key for key, count in counts.items() if count > 1)
+        raise _NotJson(f"Duplicate key {json.dumps(twice)} in one object")
+    return value
+
+
+def _convert_constant(name: str) -> NoReturn:
+    raise _NotJson(f"{name} is not a JSON value")
+
+
+_CONVERT = json.JSONDecoder(
+    object_pairs_hook=_convert_object, parse_constant=_convert_constant, parse_int=_integer
+)
