@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from src.help import help_text, list_configs  # noqa: E402
-from src.main import STAGES  # noqa: E402
+from src.stages import STAGES  # noqa: E402
 
 TARGET = ROOT / "docs" / "settings.md"
 
@@ -17,8 +17,7 @@ TARGET = ROOT / "docs" / "settings.md"
 def settings_page() -> str:
     """The page: what each stage's `--help` prints, and the configurations shipped."""
     parts = ["# Settings", "Made from the code by `python scripts/make_docs.py`."]
-    for name, stage in STAGES.items():
-        parts.append(f"## {name}\n\n```\n{help_text(name, stage.config_name, stage.summary)}\n```")
+    parts += [f"## {name}\n\n```\n{help_text(name)}\n```" for name in STAGES]
     parts.append(f"## Configurations and presets\n\n```\n{list_configs()}\n```")
     return "\n\n".join(parts) + "\n"
 

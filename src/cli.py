@@ -20,8 +20,8 @@ from src import compose, config, runs, schema, search_space
 from src.cli_args import CONFIGS, Call
 from src.compose import first_line, is_sweep, plain
 from src.errors import ConfigError, UserError
-from src.schema import SWEPT
 from src.search_space import quoted
+from src.stages import STAGES, SWEEP_STAGE
 from src.utils.secrets import redact
 
 SEARCHER = "hydra/sweeper=optuna"
@@ -70,7 +70,7 @@ def _slurm(call: Call, overrides: list[str]) -> tuple[schema.SlurmArgs | None, l
         return None, [f"{key}={value} has no meaning without launch=slurm" for key, value in given.items()]
     problems = [f"{key} cannot differ between the jobs of a command" for key in swept if key in schema.SLURM_KEYS]
     try:
-        return config.load("slurm", given), problems
+        return config.validate(schema.SlurmConfig, given), problems
     except ConfigError as error:
         return None, [*problems, *error.problems]
 
@@ -158,7 +158,7 @@ def _loaded(call: Call, composed: DictConfig) -> Any:
 
 
 def _judged(call: Call, values: dict[str, Any]) -> Any:
-    return config.load(call.stage, config.of_a_run(call.stage, values), call.check)
+    return config.load(call.stage, config.of_a_run(call.stage, values), STAGES[call.stage].problems)
 
 
 def _with_search(call: Call, overrides: list[str]) -> tuple[list[str], schema.SearchArgs | None, list[str]]:
@@ -167,11 +167,11 @@ def _with_search(call: Call, overrides: list[str]) -> tuple[list[str], schema.Se
     A search has a `search.space`, and is a multirun without the flag; or it is a multirun that names the
     sweeper, or an interval. A setting that the command line names is not searched for.
     """
-    if call.stage != SWEPT:
+    if call.stage != SWEEP_STAGE:
         return overrides, None, []
     values, _ = compose.composed(call, [text for text in overrides if not is_sweep(text)])
     try:
-        search = config.load("sweep", {"search": values.get("search") or {}}).search
+        search = config.validate(schema.SweepConfig, {"search": values.get("search") or {}}).search
         given = {text.split("=", 1)[0].lstrip("+") for text in overrides}
         words = [search_space.word(k, v) for k, v in search.space.items() if k not in given]
         added, problems = compose.prepare(replace(call, overrides=words, multirun=True))

@@ -13,12 +13,10 @@ from omegaconf import DictConfig
 from src import aliases, config, runs, schema
 from src.errors import ConfigError, RunError, did_you_mean
 from src.search_space import quoted
+from src.stages import STAGES
 from src.utils.secrets import redact_argv
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-POSITIONALS = ("model_path", "run_a", "run_b")
-# validate's flags for what may also be written as a setting
-VALIDATED = {"--training-info": "training_info", "--model-path": "model_path", "--profile-path": "profile_path"}
 
 
 @dataclass
@@ -33,20 +31,19 @@ class Call:
     multirun: bool = False
     from_files: set[str] = field(default_factory=set)  # what presets given as files are called inside Hydra
     problems: list[str] = field(default_factory=list)  # told together with those of the settings
-    check: config.Check = config.nothing_more  # what the stage's room knows of its settings
     composed: dict[tuple[str, ...], DictConfig] = field(default_factory=dict)  # by their overrides
 
 
-def parse(stage: str, config_name: str, argv: list[str], check: config.Check = config.nothing_more) -> Call:
+def parse(stage: str, argv: list[str]) -> Call:
     """Split `argv` into the stage's configuration, Hydra's flags and overrides.
 
-    Words without `=` are the stage's POSITIONALS, in their order. What cannot be understood becomes one of the
+    Words without `=` are the stage's positionals, in their order. What cannot be understood becomes one of the
     call's problems.
     Raises: ConfigError if the configuration file is missing or torn: then nothing else can be judged.
     """
-    call = Call(stage, CONFIGS, config_name, check=check)
+    call = Call(stage, CONFIGS, STAGES[stage].config_name)
     words = iter(redact_argv(argv))
-    places = positionals(stage)
+    places = list(STAGES[stage].positionals)
     for word in words:
         if word.startswith("-"):
             _flag(call, word, words)
@@ -61,11 +58,6 @@ def parse(stage: str, config_name: str, argv: list[str], check: config.Check = c
         call.problems.append("--resolve goes with --cfg")
     _locate(call)
     return call
-
-
-def positionals(stage: str) -> list[str]:
-    """The settings of the stage that need no name on the command line."""
-    return [key for key in POSITIONALS if key in config.flat_keys(schema.SCHEMAS[stage])]
 
 
 def _flag(call: Call, word: str, words: Iterator[str]) -> None:
@@ -93,14 +85,8 @@ def _flag(call: Call, word: str, words: Iterator[str]) -> None:
         call.flags += ["--config-dir", value()]
     elif name == "--resolve":
         call.flags.append("--resolve")
-    elif name == "--repo" and call.stage == "publish-hf":
-        call.overrides.append(f"repo_id={quoted(value())}")
-    elif name == "--public" and call.stage == "publish-hf":
-        call.overrides.append("private=false")
-    elif name in VALIDATED and call.stage == "validate":
-        call.overrides.append(f"{VALIDATED[name]}={quoted(value())}")
-    elif name == "--force" and call.stage.startswith("publish"):
-        call.overrides.append("force=true")
+    elif flag := STAGES[call.stage].flags.get(name):
+        call.overrides.append(f"{flag.setting}={flag.value or quoted(value())}")
     else:
         call.problems.append(f"{name} is not a flag of {call.stage}{_as_setting(call, name, inline)}")
 
@@ -109,7 +95,7 @@ def _as_setting(call: Call, flag: str, value: str) -> str:
     """`; write lr=VALUE` where a flag is the name of a setting, or what others call one."""
     key = flag.lstrip("-").replace("-", "_")
     key = {**aliases.OTHER_TOOLS, **aliases.RENAMED}.get(key, key)
-    return f"; write {key}={value or 'VALUE'}" if key in config.flat_keys(schema.SCHEMAS[call.stage]) else ""
+    return f"; write {key}={value or 'VALUE'}" if key in config.flat_keys(config.schema_of(call.stage)) else ""
 
 
 def _take_up(call: Call) -> None:

@@ -155,7 +155,8 @@ def _as_typed(call: Call, key: str, parsed: Override, text: str) -> str:
 
 
 def _takes_text(call: Call, key: str) -> bool:
-    return any(config.takes_text(schema.SCHEMAS[name], key) for name in (call.stage, "slurm"))
+    schemas = (config.schema_of(call.stage), schema.SlurmConfig)
+    return any(config.takes_text(schema, key) for schema in schemas)
 
 
 def _with_files(call: Call, text: str, parsed: Override) -> tuple[str, Override]:

@@ -7,17 +7,25 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields, is_dataclass
 from functools import cache
 from importlib.util import find_spec
-from typing import Any, get_args, get_type_hints
+from typing import Any, cast, get_args, get_type_hints
 
 from omegaconf import OmegaConf
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import Doc
 
+from src import schema
 from src.aliases import OTHER_TOOLS, current_settings
 from src.errors import ConfigError, did_you_mean
-from src.schema import SCHEMAS, SLURM_KEYS, SOURCE_KEYS, SWEPT, DataSource
+from src.schema import SLURM_KEYS, SOURCE_KEYS, DataSource
+from src.stages import STAGES, SWEEP_STAGE
 from src.utils.secrets import redact
 from src.utils.signatures import check_passthrough
+
+Check = Callable[[Mapping[str, Any]], list[str]]  # of composed values: what is wrong, one sentence each
+
+
+def no_problems(values: Mapping[str, Any]) -> list[str]:
+    return []
 
 
 @cache
@@ -27,24 +35,26 @@ def _adapter(schema: type) -> TypeAdapter[Any]:
 
 def of_a_run(stage: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """Composed `values` without those that are a sweep's or a launcher's."""
-    others = {*SLURM_KEYS, *(["search"] if stage == SWEPT else [])}
+    others = {*SLURM_KEYS, *(["search"] if stage == SWEEP_STAGE else [])}
     return {key: value for key, value in values.items() if key not in others}
 
 
-Check = Callable[[Mapping[str, Any]], list[str]]  # of composed values: what is wrong, one sentence each
+def schema_of(stage: str) -> type:
+    """The dataclass of the settings of a stage."""
+    return cast(type, getattr(schema, STAGES[stage].schema))
 
 
-def nothing_more(values: Mapping[str, Any]) -> list[str]:
-    return []
+def load(stage: str, values: Mapping[str, Any], check: Check = no_problems) -> Any:
+    """Validate the composed settings of a stage. Returns: an instance of its schema. Raises: as `validate`."""
+    return validate(schema_of(stage), values, check)
 
 
-def load(stage: str, values: Mapping[str, Any], check: Check = nothing_more) -> Any:
-    """Validate composed `values` against the schema of `stage`, and by what `check` knows more.
+def validate(schema: type, values: Mapping[str, Any], check: Check = no_problems) -> Any:
+    """Validate composed `values` against a schema, the rules between settings, and the further rules of `check`.
 
-    Returns: an instance of `SCHEMAS[stage]`.
-    Raises: ConfigError listing every problem at once.
+    Returns: an instance of `schema`.
+    Raises: ConfigError that lists every problem.
     """
-    schema = SCHEMAS[stage]
     values = current_settings(values)
     problems: list[str] = []
     config: Any = None
@@ -88,10 +98,6 @@ def cross_checks(values: Mapping[str, Any]) -> list[str]:
     return problems + _launch_problems(values)
 
 
-# Methods whose weights have been trained in parts: not those in 4 bits, of virtual tokens, or of changing ranks.
-SHAREABLE = ("lora", "rslora", "dora", "ia3", "full")
-
-
 def _launch_problems(values: Mapping[str, Any]) -> list[str]:
     """What the settings of several processes say against each other."""
     problems = []
@@ -101,9 +107,6 @@ def _launch_problems(values: Mapping[str, Any]) -> list[str]:
         problems.append(f"node_rank={node}: should be less than num_nodes={nodes}")
     if values.get("offload") is True and shared == "ddp":
         problems.append("offload=true has no meaning with distributed=ddp, which shares out no memory")
-    method = values.get("method", "lora")
-    if shared in {"fsdp2", "zero3"} and method not in SHAREABLE:
-        problems.append(f"method={method} does not go with distributed={shared}; {', '.join(SHAREABLE)} do")
     task = values.get("task", "causal_lm")
     if shared in {"fsdp2", "zero3"} and task != "causal_lm":
         problems.append(f"task={task} does not go with distributed={shared}; ddp and zero2 do")
@@ -229,4 +232,4 @@ def to_yaml(settings: Any) -> str:
 
 def defaults(stage: str) -> dict[str, Any]:
     """Every key of the stage with its default, as plain data."""
-    return asdict(SCHEMAS[stage]())
+    return asdict(schema_of(stage)())

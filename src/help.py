@@ -7,33 +7,27 @@ from pathlib import Path
 from typing import Any
 
 from src import config
-from src.cli_args import CONFIGS, positionals
+from src.cli_args import CONFIGS
 from src.compose import GROUPS
-from src.schema import SCHEMAS, SWEPT
+from src.schema import SlurmConfig, SweepConfig
+from src.stages import STAGES, SWEEP_STAGE
 
 
-def help_text(stage: str, config_name: str, summary: str) -> str:
-    """The stage's settings with their defaults and meanings, from the schema."""
-    positional = "".join(f" [{key.upper()}]" for key in positionals(stage))
-    extra = {
-        "publish-hf": " [--repo USER/NAME] [--public]",
-        "validate": " [--training-info FILE] [--model-path DIR] [--profile-path FILE]",
-    }.get(stage, "")
-    extra += " [--force]" if stage.startswith("publish") else ""
-    lines = [
-        f"usage: python -m src.main {stage}{positional}{extra} [--config-name CONFIG] [key=value ...]",
-        "",
-        summary,
-        "",
-        f"settings (defaults of the schema; configs/{config_name}.yaml comes over them):",
-    ]
-    lines += _settings(stage)
-    if stage == SWEPT:
+def help_text(name: str) -> str:
+    """What `STAGE --help` prints: usage, settings with their defaults and meanings, presets and flags."""
+    stage = STAGES[name]
+    words = [f"[{key.upper()}]" for key in stage.positionals]
+    words += [f"[{' '.join(filter(None, (flag, about.metavar)))}]" for flag, about in stage.flags.items()]
+    usage = " ".join(["usage: python -m src.main", name, *words, "[--config-name CONFIG] [key=value ...]"])
+    lines = [usage, "", stage.summary, ""]
+    lines += [f"settings (defaults of the schema; configs/{stage.config_name}.yaml comes over them):"]
+    lines += _settings(config.schema_of(name))
+    if name == SWEEP_STAGE:
         lines += ["", "settings of a sweep, which search=PRESET or --multirun starts:"]
-        lines += _settings("sweep")
-    lines += ["", "settings of a cluster, with launch=slurm (docs/slurm.md):", *_settings("slurm")]
-    lines += ["", "presets:"]
-    lines += [f"  {g}=" + "|".join(n) for g in GROUPS if (n := presets(g)) and (g != "search" or stage == SWEPT)]
+        lines += _settings(SweepConfig)
+    lines += ["", "settings of a cluster, with launch=slurm (docs/slurm.md):", *_settings(SlurmConfig)]
+    groups = [group for group in GROUPS if group != "search" or name == SWEEP_STAGE]
+    lines += ["", "presets:", *(f"  {g}=" + "|".join(names) for g in groups if (names := presets(g)))]
     lines += [
         "",
         "flags:",
@@ -41,23 +35,11 @@ def help_text(stage: str, config_name: str, summary: str) -> str:
         "  --cfg job                     print the composed configuration and stop",
         "  --multirun, -m                one job for each combination of key=a,b",
     ]
-    if stage == "train":
-        lines += [
-            "",
-            "stopping: a first SIGTERM or SIGINT ends it after the step, with a checkpoint and exit code 75;",
-            "  a second one at once, with 143 or 130. touch RUN/checkpoint-now saves a checkpoint and goes on.",
-        ]
-    if stage.startswith("publish"):
-        lines += [
-            "",
-            "exit codes: 0 promoted and published; 3 no better than the base, or unsound; 4 too few examples to",
-            "  tell; 2 wrong input. force=true publishes in spite of 3 and 4, and the card says so.",
-        ]
-    return "\n".join(lines)
+    return "\n".join([*lines, *(["", *stage.notes] if stage.notes else [])])
 
 
-def _settings(name: str) -> list[str]:
-    rows = config.flat_keys(SCHEMAS[name]).items()
+def _settings(schema: type) -> list[str]:
+    rows = config.flat_keys(schema).items()
     return [f"  {key:<28} {_shown(default):<24} {doc}" for key, (default, doc) in rows]
 
 

@@ -10,63 +10,11 @@ import os
 import signal
 import sys
 import threading
-from typing import Any, NamedTuple
+from typing import Any
 
 from src import NAME, VERSION
+from src.stages import STAGES, Stage, import_function
 
-
-class Stage(NamedTuple):
-    """`check`: what a room knows of the stage's settings beyond the schema; it refuses them without torch."""
-
-    function: str
-    config_name: str
-    summary: str
-    check: str = ""
-
-
-STAGES = {
-    "check-data": Stage(
-        "src.train.check_data:check_data",
-        "train",
-        "Show what a training would train on, and what not.",
-        "src.model.methods:problems",
-    ),
-    "plan": Stage(
-        "src.train.plan:plan",
-        "train",
-        "Say what a training would take: steps, memory, disk and time.",
-        "src.model.methods:problems",
-    ),
-    "train": Stage(
-        "src.train.pipeline:train", "train", "Fine-tune a model on your data.", "src.model.methods:problems"
-    ),
-    "data-push": Stage("src.data.lakefs_push:push_dataset", "data_push", "Commit a folder to a lakeFS branch."),
-    "eval": Stage("src.eval.evaluator:evaluate", "eval", "Evaluate a tuned model and compare it with its base."),
-    "eval-baseline": Stage(
-        "src.eval.evaluator:evaluate_baseline", "eval_baseline", "Evaluate the untouched base model."
-    ),
-    "compare": Stage(
-        "src.eval.compare:compare_runs",
-        "compare",
-        "Compare two evaluated runs, or a run with its base: is the first better?",
-    ),
-    "report": Stage("src.eval.report.page:report", "report", "Write a run's report.html, for people."),
-    "validate": Stage(
-        "src.deploy.validate:validate", "validate", "Check that what a training left is whole and works."
-    ),
-    "publish": Stage(
-        "src.deploy.push:publish",
-        "publish",
-        "Publish a model that beats its base: to artifacts/models, or with target=hub to the Hub.",
-        "src.deploy.hub_settings:problems",
-    ),
-    "publish-hf": Stage(
-        "src.deploy.push:publish",
-        "publish",
-        "Push a model that beats its base to the Hub: publish target=hub.",
-        "src.deploy.hub_settings:publish_hf_problems",
-    ),
-}
 UTILITIES = {
     "runs": "List the runs with their scores and verdicts, or show in what two of them differ.",
     "list-configs": "List the configuration files and presets.",
@@ -147,7 +95,7 @@ def _run(name: str, rest: list[str]) -> int:
     if {"-h", "--help"} & set(rest):
         from src.help import help_text
 
-        print(help_text(name, stage.config_name, stage.summary))
+        print(help_text(name))
         return 0
     _load_dotenv()
     if (settings := _handed()) is not None:
@@ -156,8 +104,7 @@ def _run(name: str, rest: list[str]) -> int:
         return _call(stage, config.load(name, settings))
     from src import cli, cli_args
 
-    check = [function_at(stage.check)] if stage.check else []
-    return cli.run(cli_args.parse(name, stage.config_name, rest, *check), lambda config: _call(stage, config))
+    return cli.run(cli_args.parse(name, rest), lambda config: _call(stage, config))
 
 
 def _call(stage: Stage, config: object) -> int:
@@ -176,15 +123,7 @@ def _call(stage: Stage, config: object) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if "TRANSFORMERS_CACHE" in os.environ:  # the name that this cache had before
         os.environ.setdefault("HF_HUB_CACHE", os.environ["TRANSFORMERS_CACHE"])
-    return function_at(stage.function)(config) or 0
-
-
-def function_at(place: str) -> Any:
-    """The function at `module:name`, its room imported."""
-    from importlib import import_module
-
-    module, name = place.split(":")
-    return getattr(import_module(module), name)
+    return import_function(stage.function)(config) or 0
 
 
 def _utility(name: str, rest: list[str]) -> int:
@@ -212,10 +151,10 @@ def _utility(name: str, rest: list[str]) -> int:
 def _remote(name: str, rest: list[str]) -> int:
     """A command about a server, or a stage that runs there."""
     if {"-h", "--help"} & set(rest):
-        print(function_at("src.remote.commands:help_of")(name, STAGES))
+        print(import_function("src.remote.commands:help_of")(name, STAGES))
         return 0
     _load_dotenv()
-    run = function_at("src.remote.commands:run")
+    run = import_function("src.remote.commands:run")
     return int(run(name, rest, list(STAGES)))
 
 
@@ -235,7 +174,7 @@ def usage() -> str:
     lines += [f"  {name:<14} {stage.summary}" for name, stage in STAGES.items()]
     lines += [f"  {name:<14} {summary}" for name, summary in UTILITIES.items()]
     lines += ["", "on a server over SSH, which REMOTE_HOST and REMOTE_DIR name:"]
-    lines += [f"  {name:<16} {summary}" for name, summary in function_at("src.remote.commands:summaries")()]
+    lines += [f"  {name:<16} {summary}" for name, summary in import_function("src.remote.commands:summaries")()]
     return "\n".join([*lines, "", "python -m src.main STAGE --help lists the settings of a stage."])
 
 

@@ -601,20 +601,4 @@ class SlurmConfig(SlurmArgs):
     __pydantic_config__ = _STRICT
 
 
-SCHEMAS: dict[str, type] = {
-    "train": TrainConfig,
-    "plan": PlanConfig,
-    "check-data": TrainConfig,  # the very settings of the training that it stands before
-    "data-push": DataPushConfig,
-    "eval": EvalConfig,
-    "eval-baseline": BaselineConfig,
-    "compare": CompareConfig,
-    "report": ReportConfig,
-    "validate": ValidateConfig,
-    "publish": PublishConfig,
-    "publish-hf": PublishHfConfig,
-    "sweep": SweepConfig,  # no stage: what a multirun of train takes besides
-    "slurm": SlurmConfig,  # no stage: what launch=slurm takes besides
-}
 SLURM_KEYS = tuple(item.name for item in fields(SlurmArgs))
-SWEPT = "train"  # the stage whose jobs are the trials of a sweep, with a figure to rank them by

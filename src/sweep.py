@@ -43,7 +43,7 @@ class Plan:
     """What a sweep is before its first trial."""
 
     output_dir: str
-    search: Mapping[str, Any]  # the settings of config.SearchArgs
+    search: Mapping[str, Any]  # the settings of schema.SearchArgs
     searching: bool  # trials are drawn, one after the other, and each needs its figure
     wanted: int  # trials
     identity: str  # equal for sweeps of the same command, however many trials that asks for

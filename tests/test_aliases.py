@@ -13,8 +13,8 @@ import yaml
 from src import aliases, cli, cli_args, compose, config, runs, schema, search_space, sweep
 from src.errors import ConfigError
 from src.eval.report import lineage
-from src.main import STAGES, function_at
 from src.runs import Run
+from src.stages import STAGES
 from src.train import resume
 from src.utils.files import write_json
 
@@ -42,8 +42,7 @@ def fresh_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
 def load(stage: str, *words: str) -> Any:
     """The only configuration that a command line starts a job with."""
     found: list[Any] = []
-    check = [function_at(STAGES[stage].check)] if STAGES[stage].check else []
-    cli.run(cli_args.parse(stage, STAGES[stage].config_name, list(words), *check), found.append)
+    cli.run(cli_args.parse(stage, list(words)), found.append)
     (only,) = found
     return only
 
@@ -70,7 +69,7 @@ def write(path: str, values: dict[str, Any], head: str = "") -> str:
 
 
 def test_every_former_name_leads_to_a_setting_and_is_none_itself() -> None:
-    settings = {key for stage in schema.SCHEMAS.values() for key in config.flat_keys(stage)}
+    settings = {key for stage in STAGES for key in config.flat_keys(config.schema_of(stage))}
     assert set(aliases.RENAMED.values()) <= settings
     assert not set(aliases.RENAMED) & settings
     assert not set(aliases.RENAMED) & set(aliases.OTHER_TOOLS)
@@ -150,7 +149,7 @@ def test_a_former_name_however_it_is_typed(stage: str, word: str, key: str, valu
 
 def test_a_former_name_that_is_swept(capsys: pytest.CaptureFixture[str]) -> None:
     found: list[Any] = []
-    cli.run(cli_args.parse("train", "train", ["-m", "near_threshold=0.7,0.9"]), found.append)
+    cli.run(cli_args.parse("train", ["-m", "near_threshold=0.7,0.9"]), found.append)
     assert [cfg.dedup_threshold for cfg in found] == [0.7, 0.9]
     captured = capsys.readouterr()
     assert captured.err == "near_threshold is now dedup_threshold\n"
@@ -248,7 +247,7 @@ def test_an_older_sweep_goes_on_with_its_trials(monkeypatch: pytest.MonkeyPatch)
 
 
 def sweep_of(words: list[str]) -> sweep.Plan:
-    call = cli_args.parse("train", "train", words)
+    call = cli_args.parse("train", words)
     overrides, problems = compose.prepare(call)
     assert problems == []
     compose.register(call)

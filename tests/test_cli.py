@@ -13,7 +13,8 @@ import yaml
 
 from src import aliases, cli, cli_args, config, schema
 from src.errors import ConfigError, UserError
-from src.main import STAGES, function_at, main
+from src.main import main
+from src.stages import STAGES
 
 SECRET = "hf_correct_horse_battery"
 
@@ -32,8 +33,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
 
 def parsed(stage: str, *words: str) -> cli_args.Call:
     """The words as the door hands them on."""
-    check = [function_at(STAGES[stage].check)] if STAGES[stage].check else []
-    return cli_args.parse(stage, STAGES[stage].config_name, list(words), *check)
+    return cli_args.parse(stage, list(words))
 
 
 def jobs(stage: str, *words: str) -> list[Any]:
@@ -125,7 +125,7 @@ def test_a_file_is_named_by_its_path_or_by_folder_and_name(words: list[str]) -> 
 
 def test_a_missing_file_is_answered_with_a_guess() -> None:
     with pytest.raises(ConfigError, match=r"no configuration trian in .*; did you mean train\?"):
-        cli_args.parse("train", "train", ["--config-name", "trian"])
+        cli_args.parse("train", ["--config-name", "trian"])
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_a_missing_file_is_answered_with_a_guess() -> None:
 def test_a_torn_file_is_one_sentence(content: bytes, told: str) -> None:
     Path("mine.yaml").write_bytes(content)
     with pytest.raises(ConfigError) as caught:
-        cli_args.parse("train", "train", ["--config-name", "mine.yaml"])
+        cli_args.parse("train", ["--config-name", "mine.yaml"])
     assert f"/mine.yaml {told}" in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -165,12 +165,12 @@ def test_a_torn_preset_of_ones_own_is_one_sentence() -> None:
 
 def test_a_missing_folder_is_named() -> None:
     with pytest.raises(ConfigError, match="nowhere is not a folder"):
-        cli_args.parse("train", "train", ["--config-path", "nowhere"])
+        cli_args.parse("train", ["--config-path", "nowhere"])
 
 
 def test_a_flag_without_its_file_is_named() -> None:
     with pytest.raises(ConfigError, match="--config-name needs a value"):
-        cli.run(cli_args.parse("train", "train", ["--config-name"]), lambda _: 0)
+        cli.run(cli_args.parse("train", ["--config-name"]), lambda _: 0)
 
 
 def test_what_a_file_sets_wrongly_is_told_like_what_is_typed_wrongly() -> None:
@@ -318,7 +318,7 @@ def test_only_the_hub_has_hub_flags() -> None:
 
 def test_a_secret_on_the_command_line_becomes_a_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_TOKEN", SECRET)
-    call = cli_args.parse("publish", "publish", [f"publish_name=x-{SECRET}", SECRET, f"gate={{metric: {SECRET}}}"])
+    call = cli_args.parse("publish", [f"publish_name=x-{SECRET}", SECRET, f"gate={{metric: {SECRET}}}"])
     assert SECRET not in str(call)
     assert call.overrides[0] == "publish_name=x-${oc.env:MY_TOKEN}"
     found = one("publish", f"publish_name=x-{SECRET}", SECRET)
@@ -406,7 +406,7 @@ def test_what_others_call_a_setting_and_what_shape_it_has_is_told(words: list[st
 
 
 def test_every_name_of_others_leads_to_a_setting() -> None:
-    keys = config.flat_keys(schema.SCHEMAS["train"])
+    keys = config.flat_keys(schema.TrainConfig)
     assert set(aliases.OTHER_TOOLS.values()) <= keys.keys() and not aliases.OTHER_TOOLS.keys() & keys.keys()
 
 
@@ -422,7 +422,7 @@ def test_a_refused_job_ends_the_jobs_of_a_stage_that_has_no_trials() -> None:
         raise ConfigError("no")
 
     with pytest.raises(ConfigError, match="no"):
-        cli.run(cli_args.parse("eval", "eval", ["-m", "seed=1,2"]), task)
+        cli.run(cli_args.parse("eval", ["-m", "seed=1,2"]), task)
     assert started == [1]
 
 
@@ -466,5 +466,5 @@ def test_a_cluster_that_is_not_here_is_told(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_what_a_cluster_is_asked_for_is_of_no_run() -> None:
-    assert not set(schema.SLURM_KEYS) & {key for s in STAGES for key in config.flat_keys(schema.SCHEMAS[s])}
+    assert not set(schema.SLURM_KEYS) & {key for s in STAGES for key in config.flat_keys(config.schema_of(s))}
     assert config.of_a_run("eval", {"qos": "a", "splits": ["dev"]}) == {"splits": ["dev"]}

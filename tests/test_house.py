@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any, NamedTuple, get_args, get_type_hints
@@ -14,8 +15,8 @@ from typing import Any, NamedTuple, get_args, get_type_hints
 import pytest
 
 from src import schema
-from src.main import STAGES
 from src.model.tasks import TASKS
+from src.stages import STAGES, Stage
 
 ROOT = Path(__file__).resolve().parents[1]
 SRC = ROOT / "src"
@@ -23,6 +24,7 @@ HEAVY = {"torch", "transformers", "peft", "trl", "datasets", "bitsandbytes", "ac
 MOST_HEAVY_FILES = 33
 
 GROUND = {
+    "stages",
     "aliases",
     "src",
     "config",
@@ -116,11 +118,9 @@ def test_the_door_imports_no_room_by_itself() -> None:
 
 
 def test_the_door_imports_only_the_standard_library_at_its_top() -> None:
-    tops = {i.module.split(".")[0] for m in ("src", "src.main") for i in IMPORTS[m] if not i.inside}
-    assert tops <= sys.stdlib_module_names | {"src"}
-    assert [
-        i for i in IMPORTS["src.main"] if not i.inside and i.module not in {*sys.stdlib_module_names, "src"}
-    ] == []
+    light = ("src", "src.main", "src.stages")
+    tops = {i.module for m in light for i in IMPORTS[m] if not i.inside}
+    assert {top for top in tops if top.split(".")[0] not in sys.stdlib_module_names} <= set(light)
 
 
 def test_the_rooms_that_the_door_names_exist() -> None:
@@ -197,29 +197,60 @@ def test_importing_a_stage_reaches_no_heavy_library(stage: str) -> None:
 # Tables
 
 
-def choices(mixin: type, key: str) -> set[str]:
-    return set(get_args(get_type_hints(mixin)[key]))
+def choices(mixin: type, key: str) -> set[str | None]:
+    """The values that a setting may have, null included."""
+    found: set[str | None] = set()
+    for part in get_args(get_type_hints(mixin)[key]):
+        found |= {None} if part is type(None) else set(get_args(part)) or {part}
+    return found
 
 
-def test_the_data_formats_of_the_configuration_are_those_of_the_table() -> None:
-    from src.data.formats import FORMATS
+@pytest.mark.parametrize(
+    ("mixin", "key", "place", "others"),
+    [
+        (schema.MethodArgs, "method", "src.model.methods:METHODS", set()),
+        (schema.LossArgs, "loss", "src.train.losses:LOSSES", set()),
+        (schema.DataArgs, "data_format", "src.data.formats:FORMATS", {"auto"}),
+        (schema.Dataset, "format", "src.data.formats:FORMATS", {"auto"}),
+        (schema.DataSource, "type", "src.data.sources:SOURCES", set()),
+        (schema.DataSource, "type", "src.schema:SOURCE_KEYS", set()),
+        (schema.PublishArgs, "target", "src.deploy.push:TARGETS", set()),
+        (schema.PublishArgs, "export", "src.deploy.export:FORMS", {"gguf", None}),
+    ],
+)  # fmt: skip
+def test_the_choices_of_a_setting_are_the_entries_of_its_table(
+    mixin: type, key: str, place: str, others: set[str | None]
+) -> None:
+    assert choices(mixin, key) == {*table(*place.split(":")), *others}
 
-    assert choices(schema.DataArgs, "data_format") == {"auto", *FORMATS}
+
+def test_the_column_strategies_of_the_configuration_are_those_of_the_table() -> None:
+    assert set(get_args(schema.Strategy)) == set(table("src.data.column_mapping", "STRATEGIES"))
 
 
-def test_the_data_sources_of_the_configuration_are_those_of_the_table() -> None:
-    from src.data.sources import SOURCES
+def test_the_kinds_of_file_that_a_source_takes_are_those_that_can_be_read() -> None:
+    from src.data.readers import READERS, is_data_file
 
-    assert choices(schema.DataSource, "type") == set(SOURCES) == schema.SOURCE_KEYS.keys()
+    assert set(READERS) == set(table("src.data.readers", "READERS"))
+    assert all(is_data_file(Path(f"rows{kind}")) for kind in READERS)
+
+
+def test_every_schema_of_a_stage_is_in_the_table_of_stages() -> None:
+    without_stage = {"SweepConfig", "SlurmConfig"}  # of a multirun, and of launch=slurm
+    configs = {name for name in vars(schema) if name.endswith("Config") and is_dataclass(getattr(schema, name))}
+    assert {stage.schema for stage in STAGES.values()} == configs - without_stage
+
+
+@pytest.mark.parametrize("stage", STAGES.values(), ids=STAGES)
+def test_a_stage_has_its_file_and_names_settings_of_its_schema(stage: Stage) -> None:
+    assert (ROOT / "configs" / f"{stage.config_name}.yaml").is_file()
+    settings = {item.name for item in fields(getattr(schema, stage.schema))}
+    assert {*stage.positionals, *(flag.setting for flag in stage.flags.values())} <= settings
 
 
 def test_each_key_of_a_data_source_is_read_by_one_at_least() -> None:
     read = {key for keys in schema.SOURCE_KEYS.values() for key in keys}
     assert read | {"type"} == set(schema.DataSource.__dataclass_fields__)
-
-
-def test_the_methods_of_the_configuration_are_those_of_the_table() -> None:
-    assert choices(schema.MethodArgs, "method") == set(table("src.model.methods", "METHODS"))
 
 
 def test_the_metrics_of_the_configuration_are_in_the_table() -> None:
@@ -234,10 +265,6 @@ def test_the_tasks_of_the_configuration_are_those_of_every_table_of_tasks() -> N
     tasks = choices(schema.ModelArgs, "task")
     assert tasks == TASKS.keys() == task_encoding.TASK_ENCODINGS.keys()
     assert tasks == {*table("src.train.collate_tasks", "COLLATORS"), "causal_lm"}
-
-
-def test_the_publish_targets_of_the_configuration_are_those_of_the_table() -> None:
-    assert choices(schema.PublishArgs, "target") == set(table("src.deploy.push", "TARGETS"))
 
 
 def table(module: str, name: str) -> Iterator[Any]:

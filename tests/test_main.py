@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from src.main import STAGES, UTILITIES
+from src.main import UTILITIES
 from src.remote.commands import COMMANDS
+from src.stages import STAGES
 
 ROOT = Path(__file__).resolve().parents[1]
 TORCH_FAMILY = ("torch", "transformers", "peft", "trl", "datasets", "bitsandbytes", "accelerate", "safetensors")
@@ -226,7 +227,7 @@ def test_the_other_stages_are_refused_before_torch(assay: Any, words: list[str],
 PROBED = """
 import sys
 from src import main
-main.STAGES["train"] = main.Stage("probe:train", "train", "")
+main.STAGES["train"] = main.STAGES["train"]._replace(function="probe:train", check="")
 sys.exit(main.main(["train", *sys.argv[1:]]))
 """
 

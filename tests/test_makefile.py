@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from src.main import STAGES
+from src.stages import STAGES
 
 ROOT = Path(__file__).resolve().parents[1]
 SAID = "said.jsonl"

@@ -1,6 +1,6 @@
 """Tuning methods: what each trains, what it takes and what it can do. No torch here: all of it is asked before.
 
-To add a method, enter it in METHODS, name it in config.MethodArgs.method and give it a preset in
+To add a method, enter it in METHODS, name it in MethodArgs.method of src/schema.py and give it a preset in
 configs/method/; its arguments are checked against peft's own signature, and the tests run over the table.
 """
 
@@ -47,6 +47,7 @@ class Method(NamedTuple):
     padding_free: rows may be laid end to end. Virtual tokens stand before each row of a batch, so there
         each row is a row of the batch.
     checkpointing: it trains under gradient_checkpointing.
+    shardable: its weights may be divided among processes (distributed=fsdp2 or zero3).
     """
 
     trains: str
@@ -58,6 +59,7 @@ class Method(NamedTuple):
     unmergeable: str = ""
     padding_free: bool = True
     checkpointing: bool = True
+    shardable: bool = True
 
 
 def _ranks_and_phases(model: Any, args: MethodArgs, steps: int) -> dict[str, Any]:
@@ -142,11 +144,12 @@ METHODS: dict[str, Method] = {
         LORA_KEYS,
     ),
     "qlora": Method(
-        "low-rank updates over base weights in 4-bit nf4", "LoraConfig", keys=LORA_KEYS, four_bit=True
+        "low-rank updates over base weights in 4-bit nf4", "LoraConfig", keys=LORA_KEYS, four_bit=True,
+        shardable=False,
     ),
     "adalora": Method(
         "low-rank updates whose ranks move to the layers that use them", "AdaLoraConfig",
-        keys=LORA_KEYS | {"lora_r": "target_r"}, derived=_ranks_and_phases,
+        keys=LORA_KEYS | {"lora_r": "target_r"}, derived=_ranks_and_phases, shardable=False,
     ),
     "ia3": Method(
         "one factor for each output of a linear layer, or input of a feed-forward one", "IA3Config",
@@ -156,15 +159,17 @@ METHODS: dict[str, Method] = {
         "virtual keys and values before each layer's own", "PrefixTuningConfig",
         {"num_virtual_tokens": 20, "init_weights": "zero"},
         derived=_encoder_width, unmergeable=ADDED_TOKENS, padding_free=False, checkpointing=False,
+        shardable=False,
     ),
     "p_tuning": Method(
         "virtual tokens before the input, made by a small network", "PromptEncoderConfig",
         {"num_virtual_tokens": 20}, derived=_encoder_width, unmergeable=ADDED_TOKENS, padding_free=False,
+        shardable=False,
     ),
     "prompt": Method(
         "virtual tokens before the input", "PromptTuningConfig",
         {"num_virtual_tokens": 20, "prompt_tuning_init": "SAMPLE_VOCAB"},
-        unmergeable=ADDED_TOKENS, padding_free=False,
+        unmergeable=ADDED_TOKENS, padding_free=False, shardable=False,
     ),
     "full": Method("every weight"),
 }  # fmt: skip
@@ -186,6 +191,10 @@ def problems(values: Mapping[str, Any]) -> list[str]:
         found.append(f"method={name} does not train with gradient_checkpointing=true; set it to false")
     if values.get("packing") is True and not method.padding_free:
         found.append(f"packing=true needs rows laid end to end: {why_padded(name)}; set packing=false")
+    sharding = values.get("distributed")
+    if sharding in {"fsdp2", "zero3"} and not method.shardable:
+        others = ", ".join(other for other, entry in METHODS.items() if entry.shardable)
+        found.append(f"method={name} is not supported with distributed={sharding}; choose one of {others}")
     given = values.get("peft")
     if not isinstance(given, Mapping) or not given:
         return found

@@ -1,6 +1,7 @@
 """Tasks: what a model is for, the class that loads it, and which base models can be made to do it.
 
-To add a task, enter it in TASKS, name it in config.Task, and say in data/pairs.TASKS how its rows become tokens.
+To add a task, enter it in TASKS, name it in Task of src/schema.py, and say in TASKS of src/data/task_encoding.py
+how its rows become tokens.
 Nothing heavy is imported: a base model that cannot do its task is refused by its config.json.
 """
 

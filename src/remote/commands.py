@@ -260,7 +260,7 @@ def help_of(name: str, stages: Mapping[str, Any]) -> str:
         from src.help import help_text
 
         stage = name.removeprefix(PREFIX)
-        told = help_text(stage, stages[stage].config_name, stages[stage].summary)
+        told = help_text(stage)
         return f"{told.replace(f'src.main {stage}', f'src.main {name} [--detach]', 1)}\n\n{STAGE_HELP}"
     words = [f"[{flag}]" if flag in BARE else f"[{flag}=...]" for flag in command.flags]
     words += ["RUN" if command.least else "[RUN]"] if command.most else []

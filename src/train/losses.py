@@ -1,7 +1,7 @@
 """Losses, and how they are computed without ever holding vocabulary x tokens in fp32.
 
-To add a loss, enter it in LOSSES and name it in config.LossArgs.loss: it gets the logits of a chunk of tokens
-and says what each costs. Sums are divided by `total_weight` over the whole batch, accumulated and on every
+To add a loss, enter it in LOSSES and name it in LossArgs.loss of src/schema.py: it gets the logits of a chunk of
+tokens and says what each costs. Sums are divided by `total_weight` over the whole batch, accumulated and on every
 device, so that one batch of 8 and eight of 1 give the same gradient.
 """
 

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from src.main import STAGES
 from src.remote import commands
 from src.remote.connection import Connection
 from src.remote.target import RemoteTarget
+from src.stages import STAGES
 from tests.remote.server import ROOT, Server
 
 CODE = ("src", "configs", "hydra_plugins", "scripts")

@@ -14,6 +14,7 @@ import pytest
 from src.config import load
 from src.errors import ConfigError
 from src.schema import TrainConfig
+from src.stages import STAGES
 from src.train import launch_plan, slurm
 from src.train.launch_plan import LaunchPlan
 from src.utils.process_info import (
@@ -49,7 +50,7 @@ def gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def config(**settings: Any) -> TrainConfig:
-    found: TrainConfig = load("train", {"cuda_visible_devices": ""} | settings)
+    found: TrainConfig = load("train", {"cuda_visible_devices": ""} | settings, STAGES["train"].problems)
     return found
 
 
@@ -101,7 +102,7 @@ def test_several_machines_meet_at_the_first() -> None:
         ({"offload": True}, "offload=true has no meaning with distributed=ddp, which shares out no memory"),
         (
             {"distributed": "fsdp2", "method": "qlora"},
-            "method=qlora does not go with distributed=fsdp2; lora, rslora, dora, ia3, full do",
+            "method=qlora is not supported with distributed=fsdp2; choose one of lora, rslora, dora, ia3, full",
         ),
         (
             {"distributed": "zero3", "task": "seq2seq", "method": "full"},

@@ -13,7 +13,7 @@ import yaml
 from src.aliases import current_settings
 from src.config import flat_keys
 from src.eval.report.charts import number
-from src.schema import SCHEMAS
+from src.schema import EvalConfig, TrainConfig
 
 File = Mapping[str, Any]
 READ_FIRST = ("torch", "transformers", "peft", "tokenizers", "accelerate", "bitsandbytes", "sacrebleu")
@@ -31,7 +31,7 @@ def settings(text: str) -> dict[str, Any]:
         values = current_settings(yaml.safe_load(text) or {})
     except yaml.YAMLError:
         values = {}
-    schema = SCHEMAS["eval" if "max_new_tokens" in values and "lr" not in values else "train"]
+    schema = EvalConfig if "max_new_tokens" in values and "lr" not in values else TrainConfig
     defaults = {key: value for key, (value, _) in flat_keys(schema).items()}
     changed = [
         Setting(key, _plain(value), _plain(defaults[key]))

@@ -1,0 +1,136 @@
+"""The stages of the command line: one entry in STAGES holds all that the command line knows of a stage.
+
+To add a stage, write its function, its settings (a dataclass in src/schema.py) and its file in configs/, and enter
+it here. Nothing but the standard library is imported: `--help` reads this table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any, NamedTuple
+
+
+class Flag(NamedTuple):
+    """A flag that sets `setting`: to `value` or, where that is empty, to the word after the flag.
+
+    Args:
+        metavar: what `--help` calls that word.
+    """
+
+    setting: str
+    value: str = ""
+    metavar: str = ""
+
+
+class Stage(NamedTuple):
+    """A stage of the pipeline.
+
+    Args:
+        function: `module:name` of the function that is called with the validated settings. It returns an exit
+            code, or None for 0.
+        schema: class of the settings in src/schema.py.
+        config_name: its file in configs/, without .yaml.
+        summary: what it does, in one sentence.
+        check: `module:name` of a function that returns what is wrong with composed settings beyond their schema.
+            It must not need torch.
+        positionals: settings that are written without their names, in this order.
+        flags: flags in addition to those of every stage.
+        notes: lines for the end of `--help`.
+    """
+
+    function: str
+    schema: str
+    config_name: str
+    summary: str
+    check: str = ""
+    positionals: tuple[str, ...] = ()
+    flags: Mapping[str, Flag] = {}
+    notes: tuple[str, ...] = ()
+
+    def problems(self, values: Mapping[str, Any]) -> list[str]:
+        """What `check` finds wrong with composed settings, one sentence each."""
+        return list(import_function(self.check)(values)) if self.check else []
+
+
+def import_function(path: str) -> Any:
+    """The function at `module:name`."""
+    module, name = path.split(":")
+    return getattr(import_module(module), name)
+
+
+METHOD_PROBLEMS = "src.model.methods:problems"
+FORCE = {"--force": Flag("force", "true")}
+STOPPING = (
+    "stopping: a first SIGTERM or SIGINT ends it after the step, with a checkpoint and exit code 75;",
+    "  a second one at once, with 143 or 130. touch RUN/checkpoint-now saves a checkpoint and goes on.",
+)
+PUBLISH_CODES = (
+    "exit codes: 0 promoted and published; 3 no better than the base, or unsound; 4 too few examples to",
+    "  tell; 2 wrong input. force=true publishes in spite of 3 and 4, and the card says so.",
+)
+
+STAGES = {
+    "check-data": Stage(
+        "src.train.check_data:check_data", "TrainConfig", "train",
+        "Show what a training would train on, and what not.",
+        check=METHOD_PROBLEMS,
+    ),
+    "plan": Stage(
+        "src.train.plan:plan", "PlanConfig", "train",
+        "Say what a training would take: steps, memory, disk and time.",
+        check=METHOD_PROBLEMS,
+    ),
+    "train": Stage(
+        "src.train.pipeline:train", "TrainConfig", "train",
+        "Fine-tune a model on your data.",
+        check=METHOD_PROBLEMS, notes=STOPPING,
+    ),
+    "data-push": Stage(
+        "src.data.lakefs_push:push_dataset", "DataPushConfig", "data_push",
+        "Commit a folder to a lakeFS branch.",
+    ),
+    "eval": Stage(
+        "src.eval.evaluator:evaluate", "EvalConfig", "eval",
+        "Evaluate a tuned model and compare it with its base.",
+        positionals=("model_path",),
+    ),
+    "eval-baseline": Stage(
+        "src.eval.evaluator:evaluate_baseline", "BaselineConfig", "eval_baseline",
+        "Evaluate the untouched base model.",
+    ),
+    "compare": Stage(
+        "src.eval.compare:compare_runs", "CompareConfig", "compare",
+        "Compare two evaluated runs, or a run with its base: is the first better?",
+        positionals=("run_a", "run_b"),
+    ),
+    "report": Stage(
+        "src.eval.report.page:report", "ReportConfig", "report",
+        "Write a run's report.html, for people.",
+        positionals=("model_path",),
+    ),
+    "validate": Stage(
+        "src.deploy.validate:validate", "ValidateConfig", "validate",
+        "Check that what a training left is whole and works.",
+        positionals=("model_path",),
+        flags={
+            "--training-info": Flag("training_info", metavar="FILE"),
+            "--model-path": Flag("model_path", metavar="DIR"),
+            "--profile-path": Flag("profile_path", metavar="FILE"),
+        },
+    ),
+    "publish": Stage(
+        "src.deploy.push:publish", "PublishConfig", "publish",
+        "Publish a model that beats its base: to artifacts/models, or with target=hub to the Hub.",
+        check="src.deploy.hub_settings:problems", positionals=("model_path",), flags=FORCE, notes=PUBLISH_CODES,
+    ),
+    "publish-hf": Stage(
+        "src.deploy.push:publish", "PublishHfConfig", "publish",
+        "Push a model that beats its base to the Hub: publish target=hub.",
+        check="src.deploy.hub_settings:publish_hf_problems", positionals=("model_path",),
+        flags={"--repo": Flag("repo_id", metavar="USER/NAME"), "--public": Flag("private", "false"), **FORCE},
+        notes=PUBLISH_CODES,
+    ),
+}  # fmt: skip
+
+SWEEP_STAGE = "train"  # its jobs are the trials of a sweep, ranked by a figure of their runs
