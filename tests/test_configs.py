@@ -1,7 +1,7 @@
 """Every YAML file shipped composes, and what it composes to is recorded in tests/golden.
 
 The record of a stage's file is the full configuration, that of a preset only what it changes in `train`. So a
-new setting changes one record, and a changed default or preset shows in review. Rewrite them after a wanted change:
+new setting changes one record, and a changed default or preset shows in review. Rewrite them after a wanted one:
 
     UPDATE_GOLDEN=1 python -m pytest tests/test_configs.py
 """
