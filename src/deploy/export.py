@@ -1,39 +1,113 @@
-"""The form in which a model is published: the table FORMS. Each writes the model's files into a folder.
+"""The published folder: the model in one of FORMS, its card, the records of its run, and the hash of every file.
 
-Nothing heavy is imported before what can be refused has been.
+The same run under the same settings gives the same bytes, so that a repeated publication finds nothing to send.
+Heavy libraries are imported only after every refusal that needs none of them.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from src.errors import ModelError
+from src.deploy import model_card
+from src.deploy.checks.files import MANIFEST, find_secrets
+from src.deploy.checks.model import LoadArgs
+from src.errors import ModelError, RunError
+from src.eval.verdict import Verdict
 from src.model.methods import METHODS, mergeable
+from src.model.profile import base_id, is_local
 from src.runs import Run
 from src.schema import PublishConfig
+from src.utils.files import read_json, sha256, write_json, write_text
 
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+RECORDS = (
+    "config_used.yaml",
+    "comparison.json",
+    "metrics.json",
+    "data_report.json",
+    "aim_profile.json",
+    "training_info.json",
+)
+# Keys of the run's manifest about processes of this machine, or about earlier publications.
+PRIVATE_KEYS = {"process", "attempts", "evaluation", "published"}
 
 
-def refuse(run: Run, cfg: PublishConfig) -> None:
-    """Raises: ModelError if the run's model cannot be had in the form asked for. Imports nothing heavy."""
+def assemble(
+    run: Run, cfg: PublishConfig, verdict: Verdict, folder: Path, *, external: bool = False
+) -> dict[str, str]:
+    """Write everything that is published of `run` into the empty `folder`.
+
+    Args:
+        external: the folder leaves this machine, so a local path of the base model must not be in it.
+    Returns: `{path below folder: sha256}` of every file, the manifest included.
+    Raises: RunError if a file contains a credential; ModelError if the form cannot be written.
+    """
+    name = published_name(run, cfg.publish_name)
+    exported = write_model(run, cfg, folder)
+    if external and exported["form"] == "adapter" and is_local(run.manifest["base_model"]):
+        _replace_base_path(folder / "adapter_config.json", base_id(run.manifest["base_model"]))
+    for record in RECORDS:
+        if (run.path / record).exists():
+            shutil.copy2(run.path / record, folder / record)
+    regressions = model_card.worst_regressions(run, cfg.artifacts_dir, cfg.gate.metric)
+    write_text(
+        folder / "README.md", model_card.render_card(run, name, verdict, exported, cfg.license, regressions)
+    )
+    hashes = {p.relative_to(folder).as_posix(): sha256(p) for p in sorted(folder.rglob("*")) if p.is_file()}
+    facts: Mapping[str, Any] = {k: v for k, v in run.manifest.items() if k not in PRIVATE_KEYS}
+    publication = {
+        "name": name,
+        "promoted": verdict.promoted,
+        "verdict": verdict.sentence,
+        "forced": not verdict.promoted,
+    }
+    write_json(folder / MANIFEST, {**facts, "publication": publication, "export": exported, "sha256": hashes})
+    if found := find_secrets(folder):
+        raise RunError(
+            *(f"not published: {problem}" for problem in found),
+            hint="remove the secret from the run, or from the data and train again; nothing was published",
+        )
+    return hashes | {MANIFEST: sha256(folder / MANIFEST)}
+
+
+def published_name(run: Run, wanted: str | None) -> str:
+    """The `wanted` name, or `<base>-<method>` of the run."""
+    base = str(run.manifest["base_model"]["name"]).rstrip("/").rsplit("/", 1)[-1]
+    return wanted or f"{base}-{run.manifest['method']}"
+
+
+def _replace_base_path(settings: Path, base: str) -> None:
+    """Name a local base model `./base`, which no library looks up on the Hub.
+
+    Elsewhere, `models/base` or `base` would resolve to whatever the owner of that Hub name publishes.
+    """
+    found = read_json(settings) | {"base_model_name_or_path": f"./{base}"}
+    write_text(settings, json.dumps(found, indent=2, sort_keys=True))
+
+
+# The form of the model
+
+
+def check_form(run: Run, form: str | None) -> None:
+    """Raises: ModelError if the run's model cannot be exported in `form` (None: as it was trained)."""
     method = run.manifest["method"]
-    if cfg.export == "gguf":
+    if form == "gguf":
         raise ModelError(
-            "export=gguf is not written here: the conversion of an architecture to GGUF is a part of llama.cpp",
+            "export=gguf is not supported: only llama.cpp's own script converts every architecture to GGUF",
             hint="publish with export=merged, and run llama.cpp's convert_hf_to_gguf.py on the published folder",
         )
-    if cfg.export == "adapter" and METHODS[method].config is None:
-        raise ModelError(f"run {run.id} trained every weight: there is no adapter", hint="leave export out")
-    if cfg.export in {"merged", "onnx"} and METHODS[method].unmergeable:
-        raise ModelError(f"export={cfg.export}: {mergeable(method)[:-1]}", hint="set export=adapter")
-    missing = [name for name in ONNX_PACKAGES if not find_spec(name)] if cfg.export == "onnx" else []
+    if form == "adapter" and METHODS[method].config is None:
+        raise ModelError(f"run {run.id} trained all weights, so it has no adapter", hint="leave export unset")
+    if form in {"merged", "onnx"} and METHODS[method].unmergeable:
+        raise ModelError(f"export={form}: {mergeable(method)[:-1]}", hint="set export=adapter")
+    missing = [name for name in ONNX_PACKAGES if not find_spec(name)] if form == "onnx" else []
     if missing:
         raise ModelError(
             f"export=onnx needs {', '.join(missing)}, which is not installed",
@@ -41,46 +115,49 @@ def refuse(run: Run, cfg: PublishConfig) -> None:
         )
 
 
-def write(run: Run, cfg: PublishConfig, folder: Path) -> dict[str, Any]:
-    """Write the model of the run, in the form that `cfg.export` names, into `folder`.
+def write_model(run: Run, cfg: PublishConfig, folder: Path) -> dict[str, Any]:
+    """Write the run's model into `folder`, in the form `cfg.export`.
 
-    Returns: facts about it, the key `form` among them: adapter, full, merged or onnx.
-    Raises: ModelError if it cannot be had so, or answers otherwise than the run's model.
+    Returns: facts for the manifest and the card; `form` is adapter, full, merged or onnx.
+    Raises: ModelError if the form is not possible, or does not reproduce the outputs of the run's model.
     """
-    refuse(run, cfg)
+    check_form(run, cfg.export)
     return FORMS[cfg.export or "adapter"](run, cfg, folder)
 
 
-def _as_trained(run: Run, cfg: PublishConfig, folder: Path) -> dict[str, Any]:
+def _copy(run: Run, cfg: PublishConfig, folder: Path) -> dict[str, Any]:
+    """The adapter, or the full weights, as they were trained."""
     shutil.copytree(run.model, folder, dirs_exist_ok=True)
-    (folder / "README.md").unlink(missing_ok=True)  # a stub that peft writes; the model card takes its place
+    (folder / "README.md").unlink(missing_ok=True)  # a stub that peft writes; the model card replaces it
     return {"form": "adapter" if (folder / "adapter_config.json").exists() else "full"}
 
 
-def _merged(run: Run, cfg: PublishConfig, folder: Path) -> dict[str, Any]:
+def _merge(run: Run, cfg: PublishConfig, folder: Path) -> dict[str, Any]:
     if METHODS[run.manifest["method"]].config is None:  # full weights: nothing to merge
-        return _as_trained(run, cfg, folder)
+        return _copy(run, cfg, folder)
     from src.deploy import merge_adapter
 
-    return merge_adapter.write(run, cfg, folder)
+    limits = merge_adapter.Limits(cfg.export_max_kl, cfg.export_max_drop)
+    load = LoadArgs(cfg.cuda_visible_devices, cfg.trust_remote_code)
+    return merge_adapter.write(run, cfg.gate, load, limits, folder)
 
 
 def _onnx(run: Run, cfg: PublishConfig, folder: Path) -> dict[str, Any]:
-    """The merged weights as a graph, beside the tokenizer and the settings."""
+    """The merged weights as a graph, with the tokenizer and the configuration files."""
     from src.deploy import onnx
 
     with TemporaryDirectory(dir=folder.parent, prefix=".onnx.") as name:
-        source = Path(name)
-        facts = _merged(run, cfg, source)
-        for file in source.iterdir():
+        merged = Path(name)
+        facts = _merge(run, cfg, merged)
+        for file in merged.iterdir():
             if not any(file.match(pattern) for pattern in WEIGHTS):
                 shutil.copy2(file, folder / file.name)
-        exported = onnx.write(run, cfg.gate, source, folder)
+        exported = onnx.write(run, cfg.gate, merged, folder)
     return exported | ({"merged": facts} if facts["form"] == "merged" else {})
 
 
 FORMS: dict[str, Callable[[Run, PublishConfig, Path], dict[str, Any]]] = {
-    "adapter": _as_trained,
-    "merged": _merged,
+    "adapter": _copy,
+    "merged": _merge,
     "onnx": _onnx,
 }

@@ -1,36 +1,34 @@
-"""The promotion gate: what is published has beaten its base beyond chance, and is sound."""
+"""The promotion gate: refuses to publish a model that does not beat its base beyond chance, or is damaged."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from src.deploy.findings import Finding
+from src.deploy.checks import CheckResult
 from src.errors import CannotTell, NotPromoted
 from src.eval.verdict import Verdict, judge
 from src.runs import Run
 from src.schema import GateArgs
 
-__all__ = ["Verdict", "judge", "require", "require_sound"]
 
-
-def require(
-    run: Run, gate: GateArgs, force: bool, findings: Sequence[Finding] = (), artifacts_dir: str | None = None
+def check_gate(
+    run: Run, gate: GateArgs, force: bool, results: Sequence[CheckResult] = (), artifacts_dir: str | None = None
 ) -> Verdict:
-    """The verdict, where it and the `findings` are for publishing or `force` overrides them.
+    """Return the verdict on the run, if it and the check `results` allow publishing, or `force` overrides them.
 
-    Raises: NotPromoted (exit code 3), CannotTell (4); RunError (2) where there is nothing to judge, forced or not.
+    Raises: NotPromoted (exit code 3) or CannotTell (4); RunError (2), even with `force`, if the run cannot be
+    judged because it was not compared with its base.
     """
     verdict = judge(run, gate, artifacts_dir)
-    told = [] if verdict.promoted else [f"not published: {verdict.sentence}"]
-    if verdict.outcome == "cannot_tell" and all(f.ok for f in findings) and not force:
-        raise CannotTell(*told, hint="evaluate more examples, or publish anyway with force=true")
-    require_sound(findings, force, told)
+    reasons = [] if verdict.promoted else [f"not published: {verdict.sentence}"]
+    if verdict.outcome == "cannot_tell" and all(r.passed for r in results) and not force:
+        raise CannotTell(*reasons, hint="evaluate more examples, or publish anyway with force=true")
+    check_health(results, force, reasons)
     return verdict
 
 
-def require_sound(findings: Sequence[Finding], force: bool, told: Sequence[str] = ()) -> None:
-    """Raises: NotPromoted (exit code 3) with what is `told` against it and each finding that is not well, unless
-    `force` overrides them."""
-    problems = [*told, *(f"not published: {f.sentence}" for f in findings if not f.ok)]
+def check_health(results: Sequence[CheckResult], force: bool, reasons: Sequence[str] = ()) -> None:
+    """Raises: NotPromoted (exit code 3) with `reasons` and every failed check, unless `force` overrides them."""
+    problems = [*reasons, *(f"not published: {r.sentence}" for r in results if not r.passed)]
     if problems and not force:
         raise NotPromoted(*problems, hint="publish anyway with force=true")

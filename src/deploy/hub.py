@@ -1,10 +1,10 @@
-"""The Hub as a target: one commit, one tag, read back.
+"""Publishing to the Hub: one commit, verified and tagged.
 
-    whoami ─ look ─ create ─┬─ the tag is there ──┬─ read back ─ tag ─ (then the run's manifest)
-                            └─ commit what differs ┘
+    whoami ─ find or create the repository ─┬─ the tag exists: done
+                                            └─ commit what differs ─ verify ─ tag ─ (then the run's manifest)
 
-Nothing is remembered between attempts but what is on the Hub: each one looks, and does what is missing. So a
-dropped connection, a kill between any two steps and a repeated command are all the same case.
+The only state between attempts is on the Hub: each attempt reads it and does what is missing. A lost connection, a
+kill between two steps and a repeated command are therefore the same case.
 """
 
 from __future__ import annotations
@@ -21,10 +21,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from src import NAME
-from src.deploy.hub_settings import GO_ON, endpoint, new_token, token
-from src.deploy.package import MANIFEST
+from src.deploy.checks.files import MANIFEST
+from src.deploy.hub_settings import RESUME, endpoint, new_token_hint, token
 from src.errors import RunError, UserError
-from src.schema import PublishConfig
 from src.utils.logs import log
 
 if TYPE_CHECKING:
@@ -32,17 +31,17 @@ if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoFile
 
 TAG = re.compile(r"(?!.*(?:\.\.|\.lock\Z|\.\Z))[A-Za-z0-9][A-Za-z0-9._+-]*")
-NOT_OURS = {".gitattributes"}  # the Hub's own
-LARGEST_MANIFEST = 16 << 20  # bytes; a larger file of this name is none that was written here
+HUB_FILES = {".gitattributes"}  # the Hub creates them
+MAX_MANIFEST = 16 << 20  # bytes; a larger manifest.json is not one of ours
 
-FIRST_WAIT, LONGEST_WAIT = 1.0, 300.0  # seconds; the Hub counts its requests in windows of 300 s
-MOST_TRIES = 6
-NOTHING = "nothing was sent"
-MOST_LOOKS = 3  # at a repository that others change meanwhile
+FIRST_WAIT_S, MAX_WAIT_S = 1.0, 300.0  # the Hub counts requests in windows of 300 s
+MAX_TRIES = 6
+NOTHING_SENT = "nothing was sent"
+MAX_CONFLICTS = 3  # attempts during which somebody else changes the repository
 
 
-class Moved(Exception):
-    """Somebody else has changed the repository since it was looked at."""
+class RepoChanged(Exception):
+    """Somebody else changed the repository during the attempt."""
 
 
 # Publishing
@@ -50,40 +49,39 @@ class Moved(Exception):
 
 @dataclass
 class Publication:
-    """A folder on its way to the Hub.
+    """A folder that is published to the Hub.
 
     Args:
+        repo: USER/NAME.
+        private: whether a repository that does not exist is created private.
         tag: the run's id.
         files: `{path below folder: sha256}` of every file.
     """
 
-    cfg: PublishConfig
+    repo: str
+    private: bool
     tag: str
     folder: Path
     files: Mapping[str, str]
     user: str = ""
-    own: set[str] = field(default_factory=set)  # namespaces of the token's owner
-    reached: str = NOTHING
-    looks: int = 0
-
-    @property
-    def repo(self) -> str:
-        return str(self.cfg.repo_id)
+    namespaces: set[str] = field(default_factory=set)  # of the token's owner: the user and organisations
+    state: str = NOTHING_SENT  # what is on the Hub, for error messages
+    conflicts: int = 0
 
     def publish(self) -> dict[str, Any]:
-        """Bring the folder to the Hub and read it back.
+        """Push the folder to the Hub and verify it.
 
         Returns: endpoint, repo, commit, tag, url, private, files, bytes.
-        Raises: RunError, with what is on the Hub by then.
+        Raises: RunError, which says what is on the Hub by then.
         """
         from src.deploy.hub_client import connected
 
-        with self.telling(), connected(endpoint(), token()) as api:
+        with self.explained_errors(), connected(endpoint(), token()) as api:
             if not TAG.fullmatch(self.tag):
-                raise RunError(f"{self.tag} cannot be a tag of git", hint="rename the run's directory")
-            private, commit = self._patiently(api)
-        if private and not self.cfg.private:
-            log.warning("%s was private before and stays so; its settings page makes it public", self.repo)
+                raise RunError(f"{self.tag} is not a valid git tag", hint="rename the run's directory")
+            private, commit = self._retry(api)
+        if private and not self.private:
+            log.warning("%s was private and stays private; change that on its settings page", self.repo)
         return {
             "endpoint": endpoint(),
             "repo": self.repo,
@@ -95,84 +93,84 @@ class Publication:
             "bytes": sum((self.folder / path).stat().st_size for path in self.files),
         }
 
-    def _patiently(self, api: HfApi) -> tuple[bool, str]:
-        """Attempt until it is done, or until the trouble is none that passes by waiting."""
-        from src.deploy.hub_client import Passing, cause
+    def _retry(self, api: HfApi) -> tuple[bool, str]:
+        """Attempt until it succeeds, or until a failure that a retry does not resolve."""
+        from src.deploy.hub_client import TransientError, root_cause
 
         tries = 0
         while True:
             try:
                 return self._attempt(api)
-            except Moved as moved:
-                self.looks += 1
-                if self.looks == MOST_LOOKS:
-                    raise RunError(str(moved), hint="run the command again when they are done") from None
-                log.info("%s; looking again", moved)
+            except RepoChanged as change:
+                self.conflicts += 1
+                if self.conflicts == MAX_CONFLICTS:
+                    raise RunError(str(change), hint="run the command again when the changes have ended") from None
+                log.info("%s; trying again", change)
             except Exception as error:
-                trouble, tries = cause(error), tries + 1
-                if not isinstance(trouble, Passing):
+                cause, tries = root_cause(error), tries + 1
+                if not isinstance(cause, TransientError):
                     raise
-                if trouble.committing:
-                    self.reached = f"whether {self.repo} took the commit is not known"
-                wait = trouble.wait if trouble.wait is not None else FIRST_WAIT * 2 ** (tries - 1)
-                never = trouble.unreached and not self.user
-                if tries == MOST_TRIES or wait > LONGEST_WAIT or never:
+                if cause.committing:
+                    self.state = f"it is not known whether {self.repo} accepted the commit"
+                wait = cause.wait if cause.wait is not None else FIRST_WAIT_S * 2 ** (tries - 1)
+                never_reached = cause.unreachable and not self.user
+                if tries == MAX_TRIES or wait > MAX_WAIT_S or never_reached:
                     raise
-                log.info("%s; again in %.0f s (try %d of %d)", trouble.reason, wait, tries + 1, MOST_TRIES)
+                log.info("%s; again in %.0f s (try %d of %d)", cause.reason, wait, tries + 1, MAX_TRIES)
                 time.sleep(wait)
 
     def _attempt(self, api: HfApi) -> tuple[bool, str]:
-        """Look at what is there and do what is missing. Returns: whether it is private, and the commit."""
+        """Read the state of the Hub and do what is missing. Returns: is the repository private, and the commit."""
         if not self.user:
-            self._introduce(api)
-        info = self._repository(api)
-        if self.reached == NOTHING:
-            self.reached = f"{NOTHING}, and {self.repo} is there"
-        if self.cfg.private and not info.private:
+            self._identify(api)
+        info = self._find_or_create(api)
+        if self.state == NOTHING_SENT:
+            self.state = f"{NOTHING_SENT}, and {self.repo} exists"
+        if self.private and not info.private:
             raise RunError(
                 f"{self.repo} is public on the Hub",
-                hint="pass --public to publish there, or name another repository",
+                hint="set private=false (publish-hf: --public), or name another repository",
             )
-        commit = self._tagged(api)
+        commit = self._tagged_commit(api)
         if commit:
-            log.info("tag %s of %s holds it already", self.tag, self.repo)
+            log.info("tag %s of %s has this model already", self.tag, self.repo)
         else:
-            commit = self._committed(api, info.sha)
-            self.reached = f"commit {commit[:12]} is in {self.repo}, not yet read back nor tagged"
-            self._read_back(api, commit)
-            self.reached = f"commit {commit[:12]} is in {self.repo} and was read back, and the tag is missing"
-            self._set_tag(api, commit)
-        self.reached = f"commit {commit[:12]} and tag {self.tag} are there in {self.repo}"
+            commit = self._commit(api, info.sha)
+            self.state = f"commit {commit[:12]} is in {self.repo}, neither verified nor tagged"
+            self._verify(api, commit)
+            self.state = f"commit {commit[:12]} is in {self.repo}, verified but not tagged"
+            self._create_tag(api, commit)
+        self.state = f"commit {commit[:12]} and tag {self.tag} are in {self.repo}"
         return bool(info.private), commit
 
-    def _introduce(self, api: HfApi) -> None:
-        """Whose token it is, and whether it may write at all.
+    def _identify(self, api: HfApi) -> None:
+        """Read the owner of the token and its namespaces.
 
-        Raises: RunError if it may only read.
+        Raises: RunError if the token may only read.
         """
         who = api.whoami()
         if "name" not in who:
-            raise RunError(f"{endpoint()} does not answer as a Hub does", hint="check HF_ENDPOINT")
+            raise RunError(f"{endpoint()} does not respond like a Hub", hint="check HF_ENDPOINT")
         user = str(who["name"])
-        self.own = {user, *(str(org["name"]) for org in who.get("orgs", []))}
+        self.namespaces = {user, *(str(org["name"]) for org in who.get("orgs", []))}
         if who.get("auth", {}).get("accessToken", {}).get("role") == "read":
-            raise RunError(f"the token of {user} may only read", hint=new_token())
+            raise RunError(f"the token of {user} may only read", hint=new_token_hint())
         self.user = user
 
-    # What is there
+    # State of the Hub
 
-    def _repository(self, api: HfApi) -> ModelInfo:
-        """The repository, made where it is missing.
+    def _find_or_create(self, api: HfApi) -> ModelInfo:
+        """The repository, which is created if it does not exist.
 
-        It is looked at first: where it is there and may not be written to, create_repo fails at any endpoint but
-        huggingface.co while it puts the address together.
+        It is looked up first: if it exists and is not writable, create_repo fails to build its address at any
+        endpoint but huggingface.co, and hides the reason.
         """
         from huggingface_hub.errors import RepositoryNotFoundError
 
         try:
             return api.model_info(self.repo)
         except RepositoryNotFoundError:
-            api.create_repo(self.repo, private=self.cfg.private, exist_ok=True)
+            api.create_repo(self.repo, private=self.private, exist_ok=True)
             return api.model_info(self.repo)
 
     def _tree(self, api: HfApi, revision: str) -> dict[str, RepoFile]:
@@ -181,12 +179,12 @@ class Publication:
         entries = api.list_repo_tree(self.repo, recursive=True, revision=revision)
         return {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
 
-    def _differing(self, there: Mapping[str, RepoFile]) -> list[str]:
-        """Our files that are not in a tree of the repository as they are here."""
-        return [path for path in self.files if path not in there or not self._same(path, there[path])]
+    def _differing(self, remote: Mapping[str, RepoFile]) -> list[str]:
+        """Our files that a tree of the repository lacks, or has with other content."""
+        return [path for path in self.files if path not in remote or not self._is_equal(path, remote[path])]
 
-    def _same(self, path: str, entry: RepoFile) -> bool:
-        """Large files are known by SHA-256, the others as git does: SHA-1 of `blob SIZE\\0` and their bytes."""
+    def _is_equal(self, path: str, entry: RepoFile) -> bool:
+        """Compare by SHA-256 for LFS files, else by git's blob id: the SHA-1 of `blob SIZE\\0` and the bytes."""
         file = self.folder / path
         if entry.size != file.stat().st_size:
             return False
@@ -195,10 +193,10 @@ class Publication:
         content = file.read_bytes()
         return bool(entry.blob_id == hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest())
 
-    def _tagged(self, api: HfApi) -> str | None:
-        """The commit of the run's tag, if it is there and holds this very model.
+    def _tagged_commit(self, api: HfApi) -> str | None:
+        """The commit of the run's tag, or None if there is no tag.
 
-        Raises: RunError if it holds something else.
+        Raises: RunError if the tagged commit has another model.
         """
         found = {str(tag.name): str(tag.target_commit) for tag in api.list_repo_refs(self.repo).tags}
         commit = found.get(self.tag)
@@ -207,62 +205,65 @@ class Publication:
         if differing := self._differing(self._tree(api, commit)):
             some = ", ".join(differing[:3]) + (", ..." if len(differing) > 3 else "")
             raise RunError(
-                f"tag {self.tag} of {self.repo} is commit {commit[:12]}, which holds another model ({some})",
-                hint=f"hf repos tag delete {self.repo} {self.tag} lets go of it; or name another repository",
+                f"tag {self.tag} of {self.repo} is commit {commit[:12]}, which has another model ({some})",
+                hint=f"delete the tag with hf repos tag delete {self.repo} {self.tag}, or name another repository",
             )
         return commit
 
-    # What is done
+    # Changes of the Hub
 
-    def _committed(self, api: HfApi, head: str | None) -> str:
-        """Commit on top of `head` what differs from it. Returns: the commit, `head` itself if nothing does.
+    def _commit(self, api: HfApi, head: str | None) -> str:
+        """Commit what differs from `head`, on top of it. Returns: the commit, `head` itself if nothing differs.
 
-        Raises: Moved if `head` is no longer the newest commit.
+        Raises: RepoChanged if `head` is no longer the newest commit.
         """
         from huggingface_hub import CommitOperationDelete
         from huggingface_hub.errors import HfHubHTTPError
 
-        there = self._tree(api, head) if head else {}
-        gone = self._gone(api, head, there) if head else set()
-        differing = self._differing(there)
-        if head and not differing and not gone:
-            log.info("commit %s of %s holds it already", head[:12], self.repo)
+        remote = self._tree(api, head) if head else {}
+        obsolete = self._obsolete(api, head, remote) if head else set()
+        differing = self._differing(remote)
+        if head and not differing and not obsolete:
+            log.info("commit %s of %s has this model already", head[:12], self.repo)
             return head
-        self.reached = f"{self.repo} is there, without this model"
+        self.state = f"{self.repo} exists, without this model"
         log.info("sending %d files to %s", len(differing), self.repo)
         operations = [self._addition(path) for path in differing]
         try:
             return api.create_commit(
                 self.repo,
-                operations=[*operations, *(CommitOperationDelete(path, is_folder=False) for path in sorted(gone))],
+                operations=[
+                    *operations,
+                    *(CommitOperationDelete(path, is_folder=False) for path in sorted(obsolete)),
+                ],
                 commit_message=f"{NAME} run {self.tag}",
                 parent_commit=head,
             ).oid
         except HfHubHTTPError as error:
             if error.response.status_code in {409, 412}:
-                raise Moved(f"{self.repo} was changed by somebody else meanwhile") from None
+                raise RepoChanged(f"somebody else changed {self.repo} at the same time") from None
             raise
 
     def _addition(self, path: str) -> CommitOperationAdd:
         from huggingface_hub import CommitOperationAdd
 
         addition = CommitOperationAdd(path, self.folder / path)
-        addition.upload_info.sha256 = bytes.fromhex(self.files[path])  # so that no file is read twice for it
+        addition.upload_info.sha256 = bytes.fromhex(self.files[path])  # saves reading the file again
         return addition
 
-    def _gone(self, api: HfApi, head: str, there: Mapping[str, RepoFile]) -> set[str]:
-        """Files of an earlier model of ours that this one does not have. What others put there stays."""
-        others = there.keys() - self.files.keys() - NOT_OURS
+    def _obsolete(self, api: HfApi, head: str, remote: Mapping[str, RepoFile]) -> set[str]:
+        """Files of an earlier publication that this one does not have. Files of other origin are kept."""
+        others = remote.keys() - self.files.keys() - HUB_FILES
         if not others:
             return set()
-        gone = others & self._listed(api, head, there.get(MANIFEST))
-        if kept := sorted(others - gone):
-            log.warning("%s keeps what was not published from here: %s", self.repo, ", ".join(kept))
-        return gone
+        obsolete = others & self._published_files(api, head, remote.get(MANIFEST))
+        if kept := sorted(others - obsolete):
+            log.warning("%s keeps files that Assay did not publish: %s", self.repo, ", ".join(kept))
+        return obsolete
 
-    def _listed(self, api: HfApi, head: str, manifest: RepoFile | None) -> set[str]:
-        """The files that the manifest at `head` lists, if it is one of ours."""
-        if manifest is None or manifest.size > LARGEST_MANIFEST:
+    def _published_files(self, api: HfApi, head: str, manifest: RepoFile | None) -> set[str]:
+        """The files that the manifest at `head` lists; empty if it is not one of ours."""
+        if manifest is None or manifest.size > MAX_MANIFEST:
             return set()
         with tempfile.TemporaryDirectory() as folder:
             file = api.hf_hub_download(self.repo, MANIFEST, revision=head, local_dir=folder)
@@ -272,15 +273,15 @@ class Publication:
                 return set()
         return set(listed) if isinstance(listed, dict) else set()
 
-    def _read_back(self, api: HfApi, commit: str) -> None:
-        """Raises: RunError if the commit does not hold every file with the hash that it has here."""
+    def _verify(self, api: HfApi, commit: str) -> None:
+        """Raises: RunError unless the commit has every file with its local hash."""
         if differing := self._differing(self._tree(api, commit)):
             raise RunError(
-                f"commit {commit[:12]} does not hold what was sent: {', '.join(differing)}",
-                hint="the same command sends it again",
+                f"commit {commit[:12]} has other content than was sent: {', '.join(differing)}",
+                hint="run the same command to send it again",
             )
 
-    def _set_tag(self, api: HfApi, commit: str) -> None:
+    def _create_tag(self, api: HfApi, commit: str) -> None:
         from huggingface_hub.errors import HfHubHTTPError
 
         try:
@@ -288,23 +289,23 @@ class Publication:
         except HfHubHTTPError as error:
             if error.response.status_code != 409:
                 raise
-        if self._tagged(api) != commit:
-            raise Moved(f"tag {self.tag} of {self.repo} was set by somebody else meanwhile")
+        if self._tagged_commit(api) != commit:
+            raise RepoChanged(f"somebody else set tag {self.tag} of {self.repo} at the same time")
 
-    # What is said
+    # Errors
 
     @contextmanager
-    def telling(self) -> Iterator[None]:
-        """Turn what goes wrong inside into one sentence, with what is on the Hub by then."""
+    def explained_errors(self) -> Iterator[None]:
+        """Turn known errors of the block into a RunError that says what is on the Hub by then."""
         try:
             yield
         except UserError as error:
-            facts = [f"{problem}; {self.reached}" for problem in error.problems]
-            raise RunError(*facts, hint=error.hint or GO_ON) from error
+            facts = [f"{problem}; {self.state}" for problem in error.problems]
+            raise RunError(*facts, hint=error.hint or RESUME) from error
         except Exception as error:
-            from src.deploy.hub_client import said
+            from src.deploy.hub_client import explain
 
-            refusal = said(error, self.repo, self.user, self.own)
-            if refusal is None:
+            explained = explain(error, self.repo, self.user, self.namespaces)
+            if explained is None:
                 raise
-            raise RunError(f"{refusal[0]}; {self.reached}", hint=refusal[1]) from error
+            raise RunError(f"{explained[0]}; {self.state}", hint=explained[1]) from error

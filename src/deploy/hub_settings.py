@@ -1,4 +1,4 @@
-"""Where the Hub is, whose token opens it, and what is wrong with the settings before anything is asked of it."""
+"""The Hub's address and token, and the checks of target=hub that need no network. Imports no heavy library."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any, get_args
 from urllib.parse import urlsplit
 
 from src.errors import ConfigError
-from src.schema import PublishConfig, TargetName
+from src.schema import PublishArgs, TargetName
 
 PUBLIC = "https://huggingface.co"
 PART = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
 REPO_ID = re.compile(rf"(?=.{{1,96}}\Z)(?!.*(?:--|\.\.))(?!.*\.git\Z){PART}/{PART}")
-GO_ON = "the same command goes on from there"
+RESUME = "run the same command again to resume"
 
 
 def problems(values: Mapping[str, Any]) -> list[str]:
@@ -26,22 +26,22 @@ def problems(values: Mapping[str, Any]) -> list[str]:
 
 
 def publish_hf_problems(values: Mapping[str, Any]) -> list[str]:
-    """As `problems`, for publish-hf: its target is the Hub and no other."""
+    """As `problems`, for publish-hf, whose target is always the Hub."""
     target = values.get("target", "hub")
-    known = get_args(TargetName)
+    others = {name for name in get_args(TargetName) if name != "hub"}
     wrong = [f"target={target}: publish-hf publishes to the Hub; write publish target={target}"]
-    return (wrong if target in known and target != "hub" else []) + problems({**values, "target": "hub"})
+    return (wrong if target in others else []) + problems({**values, "target": "hub"})
 
 
-def check(cfg: PublishConfig) -> None:
-    """Raises: ConfigError if repository or token are missing, or HF_ENDPOINT is no address: all at once."""
+def check(args: PublishArgs) -> None:
+    """Raises: ConfigError naming all of these that apply: no repository, no token, an invalid HF_ENDPOINT."""
     wrong = []
-    if cfg.repo_id is None:
-        wrong.append("no repository is named; write --repo USER/NAME, or set HF_REPO_ID")
-    if wrong_endpoint(endpoint()):
+    if args.repo_id is None:
+        wrong.append("no repository is named; set repo_id=USER/NAME (publish-hf: --repo USER/NAME), or HF_REPO_ID")
+    if is_invalid_endpoint(endpoint()):
         wrong.append("HF_ENDPOINT is not a plain http(s) address; correct it, or unset it for huggingface.co")
     if not token():
-        wrong.append("there is no token for the Hub; set HF_TOKEN, or run hf auth login")
+        wrong.append("no token for the Hub was found; set HF_TOKEN, or run hf auth login")
     if wrong:
         raise ConfigError(*wrong)
 
@@ -50,8 +50,8 @@ def endpoint() -> str:
     return (os.environ.get("HF_ENDPOINT") or PUBLIC).rstrip("/")
 
 
-def wrong_endpoint(address: str) -> bool:
-    """Whether `address` is not http(s)://HOST[:PORT][/PATH]; a password in it would be written down."""
+def is_invalid_endpoint(address: str) -> bool:
+    """Whether `address` is not http(s)://HOST[:PORT][/PATH]. A password in it would be written to files."""
     try:
         parts = urlsplit(address)
         return (
@@ -62,15 +62,15 @@ def wrong_endpoint(address: str) -> bool:
 
 
 def token() -> str:
-    """The token of HF_TOKEN, or the one that `hf auth login` has kept; empty if there is none."""
+    """The token of HF_TOKEN, or the one that `hf auth login` stored; empty if there is none."""
     from huggingface_hub import get_token
 
     found = get_token() or ""
     if found:
-        os.environ.setdefault("HF_TOKEN", found)  # where every writer of the house looks for what it must hide
+        os.environ.setdefault("HF_TOKEN", found)  # the redaction of secrets reads it there
     return found
 
 
-def new_token() -> str:
-    """The remedy where a token does not do."""
-    return f"make one with write permission at {endpoint()}/settings/tokens; set HF_TOKEN or run hf auth login"
+def new_token_hint() -> str:
+    """The remedy if the token is not sufficient."""
+    return f"create one with write permission at {endpoint()}/settings/tokens; set HF_TOKEN or run hf auth login"

@@ -1,4 +1,4 @@
-"""Merging an adapter into its base model, and how far the merged weights answer as the adapter did."""
+"""Merges an adapter into its base model, and measures how closely the merged model reproduces the adapter's."""
 
 from __future__ import annotations
 
@@ -10,21 +10,29 @@ from typing import Any, NamedTuple
 
 from peft import PeftModel
 
+from src.deploy.checks.model import LoadArgs
 from src.errors import ModelError
 from src.eval import reevaluate
 from src.eval.adapter_merge import Measurement, mean_kl, measure
 from src.model import load, methods, tasks
-from src.model.source import Tuned, locate_tuned
+from src.model.source import locate_tuned
 from src.runs import Run
-from src.schema import PublishConfig
+from src.schema import GateArgs
 from src.utils import environment
 from src.utils.logs import log
 
-SAMPLE = 32  # questions that adapter and merged weights are both asked
+MAX_EXAMPLES = 32  # of the gate's split, on which both models are compared
 
 
-class Figures(NamedTuple):
-    """Merged weights against the adapter. `kl` in nats a token, `drop` in the metric's units."""
+class Limits(NamedTuple):
+    """How far a merged model may be from the adapter: mean KL in nats per token, drop in the metric's units."""
+
+    max_kl: float
+    max_drop: float
+
+
+class MergeResult(NamedTuple):
+    """A merged model against the adapter. `kl` in nats per token, `drop` and `score` in the metric's units."""
 
     into: str
     kl: float
@@ -33,112 +41,112 @@ class Figures(NamedTuple):
     positions: int
 
 
-def write(run: Run, cfg: PublishConfig, folder: Path) -> dict[str, Any]:
+def write(run: Run, gate: GateArgs, load_args: LoadArgs, limits: Limits, folder: Path) -> dict[str, Any]:
     """Write the merged model into `folder`, in the precision that the run computed in.
 
-    An adapter that was trained over 4-bit weights is merged into the base model's own weights, and into what the
-    4-bit ones stand for; the merge whose answers are nearer to the adapter's is kept.
-    Returns: the facts for manifest and card.
-    Raises: ModelError if the adapter cannot be merged, or answers otherwise than before.
+    An adapter that was trained over 4-bit weights is merged twice: into the base model's own weights, and into
+    the dequantised 4-bit weights. The merge with the smaller KL divergence from the adapter is kept.
+    Returns: facts for the manifest and the card.
+    Raises: ModelError if the adapter cannot be merged, or a limit is exceeded.
     """
-    merge = _Merge(run, cfg)
-    before = merge.reference()
-    tried: list[Figures] = []
-    for into, model in merge.candidates():
-        found = merge.compared(into, model, before)
-        log.info("merged into the %s: mean KL %.3g nats a token, %s", into, found.kl, merge.told(found))
-        if not tried or found.kl < min(f.kl for f in tried):
-            _save(model, merge.chat, folder)
-        tried.append(found)
+    comparison = _MergeComparison(run, gate, load_args)
+    reference = comparison.reference()
+    results: list[MergeResult] = []
+    for into, model in comparison.candidates():
+        result = comparison.compare(into, model, reference)
+        log.info("merged into the %s: mean KL %.3g nats per token, %s", into, result.kl, comparison.change(result))
+        if not results or result.kl < min(r.kl for r in results):
+            _save(model, comparison.chat, folder)
+        results.append(result)
         del model
         gc.collect()
-    best = min(tried, key=lambda f: f.kl)
-    merge.refuse(best)
-    return merge.facts(best, tried, before)
+    best = min(results, key=lambda r: r.kl)
+    comparison.check(best, limits)
+    return comparison.facts(best, results, reference)
 
 
-class _Merge:
-    """One adapter, its questions, and the models that it becomes."""
+class _MergeComparison:
+    """One adapter, the examples that it is compared on, and its merged models."""
 
-    def __init__(self, run: Run, cfg: PublishConfig) -> None:
-        self.run, self.cfg = run, cfg
-        self.tuned: Tuned = locate_tuned(run.model)
+    def __init__(self, run: Run, gate: GateArgs, load_args: LoadArgs) -> None:
+        self.run, self.load_args = run, load_args
+        self.tuned = locate_tuned(run.model)
         self.task, self.labels = tasks.tuned_for(self.tuned, None)
         self.four_bit = methods.METHODS[run.manifest["method"]].four_bit
         self.dtype = run.manifest["precision"]["value"]
-        self.device = environment.choose_device(cfg.cuda_visible_devices).value
-        asked = reevaluate.of_run(run, cfg.gate, self.labels)
-        self.asked = asked._replace(rows=asked.rows[:SAMPLE])
+        self.device = environment.choose_device(load_args.cuda_visible_devices).value
+        evaluation = reevaluate.of_run(run, gate, self.labels)
+        self.evaluation = evaluation._replace(rows=evaluation.rows[:MAX_EXAMPLES])
         self.chat = reevaluate.load_chat(run.model, self.task)
 
     def _base(self, *, four_bit: bool) -> Any:
         model, _ = load.load_base(
             self.tuned.base, self.dtype, self.device, four_bit=four_bit, task=self.task, labels=self.labels,
-            trust_remote_code=self.cfg.trust_remote_code,
+            trust_remote_code=self.load_args.trust_remote_code,
         )  # fmt: skip
         if self.labels:
             load.pad_alike(model, self.chat.tokenizer)
         return model
 
-    def _adapted(self, base: Any) -> Any:
-        with warnings.catch_warnings():  # it takes AdaLoRA's ranks for LoRA's, and says that they were ignored
+    def _with_adapter(self, base: Any) -> Any:
+        with (
+            warnings.catch_warnings()
+        ):  # peft mistakes AdaLoRA's ranks for LoRA's, and warns that they are ignored
             warnings.filterwarnings("ignore", message="The following rank_pattern keys")
             return PeftModel.from_pretrained(base, str(self.tuned.folder), autocast_adapter_dtype=False)
 
     def reference(self) -> Measurement:
-        """The adapter over the base as it was trained on."""
-        return measure(self._adapted(self._base(four_bit=self.four_bit)), self.chat, self.asked)
+        """The outputs of the adapter over the base as it was trained on."""
+        return measure(self._with_adapter(self._base(four_bit=self.four_bit)), self.chat, self.evaluation)
 
     def candidates(self) -> Iterator[tuple[str, Any]]:
-        """`(what it was merged into, merged model)`, one in memory at a time."""
-        yield f"base model's {self.dtype} weights", methods.merge(self._adapted(self._base(four_bit=False)))
+        """`(weights that the adapter is merged into, merged model)`, one model in memory at a time."""
+        yield f"base model's {self.dtype} weights", methods.merge(self._with_adapter(self._base(four_bit=False)))
         if self.four_bit:
             base = self._base(four_bit=True).dequantize(load.DTYPES[self.dtype])
-            yield "dequantised nf4 weights", methods.merge(self._adapted(base))
+            yield "dequantised nf4 weights", methods.merge(self._with_adapter(base))
 
-    def compared(self, into: str, model: Any, before: Measurement) -> Figures:
-        after = measure(model, self.chat, self.asked)
-        # below 1e-7 it is rounding, which may differ from one time to the next
-        kl = round(mean_kl(before.logits, after.logits), 7)
-        return Figures(into, kl, before.score - after.score, after.score, len(before.logits))
+    def compare(self, into: str, model: Any, reference: Measurement) -> MergeResult:
+        merged = measure(model, self.chat, self.evaluation)
+        # below 1e-7 it is rounding error, which may differ between runs
+        kl = round(mean_kl(reference.logits, merged.logits), 7)
+        return MergeResult(into, kl, reference.score - merged.score, merged.score, len(reference.logits))
 
-    def told(self, found: Figures) -> str:
-        return (
-            f"{self.asked.metric} {0.0 - found.drop:+.4g} on {len(self.asked.rows)} examples of {self.asked.split}"
-        )
+    def change(self, result: MergeResult) -> str:
+        """`rougeL -0.01 on 32 examples of test`"""
+        where = f"{len(self.evaluation.rows)} examples of {self.evaluation.split}"
+        return f"{self.evaluation.metric} {0.0 - result.drop:+.4g} on {where}"
 
-    def refuse(self, found: Figures) -> None:
-        """Raises: ModelError if the merged weights are further from the adapter than the settings allow."""
-        if found.kl <= self.cfg.export_max_kl and found.drop <= self.cfg.export_max_drop:
+    def check(self, result: MergeResult, limits: Limits) -> None:
+        """Raises: ModelError if the merged model is further from the adapter than `limits`."""
+        if result.kl <= limits.max_kl and result.drop <= limits.max_drop:
             return
         raise ModelError(
-            f"run {self.run.id} is not published merged: its weights answer otherwise than the adapter, by a mean "
-            f"KL of {found.kl:.3g} nats a token (export_max_kl={self.cfg.export_max_kl:g}) and "
-            f"{self.told(found)} (export_max_drop={self.cfg.export_max_drop:g})",
-            hint="set export=adapter, or allow more",
+            f"run {self.run.id} is not published merged: the merged model differs from the adapter by a mean "
+            f"KL of {result.kl:.3g} nats per token (export_max_kl={limits.max_kl:g}) and "
+            f"{self.change(result)} (export_max_drop={limits.max_drop:g})",
+            hint="set export=adapter, or raise the limit",
         )
 
-    def facts(self, best: Figures, tried: list[Figures], before: Measurement) -> dict[str, Any]:
+    def facts(self, best: MergeResult, results: list[MergeResult], reference: Measurement) -> dict[str, Any]:
         return {
             "form": "merged",
             "precision": self.dtype,
             "merged_into": best.into,
             "mean_kl": best.kl,
             "positions": best.positions,
-            "metric": self.asked.metric,
-            "split": self.asked.split,
-            "examples": len(self.asked.rows),
-            "adapter_score": before.score,
+            "metric": self.evaluation.metric,
+            "split": self.evaluation.split,
+            "examples": len(self.evaluation.rows),
+            "adapter_score": reference.score,
             "merged_score": best.score,
-            "tried": [
-                {"merged_into": f.into, "mean_kl": f.kl, "merged_score": f.score} for f in tried
-            ],
-        }  # fmt: skip
+            "tried": [{"merged_into": r.into, "mean_kl": r.kl, "merged_score": r.score} for r in results],
+        }
 
 
 def _save(model: Any, chat: Any, folder: Path) -> None:
-    """Weights, settings and tokenizer, as transformers alone reads them; over what an earlier try has left."""
-    for left in folder.glob("*.safetensors*"):
-        left.unlink()
+    """Write weights, configuration and tokenizer, replacing the weights of an earlier candidate."""
+    for old in folder.glob("*.safetensors*"):
+        old.unlink()
     model.save_pretrained(folder)
     reevaluate.save_tokenizer(chat, folder)

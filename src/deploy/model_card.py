@@ -1,108 +1,143 @@
-"""The model card: what was made, of what, how, how much better than its base it is, and where it is worse."""
+"""The model card: what the model is, how it was made, how it compares with its base, and where it is worse."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import yaml
 from huggingface_hub import ModelCard, try_to_load_from_cache
 
 from src import NAME, VERSION
-from src.deploy import findings
-from src.deploy.regressions import Worse, predictions, worst
-from src.deploy.usage_snippets import snippet
+from src.deploy.checks import overridden_failures
+from src.deploy.usage_snippets import usage
+from src.eval.results import baseline_folder
+from src.eval.verdict import Verdict
 from src.model.methods import mergeable
 from src.model.profile import base_id, is_local
 from src.model.tasks import TASKS
 from src.runs import Run
-from src.schema import PublishConfig
 from src.utils.files import read_json
 from src.utils.secrets import redact
 
 LIBRARIES = {"adapter": "peft", "onnx": "onnx"}
-# Places of this machine, which are nobody else's business and mean nothing elsewhere.
-PLACES = ("output_dir", "artifacts_dir", "cache_dir", "dataset_path", "eval_path", "trainDataConfig", "resume",
-          "checkpoint_mirror", "checkpoint_mirror_endpoint", "master_addr", "model_name", "data_source",
-          "datasets")  # fmt: skip
-VERSION_KEYS = ("type", "repo", "bucket", "ref", "revision", "commit", "sha256")  # and no address
-LONGEST = 160  # characters of an example that the card shows
+# Settings that name paths and hosts of this machine: private, and useless elsewhere.
+LOCAL_SETTINGS = (
+    "output_dir", "artifacts_dir", "cache_dir", "dataset_path", "eval_path", "trainDataConfig", "resume",
+    "checkpoint_mirror", "checkpoint_mirror_endpoint", "mirror", "mirror_endpoint", "master_addr", "model_name",
+    "data_source", "datasets",
+)  # fmt: skip
+SOURCE_KEYS = ("type", "repo", "bucket", "ref", "revision", "commit", "sha256")  # shown of a source: no address
+MAX_TEXT = 160  # characters of an example
+MAX_EXAMPLES = 3
 
 
-class Verdict(Protocol):
-    """What the gate said, as far as the card tells it."""
+class Regression(NamedTuple):
+    """An example on which the tuned model scores lower than its base."""
 
-    @property
-    def promoted(self) -> bool: ...
-    @property
-    def sentence(self) -> str: ...
+    split: str
+    metric: str
+    prompt: str
+    reference: str
+    prediction: str
+    base: float
+    tuned: float
 
 
-def model_card(
+def render_card(
     run: Run,
     name: str,
     verdict: Verdict,
     export: Mapping[str, Any] | None = None,
-    cfg: PublishConfig | None = None,
+    license: str | None = None,
+    regressions: Sequence[Regression] = (),
 ) -> str:
-    """README.md of the published model: YAML front matter, then sections for people.
+    """README.md of the published model: YAML front matter for the Hub, then sections for people.
 
     Args:
-        export: what export.write said of the files that the card stands beside; None: as they were trained.
+        export: the facts that export.write_model returned; None: the model as it was trained.
+        license: as the Hub writes it; None: that of the base model.
     """
-    cfg = cfg or PublishConfig()
     manifest = run.manifest
     comparison = read_json(run.path / "comparison.json")
     facts = export or {"form": "full" if manifest["method"] == "full" else "adapter"}
-    question = _example(run, list(comparison["conditions"]["data"]))
+    prompt = _example_prompt(run, list(comparison["conditions"]["data"]))
     parts = [
-        f"---\n{_front_matter(manifest, name, comparison, facts, cfg)}\n---",
+        f"---\n{_front_matter(manifest, name, comparison, facts, license)}\n---",
         f"# {name}",
-        _what(run, manifest, facts),
+        _description(run, manifest, facts),
         _verdict(run, verdict),
-        "## How to load it\n\n" + snippet(manifest, facts, question),
-        "## Against the base model\n\n" + _results(comparison),
-        "## Limits\n\n" + _limits(comparison, worst(run, comparison, cfg)),
-        "## Data\n\n" + _data(manifest["data"]) + f"\n\nMade by commit `{manifest['code']['commit']}`.",
-        "## Settings\n\n```yaml\n" + _settings(run) + "\n```",
+        "## How to use\n\n" + usage(manifest, facts, prompt),
+        "## Evaluation\n\n" + _scores(comparison),
+        "## Limitations\n\n" + _limitations(comparison, regressions),
+        "## Training data\n\n" + _data(manifest["data"]) + f"\n\nCode: commit `{manifest['code']['commit']}`.",
+        "## Training settings\n\n```yaml\n" + _settings(run) + "\n```",
     ]
     return str(redact("\n\n".join(parts) + "\n"))
 
 
+def worst_regressions(run: Run, artifacts_dir: str, metric: str | None) -> list[Regression]:
+    """The examples of all splits that lost most against the base by `metric` (None: the metric of the task).
+
+    Empty if no example got worse, or the predictions of the base are not stored.
+    """
+    comparison = read_json(run.path / "comparison.json")
+    metric = metric or TASKS[run.manifest.get("task", "causal_lm")].decides
+    base_folder = baseline_folder(artifacts_dir, comparison["base_model"], comparison["conditions"])
+    found = []
+    for row in (row for row in comparison["rows"] if row["metric"] == metric):
+        split, sign = row["split"], -1 if row.get("better") == "lower" else 1
+        pairs = zip(_predictions(base_folder, split), _predictions(run.path / "evals", split), strict=False)
+        for base, tuned in pairs:
+            before, after = (each.get("scores", {}).get(metric) for each in (base, tuned))
+            if base["prompt"] == tuned["prompt"] and None not in (before, after) and sign * (before - after) > 0:
+                texts = (tuned["prompt"], tuned["reference"], tuned["prediction"])
+                found.append(Regression(split, metric, *texts, before, after))
+    return sorted(found, key=lambda r: -abs(r.base - r.tuned))[:MAX_EXAMPLES]
+
+
+def _predictions(folder: Path, split: str) -> list[dict[str, Any]]:
+    """The predictions of an evaluation; empty if they are not stored."""
+    path = folder / f"{split}.predictions.jsonl"
+    return [json.loads(line) for line in path.read_bytes().splitlines()] if path.is_file() else []
+
+
 def _verdict(run: Run, verdict: Verdict) -> str:
     """The gate's sentence, and those of the checks that force=true overrode."""
-    told = verdict.sentence if verdict.promoted else f"**published against the gate**: {verdict.sentence}"
-    overridden = [f"- {sentence}" for sentence in findings.failed(run)]
-    before = ["", "Checks that did not pass, and were overridden:", ""] if overridden else []
-    return "\n".join([f"Verdict: {told}.", *before, *overridden])
+    sentence = verdict.sentence if verdict.promoted else f"**published against the gate**: {verdict.sentence}"
+    overridden = [f"- {sentence}" for sentence in overridden_failures(run)]
+    heading = ["", "Checks that failed and were overridden:", ""] if overridden else []
+    return "\n".join([f"Verdict: {sentence}.", *heading, *overridden])
 
 
-def _what(run: Run, manifest: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
+def _description(run: Run, manifest: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
     base, method = manifest["base_model"], manifest["method"]
-    where = " (a local folder, which is not on the Hub under this name)" if is_local(base) else ""
-    told = (
-        f"Made with {NAME} {VERSION} from `{base_id(base)}`{where}, revision `{base['revision']}`, by {method}; "
-        f"run `{run.id}`."
+    local = " (a local folder, not the Hub repository of this name)" if is_local(base) else ""
+    text = (
+        f"Fine-tuned with {NAME} {VERSION} from `{base_id(base)}`{local}, revision `{base['revision']}`, "
+        f"by {method}; run `{run.id}`."
     )
-    about = facts.get("merged", facts)
-    told += f" {_merge(about)}" if about["form"] == "merged" else f" {mergeable(method)}"
+    merge = facts.get("merged", facts)
+    text += f" {_merge(merge)}" if merge["form"] == "merged" else f" {mergeable(method)}"
     if facts["form"] == "onnx":
-        told += (
-            f" It is an ONNX graph in {facts['precision']} without a cache of keys and values; the logits of "
+        text += (
+            f" It is an ONNX graph in {facts['precision']} without a KV cache; the logits of "
             f"onnxruntime differ from those of torch by at most {facts['largest_logit_difference']:.2g}."
         )
-    return told
+    return text
 
 
-def _merge(about: Mapping[str, Any]) -> str:
-    """What became of the adapter, against it and against the other merge that was tried."""
-    others = [t for t in about["tried"] if t["merged_into"] != about["merged_into"]]
+def _merge(merge: Mapping[str, Any]) -> str:
+    """How the merged model compares with the adapter, and with the other merge that was tried."""
+    others = [t for t in merge["tried"] if t["merged_into"] != merge["merged_into"]]
     return (
-        f"The adapter is merged into the {about['merged_into']}. Against the adapter, on {about['examples']} "
-        f"examples of {about['split']}: {about['metric']} {about['adapter_score']:.4g} before and "
-        f"{about['merged_score']:.4g} after, mean KL divergence {about['mean_kl']:.2g} nats a token."
-        + "".join(f" Merged into the {t['merged_into']}: {t['mean_kl']:.2g} nats a token." for t in others)
+        f"The adapter is merged into the {merge['merged_into']}. On {merge['examples']} examples of "
+        f"{merge['split']}, {merge['metric']} is {merge['adapter_score']:.4g} with the adapter and "
+        f"{merge['merged_score']:.4g} merged; the mean KL divergence between both is "
+        f"{merge['mean_kl']:.2g} nats per token."
+        + "".join(f" Merged into the {t['merged_into']}: {t['mean_kl']:.2g} nats per token." for t in others)
     )
 
 
@@ -111,7 +146,7 @@ def _merge(about: Mapping[str, Any]) -> str:
 
 def _front_matter(
     manifest: Mapping[str, Any], name: str, comparison: Mapping[str, Any], facts: Mapping[str, Any],
-    cfg: PublishConfig,
+    license: str | None,
 ) -> str:  # fmt: skip
     task = TASKS[manifest.get("task", "causal_lm")].hub
     datasets = _datasets(manifest["data"])
@@ -121,7 +156,7 @@ def _front_matter(
         "base_model_revision": manifest["base_model"]["revision"],
         "library_name": LIBRARIES.get(facts["form"], "transformers"),
         "pipeline_tag": task,
-        **_license(manifest["base_model"], cfg.license),
+        **_license(manifest["base_model"], license),
         **({"datasets": datasets} if datasets else {}),
         "tags": ["assay", manifest["method"]],
         "metrics": list(dict.fromkeys(row["metric"] for row in comparison["rows"])),
@@ -131,7 +166,7 @@ def _front_matter(
 
 
 def _index(comparison: Mapping[str, Any], task: str) -> list[dict[str, Any]]:
-    """Scores in the form of the Hub's model-index (Papers with Code), a result a split."""
+    """Scores as the Hub's model-index (the format of Papers with Code), one result per split."""
     hashes = comparison["conditions"]["data"]
     return [
         {
@@ -147,14 +182,14 @@ def _index(comparison: Mapping[str, Any], task: str) -> list[dict[str, Any]]:
     ]
 
 
-def _license(base: Mapping[str, Any], asked: str | None) -> dict[str, str]:
-    """What the settings say, else the card of the base model; what nobody says is unknown."""
-    found = asked or _license_of(base)
+def _license(base: Mapping[str, Any], wanted: str | None) -> dict[str, str]:
+    """The `wanted` licence, else that of the base model's card, else `other` with the name `unknown`."""
+    found = wanted or _license_of(base)
     return {"license": found} if found else {"license": "other", "license_name": "unknown"}
 
 
 def _license_of(base: Mapping[str, Any]) -> str | None:
-    """The licence in the base model's card, in its folder or in the Hub's cache."""
+    """The licence in the base model's card, in its folder or in the Hub's cache; None if there is none."""
     if is_local(base):
         card: Any = Path(base["name"]).expanduser() / "README.md"
     else:
@@ -162,28 +197,28 @@ def _license_of(base: Mapping[str, Any]) -> str | None:
     if not isinstance(card, str | Path) or not Path(card).is_file():
         return None
     text = Path(card).read_text(encoding="utf-8")
-    if not text.startswith("---"):  # no front matter, of which the library would speak aloud
+    if not text.startswith("---"):  # no front matter: the library would log a warning
         return None
     found = ModelCard(text, ignore_metadata_errors=True).data.to_dict()
     return str(found["license"]) if found.get("license") else None
 
 
 def _datasets(data: Mapping[str, Any]) -> list[str]:
-    """The Hub's data sets among the sources: a name is of use to others only there."""
+    """The sources that are datasets on the Hub: other names mean nothing to other people."""
     return [s["repo"] for s in data.get("sources", []) if s.get("type") == "hub" and s.get("repo")]
 
 
-# The body
+# The sections
 
 
-def _example(run: Run, splits: Sequence[str]) -> str:
-    """A question that the model was asked."""
-    rows = [row for split in splits for row in predictions(run.path / "evals", split)[:1]]
-    asked = str(rows[0]["prompt"]) if rows else ""
-    return asked if asked and "```" not in asked else "Hello!"
+def _example_prompt(run: Run, splits: Sequence[str]) -> str:
+    """A prompt of the evaluation."""
+    rows = [row for split in splits for row in _predictions(run.path / "evals", split)[:1]]
+    prompt = str(rows[0]["prompt"]) if rows else ""
+    return prompt if prompt and "```" not in prompt else "Hello!"
 
 
-def _results(comparison: Mapping[str, Any]) -> str:
+def _scores(comparison: Mapping[str, Any]) -> str:
     lines = [
         "| split | metric | scale | base | tuned | difference | interval | examples |",
         "|---|---|---|---:|---:|---:|---|---:|",
@@ -196,53 +231,53 @@ def _results(comparison: Mapping[str, Any]) -> str:
             f"| {row['difference']:+.4g} | {interval} | {row.get('examples', '')} |"
         )
     if confidence := comparison.get("confidence"):
-        lines += ["", f"Intervals are those of the difference, at {confidence:.0%} confidence."]
+        lines += ["", f"The interval is that of the difference, at {confidence:.0%} confidence."]
     implementations = [f"- {name}: {how}" for name, how in comparison["conditions"]["metrics"].items()]
     return "\n".join([*lines, "", *implementations])
 
 
-def _limits(comparison: Mapping[str, Any], worse: Sequence[Worse]) -> str:
-    """Where the model is worse than its base: metrics that fell, on adversarial rows first, and examples."""
+def _limitations(comparison: Mapping[str, Any], regressions: Sequence[Regression]) -> str:
+    """Metrics by which the model is worse than its base, adversarial splits first, and examples."""
     rows = sorted(comparison["rows"], key=lambda r: r["split"] != "adversarial")
     signs = {"lower": -1, "neither": 0}
-    fell = [r for r in rows if signs.get(r.get("better"), 1) * r["difference"] < 0]
+    worse = [r for r in rows if signs.get(r.get("better"), 1) * r["difference"] < 0]
     lines = [
-        f"- {r['metric']} on {r['split']} is worse than the base's: {r['base']:.4g} became {r['tuned']:.4g}."
-        for r in fell
-    ]
-    if not fell:
-        splits = ", ".join(dict.fromkeys(r["split"] for r in rows))
-        lines.append(f"- No metric fell on {splits}.")
-    lines += [
-        f"- {w.metric} fell from {w.base:.3g} to {w.tuned:.3g} on “{_short(w.prompt)}” ({w.split}): expected "
-        f"“{_short(w.reference)}”, answered “{_short(w.prediction)}”."
-        for w in worse
+        f"- {r['metric']} on {r['split']} is worse than the base's: {r['tuned']:.4g}, base {r['base']:.4g}."
+        for r in worse
     ]
     if not worse:
-        lines.append("- No example got a lower score than from the base.")
+        splits = ", ".join(dict.fromkeys(r["split"] for r in rows))
+        lines.append(f"- No metric is worse than the base's on {splits}.")
+    lines += [
+        f"- {r.metric} went from {r.base:.3g} to {r.tuned:.3g} on “{_short(r.prompt)}” ({r.split}): expected "
+        f"“{_short(r.reference)}”, got “{_short(r.prediction)}”."
+        for r in regressions
+    ]
+    if not regressions:
+        lines.append("- No example scores lower than with the base.")
     return "\n".join(lines)
 
 
 def _short(text: str) -> str:
-    """One line that Markdown takes as text."""
+    """One line, its Markdown escaped, of at most MAX_TEXT characters."""
     flat = " ".join(text.split())
-    flat = flat if len(flat) <= LONGEST else flat[: LONGEST - 1] + "…"
+    flat = flat if len(flat) <= MAX_TEXT else flat[: MAX_TEXT - 1] + "…"
     return "".join(f"\\{c}" if c in "`*_[]<>|\\" else c for c in flat)
 
 
 def _data(data: Mapping[str, Any]) -> str:
-    lines = ["| file | rows in | rows trained | sha256 |", "|---|---:|---:|---|"]
+    lines = ["| file | rows read | rows trained on | sha256 |", "|---|---:|---:|---|"]
     lines += [
         f"| {Path(f['file']).name} | {f['rows_in']} | {f['rows_trained']} | `{f['sha256']}` |"
         for f in data["files"]
     ]
     versions = [
-        ", ".join(f"{key} {source[key]}" for key in VERSION_KEYS if source.get(key))
+        ", ".join(f"{key} {source[key]}" for key in SOURCE_KEYS if source.get(key))
         for source in data.get("sources", [])
     ]
     return "\n".join([*lines, "", *(f"Source: {v}." for v in versions)])
 
 
 def _settings(run: Run) -> str:
-    kept = {key: value for key, value in run.settings.items() if key not in PLACES and value not in (None, [], {})}
-    return yaml.safe_dump(kept, sort_keys=False).rstrip()
+    shown = {k: v for k, v in run.settings.items() if k not in LOCAL_SETTINGS and v not in (None, [], {})}
+    return yaml.safe_dump(shown, sort_keys=False).rstrip()

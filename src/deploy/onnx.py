@@ -1,4 +1,4 @@
-"""ONNX: merged weights as a graph that onnxruntime computes, checked against torch on real prompts."""
+"""Export of merged weights to an ONNX graph, whose logits onnxruntime and torch must agree on."""
 
 from __future__ import annotations
 
@@ -21,64 +21,65 @@ from src.schema import GateArgs
 from src.utils.files import read_json
 
 MODEL = "model.onnx"
-TOLERANCE = 1e-3  # of a logit in fp32; measured are 2e-6 on tiny models
-LEAST, MOST = 2, 64  # tokens of a prompt with which the graph is traced
-PROMPTS = 4
+TOLERANCE = 1e-3  # largest difference of a logit in fp32; tiny models differ by 2e-6
+MIN_REPEATS, MAX_TRACED = 2, 64  # the first prompt is repeated, and cut to so many tokens, to trace the graph
+MAX_PROMPTS = 4
 
 
 def write(run: Run, gate: GateArgs, source: Path, folder: Path) -> dict[str, Any]:
-    """Export the model in the folder `source` in fp32, and compare its logits on questions that the run was asked.
+    """Export the model in the folder `source` in fp32, and compare its logits on prompts of the run's evaluation.
 
-    Returns: the facts for manifest and card.
-    Raises: ModelError if onnxruntime computes other logits than torch, or the model cannot be exported.
+    Returns: facts for the manifest and the card.
+    Raises: ModelError if the model cannot be exported, or onnxruntime and torch compute different logits.
     """
-    prompts, task = _prompts(run, gate, source), TASKS[run.manifest["task"]]
+    prompts, task = _encode_prompts(run, gate, source), TASKS[run.manifest["task"]]
     model = getattr(transformers, task.auto).from_pretrained(source, dtype=torch.float32).eval()
-    cached = {"use_cache": False} if task.hub != "text-classification" else {}
+    options = {"use_cache": False} if task.hub != "text-classification" else {}
     try:
         with torch.no_grad():
-            traced: Any = _inputs(model, torch.tensor([(prompts[0] * LEAST)[:MOST]] * 2)) | cached
-            made = OnnxExporter().export(model, traced, config=OnnxConfig(dynamic=True))
+            traced: Any = _inputs(model, torch.tensor([(prompts[0] * MIN_REPEATS)[:MAX_TRACED]] * 2)) | options
+            exported = OnnxExporter().export(model, traced, config=OnnxConfig(dynamic=True))
     except (RuntimeError, ValueError, NotImplementedError, TypeError) as error:
-        said = " ".join(str(error).split())[:200]
-        raise ModelError(f"this model cannot be exported to ONNX: {said}", hint="set export=merged") from error
-    made.save_pretrained(str(folder))
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(f"this model cannot be exported to ONNX: {reason}", hint="set export=merged") from error
+    exported.save_pretrained(str(folder))
     session = InferenceSession(str(folder / MODEL), providers=["CPUExecutionProvider"])
-    furthest = max(_difference(model, session, ids, cached) for ids in prompts)
-    if furthest > TOLERANCE:
+    difference = max(_largest_difference(model, session, ids, options) for ids in prompts)
+    if difference > TOLERANCE:
         raise ModelError(
-            f"onnxruntime computes other logits than torch: they differ by {furthest:.2g}, and {TOLERANCE:g} is "
-            "allowed", hint="set export=merged",
+            f"the logits of onnxruntime and torch differ by {difference:.2g}, and the tolerance is {TOLERANCE:g}",
+            hint="set export=merged",
         )  # fmt: skip
     return {
-        "form": "onnx", "precision": "float32", "largest_logit_difference": furthest, "prompts": len(prompts),
+        "form": "onnx", "precision": "float32", "largest_logit_difference": difference, "prompts": len(prompts),
         "opset": _opset(folder / MODEL),
     }  # fmt: skip
 
 
-def _prompts(run: Run, gate: GateArgs, source: Path) -> list[list[int]]:
-    """Token ids of questions of the run's evaluation."""
+def _encode_prompts(run: Run, gate: GateArgs, source: Path) -> list[list[int]]:
+    """The token ids of the first prompts of the gate's split."""
     task, labels = tuned_for(locate_tuned(run.model), None)
     chat = reevaluate.load_chat(run.model, task)
-    asked = reevaluate.of_run(run, gate, labels)
-    few = asked._replace(rows=asked.rows[:PROMPTS])
-    return reevaluate.prompt_ids(read_json(source / "config.json"), chat, few)
+    evaluation = reevaluate.of_run(run, gate, labels)
+    first = evaluation._replace(rows=evaluation.rows[:MAX_PROMPTS])
+    return reevaluate.prompt_ids(read_json(source / "config.json"), chat, first)
 
 
 def _inputs(model: Any, ids: torch.Tensor) -> dict[str, torch.Tensor]:
-    found = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    """The model's inputs for token ids of shape (batch, length)."""
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if model.config.is_encoder_decoder and "decoder_input_ids" in model.forward.__code__.co_varnames:
-        found["decoder_input_ids"] = ids[:, : max(2, ids.shape[1] // 2)]
-    return found
+        inputs["decoder_input_ids"] = ids[:, : max(2, ids.shape[1] // 2)]
+    return inputs
 
 
-def _difference(model: Any, session: InferenceSession, ids: list[int], cached: dict[str, bool]) -> float:
+def _largest_difference(model: Any, session: InferenceSession, ids: list[int], options: dict[str, bool]) -> float:
     """The largest difference between the logits that torch and onnxruntime compute for one prompt."""
     inputs = _inputs(model, torch.tensor([ids]))
     with torch.no_grad():
-        expected = model(**inputs, **cached).logits
-    takes = {i.name for i in session.get_inputs()}
-    (found,) = session.run(["logits"], {k: v.numpy() for k, v in inputs.items() if k in takes})
+        expected = model(**inputs, **options).logits
+    names = {i.name for i in session.get_inputs()}
+    (found,) = session.run(["logits"], {k: v.numpy() for k, v in inputs.items() if k in names})
     return float((expected - torch.from_numpy(found)).abs().max())
 
 

@@ -1,4 +1,4 @@
-"""Publishing: a run's model, through the gate, to a target of the table TARGETS."""
+"""Publishes the model of a run that passes the gate, to one of TARGETS: a local folder or the Hub."""
 
 from __future__ import annotations
 
@@ -12,19 +12,25 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from src import runs
-from src.deploy import checks, export, findings, gate, hub_settings
+from src.deploy import checks, hub_settings
+from src.deploy.checks import CheckTarget, run_checks
+from src.deploy.checks.model import LoadArgs
+from src.deploy.export import assemble, check_form, published_name
+from src.deploy.gate import check_gate, check_health
 from src.deploy.hub import Publication
-from src.deploy.package import assemble, name_of
 from src.errors import RunError
+from src.eval.verdict import Verdict
 from src.schema import PublishConfig
 from src.utils.files import atomic_dir, disk_errors, switch_link
 from src.utils.logs import log
 
 
 def publish(cfg: PublishConfig) -> int:
-    """Publish the model of a run that beats its base to `cfg.target`.
+    """Publish the model of a finished, evaluated run to `cfg.target`.
 
-    Raises: ConfigError if the target lacks a setting; NotPromoted or CannotTell if the gate says no; RunError.
+    Returns: 0.
+    Raises: ConfigError if the target lacks a setting; RunError or ModelError if the run cannot be published;
+        NotPromoted (exit code 3) or CannotTell (4) if the gate refuses it.
     """
     target = TARGETS[cfg.target]
     target.check(cfg)
@@ -34,94 +40,96 @@ def publish(cfg: PublishConfig) -> int:
     if run.status != runs.FINISHED:
         raise RunError(f"run {run.id} is {run.status}, not finished", hint="publish a finished run")
     log.info("publishing run %s", run.id)
-    export.refuse(run, cfg)
-    sound = checks.run_checks(run, cfg.gate)
-    verdict = gate.require(run, cfg.gate, cfg.force, sound, cfg.artifacts_dir)
-    if all(f.ok for f in sound):  # damaged files are not loaded
-        sound += checks.ask_again(run, cfg)
-        gate.require_sound(sound, cfg.force)
-    findings.keep(run, sound)
+    check_form(run, cfg.export)
+    load = LoadArgs(cfg.cuda_visible_devices, cfg.trust_remote_code)
+    to_check = CheckTarget(run.model, run, gate=cfg.gate, load=load)
+    results = run_checks(to_check, checks.GATE)
+    verdict = check_gate(run, cfg.gate, cfg.force, results, cfg.artifacts_dir)
+    if all(r.passed for r in results):  # damaged files are not loaded
+        results += run_checks(to_check, checks.GATE_WITH_MODEL)
+        check_health(results, cfg.force)
+    checks.save_results(run, results)
     log.info("%s: %s", "promoted" if verdict.promoted else "forced", verdict.sentence)
     log.info("published to %s", target.publish(run, cfg, verdict))
     return 0
 
 
-def local(run: runs.Run, cfg: PublishConfig, verdict: gate.Verdict) -> str:
-    """The folder of the model under `artifacts_dir`, whole or not at all, and then its pointers.
+def publish_local(run: runs.Run, cfg: PublishConfig, verdict: Verdict) -> str:
+    """Write the folder of the model under `artifacts_dir` atomically, then switch its links.
 
-    `latest` is what was published last, `promoted` what last passed the gate. Whatever stops this between two
-    steps, the same command puts right.
+    `latest` points to the last publication, `promoted` to the last one that passed the gate. Interrupted between
+    two steps, the same command completes the publication.
     """
-    target = Path(cfg.artifacts_dir) / "models" / name_of(run, cfg) / run.id
+    target = Path(cfg.artifacts_dir) / "models" / published_name(run, cfg.publish_name) / run.id
     promoted = target.parent / "promoted"
     if not verdict.promoted and promoted.is_symlink() and os.readlink(promoted) == run.id:
         raise RunError(
-            f"{promoted} is run {run.id}, which passed the gate then, and a forced copy would take its place",
+            f"{promoted} is run {run.id}, which passed the gate; a forced publication would replace it",
             hint="set publish_name to another name",
         )
     with disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-    with alone(target.parent, leftovers=".*.tmp"):
-        again = target.exists()
+    with publication_lock(target.parent, leftovers=".*.tmp"):
+        replaced = target.exists()
         with atomic_dir(target) as temporary:
             files = assemble(run, cfg, verdict, temporary)
         switch_link(target.parent / "latest", target)
         if verdict.promoted:
             switch_link(promoted, target)
         record(run, verdict, target="local", where=str(target.absolute()), files=len(files))
-    return f"{target}, in the place of its earlier copy" if again else str(target)
+    return f"{target} (replaced its earlier copy)" if replaced else str(target)
 
 
-def to_hub(run: runs.Run, cfg: PublishConfig, verdict: gate.Verdict) -> str:
-    """One commit on the Hub, tagged with the run, read back, and recorded in the run's manifest."""
+def publish_hub(run: runs.Run, cfg: PublishConfig, verdict: Verdict) -> str:
+    """Push one commit to the Hub, verify it, tag it with the run's id, and record it in the run's manifest."""
     with (
-        alone(run.path, leftovers=".publish.*.tmp"),
+        publication_lock(run.path, leftovers=".publish.*.tmp"),
         disk_errors(run.path),
         tempfile.TemporaryDirectory(dir=run.path, prefix=".publish.", suffix=".tmp") as folder,
     ):
-        files = assemble(run, cfg, verdict, Path(folder), elsewhere=True)
-        sent = Publication(cfg, run.id, Path(folder), files)
-        found = sent.publish()
-        with sent.telling():
-            record(run, verdict, target="hub", where=found["url"], **found)
-    seen = "private" if found["private"] else "public"
-    return f"{found['url']} ({seen}; commit {found['commit'][:12]}; {len(files)} files, each read back)"
+        files = assemble(run, cfg, verdict, Path(folder), external=True)
+        publication = Publication(str(cfg.repo_id), cfg.private, run.id, Path(folder), files)
+        facts = publication.publish()
+        with publication.explained_errors():
+            record(run, verdict, target="hub", where=facts["url"], **facts)
+    visibility = "private" if facts["private"] else "public"
+    return f"{facts['url']} ({visibility}; commit {facts['commit'][:12]}; {len(files)} files, all verified)"
 
 
-def nothing_to_check(cfg: PublishConfig) -> None:
-    """The check of a target that needs no settings of its own."""
+def no_check(cfg: PublishConfig) -> None:
+    """The check of a target without settings of its own."""
 
 
 class PublishTarget(NamedTuple):
-    """Somewhere to publish to.
+    """A place to publish to.
 
     Args:
-        publish: publishes a run that passed the gate, and returns where it is, for the log.
-        check: raises ConfigError for missing settings, before the run is read.
+        publish: publishes a run that passed the gate; returns the place, for the log.
+        check: raises ConfigError if a setting is missing, before the run is read.
     """
 
-    publish: Callable[[runs.Run, PublishConfig, gate.Verdict], str]
-    check: Callable[[PublishConfig], None] = nothing_to_check
+    publish: Callable[[runs.Run, PublishConfig, Verdict], str]
+    check: Callable[[PublishConfig], None] = no_check
 
 
 TARGETS: dict[str, PublishTarget] = {
-    "local": PublishTarget(local),
-    "hub": PublishTarget(to_hub, hub_settings.check),
+    "local": PublishTarget(publish_local),
+    "hub": PublishTarget(publish_hub, hub_settings.check),
 }
 
 
-def record(run: runs.Run, verdict: gate.Verdict, where: str, **facts: Any) -> None:
-    """Note in the run's manifest where it was published; an earlier note of the same place gives way."""
-    earlier = [each for each in run.manifest.get("published", []) if each["where"] != where]
-    note = {"at": runs.now(), "where": where, **facts, "promoted": verdict.promoted, "verdict": verdict.sentence}
-    run.update(published=[*earlier, note])
+def record(run: runs.Run, verdict: Verdict, where: str, **facts: Any) -> None:
+    """Record a publication in the run's manifest, replacing an earlier record of the same place."""
+    others = [entry for entry in run.manifest.get("published", []) if entry["where"] != where]
+    entry = {"at": runs.now(), "where": where, **facts, "promoted": verdict.promoted, "verdict": verdict.sentence}
+    run.update(published=[*others, entry])
 
 
 @contextmanager
-def alone(folder: Path, leftovers: str) -> Iterator[None]:
-    """Be the only process that publishes in `folder`; first remove the `leftovers` of one that was killed.
+def publication_lock(folder: Path, leftovers: str) -> Iterator[None]:
+    """Hold the lock of publications in `folder`; first remove the `leftovers` (a glob) of a killed one.
 
-    Raises: RunError if another one is at it.
+    Raises: RunError if another process holds the lock.
     """
     with disk_errors(folder):
         handle = os.open(folder, os.O_RDONLY)
@@ -129,9 +137,9 @@ def alone(folder: Path, leftovers: str) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise RunError(f"another process is publishing in {folder}", hint="wait for its end") from None
+            raise RunError(f"another process is publishing in {folder}", hint="wait until it has ended") from None
         except OSError:
-            log.warning("%s cannot be locked here; start no second publication", folder)
+            log.warning("%s cannot be locked on this file system; do not start a second publication", folder)
         for left in folder.glob(leftovers):
             shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
         yield

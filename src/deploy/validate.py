@@ -1,4 +1,4 @@
-"""validate: is what a training left whole, and does it work? A table, a report, and an exit code for a job."""
+"""validate: checks that what a training run wrote is complete and works. Prints a table and writes a report."""
 
 from __future__ import annotations
 
@@ -8,79 +8,80 @@ from typing import Any
 from rich.table import Table
 
 from src import runs
-from src.deploy.checks import VALIDATE, checked
-from src.deploy.findings import Finding, Subject, as_rows
+from src.deploy.checks import VALIDATE, CheckResult, CheckTarget, run_checks, to_rows
+from src.deploy.checks.model import LoadArgs
 from src.errors import RunError
 from src.model.profile import PROFILE, TRAINING_INFO
-from src.runs import Run
 from src.schema import ValidateConfig
 from src.utils.files import write_json
 from src.utils.logs import SafeConsole, log
 
 REPORT = "validation_report.json"
-FAILED = 3  # the exit code where a check did not pass
+FAILED = 3  # the exit code if a check fails
 
 
 def validate(cfg: ValidateConfig) -> int:
-    """Check a run, or the files that the settings name, and write the report beside them.
+    """Check a run, or the files that the settings name, and write validation_report.json beside them.
 
-    Returns: 0 if every check passed, 3 if not.
+    Returns: 0 if every check passed, else 3.
     Raises: RunError if there is nothing to check.
     """
-    about = subject(cfg)
-    found = checked(about, VALIDATE)
-    name = f"run {about.run.id}" if about.run else str(about.model)
-    show(found, name)
-    path = (about.run.path if about.run else (about.info or about.model / PROFILE).parent) / REPORT
-    write_json(path, report(found, about, name))
-    failed = [f for f in found if not f.ok]
-    log.info("%d of %d checks passed; report in %s", len(found) - len(failed), len(found), path)
+    target = find_target(cfg)
+    results = run_checks(target, VALIDATE)
+    name = f"run {target.run.id}" if target.run else str(target.model)
+    print_results(results, name)
+    folder = target.run.path if target.run else (target.training_info or target.model / PROFILE).parent
+    write_json(folder / REPORT, report(results, target, name))
+    failed = [r for r in results if not r.passed]
+    log.info("%d of %d checks passed; report in %s", len(results) - len(failed), len(results), folder / REPORT)
     return FAILED if failed else 0
 
 
-def subject(cfg: ValidateConfig) -> Subject:
-    """What the settings name: the model's folder, its run, and the two files, found beside it where not named.
+def find_target(cfg: ValidateConfig) -> CheckTarget:
+    """The model folder and its run; the two JSON files are taken from beside it unless the settings name them.
 
-    Raises: RunError if one that is named does not exist.
+    Raises: RunError if a named file does not exist, or a model without a run has no training_info.json.
     """
     named = (cfg.training_info, cfg.profile_path)
     missing = [f"{path} does not exist" for path in named if path and not Path(path).is_file()]
     if missing:
-        raise RunError(*missing, hint="give the files that a training has left")
+        raise RunError(*missing, hint="name files that a training run wrote")
     model, run = runs.find(cfg.model_path, cfg.output_dir)
-    beside = run.path if run else model
-    info = Path(cfg.training_info) if cfg.training_info else _there(beside / TRAINING_INFO)
+    folder = run.path if run else model
+    info = Path(cfg.training_info) if cfg.training_info else _if_file(folder / TRAINING_INFO)
     if info is None and run is None:
-        raise RunError(f"{model} has no {TRAINING_INFO}", hint="name it with --training-info FILE, or give a run")
-    return Subject(
-        model, run, info if cfg.training_info or run is None else None,
-        Path(cfg.profile_path) if cfg.profile_path else _there(beside / PROFILE),
-        cuda_visible_devices=cfg.cuda_visible_devices, trust_remote_code=cfg.trust_remote_code,
-        max_loss=cfg.max_loss, questions=cfg.num_prompts,
-    )  # fmt: skip
+        raise RunError(f"{model} has no {TRAINING_INFO}", hint="name it with --training-info FILE, or name a run")
+    return CheckTarget(
+        model,
+        run,
+        training_info=info if cfg.training_info or run is None else None,
+        profile=Path(cfg.profile_path) if cfg.profile_path else _if_file(folder / PROFILE),
+        max_loss=cfg.max_loss,
+        num_prompts=cfg.num_prompts,
+        load=LoadArgs(cfg.cuda_visible_devices, cfg.trust_remote_code),
+    )
 
 
-def _there(path: Path) -> Path | None:
+def _if_file(path: Path) -> Path | None:
     return path if path.is_file() else None
 
 
-def show(found: list[Finding], title: str) -> None:
+def print_results(results: list[CheckResult], title: str) -> None:
     table = Table(title=title, title_justify="left", header_style="bold")
-    for column in ("check", "", "found"):
+    for column in ("check", "", "result"):
         table.add_column(column)
-    for finding in found:
-        table.add_row(finding.name, "[green]passed[/]" if finding.ok else "[red]failed[/]", finding.sentence)
+    for result in results:
+        table.add_row(result.name, "[green]passed[/]" if result.passed else "[red]failed[/]", result.sentence)
     SafeConsole().print(table)
 
 
-def report(found: list[Finding], about: Subject, name: str) -> dict[str, Any]:
-    """What validation_report.json holds."""
-    run: Run | None = about.run
+def report(results: list[CheckResult], target: CheckTarget, name: str) -> dict[str, Any]:
+    """The content of validation_report.json."""
     return {
         "subject": name,
-        "run": run.id if run else None,
-        "model_path": str(about.model),
+        "run": target.run.id if target.run else None,
+        "model_path": str(target.model),
         "validated": runs.now(),
-        "passed": all(f.ok for f in found),
-        "checks": as_rows(found),
+        "passed": all(r.passed for r in results),
+        "checks": to_rows(results),
     }

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
+from src.eval.verdict import Verdict
 
-class Said(NamedTuple):
-    """A verdict, as far as a card reads it."""
-
-    promoted: bool = True
-    sentence: str = "promoted: rougeL on test is better"
+PROMOTED = Verdict("promoted", "promoted: rougeL on test is better", {})
 
 
 def program(card: str) -> str:
-    """The Python of the card's section on loading."""
-    return card.split("## How to load it", 1)[1].split("```python\n", 1)[1].split("```", 1)[0]
+    """The Python program of the card's section "How to use"."""
+    return card.split("## How to use", 1)[1].split("```python\n", 1)[1].split("```", 1)[0]
 
 
 def answer_of(card: str, folder: Path, base: Path) -> Any:
-    """What the program says, run in `folder`, beside which the base model lies under its own name."""
+    """The answer of the program, run in `folder`, which has a link to the base model under its own name."""
     here = folder / base.name
     if not here.exists():
         here.symlink_to(base)

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from src.deploy import export
-from src.deploy.model_card import model_card
+from src.deploy.model_card import render_card
 from src.errors import ModelError, RunError
 from src.eval import adapter_merge, reevaluate
 from src.model import adapters, load, methods
@@ -21,7 +21,7 @@ from src.model.source import locate, locate_tuned
 from src.runs import Run
 from src.schema import MethodArgs, PublishConfig
 from src.utils.files import hash_files
-from tests.deploy.cards import Said, answer_of
+from tests.deploy.cards import PROMOTED, answer_of
 from tests.fixtures import ANSWER, World, tree
 
 pytest_plugins = ["tests.fixtures"]
@@ -31,7 +31,7 @@ MERGED = PublishConfig(export="merged", cuda_visible_devices="")
 
 def written(run: Run, cfg: PublishConfig, folder: Path) -> tuple[Path, dict[str, Any]]:
     folder.mkdir()
-    return folder, export.write(run, cfg, folder)
+    return folder, export.write_model(run, cfg, folder)
 
 
 def answered(folder: Path, question: str) -> str:
@@ -90,7 +90,7 @@ def test_every_method_is_merged_or_says_why_not(disguised: Any, method: str, tmp
     run = disguised(method)
     if METHODS[method].unmergeable:
         with pytest.raises(ModelError, match=f"A {method} adapter cannot be merged .* set export=adapter"):
-            export.write(run, MERGED, tmp_path)
+            export.write_model(run, MERGED, tmp_path)
         return
     _, facts = written(run, MERGED, tmp_path / "merged")
     assert facts["mean_kl"] < 1e-5
@@ -134,14 +134,14 @@ def test_merged_weights_that_answer_otherwise_are_refused_with_both_numbers(
     allowed = replace(MERGED, export_max_kl=1e9, export_max_drop=1.0)
     assert written(finished.newest, allowed, tmp_path / "allowed")[1]["merged_score"] == 0
     for almost in (replace(allowed, export_max_kl=0.01), replace(allowed, export_max_drop=0.5)):
-        with pytest.raises(ModelError, match="answer otherwise"):
-            export.write(finished.newest, almost, tmp_path / "allowed")
+        with pytest.raises(ModelError, match="differs from the adapter"):
+            export.write_model(finished.newest, almost, tmp_path / "allowed")
 
 
 def test_a_run_that_was_not_evaluated_cannot_be_compared(copied: World, tmp_path: Path) -> None:
     (copied.newest.path / "evals" / "config_used.yaml").unlink()
     with pytest.raises(RunError, match="has not been evaluated; make eval"):
-        export.write(copied.newest, MERGED, tmp_path)
+        export.write_model(copied.newest, MERGED, tmp_path)
 
 
 def test_logits_are_those_of_the_reference_answer_whose_likelihood_they_give(finished: World) -> None:
@@ -177,8 +177,8 @@ def test_full_weights_are_merged_as_they_are_and_have_no_adapter(copied: World, 
     run.update(method="full")
     folder, facts = written(run, MERGED, tmp_path / "full")
     assert facts == {"form": "full"} and "config.json" in tree(folder)
-    with pytest.raises(ModelError, match="trained every weight: there is no adapter"):
-        export.write(run, replace(MERGED, export="adapter"), tmp_path)
+    with pytest.raises(ModelError, match="trained all weights, so it has no adapter"):
+        export.write_model(run, replace(MERGED, export="adapter"), tmp_path)
 
 
 def test_gguf_says_what_to_do_instead(copied: World, capsys: pytest.CaptureFixture[str]) -> None:
@@ -194,7 +194,7 @@ def test_onnx_that_is_not_installed_is_one_sentence(
 ) -> None:
     monkeypatch.setattr(export, "ONNX_PACKAGES", ("onnx", "onnx_is_not_here"))
     with pytest.raises(ModelError, match="needs onnx_is_not_here, which is not installed; pip install -r requi"):
-        export.write(finished.newest, replace(MERGED, export="onnx"), tmp_path)
+        export.write_model(finished.newest, replace(MERGED, export="onnx"), tmp_path)
 
 
 def test_onnx_computes_the_logits_of_torch_or_is_refused(
@@ -223,11 +223,11 @@ def test_onnx_computes_the_logits_of_torch_or_is_refused(
     assert {"model.onnx", "config.json", "tokenizer.json", "chat_template.jinja"} <= set(tree(folder))
     assert not list(tmp_path.glob("**/*.safetensors")) and facts["merged"]["mean_kl"] < 1e-6
     assert facts["form"] == "onnx" and facts["largest_logit_difference"] < 1e-4
-    card = model_card(run, "it", Said(), facts)
-    assert "library_name: onnx\n" in card and "without a cache of keys and values" in card
+    card = render_card(run, "it", PROMOTED, facts)
+    assert "library_name: onnx\n" in card and "without a KV cache" in card
     assert answer_of(card, folder, finished.model) == ANSWER
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", other)
-    with pytest.raises(ModelError, match="onnxruntime computes other logits than torch: they differ by "):
-        export.write(run, cfg, folder)
+    with pytest.raises(ModelError, match="the logits of onnxruntime and torch differ by "):
+        export.write_model(run, cfg, folder)
     assert len(exported) == 2

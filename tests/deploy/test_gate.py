@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from src.deploy.findings import Finding
-from src.deploy.gate import require
+from src.deploy.checks import CheckResult
+from src.deploy.gate import check_gate
 from src.errors import CannotTell, NotPromoted, RunError
 from src.runs import Run
 from src.schema import GateArgs
@@ -20,7 +20,8 @@ pytest_plugins = ["tests.fixtures"]
 GATE = GateArgs(metric="exact_match", guards=[], resamples=500)
 
 
-SOUND, TORN = Finding("loss", True, "the loss fell"), Finding("files", False, "model.safetensors was changed")
+HEALTHY = CheckResult("loss", True, "the loss fell")
+DAMAGED = CheckResult("files", False, "model.safetensors was changed")
 
 
 def compared(folder: Path, base: float, tuned: float) -> Run:
@@ -54,29 +55,29 @@ def test_what_is_not_promoted_is_refused_unless_forced(
 ) -> None:
     run = compared(tmp_path, 0.5, tuned)
     with pytest.raises(error, match=told) as caught:
-        require(run, GATE, force=False)
+        check_gate(run, GATE, force=False)
     assert caught.value.exit_code == code  # type: ignore[attr-defined]
-    assert not require(run, GATE, force=True).promoted
+    assert not check_gate(run, GATE, force=True).promoted
 
 
 def test_what_is_unsound_is_refused_however_good_it_is(tmp_path: Path) -> None:
     run = compared(tmp_path, 0.25, 0.75)
-    assert require(run, GATE, force=False, findings=[SOUND]).promoted
+    assert check_gate(run, GATE, force=False, results=[HEALTHY]).promoted
     with pytest.raises(NotPromoted, match=r"^not published: model\.safetensors was changed; publish anyway"):
-        require(run, GATE, force=False, findings=[SOUND, TORN])
-    assert require(run, GATE, force=True, findings=[TORN]).promoted
+        check_gate(run, GATE, force=False, results=[HEALTHY, DAMAGED])
+    assert check_gate(run, GATE, force=True, results=[DAMAGED]).promoted
 
 
 def test_all_that_speaks_against_it_is_told(tmp_path: Path) -> None:
     with pytest.raises(NotPromoted) as caught:
-        require(compared(tmp_path, 0.5, 0.55), GATE, force=False, findings=[TORN])
+        check_gate(compared(tmp_path, 0.5, 0.55), GATE, force=False, results=[DAMAGED])
     assert caught.value.problems[0].startswith("not published: too few examples to tell")
     assert caught.value.problems[1] == "not published: model.safetensors was changed"
 
 
 def test_what_was_not_evaluated_cannot_be_forced(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="was not evaluated by what decides"):
-        require(compared(tmp_path, 0.25, 0.75), GateArgs(metric="rougeL"), force=True)
+        check_gate(compared(tmp_path, 0.25, 0.75), GateArgs(metric="rougeL"), force=True)
 
 
 # Through the door

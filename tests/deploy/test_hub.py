@@ -14,9 +14,9 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from src import config
 from src.deploy import hub_client
-from src.deploy.gate import Verdict
+from src.deploy.export import assemble
 from src.deploy.hub import Publication
-from src.deploy.package import assemble
+from src.eval.verdict import Verdict
 from src.runs import Run
 from src.utils.files import sha256
 from tests.conftest import HEAVY, Door
@@ -215,7 +215,7 @@ def test_public_is_public(copied: World, hub: ModelHub) -> None:
 def test_a_public_repository_needs_the_flag(copied: World, hub: ModelHub, capsys: Said) -> None:
     repo = hub.create(REPO, private=False)
     assert f"{REPO} is public on the Hub; nothing was sent" in refused(copied, capsys)
-    assert "pass --public" in refused(copied, capsys)
+    assert "publish-hf: --public" in refused(copied, capsys)
     assert repo.published == []
     assert publish(copied, private=False) == 0
 
@@ -223,7 +223,7 @@ def test_a_public_repository_needs_the_flag(copied: World, hub: ModelHub, capsys
 def test_a_private_repository_stays_so(copied: World, hub: ModelHub, capsys: Said) -> None:
     hub.create(REPO, private=True)
     assert publish(copied, private=False) == 0
-    assert f"{REPO} was private before and stays so" in capsys.readouterr().out
+    assert f"{REPO} was private and stays private" in capsys.readouterr().out
     assert hub.repos[REPO].private
 
 
@@ -260,7 +260,7 @@ def test_a_later_run_takes_the_place_of_an_earlier_one(copied: World, hub: Model
     assert two.files.keys() - one.files.keys() == {"new.json", "images/loss.png"}
     assert one.files.keys() - two.files.keys() == {"tokenization.json"}
     assert repo.tags == {first.id: before, later.id: repo.head}
-    assert f"{REPO} keeps what was not published from here: images/loss.png" in capsys.readouterr().out
+    assert f"{REPO} keeps files that Assay did not publish: images/loss.png" in capsys.readouterr().out
 
 
 def test_an_earlier_run_is_still_found_by_its_tag(copied: World, hub: ModelHub) -> None:
@@ -287,14 +287,14 @@ def test_a_change_by_somebody_else_meanwhile_is_kept(copied: World, hub: ModelHu
     assert theirs.title == "by somebody else"
     assert ours.files["notes"] == b"theirs"
     assert ours.parent == next(sha for sha, commit in hub.repos[REPO].commits.items() if commit is theirs)
-    assert f"{REPO} was changed by somebody else meanwhile; looking again" in capsys.readouterr().out
+    assert f"somebody else changed {REPO} at the same time; trying again" in capsys.readouterr().out
 
 
 def test_a_repository_that_is_changed_all_the_time_is_given_up(copied: World, hub: ModelHub, capsys: Said) -> None:
     counter = iter(range(100))
     hub.fault("commit", times=None, call=lambda: hub.change(REPO, notes=str(next(counter))) and None)
     line = refused(copied, capsys)
-    assert f"{REPO} was changed by somebody else meanwhile; {REPO} is there, without this model; run the" in line
+    assert f"somebody else changed {REPO} at the same time; {REPO} exists, without this model; run the" in line
     assert [commit.title for commit in hub.repos[REPO].published] == ["by somebody else"] * 3
 
 
@@ -303,7 +303,7 @@ def test_a_tag_of_another_model_is_not_moved(copied: World, hub: ModelHub, capsy
     assert repo.head is not None
     repo.tags[run.id] = repo.head
     line = refused(copied, capsys)
-    assert f"tag {run.id} of {REPO} is commit {repo.head[:12]}, which holds another model (" in line
+    assert f"tag {run.id} of {REPO} is commit {repo.head[:12]}, which has another model (" in line
     assert f"hf repos tag delete {REPO} {run.id}" in line
     assert len(repo.published) == 1 and repo.tags == {run.id: repo.head}
 
@@ -344,8 +344,7 @@ def test_a_trouble_that_passes_is_waited_for(
     for n, kind in enumerate((408, 429, 500, 502, 503, 504, DROP, HALF, LOST, CUT)):
         hub.fault(step, kind)
         hub.objects.clear()
-        cfg = config.load("publish-hf", {"repo_id": f"me/{step}-{n}"})
-        Publication(cfg, "a-run", *folder).publish()
+        Publication(f"me/{step}-{n}", True, "a-run", *folder).publish()
         assert waits == [1.0], kind
         repo = hub.repos[f"me/{step}-{n}"]
         assert len(repo.published) == 1 and repo.tags == {"a-run": repo.head}, kind
@@ -367,7 +366,7 @@ def test_the_waits_grow_and_end(copied: World, hub: ModelHub, waits: list[float]
     assert waits == [1, 2, 4, 8, 16]
     host = hub.endpoint.removeprefix("http://")
     assert line == (
-        f"{host} answers 503; nothing was sent, and {REPO} is there; the same command goes on from there\n"
+        f"{host} responded with 503; nothing was sent, and {REPO} exists; run the same command again to resume\n"
     )
 
 
@@ -386,17 +385,17 @@ def test_nobody_is_kept_waiting_for_an_hour(
     copied: World, hub: ModelHub, waits: list[float], capsys: Said
 ) -> None:
     hub.fault("create", 429, headers={"Retry-After": "3600"})
-    assert "answers 429 and asks to wait 3600 s; nothing was sent; the same command" in refused(copied, capsys)
+    assert "responded with 429 and asks to wait 3600 s; nothing was sent; run the same" in refused(copied, capsys)
     assert waits == []
 
 
 def test_a_hub_that_does_not_answer_is_not_waited_for_without_limit(
     copied: World, hub: ModelHub, waits: list[float], monkeypatch: pytest.MonkeyPatch, capsys: Said
 ) -> None:
-    monkeypatch.setattr(hub_client, "ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr(hub_client, "READ_TIMEOUT_S", 0.5)
     hub.fault("create", SLOW)
     assert publish(copied) == 0
-    assert "did not answer in time; again in 1 s (try 2 of 6)" in capsys.readouterr().out
+    assert "did not respond in time; again in 1 s (try 2 of 6)" in capsys.readouterr().out
     assert_published_once(hub, copied.newest)
 
 
@@ -405,10 +404,10 @@ def test_a_hub_that_does_not_answer_is_not_waited_for_without_limit(
     [
         ("whoami", 503, "nothing was sent"),
         ("create", 503, "nothing was sent"),
-        ("preupload", 503, f"{REPO} is there, without this model"),
-        ("put", 503, f"{REPO} is there, without this model"),
-        ("commit", LOST, "commit {commit} is in {repo}, not yet read back nor tagged"),
-        ("tag", DROP, "commit {commit} is in {repo} and was read back, and the tag is missing"),
+        ("preupload", 503, f"{REPO} exists, without this model"),
+        ("put", 503, f"{REPO} exists, without this model"),
+        ("commit", LOST, "commit {commit} is in {repo}, neither verified nor tagged"),
+        ("tag", DROP, "commit {commit} is in {repo}, verified but not tagged"),
     ],
 )
 def test_what_is_given_up_says_what_is_there_and_is_finished_later(
@@ -418,10 +417,10 @@ def test_what_is_given_up_says_what_is_there_and_is_finished_later(
     if step == "commit":  # it is made, and then the Hub cannot be read
         hub.faults[0].times = 1
         hub.fault("tree", 503, skip=1, times=None)
-        then = "whether {repo} took the commit is not known"
+        then = "it is not known whether {repo} accepted the commit"
     line = refused(copied, capsys)
     commit = str(hub.repos[REPO].head)[:12] if REPO in hub.repos else ""
-    assert f"; {then.format(commit=commit, repo=REPO)}; the same command goes on from there" in line
+    assert f"; {then.format(commit=commit, repo=REPO)}; run the same command again to resume" in line
     assert notes(copied.newest) == []
     hub.faults.clear()
     assert publish(copied) == 0
@@ -433,13 +432,13 @@ def test_a_commit_that_cannot_be_read_back_is_not_called_absent(
 ) -> None:
     hub.fault("tree", 503, skip=1, times=None)
     line = refused(copied, capsys)
-    assert f"commit {str(hub.repos[REPO].head)[:12]} is in {REPO}, not yet read back nor tagged" in line
+    assert f"commit {str(hub.repos[REPO].head)[:12]} is in {REPO}, neither verified nor tagged" in line
 
 
 def test_what_arrives_damaged_is_not_tagged(copied: World, hub: ModelHub, capsys: Said) -> None:
     hub.corrupt = {"README.md", "adapter_model.safetensors"}
     line = refused(copied, capsys)
-    assert "does not hold what was sent: README.md, adapter_model.safetensors; commit " in line
+    assert "has other content than was sent: README.md, adapter_model.safetensors; commit " in line
     assert hub.repos[REPO].tags == {} and notes(copied.newest) == []
     hub.corrupt.clear()
     assert publish(copied) == 0
@@ -452,13 +451,15 @@ def test_what_arrives_damaged_is_not_tagged(copied: World, hub: ModelHub, capsys
 def test_a_token_that_is_not_known(copied: World, hub: ModelHub, capsys: Said) -> None:
     hub.users.clear()
     line = refused(copied, capsys)
-    assert line.startswith(f"{hub.endpoint} does not accept the token; nothing was sent; make one with write perm")
+    assert line.startswith(
+        f"{hub.endpoint} does not accept the token; nothing was sent; create one with write perm"
+    )
     assert hub.repos == {}
 
 
 def test_a_token_that_may_only_read(copied: World, hub: ModelHub, capsys: Said) -> None:
     hub.users[TOKEN] = User("me", role="read")
-    assert "the token of me may only read; nothing was sent; make one with write permission at" in refused(
+    assert "the token of me may only read; nothing was sent; create one with write permission at" in refused(
         copied, capsys
     )
     assert hub.steps() == ["whoami"]
@@ -477,7 +478,7 @@ def test_a_name_of_another_owner(copied: World, hub: ModelHub, capsys: Said, pri
     if private is not None:
         hub.create("you/ingot", private=private)
     line = refused(copied, capsys, private=False, repo="you/ingot")
-    assert line.startswith("you belongs to another owner, and me may not write to you/ingot; ")
+    assert line.startswith("you is another owner, and me may not write to you/ingot; ")
     assert line.endswith("name a repository of: me, works\n")
     assert private is None or hub.repos["you/ingot"].published == []
 
@@ -485,10 +486,10 @@ def test_a_name_of_another_owner(copied: World, hub: ModelHub, capsys: Said, pri
 def test_a_card_that_the_hub_refuses(
     copied: World, hub: ModelHub, capsys: Said, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("src.deploy.model_card.model_card", lambda *_: "---\na: [\n---\n# no YAML\n")
+    monkeypatch.setattr("src.deploy.model_card.render_card", lambda *_: "---\na: [\n---\n# no YAML\n")
     line = refused(copied, capsys)
-    assert " refuses it (400, invalid YAML while parsing a flow node " in line
-    assert f"; {REPO} is there, without this model; once that is put right, the same command goes on" in line
+    assert " refuses the request (400, invalid YAML while parsing a flow node " in line
+    assert f"; {REPO} exists, without this model; correct the cause, then run the same command" in line
 
 
 @pytest.mark.parametrize(("step", "status"), [("info", 404), ("commit", 413), ("create", 402), ("tag", 400)])
@@ -503,14 +504,14 @@ def test_no_hub_is_there(
 ) -> None:
     monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{closed_port()}")
     line = refused(copied, capsys)
-    assert "cannot be reached (" in line and "; nothing was sent; the same command goes on" in line
+    assert "cannot be reached (" in line and "; nothing was sent; run the same command again" in line
     assert waits == []
 
 
 def test_something_else_than_a_hub_is_there(copied: World, hub: ModelHub, capsys: Said) -> None:
     hub.fault("whoami", 200)
     assert refused(copied, capsys) == (
-        f"{hub.endpoint} does not answer as a Hub does; nothing was sent; check HF_ENDPOINT\n"
+        f"{hub.endpoint} does not respond like a Hub; nothing was sent; check HF_ENDPOINT\n"
     )
 
 
@@ -534,15 +535,15 @@ def test_force_publishes_and_the_card_says_so(copied: World, hub: ModelHub) -> N
 def test_a_secret_in_the_model_is_not_sent(copied: World, hub: ModelHub, capsys: Said) -> None:
     (copied.newest.model / "notes.txt").write_text(f"log in with {TOKEN}")
     assert publish(copied) == 3
-    assert "the model holds secrets: notes.txt holds the value of HF_TOKEN" in capsys.readouterr().err
+    assert "the model contains secrets: notes.txt contains the value of HF_TOKEN" in capsys.readouterr().err
     line = refused(copied, capsys, force="true")  # this is never overridden
-    assert line.startswith("not published: notes.txt holds the value of HF_TOKEN; ")
+    assert line.startswith("not published: notes.txt contains the value of HF_TOKEN; ")
     assert hub.asked == []
 
 
 def test_a_run_directory_that_cannot_be_a_tag(copied: World, hub: ModelHub, capsys: Said) -> None:
     moved = copied.newest.path.rename(copied.newest.path.with_name("my run"))
-    assert "my run cannot be a tag of git; nothing was sent; rename" in refused(copied, capsys, moved)
+    assert "my run is not a valid git tag; nothing was sent; rename" in refused(copied, capsys, moved)
     assert hub.asked == []
 
 
@@ -563,16 +564,16 @@ def test_the_token_of_a_login_is_used_and_never_written(
     written = [*tree(copied.output).values(), *hub.repos[REPO].published[0].files.values()]
     assert not any(TOKEN.encode() in content for content in written)
     (copied.newest.model / "notes.txt").write_text(TOKEN)
-    assert "notes.txt holds the value of HF_TOKEN" in refused(copied, capsys, repo="me/two", force="true")
+    assert "notes.txt contains the value of HF_TOKEN" in refused(copied, capsys, repo="me/two", force="true")
 
 
 def test_what_is_missing_is_told_at_once(assay: Door) -> None:
     said = assay("publish-hf", forbidden=HEAVY, HF_HOME=str(assay.cwd), HF_ENDPOINT="ftp://me:pw@hub")
     assert said.returncode == 2
     assert said.stderr.splitlines() == [
-        "no repository is named; write --repo USER/NAME, or set HF_REPO_ID",
+        "no repository is named; set repo_id=USER/NAME (publish-hf: --repo USER/NAME), or HF_REPO_ID",
         "HF_ENDPOINT is not a plain http(s) address; correct it, or unset it for huggingface.co",
-        "there is no token for the Hub; set HF_TOKEN, or run hf auth login",
+        "no token for the Hub was found; set HF_TOKEN, or run hf auth login",
     ]
 
 
@@ -608,7 +609,7 @@ def test_the_library_is_left_as_it_was_found(copied: World, hub: ModelHub) -> No
     from huggingface_hub.utils import get_session
 
     assert publish(copied) == 0
-    assert not isinstance(get_session(), hub_client.Client)
+    assert not isinstance(get_session(), hub_client.HubHttpClient)
     assert constants.HF_HUB_DISABLE_XET is False
 
 

@@ -87,14 +87,14 @@ def test_killed_before_the_note_it_is_made_later(copied: World, hub: ModelHub, n
 # On this machine
 
 FIRST = [
-    Moment("src.deploy.model_card:model_card"),  # the model is copied, its card is not there
+    Moment("src.deploy.model_card:render_card"),  # the model is copied, its card is not there
     Moment("src.deploy.push:assemble", after=True),
     Moment("src.utils.files:replace_dir", after=True),
     Moment("src.deploy.push:switch_link", after=True),
     Moment("src.deploy.push:switch_link", nth=2, after=True),
     Moment("src.deploy.push:record", after=True),
 ]
-AGAIN = [Moment("src.deploy.model_card:model_card"), Moment("src.utils.files:replace_dir", after=True)]
+AGAIN = [Moment("src.deploy.model_card:render_card"), Moment("src.utils.files:replace_dir", after=True)]
 # The two folders have changed places, and the old one is not gone.
 AGAIN += [Moment("src.utils.files:_exchange", after=True)]
 

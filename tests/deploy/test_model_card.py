@@ -17,7 +17,7 @@ from src.deploy import export, model_card
 from src.eval.results import baseline_folder
 from src.runs import Run
 from src.schema import PublishConfig
-from tests.deploy.cards import Said, answer_of, program
+from tests.deploy.cards import PROMOTED, answer_of, program
 from tests.fixtures import ANSWER, EPOCHS, ROOT, World, jsonl, read_jsonl
 
 pytest_plugins = ["tests.fixtures"]
@@ -25,7 +25,8 @@ pytest_plugins = ["tests.fixtures"]
 
 def card_of(run: Run, artifacts: Path | None = None, **settings: Any) -> str:
     cfg = PublishConfig(**settings)
-    return model_card.model_card(run, "it", Said(), None, cfg)
+    regressions = model_card.worst_regressions(run, cfg.artifacts_dir, cfg.gate.metric)
+    return model_card.render_card(run, "it", PROMOTED, None, cfg.license, regressions)
 
 
 def front_of(card: str) -> dict[str, Any]:
@@ -93,8 +94,8 @@ def test_data_sets_and_base_models_of_the_hub_are_named_as_there(copied: World) 
 def test_the_body_says_what_was_made_of_what(finished: World) -> None:
     run = finished.newest
     body = card_of(run).split("---\n", 2)[2]
-    assert body.startswith("\n# it\n") and f"Made with {NAME} " in body and run.id in body
-    assert "from `tiny` (a local folder, which is not on the Hub under this name)" in body
+    assert body.startswith("\n# it\n") and f"Fine-tuned with {NAME} " in body and run.id in body
+    assert "from `tiny` (a local folder, not the Hub repository of this name)" in body
     assert "Verdict: promoted: rougeL on test is better." in body and "against the gate" not in body
     assert "| test | exact_match | 0-1 | 0 | 1 | +1 |" in body
     assert f"`{run.manifest['data']['files'][0]['sha256']}`" in body
@@ -122,8 +123,8 @@ def test_intervals_are_shown_where_there_are_some(copied: World) -> None:
 def test_what_got_worse_is_said_with_the_worst_examples(copied: World, monkeypatch: pytest.MonkeyPatch) -> None:
     run = copied.newest
     settings = {"artifacts_dir": str(copied.artifacts)}
-    assert "- No metric fell on adversarial, test, dev." in card_of(run, **settings)
-    assert "- No example got a lower score than from the base." in card_of(run, **settings)
+    assert "- No metric is worse than the base's on adversarial, test, dev." in card_of(run, **settings)
+    assert "- No example scores lower than with the base." in card_of(run, **settings)
     comparison = json.loads((run.path / "comparison.json").read_text())
     for row in comparison["rows"]:
         if (row["split"], row["metric"]) in {("adversarial", "rougeL"), ("dev", "bleu")}:
@@ -143,15 +144,15 @@ def test_what_got_worse_is_said_with_the_worst_examples(copied: World, monkeypat
     monkeypatch.setenv("MY_TOKEN", "s3cr3t-value")
     rows[3] |= {"prediction": "a | s3cr3t-value " + "so long " * 50}
     jsonl(run.path / "evals" / "adversarial.predictions.jsonl", rows)
-    limits = card_of(run, **settings).split("## Limits\n\n")[1].split("\n\n##")[0].splitlines()
+    limits = card_of(run, **settings).split("## Limitations\n\n")[1].split("\n\n##")[0].splitlines()
     assert limits[:2] == [
-        "- rougeL on adversarial is worse than the base's: 0.75 became 0.5.",
-        "- bleu on dev is worse than the base's: 0.75 became 0.5.",
+        "- rougeL on adversarial is worse than the base's: 0.5, base 0.75.",
+        "- bleu on dev is worse than the base's: 0.5, base 0.75.",
     ]
     assert [line.split(" on ")[0] for line in limits[2:]] == [
-        "- rougeL fell from 1 to 0", "- rougeL fell from 0.9 to 0.5", "- rougeL fell from 0.7 to 0.6",
+        "- rougeL went from 1 to 0", "- rougeL went from 0.9 to 0.5", "- rougeL went from 0.7 to 0.6",
     ]  # fmt: skip
-    assert "expected “TOP(a)”, answered “a \\| ${oc.env:MY_TOKEN} so long" in limits[2]
+    assert "expected “TOP(a)”, got “a \\| ${oc.env:MY_TOKEN} so long" in limits[2]
     assert limits[2].endswith("…”.") and len(limits[2]) < 300
 
 
@@ -213,13 +214,13 @@ def test_the_programs_of_the_other_tasks_give_the_evaluated_answers(
 ) -> None:
     run = of_a_task(tmp_path, architecture, task, method)
     (tmp_path / "published").mkdir()
-    export.write(run, PublishConfig(), tmp_path / "published")
+    export.write_model(run, PublishConfig(), tmp_path / "published")
     first = read_jsonl(run.path / "evals" / "test.predictions.jsonl")[0]
     answer = answer_of(card_of(run), tmp_path / "published", tmp_path / architecture)
     assert answer.strip() == first["prediction"].strip()
     if method != "full":
         (tmp_path / "merged").mkdir()
         cfg = PublishConfig(export="merged", cuda_visible_devices="")
-        facts = export.write(run, cfg, tmp_path / "merged")
-        card = model_card.model_card(run, "it", Said(), facts, cfg)
+        facts = export.write_model(run, cfg, tmp_path / "merged")
+        card = model_card.render_card(run, "it", PROMOTED, facts)
         assert facts["mean_kl"] < 1e-6 and answer_of(card, tmp_path / "merged", tmp_path / architecture) == answer

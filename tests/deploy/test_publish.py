@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from src import runs
-from src.deploy.push import alone
+from src.deploy.push import publication_lock
 from tests.fixtures import World, tree
 
 pytest_plugins = ["tests.fixtures"]
@@ -115,7 +115,7 @@ def test_promoted_points_to_what_last_passed_the_gate(copied: World, published: 
 def test_what_is_promoted_is_not_replaced_by_a_forced_copy(copied: World, published: Path, capsys: Said) -> None:
     before = tree(published.parent)
     assert copied.call("publish", "gate.min_delta=2", "--force") == 2
-    assert "which passed the gate then, and a forced copy would take its place; set publish_name" in (
+    assert "which passed the gate; a forced publication would replace it; set publish_name" in (
         capsys.readouterr().err
     )
     assert tree(published.parent) == before
@@ -131,12 +131,12 @@ def test_a_secret_in_the_model_is_not_copied(copied: World, monkeypatch: pytest.
     (copied.newest.model / "notes.txt").write_text("log in with correct-horse-7")
     (copied.newest.model / "id_rsa").write_text("-----BEGIN RSA " + "PRIVATE KEY-----")
     assert copied.call("publish") == 3
-    assert "the model holds secrets: id_rsa holds a private key; notes.txt" in capsys.readouterr().err
+    assert "the model contains secrets: id_rsa contains a private key; notes.txt" in capsys.readouterr().err
     assert copied.call("publish", "--force") == 2  # this is never overridden
     said = capsys.readouterr().err
     assert said.splitlines()[:2] == [
-        "not published: id_rsa holds a private key",
-        "not published: notes.txt holds the value of MY_PASSWORD",
+        "not published: id_rsa contains a private key",
+        "not published: notes.txt contains the value of MY_PASSWORD",
     ]
     assert "correct-horse-7" not in said
     assert list((copied.artifacts / "models" / "tiny-lora").iterdir()) == []
@@ -144,9 +144,11 @@ def test_a_secret_in_the_model_is_not_copied(copied: World, monkeypatch: pytest.
 
 def test_two_publications_do_not_meet(copied: World, published: Path, capsys: Said) -> None:
     before = tree(published.parent)
-    with alone(published.parent, leftovers="nothing"):
+    with publication_lock(published.parent, leftovers="nothing"):
         assert copied.call("publish") == 2
-    assert f"another process is publishing in {published.parent}; wait for its end" in capsys.readouterr().err
+    assert (
+        f"another process is publishing in {published.parent}; wait until it has ended" in capsys.readouterr().err
+    )
     assert tree(published.parent) == before
 
 
@@ -215,6 +217,6 @@ def test_an_interrupted_copy_leaves_what_was_published_before(
         raise KeyboardInterrupt
 
     before = tree(published.parent)
-    monkeypatch.setattr("src.deploy.model_card.model_card", broken)
+    monkeypatch.setattr("src.deploy.model_card.render_card", broken)
     assert copied.call("publish") == 130
     assert tree(published.parent) == before

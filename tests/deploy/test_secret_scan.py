@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from src.deploy.secret_scan import SHAPES, scan
+from src.deploy.checks.files import SECRET_PATTERNS, find_secrets
 
 MINE = "correct-horse-7"
 # In two pieces, so that no scanner takes this file for a leak.
@@ -36,7 +36,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_shape_has_an_example() -> None:
-    assert EXAMPLES.keys() == SHAPES.keys()
+    assert EXAMPLES.keys() == SECRET_PATTERNS.keys()
 
 
 @pytest.mark.parametrize("kind", EXAMPLES)
@@ -44,7 +44,7 @@ def test_what_looks_like_a_credential_is_found_wherever_it_is(tmp_path: Path, ki
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "notes.bin").write_bytes(b"\0\xff" * 5000 + EXAMPLES[kind].encode() + b"\0")
     (tmp_path / "README.md").write_text("nothing here\n")
-    assert scan(tmp_path) == [f"deep/notes.bin holds {kind}"]
+    assert find_secrets(tmp_path) == [f"deep/notes.bin contains {kind}"]
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_what_looks_like_a_credential_is_found_wherever_it_is(tmp_path: Path, ki
 )
 def test_what_only_resembles_one_is_left_alone(tmp_path: Path, near: str) -> None:
     (tmp_path / "README.md").write_text(f"see {near} there")
-    assert scan(tmp_path) == []
+    assert find_secrets(tmp_path) == []
 
 
 @pytest.mark.parametrize("value", [MINE, 'has "quotes"\n and\\slashes', "ünïcode-\U0001f642"])
@@ -72,8 +72,8 @@ def test_a_value_of_the_environment_is_found_as_json_writes_it(
     monkeypatch.setenv("MY_PASSWORD", value)
     assert callable(write)
     (tmp_path / "config.json").write_text(f"[{write(value)}]", encoding="utf-8")
-    found = scan(tmp_path)
-    assert found == ["config.json holds the value of MY_PASSWORD"]
+    found = find_secrets(tmp_path)
+    assert found == ["config.json contains the value of MY_PASSWORD"]
     assert value not in found[0]
 
 
@@ -85,10 +85,10 @@ def test_what_is_no_secret_is_left_alone(
 ) -> None:
     monkeypatch.setenv(name, value)
     (tmp_path / "vocabulary.txt").write_text(f"a {value} b")
-    assert scan(tmp_path) == []
+    assert find_secrets(tmp_path) == []
 
 
 def test_weights_hold_nothing(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(random.Random(1).randbytes(1 << 20))
     (tmp_path / "empty").touch()
-    assert scan(tmp_path) == []
+    assert find_secrets(tmp_path) == []

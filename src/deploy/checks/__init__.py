@@ -1,59 +1,101 @@
-"""Health checks of a trained model: the table CHECKS. The gate asks some of them, `validate` others.
+"""Health checks of a trained model: the table CHECKS. The gate runs some of them, `validate` others.
 
-Each takes a Subject and says in one sentence what it found. Those of model.py load the model; no other
-imports torch. To add a check, enter it in CHECKS, and name it in GATE, GATE_LOADED or VALIDATE.
+A check returns whether it passed and one sentence. To add a check, enter it in CHECKS and name it in GATE,
+GATE_WITH_MODEL or VALIDATE. Only the checks of model.py load the model and import torch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from src.deploy.checks import files, model
-from src.deploy.findings import Finding, Subject
+from src.deploy.checks import files
+from src.deploy.checks.model import PROMPTS, LoadArgs, check_output, check_reload
 from src.errors import UserError
 from src.runs import Run
-from src.schema import GateArgs, PublishConfig
+from src.schema import GateArgs
+from src.utils.files import read_json, write_json
 
-CHECKS: dict[str, Callable[[Subject], tuple[bool, str]]] = {
-    "training loss": files.loss,
-    "model files": files.model_files,
-    "checkpoints": files.checkpoints,
-    "data": files.data,
-    "secrets": files.secrets,
-    "profile": files.profile_format,
-    "reload": model.reload,
-    "model output": model.output,
+RESULTS = "gate_checks.json"
+MAX_LOSS = 10.0  # nats per token: about the loss of a uniform guess among 22,000 tokens
+
+
+class CheckResult(NamedTuple):
+    """`sentence` is complete without the name of the check."""
+
+    name: str
+    passed: bool
+    sentence: str
+
+
+@dataclass(frozen=True)
+class CheckTarget:
+    """What is checked: a model folder, and the records of its training that exist.
+
+    Args:
+        run: the run that the model belongs to.
+        training_info: the training_info.json to read instead of the run's log.
+        profile: the aim_profile.json to check.
+        num_prompts: how many prompts the check of the model's output generates from.
+    """
+
+    model: Path
+    run: Run | None = None
+    training_info: Path | None = None
+    profile: Path | None = None
+    gate: GateArgs = field(default_factory=GateArgs)
+    max_loss: float = MAX_LOSS
+    num_prompts: int = len(PROMPTS)
+    load: LoadArgs = field(default_factory=LoadArgs)
+
+
+CHECKS: dict[str, Callable[[CheckTarget], tuple[bool, str]]] = {
+    "training loss": lambda t: files.check_loss(files.logged_losses(t.run, t.training_info), t.max_loss),
+    "model files": lambda t: files.check_model_files(t.model, files.recorded_hashes(t.model, t.run)),
+    "checkpoints": lambda t: files.check_checkpoints(t.run),
+    "data": lambda t: files.check_contamination(t.run),
+    "secrets": lambda t: files.check_secrets(t.model),
+    "profile": lambda t: files.check_profile(t.profile),
+    "reload": lambda t: check_reload(t.run, t.gate, t.load),
+    "model output": lambda t: check_output(t.model, t.run, t.num_prompts, t.load),
 }
 GATE = ("training loss", "model files", "checkpoints", "data", "secrets")
-GATE_LOADED = ("reload",)
-LOADED = {"reload", "model output"}
+GATE_WITH_MODEL = ("reload",)
 VALIDATE = ("training loss", "model files", "checkpoints", "profile", "model output")
+LOADS_MODEL = {"reload", "model output"}
 
 
-def run_checks(run: Run, gate: GateArgs) -> list[Finding]:
-    """What the gate asks of a run's files, besides its scores. Imports no torch."""
-    return checked(Subject(run.model, run, gate=gate), GATE)
+def run_checks(target: CheckTarget, names: Sequence[str]) -> list[CheckResult]:
+    """Run the checks `names` in order.
 
-
-def ask_again(run: Run, cfg: PublishConfig) -> list[Finding]:
-    """What the gate asks of a run's model, which is loaded for it."""
-    about = Subject(
-        run.model, run, gate=cfg.gate, cuda_visible_devices=cfg.cuda_visible_devices,
-        trust_remote_code=cfg.trust_remote_code,
-    )  # fmt: skip
-    return checked(about, GATE_LOADED)
-
-
-def checked(about: Subject, names: Sequence[str]) -> list[Finding]:
-    """The findings of the checks `names`; what a check cannot go on without is a finding too."""
-    found: list[Finding] = []
+    A check that raises a UserError has failed with its message. A model whose files are damaged is not loaded.
+    """
+    results: list[CheckResult] = []
     for name in names:
-        if name in LOADED and any(f.name == "model files" and not f.ok for f in found):
-            found.append(Finding(name, False, "the model was not loaded: its files are damaged"))
+        if name in LOADS_MODEL and any(r.name == "model files" and not r.passed for r in results):
+            results.append(CheckResult(name, False, "the model was not loaded because its files are damaged"))
             continue
         try:
-            ok, sentence = CHECKS[name](about)
+            passed, sentence = CHECKS[name](target)
         except UserError as error:
-            ok, sentence = False, "; ".join(error.problems)
-        found.append(Finding(name, ok, sentence))
-    return found
+            passed, sentence = False, "; ".join(error.problems)
+        results.append(CheckResult(name, passed, sentence))
+    return results
+
+
+def to_rows(results: Sequence[CheckResult]) -> list[dict[str, Any]]:
+    """The results as they are written to JSON files."""
+    return [{"name": r.name, "passed": r.passed, "message": r.sentence} for r in results]
+
+
+def save_results(run: Run, results: Sequence[CheckResult]) -> None:
+    """Write the results of a publication into the run, where the model card reads them."""
+    write_json(run.path / RESULTS, {"checks": to_rows(results)})
+
+
+def overridden_failures(run: Run) -> list[str]:
+    """The sentences of the checks that had failed when the run was published with force=true."""
+    path = run.path / RESULTS
+    return [c["message"] for c in read_json(path)["checks"] if not c["passed"]] if path.is_file() else []

@@ -1,133 +1,200 @@
-"""Health checks of what a training wrote. None imports torch."""
+"""Health checks of what a training run wrote: losses, weights, checkpoints, data report, credentials, profile.
+
+No check imports torch. Each returns whether it passed and one sentence.
+"""
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping, Sequence
+import mmap
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 
-from src.deploy.findings import Subject
-from src.deploy.secret_scan import scan
 from src.errors import RunError
 from src.model import profile
+from src.runs import Run
+from src.utils import weights
 from src.utils.files import read_json, sha256
-from src.utils.weights import find_problems as weight_problems
+from src.utils.secrets import credentials
 
+MANIFEST = "manifest.json"  # of a published folder
 COMPLETE = "COMPLETE"  # the marker of a checkpoint, with the hash of each of its files
-PART = 5  # the first and the last fifth of the logged losses are compared
-SHOWN = 3
+WINDOW = 5  # the medians of the first and the last fifth of the logged losses are compared
+MAX_SHOWN = 3
+
+# Each pattern begins with fixed letters, which are found fast in gigabytes of weights.
+SECRET_PATTERNS: dict[str, re.Pattern[bytes]] = {
+    "a Hugging Face token": re.compile(rb"hf_[A-Za-z0-9]{34}"),
+    "an AWS access key": re.compile(rb"AKIA[0-9A-Z]{16}(?![0-9A-Z])"),
+    "a temporary AWS access key": re.compile(rb"ASIA[0-9A-Z]{16}(?![0-9A-Z])"),
+    "a GitHub token": re.compile(rb"ghp_[A-Za-z0-9]{36}"),
+    "a GitHub app's token": re.compile(rb"ghs_[A-Za-z0-9]{36}"),
+    "a fine-grained GitHub token": re.compile(rb"github_pat_[A-Za-z0-9_]{22}"),
+    "a GitLab token": re.compile(rb"glpat-[A-Za-z0-9_-]{20}"),
+    "an OpenAI key": re.compile(rb"sk-proj-[A-Za-z0-9_-]{20}"),
+    "an Anthropic key": re.compile(rb"sk-ant-[A-Za-z0-9_-]{20}"),
+    "a Slack token": re.compile(rb"xox[abprs]-[0-9A-Za-z-]{10}"),
+    "a Google API key": re.compile(rb"AIza[0-9A-Za-z_-]{35}"),
+    "a private key": re.compile(rb"-----BEGIN (?:[A-Z]+ ){0,2}PRIVATE KEY(?: BLOCK)?-----"),
+}
 
 
-def loss(about: Subject) -> tuple[bool, str]:
-    """Whether the logged losses are finite, fell, and ended where a loss can end."""
-    values = _losses(about)
-    if not values:
+# Training loss
+
+
+def check_loss(losses: Sequence[tuple[int, float]], max_loss: float) -> tuple[bool, str]:
+    """Whether the logged `(step, loss)` are finite, decrease, and end between 0 and `max_loss` nats per token."""
+    if not losses:
         return False, "no training loss was logged"
-    bad = next((step for step, value in values if not math.isfinite(value)), None)
+    bad = next((step for step, value in losses if not math.isfinite(value)), None)
     if bad is not None:
         return False, f"the training loss is not finite at step {bad}"
-    part = max(1, len(values) // PART)
-    first, last = (median(v for _, v in some) for some in (values[:part], values[-part:]))
-    told = f"the training loss went from {first:.4g} to {last:.4g} in {values[-1][0]} steps"
-    if not 0 <= last <= about.max_loss:
-        return False, f"{told}, and should end between 0 and {about.max_loss:g}"
-    if len(values) == 1:
-        return True, f"the training loss is {last:.4g}; it was logged once, which shows no fall"
-    return (True, told) if last < first else (False, f"{told}: it did not fall")
+    size = max(1, len(losses) // WINDOW)
+    first, last = (median(v for _, v in part) for part in (losses[:size], losses[-size:]))
+    change = f"the training loss went from {first:.4g} to {last:.4g} in {losses[-1][0]} steps"
+    if not 0 <= last <= max_loss:
+        return False, f"{change}, but it should end between 0 and {max_loss:g}"
+    if len(losses) == 1:
+        return True, f"the training loss is {last:.4g}; it was logged only once, so a decrease cannot be checked"
+    return (True, change) if last < first else (False, f"{change}: it did not decrease")
 
 
-def _losses(about: Subject) -> list[tuple[int, float]]:
-    """`(step, loss)`, of training_info.json where that is named, else of the run. Raises: RunError."""
-    if about.info is None:
-        return profile.losses(about.run) if about.run else []
-    kept = read_json(about.info)
+def logged_losses(run: Run | None, training_info: Path | None) -> list[tuple[int, float]]:
+    """`(step, loss)` from training_info.json if it is given, else from the run's log.
+
+    Raises: RunError if the file has no readable losses.
+    """
+    if training_info is None:
+        return profile.losses(run) if run else []
+    info = read_json(training_info)
     try:
-        logged = [(int(h["step"]), float(h["loss"])) for h in kept.get("log_history") or [] if "loss" in h]
-        mean = kept.get("train_loss", kept.get("final_loss"))
-        return logged or ([] if mean is None else [(int(kept.get("global_step") or 0), float(mean))])
+        logged = [(int(h["step"]), float(h["loss"])) for h in info.get("log_history") or [] if "loss" in h]
+        mean = info.get("train_loss", info.get("final_loss"))
+        return logged or ([] if mean is None else [(int(info.get("global_step") or 0), float(mean))])
     except (AttributeError, KeyError, TypeError, ValueError):
-        raise RunError(f"{about.info} is no training_info.json: its losses cannot be read") from None
+        raise RunError(f"{training_info} is not a training_info.json: its losses cannot be read") from None
 
 
-def model_files(about: Subject) -> tuple[bool, str]:
-    """Whether the files are those that were written, by hash, and the weights readable and finite."""
-    recorded = _recorded(about)
-    told = _differing(about.model, recorded)
-    files = sorted(about.model.glob("*.safetensors"))
-    if not files:
-        told.append("there are no weights")
-    told += [problem for file in files for problem in weight_problems(file)]
-    if told:
-        return False, f"the model is damaged: {_some(told)}"
-    by = f"{len(recorded)} files are as they were written" if recorded else "no hashes of its files were recorded"
-    return True, f"{by}, and all weights are finite"
+# Model files and checkpoints
 
 
-def _recorded(about: Subject) -> Mapping[str, str]:
-    """The hashes of the model's files: of its run's manifest, or of the manifest that it was published with."""
-    if about.run is not None:
-        return dict(about.run.manifest.get("model_files", {}))
-    manifest = about.model / "manifest.json"
+def check_model_files(folder: Path, recorded: Mapping[str, str]) -> tuple[bool, str]:
+    """Whether every file has its recorded SHA-256, and all weights are readable and finite."""
+    problems = _hash_problems(folder, recorded)
+    weight_files = sorted(folder.glob("*.safetensors"))
+    if not weight_files:
+        problems.append("it has no *.safetensors file")
+    problems += [problem for file in weight_files for problem in weights.find_problems(file)]
+    if problems:
+        return False, f"the model is damaged: {_first(problems)}"
+    hashes = f"{len(recorded)} files match their recorded hashes" if recorded else "no file hashes were recorded"
+    return True, f"{hashes}, and all weights are finite"
+
+
+def recorded_hashes(folder: Path, run: Run | None) -> Mapping[str, str]:
+    """`{file: sha256}` from the run's manifest, or from the manifest of a published folder."""
+    if run is not None:
+        return dict(run.manifest.get("model_files", {}))
+    manifest = folder / MANIFEST
     return dict(read_json(manifest).get("sha256", {})) if manifest.is_file() else {}
 
 
-def _differing(folder: Path, recorded: Mapping[str, str]) -> list[str]:
-    return [
-        f"{name} is missing" if not (folder / name).is_file() else f"{name} is not what was written"
-        for name, digest in recorded.items()
-        if not (folder / name).is_file() or sha256(folder / name) != digest
-    ]
+def _hash_problems(folder: Path, recorded: Mapping[str, str]) -> list[str]:
+    problems = []
+    for name, digest in recorded.items():
+        if not (folder / name).is_file():
+            problems.append(f"{name} is missing")
+        elif sha256(folder / name) != digest:
+            problems.append(f"{name} differs from its recorded hash")
+    return problems
 
 
-def checkpoints(about: Subject) -> tuple[bool, str]:
-    """Whether each checkpoint that is kept has its marker, and the files of which that speaks."""
-    folders = sorted(about.run.checkpoints.glob("checkpoint-*")) if about.run else []
-    told: list[str] = []
+def check_checkpoints(run: Run | None) -> tuple[bool, str]:
+    """Whether each checkpoint has its COMPLETE marker, and the files that the marker lists, by hash."""
+    folders = sorted(run.checkpoints.glob("checkpoint-*")) if run else []
+    problems: list[str] = []
     for folder in folders:
         marker = folder / COMPLETE
-        found = _differing(folder, read_json(marker)["files"]) if marker.is_file() else [f"{COMPLETE} is missing"]
-        told += [f"{folder.name}: {problem}" for problem in found]
-    if told:
-        return False, f"checkpoints are damaged: {_some(told)}"
-    return True, f"{len(folders)} checkpoints are complete" if folders else "no checkpoints are kept"
+        found = (
+            _hash_problems(folder, read_json(marker)["files"]) if marker.is_file() else [f"{COMPLETE} is missing"]
+        )
+        problems += [f"{folder.name}: {problem}" for problem in found]
+    if problems:
+        return False, f"checkpoints are damaged: {_first(problems)}"
+    return True, f"{len(folders)} checkpoints are complete" if folders else "the run has no checkpoints"
 
 
-def data(about: Subject) -> tuple[bool, str]:
-    """Whether rows that occur in the evaluation files were kept out of the training."""
-    assert about.run is not None
-    found = read_json(about.run.path / "data_report.json").get("contamination")
+# Data, credentials, profile
+
+
+def check_contamination(run: Run | None) -> tuple[bool, str]:
+    """Whether training rows that also occur in the evaluation files were excluded from training."""
+    assert run is not None
+    found = read_json(run.path / "data_report.json").get("contamination")
     if not found:
         return True, "the training rows were not compared with the evaluation files"
     counts = {kind: found[kind] for kind in ("exact", "normalised", "near") if found.get(kind)}
     if not counts:
-        return True, f"no training row occurs in {len(found['files'])} evaluation files"
-    told = f"{sum(counts.values())} training rows occur in the evaluation files"
+        return True, f"no training row occurs in the {len(found['files'])} evaluation files"
     kinds = ", ".join(f"{count} {kind}" for kind, count in counts.items())
-    if about.run.settings.get("on_contamination") == "keep":
-        return False, f"{told} ({kinds}) and were trained on (on_contamination=keep): the scores tell nothing"
-    return True, f"{told} ({kinds}) and were left out"
+    rows = f"{sum(counts.values())} training rows occur in the evaluation files ({kinds})"
+    if run.settings.get("on_contamination") == "keep":
+        return False, f"{rows} and were trained on (on_contamination=keep), so the scores are not valid"
+    return True, f"{rows} and were excluded from training"
 
 
-def secrets(about: Subject) -> tuple[bool, str]:
-    """Whether any file of the model holds what looks like a credential."""
-    found = scan(about.model)
-    return (False, f"the model holds secrets: {_some(found)}") if found else (True, "no file holds a secret")
+def check_secrets(folder: Path) -> tuple[bool, str]:
+    """Whether no file of the model contains what looks like a credential."""
+    found = find_secrets(folder)
+    return not found, f"the model contains secrets: {_first(found)}" if found else "no file contains a secret"
 
 
-def profile_format(about: Subject) -> tuple[bool, str]:
-    """Whether aim_profile.json is what serving platforms read."""
-    if about.profile is None:
-        return False, f"there is no {profile.PROFILE}"
-    found = read_json(about.profile)
-    told = profile.problems(found)
-    if told:
-        return False, f"{about.profile.name}: {_some(told)}"
-    return True, f"{found['memory_gb']:g} GB in {found['precision']}, a partition of at least " + (
-        f"{found['recommended_partition_gb']:g} GB"
-    )
+def find_secrets(folder: Path) -> list[str]:
+    """The files below `folder` that contain a credential, as `NAME contains KIND`, never with its value.
+
+    Credentials are the values of this machine's credential variables, and SECRET_PATTERNS.
+    """
+    known = _spellings(credentials())
+    paths = sorted(p for p in folder.rglob("*") if p.is_file())
+    return [f"{path.relative_to(folder)} contains {kind}" for path in paths for kind in _secret_kinds(path, known)]
 
 
-def _some(told: Sequence[str]) -> str:
-    more = len(told) - SHOWN
-    return "; ".join(told[:SHOWN]) + (f"; and {more} more" if more > 0 else "")
+def _spellings(values: Mapping[str, str]) -> dict[bytes, str]:
+    """`{bytes to search for: variable name}`: each value as it is, and as JSON writes it.
+
+    A value of letters only (`PASSWORD=password`) is skipped, since every vocabulary contains such words.
+    """
+    found: dict[bytes, str] = {}
+    for value, name in values.items():
+        if not value.isalpha():
+            texts = {value, json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1]}
+            found |= {text.encode("utf-8", "surrogateescape"): name for text in texts}
+    return found
+
+
+def _secret_kinds(path: Path, known: Mapping[bytes, str]) -> Iterator[str]:
+    """The kinds of credentials in a file, each once. The file is mapped, not read into memory."""
+    if path.stat().st_size == 0:
+        return
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        yield from dict.fromkeys(f"the value of {name}" for text, name in known.items() if content.find(text) >= 0)
+        yield from (kind for kind, pattern in SECRET_PATTERNS.items() if pattern.search(content))
+
+
+def check_profile(path: Path | None) -> tuple[bool, str]:
+    """Whether aim_profile.json has the keys and types that serving platforms read."""
+    if path is None:
+        return False, f"{profile.PROFILE} does not exist"
+    found = read_json(path)
+    if problems := profile.problems(found):
+        return False, f"{path.name}: {_first(problems)}"
+    memory, partition = found["memory_gb"], found["recommended_partition_gb"]
+    return True, f"{memory:g} GB in {found['precision']}, for a partition of at least {partition:g} GB"
+
+
+def _first(problems: Sequence[str]) -> str:
+    more = len(problems) - MAX_SHOWN
+    return "; ".join(problems[:MAX_SHOWN]) + (f"; and {more} more" if more > 0 else "")

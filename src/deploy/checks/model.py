@@ -1,87 +1,99 @@
-"""Health checks of what a model answers, which is loaded for them."""
+"""Health checks that load the model and generate from it. Each returns whether it passed and one sentence."""
 
 from __future__ import annotations
 
 import json
 import zlib
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from src.deploy.findings import PROMPTS, Subject
 from src.model.source import locate_tuned
 from src.model.tasks import tuned_for
 from src.runs import Run
+from src.schema import GateArgs
 from src.utils import environment
 from src.utils.files import read_json
 
-NEAR = 0.01  # a label is chosen again if its probability is as near as this
-ONE_IN = 8  # of the answers in 16 bits that may differ where kernels do
-LOOPS = 4.0  # a text that zlib makes as many times shorter repeats itself
-SHORT = 64  # characters of a text that is too short to tell
+# For a model that was never evaluated.
+PROMPTS = ("What can you do?", "Name three colours.", "Write one sentence about the sea.", "What is 2 + 2?")
+PROBABILITY_TOLERANCE = 0.01  # a classifier reproduces a label if its probability differs by at most this
+MAX_DIFFERING = 1 / 8  # of the predictions, where kernels round differently: 16 bits, or another device
+REPETITIVE = 4.0  # a text that zlib compresses by more than this factor repeats itself
+MIN_LENGTH = 64  # characters; the compression of a shorter text says nothing
 
 
-def reload(about: Subject) -> tuple[bool, str]:
-    """Whether the saved model gives the answers that were scored.
+class LoadArgs(NamedTuple):
+    """Where a model is loaded, and whether code of its repository may run."""
 
-    In float32, on the kind of device that the evaluation ran on, an answer does not depend on the others of its
-    batch: the longest questions are asked, and every answer must be the same. In 16 bits it may: the first
-    batches are asked whole, as they were, and one answer in eight may still differ, as other kernels round in
-    other ways.
+    cuda_visible_devices: str = ""
+    trust_remote_code: bool = False
+
+
+def check_reload(run: Run | None, gate: GateArgs, load: LoadArgs) -> tuple[bool, str]:
+    """Whether the saved model reproduces the predictions that were scored.
+
+    In float32, on the kind of device that the evaluation used, a prediction does not depend on the other
+    evaluation of its batch: the longest prompts are evaluated alone, and every prediction must be equal. Otherwise
+    it may: the first batches are evaluated as they were, and one prediction in eight may differ.
     """
-    if not about.gate.verify_examples:
-        return True, "gate.verify_examples=0: no answer was asked for again"
-    assert about.run is not None
+    if not gate.verify_examples:
+        return True, "gate.verify_examples=0: no prediction was reproduced"
+    assert run is not None
     from src.eval import reevaluate
 
-    tuned = locate_tuned(about.model)
+    tuned = locate_tuned(run.model)
     task, labels = tuned_for(tuned, None)
-    asked = reevaluate.of_run(about.run, about.gate, labels)
-    result = read_json(about.run.path / "metrics.json")
+    evaluation = reevaluate.of_run(run, gate, labels)
+    result = read_json(run.path / "metrics.json")
     conditions, merged = result["conditions"], result["generated"].get("adapter_merged") == "yes"
-    before = _predictions(about.run, asked.split)
-    model, chat = reevaluate.load_model(about, tuned, task, labels, conditions["precision"], merged=merged)
-    device = environment.choose_device(about.cuda_visible_devices).value
-    alone = conditions["precision"] == "float32" and not asked.args.generation.get("do_sample")
-    exact = alone and device == conditions["device"]
-    prompts = reevaluate.prompt_ids(model.config.to_dict(), chat, asked)
-    places = reevaluate.first_batches(prompts, 1 if exact else asked.batch_size, about.gate.verify_examples)
-    now = reevaluate.predict(model, chat, asked._replace(rows=[asked.rows[i] for i in places]))
-    others = [i for i, row in zip(places, now, strict=True) if not _same(row, before[i])]
-    told = f"the saved model gives {len(places) - len(others)} of {len(places)} answers of {asked.split} again"
-    return len(others) <= (0 if exact else len(places) // ONE_IN), told
+    scored = _predictions(run.path / "evals" / f"{evaluation.split}.predictions.jsonl")
+    model, chat = reevaluate.load_model(load, tuned, task, labels, conditions["precision"], merged=merged)
+    device = environment.choose_device(load.cuda_visible_devices).value
+    deterministic = conditions["precision"] == "float32" and not evaluation.args.generation.get("do_sample")
+    exact = deterministic and device == conditions["device"]
+    prompts = reevaluate.prompt_ids(model.config.to_dict(), chat, evaluation)
+    chosen = reevaluate.first_batches(prompts, 1 if exact else evaluation.batch_size, gate.verify_examples)
+    predictions = reevaluate.predict(model, chat, evaluation._replace(rows=[evaluation.rows[i] for i in chosen]))
+    equal = sum(_equal(row, scored[i]) for i, row in zip(chosen, predictions, strict=True))
+    allowed = 0 if exact else int(len(chosen) * MAX_DIFFERING)
+    return len(chosen) - equal <= allowed, (
+        f"the saved model reproduces {equal} of {len(chosen)} predictions on {evaluation.split}"
+    )
 
 
-def _predictions(run: Run, split: str) -> list[dict[str, Any]]:
-    path = run.path / "evals" / f"{split}.predictions.jsonl"
+def _predictions(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_bytes().splitlines()]
 
 
-def _same(now: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
-    apart = abs(now.get("probability", 0.0) - before.get("probability", 0.0))
-    return bool(now["prediction"] == before["prediction"] and apart <= NEAR)
+def _equal(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    difference = abs(a.get("probability", 0.0) - b.get("probability", 0.0))
+    return bool(a["prediction"] == b["prediction"] and difference <= PROBABILITY_TOLERANCE)
 
 
-def output(about: Subject) -> tuple[bool, str]:
-    """Whether the saved model loads, and most of its answers say something."""
+def check_output(folder: Path, run: Run | None, num_prompts: int, load: LoadArgs) -> tuple[bool, str]:
+    """Whether the saved model loads, and at least half of its generations are neither empty nor repetitive."""
     from src.eval import reevaluate
 
-    tuned = locate_tuned(about.model)
+    tuned = locate_tuned(folder)
     task, labels = tuned_for(tuned, None)
-    files = sorted((about.run.path / "evals").glob("*.predictions.jsonl")) if about.run else []
-    texts = [row["prompt"] for f in files for row in map(json.loads, f.read_bytes().splitlines())] or PROMPTS
-    dtype = environment.choose_dtype("auto", about.cuda_visible_devices).value
-    precision = about.run.manifest["precision"]["value"] if about.run else dtype
-    model, chat = reevaluate.load_model(about, tuned, task, labels, precision)
-    asked = reevaluate.of_texts(texts[: about.questions], task, labels)
-    said = [row["prediction"] for row in reevaluate.predict(model, chat, asked)]
-    dull = [text for text in said if task != "classification" and says_nothing(text)]
-    told = f"{len(said) - len(dull)} of {len(said)} answers say something, such as {said[0][:60]!r}"
-    return len(dull) * 2 <= len(said), told
+    evaluated = sorted((run.path / "evals").glob("*.predictions.jsonl")) if run else []
+    texts = [row["prompt"] for path in evaluated for row in _predictions(path)] or PROMPTS
+    dtype = environment.choose_dtype("auto", load.cuda_visible_devices).value
+    precision = run.manifest["precision"]["value"] if run else dtype
+    model, chat = reevaluate.load_model(load, tuned, task, labels, precision)
+    evaluation = reevaluate.of_texts(texts[:num_prompts], task, labels)
+    generations = [row["prediction"] for row in reevaluate.predict(model, chat, evaluation)]
+    bad = sum(task != "classification" and is_degenerate(text) for text in generations)
+    return bad * 2 <= len(generations), (
+        f"{len(generations) - bad} of {len(generations)} generations are neither empty nor repetitive, "
+        f"for example {generations[0][:60]!r}"
+    )
 
 
-def says_nothing(text: str) -> bool:
-    """Whether a text is empty, or repeats itself: looped texts compress far better than what is written."""
+def is_degenerate(text: str) -> bool:
+    """Whether a text is empty, or repeats itself: a loop compresses far better than written text."""
     if not text.strip():
         return True
     content = text.encode()
-    return len(text) >= SHORT and len(content) / len(zlib.compress(content)) > LOOPS
+    return len(text) >= MIN_LENGTH and len(content) / len(zlib.compress(content)) > REPETITIVE
