@@ -34,7 +34,7 @@ def check_reload(run: Run | None, gate: GateArgs, load: LoadArgs) -> tuple[bool,
     """Whether the saved model reproduces the predictions that were scored.
 
     In float32, on the kind of device that the evaluation used, a prediction does not depend on the other
-    evaluation of its batch: the longest prompts are evaluated alone, and every prediction must be equal. Otherwise
+    prompts of its batch: the longest prompts are evaluated alone, and every prediction must be equal. Otherwise
     it may: the first batches are evaluated as they were, and one prediction in eight may differ.
     """
     if not gate.verify_examples:
