@@ -24,7 +24,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from src.runs import Run, trainings  # noqa: E402
+from src.runs import Run, training_runs  # noqa: E402
 from src.utils.files import sha256  # noqa: E402
 from tests.fixtures import ANSWER, TRAINED_ON, chat, curves, jsonl  # noqa: E402
 from tests.fork_server import Moment, at, ended, fork, warm  # noqa: E402
@@ -119,7 +119,7 @@ def main(kills: int, seed: int) -> int:
         before = time.monotonic()
         assert ended(fork([*common, *words, f"output_dir={out}"], folder / "said.txt")) == 0
         lasts[name] = time.monotonic() - before
-        expected[name] = result(trainings(out)[0])
+        expected[name] = result(training_runs(out)[0])
     print(
         f"{'kill':>4}  {'settings':<13} {'in its':<11} {'killed after':<22} {'then gone on':<26} end", flush=True
     )
@@ -148,7 +148,7 @@ def main(kills: int, seed: int) -> int:
             done += 1
             met[where] += 1
             rows.append([done, name, where, moment])
-        runs = trainings(out)
+        runs = training_runs(out)
         equal = len(runs) == 1 and result(runs[0]) == expected[name]
         wrong, same = wrong + (not equal), same + equal
         for row in rows:

@@ -1,7 +1,7 @@
-"""hydra/sweeper=optuna: a Hydra sweeper whose trials are drawn by Optuna's TPE, one after the other.
+"""hydra/sweeper=optuna: a Hydra sweeper whose trials Optuna's TPE sampler draws, one after the other.
 
-Hydra finds it here by the name of the folder, and imports it at each start: optuna itself is imported only
-when a search begins. The folder has no __init__.py, as `hydra_plugins` is shared with other plugins.
+Hydra finds it by the name of the folder, and imports it at each start; optuna is imported only when a search
+starts. The folder has no __init__.py, since `hydra_plugins` is a namespace package shared with other plugins.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ ConfigStore.instance().store(
 
 
 class OptunaSweeper(Sweeper):
-    """Minimises or maximises what the job returns; a job that returns None failed, and the next one is drawn.
+    """Minimises or maximises the return value of the job; None marks a failed trial.
 
-    The sampler is seeded with the setting `seed`: the same figures lead to the same trials.
+    The sampler is seeded with the setting `seed`: the same objectives lead to the same trials.
     """
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
@@ -52,5 +52,5 @@ class OptunaSweeper(Sweeper):
             batch = [[*fixed, *(d.draw(trial) for d in dimensions)]]
             assert self.launcher is not None
             (done,) = self.launcher.launch(batch, initial_job_idx=number)
-            figure: Any = done.return_value
-            study.tell(trial, figure, None if figure is not None else optuna.trial.TrialState.FAIL)
+            objective: Any = done.return_value
+            study.tell(trial, objective, None if objective is not None else optuna.trial.TrialState.FAIL)

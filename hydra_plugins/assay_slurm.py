@@ -1,7 +1,7 @@
-"""hydra/launcher=assay_slurm: Hydra's submitit launcher, whose jobs are waited for with their output shown.
+"""hydra/launcher=assay_slurm: Hydra's submitit launcher, with the output of the jobs shown while it waits.
 
-What happens in a job is Hydra's, submitit's and `src.launch.job`'s. Hydra imports this at each start: submitit
-itself is imported only when jobs are submitted.
+`src.launch.job` is what a job runs. Hydra imports this module at each start; submitit is imported only
+when jobs are submitted.
 """
 
 from __future__ import annotations
@@ -26,35 +26,36 @@ ConfigStore.instance().store(
 
 
 class Launcher(SlurmLauncher):  # type: ignore[misc]
-    """Submits the jobs that the desk of its task function does not know, and brings it how each of them ended."""
+    """Submits the jobs that the tracker of its task function does not know yet, and reports every result to it."""
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        desk: Any = getattr(self.task_function, "desk")  # noqa: B009
-        known = dict(enumerate(map(list, job_overrides), initial_job_idx))
+        tracker: Any = getattr(self.task_function, "tracker")  # noqa: B009
+        overrides = dict(enumerate(map(list, job_overrides), initial_job_idx))
         jobs: dict[int, Any] = {}
         new: list[int] = []
-        for number, words in known.items():
-            if desk.begin(number, words):
-                earlier = desk.earlier(number)
-                jobs |= {number: slurm.found(*earlier)} if earlier else {}
+        for number, words in overrides.items():
+            if tracker.start(number, words):
+                earlier = tracker.submitted_earlier(number)
+                jobs |= {number: slurm.reopen_job(*earlier)} if earlier else {}
                 new += [] if earlier else [number]
         if new:
-            arguments = [(known[n], "hydra.sweep.dir", n, f"job_id_for_{n}", Singleton.get_state()) for n in new]
-            submitted = slurm.submit(self, arguments, desk.folder, desk.args, desk.name)
+            state = Singleton.get_state()
+            arguments = [(overrides[n], "hydra.sweep.dir", n, f"job_id_for_{n}", state) for n in new]
+            submitted = slurm.submit(self, arguments, tracker.folder, tracker.args, tracker.name)
             jobs |= zip(new, submitted, strict=True)
             for number in new:
-                desk.handed_over(number, jobs[number])
-            slurm.tell(submitted, desk.args)
-        figures = {number: desk.end(number, outcome) for number, outcome in slurm.ends(jobs)}
-        return [self._done(words, figures.get(n, desk.figure(n))) for n, words in known.items()]
+                tracker.record_submission(number, jobs[number])
+            slurm.announce(submitted, tracker.args)
+        objectives = {number: tracker.finish(number, result) for number, result in slurm.wait_for(jobs)}
+        return [self._job_return(words, objectives.get(n, tracker.objective(n))) for n, words in overrides.items()]
 
     def __call__(self, *args: Any) -> JobReturn:
-        """In the job. What is returned is written to a file: it is how the job ended, and not its settings."""
+        """Runs in the job. Its return value is written to a file: without the settings, which may hold secrets."""
         done = super().__call__(*args)
         return replace(done, overrides=None, cfg=None, hydra_cfg=None)
 
     @staticmethod
-    def _done(words: list[str], figure: Any) -> JobReturn:
+    def _job_return(words: list[str], objective: Any) -> JobReturn:
         done = JobReturn(overrides=words, status=JobStatus.COMPLETED)
-        done.return_value = figure
+        done.return_value = objective
         return done

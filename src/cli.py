@@ -75,19 +75,19 @@ def _slurm(call: Call, overrides: list[str]) -> tuple[schema.SlurmArgs | None, l
         return None, [*problems, *error.problems]
 
 
-def _submit(call: Call, overrides: list[str], args: schema.SlurmArgs, desk: Any = None) -> int:
+def _submit(call: Call, overrides: list[str], args: schema.SlurmArgs, tracker: Any = None) -> int:
     """Run the jobs on a cluster, and wait for them. Returns: the worst of their exit codes."""
     from src.launch.job import Job
-    from src.launch.job_tracker import Desk
+    from src.launch.job_tracker import JobTracker
 
     values, _ = compose.composed(call, [text for text in overrides if not is_sweep(text)])
     output_dir = str(values.get("output_dir", schema.OutputArgs.output_dir))
-    desk = desk or Desk(call.stage, args, output_dir, call.multirun)
+    tracker = tracker or JobTracker(call.stage, args, output_dir, call.multirun)
     flags = [] if call.multirun else ["--multirun"]
-    where = f"hydra.sweep.dir={quoted(redact(str(desk.folder)))}"
-    job = Job(call.stage, redact(runs.command()), FOR_A_CHECKPOINT * args.signal_delay_s, desk)
+    where = f"hydra.sweep.dir={quoted(redact(str(tracker.folder)))}"
+    job = Job(call.stage, redact(runs.command()), FOR_A_CHECKPOINT * args.signal_delay_s, tracker)
     _hydra(replace(call, flags=[*call.flags, *flags]), [*overrides, where], job)
-    return max(desk.codes, default=0)
+    return max(tracker.codes, default=0)
 
 
 def _sweep(
@@ -95,7 +95,7 @@ def _sweep(
     slurm: schema.SlurmArgs | None,
 ) -> int:  # fmt: skip
     """Run the jobs as the trials of a sweep, which is told and kept however it ends."""
-    from src.sweep import Sweep, plan
+    from src.sweep import Sweep, plan_sweep
 
     shipped = call.config_dir == CONFIGS and call.config_name == call.stage
     place = ["--config-path", str(call.config_dir), "--config-name", call.config_name]
@@ -103,19 +103,19 @@ def _sweep(
     fixed, dimensions = search_space.split(overrides)
     swept = {d.key for d in dimensions}
     values = config.of_a_run(call.stage, compose.composed(call, fixed)[0])
-    sweep = Sweep(plan(values, compose.composed(call, [])[0], overrides, search, again))
+    sweep = Sweep(plan_sweep(values, compose.composed(call, [])[0], overrides, search, again))
 
     def job(composed: DictConfig) -> float | None:
         current, loaded = HydraConfig.get(), _loaded(call, composed)
         words = [word for word in current.overrides.task if word.split("=", 1)[0] in swept]
-        settings = dict(search_space.shown(word) for word in words)
-        return sweep.trial(current.job.num, settings, loaded.output_dir, lambda: task(loaded))
+        settings = dict(search_space.parse_override(word) for word in words)
+        return sweep.run_trial(current.job.num, settings, loaded.output_dir, lambda: task(loaded))
 
     with sweep:
         if slurm:
-            from src.launch.job_tracker import SweepDesk
+            from src.launch.job_tracker import SweepJobTracker
 
-            _submit(call, overrides, slurm, SweepDesk(call.stage, slurm, values["output_dir"], sweep, swept))
+            _submit(call, overrides, slurm, SweepJobTracker(call.stage, slurm, values["output_dir"], sweep, swept))
         else:
             _launch(call, [*overrides, f"hydra.sweep.dir={quoted(redact(str(sweep.folder)))}"], job)
     return sweep.exit_code
@@ -173,7 +173,7 @@ def _with_search(call: Call, overrides: list[str]) -> tuple[list[str], schema.Se
     try:
         search = config.validate(schema.SweepConfig, {"search": values.get("search") or {}}).search
         given = {text.split("=", 1)[0].lstrip("+") for text in overrides}
-        words = [search_space.word(k, v) for k, v in search.space.items() if k not in given]
+        words = [search_space.space_override(k, v) for k, v in search.space.items() if k not in given]
         added, problems = compose.prepare(replace(call, overrides=words, multirun=True))
         _, dimensions = search_space.split([*overrides, *added])
     except ConfigError as error:

@@ -106,7 +106,7 @@ def _take_up(call: Call) -> None:
     if (wanted := typed.get("resume", "auto")) in {"auto", "never"}:
         return
     with suppress(RunError):  # told by the stage, which also looks into the mirror
-        run = runs.training(wanted, typed.get("output_dir", schema.OutputArgs.output_dir))
+        run = runs.find_training(wanted, typed.get("output_dir", schema.OutputArgs.output_dir))
         if (run.path / "config_used.yaml").is_file():
             call.config_dir, call.config_name = run.path, "config_used"
 

@@ -1,9 +1,9 @@
-"""The run directory: the memory of the pipeline. Stages meet here and nowhere else.
+"""The run directory, the only place through which stages exchange results.
 
 outputs/runs/2026-01-15_10-30-45/
   config_used.yaml  manifest.json  data_report.json  logs/  checkpoints/  model/
   metrics.json  evals/<split>.predictions.jsonl  comparison.json
-outputs/runs/latest -> the newest run: made, gone on with or fetched last
+outputs/runs/latest -> the run that was created, resumed or fetched last
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ from src.utils.process_info import launcher_command, launcher_pid
 
 FINISHED, RUNNING, FAILED, INTERRUPTED = "finished", "running", "failed", "interrupted"
 LOCK = ".lock"
-RUN_ID = "ASSAY_RUN_ID"  # the environment's name for the first run that this command makes
-RUN_FILE = "ASSAY_RUN_FILE"  # a file that is told which run this command works in
-BOOT_ID = Path("/proc/sys/kernel/random/boot_id")  # another after each start of the system
-_held: dict[Path, Any] = {}  # the lock files of the runs that this process writes into
+RUN_ID = "ASSAY_RUN_ID"  # environment variable: id of the first run that this command creates
+RUN_FILE = "ASSAY_RUN_FILE"  # environment variable: file to write the path of this command's run to
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")  # differs after each boot
+_locks: dict[Path, Any] = {}  # open lock files of the runs that this process writes into
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run directory. Its truth is on disk: another process may read it at any moment."""
+    """One run directory. Its state is on disk only, since other processes may read it at any moment."""
 
     path: Path
 
@@ -68,7 +68,10 @@ class Run:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Its config_used.yaml with today's names. Raises: RunError if that is missing or cannot be read."""
+        """The content of config_used.yaml, under the current names of settings.
+
+        Raises: RunError if it is missing or not a YAML mapping.
+        """
         path = self.path / "config_used.yaml"
         try:
             return current_settings(yaml.safe_load(path.read_text(encoding="utf-8")))
@@ -89,23 +92,23 @@ class Run:
 
     @property
     def status(self) -> str:
-        """What the run is now: a `running` whose process is gone was interrupted."""
+        """The current status; `running` becomes `interrupted` if the recorded process no longer exists."""
         return status_of(self.manifest)
 
     @property
-    def status_in_words(self) -> str:
-        """The status, and that of the evaluation where it did not finish."""
+    def status_text(self) -> str:
+        """The status, and that of an evaluation that did not finish."""
         manifest = self.manifest
         evaluation = status_of(manifest["evaluation"]) if "evaluation" in manifest else FINISHED
         return status_of(manifest) + ("" if evaluation == FINISHED else f", evaluation {evaluation}")
 
-    def hold(self) -> bool:
-        """Make this process the only one that writes into the run, until `release` or its end.
+    def lock(self) -> bool:
+        """Make this process the only writer of the run, until `unlock` or its exit.
 
-        Returns: False if another process does. The lock is one of fcntl(2): it ends with its process, however
-        that ends, and no child inherits it.
+        The lock is fcntl(2)'s: the kernel releases it however the process ends, and children do not inherit it.
+        Returns: False if another process holds the lock.
         """
-        if self.path in _held:
+        if self.path in _locks:
             return True
         with disk_errors(self.path):
             file = (self.path / LOCK).open("a")
@@ -115,37 +118,37 @@ class Run:
             if error.errno in {errno.EACCES, errno.EAGAIN}:
                 file.close()
                 return False
-            log.warning("%s: files cannot be locked here; start no second training of this run", self.path)
-        _held[self.path] = file
+            log.warning("%s: files cannot be locked; do not train this run twice at the same time", self.path)
+        _locks[self.path] = file
         return True
 
-    def release(self) -> None:
-        if self.path in _held:
-            _held.pop(self.path).close()
+    def unlock(self) -> None:
+        if self.path in _locks:
+            _locks.pop(self.path).close()
 
     def reopen(self) -> None:
-        """Take up a held run that ended before its time; its earlier commands stay in the manifest."""
-        for left in [*self.path.glob(".*.tmp"), *self.path.glob("*/.*.tmp")]:  # what a killed process was writing
-            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)  # gone with its folder
+        """Set a run that this process has locked to running; the manifest keeps its earlier attempts."""
+        for left in [*self.path.glob(".*.tmp"), *self.path.glob("*/.*.tmp")]:  # partial files of a killed process
+            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
         manifest = self.manifest
         earlier = [*manifest.get("attempts", []), {k: manifest.get(k) for k in ("command", "error", "ended")}]
         self.update(
             status=RUNNING, ended=None, error=None, command=command(), process=this_process(), attempts=earlier
         )
         switch_link(self.path.parent / "latest", self.path)
-        self._tell()
+        self._write_run_file()
 
-    def _tell(self) -> None:
-        """Write the path of this run where whoever started the command looks for it."""
+    def _write_run_file(self) -> None:
+        """Write the path of this run to the file that RUN_FILE names, for the caller of the command."""
         if file := os.environ.get(RUN_FILE):
             write_text(Path(file), f"{self.path.absolute()}\n")
 
     @contextmanager
-    def recorded(self, part: str | None = None) -> Iterator[Run]:
-        """Record how the work inside ended: finished, or failed with its error.
+    def record_status(self, part: str | None = None) -> Iterator[Run]:
+        """Record in the manifest how the body of the `with` statement ended: finished, interrupted or failed.
 
-        `part` names work added to a run that is there already, such as its evaluation; it has a record of
-        its own in the manifest, and leaves the run's status alone.
+        `part` names work that is added to an existing run, such as `evaluation`. It has its own record, and the
+        run's status does not change.
         """
 
         def note(**changes: Any) -> None:
@@ -160,7 +163,7 @@ class Run:
                 command=command(),
                 process=this_process(),
             )
-            self._tell()
+            self._write_run_file()
         try:
             with disk_errors(self.path):
                 yield self
@@ -172,26 +175,25 @@ class Run:
             again = {"resumable": False} if isinstance(error, DivergedError) else {}
             try:
                 note(status=INTERRUPTED if stopped else FAILED, error=reason, ended=now(), **again)
-            except RunError as full:  # the manifest still says running, of a process that is gone soon
+            except RunError as full:  # the disk is full: once this process has exited, it counts as interrupted
                 log.error("%s", full)
             raise
         else:
             note(status=FINISHED, ended=now())
         finally:
             if not part:
-                self.release()
+                self.unlock()
 
 
 def create(output_dir: str | Path, stage: str, config_yaml: str, facts: Mapping[str, Any]) -> Run:
-    """Make a new run directory, held by this process, and point `latest` to it.
+    """Create a run directory, locked by this process, and switch `latest` to it once its manifest exists.
 
-    It is named by the time, or as the environment wishes. Two runs started in the same second get two
-    directories. `latest` is switched last, to a directory that already says what it is.
-    Raises: RunError if nothing can be written there, or the name that is wished for is none.
+    Its name is the requested id or the current time; a suffix makes it unique.
+    Raises: RunError if the directory cannot be written, or the requested id is invalid.
     """
     root = Path(output_dir) / "runs"
-    run = Run(new_folder(root, wished()))
-    run.hold()
+    run = Run(new_folder(root, requested_run_id()))
+    run.lock()
     write_text(run.path / "config_used.yaml", config_yaml)
     run.logs.mkdir()
     write_json(
@@ -208,23 +210,23 @@ def create(output_dir: str | Path, stage: str, config_yaml: str, facts: Mapping[
         },
     )
     switch_link(root / "latest", run.path)
-    run._tell()
+    run._write_run_file()
     return run
 
 
-def wished() -> str | None:
-    """The name that the environment has for a run. It is given once: those after it are named by the time.
+def requested_run_id() -> str | None:
+    """The id that ASSAY_RUN_ID requests for the first run of this process; None for later runs.
 
-    Raises: RunError if no folder can have it.
+    Raises: RunError if it is not a valid name of a folder.
     """
     name = os.environ.pop(RUN_ID, None)
     if name and (name == "latest" or not re.fullmatch(r"\w[\w.-]*", name)):
-        raise RunError(f"{RUN_ID}={name} is no name for a run", hint="use letters, digits, '.', '_' and '-'")
+        raise RunError(f"{RUN_ID}={name} is not a valid run id", hint="use letters, digits, '.', '_' and '-'")
     return name or None
 
 
 def new_folder(root: Path, name: str | None = None) -> Path:
-    """A new folder in `root`, named by the time unless it has a name; two of the same name get two."""
+    """Create a folder in `root`, named `name` or by the current time, with a suffix if the name is in use."""
     name = name or datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     for suffix in ["", *(f"-{n}" for n in range(2, 1000))]:
         path = root / (name + suffix)
@@ -234,7 +236,7 @@ def new_folder(root: Path, name: str | None = None) -> Path:
             return path
         except FileExistsError:
             continue
-    raise RunError(f"{root} holds a thousand folders named {name}")
+    raise RunError(f"{root} has a thousand folders named {name}")
 
 
 def now() -> str:
@@ -242,7 +244,7 @@ def now() -> str:
 
 
 def command() -> list[str]:
-    """The command line of this process or of its launcher, from the door on."""
+    """The command line of this process, or of its launcher, as the user typed it."""
     if typed := launcher_command():
         return typed
     words = sys.orig_argv
@@ -250,8 +252,8 @@ def command() -> list[str]:
 
 
 def status_of(record: Mapping[str, Any]) -> str:
-    """The status that a record claims: a `running` whose process is gone was interrupted."""
-    if record["status"] == RUNNING and not _alive(record["process"]):
+    """The status in a record; `running` becomes `interrupted` if the recorded process no longer exists."""
+    if record["status"] == RUNNING and not _is_alive(record["process"]):
         return INTERRUPTED
     return str(record["status"])
 
@@ -268,82 +270,82 @@ def this_process() -> dict[str, Any]:
 
 
 def boot_id() -> str | None:
-    """What tells this start of the system from every other, None where the system does not say."""
+    """The kernel's id of the current boot; None where the system has none."""
     try:
         return BOOT_ID.read_text().strip()
     except OSError:
         return None
 
 
-def _alive(process: Mapping[str, Any]) -> bool:
-    """Whether the recorded process still runs. On another host only Slurm can tell, or else it is believed."""
-    here = process["host"] == socket.gethostname()
-    if slurm.has_ended(process.get("slurm"), here):
+def _is_alive(process: Mapping[str, Any]) -> bool:
+    """Whether the recorded process still runs. On another host that is assumed, unless Slurm reports its end."""
+    is_local = process["host"] == socket.gethostname()
+    if slurm.has_ended(process.get("slurm"), is_local):
         return False
-    if not here:
+    if not is_local:
         return True
-    if process.get("boot_id") not in (None, boot_id()):  # the system went down with it
+    if process.get("boot_id") not in (None, boot_id()):  # the system has been restarted since
         return False
     try:
         found = psutil.Process(process["pid"])
-        same = abs(found.create_time() - process["created"]) < 1  # a pid is reused, a start time is not
+        same = abs(found.create_time() - process["created"]) < 1  # pids are reused, start times are not
         return same and found.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
 
 
-def check_writable(place: str | Path, setting: str = "output_dir") -> None:
-    """Raises: RunError if nothing could be written in a folder that `setting` names. Makes nothing."""
-    folder = Path(place).absolute()
+def check_writable(path: str | Path, setting: str = "output_dir") -> None:
+    """Raises: RunError if files cannot be written below `path`, the value of `setting`. Creates nothing."""
+    folder = Path(path).absolute()
     while not folder.exists():
         folder = folder.parent
     if not folder.is_dir():
-        raise RunError(f"{setting} {place}: {folder} is not a folder", hint=f"choose another {setting}")
+        raise RunError(f"{setting} {path}: {folder} is not a folder", hint=f"choose another {setting}")
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise RunError(f"{setting} {place}: {folder} is read-only", hint=f"choose another {setting}")
+        raise RunError(f"{setting} {path}: {folder} is read-only", hint=f"choose another {setting}")
 
 
 def all_runs(output_dir: str | Path) -> list[Run]:
-    """Every run directory with a manifest that can be read, the one that started last first."""
-    runs = [run for run in _folders(output_dir) if run.readable]
+    """All runs with a readable manifest, the latest start first."""
+    runs = [run for run in _run_dirs(output_dir) if run.readable]
     return sorted(runs, key=lambda r: (r.manifest["started"], len(r.id), r.id), reverse=True)
 
 
-def trainings(output_dir: str | Path) -> list[Run]:
-    """The runs that are trainings, the newest first."""
+def training_runs(output_dir: str | Path) -> list[Run]:
+    """All training runs, the newest first."""
     return [run for run in newest_first(output_dir) if run.manifest["stage"] == "train"]
 
 
-def unreadable(output_dir: str | Path) -> list[Run]:
-    """Every run directory whose manifest cannot be read."""
-    return [run for run in _folders(output_dir) if not run.readable]
+def unreadable_runs(output_dir: str | Path) -> list[Run]:
+    """All runs without a readable manifest."""
+    return [run for run in _run_dirs(output_dir) if not run.readable]
 
 
-def _folders(output_dir: str | Path) -> list[Run]:
+def _run_dirs(output_dir: str | Path) -> list[Run]:
     found = (p.parent for p in (Path(output_dir) / "runs").glob("*/manifest.json"))
     return [Run(p) for p in found if not p.is_symlink()]
 
 
 def newest_first(output_dir: str | Path) -> list[Run]:
-    """Every run that can be read, the one that `latest` points to before the others.
+    """All readable runs, the one that `latest` points to first, then the latest start.
 
-    What is gone on with, or fetched from elsewhere, is the newest although it started before others.
+    A run that was resumed or fetched last is the newest, although others may have started after it.
     """
     latest = (Path(output_dir) / "runs" / "latest").resolve().name
     return sorted(all_runs(output_dir), key=lambda run: run.id != latest)
 
 
 def newest(output_dir: str | Path) -> Run:
-    """The newest run, in whatever state. Raises: RunError if there is none."""
+    """The newest run, whatever its status. Raises: RunError if no run exists."""
     for run in newest_first(output_dir):
         return run
     raise RunError(f"no runs in {output_dir}/runs", hint="make train makes one")
 
 
 def newest_finished(output_dir: str | Path) -> Run:
-    """The newest run that finished and holds a model.
+    """The newest finished run with a model.
 
-    Raises: RunError if there is none, naming the newest unfinished one.
+    Raises: RunError if no run qualifies; it names the newest unfinished run.
     """
     runs = newest_first(output_dir)
     for run in runs:
@@ -353,11 +355,11 @@ def newest_finished(output_dir: str | Path) -> Run:
     raise RunError(f"no finished run in {output_dir}/runs{other}", hint="make train makes one")
 
 
-def find(path: str | None, output_dir: str | Path) -> tuple[Path, Run | None]:
-    """The model folder that `path` means, and the run that it belongs to, if any.
+def find_model(path: str | None, output_dir: str | Path) -> tuple[Path, Run | None]:
+    """Resolve `path` to a model folder, and to its run if the model belongs to one.
 
-    `path` is a run as in `named`, a model folder (with weights), or None for the newest finished run.
-    Raises: RunError if there is no model there.
+    `path` is a run as `find_run` takes it, a model folder (with weights), or None for the newest finished run.
+    Raises: RunError if it has no model.
     """
     if path is None:
         run = newest_finished(output_dir)
@@ -366,51 +368,51 @@ def find(path: str | None, output_dir: str | Path) -> tuple[Path, Run | None]:
     if not folder.exists():
         if len(folder.parts) > 1:
             raise RunError(f"{path} does not exist", hint="give a run, its directory, or a folder with a model")
-        folder = named(path, output_dir).path
+        folder = find_run(path, output_dir).path
     resolved = folder.resolve()
     run = Run(resolved.parent if resolved.name == "model" else resolved)
     if not (run.path / "manifest.json").is_file():
         if run.path == resolved and (run.path / "config_used.yaml").is_file():
-            raise RunError(f"{path} has no manifest.json", hint=f"restore it, or give {path}/model alone")
-        return folder, None  # a model of its own: downloaded
+            raise RunError(f"{path} has no manifest.json", hint=f"restore it, or give {path}/model")
+        return folder, None  # a model without a run, such as a downloaded one
     if "process" not in run.manifest:
-        return folder, None  # published
+        return folder, None  # a published model
     if not run.model.is_dir():
-        found = "is gone, though it finished" if run.status == FINISHED else f"is not there: it is {run.status}"
+        found = "was removed" if run.status == FINISHED else f"does not exist: the run is {run.status}"
         raise RunError(f"the model of run {run.id} {found}", hint="give another run")
     return run.model, run
 
 
-def training(word: str, output_dir: str | Path) -> Run:
-    """The run that a training is to go on with: the newest training for `latest`, else see `named`.
+def find_training(word: str, output_dir: str | Path) -> Run:
+    """The run to resume: the newest training run for `latest`, otherwise as `find_run`.
 
-    Raises: RunError if there is none, or several.
+    Raises: RunError if no run matches, or several do.
     """
     if word != "latest":
-        return named(word, output_dir)
-    found = trainings(output_dir)
+        return find_run(word, output_dir)
+    found = training_runs(output_dir)
     if not found:
-        raise RunError(f"there is no run in {output_dir}/runs", hint="set resume=never")
+        raise RunError(f"there is no training run in {output_dir}/runs", hint="set resume=never")
     return found[0]
 
 
-def named(word: str, output_dir: str | Path) -> Run:
-    """The run that `word` means: its directory, its id, the beginning of one, or `latest`.
+def find_run(word: str, output_dir: str | Path) -> Run:
+    """The run that `word` names by its directory, its id, a prefix of its id, or `latest`.
 
-    Raises: RunError if there is none, or several.
+    Raises: RunError if no run matches, or several do.
     """
     known = {run.id: run for run in all_runs(output_dir)}
     for path in (Path(output_dir) / "runs" / word, Path(word)):
         if (path / "manifest.json").is_file() and Run(path.resolve()).readable:
             return Run(path.resolve())
         if (path / "manifest.json").is_file() or (path / "config_used.yaml").is_file():
-            raise RunError(f"{path} has no manifest.json that can be read", hint="restore it or make a new run")
-    if word == "latest":  # it points to nothing any more
+            raise RunError(f"{path} has no readable manifest.json", hint="restore it or make a new run")
+    if word == "latest":  # a dangling link
         return newest(output_dir)
-    fitting = [name for name in known if name.startswith(word)]
-    if len(fitting) == 1:
-        return known[fitting[0]]
-    if fitting:
-        raise RunError(f"{word} is the beginning of {len(fitting)} runs: {', '.join(fitting[:5])}")
+    matches = [name for name in known if name.startswith(word)]
+    if len(matches) == 1:
+        return known[matches[0]]
+    if matches:
+        raise RunError(f"{word} is a prefix of {len(matches)} runs: {', '.join(matches[:5])}")
     guess = did_you_mean(word, known) or "; make runs lists them"
     raise RunError(f"there is no run {word} in {output_dir}/runs{guess}")

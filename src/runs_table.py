@@ -69,7 +69,7 @@ def _answer_diff(words: Sequence[str]) -> str:
     if not 2 <= len(words) <= 3 or any(w.startswith("-") for w in words):
         raise UserError("runs diff takes two runs", hint="write runs diff RUN RUN [OUTPUT_DIR]")
     output_dir = words[2] if len(words) == 3 else OUTPUT_DIR
-    return difference(*(runs.named(word, output_dir) for word in words[:2]))
+    return difference(*(runs.find_run(word, output_dir) for word in words[:2]))
 
 
 def table(output_dir: str | Path, sort: str | None = None, width: int | None = None) -> str:
@@ -78,7 +78,7 @@ def table(output_dir: str | Path, sort: str | None = None, width: int | None = N
     Raises: UserError if no run has what they are to be sorted by.
     """
     found = [_line(run) for run in runs.all_runs(output_dir)]
-    if not found and not runs.unreadable(output_dir):
+    if not found and not runs.unreadable_runs(output_dir):
         return f"no runs in {output_dir}/runs; make train makes one"
     if sort:
         found = _sorted(found, sort)
@@ -86,7 +86,9 @@ def table(output_dir: str | Path, sort: str | None = None, width: int | None = N
     columns = ["run", "stage", "status", "method", "base", "data", *shown, "verdict"]
     cells = [[line.facts.get(c) or _number(line.scores.get(c)) for c in columns] for line in found]
     lines = _laid_out(columns, cells, width or _width())
-    return "\n".join([*lines, *(f"{r.id}  its manifest.json cannot be read" for r in runs.unreadable(output_dir))])
+    return "\n".join(
+        [*lines, *(f"{r.id}  its manifest.json cannot be read" for r in runs.unreadable_runs(output_dir))]
+    )
 
 
 def _width() -> int:
@@ -102,7 +104,7 @@ def _line(run: Run) -> Line:
         "started": str(manifest["started"]),
         "run": run.id,
         "stage": str(manifest["stage"]),
-        "status": " ".join((run.status_in_words + error).split()),
+        "status": " ".join((run.status_text + error).split()),
         "method": str(manifest.get("method", "")),
         "base": str(manifest.get("base_model", {}).get("name", "")).rstrip("/").rsplit("/", 1)[-1],
         "data": _data_version(manifest.get("data", {})),

@@ -1,10 +1,10 @@
-"""What a search draws from: each swept setting as one dimension, read from Hydra's own grammar.
+"""The search space: one dimension for each swept setting, written in Hydra's grammar.
 
-lora_r=8,16,32   choice(8,16,32)      one of these, without an order
-epochs=range(1,5)                     one of 1, 2, 3, 4, which stand in an order
-lora_dropout=interval(0,0.1)          any number between the two, both included
-lr=tag(log,interval(1e-5,1e-2))       the same, on a logarithmic scale
-lora_r=int(interval(4,64))            a whole number
+lora_r=8,16,32   choice(8,16,32)      categorical
+epochs=range(1,5)                     ordinal: 1, 2, 3 or 4
+lora_dropout=interval(0,0.1)          a number between the two, bounds included
+lr=tag(log,interval(1e-5,1e-2))       the same on a logarithmic scale
+lora_r=int(interval(4,64))            an integer
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from hydra.errors import HydraException
 from src.errors import ConfigError
 
 FORMS = "write [8, 16], range(1, 5), interval(0, 0.1) or tag(log, interval(1e-5, 1e-2))"
-DIGITS = 3  # significant ones of a drawn number: a learning rate of 0.000316 says as much as one of 17 digits
+DIGITS = 3  # significant digits of a drawn number: more would only make a learning rate hard to read
 
 
 @dataclass(frozen=True)
 class Dimension:
-    """One swept setting: `options` as Hydra writes them or, where there are none, the numbers low to high."""
+    """One swept setting: either `options`, as Hydra writes them, or the interval `low` to `high`."""
 
-    key: str  # as it stands in an override: lr, ++lr, method
+    key: str  # as in an override: lr, ++lr, method
     options: tuple[str, ...] = ()
     ordered: bool = False
     low: float = 0
@@ -40,11 +40,11 @@ class Dimension:
         return self.key.lstrip("+")
 
     def edges(self) -> list[str]:
-        """The overrides that show whether all of the dimension is allowed: every option, or both ends."""
+        """The overrides that validate the whole dimension: every option, or both bounds."""
         return [f"{self.key}={value}" for value in self.options or (self.low, self.high)]
 
     def draw(self, trial: Any) -> str:
-        """One override of this dimension, drawn by an Optuna trial."""
+        """Draw a value by an Optuna trial. Returns: the override that sets it."""
         if self.ordered:
             value: Any = self.options[trial.suggest_int(self.name, 0, len(self.options) - 1)]
         elif self.options:
@@ -58,9 +58,9 @@ class Dimension:
 
 
 def split(overrides: Iterable[str]) -> tuple[list[str], list[Dimension]]:
-    """The overrides that are the same for each trial, and the dimensions that the others span.
+    """Separate the overrides that all trials share from those that span the dimensions of the search.
 
-    Raises: ConfigError for an interval with nothing in it.
+    Raises: ConfigError for an empty interval.
     """
     parser = OverridesParser.create()
     parsed = [(text, parser.parse_override(text)) for text in overrides]
@@ -75,14 +75,14 @@ def _dimension(text: str, override: Override) -> Dimension:
         return Dimension(key, options, ordered=isinstance(value, RangeSweep) and not value.shuffle)
     low, high, log = value.start, value.end, "log" in value.tags
     if low is None or high is None or low >= high:
-        raise ConfigError(f"{text.lstrip('+')}: the first number should be the smaller one")
+        raise ConfigError(f"{text.lstrip('+')}: the lower bound should be below the upper bound")
     if log and low <= 0:
-        raise ConfigError(f"{text.lstrip('+')}: a logarithmic scale starts above 0")
+        raise ConfigError(f"{text.lstrip('+')}: the lower bound of a logarithmic scale should be above 0")
     return Dimension(key, low=low, high=high, log=log)
 
 
 def corners(fixed: list[str], dimensions: list[Dimension]) -> Iterator[list[str]]:
-    """Trials that show between them each edge of each dimension, one dimension at a time."""
+    """Yield trials that together use each edge of each dimension, varying one dimension at a time."""
     first = [d.edges()[0] for d in dimensions]
     yield fixed + first
     for i, dimension in enumerate(dimensions):
@@ -90,39 +90,39 @@ def corners(fixed: list[str], dimensions: list[Dimension]) -> Iterator[list[str]
             yield [*fixed, *first[:i], edge, *first[i + 1 :]]
 
 
-def word(key: str, values: Any) -> str:
-    """An entry of `search.space` as an override: a list is one of its elements, a text is Hydra's grammar.
+def space_override(key: str, values: Any) -> str:
+    """An entry of `search.space` as a sweep override: a list means one of its elements, a text is Hydra's grammar.
 
-    Raises: ConfigError if it is none, or spans nothing.
+    Raises: ConfigError if it cannot be parsed, or has only one value.
     """
-    text = ",".join(map(_element, values)) if isinstance(values, list) else str(values)
+    text = ",".join(map(_hydra_element, values)) if isinstance(values, list) else str(values)
     try:
         override = OverridesParser.create().parse_override(f"{key}={text}")
     except HydraException:
-        raise ConfigError(f"search.space.{key}={text} cannot be read; {FORMS}") from None
+        raise ConfigError(f"search.space.{key}={text} cannot be parsed; {FORMS}") from None
     if not override.is_sweep_override():
-        raise ConfigError(f"search.space.{key}={text} leaves no choice; {FORMS}")
+        raise ConfigError(f"search.space.{key}={text} has only one value; {FORMS}")
     return f"{key}={text}"
 
 
-def shown(override: str) -> tuple[str, str]:
-    """The setting that an override names and its value, without the escapes of Hydra's grammar."""
+def parse_override(override: str) -> tuple[str, str]:
+    """`(setting, value)` of an override, without the escapes of Hydra's grammar."""
     value = OverridesParser.create().parse_override(override).value()
     name, text = override.lstrip("+").split("=", 1)
     return name, value if isinstance(value, str) else text
 
 
-def _element(value: Any) -> str:
+def _hydra_element(value: Any) -> str:
     if isinstance(value, bool | None):
         return {True: "true", False: "false", None: "null"}[value]
     if isinstance(value, list):
-        return "[" + ",".join(map(_element, value)) + "]"
+        return "[" + ",".join(map(_hydra_element, value)) + "]"
     if isinstance(value, dict):
-        return "{" + ",".join(f"{k}:{_element(v)}" for k, v in value.items()) + "}"
+        return "{" + ",".join(f"{k}:{_hydra_element(v)}" for k, v in value.items()) + "}"
     return str(value) if isinstance(value, int | float) else quoted(str(value))
 
 
 def quoted(text: str) -> str:
-    """`text` as one string of Hydra's grammar, whatever it holds."""
+    """`text` as a quoted string of Hydra's grammar."""
     escaped = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), text)
     return f"'{escaped}'"

@@ -1,7 +1,7 @@
-"""The record of a sweep: one entry a trial, rewritten after each, so that whatever ends it keeps what is done.
+"""The record of a sweep. It is rewritten after each trial, so that an interrupted sweep can be resumed.
 
 outputs/sweeps/2026-01-15_10-30-45/
-  trials.json   status, command, settings of the search, every trial with its figure, run and error
+  trials.json   status, command, settings of the search, every trial with its objective, run and error
   trials.txt    the table that is printed at the end
   best.yaml     the best trial as a preset: make train experiment=outputs/sweeps/.../best.yaml
 """
@@ -32,42 +32,55 @@ from src.utils.files import disk_errors, read_json, write_json, write_text
 from src.utils.secrets import redact
 
 TRIALS, TABLE, BEST = "trials.json", "trials.txt", "best.yaml"
-STOPPED = {Stopped.exit_code, 130, 143}  # of a trial that nothing is wrong with
-PLACES = {"output_dir", "artifacts_dir", "cache_dir"}  # where a run writes is no part of what was found
+STOPPED_CODES = {Stopped.exit_code, 130, 143}  # interrupted, not failed
+PATH_KEYS = {"output_dir", "artifacts_dir", "cache_dir"}  # not a part of the best settings
 
 Trial = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a sweep is before its first trial."""
+class SweepPlan:
+    """What is known of a sweep before its first trial.
+
+    search: the settings of schema.SearchArgs.
+    searching: a sampler draws the trials, one after the other, and needs the objective of each.
+    num_trials: how many trials the sweep has.
+    identity: hash that is equal for sweeps of the same command, whatever their number of trials.
+    former_identity: that hash under the former names of settings.
+    command: the command line without the sweep; the best preset is added to it.
+    base: the settings of `command`.
+    """
 
     output_dir: str
-    search: Mapping[str, Any]  # the settings of schema.SearchArgs
-    searching: bool  # trials are drawn, one after the other, and each needs its figure
-    wanted: int  # trials
-    identity: str  # equal for sweeps of the same command, however many trials that asks for
-    former_identity: str  # its value where settings still had their former names
-    again: list[str]  # the command that a preset is added to
-    base: Mapping[str, Any]  # the settings that this command has by itself
+    search: Mapping[str, Any]
+    searching: bool
+    num_trials: int
+    identity: str
+    former_identity: str
+    command: list[str]
+    base: Mapping[str, Any]
 
 
-def plan(
-    values: Mapping[str, Any], base: Mapping[str, Any], overrides: list[str], search: SearchArgs, again: list[str]
-) -> Plan:
-    """The plan of the sweep that `overrides` span, with `values` for what all of its trials share."""
+def plan_sweep(
+    values: Mapping[str, Any],
+    base: Mapping[str, Any],
+    overrides: list[str],
+    search: SearchArgs,
+    command: list[str],
+) -> SweepPlan:
+    """The plan of the sweep over `overrides`; all trials share the settings `values`."""
     _, dimensions = search_space.split(overrides)
     searching = any(text.startswith("hydra/sweeper=") for text in overrides)
     own = asdict(search)
     shared = dict(values) | {"search": own | {"trials": 0, "resume": True}}
-    return Plan(
+    return SweepPlan(
         output_dir=str(values["output_dir"]),
         search=own,
         searching=searching,
-        wanted=search.trials if searching else math.prod(len(d.options) for d in dimensions),
+        num_trials=search.trials if searching else math.prod(len(d.options) for d in dimensions),
         identity=_identity(shared, dimensions, searching),
         former_identity=_identity(aliases.former_settings(shared), map(_former, dimensions), searching),
-        again=again,
+        command=command,
         base=base,
     )
 
@@ -84,25 +97,25 @@ def _former(dimension: Dimension) -> Dimension:
 
 
 class Sweep:
-    """A sweep under way, in the folder of an unfinished one of the same command or in a new one.
+    """A running sweep. It resumes the newest unfinished sweep of the same command, or starts in a new folder.
 
-    Raises: RunError if nothing can be written there.
+    Raises: RunError if the folder cannot be written.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: SweepPlan) -> None:
         self.plan = plan
         runs.check_writable(plan.output_dir)
         root = Path(plan.output_dir) / "sweeps"
         found = _unfinished(root, plan) if plan.search["resume"] else None
         self.folder = found or runs.new_folder(root)
         record = _read(self.folder / TRIALS) if found else {"trials": []}
-        self.before: list[Trial] = _done(record)
+        self.completed: list[Trial] = _done(record)
         self.submitted: list[Trial] = [t for t in record["trials"] if t.get("slurm") and t["status"] == RUNNING]
         self.trials: list[Trial] = []
         self.status = RUNNING
         if found:
-            print(f"going on with {found}: {len(self.before)} of {plan.wanted} trials are done; "
-                  "search.resume=false starts anew", flush=True)  # fmt: skip
+            print(f"resuming {found}: {len(self.completed)} of {plan.num_trials} trials are done; "
+                  "search.resume=false starts a new sweep", flush=True)  # fmt: skip
         self._save()
 
     def __enter__(self) -> Sweep:
@@ -111,62 +124,62 @@ class Sweep:
     def __exit__(self, *_: object) -> None:
         self._close()
 
-    def trial(
+    def run_trial(
         self, number: int, settings: Mapping[str, str], output_dir: str, work: Callable[[], Any]
     ) -> float | None:
-        """Do `work`, which makes a run in `output_dir`. Returns: the trial's figure; None if it failed.
+        """Call `work`, which makes a run in `output_dir`. Returns: the trial's objective; None if it failed.
 
-        Settings that were tried before, in this sweep or in the one that it goes on with, are not tried again.
-        Raises: KeyboardInterrupt, SystemExit or Stopped, which end the whole sweep; ConfigError if a search finds
-        its figure in no run.
+        Settings that an earlier trial of this sweep has tried are not tried again.
+        Raises: KeyboardInterrupt, SystemExit or Stopped, which end the sweep; ConfigError if a search finds no
+        objective in the run.
         """
-        if self.begin(number, settings):
-            self._try(self.trials[-1], Path(output_dir) / "runs", work)
+        if self.start_trial(number, settings):
+            self._run_work(self.trials[-1], Path(output_dir) / "runs", work)
         return self.trials[-1]["objective"]
 
-    def begin(self, number: int, settings: Mapping[str, str]) -> bool:
-        """Take up a trial. Returns: False if there is nothing to do, since the same was tried before.
+    def start_trial(self, number: int, settings: Mapping[str, str]) -> bool:
+        """Register a trial. Returns: False if an earlier trial had the same settings.
 
-        A trial that is a job of a cluster may have been submitted before, and is known by its `slurm` then.
+        The entry of a trial that an earlier process submitted to a cluster has the key `slurm`.
         """
         trial: Trial = {"number": number, "settings": redact(dict(settings)), "status": RUNNING, "objective": None,
                         "run": None, "error": None, "exit_code": 0}  # fmt: skip
         shown = " ".join(f"{k}={v}" for k, v in trial["settings"].items())
-        known = next((t for t in self.trials + self.before if t["settings"] == trial["settings"]), None)
-        print(f"trial {number}: {shown}" + ("  (as before)" if known else ""), flush=True)
-        under_way = next((t for t in self.submitted if t["settings"] == trial["settings"]), {})
-        self.trials.append(trial | (known or under_way) | {"number": number})
+        known = next((t for t in self.trials + self.completed if t["settings"] == trial["settings"]), None)
+        print(f"trial {number}: {shown}" + ("  (done before)" if known else ""), flush=True)
+        submitted = next((t for t in self.submitted if t["settings"] == trial["settings"]), {})
+        self.trials.append(trial | (known or submitted) | {"number": number})
         self._save()
         return not known
 
-    def trial_of(self, number: int) -> Trial:
+    def trial(self, number: int) -> Trial:
         return next(t for t in self.trials if t["number"] == number)
 
-    def note(self, number: int, **facts: Any) -> None:
-        """Keep more about a trial."""
-        self.trial_of(number).update(facts)
+    def annotate(self, number: int, **facts: Any) -> None:
+        """Add facts to the record of a trial."""
+        self.trial(number).update(facts)
         self._save()
 
-    def end(self, number: int, code: int, reason: str, run: Path | None) -> float | None:
-        """Close a trial that was done elsewhere. Returns: its figure; None if it failed.
+    def finish_trial(self, number: int, code: int, reason: str, run: Path | None) -> float | None:
+        """Record the end of a trial that ran in a job. Returns: its objective; None if it failed.
 
-        Raises: ConfigError if a search finds its figure in no run.
+        Raises: ConfigError if a search finds no objective in the run.
         """
-        trial = self.trial_of(number)
-        if code in STOPPED:
+        trial = self.trial(number)
+        if code in STOPPED_CODES:
             trial |= _failure(code, reason) | {"status": INTERRUPTED}
         else:
             trial |= {"status": FINISHED} if code == 0 else _failure(code, reason or f"exit code {code}")
         trial["run"] = os.path.relpath(run, self.folder) if run else None
         if trial["status"] == FINISHED:
-            trial["objective"] = self._figure(trial)
+            trial["objective"] = self._objective(trial)
         for same in (t for t in self.trials if t["settings"] == trial["settings"]):
             same |= trial | {"number": same["number"]}
         self._save()
         return trial["objective"]
 
-    def _try(self, trial: Trial, root: Path, work: Callable[[], Any]) -> None:
-        older = _states(root)
+    def _run_work(self, trial: Trial, root: Path, work: Callable[[], Any]) -> None:
+        before = _manifest_times(root)
         try:
             code = work() or 0
             trial |= {"status": FINISHED} if code == 0 else _failure(code, f"exit code {code}")
@@ -176,22 +189,24 @@ class Sweep:
             raise
         except UserError as error:
             trial |= _failure(error.exit_code, str(error).replace("\n", "; "))
-        except Exception as error:  # one trial out of memory is no reason to lose the others
+        except Exception as error:  # such as out of memory: the other trials may succeed
             print(redact(traceback.format_exc()), file=sys.stderr, flush=True)
             trial |= _failure(1, f"{type(error).__name__}: {error}".replace("\n", " "))
         finally:
-            touched = [runs.Run(root / name) for name, state in _states(root).items() if older.get(name) != state]
+            touched = [
+                runs.Run(root / name) for name, mtime in _manifest_times(root).items() if before.get(name) != mtime
+            ]
             mine = [run for run in touched if run.readable and run.manifest["process"] == runs.this_process()]
-            if mine:  # a new run, or the interrupted one that it went on with
+            if mine:  # the run that it created or resumed
                 trial["run"] = os.path.relpath(mine[-1].path, self.folder)
             self._save()
-            gc.collect()  # the trial's model, before the next one is loaded
+            gc.collect()  # free the trial's model before the next one is loaded
         if trial["status"] == FINISHED:
-            trial["objective"] = self._figure(trial)
+            trial["objective"] = self._objective(trial)
         self._save()
 
-    def _figure(self, trial: Trial) -> float | None:
-        """The figure by which trials are ranked, from the run's metrics.json."""
+    def _objective(self, trial: Trial) -> float | None:
+        """The value of `search.metric` in the run's metrics.json. If it is not finite, the trial failed: None."""
         name = str(self.plan.search["metric"])
         run = self._run(trial)
         figures = dict(_flat(read_json(run / "metrics.json"))) if run and (run / "metrics.json").exists() else {}
@@ -200,10 +215,10 @@ class Sweep:
             return found[0]
         if len(found) == 1:
             trial |= _failure(2, f"{name} is {found[0]}")
-        elif self.plan.searching:  # no later trial would have it either
+        elif self.plan.searching:  # no later trial would have it, either
             short = [k.rsplit(".", 1)[-1] for k in figures]
-            known = did_you_mean(name, short) or f"; there are: {', '.join(figures) or 'none'}"
-            problem = f"search.metric={name} is not one figure of a run's metrics.json{known}"
+            known = did_you_mean(name, short) or f"; the keys are: {', '.join(figures) or 'none'}"
+            problem = f"search.metric={name} matches {len(found)} keys of the run's metrics.json{known}"
             trial |= _failure(2, problem)
             self._save()
             raise ConfigError(problem)
@@ -214,13 +229,13 @@ class Sweep:
 
     @property
     def best(self) -> Trial | None:
-        """The trial with the best figure; of equals the first."""
+        """The trial with the best objective; the first of equals."""
         ranked = [t for t in self.trials if t["objective"] is not None]
         sign = 1 if self.plan.search["direction"] == "minimize" else -1
         return min(ranked, key=lambda t: sign * t["objective"], default=None)
 
     def _save(self) -> None:
-        """Rewrite trials.json. What an earlier process did, and this one has not come to yet, stays in it."""
+        """Rewrite trials.json, with the trials of earlier processes that this one has not reached yet."""
         numbers = {t["number"] for t in self.trials}
         write_json(
             self.folder / TRIALS,
@@ -231,51 +246,51 @@ class Sweep:
                 "process": runs.this_process(),
                 "identity": self.plan.identity,
                 "search": dict(self.plan.search),
-                "wanted": self.plan.wanted,
+                "wanted": self.plan.num_trials,
                 "best": self.best and self.best["number"],
-                "trials": self.trials + [t for t in self.before + self.submitted if t["number"] not in numbers],
+                "trials": self.trials + [t for t in self.completed + self.submitted if t["number"] not in numbers],
             },
         )
 
     def _close(self) -> None:
-        """Print the table and write it down; keep the best trial as a preset."""
-        complete = len(_done({"trials": self.trials})) >= self.plan.wanted
+        """Print and write the table, and write the best trial as a preset."""
+        complete = len(_done({"trials": self.trials})) >= self.plan.num_trials
         self.status = FINISHED if complete else INTERRUPTED
         self._save()
         text = self.table()
         if best := self.best:
             preset = self._preset(best)
-            command = shlex.join([*self.plan.again, f"experiment={preset}"])
-            text += f"\nbest: {self._about(best)}; again with\n  {command}"
+            command = shlex.join([*self.plan.command, f"experiment={preset}"])
+            text += f"\nbest: {self._describe(best)}; train it again with\n  {command}"
         else:
-            text += f"\nno trial has the figure {self.plan.search['metric']}"
+            text += f"\nno trial has the metric {self.plan.search['metric']}"
         if not complete:
-            text += "\nunfinished: the same command goes on with it"
+            text += "\nunfinished: repeat the command to resume it"
         with disk_errors(self.folder):
             write_text(self.folder / TABLE, str(redact(text)) + "\n")
         print(f"\n{redact(text)}", flush=True)
 
     def table(self) -> str:
-        """Every trial as text: number, figure, settings, run, status with what went wrong."""
+        """One line a trial: number, objective, settings, run, status and error."""
         names = list(dict.fromkeys(k for t in self.trials for k in t["settings"]))
         rows = [["trial", str(self.plan.search["metric"]), *names, "run", "status"]]
         for t in self.trials:
-            figure = "" if t["objective"] is None else f"{t['objective']:.6g}"
+            objective = "" if t["objective"] is None else f"{t['objective']:.6g}"
             mark = " *" if t is self.best else ""
             error = f": {t['error']}" if t["error"] else ""
             settings = [str(t["settings"].get(name, "")) for name in names]
             rows.append(
-                [f"{t['number']}{mark}", figure, *settings, Path(t["run"] or "").name, t["status"] + error]
+                [f"{t['number']}{mark}", objective, *settings, Path(t["run"] or "").name, t["status"] + error]
             )
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]
         return "\n".join([f"{self.folder}, {self.plan.search['direction']} {self.plan.search['metric']}", *lines])
 
-    def _about(self, trial: Trial) -> str:
+    def _describe(self, trial: Trial) -> str:
         return f"trial {trial['number']}, {self.plan.search['metric']} {trial['objective']:.6g}"
 
     def _preset(self, best: Trial) -> Path:
-        """The settings that were swept, and all others that the plain command does not have, as a preset."""
+        """Write the swept settings, and all others that differ from `plan.base`, as a preset."""
         run = self._run(best)
         assert run is not None
         used = OmegaConf.to_container(OmegaConf.load(run / "config_used.yaml"))
@@ -283,15 +298,15 @@ class Sweep:
         used = aliases.current_settings({str(k): v for k, v in used.items()})
         base = redact(self.plan.base)
         swept = {name.split(".")[0] for name in best["settings"]}
-        found = {k: v for k, v in used.items() if k not in PLACES and (k in swept or base.get(k) != v)}
+        found = {k: v for k, v in used.items() if k not in PATH_KEYS and (k in swept or base.get(k) != v)}
         path = self.folder / BEST
-        about = f"# the best of sweep {self.folder.name}: {self._about(best)}"
-        write_text(path, f"# @package _global_\n{about}\n{OmegaConf.to_yaml(OmegaConf.create(found))}")
+        comment = f"# the best of sweep {self.folder.name}: {self._describe(best)}"
+        write_text(path, f"# @package _global_\n{comment}\n{OmegaConf.to_yaml(OmegaConf.create(found))}")
         return path
 
     @property
     def exit_code(self) -> int:
-        """The worst of the trials'; a search has done its work if one of them came to an end."""
+        """The highest exit code of the trials; 0 for a search if at least one trial finished."""
         if self.plan.searching and any(t["status"] == FINISHED for t in self.trials):
             return 0
         return max((int(t["exit_code"]) for t in self.trials), default=0)
@@ -301,16 +316,16 @@ def _failure(code: int, error: str) -> Trial:
     return {"status": FAILED, "exit_code": code, "error": error}
 
 
-def _unfinished(root: Path, plan: Plan) -> Path | None:
-    """The newest sweep of the same command that lacks trials and that no process is at work on."""
+def _unfinished(root: Path, plan: SweepPlan) -> Path | None:
+    """The newest unfinished sweep of the same command that no process is running."""
     for path in sorted(root.glob(f"*/{TRIALS}"), reverse=True):
         try:
             record = read_json(path)
             same = record["identity"] in {plan.identity, plan.former_identity}
-            if same and len(_done(record)) < plan.wanted and runs.status_of(record) != RUNNING:
+            if same and len(_done(record)) < plan.num_trials and runs.status_of(record) != RUNNING:
                 return path.parent
         except (RunError, KeyError, TypeError):
-            continue  # no record that this version wrote
+            continue  # not a record of this version
     return None
 
 
@@ -325,14 +340,14 @@ def _done(record: Mapping[str, Any]) -> list[Trial]:
     return [t for t in record["trials"] if t["status"] in {FINISHED, FAILED}]
 
 
-def _states(root: Path) -> dict[str, int]:
-    """The runs that are there, each with the time of its last change of state."""
+def _manifest_times(root: Path) -> dict[str, int]:
+    """The modification time of each run's manifest, in ns."""
     found = sorted(p for p in root.glob("*/manifest.json") if not p.parent.is_symlink())
     return {p.parent.name: p.stat().st_mtime_ns for p in found}
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """`("train.eval_loss", 2.5)` for each number, however deep."""
+    """Yield `("train.eval_loss", 2.5)` for each number, at any depth."""
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{key}.")

@@ -214,7 +214,7 @@ def test_an_older_run_is_resumed_with_the_same_settings(monkeypatch: pytest.Monk
     recorded = aliases.former_settings(yaml.safe_load(config.to_yaml(cfg)))
     run = runs.create(cfg.output_dir, "train", yaml.safe_dump(recorded), {})
     write_json(run.path / "manifest.json", run.manifest | {"status": runs.INTERRUPTED})
-    run.release()
+    run.unlock()
     assert [found.id for found in resume.find_resumable(cfg)] == [run.id]
     assert resume.find_resumable(load("train", "dedup_threshold=0.8", "resume=auto")) == []
 
@@ -242,14 +242,14 @@ def test_an_older_sweep_goes_on_with_its_trials(monkeypatch: pytest.MonkeyPatch)
     (folder / "trials.json").write_text(json.dumps(record))
     found = sweep.Sweep(plan)
     assert found.folder == folder
-    assert found.begin(0, {"dedup_threshold": "0.7"}) is False
-    assert found.begin(1, {"dedup_threshold": "0.9"}) is True
+    assert found.start_trial(0, {"dedup_threshold": "0.7"}) is False
+    assert found.start_trial(1, {"dedup_threshold": "0.9"}) is True
 
 
-def sweep_of(words: list[str]) -> sweep.Plan:
+def sweep_of(words: list[str]) -> sweep.SweepPlan:
     call = cli_args.parse("train", words)
     overrides, problems = compose.prepare(call)
     assert problems == []
     compose.register(call)
     fixed, _ = search_space.split(overrides)
-    return sweep.plan(compose.composed(call, fixed)[0], {}, overrides, schema.SearchArgs(), [])
+    return sweep.plan_sweep(compose.composed(call, fixed)[0], {}, overrides, schema.SearchArgs(), [])

@@ -460,7 +460,9 @@ def test_a_wrong_setting_of_a_cluster_is_told_before_anything_is_submitted(
 
 def test_a_cluster_that_is_not_here_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
-    with pytest.raises(UserError, match="launch=slurm needs sbatch, which is not here; run the command on a"):
+    with pytest.raises(
+        UserError, match="launch=slurm needs sbatch, which is not installed on this machine; run the"
+    ):
         jobs("train", "launch=slurm")
     assert not Path("outputs").exists()
 

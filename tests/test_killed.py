@@ -85,7 +85,7 @@ def assert_interrupted_and_all_else_works(world: World, older: Run, capsys: Said
     assert world.call("eval", "splits=[test]", "max_examples=1") == 0
     assert f"evaluating run {older.id} " in capsys.readouterr().out
     assert world.call("eval", str(run.path)) == 2
-    assert f"the model of run {run.id} is not there: it is interrupted" in capsys.readouterr().err
+    assert f"the model of run {run.id} does not exist: the run is interrupted" in capsys.readouterr().err
     assert world.train("max_steps=1").status == runs.FINISHED
 
 
@@ -136,7 +136,7 @@ def test_a_killed_evaluation_leaves_the_run_and_its_numbers(copied: World, nurse
     os.kill(pid, signal.SIGKILL)
     nursery.end()
 
-    assert (run.status, run.status_in_words) == ("finished", "finished, evaluation interrupted")
+    assert (run.status, run.status_text) == ("finished", "finished, evaluation interrupted")
     assert [(run.path / name).read_bytes() for name in names] == before
     capsys.readouterr()
     assert main(["runs", str(copied.output)]) == 0
@@ -144,7 +144,7 @@ def test_a_killed_evaluation_leaves_the_run_and_its_numbers(copied: World, nurse
     assert "finished, evaluation interrupted" in said
     assert copied.call("publish") == 0
     assert copied.call("eval") == 0
-    assert run.status_in_words == "finished"
+    assert run.status_text == "finished"
     assert (run.path / names[2]).read_bytes() == before[2]
     comparisons = [json.loads(content) for content in (before[1], (run.path / names[1]).read_bytes())]
     for each in comparisons:

@@ -50,7 +50,7 @@ def create(out: Path, **facts: Any) -> Run:
 
 def finished(out: Path, **facts: Any) -> Run:
     run = create(out, **facts)
-    with run.recorded():
+    with run.record_status():
         run.model.mkdir()
     return run
 
@@ -128,7 +128,7 @@ def test_the_first_run_is_named_as_the_environment_wishes(out: Path, monkeypatch
 @pytest.mark.parametrize("name", ["../up", "a/b", "latest", ".hidden"])
 def test_a_wish_that_is_no_name_is_refused(out: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv("ASSAY_RUN_ID", name)
-    with pytest.raises(RunError, match=f"ASSAY_RUN_ID={name} is no name for a run; use letters"):
+    with pytest.raises(RunError, match=f"ASSAY_RUN_ID={name} is not a valid run id; use letters"):
         create(out)
     assert not out.exists()
 
@@ -143,9 +143,9 @@ def test_whoever_wants_to_know_is_told_in_which_run_a_command_works(
     assert told.read_text() == f"{second.path.absolute()}\n"
     first.reopen()
     assert told.read_text() == f"{first.path.absolute()}\n"
-    with second.recorded("evaluation"):
+    with second.record_status("evaluation"):
         assert told.read_text() == f"{second.path.absolute()}\n"
-    with first.recorded():
+    with first.record_status():
         pass
     assert os.listdir(told.parent) == ["run"]
     monkeypatch.chdir(tmp_path)
@@ -257,14 +257,14 @@ def test_an_earlier_attempt_of_ones_own_slurm_job_is_over(out: Path, monkeypatch
 
 def test_work_that_ends_is_finished(out: Path) -> None:
     run = create(out)
-    with run.recorded():
+    with run.record_status():
         assert run.status == RUNNING
     assert run.status == FINISHED and run.manifest["ended"]
 
 
 def test_work_that_fails_says_why_and_goes_on_failing(out: Path) -> None:
     run = create(out)
-    with pytest.raises(ZeroDivisionError), run.recorded():
+    with pytest.raises(ZeroDivisionError), run.record_status():
         _ = 1 / 0
     assert run.status == FAILED and run.manifest["ended"]
     assert run.manifest["error"] == "ZeroDivisionError: division by zero"
@@ -272,7 +272,7 @@ def test_work_that_fails_says_why_and_goes_on_failing(out: Path) -> None:
 
 def test_work_that_a_person_stops_was_interrupted(out: Path) -> None:
     run = create(out)
-    with pytest.raises(KeyboardInterrupt), run.recorded():
+    with pytest.raises(KeyboardInterrupt), run.record_status():
         raise KeyboardInterrupt
     assert (run.status, run.manifest["error"]) == (INTERRUPTED, "stopped by the user")
 
@@ -280,22 +280,22 @@ def test_work_that_a_person_stops_was_interrupted(out: Path) -> None:
 def test_an_evaluation_has_a_record_of_its_own(out: Path) -> None:
     run = finished(out)
     before = run.manifest
-    with run.recorded("evaluation"):
+    with run.record_status("evaluation"):
         assert run.status == FINISHED
-        assert run.status_in_words == "finished, evaluation running"
-    assert run.status_in_words == "finished"
+        assert run.status_text == "finished, evaluation running"
+    assert run.status_text == "finished"
     assert run.manifest["evaluation"]["status"] == FINISHED
     assert {k: v for k, v in run.manifest.items() if k != "evaluation"} == before
 
 
 def test_an_evaluation_that_fails_leaves_the_run_finished(out: Path) -> None:
     run = finished(out)
-    with pytest.raises(ValueError), run.recorded("evaluation"):
+    with pytest.raises(ValueError), run.record_status("evaluation"):
         raise ValueError("no")
     assert run.status == FINISHED
-    assert run.status_in_words == "finished, evaluation failed"
+    assert run.status_text == "finished, evaluation failed"
     assert run.manifest["evaluation"]["error"] == "ValueError: no"
-    with run.recorded("evaluation"):
+    with run.record_status("evaluation"):
         pass
     assert run.manifest["evaluation"]["error"] is None
 
@@ -303,7 +303,7 @@ def test_an_evaluation_that_fails_leaves_the_run_finished(out: Path) -> None:
 def test_a_secret_in_an_error_is_not_written_down(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_TOKEN", "correct-horse-battery")
     run = create(out)
-    with pytest.raises(ValueError), run.recorded():
+    with pytest.raises(ValueError), run.record_status():
         raise ValueError("401 for correct-horse-battery")
     assert run.manifest["error"] == "ValueError: 401 for ${oc.env:MY_TOKEN}"
 
@@ -312,7 +312,7 @@ KILLED = """
 import sys
 from src import runs
 run = runs.create(sys.argv[1], "train", "", {})
-with run.recorded():
+with run.record_status():
     print("inside", flush=True)
     while True:
         run.update(step="x" * 100_000)
@@ -348,7 +348,7 @@ def test_the_newest_finished_run_is_found(out: Path) -> None:
     wanted = finished(out)
     wanted.update(started="2026-01-02T00:00:00+00:00")
     create(out).update(started="2026-01-03T00:00:00+00:00")
-    assert runs.find(None, out) == (wanted.model, wanted)
+    assert runs.find_model(None, out) == (wanted.model, wanted)
 
 
 def test_a_finished_run_that_latest_points_to_comes_before_newer_ones(out: Path) -> None:
@@ -356,7 +356,7 @@ def test_a_finished_run_that_latest_points_to_comes_before_newer_ones(out: Path)
     fetched.update(started="2026-01-01T00:00:00+00:00")
     for run in (newer, fetched):
         switch_link(out / "runs" / "latest", run.path)
-        assert runs.find(None, out) == (run.model, run)
+        assert runs.find_model(None, out) == (run.model, run)
     fetched.update(status=FAILED)
     assert runs.newest_finished(out) == newer
 
@@ -366,9 +366,9 @@ def test_the_newest_run_is_the_one_that_latest_points_to_in_whatever_state(out: 
     gone_on_with.update(started="2026-01-01T00:00:00+00:00", status=FAILED)
     switch_link(out / "runs" / "latest", gone_on_with.path)
     assert runs.newest(out) == gone_on_with
-    assert runs.training("latest", out) == runs.trainings(out)[0] == gone_on_with
+    assert runs.find_training("latest", out) == runs.training_runs(out)[0] == gone_on_with
     shutil.rmtree(gone_on_with.path)  # by hand, and latest leads nowhere
-    assert runs.newest(out) == runs.named("latest", out) == newer
+    assert runs.newest(out) == runs.find_run("latest", out) == newer
     shutil.rmtree(newer.path)
     with pytest.raises(RunError, match=r"no runs in .*/runs; make train makes one"):
         runs.newest(out)
@@ -379,7 +379,7 @@ def test_failed_unfinished_and_modelless_runs_are_passed_over(out: Path) -> None
     wanted.update(started="2026-01-01T00:00:00+00:00")
     finished(out).update(status=FAILED)
     finished(out).update(status=RUNNING)
-    with create(out).recorded():
+    with create(out).record_status():
         pass
     assert runs.newest_finished(out) == wanted
 
@@ -390,14 +390,14 @@ def test_where_no_run_has_finished_the_newest_is_named(out: Path) -> None:
     run = create(out)
     run.update(status=FAILED)
     with pytest.raises(RunError, match=f"no finished run in .*; the newest, {run.id}, is failed; make train"):
-        runs.find(None, out)
+        runs.find_model(None, out)
 
 
 def test_a_run_is_found_by_its_name_its_directory_or_its_model(out: Path) -> None:
     run = finished(out)
     latest = out / "runs/latest"
     for path in (run.path, latest, run.model, latest / "model", run.id, run.id[:-1], "latest"):
-        folder, owner = runs.find(str(path), out)
+        folder, owner = runs.find_model(str(path), out)
         assert owner and owner.path.resolve() == run.path.resolve()
         assert folder.resolve() == run.model.resolve()
 
@@ -409,35 +409,35 @@ def test_a_model_folder_belongs_to_no_run(out: Path, tmp_path: Path) -> None:
         tmp_path / "some/model",
     ):
         bare.mkdir(parents=True)
-        assert runs.find(str(bare), out) == (bare, None)
+        assert runs.find_model(str(bare), out) == (bare, None)
 
 
 def test_a_published_model_belongs_to_no_run_although_it_has_its_manifest(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text("{}")
-    assert runs.find(str(tmp_path), "outputs") == (tmp_path, None)
+    assert runs.find_model(str(tmp_path), "outputs") == (tmp_path, None)
 
 
 def test_a_missing_path_is_named(out: Path) -> None:
     with pytest.raises(RunError, match="no/where does not exist; give a run, its directory, or a folder with"):
-        runs.find("no/where", out)
+        runs.find_model("no/where", out)
     with pytest.raises(RunError, match=r"there is no run nowhere in .*/runs; make runs lists them"):
-        runs.find("nowhere", out)
+        runs.find_model("nowhere", out)
 
 
 def test_a_run_without_a_model_is_named_with_its_status(out: Path) -> None:
     run = create(out)
     run.update(status=FAILED)
-    with pytest.raises(RunError, match=f"the model of run {run.id} is not there: it is failed"):
-        runs.find(str(run.path), out)
+    with pytest.raises(RunError, match=f"the model of run {run.id} does not exist: the run is failed"):
+        runs.find_model(str(run.path), out)
     run.update(status=FINISHED)
-    with pytest.raises(RunError, match=f"the model of run {run.id} is gone, though it finished; give another run"):
-        runs.find(run.id, out)
+    with pytest.raises(RunError, match=f"the model of run {run.id} was removed; give another run"):
+        runs.find_model(run.id, out)
 
 
 def test_a_run_whose_logs_were_removed_is_a_run(out: Path) -> None:
     run = finished(out)
     shutil.rmtree(run.logs)
-    assert runs.find(str(run.path), out) == (run.model, run)
+    assert runs.find_model(str(run.path), out) == (run.model, run)
 
 
 @pytest.mark.parametrize("manifest", [None, "", '{"run": "20'])
@@ -446,12 +446,12 @@ def test_a_run_whose_manifest_is_lost_is_told_apart_from_none(out: Path, manifes
     path = run.path / "manifest.json"
     path.unlink() if manifest is None else path.write_text(manifest)
     for word in (run.id, str(run.path)):
-        with pytest.raises(RunError, match=r"has no manifest.json that can be read; restore it or make a new run"):
-            runs.named(word, out)
+        with pytest.raises(RunError, match=r"has no readable manifest.json; restore it or make a new run"):
+            runs.find_run(word, out)
     with pytest.raises(
-        RunError, match=r"manifest.json( is not JSON.*; restore it|; restore it, or give .*/model )"
+        RunError, match=r"manifest.json( is not JSON.*; restore it|; restore it, or give .*/model$)"
     ):
-        runs.find(str(run.path), out)
+        runs.find_model(str(run.path), out)
 
 
 @pytest.mark.parametrize("content", [None, "", "a: [", "- 1"])
@@ -467,26 +467,26 @@ def test_settings_that_are_lost_are_one_sentence(out: Path, content: str | None)
 def test_a_run_is_named_by_its_id_the_beginning_of_one_its_directory_or_latest(out: Path) -> None:
     run = finished(out)
     for word in (run.id, run.id[:-1], str(run.path), "latest", str(out / "runs" / "latest")):
-        assert runs.named(word, out).path == run.path.resolve()
+        assert runs.find_run(word, out).path == run.path.resolve()
 
 
 def test_a_name_that_no_run_or_several_have_is_refused_with_what_was_meant(out: Path) -> None:
     run = finished(out)
     with pytest.raises(RunError, match=f"there is no run x{run.id} in .*; did you mean {run.id}"):
-        runs.named(f"x{run.id}", out)
+        runs.find_run(f"x{run.id}", out)
     with pytest.raises(RunError, match=r"there is no run nope in .*; make runs lists them"):
-        runs.named("nope", out)
+        runs.find_run("nope", out)
     other = finished(out)
-    with pytest.raises(RunError, match=f"20 is the beginning of 2 runs: {other.id}, {run.id}"):
-        runs.named("20", out)
+    with pytest.raises(RunError, match=f"20 is a prefix of 2 runs: {other.id}, {run.id}"):
+        runs.find_run("20", out)
 
 
 def test_a_training_to_go_on_with_is_the_newest_training_or_the_run_that_is_named(out: Path) -> None:
-    with pytest.raises(RunError, match=r"there is no run in .*/runs; set resume=never"):
-        runs.training("latest", out)
+    with pytest.raises(RunError, match=r"there is no training run in .*/runs; set resume=never"):
+        runs.find_training("latest", out)
     run = create(out)
     run.update(started="2026-01-01T00:00:00+00:00")
     other = create(out)
     other.update(stage="eval")
-    assert runs.training("latest", out) == run
-    assert runs.training(other.id, out).path == other.path.resolve()
+    assert runs.find_training("latest", out) == run
+    assert runs.find_training(other.id, out).path == other.path.resolve()

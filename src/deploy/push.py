@@ -34,7 +34,7 @@ def publish(cfg: PublishConfig) -> int:
     """
     target = TARGETS[cfg.target]
     target.check(cfg)
-    _, run = runs.find(cfg.model_path, cfg.output_dir)
+    _, run = runs.find_model(cfg.model_path, cfg.output_dir)
     if run is None:
         raise RunError(f"{cfg.model_path} is not a run directory", hint="publish a run that has been evaluated")
     if run.status != runs.FINISHED:

@@ -46,7 +46,7 @@ def find_target(cfg: ValidateConfig) -> CheckTarget:
     missing = [f"{path} does not exist" for path in named if path and not Path(path).is_file()]
     if missing:
         raise RunError(*missing, hint="name files that a training run wrote")
-    model, run = runs.find(cfg.model_path, cfg.output_dir)
+    model, run = runs.find_model(cfg.model_path, cfg.output_dir)
     folder = run.path if run else model
     info = Path(cfg.training_info) if cfg.training_info else _if_file(folder / TRAINING_INFO)
     if info is None and run is None:

@@ -24,11 +24,11 @@ BASELINE = "baseline"
 
 def compare_runs(cfg: CompareConfig) -> int:
     """Compare two evaluated runs, or a run with its base: whether the first is better than the second."""
-    first = EvalResult.of_run(runs.named(cfg.run_a, cfg.output_dir))
+    first = EvalResult.of_run(runs.find_run(cfg.run_a, cfg.output_dir))
     if cfg.run_b == BASELINE:
         second = results.baseline_of(first, cfg.artifacts_dir)
     else:
-        second = EvalResult.of_run(runs.named(cfg.run_b, cfg.output_dir))
+        second = EvalResult.of_run(runs.find_run(cfg.run_b, cfg.output_dir))
     found = compare(first, second, cfg.gate)
     columns = ("base", "tuned") if cfg.run_b == BASELINE else ("second", "first")
     show(found, f"{first.name} against {second.name}", columns)

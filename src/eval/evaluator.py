@@ -41,7 +41,7 @@ def evaluate(cfg: EvalConfig) -> int:
 
     A run's evaluation goes into its directory; that of a bare model folder into a new one.
     """
-    folder, run = runs.find(cfg.model_path, cfg.output_dir)
+    folder, run = runs.find_model(cfg.model_path, cfg.output_dir)
     if run and run.status != runs.FINISHED:
         log.warning("run %s is %s; its model is evaluated all the same", run.id, run.status)
     runs.check_writable(*((run.path, "run") if run else (cfg.output_dir,)))
@@ -67,7 +67,7 @@ def evaluate(cfg: EvalConfig) -> int:
     log_to(run.logs)
     effort = GenerationStats()
     with (
-        run.recorded(part),
+        run.record_status(part),
         _partial_results(
             run.path / "evals" / f"answers{partial_results.SUFFIX}", who, cfg.overwrite_answers
         ) as file,
@@ -226,7 +226,7 @@ def _run_for(folder: Path, cfg: EvalConfig, who: Mapping[str, Any], base: Mappin
     for run in runs.all_runs(cfg.output_dir):
         stopped = run.status in (runs.INTERRUPTED, runs.FAILED) and run.manifest.get("model_path") == str(folder)
         path = run.path / "evals" / f"answers{partial_results.SUFFIX}"
-        if stopped and not cfg.overwrite_answers and partial_results.is_of(path, who) and run.hold():
+        if stopped and not cfg.overwrite_answers and partial_results.is_of(path, who) and run.lock():
             run.reopen()
             return run
     return runs.create(cfg.output_dir, "eval", to_yaml(cfg), {"base_model": dict(base), "model_path": str(folder)})

@@ -1,13 +1,12 @@
-"""What a job of the cluster does: one command in a process of its own, and the job queued again where need be.
+"""The function that runs in a Slurm job: it runs one command in a child process and requeues the job if needed.
 
-submitit runs this in the job, and asks Slurm to queue the job again when its own signal comes. Here the command is
-first given the time to save a checkpoint; the job that is queued again goes on with the run that it began.
+submitit calls it in the job, and requeues the job when it receives its signal. This module first gives the command
+time to save a checkpoint; the requeued job resumes its run.
 
-    signal                        the command         the job
-    SIGUSR2, the time is nearly   SIGTERM, and SIGKILL  is queued again, max_requeues times
-    up                            if that takes long
-    SIGTERM, it is preempted,     SIGTERM             ends; Slurm queues it again or does not
-    requeued or cancelled
+    signal to the job                        signal to the command        the job
+    SIGUSR2: its time limit is near          SIGTERM; SIGKILL if it does  is requeued, max_requeues times
+                                             not exit in time
+    SIGTERM: preempted, requeued, cancelled  SIGTERM                      ends; Slurm may requeue it
 """
 
 from __future__ import annotations
@@ -28,14 +27,20 @@ from src.errors import Stopped
 from src.utils import slurm
 from src.utils.process_info import launch_env
 
-LIMIT = signal.SIGUSR2
-QUEUED_AGAIN = {"PENDING", "COMPLETING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "PREEMPTED", "UNKNOWN"}
-STOPPED = {Stopped.exit_code, 128 + signal.SIGTERM, 128 + signal.SIGINT, -signal.SIGTERM, -signal.SIGKILL}
+TIME_LIMIT_SIGNAL = signal.SIGUSR2
+REQUEUED_STATES = {"PENDING", "COMPLETING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "PREEMPTED", "UNKNOWN"}
+STOPPED_CODES = {Stopped.exit_code, 128 + signal.SIGTERM, 128 + signal.SIGINT, -signal.SIGTERM, -signal.SIGKILL}
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """How a job ended: the exit code of its command, the run that it made, why, and what nobody has told yet."""
+class JobResult:
+    """How a job ended.
+
+    code: exit code of its command.
+    run: path of the run that it created or resumed.
+    error: message that is not in the job's log, for the user.
+    reason: one line for the table of a sweep.
+    """
 
     code: int
     run: str | None = None
@@ -43,35 +48,38 @@ class Outcome:
     reason: str = ""
 
 
+Outcome = JobResult  # the name in result files of jobs that the version before submitted
+
+
 @dataclass
 class Job:
-    """The function that is pickled into each job of one command; `desk` stays in the launching process."""
+    """The function that is pickled into each job of one command; `tracker` stays in the launching process."""
 
     stage: str
-    command: list[str]  # that a person typed, its secrets as references
-    patience: float = 60  # seconds until a command that was asked to end is killed
-    desk: Any = field(default=None, compare=False)
+    command: list[str]  # as the user typed it, with secrets as references
+    patience: float = 60  # seconds between SIGTERM and SIGKILL
+    tracker: Any = field(default=None, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"desk": None}
+        return self.__dict__ | {"tracker": None}
 
-    def __call__(self, composed: DictConfig) -> Outcome:
+    def __call__(self, composed: DictConfig) -> JobResult:
         values = OmegaConf.to_container(composed, resolve=True)
         assert isinstance(values, dict)
         cfg = config.load(self.stage, config.of_a_run(self.stage, {str(k): v for k, v in values.items()}))
-        begun = self._run(cfg)
-        if begun and begun.status == runs.FINISHED:
-            return Outcome(0, str(begun.path.absolute()))
-        if begun:
-            cfg = replace(cfg, resume=str(begun.path))
-        code, error = _Command(self, asdict(cfg)).end()
-        made = self._run(cfg)
-        return Outcome(code, str(made.path.absolute()) if made else None, error)
+        earlier = self._run(cfg)
+        if earlier and earlier.status == runs.FINISHED:
+            return JobResult(0, str(earlier.path.absolute()))
+        if earlier:
+            cfg = replace(cfg, resume=str(earlier.path))
+        code, error = _Command(self, asdict(cfg)).wait()
+        run = self._run(cfg)
+        return JobResult(code, str(run.path.absolute()) if run else None, error)
 
     def _run(self, cfg: Any) -> runs.Run | None:
-        """The run that this job has made or gone on with, in whichever of its attempts."""
+        """The run that this job, in any of its attempts, has created or resumed."""
         job = slurm.current_job()
-        for run in runs.trainings(cfg.output_dir) if job and self.stage == "train" else []:
+        for run in runs.training_runs(cfg.output_dir) if job and self.stage == "train" else []:
             other = run.manifest["process"].get("slurm") or {}
             if job and all(other.get(key) == job[key] for key in ("job", "folder")):
                 return run
@@ -79,64 +87,65 @@ class Job:
 
 
 class _Command:
-    """The command of a job in a process of its own, and the signals that come while it works."""
+    """The command of a job as a child process, and the handlers of the signals that the job receives."""
 
     def __init__(self, job: Job, settings: Mapping[str, Any]) -> None:
         self.patience = max(1, int(job.patience))
-        self.limit = self.told = False
-        self.requeue = signal.getsignal(LIMIT)  # submitit's: saves the job, and has Slurm queue it again
-        signal.signal(LIMIT, signal.SIG_IGN)  # it may come to every process of the job, and would end the child
+        self.time_is_up = self.terminated = False
+        self.requeue = signal.getsignal(TIME_LIMIT_SIGNAL)  # submitit's handler: saves the job and requeues it
+        signal.signal(TIME_LIMIT_SIGNAL, signal.SIG_IGN)  # inherited: Slurm may send it to the child, too
         self.child = subprocess.Popen(
             [sys.executable, "-u", "-m", "src.main", job.stage],
             env=_environment() | launch_env(settings, job.command),
         )
-        for number, act in ((LIMIT, self._limit), (signal.SIGTERM, self._told), (signal.SIGALRM, self._late)):
-            signal.signal(number, act)
+        signal.signal(TIME_LIMIT_SIGNAL, self._on_time_limit)
+        signal.signal(signal.SIGTERM, self._on_sigterm)
+        signal.signal(signal.SIGALRM, self._on_alarm)
         signal.signal(signal.SIGCONT, signal.SIG_DFL)
 
-    def _limit(self, number: int, frame: FrameType | None) -> None:
-        self.limit = True
+    def _on_time_limit(self, number: int, frame: FrameType | None) -> None:
+        self.time_is_up = True
         self.child.terminate()
         signal.alarm(self.patience)
 
-    def _told(self, number: int, frame: FrameType | None) -> None:
-        self.told = True
+    def _on_sigterm(self, number: int, frame: FrameType | None) -> None:
+        self.terminated = True
         self.child.terminate()
 
-    def _late(self, number: int, frame: FrameType | None) -> None:
+    def _on_alarm(self, number: int, frame: FrameType | None) -> None:
         self.child.kill()
 
-    def end(self) -> tuple[int, str | None]:
-        """Wait for the command. Returns: its exit code, and what else there is to say.
+    def wait(self) -> tuple[int, str | None]:
+        """Wait for the command to exit. Returns: its exit code, and a message for the user.
 
-        Raises: SystemExit if the job is queued again or was cancelled: then it leaves no result.
+        Raises: SystemExit if the job is requeued or was cancelled: then it has no result.
         """
         code = self.child.wait()
         signal.alarm(0)
-        if code not in STOPPED:
+        if code not in STOPPED_CODES:
             return code, None
-        if self.told and not self.limit:
+        if self.terminated and not self.time_is_up:
             job = slurm.job_details((slurm.current_job() or {}).get("job", ""))
-            if job.get("JobState", "UNKNOWN") in QUEUED_AGAIN:
+            if job.get("JobState", "UNKNOWN") in REQUEUED_STATES:
                 sys.exit(1)
-            # In the time between the two, a preempted job is queued again by nobody else once it has ended.
-            self.limit = job["JobState"] == "RUNNING" and job.get("PreemptTime", "None") != "None"
-        return self._again(code) if self.limit else (_positive(code), None)
+            # A preempted job that exits within its grace time is not requeued by Slurm.
+            self.time_is_up = job["JobState"] == "RUNNING" and job.get("PreemptTime", "None") != "None"
+        return self._requeue() if self.time_is_up else (_positive(code), None)
 
-    def _again(self, code: int) -> tuple[int, str]:
-        """Have the job queued again. Returns: why it was not."""
+    def _requeue(self) -> tuple[int, str]:
+        """Requeue the job and exit. Returns: why that was not possible."""
         from submitit.core.utils import UncompletedJobError
 
         assert callable(self.requeue)
-        on = "the same command goes on from its last checkpoint"
+        fact, remedy = "the job reached its time limit", "repeat the command to resume from the last checkpoint"
         try:
-            self.requeue(LIMIT, None)
+            self.requeue(TIME_LIMIT_SIGNAL, None)
         except UncompletedJobError:
-            return Stopped.exit_code, f"the time of the job was up, and max_requeues are used up; {on}"
+            return Stopped.exit_code, f"{fact}, and max_requeues is used up; {remedy}"
         except subprocess.CalledProcessError as error:
             if error.returncode > 0:
-                return Stopped.exit_code, f"the time of the job was up, and Slurm does not queue it again; {on}"
-        sys.exit(0)  # on another than the first machine; or the end of the job came before that of scontrol
+                return Stopped.exit_code, f"{fact}, and Slurm did not requeue it; {remedy}"
+        sys.exit(0)  # this is not the first node of the job, or the requeue ended the job before scontrol returned
 
 
 def _positive(code: int) -> int:
@@ -144,7 +153,7 @@ def _positive(code: int) -> int:
 
 
 def _environment() -> dict[str, str]:
-    """What the command finds: names meant for a single run are not for each job of an array."""
+    """The environment of the command, without the id and file of a single run in a job of an array."""
     found = dict(os.environ)
     if "SLURM_ARRAY_JOB_ID" in found:
         for name in ("ASSAY_RUN_ID", "ASSAY_RUN_FILE"):

@@ -124,12 +124,12 @@ def _held(target: Path) -> Iterator[None]:
         yield
         return
     run = runs.Run(target)
-    if not run.hold():
+    if not run.lock():
         raise RunError(f"run {run.id} is in use here", hint="wait for its end")
     try:
         yield
     finally:
-        run.release()
+        run.unlock()
 
 
 def _check_same(target: Path, there: RunListing) -> None:

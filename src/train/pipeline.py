@@ -147,7 +147,7 @@ def _fit_and_save(
     run, start = distributed.broadcast_from_main(_open_run(asked, cfg, base, first) if first else None)
     with (
         mirror.mirror_checkpoints(first and first.store, run) as copy,
-        run.recorded() if now.is_main else nullcontext(),
+        run.record_status() if now.is_main else nullcontext(),
         distributed.ignore_sigterm_on_error(),
     ):
         figures, weights = fit(

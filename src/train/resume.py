@@ -48,7 +48,7 @@ def find_resumable(cfg: TrainConfig, store: mirror.MirrorStore | None = None) ->
     if cfg.resume == "auto":
         here = {path.name for path in (Path(cfg.output_dir) / "runs").glob("*")}
         there = [run for run in mirror.list_mirrored_runs(store) if run.id not in here] if store else []
-        return _resumable_with([*runs.trainings(cfg.output_dir), *there], cfg)
+        return _resumable_with([*runs.training_runs(cfg.output_dir), *there], cfg)
     run = _find_named(cfg, store)
     if reason := _blocked_reason(run, by_name=True):
         raise _refusal(run, reason, cfg)
@@ -84,10 +84,10 @@ def _claim(run: Run | mirror.MirroredRun, cfg: TrainConfig) -> Run | str:
             run = run.fetch(Path(cfg.output_dir) / "runs", cfg.load_best_model_at_end)
         except RunError as error:
             return f"cannot be fetched: {error.problems[0]}"
-    if not run.hold():
+    if not run.lock():
         return "is being trained by another process"
     if reason := _blocked_reason(run, by_name=cfg.resume != "auto"):  # since it was found
-        run.release()
+        run.unlock()
         return reason
     run.reopen()
     return run
@@ -133,7 +133,7 @@ def _comparable(key: str, fact: Any) -> Any:
 def _find_named(cfg: TrainConfig, store: mirror.MirrorStore | None) -> Run | mirror.MirroredRun:
     """The run that `resume` names, here or else in the mirror."""
     try:
-        return runs.training(cfg.resume, cfg.output_dir)
+        return runs.find_training(cfg.resume, cfg.output_dir)
     except RunError as error:
         here = {run.id for run in runs.all_runs(cfg.output_dir)}
         there = [run for run in mirror.list_mirrored_runs(store) if run.id not in here] if store else []

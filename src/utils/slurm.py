@@ -1,4 +1,4 @@
-"""The Slurm job that a process is part of, and what the scheduler says of jobs."""
+"""The Slurm job of this process, and the states of jobs in the queue."""
 
 from __future__ import annotations
 
@@ -10,18 +10,22 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any, NamedTuple
 
-TIMEOUT_S = 60  # seconds for an answer of the controller
+TIMEOUT_S = 60  # for an answer of the controller
 
 
 class QueuedJob(NamedTuple):
-    """A job in the queue: `state` is PENDING, RUNNING, COMPLETING ..., `why` what for, or where."""
+    """A job in the queue.
+
+    state: PENDING, RUNNING, COMPLETING ...
+    detail: the reason why it is pending, or the nodes that it runs on.
+    """
 
     state: str
-    why: str
+    detail: str
 
 
 def current_job() -> dict[str, Any] | None:
-    """The job of this process: its id, how often it was requeued, the folder of its log. None outside of one.
+    """The id of this process's job, how often it was requeued, and the folder of its log; None outside a job.
 
     `{"job": "12_0", "restart": 0, "folder": "/home/me/outputs/slurm/2026-01-15_10-30-45"}`
     """
@@ -34,18 +38,18 @@ def current_job() -> dict[str, Any] | None:
     return {"job": job, "restart": restart, "folder": found.get("SUBMITIT_FOLDER")}
 
 
-def has_ended(recorded: Mapping[str, Any] | None, here: bool) -> bool:
-    """Whether the recorded attempt of a job has ended, as far as that can be known.
+def has_ended(recorded: Mapping[str, Any] | None, is_local: bool) -> bool:
+    """Whether a job, as `current_job` recorded it, is known to have ended.
 
-    A job is one process tree at a time: an earlier attempt of the same job has ended. Of another job on another
-    host (`here` is False) the scheduler is asked, where it can be.
+    Earlier attempts of this process's job have ended. For another job, on another host (`is_local` is False), the
+    queue is queried; False if it does not answer.
     """
     if not recorded:
         return False
     mine = current_job()
     if mine and mine["job"] == recorded["job"]:
         return bool(mine["restart"] > recorded["restart"])
-    return not here and _left_queue(recorded["job"])
+    return not is_local and _left_queue(recorded["job"])
 
 
 @cache
@@ -55,24 +59,24 @@ def _left_queue(job: str) -> bool:
 
 
 def queue(jobs: Iterable[str]) -> dict[str, QueuedJob] | None:
-    """Those of `jobs` that wait or run; None if the scheduler does not answer."""
+    """The pending and running ones among `jobs`, by id; None if the scheduler does not answer."""
     wanted = sorted({job.split("_")[0] for job in jobs})
-    said = run_query("squeue", "--noheader", "--array", "--format=%i|%T|%r|%N", f"--jobs={','.join(wanted)}")
-    if said is None:
+    output = run_query("squeue", "--noheader", "--array", "--format=%i|%T|%r|%N", f"--jobs={','.join(wanted)}")
+    if output is None:
         return None
-    rows = [line.split("|") for line in said.splitlines() if line.count("|") == 3]
+    rows = [line.split("|") for line in output.splitlines() if line.count("|") == 3]
     return {
         job: QueuedJob(state, hosts or ("" if reason == "None" else reason)) for job, state, reason, hosts in rows
     }
 
 
 def job_details(job: str) -> dict[str, str]:
-    """`{"JobState": "CANCELLED", "PreemptTime": "None", ...}`, as long as the controller remembers the job."""
+    """`{"JobState": "CANCELLED", "PreemptTime": "None", ...}`, empty once the controller has forgotten the job."""
     return dict(re.findall(r"(\w+)=(\S+)", run_query("scontrol", "show", "--oneliner", "job", job) or ""))
 
 
 def run_query(*words: str) -> str | None:
-    """What one of Slurm's commands answers; empty for a job that it does not know, None if it does not answer."""
+    """The output of a Slurm command: empty for an unknown job, None if the command fails or times out."""
     if not shutil.which(words[0]):
         return None
     try:

@@ -243,7 +243,7 @@ def test_a_run_is_compared_with_the_kept_baseline_of_its_base(two: Path, capsys:
     [
         (["latset"], "there is no run latset in "),
         (["2026-01-01_10-00-01"], "did you mean 2026-01-01_10-00-00?"),
-        (["2026"], "2026 is the beginning of 2 runs: "),
+        (["2026"], "2026 is a prefix of 2 runs: "),
         (["latest", "baseline", "more"], "more is not an override; write key=value"),
         (["gate.metrik=x"], "gate.metrik is not a setting; did you mean gate.metric?"),
     ],

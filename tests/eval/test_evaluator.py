@@ -369,7 +369,7 @@ def test_an_evaluation_that_fails_is_recorded_and_leaves_the_run_finished(
     run = copied.newest
     assert (run.status, run.manifest["evaluation"]["status"]) == ("finished", "failed")
     assert run.manifest["evaluation"]["error"] == "ZeroDivisionError: one in a million"
-    assert run.status_in_words == "finished, evaluation failed"
+    assert run.status_text == "finished, evaluation failed"
     assert read(run, "metrics.json") == before
     assert [tree(folder) for folder in baselines(copied)] == [answers]
     assert not list(copied.output.parent.rglob("*.unfinished.jsonl"))  # there was no answer to be kept

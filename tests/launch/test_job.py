@@ -12,7 +12,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from src import config, runs, schema
-from src.launch.job import Job, Outcome
+from src.launch.job import Job, JobResult
 from src.utils.process_info import LAUNCH_CONFIG, inherited_settings
 
 Told = Callable[[], list[str]]
@@ -24,7 +24,7 @@ def job(monkeypatch: pytest.MonkeyPatch) -> Job:
     settings = {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "1", "SUBMITIT_FOLDER": "/slurm/now"}
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
-    return Job("train", ["python", "-m", "src.main", "train"], desk=object())
+    return Job("train", ["python", "-m", "src.main", "train"], tracker=object())
 
 
 def composed(output: Path) -> DictConfig:
@@ -57,13 +57,13 @@ def begun(output: Path, finished: bool) -> runs.Run:
     """A run that the job has begun."""
     run = runs.create(output, "train", config.to_yaml(schema.TrainConfig()), {})
     run.update(status=runs.FINISHED if finished else runs.INTERRUPTED)
-    run.release()
+    run.unlock()
     return run
 
 
 def test_a_job_whose_run_is_finished_does_nothing_more(job: Job, handed_over: Told, tmp_path: Path) -> None:
     run = begun(tmp_path, finished=True)
-    assert job(composed(tmp_path)) == Outcome(0, str(run.path))
+    assert job(composed(tmp_path)) == JobResult(0, str(run.path))
     assert handed_over() == []
 
 
@@ -73,7 +73,7 @@ def test_a_job_goes_on_with_the_run_that_it_began_and_no_other(
     run = begun(tmp_path, finished=False)
     other = begun(tmp_path, finished=False)
     other.update(process=other.manifest["process"] | {"slurm": {"job": "8", "restart": 0, "folder": "/slurm/now"}})
-    assert job(composed(tmp_path)) == Outcome(75, str(run.path))
+    assert job(composed(tmp_path)) == JobResult(75, str(run.path))
     assert handed_over() == [str(run.path)]
     # a number that the cluster has given before
     monkeypatch.setenv("SUBMITIT_FOLDER", "/slurm/later")
@@ -82,4 +82,4 @@ def test_a_job_goes_on_with_the_run_that_it_began_and_no_other(
 
 
 def test_what_is_the_launching_process_s_is_not_pickled(job: Job) -> None:
-    assert pickle.loads(pickle.dumps(job)).desk is None
+    assert pickle.loads(pickle.dumps(job)).tracker is None

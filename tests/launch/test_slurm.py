@@ -205,7 +205,10 @@ def test_ctrl_c_leaves_the_job_and_a_cancelled_job_is_told(
     first.process.send_signal(signal.SIGINT)
     code, said = first.end()
     assert code == 130, said
-    assert f"slurm job {job} goes on: squeue --jobs={job} shows it" in said and f"scancel {job} ends it" in said
+    assert (
+        f"slurm job {job} continues: squeue --jobs={job} shows its state" in said
+        and f"scancel {job} ends it" in said
+    )
     assert "Traceback" not in said
     assert cluster.state(job) == "PENDING"
 
@@ -214,7 +217,7 @@ def test_ctrl_c_leaves_the_job_and_a_cancelled_job_is_told(
     cluster.run("scancel", id_of(second.said))
     code, said = second.end()
     assert code == 75, said
-    assert f"slurm job {id_of(said)} ended without a result: cancelled; the same command goes on" in said
+    assert f"slurm job {id_of(said)} ended without a result: cancelled; repeat the command to resume" in said
 
 
 # --- queued again ----------------------------------------------------------------------------------------
@@ -239,7 +242,7 @@ def test_a_job_that_is_preempted_requeued_or_out_of_time_ends_in_the_same_bytes(
     assert code == 75, said
     assert id_of(said)
     (run,) = world.runs
-    assert "the time of the job was up, and max_requeues are used up; the same command goes on" in said
+    assert "the job reached its time limit, and max_requeues is used up; repeat the command" in said
     assert "Traceback" not in said
     assert cluster.run("squeue", "--noheader") == ""
     attempts = run.manifest["attempts"]
@@ -264,7 +267,7 @@ def test_a_sweep_is_one_array_that_the_same_command_waits_for_again(
     wait_for(lambda: "pending" in first.said)
     first.process.send_signal(signal.SIGINT)
     assert first.end()[0] == 130
-    assert "unfinished: the same command goes on with it" in first.said
+    assert "unfinished: repeat the command to resume it" in first.said
     cluster.run("scontrol", "release", job)
     code, said = launch("train", *words).end()
     assert code == 0, said

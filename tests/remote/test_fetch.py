@@ -312,7 +312,7 @@ def test_a_run_that_died_is_interrupted_here(
     assert json.loads((run / "manifest.json").read_text())["status"] == "running"
     manifest(run, evaluation={"status": "running", "process": MANIFEST["process"]})
     fetch(sync_connection)
-    assert ours.status_in_words == "finished, evaluation interrupted"
+    assert ours.status_text == "finished, evaluation interrupted"
     assert not (here / "outputs/replaced").exists()  # what was altered here was no work of anybody
 
 

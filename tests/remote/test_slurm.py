@@ -37,7 +37,7 @@ def test_a_training_is_submitted_on_the_login_node_followed_and_known_by_its_run
     id = re.findall(r"run (\S+) started", done.stdout)[0]
     (job,) = slurm_ids(remote_project, id)
     assert f"slurm job {job}" in done.stdout and "step 2/2" in done.stdout
-    (run,) = runs.trainings(remote_project / "outputs")
+    (run,) = runs.training_runs(remote_project / "outputs")
     assert run.status == runs.FINISHED
     assert run.id == id and run.manifest["process"]["slurm"]["job"] == job
     assert cluster.state(job) == "COMPLETED"
@@ -54,6 +54,6 @@ def test_to_stop_it_has_the_job_of_the_cluster_save_a_checkpoint(
         stopped = person("ssh-stop", id)
         assert f"run {id}: stopped, with a checkpoint" in stopped.stdout, stopped.stdout + stopped.stderr
     wait_for(lambda: cluster.state(job) not in {"RUNNING", "PENDING", "COMPLETING"})
-    (run,) = runs.trainings(remote_project / "outputs")
+    (run,) = runs.training_runs(remote_project / "outputs")
     assert run.status == runs.INTERRUPTED
     assert [folder for folder in run.checkpoints.iterdir() if (folder / "COMPLETE").exists()]

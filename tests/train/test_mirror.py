@@ -154,7 +154,7 @@ def run(tmp_path: Path) -> Run:
     found = runs.create(tmp_path, "train", "lr: 1\n", {})
     (found.path / "data_report.json").write_text("{}")
     (found.logs / "samples.jsonl").write_text("")
-    found.release()
+    found.unlock()
     return found
 
 

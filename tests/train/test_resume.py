@@ -242,7 +242,10 @@ def test_latest_takes_the_settings_of_the_run(killed: Stage, undisturbed: Any) -
 
 @pytest.mark.parametrize(
     ("wanted", "said"),
-    [("latest", "resume=latest: there is no run in"), ("nowhere", "resume=nowhere: there is no run nowhere in")],
+    [
+        ("latest", "resume=latest: there is no training run in"),
+        ("nowhere", "resume=nowhere: there is no run nowhere in"),
+    ],
 )
 def test_what_is_not_there_cannot_be_gone_on_with(stage: Stage, wanted: str, said: str) -> None:
     code, found = stage(f"resume={wanted}")
@@ -264,7 +267,7 @@ HOLDER = """
 import sys, time
 from pathlib import Path
 from src.runs import Run
-assert Run(Path(sys.argv[1])).hold()
+assert Run(Path(sys.argv[1])).lock()
 print("held", flush=True)
 time.sleep(600)
 """
@@ -304,12 +307,12 @@ def test_a_training_holds_its_run_while_it_lasts(stage: Stage) -> None:
     try:
         while not stage.world.runs:
             time.sleep(0.05)
-        assert not stage.world.runs[0].hold()
+        assert not stage.world.runs[0].lock()
     finally:
         os.kill(pid, signal.SIGKILL)
         stage.nursery.end()
-    assert stage.world.runs[0].hold()
-    stage.world.runs[0].release()
+    assert stage.world.runs[0].lock()
+    stage.world.runs[0].unlock()
 
 
 # --- the best weights, an early end ----------------------------------------------------------------------

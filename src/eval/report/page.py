@@ -33,7 +33,7 @@ CURVES = (  # title, then the tags of its lines with their names
 
 def report(cfg: ReportConfig) -> int:
     """Write the report of a run, finished or not."""
-    run = runs.named(cfg.model_path, cfg.output_dir) if cfg.model_path else runs.newest(cfg.output_dir)
+    run = runs.find_run(cfg.model_path, cfg.output_dir) if cfg.model_path else runs.newest(cfg.output_dir)
     write(run, cfg.artifacts_dir)
     return 0
 
@@ -60,9 +60,9 @@ def page(run: runs.Run, artifacts_dir: Path) -> str:
         "version": VERSION,
         "made": runs.now(),
         "run": run.id,
-        "status": run.status_in_words,
+        "status": run.status_text,
         "manifest": manifest,
-        "verdict": view_model.verdict(run.status_in_words, manifest, result, comparison),
+        "verdict": view_model.verdict(run.status_text, manifest, result, comparison),
         "compared": bool(comparison.get("rows")),
         "gate": gate,
         "decisive": view_model.decisive(scores, gate),

@@ -96,7 +96,7 @@ class Made:
             "data": {"files": [{"file": "data/a.jsonl", "sha256": "d" * 64, "rows_in": 9, "rows_trained": 7}]},
         })  # fmt: skip
         self.run.update(status=runs.FINISHED, ended=runs.now())
-        self.run.release()
+        self.run.unlock()
         self.base = self.artifacts / "metrics" / "base-1"
 
     def write(self, name: str, value: Any) -> None:
