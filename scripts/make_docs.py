@@ -1,7 +1,11 @@
-"""Write docs/settings.md from the schema: `python scripts/make_docs.py`. A test fails when it is stale."""
+"""Write the pages that come from the code: `python scripts/make_docs.py`. A test fails when one is stale.
+
+docs/settings.md is what `--help` prints; the tree in docs/architecture.md has the first sentence of each module.
+"""
 
 from __future__ import annotations
 
+import ast
 import sys
 from pathlib import Path
 
@@ -11,7 +15,8 @@ sys.path.insert(0, str(ROOT))
 from src.help import help_text, list_configs  # noqa: E402
 from src.stages import STAGES  # noqa: E402
 
-TARGET = ROOT / "docs" / "settings.md"
+SETTINGS, ARCHITECTURE = ROOT / "docs" / "settings.md", ROOT / "docs" / "architecture.md"
+BEGIN, END = "<!-- the tree, by scripts/make_docs.py -->\n", "<!-- end of the tree -->"
 
 
 def settings_page() -> str:
@@ -22,6 +27,30 @@ def settings_page() -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def architecture_page() -> str:
+    """docs/architecture.md with the tree of today's modules between BEGIN and END."""
+    before, _, rest = ARCHITECTURE.read_text(encoding="utf-8").partition(BEGIN)
+    return f"{before}{BEGIN}```\n{_tree(ROOT / 'src')}\n```\n{END}{rest.partition(END)[2]}"
+
+
+def _tree(package: Path, depth: int = 0) -> str:
+    """A line for the package, then one for each of its modules and subpackages."""
+    indent = "  " * depth
+    lines = [f"{indent + package.name + '/':<28}{_summary(package / '__init__.py')}".rstrip()]
+    for module in sorted(package.glob("*.py")):
+        if module.stem != "__init__":
+            lines.append(f"{indent + '  ' + module.name:<28}{_summary(module)}")
+    lines += [_tree(sub, depth + 1) for sub in sorted(package.iterdir()) if (sub / "__init__.py").is_file()]
+    return "\n".join(lines)
+
+
+def _summary(module: Path) -> str:
+    """The first paragraph of a module's docstring, in one line."""
+    text = ast.get_docstring(ast.parse(module.read_text(encoding="utf-8"))) or ""
+    return " ".join(text.split("\n\n")[0].split())
+
+
 if __name__ == "__main__":
-    TARGET.write_text(settings_page(), encoding="utf-8")
-    print(f"wrote {TARGET.relative_to(ROOT)}")
+    for page, text in ((SETTINGS, settings_page()), (ARCHITECTURE, architecture_page())):
+        page.write_text(text, encoding="utf-8")
+        print(f"wrote {page.relative_to(ROOT)}")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.make_docs import TARGET, settings_page
+from scripts.make_docs import SETTINGS, settings_page
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -13,7 +13,7 @@ COMMANDS = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
 
 
 def test_the_settings_page_is_what_the_code_says() -> None:
-    assert TARGET.read_text(encoding="utf-8") == settings_page(), "run python scripts/make_docs.py"
+    assert SETTINGS.read_text(encoding="utf-8") == settings_page(), "run python scripts/make_docs.py"
 
 
 def test_every_make_target_is_documented_and_the_other_way_round() -> None:
