@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from src import compose, config, runs, schema, search_space
 from src.cli_args import CONFIGS, Call
-from src.compose import first_line, is_sweep, plain
+from src.compose import first_line, is_sweep, plain_value
 from src.errors import ConfigError, UserError
 from src.search_space import quoted
 from src.stages import STAGES, SWEEP_STAGE
@@ -30,13 +30,13 @@ FOR_A_CHECKPOINT = 0.75  # of signal_delay_s: the rest is for queueing the job a
 MAX_CHECKED_JOBS = 256
 
 
-def run(call: Call, task: Callable[[Any], int | None]) -> int:
+def run_jobs(call: Call, task: Callable[[Any], int | None]) -> int:
     """Check every job of the call, then run `task(config)` under Hydra, which also does sweeps and launchers.
 
     Raises: UserError from the check, or from the task itself where it is no trial of a sweep.
     """
-    overrides, problems = compose.prepare(call)
-    compose.register(call)
+    overrides, problems = compose.prepare_overrides(call)
+    compose.register_root(call)
     overrides, search, told = _with_search(call, overrides)
     slurm, misplaced = _slurm(call, overrides)
     told += misplaced + _check_jobs(call, overrides, apart=slurm is not None)
@@ -62,10 +62,10 @@ def _slurm(call: Call, overrides: list[str]) -> tuple[schema.SlurmArgs | None, l
     """What a cluster is asked for, None where the runs are made by this process; and what is wrong with that."""
     swept = [text.split("=", 1)[0].lstrip("+") for text in overrides if is_sweep(text)]
     try:
-        composed = compose.job(call, [text for text in overrides if not is_sweep(text)])
+        composed = compose.compose_job(call, [text for text in overrides if not is_sweep(text)])
     except (HydraException, OmegaConfBaseException):
         return None, []  # told by the check of the jobs
-    given = {key: plain(composed, key) for key in schema.SLURM_KEYS if key in composed}
+    given = {key: plain_value(composed, key) for key in schema.SLURM_KEYS if key in composed}
     if composed.hydra.launcher._target_ != LAUNCHER:
         return None, [f"{key}={value} has no meaning without launch=slurm" for key, value in given.items()]
     problems = [f"{key} cannot differ between the jobs of a command" for key in swept if key in schema.SLURM_KEYS]
@@ -80,7 +80,7 @@ def _submit(call: Call, overrides: list[str], args: schema.SlurmArgs, tracker: A
     from src.launch.job import Job
     from src.launch.job_tracker import JobTracker
 
-    values, _ = compose.composed(call, [text for text in overrides if not is_sweep(text)])
+    values, _ = compose.compose_values(call, [text for text in overrides if not is_sweep(text)])
     output_dir = str(values.get("output_dir", schema.OutputArgs.output_dir))
     tracker = tracker or JobTracker(call.stage, args, output_dir, call.multirun)
     flags = [] if call.multirun else ["--multirun"]
@@ -102,8 +102,8 @@ def _sweep(
     again = ["make", call.stage] if shipped else ["python", "-m", "src.main", call.stage, *place]
     fixed, dimensions = search_space.split(overrides)
     swept = {d.key for d in dimensions}
-    values = config.of_a_run(call.stage, compose.composed(call, fixed)[0])
-    sweep = Sweep(plan_sweep(values, compose.composed(call, [])[0], overrides, search, again))
+    values = config.run_settings(call.stage, compose.compose_values(call, fixed)[0])
+    sweep = Sweep(plan_sweep(values, compose.compose_values(call, [])[0], overrides, search, again))
 
     def job(composed: DictConfig) -> float | None:
         current, loaded = HydraConfig.get(), _loaded(call, composed)
@@ -154,11 +154,11 @@ def _hydra(call: Call, overrides: list[str], function: Callable[[DictConfig], An
 
 def _loaded(call: Call, composed: DictConfig) -> Any:
     """The configuration of one job, without what is the sweep's or the launcher's."""
-    return _judged(call, {str(k): plain(composed, str(k)) for k in composed})
+    return _judged(call, {str(k): plain_value(composed, str(k)) for k in composed})
 
 
 def _judged(call: Call, values: dict[str, Any]) -> Any:
-    return config.load(call.stage, config.of_a_run(call.stage, values), STAGES[call.stage].problems)
+    return config.load(call.stage, config.run_settings(call.stage, values), STAGES[call.stage].problems)
 
 
 def _with_search(call: Call, overrides: list[str]) -> tuple[list[str], schema.SearchArgs | None, list[str]]:
@@ -169,12 +169,12 @@ def _with_search(call: Call, overrides: list[str]) -> tuple[list[str], schema.Se
     """
     if call.stage != SWEEP_STAGE:
         return overrides, None, []
-    values, _ = compose.composed(call, [text for text in overrides if not is_sweep(text)])
+    values, _ = compose.compose_values(call, [text for text in overrides if not is_sweep(text)])
     try:
         search = config.validate(schema.SweepConfig, {"search": values.get("search") or {}}).search
         given = {text.split("=", 1)[0].lstrip("+") for text in overrides}
         words = [search_space.space_override(k, v) for k, v in search.space.items() if k not in given]
-        added, problems = compose.prepare(replace(call, overrides=words, multirun=True))
+        added, problems = compose.prepare_overrides(replace(call, overrides=words, multirun=True))
         _, dimensions = search_space.split([*overrides, *added])
     except ConfigError as error:
         return overrides, None, list(error.problems)
@@ -195,7 +195,7 @@ def _check_jobs(call: Call, overrides: list[str], apart: bool) -> list[str]:
     problems: list[str] = []
     gpus: set[str] = set()
     for each in _jobs(call, overrides):
-        values, told = compose.composed(call, each)
+        values, told = compose.compose_values(call, each)
         problems += told
         gpus.add(str(values.get("cuda_visible_devices")))
         try:

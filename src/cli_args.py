@@ -134,12 +134,12 @@ def _refuse_torn(path: Path) -> None:
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"{path} cannot be read as YAML: {in_words(error)}") from None
+        raise ConfigError(f"{path} cannot be read as YAML: {yaml_error(error)}") from None
     if not isinstance(found, dict | None):
         raise ConfigError(f"{path} holds a {type(found).__name__}, and no settings", hint="write key: value")
 
 
-def in_words(error: Exception) -> str:
+def yaml_error(error: Exception) -> str:
     """What is wrong with a YAML file, and where, in one line."""
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
         mark = error.problem_mark

@@ -35,7 +35,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError
 
 from src import aliases, config, schema
-from src.cli_args import CONFIGS, Call, in_words
+from src.cli_args import CONFIGS, Call, yaml_error
 from src.errors import ConfigError, did_you_mean
 from src.search_space import quoted
 from src.utils.secrets import redact
@@ -45,7 +45,7 @@ GROUPS = ("model", "data", "hardware", "method", "parallel", "launch", "search",
 ROOT = "assay_root"
 
 
-class WithoutSecrets(Callback):
+class RedactSecrets(Callback):
     """Takes the secrets of a person's own files out of what Hydra keeps as multirun.yaml.
 
     Nor does it go to a cluster: each job composes its configuration anew, from the files.
@@ -73,7 +73,7 @@ def _with_current_names(node: Any, announce: bool = True) -> Any:
     return OmegaConf.create(aliases.current_settings(found, announce)) if isinstance(found, dict) else node
 
 
-def register(call: Call) -> None:
+def register_root(call: Call) -> None:
     """Store the root configuration: schema defaults, then the stage's file, then the preset groups."""
     SourcesRegistry.instance().types[FileConfigSource.scheme()] = FileConfigSource
     store = ConfigStore.instance()
@@ -90,7 +90,7 @@ def register(call: Call) -> None:
                 # config_used.yaml and manifest.json are the snapshot; Hydra's own would repeat the
                 # command line unredacted.
                 "output_subdir": None,
-                "callbacks": {"assay": {"_target_": f"{__name__}.WithoutSecrets"}},
+                "callbacks": {"assay": {"_target_": f"{__name__}.RedactSecrets"}},
                 "run": {"dir": "."},
                 "sweep": {"dir": "outputs/multirun/${now:%Y-%m-%d_%H-%M-%S}", "subdir": "."},
                 "searchpath": [f"file://{CONFIGS}"],
@@ -99,7 +99,7 @@ def register(call: Call) -> None:
     )  # fmt: skip
 
 
-def prepare(call: Call) -> tuple[list[str], list[str]]:
+def prepare_overrides(call: Call) -> tuple[list[str], list[str]]:
     """Overrides with plain values forced in, for `config.load` to judge; and what cannot be parsed."""
     ready, problems = [], aliases.conflicts(call.overrides)
     for text in map(aliases.current_override, call.overrides):
@@ -156,7 +156,7 @@ def _as_typed(call: Call, key: str, parsed: Override, text: str) -> str:
 
 def _takes_text(call: Call, key: str) -> bool:
     schemas = (config.schema_of(call.stage), schema.SlurmConfig)
-    return any(config.takes_text(schema, key) for schema in schemas)
+    return any(config.is_text(schema, key) for schema in schemas)
 
 
 def _with_files(call: Call, text: str, parsed: Override) -> tuple[str, Override]:
@@ -170,7 +170,7 @@ def _with_files(call: Call, text: str, parsed: Override) -> tuple[str, Override]
             try:
                 node = OmegaConf.create(redact(OmegaConf.to_container(_with_current_names(OmegaConf.load(path)))))
             except (YAMLError, OSError, ValueError) as error:
-                raise ConfigError(f"{path} cannot be read as YAML: {in_words(error)}") from None
+                raise ConfigError(f"{path} cannot be read as YAML: {yaml_error(error)}") from None
             ConfigStore.instance().store(group=parsed.key_or_group, name=name, node=node, package="_global_")
             call.from_files.add(name)
             text = text.replace(path, name)
@@ -198,22 +198,22 @@ def is_sweep(text: str) -> bool:
     return bool(OverridesParser.create().parse_override(text).is_sweep_override())
 
 
-def composed(call: Call, overrides: list[str]) -> tuple[dict[str, Any], list[str]]:
+def compose_values(call: Call, overrides: list[str]) -> tuple[dict[str, Any], list[str]]:
     """The values of one job as Hydra composes them, and what of them could not be."""
     try:
-        composed = job(call, overrides)
+        composed = compose_job(call, overrides)
     except (HydraException, OmegaConfBaseException) as error:
         return {}, [_said(error)]
     values, problems = {}, []
     for key in (str(k) for k in composed if k != "hydra"):
         try:
-            values[key] = plain(composed, key)
+            values[key] = plain_value(composed, key)
         except OmegaConfBaseException as error:
             problems.append(f"{key} cannot be resolved: {first_line(error)}")
     return values, problems
 
 
-def job(call: Call, overrides: list[str]) -> DictConfig:
+def compose_job(call: Call, overrides: list[str]) -> DictConfig:
     """The configuration with Hydra's own part, composed once: that costs a tenth of a second."""
     key = tuple(overrides)
     if key not in call.composed:
@@ -230,10 +230,10 @@ def _preset_errors() -> Iterator[None]:
         yield
     except MarkedYAMLError as error:
         place = error.problem_mark.name if error.problem_mark else "a preset"
-        raise ConfigError(f"{place} cannot be read as YAML: {in_words(error)}") from None
+        raise ConfigError(f"{place} cannot be read as YAML: {yaml_error(error)}") from None
 
 
-def plain(composed: DictConfig, key: str) -> Any:
+def plain_value(composed: DictConfig, key: str) -> Any:
     """The value of one key as plain data, its interpolations resolved."""
     value = composed[key]
     return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value

@@ -33,7 +33,7 @@ def _adapter(schema: type) -> TypeAdapter[Any]:
     return TypeAdapter(schema)
 
 
-def of_a_run(stage: str, values: Mapping[str, Any]) -> dict[str, Any]:
+def run_settings(stage: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """Composed `values` without those that are a sweep's or a launcher's."""
     others = {*SLURM_KEYS, *(["search"] if stage == SWEEP_STAGE else [])}
     return {key: value for key, value in values.items() if key not in others}
@@ -149,7 +149,7 @@ def _sentence(schema: type, error: Any) -> str:
     """One pydantic error in words; the branches of a union are told as one."""
     key = ".".join(str(part) for part in error["loc"] if not _is_branch(part))
     if error["type"] == "unexpected_keyword_argument":
-        return f"{key} is not a setting{meant(schema, key)}"
+        return f"{key} is not a setting{suggestion(schema, key)}"
     if error["type"] == "list_type":
         return f"{key}={error['input']}: should be a list, as [{error['input']}]"
     if error["type"] == "string_too_short":
@@ -166,7 +166,7 @@ def _sentence(schema: type, error: Any) -> str:
     return f"{key}={error['input']}: {message[0].lower()}{message[1:]}"
 
 
-def meant(schema: type, key: str) -> str:
+def suggestion(schema: type, key: str) -> str:
     """`; did you mean lr?` where `key` is nearly a setting of `schema`, or is what others call one."""
     known = [*flat_keys(schema), *SLURM_KEYS]
     ours = OTHER_TOOLS.get(key)
@@ -191,12 +191,12 @@ def _choices(schema: type, key: str) -> list[str]:
     return _literals(hint)
 
 
-def takes_text(schema: type, key: str) -> bool:
+def is_text(schema: type, key: str) -> bool:
     """Whether the setting, whose key may be dotted, is free text, or text or null."""
     first, _, rest = key.partition(".")
     hint = get_type_hints(schema).get(first)
     if rest:
-        return is_dataclass(hint) and isinstance(hint, type) and takes_text(hint, rest)
+        return is_dataclass(hint) and isinstance(hint, type) and is_text(hint, rest)
     return hint in (str, str | None)
 
 

@@ -6,13 +6,13 @@
     ├── ModelError       a model, tokenizer or method cannot be used
     ├── RunError         a run directory is missing, unfinished or cannot be written
     │   ├── DivergedError  the loss is no number any more; to resume would end there again
-    │   ├── MemoryRunOut   the device has no room for a batch
+    │   ├── OutOfMemory   the device has no room for a batch
     │   └── PeerLost       exit code 76: another process of the training ended; its error is the one to read
     ├── RemoteError      the server cannot be reached, or refuses
     │   └── LostConnection  it was reached, and is no more
     ├── Stopped          exit code 75: a signal ended the training after a checkpoint
     ├── NotPromoted      exit code 3: the tuned model is not better than its base
-    └── CannotTell       exit code 4: whether it is better cannot be told from these examples
+    └── Inconclusive       exit code 4: whether it is better cannot be told from these examples
 
 Whatever is not a UserError nobody foresaw, and it keeps its traceback.
 """
@@ -62,7 +62,7 @@ class DivergedError(RunError):
     pass
 
 
-class MemoryRunOut(RunError):
+class OutOfMemory(RunError):
     pass
 
 
@@ -86,7 +86,7 @@ class NotPromoted(UserError):
     exit_code = 3
 
 
-class CannotTell(UserError):
+class Inconclusive(UserError):
     exit_code = 4
 
 

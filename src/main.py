@@ -104,7 +104,7 @@ def _run(name: str, rest: list[str]) -> int:
         return _call(stage, config.load(name, settings))
     from src import cli, cli_args
 
-    return cli.run(cli_args.parse(name, rest), lambda config: _call(stage, config))
+    return cli.run_jobs(cli_args.parse(name, rest), lambda config: _call(stage, config))
 
 
 def _call(stage: Stage, config: object) -> int:

@@ -76,7 +76,7 @@ def warm() -> None:
     from src import cli, cli_args
     from src.utils import environment
 
-    cli.run(cli_args.parse("train", ["lr=0.1", "cuda_visible_devices=''"]), lambda _: 0)  # Hydra's parser
+    cli.run_jobs(cli_args.parse("train", ["lr=0.1", "cuda_visible_devices=''"]), lambda _: 0)  # Hydra's parser
     installed = environment.versions()
     environment.versions = lambda: installed  # the same in every child
 

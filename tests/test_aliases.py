@@ -42,7 +42,7 @@ def fresh_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
 def load(stage: str, *words: str) -> Any:
     """The only configuration that a command line starts a job with."""
     found: list[Any] = []
-    cli.run(cli_args.parse(stage, list(words)), found.append)
+    cli.run_jobs(cli_args.parse(stage, list(words)), found.append)
     (only,) = found
     return only
 
@@ -149,7 +149,7 @@ def test_a_former_name_however_it_is_typed(stage: str, word: str, key: str, valu
 
 def test_a_former_name_that_is_swept(capsys: pytest.CaptureFixture[str]) -> None:
     found: list[Any] = []
-    cli.run(cli_args.parse("train", ["-m", "near_threshold=0.7,0.9"]), found.append)
+    cli.run_jobs(cli_args.parse("train", ["-m", "near_threshold=0.7,0.9"]), found.append)
     assert [cfg.dedup_threshold for cfg in found] == [0.7, 0.9]
     captured = capsys.readouterr()
     assert captured.err == "near_threshold is now dedup_threshold\n"
@@ -248,8 +248,8 @@ def test_an_older_sweep_goes_on_with_its_trials(monkeypatch: pytest.MonkeyPatch)
 
 def sweep_of(words: list[str]) -> sweep.SweepPlan:
     call = cli_args.parse("train", words)
-    overrides, problems = compose.prepare(call)
+    overrides, problems = compose.prepare_overrides(call)
     assert problems == []
-    compose.register(call)
+    compose.register_root(call)
     fixed, _ = search_space.split(overrides)
-    return sweep.plan_sweep(compose.composed(call, fixed)[0], {}, overrides, schema.SearchArgs(), [])
+    return sweep.plan_sweep(compose.compose_values(call, fixed)[0], {}, overrides, schema.SearchArgs(), [])

@@ -39,7 +39,7 @@ def parsed(stage: str, *words: str) -> cli_args.Call:
 def jobs(stage: str, *words: str) -> list[Any]:
     """The configuration of each job that the words start."""
     started: list[Any] = []
-    cli.run(parsed(stage, *words), started.append)
+    cli.run_jobs(parsed(stage, *words), started.append)
     return started
 
 
@@ -52,7 +52,7 @@ def problems(stage: str, *words: str) -> list[str]:
     """What is told about wrong words; no job may have started."""
     started: list[Any] = []
     with pytest.raises(ConfigError) as caught:
-        cli.run(parsed(stage, *words), started.append)
+        cli.run_jobs(parsed(stage, *words), started.append)
     assert started == []
     return list(caught.value.problems)
 
@@ -170,7 +170,7 @@ def test_a_missing_folder_is_named() -> None:
 
 def test_a_flag_without_its_file_is_named() -> None:
     with pytest.raises(ConfigError, match="--config-name needs a value"):
-        cli.run(cli_args.parse("train", ["--config-name"]), lambda _: 0)
+        cli.run_jobs(cli_args.parse("train", ["--config-name"]), lambda _: 0)
 
 
 def test_what_a_file_sets_wrongly_is_told_like_what_is_typed_wrongly() -> None:
@@ -422,7 +422,7 @@ def test_a_refused_job_ends_the_jobs_of_a_stage_that_has_no_trials() -> None:
         raise ConfigError("no")
 
     with pytest.raises(ConfigError, match="no"):
-        cli.run(cli_args.parse("eval", ["-m", "seed=1,2"]), task)
+        cli.run_jobs(cli_args.parse("eval", ["-m", "seed=1,2"]), task)
     assert started == [1]
 
 
@@ -469,4 +469,4 @@ def test_a_cluster_that_is_not_here_is_told(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_what_a_cluster_is_asked_for_is_of_no_run() -> None:
     assert not set(schema.SLURM_KEYS) & {key for s in STAGES for key in config.flat_keys(config.schema_of(s))}
-    assert config.of_a_run("eval", {"qos": "a", "splits": ["dev"]}) == {"splits": ["dev"]}
+    assert config.run_settings("eval", {"qos": "a", "splits": ["dev"]}) == {"splits": ["dev"]}

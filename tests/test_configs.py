@@ -63,10 +63,10 @@ def neutral_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def composed(stage: str, *words: str) -> dict[str, Any]:
     """What the stage's function would be called with."""
     call = cli_args.parse(stage, list(words))
-    overrides, problems = compose.prepare(call)
+    overrides, problems = compose.prepare_overrides(call)
     assert problems == []
-    compose.register(call)
-    values, problems = compose.composed(call, overrides)
+    compose.register_root(call)
+    values, problems = compose.compose_values(call, overrides)
     assert problems == []
     search = {"search": values.pop("search", {})}
     return asdict(config.load(stage, values)) | (

@@ -66,7 +66,7 @@ class Training:
 
 def sweep(*words: str, hook: Callable[[Any, int], None] = lambda cfg, count: None) -> tuple[int, Training]:
     training = Training(hook)
-    return cli.run(cli_args.parse("train", list(words)), training), training
+    return cli.run_jobs(cli_args.parse("train", list(words)), training), training
 
 
 def folders() -> list[Path]:
@@ -322,7 +322,7 @@ def test_a_trial_that_goes_on_with_its_run_is_that_run() -> None:
         return 0
 
     sweep("--multirun", "lora_r=7,8")
-    cli.run(cli_args.parse("train", ["--multirun", "lora_r=9"]), lambda cfg: again(cfg, 1))
+    cli.run_jobs(cli_args.parse("train", ["--multirun", "lora_r=9"]), lambda cfg: again(cfg, 1))
     (trial,) = record()["trials"]
     assert trial["objective"] == 1.5 and trial["run"].endswith(runs.all_runs("outputs")[0].id)
 
@@ -431,7 +431,7 @@ def test_a_wrong_key_of_a_search_preset_is_refused_at_the_door(assay: Any) -> No
 
 def test_only_training_is_searched() -> None:
     with pytest.raises(ConfigError, match="search is not a setting"):
-        cli.run(cli_args.parse("eval", ["search=lora"]), lambda _: 0)
+        cli.run_jobs(cli_args.parse("eval", ["search=lora"]), lambda _: 0)
 
 
 def test_the_configuration_of_a_search_is_printed_without_starting_it(capsys: Said) -> None:

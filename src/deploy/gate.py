@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from src.deploy.checks import CheckResult
-from src.errors import CannotTell, NotPromoted
+from src.errors import Inconclusive, NotPromoted
 from src.eval.verdict import Verdict, judge
 from src.runs import Run
 from src.schema import GateArgs
@@ -16,13 +16,13 @@ def check_gate(
 ) -> Verdict:
     """Return the verdict on the run, if it and the check `results` allow publishing, or `force` overrides them.
 
-    Raises: NotPromoted (exit code 3) or CannotTell (4); RunError (2), even with `force`, if the run cannot be
+    Raises: NotPromoted (exit code 3) or Inconclusive (4); RunError (2), even with `force`, if the run cannot be
     judged because it was not compared with its base.
     """
     verdict = judge(run, gate, artifacts_dir)
     reasons = [] if verdict.promoted else [f"not published: {verdict.sentence}"]
     if verdict.outcome == "cannot_tell" and all(r.passed for r in results) and not force:
-        raise CannotTell(*reasons, hint="evaluate more examples, or publish anyway with force=true")
+        raise Inconclusive(*reasons, hint="evaluate more examples, or publish anyway with force=true")
     check_health(results, force, reasons)
     return verdict
 

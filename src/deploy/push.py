@@ -30,7 +30,7 @@ def publish(cfg: PublishConfig) -> int:
 
     Returns: 0.
     Raises: ConfigError if the target lacks a setting; RunError or ModelError if the run cannot be published;
-        NotPromoted (exit code 3) or CannotTell (4) if the gate refuses it.
+        NotPromoted (exit code 3) or Inconclusive (4) if the gate refuses it.
     """
     target = TARGETS[cfg.target]
     target.check(cfg)

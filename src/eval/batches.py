@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from src.errors import MemoryRunOut
+from src.errors import OutOfMemory
 from src.eval.batching import batch_indices
 from src.eval.partial_results import Part
 from src.utils.logs import log
@@ -24,7 +24,7 @@ def run_batched(
 
     A batch that does not fit the memory starts the part anew with half the size, so that all of it has one layout.
     Returns: the rows, and the batch size that they were made with.
-    Raises: MemoryRunOut if a single example does not fit.
+    Raises: OutOfMemory if a single example does not fit.
     """
     size = part.size or size
     while True:
@@ -35,7 +35,7 @@ def run_batched(
             if not is_out_of_memory(error):
                 raise
             if size == 1:
-                raise MemoryRunOut(
+                raise OutOfMemory(
                     f"out of memory with one prompt at a time, in {part.name}",
                     hint="lower max_new_tokens, or use a smaller model or a larger machine",
                 ) from error

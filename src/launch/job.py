@@ -66,7 +66,7 @@ class Job:
     def __call__(self, composed: DictConfig) -> JobResult:
         values = OmegaConf.to_container(composed, resolve=True)
         assert isinstance(values, dict)
-        cfg = config.load(self.stage, config.of_a_run(self.stage, {str(k): v for k, v in values.items()}))
+        cfg = config.load(self.stage, config.run_settings(self.stage, {str(k): v for k, v in values.items()}))
         earlier = self._run(cfg)
         if earlier and earlier.status == runs.FINISHED:
             return JobResult(0, str(earlier.path.absolute()))

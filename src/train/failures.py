@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from src.errors import MAX_LISTED, DivergedError, MemoryRunOut
+from src.errors import MAX_LISTED, DivergedError, OutOfMemory
 
 
 @contextmanager
 def explain_out_of_memory(step: int, batch: dict[str, Any]) -> Iterator[None]:
-    """Raises: MemoryRunOut in place of the allocator's error, with what would need less."""
+    """Raises: OutOfMemory in place of the allocator's error, with what would need less."""
     try:
         yield
     except RuntimeError as error:
@@ -22,7 +22,7 @@ def explain_out_of_memory(step: int, batch: dict[str, Any]) -> Iterator[None]:
             raise
         shape = batch["input_ids"].shape
         rows = len(batch.get("lengths", range(shape[0])))
-        raise MemoryRunOut(
+        raise OutOfMemory(
             f"out of memory at step {step}, in a batch of {rows} rows and {shape.numel():,} tokens",
             hint="set gradient_checkpointing=true, or half the batch_size with twice the "
             "gradient_accumulation_steps, or a smaller max_length, method=qlora, optim=paged_adamw_8bit; "

@@ -61,7 +61,7 @@ def fit(
     """Train `model` in place, from the checkpoint `start` on if there is one; checkpoints go to `folder`.
 
     Returns: the final figures: loss, steps, seconds, tokens; and the whole weights, where `model` holds a part.
-    Raises: Stopped after a checkpoint, if a signal asked for it; DivergedError; MemoryRunOut.
+    Raises: Stopped after a checkpoint, if a signal asked for it; DivergedError; OutOfMemory.
     """
     way = way or BatchStrategy.of(model, tokenizer, cfg, dtype)
     now = process_info()

@@ -9,7 +9,7 @@ import pytest
 
 from src.deploy.checks import CheckResult
 from src.deploy.gate import check_gate
-from src.errors import CannotTell, NotPromoted, RunError
+from src.errors import Inconclusive, NotPromoted, RunError
 from src.runs import Run
 from src.schema import GateArgs
 from tests.eval.evaluations import evaluated, right
@@ -44,7 +44,7 @@ def compared(folder: Path, base: float, tuned: float) -> Run:
         ),
         (
             0.55,
-            CannotTell,
+            Inconclusive,
             4,
             "not published: too few examples to tell: .*; evaluate more examples, or pub",
         ),

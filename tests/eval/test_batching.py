@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from src.errors import MemoryRunOut
+from src.errors import OutOfMemory
 from src.eval.batches import run_batched
 from src.eval.batching import batch_indices, batch_size, parameter_count, reference_batch_size, sequence_bytes
 from src.eval.partial_results import PartialResults
@@ -95,7 +95,7 @@ def test_a_batch_without_room_is_halved_and_the_part_has_one_layout(
 
 def test_one_prompt_without_room_is_one_sentence(tmp_path: Path) -> None:
     file = PartialResults(tmp_path / "x", {})
-    with pytest.raises(MemoryRunOut, match="out of memory with one prompt at a time, in dev"):
+    with pytest.raises(OutOfMemory, match="out of memory with one prompt at a time, in dev"):
         run_batched(Small(0, torch.OutOfMemoryError("CUDA")), [1] * 5, 8, file.part("dev"))
     with pytest.raises(RuntimeError, match="of another kind"):
         run_batched(Small(0, RuntimeError("of another kind")), [1], 8, file.part("dev"))
