@@ -13,7 +13,7 @@ from huggingface_hub import ModelCard, try_to_load_from_cache
 from src import NAME, VERSION
 from src.deploy.checks import overridden_failures
 from src.deploy.usage_snippets import usage
-from src.eval.results import baseline_folder
+from src.eval.fingerprint import baseline_folder
 from src.eval.verdict import Verdict
 from src.model.methods import mergeable
 from src.model.profile import base_id, is_local

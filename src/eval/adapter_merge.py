@@ -15,7 +15,7 @@ from src.data.chat import ChatTokenizer
 from src.data.store import Example
 from src.errors import ModelError
 from src.eval import metrics, reevaluate
-from src.eval.classify import Classifier
+from src.eval.generate import Classifier
 from src.eval.reevaluate import Reevaluation
 from src.model import methods
 from src.utils.environment import Reasoned

@@ -1,9 +1,8 @@
-"""Evaluation of a tuned model and of its untouched base: the same prompts, decoding and metrics."""
+"""The recipes `eval` and `eval-baseline`: the same requests, decoding and metrics for tuned and base model."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -11,240 +10,275 @@ from typing import Any
 from src import runs
 from src.config import to_yaml
 from src.data import task_encoding
-from src.errors import RunError
-from src.eval import compare, inference, metrics, partial_results, results, vllm_engine
-from src.eval.fingerprint import base_model, engine, identity
-from src.eval.inference import GenerationStats
+from src.data.chat import ChatTokenizer
+from src.eval import compare, fingerprint, inference, metrics, partial_results, results, setup, vllm_engine
+from src.eval.inference import GenerationStats, Predictions
 from src.eval.partial_results import PartialResults
 from src.eval.report import page as report
-from src.eval.setup import (
-    EvalContext,
-    check_tokenization,
-    default_metrics,
-    labels_of_rows,
-    prepare,
-    set_up,
-    unused_packages,
-)
+from src.eval.setup import EvalContext, EvalSplits
 from src.model import tasks
 from src.model.source import Source, Tuned, locate, locate_tuned
 from src.schema import BaselineConfig, EvalConfig
+from src.utils import environment
+from src.utils.environment import Reasoned
 from src.utils.event_files import Curves
 from src.utils.files import atomic_dir, read_json, write_json, write_jsonl, write_text
 from src.utils.logs import log, log_to
 from src.utils.process_info import block_imports, freeze_gc
-from src.utils.weights import find_corruption
 
 
 def evaluate(cfg: EvalConfig) -> int:
-    """Answer the splits with a tuned model, write its metrics, and compare with the base where it is known.
+    """Evaluate a tuned model on the splits, and compare it with its base where the base's result is known.
 
-    A run's evaluation goes into its directory; that of a bare model folder into a new one.
+    The result of a run is written into its directory, that of a bare model folder into a new run.
     """
     folder, run = runs.find_model(cfg.model_path, cfg.output_dir)
     if run and run.status != runs.FINISHED:
-        log.warning("run %s is %s; its model is evaluated all the same", run.id, run.status)
+        log.warning("run %s is %s; its model is evaluated anyway", run.id, run.status)
     runs.check_writable(*((run.path, "run") if run else (cfg.output_dir,)))
     log.info("evaluating %s", folder if run is None else f"run {run.id} ({run.model})")
     tuned = locate_tuned(folder, cfg.allow_base_mismatch)
-    _refuse_damaged(tuned, run)
+    setup.refuse_corrupt(tuned, run)
     task, labels = tasks.tuned_for(tuned, cfg.task)
-    cfg = replace(cfg, task=task, metrics=cfg.metrics or default_metrics(task, cfg.engine))
-    splits, dtype, device = prepare(cfg)
-    task_encoding.refuse_unknown_labels(
-        [row for rows in splits.rows.values() for row in rows] if labels else [], labels
-    )
-    block_imports(*unused_packages(cfg, tuned.base))
+    cfg = replace(cfg, task=task, metrics=cfg.metrics or setup.default_metrics(task, cfg.engine))
+    splits, dtype, device = _read_inputs(cfg)
+    if labels:
+        task_encoding.refuse_unknown_labels([row for rows in splits.rows.values() for row in rows], labels)
+    block_imports(*setup.unused_packages(cfg, tuned.base))
 
-    exam, base = set_up(cfg, splits, dtype, device, tuned.base, str(tuned.folder), None, labels)
+    context, base = _set_up(cfg, splits, dtype, device, tuned.base, str(tuned.folder), None, labels)
     tuned = tuned._replace(base=base)
-    check_tokenization(folder if run is None else run.model, run, exam.chat, cfg)
+    recorded = run.manifest.get("tokenization", {}) if run else None
+    allow_mismatch = cfg.allow_tokenizer_mismatch
+    setup.check_tokenization(folder if run is None else run.model, recorded, context.chat, allow_mismatch)
+    recorded_base = run.manifest.get("base_model") if run and not tuned.is_adapter else None
+    base_info = fingerprint.base_model(base, recorded_base)
+    identity = fingerprint.model_identity(context.conditions, base, tuned, cfg.merge_adapter)
     part = "evaluation" if run else None
-    recorded = run.manifest.get("base_model") if run and not tuned.is_adapter else None
-    of_base = base_model(base, recorded)
-    who = identity(exam.conditions, base, tuned, cfg.merge_adapter)
-    run = run or _run_for(folder, cfg, who, of_base)
+    run = run or _run_for(folder, cfg, identity, base_info)
     log_to(run.logs)
-    effort = GenerationStats()
-    with (
-        run.record_status(part),
-        _partial_results(
-            run.path / "evals" / f"answers{partial_results.SUFFIX}", who, cfg.overwrite_answers
-        ) as file,
-    ):
-        model = _tuned_model(exam, tuned, effort)
-        answers = inference.evaluate_requests(model, exam.chat, exam.asked, cfg, exam.plan, file, effort)
-        result = _result(answers, exam.conditions, cfg.metrics or []) | {
-            "base_model": of_base,
-            "generated": _generated(exam, effort),
-        }
-        _write(run, answers, result, to_yaml(cfg))
+    stats = GenerationStats()
+    with run.record_status(part), PartialResults(_partial_path(run), identity, cfg.overwrite_answers) as file:
+        model = _tuned_model(cfg, context, tuned, stats)
+        predictions = _predict(model, context, file, stats)
+        result = _result(predictions, context, base_info, stats)
+        _write_result(run, predictions, result, to_yaml(cfg))
         file.close(remove=True)
-    _explain(result)
+    _log_metrics(result)
     _compare_with_base(run, result, cfg)
     report.write(run, cfg.artifacts_dir)
     return 0
 
 
-def _refuse_damaged(tuned: Tuned, run: runs.Run | None) -> None:
-    """Raises: RunError if the weights, or the figures that the scores are added to, cannot be read."""
-    files = sorted(tuned.folder.glob("*.safetensors"))
-    told = [problem for file in files if (problem := find_corruption(file))]
-    if told or not files:
-        what = f"the model in {tuned.folder} is damaged: {'; '.join(told) or 'there are no weights'}"
-        raise RunError(what, hint="restore it, or give another run")
-    if run and (run.path / "metrics.json").exists():
-        read_json(run.path / "metrics.json")
-
-
 def evaluate_baseline(cfg: BaselineConfig) -> int:
-    """Answer the splits with the untouched base, keep its metrics, and compare the newest run that fits."""
+    """Evaluate the base model on the splits, cache its result, and compare it with the newest run that fits."""
     runs.check_writable(cfg.artifacts_dir, "artifacts_dir")
-    cfg = replace(cfg, metrics=cfg.metrics or default_metrics(cfg.task, cfg.engine))
-    splits, dtype, device = prepare(cfg)
+    cfg = replace(cfg, metrics=cfg.metrics or setup.default_metrics(cfg.task, cfg.engine))
+    splits, dtype, device = _read_inputs(cfg)
     source = locate(cfg.model_name, cfg.model_revision)
     tasks.check_source(source, cfg.task)
     log.info("evaluating the base model %s", source.name)
-    block_imports(*unused_packages(cfg, source))
-    exam, source = set_up(cfg, splits, dtype, device, source, source.location, cfg.model_revision, None)
-    model = _base_model(exam, source)
-    if exam.labels:
-        _say_head(model, exam.labels, cfg.seed)
-    result, target = _answer_as_base(model, exam, source, cfg)
-    _explain(result)
-    _compare_waiting(result, target, cfg)
+    block_imports(*setup.unused_packages(cfg, source))
+
+    context, source = _set_up(cfg, splits, dtype, device, source, source.location, cfg.model_revision, None)
+    model = _base_model(context, source)
+    if context.labels:
+        _log_labels(model, context.labels, cfg.seed)
+    result, folder = _evaluate_base(model, context, source, cfg)
+    _log_metrics(result)
+    _compare_newest_run(result, folder, cfg)
     return 0
 
 
-def _say_head(model: Any, labels: Sequence[str], seed: int) -> None:
-    drawn = ", ".join(model.untrained_modules)
-    log.info(
-        "labels: %s; %s", ", ".join(labels),
-        f"the base model has no head for them: {drawn} untrained, drawn with seed={seed}" if drawn
-        else "the base model's own head chooses",
+# Setup
+
+
+def _read_inputs(cfg: EvalConfig | BaselineConfig) -> tuple[EvalSplits, Reasoned, Reasoned]:
+    """Rows, precision and device. Whatever can be refused without torch is refused."""
+    setup.check_settings(cfg.task or "causal_lm", cfg)
+    splits = setup.read_splits(cfg, cfg.eval_path)
+    device = environment.choose_device(cfg.cuda_visible_devices)
+    dtype = environment.choose_dtype(cfg.bf16, cfg.cuda_visible_devices)
+    log.info("device %s; precision %s", device, dtype)
+    return splits, dtype, device
+
+
+def _set_up(
+    cfg: EvalConfig | BaselineConfig, splits: EvalSplits, dtype: Reasoned, device: Reasoned, base: Source,
+    tokenizer_path: str, revision: str | None, labels: Sequence[str] | None,
+) -> tuple[EvalContext, Source]:  # fmt: skip
+    """Tokenizer, requests and batch plan. Imports torch.
+
+    Args: labels: of a tuned classifier; None: those of the rows, or of a base model with a head for all of them.
+    Returns: also `base` with its revision resolved.
+    """
+    from src.model.load import resolved
+    from src.model.tokenizer import load_config, load_tokenizer
+
+    task, names = cfg.task or "causal_lm", cfg.metrics or []
+    templated = tasks.TASKS[task].templated
+    chat = ChatTokenizer(load_tokenizer(tokenizer_path, revision, cfg.trust_remote_code, templated=templated))
+    model_config = load_config(base.location, base.revision, cfg.trust_remote_code)
+    config = model_config.to_dict()
+    if labels is None:
+        labels = tasks.labels_for(setup.labels_of_rows(splits.rows), config) if task == "classification" else ()
+    requests = inference.encode_requests(splits.rows, chat, task, config, metrics.needs_references(names))
+    inference.warn_of_cut_prompts(requests, tasks.positions(config))
+    gpus = cfg.cuda_visible_devices
+    plan = inference.plan_batches(requests, task, cfg, config, dtype.value, device.value, gpus)
+    conditions = fingerprint.eval_conditions(
+        task, cfg, cfg.seed, data=splits.sha256, prompts=requests.prompts, tokenization=chat.identity,
+        batch_sizes=plan.sizes, dtype=dtype.value, device=device.value,
     )  # fmt: skip
+    context = EvalContext(
+        task, cfg, cfg.seed, cfg.trust_remote_code, chat, requests, dtype, device, plan, labels, conditions
+    )
+    return context, resolved(base, model_config)
 
 
-def _base_model(exam: EvalContext, source: Source) -> Any:
-    if exam.cfg.engine == "vllm":
-        return vllm_engine.VllmGenerator(source.location, None, exam.chat.tokenizer, exam.dtype.value, exam.cfg)
-    model = exam.load(source)
-    freeze_gc()
-    return model
+def _partial_path(run: runs.Run) -> Path:
+    return run.path / "evals" / f"answers{partial_results.SUFFIX}"
 
 
-def _tuned_model(exam: EvalContext, tuned: Tuned, effort: GenerationStats) -> Any:
-    """The tuned model, its adapter merged where that is exact enough. Before the adapter stands over it, the base
-    answers, if nobody knows its answers yet."""
-    if exam.cfg.engine == "vllm":
-        return vllm_engine.VllmGenerator(
-            tuned.base.location, tuned, exam.chat.tokenizer, exam.dtype.value, exam.cfg
-        )
-    from src.eval import adapter_merge
-    from src.model import load
-
-    model = exam.load(tuned.base)
-    freeze_gc()
-    if tuned.is_adapter and _is_missing_base(exam, tuned):
-        runs.check_writable(exam.cfg.artifacts_dir, "artifacts_dir")
-        log.info("the base model %s answers first: its answers are not kept yet", tuned.base.name)
-        _answer_as_base(model, exam, tuned.base, _as_baseline(exam.cfg, tuned.base))
-    prompts = [ids for asked in exam.asked.prompts.values() for ids in asked]
-    model, how = adapter_merge.merge_for_eval(
-        load.attach(model, tuned), exam.cfg.merge_adapter, exam.dtype.value, exam.cfg.task, exam.chat, prompts,
-        lambda: load.attach(exam.load(tuned.base), tuned),
-    )  # fmt: skip
-    log.info("adapter merged: %s", how)
-    effort.facts |= {"adapter_merged": how.value, "adapter_merged_because": how.reason}
-    return model
-
-
-def _is_missing_base(exam: EvalContext, tuned: Tuned) -> bool:
-    """Whether the base is to be asked in the same load, as `baseline` says."""
-    kept = results.baseline_folder(exam.cfg.artifacts_dir, base_model(tuned.base), exam.conditions)
-    if exam.cfg.baseline != "auto" or (kept / "metrics.json").exists():
-        return False
-    if exam.labels:  # alone, a base model would choose among the labels of the rows
-        config = read_json(tuned.base.folder / "config.json") if tuned.base.folder else {}
-        return tuple(tasks.labels_for(labels_of_rows(exam.asked.rows), config)) == tuple(exam.labels)
-    return True
-
-
-def _as_baseline(cfg: EvalConfig, base: Source) -> BaselineConfig:
-    """The settings by which eval-baseline would do the same."""
-    shared = {f.name: getattr(cfg, f.name) for f in fields(BaselineConfig) if hasattr(cfg, f.name)}
-    revision = None if base.folder else base.revision
-    return BaselineConfig(**shared | {"model_name": base.name, "model_revision": revision})
-
-
-def _answer_as_base(
-    model: Any, exam: EvalContext, source: Source, cfg: BaselineConfig
-) -> tuple[dict[str, Any], Path]:
-    """Answer as the untouched base. Returns: its metrics, and the folder among the artifacts that keeps them."""
-    base, effort = base_model(source), GenerationStats()
-    folder = results.baseline_folder(cfg.artifacts_dir, base, exam.conditions)
-    path = folder.with_name(folder.name + partial_results.SUFFIX)
-    with _partial_results(path, identity(exam.conditions, source), cfg.overwrite_answers) as file:
-        partial_results.remove_others(path, folder.name.rpartition("-")[0] + "-*")
-        answers = inference.evaluate_requests(model, exam.chat, exam.asked, exam.cfg, exam.plan, file, effort)
-        result = _result(answers, exam.conditions, cfg.metrics or []) | {
-            "base_model": base,
-            "generated": _generated(exam, effort),
-        }
-        target = results.baseline_folder(cfg.artifacts_dir, base, result["conditions"])
-        with atomic_dir(target) as temporary:
-            _write_answers(temporary, answers)
-            write_text(temporary / "config_used.yaml", to_yaml(cfg))
-            write_json(temporary / "metrics.json", result)
-        file.close(remove=True)
-    log.info("baseline kept in %s", target)
-    return result, target
-
-
-@contextmanager
-def _partial_results(path: Path, who: Mapping[str, Any], fresh: bool) -> Any:
-    """The file that holds the answers until they stand elsewhere."""
-    file = PartialResults(path, who, fresh)
-    try:
-        yield file
-    finally:
-        file.close()
-
-
-def _generated(exam: EvalContext, effort: GenerationStats) -> dict[str, Any]:
-    """How the answers were made, which decides nothing."""
-    plan = exam.plan
-    return {
-        "engine": engine(exam.cfg),
-        "batch_size": plan.sizes,
-        "batch_size_because": plan.reason,
-    } | effort.told()
-
-
-def _run_for(folder: Path, cfg: EvalConfig, who: Mapping[str, Any], base: Mapping[str, Any]) -> runs.Run:
-    """A run for a bare model folder: the one whose evaluation was stopped, or a new one."""
+def _run_for(folder: Path, cfg: EvalConfig, identity: Mapping[str, Any], base: Mapping[str, Any]) -> runs.Run:
+    """A run for a bare model folder: the one whose evaluation was interrupted, or a new one."""
     for run in runs.all_runs(cfg.output_dir):
         stopped = run.status in (runs.INTERRUPTED, runs.FAILED) and run.manifest.get("model_path") == str(folder)
-        path = run.path / "evals" / f"answers{partial_results.SUFFIX}"
-        if stopped and not cfg.overwrite_answers and partial_results.is_of(path, who) and run.lock():
+        resumable = stopped and not cfg.overwrite_answers and partial_results.is_of(_partial_path(run), identity)
+        if resumable and run.lock():
             run.reopen()
             return run
     return runs.create(cfg.output_dir, "eval", to_yaml(cfg), {"base_model": dict(base), "model_path": str(folder)})
 
 
+# Models
+
+
+def _base_model(context: EvalContext, source: Source) -> Any:
+    if context.args.engine == "vllm":
+        return _vllm(context, source.location, None)
+    model = context.load(source)
+    freeze_gc()
+    return model
+
+
+def _tuned_model(cfg: EvalConfig, context: EvalContext, tuned: Tuned, stats: GenerationStats) -> Any:
+    """The tuned model, its adapter merged where that is exact enough.
+
+    Before the adapter is added, the base model is evaluated if its result is not cached yet.
+    """
+    if context.args.engine == "vllm":
+        return _vllm(context, tuned.base.location, tuned)
+    from src.eval import adapter_merge
+    from src.model import load
+
+    model = _base_model(context, tuned.base)
+    if tuned.is_adapter and cfg.baseline == "auto" and _is_missing_base(cfg.artifacts_dir, context, tuned):
+        runs.check_writable(cfg.artifacts_dir, "artifacts_dir")
+        log.info("evaluating the base model %s first: its result is not cached yet", tuned.base.name)
+        _evaluate_base(model, context, tuned.base, _baseline_config(cfg, tuned.base))
+    prompts = [ids for of_split in context.requests.prompts.values() for ids in of_split]
+    model, merged = adapter_merge.merge_for_eval(
+        load.attach(model, tuned), cfg.merge_adapter, context.dtype.value, context.task, context.chat, prompts,
+        lambda: load.attach(context.load(tuned.base), tuned),
+    )  # fmt: skip
+    log.info("adapter merged: %s", merged)
+    stats.details |= {"adapter_merged": merged.value, "adapter_merged_because": merged.reason}
+    return model
+
+
+def _vllm(context: EvalContext, location: str, tuned: Tuned | None) -> Any:
+    return vllm_engine.VllmGenerator(
+        location, tuned, context.chat.tokenizer, context.dtype.value, context.args, context.seed,
+        context.trust_remote_code,
+    )  # fmt: skip
+
+
+def _is_missing_base(artifacts_dir: str, context: EvalContext, tuned: Tuned) -> bool:
+    """Whether the base's result is not cached, and this load of the base gives the same as `eval-baseline`."""
+    base = fingerprint.base_model(tuned.base)
+    if (fingerprint.baseline_folder(artifacts_dir, base, context.conditions) / "metrics.json").exists():
+        return False
+    if context.labels:  # eval-baseline takes the labels of the rows
+        config = read_json(tuned.base.folder / "config.json") if tuned.base.folder else {}
+        labels = tasks.labels_for(setup.labels_of_rows(context.requests.rows), config)
+        return tuple(labels) == tuple(context.labels)
+    return True
+
+
+def _baseline_config(cfg: EvalConfig, base: Source) -> BaselineConfig:
+    """The settings with which `eval-baseline` does the same."""
+    shared = {f.name: getattr(cfg, f.name) for f in fields(BaselineConfig) if hasattr(cfg, f.name)}
+    revision = None if base.folder else base.revision
+    return BaselineConfig(**shared | {"model_name": base.name, "model_revision": revision})
+
+
+def _evaluate_base(
+    model: Any, context: EvalContext, source: Source, cfg: BaselineConfig
+) -> tuple[dict[str, Any], Path]:
+    """Evaluate the base model. Returns: its result, and the folder in `artifacts_dir` that caches it."""
+    base, stats = fingerprint.base_model(source), GenerationStats()
+    folder = fingerprint.baseline_folder(cfg.artifacts_dir, base, context.conditions)
+    path = folder.with_name(folder.name + partial_results.SUFFIX)
+    identity = fingerprint.model_identity(context.conditions, source)
+    with PartialResults(path, identity, cfg.overwrite_answers) as file:
+        partial_results.remove_others(path, folder.name.rpartition("-")[0] + "-*")
+        predictions = _predict(model, context, file, stats)
+        result = _result(predictions, context, base, stats)
+        target = fingerprint.baseline_folder(cfg.artifacts_dir, base, result["conditions"])
+        with atomic_dir(target) as temporary:
+            _write_predictions(temporary, predictions)
+            write_text(temporary / "config_used.yaml", to_yaml(cfg))
+            write_json(temporary / "metrics.json", result)
+        file.close(remove=True)
+    log.info("baseline cached in %s", target)
+    return result, target
+
+
+# Predictions and results
+
+
+def _predict(model: Any, context: EvalContext, file: PartialResults, stats: GenerationStats) -> Predictions:
+    """Run all requests: a prediction for each row and, where a metric needs it, the reference's likelihood."""
+    requests, plan = context.requests, context.plan
+    predictor = model
+    if context.args.engine != "vllm":
+        labels = tasks.labels_of(model.config.to_dict()) if context.task == "classification" else []
+        predictor = inference.make_predictor(model, context.chat, context.task, labels, context.args, context.seed)
+    predictions = inference.predict(predictor, requests, plan, file, stats)
+    scored = inference.score_references(model, context.chat.tokenizer, requests, plan, file)
+    for split, rows in scored.items():
+        predictions[split] = [row | score for row, score in zip(predictions[split], rows, strict=True)]
+    return predictions
+
+
 def _result(
-    answers: Mapping[str, Sequence[dict[str, Any]]], conditions: dict[str, Any], names: Sequence[str]
+    predictions: Predictions, context: EvalContext, base: Mapping[str, Any], stats: GenerationStats
 ) -> dict[str, Any]:
-    """Score the answers; each row gets its own scores, each split the corpus score of each metric."""
-    corpus = {split: metrics.score_rows(names, rows) for split, rows in answers.items()}
-    return {"eval": corpus, "metrics": metrics.describe(names), "conditions": conditions}
+    """The content of metrics.json. Each row of `predictions` gets its own scores.
+
+    `generated` holds how the predictions were made; it is no condition.
+    """
+    names, plan = context.args.metrics or [], context.plan
+    return {
+        "eval": {split: metrics.score_rows(names, rows) for split, rows in predictions.items()},
+        "metrics": metrics.describe(names),
+        "conditions": context.conditions,
+        "base_model": dict(base),
+        "generated": {
+            "engine": fingerprint.engine_version(context.args.engine),
+            "batch_size": plan.sizes,
+            "batch_size_because": plan.reason,
+        }
+        | stats.summary(),
+    }
 
 
-def _write(run: runs.Run, answers: Mapping[str, Any], result: dict[str, Any], config_yaml: str) -> None:
-    _write_answers(run.path / "evals", answers)
+def _write_result(run: runs.Run, predictions: Predictions, result: dict[str, Any], config_yaml: str) -> None:
+    _write_predictions(run.path / "evals", predictions)
     write_text(run.path / "evals" / "config_used.yaml", config_yaml)
     before = read_json(run.path / "metrics.json") if (run.path / "metrics.json").exists() else {}
-    (run.path / "comparison.json").unlink(missing_ok=True)  # it compared what is now replaced
+    (run.path / "comparison.json").unlink(missing_ok=True)  # it compared the result that is replaced
     write_json(run.path / "metrics.json", before | result)
     curves = Curves(run.logs)
     step = before.get("train", {}).get("steps", 0)
@@ -254,13 +288,16 @@ def _write(run: runs.Run, answers: Mapping[str, Any], result: dict[str, Any], co
     curves.close()
 
 
-def _write_answers(folder: Path, answers: Mapping[str, Any]) -> None:
-    for split, rows in answers.items():
+def _write_predictions(folder: Path, predictions: Predictions) -> None:
+    for split, rows in predictions.items():
         write_jsonl(folder / f"{split}.predictions.jsonl", rows)
 
 
+# Comparison
+
+
 def _compare_with_base(run: runs.Run, result: dict[str, Any], cfg: EvalConfig) -> None:
-    folder = results.baseline_folder(cfg.artifacts_dir, result["base_model"], result["conditions"])
+    folder = fingerprint.baseline_folder(cfg.artifacts_dir, result["base_model"], result["conditions"])
     if cfg.baseline != "never" and (folder / "metrics.json").exists():
         compare.record(run, folder, cfg.gate)
         return
@@ -269,23 +306,27 @@ def _compare_with_base(run: runs.Run, result: dict[str, Any], cfg: EvalConfig) -
         log.info("make eval-baseline evaluates the base model under these conditions and compares")
 
 
-def _compare_waiting(base: dict[str, Any], folder: Path, cfg: BaselineConfig) -> None:
-    """Compare the newest run that was evaluated under the same conditions on the same base."""
-    for run in runs.all_runs(cfg.output_dir):
-        path = run.path / "metrics.json"
-        try:
-            result = read_json(path) if path.exists() else {}
-        except RunError as error:
-            log.warning("%s", error.problems[0])
-            continue
-        same = result.get("base_model", {}).get("revision") == base["base_model"]["revision"]
-        if same and result.get("conditions") == base["conditions"]:
-            compare.record(run, folder, cfg.gate)
-            report.write(run, cfg.artifacts_dir)
-            return
-    compare.show_one(base, f"{base['base_model']['name']}, base")
+def _compare_newest_run(result: dict[str, Any], folder: Path, cfg: BaselineConfig) -> None:
+    run = results.newest_comparable(cfg.output_dir, result)
+    if run is None:
+        compare.show_one(result, f"{result['base_model']['name']}, base")
+        return
+    compare.record(run, folder, cfg.gate)
+    report.write(run, cfg.artifacts_dir)
 
 
-def _explain(result: Mapping[str, Any]) -> None:
+# Log lines
+
+
+def _log_labels(model: Any, labels: Sequence[str], seed: int) -> None:
+    untrained = ", ".join(model.untrained_modules)
+    log.info(
+        "labels: %s; %s", ", ".join(labels),
+        f"the base model has no head for them: {untrained} untrained, drawn with seed={seed}" if untrained
+        else "the base model has a head for them",
+    )  # fmt: skip
+
+
+def _log_metrics(result: Mapping[str, Any]) -> None:
     for name, about in result["metrics"].items():
         log.info("%s: %s (scale %s)", name, about["implementation"], about["scale"])

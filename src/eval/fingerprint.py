@@ -1,4 +1,4 @@
-"""What scores depend on, the model's weights aside: equal conditions are what makes two results comparable."""
+"""The conditions of an evaluation: what scores depend on besides the model. Baselines are cached by their hash."""
 
 from __future__ import annotations
 
@@ -6,54 +6,89 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
-from src.data.chat import ChatTokenizer
 from src.eval import metrics
-from src.eval.inference import BatchPlan, EvalRequests, Settings
 from src.model.source import Source, Tuned, content_hash
-from src.utils.environment import Reasoned
+from src.schema import EvalArgs
 from src.utils.files import sha256
 from src.utils.secrets import redact
 
 
-def conditions(
-    cfg: Settings, data: Mapping[str, str], asked: EvalRequests, chat: ChatTokenizer, dtype: Reasoned,
-    device: Reasoned, plan: BatchPlan,
+def eval_conditions(
+    task: str, args: EvalArgs, seed: int, *, data: Mapping[str, str], prompts: Mapping[str, Sequence[list[int]]],
+    tokenization: Mapping[str, str], batch_sizes: Mapping[str, int], dtype: str, device: str,
 ) -> dict[str, Any]:  # fmt: skip
+    """Two results are comparable if and only if these are equal.
+
+    Args:
+        data: the sha256 of each split's file.
+        prompts: the token ids of each split's prompts.
+        tokenization: hashes of tokenizer and chat template.
+    """
     return {
-        "task": cfg.task,
+        "task": task,
         "data": dict(data),
-        "max_examples": cfg.max_examples,
-        "prompts": {split: _hash_of(prompts) for split, prompts in asked.prompts.items()},
-        "tokenization": chat.identity,
-        "decoding": {"max_new_tokens": cfg.max_new_tokens, "seed": cfg.seed, "stop": redact(list(cfg.stop))}
-        | redact(cfg.generation),
-        "engine": engine(cfg),
-        "batch_size": dict(plan.sizes),
-        "precision": dtype.value,
-        "device": device.value,
-        "metrics": {name: about["implementation"] for name, about in metrics.describe(cfg.metrics or []).items()},
+        "max_examples": args.max_examples,
+        "prompts": {split: _hash(ids) for split, ids in prompts.items()},
+        "tokenization": dict(tokenization),
+        "decoding": {"max_new_tokens": args.max_new_tokens, "seed": seed, "stop": redact(list(args.stop))}
+        | redact(args.generation),
+        "engine": engine_version(args.engine),
+        "batch_size": dict(batch_sizes),
+        "precision": dtype,
+        "device": device,
+        "metrics": {name: about["implementation"] for name, about in metrics.describe(args.metrics or []).items()},
     }
 
 
-def engine(cfg: Settings) -> str:
-    """What generates, with its version where that is not the one that requirements.txt pins."""
-    return f"vllm {metadata.version('vllm')}" if cfg.engine == "vllm" else cfg.engine
+def engine_version(engine: str) -> str:
+    """The engine that generates, with its version unless requirements.txt pins that."""
+    return f"vllm {metadata.version('vllm')}" if engine == "vllm" else engine
 
 
-def _hash_of(prompts: Sequence[Sequence[int]]) -> str:
-    """sha256 over token ids."""
+def _hash(prompts: Sequence[Sequence[int]]) -> str:
+    """The sha256 of token ids."""
     return hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest()
 
 
+def differing_conditions(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """The names of the conditions that differ, with the differing keys of those that are mappings."""
+    found = []
+    for key in sorted(k for k in {*ours, *theirs} if ours.get(k) != theirs.get(k)):
+        a, b = ours.get(key), theirs.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found.append(f"{key} ({', '.join(sorted(k for k in {*a, *b} if a.get(k) != b.get(k)))})")
+        else:
+            found.append(key)
+    return found
+
+
+def fingerprint(conditions: Mapping[str, Any]) -> str:
+    """Twelve hexadecimal digits of the conditions' sha256."""
+    return hashlib.sha256(json.dumps(conditions, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def baseline_folder(artifacts_dir: str, base: Mapping[str, Any], conditions: Mapping[str, Any]) -> Path:
+    """The folder that caches the base model's result under these conditions."""
+    revision = hashlib.sha256(str(base["revision"]).encode()).hexdigest()[:8]
+    name = str(base["name"]).rstrip("/").rsplit("/", 1)[-1]
+    return Path(artifacts_dir) / "metrics" / f"{name}-{revision}-{fingerprint(conditions)}"
+
+
 def base_model(source: Source, recorded: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The base model's identity; a full fine-tune knows its base only from its run's manifest."""
+    """Name and revision of the base model; for a full fine-tune those that its run's manifest `recorded`."""
     return dict(recorded or {"name": source.name, "revision": source.revision})
 
 
-def identity(conditions: Mapping[str, Any], base: Source, tuned: Tuned | None = None, merge: Any = None) -> Any:
-    """What the answers of a model depend on, down to its weights and the libraries that compute them."""
+def model_identity(
+    conditions: Mapping[str, Any],
+    base: Source,
+    tuned: Tuned | None = None,
+    merge_adapter: bool | str | None = None,
+) -> dict[str, Any]:
+    """What the predictions of a model depend on, down to its weights and the versions of the libraries."""
     found = {
         "conditions": dict(conditions),
         "base": base_model(base),
@@ -62,4 +97,4 @@ def identity(conditions: Mapping[str, Any], base: Source, tuned: Tuned | None = 
     if tuned is None or not tuned.is_adapter:
         return found
     settings = sha256(tuned.folder / "adapter_config.json")
-    return found | {"adapter": [content_hash(tuned.folder), settings], "merge_adapter": merge}
+    return found | {"adapter": [content_hash(tuned.folder), settings], "merge_adapter": merge_adapter}

@@ -1,26 +1,52 @@
-"""Batched generation by transformers: greedy unless asked otherwise."""
+"""Batched prediction with transformers: generation (greedy by default), or classification."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList, set_seed
 
 from src.errors import ConfigError
-from src.eval.answers import Generation
 from src.model.methods import has_virtual_tokens
 
-SLACK = 4  # tokens before a stop string that are decoded with it: one may hold a part of a letter, or nothing
+STOP_SLACK = 4  # tokens decoded in addition to a stop string: a token may hold part of a character, or nothing
+
+
+class Generation(NamedTuple):
+    """A generated text, of either engine.
+
+    tokens: the number generated, without the end of the turn.
+    stop: `end` where the model ended its turn, `stop` where it wrote a stop string (the text ends before it),
+        `length` where `max_new_tokens` cut it.
+    """
+
+    text: str
+    tokens: int
+    stop: str
+
+    def to_row(self) -> dict[str, Any]:
+        return {"prediction": self.text, "tokens": self.tokens, "stop": self.stop}
+
+
+class Prediction(NamedTuple):
+    """The label with the highest logit, and its probability (softmax over the labels)."""
+
+    label: str
+    probability: float
+
+    def to_row(self) -> dict[str, Any]:
+        return {"prediction": self.label, "probability": self.probability}
 
 
 class Generator:
-    """Answers batches of prompts. A batch draws on the seed and its own number, and on no batch before it.
+    """Generates for batches of prompts (token ids). Sampling depends on `seed` and the batch's number only.
 
-    unpadded: a batch must hold prompts of one length. Virtual tokens stand to the left of the padding, and peft
-        drops the position ids that would make up for it: padded, an answer would depend on the longest prompt.
-    Raises: ConfigError if transformers refuses an argument in `extra`.
+    unpadded: a batch must hold prompts of one length. Virtual tokens are to the left of the padding, and peft
+        drops the position ids that would make up for it: the result would depend on the batch's longest prompt.
+    Raises: ConfigError if transformers rejects an argument in `extra`.
     """
 
     def __init__(
@@ -28,17 +54,17 @@ class Generator:
         stop: Sequence[str] = (),
     ) -> None:  # fmt: skip
         self.model, self.tokenizer, self.seed = model.eval(), tokenizer, seed
-        self.ends = end_tokens(model, tokenizer)
-        marks = {text: tokenizer.convert_tokens_to_ids(text) for text in stop}
+        self.end_ids = end_tokens(model, tokenizer)
+        ids = {text: tokenizer.convert_tokens_to_ids(text) for text in stop}
         special = tokenizer.added_tokens_decoder.keys()
-        self.marks = {token for token in marks.values() if token in special}  # a text would not show them
-        self.stop = [text for text, token in marks.items() if token not in special]
+        self.stop_ids = {token for token in ids.values() if token in special}  # decoding drops these
+        self.stop = [text for text, token in ids.items() if token not in special]
         self.unpadded = has_virtual_tokens(model)
         try:
             self.settings = GenerationConfig(
                 **{"do_sample": False, **extra},
                 max_new_tokens=max_new_tokens,
-                eos_token_id=sorted(self.ends | self.marks),
+                eos_token_id=sorted(self.end_ids | self.stop_ids),
                 pad_token_id=tokenizer.pad_token_id,
             )
         except (ValueError, TypeError) as error:
@@ -46,38 +72,41 @@ class Generator:
                 f"generation={dict(extra)}: {error}", hint="see transformers.GenerationConfig"
             ) from error
         if model.device.type == "cuda" and not self.settings.cache_implementation and not self.unpadded:
-            # One block for keys and values, so that the memory a batch takes shows at its beginning. It is as long
-            # as prompt and answer: virtual tokens have no place there.
+            # Preallocated keys and values show at the start whether a batch fits into memory. The cache is as long
+            # as prompt and answer, so it has no space for virtual tokens.
             self.settings.cache_implementation = "static"
             self.settings.disable_compile = True
 
     def __call__(self, prompts: Sequence[list[int]], number: int) -> list[Generation]:
         set_seed((self.seed + number) % 2**32)
         with torch.inference_mode():
-            return [self._read(tokens) for tokens in self._generate(prompts)]
+            return [self._decode_generation(tokens) for tokens in self._generate(prompts)]
 
     def _generate(self, prompts: Sequence[list[int]]) -> list[list[int]]:
-        """The new tokens of each prompt. Padding is on the left, so that an answer follows its prompt at once; an
-        encoder reads texts padded on the right, and its decoder begins with one token of its own."""
+        """The new tokens of each prompt.
+
+        A decoder's prompts are padded on the left, so that the answer follows at once. An encoder's are padded on
+        the right, and its decoder starts with a single token.
+        """
         width = max(map(len, prompts))
-        own = 1 if self.model.config.is_encoder_decoder else width
+        start = 1 if self.model.config.is_encoder_decoder else width
         rows, mask = [], []
         for ids in prompts:
-            rest = width - len(ids)
-            left, right = (0, rest) if self.model.config.is_encoder_decoder else (rest, 0)
+            padding = width - len(ids)
+            left, right = (0, padding) if self.model.config.is_encoder_decoder else (padding, 0)
             rows.append([self.tokenizer.pad_token_id] * left + ids + [self.tokenizer.pad_token_id] * right)
             mask.append([0] * left + [1] * len(ids) + [0] * right)
-        ends = [EndsWith(self.tokenizer, self.stop, own)] if self.stop else []
-        made = self.model.generate(
+        criteria = [StopStringCriteria(self.tokenizer, self.stop, start)] if self.stop else []
+        generated = self.model.generate(
             input_ids=torch.tensor(rows, device=self.model.device),
             attention_mask=torch.tensor(mask, device=self.model.device),
             generation_config=self.settings,
-            stopping_criteria=StoppingCriteriaList(ends),
+            stopping_criteria=StoppingCriteriaList(criteria),
         )
-        return made[:, own:].tolist()
+        return generated[:, start:].tolist()
 
-    def _read(self, tokens: list[int]) -> Generation:
-        end = next((i for i, token in enumerate(tokens) if token in self.ends | self.marks), None)
+    def _decode_generation(self, tokens: list[int]) -> Generation:
+        end = next((i for i, token in enumerate(tokens) if token in self.end_ids | self.stop_ids), None)
         kept = tokens if end is None else tokens[:end]
         text = self._decode(kept)
         if (cut := find_stop(self.stop, text)) is not None:
@@ -87,21 +116,18 @@ class Generator:
             return Generation(text[:cut], count, "stop")
         if end is None:
             return Generation(text, len(kept), "length")
-        return Generation(text, len(kept), "end" if tokens[end] in self.ends else "stop")
+        return Generation(text, len(kept), "end" if tokens[end] in self.end_ids else "stop")
 
     def _decode(self, tokens: list[int]) -> str:
         return self.tokenizer.decode(tokens, skip_special_tokens=True)
 
 
-class EndsWith(StoppingCriteria):  # type: ignore[misc]
-    """Says of each row of a batch whether its answer, which begins at token `start`, holds a stop string.
-
-    Rows that do are finished one by one, as if they had ended their turn.
-    """
+class StopStringCriteria(StoppingCriteria):  # type: ignore[misc]
+    """Finishes each row of a batch whose answer, from token `start` on, holds a stop string."""
 
     def __init__(self, tokenizer: Any, stop: Sequence[str], start: int) -> None:
         self.tokenizer, self.stop, self.start = tokenizer, stop, start
-        self.reach = max(len(text.encode()) for text in stop) + SLACK
+        self.reach = max(len(text.encode()) for text in stop) + STOP_SLACK
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
         first = max(self.start, input_ids.shape[1] - self.reach)
@@ -110,11 +136,34 @@ class EndsWith(StoppingCriteria):  # type: ignore[misc]
 
 
 def find_stop(stop: Sequence[str], text: str) -> int | None:
-    """Where the first stop string in `text` begins."""
+    """The index in `text` of the first stop string."""
     return min((text.find(s) for s in stop if s in text), default=None)
 
 
 def end_tokens(model: Any, tokenizer: Any) -> set[int]:
-    """Every token that ends a turn: the tokenizer's, and those that the model's own settings name."""
-    own = model.generation_config.eos_token_id
-    return {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
+    """Every token that ends a turn: the tokenizer's, and those of the model's generation config."""
+    configured = model.generation_config.eos_token_id
+    return {tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])} - {None}
+
+
+class Classifier:
+    """Predicts one of `labels` for each text (token ids). `labels` are in the order of the logits."""
+
+    unpadded = False
+
+    def __init__(self, model: Any, pad_token_id: int, labels: Sequence[str]) -> None:
+        self.model, self.pad_token_id, self.labels = model.eval(), pad_token_id, labels
+
+    def __call__(self, texts: Sequence[list[int]], number: int) -> list[Prediction]:
+        with torch.inference_mode():
+            probabilities = self.logits(texts).float().softmax(-1)
+        best, ids = probabilities.max(-1)
+        return [Prediction(self.labels[i], p) for i, p in zip(ids.tolist(), best.tolist(), strict=True)]
+
+    def logits(self, texts: Sequence[list[int]]) -> torch.Tensor:
+        """(texts, labels)"""
+        rows = [torch.tensor(ids, device=self.model.device) for ids in texts]
+        ids = pad_sequence(rows, batch_first=True, padding_value=self.pad_token_id)
+        mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+        logits: torch.Tensor = self.model(input_ids=ids, attention_mask=mask).logits
+        return logits

@@ -155,12 +155,12 @@ def check(names: Sequence[str]) -> None:
     problems = [
         f"metrics: {n} is not a metric{did_you_mean(n, METRICS)}"
         for n in names
-        if n not in METRICS and not custom_metrics.is_named(n)
+        if n not in METRICS and not custom_metrics.is_custom(n)
     ]
     hint = f"there are: {', '.join(METRICS)}, evaluate:NAME and file:PATH.py" if problems else ""
-    for name in filter(custom_metrics.is_named, names):
+    for name in filter(custom_metrics.is_custom, names):
         try:
-            custom_metrics.find(name)
+            custom_metrics.load(name)
         except ConfigError as error:
             problems += error.problems
             hint = hint or error.hint
@@ -180,8 +180,8 @@ def score(name: str, rows: Rows) -> Scores:
     """
     if not rows:
         raise ValueError(f"no rows to score by {name}")
-    if custom_metrics.is_named(name):
-        return Scores(*custom_metrics.find(name).score(rows), None)
+    if custom_metrics.is_custom(name):
+        return Scores(*custom_metrics.load(name).score(rows), None)
     metric = METRICS[name]
     examples = [metric.example(row) for row in rows]
     if metric.statistics is None or metric.corpus is None:
@@ -206,7 +206,7 @@ def describe(names: Sequence[str]) -> dict[str, dict[str, str]]:
     """`{metric: {scale, implementation, better}}`, to stand beside the numbers."""
     found: dict[str, Mapping[str, Any]] = {}
     for name in names:
-        metric = custom_metrics.find(name) if custom_metrics.is_named(name) else METRICS[name]
+        metric = custom_metrics.load(name) if custom_metrics.is_custom(name) else METRICS[name]
         found[name] = {
             "scale": metric.scale,
             "implementation": metric.implementation(),

@@ -1,8 +1,8 @@
-"""The answers of an evaluation that has not finished: appended batch by batch, found again after a kill.
+"""The predictions of an unfinished evaluation: appended batch by batch, and reused after an interruption.
 
-A file of lines of JSON. The first says what the answers depend on, the model included; a file that says anything
-else is of no use, and is replaced. Each further line holds the rows of one batch, or says that a part starts anew
-with smaller batches. A line that a kill has torn is dropped, and its batch is asked again.
+A file of JSON lines. The first holds the identity: everything that the predictions depend on, the model included.
+A file with another identity is replaced. Each further line holds the rows of one batch, or says that a part
+restarts with smaller batches. A line that a kill has truncated is dropped, and its batch is predicted again.
 """
 
 from __future__ import annotations
@@ -24,70 +24,74 @@ SUFFIX = ".unfinished.jsonl"
 
 
 class PartialResults:
-    """The file at `path`, held by this process until `close`.
+    """The file at `path`, locked by this process until `close`, which leaving a `with` block calls.
 
-    Raises: RunError if another process holds it.
+    Args: overwrite: whether to discard the rows of an interrupted evaluation.
+    Raises: RunError if another process has locked it.
     """
 
-    def __init__(self, path: Path, identity: Mapping[str, Any], fresh: bool = False) -> None:
+    def __init__(self, path: Path, identity: Mapping[str, Any], overwrite: bool = False) -> None:
         self.path = path
         self.parts: dict[str, Part] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
         with disk_errors(path):
             self._file = path.open("a+", encoding="utf-8")
-        self._hold()
-        lines = [] if fresh else complete_lines(path)
+        self._lock()
+        lines = [] if overwrite else complete_lines(path)
         if lines[:1] != [_line(identity)]:
             lines = []
         with disk_errors(path):
-            self._file.truncate(sum(map(len, lines)))  # its letters are ASCII, one byte each
+            self._file.truncate(sum(map(len, lines)))  # ASCII: a character is a byte
         if not lines:
             self.write(identity)
         for line in lines[1:]:
-            self._take(json.loads(line))
+            self._read(json.loads(line))
         if count := sum(len(part.rows) for part in self.parts.values()):
-            log.info("going on with the %d rows of %s; overwrite_answers=true answers anew", count, path)
+            log.info("resuming with the %d rows of %s; overwrite_answers=true predicts all again", count, path)
+
+    def __enter__(self) -> PartialResults:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def part(self, name: str) -> Part:
-        """The answers of one part of the evaluation, such as a split."""
+        """The rows of one part of the evaluation, such as a split."""
         return self.parts.setdefault(name, Part(self, name))
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """Append a line that is on the disk before this returns."""
+        """Append a line, and wait until it is on the disk."""
         with disk_errors(self.path):
             self._file.write(_line(line))
             self._file.flush()
             os.fsync(self._file.fileno())
 
     def close(self, remove: bool = False) -> None:
-        """Let go of the file; `remove` it where its answers stand elsewhere by now. An empty one goes too."""
+        """Unlock the file; `remove` it once its rows are saved elsewhere. One without rows is always removed."""
         if remove or not any(part.rows for part in self.parts.values()):
             self.path.unlink(missing_ok=True)
         self._file.close()
 
-    def _take(self, line: Mapping[str, Any]) -> None:
+    def _read(self, line: Mapping[str, Any]) -> None:
         part = self.part(line["part"])
         if "batch_size" in line:
             part.size, part.rows = line["batch_size"], {}
-        part.rows |= {place: restore_secrets(row) for place, row in line.get("rows", [])}
+        part.rows |= {index: restore_secrets(row) for index, row in line.get("rows", [])}
 
-    def _hold(self) -> None:
+    def _lock(self) -> None:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self._file.close()
             raise RunError(
-                f"another process is answering the same prompts and writes {self.path}", hint="wait for its end"
+                f"another process runs the same evaluation and writes {self.path}", hint="wait until it ends"
             ) from None
         except OSError:
-            log.warning("%s: files cannot be locked here; start no second evaluation of this model", self.path)
+            log.warning("%s: this file system has no locks; do not evaluate this model twice at once", self.path)
 
 
 class Part:
-    """rows: what was answered, by the place of its example.
-
-    size: its batch size; None for that of the beginning.
-    """
+    """rows: by the index of their example. size: the batch size, or None for the planned one."""
 
     def __init__(self, file: PartialResults, name: str) -> None:
         self._file, self.name = file, name
@@ -95,22 +99,22 @@ class Part:
         self.size: int | None = None
 
     def add(self, rows: Mapping[int, dict[str, Any]]) -> None:
-        self._file.write({"part": self.name, "rows": [[place, row] for place, row in rows.items()]})
+        self._file.write({"part": self.name, "rows": [[index, row] for index, row in rows.items()]})
         self.rows |= rows
 
     def restart(self, size: int) -> None:
-        """Forget the answers: all of this part will come from batches of `size`."""
+        """Discard the rows; batches of `size` will make all of this part."""
         self._file.write({"part": self.name, "batch_size": size})
         self.size, self.rows = size, {}
 
 
 def is_of(path: Path, identity: Mapping[str, Any]) -> bool:
-    """Whether the file at `path` holds answers that depend on `identity`."""
+    """Whether the file at `path` holds predictions with this identity."""
     return path.is_file() and complete_lines(path)[:1] == [_line(identity)]
 
 
 def complete_lines(path: Path) -> list[str]:
-    """The lines of the file up to the first that is not whole."""
+    """The lines of the file before the first that is truncated."""
     found = []
     with path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
@@ -120,6 +124,21 @@ def complete_lines(path: Path) -> list[str]:
     return found
 
 
+def remove_others(path: Path, pattern: str) -> None:
+    """Remove the other files of this kind in the folder of `path`, unless a process has locked them."""
+    for other in path.parent.glob(pattern + SUFFIX):
+        if other != path and _is_unlocked(other):
+            other.unlink(missing_ok=True)
+
+
+def _is_unlocked(path: Path) -> bool:
+    file: TextIO
+    with suppress(OSError), path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    return False
+
+
 def _line(value: Mapping[str, Any]) -> str:
     return json.dumps(redact(value), ensure_ascii=True) + "\n"
 
@@ -127,19 +146,4 @@ def _line(value: Mapping[str, Any]) -> str:
 def _is_json(line: str) -> bool:
     with suppress(ValueError):
         return isinstance(json.loads(line), dict)
-    return False
-
-
-def remove_others(kept: Path, pattern: str) -> None:
-    """Remove the files beside `kept` of evaluations that were never finished, but those that are being written."""
-    for path in kept.parent.glob(pattern + SUFFIX):
-        if path != kept and _is_free(path):
-            path.unlink(missing_ok=True)
-
-
-def _is_free(path: Path) -> bool:
-    file: TextIO
-    with suppress(OSError), path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
     return False

@@ -164,7 +164,8 @@ def _predictions(model: Any, chat: ChatTokenizer, evaluation: Reevaluation) -> l
     found: dict[int, dict[str, Any]] = {}
     lengths = list(map(len, prompts))
     for number, indices in enumerate(batch_indices(lengths, evaluation.batch_size, unpadded=predictor.unpadded)):
-        found |= zip(indices, map(inference.to_row, predictor([prompts[i] for i in indices], number)), strict=True)
+        made = predictor([prompts[i] for i in indices], number)
+        found |= zip(indices, (prediction.to_row() for prediction in made), strict=True)
     return [found[i] for i in range(len(prompts))]
 
 

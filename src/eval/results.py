@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -11,12 +10,15 @@ from typing import Any
 
 import numpy as np
 
+from src import runs
 from src.errors import RunError
 from src.eval import significance
+from src.eval.fingerprint import baseline_folder, differing_conditions
 from src.eval.metric_functions import Row
 from src.eval.metrics import METRICS
 from src.runs import Run
 from src.utils.files import read_json
+from src.utils.logs import log
 
 LARGEST = {"0-1": 1.0, "0-100": 100.0}  # how much the score of an example can change, by the metric's scale
 AGAIN = "run make eval-baseline with the settings of make eval"
@@ -66,18 +68,6 @@ class EvalResult:
         return self._rows[split]
 
 
-def fingerprint(conditions: Mapping[str, Any]) -> str:
-    """Twelve hexadecimal digits that stand for everything the scores depend on, the model aside."""
-    return hashlib.sha256(json.dumps(conditions, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def baseline_folder(artifacts_dir: str, base: Mapping[str, Any], conditions: Mapping[str, Any]) -> Path:
-    """Where the base model's answers under these conditions are kept."""
-    which = hashlib.sha256(str(base["revision"]).encode()).hexdigest()[:8]
-    name = str(base["name"]).rstrip("/").rsplit("/", 1)[-1]
-    return Path(artifacts_dir) / "metrics" / f"{name}-{which}-{fingerprint(conditions)}"
-
-
 def baseline_of(tuned: EvalResult, artifacts_dir: str) -> EvalResult:
     """The kept answers of the model's base under its conditions.
 
@@ -98,16 +88,19 @@ def baseline_of(tuned: EvalResult, artifacts_dir: str) -> EvalResult:
     raise RunError(f"{base['name']} has no baseline under the conditions of {tuned.name}{told}", hint=AGAIN)
 
 
-def differing_conditions(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-    """The conditions that differ, by name; of those that hold several, which."""
-    found = []
-    for key in sorted(k for k in {*ours, *theirs} if ours.get(k) != theirs.get(k)):
-        a, b = ours.get(key), theirs.get(key)
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            found.append(f"{key} ({', '.join(sorted(k for k in {*a, *b} if a.get(k) != b.get(k)))})")
-        else:
-            found.append(key)
-    return found
+def newest_comparable(output_dir: str, base: Mapping[str, Any]) -> Run | None:
+    """The newest run with the base model of the result `base`, evaluated under the same conditions."""
+    for run in runs.all_runs(output_dir):
+        path = run.path / "metrics.json"
+        try:
+            result = read_json(path) if path.exists() else {}
+        except RunError as error:
+            log.warning("%s", error.problems[0])
+            continue
+        same_base = result.get("base_model", {}).get("revision") == base["base_model"]["revision"]
+        if same_base and result.get("conditions") == base["conditions"]:
+            return run
+    return None
 
 
 def require_same_conditions(tuned: EvalResult, base: EvalResult) -> None:

@@ -1,4 +1,4 @@
-"""What base and tuned model have in common in an evaluation, made before either is loaded."""
+"""What base and tuned model have in common in an evaluation, and the checks before either is loaded."""
 
 from __future__ import annotations
 
@@ -6,54 +6,59 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from src import runs
 from src.data import loader, task_encoding
 from src.data.chat import IDENTITY_FILE, ChatTokenizer
-from src.errors import ConfigError, DataError, ModelError
-from src.eval import inference, metrics, vllm_engine
-from src.eval.fingerprint import conditions
-from src.eval.inference import BatchPlan, EvalRequests, Settings, Splits
+from src.errors import ConfigError, DataError, ModelError, RunError
+from src.eval import metrics, vllm_engine
+from src.eval.inference import BatchPlan, EvalRequests, RowsOfSplits
 from src.model import tasks
-from src.model.source import Source, is_quantised
-from src.schema import EvalArgs, EvalConfig, Task
-from src.utils import environment
+from src.model.source import Source, Tuned, is_quantised
+from src.runs import Run
+from src.schema import EvalArgs, Task
 from src.utils.environment import Reasoned
 from src.utils.files import read_json, sha256
 from src.utils.logs import log
 from src.utils.process_info import OPTIONAL
+from src.utils.weights import find_corruption
 
 
 class EvalSplits(NamedTuple):
     """The rows of each split, and the sha256 of the file that they were read from."""
 
-    rows: Splits
+    rows: RowsOfSplits
     sha256: dict[str, str]
 
 
 class EvalContext(NamedTuple):
-    """All that two models have in common that are to be compared."""
+    """Everything that must be equal for two models to be compared.
 
-    cfg: Any
+    labels: of a classifier, in the order of its logits.
+    fixed: the conditions (see fingerprint.py); only the batch sizes change, where memory runs out.
+    """
+
+    task: Task
+    args: EvalArgs
+    seed: int
+    trust_remote_code: bool
     chat: ChatTokenizer
-    asked: EvalRequests
+    requests: EvalRequests
     dtype: Reasoned
     device: Reasoned
     plan: BatchPlan
     labels: Sequence[str]
-    fixed: Mapping[str, Any]  # the conditions, save that memory may yet run out
+    fixed: Mapping[str, Any]
 
     @property
     def conditions(self) -> dict[str, Any]:
         return {**self.fixed, "batch_size": dict(self.plan.sizes)}
 
     def load(self, source: Source) -> Any:
-        """The model at `source`, as the task has it."""
+        """Load the model at `source` with the head of the task."""
         from src.model import load
 
-        load.seed_everything(self.cfg.seed)  # a head that the files lack is drawn
-        trust = self.cfg.trust_remote_code
+        load.seed_everything(self.seed)  # a head that the files lack is initialised at random
         model, _ = load.load_base(
-            source, self.dtype.value, self.device.value, trust_remote_code=trust, task=self.cfg.task,
+            source, self.dtype.value, self.device.value, trust_remote_code=self.trust_remote_code, task=self.task,
             labels=self.labels,
         )  # fmt: skip
         if self.labels:
@@ -61,93 +66,60 @@ class EvalContext(NamedTuple):
         return model
 
 
-def read_splits(cfg: EvalArgs, eval_path: str) -> EvalSplits:
+def check_settings(task: Task, args: EvalArgs) -> None:
+    """Raises: ConfigError for every combination of settings that can be refused without torch."""
+    names = args.metrics or []
+    metrics.check(names)
+    if task == "classification" and (args.generation or args.stop):
+        key = "generation: {...}" if args.generation else "stop: [...]"
+        raise ConfigError(f"{key} is not supported with task=classification, which generates nothing")
+    if args.engine == "vllm":
+        vllm_engine.check_settings(task, args.generation)
+    if metrics.needs_references(names) and (task == "classification" or args.engine == "vllm"):
+        setting = f"engine={args.engine}" if args.engine == "vllm" else f"task={task}"
+        unsupported = ", ".join(name for name in names if metrics.needs_references([name]))
+        raise ConfigError(f"metrics: {unsupported}: reference answers are not scored with {setting}")
+
+
+def read_splits(args: EvalArgs, eval_path: str) -> EvalSplits:
     """The rows of each split, prompt and completion.
 
     Raises: DataError naming missing and empty files, and every bad row of all of them.
     """
-    paths = {name: Path(eval_path) / f"{name}.jsonl" for name in cfg.splits}
+    paths = {name: Path(eval_path) / f"{name}.jsonl" for name in args.splits}
     missing = [p for p in paths.values() if not p.is_file()]
     if missing:
         raise DataError(*(f"{p} does not exist" for p in missing), hint="set eval_path or splits")
-    found, hashes = Splits(), dict[str, str]()
+    rows, hashes = RowsOfSplits(), dict[str, str]()
     bad: list[DataError] = []
     for name, path in paths.items():
         try:
             hashes[name] = sha256(path)
-            found[name] = loader.read_rows(path)[: cfg.max_examples]
+            rows[name] = loader.read_rows(path)[: args.max_examples]
         except DataError as error:
             bad.append(error)
     if bad:
         raise DataError(*(problem for error in bad for problem in error.problems), hint=bad[0].hint)
-    if empty := [paths[name] for name, rows in found.items() if not rows]:
+    if empty := [paths[name] for name, found in rows.items() if not found]:
         raise DataError(*(f"{p} holds no rows" for p in empty), hint="fill it, or leave it out of splits")
-    return EvalSplits(found, hashes)
-
-
-def prepare(cfg: Settings) -> tuple[EvalSplits, Reasoned, Reasoned]:
-    """Everything that can be refused before torch is imported."""
-    metrics.check(cfg.metrics or [])
-    if cfg.task == "classification" and (cfg.generation or cfg.stop):
-        key = "generation: {...}" if cfg.generation else "stop: [...]"
-        raise ConfigError(f"{key} has no meaning with task=classification, which generates nothing")
-    if cfg.engine == "vllm":
-        vllm_engine.refuse(str(cfg.task), cfg.generation)
-    if metrics.needs_references(cfg.metrics or []) and (cfg.task == "classification" or cfg.engine == "vllm"):
-        why = f"engine={cfg.engine}" if cfg.engine == "vllm" else f"task={cfg.task}"
-        raise ConfigError(f"metrics: with {why} no metric can read the reference answers token by token")
-    splits = read_splits(cfg, cfg.eval_path)
-    device = environment.choose_device(cfg.cuda_visible_devices)
-    dtype = environment.choose_dtype(cfg.bf16, cfg.cuda_visible_devices)
-    log.info("device %s; precision %s", device, dtype)
-    return splits, dtype, device
+    return EvalSplits(rows, hashes)
 
 
 def default_metrics(task: Task, engine: str) -> list[str]:
-    """Those of the task; vLLM says nothing of the reference answers' tokens."""
-    usual = tasks.TASKS[task].metrics
-    return [name for name in usual if engine != "vllm" or not metrics.needs_references([name])]
+    """The metrics of the task; with vLLM those that need no likelihood of the reference answers."""
+    names = tasks.TASKS[task].metrics
+    return [name for name in names if engine != "vllm" or not metrics.needs_references([name])]
 
 
-def unused_packages(cfg: Settings, base: Source) -> list[str]:
-    """Large packages that this evaluation does not need; a metric from outside may need any."""
-    if any(":" in name for name in cfg.metrics or []) or cfg.engine == "vllm":
+def unused_packages(args: EvalArgs, base: Source) -> list[str]:
+    """Large packages that this evaluation does not import; a metric outside of METRICS may need any."""
+    if any(":" in name for name in args.metrics or []) or args.engine == "vllm":
         return []
     return [*OPTIONAL, *([] if is_quantised(base) is not False else ["bitsandbytes"])]
 
 
-def set_up(
-    cfg: Settings, splits: EvalSplits, dtype: Reasoned, device: Reasoned, base: Source, tokenizer_at: str,
-    revision: str | None, labels: Sequence[str] | None,
-) -> tuple[EvalContext, Source]:  # fmt: skip
-    """The prompts as tokens and the layout of their batches; torch and its like are imported here.
-
-    Args: labels: of a tuned classifier; None: those of the rows, or of a base model that knows them all.
-    Returns: also the base with its revision resolved.
-    """
-    from src.model import load
-    from src.model.tokenizer import load_config, load_tokenizer
-
-    trust = cfg.trust_remote_code
-    tokenizer = load_tokenizer(
-        tokenizer_at, revision, trust, templated=tasks.TASKS[cfg.task or "causal_lm"].templated
-    )
-    settings = load_config(base.location, base.revision, trust)
-    config = settings.to_dict()
-    if labels is None:
-        labels = tasks.labels_for(labels_of_rows(splits.rows), config) if cfg.task == "classification" else ()
-    chat = ChatTokenizer(tokenizer)
-    asked = inference.encode_requests(
-        splits.rows, chat, str(cfg.task), config, metrics.needs_references(cfg.metrics or [])
-    )
-    inference.warn_of_cut_prompts(asked, tasks.positions(config))
-    plan = inference.plan_batches(asked, cfg, config, dtype.value, device.value)
-    fixed = conditions(cfg, splits.sha256, asked, chat, dtype, device, plan)
-    return EvalContext(cfg, chat, asked, dtype, device, plan, labels, fixed), load.resolved(base, settings)
-
-
-def labels_of_rows(splits: Splits) -> list[str]:
-    """The labels of the evaluation rows, sorted: a base model has learned none.
+def labels_of_rows(splits: RowsOfSplits) -> list[str]:
+    """The labels of the evaluation rows, sorted: those of a base model that has no head for them.
 
     Raises: DataError if there are fewer than two.
     """
@@ -159,19 +131,32 @@ def labels_of_rows(splits: Splits) -> list[str]:
     return found
 
 
-def check_tokenization(folder: Path, run: runs.Run | None, chat: ChatTokenizer, cfg: EvalConfig) -> None:
-    """Raises: ModelError if the model was tuned with another tokenizer or template, unless that is allowed."""
-    recorded = [run.manifest.get("tokenization", {})] if run else []
+def refuse_corrupt(tuned: Tuned, run: Run | None) -> None:
+    """Raises: RunError if the weights, or the metrics.json that the scores are added to, cannot be read."""
+    files = sorted(tuned.folder.glob("*.safetensors"))
+    problems = [problem for file in files if (problem := find_corruption(file))]
+    if problems or not files:
+        what = f"the model in {tuned.folder} is corrupt: {'; '.join(problems) or 'it has no weights'}"
+        raise RunError(what, hint="restore it, or give another run")
+    if run and (run.path / "metrics.json").exists():
+        read_json(run.path / "metrics.json")
+
+
+def check_tokenization(
+    folder: Path, recorded: Mapping[str, str] | None, chat: ChatTokenizer, allow_mismatch: bool
+) -> None:
+    """Compare the tokenizer in `folder` with the hashes `recorded` by its run and by the folder itself.
+
+    Raises: ModelError if tokenizer or chat template differ, unless that is allowed.
+    """
+    records = [] if recorded is None else [recorded]
     if (folder / IDENTITY_FILE).exists():
-        recorded.append(read_json(folder / IDENTITY_FILE))
+        records.append(read_json(folder / IDENTITY_FILE))
     names = {"chat_template_sha256": "chat template", "tokenizer_sha256": "tokenizer"}
-    other = [
-        what
-        for key, what in names.items()
-        if any(r.get(key, chat.identity[key]) != chat.identity[key] for r in recorded)
-    ]
-    for what in other:
-        said = f"{folder} holds another {what} than its model was tuned with"
-        if not cfg.allow_tokenizer_mismatch:
-            raise ModelError(said, hint="restore the folder, or set allow_tokenizer_mismatch=true")
-        log.warning("%s", said)
+    for key, name in names.items():
+        if all(record.get(key, chat.identity[key]) == chat.identity[key] for record in records):
+            continue
+        problem = f"the {name} in {folder} differs from the one that the model was tuned with"
+        if not allow_mismatch:
+            raise ModelError(problem, hint="restore the folder, or set allow_tokenizer_mismatch=true")
+        log.warning("%s", problem)

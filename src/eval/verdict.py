@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 from src.errors import RunError
 from src.eval import results, significance
+from src.eval.fingerprint import baseline_folder
 from src.eval.results import EvalResult
 from src.eval.significance import Comparison
 from src.model.tasks import TASKS
@@ -71,7 +72,7 @@ def judge(run: Run, gate: GateArgs, artifacts_dir: str | None = None) -> Verdict
         )
     tuned, kept = EvalResult.of_run(run), Path(read_json(path).get("baseline") or "")
     if artifacts_dir and not (kept / "metrics.json").is_file():  # moved, with all that was kept
-        kept = results.baseline_folder(artifacts_dir, tuned.result["base_model"], tuned.result["conditions"])
+        kept = baseline_folder(artifacts_dir, tuned.result["base_model"], tuned.result["conditions"])
     return decide(tuned, EvalResult.of_base(kept), gate)
 
 

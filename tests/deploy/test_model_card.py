@@ -14,7 +14,7 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 from scripts.tiny_model import build
 from src import NAME
 from src.deploy import export, model_card
-from src.eval.results import baseline_folder
+from src.eval.fingerprint import baseline_folder
 from src.runs import Run
 from src.schema import PublishConfig
 from tests.deploy.cards import PROMOTED, answer_of, program

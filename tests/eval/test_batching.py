@@ -11,8 +11,14 @@ import pytest
 import torch
 
 from src.errors import OutOfMemory
-from src.eval.batches import run_batched
-from src.eval.batching import batch_indices, batch_size, parameter_count, reference_batch_size, sequence_bytes
+from src.eval.batching import (
+    batch_indices,
+    batch_size,
+    parameter_count,
+    reference_batch_size,
+    run_batched,
+    sequence_bytes,
+)
 from src.eval.partial_results import PartialResults
 from src.utils.environment import Capacity
 from tests.fixtures import World, read_jsonl
@@ -114,7 +120,7 @@ def test_the_layout_that_was_used_is_a_condition(
 
     monkeypatch.setattr("torch.nn.Embedding.forward", small)
     assert copied.call("eval", "splits=[test]") == 0
-    assert "out of memory: test starts anew with 8 at once" in capsys.readouterr().out
+    assert "out of memory: test restarts with batches of 8" in capsys.readouterr().out
     comparison = json.loads((copied.newest.path / "comparison.json").read_text())
     sizes = comparison["conditions"]["batch_size"]  # the base's, and so the tuned model's
     assert sizes == {"test": 8, "test/references": 8}

@@ -11,8 +11,9 @@ import pytest
 
 from src.errors import RunError
 from src.eval.compare import compare, record, show
+from src.eval.fingerprint import baseline_folder, fingerprint
 from src.eval.metrics import METRICS
-from src.eval.results import EvalResult, baseline_folder, fingerprint, pair_scores
+from src.eval.results import EvalResult, pair_scores
 from src.runs import Run
 from src.schema import GateArgs, Guard
 from tests.eval.evaluations import BASE, evaluated, right

@@ -6,12 +6,14 @@ import hashlib
 import json
 import re
 import shutil
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import pytest
+from transformers.generation.utils import GenerationMixin
 
 from src import runs
 from src.eval import adapter_merge
@@ -24,6 +26,7 @@ from tests.fixtures import ANSWER, MEASURES, SPLITS, STEPS, World, call, jsonl, 
 
 pytest_plugins = ["tests.fixtures"]
 
+SRC = Path(runs.__file__).parent
 Said = pytest.CaptureFixture[str]
 
 
@@ -199,7 +202,7 @@ def test_what_is_torn_is_refused_before_a_question_is_asked(copied: World, name:
     assert tree(copied.output) == before
     if name.startswith("model"):
         assert copied.call("eval") == 2
-        assert "is damaged: there are no weights; restore it" in capsys.readouterr().err
+        assert "is corrupt: it has no weights; restore it" in capsys.readouterr().err
 
 
 def test_answers_that_could_not_be_kept_are_not_asked_for(copied: World, tmp_path: Path, capsys: Said) -> None:
@@ -398,17 +401,19 @@ def test_another_tokenizer_than_the_model_was_tuned_with_is_refused_unless_told(
     before = read(run, "metrics.json")
     change(run.model)
     assert copied.call("eval", "splits=[test]") == 2
-    assert f"{run.model} holds another {what} than its model was tuned with" in capsys.readouterr().err
+    assert (
+        f"the {what} in {run.model} differs from the one that the model was tuned with" in capsys.readouterr().err
+    )
     assert read(run, "metrics.json") == before
     assert copied.call("eval", "splits=[test]", "allow_tokenizer_mismatch=true") == 0
-    assert f"holds another {what}" in capsys.readouterr().out
+    assert f"the {what} in {run.model} differs" in capsys.readouterr().out
 
 
 def test_a_model_folder_by_itself_knows_its_tokenizer(copied: World, tmp_path: Path, capsys: Said) -> None:
     folder = Path(shutil.copytree(copied.newest.model, tmp_path / "alone"))
     change_template(folder)
     assert copied.call("eval", str(folder), "splits=[test]") == 2
-    assert "holds another chat template" in capsys.readouterr().err
+    assert f"the chat template in {folder} differs" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("key", ["chat_template_sha256", "tokenizer_sha256"])
@@ -423,7 +428,7 @@ def test_the_record_of_the_run_and_that_of_the_model_are_both_held_to(
     path.write_text(json.dumps(record))
     assert copied.call("eval", "splits=[test]") == 2
     what = {"chat_template_sha256": "chat template", "tokenizer_sha256": "tokenizer"}[key]
-    assert f"holds another {what} than its model was tuned with; restore the folder" in capsys.readouterr().err
+    assert re.search(f"the {what} in .* was tuned with; restore the folder", capsys.readouterr().err)
 
 
 def test_a_run_of_an_earlier_version_that_kept_no_hashes_is_evaluated(copied: World) -> None:
@@ -449,7 +454,7 @@ def test_the_base_answers_in_the_same_load_as_it_would_by_itself(
     monkeypatch.setattr(load, "load_base", lambda *a, **k: loads.append(a[0]) or plain(*a, **k))
     assert copied.call("eval", "splits=[test]", *words) == 0
     assert len(loads) == 1
-    assert "answers first: its answers are not kept yet" in capsys.readouterr().out
+    assert "first: its result is not cached yet" in capsys.readouterr().out
     (together,) = baselines(copied)
     comparison = read(copied.newest, "comparison.json")
     before = tree(together)
@@ -471,7 +476,7 @@ def test_kept_answers_of_the_base_are_used_again(copied: World, capsys: Said) ->
     before = {p: p.stat().st_mtime_ns for p in kept.iterdir()}
     (copied.newest.path / "comparison.json").unlink()
     assert copied.call("eval") == 0
-    assert "answers first" not in capsys.readouterr().out
+    assert "not cached yet" not in capsys.readouterr().out
     assert {p: p.stat().st_mtime_ns for p in kept.iterdir()} == before
     assert read(copied.newest, "comparison.json")["rows"]
 
@@ -484,6 +489,27 @@ def test_the_base_is_not_asked_where_that_is_not_wanted(copied: World, word: str
     assert copied.call("eval", "splits=[test]", word) == 0
     assert not (copied.newest.path / "comparison.json").exists()
     assert len(baselines(copied)) == (word == "baseline=never")
+
+
+# --- the way from the command to the model ---------------------------------------------------------------
+
+
+def test_few_files_are_between_the_command_and_generate(copied: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The distinct files of src on the call stack where `model.generate()` of transformers is entered."""
+    stacks: list[list[str]] = []
+    plain = GenerationMixin.generate
+
+    def generate(self: Any, *args: Any, **named: Any) -> Any:
+        files = [frame.filename for frame in traceback.extract_stack()]
+        stacks.append(
+            list(dict.fromkeys(str(Path(f).relative_to(SRC)) for f in files if Path(f).is_relative_to(SRC)))
+        )
+        return plain(self, *args, **named)
+
+    monkeypatch.setattr(GenerationMixin, "generate", generate)
+    assert copied.call("eval", "splits=[test]", "baseline=never") == 0
+    assert stacks[0][0] == "main.py" and stacks[0][-1] == "eval/generate.py"
+    assert len(stacks[0]) <= 9, stacks[0]
 
 
 # --- the adapter merged in memory ------------------------------------------------------------------------

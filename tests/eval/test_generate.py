@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 
 from src.data.chat import ChatTokenizer
-from src.eval.answers import Generation
 from src.eval.batching import batch_indices
-from src.eval.generate import Generator, end_tokens
+from src.eval.generate import Generation, Generator, end_tokens
 from src.model import adapters, load
 from src.model.source import locate_tuned
 from src.schema import MethodArgs

@@ -13,7 +13,7 @@ from src.data.chat import ChatTokenizer
 from src.data.formats import Row, RowError
 from src.errors import DataError
 from src.eval import inference
-from src.eval.loglikelihood import ReferenceScorer, _row
+from src.eval.loglikelihood import ReferenceScorer, _score
 from src.model import adapters, load
 from src.model.source import locate
 from src.model.tokenizer import load_tokenizer
@@ -68,7 +68,7 @@ def test_a_batch_says_of_each_answer_what_its_own_logits_say(tiny: Path, tokeniz
 
 def test_a_hit_is_a_token_that_would_have_been_written() -> None:
     logits = torch.tensor([[0.0, 1, 2], [5, 0, 0], [0, 9, 1]], dtype=torch.bfloat16)
-    found = _row(logits, [2, 1, 1])
+    found = _score(logits, [2, 1, 1])
     assert (found["reference_hits"], found["reference_tokens"]) == (2, 3)
 
 

@@ -283,7 +283,7 @@ def test_a_file_with_one_function_is_a_metric(tmp_path: Path) -> None:
     from src.eval import custom_metrics
 
     own(tmp_path, "def score(prediction, reference): return 1.0\n")
-    custom_metrics.find.cache_clear()
+    custom_metrics.load.cache_clear()
     assert describe([name])[name]["implementation"] != before
     assert describe([name])[name]["better"] == "higher"
 
@@ -303,7 +303,7 @@ def test_a_file_that_is_no_metric_is_refused(tmp_path: Path, text: str, told: st
 
 
 @pytest.mark.parametrize(
-    ("body", "told"), [("1 / 0", "ZeroDivisionError"), ("'much'", "ValueError"), ("float('nan')", "gave nan")]
+    ("body", "told"), [("1 / 0", "ZeroDivisionError"), ("'much'", "ValueError"), ("float('nan')", "returned nan")]
 )
 def test_a_file_that_cannot_score_is_named(tmp_path: Path, body: str, told: str) -> None:
     with pytest.raises(ConfigError, match=rf"mine\.py: score\(\) .*{told}"):
@@ -367,8 +367,8 @@ def test_a_score_that_a_single_pair_has_not_is_of_the_corpus_alone(offline: None
 @pytest.mark.parametrize(
     ("end", "asked", "told"),
     [
-        ("return {'a': 1.0, 'b': 2.0}", "", "gives a, b; name one: evaluate:.*:FIGURE"),
-        ("return {'a': 1.0, 'best': 2.0}", ":bets", "there is no bets; did you mean best"),
+        ("return {'a': 1.0, 'b': 2.0}", "", "returns a, b; name one: evaluate:.*:FIGURE"),
+        ("return {'a': 1.0, 'best': 2.0}", ":bets", "returns no bets; did you mean best"),
         (
             "raise ValueError('a language is needed')",
             "",
@@ -384,7 +384,7 @@ def test_a_script_that_gives_no_figure_is_refused(
 
 
 def test_a_metric_of_the_hub_that_cannot_be_had_is_one_sentence(offline: None) -> None:
-    with pytest.raises(ConfigError, match="evaluate:rogue is in no local folder, and not on the Hub, or that"):
+    with pytest.raises(ConfigError, match="evaluate:rogue is not a local folder, and is not on the Hub or"):
         check(["evaluate:rogue"])
 
 

@@ -33,7 +33,7 @@ def left(world: World) -> list[Path]:
     ("moment", "kept"),
     [
         (Moment("src.eval.partial_results:Part.add", 1, after=True), 8),  # of the base, in its first split
-        (Moment("src.eval.evaluator:_write_answers", 2, after=True), 72),  # all is written but the metrics
+        (Moment("src.eval.evaluator:_write_predictions", 2, after=True), 72),  # all is written but the metrics
     ],
 )
 def test_a_killed_evaluation_goes_on_to_the_same_bytes(
@@ -50,7 +50,7 @@ def test_a_killed_evaluation_goes_on_to_the_same_bytes(
             file.write('{"part": "adversarial", "rows": [[0, {"predic')  # as a kill amid a line leaves it
     capsys.readouterr()
     assert copied.call("eval", str(run.path), *SAMPLED) == 0
-    assert f"going on with the {kept} rows" in capsys.readouterr().out
+    assert f"resuming with the {kept} rows" in capsys.readouterr().out
     assert predictions(run.path / "evals") == predictions(whole.newest.path / "evals")
     ours, theirs = (w.artifacts / "metrics" for w in (copied, whole))
     assert predictions(ours) == predictions(theirs)
@@ -65,7 +65,7 @@ def test_a_killed_baseline_goes_on(world: World, nursery: Nursery, capsys: Said)
     assert code == -signal.SIGKILL, said
     assert len(left(world)) == 1
     assert world.call("eval-baseline", "splits=[test]", "eval_batch_size=8") == 0
-    assert "going on with the 16 rows" in capsys.readouterr().out
+    assert "resuming with the 16 rows" in capsys.readouterr().out
     assert left(world) == []
 
 
@@ -77,7 +77,7 @@ def test_an_evaluation_of_a_bare_folder_goes_on_in_its_own_run(
     run = world.newest
     assert run.status == runs.INTERRUPTED
     assert world.call("eval", str(tiny), "splits=[test]", "eval_batch_size=8") == 0
-    assert "going on with the 8 rows" in capsys.readouterr().out
+    assert "resuming with the 8 rows" in capsys.readouterr().out
     assert world.runs == [run]
     assert run.status == runs.FINISHED
 
@@ -88,7 +88,7 @@ def test_fresh_answers_anew_and_so_do_other_conditions(copied: World, nursery: N
         nursery(*words, moments=(Moment("src.eval.partial_results:Part.add", 1, after=True),))
         assert len(left(copied)) == 1
         assert copied.call("eval", "splits=[test]", "baseline=never", *more) == 0
-        assert "going on" not in capsys.readouterr().out
+        assert "resuming" not in capsys.readouterr().out
         assert left(copied) == []
 
 
@@ -104,7 +104,7 @@ def file(tmp_path: Path) -> Iterator[PartialResults]:
 
 def test_two_processes_do_not_write_one_file(file: PartialResults) -> None:
     file.part("test").add({0: {"prediction": "a"}})
-    with pytest.raises(RunError, match="another process is answering the same prompts"):
+    with pytest.raises(RunError, match="another process runs the same evaluation"):
         PartialResults(file.path, {"who": 1})
     assert len(read_jsonl(file.path)) == 2
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from src.errors import RunError
-from src.eval.results import baseline_folder
+from src.eval.fingerprint import baseline_folder
 from src.eval.verdict import Verdict, judge
 from src.runs import Run
 from src.schema import GateArgs, Guard

@@ -127,6 +127,9 @@ def test_a_stop_string_and_the_length_end_an_answer(copied: World) -> None:
 @pytest.mark.usefixtures("vllm")
 def test_what_vllm_cannot_be_told_is_refused(copied: World, capsys: pytest.CaptureFixture[str]) -> None:
     assert copied.call("eval", "engine=vllm", "generation.num_beams=2") == 2
-    assert "generation.num_beams cannot be told to vllm; set engine=transformers" in capsys.readouterr().err
+    assert (
+        "generation.num_beams is not supported with engine=vllm; set engine=transformers"
+        in capsys.readouterr().err
+    )
     assert copied.call("eval", "engine=vllm", "metrics=[perplexity]") == 2
-    assert "with engine=vllm no metric can read the reference answers" in capsys.readouterr().err
+    assert "metrics: perplexity: reference answers are not scored with engine=vllm" in capsys.readouterr().err
