@@ -1,4 +1,4 @@
-"""From a command to its jobs: each is checked before one of them runs, here, in a sweep or on a cluster."""
+"""Run the jobs of a command line: locally, as a sweep or on a cluster. All are checked before the first runs."""
 
 from __future__ import annotations
 
@@ -24,50 +24,52 @@ from src.search_space import quoted
 from src.stages import STAGES, SWEEP_STAGE
 from src.utils.secrets import redact
 
-SEARCHER = "hydra/sweeper=optuna"
-LAUNCHER = "hydra_plugins.assay_slurm.Launcher"
-FOR_A_CHECKPOINT = 0.75  # of signal_delay_s: the rest is for queueing the job again
+OPTUNA_SWEEPER = "hydra/sweeper=optuna"
+SLURM_LAUNCHER = "hydra_plugins.assay_slurm.Launcher"
+CHECKPOINT_SHARE = 0.75  # of signal_delay_s; the rest is for requeueing the job
 MAX_CHECKED_JOBS = 256
 
 
 def run_jobs(call: Call, task: Callable[[Any], int | None]) -> int:
-    """Check every job of the call, then run `task(config)` under Hydra, which also does sweeps and launchers.
+    """Check every job of the command line, then run `task(config)` for each under Hydra.
 
-    Raises: UserError from the check, or from the task itself where it is no trial of a sweep.
+    Returns: the largest exit code of the jobs.
+    Raises: ConfigError with every problem that the check finds; UserError from `task`, unless it is a trial of a
+    sweep.
     """
     overrides, problems = compose.prepare_overrides(call)
     compose.register_root(call)
-    overrides, search, told = _with_search(call, overrides)
-    slurm, misplaced = _slurm(call, overrides)
-    told += misplaced + _check_jobs(call, overrides, apart=slurm is not None)
-    if problems := [*call.problems, *problems, *told]:
+    overrides, search, search_problems = _add_search(call, overrides)
+    slurm, slurm_problems = _slurm_settings(call, overrides)
+    job_problems = _check_jobs(call, overrides, one_process=slurm is None)
+    if problems := [*call.problems, *problems, *search_problems, *slurm_problems, *job_problems]:
         raise ConfigError(*dict.fromkeys(problems), hint=f"{call.stage} --help lists every setting")
     if search and call.multirun and "--cfg" not in call.flags:
-        return _sweep(call, overrides, search, task, slurm)
+        return _run_sweep(call, overrides, search, task, slurm)
     if slurm and "--cfg" not in call.flags:
-        return _submit(call, overrides, slurm)
+        return _run_on_slurm(call, overrides, slurm)
     codes: list[int] = []
 
     def job(composed: DictConfig) -> None:
         if call.multirun:
             current = HydraConfig.get().job
             print(f"job {current.num}:", current.override_dirname.replace("++", ""), flush=True)
-        codes.append(task(_loaded(call, composed)) or 0)
+        codes.append(task(_load_job(call, composed)) or 0)
 
-    _launch(call, overrides, job)
+    _run_locally(call, overrides, job)
     return max(codes, default=0)
 
 
-def _slurm(call: Call, overrides: list[str]) -> tuple[schema.SlurmArgs | None, list[str]]:
-    """What a cluster is asked for, None where the runs are made by this process; and what is wrong with that."""
+def _slurm_settings(call: Call, overrides: list[str]) -> tuple[schema.SlurmArgs | None, list[str]]:
+    """The requested resources of a cluster, None without launch=slurm; and the problems of these settings."""
     swept = [text.split("=", 1)[0].lstrip("+") for text in overrides if is_sweep(text)]
     try:
         composed = compose.compose_job(call, [text for text in overrides if not is_sweep(text)])
     except (HydraException, OmegaConfBaseException):
-        return None, []  # told by the check of the jobs
+        return None, []  # _check_jobs reports it
     given = {key: plain_value(composed, key) for key in schema.SLURM_KEYS if key in composed}
-    if composed.hydra.launcher._target_ != LAUNCHER:
-        return None, [f"{key}={value} has no meaning without launch=slurm" for key, value in given.items()]
+    if composed.hydra.launcher._target_ != SLURM_LAUNCHER:
+        return None, [f"{key}={value} is only supported with launch=slurm" for key, value in given.items()]
     problems = [f"{key} cannot differ between the jobs of a command" for key in swept if key in schema.SLURM_KEYS]
     try:
         return config.validate(schema.SlurmConfig, given), problems
@@ -75,8 +77,8 @@ def _slurm(call: Call, overrides: list[str]) -> tuple[schema.SlurmArgs | None, l
         return None, [*problems, *error.problems]
 
 
-def _submit(call: Call, overrides: list[str], args: schema.SlurmArgs, tracker: Any = None) -> int:
-    """Run the jobs on a cluster, and wait for them. Returns: the worst of their exit codes."""
+def _run_on_slurm(call: Call, overrides: list[str], args: schema.SlurmArgs, tracker: Any = None) -> int:
+    """Submit the jobs to a cluster and wait for them. Returns: their largest exit code."""
     from src.launch.job import Job
     from src.launch.job_tracker import JobTracker
 
@@ -84,29 +86,28 @@ def _submit(call: Call, overrides: list[str], args: schema.SlurmArgs, tracker: A
     output_dir = str(values.get("output_dir", schema.OutputArgs.output_dir))
     tracker = tracker or JobTracker(call.stage, args, output_dir, call.multirun)
     flags = [] if call.multirun else ["--multirun"]
-    where = f"hydra.sweep.dir={quoted(redact(str(tracker.folder)))}"
-    job = Job(call.stage, redact(runs.command()), FOR_A_CHECKPOINT * args.signal_delay_s, tracker)
-    _hydra(replace(call, flags=[*call.flags, *flags]), [*overrides, where], job)
+    job = Job(call.stage, redact(runs.command()), CHECKPOINT_SHARE * args.signal_delay_s, tracker)
+    _call_hydra(replace(call, flags=[*call.flags, *flags]), [*overrides, _sweep_dir(tracker.folder)], job)
     return max(tracker.codes, default=0)
 
 
-def _sweep(
+def _run_sweep(
     call: Call, overrides: list[str], search: schema.SearchArgs, task: Callable[[Any], int | None],
     slurm: schema.SlurmArgs | None,
 ) -> int:  # fmt: skip
-    """Run the jobs as the trials of a sweep, which is told and kept however it ends."""
+    """Run the jobs as trials of a sweep, which records and prints its results however it ends."""
     from src.sweep import Sweep, plan_sweep
 
     shipped = call.config_dir == CONFIGS and call.config_name == call.stage
-    place = ["--config-path", str(call.config_dir), "--config-name", call.config_name]
-    again = ["make", call.stage] if shipped else ["python", "-m", "src.main", call.stage, *place]
+    file = ["--config-path", str(call.config_dir), "--config-name", call.config_name]
+    command = ["make", call.stage] if shipped else ["python", "-m", "src.main", call.stage, *file]
     fixed, dimensions = search_space.split(overrides)
     swept = {d.key for d in dimensions}
     values = config.run_settings(call.stage, compose.compose_values(call, fixed)[0])
-    sweep = Sweep(plan_sweep(values, compose.compose_values(call, [])[0], overrides, search, again))
+    sweep = Sweep(plan_sweep(values, compose.compose_values(call, [])[0], overrides, search, command))
 
     def job(composed: DictConfig) -> float | None:
-        current, loaded = HydraConfig.get(), _loaded(call, composed)
+        current, loaded = HydraConfig.get(), _load_job(call, composed)
         words = [word for word in current.overrides.task if word.split("=", 1)[0] in swept]
         settings = dict(search_space.parse_override(word) for word in words)
         return sweep.run_trial(current.job.num, settings, loaded.output_dir, lambda: task(loaded))
@@ -115,35 +116,37 @@ def _sweep(
         if slurm:
             from src.launch.job_tracker import SweepJobTracker
 
-            _submit(call, overrides, slurm, SweepJobTracker(call.stage, slurm, values["output_dir"], sweep, swept))
+            _run_on_slurm(
+                call, overrides, slurm, SweepJobTracker(call.stage, slurm, values["output_dir"], sweep, swept)
+            )
         else:
-            _launch(call, [*overrides, f"hydra.sweep.dir={quoted(redact(str(sweep.folder)))}"], job)
+            _run_locally(call, [*overrides, _sweep_dir(sweep.folder)], job)
     return sweep.exit_code
 
 
-def _launch(call: Call, overrides: list[str], job: Callable[[DictConfig], Any]) -> None:
-    """Let Hydra run the jobs here. Raises: the UserError of a job, or a ConfigError in Hydra's words."""
-    refused: list[UserError] = []
+def _run_locally(call: Call, overrides: list[str], job: Callable[[DictConfig], Any]) -> None:
+    """Run the jobs in this process. Raises: UserError of a job; ConfigError with Hydra's message."""
+    errors: list[UserError] = []
 
     def guarded(composed: DictConfig) -> Any:
         try:
             return job(composed)
         except UserError as error:
-            refused.append(error)
-            raise SystemExit(error.exit_code) from error  # Hydra prints a preface to any other exception
+            errors.append(error)
+            raise SystemExit(error.exit_code) from error  # of any other exception Hydra prints more
 
     try:
-        _hydra(call, overrides, guarded)
+        _call_hydra(call, overrides, guarded)
     except SystemExit:
-        if refused:
-            raise refused[0] from None
+        if errors:
+            raise errors[0] from None
         raise
 
 
-def _hydra(call: Call, overrides: list[str], function: Callable[[DictConfig], Any]) -> None:
-    """Hand the jobs to Hydra. Raises: ConfigError in its words."""
+def _call_hydra(call: Call, overrides: list[str], function: Callable[[DictConfig], Any]) -> None:
+    """Run Hydra's main function. Raises: ConfigError with its message."""
     argv, sys.argv = sys.argv, [f"assay-{call.stage}", *call.flags, *overrides]
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach the door, which knows how they should sound
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach src.main unchanged
     try:
         hydra_main(version_base="1.3", config_path=str(call.config_dir), config_name=compose.ROOT)(function)()
     except (HydraException, OmegaConfBaseException) as error:
@@ -152,20 +155,20 @@ def _hydra(call: Call, overrides: list[str], function: Callable[[DictConfig], An
         sys.argv = argv
 
 
-def _loaded(call: Call, composed: DictConfig) -> Any:
-    """The configuration of one job, without what is the sweep's or the launcher's."""
-    return _judged(call, {str(k): plain_value(composed, str(k)) for k in composed})
+def _load_job(call: Call, composed: DictConfig) -> Any:
+    """The validated configuration of one job."""
+    return _load(call, {str(k): plain_value(composed, str(k)) for k in composed})
 
 
-def _judged(call: Call, values: dict[str, Any]) -> Any:
+def _load(call: Call, values: dict[str, Any]) -> Any:
     return config.load(call.stage, config.run_settings(call.stage, values), STAGES[call.stage].problems)
 
 
-def _with_search(call: Call, overrides: list[str]) -> tuple[list[str], schema.SearchArgs | None, list[str]]:
-    """The overrides with those that a search adds, the sweep's own settings, and what is wrong with these.
+def _add_search(call: Call, overrides: list[str]) -> tuple[list[str], schema.SearchArgs | None, list[str]]:
+    """The overrides including those of the search space, the settings of the sweep, and their problems.
 
-    A search has a `search.space`, and is a multirun without the flag; or it is a multirun that names the
-    sweeper, or an interval. A setting that the command line names is not searched for.
+    A search is a command with a `search.space`, which implies --multirun; or a multirun with the Optuna sweeper or
+    an interval. Settings on the command line are not searched.
     """
     if call.stage != SWEEP_STAGE:
         return overrides, None, []
@@ -173,12 +176,12 @@ def _with_search(call: Call, overrides: list[str]) -> tuple[list[str], schema.Se
     try:
         search = config.validate(schema.SweepConfig, {"search": values.get("search") or {}}).search
         given = {text.split("=", 1)[0].lstrip("+") for text in overrides}
-        words = [search_space.space_override(k, v) for k, v in search.space.items() if k not in given]
-        added, problems = compose.prepare_overrides(replace(call, overrides=words, multirun=True))
+        space = [search_space.space_override(k, v) for k, v in search.space.items() if k not in given]
+        added, problems = compose.prepare_overrides(replace(call, overrides=space, multirun=True))
         _, dimensions = search_space.split([*overrides, *added])
     except ConfigError as error:
         return overrides, None, list(error.problems)
-    drawn = SEARCHER in overrides or any(not d.options for d in dimensions)
+    drawn = OPTUNA_SWEEPER in overrides or any(not d.options for d in dimensions)
     if "--cfg" in call.flags or not (search.space or (call.multirun and drawn)):
         return overrides, search, problems
     dev = Path(str(values.get("eval_path"))) / "dev.jsonl"
@@ -187,36 +190,40 @@ def _with_search(call: Call, overrides: list[str]) -> tuple[list[str], schema.Se
     if not call.multirun:
         call.multirun = True
         call.flags.append("--multirun")
-    return [*(text for text in overrides if text != SEARCHER), *added, SEARCHER], search, problems
+    return [*(text for text in overrides if text != OPTUNA_SWEEPER), *added, OPTUNA_SWEEPER], search, problems
 
 
-def _check_jobs(call: Call, overrides: list[str], apart: bool) -> list[str]:
-    """What is wrong with any of the jobs, found without running one; `apart` if each is a process of its own."""
+def _sweep_dir(folder: Path) -> str:
+    return f"hydra.sweep.dir={quoted(redact(str(folder)))}"
+
+
+def _check_jobs(call: Call, overrides: list[str], one_process: bool) -> list[str]:
+    """The problems of all jobs, without running one. `one_process`: this process runs all of them."""
     problems: list[str] = []
     gpus: set[str] = set()
-    for each in _jobs(call, overrides):
-        values, told = compose.compose_values(call, each)
-        problems += told
+    for each in _expand_jobs(call, overrides):
+        values, unresolved = compose.compose_values(call, each)
+        problems += unresolved
         gpus.add(str(values.get("cuda_visible_devices")))
         try:
-            _judged(call, values)
+            _load(call, values)
         except UserError as error:
             problems += error.problems
-    if len(gpus) > 1 and not apart and not any(text.startswith("hydra/launcher=") for text in overrides):
-        problems.append("cuda_visible_devices differs between jobs of one process; start a sweep for each")
+    if len(gpus) > 1 and one_process and not any(text.startswith("hydra/launcher=") for text in overrides):
+        problems.append("cuda_visible_devices differs between jobs of one process; start one sweep per value")
     return problems
 
 
-def _jobs(call: Call, overrides: list[str]) -> Iterator[list[str]]:
-    """Each job's overrides: a sweep is checked whole before its first job runs for hours.
+def _expand_jobs(call: Call, overrides: list[str]) -> Iterator[list[str]]:
+    """The overrides of each job, of the first MAX_CHECKED_JOBS at most.
 
-    Of a search, whose jobs are drawn as it goes, these are jobs that show each edge of its space.
+    The jobs of a search are drawn while it runs; here they are jobs at the edges of its space.
     """
     if not call.multirun:
         yield overrides
         return
     fixed, dimensions = search_space.split(overrides)
-    if SEARCHER in overrides:
+    if OPTUNA_SWEEPER in overrides:
         jobs: Iterator[list[str]] = search_space.corners(fixed, dimensions)
     else:
         jobs = ([*fixed, *job] for job in product(*(d.edges() for d in dimensions)))

@@ -1,4 +1,4 @@
-"""A command line taken apart: the stage, its configuration file, flags and overrides."""
+"""The parser of a stage's command line: configuration file, flags and overrides."""
 
 from __future__ import annotations
 
@@ -21,7 +21,16 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
 @dataclass
 class Call:
-    """A parsed command line: overrides for Hydra, its own flags, and the stage's configuration file."""
+    """A parsed command line.
+
+    Args:
+        config_dir, config_name: the configuration file, config_name without .yaml.
+        overrides: `key=value` words.
+        flags: flags for Hydra.
+        preset_files: names under which Hydra knows presets that are given as files.
+        problems: what is wrong with the words; it is reported together with the problems of the settings.
+        composed: composed configurations, by their overrides.
+    """
 
     stage: str
     config_dir: Path
@@ -29,38 +38,36 @@ class Call:
     overrides: list[str] = field(default_factory=list)
     flags: list[str] = field(default_factory=list)
     multirun: bool = False
-    from_files: set[str] = field(default_factory=set)  # what presets given as files are called inside Hydra
-    problems: list[str] = field(default_factory=list)  # told together with those of the settings
-    composed: dict[tuple[str, ...], DictConfig] = field(default_factory=dict)  # by their overrides
+    preset_files: set[str] = field(default_factory=set)
+    problems: list[str] = field(default_factory=list)
+    composed: dict[tuple[str, ...], DictConfig] = field(default_factory=dict)
 
 
 def parse(stage: str, argv: list[str]) -> Call:
-    """Split `argv` into the stage's configuration, Hydra's flags and overrides.
+    """Parse the words after the stage. Words without `=` are its positionals, in order.
 
-    Words without `=` are the stage's positionals, in their order. What cannot be understood becomes one of the
-    call's problems.
-    Raises: ConfigError if the configuration file is missing or torn: then nothing else can be judged.
+    Raises: ConfigError if the configuration file is missing or is not YAML. Other problems are collected.
     """
     call = Call(stage, CONFIGS, STAGES[stage].config_name)
     words = iter(redact_argv(argv))
-    places = list(STAGES[stage].positionals)
+    positionals = list(STAGES[stage].positionals)
     for word in words:
         if word.startswith("-"):
-            _flag(call, word, words)
-        elif places and ("=" not in word or Path(word).exists()):
-            call.overrides.append(f"{places.pop(0)}={quoted(word)}")
+            _parse_flag(call, word, words)
+        elif positionals and ("=" not in word or Path(word).exists()):
+            call.overrides.append(f"{positionals.pop(0)}={quoted(word)}")
         elif "=" in word or word.startswith("~"):
             call.overrides.append(word)
         else:
             call.problems.append(f"{word} is not an override; write key=value")
-    _take_up(call)
+    _use_settings_of_resumed_run(call)
     if "--resolve" in call.flags and "--cfg" not in call.flags:
-        call.problems.append("--resolve goes with --cfg")
-    _locate(call)
+        call.problems.append("--resolve is only supported with --cfg")
+    _find_config_file(call)
     return call
 
 
-def _flag(call: Call, word: str, words: Iterator[str]) -> None:
+def _parse_flag(call: Call, word: str, words: Iterator[str]) -> None:
     name, _, inline = word.partition("=")
 
     def value() -> str:
@@ -88,31 +95,31 @@ def _flag(call: Call, word: str, words: Iterator[str]) -> None:
     elif flag := STAGES[call.stage].flags.get(name):
         call.overrides.append(f"{flag.setting}={flag.value or quoted(value())}")
     else:
-        call.problems.append(f"{name} is not a flag of {call.stage}{_as_setting(call, name, inline)}")
+        call.problems.append(f"{name} is not a flag of {call.stage}{_setting_hint(call, name, inline)}")
 
 
-def _as_setting(call: Call, flag: str, value: str) -> str:
-    """`; write lr=VALUE` where a flag is the name of a setting, or what others call one."""
+def _setting_hint(call: Call, flag: str, value: str) -> str:
+    """`; write lr=VALUE` if a flag is the name of a setting, a former one, or that of another tool."""
     key = flag.lstrip("-").replace("-", "_")
     key = {**aliases.OTHER_TOOLS, **aliases.RENAMED}.get(key, key)
     return f"; write {key}={value or 'VALUE'}" if key in config.flat_keys(config.schema_of(call.stage)) else ""
 
 
-def _take_up(call: Call) -> None:
-    """Make the settings of the run that `resume` names the base of the call, where no other file is named."""
+def _use_settings_of_resumed_run(call: Call) -> None:
+    """Use config_used.yaml of the run that `resume` names, unless another configuration file is given."""
     if call.stage != "train" or (call.config_dir, call.config_name) != (CONFIGS, "train"):
         return
     typed = {key: value.strip("'\"") for key, _, value in (o.lstrip("+").partition("=") for o in call.overrides)}
     if (wanted := typed.get("resume", "auto")) in {"auto", "never"}:
         return
-    with suppress(RunError):  # told by the stage, which also looks into the mirror
+    with suppress(RunError):  # the stage reports it: it also searches the checkpoint mirror
         run = runs.find_training(wanted, typed.get("output_dir", schema.OutputArgs.output_dir))
         if (run.path / "config_used.yaml").is_file():
             call.config_dir, call.config_name = run.path, "config_used"
 
 
-def _locate(call: Call) -> None:
-    """Settle the configuration file: a name under --config-path, or a path to a YAML file."""
+def _find_config_file(call: Call) -> None:
+    """Find the configuration file: a name in --config-path, or a path to a YAML file."""
     named = Path(call.config_name)
     if named.suffix in {".yaml", ".yml"} and named.is_file():
         call.config_dir, call.config_name = named.parent, named.stem
@@ -126,21 +133,21 @@ def _locate(call: Call) -> None:
             f"there is no configuration {call.config_name} in {call.config_dir}"
             f"{did_you_mean(call.config_name, names) or '; list-configs shows all'}"
         )
-    _refuse_torn(call.config_dir / f"{call.config_name}.yaml")
+    _check_yaml(call.config_dir / f"{call.config_name}.yaml")
 
 
-def _refuse_torn(path: Path) -> None:
-    """Raises: ConfigError if a configuration file is not YAML, or no mapping."""
+def _check_yaml(path: Path) -> None:
+    """Raises: ConfigError if a configuration file is not a YAML mapping."""
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise ConfigError(f"{path} cannot be read as YAML: {yaml_error(error)}") from None
     if not isinstance(found, dict | None):
-        raise ConfigError(f"{path} holds a {type(found).__name__}, and no settings", hint="write key: value")
+        raise ConfigError(f"{path} holds a {type(found).__name__} instead of settings", hint="write key: value")
 
 
 def yaml_error(error: Exception) -> str:
-    """What is wrong with a YAML file, and where, in one line."""
+    """The problem and its position in a YAML file, in one line."""
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
         mark = error.problem_mark
         return f"{error.problem} at line {mark.line + 1}, column {mark.column + 1}"

@@ -1,12 +1,12 @@
-"""Overrides as a person types them, and what Hydra composes of them.
+"""Composition of a stage's configuration by Hydra.
 
-Every stage has the same composed shape, so a flat YAML file (the shipped ones, a user's own, a run's
-config_used.yaml) needs no defaults list:
+Later sources win over earlier ones:
 
     schema defaults < the stage's file < presets < experiment < command line
 
-Hydra alone refuses `epochz=2` one problem at a time, and accepts `+epochz=2` to lose it. Here plain
-values are added whatever their name, and `config.load` judges them all together.
+The defaults list is made here, so every YAML file (shipped, of a user, or a run's config_used.yaml) is flat. Hydra
+reports one unknown key at a time and silently accepts `+epochz=2`. So all keys are forced in (`++key=value`), and
+`config.load` validates the result and reports all problems.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ from src.errors import ConfigError, did_you_mean
 from src.search_space import quoted
 from src.utils.secrets import redact
 
-# Each comes over those before it: what the hardware proposes, a method that is named overrules.
+# Later groups win: method=dora over the method that hardware=gpu_24gb suggests.
 GROUPS = ("model", "data", "hardware", "method", "parallel", "launch", "search", "experiment")
 ROOT = "assay_root"
 
 
 class RedactSecrets(Callback):
-    """Takes the secrets of a person's own files out of what Hydra keeps as multirun.yaml.
+    """Redacts secrets from the configuration that Hydra writes to multirun.yaml.
 
-    Nor does it go to a cluster: each job composes its configuration anew, from the files.
+    Jobs do not use that configuration: each composes its own.
     """
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
@@ -60,11 +60,11 @@ class RedactSecrets(Callback):
 
 
 class FileConfigSource(file_config_source.FileConfigSource):
-    """Hydra's reader of YAML files, which replaces former names of settings. Hydra knows it by its class name."""
+    """Hydra's YAML reader, which also replaces former names of settings. Hydra requires this class name."""
 
     def load_config(self, config_path: str) -> ConfigResult:
         result = super().load_config(config_path)
-        is_record = Path(config_path).stem == "config_used"  # of a run: nobody is to edit it
+        is_record = Path(config_path).stem == "config_used"
         return replace(result, config=_with_current_names(result.config, announce=not is_record))
 
 
@@ -74,7 +74,7 @@ def _with_current_names(node: Any, announce: bool = True) -> Any:
 
 
 def register_root(call: Call) -> None:
-    """Store the root configuration: schema defaults, then the stage's file, then the preset groups."""
+    """Register the root configuration with Hydra: schema defaults, the stage's file, then the preset groups."""
     SourcesRegistry.instance().types[FileConfigSource.scheme()] = FileConfigSource
     store = ConfigStore.instance()
     store.store(name="assay_schema", node=config.defaults(call.stage))
@@ -87,8 +87,7 @@ def register_root(call: Call) -> None:
                 {"override hydra/job_logging": "none"}, {"override hydra/hydra_logging": "none"},
             ],
             "hydra": {
-                # config_used.yaml and manifest.json are the snapshot; Hydra's own would repeat the
-                # command line unredacted.
+                # The run directory has its own record; Hydra's would hold the command line unredacted.
                 "output_subdir": None,
                 "callbacks": {"assay": {"_target_": f"{__name__}.RedactSecrets"}},
                 "run": {"dir": "."},
@@ -100,7 +99,7 @@ def register_root(call: Call) -> None:
 
 
 def prepare_overrides(call: Call) -> tuple[list[str], list[str]]:
-    """Overrides with plain values forced in, for `config.load` to judge; and what cannot be parsed."""
+    """The overrides in the form that Hydra accepts for any key; and the problems of those that it cannot parse."""
     ready, problems = [], aliases.conflicts(call.overrides)
     for text in map(aliases.current_override, call.overrides):
         try:
@@ -112,21 +111,21 @@ def prepare_overrides(call: Call) -> tuple[list[str], list[str]]:
         if key.split("/")[0].split(".")[0] == "hydra" or parsed.is_delete():
             ready.append(text)
         elif key in GROUPS and parsed.value() is None:
-            continue  # no preset: as it is without the word
+            continue  # method=null: no preset
         elif key in GROUPS:
-            text, parsed = _with_files(call, text, parsed)
+            text, parsed = _register_preset_files(call, text, parsed)
             unknown = _unknown_preset(call, parsed)
             problems += unknown
             ready += [] if unknown else [f"{key}={text.split('=', 1)[1]}"]
         else:
-            ready.append("++" + _as_typed(call, key, parsed, text.lstrip("+")))
+            ready.append("++" + _quote_text(call, key, parsed, text.lstrip("+")))
     return ready, problems
 
 
 def _parsed(call: Call, text: str) -> tuple[str, Override]:
-    """An override as Hydra reads it: as typed or, where that is none, with the value of a text setting quoted.
+    """Parse an override. If it is not valid and sets a text, the value is quoted and parsed again.
 
-    Raises: HydraException if it is none even so.
+    Raises: HydraException if that fails too.
     """
     parser = OverridesParser.create()
     try:
@@ -139,13 +138,13 @@ def _parsed(call: Call, text: str) -> tuple[str, Override]:
         return text, parser.parse_override(text)
 
 
-def _as_typed(call: Call, key: str, parsed: Override, text: str) -> str:
-    """`key=value` with the value of a text setting quoted, as it was typed.
+def _quote_text(call: Call, key: str, parsed: Override, text: str) -> str:
+    """`key=value`, with the value quoted if the setting is a text.
 
     Unquoted, Hydra reads the commit 12e4567 as a number, and the GPUs 0,1 as a sweep.
     """
     typed = text.split("=", 1)[1]
-    if key.startswith("search.space.") and parsed.is_sweep_override():  # drawn from later, by another name
+    if key.startswith("search.space.") and parsed.is_sweep_override():  # the sweeper parses it
         return f"{key}={quoted(typed)}"
     is_text = _takes_text(call, key)
     sweep = call.multirun and parsed.is_sweep_override()
@@ -159,12 +158,12 @@ def _takes_text(call: Call, key: str) -> bool:
     return any(config.is_text(schema, key) for schema in schemas)
 
 
-def _with_files(call: Call, text: str, parsed: Override) -> tuple[str, Override]:
-    """An override of presets in which each that is named by its file has a name of its own for Hydra.
+def _register_preset_files(call: Call, text: str, parsed: Override) -> tuple[str, Override]:
+    """Register presets that are given as files. Returns: the override with their names in Hydra.
 
-    Raises: ConfigError if the file is not YAML.
+    Raises: ConfigError if a file is not YAML.
     """
-    for path in _chosen(parsed):
+    for path in _preset_names(parsed):
         if path.endswith((".yaml", ".yml")) and Path(path).is_file():
             name = f"{Path(path).stem}_{hashlib.sha256(os.path.abspath(path).encode()).hexdigest()[:6]}"
             try:
@@ -172,13 +171,13 @@ def _with_files(call: Call, text: str, parsed: Override) -> tuple[str, Override]
             except (YAMLError, OSError, ValueError) as error:
                 raise ConfigError(f"{path} cannot be read as YAML: {yaml_error(error)}") from None
             ConfigStore.instance().store(group=parsed.key_or_group, name=name, node=node, package="_global_")
-            call.from_files.add(name)
+            call.preset_files.add(name)
             text = text.replace(path, name)
     return text, OverridesParser.create().parse_override(text)
 
 
-def _chosen(parsed: Override) -> list[str]:
-    """The presets that an override names: one, or those of a sweep."""
+def _preset_names(parsed: Override) -> list[str]:
+    """The presets in an override: one, or those of a sweep."""
     value = parsed.value()
     return [str(getattr(v, "text", v)) for v in getattr(value, "list", [value]) if v is not None]
 
@@ -189,8 +188,8 @@ def _unknown_preset(call: Call, parsed: Override) -> list[str]:
     return [
         f"{parsed.key_or_group}={name} is not a preset"
         f"{did_you_mean(name, known) or '; there are: ' + (', '.join(known) or 'none')}"
-        for name in _chosen(parsed)
-        if name not in {*known, *call.from_files}
+        for name in _preset_names(parsed)
+        if name not in {*known, *call.preset_files}
     ]
 
 
@@ -199,11 +198,11 @@ def is_sweep(text: str) -> bool:
 
 
 def compose_values(call: Call, overrides: list[str]) -> tuple[dict[str, Any], list[str]]:
-    """The values of one job as Hydra composes them, and what of them could not be."""
+    """The composed values of one job, and the problems of those that cannot be composed."""
     try:
         composed = compose_job(call, overrides)
     except (HydraException, OmegaConfBaseException) as error:
-        return {}, [_said(error)]
+        return {}, [_hydra_message(error)]
     values, problems = {}, []
     for key in (str(k) for k in composed if k != "hydra"):
         try:
@@ -214,7 +213,7 @@ def compose_values(call: Call, overrides: list[str]) -> tuple[dict[str, Any], li
 
 
 def compose_job(call: Call, overrides: list[str]) -> DictConfig:
-    """The configuration with Hydra's own part, composed once: that costs a tenth of a second."""
+    """The configuration of one job with Hydra's part. It is cached: composing takes 0.1 s."""
     key = tuple(overrides)
     if key not in call.composed:
         GlobalHydra.instance().clear()
@@ -225,22 +224,22 @@ def compose_job(call: Call, overrides: list[str]) -> DictConfig:
 
 @contextmanager
 def _preset_errors() -> Iterator[None]:
-    """Turn a preset that is not YAML into a sentence; the stage's own file has been read before."""
+    """Raises: ConfigError if a preset is not YAML. (The stage's file has been checked before.)"""
     try:
         yield
     except MarkedYAMLError as error:
-        place = error.problem_mark.name if error.problem_mark else "a preset"
-        raise ConfigError(f"{place} cannot be read as YAML: {yaml_error(error)}") from None
+        file = error.problem_mark.name if error.problem_mark else "a preset"
+        raise ConfigError(f"{file} cannot be read as YAML: {yaml_error(error)}") from None
 
 
 def plain_value(composed: DictConfig, key: str) -> Any:
-    """The value of one key as plain data, its interpolations resolved."""
+    """The value of one key as plain data with resolved interpolations."""
     value = composed[key]
     return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
-def _said(error: Exception) -> str:
-    """Hydra's sentence, or a better one: of `lr=1,2` it says that the value is ambiguous."""
+def _hydra_message(error: Exception) -> str:
+    """Hydra's message, or a clearer one for `lr=1,2` without --multirun."""
     if several := re.fullmatch(r"Ambiguous value for argument '\+*([^=]+)=(.*)'", first_line(error)):
         key, values = several.groups()
         return f"{key}={values} is several values; write {key}=[{values}] for a list, or --multirun for a job each"

@@ -1,4 +1,4 @@
-"""The configuration of a stage: composed values judged by the schema, strictly and all problems at once."""
+"""Validation of composed settings against their schema. All problems are reported at once."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from src.stages import STAGES, SWEEP_STAGE
 from src.utils.secrets import redact
 from src.utils.signatures import check_passthrough
 
-Check = Callable[[Mapping[str, Any]], list[str]]  # of composed values: what is wrong, one sentence each
+Check = Callable[[Mapping[str, Any]], list[str]]  # returns the problems of composed values, one sentence each
 
 
 def no_problems(values: Mapping[str, Any]) -> list[str]:
@@ -34,7 +34,7 @@ def _adapter(schema: type) -> TypeAdapter[Any]:
 
 
 def run_settings(stage: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Composed `values` without those that are a sweep's or a launcher's."""
+    """Composed `values` without the settings of a sweep or a launcher."""
     others = {*SLURM_KEYS, *(["search"] if stage == SWEEP_STAGE else [])}
     return {key: value for key, value in values.items() if key not in others}
 
@@ -61,7 +61,7 @@ def validate(schema: type, values: Mapping[str, Any], check: Check = no_problems
     try:
         config = _adapter(schema).validate_python(values)
     except ValidationError as error:
-        problems += dict.fromkeys(_sentence(schema, e) for e in error.errors(include_url=False))
+        problems += dict.fromkeys(_format_error(schema, e) for e in error.errors(include_url=False))
     problems += [
         f"{key}={str(values[key]).lower()}: should be a number"
         for key, (default, _) in flat_keys(schema).items()
@@ -74,7 +74,7 @@ def validate(schema: type, values: Mapping[str, Any], check: Check = no_problems
 
 
 def cross_checks(values: Mapping[str, Any]) -> list[str]:
-    """What no single key shows: settings that contradict each other, and pass-through arguments."""
+    """Problems that concern several settings, or the arguments passed through to a library."""
     problems = [problem for key in ("trainer", "generation") for problem in check_passthrough(key, values)]
     devices = str(values.get("cuda_visible_devices") or "").replace(" ", "").split(",")
     if any(d and not d.lstrip("-").isdigit() and not d.startswith(("GPU-", "MIG-")) for d in devices):
@@ -92,62 +92,64 @@ def cross_checks(values: Mapping[str, Any]) -> list[str]:
         if name in {"mlflow", "wandb"} and not find_spec(name)
     ]
     if (values.get("loss") == "weighted") != bool(values.get("class_weights")):
-        problems.append("class_weights goes with loss=weighted, and loss=weighted with class_weights")
+        problems.append("class_weights and loss=weighted need each other; set both or none")
     if values.get("packing") is True and values.get("padding_free") is False:
-        problems.append("packing=true needs rows laid end to end, and padding_free=false pads them")
+        problems.append("packing=true is not supported with padding_free=false; set padding_free=true")
     return problems + _launch_problems(values)
 
 
 def _launch_problems(values: Mapping[str, Any]) -> list[str]:
-    """What the settings of several processes say against each other."""
+    """Contradictions between the settings of distributed training."""
     problems = []
-    shared = values.get("distributed", "ddp")
+    sharding = values.get("distributed", "ddp")
     nodes, node = values.get("num_nodes"), values.get("node_rank")
     if isinstance(nodes, int) and isinstance(node, int) and node >= nodes:
         problems.append(f"node_rank={node}: should be less than num_nodes={nodes}")
-    if values.get("offload") is True and shared == "ddp":
-        problems.append("offload=true has no meaning with distributed=ddp, which shares out no memory")
+    if values.get("offload") is True and sharding == "ddp":
+        problems.append("offload=true is not supported with distributed=ddp; choose fsdp2, zero2 or zero3")
     task = values.get("task", "causal_lm")
-    if shared in {"fsdp2", "zero3"} and task != "causal_lm":
-        problems.append(f"task={task} does not go with distributed={shared}; ddp and zero2 do")
+    if sharding in {"fsdp2", "zero3"} and task != "causal_lm":
+        problems.append(f"task={task} is not supported with distributed={sharding}; choose ddp or zero2")
     return problems
 
 
 def _task_problems(values: Mapping[str, Any]) -> list[str]:
-    """Settings that speak of a text with answers in it, where the task reads and answers apart."""
+    """Settings of conversations, which tasks with separate input and output do not support."""
     task = values.get("task")
     if task not in ("seq2seq", "classification"):
         return []
-    meaningless = {"train_on": ("last_turn", "all"), "on_overlength": ("split",), "packing": (True,)}
+    unsupported = {"train_on": ("last_turn", "all"), "on_overlength": ("split",), "packing": (True,)}
     return [
-        f"{key}={str(values[key]).lower()} has no meaning with task={task}"
-        for key, refused in meaningless.items()
+        f"{key}={str(values[key]).lower()} is not supported with task={task}"
+        for key, refused in unsupported.items()
         if values.get(key) in refused
     ]
 
 
 def _source_problems(values: Mapping[str, Any]) -> list[str]:
-    """Keys of a data source that its type does not read: nobody should think that they count."""
+    """Keys of a data source that its type would ignore."""
     several = values.get("datasets")
-    places = {"": values} | {
+    holders = {"": values} | {
         f"datasets.{i}.": d for i, d in enumerate(several if isinstance(several, list) else [])
     }
     problems = []
-    for prefix, holder in places.items():
+    for prefix, holder in holders.items():
         source = holder.get("data_source") if isinstance(holder, Mapping) else None
         if not isinstance(source, Mapping) or source.get("type", "local") not in SOURCE_KEYS:
             continue
-        kind, plain = source.get("type", "local"), asdict(DataSource())
-        unread = [
-            k for k, v in source.items() if k in plain and v != plain[k] and k not in SOURCE_KEYS[kind] | {"type"}
+        kind, default = source.get("type", "local"), asdict(DataSource())
+        ignored = [
+            k
+            for k, v in source.items()
+            if k in default and v != default[k] and k not in SOURCE_KEYS[kind] | {"type"}
         ]
-        problems += [f"{prefix}data_source.{k} has no meaning with data_source.type={kind}" for k in unread]
+        problems += [f"{prefix}data_source.{k} is not supported with data_source.type={kind}" for k in ignored]
     return problems
 
 
-def _sentence(schema: type, error: Any) -> str:
-    """One pydantic error in words; the branches of a union are told as one."""
-    key = ".".join(str(part) for part in error["loc"] if not _is_branch(part))
+def _format_error(schema: type, error: Any) -> str:
+    """One validation error as a sentence; the branches of a union become one."""
+    key = ".".join(str(part) for part in error["loc"] if not _is_union_branch(part))
     if error["type"] == "unexpected_keyword_argument":
         return f"{key} is not a setting{suggestion(schema, key)}"
     if error["type"] == "list_type":
@@ -155,11 +157,11 @@ def _sentence(schema: type, error: Any) -> str:
     if error["type"] == "string_too_short":
         return f"{key}={error['input']}: should not be empty"
     if error["type"] == "dataclass_type":
-        return f"{key}={error['input']}: has settings of its own, such as {_first_of(schema, key)}"
+        return f"{key}={error['input']}: is a group of settings; set for example {_first_key(schema, key)}"
     message = error["msg"].removesuffix(", unable to parse string as a number")
     message = message.removesuffix(", unable to parse string as an integer")
     message = message.replace("Input should be", "should be").replace("valid number", "number")
-    expected = _choices(schema, key)
+    expected = choices(schema, key)
     if expected:
         guess = did_you_mean(str(error["input"]), expected)
         message = f"should be one of {', '.join(expected)}{guess}"
@@ -167,34 +169,39 @@ def _sentence(schema: type, error: Any) -> str:
 
 
 def suggestion(schema: type, key: str) -> str:
-    """`; did you mean lr?` where `key` is nearly a setting of `schema`, or is what others call one."""
+    """`; did you mean lr?` if `key` is similar to a setting of `schema`, or another tool's name for one."""
     known = [*flat_keys(schema), *SLURM_KEYS]
     ours = OTHER_TOOLS.get(key)
     return f"; did you mean {ours}?" if ours in known else did_you_mean(key, known)
 
 
-def _first_of(schema: type, key: str) -> str:
+def _first_key(schema: type, key: str) -> str:
     return next((name for name in flat_keys(schema) if name.startswith(f"{key}.")), key)
 
 
-def _is_branch(part: object) -> bool:
-    """pydantic names the branch of a union inside `loc`: `literal['auto']`, `bool`, `int`."""
+def _is_union_branch(part: object) -> bool:
+    """Whether a part of pydantic's `loc` is the branch of a union: `literal['auto']`, `bool`, `int`."""
     return isinstance(part, str) and (part in {"bool", "int", "str", "float"} or "[" in part)
 
 
-def _choices(schema: type, key: str) -> list[str]:
-    """What the setting may be, if that is a list of names; `key` may be dotted."""
+@cache
+def _hints(schema: type) -> dict[str, Any]:
+    return get_type_hints(schema)
+
+
+def choices(schema: type, key: str) -> list[str]:
+    """The values of a setting that has a fixed choice; `key` may be dotted."""
     first, _, rest = key.partition(".")
-    hint = get_type_hints(schema).get(first)
+    hint = _hints(schema).get(first)
     if rest:
-        return _choices(hint, rest) if is_dataclass(hint) and isinstance(hint, type) else []
+        return choices(hint, rest) if is_dataclass(hint) and isinstance(hint, type) else []
     return _literals(hint)
 
 
 def is_text(schema: type, key: str) -> bool:
-    """Whether the setting, whose key may be dotted, is free text, or text or null."""
+    """Whether a setting is free text, or null; `key` may be dotted."""
     first, _, rest = key.partition(".")
-    hint = get_type_hints(schema).get(first)
+    hint = _hints(schema).get(first)
     if rest:
         return is_dataclass(hint) and isinstance(hint, type) and is_text(hint, rest)
     return hint in (str, str | None)
@@ -211,7 +218,7 @@ def _literals(hint: Any) -> list[str]:
 
 
 def flat_keys(schema: type, prefix: str = "") -> dict[str, tuple[Any, str]]:
-    """`{"data_source.type": (default, meaning)}` for every setting of `schema`, in order."""
+    """`{"data_source.type": (default, meaning)}` for each setting of `schema`, in order."""
     found: dict[str, tuple[Any, str]] = {}
     hints = get_type_hints(schema, include_extras=True)
     defaults = schema()
@@ -226,10 +233,10 @@ def flat_keys(schema: type, prefix: str = "") -> dict[str, tuple[Any, str]]:
 
 
 def to_yaml(settings: Any) -> str:
-    """A validated configuration as YAML that composes to the same again, its secrets as references."""
+    """A validated configuration as YAML that composes to the same. Secrets become references."""
     return OmegaConf.to_yaml(OmegaConf.create(redact(asdict(settings))))
 
 
 def defaults(stage: str) -> dict[str, Any]:
-    """Every key of the stage with its default, as plain data."""
+    """The default settings of a stage, as plain data."""
     return asdict(schema_of(stage)())

@@ -1,20 +1,20 @@
-"""Every error that is the user's to mend, drawn at the top:
+"""Errors that the user can fix. The hierarchy:
 
-    UserError            exit code 2: one sentence of fact, one of remedy, no traceback
-    ├── ConfigError      a setting is unknown, of the wrong type or out of range
-    ├── DataError        a file or row cannot be used; names file:line
-    ├── ModelError       a model, tokenizer or method cannot be used
-    ├── RunError         a run directory is missing, unfinished or cannot be written
-    │   ├── DivergedError  the loss is no number any more; to resume would end there again
-    │   ├── OutOfMemory   the device has no room for a batch
-    │   └── PeerLost       exit code 76: another process of the training ended; its error is the one to read
-    ├── RemoteError      the server cannot be reached, or refuses
-    │   └── LostConnection  it was reached, and is no more
-    ├── Stopped          exit code 75: a signal ended the training after a checkpoint
-    ├── NotPromoted      exit code 3: the tuned model is not better than its base
-    └── Inconclusive       exit code 4: whether it is better cannot be told from these examples
+    UserError              exit code 2: a sentence of fact and one of remedy, without a traceback
+    ├── ConfigError        a setting is unknown, has the wrong type or is out of range
+    ├── DataError          a file or row cannot be used; names file:line
+    ├── ModelError         a model, tokenizer or method cannot be used
+    ├── RunError           a run directory is missing or incomplete, or cannot be written
+    │   ├── DivergedError  the loss is NaN or infinite; resuming would end the same way
+    │   ├── OutOfMemory    a batch does not fit into the memory of the device
+    │   └── PeerLost       exit code 76: another process of the training run ended; its error is the cause
+    ├── RemoteError        the server cannot be reached, or refuses a request
+    │   └── LostConnection the connection was interrupted
+    ├── Stopped            exit code 75: a signal ended the training run after a checkpoint
+    ├── NotPromoted        exit code 3: the tuned model is not better than its base
+    └── Inconclusive       exit code 4: the examples are too few to decide
 
-Whatever is not a UserError nobody foresaw, and it keeps its traceback.
+Any other exception is a bug and keeps its traceback.
 """
 
 from collections.abc import Iterable
@@ -23,11 +23,11 @@ MAX_LISTED = 20  # problems of one kind that an error or a log lists
 
 
 class UserError(Exception):
-    """Facts that the user can act on, and what to do about them.
+    """One or more problems and their remedy.
 
     Args:
-        problems: one sentence each, all that are wrong at once.
-        hint: the remedy, said once after the facts.
+        problems: one sentence each, all problems of one kind.
+        hint: the remedy, printed once after the problems.
     """
 
     exit_code = 2

@@ -1,4 +1,4 @@
-"""What `--help` and `list-configs` say, made from the schema and from the files shipped."""
+"""The text of `--help` and `list-configs`, made from the table of stages, the schema and the files in configs/."""
 
 from __future__ import annotations
 
@@ -20,30 +20,40 @@ def help_text(name: str) -> str:
     words += [f"[{' '.join(filter(None, (flag, about.metavar)))}]" for flag, about in stage.flags.items()]
     usage = " ".join(["usage: python -m src.main", name, *words, "[--config-name CONFIG] [key=value ...]"])
     lines = [usage, "", stage.summary, ""]
-    lines += [f"settings (defaults of the schema; configs/{stage.config_name}.yaml comes over them):"]
+    lines += [f"settings with their defaults, which configs/{stage.config_name}.yaml overrides:"]
     lines += _settings(config.schema_of(name))
     if name == SWEEP_STAGE:
-        lines += ["", "settings of a sweep, which search=PRESET or --multirun starts:"]
+        lines += ["", "settings of a sweep (search=PRESET or --multirun, docs/sweeps.md):"]
         lines += _settings(SweepConfig)
-    lines += ["", "settings of a cluster, with launch=slurm (docs/slurm.md):", *_settings(SlurmConfig)]
+    lines += ["", "settings of a Slurm job (launch=slurm, docs/slurm.md):", *_settings(SlurmConfig)]
     groups = [group for group in GROUPS if group != "search" or name == SWEEP_STAGE]
     lines += ["", "presets:", *(f"  {g}=" + "|".join(names) for g in groups if (names := presets(g)))]
     lines += [
         "",
         "flags:",
-        "  --config-name, --config-path  another file or folder; a run's config_used.yaml repeats the run",
+        "  --config-name, --config-path  another file or folder of settings; config_used.yaml of a run repeats it",
         "  --cfg job                     print the composed configuration and stop",
-        "  --multirun, -m                one job for each combination of key=a,b",
+        "  --multirun, -m                run one job for each combination of key=a,b",
     ]
     return "\n".join([*lines, *(["", *stage.notes] if stage.notes else [])])
 
 
 def _settings(schema: type) -> list[str]:
     rows = config.flat_keys(schema).items()
-    return [f"  {key:<28} {_shown(default):<24} {doc}" for key, (default, doc) in rows]
+    return [
+        f"  {key:<28} {_format_default(default):<24} {doc}{_choices(schema, key, doc)}"
+        for key, (default, doc) in rows
+    ]
 
 
-def _shown(value: Any) -> str:
+def _choices(schema: type, key: str, meaning: str) -> str:
+    """The values of a setting with a fixed choice, unless its meaning lists them or it is true or false."""
+    found = config.choices(schema, key)
+    named = all(choice in meaning for choice in found if choice not in {"true", "false"})
+    return "" if named else f" [{', '.join(found)}]"
+
+
+def _format_default(value: Any) -> str:
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -62,15 +72,15 @@ def presets(group: str) -> list[str]:
 
 
 def list_configs() -> str:
-    """Every configuration file shipped, with the first comment line that it says of itself."""
+    """Each file in configs/ with its description, the first line of its comments."""
     lines = []
     for path in sorted(CONFIGS.glob("*.yaml")) + sorted(CONFIGS.glob("*/*.yaml")):
         name = path.relative_to(CONFIGS).with_suffix("")
-        shown = str(name) if name.parent == Path() else f"{name.parent}={name.name}"
-        lines.append(f"{shown:<36} {_about(path)}")
+        title = str(name) if name.parent == Path() else f"{name.parent}={name.name}"
+        lines.append(f"{title:<36} {_description(path)}")
     return "\n".join(lines)
 
 
-def _about(path: Path) -> str:
+def _description(path: Path) -> str:
     comments = (x[2:] for x in path.read_text(encoding="utf-8").splitlines() if x.startswith("# "))
     return next((c for c in comments if not c.startswith("@package")), "")

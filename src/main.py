@@ -1,7 +1,7 @@
-"""The door: `python -m src.main STAGE key=value ...`.
+"""The entry point: `python -m src.main STAGE key=value ...`.
 
-Only the standard library is imported here, and a room of the house only when its command runs, so that
-`--help`, `version`, `list-configs` and a wrong key answer at once.
+At the top only the standard library is imported, and a package only when its command runs. So `--help`, `version`,
+`list-configs` and the refusal of a wrong setting take a fraction of a second.
 """
 
 from __future__ import annotations
@@ -16,26 +16,28 @@ from src import NAME, VERSION
 from src.stages import STAGES, Stage, import_function
 
 UTILITIES = {
-    "runs": "List the runs with their scores and verdicts, or show in what two of them differ.",
+    "runs": "List the runs with their scores and verdicts, or compare two of them.",
     "list-configs": "List the configuration files and presets.",
-    "version": "Print the versions of Assay and of what it stands on.",
+    "version": "Print the versions of Assay and of the libraries that it uses.",
 }
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one stage.
+    """Run one command.
 
-    Returns: its exit code. 0 done, or promoted and published; 2 wrong input; 3 not published: no better than the
-    base, or unsound, or a check of validate did not pass; 4 not published: too few examples to tell; 75 a training
-    that a signal stopped after a checkpoint, and that the same command goes on with; 130 interrupted (SIGINT), 143
-    terminated (SIGTERM).
+    Returns: its exit code.
+        0: done. 2: wrong input.
+        3: not published, since the model is not better than its base or damaged; or a check of validate failed.
+        4: not published, since the examples are too few to decide.
+        75: a signal stopped the training run after a checkpoint; the same command resumes it.
+        130: interrupted (SIGINT). 143: terminated (SIGTERM).
     """
     argv = sys.argv[1:] if argv is None else argv
     from src.errors import UserError
 
-    before = _listen()
+    previous = _raise_on_sigterm()
     try:
-        code = _run(argv[0], argv[1:]) if argv else _usage(2)
+        code = _dispatch(argv[0], argv[1:]) if argv else _print_usage(2)
         sys.stdout.flush()
         return code
     except UserError as error:
@@ -49,48 +51,48 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # `... | head` has seen enough
+    except BrokenPipeError:  # of `... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     finally:
-        if before is not None:
-            signal.signal(signal.SIGTERM, before)
+        if previous is not None:
+            signal.signal(signal.SIGTERM, previous)
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, taken as Ctrl-C is: what is being written is tidied up, and the run says that it was stopped."""
+    """SIGTERM. It is handled like Ctrl-C: unfinished files are removed, and the run is recorded as interrupted."""
 
 
-def _listen() -> Any:
-    """Have SIGTERM raise Terminated. Returns: what it did before, None where that is not ours to change."""
+def _raise_on_sigterm() -> Any:
+    """Make SIGTERM raise Terminated. Returns: the previous handler, or None outside the main thread."""
     if threading.current_thread() is not threading.main_thread():
         return None
 
     def terminate(number: int, frame: object) -> None:
-        if "SLURM_JOB_ID" in os.environ:  # it comes by several ways, and Slurm itself ends what takes too long
+        if "SLURM_JOB_ID" in os.environ:  # Slurm sends it several times, and SIGKILL after KillWait
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise Terminated
 
     return signal.signal(signal.SIGTERM, terminate)
 
 
-def _usage(code: int) -> int:
+def _print_usage(code: int) -> int:
     print(usage())
     return code
 
 
-def _run(name: str, rest: list[str]) -> int:
+def _dispatch(name: str, rest: list[str]) -> int:
     if name in {"-h", "--help", "help"}:
-        return _usage(0)
+        return _print_usage(0)
     if name == "push" or name.startswith("ssh-"):
-        return _remote(name, rest)
+        return _run_remote(name, rest)
     if name not in {**STAGES, **UTILITIES}:
         from src.errors import UserError, did_you_mean
 
         known = [*STAGES, *UTILITIES, "push", *(f"ssh-{stage}" for stage in STAGES)]
         raise UserError(f"{name} is not a stage{did_you_mean(name, known) or '; there are: ' + ', '.join(known)}")
     if name in UTILITIES:
-        return _utility(name, rest)
+        return _run_utility(name, rest)
     stage = STAGES[name]
     if {"-h", "--help"} & set(rest):
         from src.help import help_text
@@ -98,35 +100,35 @@ def _run(name: str, rest: list[str]) -> int:
         print(help_text(name))
         return 0
     _load_dotenv()
-    if (settings := _handed()) is not None:
+    if (settings := _inherited_settings()) is not None:
         from src import config
 
-        return _call(stage, config.load(name, settings))
+        return _run_stage(stage, config.load(name, settings))
     from src import cli, cli_args
 
-    return cli.run_jobs(cli_args.parse(name, rest), lambda config: _call(stage, config))
+    return cli.run_jobs(cli_args.parse(name, rest), lambda config: _run_stage(stage, config))
 
 
-def _call(stage: Stage, config: object) -> int:
-    """Import the stage's room and run it."""
+def _run_stage(stage: Stage, config: object) -> int:
+    """Set the environment of the libraries, then import and run the stage."""
     from src.utils.logs import start_logging
     from src.utils.process_info import process_info
 
     start_logging(silent=not process_info().is_main)
-    if hasattr(config, "cuda_visible_devices"):  # has effect only before torch is imported
+    if hasattr(config, "cuda_visible_devices"):  # before torch is imported
         os.environ["CUDA_VISIBLE_DEVICES"] = config.cuda_visible_devices
         os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # the order of nvidia-smi
-    if getattr(config, "deterministic", False):  # PyTorch asks for it once, at its first matrix product on a GPU
+    if getattr(config, "deterministic", False):  # read by cuBLAS at its first call
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    # Threads that wait by spinning make torch several times slower on a CPU that anything else uses.
+    # On a shared CPU, threads that spin while they wait make torch several times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    if "TRANSFORMERS_CACHE" in os.environ:  # the name that this cache had before
+    if "TRANSFORMERS_CACHE" in os.environ:  # the former name of HF_HUB_CACHE
         os.environ.setdefault("HF_HUB_CACHE", os.environ["TRANSFORMERS_CACHE"])
     return import_function(stage.function)(config) or 0
 
 
-def _utility(name: str, rest: list[str]) -> int:
+def _run_utility(name: str, rest: list[str]) -> int:
     if name == "runs":
         from src.runs_table import answer
 
@@ -148,8 +150,8 @@ def _utility(name: str, rest: list[str]) -> int:
     return 0
 
 
-def _remote(name: str, rest: list[str]) -> int:
-    """A command about a server, or a stage that runs there."""
+def _run_remote(name: str, rest: list[str]) -> int:
+    """Run a command of src/remote: one about a server, or a stage on it."""
     if {"-h", "--help"} & set(rest):
         print(import_function("src.remote.commands:help_of")(name, STAGES))
         return 0
@@ -173,13 +175,13 @@ def usage() -> str:
     lines += ["usage: python -m src.main STAGE [key=value ...]", "", "stages:"]
     lines += [f"  {name:<14} {stage.summary}" for name, stage in STAGES.items()]
     lines += [f"  {name:<14} {summary}" for name, summary in UTILITIES.items()]
-    lines += ["", "on a server over SSH, which REMOTE_HOST and REMOTE_DIR name:"]
+    lines += ["", "on a server over SSH (REMOTE_HOST, REMOTE_DIR):"]
     lines += [f"  {name:<16} {summary}" for name, summary in import_function("src.remote.commands:summaries")()]
     return "\n".join([*lines, "", "python -m src.main STAGE --help lists the settings of a stage."])
 
 
-def _handed() -> dict[str, object] | None:
-    """The settings that a launcher has handed to this process, which then ends with it."""
+def _inherited_settings() -> dict[str, object] | None:
+    """The settings of the launcher of this process, None without one. The process ends with its launcher."""
     from src.utils.process_info import inherited_settings, launcher_pid
 
     if (launcher := launcher_pid()) is not None:
@@ -190,7 +192,7 @@ def _handed() -> dict[str, object] | None:
 
 
 def _load_dotenv() -> None:
-    """Settings of `.env`, where it is present; the environment wins over it."""
+    """Set the variables of `.env`, if it exists, unless they are set already."""
     if os.path.exists(".env"):
         from dotenv import load_dotenv
 

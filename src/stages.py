@@ -62,23 +62,23 @@ def import_function(path: str) -> Any:
 METHOD_PROBLEMS = "src.model.methods:problems"
 FORCE = {"--force": Flag("force", "true")}
 STOPPING = (
-    "stopping: a first SIGTERM or SIGINT ends it after the step, with a checkpoint and exit code 75;",
-    "  a second one at once, with 143 or 130. touch RUN/checkpoint-now saves a checkpoint and goes on.",
+    "stopping: the first SIGTERM or SIGINT ends the run after the step, with a checkpoint and exit code 75;",
+    "  a second one at once, with 143 or 130. touch RUN/checkpoint-now saves a checkpoint and continues.",
 )
 PUBLISH_CODES = (
-    "exit codes: 0 promoted and published; 3 no better than the base, or unsound; 4 too few examples to",
-    "  tell; 2 wrong input. force=true publishes in spite of 3 and 4, and the card says so.",
+    "exit codes: 0 published; 2 wrong input; 3 not better than the base, or damaged; 4 too few examples to",
+    "  decide. force=true publishes in spite of 3 and 4, which the model card states.",
 )
 
 STAGES = {
     "check-data": Stage(
         "src.train.check_data:check_data", "TrainConfig", "train",
-        "Show what a training would train on, and what not.",
+        "Show which rows a training run would use, and which not.",
         check=METHOD_PROBLEMS,
     ),
     "plan": Stage(
         "src.train.plan:plan", "PlanConfig", "train",
-        "Say what a training would take: steps, memory, disk and time.",
+        "Estimate the steps, memory, disk and time of a training run.",
         check=METHOD_PROBLEMS,
     ),
     "train": Stage(
@@ -97,21 +97,21 @@ STAGES = {
     ),
     "eval-baseline": Stage(
         "src.eval.evaluator:evaluate_baseline", "BaselineConfig", "eval_baseline",
-        "Evaluate the untouched base model.",
+        "Evaluate the base model.",
     ),
     "compare": Stage(
         "src.eval.compare:compare_runs", "CompareConfig", "compare",
-        "Compare two evaluated runs, or a run with its base: is the first better?",
+        "Compare two evaluated runs, or a run with its base.",
         positionals=("run_a", "run_b"),
     ),
     "report": Stage(
         "src.eval.report.page:report", "ReportConfig", "report",
-        "Write a run's report.html, for people.",
+        "Write the report.html of a run.",
         positionals=("model_path",),
     ),
     "validate": Stage(
         "src.deploy.validate:validate", "ValidateConfig", "validate",
-        "Check that what a training left is whole and works.",
+        "Check that the files of a training run are complete and its model works.",
         positionals=("model_path",),
         flags={
             "--training-info": Flag("training_info", metavar="FILE"),
@@ -121,12 +121,12 @@ STAGES = {
     ),
     "publish": Stage(
         "src.deploy.push:publish", "PublishConfig", "publish",
-        "Publish a model that beats its base: to artifacts/models, or with target=hub to the Hub.",
+        "Publish a model that beats its base to artifacts/models, or with target=hub to the Hub.",
         check="src.deploy.hub_settings:problems", positionals=("model_path",), flags=FORCE, notes=PUBLISH_CODES,
     ),
     "publish-hf": Stage(
         "src.deploy.push:publish", "PublishHfConfig", "publish",
-        "Push a model that beats its base to the Hub: publish target=hub.",
+        "Publish a model that beats its base to the Hub: publish target=hub.",
         check="src.deploy.hub_settings:publish_hf_problems", positionals=("model_path",),
         flags={"--repo": Flag("repo_id", metavar="USER/NAME"), "--public": Flag("private", "false"), **FORCE},
         notes=PUBLISH_CODES,

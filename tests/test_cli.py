@@ -140,7 +140,7 @@ def test_a_missing_file_is_answered_with_a_guess() -> None:
             "cannot be read as YAML: expected ',' or ']', but got '<stream end>' at line 2, column 1",
         ),
         (b"\xff\xfe", "cannot be read as YAML: 'utf-8' codec can't decode byte 0xff in position 0"),
-        (b"- seed\n", "holds a list, and no settings; write key: value"),
+        (b"- seed\n", "holds a list instead of settings; write key: value"),
     ],
 )
 def test_a_torn_file_is_one_sentence(content: bytes, told: str) -> None:
@@ -398,7 +398,7 @@ def test_a_sweep_without_its_flag_is_refused_with_what_may_have_been_meant() -> 
         (["--nonsense"], "--nonsense is not a flag of train"),
         (["report_to=wandb"], "report_to=wandb: should be a list, as [wandb]"),
         (["dataset_path="], "dataset_path=: should not be empty"),
-        (["data_source=lakefs"], "data_source=lakefs: has settings of its own, such as data_source.type"),
+        (["data_source=lakefs"], "data_source=lakefs: is a group of settings; set for example data_source.type"),
     ],
 )
 def test_what_others_call_a_setting_and_what_shape_it_has_is_told(words: list[str], sentence: str) -> None:
@@ -444,7 +444,7 @@ def test_a_job_leaves_nothing_of_hydra_on_disk() -> None:
     ("words", "sentence"),
     [
         (["launch=slurm", "partitoin=gpu"], "partitoin is not a setting; did you mean partition?"),
-        (["partition=gpu"], "partition=gpu has no meaning without launch=slurm"),
+        (["partition=gpu"], "partition=gpu is only supported with launch=slurm"),
         (["launch=slurm", "timeout_min=0"], "timeout_min=0: should be greater than or equal to 1"),
         (["launch=slurm", "-m", "qos=a,b"], "qos cannot differ between the jobs of a command"),
         (["launch=slrum"], "launch=slrum is not a preset; did you mean slurm?"),

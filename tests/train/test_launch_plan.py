@@ -99,14 +99,14 @@ def test_several_machines_meet_at_the_first() -> None:
     [
         ({"num_processes": 0}, "num_processes=0: should be greater than or equal to 1"),
         ({"num_nodes": 2, "node_rank": 2}, "node_rank=2: should be less than num_nodes=2"),
-        ({"offload": True}, "offload=true has no meaning with distributed=ddp, which shares out no memory"),
+        ({"offload": True}, "offload=true is not supported with distributed=ddp; choose fsdp2, zero2 or zero3"),
         (
             {"distributed": "fsdp2", "method": "qlora"},
             "method=qlora is not supported with distributed=fsdp2; choose one of lora, rslora, dora, ia3, full",
         ),
         (
             {"distributed": "zero3", "task": "seq2seq", "method": "full"},
-            "task=seq2seq does not go with distributed=zero3; ddp and zero2 do",
+            "task=seq2seq is not supported with distributed=zero3; choose ddp or zero2",
         ),
         (
             {"distributed": "fsdp"},

@@ -227,7 +227,7 @@ def test_training_on_the_evaluation_split_is_refused(world: World, capsys: pytes
         (["dataset_pattern=*.csv"], "it holds lessons.jsonl"),
         (["num_processes=999"], "num_processes=999, but this machine has no GPU of cuda_visible_devices='' and"),
         (["data_source.type=lakefs"], "data_source.type=lakefs names no server"),
-        (["data_source.repo=x"], "data_source.repo has no meaning with data_source.type=local"),
+        (["data_source.repo=x"], "data_source.repo is not supported with data_source.type=local"),
         (["model_name=./nowhere"], "model_name ./nowhere does not exist"),
         (["lora_rr=4", "epochs=0"], "lora_rr is not a setting; did you mean lora_r?"),
     ],

@@ -333,9 +333,9 @@ def refused(world: World, capsys: Said, stage: str, *given: str) -> str:
         ("bert", ["task=seq2seq"], "BertForMaskedLM (encoder), which cannot do task=seq2seq"),
         ("bert", ["max_length=129"], "max_length=129 is more than the 128 positions of"),
         ("roberta", ["max_length=129"], "max_length=129 is more than the 128 positions of"),
-        ("t5", ["packing=true"], "packing=true has no meaning with task=seq2seq"),
-        ("bert", ["train_on=all"], "train_on=all has no meaning with task=classification"),
-        ("bert", ["on_overlength=split"], "on_overlength=split has no meaning with task=classification"),
+        ("t5", ["packing=true"], "packing=true is not supported with task=seq2seq"),
+        ("bert", ["train_on=all"], "train_on=all is not supported with task=classification"),
+        ("bert", ["on_overlength=split"], "on_overlength=split is not supported with task=classification"),
     ],
 )
 def test_a_model_or_setting_that_does_not_go_with_the_task_is_refused(
