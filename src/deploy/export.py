@@ -139,7 +139,7 @@ def _merge(run: Run, cfg: PublishConfig, folder: Path) -> dict[str, Any]:
 
     limits = merge_adapter.Limits(cfg.export_max_kl, cfg.export_max_drop)
     load = LoadArgs(cfg.cuda_visible_devices, cfg.trust_remote_code)
-    return merge_adapter.write(run, cfg.gate, load, limits, folder)
+    return merge_adapter.write_merged(run, cfg.gate, load, limits, folder)
 
 
 def _onnx(run: Run, cfg: PublishConfig, folder: Path) -> dict[str, Any]:
@@ -152,7 +152,7 @@ def _onnx(run: Run, cfg: PublishConfig, folder: Path) -> dict[str, Any]:
         for file in merged.iterdir():
             if not any(file.match(pattern) for pattern in WEIGHTS):
                 shutil.copy2(file, folder / file.name)
-        exported = onnx.write(run, cfg.gate, merged, folder)
+        exported = onnx.write_onnx(run, cfg.gate, merged, folder)
     return exported | ({"merged": facts} if facts["form"] == "merged" else {})
 
 

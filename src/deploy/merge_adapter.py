@@ -41,7 +41,7 @@ class MergeResult(NamedTuple):
     positions: int
 
 
-def write(run: Run, gate: GateArgs, load_args: LoadArgs, limits: Limits, folder: Path) -> dict[str, Any]:
+def write_merged(run: Run, gate: GateArgs, load_args: LoadArgs, limits: Limits, folder: Path) -> dict[str, Any]:
     """Write the merged model into `folder`, in the precision that the run computed in.
 
     An adapter that was trained over 4-bit weights is merged twice: into the base model's own weights, and into

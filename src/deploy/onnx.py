@@ -26,7 +26,7 @@ MIN_REPEATS, MAX_TRACED = 2, 64  # the first prompt is repeated, and cut to so m
 MAX_PROMPTS = 4
 
 
-def write(run: Run, gate: GateArgs, source: Path, folder: Path) -> dict[str, Any]:
+def write_onnx(run: Run, gate: GateArgs, source: Path, folder: Path) -> dict[str, Any]:
     """Export the model in the folder `source` in fp32, and compare its logits on prompts of the run's evaluation.
 
     Returns: facts for the manifest and the card.

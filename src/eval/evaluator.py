@@ -66,7 +66,7 @@ def evaluate(cfg: EvalConfig) -> int:
         file.close(remove=True)
     _log_metrics(result)
     _compare_with_base(run, result, cfg)
-    report.write(run, cfg.artifacts_dir)
+    report.write_report(run, cfg.artifacts_dir)
     return 0
 
 
@@ -312,7 +312,7 @@ def _compare_newest_run(result: dict[str, Any], folder: Path, cfg: BaselineConfi
         compare.show_one(result, f"{result['base_model']['name']}, base")
         return
     compare.record(run, folder, cfg.gate)
-    report.write(run, cfg.artifacts_dir)
+    report.write_report(run, cfg.artifacts_dir)
 
 
 # Log lines

@@ -1,7 +1,7 @@
-"""A real browser for the tests: headless Chromium, spoken to in its own protocol over two pipes.
+"""A real browser for the tests: headless Chromium, driven through its DevTools protocol over two pipes.
 
-`--remote-debugging-pipe` reads JSON messages from file descriptor 3 and answers on 4, each ended by a zero byte
-(chromedevtools.github.io/devtools-protocol): no port, no driver and no package besides the browser itself.
+With `--remote-debugging-pipe`, Chromium reads JSON messages from file descriptor 3 and writes to 4, each ended by
+a zero byte (chromedevtools.github.io/devtools-protocol). That needs no port, no driver and no other package.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import pytest
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 needs_browser = [
     pytest.mark.browser,
-    pytest.mark.skipif(not CHROMIUM, reason="NO CHROMIUM HERE: what report.html looks like is NOT tested"),
+    pytest.mark.skipif(not CHROMIUM, reason="NO CHROMIUM: the rendering of report.html is NOT tested"),
 ]
 CHECKS = Path(__file__).with_name("page_checks.js")
 FLAGS = (
@@ -32,20 +32,20 @@ FLAGS = (
 
 
 class Browser:
-    """One page of one browser process. `requests` and `complaints` are those since the last `open`."""
+    """One page of one browser process. `requests` and `complaints` cover the time since the last `open`."""
 
     def __init__(self, profile: Path) -> None:
         assert CHROMIUM
-        (theirs_in, self._to), (self._from, theirs_out) = os.pipe(), os.pipe()
-        theirs = [fcntl(fd, F_DUPFD, 10) for fd in (theirs_in, theirs_out)]  # out of the way of 3 and 4
+        (child_in, self._to), (self._from, child_out) = os.pipe(), os.pipe()
+        child = [fcntl(fd, F_DUPFD, 10) for fd in (child_in, child_out)]  # above 3 and 4
         flags = [*FLAGS, f"--user-data-dir={profile}", "about:blank"]
         self._process = subprocess.Popen(
-            # the shell gives the pipes the numbers that the browser asks for
-            ["bash", "-c", f'exec "$@" 3<&{theirs[0]} 4>&{theirs[1]}', "bash", CHROMIUM, *flags],
-            pass_fds=theirs, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            # the shell renumbers the pipes to 3 and 4
+            ["bash", "-c", f'exec "$@" 3<&{child[0]} 4>&{child[1]}', "bash", CHROMIUM, *flags],
+            pass_fds=child, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )  # fmt: skip
-        for descriptor in (theirs_in, theirs_out, *theirs):
+        for descriptor in (child_in, child_out, *child):
             os.close(descriptor)
         self._rest, self._count, self._session = b"", 0, ""
         self.requests: list[str] = []
@@ -71,7 +71,7 @@ class Browser:
             self._note(answer)
 
     def open(self, path: Path, width: int = 1280, dark: bool = False, height: int = 900) -> None:
-        """Open a file on a screen of that width, a phone's below 600, and wait until it is loaded."""
+        """Open a file on a screen of `width` pixels (a phone below 600), and wait until it is loaded."""
         self.screen(width, dark, height)
         self.requests.clear()
         self.complaints.clear()

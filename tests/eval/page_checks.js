@@ -1,9 +1,9 @@
-// What the browser test asks of a page. Every function returns what is wrong, or what it is asked for.
+// Helpers of the browser tests. Every function returns a list of problems, or a value of the page.
 
 const seen = selector => [...document.querySelectorAll(selector)].filter(e => e.checkVisibility());
-const told = element => element.outerHTML.slice(0, 160);
+const excerpt = element => element.outerHTML.slice(0, 160);
 
-// Shapes that leave their chart, and charts that leave their card or are too small to see.
+// Shapes outside their chart, and charts outside their card or too small to see.
 function outsideTheirBoxes() {
   const leaves = (a, b) => a.left < b.left - 1 || a.right > b.right + 1 || a.top < b.top - 1 || a.bottom > b.bottom + 1;
   return seen('svg').flatMap(svg => {
@@ -12,11 +12,11 @@ function outsideTheirBoxes() {
     const shapes = [...svg.querySelectorAll('rect, circle, line, polyline')];
     const wrong = shapes.filter(shape => leaves(shape.getBoundingClientRect(), box));
     if (leaves(box, card) || box.width < 4 || box.height < 4) wrong.push(svg);
-    return wrong.map(told);
+    return wrong.map(excerpt);
   });
 }
 
-// Texts whose contrast with their ground is below 4.5 (relative luminance as in WCAG 2.2).
+// Texts with a contrast below 4.5 to their background (relative luminance as in WCAG 2.2).
 function tooPale() {
   const channels = colour => colour.match(/[\d.]+/g).map(Number);
   const linear = v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
@@ -24,7 +24,7 @@ function tooPale() {
     const [r, g, b] = channels(colour).slice(0, 3).map(v => linear(v / 255));
     return 0.2126 * r + 0.7152 * g + 0.0722 * b;
   };
-  const ground = element => {
+  const background = element => {
     for (; element; element = element.parentElement) {
       const colour = getComputedStyle(element).backgroundColor;
       if ((channels(colour)[3] ?? 1) > 0) return colour;
@@ -32,16 +32,16 @@ function tooPale() {
     return 'rgb(255, 255, 255)';
   };
   return seen('body *').filter(e => [...e.childNodes].some(n => n.nodeType === 3 && n.data.trim())).filter(e => {
-    const [high, low] = [getComputedStyle(e).color, ground(e)].map(luminance).sort((a, b) => b - a);
+    const [high, low] = [getComputedStyle(e).color, background(e)].map(luminance).sort((a, b) => b - a);
     return (high + 0.05) / (low + 0.05) < 4.5;
-  }).map(told);
+  }).map(excerpt);
 }
 
-// Texts that lie over one another in a row of axis labels.
+// Axis labels that overlap.
 function labelsOverOneAnother() {
   return seen('.ticks').flatMap(row => {
     const boxes = [...row.children].map(e => e.getBoundingClientRect());
-    return boxes.some((box, i) => i && box.left < boxes[i - 1].right) ? [told(row)] : [];
+    return boxes.some((box, i) => i && box.left < boxes[i - 1].right) ? [excerpt(row)] : [];
   });
 }
 

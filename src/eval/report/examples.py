@@ -1,7 +1,7 @@
-"""The answers behind the scores, read for the report: which changed most, how, and how long they are.
+"""The predictions behind the scores, for the report: the largest changes, word by word, and the lengths.
 
-Both files of a split are read once and side by side, and only what is shown is kept: a report on a million answers
-takes the memory of one on a hundred, but for a few numbers an answer.
+The files of base and tuned model are read once, in parallel, and only what is shown is kept in memory, with a few
+numbers per prediction.
 """
 
 from __future__ import annotations
@@ -18,40 +18,42 @@ from typing import Any, NamedTuple
 
 from src.utils.secrets import redact
 
-MOST_SHOWN = 6  # examples of a split, in either direction
-LONGEST_TEXT = 1200  # characters of a prompt or an answer
-LONGEST_DIFFERENCE = 400  # words: difflib's time grows with their square
-IN_COMMON = 0.2  # below this similarity, marking word by word tells nothing
+MAX_SHOWN = 6  # examples of a split, in either direction
+MAX_TEXT = 1200  # characters of a prompt or a prediction
+MAX_DIFF_WORDS = 400  # the time of difflib grows with their square
+MIN_SIMILARITY = 0.2  # below it, a word-by-word comparison says nothing
 
 Row = Mapping[str, Any]
 
 
-class Word(NamedTuple):
-    """A stretch of an answer held against its reference: `same`, `extra` in it, or `missing` from it."""
+class DiffSpan(NamedTuple):
+    """Part of a prediction against its reference: `same`, `extra`, `missing`, or `other` if not compared."""
 
     kind: str
     text: str
 
 
-class Answer(NamedTuple):
+class PredictionView(NamedTuple):
+    """`note`: its length and whether it was cut, or its probability."""
+
     score: float | None
-    words: list[Word]
-    note: str  # what is said beside it: how long it is, where it was cut
+    spans: list[DiffSpan]
+    note: str
 
 
-class Example(NamedTuple):
-    """`number` counts the rows of the split from 1; `base` is None where its answers are not at hand."""
+class ExampleView(NamedTuple):
+    """`number` is the row of the split, from 1; `base` is None if the base model's predictions are not stored."""
 
     number: int
     prompt: str
     reference: str
-    base: Answer | None
-    tuned: Answer
+    base: PredictionView | None
+    tuned: PredictionView
     change: float
 
 
-class Lengths(NamedTuple):
-    """Lengths of one kind of text, in `unit`, and how its answers ended (counts of `end`, `length`, `stop`)."""
+class LengthStats(NamedTuple):
+    """Lengths of one kind of text, and how its generations ended (counts of `end`, `length`, `stop`)."""
 
     name: str
     kind: str
@@ -59,8 +61,8 @@ class Lengths(NamedTuple):
     ended: Counter[str]
 
 
-class Split(NamedTuple):
-    """What is told of the answers to a split. `better`, `same`, `worse` count the examples by `metric`."""
+class SplitView(NamedTuple):
+    """The predictions on a split. `better`, `same`, `worse` count examples by `metric`; lengths are in `unit`."""
 
     name: str
     metric: str
@@ -68,48 +70,49 @@ class Split(NamedTuple):
     better: int
     same: int
     worse: int
-    ups: list[Example]
-    downs: list[Example]
+    ups: list[ExampleView]
+    downs: list[ExampleView]
     prompts: list[int]
     unit: str
-    lengths: list[Lengths]
+    lengths: list[LengthStats]
 
     @property
     def examples(self) -> int:
         return self.better + self.same + self.worse
 
 
-def read_split(name: str, tuned: Path, base: Path | None, metric: str, lower_is_better: bool) -> Split | None:
-    """Read a split's answers; None where there are none that can be read.
+def read_split(name: str, tuned: Path, base: Path | None, metric: str, lower_is_better: bool) -> SplitView | None:
+    """Read the predictions on a split from the files `tuned` and `base`; None if `tuned` has no readable scores.
 
-    `metric` orders the examples; where the answers were not scored by it, the first that they have does. Without
-    `base`, the examples are those with the highest and the lowest scores.
+    Args:
+        metric: orders the examples; if the predictions have no such score, their first score does.
+        base: if None, the examples are those with the highest and the lowest scores.
     """
     first = next(_rows(tuned), None)
     if first is None or not isinstance(first.get("scores"), Mapping) or not first["scores"]:
         return None
     metric = metric if metric in first["scores"] else next(iter(first["scores"]))
     sign = -1 if lower_is_better else 1
-    changes, prompts = _Changes(), list[int]()
+    changes, prompts = _LargestChanges(), list[int]()
     texts: dict[str, list[tuple[int | None, int]]] = {"reference": [], "base": [], "tuned": []}
     ended = {"base": Counter[str](), "tuned": Counter[str]()}
-    for number, (ours, theirs) in enumerate(zip_longest(_rows(tuned), _rows(base)), start=1):
-        if ours is None:
+    for number, (row, base_row) in enumerate(zip_longest(_rows(tuned), _rows(base)), start=1):
+        if row is None:
             break
-        if theirs is not None and theirs.get("prompt") != ours.get("prompt"):
-            theirs = None  # another file than it says: nothing is compared with it
-        if "prompt_tokens" in ours:
-            prompts.append(int(ours["prompt_tokens"]))
-        texts["reference"].append((ours.get("reference_tokens"), _words(ours.get("reference"))))
-        for key, row in (("tuned", ours), ("base", theirs)):
-            if row is not None:
-                texts[key].append((row.get("tokens"), _words(row.get("prediction"))))
-                ended[key][str(row.get("stop", ""))] += 1
-        if base is None or theirs is not None:
-            changes.add(number, ours, theirs, metric, sign)
+        if base_row is not None and base_row.get("prompt") != row.get("prompt"):
+            base_row = None  # not the same requests: not compared
+        if "prompt_tokens" in row:
+            prompts.append(int(row["prompt_tokens"]))
+        texts["reference"].append((row.get("reference_tokens"), _count_words(row.get("reference"))))
+        for key, found in (("tuned", row), ("base", base_row)):
+            if found is not None:
+                texts[key].append((found.get("tokens"), _count_words(found.get("prediction"))))
+                ended[key][str(found.get("stop", ""))] += 1
+        if base is None or base_row is not None:
+            changes.add(number, row, base_row, metric, sign)
     unit, lengths = _lengths(texts, ended)
     compared = base is not None and changes.count > 0
-    return Split(
+    return SplitView(
         name, metric, compared, changes.better, changes.same, changes.worse,
         [_example(*kept) for kept in changes.ups()], [_example(*kept) for kept in changes.downs()],
         prompts, unit, lengths,
@@ -117,7 +120,7 @@ def read_split(name: str, tuned: Path, base: Path | None, metric: str, lower_is_
 
 
 def _rows(path: Path | None) -> Iterator[Row]:
-    """The rows of a file of answers, up to a line that is none."""
+    """The rows of a predictions file, up to the first line that cannot be read."""
     if path is None or not path.is_file():
         return
     with path.open(encoding="utf-8", errors="replace") as file:
@@ -131,8 +134,8 @@ def _rows(path: Path | None) -> Iterator[Row]:
             yield row
 
 
-class _Changes:
-    """Counts every example, and keeps those that changed most in either direction."""
+class _LargestChanges:
+    """Counts every example, and keeps those with the largest changes in either direction."""
 
     def __init__(self) -> None:
         self.better = self.same = self.worse = 0
@@ -143,20 +146,20 @@ class _Changes:
     def count(self) -> int:
         return self.better + self.same + self.worse
 
-    def add(self, number: int, ours: Row, theirs: Row | None, metric: str, sign: int) -> None:
-        """`change` is above 0 where the tuned model is better, whichever way the metric goes."""
-        mine, other = _score(ours, metric), _score(theirs, metric) if theirs is not None else 0.0
-        if mine is None or other is None:
+    def add(self, number: int, row: Row, base_row: Row | None, metric: str, sign: int) -> None:
+        """Compare the scores of one example; `sign` is -1 if lower values of the metric are better."""
+        tuned, base = _score(row, metric), _score(base_row, metric) if base_row is not None else 0.0
+        if tuned is None or base is None:
             return
-        change = sign * (mine - other)
+        change = sign * (tuned - base)
         self.better += change > 1e-9
         self.worse += change < -1e-9
         self.same += abs(change) <= 1e-9
-        kept = (number, ours, theirs, metric, mine - other)
+        kept = (number, row, base_row, metric, tuned - base)
         for heap, size in ((self._up, change), (self._down, -change)):
-            if size > 1e-9 or theirs is None:
+            if size > 1e-9 or base_row is None:
                 heapq.heappush(heap, (size, -number, kept))
-                if len(heap) > MOST_SHOWN:
+                if len(heap) > MAX_SHOWN:
                     heapq.heappop(heap)
 
     def ups(self) -> list[Any]:
@@ -171,77 +174,77 @@ def _score(row: Row, metric: str) -> float | None:
     return float(value) if isinstance(value, int | float) and value == value else None
 
 
-def _example(number: int, ours: Row, theirs: Row | None, metric: str, change: float) -> Example:
-    ours, theirs = redact(ours), redact(theirs)
-    reference = str(ours.get("reference", ""))
-    return Example(
+def _example(number: int, row: Row, base_row: Row | None, metric: str, change: float) -> ExampleView:
+    row, base_row = redact(row), redact(base_row)
+    reference = str(row.get("reference", ""))
+    return ExampleView(
         number,
-        clipped(str(ours.get("prompt", ""))),
-        clipped(reference),
-        _answer(theirs, reference, metric) if theirs is not None else None,
-        _answer(ours, reference, metric),
+        truncate(str(row.get("prompt", ""))),
+        truncate(reference),
+        _prediction(base_row, reference, metric) if base_row is not None else None,
+        _prediction(row, reference, metric),
         change,
     )
 
 
-def _answer(row: Row, reference: str, metric: str) -> Answer:
+def _prediction(row: Row, reference: str, metric: str) -> PredictionView:
     notes = []
     if "tokens" in row:
-        notes.append(f"{row['tokens']} tokens" + (", cut off there" if row.get("stop") == "length" else ""))
+        notes.append(f"{row['tokens']} tokens" + (", cut off" if row.get("stop") == "length" else ""))
     if "probability" in row:
         notes.append(f"probability {row['probability']:.2f}")
     text = str(row.get("prediction", ""))
-    return Answer(_score(row, metric), differences(clipped(reference), clipped(text)), ", ".join(notes))
+    return PredictionView(_score(row, metric), word_diff(truncate(reference), truncate(text)), ", ".join(notes))
 
 
-def clipped(text: str) -> str:
-    """The text up to LONGEST_TEXT characters, and how many are left out."""
-    rest = len(text) - LONGEST_TEXT
-    return text if rest <= 0 else f"{text[:LONGEST_TEXT]} … and {rest:,} more characters"
+def truncate(text: str) -> str:
+    """The first MAX_TEXT characters, and how many more there are."""
+    rest = len(text) - MAX_TEXT
+    return text if rest <= 0 else f"{text[:MAX_TEXT]} … and {rest:,} more characters"
 
 
-def differences(reference: str, answer: str) -> list[Word]:
-    """The answer word by word, held against the reference (difflib's Ratcliff-Obershelp matching).
+def word_diff(reference: str, prediction: str) -> list[DiffSpan]:
+    """Compare prediction and reference word by word (difflib's Ratcliff-Obershelp matching).
 
-    A word takes the white space after it along, which does not count. Where both have next to nothing in common,
-    or are too long, the answer is one stretch of `other`.
+    White space belongs to the word before it, and is not compared. If the texts are too long or their similarity
+    is below MIN_SIMILARITY, the prediction is one `other` span.
     """
-    a, b = (re.findall(r"\w+\s*|[^\w\s]\s*|\s+", text) for text in (reference, answer))
+    a, b = (re.findall(r"\w+\s*|[^\w\s]\s*|\s+", text) for text in (reference, prediction))
     if not b:
         return []
-    if len(a) > LONGEST_DIFFERENCE or len(b) > LONGEST_DIFFERENCE:
-        return [Word("other", answer)]
+    if len(a) > MAX_DIFF_WORDS or len(b) > MAX_DIFF_WORDS:
+        return [DiffSpan("other", prediction)]
     matcher = SequenceMatcher(None, [w.strip() for w in a], [w.strip() for w in b], autojunk=False)
-    if matcher.ratio() < IN_COMMON:
-        return [Word("other", answer)]
-    found: list[Word] = []
+    if matcher.ratio() < MIN_SIMILARITY:
+        return [DiffSpan("other", prediction)]
+    found: list[DiffSpan] = []
     for kind, a1, a2, b1, b2 in matcher.get_opcodes():
-        missing, there = "".join(a[a1:a2]), "".join(b[b1:b2])
+        missing, present = "".join(a[a1:a2]), "".join(b[b1:b2])
         if missing and a1 and a[a1 - 1][-1].isspace() and found and not found[-1].text[-1].isspace():
-            found.append(Word("same", " "))  # the space before it went with a word that the answer ends with
+            found.append(DiffSpan("same", " "))  # its leading space belonged to the last word of the prediction
         if kind == "equal":
-            found.append(Word("same", there))
+            found.append(DiffSpan("same", present))
             continue
         if missing:
-            found.append(Word("missing", missing))
-        if there:
-            found.append(Word("extra", there))
+            found.append(DiffSpan("missing", missing))
+        if present:
+            found.append(DiffSpan("extra", present))
     return found
 
 
-def _words(text: object) -> int:
+def _count_words(text: object) -> int:
     return len(str(text or "").split())
 
 
 def _lengths(
     texts: Mapping[str, list[tuple[int | None, int]]], ended: Mapping[str, Counter[str]]
-) -> tuple[str, list[Lengths]]:
-    """All in one unit: tokens where those of every text are known, words otherwise."""
-    known = {key: rows for key, rows in texts.items() if rows}
-    in_tokens = all(tokens is not None for rows in known.values() for tokens, _ in rows)
+) -> tuple[str, list[LengthStats]]:
+    """`(unit, lengths)`: in tokens if the token count of every text is known, else in words."""
+    present = {key: rows for key, rows in texts.items() if rows}
+    in_tokens = all(tokens is not None for rows in present.values() for tokens, _ in rows)
     names = {"reference": "reference", "base": "base model", "tuned": "tuned model"}
-    found: list[Lengths] = []
-    for key, rows in known.items():
+    found: list[LengthStats] = []
+    for key, rows in present.items():
         values = [int(tokens or 0) if in_tokens else words for tokens, words in rows]
-        found.append(Lengths(names[key], key, values, ended.get(key, Counter())))
+        found.append(LengthStats(names[key], key, values, ended.get(key, Counter())))
     return ("tokens" if in_tokens else "words"), found

@@ -1,4 +1,4 @@
-"""Where a run comes from, as the report tells it: settings, command, code, model, machine and files."""
+"""The lineage of a run, for the report: settings, command, code, model, machine and files."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from src.eval.report.charts import number
 from src.schema import EvalConfig, TrainConfig
 
 File = Mapping[str, Any]
-READ_FIRST = ("torch", "transformers", "peft", "tokenizers", "accelerate", "bitsandbytes", "sacrebleu")
+MAIN_PACKAGES = ("torch", "transformers", "peft", "tokenizers", "accelerate", "bitsandbytes", "sacrebleu")
 
 
-class Setting(NamedTuple):
+class ChangedSetting(NamedTuple):
     key: str
     value: str
     default: str
 
 
 def settings(text: str) -> dict[str, Any]:
-    """The configuration as it was written, and those of its settings that differ from the defaults."""
+    """`text`: the configuration file; `changed`: its settings that differ from the defaults."""
     try:
         values = current_settings(yaml.safe_load(text) or {})
     except yaml.YAMLError:
@@ -34,7 +34,7 @@ def settings(text: str) -> dict[str, Any]:
     schema = EvalConfig if "max_new_tokens" in values and "lr" not in values else TrainConfig
     defaults = {key: value for key, (value, _) in flat_keys(schema).items()}
     changed = [
-        Setting(key, _plain(value), _plain(defaults[key]))
+        ChangedSetting(key, _format(value), _format(defaults[key]))
         for key, value in _flat(values)
         if key in defaults and value != defaults[key]
     ]
@@ -51,26 +51,26 @@ def _flat(values: object, prefix: str = "") -> list[tuple[str, Any]]:
     return found
 
 
-def _plain(value: object) -> str:
+def _format(value: object) -> str:
     if isinstance(value, list) and any(not isinstance(v, str | int | float) for v in value):
         return f"{len(value)} entries"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def lineage(manifest: File, result: File) -> list[tuple[str, str, bool]]:
-    """`(what, value, whether it is code)`, of what is known."""
+    """`(label, value, whether it is shown as code)` of everything that is known."""
     code, evaluation = manifest.get("code") or {}, manifest.get("evaluation") or {}
     base = manifest.get("base_model") or result.get("base_model") or {}
     precision, packages = manifest.get("precision") or {}, manifest.get("packages") or {}
-    dirty = ", with changes that are not committed" if code.get("diff_sha256") else ""
+    dirty = ", with uncommitted changes" if code.get("diff_sha256") else ""
     reason = f" ({precision['reason']})" if precision.get("reason") else ""
     rows = [
         ("Command", _command(manifest), True),
         ("Evaluated by", _command(evaluation), True),
-        ("Answered with", _plainly(result.get("generated") or {}), False),
+        ("Generated with", _join_facts(result.get("generated") or {}), False),
         ("Code", f"{code['commit']}{dirty}" if code.get("commit") else "", True),
         ("Base model", base.get("name"), True),
-        ("Its revision", base.get("revision"), True),
+        ("Base revision", base.get("revision"), True),
         ("Method", manifest.get("method"), False),
         ("Task", manifest.get("task"), False),
         ("Seed", manifest.get("seed"), False),
@@ -78,15 +78,15 @@ def lineage(manifest: File, result: File) -> list[tuple[str, str, bool]]:
         ("Hardware", _hardware(manifest.get("hardware") or {}), False),
         ("Processes", manifest.get("processes"), False),
         ("Started", manifest.get("started"), False),
-        ("Took", took(manifest), False),
-        ("Taken up again", f"{len(manifest['attempts'])} times" if manifest.get("attempts") else "", False),
-        ("Versions", ", ".join(f"{name} {packages[name]}" for name in READ_FIRST if name in packages), False),
+        ("Duration", duration(manifest), False),
+        ("Resumed", f"{len(manifest['attempts'])} times" if manifest.get("attempts") else "", False),
+        ("Versions", ", ".join(f"{name} {packages[name]}" for name in MAIN_PACKAGES if name in packages), False),
     ]
-    return [(what, str(value), is_code) for what, value, is_code in rows if value not in {None, ""}]
+    return [(label, str(value), is_code) for label, value, is_code in rows if value not in {None, ""}]
 
 
-def _plainly(facts: File) -> str:
-    """`engine transformers, new tokens a second 340`, of what is no list or table."""
+def _join_facts(facts: File) -> str:
+    """`engine transformers, new tokens a second 340`; lists and tables are skipped."""
     known = {k: v for k, v in facts.items() if isinstance(v, str | int | float)}
     return ", ".join(f"{k.replace('_', ' ')} {number(v) if isinstance(v, float) else v}" for k, v in known.items())
 
@@ -104,13 +104,13 @@ def _command(record: File) -> str:
     return shlex.join(str(word) for word in words) if isinstance(words, list) else str(words)
 
 
-def took(record: File) -> str:
-    """How long it took, from `started` to `ended`."""
+def duration(record: File) -> str:
+    """The time from `started` to `ended`; empty if it is not known."""
     try:
-        began, ended = (datetime.fromisoformat(str(record[key])) for key in ("started", "ended"))
+        started, ended = (datetime.fromisoformat(str(record[key])) for key in ("started", "ended"))
     except (KeyError, ValueError):
         return ""
-    seconds = int((ended - began).total_seconds())
+    seconds = int((ended - started).total_seconds())
     hours, minutes = divmod(seconds // 60, 60)
     if hours:
         return f"{hours} h {minutes} min"
@@ -118,13 +118,13 @@ def took(record: File) -> str:
 
 
 def files(manifest: File, result: File) -> list[dict[str, Any]]:
-    """The files that were trained on, and those that were asked, with their hashes."""
+    """The training files and the evaluation files, with their hashes."""
     trained = [
         {"file": f.get("file"), "use": "training", "rows": f.get("rows_trained"), "sha256": f.get("sha256")}
         for f in (manifest.get("data") or {}).get("files") or []
     ]
-    asked = (result.get("conditions") or {}).get("data") or {}
+    evaluated = (result.get("conditions") or {}).get("data") or {}
     return trained + [
         {"file": f"{split}.jsonl", "use": "evaluation", "rows": None, "sha256": digest}
-        for split, digest in asked.items()
+        for split, digest in evaluated.items()
     ]

@@ -23,7 +23,7 @@ from src.utils.logs import log
 from src.utils.secrets import redact
 
 REPORT = "report.html"
-CURVES = (  # title, then the tags of its lines with their names
+CURVES = (  # title, {tag: (name of the line, its CSS class)}
     ("Loss", {"train/loss": ("training", "train"), "eval/loss": ("held out", "held-out")}),
     ("Learning rate", {"train/learning_rate": ("learning rate", "train")}),
     ("Gradient norm", {"train/grad_norm": ("gradient norm", "train")}),
@@ -32,27 +32,27 @@ CURVES = (  # title, then the tags of its lines with their names
 
 
 def report(cfg: ReportConfig) -> int:
-    """Write the report of a run, finished or not."""
+    """Write the report of a run in any state. Returns: 0."""
     run = runs.find_run(cfg.model_path, cfg.output_dir) if cfg.model_path else runs.newest(cfg.output_dir)
-    write(run, cfg.artifacts_dir)
+    write_report(run, cfg.artifacts_dir)
     return 0
 
 
-def write(run: runs.Run, artifacts_dir: str | Path = "artifacts") -> Path:
-    """Write `report.html` into the run's directory. The base model's answers are looked for in `artifacts_dir`."""
+def write_report(run: runs.Run, artifacts_dir: str | Path = "artifacts") -> Path:
+    """Write `report.html` into the run directory; the base model's predictions are read from `artifacts_dir`."""
     path = run.path / REPORT
-    write_text(path, page(run, Path(artifacts_dir)))
+    write_text(path, render_page(run, Path(artifacts_dir)))
     log.info("report: %s", path)
     return path
 
 
-def page(run: runs.Run, artifacts_dir: Path) -> str:
-    """The whole page. Every text passes `redact` where it is read, and is escaped where it is written."""
+def render_page(run: runs.Run, artifacts_dir: Path) -> str:
+    """The HTML page. Every text is redacted when it is read, and escaped when it is written."""
     notes: list[str] = []
     manifest, result, comparison, data = (
         _read(run, name, notes) for name in ("manifest", "metrics", "comparison", "data_report")
     )
-    gate = view_model.gate_of(comparison, result, str(manifest.get("task", "")))
+    gate = view_model.gate_view(comparison, result, str(manifest.get("task", "")))
     splits = _splits(run, artifacts_dir, result, comparison, gate, notes)
     scores = view_model.scores(comparison, result)
     values = {
@@ -67,7 +67,7 @@ def page(run: runs.Run, artifacts_dir: Path) -> str:
         "gate": gate,
         "decisive": view_model.decisive(scores, gate),
         "scores": scores,
-        "span": charts.around(v for rows in scores.values() for r in rows if r.share for v in r.on_axis),
+        "span": charts.axis_with_zero(v for rows in scores.values() for r in rows if r.bounded for v in r.on_axis),
         "splits": splits,
         "curves": _curves(run, notes),
         "train": result.get("train") or {},
@@ -89,7 +89,7 @@ def _template() -> Any:
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters |= {"number": charts.number, "count": charts.count, "day": _day}
-    environment.globals |= {"charts": charts, "facts": view_model, "took": lineage.took}
+    environment.globals |= {"charts": charts, "view": view_model, "duration": lineage.duration}
     return environment.get_template("page.html.j2")
 
 
@@ -101,7 +101,7 @@ def _day(time: str | None) -> str:
 
 
 def _read(run: runs.Run, name: str, notes: list[str]) -> dict[str, Any]:
-    """A file of the run as it is, an empty one where it is missing; what cannot be read is noted."""
+    """A JSON file of the run, {} if it does not exist; a note is added if it cannot be read."""
     path = run.path / f"{name}.json"
     if not path.exists():
         return {}
@@ -110,7 +110,7 @@ def _read(run: runs.Run, name: str, notes: list[str]) -> dict[str, Any]:
     except RunError:
         found = None
     if not isinstance(found, dict):
-        notes.append(f"{path.name} cannot be read, and is left out")
+        notes.append(f"{path.name} cannot be read and is not shown")
         return {}
     return found
 
@@ -122,15 +122,15 @@ def _text(run: runs.Run, name: str) -> str:
 
 def _splits(
     run: runs.Run, artifacts_dir: Path, result: Mapping[str, Any], comparison: Mapping[str, Any],
-    gate: view_model.Gate, notes: list[str],
-) -> list[examples.Split]:  # fmt: skip
-    """The answers to each split, the deciding one first."""
+    gate: view_model.GateView, notes: list[str],
+) -> list[examples.SplitView]:  # fmt: skip
+    """The predictions on each split, the split that decides first."""
     names = sorted(result.get("eval") or {}, key=lambda name: name != gate.split)
     base = view_model.baseline(artifacts_dir, result, comparison) if names else None
     if comparison and base is None:
         notes.append(
-            f"The base model's answers to these prompts are not in {artifacts_dir}/metrics; make eval-baseline "
-            "makes them anew"
+            f"The base model's predictions on these prompts are not in {artifacts_dir}/metrics; "
+            "make eval-baseline generates them"
         )
     lower = view_model.better(result, gate.metric) == "lower"
     found = []
@@ -145,21 +145,28 @@ def _splits(
 
 
 def _curves(run: runs.Run, notes: list[str]) -> list[dict[str, Any]]:
-    """A figure for each of CURVES that the run has points of."""
-    from src.utils.event_files import Curves  # TensorBoard: most of a second
+    """One figure for each entry of CURVES that was logged."""
+    from src.utils.event_files import Curves  # imports TensorBoard, which takes most of a second
 
     try:
         known = Curves.read(run.logs)
-    except Exception as error:  # protobuf's, of a damaged file
+    except Exception as error:  # from protobuf, for a damaged file
         notes.append(f"The curves in logs/ cannot be read: {error}")
         return []
     figures = []
     for title, tags in CURVES:
-        lines = [charts.Line(*about, list(known[tag])) for tag, about in tags.items() if known.get(tag)]
+        lines = [charts.PlotLine(*style, list(known[tag])) for tag, style in tags.items() if known.get(tag)]
         if lines:
-            said = "; ".join(
-                view_model.told(line.name, line.points, "lowest" if title == "Loss" else "highest")
+            description = "; ".join(
+                view_model.describe_curve(line.name, line.points, "lowest" if title == "Loss" else "highest")
                 for line in lines
             )
-            figures.append({"title": title, "lines": lines, "said": said, "chart": charts.curve(lines, said)})
+            figures.append(
+                {
+                    "title": title,
+                    "lines": lines,
+                    "description": description,
+                    "chart": charts.line_chart(lines, description),
+                }
+            )
     return figures

@@ -1,4 +1,4 @@
-"""report.html: what it says of runs in every state, and what a real browser makes of it."""
+"""report.html: its content for runs in every state, and its rendering in a real browser."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ import pytest
 from src import config, runs, schema
 from src.eval.report import charts, examples, view_model
 from src.eval.report import page as report
-from src.eval.report.charts import MOST_POINTS, Span, bins, number, thinned, ticks
-from src.eval.report.examples import Word, differences, read_split
+from src.eval.report.charts import MAX_POINTS, AxisRange, bins, downsample, number, ticks
+from src.eval.report.examples import DiffSpan, read_split, word_diff
 from src.utils.event_files import Curves
 from tests.conftest import Door
 from tests.eval.browser import Browser, needs_browser
@@ -38,7 +38,7 @@ HOSTILE = (
     "</pre><script>window.ran = 1</script><img src=https://x.example/y onerror='window.ran = 2'>"
     "<svg onload='window.ran = 3'></style><a href=javascript:window.ran=4>&lt;b&gt;"
 )
-Answers = list[dict[str, Any]]
+Predictions = list[dict[str, Any]]
 
 
 def answer(n: int, score: float, text: str, **more: Any) -> dict[str, Any]:
@@ -49,8 +49,8 @@ def answer(n: int, score: float, text: str, **more: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def answers(count: int = 40) -> tuple[Answers, Answers]:
-    """Of the base and of the tuned model: most get better, every eighth gets worse."""
+def answers(count: int = 40) -> tuple[Predictions, Predictions]:
+    """Of the base and the tuned model: every eighth prediction is worse, the others are better."""
     base, tuned = [], []
     for n in range(count):
         worse = n % 8 == 7
@@ -64,7 +64,7 @@ def answers(count: int = 40) -> tuple[Answers, Answers]:
 
 
 def score(split: str, metric: str, base: float, tuned: float, half: float | None, **more: Any) -> dict[str, Any]:
-    """A row of comparison.json, with an interval of `half` to either side; None: as it was before intervals."""
+    """A row of comparison.json, with an interval of +-`half`; None: an older row without one."""
     row = {
         "split": split, "metric": metric, "scale": "0-1", "base": base, "tuned": tuned, "difference": tuned - base,
     }  # fmt: skip
@@ -83,8 +83,8 @@ def rows_of(half: float | None = 0.06) -> list[dict[str, Any]]:
     ]
 
 
-class Made:
-    """A run with everything in it, made of files alone."""
+class FakeRun:
+    """A run directory with every file, made without training."""
 
     def __init__(self, folder: Path) -> None:
         self.output, self.artifacts = folder / "outputs", folder / "artifacts"
@@ -104,7 +104,7 @@ class Made:
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(value), encoding="utf-8")
 
-    def trained(self, steps: int = 40) -> Made:
+    def trained(self, steps: int = 40) -> FakeRun:
         curves = Curves(self.run.logs)
         for step in range(1, steps + 1):
             curves.add("train/loss", 3 / step, step)
@@ -123,7 +123,7 @@ class Made:
         })  # fmt: skip
         return self
 
-    def evaluated(self, base: Answers, tuned: Answers) -> Made:
+    def evaluated(self, base: Predictions, tuned: Predictions) -> FakeRun:
         result = {
             "eval": {"test": {"rougeL": 0.5, "exact_match": 0.01}, "adversarial": {"rougeL": 0.25}},
             "metrics": {"rougeL": {"scale": "0-1", "implementation": "x"}, "perplexity": {"better": "lower"}},
@@ -137,7 +137,7 @@ class Made:
             jsonl(self.base / f"{split}.predictions.jsonl", base)
         return self
 
-    def compared(self, outcome: str, rows: list[dict[str, Any]] | None = None) -> Made:
+    def compared(self, outcome: str, rows: list[dict[str, Any]] | None = None) -> FakeRun:
         guards = [
             {"metric": metric, "split": "adversarial", "difference": change, "max_drop": 0.02}
             for metric, change in (("rougeL", -0.25), ("perplexity", -5.25))
@@ -148,22 +148,22 @@ class Made:
         return self
 
     def page(self) -> str:
-        return report.write(self.run, self.artifacts).read_text(encoding="utf-8")
+        return report.write_report(self.run, self.artifacts).read_text(encoding="utf-8")
 
 
 @pytest.fixture
-def made(tmp_path: Path) -> Made:
-    return Made(tmp_path)
+def made(tmp_path: Path) -> FakeRun:
+    return FakeRun(tmp_path)
 
 
 @pytest.fixture
-def whole(made: Made) -> Made:
+def complete(made: FakeRun) -> FakeRun:
     """Trained, evaluated, compared and promoted."""
     return made.trained().evaluated(*answers()).compared("promoted")
 
 
 def text(page: str) -> str:
-    """What a person reads, without marks and with single spaces."""
+    """The visible text, without tags and with single spaces."""
     body = page.split("<body>")[1]
     return re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]*>", " ", body)))
 
@@ -174,7 +174,7 @@ def text(page: str) -> str:
 @pytest.mark.parametrize(
     ("outcome", "word"), [("promoted", "Promoted"), ("not_better", "Not better"), ("cannot_tell", "Cannot tell")]
 )
-def test_the_verdict_stands_first_in_a_word_and_a_sentence(made: Made, outcome: str, word: str) -> None:
+def test_the_verdict_comes_first_as_a_word_and_a_sentence(made: FakeRun, outcome: str, word: str) -> None:
     page = made.evaluated(*answers()).compared(outcome).page()
     first = text(page).split("At a glance")[0]
     assert word in first and SENTENCES[outcome] in first
@@ -184,9 +184,9 @@ def test_the_verdict_stands_first_in_a_word_and_a_sentence(made: Made, outcome: 
     assert "Guard holds perplexity on adversarial changed by \N{MINUS SIGN}5.25" in first
 
 
-def test_a_difference_is_read_by_its_interval(whole: Made) -> None:
-    told = text(whole.page())
-    assert "+0.250 +0.190 to +0.310" in told
+def test_a_difference_is_read_by_its_interval(complete: FakeRun) -> None:
+    shown = text(complete.page())
+    assert "+0.250 +0.190 to +0.310" in shown
     rows = view_model.scores({"rows": rows_of()}, {})
     found = {(s, r.metric): r.tone for s, scores in rows.items() for r in scores}
     assert found == {
@@ -198,32 +198,32 @@ def test_a_difference_is_read_by_its_interval(whole: Made) -> None:
     assert rows["adversarial"][1].on_axis == pytest.approx((5.19, 5.25, 5.31))  # better lies to the right
 
 
-def test_a_comparison_from_before_intervals_is_shown_and_not_judged(made: Made) -> None:
+def test_a_comparison_from_before_intervals_is_shown_and_not_judged(made: FakeRun) -> None:
     made.evaluated(*answers()).write("comparison.json", {"base_model": BASE, "rows": rows_of(None)[:3]})
-    told = text(made.page())
-    assert "Not judged" in told and "without intervals" in told and "? no interval" in told
-    assert "+0.250" in told and "Got better" in told
+    shown = text(made.page())
+    assert "Not judged" in shown and "without intervals" in shown and "? no interval" in shown
+    assert "+0.250" in shown and "Got better" in shown
 
 
-def test_without_a_comparison_it_says_what_makes_one(made: Made) -> None:
-    assert "Not compared" in text(made.page()) and "make eval does that" in text(made.page())
+def test_without_a_comparison_the_report_names_the_command_that_makes_one(made: FakeRun) -> None:
+    assert "Not compared" in text(made.page()) and "make eval evaluates it" in text(made.page())
     made.evaluated(*answers())
     shutil.rmtree(made.artifacts)
-    told = text(made.page())
-    assert "Not compared" in told and "make eval-baseline does that" in told
-    assert "Highest" in told and "Got better" not in told and "0.500" in told
+    shown = text(made.page())
+    assert "Not compared" in shown and "make eval-baseline evaluates and compares it" in shown
+    assert "Highest" in shown and "Got better" not in shown and "0.500" in shown
 
 
 @pytest.mark.parametrize("status", ["failed", "interrupted", "running"])
-def test_an_unfinished_run_has_a_report_too(made: Made, status: str) -> None:
+def test_an_unfinished_run_has_a_report_too(made: FakeRun, status: str) -> None:
     made.trained().run.update(status=status, error="OSError: no more cheese" if status == "failed" else None)
-    told = text(made.page())
-    assert "Not compared" in told and f"The run is {status}" in told
-    assert ("no more cheese" in told) == (status == "failed")
-    assert "Loss" in told and "9 rows in = 7 trained + 2 left out: too long" in told
+    shown = text(made.page())
+    assert "Not compared" in shown and f"The run is {status}" in shown
+    assert ("no more cheese" in shown) == (status == "failed")
+    assert "Loss" in shown and "9 rows read = 7 trained on + 2 rejected: too long" in shown
 
 
-def test_a_bare_run_has_a_report_too(made: Made) -> None:
+def test_a_bare_run_has_a_report_too(made: FakeRun) -> None:
     for path in made.run.path.iterdir():
         if path.name != "manifest.json":
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -232,30 +232,30 @@ def test_a_bare_run_has_a_report_too(made: Made) -> None:
     assert "Not compared" in text(made.page())
 
 
-def test_what_cannot_be_read_is_said_and_the_rest_is_shown(whole: Made) -> None:
-    (whole.run.path / "data_report.json").write_text('{"rows_in": 9')
-    events = next(whole.run.logs.glob("events*"))
+def test_a_file_that_cannot_be_read_is_named_and_the_rest_is_shown(complete: FakeRun) -> None:
+    (complete.run.path / "data_report.json").write_text('{"rows_in": 9')
+    events = next(complete.run.logs.glob("events*"))
     events.write_bytes(events.read_bytes()[:-5])  # a killed process was writing it
-    answers_of_test = whole.run.path / "evals/test.predictions.jsonl"
+    answers_of_test = complete.run.path / "evals/test.predictions.jsonl"
     answers_of_test.write_bytes(answers_of_test.read_bytes()[:-30])
-    told = text(whole.page())
-    assert "data_report.json cannot be read" in told and "rows in =" not in told
-    assert "Promoted" in told and "Loss" in told and "35 better, 4 worse by rougeL" in told
+    shown = text(complete.page())
+    assert "data_report.json cannot be read" in shown and "rows read =" not in shown
+    assert "Promoted" in shown and "Loss" in shown and "35 better, 4 worse by rougeL" in shown
 
 
 @pytest.mark.parametrize("name", ["data_report.json", "comparison.json", "metrics.json"])
-def test_whatever_an_older_file_lacks_the_rest_is_shown(whole: Made, name: str) -> None:
-    text_of_all = (whole.run.path / name).read_text()
+def test_any_missing_key_of_an_older_file_leaves_the_rest_shown(complete: FakeRun, name: str) -> None:
+    text_of_all = (complete.run.path / name).read_text()
     for place in places_of(json.loads(text_of_all)):
         poorer = json.loads(text_of_all)
         holder = functools.reduce(lambda value, key: value[key], place[:-1], poorer)
         del holder[place[-1]]
-        whole.write(name, poorer)
-        assert "Lineage" in report.page(whole.run, whole.artifacts), place
+        complete.write(name, poorer)
+        assert "Lineage" in report.render_page(complete.run, complete.artifacts), place
 
 
 def places_of(value: Any, before: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The way to each value of a mapping, however deep it lies."""
+    """The path of keys to each value of a nested mapping."""
     for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
         if isinstance(value, dict):
             yield (*before, key)
@@ -263,25 +263,25 @@ def places_of(value: Any, before: tuple[Any, ...] = ()) -> Iterator[tuple[Any, .
             yield from places_of(inner, (*before, key))
 
 
-def test_a_baseline_under_other_conditions_is_not_taken(whole: Made) -> None:
-    result = json.loads((whole.base / "metrics.json").read_text())
+def test_a_baseline_under_other_conditions_is_not_used(complete: FakeRun) -> None:
+    result = json.loads((complete.base / "metrics.json").read_text())
     for other in ({"conditions": {"device": "cuda"}}, {"base_model": {"revision": "sha256:2"}}):
-        (whole.base / "metrics.json").write_text(json.dumps(result | other))
-        told = text(whole.page())
-        assert "base model's answers to these prompts are not in" in told and "Got better" not in told
+        (complete.base / "metrics.json").write_text(json.dumps(result | other))
+        shown = text(complete.page())
+        assert "base model's predictions on these prompts are not in" in shown and "Got better" not in shown
 
 
-def test_the_baseline_that_the_comparison_names_is_taken(whole: Made, tmp_path: Path) -> None:
-    moved = shutil.move(whole.base, tmp_path / "elsewhere")
-    comparison = json.loads((whole.run.path / "comparison.json").read_text())
-    whole.write("comparison.json", comparison | {"baseline": str(moved)})
-    assert "Got better" in text(whole.page())
+def test_the_baseline_that_the_comparison_names_is_used(complete: FakeRun, tmp_path: Path) -> None:
+    moved = shutil.move(complete.base, tmp_path / "elsewhere")
+    comparison = json.loads((complete.run.path / "comparison.json").read_text())
+    complete.write("comparison.json", comparison | {"baseline": str(moved)})
+    assert "Got better" in text(complete.page())
 
 
 # The examples
 
 
-def changed(tmp_path: Path, scores: list[tuple[float, float]], lower: bool = False) -> examples.Split:
+def changed(tmp_path: Path, scores: list[tuple[float, float]], lower: bool = False) -> examples.SplitView:
     base = jsonl(tmp_path / "base.jsonl", (answer(n, a, "x") for n, (a, _) in enumerate(scores)))
     tuned = jsonl(tmp_path / "tuned.jsonl", (answer(n, b, "x") for n, (_, b) in enumerate(scores)))
     split = read_split("test", tuned, base, "rougeL", lower)
@@ -295,14 +295,14 @@ def test_the_examples_that_changed_most_are_found_in_both_directions(tmp_path: P
     split = changed(tmp_path, scores)
     change = [b - a for a, b in scores]
     order = sorted(range(len(scores)), key=lambda n: change[n])
-    most = examples.MOST_SHOWN
+    most = examples.MAX_SHOWN
     assert [e.number - 1 for e in split.downs] == order[:most]
     assert [e.number - 1 for e in split.ups] == order[::-1][:most]
     assert split.ups[0].change == pytest.approx(max(change))
     assert (split.better, split.same, split.worse) == (sum(c > 0 for c in change), 10, sum(c < 0 for c in change))
 
 
-def test_of_a_metric_that_should_be_low_the_fallen_are_the_better_ones(tmp_path: Path) -> None:
+def test_lower_scores_are_better_for_a_lower_is_better_metric(tmp_path: Path) -> None:
     split = changed(tmp_path, [(9.0, 2.0), (3.0, 4.0)], lower=True)
     assert [(e.number, e.change) for e in split.ups] == [(1, -7.0)]
     assert [(e.number, e.change) for e in split.downs] == [(2, 1.0)]
@@ -337,14 +337,14 @@ def test_answers_to_other_prompts_are_not_compared(tmp_path: Path) -> None:
 def test_an_answer_is_held_against_its_reference_word_by_word(
     reference: str, given: str, words: list[tuple[str, str]]
 ) -> None:
-    assert differences(reference, given) == [Word(*word) for word in words]
+    assert word_diff(reference, given) == [DiffSpan(*word) for word in words]
 
 
 def test_a_long_answer_is_clipped_and_not_marked() -> None:
     long = "word " * 5000
-    assert examples.clipped(long).endswith(" … and 23,800 more characters")
+    assert examples.truncate(long).endswith(" … and 23,800 more characters")
     for reference, given in ((long, long), (long, "word " * 300), ("word " * 300, long)):
-        assert [w.kind for w in differences(reference[:2500], given[:2500])] == ["other"]
+        assert [w.kind for w in word_diff(reference[:2500], given[:2500])] == ["other"]
 
 
 def test_lengths_are_in_one_unit(tmp_path: Path) -> None:
@@ -362,17 +362,20 @@ def test_lengths_are_in_one_unit(tmp_path: Path) -> None:
 # The charts
 
 
-def test_a_thinned_curve_keeps_its_peaks_and_its_order() -> None:
+def test_a_downsampled_curve_keeps_its_peaks_and_its_order() -> None:
     points = [(float(n), 1.0) for n in range(10_000)]
     points[4321], points[77] = (4321.0, 99.0), (77.0, -5.0)
-    kept = thinned(points)
-    assert len(kept) <= MOST_POINTS and kept == sorted(kept)
+    kept = downsample(points)
+    assert len(kept) <= MAX_POINTS and kept == sorted(kept)
     assert {(4321.0, 99.0), (77.0, -5.0)} <= set(kept)
-    assert thinned(points[:MOST_POINTS]) == points[:MOST_POINTS]
+    assert downsample(points[:MAX_POINTS]) == points[:MAX_POINTS]
 
 
-@pytest.mark.parametrize("span", [Span(0, 1), Span(-0.31, 0.07), Span(2.9, 3.1), Span(0, 12345), Span(1e-9, 4e-9)])
-def test_ticks_are_few_round_and_on_the_axis(span: Span) -> None:
+@pytest.mark.parametrize(
+    "span",
+    [AxisRange(0, 1), AxisRange(-0.31, 0.07), AxisRange(2.9, 3.1), AxisRange(0, 12345), AxisRange(1e-9, 4e-9)],
+)
+def test_ticks_are_few_round_and_on_the_axis(span: AxisRange) -> None:
     found = ticks(span, 4)
     assert 2 <= len(found) <= 9
     assert all(span.low - 1e-12 <= t <= span.high + 1e-12 for t in found)
@@ -408,16 +411,16 @@ def test_curves_are_read_as_they_were_written(tmp_path: Path) -> None:
 # Harm, secrets and size
 
 
-def test_what_a_model_wrote_stays_text(whole: Made) -> None:
+def test_what_a_model_wrote_stays_text(complete: FakeRun) -> None:
     base, tuned = answers()
     for row in (*base, *tuned):
         row |= {"prompt": row["prompt"] + HOSTILE, "prediction": HOSTILE + row["prediction"], "stop": HOSTILE}
-    shutil.rmtree(whole.artifacts)
-    whole.evaluated(base, tuned)
+    shutil.rmtree(complete.artifacts)
+    complete.evaluated(base, tuned)
     hostile_rows = [*rows_of(), score(f"test{HOSTILE}", HOSTILE, 0.1, 0.2, 0.01, scale=HOSTILE)]
-    whole.compared("promoted", hostile_rows)
-    whole.run.update(method=HOSTILE, command=["python", HOSTILE], packages={HOSTILE: HOSTILE})
-    page = whole.page()
+    complete.compared("promoted", hostile_rows)
+    complete.run.update(method=HOSTILE, command=["python", HOSTILE], packages={HOSTILE: HOSTILE})
+    page = complete.page()
     assert "&lt;script&gt;" in page
     assert set(re.findall(r"<(script|img|iframe|object|link|a|meta)\b", page.lower())) == {"a", "link", "meta"}
     body = page.split("<body>")[1]
@@ -425,49 +428,55 @@ def test_what_a_model_wrote_stays_text(whole: Made) -> None:
     assert set(re.findall(r"(?:href|src)=[\"']?([^\"'#\s>]*)", re.sub(r">[^<]*<", "><", page))) <= {"", "data:,"}
 
 
-def test_no_secret_is_shown(whole: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also one that the files hold since before it was known to be one, and one that escaping would hide."""
+def test_no_secret_is_shown(complete: FakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one that was written before it was known to be a secret, and one that HTML escaping changes."""
     secrets = {"HF_TOKEN": "hf_abcdefgh12345", "MY_SECRET": "p&ss<w>rd'\"9876"}
     base, tuned = answers()
     tuned[0] |= {"prediction": " ".join([*secrets.values(), tuned[0]["reference"]])}
     tuned[0]["scores"]["rougeL"] = 1.0
-    shutil.rmtree(whole.artifacts)
-    whole.evaluated(base, tuned).run.update(command=["python", f"token={secrets['HF_TOKEN']}"])
+    shutil.rmtree(complete.artifacts)
+    complete.evaluated(base, tuned).run.update(command=["python", f"token={secrets['HF_TOKEN']}"])
     for name in ("config_used.yaml", "evals/config_used.yaml"):
-        with (whole.run.path / name).open("a") as file:
+        with (complete.run.path / name).open("a") as file:
             file.write(f"# {secrets['HF_TOKEN']}\n")
-    assert whole.page().count("hf_abcdefgh12345") == 5  # two splits, two files, one command
+    assert complete.page().count("hf_abcdefgh12345") == 5  # two splits, two files, one command
     for name, value in secrets.items():
         monkeypatch.setenv(name, value)
-    page = whole.page()
+    page = complete.page()
     assert "hf_abc" not in page and "p&amp;ss" not in page and "rd&#39;" not in page
     assert "${oc.env:HF_TOKEN}" in re.sub(r"</?(ins|del)>", "", page)
 
 
-def test_a_huge_run_makes_a_small_page(made: Made) -> None:
+def test_a_huge_run_makes_a_small_page(made: FakeRun) -> None:
     made.trained(2000)
     base, tuned = answers(10_000)
-    for row in (*base[-100:], *tuned[-100:]):  # those that changed most
+    for row in (*base[-100:], *tuned[-100:]):  # the largest changes
         row |= {"prompt": "& <why> " * 2000, "prediction": "& <so> that " * 2000}
-    path = report.write(made.evaluated(base, tuned).compared("promoted").run, made.artifacts)
+    path = report.write_report(made.evaluated(base, tuned).compared("promoted").run, made.artifacts)
     assert path.stat().st_size < 1_000_000
     lines = re.findall(r'<polyline class="train" points="([^"]*)"', path.read_text(encoding="utf-8"))
-    assert len(lines) == 3 and all(100 < len(line.split()) <= MOST_POINTS for line in lines)
+    assert len(lines) == 3 and all(100 < len(line.split()) <= MAX_POINTS for line in lines)
 
 
 # The stage
 
 
-def test_the_stage_writes_the_report_of_the_run_it_is_given(whole: Made) -> None:
-    places = [f"output_dir={whole.output}", f"artifacts_dir={whole.artifacts}"]
-    assert call("report", whole.run.id, *places) == 0
-    assert "Got better" in text((whole.run.path / "report.html").read_text(encoding="utf-8"))
+def test_the_stage_writes_the_report_of_the_named_run(complete: FakeRun) -> None:
+    places = [f"output_dir={complete.output}", f"artifacts_dir={complete.artifacts}"]
+    assert call("report", complete.run.id, *places) == 0
+    assert "Got better" in text((complete.run.path / "report.html").read_text(encoding="utf-8"))
 
 
-def test_a_run_is_found_by_its_directory_its_name_or_as_the_newest(whole: Made) -> None:
-    places = [f"output_dir={whole.output}", f"artifacts_dir={whole.artifacts}"]
-    path = whole.run.path.resolve() / "report.html"
-    for word in ([], [str(whole.run.path)], [whole.run.id], [str(whole.output / "runs/latest")], ["latest"]):
+def test_a_run_is_found_by_its_directory_its_name_or_as_the_newest(complete: FakeRun) -> None:
+    places = [f"output_dir={complete.output}", f"artifacts_dir={complete.artifacts}"]
+    path = complete.run.path.resolve() / "report.html"
+    for word in (
+        [],
+        [str(complete.run.path)],
+        [complete.run.id],
+        [str(complete.output / "runs/latest")],
+        ["latest"],
+    ):
         path.unlink(missing_ok=True)
         assert call("report", *word, *places) == 0
         assert path.is_file()
@@ -487,10 +496,10 @@ class TestInABrowser:
 
     @pytest.mark.parametrize("dark", [False, True])
     @pytest.mark.parametrize("width", [360, 1280])
-    def test_a_whole_report_is_drawn_without_network_or_overflow(
-        self, whole: Made, browser: Browser, width: int, dark: bool
+    def test_a_complete_report_is_drawn_without_network_or_overflow(
+        self, complete: FakeRun, browser: Browser, width: int, dark: bool
     ) -> None:
-        page = report.write(whole.run, whole.artifacts)
+        page = report.write_report(complete.run, complete.artifacts)
         browser.open(page, width, dark)
         assert browser.requests == [page.resolve().as_uri()]
         assert browser.js("text('#verdict h2')") == "Promoted"
@@ -502,12 +511,12 @@ class TestInABrowser:
             assert browser.js("tooPale()") == []
             assert browser.js("labelsOverOneAnother()") == []
             browser.js("openAll()")
-        ground = browser.js("getComputedStyle(document.body).backgroundColor.match(/\\d+/)[0]")
-        assert (int(ground) < 80) == dark
+        background = browser.js("getComputedStyle(document.body).backgroundColor.match(/\\d+/)[0]")
+        assert (int(background) < 80) == dark
         assert browser.complaints == []
 
-    def test_each_kind_of_chart_is_there(self, whole: Made, browser: Browser) -> None:
-        browser.open(report.write(whole.run, whole.artifacts))
+    def test_each_kind_of_chart_is_drawn(self, complete: FakeRun, browser: Browser) -> None:
+        browser.open(report.write_report(complete.run, complete.artifacts))
         browser.js("openAll()")
         shown = {
             css: browser.js(f"count({css!r})")
@@ -520,17 +529,17 @@ class TestInABrowser:
         base, tuned = (box["width"] for box in browser.js("boxes('.glance .bars rect:not(.track)')")[:2])
         assert tuned == pytest.approx(2 * base, rel=0.02)  # 0.50 against 0.25
 
-    def test_the_interval_lies_on_the_side_that_it_says(self, whole: Made, browser: Browser) -> None:
-        browser.open(report.write(whole.run, whole.artifacts))
+    def test_the_interval_is_on_its_side_of_zero(self, complete: FakeRun, browser: Browser) -> None:
+        browser.open(report.write_report(complete.run, complete.artifacts))
         zeros, dots = browser.js("boxes('.glance .zero')"), browser.js("boxes('.glance .interval circle')")
         assert [dot["left"] > zero["right"] for zero, dot in zip(zeros, dots, strict=True)] == [True, False]
 
-    def test_what_a_model_wrote_does_not_run(self, whole: Made, browser: Browser) -> None:
+    def test_model_output_is_not_executed(self, complete: FakeRun, browser: Browser) -> None:
         base, tuned = answers()
         for row in (*base, *tuned):
             row |= {"prompt": row["prompt"] + HOSTILE, "prediction": HOSTILE}
-        shutil.rmtree(whole.artifacts)
-        page = report.write(whole.evaluated(base, tuned).run, whole.artifacts)
+        shutil.rmtree(complete.artifacts)
+        page = report.write_report(complete.evaluated(base, tuned).run, complete.artifacts)
         browser.open(page)
         assert "<script>window.ran = 1" in browser.js("text('#examples')")
         assert browser.js("[typeof window.ran, document.scripts.length, document.images.length]") == [
@@ -541,15 +550,15 @@ class TestInABrowser:
         assert browser.requests == [page.resolve().as_uri()] and browser.complaints == []
 
     @pytest.mark.parametrize("width", [360, 1280])
-    def test_an_unfinished_run_is_drawn_as_well(self, made: Made, browser: Browser, width: int) -> None:
+    def test_an_unfinished_run_is_drawn_as_well(self, made: FakeRun, browser: Browser, width: int) -> None:
         made.trained(3).run.update(status="failed", error="no" * 400)
-        browser.open(report.write(made.run, made.artifacts), width)
+        browser.open(report.write_report(made.run, made.artifacts), width)
         assert browser.js("text('#verdict h2')") == "Not compared"
         assert browser.js("[widerThanTheScreen(), outsideTheirBoxes(), tooPale()]") == [0, [], []]
         assert browser.complaints == []
 
-    def test_on_paper_nothing_stays_folded(self, whole: Made, browser: Browser) -> None:
-        browser.open(report.write(whole.run, whole.artifacts))
+    def test_nothing_is_folded_in_print(self, complete: FakeRun, browser: Browser) -> None:
+        browser.open(report.write_report(complete.run, complete.artifacts))
         assert browser.js("foldedAway()") > 0
         browser.send("Emulation.setEmulatedMedia", media="print")
         assert browser.js("foldedAway()") == 0
