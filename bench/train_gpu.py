@@ -48,12 +48,19 @@ from src.model import adapters, load, packed_attention  # noqa: E402
 from src.model.source import Source  # noqa: E402
 from src.runs import Run  # noqa: E402
 from src.schema import TrainConfig  # noqa: E402
+from src.train.batch_sampler import Schedule, build_sampler  # noqa: E402
 from src.train.callbacks import RunRecorder  # noqa: E402
-from src.train.fit import fit  # noqa: E402
+from src.train.fit import (  # noqa: E402
+    CHECKPOINTING,
+    BatchStrategy,
+    build_training_arguments,
+    fit,
+    set_numerics,
+)
 from src.train.plan.estimate import MemoryEstimator  # noqa: E402
 from src.train.plan.memory import CUDA_WORKSPACES  # noqa: E402
-from src.train.training_args import CHECKPOINTING  # noqa: E402
 from src.utils import environment  # noqa: E402
+from src.utils.process_info import ProcessInfo  # noqa: E402
 
 HAS_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if HAS_GPU else "cpu"
@@ -251,9 +258,25 @@ def measure(case: Case, sizes: dict[str, Any], steps: int) -> dict[str, float]:
         else:
             run = Run(Path(name))
             run.logs.mkdir()
-            fit(model, TOKENIZER, rows, [], cfg, "bfloat16", Recorder(run, clock), run.checkpoints, str)
+            train(model, rows, cfg, Recorder(run, clock))
     peak = torch.cuda.max_memory_allocated() / 1e9 if HAS_GPU else 0.0
     return {"rate": clock.rate, "peak": peak, "planned": plan}
+
+
+def train(model: Any, rows: Any, cfg: TrainConfig, recorder: RunRecorder) -> None:
+    """Train by this project's loop, with batches of this process only."""
+    sampler = build_sampler(rows, cfg, cfg.seed, cfg.max_length if cfg.packing else None, ProcessInfo())
+    schedule = Schedule.from_batches(len(sampler), cfg)
+    strategy = BatchStrategy.for_model(
+        model, TOKENIZER, "bfloat16", task=cfg.task, method=cfg.method, speed=cfg, loss=cfg, engine=cfg.distributed
+    )
+    set_numerics(cfg, cfg.cuda_visible_devices)
+    args = build_training_arguments(cfg, "bfloat16", schedule, False, recorder.run.checkpoints)
+    fit(
+        model, TOKENIZER, rows, [], sampler=sampler, schedule=schedule, strategy=strategy, args=args,
+        dtype="bfloat16", loop=cfg, speed=cfg, engine=cfg.distributed, seed=cfg.seed, recorder=recorder,
+        locate_row=str,
+    )  # fmt: skip
 
 
 def by_sdpa(

@@ -72,7 +72,7 @@ PUBLISH_CODES = (
 
 STAGES = {
     "check-data": Stage(
-        "src.train.check_data:check_data", "TrainConfig", "train",
+        "src.train.prepare:check_data", "TrainConfig", "train",
         "Show which rows a training run would use, and which not.",
         check=METHOD_PROBLEMS,
     ),

@@ -113,8 +113,11 @@ class Step:
         from src.train.fit import BatchStrategy
 
         self.cfg.padding_free = padding_free
-        way = BatchStrategy.of(self.model, TOKENIZER, self.cfg, "bfloat16")
-        assert way.objective.end_to_end == padding_free
+        cfg = self.cfg
+        way = BatchStrategy.for_model(
+            self.model, TOKENIZER, "bfloat16", task=cfg.task, method=cfg.method, speed=cfg, loss=cfg, engine="ddp"
+        )
+        assert way.objective.packed == padding_free
         rows = Repeated(ROWS, len(ROWS), SIZES["vocab_size"])
         batch = way.collate(list(enumerate(rows[i] for i in range(len(ROWS)))))
         weight = way.objective.criterion.total_weight(batch["labels"])
@@ -122,7 +125,7 @@ class Step:
         self.model.zero_grad()
         computed = as_trained(self.model, "bfloat16")
         with inside or nullcontext(), way.objective.attention(self.model), computed:
-            loss = way.objective.summed(self.model, batch) / weight.to(DEVICE)
+            loss = way.objective.summed_loss(self.model, batch) / weight.to(DEVICE)
             loss.backward()
         trained = [p for p in self.model.parameters() if p.requires_grad]
         assert all(p.grad is not None for p in trained)
@@ -203,7 +206,8 @@ def test_liger_s_kernels_give_the_loss_and_the_gradients_of_plain_ones(
     from transformers.integrations.liger import apply_liger_kernel
     from transformers.models.llama import modeling_llama
 
-    from src.train.training_args import Schedule, build_training_arguments
+    from src.train.batch_sampler import Schedule
+    from src.train.fit import build_training_arguments
 
     for name in ("apply_rotary_pos_emb", "LlamaRMSNorm", "LlamaMLP"):  # it puts its own in their places
         monkeypatch.setattr(modeling_llama, name, getattr(modeling_llama, name))
@@ -272,7 +276,7 @@ def test_a_killed_training_goes_on_to_the_same_bytes(world: World, tmp_path: Pat
     whole = world.elsewhere(tmp_path / "whole")
     done(whole, "train", *STEPS)
     done(world, "train", *STEPS, code=-signal.SIGKILL, script=KILLED)
-    assert "going on after step 9" in done(world, "train", *STEPS)
+    assert "resuming after step 9" in done(world, "train", *STEPS)
     assert end_of(world.newest) == end_of(whole.newest)
 
 

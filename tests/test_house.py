@@ -264,7 +264,7 @@ def test_the_tasks_of_the_configuration_are_those_of_every_table_of_tasks() -> N
 
     tasks = choices(schema.ModelArgs, "task")
     assert tasks == TASKS.keys() == task_encoding.TASK_ENCODINGS.keys()
-    assert tasks == {*table("src.train.collate_tasks", "COLLATORS"), "causal_lm"}
+    assert tasks == {*table("src.train.collators", "COLLATORS"), "causal_lm"}
 
 
 def table(module: str, name: str) -> Iterator[Any]:

@@ -115,7 +115,7 @@ def test_a_run_stopped_by_the_user_says_so(copied: World, started: Callable[...,
     started(child, has_trained_a_step(copied, older))
     code, said = end(child, signal.SIGINT)
     assert code == 75
-    assert "the same command goes on from there" in said
+    assert "the same command resumes from there" in said
     assert "Traceback" not in said
     run = newest_of(copied, older)
     assert run is not None

@@ -1,37 +1,41 @@
-"""Which rows make a batch, in which order: a function of the seed and the epoch alone.
+"""The examples of each batch and their order, as a function of the seed and the epoch alone.
 
-So a training that goes on after a crash, or on more devices, sees the same rows in the same batches.
+So a run that resumes, or continues on more devices, sees the same examples in the same batches.
 """
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from src.data.store import Array
+from src.data.store import Array, Example
+from src.schema import OptimArgs
+from src.utils.process_info import ProcessInfo
 
 
 class BatchSampler:
-    """The batches of one device, as lists of row numbers. A batch may be empty, where devices outnumber rows.
+    """The batches of one device, as lists of example indices.
 
-    Device r of w takes batches r, r + w, r + 2w ...: w devices that accumulate a batches take the steps that
-    one device takes with a x w. In the first epoch the longest batch comes first, so that what does not fit
-    into memory shows at once.
+    Of w devices, device r takes the batches r, r + w, r + 2w ...: w devices that accumulate a batches take the
+    same optimizer steps as one device that accumulates a x w. A batch is empty where devices outnumber the batches
+    left. In the first epoch the batch with the most tokens comes first, so that a lack of memory shows at once.
     """
 
     def __init__(
         self, lengths: Sequence[int] | Array, batch_size: int, seed: int, *, pack_to: int | None = None,
-        rank: int = 0, world: int = 1,
+        rank: int = 0, world_size: int = 1,
     ) -> None:  # fmt: skip
         """
         Args:
-            lengths: tokens of each row.
-            batch_size: rows of a batch or, with `pack_to`, bins of at most so many tokens.
+            lengths: number of tokens of each example.
+            batch_size: examples in a batch or, with `pack_to`, bins of at most `pack_to` tokens.
         """
         self.lengths = np.asarray(lengths)
-        self.batch_size, self.seed, self.rank, self.world = batch_size, seed, rank, world
+        self.batch_size, self.seed, self.rank, self.world_size = batch_size, seed, rank, world_size
         self.bins = pack_bins(self.lengths, pack_to) if pack_to else [[i] for i in range(len(self.lengths))]
         self.epoch = 0
 
@@ -40,43 +44,67 @@ class BatchSampler:
 
     def __len__(self) -> int:
         """Batches of this device in an epoch; the same on every device."""
-        return -(-len(self.bins) // (self.batch_size * self.world))
+        return -(-len(self.bins) // (self.batch_size * self.world_size))
 
     def __iter__(self) -> Iterator[list[int]]:
-        batches = self.of_epoch(self.epoch)
-        batches += [[]] * (len(self) * self.world - len(batches))
-        yield from batches[self.rank :: self.world]
+        batches = self.epoch_batches(self.epoch)
+        batches += [[]] * (len(self) * self.world_size - len(batches))
+        yield from batches[self.rank :: self.world_size]
 
-    def of_epoch(self, epoch: int) -> list[list[int]]:
-        """Every batch of the epoch, over all devices."""
+    def epoch_batches(self, epoch: int) -> list[list[int]]:
+        """The batches of an epoch, of all devices."""
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.bins)).tolist()
         chosen = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
         batches = [[row for b in bins for row in self.bins[b]] for bins in chosen]
         if epoch == 0:
-            batches.insert(0, batches.pop(max(range(len(batches)), key=lambda i: self.tokens(batches[i]))))
+            longest = max(range(len(batches)), key=lambda i: self.count_tokens(batches[i]))
+            batches.insert(0, batches.pop(longest))
         return batches
 
-    def tokens(self, rows: Sequence[int]) -> int:
-        """How many tokens the rows have."""
-        return int(self.lengths[list(rows)].sum())
+    def count_tokens(self, indices: Sequence[int]) -> int:
+        return int(self.lengths[list(indices)].sum())
+
+
+class Schedule(NamedTuple):
+    """Optimizer steps per epoch and of the complete run, which all devices take together."""
+
+    steps_per_epoch: int
+    steps: int
+
+    @classmethod
+    def from_batches(cls, batches: int, args: OptimArgs) -> Schedule:
+        """`batches`: of one device in an epoch."""
+        steps_per_epoch = max(1, math.ceil(batches / args.gradient_accumulation_steps))
+        return cls(steps_per_epoch, args.max_steps or math.ceil(args.epochs * steps_per_epoch))
+
+
+def build_sampler(
+    examples: Sequence[Example], args: OptimArgs, seed: int, pack_to: int | None, info: ProcessInfo
+) -> BatchSampler:
+    """The sampler of one process. `examples` may have their lengths as an attribute `lengths`."""
+    lengths = getattr(examples, "lengths", None)
+    lengths = [len(e.ids) for e in examples] if lengths is None else lengths
+    return BatchSampler(
+        lengths, args.batch_size, seed, pack_to=pack_to, rank=info.rank, world_size=info.world_size
+    )
 
 
 def pack_bins(lengths: Array, size: int) -> list[list[int]]:
-    """Rows put into bins of at most `size` tokens, each into the fullest bin that has room, longest first.
+    """Group examples into bins of at most `size` tokens, longest first, each into the fullest bin that has room.
 
-    Best-fit decreasing: at most 11/9 of the fewest bins possible (Johnson 1973).
+    Best-fit decreasing needs at most 11/9 of the minimal number of bins (Johnson 1973).
     """
     bins: list[list[int]] = []
-    rooms: list[tuple[int, int]] = []  # (tokens left, bin), the least first
-    for row in np.argsort(-lengths, kind="stable").tolist():
-        length = int(lengths[row])
-        place = bisect_left(rooms, (length, -1))
-        if place == len(rooms):
-            bins.append([row])
-            left, where = size - length, len(bins) - 1
+    free: list[tuple[int, int]] = []  # (tokens left, bin), ascending
+    for index in np.argsort(-lengths, kind="stable").tolist():
+        length = int(lengths[index])
+        position = bisect_left(free, (length, -1))
+        if position == len(free):
+            bins.append([index])
+            left, bin_index = size - length, len(bins) - 1
         else:
-            left, where = rooms.pop(place)
-            bins[where].append(row)
+            left, bin_index = free.pop(position)
+            bins[bin_index].append(index)
             left -= length
-        insort(rooms, (left, where))
+        insort(free, (left, bin_index))
     return bins

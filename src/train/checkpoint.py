@@ -1,4 +1,4 @@
-"""Checkpoints: complete or not there. A folder takes its name only when all in it is written and hashed."""
+"""Checkpoints that are complete or absent: a folder gets its name after every file is written and hashed."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from src.errors import RunError
 from src.utils.files import disk_errors, read_json, sha256, write_json
 from src.utils.logs import log
 
-COMPLETE = "COMPLETE"  # written last, with the hash of every other file
+COMPLETE = "COMPLETE"  # the marker: written last, holds the hash of every other file
 STATE, RNG, PROGRESS = "trainer_state.json", "rng_state.pt", "progress.json"
-UNREDACTED_PICKLE = "training_args.bin"  # a pickle of the settings, unredacted
+UNREDACTED_PICKLE = "training_args.bin"  # the Trainer writes its settings there, secrets included
 
 
 @contextmanager
-def atomic_checkpoint(target: Path, world: int = 1, writes: bool = True) -> Iterator[Path]:
-    """A folder to fill, by every device, which becomes the checkpoint `target` at one stroke."""
+def atomic_checkpoint(target: Path, world_size: int = 1, writes: bool = True) -> Iterator[Path]:
+    """Yield a temporary folder that every process fills; rename it to `target` when it is complete."""
     temporary = target.with_name(f".{target.name}.tmp")
     if writes:
         with disk_errors(target):
-            for left in target.parent.glob(".*.tmp"):
-                shutil.rmtree(left, ignore_errors=True)
+            for leftover in target.parent.glob(".*.tmp"):
+                shutil.rmtree(leftover, ignore_errors=True)
             temporary.mkdir(parents=True)
-    _barrier(world)
+    _barrier(world_size)
     with disk_errors(target):
         yield temporary
-        _barrier(world)
+        _barrier(world_size)
         if writes:
             _seal(temporary)
-            if target.exists():  # made by the attempt that this one resumes
+            if target.exists():  # of an earlier attempt
                 shutil.rmtree(target)
             temporary.rename(target)
-    _barrier(world)
+    _barrier(world_size)
 
 
 def _seal(folder: Path) -> None:
@@ -52,13 +52,13 @@ def _seal(folder: Path) -> None:
     write_json(folder / COMPLETE, {"files": {str(p.relative_to(folder)): sha256(p) for p in files}})
 
 
-def _barrier(world: int) -> None:
-    if world > 1:
+def _barrier(world_size: int) -> None:
+    if world_size > 1:
         torch.distributed.barrier()
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether every file of a checkpoint is what its marker says."""
+    """Whether every file of a checkpoint has the hash that the marker records."""
     try:
         files = read_json(folder / COMPLETE)["files"]
         return all(sha256(folder / name) == digest for name, digest in files.items())
@@ -67,31 +67,31 @@ def is_complete(folder: Path) -> bool:
 
 
 def step_number(folder: Path) -> int:
-    """The step of `checkpoint-STEP`, -1 for any other name."""
+    """STEP of a folder `checkpoint-STEP`; -1 for any other name."""
     number = folder.name.removeprefix("checkpoint-")
     return int(number) if number.isdigit() else -1
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in `folder`, the newest first."""
+    """The checkpoints in `folder`, newest first."""
     found = [p for p in folder.glob("checkpoint-*") if step_number(p) >= 0]
     return sorted(found, key=step_number, reverse=True)
 
 
 def find_newest(folder: Path, with_best: bool = False, until: int | None = None) -> Path | None:
-    """The newest whole checkpoint in `folder`; a damaged one is passed over, which is said.
+    """The newest complete checkpoint in `folder`; a warning names each damaged one that is skipped.
 
     Args:
-        with_best: whether it needs the checkpoint of the best step so far as well.
-        until: only checkpoints of this step or before it.
+        with_best: whether the checkpoint of the best step so far must be complete as well.
+        until: consider only checkpoints of this step or an earlier one.
     """
     for found in list_checkpoints(folder):
         if until is not None and step_number(found) > until:
             continue
         if not is_complete(found):
-            log.warning("%s is damaged and passed over", found)
+            log.warning("%s is damaged and is skipped", found)
         elif with_best and not _best_is_complete(found):
-            log.warning("%s is passed over: the checkpoint of its best step is damaged or missing", found)
+            log.warning("%s is skipped: the checkpoint of its best step is damaged or missing", found)
         else:
             return found
     return None
@@ -103,17 +103,17 @@ def _best_is_complete(folder: Path) -> bool:
 
 
 def discard_after(folder: Path, step: int) -> None:
-    """Remove the checkpoints after `step`: damaged ones, in the way of those that will be made anew."""
+    """Remove the checkpoints after `step`: they are damaged, and training will write them again."""
     for found in list_checkpoints(folder):
         if step_number(found) > step:
             shutil.rmtree(found)
 
 
 def rotate(folder: Path, limit: int, best_step: int | None) -> None:
-    """Remove all but the newest `limit` checkpoints and the best."""
+    """Remove all checkpoints except the newest `limit` and the best."""
     for old in list_checkpoints(folder)[limit:]:
         if step_number(old) != best_step:
-            (old / COMPLETE).unlink(missing_ok=True)  # half removed, it is not taken for a whole one
+            (old / COMPLETE).unlink(missing_ok=True)  # so that a half-removed checkpoint is not complete
             shutil.rmtree(old, ignore_errors=True)
 
 
@@ -121,10 +121,12 @@ def save_progress(folder: Path, seconds: float) -> None:
     write_json(folder / PROGRESS, {"seconds": seconds})
 
 
-def save_rng_state(path: Path, world: int, writes: bool, loss: float, logged: int) -> None:
-    """The states of all random number generators, of every device, in one file.
+def save_rng_state(path: Path, world_size: int, writes: bool, loss: float, logged: int) -> None:
+    """Write the random number generator states of every process to one file.
 
-    With them goes the sum of the losses since step `logged`, the last one that the curves have a point of.
+    Args:
+        loss: sum of the losses since step `logged`.
+        logged: the last step whose loss was logged.
     """
     mine: dict[str, Any] = {
         "python": random.getstate(),
@@ -134,15 +136,15 @@ def save_rng_state(path: Path, world: int, writes: bool, loss: float, logged: in
         "loss": [loss, logged],
     }
     states = [mine]
-    if world > 1:
-        states = [{}] * world
+    if world_size > 1:
+        states = [{}] * world_size
         torch.distributed.all_gather_object(states, mine)
     if writes:
         torch.save(states, path)
 
 
 def load_rng_state(path: Path, rank: int) -> tuple[float, int]:
-    """Set the generators to what they were when the checkpoint was made. Returns: `loss` and `logged`."""
+    """Restore the generators of process `rank`. Returns: `loss` and `logged` of save_rng_state."""
     state = torch.load(path, weights_only=True)[rank]
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))

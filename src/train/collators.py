@@ -1,8 +1,8 @@
-"""Examples to the tensors of a batch: laid end to end, or padded for models that cannot take that."""
+"""From tokenised examples to the tensors of a batch: packed into one sequence, or padded."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,11 +12,12 @@ from torch.nn.utils.rnn import pad_sequence
 from src.data.store import IGNORE_INDEX, Example
 from src.model.packed_attention import positions
 
-Item = tuple[int, Example]  # the number of a row, and its tokens
+Item = tuple[int, Example]  # index and tokens of an example
+Collator = Callable[[Sequence[Item]], dict[str, Any]]
 
 
 class TokenDataset(torch.utils.data.Dataset):  # type: ignore[type-arg]
-    """Tokenised rows with their numbers."""
+    """Tokenised examples with their indices."""
 
     def __init__(self, examples: Sequence[Example]) -> None:
         self.examples = examples
@@ -29,14 +30,14 @@ class TokenDataset(torch.utils.data.Dataset):  # type: ignore[type-arg]
 
 
 class PackedCollator:
-    """Lays rows end to end: one row of T tokens, of which K are followed by a label.
+    """Concatenates examples into one sequence of T tokens, of which K are targets.
 
-    Gives `input_ids` and `position_ids` (1, T); `kept` (K,), the places that predict a label, and `labels` (K,);
-    the `lengths` of the rows, their numbers `rows`, and how many `tokens` they have.
+    Returns `input_ids` and `position_ids` (1, T); `kept` (K,), the positions that predict a target, and `labels`
+    (K,), the targets; the `lengths` of the examples, their indices `rows`, and the number of their `tokens`.
     """
 
     def __init__(self, multiple: int = 1) -> None:
-        """`multiple`: T and K are filled up to it, T by a row of no meaning, K by labels without loss."""
+        """`multiple`: T and K are rounded up to it, T by an example without loss, K by ignored labels."""
         self.multiple = multiple
 
     def __call__(self, items: Sequence[Item]) -> dict[str, Any]:
@@ -46,26 +47,25 @@ class PackedCollator:
             examples.append(Example([0] * fill, [False] * fill))
         lengths = [len(e.ids) for e in examples]
         ids = torch.tensor([i for e in examples for i in e.ids])
-        learnt = torch.tensor(
-            [on for e in examples for on in (False, *e.loss_mask[1:])]
-        )  # nothing predicts the first
-        labelled = learnt.nonzero().flatten()
-        fill = -len(labelled) % self.multiple
+        # no position predicts the first token of an example
+        trained = torch.tensor([on for e in examples for on in (False, *e.loss_mask[1:])])
+        targets = trained.nonzero().flatten()
+        fill = -len(targets) % self.multiple
         return {
             "input_ids": ids[None],
             "position_ids": positions(lengths),
-            "kept": pad(labelled - 1, (0, fill)),
-            "labels": pad(ids[labelled], (0, fill), value=IGNORE_INDEX),
+            "kept": pad(targets - 1, (0, fill)),
+            "labels": pad(ids[targets], (0, fill), value=IGNORE_INDEX),
             "lengths": lengths,
-            "rows": [number for number, _ in items],
+            "rows": [index for index, _ in items],
             "tokens": tokens,
         }
 
 
 class PaddingCollator:
-    """Pads a batch on the right: `input_ids`, `attention_mask`, `labels`, each (rows, longest row).
+    """Pads examples on the right: `input_ids`, `attention_mask`, `labels`, each (examples, longest example).
 
-    `labels` are already shifted: at each place the token that comes next, IGNORE_INDEX where there is no loss.
+    `labels` are shifted already: the next token at each position, IGNORE_INDEX where there is no loss.
     """
 
     def __init__(self, pad_token_id: int) -> None:
@@ -73,14 +73,76 @@ class PaddingCollator:
 
     def __call__(self, items: Sequence[Item]) -> dict[str, Any]:
         examples = [example for _, example in items] or [Example([self.pad_token_id], [False])]
-
-        def padded(lists: list[list[int]], value: int) -> torch.Tensor:
-            return pad_sequence([torch.tensor(x) for x in lists], batch_first=True, padding_value=value)
-
         return {
-            "input_ids": padded([e.ids for e in examples], self.pad_token_id),
-            "attention_mask": padded([[1] * len(e.ids) for e in examples], 0),
-            "labels": padded([[*e.labels[1:], IGNORE_INDEX] for e in examples], IGNORE_INDEX),
-            "rows": [number for number, _ in items],
+            "input_ids": _pad_lists([e.ids for e in examples], self.pad_token_id),
+            "attention_mask": _pad_lists([[1] * len(e.ids) for e in examples], 0),
+            "labels": _pad_lists([[*e.labels[1:], IGNORE_INDEX] for e in examples], IGNORE_INDEX),
+            "rows": [index for index, _ in items],
             "tokens": sum(len(e.ids) for _, e in items),
         }
+
+
+class Seq2SeqCollator:
+    """Prompts for the encoder, answers for the decoder.
+
+    Returns `input_ids` and `attention_mask` (examples, longest prompt); `labels` (examples, longest answer),
+    padded with IGNORE_INDEX; `decoder_input_ids`, the labels shifted right behind the model's start token.
+    `tokens` counts prompts and answers.
+    """
+
+    def __init__(self, tokenizer: Any, model: Any) -> None:
+        self.pad_token_id = tokenizer.pad_token_id
+        self.decoder_inputs = model.prepare_decoder_input_ids_from_labels
+
+    def __call__(self, items: Sequence[Item]) -> dict[str, Any]:
+        batch = _collate_prompts(items, self.pad_token_id)
+        answers = [_answer_ids(example) for _, example in items]
+        labels = _pad_lists(answers or [[IGNORE_INDEX]], IGNORE_INDEX)
+        batch["tokens"] += sum(map(len, answers))
+        return {**batch, "labels": labels, "decoder_input_ids": self.decoder_inputs(labels=labels)}
+
+
+class ClassificationCollator:
+    """Prompts as `input_ids` and `attention_mask`, and the class of each as `labels` (examples,)."""
+
+    def __init__(self, tokenizer: Any, model: Any) -> None:
+        self.pad_token_id = tokenizer.pad_token_id
+
+    def __call__(self, items: Sequence[Item]) -> dict[str, Any]:
+        labels = [_answer_ids(example)[0] for _, example in items] or [IGNORE_INDEX]
+        return {**_collate_prompts(items, self.pad_token_id), "labels": torch.tensor(labels)}
+
+
+COLLATORS: dict[str, Callable[[Any, Any], Collator]] = {
+    "seq2seq": Seq2SeqCollator,
+    "classification": ClassificationCollator,
+}
+
+
+def build_collator(task: str, tokenizer: Any, model: Any, pack: bool, multiple: int) -> Collator:
+    """The collator of a task. A causal language model has two: `pack` chooses, `multiple` rounds packed shapes."""
+    if pack:
+        return PackedCollator(multiple)
+    if task == "causal_lm":
+        return PaddingCollator(tokenizer.pad_token_id)
+    return COLLATORS[task](tokenizer, model)
+
+
+def _pad_lists(lists: Sequence[Sequence[int]], value: int) -> torch.Tensor:
+    return pad_sequence([torch.tensor(x) for x in lists], batch_first=True, padding_value=value)
+
+
+def _collate_prompts(items: Sequence[Item], pad_token_id: int) -> dict[str, Any]:
+    """The tokens of each example that are not trained on, padded; `rows` and `tokens` as in every batch."""
+    prompts = [[i for i, on in zip(*e, strict=True) if not on] for _, e in items]
+    padded = prompts or [[pad_token_id]]
+    return {
+        "input_ids": _pad_lists(padded, pad_token_id),
+        "attention_mask": _pad_lists([[1] * len(ids) for ids in padded], 0),
+        "rows": [index for index, _ in items],
+        "tokens": sum(map(len, prompts)),
+    }
+
+
+def _answer_ids(example: Example) -> list[int]:
+    return [i for i, on in zip(*example, strict=True) if on]

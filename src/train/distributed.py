@@ -1,4 +1,4 @@
-"""What the processes of a training do as one: they meet, wait for the first of them, and part."""
+"""Process group of a training run: setup, broadcast from the main process, and teardown."""
 
 from __future__ import annotations
 
@@ -17,34 +17,34 @@ from src.utils.process_info import process_info
 
 T = TypeVar("T")
 
-PREPARE_TIMEOUT = timedelta(days=2)  # how long the others wait while the first reads and tokenises
+PREPARE_TIMEOUT = timedelta(days=2)  # how long workers wait while the main process reads and tokenises the data
 
-_prepare_group: Any = None  # the process group that waits
+_broadcast_group: Any = None  # with PREPARE_TIMEOUT
 
 
 @contextmanager
 def process_group(device: str) -> Iterator[str]:
-    """The processes together, connected inside. Yields the device of this one, as `cuda:1`.
+    """Connect the processes of the run. Yields the device of this process, such as `cuda:1`.
 
     Raises: PeerLost in place of the connection's error if another process ends.
     """
-    global _prepare_group
-    now = process_info()
-    if not now.launched:
+    global _broadcast_group
+    info = process_info()
+    if not info.launched:
         yield device
         return
     if device == "cuda":
-        device = f"cuda:{now.local_rank}"
+        device = f"cuda:{info.local_rank}"
         torch.cuda.set_device(device)
     hook = sys.excepthook
     distributed.init_process_group("cpu:gloo,cuda:nccl" if device != "cpu" else "gloo")
-    sys.excepthook = hook  # torch's own writes [rank1] before each line
-    _waiting = distributed.new_group(backend="gloo", timeout=PREPARE_TIMEOUT)
+    sys.excepthook = hook  # torch's own prefixes each line with [rank1]
+    _broadcast_group = distributed.new_group(backend="gloo", timeout=PREPARE_TIMEOUT)
     try:
         yield device
     except RuntimeError as error:
-        if now.world_size > 1 and _is_connection_error(error):
-            raise PeerLost("another process of this training ended before its time") from error
+        if info.world_size > 1 and _is_connection_error(error):
+            raise PeerLost("another process of this training run ended early") from error
         raise
     else:
         distributed.destroy_process_group()
@@ -55,16 +55,16 @@ def _is_connection_error(error: RuntimeError) -> bool:
 
 
 def broadcast_from_main(value: T | None) -> T:
-    """What the first process has, given to all, once it has it. It must be picklable where there are several."""
-    given = [value]
+    """The value of the main process, in every process; it must be picklable if there are several."""
+    values = [value]
     if process_info().world_size > 1:
-        distributed.broadcast_object_list(given, src=0, group=_prepare_group)
-    return given[0]  # type: ignore[return-value]
+        distributed.broadcast_object_list(values, src=0, group=_broadcast_group)
+    return values[0]  # type: ignore[return-value]
 
 
 @contextmanager
 def ignore_sigterm_on_error() -> Iterator[None]:
-    """Let the first process say and write why it ended, though its launcher is already ending all of them."""
+    """Let a failing process report and record its error, although the launcher is already ending all workers."""
     try:
         yield
     except BaseException:

@@ -1,154 +1,86 @@
-"""One training: a model, its batches and its loss put together, and run to the end."""
+"""Training with transformers' Trainer: the batches and the loss of a model, the training arguments, the loop."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from transformers import set_seed
+from transformers import TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
 
 from src.data.store import Example
 from src.errors import ConfigError
 from src.model import methods, packed_attention
 from src.model.adapters import as_trained
-from src.schema import TrainConfig
-from src.train import adalora, checkpoint
-from src.train.callbacks import PlainProgressBar, RunRecorder
-from src.train.collate_tasks import COLLATORS
-from src.train.collators import PackedCollator, PaddingCollator, TokenDataset
+from src.schema import LaunchArgs, LoopArgs, LossArgs, SpeedArgs, TrainConfig
+from src.train import checkpoint
+from src.train.batch_sampler import BatchSampler, Schedule
+from src.train.callbacks import AdaLoraCallback, PlainProgressBar, RunRecorder, is_adalora
+from src.train.collators import Collator, TokenDataset, build_collator
 from src.train.launch_plan import WEIGHT_SHARDING
-from src.train.losses import Criterion, class_weights
-from src.train.objective import Objective
+from src.train.losses import Criterion, Objective, class_weights
 from src.train.signals import StopRequest
 from src.train.trainer import AssayTrainer, RowLocator
-from src.train.training_args import Schedule, build_batch_sampler, build_training_arguments
 from src.utils import environment
 from src.utils.logs import log
 from src.utils.process_info import process_info
 
 CPU_SHAPE_MULTIPLE = 64
+# transformers has renamed this argument, and warns about the former name.
+CHECKPOINTING = (
+    "activation_checkpointing"
+    if "activation_checkpointing" in {field.name for field in fields(TrainingArguments)}
+    else "gradient_checkpointing"
+)
 
 
 class BatchStrategy(NamedTuple):
-    """How a model's batches are made, and what their loss is."""
+    """How the batches of a model are made, and how their loss is computed."""
 
-    collate: Any
+    collate: Collator
     objective: Objective
 
     @classmethod
-    def of(cls, model: Any, tokenizer: Any, cfg: TrainConfig, dtype: str) -> BatchStrategy:
-        """Raises: ConfigError if the model cannot take such batches, or has no such classes to weigh."""
-        end_to_end = can_pack(model, cfg)
+    def for_model(
+        cls, model: Any, tokenizer: Any, dtype: str, *, task: str, method: str, speed: SpeedArgs, loss: LossArgs,
+        engine: str,
+    ) -> BatchStrategy:  # fmt: skip
+        """Raises: ConfigError if the model cannot compute packed batches, or `class_weights` names no class."""
+        packed = can_pack(model, task, method, speed)
         objective = Objective(
-            model, build_criterion(model, tokenizer, cfg), dtype, end_to_end,
-            fused=cfg.distributed not in WEIGHT_SHARDING, noise=cfg.neftune_noise_alpha,
+            model, build_criterion(model, tokenizer, task, loss), dtype, packed,
+            fused=engine not in WEIGHT_SHARDING, noise=loss.neftune_noise_alpha,
         )  # fmt: skip
-        if cfg.task == "causal_lm":
-            return cls(causal_lm_collator(tokenizer, end_to_end), objective)
-        return cls(COLLATORS[cfg.task](tokenizer, model), objective)
+        # oneDNN compiles and keeps its bfloat16 kernels for each shape: on a CPU, shapes are rounded up
+        multiple = 1 if torch.cuda.is_available() else CPU_SHAPE_MULTIPLE
+        return cls(build_collator(task, tokenizer, model, packed, multiple), objective)
 
 
-def fit(
-    model: Any, tokenizer: Any, examples: Sequence[Example], held_out: Sequence[Example], cfg: TrainConfig,
-    dtype: str, recorder: RunRecorder, folder: Path, where: RowLocator, start: Path | None = None,
-    way: BatchStrategy | None = None,
-) -> tuple[dict[str, Any], dict[str, torch.Tensor] | None]:  # fmt: skip
-    """Train `model` in place, from the checkpoint `start` on if there is one; checkpoints go to `folder`.
+def can_pack(model: Any, task: str, method: str, speed: SpeedArgs) -> bool:
+    """Whether batches are packed into one sequence; the log says why not.
 
-    Returns: the final figures: loss, steps, seconds, tokens; and the whole weights, where `model` holds a part.
-    Raises: Stopped after a checkpoint, if a signal asked for it; DivergedError; OutOfMemory.
-    """
-    way = way or BatchStrategy.of(model, tokenizer, cfg, dtype)
-    now = process_info()
-    batches = build_batch_sampler(examples, cfg, now)
-    schedule = Schedule.of(len(batches), cfg)
-    _set_numerics(cfg)
-    with StopRequest(recorder.run.path, several=now.world_size > 1) as asked:
-        loop = AssayTrainer(
-            model=model,
-            args=build_training_arguments(cfg, dtype, schedule, bool(held_out), folder),
-            train_dataset=TokenDataset(examples),
-            eval_dataset=TokenDataset(held_out) if held_out else None,
-            collate=way.collate,
-            processing_class=tokenizer,
-            batches=batches,
-            held_out=held_out,
-            objective=way.objective,
-            asked=asked,
-            recorder=recorder,
-            where=where,
-            spread=cfg.distributed,
-        )
-        loop.remove_callback(ProgressCallback)
-        loop.remove_callback(PrinterCallback)
-        if now.is_main and sys.stderr.isatty():
-            loop.add_callback(PlainProgressBar)
-        recorder.prepare(asked, cfg, bool(held_out), start)
-        for callback in adalora.callbacks(model):
-            loop.add_callback(callback)
-        if now.rank:  # the others draw noise of their own, for their rows; every process has made the same weights
-            set_seed(cfg.seed + now.rank)
-        with closing(recorder), loop.objective.attention(model), as_trained(model, dtype, use_custom_kernels(cfg)):
-            _train(loop, start, schedule.steps)
-    asked.refuse_if_stopped(loop.state.global_step, schedule.steps)
-    if cfg.load_best_model_at_end and loop.state.best_global_step:
-        log.info("the best weights are those of step %d", loop.state.best_global_step)
-        loop.take_weights(folder / f"checkpoint-{loop.state.best_global_step}")
-    return recorder.figures(loop.state, cfg.load_best_model_at_end), loop.whole_weights()
-
-
-def _train(loop: AssayTrainer, start: Path | None, steps: int) -> None:
-    """Train from `start` to the end; where that is the end already, only its weights are taken."""
-    if start is not None:
-        state = TrainerState.load_from_json(str(start / checkpoint.STATE))
-        if state.global_step >= steps or loop.recorder.patience_is_out(state):
-            loop.state = state
-            loop.take_weights(start)
-            return
-    loop.train(resume_from_checkpoint=str(start) if start else None)
-
-
-def can_pack(model: Any, cfg: TrainConfig) -> bool:
-    """Whether batches are rows laid end to end; why not is said.
-
-    Raises: ConfigError if `packing` is asked of a model that cannot take them.
+    Raises: ConfigError if `packing` is set and the model cannot compute packed batches.
     """
     reason: str | None = "padding_free=false"
-    if cfg.task != "causal_lm":
-        reason = f"task={cfg.task} has no rows that go on"
-    elif cfg.padding_free:
-        reason = methods.why_padded(cfg.method) or packed_attention.why_not(model)
-    if reason and cfg.packing:
-        raise ConfigError(f"packing=true needs rows laid end to end: {reason}", hint="set packing=false")
+    if task != "causal_lm":
+        reason = f"task={task} has no examples that can be concatenated"
+    elif speed.padding_free:
+        reason = methods.why_padded(method) or packed_attention.why_not(model)
+    if reason and speed.packing:
+        raise ConfigError(f"packing=true needs batches without padding: {reason}", hint="set packing=false")
     if reason:
         log.info("batches are padded: %s", reason)
     return reason is None
 
 
-def causal_lm_collator(tokenizer: Any, end_to_end: bool) -> PackedCollator | PaddingCollator:
-    """What makes a batch of rows.
-
-    On a CPU shapes are rounded up: oneDNN compiles, and keeps, its bfloat16 kernels anew for each one.
-    """
-    if not end_to_end:
-        return PaddingCollator(tokenizer.pad_token_id)
-    return PackedCollator(multiple=1 if torch.cuda.is_available() else CPU_SHAPE_MULTIPLE)
-
-
-def use_custom_kernels(cfg: TrainConfig) -> bool:
-    """Whether a layer's weights are where it is, and what it computes is not torch.compile's to put together."""
-    return cfg.distributed not in WEIGHT_SHARDING and not cfg.torch_compile
-
-
-def build_criterion(model: Any, tokenizer: Any, cfg: TrainConfig) -> Criterion:
-    """The loss asked for. Raises: ConfigError if `class_weights` names what is not one class."""
-
-    labels: dict[str, int] = model.config.label2id if cfg.task == "classification" else {}
+def build_criterion(model: Any, tokenizer: Any, task: str, loss: LossArgs) -> Criterion:
+    """Raises: ConfigError if `class_weights` names something other than one class."""
+    labels: dict[str, int] = model.config.label2id if task == "classification" else {}
 
     def ids(name: str) -> list[int]:
         if labels:
@@ -156,12 +88,171 @@ def build_criterion(model: Any, tokenizer: Any, cfg: TrainConfig) -> Criterion:
         return list(tokenizer(name, add_special_tokens=False)["input_ids"])
 
     classes = len(labels) or model.get_output_embeddings().weight.shape[0]
-    return Criterion(cfg, class_weights(cfg, classes, ids))
+    return Criterion(loss, class_weights(loss, classes, ids))
 
 
-def _set_numerics(cfg: TrainConfig) -> None:
-    """Set torch as `deterministic` and `tf32` ask."""
-    torch.use_deterministic_algorithms(cfg.deterministic)
+def use_custom_kernels(engine: str, torch_compile: bool) -> bool:
+    """Whether adapters use this project's operations: their weights must be local, and torch.compile off."""
+    return engine not in WEIGHT_SHARDING and not torch_compile
+
+
+def set_numerics(speed: SpeedArgs, cuda_visible_devices: str) -> None:
+    """Set torch's global flags for `deterministic` and `tf32`."""
+    torch.use_deterministic_algorithms(speed.deterministic)
     torch.utils.deterministic.fill_uninitialized_memory = False  # nothing reads it, and filling takes time
-    tf32 = environment.choose_tf32(cfg.tf32, cfg.cuda_visible_devices).value == "on"
+    tf32 = environment.choose_tf32(speed.tf32, cuda_visible_devices).value == "on"
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
+
+
+def fit(
+    model: Any, tokenizer: Any, examples: Sequence[Example], held_out: Sequence[Example], *,
+    sampler: BatchSampler, schedule: Schedule, strategy: BatchStrategy, args: TrainingArguments, dtype: str,
+    loop: LoopArgs, speed: SpeedArgs, engine: str, seed: int,
+    recorder: RunRecorder, locate_row: RowLocator, start: Path | None = None,
+) -> tuple[dict[str, Any], dict[str, torch.Tensor] | None]:  # fmt: skip
+    """Train `model` in place, from the checkpoint `start` if there is one.
+
+    Returns: the final metrics (loss, steps, seconds, tokens), and the full weights if `model` holds a part only.
+    Raises: Stopped after a checkpoint, if a signal requested it; DivergedError; OutOfMemory.
+    """
+    info = process_info()
+    with StopRequest(recorder.run.path, distributed=info.world_size > 1) as stop:
+        trainer = AssayTrainer(
+            model=model,
+            args=args,
+            train_dataset=TokenDataset(examples),
+            eval_dataset=TokenDataset(held_out) if held_out else None,
+            collate=strategy.collate,
+            processing_class=tokenizer,
+            sampler=sampler,
+            held_out=held_out,
+            objective=strategy.objective,
+            stop=stop,
+            recorder=recorder,
+            locate_row=locate_row,
+            engine=engine,
+        )
+        trainer.remove_callback(ProgressCallback)
+        trainer.remove_callback(PrinterCallback)
+        if info.is_main and sys.stderr.isatty():
+            trainer.add_callback(PlainProgressBar)
+        recorder.prepare(stop, loop, bool(held_out), start)
+        if is_adalora(model):
+            trainer.add_callback(AdaLoraCallback(model))
+        if info.rank:  # every process has built the same weights; dropout and noise must differ between them
+            set_seed(seed + info.rank)
+        computed = as_trained(model, dtype, use_custom_kernels(engine, speed.torch_compile))
+        with closing(recorder), trainer.objective.attention(model), computed:
+            _train(trainer, start, schedule.steps)
+    stop.raise_if_stopped(trainer.state.global_step, schedule.steps)
+    if loop.load_best_model_at_end and trainer.state.best_global_step:
+        log.info("the best weights are those of step %d", trainer.state.best_global_step)
+        trainer.load_weights(recorder.run.checkpoints / f"checkpoint-{trainer.state.best_global_step}")
+    return recorder.final_metrics(trainer.state, loop.load_best_model_at_end), trainer.full_state_dict()
+
+
+def _train(trainer: AssayTrainer, start: Path | None, steps: int) -> None:
+    """Train from `start` to the end. If `start` is the end already, load its weights only."""
+    if start is not None:
+        state = TrainerState.load_from_json(str(start / checkpoint.STATE))
+        if state.global_step >= steps or trainer.recorder.patience_exhausted(state):
+            trainer.state = state
+            trainer.load_weights(start)
+            return
+    trainer.train(resume_from_checkpoint=str(start) if start else None)
+
+
+def build_training_arguments(
+    cfg: TrainConfig, dtype: str, schedule: Schedule, evaluates: bool, folder: Path
+) -> TrainingArguments:
+    """Translate the settings to arguments of the Trainer; checkpoints go to `folder`.
+
+    Raises: ConfigError if the Trainer rejects an argument of `trainer: {...}`.
+    """
+    warmup = round(cfg.warmup_ratio * schedule.steps)
+    kernels = environment.choose_kernels(cfg.use_liger_kernel, cfg.cuda_visible_devices).value
+    scheduler = cfg.lr_scheduler_type
+    ours: dict[str, Any] = dict(
+        output_dir=str(folder),
+        num_train_epochs=cfg.epochs,
+        max_steps=schedule.steps,
+        per_device_train_batch_size=cfg.batch_size,
+        per_device_eval_batch_size=cfg.batch_size,
+        gradient_accumulation_steps=cfg.gradient_accumulation_steps,
+        learning_rate=cfg.lr,
+        warmup_steps=warmup,
+        weight_decay=cfg.weight_decay,
+        adam_beta1=cfg.adam_beta1,
+        adam_beta2=cfg.adam_beta2,
+        adam_epsilon=cfg.adam_epsilon,
+        optim=cfg.optim,
+        # the Trainer's "constant" silently ignores a warm-up
+        lr_scheduler_type="constant_with_warmup" if scheduler == "constant" and warmup else scheduler,
+        lr_scheduler_kwargs=cfg.lr_scheduler_kwargs,
+        max_grad_norm=cfg.max_grad_norm,
+        **{CHECKPOINTING: cfg.gradient_checkpointing is True},
+        torch_compile=cfg.torch_compile,
+        use_liger_kernel=kernels == "liger",
+        liger_kernel_config={
+            "fused_linear_cross_entropy": False,
+            "cross_entropy": False,
+        },  # Objective computes these
+        fp16=dtype == "float16",  # Objective casts to bfloat16, which needs no loss scaling
+        ddp_find_unused_parameters=False,
+        use_cpu=not torch.cuda.is_available(),
+        logging_steps=cfg.logging_steps,
+        eval_strategy="steps" if evaluates else "no",
+        eval_steps=cfg.eval_steps or max(1, round(cfg.eval_epochs * schedule.steps_per_epoch)),
+        save_strategy="steps",
+        save_steps=cfg.save_steps or schedule.steps_per_epoch,
+        save_total_limit=cfg.save_total_limit,
+        metric_for_best_model="eval_loss" if evaluates else None,
+        greater_is_better=False,
+        seed=cfg.seed,
+        data_seed=cfg.seed,
+        report_to=[r for r in cfg.report_to if r != "tensorboard"],
+        include_num_input_tokens_seen="all",
+        remove_unused_columns=False,
+        prediction_loss_only=True,
+        logging_nan_inf_filter=False,  # it would log a non-finite loss as 0
+    )
+    try:
+        return TrainingArguments(**(ours | engine_arguments(cfg, dtype) | cfg.trainer))
+    except (ValueError, TypeError) as error:
+        if not cfg.trainer and not cfg.lr_scheduler_kwargs:
+            raise
+        raise ConfigError(f"trainer={cfg.trainer}: {error}", hint="see transformers.TrainingArguments") from error
+
+
+def engine_arguments(args: LaunchArgs, dtype: str) -> dict[str, Any]:
+    """The Trainer's arguments for the engine `distributed`."""
+    if args.distributed == "ddp":
+        return {}
+    # FSDP and DeepSpeed keep fp32 weights and cast to 16 bits themselves
+    precision: dict[str, Any] = {"bf16": dtype == "bfloat16", "fp16": dtype == "float16"}
+    if args.distributed == "fsdp2":
+        settings = {"version": 2, "cpu_offload": args.offload, "state_dict_type": "FULL_STATE_DICT"}
+        return precision | {"fsdp": True, "fsdp_config": settings}
+    return precision | {"deepspeed": _deepspeed_config(args)}
+
+
+def _deepspeed_config(args: LaunchArgs) -> dict[str, Any]:
+    """DeepSpeed's configuration; "auto" takes the value of the Trainer's arguments."""
+    stage = int(args.distributed.removeprefix("zero"))
+    cpu_memory = {"device": "cpu", "pin_memory": True}
+    zero: dict[str, Any] = {"stage": stage, "overlap_comm": False, "contiguous_gradients": True}
+    if args.offload:
+        zero["offload_optimizer"] = cpu_memory
+    if stage == 3:
+        zero |= {"stage3_gather_16bit_weights_on_model_save": True}
+        zero |= {"offload_param": cpu_memory} if args.offload else {}
+    return {
+        "zero_optimization": zero,
+        "bf16": {"enabled": "auto"},
+        "fp16": {"enabled": "auto"},
+        "gradient_clipping": "auto",
+        "gradient_accumulation_steps": "auto",
+        "train_batch_size": "auto",
+        "train_micro_batch_size_per_gpu": "auto",
+        "zero_force_ds_cpu_optimizer": False,
+    }

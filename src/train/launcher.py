@@ -1,8 +1,8 @@
-"""Starting the processes of a training: the agent of torch.distributed.run, around the door.
+"""Start the worker processes of a training run with the agent of torch.distributed.run.
 
-Each process is `python -m src.main train` again, with the settings handed to it through the environment. The
-agent ends all of them when one fails. The first process speaks on this terminal; what the others say is kept,
-and shown if one of them is why the training failed.
+Each worker is `python -m src.main train` again, with the validated settings in its environment. When one worker
+fails, the agent ends all of them. The main process prints on this terminal; the output of the others is captured,
+and shown if one of them caused the failure.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FrameType
+from typing import Any
 from uuid import uuid4
 
 import psutil
@@ -26,7 +26,6 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from src import runs
 from src.errors import ConfigError, PeerLost, Stopped, UserError
-from src.schema import TrainConfig
 from src.train.launch_plan import LaunchPlan
 from src.utils.logs import log
 from src.utils.process_info import launch_env
@@ -35,70 +34,75 @@ from src.utils.workers import cores
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 LOOPBACK = "127.0.0.1"
-MAX_ERROR_CHARS = 4000  # characters of a failed process that are shown
+MAX_ERROR_CHARS = 4000  # of a worker's traceback
 
 
-def launch(cfg: TrainConfig, plan: LaunchPlan) -> int:
+def launch(plan: LaunchPlan, settings: Mapping[str, Any], output_dir: str) -> int:
     """Train in `plan.processes` processes on this machine, together with those of the other machines.
 
-    Returns: 0 if all went well.
-    Raises: SystemExit with the exit code of the process that failed, whose error has been told.
+    Args:
+        settings: the validated configuration that every worker gets.
+        output_dir: where the workers write the run; a failure is recorded in it.
+
+    Returns: 0 if all workers succeeded.
+    Raises: SystemExit with the exit code of the worker that failed, after its error was printed; ConfigError if
+        the machines do not connect.
     """
     log.info("starting %s", _describe(plan))
     with (
         TemporaryDirectory(prefix="assay-") as folder,
-        _worker_environment(cfg, plan),
-        _forward_signals() as asked,
+        _worker_environment(settings, plan.processes),
+        _forward_signals() as received,
     ):
         try:
             elastic_launch(_elastic_config(plan, folder), sys.executable)("-m", "src.main", "train")
             return 0
         except ChildFailedError as error:
-            raise SystemExit(_report_failure(error.failures, Path(folder), cfg, asked)) from None
+            raise SystemExit(_report_failure(error.failures, Path(folder), output_dir, received)) from None
         except SignalException as error:
             raise SystemExit(128 + error.sigval) from None
-        except (OSError, RuntimeError) as error:  # the agents did not meet
+        except (OSError, RuntimeError) as error:  # the rendezvous failed
             at = f"{plan.master_addr}:{plan.master_port}"
             raise ConfigError(
-                f"the machines did not meet at {at}: {error}", hint="see docs/distributed.md"
+                f"the machines did not connect at {at}: {error}", hint="see docs/distributed.md"
             ) from error
 
 
 def _describe(plan: LaunchPlan) -> str:
-    here = f"{plan.processes} process" + ("es" if plan.processes > 1 else "")
+    processes = f"{plan.processes} process" + ("es" if plan.processes > 1 else "")
     if plan.nodes == 1:
-        return here
-    return (
-        f"{here} on machine {plan.node_rank} of {plan.nodes}, which meet at {plan.master_addr}:{plan.master_port}"
-    )
+        return processes
+    address = f"{plan.master_addr}:{plan.master_port}"
+    return f"{processes} on machine {plan.node_rank} of {plan.nodes}, which connect at {address}"
 
 
 def _elastic_config(plan: LaunchPlan, folder: str) -> LaunchConfig:
-    alone = plan.nodes == 1
-    quiet = {i: Std.ALL for i in range(plan.processes) if i or plan.node_rank}
+    single = plan.nodes == 1
+    captured = {i: Std.ALL for i in range(plan.processes) if i or plan.node_rank}
     return LaunchConfig(
         min_nodes=plan.nodes,
         max_nodes=plan.nodes,
         nproc_per_node=plan.processes,
-        run_id=uuid4().hex if alone else "assay",
-        rdzv_backend="c10d" if alone else "static",
-        rdzv_endpoint=f"{LOOPBACK}:0" if alone else f"{plan.master_addr}:{plan.master_port}",
-        rdzv_configs={} if alone else {"rank": plan.node_rank},
-        local_addr=LOOPBACK if alone else None,
+        run_id=uuid4().hex if single else "assay",
+        rdzv_backend="c10d" if single else "static",
+        rdzv_endpoint=f"{LOOPBACK}:0" if single else f"{plan.master_addr}:{plan.master_port}",
+        rdzv_configs={} if single else {"rank": plan.node_rank},
+        local_addr=LOOPBACK if single else None,
         max_restarts=0,
-        logs_specs=DefaultLogsSpecs(log_dir=folder, redirects=quiet),
-        signals_to_handle="SIGHUP,SIGQUIT",  # SIGTERM and SIGINT are ours
+        logs_specs=DefaultLogsSpecs(log_dir=folder, redirects=captured),
+        signals_to_handle="SIGHUP,SIGQUIT",  # SIGTERM and SIGINT are handled by _forward_signals
     )
 
 
 @contextmanager
-def _worker_environment(cfg: TrainConfig, plan: LaunchPlan) -> Iterator[None]:
-    """What the processes find in their environment."""
-    before = {name: value for name, value in os.environ.items() if name != runs.RUN_ID}  # theirs, and used once
-    os.environ.update(launch_env(asdict(cfg), runs.command()))
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // plan.processes)))
+def _worker_environment(settings: Mapping[str, Any], processes: int) -> Iterator[None]:
+    """Set the environment variables that the workers inherit."""
+    # the id of the run is for the workers, and is used only once
+    before = {name: value for name, value in os.environ.items() if name != runs.RUN_ID}
+    os.environ.update(launch_env(settings, runs.command()))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // processes)))
     for name in ("torch.distributed.elastic", "torch.distributed.launcher"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # failures are told here, in a sentence
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # _report_failure prints one sentence instead
     try:
         yield
     finally:
@@ -108,51 +112,52 @@ def _worker_environment(cfg: TrainConfig, plan: LaunchPlan) -> Iterator[None]:
 
 @contextmanager
 def _forward_signals() -> Iterator[list[int]]:
-    """SIGTERM and SIGINT go to every process, which knows what to do. Yields those that came."""
-    came: list[int] = []
+    """Forward SIGTERM and SIGINT to every worker, which handles them. Yields the list of received signals."""
+    received: list[int] = []
 
     def forward(number: int, frame: FrameType | None) -> None:
-        came.append(number)
+        received.append(number)
         children = psutil.Process().children()
         for child in children:
             child.send_signal(number)
-        if not children:  # they have not been started yet
+        if not children:  # no worker has started yet
             raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
 
     before = {number: signal.getsignal(number) for number in (*SIGNALS, signal.SIGHUP, signal.SIGQUIT)}
     for number in SIGNALS:
         signal.signal(number, forward)
     try:
-        yield came
+        yield received
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
 
 
 def _report_failure(
-    failures: Mapping[int, ProcessFailure], folder: Path, cfg: TrainConfig, asked: Sequence[int]
+    failures: Mapping[int, ProcessFailure], folder: Path, output_dir: str, received: Sequence[int]
 ) -> int:
-    """Tell what made the training end, if the first process has not, and note it in the run.
+    """Print why the run failed, unless the main process has done so, and record it in the run.
 
-    Returns: its exit code.
+    Returns: the exit code of the worker that caused the failure.
     """
     if any(f.exitcode == Stopped.exit_code for f in failures.values()):
         return Stopped.exit_code
-    if asked:
-        return 128 + asked[0]
-    # in the order in which they were seen; what the agent itself ended, or another's end broke, is no cause
-    others = (PeerLost.exit_code, -signal.SIGTERM)
-    causes = {r: f for r, f in failures.items() if f.exitcode not in others} or failures
+    if received:
+        return 128 + received[0]
+    # The failures come in the order in which the agent saw them. A worker that the agent ended, or that lost its
+    # connection to another, is not the cause.
+    consequences = (PeerLost.exit_code, -signal.SIGTERM)
+    causes = {r: f for r, f in failures.items() if f.exitcode not in consequences} or failures
     rank, cause = next(iter(causes.items()))
     if rank or cause.exitcode < 0:
-        said = _failure_text(folder, cause)
-        print(redact(f"process {rank}: {said}"), file=sys.stderr, flush=True)
-        _mark_failed(f"process {rank}: {said.splitlines()[-1]}", cfg)
+        text = _failure_text(folder, cause)
+        print(redact(f"process {rank}: {text}"), file=sys.stderr, flush=True)
+        _mark_failed(output_dir, f"process {rank}: {text.splitlines()[-1]}")
     return 128 - cause.exitcode if cause.exitcode < 0 else cause.exitcode
 
 
 def _failure_text(folder: Path, failure: ProcessFailure) -> str:
-    """Why a process ended, in its own words."""
+    """Why a worker ended, from its captured stderr or its signal."""
     if failure.exitcode < 0:
         return f"was killed by {signal.Signals(-failure.exitcode).name}"
     text = "".join(
@@ -164,9 +169,9 @@ def _failure_text(folder: Path, failure: ProcessFailure) -> str:
     return text[max(start, 0) :][-MAX_ERROR_CHARS:] or f"ended with exit code {failure.exitcode}"
 
 
-def _mark_failed(error: str, cfg: TrainConfig) -> None:
-    """Write the error to the run that the processes made, if they came so far."""
-    for run in runs.all_runs(cfg.output_dir):
+def _mark_failed(output_dir: str, error: str) -> None:
+    """Record the error in the run of these workers, if they have created it."""
+    for run in runs.all_runs(output_dir):
         manifest = run.manifest
         if manifest["process"].get("launcher") == os.getpid() and manifest["status"] != runs.FINISHED:
             run.update(status=runs.FAILED, error=error, ended=runs.now())

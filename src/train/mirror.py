@@ -1,7 +1,7 @@
-"""A copy of a training at s3://bucket/prefix/RUN, made while it goes on, and the way back from there.
+"""Mirror of a run at s3://bucket/prefix/RUN: upload of checkpoints during training, download to resume.
 
-A checkpoint is copied once it is sealed, and its marker last: one without marker, or whose files are not those
-that the marker names, is none. The credentials are those that boto3 finds, as for the `s3` data source.
+A complete checkpoint is uploaded, its marker last: a checkpoint without a marker, or whose files differ from the
+hashes in the marker, is ignored. boto3 finds the credentials, as for the data source `s3`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ COMPLETE = "COMPLETE"
 
 
 class MirrorStore(NamedTuple):
-    """A place in a bucket; keys are relative to it."""
+    """A prefix in a bucket; keys are relative to it."""
 
     client: Any
     bucket: str
@@ -50,7 +50,7 @@ class MirrorStore(NamedTuple):
         return [each["Key"].removeprefix(self.prefix) for page in pages for each in page.get("Contents", [])]
 
     def folders(self) -> list[str]:
-        """What comes before the first slash of a key."""
+        """The distinct parts of the keys before the first slash."""
         pages = self.client.get_paginator("list_objects_v2").paginate(
             Bucket=self.bucket, Prefix=self.prefix, Delimiter="/"
         )
@@ -62,7 +62,7 @@ class MirrorStore(NamedTuple):
 
         try:
             self.client.upload_file(str(file), self.bucket, self.prefix + key)
-        except S3UploadFailedError as error:  # it hides the server's answer in a text
+        except S3UploadFailedError as error:  # its own message hides the server's response
             raise error.__context__ or error from None
 
     def get(self, key: str, file: Path) -> None:
@@ -76,18 +76,18 @@ class MirrorStore(NamedTuple):
         self.client.delete_object(Bucket=self.bucket, Key=self.prefix + key)
 
 
-def open_store(cfg: LoopArgs) -> MirrorStore | None:
-    """The place that `checkpoint_mirror` names, None without one.
+def open_store(args: LoopArgs) -> MirrorStore | None:
+    """The bucket and prefix of the mirror, None without one.
 
-    Raises: ConfigError if it is no such address; DataError if it cannot be listed.
+    Raises: ConfigError if the address is malformed; DataError if the bucket cannot be listed.
     """
-    if cfg.checkpoint_mirror is None:
+    if args.checkpoint_mirror is None:
         return None
-    parts = urlsplit(cfg.checkpoint_mirror)
+    parts = urlsplit(args.checkpoint_mirror)
     if parts.scheme != "s3" or not parts.netloc or "@" in parts.netloc or parts.query or parts.fragment:
         raise ConfigError("checkpoint_mirror is not an address like s3://bucket/prefix", hint="correct it")
     endpoint = (
-        cfg.checkpoint_mirror_endpoint
+        args.checkpoint_mirror_endpoint
         or os.environ.get("AWS_ENDPOINT_URL_S3")
         or os.environ.get("AWS_ENDPOINT_URL")
     )
@@ -99,30 +99,29 @@ def open_store(cfg: LoopArgs) -> MirrorStore | None:
     return store
 
 
-# There
-
-
 class CheckpointMirror:
-    """Copies the checkpoints of one run in the background, the newest first; a copy that fails ends nothing.
+    """Uploads a run in a background thread. A failed upload is logged and does not stop the training.
 
-    One copy is made at a time and one waits; a newer one takes the place of that which waits.
+    One upload runs at a time and one waits; a newer one replaces the waiting one.
     """
 
     def __init__(self, store: MirrorStore, run: Run) -> None:
         self.store, self.run = store, run
-        self.there: dict[str, bytes] = {}  # checkpoint -> its marker, as far as it is known to be whole
+        self.uploaded: dict[str, bytes] = {}  # checkpoint -> its marker, if known to be complete
         self.waiting: Path | None = None
         self.closed = False
         self.change = threading.Condition()
-        self.thread = threading.Thread(target=self._work, daemon=True)  # a second signal does not wait for it
+        self.thread = threading.Thread(
+            target=self._work, daemon=True
+        )  # daemon: a second signal does not wait for it
         self.thread.start()
 
-    def offer(self) -> None:
-        """Have the run copied as it is now."""
+    def copy_now(self) -> None:
+        """Schedule an upload of the current state of the run."""
         try:
-            staged = self._staged()
+            staged = self._stage()
         except OSError as error:
-            log.warning("the checkpoint is not mirrored, the next one will be: %s", error)
+            log.warning("the checkpoint is not mirrored, but the next one will be: %s", error)
             return
         with self.change:
             dropped, self.waiting = self.waiting, staged
@@ -131,16 +130,16 @@ class CheckpointMirror:
             shutil.rmtree(dropped)
 
     def close(self) -> None:
-        """Wait for what is still to be copied, and say there how the run ended."""
+        """Wait for pending uploads, then upload the final manifest."""
         with self.change:
             self.closed = True
             self.change.notify()
         self.thread.join()
-        with self._forgiven(), self.store.errors():
+        with self._log_errors(), self.store.errors():
             self.store.put(self.run.path / "manifest.json", f"{self.run.id}/manifest.json")
 
-    def _staged(self) -> Path:
-        """The run's files as they are now, in a folder of links: the loop changes and removes them meanwhile."""
+    def _stage(self) -> Path:
+        """A folder of links to the current files of the run, which training may change or remove."""
         folder = self.run.path / f".mirror-{uuid.uuid4().hex[:12]}.tmp"
         for name in FILES:
             _copy(self.run.path / name, folder / name)
@@ -159,36 +158,36 @@ class CheckpointMirror:
                 staged, self.waiting = self.waiting, None
             if staged is None:
                 return
-            with self._forgiven(), self.store.errors():
-                self._copy_there(staged)
+            with self._log_errors(), self.store.errors():
+                self._upload(staged)
             shutil.rmtree(staged, ignore_errors=True)
 
     @contextmanager
-    def _forgiven(self) -> Iterator[None]:
+    def _log_errors(self) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # whatever it is, the training matters more
-            said = error.problems[0] if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-            log.warning("not mirrored, to be tried again with the next checkpoint: %s", said)
+        except Exception as error:  # no error of the mirror may stop the training
+            text = error.problems[0] if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            log.warning("not mirrored; the next checkpoint tries again: %s", text)
 
-    def _copy_there(self, staged: Path) -> None:
-        """Make the copy what `staged` holds: the run's own files first, and each marker after what it marks."""
+    def _upload(self, staged: Path) -> None:
+        """Make the mirror equal to `staged`: the files of the run first, the marker of a checkpoint last."""
         plain = [p for p in staged.rglob("*") if p.is_file() and "checkpoints" not in p.relative_to(staged).parts]
         run_parallel(lambda p: self.store.put(p, self._key(staged, p)), plain)
         folders = {marker.parent.name: marker.parent for marker in staged.glob(f"checkpoints/*/{COMPLETE}")}
-        there = self._checkpoints_there()
+        mirrored = self._mirrored_checkpoints()
         for name, folder in sorted(folders.items(), key=lambda item: int(item[0].rpartition("-")[2])):
             marker = (folder / COMPLETE).read_bytes()
-            if name not in there or self._marker_there(name) != marker:
-                self._copy_checkpoint(staged, folder)
-                self.there[name] = marker
-        for name in there - folders.keys():
+            if name not in mirrored or self._mirrored_marker(name) != marker:
+                self._upload_checkpoint(staged, folder)
+                self.uploaded[name] = marker
+        for name in mirrored - folders.keys():
             self._remove(name)
 
-    def _copy_checkpoint(self, staged: Path, folder: Path) -> None:
+    def _upload_checkpoint(self, staged: Path, folder: Path) -> None:
         marker = self._key(staged, folder / COMPLETE)
-        self.there.pop(folder.name, None)
-        self.store.remove(marker)  # of an earlier attempt, whose files these are not
+        self.uploaded.pop(folder.name, None)
+        self.store.remove(marker)  # of an earlier attempt, whose files may differ
         files = [p for p in folder.rglob("*") if p.is_file() and p.name != COMPLETE]
         run_parallel(lambda p: self.store.put(p, self._key(staged, p)), files)
         self.store.put(folder / COMPLETE, marker)
@@ -197,18 +196,18 @@ class CheckpointMirror:
     def _key(self, staged: Path, file: Path) -> str:
         return f"{self.run.id}/{file.relative_to(staged).as_posix()}"
 
-    def _checkpoints_there(self) -> set[str]:
+    def _mirrored_checkpoints(self) -> set[str]:
         return {key.split("/")[2] for key in self.store.keys(f"{self.run.id}/checkpoints/")}
 
-    def _marker_there(self, name: str) -> bytes | None:
-        if name not in self.there and (key := f"{self.run.id}/checkpoints/{name}/{COMPLETE}") in self.store.keys(
-            key
-        ):
-            self.there[name] = self.store.read(key)
-        return self.there.get(name)
+    def _mirrored_marker(self, name: str) -> bytes | None:
+        if name not in self.uploaded and (
+            key := f"{self.run.id}/checkpoints/{name}/{COMPLETE}"
+        ) in self.store.keys(key):
+            self.uploaded[name] = self.store.read(key)
+        return self.uploaded.get(name)
 
     def _remove(self, name: str) -> None:
-        self.there.pop(name, None)
+        self.uploaded.pop(name, None)
         folder = f"{self.run.id}/checkpoints/{name}/"
         self.store.remove(folder + COMPLETE)
         for key in self.store.keys(folder):
@@ -217,7 +216,7 @@ class CheckpointMirror:
 
 @contextmanager
 def mirror_checkpoints(store: MirrorStore | None, run: Run) -> Iterator[CheckpointMirror | None]:
-    """A mirror of the run, if there is a store. Its last copy is waited for, unless nobody wants to wait."""
+    """A mirror of the run, None without a store. Waits for the last upload, except after KeyboardInterrupt."""
     mirror = CheckpointMirror(store, run) if store else None
     try:
         yield mirror
@@ -238,15 +237,12 @@ def _link(file: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(file, target)
-    except OSError:  # a file system without links
+    except OSError:  # the file system has no hard links
         shutil.copyfile(file, target)
 
 
-# And back
-
-
 class MirroredRun(NamedTuple):
-    """A run that is only in the mirror."""
+    """A run that exists only in the mirror."""
 
     store: MirrorStore
     id: str
@@ -254,14 +250,14 @@ class MirroredRun(NamedTuple):
     settings: str  # its config_used.yaml
 
     def fetch(self, root: Path, with_best: bool) -> Run:
-        """Bring the run with its newest whole checkpoint into `root`.
+        """Download the run with its newest complete checkpoint to `root`.
 
         Raises: RunError if it has none.
         """
         with self.store.errors(), atomic_dir(root / self.id) as folder:
             keys = self.store.keys(f"{self.id}/")
             plain = [key for key in keys if "/checkpoints/" not in key]
-            run_parallel(lambda key: self.store.get(key, self._place(folder, key)), plain)
+            run_parallel(lambda key: self.store.get(key, self._local_path(folder, key)), plain)
             write_json(folder / "manifest.json", self.manifest | {"status": runs.INTERRUPTED})
             self._fetch_checkpoint(folder, keys, with_best)
         log.info("run %s was fetched from the mirror", self.id)
@@ -272,29 +268,29 @@ class MirroredRun(NamedTuple):
 
         names = {key.split("/")[2] for key in keys if "/checkpoints/" in key}
         for name in sorted(names, key=lambda name: checkpoint.step_number(Path(name)), reverse=True):
-            found = self._fetched(folder, keys, name)
+            found = self._download(folder, keys, name)
             if checkpoint.is_complete(found) and with_best:
                 best = read_json(found / checkpoint.STATE)["best_global_step"]
                 if best not in (None, checkpoint.step_number(found)):
-                    self._fetched(folder, keys, f"checkpoint-{best}")
+                    self._download(folder, keys, f"checkpoint-{best}")
             if checkpoint.find_newest(folder / "checkpoints", with_best=with_best) == found:
                 return
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         raise RunError(
-            f"run {self.id} has no whole checkpoint in the mirror", hint="resume=never starts a new one"
+            f"run {self.id} has no complete checkpoint in the mirror", hint="resume=never starts a new run"
         )
 
-    def _fetched(self, folder: Path, keys: list[str], name: str) -> Path:
+    def _download(self, folder: Path, keys: list[str], name: str) -> Path:
         files = [key for key in keys if key.startswith(f"{self.id}/checkpoints/{name}/")]
-        run_parallel(lambda key: self.store.get(key, self._place(folder, key)), files)
+        run_parallel(lambda key: self.store.get(key, self._local_path(folder, key)), files)
         return folder / "checkpoints" / name
 
-    def _place(self, folder: Path, key: str) -> Path:
+    def _local_path(self, folder: Path, key: str) -> Path:
         return safe_path(folder, key.removeprefix(f"{self.id}/"))
 
 
 def list_mirrored_runs(store: MirrorStore) -> list[MirroredRun]:
-    """The trainings in the mirror, the newest first."""
+    """The runs in the mirror, newest first."""
     found = []
     with store.errors():
         for name in store.folders():
@@ -303,4 +299,4 @@ def list_mirrored_runs(store: MirrorStore) -> list[MirroredRun]:
                 manifest = json.loads(store.read(f"{name}/manifest.json"))
                 settings = store.read(f"{name}/config_used.yaml").decode()
                 found.append(MirroredRun(store, name, manifest, settings))
-    return sorted(found, key=lambda remote: str(remote.manifest["started"]), reverse=True)
+    return sorted(found, key=lambda run: str(run.manifest["started"]), reverse=True)

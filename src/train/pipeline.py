@@ -1,38 +1,42 @@
-"""The recipe of a training run, top to bottom."""
+"""The recipe of a training run: load rows, tokenize, plan, build the model, train, save.
+
+All modules that import torch are imported inside the functions, so that wrong input is refused before that.
+"""
 
 from __future__ import annotations
 
 import json
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from src import runs
 from src.config import to_yaml
-from src.data import prepare
 from src.data.chat import IDENTITY_FILE, ChatTokenizer
+from src.data.prepare import TrainingRows
 from src.data.store import Example, RowStore, TokenStore
 from src.errors import RunError, Stopped
 from src.model import profile, tasks
 from src.model.source import Source
 from src.runs import Run
 from src.schema import TrainConfig
-from src.train import check_data, launch_plan, mirror, resume
+from src.train import launch_plan, mirror, resume
 from src.train.plan import check_fits, plan_memory, resolve_checkpointing
-from src.train.prepare import PreparedData, build_model, load_rows, prepare_training
+from src.train.prepare import PreparedData, build_model, load_chat, load_rows, tokenize
 from src.utils import environment
 from src.utils.environment import Reasoned
 from src.utils.files import atomic_dir, hash_files, write_json
 from src.utils.logs import log, log_to
 from src.utils.process_info import ProcessInfo, process_info
 
-SET_VALUED_KEYS = {"target_modules", "exclude_modules"}  # of peft's settings, what it holds as sets
+SET_VALUED_KEYS = {"target_modules", "exclude_modules"}  # peft holds these settings as sets
 
 
 class BroadcastState(NamedTuple):
-    """What the first process has prepared for all of them, in a form that can be sent."""
+    """What the main process sends to the others after it has prepared the data."""
 
-    cfg: TrainConfig  # as the plan has settled it
+    cfg: TrainConfig  # with `gradient_checkpointing` resolved
     tokens: Path
     rows: Path
     labels: tuple[str, ...]
@@ -42,169 +46,167 @@ class BroadcastState(NamedTuple):
 
 
 class MainProcessState(NamedTuple):
-    """What only the first process needs, which makes the run directory."""
+    """What only the main process needs: it creates the run directory."""
 
-    ready: PreparedData
+    data: PreparedData
     plan: dict[str, Any] | None
     store: mirror.MirrorStore | None
-    unfinished: list[Run | mirror.MirroredRun]  # that could be gone on with
+    resumable: list[Run | mirror.MirroredRun]
 
 
 def train(cfg: TrainConfig) -> int:
     """Fine-tune `cfg.model_name` on the training files; leave a run directory with the tuned model.
 
-    All that can be refused is refused before the run directory is made, and most of it before torch is
-    imported. Where several processes train, this one starts them, and each of them comes here again.
+    Everything that can be refused is refused before the run directory exists, and most of it before torch is
+    imported. A distributed run launches its processes here, and each of them calls this function again.
     """
-    start = launch_plan.plan_launch(cfg)
-    if start is None:
+    launch = launch_plan.plan_launch(cfg, cfg.cuda_visible_devices)
+    if launch is None:
         return _train(cfg, process_info())
-    if start.node_rank == 0:
+    if launch.node_rank == 0:
         resume.find_resumable(cfg, mirror.open_store(cfg))
         load_rows(cfg)
 
-    from src.train import launcher  # torch starts loading here
+    from src.train import launcher  # imports torch
 
-    return launcher.launch(cfg, start)
+    return launcher.launch(launch, asdict(cfg), cfg.output_dir)
 
 
-def _train(cfg: TrainConfig, now: ProcessInfo) -> int:
-    """The training of this process, alone or with others."""
+def _train(cfg: TrainConfig, info: ProcessInfo) -> int:
+    """The part of one process: the main process prepares the data, and all train together."""
     environment.release_freed_memory()
     device = environment.choose_device(cfg.cuda_visible_devices)
-    prepared = None if now.launched else _prepare(cfg)
+    prepared = None if info.launched else _prepare(cfg)
 
-    from src.train import distributed  # torch and its like are loaded by now, or others wait for this process
+    from src.train import distributed  # torch is imported by now, or other processes are waiting for this one
 
     try:
-        with distributed.process_group(device.value) as where, distributed.ignore_sigterm_on_error():
-            if now.launched and now.is_main:
+        with distributed.process_group(device.value) as local_device, distributed.ignore_sigterm_on_error():
+            if info.launched and info.is_main:
                 prepared = _prepare(cfg)
-            first, mine = prepared or (None, None)
-            shared = distributed.broadcast_from_main(mine)
-            ready = first.ready if first else _open_prepared(shared, device)
-            return _fit_and_save(cfg, shared, now, first, ready._replace(device=Reasoned(where, device.reason)))
+            main, state = prepared or (None, None)
+            shared = distributed.broadcast_from_main(state)
+            data = main.data if main else _open_data(shared, device)
+            data = data._replace(device=Reasoned(local_device, device.reason))
+            return _fit_and_save(cfg, shared.cfg, data, info, main)
     except Stopped:
-        if now.local_rank == 0:  # one voice a machine
+        if info.local_rank == 0:  # one message for each machine
             raise
         return 0
 
 
 def _prepare(cfg: TrainConfig) -> tuple[MainProcessState, BroadcastState]:
+    """Load and tokenize the data, and check that the run fits into memory and disk."""
     store = mirror.open_store(cfg)
-    unfinished = resume.find_resumable(cfg, store)
-    ready = prepare_training(cfg)
-    plan = plan_memory(ready, cfg)
+    resumable = resume.find_resumable(cfg, store)
+    raw = load_rows(cfg)
+    data = tokenize(raw, cfg)
+    plan = plan_memory(data, cfg)
     check_fits(plan, cfg)
-    rows = ready.data.store.folder
+    cfg = resolve_checkpointing(cfg, plan)
     shared = BroadcastState(
-        resolve_checkpointing(cfg, plan),
-        ready.examples.folder,
-        rows,
-        ready.labels,
-        ready.held_out,
-        ready.base,
-        ready.dtype,
+        cfg, data.examples.folder, data.rows.store.folder, data.labels, data.held_out, data.base, data.dtype
     )
-    return MainProcessState(ready, plan and plan.as_dict(), store, unfinished), shared
+    return MainProcessState(data, plan.as_dict() if plan else None, store, resumable), shared
 
 
-def _open_prepared(shared: BroadcastState, device: Reasoned) -> PreparedData:
-    """What is prepared, as the other processes read it.
+def _open_data(shared: BroadcastState, device: Reasoned) -> PreparedData:
+    """Open the data that the main process has prepared.
 
-    Raises: RunError if this machine does not see what the first process has written.
+    Raises: RunError if this machine does not see the files of the main process.
     """
     for folder in (shared.tokens, shared.rows):
         if not folder.is_dir():
             raise RunError(
                 f"{folder} is not on this machine", hint="all machines must share output_dir and cache_dir"
             )
-    data = prepare.TrainingRows([], RowStore(shared.rows), [], [], shared.labels)
-    examples, chat = TokenStore(shared.tokens), check_data.load_chat(shared.base, shared.cfg)
-    return PreparedData(data, shared.base, device, shared.dtype, examples, chat, shared.held_out, shared.labels)
+    rows = TrainingRows([], RowStore(shared.rows), [], [], shared.labels)
+    examples, chat = TokenStore(shared.tokens), load_chat(shared.base, shared.cfg)
+    return PreparedData(rows, shared.base, device, shared.dtype, examples, chat, shared.held_out, shared.labels)
 
 
 def _fit_and_save(
-    asked: TrainConfig,
-    shared: BroadcastState,
-    now: ProcessInfo,
-    first: MainProcessState | None,
-    ready: PreparedData,
+    requested: TrainConfig, cfg: TrainConfig, data: PreparedData, info: ProcessInfo, main: MainProcessState | None
 ) -> int:
-    """Make the model, train it, save it."""
-    from src.train import distributed
+    """Build the model, train it, save it. `requested`: the settings before the plan resolved some of them."""
+    from src.train import distributed, fit
+    from src.train.batch_sampler import Schedule, build_sampler
     from src.train.callbacks import RunRecorder
-    from src.train.fit import BatchStrategy, fit
-    from src.train.training_args import Schedule, build_batch_sampler, build_training_arguments
 
-    cfg, examples, held_out, dtype = shared.cfg, ready.examples, ready.held_out, ready.dtype.value
-    schedule = Schedule.of(len(build_batch_sampler(examples, cfg, now)), cfg)
-    model, base = build_model(ready, cfg, schedule.steps)
-    build_training_arguments(
-        cfg, dtype, schedule, bool(held_out), Path("checkpoints")
-    )  # refused here if at all, both
-    way = BatchStrategy.of(model, ready.chat.tokenizer, cfg, dtype)
-    run, start = distributed.broadcast_from_main(_open_run(asked, cfg, base, first) if first else None)
+    examples, tokenizer, dtype = data.examples, data.chat.tokenizer, data.dtype.value
+    sampler = build_sampler(examples, cfg, cfg.seed, cfg.max_length if cfg.packing else None, info)
+    schedule = Schedule.from_batches(len(sampler), cfg)
+    model, base = build_model(data, cfg, schedule.steps)
+    evaluates = bool(data.held_out)
+    fit.build_training_arguments(cfg, dtype, schedule, evaluates, Path("checkpoints"))  # may raise ConfigError
+    strategy = fit.BatchStrategy.for_model(
+        model, tokenizer, dtype, task=cfg.task, method=cfg.method, speed=cfg, loss=cfg, engine=cfg.distributed
+    )
+    run, start = distributed.broadcast_from_main(_open_run(requested, cfg, base, main) if main else None)
     with (
-        mirror.mirror_checkpoints(first and first.store, run) as copy,
-        run.record_status() if now.is_main else nullcontext(),
+        mirror.mirror_checkpoints(main and main.store, run) as copy,
+        run.record_status() if info.is_main else nullcontext(),
         distributed.ignore_sigterm_on_error(),
     ):
-        figures, weights = fit(
-            model, ready.chat.tokenizer, examples, held_out, cfg, dtype, RunRecorder(run, now.is_main, copy),
-            run.checkpoints, lambda row: ready.data.store.location(examples.row_of(row)), start, way,
+        fit.set_numerics(cfg, cfg.cuda_visible_devices)
+        metrics, weights = fit.fit(
+            model, tokenizer, examples, data.held_out, sampler=sampler, schedule=schedule, strategy=strategy,
+            args=fit.build_training_arguments(cfg, dtype, schedule, evaluates, run.checkpoints), dtype=dtype,
+            loop=cfg, speed=cfg, engine=cfg.distributed, seed=cfg.seed,
+            recorder=RunRecorder(run, info.is_main, copy),
+            locate_row=lambda index: data.rows.store.location(examples.row_of(index)), start=start,
         )  # fmt: skip
-        if now.is_main:
-            save_model(model, ready.chat, run.model, weights)
-            write_json(run.path / "metrics.json", {"train": figures})
-            run.update(model_files=hash_files(run.model))  # by which later damage is seen
+        if info.is_main:
+            save_model(model, data.chat, run.model, weights)
+            write_json(run.path / "metrics.json", {"train": metrics})
+            run.update(model_files=hash_files(run.model))  # to detect later damage
             profile.write(run)
-    log.info("trained in %.0f s, loss %.4f; model in %s", figures["seconds"], figures["train_loss"], run.model)
+    log.info("trained in %.0f s, loss %.4f; model in %s", metrics["seconds"], metrics["train_loss"], run.model)
     return 0
 
 
 def _open_run(
-    asked: TrainConfig, cfg: TrainConfig, base: Source, first: MainProcessState
+    requested: TrainConfig, cfg: TrainConfig, base: Source, main: MainProcessState
 ) -> tuple[Run, Path | None]:
-    """The run directory, new or taken up again, and the checkpoint to start from."""
+    """A new or a resumed run directory, and the checkpoint to start from."""
     from src.train import checkpoint
 
-    facts = _manifest_facts(cfg, base, first.ready)
-    run = resume.resume_first(first.unfinished, facts, asked)
-    run = run or runs.create(cfg.output_dir, "train", to_yaml(asked), facts | {"plan": first.plan})
+    facts = _manifest_facts(cfg, base, main.data)
+    run = resume.resume_first(main.resumable, facts, requested, requested.output_dir)
+    run = run or runs.create(cfg.output_dir, "train", to_yaml(requested), facts | {"plan": main.plan})
     log_to(run.logs)
     log.info("run %s", run.path)
-    write_json(run.path / "data_report.json", first.ready.examples.report)
+    write_json(run.path / "data_report.json", main.data.examples.report)
     return run, checkpoint.find_newest(run.checkpoints, with_best=cfg.load_best_model_at_end)
 
 
 def save_model(model: Any, chat: ChatTokenizer, folder: Path, weights: dict[str, Any] | None = None) -> None:
-    """Write the adapter or full weights with the tokenizer: the whole folder, or nothing of it.
+    """Write the adapter or the full weights with the tokenizer; the folder is complete or absent.
 
-    `weights` are taken in place of the model's own, of which it may hold a part only.
+    `weights`: the full weights of a model that holds a part of them only.
     """
     with atomic_dir(folder) as temporary:
         model.save_pretrained(temporary, **({"state_dict": weights} if weights is not None else {}))
         chat.tokenizer.save_pretrained(temporary)
         write_json(temporary / IDENTITY_FILE, chat.identity)
-        settings = temporary / "adapter_config.json"
-        if settings.exists() and tasks.labels_of(model.config.to_dict()):
-            model.config.save_pretrained(temporary)  # an adapter of a classifier keeps the names of its labels
-        if settings.exists():  # peft lists sets in an order that changes from process to process
-            found = json.loads(settings.read_text(encoding="utf-8"))
+        adapter_config = temporary / "adapter_config.json"
+        if adapter_config.exists() and tasks.labels_of(model.config.to_dict()):
+            model.config.save_pretrained(temporary)  # the adapter of a classifier needs the names of its labels
+        if adapter_config.exists():  # peft writes sets in random order
+            found = json.loads(adapter_config.read_text(encoding="utf-8"))
             found = {k: sorted(v) if k in SET_VALUED_KEYS and isinstance(v, list) else v for k, v in found.items()}
-            write_json(settings, found)
+            write_json(adapter_config, found)
 
 
-def _manifest_facts(cfg: TrainConfig, base: Source, ready: PreparedData) -> dict[str, Any]:
+def _manifest_facts(cfg: TrainConfig, base: Source, data: PreparedData) -> dict[str, Any]:
     return {
         "method": cfg.method,
         "task": cfg.task,
         "base_model": {"name": base.name, "revision": base.revision},
-        "tokenization": ready.chat.identity,
-        "data": ready.data.version | {"files": ready.examples.report["files"]},
+        "tokenization": data.chat.identity,
+        "data": data.rows.version | {"files": data.examples.report["files"]},
         "seed": cfg.seed,
-        "precision": ready.dtype._asdict(),
+        "precision": data.dtype._asdict(),
         "processes": process_info().world_size,
         "code": environment.git_state(),
         "hardware": environment.hardware(cfg.cuda_visible_devices),

@@ -1,4 +1,4 @@
-"""What a training needs, made ready: its data, its tokens, its device; then its model."""
+"""Data and model of a training run: load the rows, tokenize them, build the model. The stage check-data."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from src import runs
+from src.config import to_yaml
 from src.data import loader, prepare, report, task_encoding
 from src.data.chat import ChatTokenizer
 from src.data.encode import EncodingOptions
@@ -17,25 +18,25 @@ from src.errors import ConfigError
 from src.model import methods, tasks
 from src.model.source import Source, is_quantised, locate
 from src.schema import PlanConfig, TrainConfig
-from src.train import check_data
 from src.utils import environment
 from src.utils.environment import Reasoned
+from src.utils.files import write_json, write_text
 from src.utils.logs import log
 from src.utils.process_info import OPTIONAL, block_imports, freeze_gc
 
 
 class RawData(NamedTuple):
-    """What is known without torch: the rows as texts, those of the dev split, and where the model is."""
+    """What is known without torch: the training rows and dev rows as text, and where the base model is."""
 
-    data: prepare.TrainingRows
+    rows: prepare.TrainingRows
     dev: list[Row]
     base: Source
 
 
 class PreparedData(NamedTuple):
-    """Everything but the model. `examples` are trained on, `held_out` are for the evaluation loss."""
+    """All that a run needs except the model. `held_out` are the examples of the evaluation loss."""
 
-    data: prepare.TrainingRows
+    rows: prepare.TrainingRows
     base: Source
     device: Reasoned
     dtype: Reasoned
@@ -46,51 +47,60 @@ class PreparedData(NamedTuple):
 
 
 def load_rows(cfg: TrainConfig) -> RawData:
-    """Refuse what can be refused before torch is imported."""
+    """Load and check the data files, and locate the base model, without importing torch.
+
+    Raises: UserError for everything that can be refused without a tokenizer.
+    """
     environment.release_freed_memory()
     runs.check_writable(cfg.output_dir)
-    data = prepare.load_training_rows(cfg)
-    prepare.refuse_bad_rows(data, cfg)
-    dev = _read_dev_rows(cfg, data.labels)
+    rows = prepare.load_training_rows(cfg)
+    prepare.refuse_bad_rows(rows, cfg)
+    dev = _read_dev_rows(cfg, rows.labels)
     base = locate(cfg.model_name, cfg.model_revision)
     tasks.check_source(base, cfg.task, cfg.max_length, cfg.method)
     methods.check_base(base, cfg.method)
-    return RawData(data, dev, base)
+    return RawData(rows, dev, base)
 
 
-def prepare_training(
-    cfg: TrainConfig, device: Reasoned | None = None, dtype: Reasoned | None = None
+def tokenize(
+    raw: RawData, cfg: TrainConfig, device: Reasoned | None = None, dtype: Reasoned | None = None
 ) -> PreparedData:
-    """Refuse what can be refused, most of it before torch is imported; then tokenise the rows."""
-    data, dev, base = load_rows(cfg)
+    """Choose the device and the precision if they are not given, and tokenize the rows.
+
+    Raises: DataError if the data report has a finding that the settings refuse.
+    """
+    rows, dev, base = raw
     device = device or environment.choose_device(cfg.cuda_visible_devices)
     dtype = dtype or environment.choose_dtype(cfg.bf16, cfg.cuda_visible_devices)
-    log.info("%s usable rows in %d files; base model %s", f"{len(data.store):,}", len(data.store.files), base.name)
+    log.info("%s usable rows in %d files; base model %s", f"{len(rows.store):,}", len(rows.store.files), base.name)
     tf32 = environment.choose_tf32(cfg.tf32, cfg.cuda_visible_devices)
     kernels = environment.choose_kernels(cfg.use_liger_kernel, cfg.cuda_visible_devices, device.value)
     log.info("device %s; precision %s; TF32 %s; kernels %s", device, dtype, tf32, kernels)
     block_imports(*_unused_packages(cfg, base))
-    examples, chat = check_data.tokenize(data, base, cfg)  # transformers, torch and their like start loading here
+    examples, chat = _tokenize_rows(rows, base, cfg)  # imports transformers and torch
     print_report(examples, chat, cfg.max_length)
     report.refuse_findings(examples.report, cfg)
     labels = tuple(examples.report.get("labels", ()))
     held_out = _encode_dev_rows(dev, chat, prepare.encoding_options(cfg, labels))
-    return PreparedData(data, base, device, dtype, examples, chat, held_out, labels)
+    return PreparedData(rows, base, device, dtype, examples, chat, held_out, labels)
 
 
-def build_model(ready: PreparedData, cfg: TrainConfig, steps: int) -> tuple[Any, Source]:
-    """The base model with the method applied for so many steps, and its source with the revision resolved."""
-    from src.model import adapters, load  # torch and its like
+def build_model(data: PreparedData, cfg: TrainConfig, steps: int) -> tuple[Any, Source]:
+    """The base model with the tuning method applied, and its source with the resolved revision.
+
+    `steps`: optimizer steps of the run, which some methods schedule by.
+    """
+    from src.model import adapters, load  # imports torch
 
     load.seed_everything(cfg.seed)
     model, base = load.load_base(
-        ready.base, ready.dtype.value, ready.device.value,
+        data.base, data.dtype.value, data.device.value,
         four_bit=methods.METHODS[cfg.method].four_bit, trust_remote_code=cfg.trust_remote_code,
-        task=cfg.task, labels=ready.labels,
+        task=cfg.task, labels=data.labels,
     )  # fmt: skip
     tasks.check_method(model.config.to_dict(), cfg.task, cfg.method, model.untrained_modules)
-    if ready.labels:
-        load.pad_alike(model, ready.chat.tokenizer)
+    if data.labels:
+        load.pad_alike(model, data.chat.tokenizer)
     load.seed_everything(cfg.seed)
     model = adapters.apply(model, cfg, base, steps=steps, task=cfg.task)
     trainable, total = adapters.trainable_parameters(model)
@@ -100,24 +110,70 @@ def build_model(ready: PreparedData, cfg: TrainConfig, steps: int) -> tuple[Any,
     return model, base
 
 
+def check_data(cfg: TrainConfig) -> int:
+    """Print which data a run with these settings trains on, and write the report to OUTPUT_DIR/checks.
+
+    Raises: what that run would refuse, after the report is written.
+    """
+    runs.check_writable(cfg.output_dir)
+    rows = prepare.load_training_rows(cfg)
+    base = locate(cfg.model_name, cfg.model_revision)
+    tasks.check_source(base, cfg.task, cfg.max_length)
+    examples, chat = _tokenize_rows(rows, base, cfg)
+    folder = runs.new_folder(Path(cfg.output_dir) / "checks")
+    write_text(folder / "config_used.yaml", to_yaml(cfg))
+    write_json(folder / "data_report.json", examples.report)
+    print_report(examples, chat, cfg.max_length)
+    log.info("report in %s", folder / "data_report.json")
+    prepare.refuse_bad_rows(rows, cfg)
+    report.refuse_findings(examples.report, cfg)
+    return 0
+
+
+def load_chat(base: Source, cfg: TrainConfig) -> ChatTokenizer:
+    """The tokenizer of the base model, with a chat template if the task needs one."""
+    from src.model.tokenizer import load_tokenizer
+
+    templated = tasks.TASKS[cfg.task].templated
+    return ChatTokenizer(
+        load_tokenizer(base.location, cfg.model_revision, cfg.trust_remote_code, templated=templated)
+    )
+
+
+def _tokenize_rows(rows: prepare.TrainingRows, base: Source, cfg: TrainConfig) -> tuple[TokenStore, ChatTokenizer]:
+    from src.model.tokenizer import load_config  # imports transformers
+
+    config = load_config(base.location, cfg.model_revision, cfg.trust_remote_code).to_dict()
+    tasks.check(config, base.name, cfg.task, cfg.max_length)  # tasks.check_source knows only local models
+    chat = load_chat(base, cfg)
+    rows = rows._replace(labels=tasks.labels_for(rows.labels, config)) if rows.labels else rows
+    return prepare.tokenize(rows, chat, cfg), chat
+
+
 def _unused_packages(cfg: TrainConfig, base: Source) -> list[str]:
-    """Large packages that this training does not need."""
-    in_bits = methods.METHODS[cfg.method].four_bit or is_quantised(base) is not False
-    in_bits = in_bits or "8bit" in cfg.optim or "paged" in cfg.optim
-    in_bits = in_bits or isinstance(cfg, PlanConfig) or cfg.memory_gb is not None  # which looks at qlora as well
-    unused = [*OPTIONAL, *([] if in_bits else ["bitsandbytes"])]
+    """Large optional packages that this run does not need."""
+    bitsandbytes = (
+        methods.METHODS[cfg.method].four_bit
+        or is_quantised(base) is not False
+        or "8bit" in cfg.optim
+        or "paged" in cfg.optim
+        or isinstance(cfg, PlanConfig)  # the planner considers qlora as well
+        or cfg.memory_gb is not None
+    )
+    unused = [*OPTIONAL, *([] if bitsandbytes else ["bitsandbytes"])]
     return [package for package in unused if package not in cfg.report_to]
 
 
 def _read_dev_rows(cfg: TrainConfig, labels: Sequence[str]) -> list[Row]:
-    """The dev split, for the evaluation loss; none where there is no such file.
+    """The rows of the dev split for the evaluation loss; empty if the file does not exist.
 
-    Raises: DataError if a row of it cannot be read, or has a label that is not one of `labels`.
+    Raises: DataError if a row cannot be read, or has a label that is not in `labels`; ConfigError if a setting
+        needs the evaluation loss and the file does not exist.
     """
     path = Path(cfg.eval_path) / "dev.jsonl"
     if not path.is_file() and (cfg.load_best_model_at_end or cfg.early_stopping_patience):
-        what = "load_best_model_at_end" if cfg.load_best_model_at_end else "early_stopping_patience"
-        raise ConfigError(f"{what} needs an evaluation loss, and {path} does not exist", hint="set eval_path")
+        setting = "load_best_model_at_end" if cfg.load_best_model_at_end else "early_stopping_patience"
+        raise ConfigError(f"{setting} needs an evaluation loss, and {path} does not exist", hint="set eval_path")
     if not path.is_file():
         log.warning("%s does not exist: no evaluation loss", path)
         return []
@@ -127,13 +183,14 @@ def _read_dev_rows(cfg: TrainConfig, labels: Sequence[str]) -> list[Row]:
     return rows
 
 
-def _encode_dev_rows(rows: Sequence[Row], chat: ChatTokenizer, rules: EncodingOptions) -> list[Example]:
-    """Rows for the evaluation loss; what does not fit is said."""
-    found: list[Example] = []
-    rules = rules._replace(train_on="completion", on_overlength="reject")
-    for row, encoded in zip(rows, task_encoding.TASK_ENCODINGS[rules.task].encode(rows, chat, rules), strict=True):
+def _encode_dev_rows(rows: Sequence[Row], chat: ChatTokenizer, options: EncodingOptions) -> list[Example]:
+    """The examples of the evaluation loss; a warning names each row that does not fit."""
+    examples: list[Example] = []
+    options = options._replace(train_on="completion", on_overlength="reject")
+    encode = task_encoding.TASK_ENCODINGS[options.task].encode
+    for row, encoded in zip(rows, encode(rows, chat, options), strict=True):
         if isinstance(encoded, RowError):
             log.warning("left out of the evaluation loss: %s:%d %s", row.file, row.line, encoded.detail)
         else:
-            found += encoded.examples
-    return found
+            examples += encoded.examples
+    return examples

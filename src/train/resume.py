@@ -1,4 +1,4 @@
-"""Which run a training goes on with: decided before anything heavy is loaded."""
+"""The run that a training command resumes. Imports no torch, so a refusal comes early."""
 
 from __future__ import annotations
 
@@ -14,115 +14,111 @@ from src.aliases import current_settings
 from src.config import to_yaml
 from src.errors import RunError
 from src.runs import Run
-from src.schema import TrainConfig
+from src.schema import LoopArgs, TrainConfig
 from src.train import mirror
 from src.utils.logs import log
 
-# Settings that change nothing of what is learnt.
+# Settings that may differ when a run resumes: they do not change the trained weights.
 NEUTRAL_KEYS = {
     "resume", "output_dir", "artifacts_dir", "cache_dir", "num_proc", "report_to", "checkpoint_mirror",
     "checkpoint_mirror_endpoint", "save_total_limit", "save_steps", "logging_steps", "num_processes", "num_nodes",
     "node_rank", "master_addr", "master_port", "memory_gb", "force",
 }  # fmt: skip
-IDENTITY_FACTS = (
-    "method",
-    "base_model",
-    "tokenization",
-    "data",
-    "precision",
-    "processes",
-    "packages",
-)  # of the manifest
+# Parts of the manifest that must be equal when a run resumes.
+IDENTITY_FACTS = ("method", "base_model", "tokenization", "data", "precision", "processes", "packages")
 MAX_SETTINGS_SHOWN = 3
-NUMERIC_PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")  # of the packages
+NUMERIC_PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")  # compared in `packages`
 
 
 def find_resumable(cfg: TrainConfig, store: mirror.MirrorStore | None = None) -> list[Run | mirror.MirroredRun]:
-    """The runs that could be gone on with, the newest first; none for a new one.
+    """The runs that the command may resume, newest first, runs of the mirror `store` last; empty for a new run.
 
-    Those in the mirror, `store`, come after those that are here.
-    Raises: RunError if `resume` names one that cannot be gone on with, or whose settings were others.
+    Raises: RunError if `resume` names a run that cannot be resumed, or that has different settings.
     """
     if cfg.resume == "never":
         return []
     if cfg.resume == "auto":
-        here = {path.name for path in (Path(cfg.output_dir) / "runs").glob("*")}
-        there = [run for run in mirror.list_mirrored_runs(store) if run.id not in here] if store else []
-        return _resumable_with([*runs.training_runs(cfg.output_dir), *there], cfg)
-    run = _find_named(cfg, store)
+        local = {path.name for path in (Path(cfg.output_dir) / "runs").glob("*")}
+        mirrored = [run for run in mirror.list_mirrored_runs(store) if run.id not in local] if store else []
+        return _with_equal_settings([*runs.training_runs(cfg.output_dir), *mirrored], cfg)
+    run = _find_named(cfg.resume, cfg.output_dir, store)
     if reason := _blocked_reason(run, by_name=True):
-        raise _refusal(run, reason, cfg)
-    if differing := _changed_settings(run, cfg):
+        raise _refusal(run, reason, cfg.resume)
+    if differences := _setting_differences(run, cfg):
         raise RunError(
-            *(f"resume={cfg.resume}: {each}" for each in differing),
-            hint="a training goes on with its own settings; resume=never starts a new one",
+            *(f"resume={cfg.resume}: {each}" for each in differences),
+            hint="a run resumes with its own settings; resume=never starts a new run",
         )
     return [run]
 
 
 def resume_first(
-    found: Sequence[Run | mirror.MirroredRun], facts: Mapping[str, Any], cfg: TrainConfig
+    candidates: Sequence[Run | mirror.MirroredRun], facts: Mapping[str, Any], args: LoopArgs, output_dir: str
 ) -> Run | None:
-    """Reopen the first of the runs `found` that was begun with what there is now, and that nobody else trains.
+    """Reopen the first candidate that was started with the same `facts` and that no other process trains.
 
-    Raises: RunError if there is none, and the run was asked for by name.
+    Raises: RunError if there is none, and `resume` names the run.
     """
-    for run in found:
-        reason = _changed_facts(run, facts) or _claim(run, cfg)
+    for run in candidates:
+        reason = _fact_differences(run, facts) or _claim(run, args, output_dir)
         if isinstance(reason, Run):
             return reason
-        if cfg.resume != "auto":
-            raise _refusal(run, reason, cfg)
-        log.info("not going on with run %s: it %s", run.id, reason)
+        if args.resume != "auto":
+            raise _refusal(run, reason, args.resume)
+        log.info("not resuming run %s: it %s", run.id, reason)
     return None
 
 
-def _claim(run: Run | mirror.MirroredRun, cfg: TrainConfig) -> Run | str:
-    """The run, held and open again, or why it cannot be."""
+def _claim(run: Run | mirror.MirroredRun, args: LoopArgs, output_dir: str) -> Run | str:
+    """Lock and reopen the run, downloaded if necessary. Returns: the run, or why it cannot be resumed."""
     if isinstance(run, mirror.MirroredRun):
         try:
-            run = run.fetch(Path(cfg.output_dir) / "runs", cfg.load_best_model_at_end)
+            run = run.fetch(Path(output_dir) / "runs", args.load_best_model_at_end)
         except RunError as error:
-            return f"cannot be fetched: {error.problems[0]}"
+            return f"cannot be downloaded: {error.problems[0]}"
     if not run.lock():
         return "is being trained by another process"
-    if reason := _blocked_reason(run, by_name=cfg.resume != "auto"):  # since it was found
+    if reason := _blocked_reason(run, by_name=args.resume != "auto"):  # it may have changed since find_resumable
         run.unlock()
         return reason
     run.reopen()
     return run
 
 
-def _refusal(run: Run | mirror.MirroredRun, reason: str, cfg: TrainConfig) -> RunError:
-    return RunError(f"resume={cfg.resume}: run {run.id} {reason}", hint="resume=never starts a new one")
+def _refusal(run: Run | mirror.MirroredRun, reason: str, resume: str) -> RunError:
+    return RunError(f"resume={resume}: run {run.id} {reason}", hint="resume=never starts a new run")
 
 
-def _resumable_with(known: Sequence[Run | mirror.MirroredRun], cfg: TrainConfig) -> list[Run | mirror.MirroredRun]:
-    """Those with these settings that ended before their time; why the newest is none, if there is none."""
+def _with_equal_settings(
+    known: Sequence[Run | mirror.MirroredRun], cfg: TrainConfig
+) -> list[Run | mirror.MirroredRun]:
+    """The unfinished runs with the settings of `cfg`. If there is none, the log says why the newest is not."""
     found, others = [], []
     for run in known:
         reason = _blocked_reason(run)
-        if reason is None and (differing := _changed_settings(run, cfg)):
-            reason = f"had other settings: {'; '.join(differing[:MAX_SETTINGS_SHOWN])}"
+        if reason is None and (differences := _setting_differences(run, cfg)):
+            reason = f"had other settings: {'; '.join(differences[:MAX_SETTINGS_SHOWN])}"
         if reason is None:
             found.append(run)
         elif run.manifest["status"] != runs.FINISHED:
-            others.append(f"not going on with run {run.id}: it {reason}")
+            others.append(f"not resuming run {run.id}: it {reason}")
     if others and not found:
         log.info(others[0])
     return found
 
 
-def _changed_facts(run: Run | mirror.MirroredRun, facts: Mapping[str, Any]) -> str | None:
-    """What the run was begun with that is another now: its data and base model above all."""
+def _fact_differences(run: Run | mirror.MirroredRun, facts: Mapping[str, Any]) -> str | None:
+    """The facts of the manifest that differ now: data and base model above all."""
     before, now = run.manifest, dict(facts)
     changed = [
-        key for key in IDENTITY_FACTS if _comparable(key, before.get(key)) != _comparable(key, now.get(key))
+        key
+        for key in IDENTITY_FACTS
+        if _comparable_fact(key, before.get(key)) != _comparable_fact(key, now.get(key))
     ]
-    return f"was begun with another {', '.join(changed).replace('_', ' ')}" if changed else None
+    return f"was started with another {', '.join(changed).replace('_', ' ')}" if changed else None
 
 
-def _comparable(key: str, fact: Any) -> Any:
+def _comparable_fact(key: str, fact: Any) -> Any:
     if key == "packages" and isinstance(fact, Mapping):
         return {name: fact.get(name) for name in NUMERIC_PACKAGES}
     if key == "precision" and isinstance(fact, Mapping):
@@ -130,40 +126,40 @@ def _comparable(key: str, fact: Any) -> Any:
     return fact
 
 
-def _find_named(cfg: TrainConfig, store: mirror.MirrorStore | None) -> Run | mirror.MirroredRun:
-    """The run that `resume` names, here or else in the mirror."""
+def _find_named(resume: str, output_dir: str, store: mirror.MirrorStore | None) -> Run | mirror.MirroredRun:
+    """The run that `resume` names, on this machine or else in the mirror."""
     try:
-        return runs.find_training(cfg.resume, cfg.output_dir)
+        return runs.find_training(resume, output_dir)
     except RunError as error:
-        here = {run.id for run in runs.all_runs(cfg.output_dir)}
-        there = [run for run in mirror.list_mirrored_runs(store) if run.id not in here] if store else []
-        beginning = "" if cfg.resume == "latest" else Path(cfg.resume).name
-        found = [run for run in there if run.id.startswith(beginning)]
-        found = [run for run in found if run.id == beginning] or found
-        if len(found) == 1 or (found and cfg.resume == "latest"):
+        local = {run.id for run in runs.all_runs(output_dir)}
+        mirrored = [run for run in mirror.list_mirrored_runs(store) if run.id not in local] if store else []
+        prefix = "" if resume == "latest" else Path(resume).name
+        found = [run for run in mirrored if run.id.startswith(prefix)]
+        found = [run for run in found if run.id == prefix] or found
+        if len(found) == 1 or (found and resume == "latest"):
             return found[0]
-        raise RunError(f"resume={cfg.resume}: {error.problems[0]}", hint=error.hint) from None
+        raise RunError(f"resume={resume}: {error.problems[0]}", hint=error.hint) from None
 
 
 def _blocked_reason(run: Run | mirror.MirroredRun, by_name: bool = False) -> str | None:
-    """Why a run cannot be gone on with.
+    """Why a run cannot be resumed.
 
-    Of a run on another host it cannot be seen whether it is alive. Whoever names it is believed that it is
-    not, as far as its lock is free.
+    Whether a process on another host is alive cannot be seen. A run that is named counts as dead if its lock is
+    free.
     """
     manifest = run.manifest
     if manifest["status"] == runs.FINISHED:
         return "is finished"
-    elsewhere = manifest["process"]["host"] != socket.gethostname()
-    if isinstance(run, Run) and run.status == runs.RUNNING and not (by_name and elsewhere):
+    other_host = manifest["process"]["host"] != socket.gethostname()
+    if isinstance(run, Run) and run.status == runs.RUNNING and not (by_name and other_host):
         return f"is being trained by process {manifest['process']['pid']} on {manifest['process']['host']}"
     if not manifest.get("resumable", True):
-        return f"would end in the same way: {manifest.get('error')}"
+        return f"would fail in the same way: {manifest.get('error')}"
     return None
 
 
-def _changed_settings(run: Run | mirror.MirroredRun, cfg: TrainConfig) -> list[str]:
-    """`lr was 0.001 and is 0.002` for every setting that is another than the run's."""
+def _setting_differences(run: Run | mirror.MirroredRun, cfg: TrainConfig) -> list[str]:
+    """`lr was 0.001 and is 0.002` for every setting that differs from the run's."""
     if isinstance(run, mirror.MirroredRun):
         text = run.settings
     elif (path := run.path / "config_used.yaml").is_file():
@@ -177,8 +173,8 @@ def _changed_settings(run: Run | mirror.MirroredRun, cfg: TrainConfig) -> list[s
 
 
 def _comparable_settings(text: str) -> dict[str, Any]:
-    """A configuration as data, its references left as they are."""
+    """A configuration as data, with unresolved references, and GPUs as their number: any of them will do."""
     read: Any = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
     found = current_settings(read)
     devices = str(found.get("cuda_visible_devices") or "")
-    return found | {"cuda_visible_devices": len(devices.split(",")) if devices else 0}  # whichever they are
+    return found | {"cuda_visible_devices": len(devices.split(",")) if devices else 0}

@@ -1,4 +1,4 @@
-"""Stopping a training from outside: a signal, or a file, and what is left behind by it."""
+"""Requests to a running training: stop after a signal, save a checkpoint when a file appears."""
 
 from __future__ import annotations
 
@@ -17,74 +17,73 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopRequest:
-    """What was asked of a running training, as a context that listens.
+    """A context manager that handles SIGTERM, SIGINT and the file RUN/checkpoint-now.
 
-    The first SIGTERM or SIGINT asks to finish the step, save a checkpoint and end; the second ends at once, except
-    for a SIGTERM in a job of Slurm.
-    A file RUN/checkpoint-now asks for a checkpoint and is removed. Devices agree before each step, so that
-    all of them end after the same one.
+    The first signal requests that the run ends after the current step and a checkpoint. The second ends the
+    process at once, except for SIGTERM in a Slurm job. The file requests a checkpoint, which removes the file.
+    The processes of a distributed run agree on the requests before each step, so that all end after the same one.
     """
 
-    def __init__(self, run: Path, several: bool = False) -> None:
+    def __init__(self, run: Path, distributed: bool = False) -> None:
         self.file = run / CHECKPOINT_NOW
-        self.several = several
-        self.by: str | None = None  # the signal that came
+        self.distributed = distributed
+        self.signal_name: str | None = None
         self.agreed = [False, False]  # to stop, to save
 
     def __enter__(self) -> StopRequest:
-        self.before: dict[Any, Any] = {}
-        if threading.current_thread() is threading.main_thread():  # signals are the main thread's
-            self.before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        self.handlers_before: dict[Any, Any] = {}
+        if threading.current_thread() is threading.main_thread():  # only it may set handlers
+            self.handlers_before = {number: signal.signal(number, self._handle) for number in SIGNALS}
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self.before.items():
+        for number, handler in self.handlers_before.items():
             signal.signal(number, handler)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.by is None:
-            self.by = signal.Signals(number).name
-            if not self.several:  # else once all agree: what ends another process may end this one too
-                # not through the log: its streams may be in the middle of a line, which no handler may enter
-                os.write(2, f"{self._promise}\n".encode())
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.signal_name is None:
+            self.signal_name = signal.Signals(number).name
+            if not self.distributed:  # else `agree` logs it: the signal of one process may reach the others, too
+                # os.write and not the log: a signal handler must not enter a stream that is writing a line
+                os.write(2, f"{self._announcement}\n".encode())
             return
         if number == signal.SIGTERM and "SLURM_JOB_ID" in os.environ:
-            return  # Slurm sends one signal by several ways, and itself ends what takes too long
-        for each, handler in self.before.items():
+            return  # Slurm delivers one signal in several ways, and kills a job that takes too long
+        for each, handler in self.handlers_before.items():
             signal.signal(each, handler)
-        os.kill(os.getpid(), number)  # to whom it was before
+        os.kill(os.getpid(), number)  # for the handler before
 
-    def flags(self) -> list[bool]:
-        """What this process was asked, for `agree`: to stop, to save."""
-        return [self.by is not None, self.file.exists()]
+    def local_flags(self) -> list[bool]:
+        """The requests to this process, for `agree`: to stop, to save."""
+        return [self.signal_name is not None, self.file.exists()]
 
     def agree(self, flags: list[bool]) -> None:
-        """Take what the processes together were asked."""
-        if self.several and flags[0] and not self.agreed[0]:
-            log.warning(self._promise)
+        """Accept the requests to all processes together."""
+        if self.distributed and flags[0] and not self.agreed[0]:
+            log.warning(self._announcement)
         self.agreed = flags
 
     @property
-    def _promise(self) -> str:
-        by = self.by or "another process was stopped"
-        return f"{by}: finishing the step and saving a checkpoint; once more stops at once"
+    def _announcement(self) -> str:
+        cause = self.signal_name or "another process was stopped"
+        return f"{cause}: finishing the step and saving a checkpoint; a second signal stops at once"
 
     @property
-    def to_stop(self) -> bool:
-        return self.agreed[0] if self.several else self.by is not None
+    def stop_requested(self) -> bool:
+        return self.agreed[0] if self.distributed else self.signal_name is not None
 
     @property
-    def to_save(self) -> bool:
-        return self.to_stop or (self.agreed[1] if self.several else self.file.exists())
+    def save_requested(self) -> bool:
+        return self.stop_requested or (self.agreed[1] if self.distributed else self.file.exists())
 
-    def saved(self) -> None:
+    def on_saved(self) -> None:
         self.file.unlink(missing_ok=True)
 
-    def refuse_if_stopped(self, step: int, steps: int) -> None:
-        """Raises: Stopped if the training was ended before its last step."""
-        if self.to_stop and step < steps:
+    def raise_if_stopped(self, step: int, steps: int) -> None:
+        """Raises: Stopped if the run was stopped before its last step."""
+        if self.stop_requested and step < steps:
             when = f"after step {step} of {steps}, with a checkpoint" if step else "before its first step"
             raise Stopped(
-                f"stopped by {self.by or 'another process'} {when}",
-                hint="the same command goes on from there",
+                f"stopped by {self.signal_name or 'another process'} {when}",
+                hint="the same command resumes from there",
             )

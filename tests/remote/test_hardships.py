@@ -125,7 +125,7 @@ def test_a_run_outlives_its_client_and_goes_on_after_a_reboot(
         assert done.returncode == 75 and f"make ssh-train resume={id}" in done.stderr
         done = person("ssh-train", *words(world), f"resume={id}", **ONE_THREAD)
     assert done.returncode == 0, done.stderr
-    assert "going on after" in done.stdout
+    assert "resuming after" in done.stdout
     assert remote.run.name == id
     assert adapter(remote.run) == here
     again = [p.name for p in (remote.project / "outputs/remote/jobs").iterdir()]

@@ -22,9 +22,10 @@ from src.model.source import locate
 from src.model.tokenizer import load_tokenizer
 from src.runs import Run
 from src.schema import TrainConfig
+from src.train.batch_sampler import Schedule
 from src.train.checkpoint import COMPLETE
 from src.train.collators import PackedCollator, PaddingCollator
-from src.train.training_args import Schedule, build_training_arguments
+from src.train.fit import build_training_arguments
 from tests.fixtures import ANSWER, TRAINED_ON, World, chat, curves, jsonl
 
 pytest_plugins = ["tests.fixtures"]
@@ -208,7 +209,7 @@ def test_packing_and_padding_do_not_go_together(world: World, capsys: pytest.Cap
     [
         (["loss=weighted"], "loss=weighted with class_weights"),
         (["class_weights={a: 2}"], "class_weights and loss=weighted need each other"),
-        (["loss=weighted", "class_weights={no such word: 2}"], "'no such word' is no label, or not one token"),
+        (["loss=weighted", "class_weights={no such word: 2}"], "'no such word' is neither a label nor one token"),
     ],
 )
 def test_weights_are_those_of_a_weighted_loss_and_of_classes_that_exist(

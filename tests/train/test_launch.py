@@ -13,9 +13,7 @@ from safetensors.torch import load_file
 
 from src import runs
 from src.runs import Run
-from src.schema import TrainConfig
 from src.train import checkpoint, launcher
-from src.train.launch_plan import LaunchPlan
 from src.utils.files import sha256
 from tests.fixtures import World, curves
 from tests.train.several import PATIENCE, TWO, Start, ended, samples, until
@@ -75,7 +73,7 @@ def test_a_training_of_two_processes_goes_on_after_a_signal_and_after_a_kill(wor
     code, said = ended(stopped)
     assert code == 75, said
     assert "finishing the step and saving a checkpoint" in said
-    assert said.count("the same command goes on from there") == 1
+    assert said.count("the same command resumes from there") == 1
     assert run.status == runs.INTERRUPTED
     newest = checkpoint.find_newest(run.checkpoints)
     assert newest is not None and checkpoint.step_number(newest) == samples(run)[-1]["step"]
@@ -90,7 +88,7 @@ def test_a_training_of_two_processes_goes_on_after_a_signal_and_after_a_kill(wor
 
     code, said = ended(fork(*LONG, *elsewhere))
     assert code == 0, said
-    assert "going on after step" in said
+    assert "resuming after step" in said
     assert [r.id for r in there.runs] == [run.id]
     assert samples(run) == samples(whole)
     assert sha256(adapter(run)) == sha256(adapter(whole))
@@ -148,6 +146,6 @@ def test_what_every_process_refuses_is_said_once(world: World, fork: Start) -> N
 
 def test_the_name_of_a_run_is_for_the_processes_of_the_first_training(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(runs.RUN_ID, "one")
-    with launcher._worker_environment(TrainConfig(), LaunchPlan(processes=2)):
+    with launcher._worker_environment({}, processes=2):
         assert os.environ[runs.RUN_ID] == "one"
     assert runs.RUN_ID not in os.environ

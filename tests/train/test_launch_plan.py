@@ -15,8 +15,8 @@ from src.config import load
 from src.errors import ConfigError
 from src.schema import TrainConfig
 from src.stages import STAGES
-from src.train import launch_plan, slurm
-from src.train.launch_plan import LaunchPlan
+from src.train import launch_plan
+from src.train.launch_plan import LaunchPlan, expand_hosts, slurm_step
 from src.utils.process_info import (
     ProcessInfo,
     inherited_settings,
@@ -54,9 +54,14 @@ def config(**settings: Any) -> TrainConfig:
     return found
 
 
+def planned(**settings: Any) -> LaunchPlan | None:
+    cfg = config(**settings)
+    return launch_plan.plan_launch(cfg, cfg.cuda_visible_devices)
+
+
 def refused(**settings: Any) -> str:
     with pytest.raises(ConfigError) as caught:
-        launch_plan.plan_launch(config(**settings))
+        planned(**settings)
     return str(caught.value)
 
 
@@ -65,32 +70,32 @@ def refused(**settings: Any) -> str:
 
 def test_on_a_cpu_one_process_trains_by_itself_unless_more_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch_plan, "cores", lambda: 2)
-    assert launch_plan.plan_launch(config()) is None
-    assert launch_plan.plan_launch(config(num_processes=1)) is None
-    assert launch_plan.plan_launch(config(num_processes=2)) == LaunchPlan(2)
+    assert planned() is None
+    assert planned(num_processes=1) is None
+    assert planned(num_processes=2) == LaunchPlan(2)
     assert refused(num_processes=3) == (
         "num_processes=3, but this machine has no GPU of cuda_visible_devices='' and 2 cores; "
-        "set num_processes to that at most"
+        "set num_processes to 2 or less"
     )
 
 
 def test_every_gpu_that_is_named_gets_a_process(gpus: None) -> None:
-    assert launch_plan.plan_launch(config(cuda_visible_devices="0")) is None
-    assert launch_plan.plan_launch(config(cuda_visible_devices="0,1")) == LaunchPlan(2)
-    assert launch_plan.plan_launch(config(cuda_visible_devices="0,1,2,3", num_processes=4)) == LaunchPlan(4)
+    assert planned(cuda_visible_devices="0") is None
+    assert planned(cuda_visible_devices="0,1") == LaunchPlan(2)
+    assert planned(cuda_visible_devices="0,1,2,3", num_processes=4) == LaunchPlan(4)
     for wrong in (1, 3):
         told = refused(cuda_visible_devices="0,1", num_processes=wrong)
         assert told.startswith(f"num_processes={wrong}, but cuda_visible_devices=0,1 names 2 GPUs; ")
 
 
 def test_an_engine_that_shares_out_memory_is_started_by_a_launcher_even_for_one_process() -> None:
-    assert launch_plan.plan_launch(config(distributed="fsdp2", offload=True)) == LaunchPlan(1)
+    assert planned(distributed="fsdp2", offload=True) == LaunchPlan(1)
 
 
 def test_several_machines_meet_at_the_first() -> None:
-    found = launch_plan.plan_launch(config(num_nodes=2, node_rank=1, master_addr="gpu7", master_port=1234))
+    found = planned(num_nodes=2, node_rank=1, master_addr="gpu7", master_port=1234)
     assert found == LaunchPlan(1, 2, 1, "gpu7", 1234)
-    assert launch_plan.plan_launch(config(num_nodes=2, master_addr="gpu7")) == LaunchPlan(1, 2, 0, "gpu7", 29500)
+    assert planned(num_nodes=2, master_addr="gpu7") == LaunchPlan(1, 2, 0, "gpu7", 29500)
     assert refused(num_nodes=2) == "num_nodes=2 needs master_addr, the address of the machine of node_rank=0"
 
 
@@ -146,7 +151,7 @@ def test_a_process_that_torchrun_started_joins(monkeypatch: pytest.MonkeyPatch, 
         monkeypatch.setenv(name, value)
     assert process_info() == ProcessInfo(5, 8, 1, True)
     assert not process_info().is_main
-    assert launch_plan.plan_launch(config(num_processes=2, cuda_visible_devices="0,1")) is None
+    assert planned(num_processes=2, cuda_visible_devices="0,1") is None
     assert "process 1 of this machine has no GPU: cuda_visible_devices=0 names 1" in refused(
         cuda_visible_devices="0"
     )
@@ -167,30 +172,28 @@ SRUN = {
 def test_under_srun_machines_find_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in SRUN.items():
         monkeypatch.setenv(name, value)
-    assert launch_plan.plan_launch(config()) == LaunchPlan(1, 2, 1, "gpu07", 24711)
-    assert launch_plan.plan_launch(config(master_addr="10.0.0.7", master_port=99)) == LaunchPlan(
-        1, 2, 1, "10.0.0.7", 99
-    )
+    assert planned() == LaunchPlan(1, 2, 1, "gpu07", 24711)
+    assert planned(master_addr="10.0.0.7", master_port=99) == LaunchPlan(1, 2, 1, "10.0.0.7", 99)
 
 
 def test_a_batch_script_that_has_not_called_srun_trains_alone() -> None:
     batch = {k: v for k, v in SRUN.items() if k != "SLURM_STEP_ID"} | {"ENVIRONMENT": "BATCH"}
-    assert slurm.slurm_step(batch) is None
-    assert slurm.slurm_step(SRUN | {"SLURM_NTASKS": "1", "SLURM_JOB_NUM_NODES": "1"}) is None
-    assert slurm.slurm_step({}) is None
+    assert slurm_step(batch) is None
+    assert slurm_step(SRUN | {"SLURM_NTASKS": "1", "SLURM_JOB_NUM_NODES": "1"}) is None
+    assert slurm_step({}) is None
 
 
 def test_the_step_counts_and_not_the_job() -> None:
     smaller = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NODELIST": "b[1,3]"}
-    found = slurm.slurm_step(SRUN | {"SLURM_NTASKS": "8", "SLURM_JOB_NUM_NODES": "4"} | smaller)
+    found = slurm_step(SRUN | {"SLURM_NTASKS": "8", "SLURM_JOB_NUM_NODES": "4"} | smaller)
     assert found is not None
     assert (found.nodes, found.first_host) == (2, "b1")
 
 
 def test_several_tasks_a_machine_are_refused() -> None:
     with pytest.raises(ConfigError) as caught:
-        slurm.slurm_step(SRUN | {"SLURM_NTASKS": "16"})
-    assert str(caught.value).startswith("srun started 16 tasks on 2 machines; start one a machine")
+        slurm_step(SRUN | {"SLURM_NTASKS": "16"})
+    assert str(caught.value).startswith("srun started 16 tasks on 2 machines; start one task a machine")
 
 
 @pytest.mark.parametrize(
@@ -206,7 +209,7 @@ def test_several_tasks_a_machine_are_refused() -> None:
     ],
 )
 def test_a_list_of_hosts_is_read_as_slurm_writes_it(listed: str, names: list[str]) -> None:
-    assert list(slurm.expand_hosts(listed)) == names
+    assert list(expand_hosts(listed)) == names
 
 
 # --- the settings handed over ----------------------------------------------------------------------------

@@ -44,7 +44,7 @@ def lost(stage: Stage, client: Any, moto: str) -> tuple[Stage, Run, tuple[str, .
     """A mirrored training on a machine that died after two checkpoints were copied: its stage, run and words."""
     words = (f"checkpoint_mirror={ADDRESS}", f"checkpoint_mirror_endpoint={moto}")
     code, said = stage(
-        *words, moment=Moment("src.train.mirror:CheckpointMirror._copy_checkpoint", nth=2, after=True)
+        *words, moment=Moment("src.train.mirror:CheckpointMirror._upload_checkpoint", nth=2, after=True)
     )
     assert code == -signal.SIGKILL, said
     run = stage.world.newest
@@ -67,7 +67,7 @@ def test_a_fresh_machine_goes_on_to_the_same_bytes(lost: Any, fresh: Stage, undi
     code, said = fresh(*words, f"resume={ {'RUN': there, 'ID': run.id[:-1]}.get(wanted, wanted) }")
     assert code == 0, said
     assert f"run {run.id} was fetched from the mirror" in said
-    assert re.search(r"going on after step (6|9|12), from ", said)
+    assert re.search(r"resuming after step (6|9|12), from ", said)
     (ours,) = fresh.world.runs
     assert str(ours.path) == there
     assert end_of(ours) == undisturbed["plain"]
@@ -85,8 +85,8 @@ def test_a_damaged_copy_is_passed_over(lost: Any, fresh: Stage, client: Any, und
     client.put_object(Bucket=BUCKET, Key=key, Body=bytes(body))
     code, said = fresh(*words)
     assert code == 0, said
-    assert f"/{newest.split('/')[-2]} is damaged and passed over" in said
-    assert f"going on after step {markers[0].split('-')[-1].removesuffix('/' + COMPLETE)}," in said
+    assert f"/{newest.split('/')[-2]} is damaged and is skipped" in said
+    assert f"resuming after step {markers[0].split('-')[-1].removesuffix('/' + COMPLETE)}," in said
     assert end_of(fresh.world.newest) == undisturbed["plain"]
 
 
@@ -97,7 +97,7 @@ def test_a_copy_without_whole_checkpoint_is_not_gone_on_with(lost: Any, fresh: S
             client.delete_object(Bucket=BUCKET, Key=key)
     code, said = fresh(*words, "resume=latest")
     assert code == 2
-    assert f"run {run.id} cannot be fetched: run {run.id} has no whole checkpoint in the mirror" in said
+    assert f"run {run.id} cannot be downloaded: run {run.id} has no complete checkpoint in the mirror" in said
     assert list((fresh.world.output).rglob("*.tmp")) == []
     assert fresh.world.runs == []
 
@@ -105,7 +105,7 @@ def test_a_copy_without_whole_checkpoint_is_not_gone_on_with(lost: Any, fresh: S
 def test_a_copy_of_other_settings_is_not_gone_on_with(lost: Any, fresh: Stage) -> None:
     _, run, words = lost
     said = fresh(*words, "lr=0.5", moment=Moment("src.train.fit:fit"))[1]
-    assert f"not going on with run {run.id}: it had other settings: lr was 0.003 and is 0.5" in said
+    assert f"not resuming run {run.id}: it had other settings: lr was 0.003 and is 0.5" in said
     assert [r.id for r in fresh.world.runs] != [run.id]
 
 
@@ -172,9 +172,7 @@ def test_a_copy_that_fails_is_a_warning_and_made_with_the_next_checkpoint(
     with caplog.at_level(logging.WARNING), mirror_checkpoints(store, run) as mirror:
         assert mirror is not None
         mirror.offer()
-    assert (
-        f"not mirrored, to be tried again with the next checkpoint: there is no S3 bucket {BUCKET}" in caplog.text
-    )
+    assert f"not mirrored; the next checkpoint tries again: there is no S3 bucket {BUCKET}" in caplog.text
     client.create_bucket(Bucket=BUCKET)
     save(run, 2)
     with mirror_checkpoints(store, run) as mirror:

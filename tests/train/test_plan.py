@@ -19,9 +19,11 @@ from src.model import adapters, load, methods
 from src.model.source import locate
 from src.model.tokenizer import load_tokenizer
 from src.schema import TrainConfig
+from src.train.batch_sampler import build_sampler
 from src.train.plan import memory, simulate
 from src.train.plan.estimate import SIMULATED_CODE, MemoryEstimator, PlanUnavailable, available_memory
 from src.utils.environment import Capacity
+from src.utils.process_info import ProcessInfo
 from src.utils.workers import cores
 from tests.fixtures import ROOT, STEPS, TRAINED_ON, World, call
 
@@ -59,7 +61,7 @@ def test_a_plan_needs_no_weights_and_leaves_no_run(
     assert plan(world, f"model_name={folder}") == 0
     shown = capsys.readouterr().out
     assert {p.name for p in world.output.iterdir()} == {"cache"}
-    assert re.search(rf"steps +{STEPS}, {STEPS // 10} an epoch", shown)
+    assert re.search(rf"steps +{STEPS}, {STEPS // 10} per epoch", shown)
     assert all(re.search(rf"  {part} +[\d.]+ GB", shown) for part in memory.PARTS)
     assert "memory" in shown and "fits: " in shown
 
@@ -70,7 +72,7 @@ def test_parameters_are_counted_as_they_will_be(tiny: Path, method: str) -> None
     four_bit = methods.METHODS[method].four_bit
     model, _ = load.load_base(source, "float32", "cpu", four_bit=four_bit)
     real = adapters.trainable_parameters(adapters.apply(model, cfg, source, steps=10))
-    found = simulate.measure_parameters(simulate.build_meta_model(cfg, source, "float32", 100))
+    found = memory.measure_parameters(simulate.build_meta_model(cfg, source, "float32", 100))
     assert (found.trainable, found.parameters) == real
 
 
@@ -116,8 +118,8 @@ def test_what_was_simulated_once_is_known_until_anything_of_it_changes(
 @pytest.mark.skipif(cores() < 2, reason="ONE CORE: the plan of two processes is NOT tested")
 def test_two_processes_take_half_the_steps_and_share_out_what_their_engine_shares(tiny: Path) -> None:
     found = estimator(tiny)
-    assert found.schedule(settings()).steps_an_epoch == 3  # of 6 rows, 2 a batch
-    assert found.schedule(settings(num_processes=2)).steps_an_epoch == 2
+    assert found.schedule(settings()).steps_per_epoch == 3  # of 6 rows, 2 a batch
+    assert found.schedule(settings(num_processes=2)).steps_per_epoch == 2
     alone = found.memory(settings(method="full"), False).moments["step"]
     for engine, shared in memory.SHARDED_PARTS.items():
         if find_spec("deepspeed") or engine == "fsdp2":
@@ -133,7 +135,7 @@ def test_a_process_of_its_own_says_what_would_need_less(world: World) -> None:
     child = world.start("train", "memory_gb=0.05", "cache_dir=" + str(world.output / "elsewhere"))
     said = child.communicate(timeout=300)[0]
     assert child.returncode == 2, said
-    assert "this training needs" in said and "Traceback" not in said
+    assert "this run needs" in said and "Traceback" not in said
     assert "method=qlora" in said
 
 
@@ -169,13 +171,12 @@ def test_what_is_counted_is_what_a_real_step_holds(tiny: Path, method: str) -> N
     model.train()
     from src.train import collators
     from src.train.fit import CPU_SHAPE_MULTIPLE
-    from src.train.losses import Criterion
-    from src.train.objective import Objective
+    from src.train.losses import Criterion, Objective
 
-    objective = Objective(model, Criterion(cfg), "float32", end_to_end=True)
+    objective = Objective(model, Criterion(cfg), "float32", packed=True)
     batch = collators.PackedCollator(CPU_SHAPE_MULTIPLE)(list(enumerate(ROWS)))
     with objective.attention(model), simulate._StorageTracker(model) as seen:
-        objective.summed(model, batch).backward()
+        objective.summed_loss(model, batch).backward()
     real = seen.at_peak(set())
     assert sum(expected) == pytest.approx(sum(real), rel=0.02)
 
@@ -193,7 +194,7 @@ def test_what_cannot_fit_is_refused_before_a_run_is_made_and_forced_on_demand(
 ) -> None:
     assert world.call("train", "memory_gb=0.01", "max_steps=1") == 2
     said = capsys.readouterr()
-    assert "there are 0.01 GB (memory_gb=0.01)" in said.err and "force=true" in said.err
+    assert "0.01 GB are available (memory_gb=0.01)" in said.err and "force=true" in said.err
     assert {p.name for p in world.output.iterdir()} == {"cache"}
     run = world.train("memory_gb=0.01", "max_steps=1", "force=true")
     assert run.status == "finished"
@@ -214,7 +215,7 @@ def test_a_change_that_is_offered_gives_the_peak_that_is_said(tiny: Path) -> Non
     found, cfg = estimator(tiny), settings(method="full", gradient_checkpointing=False)
     peak = found.memory(cfg, False).peak
     plan = found.plan(cfg, Capacity(peak - 1, "a byte too few"))
-    offered = {i.change: i.peak for i in found.instead(plan, cfg)}
+    offered = {i.change: i.peak for i in found.alternatives(plan, cfg)}
     assert not plan.fits_memory
     assert offered["optim=paged_adamw_8bit"] == found.memory(replace(cfg, optim="paged_adamw_8bit"), False).peak
     assert max(offered.values()) < peak
@@ -262,11 +263,9 @@ def test_steps_and_tokens_are_those_of_the_training(finished: World) -> None:
 
 
 def test_the_longest_batch_is_the_longest_of_every_epoch(tiny: Path) -> None:
-    from src.train.training_args import build_batch_sampler
-
     cfg = settings(epochs=3)
-    batches = build_batch_sampler(ROWS, cfg)
-    every = [batches.tokens(b) for epoch in range(3) for b in batches.of_epoch(epoch)]
+    sampler = build_sampler(ROWS, cfg, cfg.seed, None, ProcessInfo())
+    every = [sampler.count_tokens(b) for epoch in range(3) for b in sampler.epoch_batches(epoch)]
     found = estimator(tiny)
     assert found.lengths[found.longest_batch(cfg)].sum() == max(every)
 
@@ -280,7 +279,7 @@ def test_a_probe_trains_in_a_place_of_which_nothing_is_left(
     assert plan(world, "probe=true") == 0
     shown = capsys.readouterr().out
     assert "probe of 20 steps" in shown
-    for said in (r"tokens/s +[\d,]+", r"[\d.]+ s a step", r"whole training +\d:\d\d:\d\d", r"[\d.]+ GB measured"):
+    for said in (r"tokens/s +[\d,]+", r"[\d.]+ s per step", r"complete run +\d:\d\d:\d\d", r"[\d.]+ GB measured"):
         assert re.search(said, shown), said
     assert {p.name for p in world.output.iterdir()} == {"cache"}
     assert list((tmp_path / "temporary").iterdir()) == []
@@ -307,7 +306,7 @@ def test_a_model_whose_code_needs_numbers_is_trained_without_a_plan(
 
     monkeypatch.setattr(LlamaMLP, "forward", routed)
     assert plan(world) == 2
-    assert "cannot be known before: DynamicOutputShapeException" in capsys.readouterr().out
+    assert "cannot be planned: DynamicOutputShapeException" in capsys.readouterr().out
     assert world.train("max_steps=1").manifest["plan"] is None
 
 

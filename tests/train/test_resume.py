@@ -45,7 +45,7 @@ def test_a_training_killed_goes_on_to_the_same_bytes(stage: Stage, undisturbed: 
     code, said = stage(*VARIANTS[variant], moment=moment)
     assert code == -signal.SIGKILL, said
     said = assert_goes_on(stage, undisturbed[variant], *VARIANTS[variant])
-    assert (f"going on after step {step}" in said) if step else ("going on after" not in said)
+    assert (f"resuming after step {step}" in said) if step else ("resuming after" not in said)
 
 
 # --- damage ----------------------------------------------------------------------------------------------
@@ -86,8 +86,8 @@ def test_a_training_goes_on_from_the_older_checkpoint(killed: Stage, undisturbed
     (run,) = killed.world.runs
     truncate(run.checkpoints / "checkpoint-9")
     said = assert_goes_on(killed, undisturbed["plain"])
-    assert f"{run.checkpoints / 'checkpoint-9'} is damaged and passed over" in said
-    assert "going on after step 6" in said
+    assert f"{run.checkpoints / 'checkpoint-9'} is damaged and is skipped" in said
+    assert "resuming after step 6" in said
     assert checkpoint.is_complete(run.checkpoints / "checkpoint-9")
 
 
@@ -95,7 +95,7 @@ def test_a_training_without_whole_checkpoint_starts_over_within_its_run(killed: 
     (run,) = killed.world.runs
     for damage, step in ((unmark, 6), (flip, 9)):
         damage(run.checkpoints / f"checkpoint-{step}")
-    assert "going on after" not in assert_goes_on(killed, undisturbed["plain"])
+    assert "resuming after" not in assert_goes_on(killed, undisturbed["plain"])
 
 
 def test_damaged_checkpoints_are_not_kept_in_place_of_whole_ones(killed: Stage) -> None:
@@ -128,7 +128,7 @@ def test_a_signal_ends_the_training_after_its_step_with_a_checkpoint(
 ) -> None:
     code, said = stage(moment=Moment(f"{FIT}:AssayTrainer.compute_loss", nth=9, send=sent))
     assert code == Stopped.exit_code == 75, said
-    assert f"{sent.name}: finishing the step and saving a checkpoint; once more stops at once" in said
+    assert f"{sent.name}: finishing the step and saving a checkpoint; a second signal stops at once" in said
     assert f"stopped by {sent.name} after step 5 of {WHOLE}, with a checkpoint; the same command goes on" in said
     assert "Traceback" not in said
     (run,) = stage.world.runs
@@ -137,7 +137,7 @@ def test_a_signal_ends_the_training_after_its_step_with_a_checkpoint(
         f"stopped by {sent.name} after step 5 of {WHOLE}, with a checkpoint",
     )
     assert checkpoint.find_newest(run.checkpoints) == run.checkpoints / "checkpoint-5"
-    assert "going on after step 5" in assert_goes_on(stage, undisturbed["plain"])
+    assert "resuming after step 5" in assert_goes_on(stage, undisturbed["plain"])
 
 
 @pytest.mark.parametrize(("sent", "expected"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -156,7 +156,7 @@ def test_a_second_signal_ends_it_at_once_and_it_can_be_gone_on_with(
 @pytest.mark.parametrize(
     ("moment", "expected", "begun"),
     [
-        (Moment("src.train.check_data:tokenize", send=signal.SIGTERM), 143, False),
+        (Moment("src.train.prepare:tokenize", send=signal.SIGTERM), 143, False),
         (Moment("src.model.load:load_base", after=True, send=signal.SIGINT), 130, False),
         (Moment("src.runs:create", after=True, send=signal.SIGTERM), 143, True),
         (Moment("src.train.callbacks:RunRecorder.prepare", send=signal.SIGTERM), 75, True),
@@ -193,14 +193,12 @@ def test_a_finished_training_is_not_gone_on_with_and_other_settings_make_a_new_r
     (old,) = killed.world.runs
     code, said = killed("lr=0.02", "max_steps=1")
     assert code == 0
-    assert (
-        f"not going on with run {old.id}: it had other settings: lr was 0.003 and is 0.02; max_steps was" in said
-    )
+    assert f"not resuming run {old.id}: it had other settings: lr was 0.003 and is 0.02; max_steps was" in said
     assert len(killed.world.runs) == 2
     code, said = killed("lr=0.02", "max_steps=1")  # the same as one that is finished
     assert (code, len(killed.world.runs)) == (0, 3)
     code, said = killed("resume=never", "max_steps=1")
-    assert (code, len(killed.world.runs), "not going on" in said) == (0, 4, False)
+    assert (code, len(killed.world.runs), "not resuming" in said) == (0, 4, False)
     assert old.status == runs.INTERRUPTED
 
 
@@ -215,11 +213,11 @@ def test_other_data_makes_a_new_run_or_is_refused(killed: Stage, tmp_path: Path)
     jsonl(before / "lessons.jsonl", rows)
     code, said = moved("resume=latest")
     assert code == 2
-    assert f"resume=latest: run {old.id} was begun with another data; resume=never starts a new one" in said
+    assert f"resume=latest: run {old.id} was begun with another data; resume=never starts a new run" in said
     code, said = moved("max_steps=1", moment=None)
     assert code == 0
     code, said = moved(moment=Moment(f"{FIT}:fit"))
-    assert f"not going on with run {old.id}: it was begun with another data" in said
+    assert f"not resuming run {old.id}: it was started with another data" in said
     assert len(moved.world.runs) == 3
 
 
@@ -237,7 +235,7 @@ def test_latest_takes_the_settings_of_the_run(killed: Stage, undisturbed: Any) -
     assert end_of(old) == undisturbed["plain"]
     assert len(killed.world.runs) == 1
     code, said = killed.nursery(*words, "resume=latest")
-    assert (code, f"resume=latest: run {old.id} is finished; resume=never starts a new one" in said) == (2, True)
+    assert (code, f"resume=latest: run {old.id} is finished; resume=never starts a new run" in said) == (2, True)
 
 
 @pytest.mark.parametrize(
@@ -293,7 +291,7 @@ def test_two_commands_do_not_train_the_same_run(
     assert code == 2
     assert f"run {run.id} is being trained by another process" in said
     code, said = killed(moment=Moment(f"{FIT}:fit"))
-    assert f"not going on with run {run.id}: it is being trained by another process" in said
+    assert f"not resuming run {run.id}: it is being trained by another process" in said
     assert len(killed.world.runs) == 2
     assert tree(run.path) == before
     holder.kill()
@@ -384,12 +382,12 @@ def test_a_training_that_diverges_says_where_and_is_not_gone_on_with(stage: Stag
     assert f"the last good checkpoint is {good or 'none'};" in said
     assert (run.status, run.manifest["resumable"]) == (runs.FAILED, False)
     code, again = stage(*words, "resume=latest")
-    assert (code, f"run {run.id} would end in the same way: DivergedError: training diverged" in again) == (
+    assert (code, f"run {run.id} would fail in the same way: DivergedError: training diverged" in again) == (
         2,
         True,
     )
     code, again = stage(*words, moment=Moment(f"{FIT}:fit"))
-    assert f"not going on with run {run.id}: it would end in the same way" in again
+    assert f"not resuming run {run.id}: it would fail in the same way" in again
     assert len(stage.world.runs) == 2
 
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from src.errors import ModelError
-from src.train import sharding
+from src.train import trainer
 from tests.fixtures import World, curves
 from tests.test_gpu import HAS_GPU
 from tests.train.several import TWO, Start, ended, samples, until
@@ -48,7 +48,7 @@ def test_shared_out_weights_learn_the_same_stop_go_on_and_are_saved_whole(
     assert code == 75, said
     code, said = ended(begin(*words))
     assert code == 0, said
-    assert "going on after step" in said
+    assert "resuming after step" in said
     assert [r.id for r in world.runs] == [run.id]
 
     one = world.train(*COMMON, f"method={method}", "gradient_accumulation_steps=2")
@@ -84,9 +84,7 @@ def test_shared_out_weights_on_a_gpu_are_computed_on_in_bfloat16(world: World, s
 @pytest.mark.parametrize("engine", ["fsdp2", "zero3"])
 def test_weights_that_an_engine_left_whole_are_refused(engine: str) -> None:
     model: Any = torch.nn.Linear(2, 2)
-    sharding.check_sharded(model, "ddp")
-    sharding.check_sharded(model, "zero2")
-    with pytest.raises(
-        ModelError, match=f"distributed={engine} left 2 weights whole in every process, weight first"
-    ):
-        sharding.check_sharded(model, engine)
+    trainer.check_sharded(model, "ddp")
+    trainer.check_sharded(model, "zero2")
+    with pytest.raises(ModelError, match=f"distributed={engine} left 2 weights unsharded, the first is weight"):
+        trainer.check_sharded(model, engine)

@@ -20,7 +20,7 @@ from src.model import adapters, load, methods, tasks
 from src.model.source import locate, locate_tuned
 from src.model.tokenizer import load_tokenizer
 from src.schema import MethodArgs
-from src.train.collate_tasks import COLLATORS
+from src.train.collators import COLLATORS
 from src.train.pipeline import save_model
 from tests.fixtures import ROOT, SPLITS, World, jsonl, read_jsonl
 

@@ -1,37 +1,41 @@
-"""plan: what a training would take, known before it is paid for; and the refusal of what cannot fit."""
+"""The planner: steps, memory and disk of a training run before it starts. The stage plan prints them."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from datetime import timedelta
+
+from rich import box
+from rich.table import Table
 
 from src.errors import ConfigError, RunError
 from src.schema import PlanConfig, TrainConfig
-from src.train.prepare import PreparedData, prepare_training
+from src.train.plan.memory import CUDA_CONTEXT, MOMENTS, Alternative, MemoryPlan, ProbeResult, format_gb
+from src.train.prepare import PreparedData, load_rows, tokenize
 from src.utils import environment
 from src.utils.environment import Reasoned
-from src.utils.logs import log
-
-if TYPE_CHECKING:
-    from src.train.plan.estimate import MemoryPlan
+from src.utils.files import disk_free
+from src.utils.logs import SafeConsole, log
 
 
 def plan(cfg: PlanConfig) -> int:
-    """Print what the training of these settings would take. Returns 0 if it fits, 2 if not."""
-    here = environment.choose_device(cfg.cuda_visible_devices).value
-    if cfg.probe and cfg.plan_device not in (None, here):
+    """Print what a training run with these settings needs. Returns 0 if it fits, 2 if not."""
+    device = environment.choose_device(cfg.cuda_visible_devices).value
+    if cfg.probe and cfg.plan_device not in (None, device):
         raise ConfigError(
-            f"probe=true trains here, on {here}, and plan_device={cfg.plan_device} is no such device"
+            f"probe=true trains on this machine's {device}, which is not plan_device={cfg.plan_device}",
+            hint="remove probe or plan_device",
         )
-    ready = prepare_training(cfg, *_planned_device(cfg))
-    found = plan_memory(ready, cfg)
+    planned_device, dtype = _planned_device(cfg)
+    data = tokenize(load_rows(cfg), cfg, planned_device, dtype)
+    found = plan_memory(data, cfg)
     if found is None:
         return 2
     if cfg.probe and (found.fits or cfg.force):
-        from src.train.plan import table
         from src.train.plan.probe import probe
 
-        table.log_probe(probe(ready, resolve_checkpointing(cfg, found), found), found)
+        log_probe(probe(data, resolve_checkpointing(cfg, found), found), found)
     return 0 if found.fits else 2
 
 
@@ -46,50 +50,119 @@ def _planned_device(cfg: PlanConfig) -> tuple[Reasoned, Reasoned]:
     return Reasoned("cuda", "plan_device=cuda"), Reasoned(value, f"bf16={str(cfg.bf16).lower()}, plan_device=cuda")
 
 
-def plan_memory(ready: PreparedData, cfg: TrainConfig) -> MemoryPlan | None:
-    """The plan, printed, with what to change where it does not fit; None, and said, of a model that has none."""
-    from src.train.plan import estimate, table
+def plan_memory(data: PreparedData, cfg: TrainConfig) -> MemoryPlan | None:
+    """Log the plan, and alternatives if it does not fit. None if the model cannot be simulated."""
+    from src.train.plan import estimate
 
-    device, dtype = ready.device.value, ready.dtype.value
+    device, dtype = data.device.value, data.dtype.value
     kernels = environment.choose_kernels(cfg.use_liger_kernel, cfg.cuda_visible_devices, device)
     estimator = estimate.MemoryEstimator(
-        ready.base, ready.examples, ready.held_out, dtype, device, ready.chat.tokenizer,
-        estimate.fixed_bytes(device), ready.labels, with_liger=kernels.value == "liger",
+        data.base, data.examples, data.held_out, dtype, device, data.chat.tokenizer,
+        estimate.fixed_bytes(device), data.labels, with_liger=kernels.value == "liger",
     )  # fmt: skip
     try:
         found = estimator.plan(cfg, estimate.available_memory(cfg, device))
     except estimate.PlanUnavailable as error:
-        log.warning("what this training takes cannot be known before: %s", error)
+        log.warning("the memory of this run cannot be planned: %s", error)
         return None
-    table.log_plan(found)
+    _log_table("plan", _plan_rows(found))
     if not found.fits_memory:
-        table.log_alternatives(list(estimator.instead(found, cfg)), found.available.bytes)
+        log_alternatives(list(estimator.alternatives(found, cfg)), found.available.bytes)
     return found
 
 
 def resolve_checkpointing(cfg: TrainConfig, found: MemoryPlan | None) -> TrainConfig:
-    """The settings with `gradient_checkpointing=auto` decided; without a plan it is off."""
+    """The settings with `gradient_checkpointing=auto` resolved; without a plan it is off."""
     chosen = found.checkpointing.value == "true" if found else cfg.gradient_checkpointing is True
     return replace(cfg, gradient_checkpointing=chosen)
 
 
 def check_fits(found: MemoryPlan | None, cfg: TrainConfig) -> None:
-    """Raises: RunError if the training cannot fit, unless force=true."""
+    """Raises: RunError if the run does not fit into memory or disk, unless force=true."""
     if found is None:
         return
-    from src.train.plan.memory import format_gb
-
     problems = [
-        f"the disk of {place} has {format_gb(free)} GB free, and the training would write {format_gb(needed)} GB"
+        f"the disk of {place} has {format_gb(free)} GB free, and the run would write {format_gb(needed)} GB"
         for place, needed, free in found.full_disks
     ]
     if not found.fits_memory:
         problems.insert(
-            0, f"this training needs {format_gb(found.memory.peak)} GB of memory, and there are "
-            f"{format_gb(found.available.bytes)} GB ({found.available.reason})",
+            0, f"this run needs {format_gb(found.memory.peak)} GB of memory, and "
+            f"{format_gb(found.available.bytes)} GB are available ({found.available.reason})",
         )  # fmt: skip
     if problems and cfg.force:
         for problem in problems:
             log.warning("force=true: %s", problem)
     elif problems:
-        raise RunError(*problems, hint="see the plan above for what needs less; force=true trains anyway")
+        raise RunError(*problems, hint="the plan above lists settings that need less; force=true trains anyway")
+
+
+# Tables in the log
+
+
+def log_alternatives(found: Sequence[Alternative], available: int) -> None:
+    """Log which changes of settings need less memory."""
+    if found:
+        verdicts = ["fits" if each.peak <= available else "is still too much" for each in found]
+        rows = [(f"{format_gb(a.peak)} GB {v}", a.change) for a, v in zip(found, verdicts, strict=True)]
+        _log_table("alternatives", rows)
+
+
+def log_probe(found: ProbeResult, plan: MemoryPlan) -> None:
+    """Log what the first steps predict for the complete run."""
+    other = plan.evaluations * found.evaluation + plan.checkpoints * found.checkpoint
+    seconds = plan.tokens / found.tokens_per_second + other
+    predicted = plan.memory.peak - (CUDA_CONTEXT if plan.device == "cuda" else 0)
+    rows = [
+        ("tokens/s", f"{found.tokens_per_second:,.0f}"),
+        ("time", f"{found.step:.3g} s per step, {found.evaluation:.3g} s per evaluation, "
+         f"{found.checkpoint:.3g} s per checkpoint"),
+        ("complete run", f"{timedelta(seconds=round(seconds))} (h:mm:ss), {other:.3g} s of it evaluations and "
+         "checkpoints"),
+        ("peak memory", f"{format_gb(found.peak)} GB measured, {format_gb(predicted)} GB planned "
+         f"({predicted / found.peak - 1:+.0%})"),
+    ]  # fmt: skip
+    _log_table(f"probe of {found.steps} steps", rows)
+
+
+def _log_table(title: str, rows: Sequence[tuple[str, str]] | Iterator[tuple[str, str]]) -> None:
+    table = Table(box=box.SIMPLE, show_header=False, title=title, title_justify="left", title_style="")
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console = SafeConsole(width=110, color_system=None)
+    with console.capture() as captured:
+        console.print(table)
+    for line in captured.get().splitlines():
+        if line.strip():
+            log.info("%s", line.rstrip())
+
+
+def _plan_rows(plan: MemoryPlan) -> Iterator[tuple[str, str]]:
+    share = 100 * plan.trainable / plan.parameters
+    yield "device", f"{plan.device}, {plan.dtype}"
+    yield "method", plan.method
+    yield "parameters", f"{plan.parameters:,}, {plan.trainable:,} of them trained ({share:.2f} %)"
+    yield "steps", f"{plan.steps:,}, {plan.steps_per_epoch:,} per epoch"
+    yield "in addition", f"{plan.evaluations:,} evaluations, {plan.checkpoints:,} checkpoints"
+    yield "tokens", f"{plan.tokens:,}, {plan.tokens_per_epoch:,} per epoch"
+    rows, tokens = plan.longest_batch
+    yield "longest batch", f"{tokens:,} tokens in {rows:,} examples"
+    yield "gradient_checkpointing", str(plan.checkpointing)
+    yield "peak memory", f"{format_gb(plan.memory.peak)} GB, at {MOMENTS[plan.memory.at]}"
+    for part, size in plan.memory.parts.items():
+        yield f"  {part}", f"{format_gb(size):>9} GB"
+    for need in plan.disk:
+        yield "disk", f"{format_gb(need.bytes)} GB in {need.place}: {need.what}"
+    yield from _verdict_rows(plan)
+
+
+def _verdict_rows(plan: MemoryPlan) -> Iterator[tuple[str, str]]:
+    compared = f"{format_gb(plan.memory.peak)} of {format_gb(plan.available.bytes)} GB ({plan.available.reason})"
+    yield "memory", f"fits: {compared}" if plan.fits_memory else f"DOES NOT FIT: {compared}"
+    full = {place: (needed, free) for place, needed, free in plan.full_disks}
+    for place in {n.place: 0 for n in plan.disk}:
+        needed, free = full.get(place, (sum(n.bytes for n in plan.disk if n.place == place), disk_free(place)))
+        verdict = "DOES NOT FIT" if place in full else "fits"
+        yield "disk", f"{verdict}: {format_gb(needed)} of {format_gb(free)} GB free for {place}"

@@ -1,4 +1,4 @@
-"""The first steps of the very training, thrown away: how long it will take, and what it truly holds."""
+"""Runs the first steps of a training run to measure its speed and peak memory, and discards them."""
 
 from __future__ import annotations
 
@@ -9,55 +9,46 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from src.runs import Run
 from src.schema import TrainConfig
+from src.train import fit
+from src.train.batch_sampler import Schedule, build_sampler
 from src.train.callbacks import RunRecorder
-from src.train.fit import fit
-from src.train.plan.estimate import MemoryPlan
+from src.train.plan.memory import MemoryPlan, ProbeResult
 from src.train.prepare import PreparedData, build_model
+from src.utils.process_info import process_info
 
-PROBE_STEPS, TIMED_STEPS = 20, 15  # taken, and those of them that the speed is the mean of
-
-
-class ProbeResult(NamedTuple):
-    """Steps taken; seconds of a step, an evaluation and a checkpoint; tokens a second; the peak in bytes."""
-
-    steps: int
-    step: float
-    evaluation: float
-    checkpoint: float
-    tokens_per_second: float
-    peak: int
+PROBE_STEPS, TIMED_STEPS = 20, 15  # the last TIMED_STEPS give the speed
 
 
 class Stopwatch(RunRecorder):
-    """Records when steps, evaluations and checkpoints ended, and writes nothing."""
+    """Records when steps, evaluations and checkpoints end, and writes nothing to the run."""
 
     def __init__(self, run: Run) -> None:
         super().__init__(run, writes=False)
-        self.ends: list[tuple[float, int]] = []  # of each step: when, and tokens until then
+        self.ends: list[tuple[float, int]] = []  # of each step: time, and tokens so far
         self.since_step = {"evaluation": 0.0, "checkpoint": 0.0}
         self.last = 0.0
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **named: Any) -> None:
-        super().on_step_end(args, state, control, **named)
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        super().on_step_end(args, state, control, **kwargs)
         self.last = time.monotonic()
         self.ends.append((self.last, int(state.num_input_tokens_seen)))
 
-    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **named: Any) -> None:
-        super().on_evaluate(args, state, control, metrics=metrics, **named)
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any) -> None:
+        super().on_evaluate(args, state, control, metrics=metrics, **kwargs)
         self._lap("evaluation")
 
-    def on_save(self, args: Any, state: Any, control: Any, **named: Any) -> None:
-        super().on_save(args, state, control, **named)
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        super().on_save(args, state, control, **kwargs)
         self._lap("checkpoint")
 
     def pace(self, steps: int) -> tuple[float, int, int]:
-        """Seconds and tokens of the last `steps`, or of all, and how many these are."""
+        """Seconds, tokens and number of the last `steps` steps, or of all if there are fewer."""
         ends = [(self.started, 0), *self.ends][-steps - 1 :]
         (began, before), (ended, after) = ends[0], ends[-1]
         return ended - began, after - before, len(ends) - 1
@@ -67,21 +58,31 @@ class Stopwatch(RunRecorder):
         self.since_step[what], self.last = now - self.last, now
 
 
-def probe(ready: PreparedData, cfg: TrainConfig, plan: MemoryPlan) -> ProbeResult:
-    """Take the first steps in a temporary folder, of which nothing is left."""
+def probe(data: PreparedData, cfg: TrainConfig, plan: MemoryPlan) -> ProbeResult:
+    """Train for a few steps in a temporary folder, which is removed."""
     short = replace(
         cfg, max_steps=min(PROBE_STEPS, plan.steps), save_steps=plan.steps, eval_steps=plan.steps, report_to=[],
         checkpoint_mirror=None, early_stopping_patience=None, load_best_model_at_end=False,
     )  # fmt: skip
-    peak = _start_peak_meter(ready.device.value)
-    model, _ = build_model(ready, cfg, plan.steps)
+    peak = _start_peak_meter(data.device.value)
+    model, _ = build_model(data, cfg, plan.steps)
+    tokenizer, dtype, pack_to = data.chat.tokenizer, data.dtype.value, cfg.max_length if cfg.packing else None
+    sampler = build_sampler(data.examples, short, short.seed, pack_to, process_info())
+    schedule = Schedule.from_batches(len(sampler), short)
+    strategy = fit.BatchStrategy.for_model(
+        model, tokenizer, dtype, task=short.task, method=short.method, speed=short, loss=short,
+        engine=short.distributed,
+    )  # fmt: skip
+    fit.set_numerics(short, short.cuda_visible_devices)
     with tempfile.TemporaryDirectory() as folder:
         run = Run(Path(folder))
         run.logs.mkdir()
         watch = Stopwatch(run)
-        fit(
-            model, ready.chat.tokenizer, ready.examples, ready.held_out, short, ready.dtype.value, watch,
-            run.path / "checkpoints", lambda row: f"row {row}",
+        fit.fit(
+            model, tokenizer, data.examples, data.held_out, sampler=sampler, schedule=schedule, strategy=strategy,
+            args=fit.build_training_arguments(short, dtype, schedule, bool(data.held_out), run.checkpoints),
+            dtype=dtype, loop=short, speed=short, engine=short.distributed, seed=short.seed,
+            recorder=watch, locate_row=lambda index: f"row {index}",
         )  # fmt: skip
     seconds, tokens, steps = watch.pace(TIMED_STEPS)
     return ProbeResult(
@@ -91,11 +92,11 @@ def probe(ready: PreparedData, cfg: TrainConfig, plan: MemoryPlan) -> ProbeResul
 
 
 def _start_peak_meter(device: str) -> Callable[[], int]:
-    """A function that says the most that was held since this one was called."""
+    """Start measuring. Returns: a function that gives the peak in bytes since then."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.max_memory_allocated
-    with suppress(OSError):  # forget the peak of what came before: proc_pid_clear_refs(5)
+    with suppress(OSError):  # reset the peak: proc_pid_clear_refs(5)
         Path("/proc/self/clear_refs").write_text("5")
     return _peak_resident
 

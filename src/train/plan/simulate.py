@@ -1,11 +1,14 @@
-"""One training step on tensors that have a shape and no storage: what it would hold, and not a weight is loaded.
+"""Simulates a training step on tensors with a shape and no storage, to measure its memory without the weights.
 
-The architecture is built from config.json on torch's meta device, the tuning method is applied to it there, and
-the forward and backward pass of the training run on it as fake tensors (torch.FakeTensorMode): every operation
-answers with a shape, and none computes. Each storage that would be made is counted from its birth to its end, so
-that what autograd saves, autocast's casts of weights, checkpointing, the adapters' inputs and the chunked loss
-are the training's own. What differs on a GPU is put in its place: one attention kernel for all rows, dropout
-that keeps a mask of bytes, and 4-bit layers whose weights exist in 16 bits while they are multiplied.
+The architecture is built from config.json on torch's meta device and the tuning method is applied to it. The
+forward and backward pass of the training run on fake tensors (torch.FakeTensorMode): every operation returns a
+shape and computes nothing. A dispatch mode counts each storage from its creation to its release, so that tensors
+saved by autograd, casts by autocast, checkpointing, inputs of adapters and the chunked loss count as in training.
+Replacements simulate what a GPU does differently: one attention kernel for all examples, dropout with a mask of
+bytes, 4-bit layers that are dequantized to 16 bits during their product, and Liger's kernels.
+
+Liger (arXiv:2410.10989, section 3) computes a norm and a gated activation each in one kernel, which saves its
+inputs and little else, and writes gradients in place (liger-kernel 0.8.5, ops/rms_norm.py and ops/swiglu.py).
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
@@ -28,41 +31,23 @@ from src.model import adapters, load, methods, packed_attention
 from src.model.source import Source
 from src.schema import TrainConfig
 from src.train import losses
-from src.train.collate_tasks import COLLATORS
-from src.train.collators import PackedCollator, PaddingCollator
+from src.train.collators import build_collator
 from src.train.fit import CPU_SHAPE_MULTIPLE, use_custom_kernels
-from src.train.objective import Objective
-from src.train.plan import simulate_liger
+from src.train.losses import Objective
+from src.train.plan.memory import PassMemory, is_four_bit, parameter_bytes
 
 GPU_ATTENTION = "one_kernel"
-# nf4 keeps half a byte a weight, 8 bits for each block of 64, and 32 bits for each 256 blocks: QLoRA
-# (arXiv:2305.14314), section 3, "Double Quantization".
-NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
-
-
-class ParameterBytes(NamedTuple):
-    """Parameters, those that are trained, and bytes: of the base, of the adapter, of one gradient."""
-
-    parameters: int
-    trainable: int
-    base_bytes: int
-    adapter_bytes: int
-    gradient_bytes: int
-    largest_bytes: int
-
-
-class PassMemory(NamedTuple):
-    """Bytes at the peak of a pass, besides the weights."""
-
-    activations: int
-    logits: int
-    gradients: int
+# The model types of liger-kernel's MODEL_TYPE_TO_APPLY_LIGER_FN of which it replaces every norm and gated block.
+LIGER_MODEL_TYPES = frozenset({
+    "exaone4", "gemma", "gemma2", "gemma3_text", "granite", "hunyuan_v1_dense", "llama", "ministral", "mistral",
+    "olmo2", "olmo3", "qwen2", "qwen3", "smollm3",
+})  # fmt: skip
 
 
 def build_meta_model(cfg: TrainConfig, base: Source, dtype: str, steps: int, labels: Sequence[str] = ()) -> Any:
     """The model with the tuning method applied, on the meta device.
 
-    Raises: ModelError if config.json cannot be had, or the method not be applied.
+    Raises: ModelError if config.json cannot be loaded, or the method cannot be applied.
     """
     model = load.shell(
         base, dtype, four_bit=methods.METHODS[cfg.method].four_bit, trust_remote_code=cfg.trust_remote_code,
@@ -74,34 +59,15 @@ def build_meta_model(cfg: TrainConfig, base: Source, dtype: str, steps: int, lab
     return model
 
 
-def measure_parameters(model: Any) -> ParameterBytes:
-    """What the parameters of a skeleton would take."""
-    total = sum(p.numel() for p in model.parameters())
-    trained = [p for p in model.parameters() if p.requires_grad]
-    trainable = sum(p.numel() for p in trained)
-    updates = sum(_bytes(p) for p in trained)
-    whole = sum(_bytes(p) for p in model.parameters())
-    adapter = 0 if trainable == total else updates
-    return ParameterBytes(total, trainable, whole - adapter, adapter, updates, max(_bytes(p) for p in trained))
-
-
-def _bytes(parameter: torch.Tensor) -> int:
-    if _is_four_bit(parameter):
-        return int(parameter.numel() * NF4_BYTES)
-    return parameter.numel() * parameter.element_size()
-
-
-def _is_four_bit(parameter: torch.Tensor) -> bool:
-    return type(parameter).__name__ == "Params4bit"
-
-
 def backward_pass(
     model: Any, examples: Sequence[Example], cfg: TrainConfig, dtype: str, device: str, checkpointing: bool,
     tokenizer: Any, with_liger: bool = False,
 ) -> PassMemory:  # fmt: skip
-    """What the forward and backward pass of one batch holds at its peak. `model` is a skeleton, and stays one.
+    """The peak of the forward and backward pass of one batch.
 
-    Where batches are accumulated, the gradients of those before are there already.
+    With gradient accumulation, the gradients of the micro-batches before exist already.
+    Args:
+        model: on the meta device; it is unchanged afterwards.
     """
     with _fake_parameters(model) as mode:
         model.train()
@@ -111,26 +77,26 @@ def backward_pass(
             if cfg.gradient_accumulation_steps > 1:
                 for p in model.parameters():
                     p.grad = torch.empty_like(p) if p.requires_grad else None
-            there = sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
+            accumulated = sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
             loss_of = _loss(model, examples, cfg, dtype, device, tokenizer, with_liger)
-            with _StorageTracker(model) as seen, loss_of as loss:
+            with _StorageTracker(model) as tracker, loss_of as loss:
                 loss.backward()
                 made = [p.grad.untyped_storage()._cdata for p in model.parameters() if p.grad is not None]
-            held = seen.at_peak({seen.numbers[key] for key in made})
-    return held._replace(gradients=held.gradients + there)
+            held = tracker.at_peak({tracker.numbers[key] for key in made})
+    return held._replace(gradients=held.gradients + accumulated)
 
 
 def forward_pass(
     model: Any, examples: Sequence[Example], cfg: TrainConfig, dtype: str, device: str, tokenizer: Any,
     with_liger: bool = False,
 ) -> PassMemory:  # fmt: skip
-    """What the evaluation of one batch holds at its peak."""
+    """The peak of the evaluation of one batch."""
     with _fake_parameters(model) as mode:
         model.eval()
         loss = _loss(model, examples, cfg, dtype, device, tokenizer, with_liger)
-        with mode, torch.no_grad(), _StorageTracker(model) as seen, loss:
+        with mode, torch.no_grad(), _StorageTracker(model) as tracker, loss:
             pass
-    return seen.at_peak(set())
+    return tracker.at_peak(set())
 
 
 @contextmanager
@@ -138,58 +104,46 @@ def _loss(
     model: Any, examples: Sequence[Example], cfg: TrainConfig, dtype: str, device: str, tokenizer: Any,
     with_liger: bool,
 ) -> Iterator[torch.Tensor]:  # fmt: skip
-    """The loss of the batch as the training computes it; backward belongs inside, where recomputing needs it."""
-    prompts = getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False)
-    end_to_end = cfg.task == "causal_lm" and cfg.padding_free and not prompts
+    """The loss of the batch as in training. Call backward inside: recomputed activations need the replacements."""
+    prompt_learning = getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False)
+    packed = cfg.task == "causal_lm" and cfg.padding_free and not prompt_learning
     with unset_fake_temporarily():
-        batch = _collate(model, examples, cfg, device, tokenizer, end_to_end)
+        collate = build_collator(cfg.task, tokenizer, model, packed, CPU_SHAPE_MULTIPLE if device == "cpu" else 1)
+        batch = collate(list(enumerate(examples)))
         labels = int((batch["labels"] != IGNORE_INDEX).sum())
     batch = {k: torch.empty_like(v) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
-    objective = Objective(model, _CountedCriterion(cfg, labels), dtype, end_to_end, fused=False)
+    objective = Objective(model, _CountedCriterion(cfg, labels), dtype, packed, fused=False)
     head = model.get_output_embeddings()
-    if end_to_end and type(head) is torch.nn.Linear:  # its trial of the head needs numbers
+    if packed and type(head) is torch.nn.Linear:  # find_plain_head needs values
         objective.head = head
-    computed = adapters.as_trained(model, dtype, use_custom_kernels(cfg))
-    kernels = simulate_liger.kernels(model) if with_liger else nullcontext()
-    with objective.attention(model), _device_kernels(device, model, end_to_end), computed, kernels:
-        yield objective.summed(model, batch)
-
-
-def _collate(
-    model: Any, examples: Sequence[Example], cfg: TrainConfig, device: str, tokenizer: Any, end_to_end: bool
-) -> dict[str, Any]:
-    """The batch of the training."""
-    if end_to_end:
-        collate: Any = PackedCollator(CPU_SHAPE_MULTIPLE if device == "cpu" else 1)
-    elif cfg.task == "causal_lm":
-        collate = PaddingCollator(tokenizer.pad_token_id)
-    else:
-        collate = COLLATORS[cfg.task](tokenizer, model)
-    return dict(collate(list(enumerate(examples))))
+    computed = adapters.as_trained(model, dtype, use_custom_kernels(cfg.distributed, cfg.torch_compile))
+    kernels = liger_kernels(model) if with_liger else nullcontext()
+    with objective.attention(model), _device_kernels(device, model, packed), computed, kernels:
+        yield objective.summed_loss(model, batch)
 
 
 class _CountedCriterion(losses.Criterion):
-    """Picks logits by their number: which ones have a label needs numbers."""
+    """Selects logits by their number: selecting those with a label needs values."""
 
     def __init__(self, cfg: TrainConfig, labels: int) -> None:
         super().__init__(cfg)
         self.labels = labels
 
-    def of_logits(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        size = losses._chunk_tokens(logits.shape[-1], logits.device)
+    def from_logits(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        size = losses.chunk_tokens(logits.shape[-1], logits.device)
         parts = zip(logits[: self.labels].clone().split(size), targets[: self.labels].split(size), strict=True)
-        return sum((self.of_chunk(chunk, t) for chunk, t in parts), logits.sum() * 0.0)
+        return sum((self.from_chunk(chunk, t) for chunk, t in parts), logits.sum() * 0.0)
 
 
 @contextmanager
-def _device_kernels(device: str, model: Any, end_to_end: bool) -> Iterator[None]:
-    """On a GPU one kernel attends, dropout keeps a mask of bytes, and the loss takes larger chunks."""
+def _device_kernels(device: str, model: Any, packed: bool) -> Iterator[None]:
+    """The operations of `device`. A GPU has one attention kernel, byte masks for dropout, larger loss chunks."""
     before, dropouts = dict(losses.CHUNK_BYTES), [m for m in model.modules() if type(m) is torch.nn.Dropout]
     if device == "cuda":
         losses.CHUNK_BYTES["cpu"] = losses.CHUNK_BYTES["cuda"]
         for module in dropouts:
             module.forward = lambda x, m=module: torch.native_dropout(x, m.p, m.training)[0]
-        if end_to_end:
+        if packed:
             model.set_attn_implementation(GPU_ATTENTION)
     try:
         yield
@@ -200,9 +154,9 @@ def _device_kernels(device: str, model: Any, end_to_end: bool) -> Iterator[None]
 
 
 class _FlashAttention(torch.autograd.Function):
-    """What FlashAttention keeps: q, k, v, the output and a float a query (arXiv:2307.08691, section 3).
+    """FlashAttention saves q, k, v, the output and a float per query (arXiv:2307.08691, section 3).
 
-    On the way back it adds the gradient of q up in fp32, and has those of k and v for each head of q first.
+    Its backward pass accumulates the gradient of q in fp32, and first has those of k and v for each head of q.
     """
 
     @staticmethod
@@ -228,7 +182,7 @@ AttentionMaskInterface.register(GPU_ATTENTION, lambda *_, **__: None)
 
 
 class _FourBitMatmul(torch.autograd.Function):
-    """x W^T with 4-bit W, which exists in the precision of x while it is multiplied, forward and backward."""
+    """x W^T with 4-bit W, which is dequantized to the dtype of x for the product, forward and backward."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, features: int) -> torch.Tensor:
@@ -241,28 +195,30 @@ class _FourBitMatmul(torch.autograd.Function):
 
 
 def _four_bit_linear(module: Any, x: torch.Tensor) -> torch.Tensor:
-    """In the place of bitsandbytes' Linear4bit.forward."""
+    """Replaces bitsandbytes' Linear4bit.forward."""
     return _FourBitMatmul.apply(x.to(module.compute_dtype), module.out_features).to(x.dtype)
 
 
 @contextmanager
 def _fake_parameters(model: Any) -> Iterator[FakeTensorMode]:
-    """Make the skeleton's parameters fake tensors of the CPU: operations and autocast take them for real."""
+    """Replace the meta parameters by fake tensors on the CPU, which operations and autocast accept."""
     mode, made = FakeTensorMode(allow_non_fake_inputs=True), {}
     before = [(m, dict(m._parameters), dict(m._buffers)) for m in model.modules()]
 
     def fake(t: torch.Tensor | None) -> torch.Tensor | None:
         if t is not None and id(t) not in made:
-            like = torch.empty(_bytes(t), dtype=torch.uint8, device="meta") if _is_four_bit(t) else t.detach()
-            ghost = FakeTensor(mode, like, torch.device("cpu"))
+            like = (
+                torch.empty(parameter_bytes(t), dtype=torch.uint8, device="meta") if is_four_bit(t) else t.detach()
+            )
+            tensor = FakeTensor(mode, like, torch.device("cpu"))
             is_parameter = isinstance(t, torch.nn.Parameter)
-            made[id(t)] = torch.nn.Parameter(ghost, requires_grad=t.requires_grad) if is_parameter else ghost
+            made[id(t)] = torch.nn.Parameter(tensor, requires_grad=t.requires_grad) if is_parameter else tensor
         return None if t is None else made[id(t)]
 
     for module, parameters, buffers in before:
         module._parameters = {n: fake(p) for n, p in parameters.items()}
         module._buffers = {n: fake(b) for n, b in buffers.items()}
-        if any(p is not None and _is_four_bit(p) for p in parameters.values()):
+        if any(p is not None and is_four_bit(p) for p in parameters.values()):
             module.forward = partial(_four_bit_linear, module)
     try:
         yield mode
@@ -274,25 +230,29 @@ def _fake_parameters(model: Any) -> Iterator[FakeTensorMode]:
 
 
 class _StorageTracker(TorchDispatchMode):
-    """Follows every storage from the operation that makes it to its end."""
+    """Records every storage from the operation that creates it to its release."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         head = model.get_output_embeddings()
         self.classes = head.weight.shape[0] if head is not None else 0
-        held = [*model.parameters(), *model.buffers(), *(p.grad for p in model.parameters() if p.grad is not None)]
-        self.numbers = {t.untyped_storage()._cdata: -1 for t in held}  # of the living; -1: there before
-        self.changes: list[tuple[int, int]] = []  # the number of a storage, and its bytes, negative at its end
+        existing = [
+            *model.parameters(),
+            *model.buffers(),
+            *(p.grad for p in model.parameters() if p.grad is not None),
+        ]
+        self.numbers = {t.untyped_storage()._cdata: -1 for t in existing}  # of live storages; -1: existed before
+        self.changes: list[tuple[int, int]] = []  # (number of a storage, bytes), negative at its release
         self.logits: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         found = func(*args, **(kwargs or {}))
         for made in tree_iter(found):
             if isinstance(made, torch.Tensor):
-                self._follow(made)
+                self._track(made)
         return found
 
-    def _follow(self, made: torch.Tensor) -> None:
+    def _track(self, made: torch.Tensor) -> None:
         storage = made.untyped_storage()
         if storage._cdata in self.numbers:
             return
@@ -301,15 +261,15 @@ class _StorageTracker(TorchDispatchMode):
         self.changes.append((number, size))
         if made.ndim and made.shape[-1] == self.classes:
             self.logits.add(number)
-        weakref.finalize(storage, self._gone, storage._cdata, number, size)
+        weakref.finalize(storage, self._release, storage._cdata, number, size)
 
-    def _gone(self, key: int, number: int, size: int) -> None:
+    def _release(self, key: int, number: int, size: int) -> None:
         if self.numbers.get(key) == number:
             del self.numbers[key]
             self.changes.append((number, -size))
 
     def at_peak(self, gradients: set[int]) -> PassMemory:
-        """What was alive when most bytes were."""
+        """The live bytes at the peak, by part."""
         live = list(accumulate(size for _, size in self.changes))
         then = live.index(max(live)) + 1 if live else 0
         shares = {"activations": 0, "logits": 0, "gradients": 0}
@@ -317,3 +277,58 @@ class _StorageTracker(TorchDispatchMode):
             part = "gradients" if number in gradients else "logits" if number in self.logits else "activations"
             shares[part] += size
         return PassMemory(**shares)
+
+
+class _LigerNorm(torch.autograd.Function):
+    """Saves its input and one number per row; writes the gradient in place."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(x, weight, x.new_empty(x.shape[:-1], dtype=torch.float32))
+        return torch.empty_like(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> Any:  # type: ignore[override]
+        return grad, torch.empty_like(ctx.saved_tensors[1]) if ctx.needs_input_grad[1] else None
+
+
+class _LigerGate(torch.autograd.Function):
+    """Saves gate and up; writes their gradients in place."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(gate, up)
+        return torch.empty_like(gate)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> Any:  # type: ignore[override]
+        return ctx.saved_tensors
+
+
+def _norm(module: Any, x: torch.Tensor) -> torch.Tensor:
+    return _LigerNorm.apply(x, module.weight)  # type: ignore[no-any-return]
+
+
+def _gated(module: Any, x: torch.Tensor) -> torch.Tensor:
+    return module.down_proj(_LigerGate.apply(module.gate_proj(x), module.up_proj(x)))  # type: ignore[no-any-return]
+
+
+def _liger_forward(module: torch.nn.Module) -> Any:
+    """The replacement of the module's forward; None if Liger does not replace it."""
+    if type(module).__name__.endswith("RMSNorm") and getattr(module, "weight", None) is not None:
+        return _norm
+    return _gated if all(hasattr(module, part) for part in ("gate_proj", "up_proj", "down_proj")) else None
+
+
+@contextmanager
+def liger_kernels(model: Any) -> Iterator[None]:
+    """Make `model` save what it saves with Liger's kernels, if Liger knows its type."""
+    known = model.config.model_type in LIGER_MODEL_TYPES
+    changed = [(m, by) for m in model.modules() if (by := _liger_forward(m))] if known else []
+    for module, by in changed:
+        module.forward = partial(by, module)
+    try:
+        yield
+    finally:
+        for module, _ in changed:
+            del module.forward

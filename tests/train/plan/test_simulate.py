@@ -14,7 +14,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from src.data.store import Example
 from src.model.source import Source
 from src.schema import TrainConfig
-from src.train.plan import simulate_liger
+from src.train.plan import simulate
 from src.train.plan.estimate import MemoryEstimator
 
 SIZES: dict[str, Any] = dict(
@@ -42,7 +42,7 @@ def test_a_norm_keeps_its_input_and_a_gated_block_its_two_halves() -> None:
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES)).bfloat16()
     layer = model.model.layers[0]
     x = torch.randn(1, TOKENS, 32, dtype=torch.bfloat16)
-    with simulate_liger.kernels(model):
+    with simulate.liger_kernels(model):
         assert kept(layer.input_layernorm, x) == TOKENS * (32 * 2 + 4)
         assert kept(layer.mlp, x) == TOKENS * 2 * 80 * 2
     assert kept(layer.mlp, x) == TOKENS * 3 * 80 * 2  # without, the activation of the gate as well
@@ -63,4 +63,4 @@ def test_a_plan_with_liger_is_smaller_for_the_models_that_it_knows(tmp_path: Pat
 
 
 def test_the_known_models_are_called_as_transformers_calls_them() -> None:
-    assert set(CONFIG_MAPPING_NAMES) >= simulate_liger.LIGER_MODEL_TYPES
+    assert set(CONFIG_MAPPING_NAMES) >= simulate.LIGER_MODEL_TYPES
