@@ -4,6 +4,7 @@ be trained is refused before anything is written."""
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import subprocess
 import sys
@@ -266,3 +267,29 @@ def test_an_error_that_nobody_foresaw_is_recorded_and_keeps_its_traceback(
     assert run.manifest["ended"]
     assert not run.model.exists()
     assert "failed: ZeroDivisionError: one in a million" in table(world.output)
+
+
+# --- the path from the command to the trainer ------------------------------------------------------------
+
+
+def test_seven_files_at_most_are_on_the_stack_when_training_starts(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class TrainingStarts(Exception):
+        pass
+
+    path: list[str] = []
+
+    def enter(*_: Any, **__: Any) -> None:
+        called = [Path(frame.filename) for frame in inspect.stack()]
+        sources = [file.relative_to(ROOT).as_posix() for file in called if file.is_relative_to(ROOT / "src")]
+        path.extend(dict.fromkeys(reversed(sources)))
+        raise TrainingStarts
+
+    monkeypatch.setattr("transformers.Trainer.train", enter)
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(TrainingStarts):
+        call("train", "experiment=smoke", f"model_name={tiny}", f"output_dir={tmp_path / 'outputs'}")
+    print("\n".join(path))
+    assert path[0] == "src/main.py" and "src/train/pipeline.py" in path
+    assert len(path) <= 7, path
