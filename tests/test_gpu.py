@@ -161,7 +161,7 @@ class Seen(AbstractContextManager[Any]):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_rows_end_to_end_give_the_loss_and_the_gradients_of_padded_ones(method: str) -> None:
+def test_packed_batches_give_the_loss_and_the_gradients_of_padded_ones(method: str) -> None:
     step = Step(method)
     assert_alike(step(padding_free=True), step(padding_free=False))
 
@@ -272,7 +272,7 @@ def test_two_deterministic_runs_give_the_same_bytes(world: World, tmp_path: Path
     assert tree(worlds[0].newest.model) == tree(worlds[1].newest.model)
 
 
-def test_a_killed_training_goes_on_to_the_same_bytes(world: World, tmp_path: Path) -> None:
+def test_a_killed_run_resumes_to_the_same_bytes(world: World, tmp_path: Path) -> None:
     whole = world.elsewhere(tmp_path / "whole")
     done(whole, "train", *STEPS)
     done(world, "train", *STEPS, code=-signal.SIGKILL, script=KILLED)
@@ -280,7 +280,7 @@ def test_a_killed_training_goes_on_to_the_same_bytes(world: World, tmp_path: Pat
     assert end_of(world.newest) == end_of(whole.newest)
 
 
-def test_memory_that_runs_out_is_told_in_one_sentence(world: World, shaped: Path) -> None:
+def test_out_of_memory_is_one_error_message(world: World, shaped: Path) -> None:
     words = (f"model_name={shaped}", "batch_size=16", "gradient_checkpointing=false")
     said = done(world, "train", *words, code=2, script=WITH_LITTLE_MEMORY)
     assert "out of memory at step 1" in said

@@ -89,7 +89,7 @@ def assert_interrupted_and_all_else_works(world: World, older: Run, capsys: Said
     assert world.train("max_steps=1").status == runs.FINISHED
 
 
-def test_a_run_killed_in_training_is_told_apart(copied: World, nursery: Nursery, capsys: Said) -> None:
+def test_a_run_killed_in_training_is_marked_interrupted(copied: World, nursery: Nursery, capsys: Said) -> None:
     older = copied.newest
     moment = Moment("src.train.fit:AssayTrainer.compute_loss", nth=9)
     code, said = nursery("train", *copied.settings("train"), moments=(moment,))
@@ -109,7 +109,9 @@ def test_a_run_killed_while_it_saves_leaves_no_half_model(copied: World, nursery
     assert_interrupted_and_all_else_works(copied, older, capsys)
 
 
-def test_a_run_stopped_by_the_user_says_so(copied: World, started: Callable[..., object], capsys: Said) -> None:
+def test_a_run_stopped_by_the_user_is_marked_interrupted(
+    copied: World, started: Callable[..., object], capsys: Said
+) -> None:
     older = copied.newest
     child = copied.start("train", "epochs=100000")
     started(child, has_trained_a_step(copied, older))
@@ -175,21 +177,21 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def room(folder: Path) -> int:
+def disk_usage(folder: Path) -> int:
     """Bytes that the files under `folder` take, in pages."""
     return sum(-(-p.stat().st_size // 4096) * 4096 for p in folder.rglob("*") if p.is_file())
 
 
 @pytest.mark.parametrize("what", ["checkpoints", "model"])
-def test_a_disk_that_fills_up_while_saving_is_one_sentence(
+def test_a_disk_that_fills_up_while_saving_is_one_error_message(
     finished: World, disk: Path, what: str, nursery: Nursery
 ) -> None:
     world = finished.copy(disk)
     assert world.call("publish") == 0
     sample = world.train("epochs=1").path  # as much room as a run takes
-    left = room(sample) - room(sample / "model") // 2
+    left = disk_usage(sample) - disk_usage(sample / "model") // 2
     if what == "checkpoints":
-        left -= (room(sample / "model") + room(sample / "checkpoints")) // 2
+        left -= (disk_usage(sample / "model") + disk_usage(sample / "checkpoints")) // 2
     shutil.rmtree(sample)
     older = world.runs[0]
     before = tree(older.path), tree(world.artifacts)

@@ -28,7 +28,7 @@ def newest(output: Path) -> Run:
     return Run((output / "runs" / "latest").resolve())
 
 
-def test_the_whole_pipeline_on_a_tiny_model(
+def test_the_complete_pipeline_on_a_tiny_model(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Said
 ) -> None:
     monkeypatch.chdir(ROOT)  # the shipped presets name data/ and data/eval

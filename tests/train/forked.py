@@ -21,7 +21,7 @@ def by_fork() -> None:
     subprocess_handler.Popen = Forked
 
 
-def with_a_loose_bolt() -> None:
+def fail_in_second_process() -> None:
     """Break the second process alone, once it computes a loss."""
     from src.train.fit import AssayTrainer
 

@@ -101,7 +101,7 @@ def undisturbed(_lesson: World, nursery: Nursery, common: Path) -> Undisturbed:
     return Undisturbed(Stage(_lesson, nursery), common / "undisturbed")
 
 
-def assert_goes_on(stage: Stage, expected: dict[str, Any], *words: str) -> str:
+def assert_resumes(stage: Stage, expected: dict[str, Any], *words: str) -> str:
     """The same command again goes on with the one run and ends as if nothing had been. Returns what it said."""
     (before,) = stage.world.runs
     assert before.status == runs.INTERRUPTED

@@ -106,7 +106,7 @@ def after_each_step(model: Any, steps: int, skipped: tuple[int, ...] = ()) -> li
     return used
 
 
-def test_ranks_shrink_to_what_was_asked_for_and_stay(tiny: Path) -> None:
+def test_ranks_shrink_to_the_target_and_stay(tiny: Path) -> None:
     used = after_each_step(model_of(tiny, 20), 20)
     layers = 14
     assert used[1] == 6 * layers  # the first tenth of the steps leaves them
@@ -126,7 +126,7 @@ def test_only_adalora_has_ranks_to_move(tiny: Path) -> None:
     assert not any(is_adalora(model_of(tiny, method=method)) for method in ("lora", "full", "prompt"))
 
 
-def test_the_trainer_moves_ranks_at_each_step_with_the_gradients_still_there(
+def test_the_trainer_moves_ranks_at_each_step_before_gradients_are_cleared(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []

@@ -61,7 +61,7 @@ def test_a_training_shows_and_keeps_the_same(world: World, capsys: pytest.Captur
         (chat("Top of ore rate?", "TOP(a)"), ("on_contamination=refuse",), "x.jsonl:2 is the exact duplicate of"),
     ],
 )
-def test_what_a_training_would_refuse_is_refused_once_the_report_is_there(
+def test_what_a_run_refuses_is_refused_after_the_report_is_written(
     world: World,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -102,7 +102,7 @@ def test_the_second_training_reads_its_tokens_from_the_cache(
     assert (again.model / weights).read_bytes() == (first.model / weights).read_bytes()
 
 
-def test_when_no_row_is_left_by_their_length_the_report_is_there_all_the_same(
+def test_the_report_is_written_when_every_row_is_too_long(
     world: World, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert check(world, "max_length=16") == 2
@@ -118,7 +118,7 @@ def test_when_no_row_is_left_by_their_length_the_report_is_there_all_the_same(
     }
 
 
-def test_a_folder_that_cannot_be_written_is_said_before_a_row_is_read(
+def test_a_folder_that_cannot_be_written_is_refused_before_a_row_is_read(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("")
@@ -142,7 +142,7 @@ def test_the_tokenizer_is_loaded_as_the_settings_say(world: World, monkeypatch: 
     assert given == [(str(world.model), None, True)]
 
 
-def test_a_reader_that_goes_away_ends_neither_check_nor_training(world: World, nursery: Nursery) -> None:
+def test_a_closed_pipe_ends_neither_check_nor_training(world: World, nursery: Nursery) -> None:
     """As in `make train | head`."""
     places = [f"output_dir={world.output}", f"eval_path={world.splits}", f"model_name={world.model}"]
     for stage, *more in (["check-data"], ["train", "max_steps=1", "cuda_visible_devices=''"]):

@@ -53,7 +53,7 @@ def test_a_padded_batch_has_neither_attention_nor_loss_on_its_padding() -> None:
     assert (batch["rows"], batch["tokens"]) == ([0, 1], 5)
 
 
-def test_rows_laid_end_to_end_keep_their_places_and_predict_nothing_of_each_other() -> None:
+def test_packed_examples_keep_their_positions_and_do_not_predict_each_other() -> None:
     batch = PackedCollator()(TWO)
     assert batch["input_ids"].tolist() == [[1, 2, 3, 4, 5]]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1]]
@@ -62,7 +62,7 @@ def test_rows_laid_end_to_end_keep_their_places_and_predict_nothing_of_each_othe
     assert (batch["lengths"], batch["rows"], batch["tokens"]) == ([3, 2], [0, 1], 5)
 
 
-def test_what_fills_a_batch_up_is_a_row_of_its_own_without_loss() -> None:
+def test_padding_of_a_packed_batch_is_a_separate_example_without_loss() -> None:
     batch = PackedCollator(multiple=8)(TWO)
     assert batch["input_ids"].shape == (1, 8)
     assert batch["lengths"] == [3, 2, 3]
@@ -115,7 +115,7 @@ def test_the_first_loss_is_the_cross_entropy_of_the_answers_by_hand(world: World
     assert curves(run)["train/loss"] == [(1, pytest.approx(total / tokens, rel=1e-4))]
 
 
-def test_the_loss_falls_to_nothing_on_rows_learned_by_heart(world: World) -> None:
+def test_the_loss_falls_to_zero_on_memorized_rows(world: World) -> None:
     run = world.train("method=full", "epochs=12", "lr=0.01")
     losses = [value for _, value in curves(run)["train/loss"]]
     assert losses[0] > 5
@@ -124,7 +124,7 @@ def test_the_loss_falls_to_nothing_on_rows_learned_by_heart(world: World) -> Non
     assert report(run, "metrics")["train"]["eval_loss"] < 1
 
 
-def test_a_training_that_diverged_is_not_told_as_a_success(world: World) -> None:
+def test_a_diverged_run_is_not_reported_as_a_success(world: World) -> None:
     code = world.call("train", "method=full", "lr=1e30", "max_steps=6", "logging_steps=1")
     losses = [value for _, value in curves(world.newest)["train/loss"]]
     assert code != 0 or not math.isfinite(report(world.newest, "metrics")["train"]["train_loss"])
@@ -164,7 +164,7 @@ def values(run: Run, tag: str) -> list[float]:
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
-def test_rows_end_to_end_train_as_padded_rows_do(world: World, method: str) -> None:
+def test_packed_batches_train_like_padded_ones(world: World, method: str) -> None:
     common = (f"method={method}", "max_steps=6", "lora_dropout=0", "lr=0.001", "logging_steps=1", "batch_size=5")
     free = world.train(*common)
     padded = world.train(*common, "padding_free=false")
@@ -182,7 +182,7 @@ def samples(run: Run) -> list[list[int]]:
     return [line["rows"] for line in lines]
 
 
-def test_the_log_of_rows_says_which_were_taken_each_once_an_epoch(world: World) -> None:
+def test_the_sample_log_lists_each_example_once_per_epoch(world: World) -> None:
     run = world.train("epochs=2", "batch_size=3", "gradient_accumulation_steps=2")
     steps = samples(run)
     an_epoch = len(steps) // 2
@@ -279,7 +279,7 @@ def rates(world: World, *words: str) -> list[float]:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_learning_rate_warms_up_to_its_peak_and_takes_the_shape_asked_for(world: World, shape: str) -> None:
+def test_the_learning_rate_warms_up_to_its_peak_and_follows_the_scheduler(world: World, shape: str) -> None:
     expected = [PEAK * step / WARMUP for step in range(WARMUP)]
     expected += [PEAK * SHAPES[shape](after(step)) for step in range(WARMUP, STEPS)]
     got = rates(world, f"lr_scheduler_type={shape}", f"warmup_ratio={WARMUP / STEPS}")
@@ -311,7 +311,7 @@ def test_settings_reach_the_trainer(tmp_path: Path, ours: dict[str, Any], theirs
     assert {name: getattr(made, name) for name in theirs} == theirs
 
 
-def test_checkpoints_come_every_so_many_steps_and_the_newest_are_kept_whole(world: World) -> None:
+def test_checkpoints_come_every_save_steps_and_the_newest_are_kept_complete(world: World) -> None:
     run = world.train("max_steps=7", "save_steps=2", "save_total_limit=2")
     folders = sorted((run.path / "checkpoints").iterdir())
     assert [f.name for f in folders] == ["checkpoint-6", "checkpoint-7"]
@@ -322,7 +322,7 @@ def test_checkpoints_come_every_so_many_steps_and_the_newest_are_kept_whole(worl
         assert json.loads((folder / COMPLETE).read_text())["files"].keys() == files.keys() - {COMPLETE}
 
 
-def test_the_evaluation_loss_comes_every_so_many_steps(world: World) -> None:
+def test_the_evaluation_loss_comes_every_eval_steps(world: World) -> None:
     run = world.train("max_steps=6", "eval_steps=2")
     assert [step for step, _ in curves(run)["eval/loss"]] == [2, 4, 6]
 
@@ -350,7 +350,7 @@ def test_an_over_long_dev_row_is_left_out_and_named(
 # --- where curves go -------------------------------------------------------------------------------------
 
 
-def test_curves_go_to_mlflow_when_asked(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_curves_go_to_mlflow_if_it_is_set(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlflow").as_uri())
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")

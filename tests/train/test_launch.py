@@ -60,7 +60,7 @@ def test_two_processes_take_the_steps_of_one_that_accumulates(
     assert [run.id for run in world.runs] == [one.id, two.id]
 
 
-def test_a_training_of_two_processes_goes_on_after_a_signal_and_after_a_kill(world: World, fork: Start) -> None:
+def test_a_run_of_two_processes_resumes_after_a_signal_and_after_a_kill(world: World, fork: Start) -> None:
     code, said = ended(fork(*LONG))
     assert code == 0, said
     whole = world.newest
@@ -113,8 +113,8 @@ def test_two_machines_find_each_other_under_srun(world: World, start: Start) -> 
 # --- failures --------------------------------------------------------------------------------------------
 
 
-def test_an_error_of_another_process_is_told_and_the_run_marked_failed(world: World, fork: Start) -> None:
-    code, said = ended(fork(*TWO, calls=("tests.train.forked:with_a_loose_bolt",)))
+def test_an_error_of_another_process_is_printed_and_the_run_marked_failed(world: World, fork: Start) -> None:
+    code, said = ended(fork(*TWO, calls=("tests.train.forked:fail_in_second_process",)))
     assert code == 1, said
     assert "process 1: Traceback (most recent call last)" in said
     assert "ValueError: a bolt is loose" in said
@@ -123,7 +123,7 @@ def test_an_error_of_another_process_is_told_and_the_run_marked_failed(world: Wo
     assert world.newest.manifest["error"] == "process 1: ValueError: a bolt is loose"
 
 
-def test_a_killed_process_ends_the_others_and_is_told(world: World, fork: Start) -> None:
+def test_a_killed_process_ends_the_others_and_is_reported(world: World, fork: Start) -> None:
     child = fork(*LONG, "epochs=10000")
     until(child, world, "step 2/")
     first = world.newest.manifest["process"]["pid"]
@@ -136,7 +136,7 @@ def test_a_killed_process_ends_the_others_and_is_told(world: World, fork: Start)
     assert "process 1: was killed by SIGKILL" in world.newest.manifest["error"]
 
 
-def test_what_every_process_refuses_is_said_once(world: World, fork: Start) -> None:
+def test_an_error_of_every_process_is_printed_once(world: World, fork: Start) -> None:
     code, said = ended(fork(*TWO, "method=full", "lr=1e30", "max_steps=8", "logging_steps=1"))
     assert code == 2, said
     assert said.count("training diverged") == 1

@@ -68,7 +68,7 @@ def refused(**settings: Any) -> str:
 # --- from the settings -----------------------------------------------------------------------------------
 
 
-def test_on_a_cpu_one_process_trains_by_itself_unless_more_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_cpu_one_process_trains_unless_num_processes_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch_plan, "cores", lambda: 2)
     assert planned() is None
     assert planned(num_processes=1) is None
@@ -79,7 +79,7 @@ def test_on_a_cpu_one_process_trains_by_itself_unless_more_are_asked_for(monkeyp
     )
 
 
-def test_every_gpu_that_is_named_gets_a_process(gpus: None) -> None:
+def test_every_named_gpu_gets_a_process(gpus: None) -> None:
     assert planned(cuda_visible_devices="0") is None
     assert planned(cuda_visible_devices="0,1") == LaunchPlan(2)
     assert planned(cuda_visible_devices="0,1,2,3", num_processes=4) == LaunchPlan(4)
@@ -88,11 +88,11 @@ def test_every_gpu_that_is_named_gets_a_process(gpus: None) -> None:
         assert told.startswith(f"num_processes={wrong}, but cuda_visible_devices=0,1 names 2 GPUs; ")
 
 
-def test_an_engine_that_shares_out_memory_is_started_by_a_launcher_even_for_one_process() -> None:
+def test_a_sharding_engine_is_started_by_a_launcher_even_for_one_process() -> None:
     assert planned(distributed="fsdp2", offload=True) == LaunchPlan(1)
 
 
-def test_several_machines_meet_at_the_first() -> None:
+def test_several_machines_connect_to_the_first() -> None:
     found = planned(num_nodes=2, node_rank=1, master_addr="gpu7", master_port=1234)
     assert found == LaunchPlan(1, 2, 1, "gpu7", 1234)
     assert planned(num_nodes=2, master_addr="gpu7") == LaunchPlan(1, 2, 0, "gpu7", 29500)
@@ -215,7 +215,7 @@ def test_a_list_of_hosts_is_read_as_slurm_writes_it(listed: str, names: list[str
 # --- the settings handed over ----------------------------------------------------------------------------
 
 
-def test_the_settings_arrive_as_they_were_and_hold_no_secret_on_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_settings_arrive_unchanged_and_hold_no_secret_in_transit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_API_KEY", "hunter2-hunter2")
     weights = {"ä \"' $x": 2.0}
     cfg = config(checkpoint_mirror="s3://hunter2-hunter2/x", loss="weighted", class_weights=weights, seed=7)
@@ -231,7 +231,7 @@ def test_the_settings_arrive_as_they_were_and_hold_no_secret_on_the_way(monkeypa
     assert "hunter2" not in str(inherited_settings())
 
 
-def test_a_process_whose_launcher_is_gone_does_nothing() -> None:
+def test_a_process_whose_launcher_has_ended_does_nothing() -> None:
     """It is a grandchild here: a shell stands between."""
     script = "import sys; from src.main import main; code = main(['train']); print('went on'); sys.exit(code)"
     orphan = subprocess.run(

@@ -106,7 +106,7 @@ def test_no_label_at_all_is_a_loss_of_nothing_that_can_go_backwards(parts: tuple
         assert how.total_weight(targets).item() == 0
 
 
-def test_no_more_than_a_chunk_of_logits_is_ever_there(parts: tuple[Any, ...]) -> None:
+def test_no_more_than_a_chunk_of_logits_exists_at_a_time(parts: tuple[Any, ...]) -> None:
     hidden, head, targets = parts
     seen: list[int] = []
     how = criterion("cross_entropy")
@@ -116,7 +116,7 @@ def test_no_more_than_a_chunk_of_logits_is_ever_there(parts: tuple[Any, ...]) ->
     assert seen == [64, 64, 64, 64, 44]
 
 
-def test_of_logits_in_16_bits_no_copy_in_32_is_kept_for_the_way_back(parts: tuple[Any, ...]) -> None:
+def test_no_fp32_copy_of_16_bit_logits_is_saved_for_the_backward_pass(parts: tuple[Any, ...]) -> None:
     hidden, head, targets = parts
     logits = head(hidden).to(torch.bfloat16)
     kept: list[torch.Tensor] = []
@@ -177,7 +177,7 @@ def summed(model: Any, collate: Any, packed: bool, fused: bool = True, dtype: st
 
 
 @pytest.mark.parametrize("build", [llama, gpt2])
-def test_every_way_gives_the_loss_that_the_model_itself_gives(build: Any) -> None:
+def test_every_strategy_gives_the_loss_of_the_model(build: Any) -> None:
     model = build()
     expected = 0.0
     for _, row in ROWS:
@@ -193,7 +193,7 @@ def test_every_way_gives_the_loss_that_the_model_itself_gives(build: Any) -> Non
         assert loss.item() == pytest.approx(expected, rel=1e-5), way
 
 
-def test_every_way_gives_the_same_gradients() -> None:
+def test_every_strategy_gives_the_same_gradients() -> None:
     model = llama()
     found = []
     for loss in (
@@ -215,7 +215,7 @@ def test_in_bfloat16_the_loss_is_nearly_the_same() -> None:
     assert summed(model, PackedCollator(), True, dtype="bfloat16").item() == pytest.approx(exact, rel=2e-2)
 
 
-def test_noise_has_the_size_that_each_row_by_its_length_gets_and_only_in_training() -> None:
+def test_noise_scales_with_the_length_of_each_example_and_only_in_training() -> None:
     model = llama()
     embedding = model.get_input_embeddings()
     noise = NeftuneNoise(model, alpha=5.0)

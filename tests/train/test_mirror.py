@@ -61,7 +61,7 @@ def fresh(stage: Stage, tmp_path: Path) -> Stage:
 
 
 @pytest.mark.parametrize("wanted", ["auto", "latest", "RUN", "ID"])
-def test_a_fresh_machine_goes_on_to_the_same_bytes(lost: Any, fresh: Stage, undisturbed: Any, wanted: str) -> None:
+def test_a_fresh_machine_resumes_to_the_same_bytes(lost: Any, fresh: Stage, undisturbed: Any, wanted: str) -> None:
     _, run, words = lost
     there = f"{fresh.world.output}/runs/{run.id}"
     code, said = fresh(*words, f"resume={ {'RUN': there, 'ID': run.id[:-1]}.get(wanted, wanted) }")
@@ -90,7 +90,7 @@ def test_a_damaged_copy_is_passed_over(lost: Any, fresh: Stage, client: Any, und
     assert end_of(fresh.world.newest) == undisturbed["plain"]
 
 
-def test_a_copy_without_whole_checkpoint_is_not_gone_on_with(lost: Any, fresh: Stage, client: Any) -> None:
+def test_a_mirror_without_complete_checkpoint_is_not_resumed(lost: Any, fresh: Stage, client: Any) -> None:
     _, run, words = lost
     for key in keys(client):
         if key.endswith(COMPLETE):
@@ -102,7 +102,7 @@ def test_a_copy_without_whole_checkpoint_is_not_gone_on_with(lost: Any, fresh: S
     assert fresh.world.runs == []
 
 
-def test_a_copy_of_other_settings_is_not_gone_on_with(lost: Any, fresh: Stage) -> None:
+def test_a_mirrored_run_with_other_settings_is_not_resumed(lost: Any, fresh: Stage) -> None:
     _, run, words = lost
     said = fresh(*words, "lr=0.5", moment=Moment("src.train.fit:fit"))[1]
     assert f"not resuming run {run.id}: it had other settings: lr was 0.003 and is 0.5" in said

@@ -37,7 +37,7 @@ def read(run: Run, name: str) -> Any:
 # --- the run directory -----------------------------------------------------------------------------------
 
 
-def test_a_run_leaves_all_that_a_run_directory_holds(run: Run) -> None:
+def test_a_run_writes_every_file_of_a_run_directory(run: Run) -> None:
     files = set(tree(run.path))
     assert files >= {
         "config_used.yaml", "manifest.json", "data_report.json", "metrics.json", "comparison.json", "logs/run.log",
@@ -51,7 +51,7 @@ def test_a_run_leaves_all_that_a_run_directory_holds(run: Run) -> None:
     assert (run.path.parent / "latest").resolve() == run.path.resolve()
 
 
-def test_the_manifest_tells_what_was_made_of_what_with_what(run: Run, finished: World) -> None:
+def test_the_manifest_records_inputs_settings_and_versions(run: Run, finished: World) -> None:
     manifest = run.manifest
     lessons = finished.data / "lessons.jsonl"
     assert (manifest["run"], manifest["stage"], manifest["status"]) == (run.path.name, "train", "finished")
@@ -233,7 +233,7 @@ def test_training_on_the_evaluation_split_is_refused(world: World, capsys: pytes
         (["lora_rr=4", "epochs=0"], "lora_rr is not a setting; did you mean lora_r?"),
     ],
 )
-def test_settings_that_lead_nowhere_are_refused(
+def test_settings_that_cannot_work_are_refused(
     world: World, capsys: pytest.CaptureFixture[str], words: list[str], told: str
 ) -> None:
     assert told in refused(world, capsys, *words)
@@ -252,7 +252,7 @@ def test_a_refused_run_leaves_the_newest_run_alone(copied: World) -> None:
     assert tree(copied.output) == before
 
 
-def test_an_error_that_nobody_foresaw_is_recorded_and_keeps_its_traceback(
+def test_an_unexpected_error_is_recorded_and_keeps_its_traceback(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: Any, **__: Any) -> None:

@@ -116,7 +116,7 @@ def test_what_was_simulated_once_is_known_until_anything_of_it_changes(
 
 
 @pytest.mark.skipif(cores() < 2, reason="ONE CORE: the plan of two processes is NOT tested")
-def test_two_processes_take_half_the_steps_and_share_out_what_their_engine_shares(tiny: Path) -> None:
+def test_two_processes_take_half_the_steps_and_shard_what_their_engine_shards(tiny: Path) -> None:
     found = estimator(tiny)
     assert found.schedule(settings()).steps_per_epoch == 3  # of 6 rows, 2 a batch
     assert found.schedule(settings(num_processes=2)).steps_per_epoch == 2
@@ -211,7 +211,7 @@ def test_a_plan_that_does_not_fit_ends_with_two_and_says_what_needs_less(
         assert re.search(rf"[\d.]+ GB is still too much +{change}", shown), change
 
 
-def test_a_change_that_is_offered_gives_the_peak_that_is_said(tiny: Path) -> None:
+def test_an_alternative_has_the_peak_that_is_printed(tiny: Path) -> None:
     found, cfg = estimator(tiny), settings(method="full", gradient_checkpointing=False)
     peak = found.memory(cfg, False).peak
     plan = found.plan(cfg, Capacity(peak - 1, "a byte too few"))
@@ -222,7 +222,7 @@ def test_a_change_that_is_offered_gives_the_peak_that_is_said(tiny: Path) -> Non
 
 
 @pytest.mark.parametrize(("short", "expected"), [(False, "false"), (True, "true")])
-def test_checkpointing_is_chosen_where_it_is_needed_only(tiny: Path, short: bool, expected: str) -> None:
+def test_checkpointing_is_chosen_only_if_it_is_needed(tiny: Path, short: bool, expected: str) -> None:
     found, cfg = estimator(tiny), settings(gradient_checkpointing="auto")
     peak = found.memory(cfg, False).peak
     plan = found.plan(cfg, Capacity(peak if short else 2 * peak, "given"))
@@ -270,7 +270,7 @@ def test_the_longest_batch_is_the_longest_of_every_epoch(tiny: Path) -> None:
     assert found.lengths[found.longest_batch(cfg)].sum() == max(every)
 
 
-def test_a_probe_trains_in_a_place_of_which_nothing_is_left(
+def test_a_probe_leaves_no_files(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
@@ -285,7 +285,7 @@ def test_a_probe_trains_in_a_place_of_which_nothing_is_left(
     assert list((tmp_path / "temporary").iterdir()) == []
 
 
-def test_a_plan_for_a_gpu_is_made_where_there_is_none(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_plan_for_a_gpu_needs_no_gpu(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     assert plan(world, "plan_device=cuda", "memory_gb=24") == 0
     shown = capsys.readouterr().out
     assert re.search(r"of 24.00 GB \(memory_gb=24\)", shown)

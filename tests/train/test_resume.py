@@ -24,7 +24,7 @@ from src.train.checkpoint import COMPLETE
 from src.train.signals import CHECKPOINT_NOW
 from tests.fixtures import World, chat, curves, jsonl, start, tree
 from tests.fork_server import Moment
-from tests.train.resume_cases import CHECKPOINT, FIT, TRAIN, VARIANTS, WHOLE, Stage, assert_goes_on, end_of
+from tests.train.resume_cases import CHECKPOINT, FIT, TRAIN, VARIANTS, WHOLE, Stage, assert_resumes, end_of
 
 pytest_plugins = ["tests.fixtures", "tests.fork_server", "tests.train.resume_cases"]
 
@@ -40,11 +40,11 @@ KILLS = {
 
 
 @pytest.mark.parametrize("when", KILLS)
-def test_a_training_killed_goes_on_to_the_same_bytes(stage: Stage, undisturbed: Any, when: str) -> None:
+def test_a_killed_run_resumes_to_the_same_bytes(stage: Stage, undisturbed: Any, when: str) -> None:
     variant, moment, step = KILLS[when]
     code, said = stage(*VARIANTS[variant], moment=moment)
     assert code == -signal.SIGKILL, said
-    said = assert_goes_on(stage, undisturbed[variant], *VARIANTS[variant])
+    said = assert_resumes(stage, undisturbed[variant], *VARIANTS[variant])
     assert (f"resuming after step {step}" in said) if step else ("resuming after" not in said)
 
 
@@ -82,23 +82,23 @@ def test_a_damaged_checkpoint_is_passed_over(killed: Stage, damage: Callable[[Pa
     assert checkpoint.find_newest(run.checkpoints) is None
 
 
-def test_a_training_goes_on_from_the_older_checkpoint(killed: Stage, undisturbed: Any) -> None:
+def test_a_run_resumes_from_the_older_checkpoint(killed: Stage, undisturbed: Any) -> None:
     (run,) = killed.world.runs
     truncate(run.checkpoints / "checkpoint-9")
-    said = assert_goes_on(killed, undisturbed["plain"])
+    said = assert_resumes(killed, undisturbed["plain"])
     assert f"{run.checkpoints / 'checkpoint-9'} is damaged and is skipped" in said
     assert "resuming after step 6" in said
     assert checkpoint.is_complete(run.checkpoints / "checkpoint-9")
 
 
-def test_a_training_without_whole_checkpoint_starts_over_within_its_run(killed: Stage, undisturbed: Any) -> None:
+def test_a_run_without_complete_checkpoint_starts_over_in_its_directory(killed: Stage, undisturbed: Any) -> None:
     (run,) = killed.world.runs
     for damage, step in ((unmark, 6), (flip, 9)):
         damage(run.checkpoints / f"checkpoint-{step}")
-    assert "resuming after" not in assert_goes_on(killed, undisturbed["plain"])
+    assert "resuming after" not in assert_resumes(killed, undisturbed["plain"])
 
 
-def test_damaged_checkpoints_are_not_kept_in_place_of_whole_ones(killed: Stage) -> None:
+def test_damaged_checkpoints_do_not_replace_complete_ones(killed: Stage) -> None:
     """With one to be kept, the whole checkpoint of a killed attempt is not removed for a newer damaged one."""
     (run,) = killed.world.runs
     flip(run.checkpoints / "checkpoint-9")
@@ -137,11 +137,11 @@ def test_a_signal_ends_the_training_after_its_step_with_a_checkpoint(
         f"stopped by {sent.name} after step 5 of {WHOLE}, with a checkpoint",
     )
     assert checkpoint.find_newest(run.checkpoints) == run.checkpoints / "checkpoint-5"
-    assert "resuming after step 5" in assert_goes_on(stage, undisturbed["plain"])
+    assert "resuming after step 5" in assert_resumes(stage, undisturbed["plain"])
 
 
 @pytest.mark.parametrize(("sent", "expected"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_second_signal_ends_it_at_once_and_it_can_be_gone_on_with(
+def test_a_second_signal_ends_it_at_once_and_it_can_be_resumed(
     stage: Stage, undisturbed: Any, sent: signal.Signals, expected: int
 ) -> None:
     code, said = stage(moment=Moment(f"{FIT}:AssayTrainer.compute_loss", nth=0, send=sent))
@@ -150,7 +150,7 @@ def test_a_second_signal_ends_it_at_once_and_it_can_be_gone_on_with(
     (run,) = stage.world.runs
     assert (run.manifest["status"], checkpoint.list_checkpoints(run.checkpoints)) == (runs.INTERRUPTED, [])
     if sent == signal.SIGTERM:
-        assert_goes_on(stage, undisturbed["plain"])
+        assert_resumes(stage, undisturbed["plain"])
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_a_signal_before_the_first_step_ends_it_cleanly(
     assert expected != 75 or "stopped by SIGTERM before its first step; the same command goes on" in said
 
 
-def test_a_checkpoint_asked_for_by_a_file_is_made_and_changes_nothing_else(
+def test_a_checkpoint_requested_by_a_file_is_saved_and_changes_nothing_else(
     stage: Stage, undisturbed: Any, tmp_path: Path
 ) -> None:
     """The file is there before the first step: it is left by an earlier attempt, which ended before that."""
@@ -183,13 +183,13 @@ def test_a_checkpoint_asked_for_by_a_file_is_made_and_changes_nothing_else(
     assert checkpoint.find_newest(run.checkpoints) == run.checkpoints / "checkpoint-1"
     assert not (run.path / CHECKPOINT_NOW).exists()
     (run.path / CHECKPOINT_NOW).touch()
-    assert_goes_on(stage, undisturbed["plain"])
+    assert_resumes(stage, undisturbed["plain"])
 
 
 # --- which run -------------------------------------------------------------------------------------------
 
 
-def test_a_finished_training_is_not_gone_on_with_and_other_settings_make_a_new_run(killed: Stage) -> None:
+def test_a_finished_run_is_not_resumed_and_other_settings_start_a_new_run(killed: Stage) -> None:
     (old,) = killed.world.runs
     code, said = killed("lr=0.02", "max_steps=1")
     assert code == 0
@@ -245,7 +245,7 @@ def test_latest_takes_the_settings_of_the_run(killed: Stage, undisturbed: Any) -
         ("nowhere", "resume=nowhere: there is no run nowhere in"),
     ],
 )
-def test_what_is_not_there_cannot_be_gone_on_with(stage: Stage, wanted: str, said: str) -> None:
+def test_a_missing_run_cannot_be_resumed(stage: Stage, wanted: str, said: str) -> None:
     code, found = stage(f"resume={wanted}")
     assert (code, said in found, stage.world.runs) == (2, True, [])
 
@@ -297,7 +297,7 @@ def test_two_commands_do_not_train_the_same_run(
     holder.kill()
     holder.wait()
     shutil.rmtree(killed.world.newest.path)
-    assert_goes_on(killed, undisturbed["plain"])
+    assert_resumes(killed, undisturbed["plain"])
 
 
 def test_a_training_holds_its_run_while_it_lasts(stage: Stage) -> None:
@@ -324,7 +324,7 @@ def test_the_weights_at_the_end_are_those_of_the_lowest_evaluation_loss(stage: S
     best = VARIANTS["best"]
     code, _ = stage(*best, moment=Moment(f"{FIT}:AssayTrainer.get_batch_samples", nth=5))
     assert code == -signal.SIGKILL
-    assert_goes_on(stage, undisturbed["best"], *best)
+    assert_resumes(stage, undisturbed["best"], *best)
     run = stage.world.newest
     losses = eval_losses(run)
     step = min(losses, key=lambda s: losses[s])
@@ -339,14 +339,14 @@ def test_the_weights_at_the_end_are_those_of_the_lowest_evaluation_loss(stage: S
 EARLY = ("early_stopping_patience=2", "early_stopping_threshold=100", "eval_steps=2", "save_steps=5", "epochs=2.5")
 
 
-def test_an_early_end_comes_where_it_came_without_a_stop(stage: Stage, world: World, tmp_path: Path) -> None:
+def test_early_stopping_comes_at_the_same_step_after_a_resume(stage: Stage, world: World, tmp_path: Path) -> None:
     """With such a threshold only the first evaluation is better than what was before it."""
     expected = end_of(stage.train(*EARLY))
     assert expected["figures"]["steps"] == 6
     other = Stage(world.elsewhere(tmp_path / "other"), stage.nursery)
     assert other(*EARLY, moment=Moment(f"{FIT}:AssayTrainer.compute_loss", nth=12))[0] == -signal.SIGKILL
     assert other(*EARLY, moment=Moment(f"{TRAIN}:save_model"))[0] == -signal.SIGKILL  # at the end
-    assert_goes_on(other, expected, *EARLY)
+    assert_resumes(other, expected, *EARLY)
 
 
 @pytest.mark.parametrize("key", ["load_best_model_at_end=true", "early_stopping_patience=1"])
@@ -363,7 +363,7 @@ def test_what_needs_an_evaluation_loss_is_refused_without_one(stage: Stage, key:
 # --- no number any more ----------------------------------------------------------------------------------
 
 
-def test_a_training_that_diverges_says_where_and_is_not_gone_on_with(stage: Stage) -> None:
+def test_a_diverged_run_names_the_step_and_is_not_resumed(stage: Stage) -> None:
     words = ("method=full", "lr=1e30", "save_steps=1", "max_grad_norm=1e30")
     code, said = stage(*words)
     assert code == 2

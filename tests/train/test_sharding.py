@@ -36,7 +36,7 @@ COMMON = (
 
 @pytest.mark.parametrize("method", ["lora", "full"])
 @pytest.mark.parametrize("engine", ENGINES)
-def test_shared_out_weights_learn_the_same_stop_go_on_and_are_saved_whole(
+def test_sharded_weights_train_alike_resume_and_are_saved_complete(
     world: World, start: Start, fork: Start, engine: str, method: str
 ) -> None:
     begin = fork if engine == "fsdp2" else start
@@ -75,14 +75,14 @@ def test_every_preset_starts_on_one_device(world: World, start: Start, fork: Sta
 @pytest.mark.gpu
 @pytest.mark.skipif(not HAS_GPU, reason="NO NVIDIA GPU HERE: sharing out weights over GPUs is NOT tested")
 @pytest.mark.parametrize("preset", ["fsdp2", *(pytest.param(p, marks=deepspeed) for p in ("zero2", "zero3"))])
-def test_shared_out_weights_on_a_gpu_are_computed_on_in_bfloat16(world: World, start: Start, preset: str) -> None:
+def test_sharded_weights_on_a_gpu_are_computed_in_bfloat16(world: World, start: Start, preset: str) -> None:
     code, said = ended(start(f"parallel={preset}", "max_steps=4", "cuda_visible_devices='0'", "bf16=true"))
     assert code == 0, said
     assert curves(world.newest)["train/loss"]
 
 
 @pytest.mark.parametrize("engine", ["fsdp2", "zero3"])
-def test_weights_that_an_engine_left_whole_are_refused(engine: str) -> None:
+def test_weights_that_an_engine_has_not_sharded_are_refused(engine: str) -> None:
     model: Any = torch.nn.Linear(2, 2)
     trainer.check_sharded(model, "ddp")
     trainer.check_sharded(model, "zero2")

@@ -125,7 +125,7 @@ def test_a_classification_says_the_probability_and_accounts_for_its_labels(world
     assert all(1 / 3 <= r["probability"] <= 1 and r["prediction"] in report["labels"] for r in rows)
 
 
-def test_a_label_of_greater_weight_is_learnt_at_the_cost_of_the_others(world_of: Any, capsys: Said) -> None:
+def test_a_label_of_greater_weight_is_predicted_at_the_cost_of_the_others(world_of: Any, capsys: Said) -> None:
     world = world_of("bert", "classification")
     asked = words("classification", "loss=weighted", "epochs=2")
     world.train(*asked, "class_weights={heat: 1000}")
@@ -136,7 +136,7 @@ def test_a_label_of_greater_weight_is_learnt_at_the_cost_of_the_others(world_of:
     assert "class_weights: 'noise' is no label" in told
 
 
-def test_the_head_of_a_baseline_is_drawn_with_the_seed_and_said_so(world_of: Any, capsys: Said) -> None:
+def test_the_head_of_a_baseline_is_drawn_with_the_seed_and_logged(world_of: Any, capsys: Said) -> None:
     world = world_of("bert", "classification")
     scores = []
     for seed in (1, 1, 2):
@@ -358,7 +358,7 @@ def test_virtual_tokens_make_no_classifier_where_layers_would_be_lost(model_of: 
     tasks.check_method(found["bart"], "seq2seq", method)
 
 
-def test_labels_that_cannot_be_learnt_are_refused_by_name(world_of: Any, capsys: Said) -> None:
+def test_labels_that_cannot_be_trained_are_refused_by_name(world_of: Any, capsys: Said) -> None:
     world = world_of("bert", "classification")
     known, unknown = row("classification", "ore", "rate"), {"text": "a", "label": "noise"}
     dev = jsonl(world.splits / "dev.jsonl", [known, unknown])
