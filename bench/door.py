@@ -1,6 +1,6 @@
-"""CPU seconds of the commands that must answer at once: `python bench/door.py`.
+"""CPU seconds of the commands that must answer quickly: `python bench/door.py`.
 
-User and system time of the whole child process, the least of five runs; the limit asked for is 0.6.
+User and system time of the child process, the minimum of five runs; the limit is 0.6.
 """
 
 import os

@@ -1,15 +1,15 @@
-"""What an evaluation costs on a CPU, beside LLaMA-Factory's predict, and beside one prompt at a time.
+"""Cost of an evaluation on a CPU, compared with LLaMA-Factory's predict and with one prompt at a time.
 
     python bench/eval_cpu.py [--prompts 200] [--real-prompts 64]
 
-The first table: CPU seconds of whole processes, start and imports included, one thread each, the same prompts, the
-same tiny model, 64 new tokens for every prompt (the model's own settings forbid it to end earlier, so that both do
-the same work). LLaMA-Factory gets an environment of its own (made once, in .bench/); it is run with the batch size
-that it comes with, and once more with ours. Its package asks for torchaudio, of which there is no build for this
-torch; an empty module stands in for it, as rows of text need none.
+The first table: CPU seconds of complete processes, start and imports included, one thread each, the same prompts,
+the same tiny model, 64 new tokens for every prompt (the model's settings forbid an earlier end, so that both do the
+same work). LLaMA-Factory has a separate environment (created once, in .bench/); it runs with its default batch size,
+and again with ours. Its package requires torchaudio, which has no build for this torch; an empty module replaces it,
+because text needs none.
 
-The second: SmolLM2-135M, our batches against one prompt at a time, in the precision of bf16=auto; the time of the
-answers alone, which metrics.json keeps, and the CPU seconds of the whole process less its start.
+The second: SmolLM2-135M, our batches compared with one prompt at a time, in the precision of bf16=auto; the time of
+the generation alone, which metrics.json records, and the CPU seconds of the complete process less its start.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The gate against chance: how often it promotes a model that is no better, and one that is better as told.
+"""Error rates of the gate: how often it promotes a model that is not better, and one with the reported gain.
 
     python bench/gate.py [--tries 1000] [--resamples 2000]
 

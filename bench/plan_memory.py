@@ -1,8 +1,8 @@
-"""The peak memory that `plan` predicts against the one that the training reaches: `python bench/plan_memory.py`.
+"""Planned and measured peak memory of training: `python bench/plan_memory.py`.
 
-Each training runs for a few steps in a process of its own on rows of a given length. On a CPU the peak is what
-Linux gives as VmHWM, on a GPU `torch.cuda.max_memory_allocated` (the CUDA context, which PyTorch does not count,
-is left out of the prediction there). `--cases smollm2` takes the demo's model, `tiny` the random one.
+Each case trains for a few steps in a separate process on rows of a given length. On a CPU the peak is Linux's
+VmHWM, on a GPU `torch.cuda.max_memory_allocated`, and the plan is taken without the CUDA context, which PyTorch
+does not count. `--cases smollm2` uses the demo's model, `tiny` the random one.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ CASES = {
 
 
 def measured(case: Case, folder: Path, steps: int = 4) -> Result:
-    """Train in a process of its own and compare."""
+    """Train in a separate process and compare."""
     draw = random.Random(0)
     rows = folder / "rows.jsonl"
     with rows.open("w", encoding="utf-8") as file:

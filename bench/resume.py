@@ -1,9 +1,8 @@
-"""Trainings killed at random moments against the same left alone: `python bench/resume.py [KILLS] [SEED]`.
+"""Runs killed at random moments, compared with undisturbed runs: `python bench/resume.py [KILLS] [SEED]`.
 
-A training is killed (SIGKILL, from outside) up to three times in a row before it is let to its end; then its
-adapter, its log of rows, its curves and its figures must be those of the training that nobody killed. Half of the
-kills come at any moment of a training's life, half right after the begin of a chosen part of it, so that the
-short ones are met as well. Linux; a few minutes on two cores.
+A run is killed (SIGKILL, from outside) up to three times in a row before it may finish. Its adapter, sample log,
+curves and metrics must then equal those of the undisturbed run. Half of the kills come at a random moment, half
+right after the start of a chosen part, so that short parts are hit as well. Linux; a few minutes on two cores.
 """
 
 from __future__ import annotations
@@ -55,15 +54,15 @@ IN_A_ROW = 3
 
 
 def marks(pipe: int) -> None:
-    """Have each part of a training say that it begins."""
+    """Make each part of a run write its number to `pipe` when it starts."""
     for number, function in enumerate(PARTS.values(), 1):
         at(Moment(function, 0), lambda number=number: os.write(pipe, bytes([number])))
 
 
 def killed(words: list[str], said: Path, part: int | None, delay: float) -> tuple[int, str]:
-    """Train, and kill it `delay` seconds after it starts, or after a `part` of it begins.
+    """Train, and kill the process `delay` seconds after its start, or after the start of a `part`.
 
-    Returns: how it ended, and the part that it was in.
+    Returns: its exit code, and the part that it was in.
     """
     reader, writer = os.pipe()
     pid = fork(words, said, lambda: marks(writer))
@@ -121,7 +120,7 @@ def main(kills: int, seed: int) -> int:
         lasts[name] = time.monotonic() - before
         expected[name] = result(training_runs(out)[0])
     print(
-        f"{'kill':>4}  {'settings':<13} {'in its':<11} {'killed after':<22} {'then gone on':<26} end", flush=True
+        f"{'kill':>4}  {'settings':<13} {'in its':<11} {'killed after':<22} {'then resumed':<26} end", flush=True
     )
     met: Counter[str] = Counter()
     number, same = 0, 0
@@ -136,11 +135,11 @@ def main(kills: int, seed: int) -> int:
             delay = draw.uniform(0, lasts[name]) if part is None else draw.uniform(0, 0.05)
             code, where = killed(words, said, part, delay)
             text = said.read_text()
-            if rows and where == "start" and code and "going on" not in text:
+            if rows and where == "start" and code and "resuming" not in text:
                 rows[-1].append("killed before that")
             elif rows:
-                rows[-1] += [line.split("going on ")[1].split(",")[0] for line in text.splitlines()
-                             if "going on after" in line][:1] or ["from the start"]  # fmt: skip
+                rows[-1] += [line.split("resuming ")[1].split(",")[0] for line in text.splitlines()
+                             if "resuming after" in line][:1] or ["from the start"]  # fmt: skip
             if code == 0:
                 break
             assert code == -signal.SIGKILL, text
@@ -155,7 +154,7 @@ def main(kills: int, seed: int) -> int:
             end = ("the same" if equal else "DIFFERS") if row is rows[-1] else "killed again"
             print(f"{row[0]:>4}  {row[1]:<13} {row[2]:<11} {row[3]:<22} {row[4]:<26} {end}", flush=True)
         shutil.rmtree(out)
-    print(f"{done} kills in {number} trainings: {same} ended the same, {wrong} did not; "
+    print(f"{done} kills in {number} runs: {same} ended the same, {wrong} did not; "
           + ", ".join(f"{k} {v}" for k, v in met.most_common()))  # fmt: skip
     shutil.rmtree(folder)
     return 1 if wrong else 0

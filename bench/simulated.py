@@ -1,7 +1,7 @@
 """Two models that are alike, or of which one is better by a known difference, drawn at random.
 
 Where they are alike, both are drawn from the same distribution, example by example. An improvement is an
-effect on some of the examples, or a small one on all, of a size that makes the true difference what was asked.
+effect on some of the examples, or a small one on all, scaled to the requested true difference.
 """
 
 from __future__ import annotations

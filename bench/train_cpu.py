@@ -1,11 +1,10 @@
-"""What a training costs on a CPU, beside `trl sft`: the same model, rows, batches and LoRA, one after the other.
+"""Cost of training on a CPU, compared with `trl sft`: the same model, rows, batches and LoRA, one after the other.
 
     python bench/train_cpu.py [--rows 2000] [--dropout 0.05]
 
-CPU seconds are those of the whole process, start and imports included; one thread for both. Of the start, which
-varies by a twentieth, the medians of five runs in turn are shown. trl gets a virtual
-environment of its own (made once, in .bench/). It comes with gradient checkpointing on; a run without is shown
-as well.
+CPU seconds are those of the complete process, start and imports included; one thread for both. The start varies by
+5 %, so its figure is the median of five alternating runs. trl has a separate virtual environment (created once, in
+.bench/). Its default is gradient checkpointing; a run without it is shown as well.
 """
 
 from __future__ import annotations
@@ -92,7 +91,7 @@ def prepare(folder: Path, count: int) -> None:
 
 
 def install_trl() -> Path:
-    """The trl command of its own environment, with the versions that this project pins."""
+    """The trl command of the separate environment, with the versions that this project pins."""
     command = VENV / "bin" / "trl"
     if not command.exists():
         subprocess.run([sys.executable, "-m", "venv", VENV], check=True)

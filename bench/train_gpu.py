@@ -1,17 +1,16 @@
-"""Speed and memory of training Llama-3-8B on one GPU, by the loop that `train` runs; weights are random.
+"""Speed and memory of training Llama-3-8B on one GPU with the training loop of `train`; weights are random.
 
     python bench/train_gpu.py [--out bench/train_gpu.md] [--only NAME ...] [--steps 12] [--budget SECONDS]
-    python bench/train_gpu.py --small --steps 3        # the same code on a model that any machine can hold
-    python bench/train_gpu.py --plans                  # what a plan says of the peaks, on any machine
+    python bench/train_gpu.py --small --steps 3        # the same code with a model for any machine
+    python bench/train_gpu.py --plans                  # the planned peaks, on any machine
 
-Each case is a process of its own, and its line is written as soon as it is known; what the budget leaves no time
-for is not measured. Tokens are real ones: padding counts for nothing.
+Each case is a separate process, and its line is written when it ends; cases for which the budget leaves no time
+are not measured. Padding is not counted as tokens.
 
-MFU: floating-point operations that the training needs (2 a weight and token forwards, 2 backwards to the
-activations, 2 more where the weight is trained, and attention) a second, against the rate of a large bfloat16
-matrix product measured first. Peak memory is torch.cuda.max_memory_allocated in GB of 10^9 bytes; beside it stands
-what `plan` says of the same training, without the CUDA context, which PyTorch does not count, and the plan's share
-of what was measured.
+MFU: floating-point operations per second of the training (per weight and token 2 forward, 2 backward to the
+activations, 2 more if the weight is trained; and attention), divided by the rate of a large bfloat16 matrix
+product, measured first. Peak memory is torch.cuda.max_memory_allocated in GB of 10^9 bytes. The next columns are
+the plan of the same run, without the CUDA context, which PyTorch does not count, and its ratio to the measured peak.
 """
 
 from __future__ import annotations
@@ -102,7 +101,7 @@ def mixed(count: int) -> list[int]:
 
 R16 = {"lora_r": 16, "lora_alpha": 32}
 R64 = {"lora_r": 64, "lora_alpha": 128}
-# Not the paged one: PyTorch's peak does not have what lies in CUDA's managed memory.
+# Not the paged one: PyTorch's peak does not include CUDA's managed memory.
 LEAN = {"gradient_checkpointing": True, "optim": "adamw_8bit"}
 # Padded to 2,048 tokens, a batch of mixed lengths fits an 80 GB GPU only where activations are recomputed.
 MIXED, SAME = "LoRA r16, mixed lengths", "LoRA r16, mixed lengths, recomputed"
@@ -128,7 +127,7 @@ CASES = [
 
 
 class Repeated(Sequence[Example]):
-    """So many rows of the case's lengths, of random tokens; the second half of a row is learnt."""
+    """Examples of random tokens with the lengths of the case; the second half of each is trained on."""
 
     def __init__(self, lengths: Sequence[int], rows: int, vocabulary: int) -> None:
         self.lengths = np.array(list(islice(cycle(lengths), rows)))
@@ -316,10 +315,10 @@ def operations(case: Case, sizes: dict[str, Any]) -> float:
     shapes = [(hidden, hidden)] * 2 + [(hidden, kv)] * 2 + [(hidden, inner)] * 3
     weights = layers * sum(a * b for a, b in shapes)
     adapter = layers * case.settings.get("lora_r", 0) * sum(a + b for a, b in shapes)
-    learnt = 0.5 * hidden * sizes["vocab_size"]  # the head is computed where there is a label
+    head = 0.5 * hidden * sizes["vocab_size"]  # the head is computed where there is a label
     attended = layers * 2 * hidden * sum(n * n for n in case.lengths) / sum(case.lengths)
     passes = 6 if case.settings.get("method") == "full" else 4
-    return passes * (weights + learnt) + 6 * adapter + 3 * attended
+    return passes * (weights + head) + 6 * adapter + 3 * attended
 
 
 def products() -> dict[str, Any]:
@@ -339,7 +338,7 @@ def products() -> dict[str, Any]:
 
 
 def in_a_process(name: str, args: argparse.Namespace, seconds: float | None) -> dict[str, Any]:
-    """What the case, or "products", gives in a process of its own: figures, or why there are none."""
+    """Run a case, or "products", in a separate process. Returns: its figures, or why there are none."""
     words = [sys.executable, __file__, "--one", name, "--steps", str(args.steps), *["--small"] * args.small]
     try:
         done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=seconds)

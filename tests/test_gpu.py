@@ -1,7 +1,7 @@
-"""The pipeline on an NVIDIA GPU: kernels, memory, determinism, answers. Skipped loudly where there is none.
+"""The pipeline on an NVIDIA GPU: kernels, memory, determinism, answers. Without one, the skip reason says so.
 
-Nothing is fetched: models are made of random weights. A process of its own has each training, so that several
-processes can share out these tests: `pytest -m gpu -n 4`.
+No download: models have random weights. Each run is a separate process, so that several processes can share these
+tests: `pytest -m gpu -n 4`.
 """
 
 from __future__ import annotations
@@ -214,14 +214,14 @@ def test_liger_s_kernels_give_the_loss_and_the_gradients_of_plain_ones(
     step, seen = Step(method), Seen()
     plain = step(inside=seen)
     assert seen.times("silu")
-    told = build_training_arguments(step.cfg, "bfloat16", Schedule(1, 1), False, tmp_path)
-    assert told.use_liger_kernel
-    apply_liger_kernel(step.model, told.liger_kernel_config)
+    args = build_training_arguments(step.cfg, "bfloat16", Schedule(1, 1), False, tmp_path)
+    assert args.use_liger_kernel
+    apply_liger_kernel(step.model, args.liger_kernel_config)
     assert_alike(step(inside=seen), plain)
     assert not seen.times("silu")  # it is a part of a kernel now
 
 
-# --- whole trainings -------------------------------------------------------------------------------------
+# --- complete runs -------------------------------------------------------------------------------------
 
 
 def done(world: World, stage: str, *words: str, code: int = 0, **how: Any) -> str:

@@ -1,4 +1,4 @@
-"""Whatever stops a run, a kill, Ctrl-C or a full disk, it says so afterwards; what was there before is safe."""
+"""A run that is stopped by a kill, Ctrl-C or a full disk is marked so afterwards; earlier results are intact."""
 
 from __future__ import annotations
 
@@ -99,13 +99,13 @@ def test_a_run_killed_in_training_is_marked_interrupted(copied: World, nursery: 
 
 def test_a_run_killed_while_it_saves_leaves_no_half_model(copied: World, nursery: Nursery, capsys: Said) -> None:
     older = copied.newest
-    moment = Moment("src.train.pipeline:write_json", nth=2)  # weights and tokenizer are there then
+    moment = Moment("src.train.pipeline:write_json", nth=2)  # weights and tokenizer are written by then
     code, said = nursery("train", *copied.settings("train"), "epochs=1", moments=(moment,))
     assert code == -signal.SIGKILL, said
-    torn = newest_of(copied, older)
-    assert torn is not None
-    written = [p for p in torn.path.rglob("adapter_model.safetensors") if torn.checkpoints not in p.parents]
-    assert written  # it had come as far as that
+    broken = newest_of(copied, older)
+    assert broken is not None
+    written = [p for p in broken.path.rglob("adapter_model.safetensors") if broken.checkpoints not in p.parents]
+    assert written  # the weights were written before the kill
     assert_interrupted_and_all_else_works(copied, older, capsys)
 
 
@@ -188,7 +188,7 @@ def test_a_disk_that_fills_up_while_saving_is_one_error_message(
 ) -> None:
     world = finished.copy(disk)
     assert world.call("publish") == 0
-    sample = world.train("epochs=1").path  # as much room as a run takes
+    sample = world.train("epochs=1").path  # a sample, to measure the size of a run
     left = disk_usage(sample) - disk_usage(sample / "model") // 2
     if what == "checkpoints":
         left -= (disk_usage(sample / "model") + disk_usage(sample / "checkpoints")) // 2
@@ -197,7 +197,7 @@ def test_a_disk_that_fills_up_while_saving_is_one_error_message(
     before = tree(older.path), tree(world.artifacts)
     (disk / "filler").write_bytes(b"x" * (shutil.disk_usage(disk).free - left))
 
-    # the plan says that it will not fit
+    # force, because the plan refuses the run
     code, said = nursery("train", *world.settings("train"), "epochs=1", "force=true")
     assert code == 2, said
     assert "could not be written: no space left on the device; what was there before is intact;" in said

@@ -1,4 +1,4 @@
-"""The whole pipeline, end to end: a tiny model in seconds, and the demo's real model, which learns a language."""
+"""The complete pipeline: a tiny model in seconds, and the demo's real model, which learns a language."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_the_complete_pipeline_on_a_tiny_model(
     assert shows_a_comparison(capsys.readouterr().out)
     assert (run.path / "comparison.json").exists()
 
-    # Four examples tell nothing.
+    # Four examples are too few for a verdict.
     assert call("publish", *places) == 4
     assert not (tmp_path / "artifacts" / "models").exists()
     assert call("publish", *places, "--force") == 0

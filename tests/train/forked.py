@@ -1,4 +1,4 @@
-"""The processes of a training, forked by torchrun's agent: in the nursery it has imported all that they import.
+"""Workers of a run, forked by torchrun's agent inside the fork server, which has imported what they import.
 
 They are children of the agent and have its environment, as those that it starts from the disk. The tests that
 call `start(...)` in `several.py` are about those.

@@ -1,4 +1,4 @@
-"""Trainings that are stopped and gone on with, each in a process of its own, and what they must come to."""
+"""Runs that are stopped and resumed, each in a separate process, and their expected results."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ STEPS = (
     "logging_steps=2", "save_steps=3", "eval_steps=2", "lr=0.003",
 )  # fmt: skip
 TRAIN, FIT, CHECKPOINT = "src.train.pipeline", "src.train.fit", "src.train.checkpoint"
-WHOLE = 12  # steps
+ALL_STEPS = 12
 
 
 def end_of(run: Run) -> dict[str, Any]:
-    """All that must be the same, however often a training was stopped."""
+    """The results that must be equal, however often a run was stopped."""
     figures = json.loads((run.path / "metrics.json").read_text())["train"]
     shown = curves(run)
     rate = shown.pop("train/tokens_per_second")
@@ -115,7 +115,7 @@ def assert_resumes(stage: Stage, expected: dict[str, Any], *words: str) -> str:
 
 @pytest.fixture(scope="session")
 def almost(_lesson: World, nursery: Nursery, common: Path) -> World:
-    """A training killed in its tenth step, with the checkpoints 6 and 9. To be read only."""
+    """A run killed in its tenth step, with the checkpoints 6 and 9. Read-only."""
     world = _lesson.elsewhere(common / "almost")
     with locked(world.output):
         if not world.output.is_dir():

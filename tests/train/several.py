@@ -1,4 +1,4 @@
-"""Trainings in processes of their own, started, waited for and ended by a test."""
+"""Runs in separate processes, which a test starts, waits for and ends."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Nursling:
         return self.returncode
 
     def communicate(self, timeout: float = 0) -> tuple[str, None]:
-        """The nursery has a patience of its own."""
+        """`timeout` is ignored: the fork server has its own."""
         if self.returncode is None:
             self.returncode, self.said = self.nursery.end()
         return self.said, None
@@ -53,7 +53,7 @@ Start = Callable[..., Child]
 
 @pytest.fixture
 def start(world: World) -> Iterator[Start]:
-    """Starts a training, with a process group of its own; nothing of it outlives the test."""
+    """Start a run in a separate process group, which ends with the test."""
     children: list[subprocess.Popen[str]] = []
 
     def begin(*words: str, **variables: str) -> subprocess.Popen[str]:
@@ -68,7 +68,7 @@ def start(world: World) -> Iterator[Start]:
 
 @pytest.fixture
 def fork(world: World, nursery: Nursery) -> Iterator[Start]:
-    """Starts a training in the nursery, with processes that are forked too: one training at a time, but soon."""
+    """Start a run in the fork server, whose workers are forked as well: one run at a time, but quickly."""
     children: list[Nursling] = []
 
     def begin(*words: str, calls: tuple[str, ...] = (), **variables: str) -> Nursling:

@@ -1,4 +1,4 @@
-"""AdaLoRA: ranks move while the gradients are there, and end at what was asked for."""
+"""AdaLoRA: ranks are reallocated while gradients exist, and end at the target."""
 
 from __future__ import annotations
 

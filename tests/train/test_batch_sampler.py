@@ -1,4 +1,4 @@
-"""Which rows make a batch: the same for the same seed, each row once an epoch, the longest batch first."""
+"""Batches: the same for the same seed, each example once per epoch, the longest batch first."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""check-data: what a training would say of its data, before it is paid for."""
+"""check-data: the report on the data of a run, without training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The training loop: what is learned, at which rate, for how long, and which checkpoints are kept."""
+"""The training loop: loss, learning rate, number of steps, and checkpoints."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def report(run: Run, name: str) -> Any:
 
 
 def items(*examples: tuple[list[int], list[bool]]) -> list[tuple[int, Example]]:
-    return [(number, Example(ids, learnt)) for number, (ids, learnt) in enumerate(examples)]
+    return [(number, Example(ids, loss_mask)) for number, (ids, loss_mask) in enumerate(examples)]
 
 
 TWO = items(([1, 2, 3], [False, True, True]), ([4, 5], [True, True]))

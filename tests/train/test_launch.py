@@ -1,4 +1,4 @@
-"""Training in several processes: the same steps as in one, stopped and gone on with, and told when one fails."""
+"""Training in several processes: the same steps as in one, stopped and resumed, and failures reported."""
 
 from __future__ import annotations
 

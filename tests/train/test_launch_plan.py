@@ -1,4 +1,4 @@
-"""How many processes train and where they meet: by the settings, by Slurm, by torchrun; and what is refused."""
+"""The number of processes and their rendezvous: from the settings, Slurm or torchrun; and what is refused."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A machine on which an nvidia-smi answers for every GPU that it is asked for."""
+    """A machine whose nvidia-smi reports every GPU of the query."""
     tool = tmp_path / "nvidia-smi"
     tool.write_text(
         "#!/bin/sh\nfor each in $(echo ${1#--id=} | tr , ' '); do echo 'NVIDIA H100, 81559, 9.0, 580'; done\n"
@@ -212,7 +212,7 @@ def test_a_list_of_hosts_is_read_as_slurm_writes_it(listed: str, names: list[str
     assert list(expand_hosts(listed)) == names
 
 
-# --- the settings handed over ----------------------------------------------------------------------------
+# --- the settings of the workers ----------------------------------------------------------------------------
 
 
 def test_the_settings_arrive_unchanged_and_hold_no_secret_in_transit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,7 +232,7 @@ def test_the_settings_arrive_unchanged_and_hold_no_secret_in_transit(monkeypatch
 
 
 def test_a_process_whose_launcher_has_ended_does_nothing() -> None:
-    """It is a grandchild here: a shell stands between."""
+    """The process is a grandchild of the test: a shell is between them."""
     script = "import sys; from src.main import main; code = main(['train']); print('went on'); sys.exit(code)"
     orphan = subprocess.run(
         ["sh", "-c", '"$0" -c "$1"; code=$?; exit $code', sys.executable, script],

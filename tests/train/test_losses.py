@@ -1,4 +1,4 @@
-"""Losses: the figures of torch's own, chunk by chunk, with the gradients that whole logits would give."""
+"""Losses equal torch's own, chunk by chunk, with the gradients of unchunked logits; the loss of a batch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The copy of a training in a bucket: whole, bounded, never the end of it, and enough to go on from elsewhere."""
+"""The mirror of a run in a bucket: complete, bounded, harmless to the run, and enough to resume elsewhere."""
 
 from __future__ import annotations
 
@@ -217,7 +217,7 @@ def test_the_marker_comes_last_and_goes_first(store: MirrorStore, run: Run, clie
     """Of a checkpoint that is made anew, with other bytes, no copy has the marker of the one before."""
     calls: list[str] = []
 
-    class Told(MirrorStore):
+    class Recording(MirrorStore):
         def put(self, file: Path, key: str) -> None:
             calls.append(f"put {key.rpartition('/')[2]}")
             super().put(file, key)
@@ -229,19 +229,19 @@ def test_the_marker_comes_last_and_goes_first(store: MirrorStore, run: Run, clie
     for content in ("x", "y"):
         save(run, 1, content)
         calls.clear()
-        with mirror_checkpoints(Told(*store), run) as mirror:
+        with mirror_checkpoints(Recording(*store), run) as mirror:
             assert mirror is not None
             mirror.offer()
         order = [call for call in calls if call.split()[1] in {"weights", COMPLETE}]
         assert order == [f"remove {COMPLETE}", "put weights", f"put {COMPLETE}"]
     calls.clear()
-    with mirror_checkpoints(Told(*store), run) as mirror:  # there it is already
+    with mirror_checkpoints(Recording(*store), run) as mirror:  # it is uploaded already
         assert mirror is not None
         mirror.offer()
     assert [call for call in calls if call.split()[1] in {"weights", COMPLETE}] == []
     save(run, 2)
     checkpoint.rotate(run.checkpoints, 1, None)
-    with mirror_checkpoints(Told(*store), run) as mirror:
+    with mirror_checkpoints(Recording(*store), run) as mirror:
         assert mirror is not None
         mirror.offer()
     assert calls[-4:-1] == [f"remove {COMPLETE}", "remove weights", "put manifest.json"] or calls[-3:-1] == [

@@ -1,5 +1,5 @@
-"""A training run: its directory tells all that happened, its command gives the same bytes again, and what cannot
-be trained is refused before anything is written."""
+"""A training run: its directory records everything, its command reproduces the same bytes, and what cannot be
+trained is refused before anything is written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""plan: what a training takes is known without its weights, and what cannot fit is refused."""
+"""plan: the memory of a run is computed without its weights, and a run that does not fit is refused."""
 
 from __future__ import annotations
 

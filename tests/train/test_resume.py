@@ -1,4 +1,4 @@
-"""A training that is stopped, however and whenever, goes on to the very result of one that was not."""
+"""A run that is stopped at any moment resumes to the result of an undisturbed run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from src.train.checkpoint import COMPLETE
 from src.train.signals import CHECKPOINT_NOW
 from tests.fixtures import World, chat, curves, jsonl, start, tree
 from tests.fork_server import Moment
-from tests.train.resume_cases import CHECKPOINT, FIT, TRAIN, VARIANTS, WHOLE, Stage, assert_resumes, end_of
+from tests.train.resume_cases import ALL_STEPS, CHECKPOINT, FIT, TRAIN, VARIANTS, Stage, assert_resumes, end_of
 
 pytest_plugins = ["tests.fixtures", "tests.fork_server", "tests.train.resume_cases"]
 
@@ -99,7 +99,7 @@ def test_a_run_without_complete_checkpoint_starts_over_in_its_directory(killed: 
 
 
 def test_damaged_checkpoints_do_not_replace_complete_ones(killed: Stage) -> None:
-    """With one to be kept, the whole checkpoint of a killed attempt is not removed for a newer damaged one."""
+    """With save_total_limit=1, a complete checkpoint is not removed in favour of a newer damaged one."""
     (run,) = killed.world.runs
     flip(run.checkpoints / "checkpoint-9")
     code, _ = killed(
@@ -128,13 +128,15 @@ def test_a_signal_ends_the_training_after_its_step_with_a_checkpoint(
 ) -> None:
     code, said = stage(moment=Moment(f"{FIT}:AssayTrainer.compute_loss", nth=9, send=sent))
     assert code == Stopped.exit_code == 75, said
-    assert f"{sent.name}: finishing the step and saving a checkpoint; a second signal stops at once" in said
-    assert f"stopped by {sent.name} after step 5 of {WHOLE}, with a checkpoint; the same command goes on" in said
+    assert f"{sent.name}: finishing the step and saving a checkpoint; a second signal" in said
+    assert (
+        f"stopped by {sent.name} after step 5 of {ALL_STEPS}, with a checkpoint; the same command goes on" in said
+    )
     assert "Traceback" not in said
     (run,) = stage.world.runs
     assert (run.manifest["status"], run.manifest["error"]) == (
         runs.INTERRUPTED,
-        f"stopped by {sent.name} after step 5 of {WHOLE}, with a checkpoint",
+        f"stopped by {sent.name} after step 5 of {ALL_STEPS}, with a checkpoint",
     )
     assert checkpoint.find_newest(run.checkpoints) == run.checkpoints / "checkpoint-5"
     assert "resuming after step 5" in assert_resumes(stage, undisturbed["plain"])
@@ -175,7 +177,7 @@ def test_a_signal_before_the_first_step_ends_it_cleanly(
 def test_a_checkpoint_requested_by_a_file_is_saved_and_changes_nothing_else(
     stage: Stage, undisturbed: Any, tmp_path: Path
 ) -> None:
-    """The file is there before the first step: it is left by an earlier attempt, which ended before that."""
+    """The file exists before the first step: an earlier attempt ended before it could remove it."""
     assert stage(moment=Moment(f"{FIT}:AssayTrainer.compute_loss"))[0] == -signal.SIGKILL
     (run,) = stage.world.runs
     (run.path / CHECKPOINT_NOW).touch()

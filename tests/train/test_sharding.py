@@ -1,4 +1,4 @@
-"""Weights, gradients and optimizer shared out over processes: the same training as in one, saved whole."""
+"""Weights, gradients and optimizer sharded over processes: the same training as in one, saved complete."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ pytest_plugins = ["tests.fixtures"]
 Said = pytest.CaptureFixture[str]
 
 TASK_OF = {"t5": "seq2seq", "bart": "seq2seq", "bert": "classification", "roberta": "classification"}
-# The lesson: what is asked for decides the answer, whatever it is asked of.
+# The task: the requested quantity decides the answer, whatever the object is.
 ANSWERS = {"rate": "RATE(x)", "temp": "HOT(y)", "load": "MASS(z)", "flow": "RIVER(w)"}
 LABELS = {"rate": "speed", "temp": "heat", "load": "mass", "flow": "speed"}
 
@@ -81,7 +81,7 @@ def read(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-# --- the whole way ---------------------------------------------------------------------------------------
+# --- all stages ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
