@@ -2,14 +2,15 @@
 
     python bench/eval_cpu.py [--prompts 200] [--real-prompts 64]
 
-The first table: CPU seconds of complete processes, start and imports included, one thread each, the same prompts,
-the same tiny model, 64 new tokens for every prompt (the model's settings forbid an earlier end, so that both do the
-same work). LLaMA-Factory has a separate environment (created once, in .bench/); it runs with its default batch size,
-and again with ours. Its package requires torchaudio, which has no build for this torch; an empty module replaces it,
-because text needs none.
+The first table: CPU seconds of complete processes, start and imports included, one thread each, the same
+prompts, the same tiny model, 64 new tokens for every prompt (the model's settings forbid an earlier end, so
+that both do the same work). LLaMA-Factory has a separate environment (created once, in .bench/); it runs with
+its default batch size, and again with ours. Its package requires torchaudio, which has no build for this torch;
+an empty module replaces it, because text needs none.
 
-The second: SmolLM2-135M, our batches compared with one prompt at a time, in the precision of bf16=auto; the time of
-the generation alone, which metrics.json records, and the CPU seconds of the complete process less its start.
+The second: SmolLM2-135M, our batches compared with one prompt at a time, in the precision of bf16=auto; the
+time of the generation alone, which metrics.json records, and the CPU seconds of the complete process less its
+start.
 """
 
 from __future__ import annotations

@@ -9,8 +9,9 @@ are not measured. Padding is not counted as tokens.
 
 MFU: floating-point operations per second of the training (per weight and token 2 forward, 2 backward to the
 activations, 2 more if the weight is trained; and attention), divided by the rate of a large bfloat16 matrix
-product, measured first. Peak memory is torch.cuda.max_memory_allocated in GB of 10^9 bytes. The next columns are
-the plan of the same run, without the CUDA context, which PyTorch does not count, and its ratio to the measured peak.
+product, measured first. Peak memory is torch.cuda.max_memory_allocated in GB of 10^9 bytes. The next columns
+are the plan of the same run, without the CUDA context, which PyTorch does not count, and its ratio to the
+measured peak.
 """
 
 from __future__ import annotations
