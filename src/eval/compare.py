@@ -1,4 +1,4 @@
-"""Tuned against base, or one run against another: every metric of every split with its interval; the verdict."""
+"""The stage `compare`, and comparison.json: every metric of every split with its interval, and the verdict."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from src import runs
 from src.errors import UserError
 from src.eval import results, significance, verdict
 from src.eval.results import EvalResult
+from src.eval.significance import Comparison
 from src.runs import Run
 from src.schema import CompareConfig, GateArgs
 from src.utils.files import write_json
@@ -23,22 +24,22 @@ BASELINE = "baseline"
 
 
 def compare_runs(cfg: CompareConfig) -> int:
-    """Compare two evaluated runs, or a run with its base: whether the first is better than the second."""
+    """Compare two evaluated runs, or a run with its base, and print whether the first is better."""
     first = EvalResult.of_run(runs.find_run(cfg.run_a, cfg.output_dir))
     if cfg.run_b == BASELINE:
         second = results.baseline_of(first, cfg.artifacts_dir)
     else:
         second = EvalResult.of_run(runs.find_run(cfg.run_b, cfg.output_dir))
-    found = compare(first, second, cfg.gate)
+    comparison = compare(first, second, cfg.gate)
     columns = ("base", "tuned") if cfg.run_b == BASELINE else ("second", "first")
-    show(found, f"{first.name} against {second.name}", columns)
+    show(comparison, f"{first.name} against {second.name}", columns)
     return 0
 
 
 def compare(tuned: EvalResult, base: EvalResult, gate: GateArgs) -> dict[str, Any]:
-    """The comparison of two evaluations, split by split and metric by metric, with the gate's verdict.
+    """The content of comparison.json: a row for each split and metric, and the gate's verdict.
 
-    Raises: RunError if they were not made under the same conditions, naming what differs.
+    Raises: RunError if the models were evaluated under different conditions, naming what differs.
     """
     results.require_same_conditions(tuned, base)
     return {
@@ -54,15 +55,15 @@ def compare(tuned: EvalResult, base: EvalResult, gate: GateArgs) -> dict[str, An
 def _rows(tuned: EvalResult, base: EvalResult, split: str, gate: GateArgs) -> list[dict[str, Any]]:
     metrics = tuned.result["eval"][split]
     pairs = {metric: results.pair_scores(tuned, base, split, metric) for metric in metrics}
-    known = [pair for pair in pairs.values() if pair]
-    made = iter(significance.compare(known, confidence=gate.confidence, resamples=gate.resamples) if known else ())
-    found = {metric: next(made) if pair else None for metric, pair in pairs.items()}
-    return [_row(tuned, base, split, metric, found[metric]) for metric in metrics]
+    paired = {metric: pair for metric, pair in pairs.items() if pair}
+    compared: dict[str, Comparison] = {}
+    if paired:
+        found = significance.compare(list(paired.values()), confidence=gate.confidence, resamples=gate.resamples)
+        compared = dict(zip(paired, found, strict=True))
+    return [_row(tuned, base, split, metric, compared.get(metric)) for metric in metrics]
 
 
-def _row(
-    tuned: EvalResult, base: EvalResult, split: str, metric: str, found: significance.Comparison | None
-) -> dict[str, Any]:
+def _row(tuned: EvalResult, base: EvalResult, split: str, metric: str, found: Comparison | None) -> dict[str, Any]:
     about, scores = tuned.result["metrics"][metric], [m.result["eval"][split][metric] for m in (base, tuned)]
     return {
         "split": split,
@@ -82,7 +83,7 @@ def _row(
 
 
 def _verdict(tuned: EvalResult, base: EvalResult, gate: GateArgs) -> Mapping[str, Any] | None:
-    """None where the gate cannot decide by what was evaluated; publishing says so again, and refuses."""
+    """None if the gate cannot decide with what was evaluated; `publish` then refuses the run for that reason."""
     try:
         return verdict.as_json(verdict.decide(tuned, base, gate))
     except UserError as error:
@@ -91,7 +92,7 @@ def _verdict(tuned: EvalResult, base: EvalResult, gate: GateArgs) -> Mapping[str
 
 
 def record(run: Run, baseline: Path, gate: GateArgs) -> dict[str, Any]:
-    """Compare the run's result with its base's, write `comparison.json` and print table and verdict."""
+    """Compare the run with its base, write `comparison.json`, and print table and verdict."""
     tuned, base = EvalResult.of_run(run), EvalResult.of_base(baseline)
     comparison = compare(tuned, base, gate)
     write_json(run.path / "comparison.json", comparison)
@@ -100,16 +101,28 @@ def record(run: Run, baseline: Path, gate: GateArgs) -> dict[str, Any]:
 
 
 def beyond_noise(row: Mapping[str, Any], confidence: float) -> bool:
-    """Whether the interval leaves out 0, and the randomisation test agrees."""
-    told = row["low"] is not None and not row["low"] <= 0 <= row["high"]
-    return bool(told and row["p_value"] <= 1 - confidence)
+    """Whether the interval excludes 0, and the randomisation test agrees."""
+    excludes_0 = row["low"] is not None and not row["low"] <= 0 <= row["high"]
+    return bool(excludes_0 and row["p_value"] <= 1 - confidence)
 
 
 def show(comparison: Mapping[str, Any], title: str, columns: tuple[str, str] = ("base", "tuned")) -> None:
-    """Print one table: metric, scale, base, tuned, difference, interval, split by split; then the verdict.
+    """Print a table with the rows of each split, then the verdict.
 
-    It fits a terminal of 80 columns, unless perplexities are in the thousands; nothing is ever cut off.
+    The table fits 80 columns unless perplexities are in the thousands, and is never truncated.
     """
+    table = _table(comparison, title, columns)
+    console = SafeConsole(width=max(SafeConsole().width, SafeConsole(width=200).measure(table).maximum))
+    console.print(table)
+    console.print("* beyond noise: the interval excludes 0 and the paired test agrees", highlight=False)
+    if comparison["verdict"]:
+        outcome, sentence = (comparison["verdict"][key] for key in ("outcome", "sentence"))
+        prefixed = sentence.startswith(verdict.PREFIXES)
+        text = sentence if prefixed else f"{outcome.replace('_', ' ')}: {sentence}"
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _table(comparison: Mapping[str, Any], title: str, columns: tuple[str, str]) -> Table:
     confidence = comparison["confidence"]
     table = Table(
         title=title,
@@ -133,21 +146,14 @@ def show(comparison: Mapping[str, Any], title: str, columns: tuple[str, str] = (
             table.add_row(f"[bold]{row['split']}[/], {row['examples']} rows")
         table.add_row(*_cells(row, confidence))
         previous = row["split"]
-    console = SafeConsole(width=max(SafeConsole().width, SafeConsole(width=200).measure(table).maximum))
-    console.print(table)
-    console.print("* beyond noise: the interval leaves out 0 and the paired test agrees", highlight=False)
-    if comparison["verdict"]:
-        outcome, sentence = (comparison["verdict"][key] for key in ("outcome", "sentence"))
-        prefixed = sentence.startswith(verdict.PREFIXES)
-        said = sentence if prefixed else f"{outcome.replace('_', ' ')}: {sentence}"
-        console.print(said, highlight=False, markup=False, soft_wrap=True)
+    return table
 
 
 def _cells(row: Mapping[str, Any], confidence: float) -> list[str]:
     digits = verdict.digits(row["scale"])
     sign = {"higher": 1, "lower": -1, "neither": 0}[row["better"]] * row["difference"]
-    told = beyond_noise(row, confidence)
-    colour = "dim" if not told else "green" if sign > 0 else "red" if sign < 0 else "bold"
+    marked = beyond_noise(row, confidence)
+    colour = "dim" if not marked else "green" if sign > 0 else "red" if sign < 0 else "bold"
     interval = "" if row["low"] is None else f"{row['low']:+.{digits}f} to {row['high']:+.{digits}f}"
     return [
         row["metric"],
@@ -156,7 +162,7 @@ def _cells(row: Mapping[str, Any], confidence: float) -> list[str]:
         f"{row['tuned']:.{digits}f}",
         f"[{colour}]{row['difference']:+.{digits}f}[/]",
         interval,
-        "*" if told else "",
+        "*" if marked else "",
     ]
 
 

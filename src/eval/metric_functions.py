@@ -1,8 +1,8 @@
-"""The formulas of the metrics: scores of one pair of texts, and sums of which a corpus score is made.
+"""The formulas of the metrics: scores of one row, and corpus scores as functions of summed counts.
 
-A corpus score that is no mean of its examples (BLEU, chrF, perplexity, ...) is a function of sums: each example
-gives a vector of counts, and the function takes their sum. It takes many sums at once, shape (..., counts), so
-that ten thousand resamples of a corpus cost one call.
+A corpus score that is not the mean of its examples (BLEU, chrF, perplexity, ...) is a function of sums: each
+example has a vector of counts, and the function takes their sum. It maps sums, (..., counts), to scores, (...), so
+that ten thousand resamples of a corpus are one call.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from sacrebleu.metrics.helpers import extract_all_char_ngrams
 Floats = NDArray[np.float64]
 Row = Mapping[str, Any]
 
-CHRF_ORDER, CHRF_BETA = 6, 2  # Popovic (2016), "chrF deconstructed": the order and weight that sacrebleu takes
-LARGEST_EXPONENT = 700.0  # e^709 is the largest that a float holds
+CHRF_ORDER, CHRF_BETA = 6, 2  # as in sacrebleu, after Popovic (2016), "chrF deconstructed"
+LARGEST_EXPONENT = 700.0  # exp(709) is about the largest float
 
 
 def tokens(text: str) -> list[str]:
@@ -34,21 +34,21 @@ def tokens(text: str) -> list[str]:
 
 
 def exact_match(prediction: str, reference: str) -> float:
-    """1 if both are the same text, white space at either end aside."""
+    """1 if both texts are equal, apart from white space at the ends."""
     return float(prediction.strip() == reference.strip())
 
 
 def jaccard(prediction: str, reference: str) -> float:
-    """Distinct tokens in both over distinct tokens in either (Jaccard, 1912); two empty texts are alike."""
+    """Distinct tokens in both texts over distinct tokens in either (Jaccard 1912); 1 for two empty texts."""
     a, b = set(tokens(prediction)), set(tokens(reference))
     return len(a & b) / len(a | b) if a | b else 1.0
 
 
 def token_f1(prediction: str, reference: str) -> float:
-    """F1 = 2 c / (p + r) of c tokens in common, each as often as it occurs; two empty texts are alike.
+    """F1 = 2 c / (p + r) for c tokens in common, counted as often as they occur; 1 for two empty texts.
 
-    The F1 of SQuAD (Rajpurkar et al. 2016, arXiv:1606.05250, section 6.1), but of `tokens` as they stand: SQuAD
-    drops case, punctuation and articles, which carry the meaning of a formula.
+    The F1 of SQuAD (Rajpurkar et al. 2016, arXiv:1606.05250, section 6.1) without its normalisation: SQuAD drops
+    case, punctuation and articles, which carry the meaning of a formula.
     """
     a, b = Counter(tokens(prediction)), Counter(tokens(reference))
     return 2 * (a & b).total() / (a.total() + b.total()) if a or b else 1.0
@@ -77,16 +77,16 @@ def _sentence_scorer() -> BLEU:
 
 
 def bleu_counts(row: Row) -> list[float]:
-    """Tokens of the prediction and of the reference, then n-grams in common and n-grams predicted, n = 1 to 4."""
+    """Tokens of prediction and reference, then n-grams in common and n-grams predicted, for n = 1 to 4."""
     made = _bleu_of(row["prediction"], row["reference"])
     return [made.sys_len, made.ref_len, *made.counts, *made.totals]
 
 
 def bleu(sums: Floats) -> Floats:
-    """Corpus BLEU, 0-100, of summed `bleu_counts`: sacrebleu's, with its smoothing `exp`.
+    """Corpus BLEU, 0-100, from summed `bleu_counts`, as sacrebleu computes it with its smoothing `exp`.
 
-    Papineni et al. (2002), P02-1040; the k-th order without a match counts 1/2^k n-grams (Chen and Cherry 2014,
-    W14-3346, method 3). No prediction of four tokens, or no match at all, is 0.
+    Papineni et al. (2002), P02-1040. The k-th order without a match counts 1/2^k n-grams (Chen and Cherry 2014,
+    W14-3346, method 3). The score is 0 if no prediction has four tokens, or nothing matches.
     """
     predicted, wanted = sums[..., 0], sums[..., 1]
     common, total = sums[..., 2:6], sums[..., 6:10]
@@ -107,16 +107,16 @@ def _chrf_scorer() -> CHRF:
 
 
 def chrf_counts(row: Row) -> list[float]:
-    """Character n-grams predicted, of the reference, and in common, for n = 1 to 6."""
+    """Character n-grams of the prediction, of the reference and in common, for n = 1 to 6."""
     a, b = (extract_all_char_ngrams(row[k], CHRF_ORDER, False) for k in ("prediction", "reference"))
     counts = ((p.total() if r else 0, r.total(), (p & r).total()) for p, r in zip(a, b, strict=True))
     return [float(x) for order in counts for x in order]
 
 
 def chrf(sums: Floats) -> Floats:
-    """Corpus chrF, 0-100, of summed `chrf_counts`: sacrebleu's.
+    """Corpus chrF, 0-100, from summed `chrf_counts`, as sacrebleu computes it.
 
-    F_2 of precision and recall, each the mean over the orders that both texts have (Popovic 2015, W15-3049).
+    F_2 of precision and recall, each averaged over the orders that both texts have (Popovic 2015, W15-3049).
     """
     predicted, wanted, common = (sums[..., i::3] for i in range(3))
     both = (predicted > 0) & (wanted > 0)
@@ -130,7 +130,7 @@ def chrf(sums: Floats) -> Floats:
 
 
 def length_ratio(prediction: str, reference: str) -> float:
-    """Tokens predicted for each token of the reference; an empty reference counts as one token."""
+    """Predicted tokens per token of the reference; an empty reference counts as one token."""
     return len(tokens(prediction)) / max(len(tokens(reference)), 1)
 
 
@@ -143,7 +143,7 @@ def ratio(sums: Floats) -> Floats:
     return sums[..., 0] / np.maximum(sums[..., 1], 1)
 
 
-def perplexity_of(row: Row) -> float:
+def row_perplexity(row: Row) -> float:
     return math.exp(min(row["reference_nll"] / max(row["reference_tokens"], 1), LARGEST_EXPONENT))
 
 
@@ -152,7 +152,7 @@ def nll_counts(row: Row) -> list[float]:
 
 
 def perplexity(sums: Floats) -> Floats:
-    """e to the mean negative log-likelihood of a token, in nats: long references weigh more."""
+    """exp of the mean negative log-likelihood of a token in nats, so that long references weigh more."""
     return np.exp(np.minimum(ratio(sums), LARGEST_EXPONENT))
 
 
@@ -160,23 +160,22 @@ def hit_counts(row: Row) -> list[float]:
     return [float(row["reference_hits"]), float(row["reference_tokens"])]
 
 
-def hits_of(row: Row) -> float:
+def row_token_accuracy(row: Row) -> float:
     return float(row["reference_hits"]) / max(row["reference_tokens"], 1)
 
 
 def label_counts(rows: Sequence[Row]) -> list[list[float]]:
-    """For each label of the rows, sorted: whether it was chosen rightly, chosen, and right."""
+    """For each label of all rows, sorted: whether it is a true positive, predicted, and the reference."""
     pairs = [(row["prediction"].strip(), row["reference"].strip()) for row in rows]
     labels = sorted({label for pair in pairs for label in pair})
     return [[float(x) for n in labels for x in (p == r == n, p == n, r == n)] for p, r in pairs]
 
 
 def f1_macro(sums: Floats) -> Floats:
-    """The mean over the labels of F1 = 2 TP / (2 TP + FP + FN), each label counting the same.
+    """The unweighted mean of F1 = 2 TP / (2 TP + FP + FN) over the labels in references or predictions.
 
-    Labels are those that occur in references or predictions; as in Opitz and Burst (2019,
-    arXiv:1911.03347), "averaged F1", and as scikit-learn computes `f1_score(average="macro")`.
+    "Averaged F1" of Opitz and Burst (2019, arXiv:1911.03347), and `f1_score(average="macro")` of scikit-learn.
     """
-    right, chosen, real = (sums[..., i::3] for i in range(3))
-    occurring = (chosen + real > 0).sum(-1)
-    return (2 * right / np.maximum(chosen + real, 1)).sum(-1) / np.maximum(occurring, 1)
+    true_positives, predicted, actual = (sums[..., i::3] for i in range(3))
+    labels = (predicted + actual > 0).sum(-1)
+    return (2 * true_positives / np.maximum(predicted + actual, 1)).sum(-1) / np.maximum(labels, 1)

@@ -1,8 +1,8 @@
-"""Metrics: scored example by example, then over the corpus, each with its scale and implementation named.
+"""Metrics: a score for each example and one for the corpus, with the scale and the implementation's name.
 
-To add a metric, enter it in METRICS: per-example scores, corpus score, interval and comparison come from there.
-Others are named where they are asked for: `evaluate:NAME` is one of the library `evaluate`, `file:PATH.py` a
-function of one's own (see outside.py).
+To add a metric, add an entry to METRICS: scores, interval, comparison, verdict and report follow from it. It is
+evaluated where `metrics` names it; model/tasks.py has the defaults of each task. custom_metrics.py has the metrics
+outside of the table: `evaluate:NAME` of the library `evaluate`, and `file:PATH.py`.
 """
 
 from __future__ import annotations
@@ -26,11 +26,17 @@ Rows = Sequence[Row]
 
 
 class Metric(NamedTuple):
-    """`example` scores one row. `statistics` gives each row a vector, and `corpus` makes the corpus score of their
-    sum, or of many sums, shape (..., vector); without them it is the mean of the examples.
+    """The corpus score is the mean of the examples' scores, or a function of summed counts.
 
-    references: whether it reads the keys `reference_*` of a row, which a pass over the reference answers fills.
-    together: whether vectors are alike only where all rows are counted together, as those of labels are.
+    example: the score of a row.
+    scale: "LOW-HIGH" or "from LOW".
+    implementation: names library, version and settings; two results are compared only if it is equal.
+    better: the direction.
+    statistics, corpus: counts of each row, and the corpus score of their sum; `corpus` maps sums, (..., counts),
+        to scores, (...).
+    references: whether it reads the keys `reference_*` of a row (see loglikelihood.py).
+    joint: whether rows have comparable counts only if all rows are counted in one call, as with labels.
+    scorer: makes the metric of sacrebleu, whose own paired test the verdict then consults too.
     """
 
     example: Callable[[Row], float]
@@ -40,14 +46,14 @@ class Metric(NamedTuple):
     statistics: Callable[[Rows], list[list[float]]] | None = None
     corpus: Callable[[Floats], Floats] | None = None
     references: bool = False
-    together: bool = False
+    joint: bool = False
+    scorer: Callable[[], Any] | None = None
 
 
 class Scores(NamedTuple):
-    """`corpus` is the metric over all rows, `examples` the score of each, in their order.
-
-    examples: None where a single row has no score.
-    statistics: a vector a row where the corpus score is no mean of the examples: it is made of their sum.
+    """corpus: the score over all rows.
+    examples: the score of each row, in order; None where single rows have none.
+    statistics: the counts of each row, where the corpus score is a function of their sum.
     """
 
     corpus: float
@@ -59,11 +65,11 @@ def _texts(function: Callable[[str, str], float]) -> Callable[[Row], float]:
     return lambda row: function(row["prediction"], row["reference"])
 
 
-def _each(function: Callable[[Row], list[float]]) -> Callable[[Rows], list[list[float]]]:
+def _by_row(function: Callable[[Row], list[float]]) -> Callable[[Rows], list[list[float]]]:
     return lambda rows: [function(row) for row in rows]
 
 
-def _says(text: str) -> Callable[[], str]:
+def _named(text: str) -> Callable[[], str]:
     return lambda: text
 
 
@@ -83,10 +89,10 @@ def _signature(scorer: type[BLEU] | type[CHRF]) -> str:
 
 METRICS: dict[str, Metric] = {
     "exact_match": Metric(
-        _texts(metric_functions.exact_match), "0-1", _says("assay exact text, outer white space stripped, mean")
+        _texts(metric_functions.exact_match), "0-1", _named("assay exact text, outer white space stripped, mean")
     ),
     "avg_jaccard_overlap": Metric(
-        _texts(metric_functions.jaccard), "0-1", _says("assay Jaccard of word and symbol sets, mean")
+        _texts(metric_functions.jaccard), "0-1", _named("assay Jaccard of word and symbol sets, mean")
     ),
     "rouge1": _rouge("rouge1"),
     "rouge2": _rouge("rouge2"),
@@ -95,62 +101,64 @@ METRICS: dict[str, Metric] = {
         _texts(metric_functions.sentence_bleu),
         "0-100",
         lambda: _signature(BLEU),
-        statistics=_each(metric_functions.bleu_counts),
+        statistics=_by_row(metric_functions.bleu_counts),
         corpus=metric_functions.bleu,
+        scorer=BLEU,
     ),
     "chrf": Metric(
         _texts(metric_functions.sentence_chrf),
         "0-100",
         lambda: _signature(CHRF),
-        statistics=_each(metric_functions.chrf_counts),
+        statistics=_by_row(metric_functions.chrf_counts),
         corpus=metric_functions.chrf,
+        scorer=CHRF,
     ),
     "token_f1": Metric(
         _texts(metric_functions.token_f1),
         "0-1",
-        _says("assay F1 of words and symbols, case and punctuation kept, mean"),
+        _named("assay F1 of words and symbols, case and punctuation kept, mean"),
     ),
     "perplexity": Metric(
-        metric_functions.perplexity_of,
+        metric_functions.row_perplexity,
         "from 1",
-        _says("assay exp of the mean nats a reference token, its end of turn with it, over the corpus"),
+        _named("assay exp of the mean nats a reference token, its end of turn with it, over the corpus"),
         better="lower",
-        statistics=_each(metric_functions.nll_counts),
+        statistics=_by_row(metric_functions.nll_counts),
         corpus=metric_functions.perplexity,
         references=True,
     ),
     "token_accuracy": Metric(
-        metric_functions.hits_of,
+        metric_functions.row_token_accuracy,
         "0-1",
-        _says("assay share of reference tokens, the end of turn with them, that the model would choose next"),
-        statistics=_each(metric_functions.hit_counts),
+        _named("assay share of reference tokens, the end of turn with them, that the model would choose next"),
+        statistics=_by_row(metric_functions.hit_counts),
         corpus=metric_functions.ratio,
         references=True,
     ),
     "length_ratio": Metric(
         _texts(metric_functions.length_ratio),
         "from 0",
-        _says("assay words and symbols predicted for each of the references, over the corpus"),
+        _named("assay words and symbols predicted for each of the references, over the corpus"),
         better="neither",
-        statistics=_each(metric_functions.length_counts),
+        statistics=_by_row(metric_functions.length_counts),
         corpus=metric_functions.ratio,
     ),
-    "accuracy": Metric(_texts(metric_functions.exact_match), "0-1", _says("assay share of right labels")),
+    "accuracy": Metric(_texts(metric_functions.exact_match), "0-1", _named("assay share of right labels")),
     "f1_macro": Metric(
         _texts(metric_functions.exact_match),
         "0-1",
-        _says("assay macro F1, mean of the labels' F1"),
+        _named("assay macro F1, mean of the labels' F1"),
         statistics=metric_functions.label_counts,
         corpus=metric_functions.f1_macro,
-        together=True,
+        joint=True,
     ),
 }
 
 
 def check(names: Sequence[str]) -> None:
-    """Load what is named from outside of the table.
+    """Load the metrics outside of METRICS.
 
-    Raises: ConfigError naming every metric that is not in the table, or cannot be used.
+    Raises: ConfigError naming every metric that is unknown or cannot be used.
     """
     problems = [
         f"metrics: {n} is not a metric{did_you_mean(n, METRICS)}"
@@ -169,14 +177,14 @@ def check(names: Sequence[str]) -> None:
 
 
 def needs_references(names: Sequence[str]) -> bool:
-    """Whether any of them reads the keys `reference_*` of a row."""
+    """Whether a metric reads the keys `reference_*` of a row."""
     return any(METRICS[n].references for n in names if n in METRICS)
 
 
 def score(name: str, rows: Rows) -> Scores:
-    """Score rows, which have `prediction`, `reference` and what the metric needs besides.
+    """Score rows with the keys `prediction` and `reference`, and `reference_*` where the metric needs them.
 
-    Raises: ValueError if there are none.
+    Raises: ValueError if there are no rows.
     """
     if not rows:
         raise ValueError(f"no rows to score by {name}")
@@ -191,7 +199,7 @@ def score(name: str, rows: Rows) -> Scores:
 
 
 def score_rows(names: Sequence[str], rows: Sequence[MutableMapping[str, Any]]) -> dict[str, float]:
-    """Give each row its `scores`, and its `statistics` where a metric has them.
+    """Add `scores` and `statistics` by metric to each row.
 
     Returns: the corpus score of each metric.
     """
@@ -203,7 +211,7 @@ def score_rows(names: Sequence[str], rows: Sequence[MutableMapping[str, Any]]) -
 
 
 def describe(names: Sequence[str]) -> dict[str, dict[str, str]]:
-    """`{metric: {scale, implementation, better}}`, to stand beside the numbers."""
+    """`{metric: {scale, implementation, better}}`, stored with the scores."""
     found: dict[str, Mapping[str, Any]] = {}
     for name in names:
         metric = custom_metrics.load(name) if custom_metrics.is_custom(name) else METRICS[name]

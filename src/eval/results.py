@@ -1,4 +1,4 @@
-"""Two evaluations side by side: the same examples under the same conditions, or a refusal that says why not."""
+"""Stored evaluation results, and the scores of two of them paired example by example."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from src.runs import Run
 from src.utils.files import read_json
 from src.utils.logs import log
 
-LARGEST = {"0-1": 1.0, "0-100": 100.0}  # how much the score of an example can change, by the metric's scale
-AGAIN = "run make eval-baseline with the settings of make eval"
+LARGEST_CHANGE = {"0-1": 1.0, "0-100": 100.0}  # of an example's score, by the metric's scale
+BASELINE_HINT = "run make eval-baseline with the settings of make eval"
 
 
 class EvalResult:
-    """An evaluated model: its `metrics.json`, and the rows that its scores come from.
+    """The evaluation of a model: its `metrics.json`, and the rows that the scores come from.
 
-    name: what it is called in tables. answers: the folder of its `<split>.predictions.jsonl`.
+    name: of the model, for tables. predictions: the folder with `<split>.predictions.jsonl`.
     """
 
-    def __init__(self, name: str, folder: Path, answers: Path) -> None:
-        self.name, self.folder, self._answers = name, folder, answers
+    def __init__(self, name: str, folder: Path, predictions: Path) -> None:
+        self.name, self.folder, self._predictions = name, folder, predictions
         self._rows: dict[str, list[Row]] = {}
 
     @classmethod
@@ -46,9 +46,9 @@ class EvalResult:
 
     @classmethod
     def of_base(cls, folder: Path) -> EvalResult:
-        """The kept answers of a base model. Raises: RunError if they are not there."""
+        """The cached result of a base model. Raises: RunError if `folder` has none."""
         if not (folder / "metrics.json").is_file():
-            raise RunError(f"there is no baseline in {folder}", hint=AGAIN)
+            raise RunError(f"there is no baseline in {folder}", hint=BASELINE_HINT)
         found = cls("base", folder, folder)
         found.name = str(found.result["base_model"]["name"])
         return found
@@ -58,8 +58,8 @@ class EvalResult:
         return dict(read_json(self.folder / "metrics.json"))
 
     def rows(self, split: str) -> list[Row]:
-        """Raises: RunError if the answers are gone."""
-        path = self._answers / f"{split}.predictions.jsonl"
+        """The predictions with their scores. Raises: RunError if the file is missing."""
+        path = self._predictions / f"{split}.predictions.jsonl"
         if split not in self._rows:
             if not path.is_file():
                 raise RunError(f"{path} does not exist", hint="evaluate again")
@@ -69,23 +69,21 @@ class EvalResult:
 
 
 def baseline_of(tuned: EvalResult, artifacts_dir: str) -> EvalResult:
-    """The kept answers of the model's base under its conditions.
+    """The cached result of the model's base under the model's conditions.
 
-    Raises: RunError if there are none, naming what differs from those of its base that are kept.
+    Raises: RunError if there is none, naming what differs from the newest result of that base.
     """
     base, conditions = tuned.result["base_model"], tuned.result["conditions"]
     folder = baseline_folder(artifacts_dir, base, conditions)
     if (folder / "metrics.json").is_file():
         return EvalResult.of_base(folder)
-    kept = sorted((Path(artifacts_dir) / "metrics").glob("*/metrics.json"), key=lambda p: p.stat().st_mtime)
-    results = [read_json(path) for path in kept]
+    paths = sorted((Path(artifacts_dir) / "metrics").glob("*/metrics.json"), key=lambda p: p.stat().st_mtime)
+    results = [read_json(path) for path in paths]
     others = [r["conditions"] for r in results if r["base_model"]["revision"] == base["revision"]]
-    told = (
-        f"; one is kept that differs in {', '.join(differing_conditions(conditions, others[-1]))}"
-        if others
-        else ""
-    )
-    raise RunError(f"{base['name']} has no baseline under the conditions of {tuned.name}{told}", hint=AGAIN)
+    problem = f"{base['name']} has no baseline under the conditions of {tuned.name}"
+    if others:
+        problem += f"; its newest one differs in {', '.join(differing_conditions(conditions, others[-1]))}"
+    raise RunError(problem, hint=BASELINE_HINT)
 
 
 def newest_comparable(output_dir: str, base: Mapping[str, Any]) -> Run | None:
@@ -104,46 +102,47 @@ def newest_comparable(output_dir: str, base: Mapping[str, Any]) -> Run | None:
 
 
 def require_same_conditions(tuned: EvalResult, base: EvalResult) -> None:
-    """Raises: RunError if they were not evaluated under the same conditions, naming what differs."""
+    """Raises: RunError if the models were evaluated under different conditions, naming what differs."""
     ours, theirs = tuned.result["conditions"], base.result["conditions"]
     if ours != theirs:
         raise RunError(
             f"not comparable: {tuned.name} and {base.name} were evaluated under different "
             f"{', '.join(differing_conditions(ours, theirs))}",
-            hint=AGAIN,
+            hint=BASELINE_HINT,
         )
 
 
 def pair_scores(tuned: EvalResult, base: EvalResult, split: str, metric: str) -> significance.PairedScores | None:
-    """Both models' examples by one metric; None where its corpus score comes from no single examples.
+    """Both models' scores of the examples; None for a metric whose corpus score is not made of them.
 
-    Raises: RunError if the answers are not to the same prompts.
+    Raises: RunError if the predictions are not for the same requests.
     """
     ours, theirs = tuned.rows(split), base.rows(split)
-    asked = [[(row["prompt"], row["reference"]) for row in rows] for rows in (ours, theirs)]
-    if asked[0] != asked[1]:
+    requests = [[(row["prompt"], row["reference"]) for row in rows] for rows in (ours, theirs)]
+    if requests[0] != requests[1]:
         raise RunError(
-            f"not comparable: {tuned.name} and {base.name} did not answer the same prompts of {split}", hint=AGAIN
+            f"not comparable: {tuned.name} and {base.name} were not evaluated on the same prompts of {split}",
+            hint=BASELINE_HINT,
         )
     known = METRICS.get(metric)
     if known and known.statistics and known.corpus:
-        columns = _together(metric, ours, theirs)
-        if columns is None:
+        counts = _counts(metric, ours, theirs)
+        if counts is None:
             return None
-        return significance.PairedScores(columns[1], columns[0], known.corpus, _largest(tuned, metric))
+        return significance.PairedScores(counts[1], counts[0], known.corpus, _largest_change(tuned, metric))
     scores = [[row["scores"].get(metric) for row in rows] for rows in (ours, theirs)]
     if not all(_is_mean(e, s, split, metric) for e, s in zip((tuned, base), scores, strict=True)):
         return None
-    return significance.pair_means(scores[1], scores[0], _largest(tuned, metric))
+    return significance.pair_means(scores[1], scores[0], _largest_change(tuned, metric))
 
 
-def _together(metric: str, *answers: Sequence[Row]) -> list[Any] | None:
-    """The statistics of each of `answers`, column by column alike: labels are counted over all of them."""
+def _counts(metric: str, *models: Sequence[Row]) -> list[Any] | None:
+    """The counts of each model's rows, (rows, counts), in the same columns."""
     known = METRICS[metric]
-    if known.together and known.statistics:
-        every = np.array(known.statistics([row for rows in answers for row in rows]), dtype=float)
-        return np.split(every, len(answers))
-    found = [[row.get("statistics", {}).get(metric) for row in rows] for rows in answers]
+    if known.joint and known.statistics:
+        counts = np.array(known.statistics([row for rows in models for row in rows]), dtype=float)
+        return np.split(counts, len(models))
+    found = [[row.get("statistics", {}).get(metric) for row in rows] for rows in models]
     return None if any(None in rows for rows in found) else [np.array(rows, dtype=float) for rows in found]
 
 
@@ -153,5 +152,5 @@ def _is_mean(model: EvalResult, scores: Sequence[float | None], split: str, metr
     return len(numbers) == len(scores) and abs(float(np.mean(numbers)) - corpus) <= 1e-9 * max(1.0, abs(corpus))
 
 
-def _largest(model: EvalResult, metric: str) -> float | None:
-    return LARGEST.get(model.result["metrics"][metric]["scale"])
+def _largest_change(model: EvalResult, metric: str) -> float | None:
+    return LARGEST_CHANGE.get(model.result["metrics"][metric]["scale"])

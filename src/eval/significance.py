@@ -1,8 +1,9 @@
-"""Whether two models differ by more than chance: interval, p-value, and the least difference that would be seen.
+"""Whether two models differ by more than chance: confidence interval, p-value and smallest detectable difference.
 
-All of it works on sums. An example gives each model a vector of counts, a corpus score is a function of the
-summed vectors (measures.py), and a mean is such a function too: of the sum of the scores and their number. A
-resampled corpus is then a row of weights times a matrix, whatever the metric. See docs/gate.md for the sources.
+Everything is computed from sums. Each example has a vector of counts for each model, and a corpus score is a
+function of the summed vectors (metric_functions.py); a mean is one too, of the sum of the scores and their number.
+A resampled corpus is then a row of weights times the matrix of counts, for every metric. docs/gate.md has the
+sources.
 """
 
 from __future__ import annotations
@@ -14,23 +15,21 @@ from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import numpy as np
-from sacrebleu.metrics.bleu import BLEU
-from sacrebleu.metrics.chrf import CHRF
 from sacrebleu.significance import PairedTest
 
 from src.eval.metric_functions import Floats, ratio
 
 CHUNK = 2_000_000  # weights drawn at once: 16 MB
-POWER = 0.85  # planned for, so that the 80 % that are promised hold where the variance is an estimate
-SCORERS = {"bleu": BLEU, "chrf": CHRF}  # metrics with a paired test of their library's own
+POWER = 0.85  # used in place of the documented 0.80, as the variance is only an estimate
 SWAPS, FLIPS = "paired randomisation", "sign flips of the examples' shares"
 
 
 class PairedScores(NamedTuple):
-    """Two models on the same examples, by one metric.
+    """The counts of two models on the same examples, for one metric.
 
-    base, tuned: (examples, counts). corpus: from sums (..., counts) to scores (...).
-    largest: the most that one example's score could change, where the scale says that.
+    base, tuned: (examples, counts).
+    corpus: maps sums, (..., counts), to corpus scores, (...).
+    largest: how much the score of one example can change at most, or None where the scale has no end.
     """
 
     base: Floats
@@ -43,10 +42,12 @@ class PairedScores(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """How tuned differs from base: tuned less base, in the metric's units.
+    """The difference tuned - base of a corpus score, in the metric's units.
 
-    low, high: the interval of the difference. p_value: two-sided, of a difference of `shift` (0 where none was
-    asked for). detectable: the smallest difference that would have been seen with a power of 80 %.
+    low, high: the confidence interval of the difference.
+    p_value: two-sided, of the null hypothesis that the difference is `shift` (see `compare`).
+    test: the name of the test.
+    detectable: the smallest difference that would have been seen with a power of 80 %.
     """
 
     base: float
@@ -63,7 +64,7 @@ class Comparison(NamedTuple):
 def pair_means(
     base: Sequence[float] | Floats, tuned: Sequence[float] | Floats, largest: float | None = None
 ) -> PairedScores:
-    """The scores of examples, whose mean is the corpus score."""
+    """Pair the scores of examples whose mean is the corpus score; `base` and `tuned` are (examples,)."""
     columns = [np.column_stack([scores, np.ones(len(scores))]) for scores in (base, tuned)]
     return PairedScores(columns[0], columns[1], ratio, largest)
 
@@ -71,10 +72,14 @@ def pair_means(
 def compare(
     pairs: Sequence[PairedScores], *, confidence: float, resamples: int, seed: int = 0, shift: float = 0.0
 ) -> list[Comparison]:
-    """What is found of each of `pairs`, all of the same examples, under the same draws.
+    """Compare the models by each of `pairs`, which hold the same examples, with the same random draws.
 
-    shift: the difference that the p-value stands against.
-    Deterministic: the draws depend on `seed`, the number of examples and `resamples` alone.
+    Args:
+        confidence: of the intervals, such as 0.95.
+        resamples: bootstrap samples, and draws of the randomisation test.
+        shift: the difference under the null hypothesis.
+
+    Deterministic: the draws depend only on `seed`, `resamples` and the number of examples.
     """
     examples = len(pairs[0].base)
     tested = [_shifted(pair, shift) if shift else pair for pair in pairs]
@@ -97,10 +102,10 @@ def compare(
 
 
 def pseudo_values(pair: PairedScores) -> Floats:
-    """What each example has in the difference, shape (examples,); their mean is about the difference.
+    """The contribution of each example to the difference, (examples,); their mean is about the difference.
 
-    Jackknife pseudo-values, n D - (n - 1) D_i with D_i the difference without example i (Tukey 1958; Efron and
-    Tibshirani 1993, chapter 11). Of a mean they are the differences of the examples' scores.
+    Jackknife pseudo-values: n D - (n - 1) D_i, where D_i is the difference without example i (Tukey 1958; Efron
+    and Tibshirani 1993, chapter 11). For a mean they are the differences of the examples' scores.
     """
     n = len(pair.base)
     without = pair.corpus(pair.tuned.sum(0) - pair.tuned) - pair.corpus(pair.base.sum(0) - pair.base)
@@ -108,52 +113,51 @@ def pseudo_values(pair: PairedScores) -> Floats:
 
 
 def detectable(pair: PairedScores, confidence: float) -> float:
-    """The smallest true difference that as many examples, varying like these, promote with a power of 80 %.
+    """The smallest true difference that is promoted with a power of 80 %, by so many examples with this variance.
 
-    An effect brings variance of its own: where it is d because a share d/g of the examples change by g, the
-    variance grows by d (g - d). Hence the fixed point d = (z_a + z_b) sqrt((s^2 + d (g - d)) / n). And so many
-    examples must have changed that the randomisation test can pass at all: a Poisson number of them, whose mean
-    is a floor of d n / g. One example that changes as much as any can is added to those seen: it stands for
-    what was not seen by chance, and gives an answer where nothing changed.
+    An effect d adds variance: if a share d/g of the examples changes by g, the variance grows by d (g - d). This
+    gives the fixed point d = (z_a + z_b) sqrt((s^2 + d (g - d)) / n). The result is bounded below by what the
+    randomisation test needs: the number of changed examples is Poisson with mean d n / g, and must be large enough
+    for the test to pass. One maximally changed pseudo-example is added, so that the bound is defined when nothing
+    changed.
     """
-    found = pseudo_values(pair)
-    n = len(found)
+    values = pseudo_values(pair)
+    n = len(values)
     largest = pair.largest if pair.largest is not None else _spread(pair)
-    squares, sizes = float((found**2).sum()) + largest**2, float(np.abs(found).sum()) + largest
+    squares, sizes = float((values**2).sum()) + largest**2, float(np.abs(values).sum()) + largest
     if not sizes:
-        return 0.0  # a scale without an end, on which not even the examples differ
+        return 0.0  # a scale without an end, and examples with equal scores
     g = squares / sizes
-    variance = squares / n - float(found.mean()) ** 2
+    variance = squares / n - float(values.mean()) ** 2
     z = NormalDist().inv_cdf((1 + confidence) / 2) + NormalDist().inv_cdf(POWER)
     # d^2 (1 + c) - d c g - c s^2 = 0 with c = z^2 / n
     c = z * z / n
     solved = (c * g + (c * c * g * g + 4 * (1 + c) * c * variance) ** 0.5) / (2 * (1 + c))
-    return max(solved, _fewest_changed(confidence) * g / n)
+    return max(solved, _min_changed(confidence) * g / n)
 
 
 def _spread(pair: PairedScores) -> float:
-    """How far examples of the base lie apart, as two that were drawn at random do."""
+    """The standard deviation of the difference between two random examples of the base."""
     alone = PairedScores(np.zeros_like(pair.base), pair.base, pair.corpus)
     return float(np.std(pseudo_values(alone))) * 2**0.5
 
 
-def _fewest_changed(confidence: float) -> float:
-    """The mean of a Poisson number that reaches, with a probability of POWER, the fewest changes that can pass.
+def _min_changed(confidence: float) -> float:
+    """The expected number of changed examples for which the randomisation test has the power POWER.
 
-    m examples that all changed for the better have a two-sided p-value of 2^(1-m).
+    If m examples changed, all for the better, the two-sided p-value is 2^(1-m).
     """
-    fewest = int(np.ceil(1 - log2(1 - confidence)))
-    return _poisson_mean(fewest)
+    return _poisson_mean(int(np.ceil(1 - log2(1 - confidence))))
 
 
 @cache
-def _poisson_mean(fewest: int) -> float:
-    """The mean at which a Poisson number is `fewest` or more with a probability of POWER."""
-    low, high = 0.0, 10.0 * (fewest + 1)
+def _poisson_mean(least: int) -> float:
+    """The mean of the Poisson distribution that gives `least` or more with a probability of POWER (bisection)."""
+    low, high = 0.0, 10.0 * (least + 1)
     for _ in range(60):
         mean = (low + high) / 2
         term, below = np.exp(-mean), 0.0
-        for k in range(fewest):
+        for k in range(least):
             below += term
             term *= mean / (k + 1)
         low, high = (mean, high) if 1 - below < POWER else (low, mean)
@@ -161,15 +165,15 @@ def _poisson_mean(fewest: int) -> float:
 
 
 def _shifted(pair: PairedScores, shift: float) -> PairedScores:
-    """The shares of the examples, less `shift`, against nothing."""
-    found = pseudo_values(pair) - shift
-    return pair_means(np.zeros_like(found), found)
+    """The pseudo-values minus `shift`, paired with zeros."""
+    values = pseudo_values(pair) - shift
+    return pair_means(np.zeros_like(values), values)
 
 
 def _intervals(
     pairs: Sequence[PairedScores], confidence: float, resamples: int, draw: np.random.Generator
 ) -> tuple[Floats, Floats]:
-    """Percentile intervals of the paired bootstrap over examples (Efron 1979; Koehn 2004, W04-3250)."""
+    """Percentile intervals, (pairs,) each, of the paired bootstrap (Efron 1979; Koehn 2004, W04-3250)."""
     n = len(pairs[0].base)
     differences = np.empty((resamples, len(pairs)))
     for part in _parts(resamples, n):
@@ -183,11 +187,11 @@ def _intervals(
 
 
 def _p_values(pairs: Sequence[PairedScores], resamples: int, draw: np.random.Generator) -> Floats:
-    """Two-sided p-values of the paired randomisation test: models swapped, example by example, at random.
+    """Two-sided p-values, (pairs,), of the paired randomisation test, which swaps the models at random by example.
 
-    Of means this flips signs (Fisher 1935); of other scores it is approximate randomisation (Noreen 1989; Riezler
-    and Maxwell 2005, W05-0908). Ties count, and so does what was observed (Phipson and Smyth 2010): where the
-    two models are exchangeable, p <= a has a probability of at most a, at any number of examples.
+    For means it flips signs (Fisher 1935); for other scores it is approximate randomisation (Noreen 1989; Riezler
+    and Maxwell 2005, W05-0908). Ties and the observed difference count (Phipson and Smyth 2010): if the two models
+    are exchangeable, p <= a has a probability of at most a, for any number of examples.
     """
     n = len(pairs[0].base)
     least = np.array([abs(pair.difference()) for pair in pairs]) * (1 - 1e-9)
@@ -207,12 +211,12 @@ def _parts(resamples: int, n: int) -> Iterator[slice]:
 
 
 def sacrebleu_p_value(
-    metric: str, base: Sequence[str], tuned: Sequence[str], references: Sequence[str], resamples: int
+    scorer: Any, base: Sequence[str], tuned: Sequence[str], references: Sequence[str], resamples: int
 ) -> float:
-    """The two-sided p-value of sacrebleu's own paired approximate randomisation."""
+    """The two-sided p-value of sacrebleu's paired approximate randomisation, for its metric `scorer`."""
     test = PairedTest(
         [("base", list(base)), ("tuned", list(tuned))],
-        {metric: SCORERS[metric]()},
+        {"metric": scorer},
         [list(references)],
         test_type="ar",
         n_samples=resamples,

@@ -1,8 +1,8 @@
-"""The verdict: whether a tuned model is better than its base, no better, or whether that cannot be told.
+"""The verdict: whether a tuned model is better than its base, not better, or whether there are too few examples.
 
-promoted    the interval of the difference lies above `min_delta`, the paired test agrees, no guard is broken
-not_better  the difference is not above `min_delta`, or its whole interval is not; or a guard is broken
-cannot_tell what is left: too few examples for a difference of this size, or fewer than `min_examples`
+promoted    the interval of the difference is above `min_delta`, the paired test agrees, and no guard is broken
+not_better  the difference or the upper end of its interval is not above `min_delta`, or a guard is broken
+cannot_tell everything else: too few examples for a difference of this size, or fewer than `min_examples`
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 from src.errors import RunError
 from src.eval import results, significance
 from src.eval.fingerprint import baseline_folder
+from src.eval.metrics import METRICS
 from src.eval.results import EvalResult
 from src.eval.significance import Comparison
 from src.model.tasks import TASKS
@@ -28,7 +29,7 @@ DIGITS = {"0-1": 3, "0-100": 1}
 
 
 class Verdict(NamedTuple):
-    """`facts`: the figures of the gate's metric and of its guards, and the settings they were held against."""
+    """facts: the figures of the gate's metric and of its guards, and the gate's settings."""
 
     outcome: Outcome
     sentence: str
@@ -40,29 +41,32 @@ class Verdict(NamedTuple):
 
 
 class MetricComparison(NamedTuple):
-    """A metric on a split, and what was found of it. `sign` is -1 where lower is better."""
+    """The comparison by one metric on one split.
+
+    digits: after the decimal point, for messages. sign: -1 if lower is better, else 1.
+    """
 
     metric: str
     split: str
     digits: int
     sign: int
-    found: Comparison
+    comparison: Comparison
 
     @property
     def gain(self) -> float:
-        return self.sign * self.found.difference
+        return self.sign * self.comparison.difference
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Of the gain: from its low end to its high one."""
-        ends = (self.sign * self.found.low, self.sign * self.found.high)
+        """Lower and upper end of the gain's interval."""
+        ends = (self.sign * self.comparison.low, self.sign * self.comparison.high)
         return min(ends), max(ends)
 
 
 def judge(run: Run, gate: GateArgs, artifacts_dir: str | None = None) -> Verdict:
-    """Whether the run's model is better than its base, from the answers of both.
+    """Whether the run's model is better than its base, from the stored predictions of both.
 
-    Raises: RunError if they have not been compared, or not by the metrics and on the splits of the gate.
+    Raises: RunError if they were not compared, or not evaluated by the metrics and on the splits of the gate.
     """
     path = run.path / "comparison.json"
     if not path.exists():
@@ -70,16 +74,16 @@ def judge(run: Run, gate: GateArgs, artifacts_dir: str | None = None) -> Verdict
             f"run {run.id} has not been compared with its base model",
             hint="make eval and make eval-baseline, in either order, do that",
         )
-    tuned, kept = EvalResult.of_run(run), Path(read_json(path).get("baseline") or "")
-    if artifacts_dir and not (kept / "metrics.json").is_file():  # moved, with all that was kept
-        kept = baseline_folder(artifacts_dir, tuned.result["base_model"], tuned.result["conditions"])
-    return decide(tuned, EvalResult.of_base(kept), gate)
+    tuned, folder = EvalResult.of_run(run), Path(read_json(path).get("baseline") or "")
+    if artifacts_dir and not (folder / "metrics.json").is_file():  # the artifacts were moved
+        folder = baseline_folder(artifacts_dir, tuned.result["base_model"], tuned.result["conditions"])
+    return decide(tuned, EvalResult.of_base(folder), gate)
 
 
 def decide(tuned: EvalResult, base: EvalResult, gate: GateArgs) -> Verdict:
     """Whether `tuned` is better than `base`.
 
-    Raises: RunError if they are not comparable, or were not evaluated by what the gate names.
+    Raises: RunError if they are not comparable, or were not evaluated by the gate's metrics and splits.
     """
     results.require_same_conditions(tuned, base)
     metric = gate.metric or TASKS[tuned.result["conditions"].get("task", "causal_lm")].decides
@@ -103,15 +107,15 @@ def decide(tuned: EvalResult, base: EvalResult, gate: GateArgs) -> Verdict:
 
 
 def decide_outcome(mine: MetricComparison, gate: GateArgs) -> Outcome:
-    """By the interval and the p-value; guards aside.
+    """The outcome by interval and p-value, without the guards.
 
-    The interval alone is not enough: of four examples that changed, all for the better, 98 % of the resamples
-    hold at least one. The test knows that four coins fall alike one time in eight.
+    The interval alone is not enough: if four examples changed, all for the better, 98 % of the resamples hold at
+    least one of them and the interval excludes 0, but the p-value of the randomisation test is 1/8.
     """
     low, high = mine.interval
-    if mine.found.examples < gate.min_examples:
+    if mine.comparison.examples < gate.min_examples:
         return "cannot_tell"
-    if low > gate.min_delta and mine.found.p_value <= 1 - gate.confidence:
+    if low > gate.min_delta and mine.comparison.p_value <= 1 - gate.confidence:
         return "promoted"
     return "not_better" if mine.gain <= gate.min_delta or high <= gate.min_delta else "cannot_tell"
 
@@ -122,7 +126,7 @@ def _measure(
     about = tuned.result["metrics"][metric]
     pair = results.pair_scores(tuned, base, split, metric)
     if pair is None or about["better"] == "neither":
-        why = "says of neither model that it is better" if pair else "has no scores of single examples"
+        why = "does not say which model is better" if pair else "has no scores of single examples"
         raise RunError(f"{metric} cannot decide: it {why}", hint="set gate.metric and gate.guards to another")
     sign = -1 if about["better"] == "lower" else 1
     (found,) = significance.compare(
@@ -133,36 +137,41 @@ def _measure(
 
 
 def _confirmed(mine: MetricComparison, tuned: EvalResult, base: EvalResult, gate: GateArgs) -> MetricComparison:
-    """With the larger of two p-values where the metric's library has a paired test of its own."""
-    if mine.metric not in significance.SCORERS or gate.min_delta:
+    """With the larger of two p-values for metrics of sacrebleu, which has a paired test too."""
+    metric = METRICS.get(mine.metric)
+    if metric is None or metric.scorer is None or gate.min_delta:
         return mine
     theirs = significance.sacrebleu_p_value(
-        mine.metric,
+        metric.scorer(),
         base=[row["prediction"] for row in base.rows(mine.split)],
         tuned=[row["prediction"] for row in tuned.rows(mine.split)],
         references=[row["reference"] for row in tuned.rows(mine.split)],
         resamples=gate.resamples,
     )
-    p_value, test = max(mine.found.p_value, theirs), f"{mine.found.test}, and sacrebleu's; the larger p-value"
-    return mine._replace(found=mine.found._replace(p_value=p_value, test=test))
+    p_value, test = (
+        max(mine.comparison.p_value, theirs),
+        f"{mine.comparison.test}, and sacrebleu's; the larger p-value",
+    )
+    return mine._replace(comparison=mine.comparison._replace(p_value=p_value, test=test))
 
 
 def _refuse_unmeasured(tuned: EvalResult, wanted: list[tuple[str, str, str]]) -> None:
-    """Raises: RunError naming what the gate asks for and was not evaluated."""
+    """Raises: RunError naming the metrics and splits of the gate that were not evaluated."""
     scores = tuned.result["eval"]
     missing = [
         f"{key}: {metric} on {split}" for key, metric, split in wanted if metric not in scores.get(split, {})
     ]
     if missing:
-        alike: dict[str, list[str]] = {}  # splits by their metrics, which are mostly the same
+        by_metrics: dict[str, list[str]] = {}  # the splits with the same metrics
         for split, metrics in scores.items():
-            alike.setdefault(", ".join(metrics), []).append(split)
-        known = "; ".join(f"{', '.join(splits)}: {metrics}" for metrics, splits in alike.items())
-        others = "gate.metric, gate.split and gate.guards to what there is"
+            by_metrics.setdefault(", ".join(metrics), []).append(split)
+        known = "; ".join(f"{', '.join(splits)}: {metrics}" for metrics, splits in by_metrics.items())
+        others = "gate.metric, gate.split and gate.guards to what was evaluated"
         only_guards = not any(each.startswith("gate:") for each in missing)
         raise RunError(
-            f"{tuned.name} was not evaluated by what decides ({'; '.join(missing)}); there is {known}",
-            hint=f"evaluate that, or set {'gate.guards=[], or to what there is' if only_guards else others}",
+            f"{tuned.name} was not evaluated by what the gate requires ({'; '.join(missing)}); "
+            f"evaluated are {known}",
+            hint=f"evaluate that, or set {'gate.guards=[], or to what was evaluated' if only_guards else others}",
         )
 
 
@@ -171,41 +180,36 @@ def _broken(guarded: MetricComparison, guard: Guard) -> str:
 
 
 def _sentence(mine: MetricComparison, gate: GateArgs, outcome: Outcome) -> str:
-    said = describe(mine, gate)
-    if outcome == "cannot_tell":
-        return TOO_FEW + said
-    return said if outcome == "promoted" else NO_BETTER + said
+    prefix = {"promoted": "", "not_better": NO_BETTER, "cannot_tell": TOO_FEW}[outcome]
+    return prefix + describe(mine, gate)
 
 
 def describe(measured: MetricComparison, gate: GateArgs | None = None) -> str:
-    """One clause: the scores, the difference with its interval, and what would have been seen."""
-    d, found = measured.digits, measured.found
-    moved = "rose" if found.difference > 0 else "fell" if found.difference < 0 else "stayed the same"
-    rounded = [f"{x:.{d}f}" for x in (found.base, found.tuned)]
-    words = f"{moved} from {rounded[0]} to {rounded[1]}" if found.difference else f"{moved} at {rounded[0]}"
+    """One clause: the scores, the difference with its interval, and the detectable difference."""
+    d, c = measured.digits, measured.comparison
+    change = "rose" if c.difference > 0 else "fell" if c.difference < 0 else "stayed the same"
+    scores = f"from {c.base:.{d}f} to {c.tuned:.{d}f}" if c.difference else f"at {c.base:.{d}f}"
     percent = f"{100 * gate.confidence:g}% " if gate else ""
-    inside = [
-        f"{found.difference:+.{d}f}",
-        f"{percent}interval {found.low:.{d}f} to {found.high:.{d}f}",
-        f"p {found.p_value:.2g}",
-        f"{found.examples} examples",
+    figures = [
+        f"{c.difference:+.{d}f}",
+        f"{percent}interval {c.low:.{d}f} to {c.high:.{d}f}",
+        f"p {c.p_value:.2g}",
+        f"{c.examples} examples",
     ]
-    text = f"{measured.metric} on {measured.split} {words} ({', '.join(inside)}"
-    if gate:
-        text += _terms(measured, gate)
-    return text + ")"
+    terms = _terms(measured, gate) if gate else ""
+    return f"{measured.metric} on {measured.split} {change} {scores} ({', '.join(figures)}{terms})"
 
 
 def _terms(measured: MetricComparison, gate: GateArgs) -> str:
-    """What was asked for, where that is more than nothing, and what could have been seen."""
-    asked = f"; the gate asks for more than {gate.min_delta:+g}" if gate.min_delta else ""
-    if measured.found.examples < gate.min_examples:
-        return f"{asked}; the gate asks for {gate.min_examples} examples or more"
-    return f"{asked}; a difference of {measured.found.detectable:.2g} or more would have been seen"
+    """What the gate requires, and the detectable difference."""
+    required = f"; the gate requires more than {gate.min_delta:+g}" if gate.min_delta else ""
+    if measured.comparison.examples < gate.min_examples:
+        return f"{required}; the gate requires {gate.min_examples} examples or more"
+    return f"{required}; a difference of {measured.comparison.detectable:.2g} or more would have been seen"
 
 
 def _facts(measured: MetricComparison) -> dict[str, Any]:
-    return {"metric": measured.metric, "split": measured.split, **measured.found._asdict()}
+    return {"metric": measured.metric, "split": measured.split, **measured.comparison._asdict()}
 
 
 def digits(scale: str) -> int:

@@ -76,7 +76,7 @@ def test_all_that_speaks_against_it_is_told(tmp_path: Path) -> None:
 
 
 def test_what_was_not_evaluated_cannot_be_forced(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="was not evaluated by what decides"):
+    with pytest.raises(RunError, match="was not evaluated by what the gate requires"):
         check_gate(compared(tmp_path, 0.25, 0.75), GateArgs(metric="rougeL"), force=True)
 
 
@@ -101,7 +101,7 @@ def test_fewer_examples_than_the_gate_asks_for_tell_nothing(
     copied: World, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert copied.call("publish", "gate.min_examples=1000") == 4
-    assert "the gate asks for 1000 examples or more" in capsys.readouterr().err
+    assert "the gate requires 1000 examples or more" in capsys.readouterr().err
     assert not (copied.artifacts / "models").exists()
 
 

@@ -131,7 +131,7 @@ def test_answers_to_other_prompts_are_not_compared(tmp_path: Path) -> None:
     tuned, base = both(tmp_path)
     rows = read_jsonl(base.folder / "test.predictions.jsonl")
     jsonl(base.folder / "test.predictions.jsonl", rows[::-1])
-    with pytest.raises(RunError, match="run and models/x did not answer the same prompts of test"):
+    with pytest.raises(RunError, match="run and models/x were not evaluated on the same prompts of test"):
         compare(tuned, base, GATE)
     (base.folder / "test.predictions.jsonl").unlink()
     with pytest.raises(RunError, match=r"test\.predictions\.jsonl does not exist; evaluate again"):
@@ -260,7 +260,7 @@ def test_runs_under_other_conditions_are_refused_by_name(two: Path, capsys: Said
     told = "2026-01-03_10-00-00 and 2026-01-02_10-00-00 were evaluated under different max_examples"
     assert told in capsys.readouterr().err
     assert compared(two, "2026-01-03") == 2
-    told = "has no baseline under the conditions of 2026-01-03_10-00-00; one is kept that differs in max_examples"
+    told = "has no baseline under the conditions of 2026-01-03_10-00-00; its newest one differs in max_examples"
     assert told in capsys.readouterr().err
 
 

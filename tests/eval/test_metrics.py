@@ -372,7 +372,7 @@ def test_a_score_that_a_single_pair_has_not_is_of_the_corpus_alone(offline: None
         (
             "raise ValueError('a language is needed')",
             "",
-            "cannot score texts: a language is needed; what its",
+            "cannot score texts: a language is needed; pass",
         ),
     ],
 )

@@ -103,7 +103,7 @@ def test_the_paired_test_of_sacrebleu_is_that_of_sacrebleu() -> None:
     worse = [" ".join(w if draw.random() < 0.6 else "x" for w in t.split()) for t in texts]
     better = [" ".join(w if draw.random() < 0.75 else "x" for w in t.split()) for t in texts]
     for name, scorer in (("bleu", sacrebleu.BLEU()), ("chrf", sacrebleu.CHRF())):
-        theirs = sacrebleu_p_value(name, worse, better, texts, 500)
+        theirs = sacrebleu_p_value(scorer, worse, better, texts, 500)
         test = sacrebleu.significance.PairedTest(
             [("a", worse), ("b", better)], {"x": scorer}, [texts], test_type="ar", n_samples=500
         )

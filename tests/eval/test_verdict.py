@@ -80,8 +80,8 @@ FIGURES = r"95% interval [-+.\d]+ to [-+.\d]+, p [.\d]+, 40 examples"
         (0.6, 0.1, {}, rf"no better than the base: .* fell from 0\.600 to 0\.100 \(-0\.500, {FIGURES};.*"),
         (0.5, 0.5, {}, r"no better than the base: exact_match on test stayed the same at 0\.500 \(\+0\.000, .*"),
         (0.5, 0.55, {}, r"too few examples to tell: exact_match on test rose from 0\.500 to 0\.550 .*"),
-        (0.5, 0.55, {"min_examples": 50}, r"too few examples to tell: .*; the gate asks for 50 examples .*"),
-        (0.1, 0.6, {"min_delta": 0.2}, r"exact_match .*; the gate asks for more than \+0\.2; a difference of .*"),
+        (0.5, 0.55, {"min_examples": 50}, r"too few examples to tell: .*; the gate requires 50 examples .*"),
+        (0.1, 0.6, {"min_delta": 0.2}, r"exact_match .*; the gate requires more than \+0\.2; a difference of .*"),
         (0.1, 0.6, {"confidence": 0.9}, r"exact_match .* 90% interval .*"),
     ],
 )  # fmt: skip
@@ -167,18 +167,18 @@ def test_a_broken_guard_is_named_also_where_nothing_else_can_be_told(tmp_path: P
     [
         (
             gate("chrf"),
-            r"run was not evaluated by what decides \(gate: chrf on test\); there is test: ex",
+            r"run was not evaluated by what the gate requires \(gate: chrf on test\); evaluated are test: ex",
         ),
         (
             gate(split="dev"),
-            r"\(gate: exact_match on dev\); there is test: .*; evaluate that, or set",
+            r"\(gate: exact_match on dev\); evaluated are test: .*; evaluate that, or set",
         ),
         (
             gate(guards=[Guard("bleu", "dev")]),
-            r"\(gate\.guards: bleu on dev\); there is test: ex.*; evaluate that, or set gate.guards=\[\]",
+            r"\(gate\.guards: bleu on dev\); evaluated are test: ex.*; evaluate that, or set gate.guards=\[\]",
         ),
         (gate("chrf", guards=[Guard()]), r"\(gate: chrf on test; gate\.guards: chrf on adversarial\)"),
-        (gate("length_ratio"), "length_ratio cannot decide: it says of neither model that it is better"),
+        (gate("length_ratio"), "length_ratio cannot decide: it does not say which model is better"),
     ],
 )
 def test_what_was_not_evaluated_or_decides_nothing_is_refused(tmp_path: Path, asked: GateArgs, told: str) -> None:
