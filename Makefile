@@ -16,13 +16,13 @@ REPORT_CONFIG ?= report
 VALIDATE_CONFIG ?= validate
 PUBLISH_CONFIG ?= publish
 
-# `make train PY=python` uses an environment of your own and installs nothing.
+# `make train PY=python` uses that Python and installs nothing.
 PY ?= $(VENV)/bin/python
 READY := $(if $(filter file,$(origin PY)),$(VENV)/.installed)
 READY_DEV := $(if $(filter file,$(origin PY)),$(VENV)/.installed-dev)
 
-# NAME=VALUE words of the command line are settings where NAME has a lower-case letter, else make's own. Only the names
-# are taken from MAKEOVERRIDES, where make escapes the values: each value is taken as it was typed.
+# NAME=VALUE on the command line is a setting if NAME has a lower-case letter, else a variable of make. Only the names
+# come from MAKEOVERRIDES, where make escapes the values; each value is used as it was typed.
 LETTERS := a b c d e f g h i j k l m n o p q r s t u v w x y z
 EMPTY :=
 SPACE := $(EMPTY) $(EMPTY)
@@ -37,12 +37,12 @@ NAMES = $(foreach w,$(WORDS),$(foreach n,$(firstword $(subst =, ,$(w))),$(if $(c
 SETTINGS = $(foreach n,$(NAMES),$(n)=$(value $(n)))
 quoted = '$(subst ','\'',$(1)=$(value $(1)))'
 OVERRIDES = $(foreach n,$(NAMES),$(call quoted,$(n))) $(ARGS)
-# Settings are words for the command only: a question_key of the environment would be taken for a secret.
+# Settings are not exported: a question_key in the environment would be redacted as a secret.
 unexport $(NAMES)
 ONLY = $(foreach n,$(filter $(1),$(NAMES)),$(call quoted,$(n)))
 MAIN = $(PY) -m src.main
 
-# On a server. What is NAME=VALUE there and not a setting counts on make's command line only: others use such names too.
+# On a server. Variables such as RUN count only on make's command line, not from the environment: the names are common.
 typed = $(if $(filter command,$(firstword $(origin $(1)))),$(value $(1)))
 inquotes = '$(subst ','\'',$(1))'
 run = $(if $(call typed,RUN),$(call inquotes,$(call typed,RUN)))
@@ -61,7 +61,7 @@ ssh-compare: CONFIG = $(COMPARE_CONFIG)
 ssh-report: CONFIG = $(REPORT_CONFIG)
 ssh-validate: CONFIG = $(VALIDATE_CONFIG)
 
-# The demo's models are built where the settings ask for them.
+# The demo's models are built if the settings use them.
 DEMO := models/SmolLM2-135M-Instruct/config.json
 TINY := models/tiny-random-llama/config.json
 GIVEN = $(SETTINGS) $(ARGS)
@@ -87,7 +87,7 @@ install: $(VENV)/.installed  ## Install the pinned dependencies into .venv (torc
 convert: $(READY)  ## Convert multi-line JSON and ChatGPT exports under data/ to JSONL
 	$(PY) scripts/convert_data.py $(ARGS)
 
-# Through the environment a message arrives as it was typed: Hydra's grammar has no place for it's.
+# The message is passed in the environment: Hydra's grammar does not accept an apostrophe.
 data-push ssh-data-push: override export MESSAGE := $(value MESSAGE)
 data-push: $(READY)  ## Commit a folder to lakeFS: make data-push MESSAGE="what is new" data_source.repo=NAME
 	$(MAIN) data-push $(if $(MESSAGE),'message=$${oc.env:MESSAGE}') $(OVERRIDES)
@@ -96,10 +96,10 @@ model: $(DEMO)  ## Build the demo's base model, SmolLM2-135M-Instruct, without t
 
 tiny-model: $(TINY)  ## Build the tiny random model of experiment=smoke
 
-check-data: $(READY) $(call MODEL_IF,train,$(TRAIN_CONFIG))  ## Show what a training would train on, and what not and why
+check-data: $(READY) $(call MODEL_IF,train,$(TRAIN_CONFIG))  ## Show which rows a training run would use, and which not and why
 	$(MAIN) check-data --config-name $(TRAIN_CONFIG) $(OVERRIDES)
 
-plan: $(READY) $(call MODEL_IF,train,$(TRAIN_CONFIG))  ## Say what a training would take: steps, memory, disk and time
+plan: $(READY) $(call MODEL_IF,train,$(TRAIN_CONFIG))  ## Estimate the steps, memory, disk and time of a training run
 	$(MAIN) plan --config-name $(TRAIN_CONFIG) $(OVERRIDES)
 
 train: $(READY) $(call MODEL_IF,train,$(TRAIN_CONFIG))  ## Fine-tune a model: make train lr=1e-4 method=qlora
@@ -108,36 +108,36 @@ train: $(READY) $(call MODEL_IF,train,$(TRAIN_CONFIG))  ## Fine-tune a model: ma
 eval: $(READY)  ## Evaluate the newest finished run and compare it with its base
 	$(MAIN) eval --config-name $(EVAL_CONFIG) $(OVERRIDES)
 
-eval-baseline: $(READY) $(call MODEL_IF,eval_baseline,$(BASELINE_CONFIG))  ## Evaluate the untouched base model
+eval-baseline: $(READY) $(call MODEL_IF,eval_baseline,$(BASELINE_CONFIG))  ## Evaluate the base model
 	$(MAIN) eval-baseline --config-name $(BASELINE_CONFIG) $(OVERRIDES)
 
 compare: $(READY)  ## Compare two evaluated runs, or a run with its base: make compare A=RUN B=RUN|baseline
 	$(MAIN) compare --config-name $(COMPARE_CONFIG) $(foreach w,$(A) $(B),'$(w)') $(OVERRIDES)
 
-report: $(READY)  ## Write a run's report.html: make report model_path=RUN (the newest without)
+report: $(READY)  ## Write the report.html of a run: make report model_path=RUN (default: the newest)
 	$(MAIN) report --config-name $(REPORT_CONFIG) $(OVERRIDES)
 
-validate: $(READY)  ## Check that what a training left is whole and works: make validate model_path=RUN
+validate: $(READY)  ## Check that the files of a run are complete and its model works: make validate model_path=RUN
 	$(MAIN) validate --config-name $(VALIDATE_CONFIG) $(OVERRIDES)
 
 publish: $(READY)  ## Publish a model that beats its base to artifacts/models, or with target=hub to the Hub
 	$(MAIN) publish --config-name $(PUBLISH_CONFIG) $(OVERRIDES)
 
-publish-hf: $(READY)  ## Push a model that beats its base to the Hugging Face Hub
+publish-hf: $(READY)  ## Publish a model that beats its base to the Hugging Face Hub
 	$(MAIN) publish-hf --config-name $(PUBLISH_CONFIG) $(OVERRIDES)
 
 runs: $(READY)  ## List the runs with scores and verdicts: make runs ARGS='--sort test/rougeL', ARGS='diff RUN RUN'
 	@$(MAIN) runs $(ARGS)
 
-demo: $(READY) $(DEMO)  ## The whole pipeline on a real small model: train, evaluate, compare, publish
+demo: $(READY) $(DEMO)  ## Run the full pipeline on a small model: train, evaluate, compare, publish
 	$(MAIN) train $(OVERRIDES)
 	$(MAIN) eval $(call ONLY,output_dir artifacts_dir bf16 cuda_visible_devices)
 	$(MAIN) publish $(call ONLY,output_dir artifacts_dir cuda_visible_devices)
 
-push: $(READY)  ## Sync the code to the GPU server of REMOTE_HOST and REMOTE_DIR; ALSO=paths that git ignores
+push: $(READY)  ## Sync the code to REMOTE_DIR on REMOTE_HOST; ALSO=paths that git ignores
 	$(MAIN) push $(call flag,--also,ALSO)
 
-ssh-init: $(READY)  ## Tell what the server is, and make its environment, or what of it is missing
+ssh-init: $(READY)  ## Show the server's hardware, and create or complete its environment
 	$(MAIN) ssh-init
 
 $(SSH_TRAIN) $(SSH_PUBLISH) $(SSH_OTHERS): ssh-%: $(READY)
@@ -147,30 +147,30 @@ ssh-data-push: $(READY)
 	$(MAIN) ssh-data-push $(STARTED) $(if $(MESSAGE),'message=$${oc.env:MESSAGE}') $(OVERRIDES)
 
 ssh-train:  ## Train on the server: make ssh-train lr=1e-4 DETACH=1
-ssh-eval:  ## Evaluate there
-ssh-eval-baseline:  ## Evaluate the untouched base model there
-ssh-check-data:  ## Show there what a training would train on
-ssh-plan:  ## Say what a training would take there
-ssh-compare:  ## Compare runs there: make ssh-compare A=RUN B=RUN
-ssh-report:  ## Write a run's report.html there
-ssh-validate:  ## Check a run there
-ssh-publish:  ## Publish there, to the server's artifacts/models
-ssh-publish-hf:  ## Push to the Hugging Face Hub from there
-ssh-data-push:  ## Commit a folder of the server to lakeFS
+ssh-eval:  ## Evaluate on the server
+ssh-eval-baseline:  ## Evaluate the base model on the server
+ssh-check-data:  ## Show on the server which rows a training run would use
+ssh-plan:  ## Estimate a training run on the server
+ssh-compare:  ## Compare runs on the server: make ssh-compare A=RUN B=RUN
+ssh-report:  ## Write the report.html of a run on the server
+ssh-validate:  ## Validate a run on the server
+ssh-publish:  ## Publish to artifacts/models on the server
+ssh-publish-hf:  ## Publish to the Hugging Face Hub from the server
+ssh-data-push:  ## Commit a folder on the server to lakeFS
 
-ssh-status: $(READY)  ## List the runs on the server, all with ALL=1
+ssh-status: $(READY)  ## List the runs on the server; ALL=1 lists all
 	@$(MAIN) ssh-status $(call bare,--all,ALL)
 
-ssh-logs: $(READY)  ## Print what a run there has said so far: make ssh-logs RUN=id (the newest without)
+ssh-logs: $(READY)  ## Print the log of a run on the server: make ssh-logs RUN=id (default: the newest)
 	@$(MAIN) ssh-logs $(run)
 
-ssh-attach: $(READY)  ## Follow a run there to its end; Ctrl-C ends the following only
+ssh-attach: $(READY)  ## Follow the log of a run on the server; Ctrl-C does not stop the run
 	@$(MAIN) ssh-attach $(run)
 
-ssh-stop: $(READY)  ## Have a run there save a checkpoint and end: make ssh-stop RUN=id GRACE=seconds
+ssh-stop: $(READY)  ## Save a checkpoint of a run on the server and stop it: make ssh-stop RUN=id GRACE=seconds
 	@$(MAIN) ssh-stop $(call flag,--grace,GRACE) $(run)
 
-ssh-fetch: $(READY)  ## Fetch a run, and prove that it arrived whole: make ssh-fetch RUN=id
+ssh-fetch: $(READY)  ## Download a run and verify it: make ssh-fetch RUN=id
 	@$(MAIN) ssh-fetch $(run)
 
 ssh-shell: $(READY)  ## Open a shell in the server's folder
@@ -191,7 +191,7 @@ format: $(READY_DEV)  ## Format the code
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-clean:  ## Remove caches, and outputs/ after asking (YES=1 does not ask)
+clean:  ## Remove caches, and outputs/ after asking (YES=1: without asking)
 	@$(PYTHON) scripts/clean.py $(if $(filter 1,$(YES)),--yes)
 
 $(VENV)/bin/python:
@@ -206,7 +206,7 @@ $(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
 	$(VENV)/bin/pip install --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
 
-$(DEMO): | $(READY)  # whatever its time stamp: a folder that was copied or linked is not fetched again
+$(DEMO): | $(READY)  # order-only: an existing folder is kept whatever its time stamp
 	$(PY) scripts/build_demo_model.py
 
 models/tiny-random-%/config.json: | $(READY)

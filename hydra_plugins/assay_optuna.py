@@ -14,8 +14,9 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from src import config as settings
 from src import search_space
+from src.config import validate
+from src.schema import SweepConfig
 
 ConfigStore.instance().store(
     group="hydra/sweeper",
@@ -43,7 +44,7 @@ class OptunaSweeper(Sweeper):
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         assert self.config is not None
         node = OmegaConf.select(self.config, "search")
-        search = settings.load("sweep", {"search": OmegaConf.to_container(node) if node else {}}).search
+        search = validate(SweepConfig, {"search": OmegaConf.to_container(node) if node else {}}).search
         fixed, dimensions = search_space.split(arguments)
         sampler = optuna.samplers.TPESampler(seed=self.config.seed)
         study = optuna.create_study(direction=search.direction, sampler=sampler)

@@ -16,7 +16,7 @@ from src.utils.files import read_json
 USAGE = """usage: python -m src.main runs [OUTPUT_DIR] [--sort KEY]
        python -m src.main runs diff RUN RUN [OUTPUT_DIR]
 
-List the runs with their scores and verdicts, or show in what two of them differ.
+List the runs with their scores and verdicts, or compare two of them.
 
 --sort KEY  a column or a score, the best or the newest first: started, status, method, verdict, test/rougeL,
             eval_loss ...; every score of metrics.json is known as SPLIT/METRIC

@@ -32,7 +32,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
 
 
 def parsed(stage: str, *words: str) -> cli_args.Call:
-    """The words as the door hands them on."""
+    """The parsed command line."""
     return cli_args.parse(stage, list(words))
 
 
@@ -49,7 +49,7 @@ def one(stage: str, *words: str) -> Any:
 
 
 def problems(stage: str, *words: str) -> list[str]:
-    """What is told about wrong words; no job may have started."""
+    """The problems of wrong words; no job may have started."""
     started: list[Any] = []
     with pytest.raises(ConfigError) as caught:
         cli.run_jobs(parsed(stage, *words), started.append)
@@ -100,7 +100,7 @@ def test_every_way_to_write_an_override_means_the_same(word: str) -> None:
     assert one("train", word).seed == 4
 
 
-def test_shipped_presets_serve_files_of_ones_own(own: list[str]) -> None:
+def test_shipped_presets_apply_to_files_of_a_user(own: list[str]) -> None:
     found = one("train", *own, "method=full", "hardware=cpu")
     assert (found.method, found.lr, found.cuda_visible_devices) == ("full", 2e-5, "")
 
@@ -129,7 +129,7 @@ def test_a_missing_file_is_answered_with_a_guess() -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "reported"),
     [
         (
             b"seed: 1\n\t- lr",
@@ -143,11 +143,11 @@ def test_a_missing_file_is_answered_with_a_guess() -> None:
         (b"- seed\n", "holds a list instead of settings; write key: value"),
     ],
 )
-def test_a_torn_file_is_one_sentence(content: bytes, told: str) -> None:
+def test_an_invalid_file_is_one_sentence(content: bytes, reported: str) -> None:
     Path("mine.yaml").write_bytes(content)
     with pytest.raises(ConfigError) as caught:
         cli_args.parse("train", ["--config-name", "mine.yaml"])
-    assert f"/mine.yaml {told}" in str(caught.value) and "\n" not in str(caught.value)
+    assert f"/mine.yaml {reported}" in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_an_empty_file_and_one_with_a_byte_order_mark_are_settings() -> None:
@@ -156,11 +156,11 @@ def test_an_empty_file_and_one_with_a_byte_order_mark_are_settings() -> None:
         assert one("train", "--config-name", "mine.yaml").seed == 42
 
 
-def test_a_torn_preset_of_ones_own_is_one_sentence() -> None:
+def test_an_invalid_preset_of_a_user_is_one_sentence() -> None:
     write("mine/train.yaml", "seed: 7\n")
-    write("mine/experiment/torn.yaml", "# @package _global_\nseed: [1\n")
-    with pytest.raises(ConfigError, match=r"^\S*/torn.yaml cannot be read as YAML: expected .* at line 3"):
-        one("train", "-cp", "mine", "experiment=torn")
+    write("mine/experiment/broken.yaml", "# @package _global_\nseed: [1\n")
+    with pytest.raises(ConfigError, match=r"^\S*/broken.yaml cannot be read as YAML: expected .* at line 3"):
+        one("train", "-cp", "mine", "experiment=broken")
 
 
 def test_a_missing_folder_is_named() -> None:
@@ -173,7 +173,7 @@ def test_a_flag_without_its_file_is_named() -> None:
         cli.run_jobs(cli_args.parse("train", ["--config-name"]), lambda _: 0)
 
 
-def test_what_a_file_sets_wrongly_is_told_like_what_is_typed_wrongly() -> None:
+def test_wrong_settings_of_a_file_and_of_the_command_line_are_reported_together() -> None:
     write("mine.yaml", "epochz: 2\ndata_source:\n  tipe: local\n")
     assert sorted(problems("train", "--config-name", "mine.yaml", "lr=abc")) == [
         "data_source.tipe is not a setting; did you mean data_source.type?",
@@ -209,7 +209,7 @@ def test_a_typed_commit_that_looks_like_a_number_stays_text() -> None:
 
 
 @pytest.mark.parametrize("typed", ["it's", "it's é #1", "a=b", "{x", "'quoted' and not", "12e4567"])
-def test_text_that_hydra_cannot_read_is_taken_as_typed(typed: str) -> None:
+def test_text_that_hydra_cannot_parse_is_used_as_typed(typed: str) -> None:
     assert one("data-push", f"message={typed}").message == typed
     assert one("train", "data_source.type=lakefs", f"data_source.commit={typed}").data_source.commit == typed
 
@@ -250,9 +250,9 @@ def test_a_snapshot_holds_a_reference_where_a_secret_was(monkeypatch: pytest.Mon
         (["x.y.z=3"], "x is not a setting"),
     ],
 )
-def test_words_that_cannot_be_understood_are_named(words: list[str], sentence: str) -> None:
-    (told,) = [p for p in problems("train", *words) if sentence in p]
-    assert told
+def test_invalid_words_are_named(words: list[str], sentence: str) -> None:
+    (reported,) = [p for p in problems("train", *words) if sentence in p]
+    assert reported
 
 
 def test_a_group_set_to_null_is_no_crash() -> None:
@@ -262,14 +262,14 @@ def test_a_group_set_to_null_is_no_crash() -> None:
         assert "method" in str(error)
 
 
-def test_wrong_words_are_told_together_with_wrong_settings() -> None:
-    told = problems("train", "--foo", "bar", "method=nope", "epochz=1")
-    assert [t.split()[0] for t in told] == ["--foo", "bar", "method=nope", "epochz"]
+def test_wrong_words_and_wrong_settings_are_reported_together() -> None:
+    reported = problems("train", "--foo", "bar", "method=nope", "epochz=1")
+    assert [t.split()[0] for t in reported] == ["--foo", "bar", "method=nope", "epochz"]
 
 
-def test_a_reference_to_nothing_is_told_together_with_wrong_settings() -> None:
-    told = problems("train", "lora_r=${nope}", "epochz=1")
-    assert [t.split()[0] for t in told if "epochz" in t or "lora_r" in t] == ["lora_r", "epochz"]
+def test_an_unresolved_reference_and_wrong_settings_are_reported_together() -> None:
+    reported = problems("train", "lora_r=${nope}", "epochz=1")
+    assert [t.split()[0] for t in reported if "epochz" in t or "lora_r" in t] == ["lora_r", "epochz"]
 
 
 def test_a_deleted_setting_falls_back_to_the_schema(own: list[str]) -> None:
@@ -289,11 +289,11 @@ def test_a_deleted_setting_falls_back_to_the_schema(own: list[str]) -> None:
         "it's a\\b",
     ],
 )
-def test_the_model_path_is_taken_as_it_is(path: str) -> None:
+def test_the_model_path_is_used_as_it_is(path: str) -> None:
     assert one("eval", path).model_path == path
 
 
-def test_two_runs_are_taken_in_their_order() -> None:
+def test_two_runs_keep_their_order() -> None:
     found = one("compare", "2026-01-15_10-30-45", "runs/it's here")
     assert (found.run_a, found.run_b) == ("2026-01-15_10-30-45", "runs/it's here")
     assert (one("compare").run_a, one("compare").run_b) == ("latest", "baseline")
@@ -304,7 +304,7 @@ def test_training_takes_no_model_path() -> None:
     assert problems("train", "outputs/runs/latest") == ["outputs/runs/latest is not an override; write key=value"]
 
 
-def test_the_hub_flags_are_settings_in_disguise() -> None:
+def test_the_hub_flags_set_settings() -> None:
     found = one("publish-hf", "run/x", "--repo", "a/b", "--public", "--force")
     assert (found.model_path, found.repo_id, found.private, found.force) == ("run/x", "a/b", False, True)
     plain = one("publish-hf", "--repo=a/b")
@@ -330,9 +330,9 @@ def test_an_error_about_a_secret_does_not_show_it(
 ) -> None:
     monkeypatch.setenv("MY_TOKEN", SECRET)
     assert main(["train", f"lr={SECRET}", SECRET, f"--{SECRET}"]) == 2
-    told = capsys.readouterr().err
-    assert SECRET not in told
-    assert "lr=${oc.env:MY_TOKEN}: should be a number" in told
+    reported = capsys.readouterr().err
+    assert SECRET not in reported
+    assert "lr=${oc.env:MY_TOKEN}: should be a number" in reported
 
 
 # Sweeps
@@ -345,15 +345,15 @@ def test_a_sweep_is_one_job_for_each_combination() -> None:
     ]  # fmt: skip
 
 
-def test_a_method_that_is_named_overrules_the_one_that_the_hardware_proposes() -> None:
+def test_a_typed_method_wins_over_that_of_the_hardware_preset() -> None:
     assert one("train", "hardware=gpu_24gb").method == "qlora"
     assert one("train", "method=dora", "hardware=gpu_24gb").method == "dora"
 
 
 @pytest.mark.parametrize("stage", ["train", "check-data"])
-def test_what_a_room_knows_of_its_settings_is_told_with_the_rest(stage: str) -> None:
-    told = problems(stage, "method=full", "peft.r=3", "lr=abc")
-    assert told == [
+def test_the_problems_of_a_method_are_reported_with_the_rest(stage: str) -> None:
+    reported = problems(stage, "method=full", "peft.r=3", "lr=abc")
+    assert reported == [
         "lr=abc: should be a number",
         "peft: {...} has no meaning with method=full, which makes no adapter",
     ]
@@ -377,16 +377,17 @@ def test_a_range_is_a_sweep() -> None:
     ],
 )
 def test_a_sweep_with_one_bad_job_starts_none(words: list[str], sentence: str) -> None:
-    (told,) = problems("train", "-m", *words)
-    assert told.startswith(sentence)
+    (reported,) = problems("train", "-m", *words)
+    assert reported.startswith(sentence)
     assert list(Path().iterdir()) == []
 
 
-def test_a_sweep_without_its_flag_is_refused_with_what_may_have_been_meant() -> None:
+def test_a_sweep_without_its_flag_is_refused_with_both_remedies() -> None:
     for word in ("lr=0,0003", "lora_target_modules=q_proj,v_proj", "method=lora,dora"):
         key, values = word.split("=")
-        (told,) = problems("train", word)
-        assert told == f"{word} is several values; write {key}=[{values}] for a list, or --multirun for a job each"
+        (reported,) = problems("train", word)
+        remedy = f"write {key}=[{values}] for a list, or --multirun for a job each"
+        assert reported == f"{word} is several values; {remedy}"
 
 
 @pytest.mark.parametrize(
@@ -401,11 +402,11 @@ def test_a_sweep_without_its_flag_is_refused_with_what_may_have_been_meant() -> 
         (["data_source=lakefs"], "data_source=lakefs: is a group of settings; set for example data_source.type"),
     ],
 )
-def test_what_others_call_a_setting_and_what_shape_it_has_is_told(words: list[str], sentence: str) -> None:
+def test_names_of_other_tools_are_answered_with_the_setting(words: list[str], sentence: str) -> None:
     assert problems("train", *words) == [sentence]
 
 
-def test_every_name_of_others_leads_to_a_setting() -> None:
+def test_every_name_of_another_tool_leads_to_a_setting() -> None:
     keys = config.flat_keys(schema.TrainConfig)
     assert set(aliases.OTHER_TOOLS.values()) <= keys.keys() and not aliases.OTHER_TOOLS.keys() & keys.keys()
 
@@ -451,14 +452,14 @@ def test_a_job_leaves_nothing_of_hydra_on_disk() -> None:
     ],
 )
 @pytest.mark.parametrize("stage", ["train", "eval"])
-def test_a_wrong_setting_of_a_cluster_is_told_before_anything_is_submitted(
+def test_a_wrong_slurm_setting_is_refused_before_anything_is_submitted(
     stage: str, words: list[str], sentence: str
 ) -> None:
-    (told,) = problems(stage, *words)
-    assert told.startswith(sentence)
+    (reported,) = problems(stage, *words)
+    assert reported.startswith(sentence)
 
 
-def test_a_cluster_that_is_not_here_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slurm_without_sbatch_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(
         UserError, match="launch=slurm needs sbatch, which is not installed on this machine; run the"
@@ -467,6 +468,6 @@ def test_a_cluster_that_is_not_here_is_told(monkeypatch: pytest.MonkeyPatch) -> 
     assert not Path("outputs").exists()
 
 
-def test_what_a_cluster_is_asked_for_is_of_no_run() -> None:
+def test_slurm_settings_are_not_settings_of_a_run() -> None:
     assert not set(schema.SLURM_KEYS) & {key for s in STAGES for key in config.flat_keys(config.schema_of(s))}
     assert config.run_settings("eval", {"qos": "a", "splits": ["dev"]}) == {"splits": ["dev"]}

@@ -1,4 +1,4 @@
-"""The schema and `load()`: strict, complete, and in words that help."""
+"""The schema and its validation: strict and complete, with helpful messages."""
 
 from __future__ import annotations
 
@@ -53,18 +53,18 @@ def test_a_loaded_configuration_holds_its_parts_as_objects(schema: type) -> None
 # What load() refuses
 
 
-def test_all_problems_are_told_at_once() -> None:
-    told = problems(
+def test_all_problems_are_reported_at_once() -> None:
+    reported = problems(
         "train", epochz=2, lr="abc", batch_size=0, data_format="mesages", trainer={"optin": 1},
         cuda_visible_devices="gpu0",
     )  # fmt: skip
-    assert len(told) == 6
-    assert "epochz is not a setting; did you mean epochs?" in told
-    assert "lr=abc: should be a number" in told
-    assert any(p.startswith("batch_size=0: should be greater than or equal to 1") for p in told)
-    assert any(p.startswith("data_format=mesages: ") and p.endswith("did you mean messages?") for p in told)
-    assert "trainer.optin is not an argument of TrainingArguments; did you mean optim?" in told
-    assert 'cuda_visible_devices=gpu0 is not a list of GPUs like "0" or "0,1"' in told
+    assert len(reported) == 6
+    assert "epochz is not a setting; did you mean epochs?" in reported
+    assert "lr=abc: should be a number" in reported
+    assert any(p.startswith("batch_size=0: should be greater than or equal to 1") for p in reported)
+    assert any(p.startswith("data_format=mesages: ") and p.endswith("did you mean messages?") for p in reported)
+    assert "trainer.optin is not an argument of TrainingArguments; did you mean optim?" in reported
+    assert 'cuda_visible_devices=gpu0 is not a list of GPUs like "0" or "0,1"' in reported
 
 
 @pytest.mark.parametrize(
@@ -122,9 +122,9 @@ def test_all_problems_are_told_at_once() -> None:
     ],
 )  # fmt: skip
 def test_a_wrong_value_is_named_with_its_setting(stage: str, key: str, value: Any, sentence: str) -> None:
-    told = problems(stage, **{key: value})
-    assert len(told) == 1
-    assert told[0].startswith(sentence)
+    reported = problems(stage, **{key: value})
+    assert len(reported) == 1
+    assert reported[0].startswith(sentence)
 
 
 def test_text_becomes_numbers_and_numbers_become_text() -> None:
@@ -180,5 +180,5 @@ def test_known_arguments_pass() -> None:
     assert config.load("eval", {"generation": {"do_sample": True}}).generation == {"do_sample": True}
 
 
-def test_arguments_that_are_no_mapping_are_refused_once() -> None:
+def test_arguments_that_are_not_a_mapping_are_refused_once() -> None:
     assert problems("train", trainer=3) == ["trainer=3: should be a valid dictionary"]

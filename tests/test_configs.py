@@ -141,7 +141,7 @@ def test_every_method_has_a_preset_that_chooses_it() -> None:
 
 
 @pytest.mark.parametrize("preset", [p for p in PRESETS if not p.startswith("search/")])
-def test_a_preset_is_in_accord_with_its_method(preset: str) -> None:
+def test_a_preset_is_valid_for_its_method(preset: str) -> None:
     assert methods.problems(composed("train", preset.replace("/", "="))) == []
 
 
@@ -149,7 +149,7 @@ def test_every_folder_of_presets_is_a_group() -> None:
     assert {p.split("/")[0] for p in PRESETS} <= set(compose.GROUPS)
 
 
-# The documented YAML, as a person pastes it
+# The documented YAML, as a user pastes it
 
 
 @pytest.fixture
@@ -161,7 +161,7 @@ def pasted(tmp_path: Path) -> Path:
     return path
 
 
-def test_the_documented_yaml_is_a_configuration_of_its_own(pasted: Path) -> None:
+def test_the_documented_yaml_is_a_complete_configuration(pasted: Path) -> None:
     values = composed("train", "--config-path", str(pasted.parent), "--config-name", "train_seed")
     written = yaml.safe_load(pasted.read_text(encoding="utf-8"))
     assert values["data_source"]["type"] == written.pop("data_source")["type"] == "local"

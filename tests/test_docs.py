@@ -39,10 +39,10 @@ def test_the_example_of_an_error_in_the_readme_is_what_is_printed() -> None:
     from src import cli, cli_args
     from src.errors import ConfigError
 
-    told = README.split("$ make train epochz=2 lr=abc\n")[1].split("```")[0].strip()
+    reported = README.split("$ make train epochz=2 lr=abc\n")[1].split("```")[0].strip()
     try:
         cli.run_jobs(cli_args.parse("train", ["epochz=2", "lr=abc"]), lambda _: 0)
     except ConfigError as error:
-        assert str(error) == told
+        assert str(error) == reported
     else:
         raise AssertionError("nothing was refused")

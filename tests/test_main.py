@@ -1,4 +1,4 @@
-"""The door: it answers at once, without a heavy import, and what can be refused is refused before one."""
+"""The entry point: it answers quickly, and refuses what it can before a heavy import."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def refused(done: subprocess.CompletedProcess[str], *sentences: str) -> None:
         assert sentence in done.stderr
 
 
-# What it answers at once
+# Quick answers
 
 
 def test_the_guard_of_these_tests_notices_a_forbidden_import(assay: Any) -> None:
@@ -55,7 +55,7 @@ def test_no_argument_shows_the_help_and_is_an_error(assay: Any) -> None:
     assert done.returncode == 2 and "usage:" in done.stdout
 
 
-def test_version_names_assay_and_what_it_stands_on(assay: Any) -> None:
+def test_version_names_assay_and_its_libraries(assay: Any) -> None:
     done = assay("version")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("Assay ")
@@ -92,7 +92,7 @@ def test_a_command_about_a_server_says_what_it_does(assay: Any, name: str) -> No
     assert all(flag in done.stdout for flag in COMMANDS[name].flags)
 
 
-def test_a_stage_on_a_server_lists_its_settings_and_what_it_takes_besides(assay: Any) -> None:
+def test_a_stage_on_a_server_lists_its_settings_and_its_flags(assay: Any) -> None:
     done = assay("ssh-train", "--help", forbidden=(*TORCH_FAMILY, *SSH))
     assert done.returncode == 0 and done.stdout.startswith("usage: python -m src.main ssh-train [--detach]")
     assert all(
@@ -100,7 +100,7 @@ def test_a_stage_on_a_server_lists_its_settings_and_what_it_takes_besides(assay:
     )
 
 
-def test_a_server_that_is_not_named_is_told_before_anything_is_loaded(assay: Any) -> None:
+def test_a_command_without_a_server_is_refused_before_anything_is_loaded(assay: Any) -> None:
     refused(assay("ssh-trian", "--help"), "ssh-trian is not a command; did you mean ssh-train?")
     refused(assay("ssh-stop", forbidden=SSH), "ssh-stop needs a run; make ssh-stop RUN=id")
     refused(assay("ssh-status"), "REMOTE_HOST is not set", "REMOTE_DIR is not set", ".env.example shows how")
@@ -112,7 +112,7 @@ def test_runs_of_an_empty_folder(assay: Any) -> None:
     assert assay.left() == []
 
 
-def test_two_runs_are_told_apart_without_a_heavy_import(assay: Any) -> None:
+def test_two_runs_are_compared_without_a_heavy_import(assay: Any) -> None:
     for name, rate in (("a", 0.1), ("b", 0.2)):
         folder = assay.cwd / "outputs/runs" / name
         rows(folder / "manifest.json", {"stage": "train", "started": name, "status": "finished"})
@@ -122,20 +122,20 @@ def test_two_runs_are_told_apart_without_a_heavy_import(assay: Any) -> None:
     refused(assay("runs", "diff", "a", "c"), "there is no run c in outputs/runs")
 
 
-def test_the_shipped_files_are_its_own_wherever_it_is_called_from(assay: Any) -> None:
+def test_the_shipped_files_are_found_from_any_working_directory(assay: Any) -> None:
     (assay.cwd / "configs").mkdir()
     (assay.cwd / "configs/train.yaml").write_text("seed: 7\n")
     assert "\nseed: 42\n" in assay("train", "--cfg", "job").stdout
 
 
-# What it refuses at once
+# Quick refusals
 
 
 def test_an_unknown_stage_is_answered_with_a_guess(assay: Any) -> None:
     refused(assay("trian"), "trian is not a stage; did you mean train?")
 
 
-def test_a_stage_like_no_other_is_answered_with_the_list(assay: Any) -> None:
+def test_a_stage_similar_to_no_other_is_answered_with_the_list(assay: Any) -> None:
     refused(assay("xyzzy"), "xyzzy is not a stage; there are: check-data, plan, train, data-push, eval, ")
 
 
@@ -156,7 +156,7 @@ def test_wrong_words_are_refused(assay: Any, words: list[str], sentence: str) ->
     assert assay.left() == []
 
 
-def test_all_problems_are_told_together(assay: Any) -> None:
+def test_all_problems_are_reported_together(assay: Any) -> None:
     done = assay(
         "train", "epochz=2", "+lorar=3", "lr=abc", "epochs=-1", "--foo", "metod=x", "peft.alpha_patern={}"
     )
@@ -174,7 +174,7 @@ def test_all_problems_are_told_together(assay: Any) -> None:
     assert assay.left() == []
 
 
-# What a room refuses before its heavy libraries
+# Refusals of stages before their heavy imports
 
 
 @pytest.mark.parametrize(
@@ -222,7 +222,7 @@ def test_the_other_stages_are_refused_before_torch(assay: Any, words: list[str],
     assert assay.left() == before
 
 
-# What a stage is called with
+# The environment and arguments of a stage
 
 PROBED = """
 import sys
@@ -233,7 +233,7 @@ sys.exit(main.main(["train", *sys.argv[1:]]))
 
 
 def probe(assay: Any, body: str, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run the stage `train` with a function of its own, `body`, in the place of the real one."""
+    """Run the stage `train` with the function of `body` instead of the real one."""
     (assay.site / "probed.py").write_text(PROBED)
     (assay.site / "probe.py").write_text(body)
     return assay(*words, module="probed", **variables)
@@ -257,7 +257,7 @@ def test_the_gpus_are_chosen_before_the_stage_is_imported(assay: Any, words: lis
 
 
 @pytest.mark.parametrize(("words", "seen"), [([], None), (["deterministic=true"], ":4096:8")])
-def test_cublas_is_told_to_be_deterministic_before_the_stage_is_imported(
+def test_cublas_is_made_deterministic_before_the_stage_is_imported(
     assay: Any, words: list[str], seen: str | None
 ) -> None:
     body = "import os\nseen = os.environ.get('CUBLAS_WORKSPACE_CONFIG')\ndef train(config):\n    print(seen)\n"
@@ -293,7 +293,7 @@ def test_a_sweep_ends_with_the_worst_exit_code_of_its_jobs(assay: Any) -> None:
     assert probe(assay, body, "-m", "seed=1,2,3").returncode == 3
 
 
-def test_what_the_user_can_mend_is_one_sentence_without_secrets(assay: Any) -> None:
+def test_a_user_error_is_one_sentence_without_secrets(assay: Any) -> None:
     body = (
         "import os\nfrom src.errors import DataError\n"
         "def train(config): raise DataError('no ' + os.environ['MY_TOKEN'], hint='give it')"
@@ -308,7 +308,7 @@ def test_an_interrupted_stage_is_no_crash(assay: Any) -> None:
     assert done.returncode == 130 and done.stderr == "interrupted\n"
 
 
-def test_a_crash_that_nobody_foresaw_keeps_its_traceback(assay: Any) -> None:
+def test_an_unexpected_exception_keeps_its_traceback(assay: Any) -> None:
     done = probe(assay, "def train(config): return 1 / 0")
     assert done.returncode == 1
     assert "Traceback" in done.stderr and "probe.py" in done.stderr and "ZeroDivisionError" in done.stderr
@@ -323,7 +323,7 @@ def test_a_crash_that_nobody_foresaw_keeps_its_traceback(assay: Any) -> None:
         ("version", "1"),
     ],
 )
-def test_a_reader_that_has_seen_enough_is_no_crash(assay: Any, word: str, unbuffered: str) -> None:
+def test_a_closed_pipe_is_no_crash(assay: Any, word: str, unbuffered: str) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "wb") as pipe:

@@ -1,4 +1,4 @@
-"""`make` is the command line for people: it hands words on unchanged, and builds the model that they ask for."""
+"""`make` passes words on unchanged, and builds the model that they name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from src.stages import STAGES
 
 ROOT = Path(__file__).resolve().parents[1]
-SAID = "said.jsonl"
+CALLS = "calls.jsonl"
 
 DOCUMENTED = [
     *("help", "venv", "install", "convert", "train", "eval", "eval-baseline", "report", "publish", "publish-hf"),
@@ -27,7 +27,7 @@ DOCUMENTED = [
 # Takes the place of Python: writes down the words that it gets, one JSON list a call.
 PYTHON = f"""#!{sys.executable}
 import json, sys
-with open({SAID!r}, "a") as file:
+with open({CALLS!r}, "a") as file:
     print(json.dumps(sys.argv[1:]), file=file)
 """
 DEMO = ["scripts/build_demo_model.py"]
@@ -35,7 +35,7 @@ TINY = ["scripts/build_demo_model.py", "--tiny", "llama"]
 
 
 class Make:
-    """The Makefile in a folder without models, and a Python that only writes down what it is told."""
+    """The Makefile in a folder without models, and a Python that only records its arguments."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -52,10 +52,10 @@ class Make:
 
     def calls(self, *words: str, **variables: str) -> list[list[str]]:
         """Every call of Python that `make WORDS` does."""
-        (self.folder / SAID).unlink(missing_ok=True)
+        (self.folder / CALLS).unlink(missing_ok=True)
         done = self("PY=./python", *words, **variables)
         assert done.returncode == 0, done.stderr
-        return [json.loads(line) for line in (self.folder / SAID).read_text().splitlines()]
+        return [json.loads(line) for line in (self.folder / CALLS).read_text().splitlines()]
 
     def environment(self, *words: str) -> dict[str, str]:
         """What the command finds that `make WORDS` runs."""
@@ -116,7 +116,7 @@ def test_a_command_is_one_stage_with_its_configuration(make: Make, name: str, wo
 
 
 @pytest.mark.parametrize("name", [name for name in STAGES if name != "data-push"])
-def test_a_stage_on_the_server_has_the_words_of_the_stage_here(make: Make, name: str) -> None:
+def test_a_stage_on_the_server_gets_the_words_of_the_local_stage(make: Make, name: str) -> None:
     config = STAGES[name].config_name.upper().removeprefix("EVAL_")  # TRAIN, EVAL, BASELINE ...
     words = ["lr=it's 1 $x", f"{config}_CONFIG=mine", "ARGS=--multirun 'a=b c'"]
     here, there = make.stage(name, *words), make.stage(f"ssh-{name}", *words)
@@ -128,7 +128,7 @@ def test_two_runs_are_compared_on_the_server(make: Make) -> None:
     assert make.stage("ssh-compare", "A=it-1", "B=baseline")[3:] == ["it-1", "baseline"]
 
 
-def test_a_message_for_lakefs_goes_along_by_its_name(make: Make) -> None:
+def test_a_message_for_lakefs_is_passed_in_the_environment(make: Make) -> None:
     words = ["ssh-data-push", "MESSAGE=it's $new"]
     assert make.stage(*words) == ["ssh-data-push", "message=${oc.env:MESSAGE}"]
     assert make.environment(*words)["MESSAGE"] == "it's $new"
@@ -165,13 +165,13 @@ def test_a_command_about_the_server_takes_its_words(make: Make, typed: list[str]
     assert make.stage(*typed) == words
 
 
-def test_a_name_of_the_environment_is_no_word_for_the_server(make: Make) -> None:
+def test_a_variable_of_the_environment_is_not_passed_to_the_server(make: Make) -> None:
     found = {"RUN": "1", "PORT": "8000", "DETACH": "1", "ALSO": "x", "GRACE": "1", "ALL": "1"}
     assert make.stage("ssh-train", **found) == ["ssh-train", "--config-name", "train"]
     assert make.stage("ssh-tensorboard", **found) == ["ssh-tensorboard"]
 
 
-def test_where_the_server_is_may_be_said_to_make(make: Make) -> None:
+def test_the_server_can_be_named_on_the_command_line_of_make(make: Make) -> None:
     found = make.environment("ssh-train", "REMOTE_HOST=a", "REMOTE_DIR=~/it's here", "lr=1")
     assert found["REMOTE_HOST"] == "a" and found["REMOTE_DIR"] == "~/it's here"
     assert make.stage("ssh-train", "REMOTE_HOST=a", "lr=1")[3:] == ["lr=1"]
@@ -183,7 +183,7 @@ def test_two_runs_are_compared_by_name(make: Make) -> None:
     assert make.stage("runs", "ARGS=diff it-1 it-2") == ["runs", "diff", "it-1", "it-2"]
 
 
-def test_the_demo_is_the_whole_pipeline(make: Make) -> None:
+def test_the_demo_is_the_full_pipeline(make: Make) -> None:
     calls = make.calls("demo", "lr=1")
     assert calls[0] == DEMO
     assert [c[2] for c in calls[1:]] == ["train", "eval", "publish"]
@@ -193,8 +193,8 @@ def test_the_demo_is_the_whole_pipeline(make: Make) -> None:
 def test_a_failed_stage_ends_the_demo(make: Make) -> None:
     (make.folder / "python").write_text(PYTHON + "sys.exit('train' in sys.argv)\n")
     assert make("PY=./python", "demo").returncode != 0
-    said = [json.loads(line) for line in (make.folder / SAID).read_text().splitlines()]
-    assert said == [DEMO, ["-m", "src.main", "train"]]
+    output = [json.loads(line) for line in (make.folder / CALLS).read_text().splitlines()]
+    assert output == [DEMO, ["-m", "src.main", "train"]]
 
 
 def test_the_checks_are_lint_types_and_tests(make: Make) -> None:
@@ -232,7 +232,7 @@ def test_upper_case_words_are_not(make: Make) -> None:
     assert make.stage("train", *words)[3:] == ["lr=1"]
 
 
-def test_a_slip_of_the_shift_key_is_not_lost(make: Make) -> None:
+def test_a_misspelt_upper_case_setting_is_not_lost(make: Make) -> None:
     assert sorted(make.stage("train", "Lr=1", "data_source.Type=x")[3:]) == ["Lr=1", "data_source.Type=x"]
 
 
@@ -317,13 +317,13 @@ def test_args_are_words_of_the_shell(make: Make) -> None:
         (["tiny-model"], [TINY]),
     ],
 )
-def test_the_model_that_the_words_ask_for_is_built_and_no_other(
+def test_only_the_model_that_the_settings_name_is_built(
     make: Make, words: list[str], built: list[list[str]]
 ) -> None:
     assert make.built(*words) == built
 
 
-def test_a_model_that_is_there_is_not_built_again(make: Make) -> None:
+def test_an_existing_model_is_not_built_again(make: Make) -> None:
     for name in ("SmolLM2-135M-Instruct", "tiny-random-llama"):
         (make.folder / "models" / name).mkdir(parents=True)
         (make.folder / "models" / name / "config.json").touch()
@@ -333,13 +333,13 @@ def test_a_model_that_is_there_is_not_built_again(make: Make) -> None:
 # Set-up
 
 
-def test_a_python_of_ones_own_installs_nothing(make: Make) -> None:
+def test_a_given_python_installs_nothing(make: Make) -> None:
     done = make("-n", "PY=python", "train")
     assert done.returncode == 0, done.stderr
     assert "pip install" not in done.stdout and "venv" not in done.stdout
 
 
-def test_without_one_the_environment_is_made_first_and_torch_is_installed_first(make: Make) -> None:
+def test_otherwise_the_environment_is_made_first_and_torch_is_installed_first(make: Make) -> None:
     (make.folder / "requirements.txt").write_text("numpy==1\ntorch==2.13.0\n")
     done = make("-n", "train")
     assert done.returncode == 0, done.stderr

@@ -58,7 +58,7 @@ def secretive(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def rows_with_secrets() -> Iterator[object]:
-    """Good rows and bad ones, whose faults are told in the report."""
+    """Valid rows, and invalid ones whose faults are in the report."""
     yield from (chat(f"Top of {name}?", ANSWER) for name in TRAINED_ON)
     for value in CANARIES.values():
         yield chat(f"What is {value}?", f"{value} and {ANSWER}")
@@ -79,20 +79,20 @@ def test_no_secret_reaches_a_file_of_any_stage(secretive: World, capsys: pytest.
     assert all(f"${{oc.env:{name}}}" in predictions for name in CANARIES)
 
     assert leaks(world.output, world.artifacts) == []
-    said = "".join(capsys.readouterr())
-    assert [name for name, value in CANARIES.items() if value in said] == []
+    output = "".join(capsys.readouterr())
+    assert [name for name, value in CANARIES.items() if value in output] == []
 
 
 def test_no_secret_typed_out_reaches_a_file_of_a_sweep(secretive: World, tmp_path: Path) -> None:
     words = ["on_bad_row=skip", "max_steps=1", f"trainer.run_name={TYPED}", "seed=1,2", "--multirun"]
     child = secretive.start("train", *words, cwd=tmp_path)
-    said = child.communicate(timeout=240)[0]
-    assert child.returncode == 0, said
+    output = child.communicate(timeout=240)[0]
+    assert child.returncode == 0, output
     assert [run.status for run in secretive.runs] == ["finished", "finished"]
     assert "trainer.run_name=${oc.env:HF_TOKEN}" in secretive.newest.manifest["command"]
     assert list(secretive.output.rglob("multirun.yaml"))
     assert leaks(secretive.output, secretive.artifacts) == []
-    assert [name for name, value in CANARIES.items() if value in said] == []
+    assert [name for name, value in CANARIES.items() if value in output] == []
 
 
 @pytest.mark.parametrize("how", ["a grid", "a search"])
@@ -136,9 +136,9 @@ def test_a_secret_in_the_place_of_a_role_is_not_repeated(secretive: World) -> No
 
 def test_a_refusal_does_not_repeat_a_secret(secretive: World, capsys: pytest.CaptureFixture[str]) -> None:
     assert secretive.call("train", f"lr={TYPED}", f"metod={TYPED}") == 2
-    said = "".join(capsys.readouterr())
-    assert "lr=${oc.env:HF_TOKEN}" in said
-    assert TYPED not in said
+    output = "".join(capsys.readouterr())
+    assert "lr=${oc.env:HF_TOKEN}" in output
+    assert TYPED not in output
 
 
 BROKEN = """
@@ -154,7 +154,7 @@ def load_dotenv(*_, **__):
 @pytest.mark.parametrize(
     "how", ["fail()", "thread = threading.Thread(target=fail); thread.start(); thread.join(); raise SystemExit(1)"]
 )
-def test_what_nobody_foresaw_is_told_without_a_secret(
+def test_an_unexpected_exception_is_printed_without_a_secret(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     """What reads `.env` is broken, and a traceback is printed, by whichever thread."""

@@ -207,7 +207,7 @@ def test_packing_and_padding_do_not_go_together(world: World, capsys: pytest.Cap
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["loss=weighted"], "loss=weighted with class_weights"),
+        (["loss=weighted"], "class_weights and loss=weighted need each other"),
         (["class_weights={a: 2}"], "class_weights and loss=weighted need each other"),
         (["loss=weighted", "class_weights={no such word: 2}"], "'no such word' is neither a label nor one token"),
     ],

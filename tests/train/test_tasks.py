@@ -376,4 +376,4 @@ def test_an_evaluation_finds_the_task_of_its_model_and_refuses_another(world_of:
     test = jsonl(world.splits / "test.jsonl", [{"text": "a", "label": "noise"}])
     assert f"{test}:1 has the label 'noise'" in refused(world, capsys, "eval", "splits=[test]")
     told = refused(world, capsys, "eval", "splits=[dev]", "generation.num_beams=2")
-    assert "generation: {...} has no meaning with task=classification" in told
+    assert "generation: {...} is not supported with task=classification" in told
