@@ -33,7 +33,7 @@ def main() -> None:
     from dotenv import load_dotenv
 
     load_dotenv(".env")
-    target = RemoteTarget.of(os.environ)
+    target = RemoteTarget.from_env(os.environ)
     show("push, nothing changed", "s", *repeated(lambda: command("push")))
     show("until the run's id is printed", "s", *repeated(first_line))
     show("ssh-status", "s", *repeated(lambda: command("ssh-status")))
@@ -76,7 +76,7 @@ def lags(connection: Connection) -> list[float]:
     """Seconds between the printing of a line and its arrival: on one machine, by one clock."""
     job = script(connection, "import time\nfor _ in range(50): print(time.time(), flush=True); time.sleep(0.1)")
     found: list[float] = []
-    for frame in connection.stream("logs:follow", folder=connection.target.dir, id=job["id"], offset=0):
+    for frame in connection.stream("jobs:follow", folder=connection.target.dir, id=job["id"], offset=0):
         if "data" in frame:
             said = base64.b64decode(frame["data"]).decode().split()
             found += [time.time() - float(word) for word in said]
@@ -100,11 +100,15 @@ def rates(connection: Connection) -> tuple[list[float], list[float]]:
     for _ in range(3):
         job = script(connection, MAKE)
         jobs.follow(connection, job["id"])
-        job = jobs.named(connection, job["id"])
+        job = jobs.find_job(connection, job["id"])
         fetched.append(rate(lambda job=job: fetch.fetch(connection, job)))  # type: ignore[misc]
         shutil.rmtree(Path("outputs/runs") / job["id"])
         with tempfile.TemporaryDirectory() as folder:
-            words = [*connection.target.ssh[1:], f"{connection.target.host}:{job['run']}/model/weights", folder]
+            words = [
+                *connection.target.ssh_command[1:],
+                f"{connection.target.host}:{job['run']}/model/weights",
+                folder,
+            ]
             copied.append(rate(lambda words=words: subprocess.run(["scp", "-q", *words], check=True)))  # type: ignore[misc]
     return fetched, copied
 

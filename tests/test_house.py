@@ -162,7 +162,7 @@ def test_each_module_that_is_sent_stands_after_those_that_it_imports() -> None:
         and isinstance(node.targets[0], ast.Name)
         and node.targets[0].id == "AGENT_MODULES"
     )
-    assert {f"src.remote.agent.{name}" for name in (*sent, "bootstrap", "install")} | {"src.remote.agent"} == {
+    assert {f"src.remote.agent.{name}" for name in (*sent, "install")} | {"src.remote.agent"} == {
         m for m in MODULES if m.startswith("src.remote.agent")
     }
     for i, name in enumerate(sent):

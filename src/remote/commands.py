@@ -1,4 +1,4 @@
-"""`push` and `ssh-...`: what a person types, and which part of this room does it."""
+"""The command line of `push` and `ssh-...`: flags, help, and the function that each command calls."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from src.errors import ConfigError, did_you_mean
 
-if TYPE_CHECKING:  # Fabric is imported by commands that run, not by help
+if TYPE_CHECKING:  # Fabric is imported when a command runs; --help does not need it
     from src.remote.connection import Connection
 
 PREFIX = "ssh-"
 
 
 class CommandLine(NamedTuple):
-    """A command line: its flags with their values, and the rest as it was typed."""
+    """The flags of a command with their values, and the other words as they were typed."""
 
     flags: dict[str, str]
     rest: list[str]
@@ -26,7 +26,7 @@ class CommandLine(NamedTuple):
 
 
 class Command(NamedTuple):
-    """`flags` are those that it takes; `least` and `most` how many other words; `more` is what --help adds."""
+    """`flags` that it takes; `least` and `most` words besides them; `more` is what --help adds to the summary."""
 
     act: Callable[[Connection, CommandLine], int]
     summary: str
@@ -36,129 +36,130 @@ class Command(NamedTuple):
     more: str = ""
 
 
-def push(connection: Connection, words: CommandLine) -> int:
+def push(connection: Connection, line: CommandLine) -> int:
     from src.remote import push
 
-    push.push(connection, also=_also(words))
+    push.push(connection, also=_also_paths(line))
     return 0
 
 
-def init(connection: Connection, words: CommandLine) -> int:
+def init(connection: Connection, line: CommandLine) -> int:
     from src.remote import setup
 
-    return setup.init(connection)
+    return setup.init(connection, os.environ)
 
 
-def status(connection: Connection, words: CommandLine) -> int:
+def status(connection: Connection, line: CommandLine) -> int:
     from src.remote import jobs, status_table
 
-    status_table.print_table(jobs.known(connection), connection, everything="--all" in words.flags)
+    target = connection.target
+    status_table.print_table(jobs.list_jobs(connection), str(target), target.dir, everything="--all" in line.flags)
     return 0
 
 
-def logs(connection: Connection, words: CommandLine) -> int:
+def logs(connection: Connection, line: CommandLine) -> int:
     from src.remote import jobs
 
-    jobs.follow(connection, jobs.named(connection, words.run)["id"], wait=False)
+    jobs.follow(connection, jobs.find_job(connection, line.run)["id"], wait=False)
     return 0
 
 
-def attach(connection: Connection, words: CommandLine) -> int:
+def attach(connection: Connection, line: CommandLine) -> int:
     from src.remote import jobs
 
-    return jobs.followed(connection, jobs.named(connection, words.run, running=True)["id"])
+    return jobs.follow_to_end(connection, jobs.find_job(connection, line.run, running=True)["id"])
 
 
-def stop(connection: Connection, words: CommandLine) -> int:
+def stop(connection: Connection, line: CommandLine) -> int:
     from src.remote import jobs
 
-    grace = words.flags.get("--grace") or str(jobs.GRACE)
+    grace = line.flags.get("--grace") or str(jobs.GRACE_S)
     try:
         seconds = float(grace)
     except ValueError:
         seconds = -1
     if not 0 <= seconds < float("inf"):
         raise ConfigError(f"GRACE={grace}: should be a number of seconds")
-    print(jobs.told(jobs.stop(connection, jobs.named(connection, words.run, running=True), seconds)))
+    print(jobs.format_job(jobs.stop(connection, jobs.find_job(connection, line.run, running=True), seconds)))
     return 0
 
 
-def fetch(connection: Connection, words: CommandLine) -> int:
-    from src.remote import fetch
+def fetch(connection: Connection, line: CommandLine) -> int:
+    from src.remote import fetch, jobs
 
-    fetch.fetch(connection, fetch.named(connection, words.run))
+    fetch.fetch(connection, jobs.find_run(connection, line.run))
     return 0
 
 
-def shell(connection: Connection, words: CommandLine) -> int:
+def shell(connection: Connection, line: CommandLine) -> int:
     from src.remote import tunnel
 
     return tunnel.shell(connection)
 
 
-def tensorboard(connection: Connection, words: CommandLine) -> int:
+def tensorboard(connection: Connection, line: CommandLine) -> int:
     from src.remote import tunnel
 
-    return tunnel.tensorboard(connection, words.flags.get("--port"))
+    return tunnel.tensorboard(connection, line.flags.get("--port"))
 
 
 def stage(name: str) -> Callable[[Connection, CommandLine], int]:
     """The command that runs the stage `name` on the server."""
 
-    def act(connection: Connection, words: CommandLine) -> int:
-        from src.remote import env_forwarding, jobs
+    def act(connection: Connection, line: CommandLine) -> int:
+        from src.remote import jobs
         from src.remote import push as pushing
         from src.utils.secrets import redact_argv
 
-        typed = redact_argv(words.rest)
-        environment = env_forwarding.carried(typed, os.environ) | env_forwarding.columns()
-        code = pushing.push(connection, also=_also(words), words=typed)
+        typed = redact_argv(line.rest)
+        environment = jobs.forwarded_env(typed, os.environ) | jobs.terminal_width()
+        code = pushing.push(connection, also=_also_paths(line), words=typed)
         argv = [jobs.PYTHON, "-m", "src.main", name, *typed]
-        job = jobs.start(connection, name, argv, typed, environment, code, words.flags.get("--run"))
-        done = "is there already:" if job["again"] else "started:"
-        print(f"run {job['id']} {done} {connection.target}, process {job['pid']}", flush=True)
-        if "--detach" in words.flags:
+        job = jobs.start(connection, name, argv, typed, environment, code, line.flags.get("--run"))
+        what = "was started before:" if job["existed"] else "started:"
+        print(f"run {job['id']} {what} {connection.target}, process {job['pid']}", flush=True)
+        if "--detach" in line.flags:
             print(f"make ssh-attach RUN={job['id']} follows it, make ssh-status lists all")
             return 0
-        return jobs.followed(connection, job["id"])
+        return jobs.follow_to_end(connection, job["id"])
 
     return act
 
 
-def _also(words: CommandLine) -> list[str]:
-    """Paths that are pushed though git ignores them: of ALSO, and of REMOTE_ALSO."""
-    given = [words.flags.get("--also", ""), os.environ.get("REMOTE_ALSO", "")]
+def _also_paths(line: CommandLine) -> list[str]:
+    """Paths of ALSO and REMOTE_ALSO, which are pushed even if git ignores them."""
+    given = [line.flags.get("--also", ""), os.environ.get("REMOTE_ALSO", "")]
     return [path for listed in given for path in listed.split(",") if path]
 
 
-RUN = "RUN is the id that ssh-status shows, of the run or of its directory, or the beginning of one"
+RUN = "RUN is an id that ssh-status shows, that of a run directory, or the beginning of one"
 COMMANDS = {
     "push": Command(
         push,
-        "Sync the code to the server: what git would take, and nothing else.",
+        "Push the code to the server: the files that git tracks or would add.",
         ("--also",),
-        more="--also=PATHS, or REMOTE_ALSO, adds paths that git ignores, with commas between.",
+        more="--also=PATHS, or REMOTE_ALSO, adds paths that git ignores, separated by commas.",
     ),
     "ssh-init": Command(
         init,
-        "Make the server's environment, or what of it is missing.",
-        more="Pushes, tells what the server is, and installs requirements.txt into REMOTE_DIR/.venv, torch "
-        "first and\nmade for its GPU. REMOTE_PYTHON is the Python to use, REMOTE_TORCH_INDEX torch's index.",
+        "Make the server's environment, or install what is missing.",
+        more="Pushes, prints what the server has, and installs requirements.txt into REMOTE_DIR/.venv, first\n"
+        "the build of torch for its GPU. REMOTE_PYTHON is the Python to use, REMOTE_TORCH_INDEX torch's index.",
     ),
     "ssh-status": Command(
         status,
         "List the runs on the server.",
         ("--all",),
-        more="Those that run and the newest; --all lists every one.",
+        more="Those that are running and the newest; --all lists every one.",
     ),
     "ssh-logs": Command(
-        logs, "Print what a run on the server has said so far.", most=1, more=f"{RUN};\nthe newest without."
+        logs, "Print the log of a run on the server.", most=1, more=f"{RUN};\nthe newest without."
     ),
     "ssh-attach": Command(
         attach,
         "Follow a run on the server to its end.",
         most=1,
-        more=f"{RUN};\nthe newest that runs without. Ctrl-C ends the following, not the run. "
+        more=f"{RUN};\nthe newest that is running without. Ctrl-C stops following, not the run. "
         "The exit code is the run's.",
     ),
     "ssh-stop": Command(
@@ -167,11 +168,11 @@ COMMANDS = {
         ("--grace",),
         most=1,
         least=1,
-        more=f"{RUN}.\n--grace=SECONDS is how long it may take until it is killed, 300 without.",
+        more=f"{RUN}.\n--grace=SECONDS is the time until it is killed, 300 without.",
     ),
     "ssh-fetch": Command(
         fetch,
-        "Fetch a run, and prove that it arrived whole.",
+        "Fetch a run, and verify every file.",
         most=1,
         least=1,
         more=f"{RUN}, or latest.",
@@ -179,34 +180,31 @@ COMMANDS = {
     "ssh-shell": Command(shell, "Open a shell in the server's folder, its environment activated."),
     "ssh-tensorboard": Command(
         tensorboard,
-        "Show the server's TensorBoard here.",
+        "Show the server's TensorBoard on this machine.",
         ("--port",),
-        more="At http://localhost:6006, or the next free port, or --port=N; it ends with Ctrl-C, there too.",
+        more="At http://localhost:6006, or the next free port, or --port=N. Ctrl-C ends it on the server too.",
     ),
 }
 STAGE_HELP = """\
-on the server: pushes the code, starts the run apart from the connection, and follows it to its end.
-  --detach      start it and come back
-  --also=PATHS  push these too though git ignores them, with commas between
-  --run=ID      the id of an earlier start: nothing is started that was"""
+on the server: pushes the code, starts a run that outlives the connection, and follows it to its end.
+  --detach      start it without following it
+  --also=PATHS  push these too, even if git ignores them; separated by commas
+  --run=ID      the id of the run; a run with this id is not started again"""
 STAGE_FLAGS = ("--detach", "--also", "--run")
-BARE = {"--detach", "--all"}
+BARE_FLAGS = {"--detach", "--all"}  # without a value
 
 
 def run(name: str, argv: Sequence[str], stages: Sequence[str]) -> int:
-    """Run one remote command. Returns: its exit code; that of the stage where one is followed to its end.
-
-    Raises: UserError in a sentence.
-    """
+    """Run one remote command. Returns: its exit code, or that of the stage that it follows. Raises: UserError."""
     command = _command(name, stages)
-    words = _read(name, command, argv, strict=name in COMMANDS)
+    line = _parse(name, command, argv, strict=name in COMMANDS)
     from src.remote.connection import Connection
     from src.remote.target import RemoteTarget
     from src.utils.logs import start_logging
 
     start_logging()
-    with Connection(RemoteTarget.of(os.environ)) as connection:
-        return command.act(connection, words)
+    with Connection(RemoteTarget.from_env(os.environ)) as connection:
+        return command.act(connection, line)
 
 
 def _command(name: str, stages: Sequence[str]) -> Command:
@@ -219,17 +217,17 @@ def _command(name: str, stages: Sequence[str]) -> Command:
     raise ConfigError(f"{name} is not a command{did_you_mean(name, known) or '; there are: ' + ', '.join(known)}")
 
 
-def _read(name: str, command: Command, argv: Sequence[str], strict: bool) -> CommandLine:
-    """Split a command line. What a stage takes is judged by the stage, on the server."""
+def _parse(name: str, command: Command, argv: Sequence[str], strict: bool) -> CommandLine:
+    """Split a command line. The settings of a stage (not `strict`) are checked by the stage, on the server."""
     flags: dict[str, str] = {}
     rest: list[str] = []
     for word in argv:
         flag, equals, value = word.partition("=")
-        if flag in command.flags and (equals or flag in BARE):
+        if flag in command.flags and (equals or flag in BARE_FLAGS):
             flags[flag] = value
         elif word in command.flags:
             raise ConfigError(f"{word} needs a value: {word}=...")
-        elif strict and not word:  # as of a variable that is not set
+        elif strict and not word:  # from make, for a variable that is not set
             continue
         elif strict and word.startswith("-"):
             raise ConfigError(f"{word} is not a flag of {name}; it takes: {', '.join(command.flags) or 'none'}")
@@ -246,23 +244,23 @@ def _read(name: str, command: Command, argv: Sequence[str], strict: bool) -> Com
 
 
 def summaries() -> Iterator[tuple[str, str]]:
-    """Every command with what it does."""
+    """Every command with its summary."""
     for name, command in COMMANDS.items():
         yield name, command.summary
         if name == "ssh-init":
-            yield "ssh-STAGE", "Run any of the stages there, as ssh-train lr=1e-4, and follow it."
+            yield "ssh-STAGE", "Run any stage on the server, such as ssh-train lr=1e-4, and follow it."
 
 
 def help_of(name: str, stages: Mapping[str, Any]) -> str:
-    """What `NAME --help` says; `stages` is the door's table. Raises: ConfigError if there is no such command."""
+    """The text of `NAME --help`; `stages` is the table of src/stages.py. Raises: ConfigError."""
     command = _command(name, list(stages))
     if name not in COMMANDS:
         from src.help import help_text
 
         stage = name.removeprefix(PREFIX)
-        told = help_text(stage)
-        return f"{told.replace(f'src.main {stage}', f'src.main {name} [--detach]', 1)}\n\n{STAGE_HELP}"
-    words = [f"[{flag}]" if flag in BARE else f"[{flag}=...]" for flag in command.flags]
+        text = help_text(stage)
+        return f"{text.replace(f'src.main {stage}', f'src.main {name} [--detach]', 1)}\n\n{STAGE_HELP}"
+    words = [f"[{flag}]" if flag in BARE_FLAGS else f"[{flag}=...]" for flag in command.flags]
     words += ["RUN" if command.least else "[RUN]"] if command.most else []
     usage = " ".join(["usage: python -m src.main", name, *words])
     return "\n".join(filter(None, (usage, "", command.summary, command.more))).replace(usage, f"{usage}\n", 1)

@@ -1,110 +1,90 @@
-"""A run of the server, here: received beside its place, proven file by file, and only then put there."""
+"""Fetches a run of the server: received beside its place, every file verified, and only then moved there."""
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from src import runs
-from src.errors import LostConnection, RemoteError, RunError
-from src.remote import download, jobs
+from src.errors import RemoteError, RunError
+from src.remote import jobs, transfer
 from src.remote.connection import Connection
-from src.remote.listing import RunListing, listing
-from src.remote.push import megabytes, shown
-from src.utils.files import disk_errors, read_json, replace_dir, switch_link, write_json
+from src.remote.transfer import format_size, join_names, printable
+from src.utils.files import disk_errors, disk_free, read_json, replace_dir, sha256, switch_link, write_json
 from src.utils.logs import eprint
 
-RUNS, FETCHING = Path("outputs/runs"), Path("outputs/fetching")
-
-
-def named(connection: Connection, word: str | None) -> jobs.Job:
-    """The run that `word` means: as jobs.named, or the id of a run directory that no job of ours made.
-
-    The newest is the newest that has a run directory.
-    """
-    job, error = None, None
-    if word in {None, "latest"}:
-        job = next((each for each in jobs.known(connection) if each["run"]), None)
-        if job:
-            return job
-    try:
-        job = jobs.named(connection, word)
-        if word in {None, "latest", job["id"], jobs.run_of(job)}:
-            return job
-    except LostConnection:
-        raise
-    except RemoteError as nothing:
-        error = nothing
-    if re.fullmatch(r"\w[\w.-]*", str(word)) and (
-        place := connection.call("list_run:place", folder=connection.target.dir, id=word)
-    ):
-        return {"id": word, "run": place, "status": "ended"}
-    if job is None:
-        assert error
-        raise error
-    return job
+RUNS, FETCHING, REPLACED = Path("outputs/runs"), Path("outputs/fetching"), Path("outputs/replaced")
+PROOF = "fetched.json"
+LOCAL_FILES = {PROOF, runs.LOCK}
+ATTEMPTS = 3  # to receive a file correctly
 
 
 def fetch(connection: Connection, job: jobs.Job) -> Path:
-    """Fetch the run directory of a job that has ended to outputs/runs, and have `latest` point to it.
+    """Fetch the run directory of a job that has ended to outputs/runs, and make `latest` point to it.
 
-    What is equal here already is not sent; what is only here stays, and what is another here is put aside. One
-    that was interrupted goes on where it was.
+    Identical files are not sent, local-only files stay, and files that differ are backed up. An interrupted fetch
+    resumes.
     Returns: the run directory. Raises: RemoteError, RunError.
     """
     if not job["run"]:
         raise RemoteError(
-            f"run {job['id']} has no run directory: it is {jobs.meaning(job)}",
-            hint=f"make ssh-logs RUN={job['id']} shows what it said",
+            f"run {job['id']} has no run directory: it is {jobs.format_status(job)}",
+            hint=f"make ssh-logs RUN={job['id']} shows its output",
         )
-    id = jobs.run_of(job)
-    if not re.fullmatch(r"\w[\w.-]*", id):
-        raise RemoteError(f"the server names its run {shown(id)}, which is no name of a folder of runs")
+    id = jobs.run_id(job)
+    if not jobs.RUN_ID.fullmatch(id):
+        raise RemoteError(
+            f"the server names its run {printable(id)}, which is not a valid name of a run directory"
+        )
     place, target = FETCHING / id, RUNS / id
-    with _alone(id), _held(target), disk_errors(place):
-        there = listing(connection, str(job["run"]))
-        _check_same(target, there)
-        download.receive(connection, there, place, target)
-        before = read_json(target / download.PROOF) if (target / download.PROOF).is_file() else {}
-        aside, kept = download.keep(there, place, target, before)
-        altered = download.end_its_status(there, place)
+    with _fetch_lock(id), _run_lock(target), disk_errors(place):
+        remote = list_run(connection, str(job["run"]))
+        _check_same_run(target, remote.manifest)
+        _receive(connection, remote, place, target)
+        proof = read_json(target / PROOF) if (target / PROOF).is_file() else {}
+        backups, kept = _keep_local_files(remote, place, target, proof)
+        altered = _mark_interrupted(remote.manifest, place)
         proof = {
             "from": str(connection.target),
-            "folder": there.run,
+            "folder": remote.run,
             "fetched": runs.now(),
-            "files": len(there.files),
-            "bytes": there.bytes,
-            "sha256": {path: file["sha256"] for path, file in there.files.items()},
+            "files": len(remote.files),
+            "bytes": remote.bytes,
+            "sha256": {path: file["sha256"] for path, file in remote.files.items()},
             "altered": altered,
         }
-        write_json(place / download.PROOF, proof)
+        write_json(place / PROOF, proof)
         target.parent.mkdir(parents=True, exist_ok=True)
         replace_dir(place, target)
         switch_link(RUNS / "latest", target)
-    for path, why in there.outside.items():
-        eprint(f"{shown(path)} was not fetched: it leads out of the run, to {why}")
+    for path, why in remote.outside.items():
+        eprint(f"{printable(path)} was not fetched: it is a link to a path outside of the run, {why}")
     if kept:
-        eprint(f"kept, though the server does not have it: {download.names(kept)}")
-    if aside:
-        listed = download.names([path for _, path in aside])
-        eprint(f"another here than on the server, and put aside in {aside[0][0]}: {listed}")
+        eprint(f"kept, though the server does not have it: {join_names(kept)}")
+    if backups:
+        listed = join_names([path for _, path in backups])
+        eprint(f"different here and on the server; the local version is in {backups[0][0]}: {listed}")
     if altered:
-        eprint(f"run {id} says that it is running, and its process is gone: here it is interrupted")
+        eprint(f"run {id} has the status running, and its process has ended: it is marked as interrupted here")
     print(
-        f"fetched run {id}: {len(there.files)} files, {megabytes(there.bytes)}, every one verified by sha256; "
+        f"fetched run {id}: {len(remote.files)} files, {format_size(remote.bytes)}, every one verified by sha256; "
         f"{RUNS / 'latest'} points to it",
         flush=True,
     )
     return target
 
 
-@contextmanager
-def _alone(id: str) -> Iterator[None]:
-    """Keep others from fetching the same run."""
+@contextlib.contextmanager
+def _fetch_lock(id: str) -> Iterator[None]:
+    """Raises: RunError if another process is fetching the same run."""
     with disk_errors(FETCHING):
         FETCHING.mkdir(parents=True, exist_ok=True)
         file = (FETCHING / f".{id}.lock").open("a")
@@ -112,33 +92,231 @@ def _alone(id: str) -> Iterator[None]:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise RunError(f"run {id} is being fetched already", hint="wait for that") from None
+            raise RunError(f"run {id} is being fetched already", hint="wait until that ends") from None
         yield
         os.unlink(file.name)
 
 
-@contextmanager
-def _held(target: Path) -> Iterator[None]:
-    """Keep others from working in the run that is here."""
+@contextlib.contextmanager
+def _run_lock(target: Path) -> Iterator[None]:
+    """Raises: RunError if another process uses the local run directory."""
     if not target.is_dir():
         yield
         return
     run = runs.Run(target)
     if not run.lock():
-        raise RunError(f"run {run.id} is in use here", hint="wait for its end")
+        raise RunError(f"run {run.id} is in use here", hint="wait until that ends")
     try:
         yield
     finally:
         run.unlock()
 
 
-def _check_same(target: Path, there: RunListing) -> None:
-    """Two runs may have one name: that of the second in which they began."""
+def _check_same_run(target: Path, manifest: Mapping[str, Any]) -> None:
+    """Raises: RunError if the local run with this id, which is a time to the second, is a different one."""
     if not (target / "manifest.json").is_file():
         return
-    ours, theirs = read_json(target / "manifest.json").get("started"), there.manifest.get("started")
+    ours, theirs = read_json(target / "manifest.json").get("started"), manifest.get("started")
     if ours != theirs:
         raise RunError(
-            f"{target} is another run than the server's: it began at {ours}, and that one at {theirs}",
+            f"{target} differs from the server's run: it began at {ours}, and the server's at {theirs}",
             hint=f"rename {target}",
         )
+
+
+# What the server has
+
+
+@dataclass
+class RunListing:
+    """A run directory of the server: `files` by path as `{"size", "mtime", "sha256"}`, `links` by path."""
+
+    run: str
+    manifest: dict[str, Any]
+    host: str
+    rsync: bool
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    links: dict[str, str] = field(default_factory=dict)
+    folders: list[str] = field(default_factory=list)  # empty ones
+    outside: dict[str, str] = field(default_factory=dict)  # links that lead out of the run
+
+    @property
+    def bytes(self) -> int:
+        return sum(file["size"] for file in self.files.values())
+
+    def add(self, entry: Mapping[str, Any]) -> None:
+        """Add an entry of agent/list_run.py. Raises: RemoteError if its path or target is outside of the run."""
+        path = str(entry["path"])
+        to = os.path.normpath(os.path.join(os.path.dirname(path), str(entry.get("link", ""))))
+        if os.path.isabs(path) or ".." in path.split("/") or os.path.isabs(to) or to.split("/")[0] == "..":
+            raise RemoteError(f"the server names {printable(path)}, which is not a path inside a run")
+        if "sha256" in entry:
+            self.files[path] = {key: entry[key] for key in ("size", "mtime", "sha256")}
+        elif "link" in entry:
+            self.links[path] = entry["link"]
+        elif "folder" in entry:
+            self.folders.append(path)
+        else:
+            self.outside[path] = entry["outside"]
+
+
+def list_run(connection: Connection, run: str) -> RunListing:
+    """Everything in a run directory of the server; an interrupted listing resumes after the last file."""
+    found: list[RunListing] = []
+    last = ""
+
+    def attempt() -> None:
+        nonlocal last
+        stream = connection.stream("list_run:list_run", folder=connection.target.dir, run=run, after=last)
+        head = next(stream)
+        if not found:
+            found.append(RunListing(run, **head))
+        for entry in stream:
+            found[0].add(entry)
+            last = entry["path"]
+            _show_progress(f"hashed {len(found[0].files)} files on the server, {format_size(found[0].bytes)}")
+
+    connection.retry(attempt)
+    _show_progress("")
+    return found[0]
+
+
+def _show_progress(text: str) -> None:
+    """On a terminal, print a line that replaces the previous one."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+
+
+# Receiving
+
+
+def _receive(connection: Connection, remote: RunListing, place: Path, target: Path) -> None:
+    """Fill the folder `place` with every file of the listing; those that `target` has are linked."""
+    place.mkdir(parents=True, exist_ok=True)
+    for path in _walk(place):
+        if path not in remote.files:  # left by an earlier fetch
+            (place / path).unlink()
+    lacking = {path: file for path, file in remote.files.items() if not _is_complete(place / path, file)}
+    for path, file in list(lacking.items()):
+        if _is_complete(target / path, file, remove=False):
+            (place / path).unlink(missing_ok=True)
+            _link(target / path, place / path)
+            del lacking[path]
+    for _ in range(ATTEMPTS):
+        if not lacking:
+            break
+        size = sum(file["size"] - _size(place / path) for path, file in lacking.items())
+        if size > disk_free(place):
+            raise RunError(
+                f"{format_size(size)} are to be fetched, and {format_size(disk_free(place))} are free here",
+                hint="free some space",
+            )
+        transfer.receive(connection, list(lacking), remote.run, place, remote.rsync, size)
+        lacking = {path: file for path, file in lacking.items() if not _is_complete(place / path, file)}
+    if lacking:
+        raise RemoteError(
+            f"{join_names(list(lacking))}: what arrives is not what the server has, {ATTEMPTS} times",
+            hint="fetch again; what has arrived is kept",
+        )
+    for path, file in remote.files.items():
+        os.utime(place / path, (file["mtime"], file["mtime"]))
+    for path in remote.folders:
+        (place / path).mkdir(parents=True, exist_ok=True)
+    for path, to in remote.links.items():
+        (place / path).parent.mkdir(parents=True, exist_ok=True)
+        (place / path).unlink(missing_ok=True)
+        (place / path).symlink_to(to)
+
+
+def _is_complete(path: Path, file: Mapping[str, Any], remove: bool = True) -> bool:
+    """Whether a local file equals the server's. With `remove`, one that cannot be completed is removed."""
+    if path.is_symlink() or not path.is_file():
+        return False
+    if path.stat().st_size == file["size"] and sha256(path) == file["sha256"]:
+        with path.open("rb") as handle:
+            os.fsync(handle.fileno())
+        return True
+    if remove and (path.stat().st_size >= file["size"] or path.stat().st_nlink > 1):
+        path.unlink()  # a file with a second link must not be written to
+    return False
+
+
+def _keep_local_files(
+    remote: RunListing, place: Path, target: Path, proof: Mapping[str, Any]
+) -> tuple[list[tuple[Path, str]], list[str]]:
+    """Keep what the local run has and the server does not, and back up what differs.
+
+    `proof` is that of the previous fetch: a file that is as it was fetched needs no backup.
+    Returns: the backups as (folder, path), and the paths that are kept.
+    """
+    backups, kept = [], []
+    folder = REPLACED / f"{target.name}-{datetime.now():%Y-%m-%d_%H-%M-%S}"
+    fetched, altered = proof.get("sha256", {}), proof.get("altered", {})
+    for path in _walk(target) if target.is_dir() else []:
+        ours, new = target / path, place / path
+        if path in LOCAL_FILES or path.endswith(".tmp"):
+            continue
+        if not os.path.lexists(new):
+            try:
+                _link(ours, new)
+                kept.append(path)
+                continue
+            except (FileExistsError, NotADirectoryError):  # a folder here is a file on the server, or vice versa
+                pass
+        elif _is_same(ours, new, remote.files.get(path)) or (
+            not ours.is_symlink() and sha256(ours) in {fetched.get(path), altered.get(path)}
+        ):
+            continue
+        _link(ours, folder / path)
+        backups.append((folder, path))
+    return backups, kept
+
+
+def _is_same(ours: Path, new: Path, file: Mapping[str, Any] | None) -> bool:
+    if ours.is_symlink() or new.is_symlink():
+        return ours.is_symlink() and new.is_symlink() and os.readlink(ours) == os.readlink(new)
+    return new.is_file() and file is not None and sha256(ours) == file["sha256"]
+
+
+def _mark_interrupted(manifest: Mapping[str, Any], place: Path) -> dict[str, str]:
+    """Write the status `interrupted` for a run that died while running: its process cannot be checked here.
+
+    Returns: the sha256 of each file that was altered, by path.
+    """
+    ended = {"status": runs.INTERRUPTED, "error": "its process was gone when it was fetched"}
+    changes: dict[str, Any] = ended if manifest.get("status") == runs.RUNNING else {}
+    if manifest.get("evaluation", {}).get("status") == runs.RUNNING:
+        changes = changes | {"evaluation": manifest["evaluation"] | ended}
+    if not changes:
+        return {}
+    write_json(place / "manifest.json", {**manifest, **changes})
+    return {"manifest.json": sha256(place / "manifest.json")}
+
+
+# Local files
+
+
+def _walk(folder: Path) -> list[str]:
+    """The relative path of every file and link below a folder."""
+    found = []
+    for at, folders, names in os.walk(folder):
+        links = [name for name in folders if os.path.islink(os.path.join(at, name))]
+        found += [os.path.relpath(os.path.join(at, name), folder) for name in (*names, *links)]
+    return sorted(found)
+
+
+def _link(source: Path, target: Path) -> None:
+    """Make a hard link, or a copy if the file system has no links. Raises: FileExistsError."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except FileExistsError:
+        raise
+    except OSError:
+        shutil.copy2(source, target, follow_symlinks=False)
+
+
+def _size(path: Path) -> int:
+    with contextlib.suppress(FileNotFoundError):
+        return path.stat().st_size
+    return 0

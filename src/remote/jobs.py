@@ -1,26 +1,30 @@
-"""Runs on the server: started once, watched from anywhere, stopped. there/ has what does that."""
+"""Jobs on the server: started exactly once, followed, found by name, stopped; agent/jobs.py has the other half."""
 
 from __future__ import annotations
 
 import base64
+import os
 import re
 import secrets
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
-from src.errors import LostConnection, RemoteError, Stopped, did_you_mean
+from src.errors import ConfigError, LostConnection, RemoteError, Stopped, did_you_mean
 from src.remote.connection import Connection
 from src.utils.logs import eprint
 
-Job = dict[str, Any]  # as there/jobs.py `look` gives it
+Job = dict[str, Any]  # as agent/jobs.py `get_job` returns it
 
 PYTHON = ".venv/bin/python"
-LONGEST = 100  # characters
-NAME = rf"\w[\w.-]{{0,{LONGEST - 1}}}"  # of a run
-GRACE = 300.0  # seconds in which a training may finish its step and write its checkpoint
-MEANINGS = {
+MAX_ID = 100  # characters
+JOB_ID = re.compile(rf"\w[\w.-]{{0,{MAX_ID - 1}}}")
+RUN_ID = re.compile(r"\w[\w.-]*")
+GRACE_S = 300.0  # for a training run to finish its step and write a checkpoint
+EXIT_CODES = {
     0: "finished",
     2: "refused",
     3: "not promoted",
@@ -30,9 +34,23 @@ MEANINGS = {
     143: "terminated",
 }
 
+# Variables of known services, which a job gets
+FORWARDED = re.compile(
+    r"HF_(TOKEN|ENDPOINT|REPO_ID|HUB_\w+)|HUGGING_FACE_HUB_TOKEN|LAKEFS_\w+|AWS_\w+|WANDB_\w+|MLFLOW_\w+|COMET_\w+"
+)
+# Variables with paths of this machine, or with names defined in a file of this machine
+LOCAL_ONLY = re.compile(
+    r"REMOTE_\w+|TMPDIR|PYTHON(PATH|HOME)|VIRTUAL_ENV|HF_HOME|TRANSFORMERS_CACHE|PATH|HOME|AWS_(DEFAULT_)?PROFILE"
+    r"|\w+_(CACHE|DIR|FILE|PATH|BUNDLE)"
+)
+REFERENCE = re.compile(r"\$\{oc\.env:(\w+)(,)?")  # the comma precedes a default
+
+
+# Starting
+
 
 def new_id() -> str:
-    """A name for a run: chosen here, so that a start that is tried again is known to be the same one."""
+    """An id that the client chooses, so that a repeated request starts the job only once."""
     return f"{datetime.now():%Y-%m-%d_%H-%M-%S}-{secrets.token_hex(2)}"
 
 
@@ -45,51 +63,84 @@ def start(
     code: Any,
     id: str | None = None,
 ) -> Job:
-    """Start a command in REMOTE_DIR, apart from this connection, exactly once however often it is cut.
+    """Start a command in REMOTE_DIR exactly once, in a process that outlives the connection.
 
-    `words` are those of `argv` that a person typed; `environment` is what the command gets besides, and travels on
-    the connection's input only; `code` is what it runs from: see there/snapshots.py. With the `id` of an
-    earlier start nothing is started that was.
-    Raises: RemoteError, also where that was another command; LostConnection, when it cannot be known whether the
-    command was started.
+    Args:
+        words: the part of `argv` that the user typed.
+        environment: additional variables; they are sent over the connection's input only.
+        code: what the command runs from, see agent/snapshots.py `create`.
+        id: that of an earlier start, which is not repeated.
+    Raises: RemoteError, also if the id belongs to another command; LostConnection if it is unknown whether the
+        command was started.
     """
     job = {"id": id or new_id(), "stage": stage, "words": list(words), "argv": list(argv)}
-    if not re.fullmatch(NAME, str(job["id"])) or job["id"] == "latest":
+    if not JOB_ID.fullmatch(str(job["id"])) or job["id"] == "latest":
         raise RemoteError(
-            f"RUN={id} can be no name of a run", hint=f"at most {LONGEST} letters, digits, '.', '_' and '-' can"
+            f"RUN={id} is not a valid id of a run", hint=f"use at most {MAX_ID} letters, digits, '.', '_' and '-'"
         )
-    unsure = f"it is not known whether run {job['id']} was started"
-    hint = f"make ssh-status tells, and the same command with RUN={job['id']} starts it if it was not"
+    unknown = f"it is not known whether run {job['id']} was started"
+    hint = f"check with make ssh-status; the same command with RUN={job['id']} starts it if it was not"
+    folder = connection.target.dir
     try:
-        made = dict(
-            connection.call(
-                "start:start", folder=connection.target.dir, job=job, environment=dict(environment), code=code
-            )
-        )
+        started = connection.call("start:start", folder=folder, job=job, environment=dict(environment), code=code)
     except LostConnection as error:
-        raise LostConnection(f"{error.problems[0]}, and {unsure}", hint=hint) from None
+        raise LostConnection(f"{error.problems[0]}, and {unknown}", hint=hint) from None
     except KeyboardInterrupt:
-        eprint(f"{unsure}; {hint}")
+        eprint(f"{unknown}; {hint}")
         raise
-    if (made["stage"], made["words"]) != (stage, list(words)):
+    if (started["stage"], started["words"]) != (stage, list(words)):
         raise RemoteError(
-            f"run {job['id']} is there already, and is another: {' '.join((made['stage'], *made['words']))}",
-            hint="RUN names what is started: choose another name, or leave it out",
+            f"run {job['id']} exists and is another command: {' '.join((started['stage'], *started['words']))}",
+            hint="choose another id as RUN, or leave RUN out",
         )
-    return made
+    return dict(started)
+
+
+def forwarded_env(
+    words: Sequence[str], environment: Mapping[str, str], dotenv: Path = Path(".env")
+) -> dict[str, str]:
+    """The variables that a job gets: those named in `.env`, of known services, in REMOTE_ENV and in `words`.
+
+    REMOTE_* and paths of this machine are left out, unless REMOTE_ENV or `words` name them.
+    Raises: ConfigError if a variable that these name is not set.
+    """
+    references = [found for word in words for found in REFERENCE.findall(word)]
+    requested = [name for name, default in references if not default or name in environment]
+    requested += environment.get("REMOTE_ENV", "").replace(",", " ").split()
+    if missing := [name for name in dict.fromkeys(requested) if name not in environment]:
+        raise ConfigError(*(f"{name} is not set in the environment" for name in missing))
+    names = [
+        name for name in (*_dotenv_names(dotenv), *filter(FORWARDED.fullmatch, environment)) if name in environment
+    ]
+    return {name: environment[name] for name in (*(n for n in names if not LOCAL_ONLY.fullmatch(n)), *requested)}
+
+
+def _dotenv_names(dotenv: Path) -> list[str]:
+    if not dotenv.is_file():
+        return []
+    from dotenv import dotenv_values
+
+    return list(dotenv_values(dotenv))
+
+
+def terminal_width() -> dict[str, str]:
+    """COLUMNS for the tables that a job prints, if the output is a terminal."""
+    return {"COLUMNS": str(shutil.get_terminal_size((100, 24)).columns)} if os.isatty(1) else {}
+
+
+# Following and stopping
 
 
 def follow(connection: Connection, id: str, offset: int = 0, wait: bool = True) -> Job:
-    """Write the log of a run to the standard output, byte for byte, as it comes, until the run has ended.
+    """Write the log of a job to the standard output, byte for byte, until the job has ended.
 
-    A connection that is lost is made again, for as long as it takes; the log goes on where it broke off.
-    Returns: the run's record at its end, or now where `wait` is False.
+    A lost connection is re-established however long that takes; the log continues where it stopped.
+    Returns: the job at its end, or now if `wait` is False.
     """
     while True:
         try:
-            for frame in connection.stream(
-                "logs:follow", folder=connection.target.dir, id=id, offset=offset, wait=wait
-            ):
+            args = {"folder": connection.target.dir, "id": id, "offset": offset, "wait": wait}
+            for frame in connection.stream("jobs:follow", **args):
                 if "end" in frame:
                     return dict(frame["end"])
                 data = base64.b64decode(frame["data"])
@@ -98,103 +149,126 @@ def follow(connection: Connection, id: str, offset: int = 0, wait: bool = True) 
                 offset += len(data)
             raise LostConnection(f"the connection to {connection.target} was lost")
         except LostConnection as error:
-            if not connection.reached:
+            if not connection.was_connected:
                 raise
-            eprint(f"{error.problems[0]}; run {id} goes on, and so does this when it is back")
-            connection.close()
-            connection.again(lambda: connection.ssh, patience=float("inf"))
+            eprint(f"{error.problems[0]}; run {id} continues, and its log here when the connection is back")
+            connection.reconnect()
             eprint("the connection is back")
 
 
-def followed(connection: Connection, id: str, offset: int = 0) -> int:
-    """Follow a run to its end; Ctrl-C ends the following only.
+def follow_to_end(connection: Connection, id: str, offset: int = 0) -> int:
+    """Follow a job to its end and print how it ended; Ctrl-C stops following, not the job.
 
-    Returns: the exit code of what ran. Raises: Stopped where it was interrupted.
+    Returns: the exit code of the job. Raises: Stopped if the job was interrupted.
     """
     try:
         job = follow(connection, id, offset)
-    except KeyboardInterrupt:
-        eprint(f"\nno longer followed: run {id} goes on; make ssh-attach RUN={id}")
+    except (KeyboardInterrupt, RemoteError) as error:
+        newline = "\n" if isinstance(error, KeyboardInterrupt) else ""
+        eprint(f"{newline}stopped following: run {id} continues; make ssh-attach RUN={id} follows it again")
         raise
-    except RemoteError:
-        eprint(f"no longer followed: run {id} goes on; make ssh-attach RUN={id}")
-        raise
-    eprint(told(job))
-    if job["code"] is None and job["status"] == "interrupted" and not finished(job):
-        raise Stopped(f"run {id} was interrupted: its process is gone", hint=again(job))
+    eprint(format_job(job))
+    if job["code"] is None and job["status"] == "interrupted" and not is_finished(job):
+        raise Stopped(f"run {id} was interrupted: its process is gone", hint=resume_command(job))
     code = job["code"] or 0
     return 128 - code if code < 0 else code
 
 
-def again(job: Job) -> str:
-    """The command that goes on with a run."""
-    return f"make ssh-{job['stage']}" + (f" resume={run_of(job)}" if job["stage"] == "train" else "")
+def stop(connection: Connection, job: Job, grace: float = GRACE_S) -> Job:
+    """Stop a job after a checkpoint and follow it to its end; the server kills it after `grace` seconds."""
+    if job["status"] != "running":
+        raise RemoteError(f"run {job['id']} is not running: it is {format_status(job)}")
+    args = {"folder": connection.target.dir, "id": job["id"], "grace": grace}
+    stopping = dict(connection.call("jobs:stop", **args))
+    return follow(connection, job["id"], offset=stopping["log_size"])
 
 
-def known(connection: Connection) -> list[Job]:
-    """Every run of the server's folder, the newest first."""
-    return list(connection.call("jobs:known", folder=connection.target.dir))
+# Finding
 
 
-def named(connection: Connection, word: str | None, running: bool = False) -> Job:
-    """The run that `word` means: the id of a job or of the run directory it works in, or the beginning of one.
+def list_jobs(connection: Connection) -> list[Job]:
+    """Every job of the server's folder, the newest first."""
+    return list(connection.call("jobs:list_jobs", folder=connection.target.dir))
 
-    None and `latest` mean the newest; with `running` the newest that runs, if one does.
-    Raises: RemoteError if there is none, or several.
+
+def find_job(connection: Connection, word: str | None, running: bool = False) -> Job:
+    """The job that `word` names: the id of a job or of its run directory, or the beginning of a job's id.
+
+    None and `latest` name the newest; with `running` the newest that is running, if there is one.
+    Raises: RemoteError if there is none, or there are several.
     """
-    jobs = known(connection)
+    jobs = list_jobs(connection)
+    where = f"in {connection.target.dir} on {connection.target}"
     if not jobs:
-        raise RemoteError(
-            f"nothing has been run in {connection.target.dir} on {connection.target}", hint="make ssh-train does"
-        )
+        raise RemoteError(f"nothing has been run {where}", hint="make ssh-train does")
     if word in {None, "latest"}:
         alive = [job for job in jobs if running and job["status"] == "running"]
         return (alive or jobs)[0]
-    exact = [job for job in jobs if word in {job["id"], run_of(job)}]
+    exact = [job for job in jobs if word in {job["id"], run_id(job)}]
     if exact:
         return next((job for job in exact if job["status"] == "running"), exact[0])
-    fitting = [job for job in jobs if job["id"].startswith(str(word))]
-    if len(fitting) == 1:
-        return fitting[0]
-    if fitting:
+    matching = [job for job in jobs if job["id"].startswith(str(word))]
+    if len(matching) == 1:
+        return matching[0]
+    if matching:
         raise RemoteError(
-            f"{word} is the beginning of {len(fitting)} runs: {', '.join(j['id'] for j in fitting[:5])}"
+            f"{word} is the beginning of {len(matching)} runs: {', '.join(job['id'] for job in matching[:5])}"
         )
     guess = did_you_mean(str(word), [job["id"] for job in jobs]) or "; make ssh-status lists them"
-    raise RemoteError(f"there is no run {word} in {connection.target.dir} on {connection.target}{guess}")
+    raise RemoteError(f"there is no run {word} {where}{guess}")
 
 
-def run_of(job: Job) -> str:
-    """The id of the run directory that a job works in, or its own where it has none."""
+def find_run(connection: Connection, word: str | None) -> Job:
+    """As `find_job`, also by the id of a run directory that no job made; the newest has a run directory."""
+    job, error = None, None
+    if word in {None, "latest"}:
+        job = next((each for each in list_jobs(connection) if each["run"]), None)
+        if job:
+            return job
+    try:
+        job = find_job(connection, word)
+        if word in {None, "latest", job["id"], run_id(job)}:
+            return job
+    except LostConnection:
+        raise
+    except RemoteError as not_found:
+        error = not_found
+    if RUN_ID.fullmatch(str(word)) and (
+        run := connection.call("list_run:find_run", folder=connection.target.dir, id=word)
+    ):
+        return {"id": word, "run": run, "status": "ended"}
+    if job is None:
+        assert error
+        raise error
+    return job
+
+
+def run_id(job: Job) -> str:
+    """The id of a job's run directory, or of the job if it has none."""
     return str(job["run"]).rstrip("/").rpartition("/")[2] if job.get("run") else str(job["id"])
 
 
-def finished(job: Job) -> bool:
-    """Whether a job whose exit code nobody saw has done its work: its run says so."""
+# How a job is shown
+
+
+def is_finished(job: Job) -> bool:
+    """Whether a job without a recorded exit code has finished, according to its run's manifest."""
     return job["code"] is None and job["stage"] == "train" and job.get("run_status") == "finished"
 
 
-def meaning(job: Job) -> str:
-    """The status of a job in words."""
+def format_status(job: Job) -> str:
     if job["status"] == "elsewhere":
-        return f"on {job['host']}, not seen from here"
+        return f"on {job['host']}, not visible from this host"
     if job["status"] != "ended":
-        return "finished" if job["status"] == "interrupted" and finished(job) else str(job["status"])
+        return "finished" if job["status"] == "interrupted" and is_finished(job) else str(job["status"])
     code = int(job["code"])
-    return MEANINGS.get(code) or (f"killed (signal {-code})" if code < 0 else f"failed (exit code {code})")
+    return EXIT_CODES.get(code) or (f"killed (signal {-code})" if code < 0 else f"failed (exit code {code})")
 
 
-def told(job: Job) -> str:
+def format_job(job: Job) -> str:
     where = f", in {job['run']}" if job.get("run") else ""
-    return f"run {job['id']}: {meaning(job)}{where}"
+    return f"run {job['id']}: {format_status(job)}{where}"
 
 
-def stop(connection: Connection, job: Job, grace: float = GRACE) -> Job:
-    """Ask a run to end, with a checkpoint, and follow it until it has; it is killed after `grace` seconds.
-
-    The server sees to that, whatever becomes of this connection.
-    """
-    if job["status"] != "running":
-        raise RemoteError(f"run {job['id']} does not run: it is {meaning(job)}")
-    asked = dict(connection.call("stop:stop", folder=connection.target.dir, id=job["id"], grace=grace))
-    return follow(connection, job["id"], offset=asked["size"])
+def resume_command(job: Job) -> str:
+    return f"make ssh-{job['stage']}" + (f" resume={run_id(job)}" if job["stage"] == "train" else "")

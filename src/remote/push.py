@@ -1,4 +1,8 @@
-"""The code of this folder, on the server: what differs is sent beside it, proven, and put in its place at once."""
+"""Pushes this folder's code to the server: all files that differ are sent, verified, and replaced at once.
+
+A push sends the files that git tracks or would add, and those of ALSO; never secrets, outputs or environments,
+even if git tracks them.
+"""
 
 from __future__ import annotations
 
@@ -8,85 +12,101 @@ import json
 import os
 import re
 import socket
+import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from src.errors import RemoteError
 from src.remote import transfer
 from src.remote.connection import Connection
-from src.remote.push_files import LINK, PushFiles, never, take
+from src.remote.transfer import format_size, printable
 from src.utils.environment import git_state
-from src.utils.files import disk_errors, sha256
+from src.utils.files import disk_errors, sha256, write_text
 from src.utils.logs import eprint
 
-CODE = ("src/", "configs/", "hydra_plugins/")  # what a run is made of
-TRIES = 3  # to have a file arrive as it is here
-SHOWN = 20  # names
+CODE = ("src/", "configs/", "hydra_plugins/")  # what a snapshot holds
+ATTEMPTS = 3  # to transfer a file correctly
+MAX_NAMES = 20  # printed
 LOCK = Path("outputs/remote/push.lock")
-PLACES = {"output_dir", "artifacts_dir"}  # settings whose paths are made
+OUTPUT_SETTINGS = {"output_dir", "artifacts_dir"}  # their folders are made, and need not be pushed
+GIT_NEEDED = "a push sends the files that git tracks or would add"
+NEVER_AT_THE_TOP = {".venv", ".cache", "outputs", "artifacts"}
+HASHES = Path("outputs/remote/hashes.json")  # of ALSO's files, which may be large
+RECENT_NS = 2_000_000_000  # a file changed so recently may change again without a new time stamp
+LINK = "-> "
+
+
+class PushedFile(NamedTuple):
+    identity: str  # the sha256 of a file, `-> target` of a link
+    size: int
+    mode: int
+    also: bool  # from ALSO, not from git
+
+
+class PushFiles(NamedTuple):
+    """The files to push by path, and a note on each path that a user might expect among them."""
+
+    files: dict[str, PushedFile]
+    notes: list[str]
 
 
 def push(connection: Connection, also: Sequence[str] = (), words: Sequence[str] = ()) -> dict[str, Any]:
-    """Make REMOTE_DIR hold what git would take of this folder, and the paths of `also`; say what was changed.
+    """Make REMOTE_DIR hold this folder's code and the paths `also`, and print what was changed.
 
-    `words` are settings of a command that will run there: a path among them that is only here is told.
-    Returns: the code as there/snapshots.py takes it.
-    Raises: RemoteError in a sentence; nothing there has changed then.
+    `words` are the settings of a command that will run on the server: a path among them that is missing there is
+    reported.
+    Returns: the code, as agent/snapshots.py `create` takes it.
+    Raises: RemoteError; nothing on the server has changed then.
     """
-    with _alone():
-        taken, said = _settled(connection, also, values(words))
-    for note in taken.notes:
+    with _push_lock():
+        found, report = _send(connection, also, local_paths(words))
+    for note in found.notes:
         eprint(note)
-    for path, there in said["named"].items():
-        if not there:
-            eprint(_hint(path))
-    _report(connection, said)
-    return code(taken)
+    for path, exists in report["named"].items():
+        if not exists:
+            eprint(_missing_path(path))
+    _print_report(f"{connection.target}:{connection.target.dir}", report)
+    return code(found.files)
 
 
-def _settled(
-    connection: Connection, also: Sequence[str], named: Sequence[str]
-) -> tuple[PushFiles, dict[str, Any]]:
-    """Have the server take what is here. Returns: that, and what agent/apply_push.py `settle` says it did."""
-    push = {"id": uuid.uuid4().hex, "sender": _sender()}
-    taken = take(also)
-    for again in range(TRIES + 1):
-        wanted = {
-            path: {"is": e.identity, "size": e.size, "mode": e.mode, "also": e.also}
-            for path, e in taken.files.items()
-        }
-        asked = sorted({path for path in named if not _is_taken(path, taken)})
-        said = connection.call(
-            "apply_push:settle", folder=connection.target.dir, push=push, wanted=wanted, named=asked
-        )
-        if "lacking" not in said:
-            return taken, said
-        paths = {e.identity: Path(path) for path, e in taken.files.items()}
-        lacking = {name: paths[name] for name in said["lacking"]}
-        if again < TRIES:
-            size = sum(taken.files[str(path)].size - said["lacking"][name] for name, path in lacking.items())
-            _check_room(connection, size, said["free"])
-            transfer.send(connection, lacking, said["incoming"], said["rsync"], size)
-            taken = take(also)  # something may have changed here meanwhile
+def _send(connection: Connection, also: Sequence[str], named: Sequence[str]) -> tuple[PushFiles, dict[str, Any]]:
+    """Send what the server lacks until it applies the push. Returns: the files, and apply_push.py's report."""
+    push = {"id": uuid.uuid4().hex, "sender": _sender_id()}
+    found = collect_files(also)
+    for attempt in range(ATTEMPTS + 1):
+        wanted = {path: file._asdict() for path, file in found.files.items()}
+        asked = sorted({path for path in named if not _is_pushed(path, found.files)})
+        folder = connection.target.dir
+        report = connection.call("apply_push:apply", folder=folder, push=push, wanted=wanted, named=asked)
+        if "lacking" not in report:
+            return found, report
+        paths = {file.identity: Path(path) for path, file in found.files.items()}
+        lacking = {name: paths[name] for name in report["lacking"]}
+        if attempt < ATTEMPTS:
+            size = sum(found.files[str(path)].size - report["lacking"][name] for name, path in lacking.items())
+            _check_space(str(connection.target), size, report["free"])
+            transfer.send(connection, lacking, report["incoming"], report["rsync"], size)
+            found = collect_files(also)  # a file may have changed meanwhile
     names = ", ".join(sorted(map(str, lacking.values()))[:3])
-    raise RemoteError(f"{names}: what arrives is not what was sent, {TRIES} times", hint="push again")
+    raise RemoteError(f"{names}: what arrives is not what was sent, {ATTEMPTS} times", hint="push again")
 
 
-def _check_room(connection: Connection, size: int, free: int) -> None:
+def _check_space(server: str, size: int, free: int) -> None:
     if size > free:
         raise RemoteError(
-            f"{connection.target} has {megabytes(free)} left, and {megabytes(size)} are to be sent",
+            f"{server} has {format_size(free)} left, and {format_size(size)} are to be sent",
             hint="free some space there",
         )
 
 
 @contextmanager
-def _alone() -> Iterator[None]:
-    """Wait for another push of this folder, if there is one."""
+def _push_lock() -> Iterator[None]:
+    """Wait until another push of this folder has ended."""
     with disk_errors(LOCK):
         LOCK.parent.mkdir(parents=True, exist_ok=True)
         file = LOCK.open("a")
@@ -94,35 +114,189 @@ def _alone() -> Iterator[None]:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            eprint("another push of this folder is going on; this one waits for it")
+            eprint("another push of this folder is in progress; waiting until it ends")
             fcntl.lockf(file, fcntl.LOCK_EX)
         yield
 
 
-def _sender() -> str:
-    """This folder of this machine, as nobody else is called."""
+def _sender_id() -> str:
+    """An id for this folder on this machine."""
     return hashlib.sha256(f"{socket.gethostname()}:{Path.cwd()}".encode(errors="surrogateescape")).hexdigest()[:16]
 
 
-def code(taken: PushFiles) -> dict[str, Any]:
-    """What a run is made of, by name, and what git says of it."""
-    files = {}
-    for path, entry in taken.files.items():
-        if path.startswith(CODE) and not entry.also and Path(path).is_file():
-            files[path] = sha256(Path(path)) if entry.identity.startswith(LINK) else entry.identity
-    made = {"files": files, "state": git_state()}
-    return {"digest": hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest(), **made}
+def code(files: Mapping[str, PushedFile]) -> dict[str, Any]:
+    """The files that a snapshot holds with their hashes, the state of git, and the digest of both."""
+    hashes = {}
+    for path, file in files.items():
+        if path.startswith(CODE) and not file.also and Path(path).is_file():
+            hashes[path] = sha256(Path(path)) if file.identity.startswith(LINK) else file.identity
+    content = {"files": hashes, "state": git_state()}
+    return {"digest": hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest(), **content}
 
 
-# What is said
+# Which files are pushed
 
 
-def values(words: Sequence[str]) -> list[str]:
-    """The paths that exist here among the values of settings."""
+def collect_files(also: Sequence[str] = ()) -> PushFiles:
+    """The files of the current folder that a push sends.
+
+    Raises: RemoteError if it is not the project or not a git checkout, or a path of `also` cannot be pushed.
+    """
+    if not Path("src/main.py").is_file():
+        raise RemoteError(f"{Path.cwd()} is not the project: it has no src/main.py", hint="run it there")
+    notes: list[str] = []
+    files: dict[str, PushedFile] = {}
+    environments = _VirtualEnvironments()
+    for path in sorted(_git_files()):
+        if is_never_pushed(path) or path in environments:
+            continue
+        try:
+            if file := _pushed_file(path, notes):
+                files[path] = file
+        except FileNotFoundError:  # deleted, and still in git's index
+            continue
+        except PermissionError:
+            raise RemoteError(f"{path} cannot be read", hint="have git ignore it, or make it readable") from None
+    if "src/main.py" not in files:
+        raise RemoteError("git ignores src/main.py", hint="run git check-ignore -v src/main.py to see why")
+    hashes = _HashCache()
+    for path in _also_files(also, notes, environments):
+        found = os.stat(path)
+        files[path] = PushedFile(hashes.sha256(path, found), found.st_size, found.st_mode & 0o777, True)
+    hashes.save()
+    return PushFiles(files, notes)
+
+
+def _git_files() -> set[str]:
+    """The paths that git tracks or would add. Raises: RemoteError if there is no git, or no checkout."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    try:
+        done = subprocess.run(command, capture_output=True, env=os.environ | {"LC_ALL": "C"})
+    except FileNotFoundError:
+        raise RemoteError(f"git is not installed, and {GIT_NEEDED}", hint="install git") from None
+    if done.returncode == 0:
+        return {os.fsdecode(path) for path in done.stdout.split(b"\0") if path}
+    lines = os.fsdecode(done.stderr).strip().splitlines() or [f"exit code {done.returncode}"]
+    reason = lines[0].removeprefix("fatal: ").split(" (or any")[0]
+    if reason.startswith("not a git repository"):
+        raise RemoteError(
+            f"{Path.cwd()} is not a git checkout, and {GIT_NEEDED}",
+            hint="run git init in it; no commit is needed",
+        )
+    raise RemoteError(f"git does not list the files of {Path.cwd()}: {reason}")
+
+
+def is_never_pushed(path: str) -> bool:
+    """Whether a path is a secret, an output, or in a folder that git or the server manages."""
+    parts = path.split("/")
+    return parts[0] in NEVER_AT_THE_TOP or any(part == ".git" or _is_secret(part) for part in parts)
+
+
+def _is_secret(name: str) -> bool:
+    return name == ".env" or (name.startswith(".env.") and name != ".env.example")
+
+
+class _VirtualEnvironments:
+    """Membership test: whether a path is in a folder with a pyvenv.cfg."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, bool] = {"": False}
+
+    def __contains__(self, path: str) -> bool:
+        folder = os.path.dirname(path)
+        if folder not in self.known:
+            self.known[folder] = os.path.exists(f"{folder}/pyvenv.cfg") or folder in self
+        return self.known[folder]
+
+
+def _pushed_file(path: str, notes: list[str]) -> PushedFile | None:
+    """A path of git's as it is pushed. Returns: None if it is not pushed; `notes` says why."""
+    if os.path.islink(path):
+        target = os.readlink(path)
+        if why := _leads_outside(path, target):
+            notes.append(f"{path} is a link to {target}, {why}: it is not pushed")
+            return None
+        return PushedFile(LINK + target, 0, 0o777, False)
+    if os.path.isdir(path):
+        name = path.rstrip("/")
+        notes.append(f"{name} is a separate git repository: it is not pushed; ALSO={name} sends it")
+        return None
+    found = os.stat(path)
+    if not os.path.isfile(path):
+        return None  # a socket, a pipe
+    return PushedFile(sha256(Path(path)), found.st_size, found.st_mode & 0o777, False)
+
+
+def _leads_outside(path: str, target: str) -> str:
+    """Why a link would not lead to the same file on the server; empty if it would."""
+    if os.path.isabs(target):
+        return "an absolute path"
+    to = os.path.normpath(os.path.join(os.path.dirname(path), target))
+    if to.split("/")[0] == "..":
+        return "outside of this folder"
+    return "which is never pushed" if is_never_pushed(to) else ""
+
+
+def _also_files(also: Sequence[str], notes: list[str], environments: _VirtualEnvironments) -> Iterator[str]:
+    """The files of ALSO's paths. Links are followed, so that a model made of links arrives complete."""
+    for given in also:
+        path = os.path.normpath(os.path.relpath(given) if os.path.isabs(given) else os.path.expanduser(given))
+        if path.split("/")[0] == ".." or os.path.isabs(path):
+            raise RemoteError(f"ALSO={given} is outside of this folder", hint="copy it, or link to it from here")
+        if is_never_pushed(path) or f"{path}/x" in environments:
+            raise RemoteError(f"ALSO={given} is never pushed", hint="copy it to another folder, if it must be")
+        if not os.path.exists(path):
+            raise RemoteError(f"ALSO={given} does not exist")
+        if path == ".":
+            raise RemoteError(f"ALSO={given} is the entire folder", hint="name the paths to send")
+        for found in [path] if os.path.isfile(path) else _walk(path):
+            if is_never_pushed(found) or _is_secret(os.path.basename(os.path.realpath(found))):
+                notes.append(f"{found} is never pushed")
+            elif found not in environments:
+                yield found
+
+
+def _walk(folder: str) -> Iterator[str]:
+    """Every regular file below a folder; links are followed, except to a folder that contains the link."""
+    for at, folders, names in os.walk(folder, followlinks=True):
+        parents = {os.path.realpath(at), *(str(p) for p in Path(os.path.realpath(at)).parents)}
+        folders[:] = sorted(
+            f for f in folders if f != ".git" and os.path.realpath(os.path.join(at, f)) not in parents
+        )
+        yield from (path for name in sorted(names) if os.path.isfile(path := os.path.join(at, name)))
+
+
+class _HashCache:
+    """The sha256 of large files, cached by size, times and inode."""
+
+    def __init__(self) -> None:
+        self.old: dict[str, list[object]] = {}
+        self.new: dict[str, list[object]] = {}
+        with suppress(OSError, ValueError):  # a missing or corrupt cache is made again
+            self.old = dict(json.loads(HASHES.read_text(encoding="utf-8")))
+
+    def sha256(self, path: str, found: os.stat_result) -> str:
+        stamp = [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
+        known = self.old.get(path, [""])
+        digest = str(known[0]) if known[1:] == stamp else sha256(Path(path))
+        if time.time_ns() - max(found.st_mtime_ns, found.st_ctime_ns) > RECENT_NS:
+            self.new[path] = [digest, *stamp]
+        return digest
+
+    def save(self) -> None:
+        if any(self.old.get(path) != stamp for path, stamp in self.new.items()):
+            write_text(HASHES, json.dumps(self.old | self.new))
+
+
+# What is printed
+
+
+def local_paths(words: Sequence[str]) -> list[str]:
+    """The paths that exist on this machine among the values of settings."""
     found = []
     for word in words:
         key, equals, value = word.partition("=")
-        if not equals or key.lstrip("+~") in PLACES:
+        if not equals or key.lstrip("+~") in OUTPUT_SETTINGS:
             continue
         for part in re.split(r"[,\[\]]", value):
             path = part.strip().strip("'\"")
@@ -131,47 +305,32 @@ def values(words: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _is_taken(path: str, taken: PushFiles) -> bool:
-    return path == "." or any(p == path or p.startswith(f"{path}/") for p in taken.files)
+def _is_pushed(path: str, files: Mapping[str, PushedFile]) -> bool:
+    return path == "." or any(p == path or p.startswith(f"{path}/") for p in files)
 
 
-def _hint(path: str) -> str:
+def _missing_path(path: str) -> str:
     if os.path.isabs(path) or path.startswith(("../", "~")):
-        return f"{path} is not on the server: it lies outside of this folder"
-    if never(path):
+        return f"{path} is not on the server: it is outside of this folder"
+    if is_never_pushed(path):
         return f"{path} is not on the server: it is never pushed"
     return f"{path} is not on the server: git ignores it; ALSO={path} sends it"
 
 
-def _report(connection: Connection, said: Mapping[str, Any]) -> None:
-    where = f"{connection.target}:{connection.target.dir}"
-    counts = [f"{len(said[kind])} {kind}" for kind in ("changed", "new", "removed") if said[kind]]
+def _print_report(where: str, report: Mapping[str, Any]) -> None:
+    counts = [f"{len(report[kind])} {kind}" for kind in ("changed", "new", "removed") if report[kind]]
     if not counts:
-        print(f"nothing to push: {where} is as this folder is", flush=True)
+        print(f"nothing to push: {where} is up to date", flush=True)
     else:
-        print(f"pushed to {where}: {', '.join(counts)} ({megabytes(said['bytes'])})")
-    names = [(kind, path) for kind in ("changed", "new", "removed") for path in sorted(said[kind])]
-    for kind, path in names[:SHOWN]:
-        print(f"  {kind:<8} {shown(path)}")
-    if len(names) > SHOWN:
-        print(f"  and {len(names) - SHOWN} more")
+        print(f"pushed to {where}: {', '.join(counts)} ({format_size(report['bytes'])})")
+    names = [(kind, path) for kind in ("changed", "new", "removed") for path in sorted(report[kind])]
+    for kind, path in names[:MAX_NAMES]:
+        print(f"  {kind:<8} {printable(path)}")
+    if len(names) > MAX_NAMES:
+        print(f"  and {len(names) - MAX_NAMES} more")
     sys.stdout.flush()
-    for path in said["kept"]:
-        eprint(f"{shown(path)} is no more here, and was changed on the server: it is kept there")
-    if said["replaced"]:
-        listed = ", ".join(map(shown, said["replaced"][:SHOWN]))
-        more = f" and {len(said['replaced']) - SHOWN} more" if len(said["replaced"]) > SHOWN else ""
-        eprint(f"changed on the server since, and replaced: {listed}{more}; what was there is in {said['aside']}")
-
-
-def megabytes(size: int) -> str:
-    """`14.2 MB`, in the unit that fits."""
-    for unit, name in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
-        if size >= unit:
-            return f"{size / unit:.1f} {name}" if size < 100 * unit else f"{size / unit:.0f} {name}"
-    return f"{size} bytes"
-
-
-def shown(path: str) -> str:
-    """A path as a terminal can show it."""
-    return path if path.isprintable() else ascii(path)
+    for path in report["kept"]:
+        eprint(f"{printable(path)} was deleted here and changed on the server: it is kept there")
+    if report["replaced"]:
+        listed = transfer.join_names(report["replaced"], MAX_NAMES)
+        eprint(f"changed on the server and replaced: {listed}; the server's versions are in {report['aside']}")

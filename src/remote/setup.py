@@ -1,129 +1,134 @@
-"""`ssh-init`: what the server is, and an environment there that fits it."""
+"""`ssh-init`: prints what the server has, and makes a Python environment that fits it."""
 
 from __future__ import annotations
 
-import os
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
 from src.errors import RemoteError
-from src.remote import env_forwarding, jobs, push
+from src.remote import jobs, push
 from src.remote.connection import Connection
 from src.utils.logs import SafeConsole
 
 STAGE = "init"
 INSTALLER = "src.remote.agent.install"
 GB = 1e9
-NEEDED = {"cuda": 9 * GB, "rocm": 25 * GB, "cpu": 3 * GB}  # bytes of torch, what belongs to it, and pip's cache
-FOR_PIP = re.compile(r"PIP_\w+|(https?|no|all)_proxy", re.IGNORECASE)
+SPACE_NEEDED = {"cuda": 9 * GB, "rocm": 25 * GB, "cpu": 3 * GB}  # bytes of torch, its dependencies and pip's cache
+PIP_VARIABLES = re.compile(r"PIP_\w+|(https?|no|all)_proxy", re.IGNORECASE)
 
 
-def init(connection: Connection) -> int:
-    """Make the environment in REMOTE_DIR, or what of it is missing; a run of its own does, and is followed.
+def init(connection: Connection, environment: Mapping[str, str]) -> int:
+    """Make the environment in REMOTE_DIR, or install what is missing: start a job and follow it.
 
-    Returns: its exit code. Raises: RemoteError where the server cannot have one.
+    `environment` is this process's, with REMOTE_PYTHON and so on.
+    Returns: the job's exit code. Raises: RemoteError if the server cannot have an environment.
     """
     code = push.push(connection)
-    named = os.environ.get("REMOTE_PYTHON") or None
-    facts = connection.call("host_info:facts", folder=connection.target.dir, python=named)
-    print_facts(connection, facts)
+    named = environment.get("REMOTE_PYTHON") or None
+    facts = connection.call("host_info:collect", folder=connection.target.dir, python=named)
+    print_facts(f"{connection.target}:{connection.target.dir}", facts)
     if facts["init"]:
-        print(f"run {facts['init']} is at it already", flush=True)
-        return jobs.followed(connection, facts["init"])
+        print(f"run {facts['init']} is making it already", flush=True)
+        return jobs.follow_to_end(connection, facts["init"])
     if not facts["missing"]:
         print("nothing is missing")
         return 0
-    _room(facts)
+    _check_space(facts)
     if facts["runs"]:
-        print(f"in the midst of {', '.join(facts['runs'])}, which may notice a package that changes")
-    job = jobs.start(
-        connection, STAGE, [facts["python"]["program"], "-m", INSTALLER], [], environment(os.environ), code
-    )
+        print(f"warning: {', '.join(facts['runs'])} is running, and a package that it uses may change")
+    argv = [facts["python"]["program"], "-m", INSTALLER]
+    job = jobs.start(connection, STAGE, argv, [], installer_env(environment), code)
     print(f"{facts['missing'][0]}: run {job['id']} makes it", flush=True)
-    return jobs.followed(connection, job["id"])
+    return jobs.follow_to_end(connection, job["id"])
 
 
-def environment(here: Any) -> dict[str, str]:
-    """What goes along: what pip needs, and no token of other services."""
-    asked = here.get("REMOTE_ENV", "").replace(",", " ").split()
-    found = {k: v for k, v in env_forwarding.carried([], here).items() if k in asked or FOR_PIP.fullmatch(k)}
-    index = here.get("REMOTE_TORCH_INDEX")
+def installer_env(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables of the installer: those of pip and of REMOTE_ENV, and no tokens of other services."""
+    requested = environment.get("REMOTE_ENV", "").replace(",", " ").split()
+    forwarded = jobs.forwarded_env([], environment)
+    found = {k: v for k, v in forwarded.items() if k in requested or PIP_VARIABLES.fullmatch(k)}
+    index = environment.get("REMOTE_TORCH_INDEX")
     return found | ({"ASSAY_TORCH_INDEX": index} if index else {})
 
 
-def _room(facts: dict[str, Any]) -> None:
-    """Raises: RemoteError where the disk has no room for torch, before anything is fetched."""
-    needed = NEEDED[facts["target"]] if facts["torch"] and not (facts["ready"] or {}).get("torch") else 0
+def _check_space(facts: Mapping[str, Any]) -> None:
+    """Raises: RemoteError if the disk has no space for torch, before anything is downloaded."""
+    has_torch = (facts["ready"] or {}).get("torch")
+    needed = SPACE_NEEDED[facts["target"]] if facts["torch"] and not has_torch else 0
     if facts["free"] < needed:
         raise RemoteError(
-            f"{facts['root']} has {size(facts['free'])} left, and torch for {facts['target']} with all that "
-            f"belongs to it takes {size(needed)}",
-            hint="free some space there, or name a folder on another disk by REMOTE_DIR",
+            f"{facts['root']} has {format_gb(facts['free'])} left, and torch for {facts['target']} with its "
+            f"dependencies takes {format_gb(needed)}",
+            hint="free some space there, or set REMOTE_DIR to a folder on another disk",
         )
 
 
 # The table
 
 
-def print_facts(connection: Connection, facts: dict[str, Any]) -> None:
+def print_facts(where: str, facts: Mapping[str, Any]) -> None:
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
-    for name, value in rows(facts).items():
+    for name, value in table_rows(facts).items():
         table.add_row(Text(name, style="bold"), Text(value))
-    screen = SafeConsole(highlight=False, markup=False)
-    screen.print(f"{connection.target}:{connection.target.dir}")
-    screen.print(table)
+    console = SafeConsole(highlight=False, markup=False)
+    console.print(where)
+    console.print(table)
     for text in warnings(facts):
         print(f"warning: {text}", flush=True)
 
 
-def rows(facts: dict[str, Any]) -> dict[str, str]:
-    """The table: what a person wants to know of the server before a training."""
+def table_rows(facts: Mapping[str, Any]) -> dict[str, str]:
     version = ".".join(map(str, facts["python"]["version"]))
     made = facts["ready"]
-    state = "; ".join(facts["missing"]) or f"whole, torch {made['torch']} for {made['accelerator']}"
+    state = "; ".join(facts["missing"])
+    if not state:
+        state = (
+            f"complete, torch {made['torch']} for {made['accelerator']}" if made["torch"] else "complete, no torch"
+        )
     return {
         "system": facts["system"],
         "Python": f"{version}, {facts['python']['program'].replace(facts['root'] + '/', '')}",
-        "GPU": gpus(facts["accelerator"]),
+        "GPU": format_gpus(facts["accelerator"]),
         "cores": str(facts["cores"]),
-        "memory": size(facts["memory"]),
-        "disk": f"{size(facts['free'])} free",
-        "rsync": "yes" if facts["rsync"] else "no: files go by SFTP, and whole",
-        ".venv": state if made is None or made["torch"] or facts["missing"] else "whole, without torch",
+        "memory": format_gb(facts["memory"]),
+        "disk": f"{format_gb(facts['free'])} free",
+        "rsync": "yes" if facts["rsync"] else "no: files are sent by SFTP, without differences",
+        ".venv": state,
     }
 
 
-def gpus(found: dict[str, Any]) -> str:
+def format_gpus(found: Mapping[str, Any]) -> str:
     if not found["gpus"]:
         return f"none here; Slurm has {found['scheduled']}" if found["scheduled"] else "none"
     kinds = list(dict.fromkeys(map(tuple, found["gpus"])))
     parts = []
     for name, memory in kinds:
         number = sum(tuple(each) == (name, memory) for each in found["gpus"])
-        parts.append(f"{number} x {name}" + (f", {size(memory)}" if memory else ""))
+        parts.append(f"{number} x {name}" + (f", {format_gb(memory)}" if memory else ""))
     driver = f"driver {found['driver']}" if found["driver"] else ""
     runtime = f"{'CUDA' if found['kind'] == 'cuda' else 'ROCm'} {found['runtime']}" if found["runtime"] else ""
     return "; ".join(filter(None, (*parts, driver, runtime)))
 
 
-def warnings(facts: dict[str, Any]) -> list[str]:
+def warnings(facts: Mapping[str, Any]) -> list[str]:
     found = []
     if facts["accelerator"]["problem"]:
         found.append(facts["accelerator"]["problem"])
     if facts["kills"]:
         found.append(
-            f"logind ends all that {facts['user']} runs when the last session ends there (KillUserProcesses=yes); "
-            "let runs go on by: loginctl enable-linger"
+            f"logind kills all processes of {facts['user']} when the last session ends (KillUserProcesses=yes); "
+            "run loginctl enable-linger on the server to keep runs alive"
         )
     return found
 
 
-def size(number: float) -> str:
+def format_gb(number: float) -> str:
     """Bytes in GB or MB."""
     if number < GB / 10:
         return f"{number / 1e6:.0f} MB"

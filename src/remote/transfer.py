@@ -1,6 +1,6 @@
-"""Files on their way, by rsync where both sides have it, else by SFTP. What was sent already is not sent again.
+"""File transfer by rsync where both sides have it, else by SFTP. Interrupted transfers resume.
 
-Neither is trusted: who calls compares the content of what has arrived.
+Neither is trusted: the caller compares the hashes of what has arrived.
 """
 
 from __future__ import annotations
@@ -24,40 +24,43 @@ from src.utils.logs import eprint
 
 Answer = TypeVar("Answer")
 
-TRIES = 3  # that bring nothing further
-BLOCK = 1 << 15  # bytes, what an SFTP server takes at once
-LARGE = 20_000_000  # bytes, from which on a terminal is shown how far it is
-HERE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # which SFTP never says of the server's disk
+ATTEMPTS = 3  # without any progress
+BLOCK = 1 << 15  # bytes, the most that an SFTP server accepts at once
+LARGE = 20_000_000  # bytes, from which on a terminal shows the progress
+LOCAL_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # SFTP does not report these of the server's disk
 KEEP_ALIVE = ("-o", "ConnectTimeout=10", "-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=4")
-FULL = ("No space left", "Disk quota exceeded")
-CLOSED = ("Permission denied", "Read-only file system", "Operation not permitted")
+DISK_FULL = ("No space left", "Disk quota exceeded")
+NOT_WRITABLE = ("Permission denied", "Read-only file system", "Operation not permitted")
 
 
 def send(connection: Connection, files: Mapping[str, Path], folder: str, rsync: bool, size: int) -> None:
-    """Send files to an absolute folder of the server, as the names that they have in `files`.
+    """Send files to an absolute folder of the server, under the names that are their keys in `files`.
 
+    Args:
+        rsync: whether the server has it.
+        size: bytes in all, for the progress.
     Raises: RemoteError if they cannot be written there; LostConnection.
     """
 
     def arrived() -> int:
-        return int(connection.call("fs:size", folder=folder))
+        return int(connection.call("fs:folder_size", folder=folder))
 
     def put(sftp: SFTPClient) -> None:
         for name, path in files.items():
-            _put(sftp, path, _bytes(folder, name))
+            _put(sftp, path, _remote_path(folder, name))
 
-    if rsync and _local_rsync():
-        with tempfile.TemporaryDirectory() as linked:
+    if rsync and _has_local_rsync():
+        with tempfile.TemporaryDirectory() as links:
             for name, path in files.items():
-                Path(linked, name).symlink_to(path.absolute())
-            words = ["-rL", "--append", *_progress(size), f"{linked}/", f"{_host(connection)}:{folder}/"]
+                Path(links, name).symlink_to(path.absolute())
+            words = ["-rL", "--append", *_progress(size), f"{links}/", f"{_rsync_host(connection)}:{folder}/"]
             if _by_rsync(connection, words, b"", arrived):
                 return
     _by_sftp(connection, put, arrived)
 
 
 def receive(connection: Connection, names: Sequence[str], folder: str, to: Path, rsync: bool, size: int) -> None:
-    """Fetch files by their names in an absolute folder of the server.
+    """Receive files by their names in an absolute folder of the server; `rsync` and `size` as for `send`.
 
     Raises: RemoteError; LostConnection.
     """
@@ -67,21 +70,38 @@ def receive(connection: Connection, names: Sequence[str], folder: str, to: Path,
 
     def get(sftp: SFTPClient) -> None:
         for name in names:
-            _get(sftp, _bytes(folder, name), to / name)
+            _get(sftp, _remote_path(folder, name), to / name)
 
-    if rsync and _local_rsync():
+    if rsync and _has_local_rsync():
         words = ["-r", "--append", "--from0", "--files-from=-", *_progress(size)]
-        words += [f"{_host(connection)}:{folder}/", f"{to}/"]
+        words += [f"{_rsync_host(connection)}:{folder}/", f"{to}/"]
         if _by_rsync(connection, words, b"".join(os.fsencode(name) + b"\0" for name in names), arrived):
             return
     _by_sftp(connection, get, arrived)
 
 
-def _local_rsync() -> bool:
+def _retry(connection: Connection, attempt: Callable[[], Answer], arrived: Callable[[], int]) -> Answer:
+    """The result of `attempt`, which is repeated while each time more bytes have `arrived`."""
+    attempts, before = ATTEMPTS, -1
+    while True:
+        try:
+            return attempt()
+        except LostConnection:
+            connection.retry(lambda: connection.ssh)
+            now = arrived()
+            attempts, before = (ATTEMPTS if now > before else attempts - 1), now
+            if not attempts:
+                raise
+
+
+# rsync
+
+
+def _has_local_rsync() -> bool:
     return shutil.which("rsync") is not None and shutil.which("ssh") is not None
 
 
-def _host(connection: Connection) -> str:
+def _rsync_host(connection: Connection) -> str:
     return f"[{connection.target.host}]" if ":" in connection.target.host else connection.target.host
 
 
@@ -89,63 +109,56 @@ def _progress(size: int) -> list[str]:
     return ["--info=progress2", "--no-inc-recursive"] if size > LARGE and sys.stderr.isatty() else []
 
 
-def _by_rsync(connection: Connection, words: Sequence[str], given: bytes, arrived: Callable[[], int]) -> bool:
-    """Run rsync until it is done. Returns: False, said in a line, where it does not work."""
-    shell = " ".join("'" + word.replace("'", "''") + "'" for word in (*connection.target.ssh, *KEEP_ALIVE))
+def _by_rsync(connection: Connection, words: Sequence[str], stdin: bytes, arrived: Callable[[], int]) -> bool:
+    """Run rsync until it has succeeded. Returns: False if it does not work, which is logged in a line."""
+    ssh = (*connection.target.ssh_command, *KEEP_ALIVE)
+    shell = " ".join("'" + word.replace("'", "''") + "'" for word in ssh)
 
     def attempt() -> str:
         done = subprocess.run(
             ["rsync", "--protect-args", "--timeout=30", "-e", shell, *words],
-            input=given,
+            input=stdin,
             stdout=sys.stderr if sys.stderr.isatty() else subprocess.DEVNULL,
             stderr=subprocess.PIPE,
         )
-        said = os.fsdecode(done.stderr)
-        if done.returncode in {0, 24}:  # 24: a file vanished, which is seen when it is asked after
+        stderr = os.fsdecode(done.stderr)
+        if done.returncode in {0, 24}:  # 24: a file has vanished; the caller notices
             return ""
-        if done.returncode != 255 and any(reason in said for reason in (*FULL, *CLOSED)):
-            raise refused(connection, said)
-        lines = [line.strip() for line in said.splitlines() if line.strip()] or [f"exit code {done.returncode}"]
+        if done.returncode != 255 and any(reason in stderr for reason in (*DISK_FULL, *NOT_WRITABLE)):
+            raise write_error(str(connection.target), stderr)
+        lines = [s for line in stderr.splitlines() if (s := line.strip())] or [f"exit code {done.returncode}"]
         reason = next((line for line in lines if "rsync" in line), lines[0])
-        if done.returncode in {1, 2, 4, 127}:  # it does not understand what it is told, or who it speaks to
+        if done.returncode in {1, 2, 4, 127}:  # an incompatible rsync on either side
             return reason
         raise LostConnection(reason)
 
     try:
-        reason = _repeated(connection, attempt, arrived)
+        reason = _retry(connection, attempt, arrived)
     except LostConnection as error:
         reason = error.problems[0]
     if reason:
-        eprint(f"rsync does not work ({reason}): SFTP goes on")
+        eprint(f"rsync does not work ({reason}): using SFTP")
     return not reason
 
 
-def _repeated(connection: Connection, attempt: Callable[[], Answer], arrived: Callable[[], int]) -> Answer:
-    """The result of `attempt`, which is repeated as long as each time some more bytes have `arrived`."""
-    tries, before = TRIES, -1
-    while True:
-        try:
-            return attempt()
-        except LostConnection:
-            connection.again(lambda: connection.ssh)  # it may take its time
-            now = arrived()
-            tries, before = (TRIES if now > before else tries - 1), now
-            if not tries:
-                raise
-
-
-def refused(connection: Connection, said: str) -> RemoteError:
-    """The error of a disk that takes no more, in a sentence."""
-    line = next(line for line in said.splitlines() if any(reason in line for reason in (*FULL, *CLOSED)))
-    if any(reason in line for reason in FULL):
+def write_error(server: str, stderr: str) -> RemoteError:
+    """The error for a full or read-only disk, from rsync's output."""
+    line = next(
+        line for line in stderr.splitlines() if any(reason in line for reason in (*DISK_FULL, *NOT_WRITABLE))
+    )
+    if any(reason in line for reason in DISK_FULL):
         return RemoteError(
-            f"no space is left on the device: {line.strip()}", hint="free some; what is there stays"
+            f"no space is left on the device: {line.strip()}", hint="free some space; what has arrived is kept"
         )
-    return RemoteError(f"{connection.target} refuses a file: {line.strip()}")
+    return RemoteError(f"{server} refuses a file: {line.strip()}")
+
+
+# SFTP
 
 
 def _by_sftp(connection: Connection, work: Callable[[SFTPClient], None], arrived: Callable[[], int]) -> None:
-    """Do some work of SFTP, again where the connection is lost."""
+    """Do `work`, again if the connection is lost."""
+    target = connection.target
 
     def attempt() -> None:
         try:
@@ -155,51 +168,71 @@ def _by_sftp(connection: Connection, work: Callable[[SFTPClient], None], arrived
             work(sftp)
         except (SSHException, EOFError, TimeoutError, ConnectionError) as error:
             connection.close()
-            raise LostConnection(
-                f"the connection to {connection.target} was lost: {error or 'it was closed'}"
-            ) from None
+            raise LostConnection(f"the connection to {target} was lost: {error or 'it was closed'}") from None
         except OSError as error:
             if channel.closed or not channel.get_transport().is_active():
                 connection.close()
-                raise LostConnection(f"the connection to {connection.target} was lost: {error}") from None
-            if error.errno in HERE:
+                raise LostConnection(f"the connection to {target} was lost: {error}") from None
+            if error.errno in LOCAL_ERRORS:
                 raise
             raise RemoteError(
-                f"{connection.target} refuses a file: {str(error).lower()}",
-                hint="is its disk full, or the folder closed?",
+                f"{target} refuses a file: {str(error).lower()}",
+                hint="is its disk full, or the folder read-only?",
             ) from None
 
-    _repeated(connection, attempt, arrived)
+    _retry(connection, attempt, arrived)
 
 
-def _put(sftp: SFTPClient, path: Path, there: bytes) -> None:
-    """Send one file, from where it broke off."""
+def _put(sftp: SFTPClient, path: Path, remote: bytes) -> None:
+    """Send one file, resuming after the bytes that have arrived."""
     try:
-        offset = int(sftp.stat(there).st_size or 0)
+        offset = int(sftp.stat(remote).st_size or 0)
     except FileNotFoundError:
         offset = 0
-    with path.open("rb") as source, sftp.open(there, "ab") as target:
+    with path.open("rb") as source, sftp.open(remote, "ab") as target:
         source.seek(offset)
-        target.set_pipelined(True)  # what is refused then is not told
+        target.set_pipelined(True)  # faster, and does not report what the server refuses
         _copy(source, target)
         end = source.tell()
-    if sftp.stat(there).st_size != end:
+    if sftp.stat(remote).st_size != end:
         raise OSError("it was not written to its end")
 
 
-def _get(sftp: SFTPClient, there: bytes, path: Path) -> None:
+def _get(sftp: SFTPClient, remote: bytes, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with sftp.open(there, "rb") as source, path.open("ab") as target:
+    with sftp.open(remote, "rb") as source, path.open("ab") as target:
         source.seek(target.tell())
         source.prefetch(source.stat().st_size, max_concurrent_requests=64)
         _copy(source, target)
 
 
-def _bytes(folder: str, name: str) -> bytes:
-    """A path on the server, whatever bytes its name has."""
+def _remote_path(folder: str, name: str) -> bytes:
+    """A path on the server, byte for byte, whatever its encoding is."""
     return f"{folder}/{name}".encode("utf-8", "surrogateescape")
 
 
 def _copy(source: IO[bytes], target: IO[bytes]) -> None:
     while block := source.read(BLOCK):
         target.write(block)
+
+
+# File names and sizes in messages
+
+
+def format_size(size: int) -> str:
+    """`14.2 MB`, in the unit that fits."""
+    for unit, name in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
+        if size >= unit:
+            return f"{size / unit:.1f} {name}" if size < 100 * unit else f"{size / unit:.0f} {name}"
+    return f"{size} bytes"
+
+
+def printable(path: str) -> str:
+    """A path without characters that a terminal cannot display."""
+    return path if path.isprintable() else ascii(path)
+
+
+def join_names(paths: Sequence[str], most: int = 5) -> str:
+    """The first `most` paths, and how many more there are."""
+    more = f" and {len(paths) - most} more" if len(paths) > most else ""
+    return ", ".join(map(printable, paths[:most])) + more

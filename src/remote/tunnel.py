@@ -1,4 +1,4 @@
-"""What of the server is shown here: a shell in the project's folder, and its TensorBoard."""
+"""A shell on the server, and the server's TensorBoard through an SSH tunnel."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from src.errors import ConfigError, LostConnection, RemoteError
 from src.remote.connection import Connection
 
 PORT = 6006
-TRIES = 100  # ports after PORT
-LOCAL = "127.0.0.1"
-ANSWERS = 10.0  # seconds
+PORTS_TRIED = 100  # from PORT on
+LOOPBACK = "127.0.0.1"
+CHANNEL_TIMEOUT_S = 10.0
 BLOCK = 1 << 15  # bytes
-PROHIBITED = 1  # the server's reason for refusing a channel, of RFC 4254, 5.1
+PROHIBITED = 1  # the server's reason for refusing a channel, RFC 4254, section 5.1
 START = (
     "import json,os;d=json.loads(bytes.fromhex({given!r}));os.chdir(d[{root!r}]);"
     "os.environ.update(d[{environment!r}]);os.execvp(d[{argv!r}][0],d[{argv!r}])"
@@ -33,14 +33,14 @@ START = (
 
 
 def shell(connection: Connection) -> int:
-    """A shell in REMOTE_DIR, with its environment activated: OpenSSH's where it is installed, else Fabric's.
+    """Open a shell in REMOTE_DIR with its environment activated: by OpenSSH if it is installed, else by Fabric.
 
     Returns: the exit code of the shell.
     """
     found = connection.call("sessions:shell", folder=connection.target.dir)
     names = {name: name for name in ("root", "environment", "argv")}
     code = START.format(given=json.dumps(found).encode().hex(), **names).replace("'", '"')
-    command = connection.target.command(code)
+    command = connection.target.python_command(code)
     if shutil.which("ssh"):
         connection.close()
         sys.stdout.flush()
@@ -53,13 +53,14 @@ def shell(connection: Connection) -> int:
 
 
 def tensorboard(connection: Connection, port: str | None = None) -> int:
-    """Show the server's TensorBoard at a port of this machine until Ctrl-C, over lost connections.
+    """Show the server's TensorBoard at a port of this machine until Ctrl-C, across lost connections.
 
-    It runs there for as long as this does. Raises: ConfigError where the port that was asked for is taken.
+    TensorBoard on the server ends with this command.
+    Raises: ConfigError if the requested port is in use; RemoteError.
     """
-    with closing(listener(port)) as listening:
-        address = f"http://localhost:{listening.getsockname()[1]}"
-        tunnel = Tunnel(listening)
+    with closing(open_listener(port)) as listener:
+        address = f"http://localhost:{listener.getsockname()[1]}"
+        tunnel = Tunnel(listener)
         threading.Thread(target=tunnel.serve, daemon=True).start()
         while True:
             try:
@@ -68,41 +69,40 @@ def tensorboard(connection: Connection, port: str | None = None) -> int:
                     print(f"TensorBoard of {connection.target}: {address} (Ctrl-C ends it)", flush=True)
                 raise LostConnection(f"the connection to {connection.target} was lost")
             except LostConnection as error:
-                if not connection.reached:
+                if not connection.was_connected:
                     raise
                 print(f"{error.problems[0]}; TensorBoard comes back with it", file=sys.stderr, flush=True)
-                connection.close()
-                connection.again(lambda: connection.ssh, patience=float("inf"))
+                connection.reconnect()
 
 
-def listener(asked: str | None) -> socket.socket:
-    """A socket of this machine's loopback at the port that was asked for, or the first free one from PORT on."""
-    if asked is not None and not (asked.isdecimal() and 0 < int(asked) < 1 << 16):
-        raise ConfigError(f"PORT={asked}: should be a number from 1 to 65535")
-    for port in [int(asked)] if asked else range(PORT, PORT + TRIES):
+def open_listener(requested: str | None) -> socket.socket:
+    """A socket on this machine's loopback, at the requested port or the first free one from PORT on."""
+    if requested is not None and not (requested.isdecimal() and 0 < int(requested) < 1 << 16):
+        raise ConfigError(f"PORT={requested}: should be a number from 1 to 65535")
+    for port in [int(requested)] if requested else range(PORT, PORT + PORTS_TRIED):
         try:
-            return socket.create_server((LOCAL, port))
+            return socket.create_server((LOOPBACK, port))
         except OSError as error:
-            problem = f"port {port} of this machine cannot be had: {(error.strerror or str(error)).lower()}"
-    raise ConfigError(problem, hint="name another by PORT=, or leave it out")
+            problem = f"port {port} of this machine cannot be used: {(error.strerror or str(error)).lower()}"
+    raise ConfigError(problem, hint="choose another PORT, or leave it out")
 
 
 class Tunnel:
-    """Carries each connection to `listening` to a port of the server, by the connection that there is now."""
+    """Forwards each connection to `listener` to a port of the server, through the current SSH connection."""
 
-    def __init__(self, listening: socket.socket) -> None:
-        self.listening = listening
+    def __init__(self, listener: socket.socket) -> None:
+        self.listener = listener
         self._to: tuple[Transport, int] | None = None
 
     def open(self, transport: Transport, port: int, name: str) -> None:
-        """Carry to this port from now on. Raises: RemoteError where the server does not permit it."""
+        """Forward to this port from now on. Raises: RemoteError if the server does not permit it."""
         try:
             self._channel(transport, port).close()
         except ChannelException as error:
-            if error.code != PROHIBITED:  # nobody listens at that port any more
-                raise LostConnection(f"TensorBoard on {name} does not answer: {error.text.lower()}") from None
+            if error.code != PROHIBITED:  # TensorBoard no longer listens at that port
+                raise LostConnection(f"no response from TensorBoard on {name}: {error.text.lower()}") from None
             raise RemoteError(
-                f"{name} does not let a port be forwarded: {error.text.lower()}",
+                f"{name} does not permit port forwarding: {error.text.lower()}",
                 hint="AllowTcpForwarding of its sshd must be yes or local",
             ) from None
         except (SSHException, OSError, EOFError) as error:
@@ -110,22 +110,22 @@ class Tunnel:
         self._to = transport, port
 
     def serve(self) -> None:
-        """Take connections until the listener is closed."""
+        """Accept connections until the listener is closed."""
         with suppress(OSError):
             while True:
-                client = self.listening.accept()[0]
-                threading.Thread(target=self._carry, args=(client,), daemon=True).start()
+                client = self.listener.accept()[0]
+                threading.Thread(target=self._forward, args=(client,), daemon=True).start()
 
-    def _carry(self, client: socket.socket) -> None:
+    def _forward(self, client: socket.socket) -> None:
         with client, suppress(SSHException, OSError, EOFError, TypeError):
-            assert self._to is not None  # before it is, nobody was told of the port
+            assert self._to is not None  # the address is printed after `open`
             with self._channel(*self._to) as channel:
                 while True:
-                    for one in select.select([client, channel], [], [])[0]:
-                        if not (data := one.recv(BLOCK)):
+                    for end in select.select([client, channel], [], [])[0]:
+                        if not (data := end.recv(BLOCK)):
                             return
-                        (channel if one is client else client).sendall(data)
+                        (channel if end is client else client).sendall(data)
 
     @staticmethod
     def _channel(transport: Transport, port: int) -> Channel:
-        return transport.open_channel("direct-tcpip", (LOCAL, port), (LOCAL, 0), timeout=ANSWERS)
+        return transport.open_channel("direct-tcpip", (LOOPBACK, port), (LOOPBACK, 0), timeout=CHANNEL_TIMEOUT_S)

@@ -152,7 +152,7 @@ def person(sshd: Server, local_project: Path, remote_project: Path, tmp_path: Pa
 @pytest.fixture
 def connection(person: Client) -> Iterator[Connection]:
     """That person's connection, in this process."""
-    with Connection(RemoteTarget.of(person.environment)) as opened:
+    with Connection(RemoteTarget.from_env(person.environment)) as opened:
         yield opened
 
 

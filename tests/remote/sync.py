@@ -22,7 +22,7 @@ from tests.remote.server import Server
 @pytest.fixture
 def sync_connection(sshd: Server, there: Path, tmp_path: Path) -> Iterator[Connection]:
     variables = sshd.client(tmp_path / "person", f"~/{there.name}", REMOTE_PYTHON=sys.executable)
-    with Connection(RemoteTarget.of(variables)) as connection:
+    with Connection(RemoteTarget.from_env(variables)) as connection:
         yield connection
 
 
@@ -35,7 +35,7 @@ def bad_connection(sshd: Server, there: Path, tmp_path: Path) -> Iterator[tuple[
         )
         known = Path(variables["HOME"], "known_hosts")
         known.write_text(known.read_text().replace(f":{sshd.port}", f":{between.port}"))
-        with Connection(RemoteTarget.of(variables)) as connection:
+        with Connection(RemoteTarget.from_env(variables)) as connection:
             yield connection, between
 
 

@@ -9,27 +9,27 @@ from pathlib import Path
 
 import pytest
 
-from src.remote.agent.protocol import BOOTSTRAP
+from src.remote.agent.bootstrap import BOOTSTRAP
+from src.remote.connection import AGENT_DIR
 
-THERE = Path(__file__).resolve().parents[2] / "src" / "remote" / "agent"
 WORK = """
 import time
 from contextlib import nullcontext
-from src.remote.agent.protocol import unbroken
+from src.remote.agent.bootstrap import uninterrupted
 
 def work(path, whole):
-    with unbroken if whole else nullcontext():
+    with uninterrupted if whole else nullcontext():
         open(path + ".begun", "w").close()
         time.sleep(1)
         open(path, "w").close()
 """
 
 
-def served(**given: object) -> subprocess.Popen[bytes]:
+def served(**args: object) -> subprocess.Popen[bytes]:
     """The door, with quick signs of life, asked for `work:work`."""
-    boot = (THERE / "bootstrap.py").read_text().replace("HEARTBEAT_S = 3.0", "HEARTBEAT_S = 0.01")
-    sources = {"protocol": (THERE / "protocol.py").read_text(), "work": WORK}
-    request = {"boot": boot, "sources": sources, "mark": "MARK", "call": "work:work", "given": given}
+    bootstrap = (AGENT_DIR / "bootstrap.py").read_text().replace("HEARTBEAT_S = 3.0", "HEARTBEAT_S = 0.01")
+    sources = {"bootstrap": bootstrap, "work": WORK}
+    request = {"sources": sources, "mark": "MARK", "call": "work:work", "args": args}
     process = subprocess.Popen([sys.executable, "-c", BOOTSTRAP], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdin
     process.stdin.write(json.dumps(request).encode() + b"\n")

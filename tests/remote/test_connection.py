@@ -78,9 +78,9 @@ def test_a_network_that_drops_everything_is_told(person: Client, monkeypatch: py
         for each in waiting:
             each.setblocking(False)
             each.connect_ex(("127.0.0.1", port))
-        with pytest.raises(LostConnection, match=f"127.0.0.1:{port} does not answer within 0.5 s"):
-            Connection(RemoteTarget.of(person.environment | {"REMOTE_PORT": str(port)})).call(
-                "jobs:known", folder="~/x"
+        with pytest.raises(LostConnection, match=f"no response from 127.0.0.1:{port} within 0.5 s"):
+            Connection(RemoteTarget.from_env(person.environment | {"REMOTE_PORT": str(port)})).call(
+                "jobs:list_jobs", folder="~/x"
             )
         for each in waiting:
             each.close()
@@ -90,9 +90,9 @@ def test_a_server_that_says_nothing_is_told(sshd: Server, person: Client, monkey
     monkeypatch.setattr(connection_module, "CONNECT_TIMEOUT_S", 0.5)
     with proxy(sshd.port) as between:
         between.silence()
-        target = RemoteTarget.of(person.environment | {"REMOTE_PORT": str(between.port)})
-        with pytest.raises(LostConnection, match=r"does not answer within 0\.5 s"):
-            Connection(target).call("jobs:known", folder="~/x")
+        target = RemoteTarget.from_env(person.environment | {"REMOTE_PORT": str(between.port)})
+        with pytest.raises(LostConnection, match=r"no response from .* within 0\.5 s"):
+            Connection(target).call("jobs:list_jobs", folder="~/x")
 
 
 def test_what_is_no_ssh_server_is_told(person: Client) -> None:
@@ -108,7 +108,7 @@ def test_what_is_no_ssh_server_is_told(person: Client) -> None:
         answering.start()
         said = person.refused(STATUS, REMOTE_PORT=str(port))
         answering.join()
-    assert said.startswith(f"{person.environment['REMOTE_USER']}@127.0.0.1 does not speak as an SSH server")
+    assert said.startswith(f"{person.environment['REMOTE_USER']}@127.0.0.1 does not respond as an SSH server")
     assert "check REMOTE_HOST and REMOTE_PORT" in said
 
 
@@ -159,7 +159,7 @@ def test_what_ssh_is_told_to_accept_is_accepted(sshd: Server, person: Client) ->
 def test_a_key_that_the_server_does_not_take_is_named(person: Client, tmp_path: Path) -> None:
     other = make_key(tmp_path / "other")
     said = person.refused(STATUS, REMOTE_KEY=str(other))
-    assert f"refuses {person.environment['REMOTE_USER']}: it takes none of {other}; check REMOTE_USER" in said
+    assert f"refuses {person.environment['REMOTE_USER']}: it accepts none of {other}; check REMOTE_USER" in said
 
 
 def test_a_user_that_the_server_does_not_know_is_named(person: Client) -> None:
@@ -244,7 +244,7 @@ def test_what_the_jump_host_says_is_passed_on(person: Client) -> None:
 def test_a_configuration_that_ssh_refuses_is_told(person: Client) -> None:
     person.configure("  NoSuchOption yes\n")
     said = person.refused(STATUS)
-    assert said.startswith("ssh refuses its configuration for 127.0.0.1: ") and "nosuchoption" in said
+    assert said.startswith("ssh rejects its configuration for 127.0.0.1: ") and "nosuchoption" in said
 
 
 # What is there
@@ -308,19 +308,19 @@ def test_a_full_disk_is_told(sshd: Server, person: Client) -> None:
 
 def test_a_request_is_asked_again_when_the_connection_was_lost(sshd: Server, connection: Connection) -> None:
     for _ in range(3):
-        assert connection.call("jobs:known", folder=connection.target.dir) == []
+        assert connection.call("jobs:list_jobs", folder=connection.target.dir) == []
         sshd.cut()
 
 
 def test_a_server_that_comes_back_is_waited_for(sshd: Server, connection: Connection) -> None:
-    assert connection.call("jobs:known", folder=connection.target.dir) == []
+    assert connection.call("jobs:list_jobs", folder=connection.target.dir) == []
     sshd.block()
     try:
         with pytest.raises(LostConnection, match="cannot be reached"):
-            connection.call("jobs:known", folder=connection.target.dir, patience=0.3)
+            connection.call("jobs:list_jobs", folder=connection.target.dir, retry_s=0.3)
         back = threading.Timer(0.3, sshd.unblock)
         back.start()
-        assert connection.call("jobs:known", folder=connection.target.dir) == []
+        assert connection.call("jobs:list_jobs", folder=connection.target.dir) == []
         back.join()
     finally:
         sshd.unblock()
@@ -331,21 +331,21 @@ def test_a_connection_that_nothing_comes_through_is_given_up(
 ) -> None:
     monkeypatch.setattr(connection_module, "SILENCE_TIMEOUT_S", 0.5)
     with proxy(sshd.port) as between:
-        target = RemoteTarget.of(person.environment | {"REMOTE_PORT": str(between.port)})
+        target = RemoteTarget.from_env(person.environment | {"REMOTE_PORT": str(between.port)})
         person.known_hosts.write_text(sshd.known_hosts().replace(str(sshd.port), str(between.port)))
         with Connection(target) as connection:
-            assert connection.call("jobs:known", folder=target.dir) == []
+            assert connection.call("jobs:list_jobs", folder=target.dir) == []
             between.lose()
-            assert connection.call("jobs:known", folder=target.dir) == []
+            assert connection.call("jobs:list_jobs", folder=target.dir) == []
         assert between.count == 2
 
 
 def test_an_error_there_that_nobody_foresaw_keeps_its_traceback(connection: Connection) -> None:
     with pytest.raises(RuntimeError, match=r"(?s)Traceback.*TypeError"):
-        connection.call("jobs:known", nothing=1)
+        connection.call("jobs:list_jobs", nothing=1)
 
 
 def test_what_is_refused_there_is_refused_here(connection: Connection) -> None:
     with pytest.raises(RemoteError, match="/dev/null is a file on the server") as refused:
-        connection.call("apply_push:settle", folder="/dev/null", push={}, wanted={}, named=[])
+        connection.call("apply_push:apply", folder="/dev/null", push={}, wanted={}, named=[])
     assert refused.value.hint == "REMOTE_DIR should be a folder"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from src.errors import ConfigError
-from src.remote.env_forwarding import carried
+from src.remote.jobs import forwarded_env
 
 HERE = {
     "HF_TOKEN": "hf_1",
@@ -28,7 +28,7 @@ HERE = {
 
 
 def test_known_services_go_along_and_this_machine_stays(tmp_path: Path) -> None:
-    found = carried([], HERE, tmp_path / ".env")
+    found = forwarded_env([], HERE, tmp_path / ".env")
     assert found == {"HF_TOKEN": "hf_1", "LAKEFS_SECRET_KEY": "lake", "AWS_SESSION_TOKEN": "aws"}
 
 
@@ -36,20 +36,20 @@ def test_what_the_env_file_names_goes_along_with_its_value_in_the_environment(tm
     file = tmp_path / ".env"
     own = 'REMOTE_HOST=box\nexport HF_HOME="~/hf"\nTMPDIR=/x\nPYTHONHOME=/x\n'
     file.write_text(f'export MINE="0"\n{own}CUDA_VISIBLE_DEVICES=1\n')
-    found = carried([], HERE | {"CUDA_VISIBLE_DEVICES": "1", "TMPDIR": "/x", "PYTHONHOME": "/x"}, file)
+    found = forwarded_env([], HERE | {"CUDA_VISIBLE_DEVICES": "1", "TMPDIR": "/x", "PYTHONHOME": "/x"}, file)
     assert found["MINE"] == "1" and found["CUDA_VISIBLE_DEVICES"] == "1"
     assert not found.keys() & {"REMOTE_HOST", "HF_HOME", "TMPDIR", "PYTHONHOME"}
 
 
 def test_what_a_setting_refers_to_goes_along(tmp_path: Path) -> None:
     words = ["model_name=${oc.env:EDITOR}", "a=${oc.env:MINE,none}", "b=${oc.env:ABSENT,none}"]
-    assert carried(words, HERE, tmp_path / ".env").keys() >= {"EDITOR", "MINE"}
+    assert forwarded_env(words, HERE, tmp_path / ".env").keys() >= {"EDITOR", "MINE"}
 
 
 def test_more_names_are_asked_for(tmp_path: Path) -> None:
-    assert carried([], HERE | {"REMOTE_ENV": "EDITOR, MINE"}, tmp_path / ".env")["EDITOR"] == "vi"
+    assert forwarded_env([], HERE | {"REMOTE_ENV": "EDITOR, MINE"}, tmp_path / ".env")["EDITOR"] == "vi"
 
 
 def test_what_is_referred_to_and_not_set_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="ABSENT is not set"):
-        carried(["lr=${oc.env:ABSENT}"], HERE, tmp_path / ".env")
+        forwarded_env(["lr=${oc.env:ABSENT}"], HERE, tmp_path / ".env")

@@ -76,7 +76,7 @@ def manifest(run: Path, **changes: Any) -> None:
 
 
 def fetch(connection: Connection, word: str = ID) -> Path:
-    return fetching.fetch(connection, fetching.named(connection, word))
+    return fetching.fetch(connection, jobs.find_run(connection, word))
 
 
 def content(run: Path) -> dict[str, bytes]:
@@ -141,21 +141,23 @@ def test_links_that_stay_inside_are_links_here_and_others_are_told(
     assert os.readlink(ours / "checkpoints/last") == "../model"
     assert (ours / "logs/abs").resolve() == (ours / "model/weights").resolve()
     assert not os.path.lexists(ours / "away")
-    assert "away was not fetched: it leads out of the run, to /etc/passwd" in capsys.readouterr().err
+    assert (
+        "away was not fetched: it is a link to a path outside of the run, /etc/passwd" in capsys.readouterr().err
+    )
     assert fetch(sync_connection) == ours and os.readlink(ours / "checkpoints/last") == "../model"
 
 
 def test_the_run_of_a_job_is_named_by_either(sync_connection: Connection, here: Path, run: Path) -> None:
     script = f'echo "$PWD/outputs/runs/{ID}" > "$ASSAY_RUN_FILE"'
     job = jobs.start(sync_connection, "train", [jobs.PYTHON, "-c", script], [], {}, None, f"{ID}-abcd")
-    until(lambda: jobs.named(sync_connection, job["id"])["status"] == "ended")
+    until(lambda: jobs.find_job(sync_connection, job["id"])["status"] == "ended")
     assert (
-        fetching.named(sync_connection, f"{ID}-abcd")["run"]
-        == fetching.named(sync_connection, ID)["run"]
+        jobs.find_run(sync_connection, f"{ID}-abcd")["run"]
+        == jobs.find_run(sync_connection, ID)["run"]
         == str(run)
     )
     other = jobs.start(sync_connection, "plan", [jobs.PYTHON, "-c", "true"], [], {}, None)
-    until(lambda: jobs.named(sync_connection, other["id"])["status"] == "ended")
+    until(lambda: jobs.find_job(sync_connection, other["id"])["status"] == "ended")
     assert fetch(sync_connection, "latest").name == ID  # the newest that has made one
     with pytest.raises(RemoteError, match="there is no run 2027"):
         fetch(sync_connection, "2027")
@@ -165,7 +167,7 @@ def test_a_run_directory_is_meant_before_a_job_whose_name_begins_so(
     sync_connection: Connection, here: Path, run: Path
 ) -> None:
     job = jobs.start(sync_connection, "train", [jobs.PYTHON, "-c", "true"], [], {}, None, f"{ID}-abcd")
-    until(lambda: jobs.named(sync_connection, job["id"])["status"] == "ended")
+    until(lambda: jobs.find_job(sync_connection, job["id"])["status"] == "ended")
     assert fetch(sync_connection).name == ID
 
 
@@ -175,8 +177,10 @@ def test_a_run_directory_is_meant_before_a_job_whose_name_begins_so(
 def test_a_run_that_still_runs_is_refused(sync_connection: Connection, here: Path, run: Path) -> None:
     script = f'echo "$PWD/outputs/runs/{ID}" > "$ASSAY_RUN_FILE"; exec sleep 1000'
     job = jobs.start(sync_connection, "eval", [jobs.PYTHON, "-c", script], [], {}, None, "the-job")
-    until(lambda: jobs.named(sync_connection, job["id"])["run"])
-    with pytest.raises(RemoteError, match=rf"run {ID} still runs: process {job['pid']} works in it; .*ssh-stop"):
+    until(lambda: jobs.find_job(sync_connection, job["id"])["run"])
+    with pytest.raises(
+        RemoteError, match=rf"run {ID} is still running: process {job['pid']} works in it; .*ssh-stop"
+    ):
         fetch(sync_connection)
     jobs.stop(sync_connection, job)
     assert fetch(sync_connection).name == ID
@@ -187,7 +191,7 @@ def test_a_run_that_another_process_of_the_server_holds_is_refused(
 ) -> None:
     with (run / ".lock").open("w") as lock:
         fcntl.lockf(lock, fcntl.LOCK_EX)
-        with pytest.raises(RemoteError, match="still runs: a process of the server holds it"):
+        with pytest.raises(RemoteError, match="is still running: a process of the server has locked it"):
             fetch(sync_connection)
     assert fetch(sync_connection).name == ID
 
@@ -196,13 +200,13 @@ def test_a_run_that_is_evaluated_by_hand_on_the_server_is_refused(
     sync_connection: Connection, here: Path, run: Path
 ) -> None:
     manifest(run, evaluation={"status": "running", "process": runs.this_process() | {"boot_id": None}})
-    with pytest.raises(RemoteError, match=f"still runs: process {os.getpid()} works in it"):
+    with pytest.raises(RemoteError, match=f"is still running: process {os.getpid()} works in it"):
         fetch(sync_connection)
 
 
 def test_a_job_without_a_run_directory_is_refused(sync_connection: Connection, here: Path) -> None:
     job = jobs.start(sync_connection, "train", [jobs.PYTHON, "-c", "exit 2"], [], {}, None, "no-run")
-    until(lambda: jobs.named(sync_connection, job["id"])["status"] == "ended")
+    until(lambda: jobs.find_job(sync_connection, job["id"])["status"] == "ended")
     with pytest.raises(RemoteError, match="run no-run has no run directory: it is refused; make ssh-logs"):
         fetch(sync_connection, "no-run")
 
@@ -211,7 +215,7 @@ def test_what_is_no_run_is_refused(sync_connection: Connection, here: Path, run:
     (run / "manifest.json").unlink()
     with pytest.raises(RemoteError, match="nothing has been run in"):
         fetch(sync_connection)
-    with pytest.raises(RemoteError, match="is no run: it has no manifest"):
+    with pytest.raises(RemoteError, match="is not a run directory: it has no manifest"):
         fetching.fetch(sync_connection, {"id": ID, "run": str(run), "status": "ended"})
 
 
@@ -220,7 +224,7 @@ def test_another_run_of_the_same_name_is_left_alone(sync_connection: Connection,
     ours.mkdir(parents=True)
     manifest(ours, started="2026-01-02T03:04:06+01:00")
     before = tree(ours)
-    with pytest.raises(RunError, match=f"{ID} is another run than the server's: it began at .*; rename"):
+    with pytest.raises(RunError, match=f"{ID} differs from the server's run: it began at .*; rename"):
         fetch(sync_connection)
     assert {p: d for p, d in tree(ours).items() if p != ".lock"} == before
 
@@ -296,7 +300,7 @@ def test_what_is_only_here_stays_and_what_is_another_here_is_put_aside(
     assert content(folder) == {"logs/run.log": b"changed here", "gone": b"a file here"}
     told = capsys.readouterr().err
     assert "kept, though the server does not have it: mine/notes.txt" in told
-    assert f"put aside in outputs/replaced/{folder.name}: gone, logs/run.log" in told
+    assert f"the local version is in outputs/replaced/{folder.name}: gone, logs/run.log" in told
 
 
 # A run that died
@@ -308,7 +312,10 @@ def test_a_run_that_died_is_interrupted_here(
     manifest(run, status="running")
     ours = runs.Run(fetch(sync_connection))
     assert ours.status == "interrupted" == ours.manifest["status"]
-    assert "says that it is running, and its process is gone: here it is interrupted" in capsys.readouterr().err
+    assert (
+        "has the status running, and its process has ended: it is marked as interrupted here"
+        in capsys.readouterr().err
+    )
     assert json.loads((run / "manifest.json").read_text())["status"] == "running"
     manifest(run, evaluation={"status": "running", "process": MANIFEST["process"]})
     fetch(sync_connection)
@@ -327,7 +334,7 @@ def test_a_fetch_whose_connections_are_cut_goes_on_where_it_was(
     bad_connection: tuple[Connection, Proxy], sshd: Server, here: Path, run: Path, sync_way: str
 ) -> None:
     connection, between = bad_connection
-    job = fetching.named(connection, ID)
+    job = jobs.find_run(connection, ID)
     between.delay = 0.005
 
     def cut() -> None:

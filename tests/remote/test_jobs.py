@@ -34,7 +34,7 @@ def place(sshd: Server, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def connection(sshd: Server, place: Path, tmp_path: Path) -> Iterator[Connection]:
-    with Connection(RemoteTarget.of(sshd.client(tmp_path / "person", f"~/{place.name}"))) as connection:
+    with Connection(RemoteTarget.from_env(sshd.client(tmp_path / "person", f"~/{place.name}"))) as connection:
         yield connection
 
 
@@ -45,7 +45,7 @@ def start(
 
 
 def look(connection: Connection, job: jobs.Job) -> jobs.Job:
-    return jobs.named(connection, job["id"])
+    return jobs.find_job(connection, job["id"])
 
 
 def folder_of(place: Path, job: jobs.Job) -> Path:
@@ -67,7 +67,7 @@ def test_it_runs_in_the_folder_and_all_that_it_says_is_followed(
     job = start(connection, 'echo "in $PWD"; printf "no end\\377" >&2')
     ended = jobs.follow(connection, job["id"])
     assert capfdbinary.readouterr().out == f"in {place}\n".encode() + b"no end\xff"
-    assert (ended["status"], ended["code"], jobs.meaning(ended)) == ("ended", 0, "finished")
+    assert (ended["status"], ended["code"], jobs.format_status(ended)) == ("ended", 0, "finished")
 
 
 def test_what_it_says_bit_by_bit_is_followed_once(
@@ -84,32 +84,32 @@ def test_what_it_says_bit_by_bit_is_followed_once(
 )
 def test_the_exit_code_is_that_of_what_ran(connection: Connection, code: int, meaning: str) -> None:
     job = start(connection, f"exit {code}")
-    assert jobs.followed(connection, job["id"]) == code
-    assert jobs.meaning(look(connection, job)) == meaning
+    assert jobs.follow_to_end(connection, job["id"]) == code
+    assert jobs.format_status(look(connection, job)) == meaning
 
 
 def test_a_start_that_is_repeated_starts_nothing(connection: Connection, place: Path) -> None:
     for again in (False, True, True):
         job = start(connection, "echo once >> count; exec sleep 1000", id="the-one")
-        assert (job["id"], job["again"]) == ("the-one", again)
+        assert (job["id"], job["existed"]) == ("the-one", again)
     jobs.stop(connection, job)
     assert start(connection, "echo once >> count", id="the-one")["status"] == "ended"
     assert (place / "count").read_text() == "once\n"
-    assert len(jobs.known(connection)) == 1
+    assert len(jobs.list_jobs(connection)) == 1
 
 
 def test_a_name_that_is_a_path_is_refused(connection: Connection) -> None:
     for name in ("../../up", "a b", "latest", "x" * 101, ".."):
-        with pytest.raises(RemoteError, match="can be no name of a run"):
+        with pytest.raises(RemoteError, match="is not a valid id of a run"):
             start(connection, "true", id=name)
 
 
 def test_a_start_under_the_name_of_another_run_is_refused(connection: Connection) -> None:
     job = start(connection, "exit 5", "lr=1", id="taken")
     jobs.follow(connection, job["id"])
-    assert start(connection, "exit 5", "lr=1", id="taken")["again"]
+    assert start(connection, "exit 5", "lr=1", id="taken")["existed"]
     for words, stage in ((["lr=2"], "train"), (["lr=1"], "eval")):
-        with pytest.raises(RemoteError, match="run taken is there already, and is another: train lr=1"):
+        with pytest.raises(RemoteError, match="run taken exists and is another command: train lr=1"):
             start(connection, "exit 5", *words, stage=stage, id="taken")
 
 
@@ -123,14 +123,14 @@ def test_what_nobody_of_us_has_written_among_the_records_hides_no_run(connection
     (others / "empty").mkdir()
     (others / "list").mkdir()
     (others / "list/job.json").write_text("[1]")
-    assert [each["id"] for each in jobs.known(connection)] == [job["id"]]
+    assert [each["id"] for each in jobs.list_jobs(connection)] == [job["id"]]
 
 
 def test_without_an_environment_nothing_is_started_and_nothing_left(connection: Connection, place: Path) -> None:
     (place / ".venv" / "bin" / "python").unlink()
-    with pytest.raises(RemoteError, match=r"no environment in .*; make ssh-init makes it"):
+    with pytest.raises(RemoteError, match=r"no environment in .*; run make ssh-init"):
         start(connection, "true")
-    assert jobs.known(connection) == [] and not any((place / "outputs" / "remote" / "jobs").iterdir())
+    assert jobs.list_jobs(connection) == [] and not any((place / "outputs" / "remote" / "jobs").iterdir())
 
 
 def test_a_refused_start_removes_nothing_that_an_earlier_one_of_its_name_may_have_made(
@@ -166,14 +166,14 @@ def test_words_arrive_as_they_were_typed_whatever_the_locale(
     with sshd.session(LC_ALL="POSIX", LANG="de_DE.ISO-8859-1"):
         connection.close()
         job = start(connection, 'for word; do printf "%s\\0" "$word"; done > words', *words)
-        jobs.followed(connection, job["id"])
+        jobs.follow_to_end(connection, job["id"])
     assert (place / "words").read_bytes().decode().split("\0")[:-1] == words
 
 
 def test_what_a_login_shell_prints_is_no_answer(sshd: Server, connection: Connection) -> None:
     (sshd.home / ".bashrc").write_text("echo '{\"answer\": 1}'; echo welcome >&2\n")
     try:
-        assert jobs.followed(connection, start(connection, "exit 5")["id"]) == 5
+        assert jobs.follow_to_end(connection, start(connection, "exit 5")["id"]) == 5
     finally:
         (sshd.home / ".bashrc").unlink()
 
@@ -210,7 +210,7 @@ def test_the_process_of_another_boot_is_gone_though_its_id_is_taken(connection: 
         record.write_text(json.dumps(then | changed))
         assert look(connection, job)["status"] == "interrupted"
     record.write_text(json.dumps(then | {"host": "login2"}))
-    assert jobs.meaning(look(connection, job)) == "on login2, not seen from here"
+    assert jobs.format_status(look(connection, job)) == "on login2, not visible from this host"
     record.write_text(json.dumps(then))
     jobs.stop(connection, job)
 
@@ -226,7 +226,7 @@ def test_one_whose_end_is_not_written_down_yet_is_not_taken_for_interrupted(
     until(lambda: psutil.Process(job["pid"]).status() == psutil.STATUS_ZOMBIE)
     assert look(connection, job)["status"] == "running"
     supervisor.resume()
-    assert jobs.followed(connection, job["id"]) == 3
+    assert jobs.follow_to_end(connection, job["id"]) == 3
 
 
 @needs_own_mounts
@@ -243,7 +243,7 @@ def test_how_one_ended_is_written_down_once_its_full_disk_has_room(
     until(lambda: not psutil.pid_exists(job["pid"]))
     assert look(connection, job)["status"] == "running"
     sshd.inside(f"rm '{place}/big'")
-    assert jobs.followed(connection, job["id"]) == 3
+    assert jobs.follow_to_end(connection, job["id"]) == 3
     assert "tmp" not in sshd.inside(f"ls '{place}/outputs/remote/jobs/{job['id']}'").stdout
 
 
@@ -252,7 +252,7 @@ def test_who_follows_one_whose_process_is_gone_is_told_how_it_goes_on(connection
     supervisor_of(job).kill()
     os.kill(job["pid"], signal.SIGKILL)
     with pytest.raises(Stopped, match=f"interrupted.*make ssh-train resume={job['id']}"):
-        jobs.followed(connection, job["id"])
+        jobs.follow_to_end(connection, job["id"])
 
 
 def test_it_outlives_who_waits_for_its_end_and_its_run_tells_how_that_was(
@@ -268,10 +268,10 @@ def test_it_outlives_who_waits_for_its_end_and_its_run_tells_how_that_was(
     assert look(connection, job)["status"] == "running"
     (run / "manifest.json").write_text('{"status": "finished"}')
     (place / "go").touch()
-    assert jobs.followed(connection, job["id"]) == 0
-    assert jobs.meaning(look(connection, job)) == "finished"
+    assert jobs.follow_to_end(connection, job["id"]) == 0
+    assert jobs.format_status(look(connection, job)) == "finished"
     (run / "manifest.json").write_text('{"status": "failed"}')
-    assert jobs.meaning(look(connection, job)) == "interrupted"
+    assert jobs.format_status(look(connection, job)) == "interrupted"
 
 
 def test_a_run_is_named_by_its_beginning_and_by_the_directory_that_it_works_in(
@@ -281,11 +281,13 @@ def test_a_run_is_named_by_its_beginning_and_by_the_directory_that_it_works_in(
     first = start(connection, said, id="2026-01-02_a")
     second = start(connection, f"{said}; exec sleep 1000", id="2026-01-02_b")
     third = start(connection, "true", id="2026-01-03_c")
-    until(lambda: jobs.named(connection, "2026-01-02_b")["run"] and look(connection, first)["status"] == "ended")
+    until(
+        lambda: jobs.find_job(connection, "2026-01-02_b")["run"] and look(connection, first)["status"] == "ended"
+    )
     until(lambda: look(connection, third)["status"] == "ended")
 
     def named(word: str | None, **how: bool) -> str:
-        return str(jobs.named(connection, word, **how)["id"])
+        return str(jobs.find_job(connection, word, **how)["id"])
 
     assert named("2026-01-03") == named(None) == named("latest") == third["id"]
     assert named(None, running=True) == second["id"]
@@ -301,12 +303,12 @@ def test_a_run_is_named_by_its_beginning_and_by_the_directory_that_it_works_in(
 def test_of_a_long_list_the_newest_are_shown_and_what_runs(
     connection: Connection, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(status_table, "SHOWN", 1)
+    monkeypatch.setattr(status_table, "MAX_JOBS", 1)
     running = start(connection, "exec sleep 1000", id="running")
     for id in ("old", "new"):
-        jobs.followed(connection, start(connection, "true", id=id)["id"])
+        jobs.follow_to_end(connection, start(connection, "true", id=id)["id"])
     capsys.readouterr()
-    status_table.print_table(jobs.known(connection), connection)
+    status_table.print_table(jobs.list_jobs(connection), str(connection.target), connection.target.dir)
     shown = capsys.readouterr().out
     assert "new" in shown and "running" in shown and "old " not in shown and "and 1 older ones" in shown
     jobs.stop(connection, running)
@@ -317,9 +319,9 @@ def test_of_a_long_list_the_newest_are_shown_and_what_runs(
 
 def test_to_stop_one_lets_it_save_what_it_has(connection: Connection, capfd: pytest.CaptureFixture[str]) -> None:
     job = start(connection, 'trap "echo saved; exit 75" TERM; echo up; while :; do sleep 0.02; done')
-    until(lambda: look(connection, job)["last"] == "up")
+    until(lambda: look(connection, job)["last_line"] == "up")
     ended = jobs.stop(connection, look(connection, job))
-    assert jobs.meaning(ended) == "stopped, with a checkpoint"
+    assert jobs.format_status(ended) == "stopped, with a checkpoint"
     assert capfd.readouterr().out == "saved\n"  # what came after it was asked
 
 
@@ -329,17 +331,17 @@ def test_one_that_does_not_end_is_killed_with_all_that_it_has_started(connection
     job = start(connection, f'trap "" TERM; {detached} & while :; do sleep 0.02; done')
     child = int(until(lambda: (place / "child").exists() and (place / "child").read_text()))
     ended = jobs.stop(connection, job, grace=0.2)
-    assert jobs.meaning(ended) == "killed (signal 9)"
+    assert jobs.format_status(ended) == "killed (signal 9)"
     until(lambda: not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE)
 
 
 def test_one_that_has_ended_is_not_stopped(connection: Connection) -> None:
     job = start(connection, "true")
-    jobs.followed(connection, job["id"])
-    with pytest.raises(RemoteError, match="does not run: it is finished"):
+    jobs.follow_to_end(connection, job["id"])
+    with pytest.raises(RemoteError, match="is not running: it is finished"):
         jobs.stop(connection, look(connection, job))
 
 
 def test_a_folder_where_nothing_was_run_says_so(connection: Connection) -> None:
     with pytest.raises(RemoteError, match="nothing has been run"):
-        jobs.named(connection, None)
+        jobs.find_job(connection, None)

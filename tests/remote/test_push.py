@@ -19,7 +19,7 @@ import pytest
 
 from src.errors import RemoteError
 from src.remote import push as pushing
-from src.remote import push_files, transfer
+from src.remote import transfer
 from src.remote.connection import Connection
 from src.remote.target import RemoteTarget
 from tests.fixtures import tree
@@ -192,7 +192,7 @@ def test_a_repository_inside_is_told(
     write(here, {"other/x": "x"})
     subprocess.run([*GIT, "init", "-q"], cwd=here / "other", check=True)
     pushing.push(sync_connection)
-    assert "other is a repository of its own: it is not pushed; ALSO=other sends it" in said(capsys)
+    assert "other is a separate git repository: it is not pushed; ALSO=other sends it" in said(capsys)
 
 
 def test_a_folder_that_is_no_project_is_refused(
@@ -263,10 +263,10 @@ def test_what_is_asked_for_besides_is_sent_and_never_taken_away(
     [
         (".env", "is never pushed"),
         ("outputs/runs/1", "is never pushed"),
-        ("../elsewhere", "lies outside"),
-        ("/etc", "lies outside"),
+        ("../elsewhere", "is outside"),
+        ("/etc", "is outside"),
         ("none", "does not exist"),
-        (".", "is everything"),
+        (".", "is the entire folder"),
         ("env", "is never pushed"),
     ],
 )
@@ -283,11 +283,11 @@ def test_a_large_file_is_looked_at_once_while_its_times_stay(
 ) -> None:
     write(here, {"models/w": "weights"})
     os.utime(here / "models/w", (1, 1))
-    monkeypatch.setattr(push_files, "RECENT", 0)
+    monkeypatch.setattr(pushing, "RECENT_NS", 0)
     pushing.push(sync_connection, also=["models/w"])
     looked: list[str] = []
-    real = push_files.sha256
-    monkeypatch.setattr(push_files, "sha256", lambda path: (looked.append(str(path)), real(path))[1])
+    real = pushing.sha256
+    monkeypatch.setattr(pushing, "sha256", lambda path: (looked.append(str(path)), real(path))[1])
     pushing.push(sync_connection, also=["models/w"])
     assert "models/w" not in looked and "src/main.py" in looked
     (here / "models/w").write_text("WEIGHTS")
@@ -326,7 +326,7 @@ def test_only_what_differs_is_sent(
     assert f"pushed to {where}: 5 new (" in said(capsys)
     sent.clear()
     pushing.push(sync_connection)
-    assert said(capsys) == f"nothing to push: {where} is as this folder is\n" and sent == []
+    assert said(capsys) == f"nothing to push: {where} is up to date\n" and sent == []
     write(here, {"src/model.py": "better\n", "src/new.py": "new\n"})
     (here / "README.md").unlink()
     pushing.push(sync_connection)
@@ -358,7 +358,7 @@ def test_only_what_a_push_has_put_there_is_removed(
     (here / "edited.txt").unlink()
     capsys.readouterr()
     pushing.push(sync_connection)
-    assert "edited.txt is no more here, and was changed on the server: it is kept there" in said(capsys)
+    assert "edited.txt was deleted here and changed on the server: it is kept there" in said(capsys)
     mine = {"stays/mine.txt": b"mine", "notes.txt": b"notes", "edited.txt": b"edited there"}
     assert pushed(there) == own(here) | mine
     assert not (there / "gone").exists()
@@ -375,7 +375,7 @@ def test_what_was_changed_on_the_server_is_kept_beside(
     write(there, {"src/model.py": "edited there"})
     pushing.push(sync_connection)
     text = said(capsys)
-    assert text.count("changed on the server since, and replaced") == 2
+    assert text.count("changed on the server and replaced") == 2
     kept = sorted((there / "outputs/remote/replaced").glob("*/**/*.*"))
     assert sorted(p.read_text() for p in kept if p.is_file()) == ["by hand, before any push", "edited there"]
     assert pushed(there) == own(here)
@@ -410,10 +410,10 @@ def test_what_was_a_link_to_a_folder_may_become_one(sync_connection: Connection,
 
 def test_a_push_never_writes_where_it_may_not_whatever_it_is_told(sync_connection: Connection, here: Path) -> None:
     for path in ("../up", "/tmp/abs", "outputs/runs/x", ".env", ".venv/bin/python", "a/../../b"):
-        wanted = {path: {"is": "0" * 64, "size": 0, "mode": 0o644, "also": False}}
-        with pytest.raises(RemoteError, match="is no place for a push"):
+        wanted = {path: {"identity": "0" * 64, "size": 0, "mode": 0o644, "also": False}}
+        with pytest.raises(RemoteError, match="no push may write to "):
             sync_connection.call(
-                "apply_push:settle",
+                "apply_push:apply",
                 folder=sync_connection.target.dir,
                 push={"id": "x", "sender": "y"},
                 wanted=wanted,
@@ -512,7 +512,7 @@ def test_what_is_damaged_on_its_way_is_sent_again(
 def test_what_is_there_in_part_is_not_sent_again_and_not_trusted(
     sync_connection: Connection, here: Path, there: Path, large: Path, sync_way: str, sent: list[str]
 ) -> None:
-    incoming = there / "outputs/remote/incoming" / pushing._sender()
+    incoming = there / "outputs/remote/incoming" / pushing._sender_id()
     incoming.mkdir(parents=True)
     (incoming / hashlib.sha256(large.read_bytes()).hexdigest()).write_bytes(os.urandom(1_000_000))
     pushing.push(sync_connection)
@@ -568,18 +568,16 @@ def test_an_rsync_that_does_not_work_is_told_and_done_without(
 
 
 def test_an_answer_that_was_lost_is_asked_for_again(sync_connection: Connection, here: Path, there: Path) -> None:
-    wanted = {"link": {"is": "-> README.md", "size": 0, "mode": 0o777, "also": False}}
+    wanted = {"link": {"identity": "-> README.md", "size": 0, "mode": 0o777, "also": False}}
     given = {
         "folder": sync_connection.target.dir,
         "push": {"id": "one", "sender": "me"},
         "wanted": wanted,
         "named": [],
     }
-    first = sync_connection.call("apply_push:settle", **given)
-    assert first["new"] == ["link"] and sync_connection.call("apply_push:settle", **given)["new"] == ["link"]
-    assert (
-        sync_connection.call("apply_push:settle", **given | {"push": {"id": "two", "sender": "me"}})["new"] == []
-    )
+    first = sync_connection.call("apply_push:apply", **given)
+    assert first["new"] == ["link"] and sync_connection.call("apply_push:apply", **given)["new"] == ["link"]
+    assert sync_connection.call("apply_push:apply", **given | {"push": {"id": "two", "sender": "me"}})["new"] == []
 
 
 # Refusals
@@ -587,7 +585,7 @@ def test_an_answer_that_was_lost_is_asked_for_again(sync_connection: Connection,
 
 def test_a_folder_below_the_home_is_made_with_all_above_it(sshd: Server, here: Path, tmp_path: Path) -> None:
     variables = sshd.client(tmp_path / "person", f"~/{tmp_path.name}/a/b")
-    with Connection(RemoteTarget.of(variables)) as connection:
+    with Connection(RemoteTarget.from_env(variables)) as connection:
         pushing.push(connection)
     assert (sshd.home / tmp_path.name / "a/b/src/main.py").is_file()
 
@@ -595,12 +593,12 @@ def test_a_folder_below_the_home_is_made_with_all_above_it(sshd: Server, here: P
 def test_a_folder_elsewhere_is_made_only_in_one_that_is_there(sshd: Server, here: Path, tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     variables = sshd.client(tmp_path / "person", f"{tmp_path}/there/new")
-    with Connection(RemoteTarget.of(variables)) as connection:
+    with Connection(RemoteTarget.from_env(variables)) as connection:
         pushing.push(connection)
     assert (tmp_path / "there/new/src/main.py").is_file()
     variables["REMOTE_DIR"] = f"{tmp_path}/none/new"
     with (
-        Connection(RemoteTarget.of(variables)) as connection,
+        Connection(RemoteTarget.from_env(variables)) as connection,
         pytest.raises(RemoteError, match="none does not exist on the server"),
     ):
         pushing.push(connection)
@@ -652,7 +650,7 @@ def test_a_disk_that_is_full_in_the_middle_is_told(
     there.mkdir()
     sshd.inside(f"mount -t tmpfs -o size=2m tmpfs '{there}'")
     try:
-        monkeypatch.setattr(pushing, "_check_room", lambda *_: None)
+        monkeypatch.setattr(pushing, "_check_space", lambda *_: None)
         with pytest.raises(RemoteError, match=r"no space is left|is its disk full"):
             pushing.push(sync_connection)
         assert sshd.inside(f"ls '{there}'").stdout == "outputs\n"
@@ -669,7 +667,7 @@ def test_two_pushes_of_one_folder_take_turns(sshd: Server, here: Path, there: Pa
 
     def one() -> None:
         try:
-            with Connection(RemoteTarget.of(variables)) as connection:
+            with Connection(RemoteTarget.from_env(variables)) as connection:
                 pushing.push(connection)
         except BaseException as error:
             errors.append(error)
@@ -688,7 +686,7 @@ def test_two_pushes_of_one_folder_take_turns(sshd: Server, here: Path, there: Pa
 def test_a_run_is_made_of_the_code_that_was_pushed(sync_connection: Connection, here: Path, there: Path) -> None:
     (here / "src/same.py").symlink_to("model.py")
     code = pushing.push(sync_connection)
-    snapshot = Path(sync_connection.call("snapshots:take", folder=sync_connection.target.dir, code=code))
+    snapshot = Path(sync_connection.call("snapshots:create", folder=sync_connection.target.dir, code=code))
     assert (snapshot / "src/same.py").read_text() == (snapshot / "src/model.py").read_text() == "model\n"
     write(here, {"README.md": "no code"})
     assert pushing.push(sync_connection)["digest"] == code["digest"]

@@ -13,7 +13,7 @@ import pytest
 from src.errors import UserError
 from src.remote import fetch
 from src.remote.agent import bootstrap
-from src.remote.listing import RunListing
+from src.remote.fetch import RunListing
 from tests.remote.client import Client
 from tests.remote.server import Server, make_key, needs_ssh
 from tests.remote.test_shells import run
@@ -108,7 +108,7 @@ def test_a_key_is_accepted_though_it_can_be_written_nowhere(
 
 def test_a_server_cannot_name_a_run_that_is_no_folder_of_runs() -> None:
     nobody: Any = None
-    with pytest.raises(UserError, match="no name of a folder of runs"):
+    with pytest.raises(UserError, match="not a valid name of a run directory"):
         fetch.fetch(nobody, {"id": "x", "run": "/home/me/outputs/runs/.."})
 
 
@@ -125,5 +125,5 @@ def test_a_server_cannot_name_a_run_that_is_no_folder_of_runs() -> None:
 def test_a_server_cannot_have_anything_written_outside_of_a_run(entry: dict[str, object]) -> None:
     found = RunListing("/r", {}, "host", False)
     found.add({"path": "a/b", "link": "../c/d"})
-    with pytest.raises(UserError, match="which is no path inside a run"):
+    with pytest.raises(UserError, match="which is not a path inside a run"):
         found.add(entry)

@@ -210,7 +210,7 @@ def test_what_pip_cannot_find_is_told_and_no_run_is_started(place: Place) -> Non
     done = place.person("ssh-init")
     assert done.returncode == 1 and "Traceback" not in done.stdout + done.stderr
     assert "one==7" in done.stdout and "pip install requirements.txt failed (exit code 1)" in done.stdout
-    assert "is not finished; make ssh-init goes on with it" in place.person.refused("ssh-train")
+    assert "is not complete; run make ssh-init to complete it" in place.person.refused("ssh-train")
     place.pins("one==1.0")
     assert "Successfully installed one-1.0" in place.init()
 
@@ -223,7 +223,7 @@ def test_an_installation_that_was_killed_is_gone_on_with(place: Place, sshd: Ser
     place.init()
     place.pins("one==1.0", "two==1.0", f"slow @ file://{place.shelf.slow()}/source")
     process = place.started()
-    assert "is not finished" in place.person.refused("ssh-train")
+    assert "is not complete" in place.person.refused("ssh-train")
     sshd.kill_all()
     wait(lambda: sshd.started() == [])
     process.kill()
@@ -233,7 +233,7 @@ def test_an_installation_that_was_killed_is_gone_on_with(place: Place, sshd: Ser
     (packages / "~wo").mkdir()
     (place.shelf.slow() / "go").touch()
     said = place.init()
-    assert "one-1.0 was not whole" in said
+    assert "one-1.0 was incomplete" in said
     assert [place.imports(name) for name in ("one", "two", "slow")] == ["1.0"] * 3
     assert not (packages / "~wo").exists()
     assert "nothing is missing" in place.init()
@@ -255,7 +255,7 @@ def test_an_installation_outlives_its_connection_and_is_followed_again(place: Pl
 def test_a_second_one_joins_the_first(place: Place) -> None:
     place.pins(f"slow @ file://{place.shelf.slow()}/source")
     first = place.started()
-    second, said = place.another("is at it already")
+    second, said = place.another("is making it already")
     (place.shelf.slow() / "go").touch()
     out = first.communicate(timeout=PATIENCE)[0].decode()
     second.communicate(timeout=PATIENCE)
@@ -269,7 +269,7 @@ def test_two_that_did_not_see_each_other_come_one_after_the_other(place: Place) 
     first = place.started()
     words = [sys.executable, "-m", "src.remote.agent.install"]
     second = subprocess.Popen(words, cwd=place.folder, stdout=subprocess.PIPE, text=True)
-    assert second.stdout and "another ssh-init is at work" in second.stdout.readline()
+    assert second.stdout and "another ssh-init is in progress" in second.stdout.readline()
     (place.shelf.slow() / "go").touch()
     assert second.communicate(timeout=PATIENCE)[0] == "nothing is missing\n"
     first.communicate(timeout=PATIENCE)
@@ -282,7 +282,7 @@ def test_a_pip_that_has_lost_its_installer_is_waited_for(place: Place, sshd: Ser
     installer.kill()
     assert first.wait(timeout=PATIENCE) != 0
     first.communicate()
-    second, _ = place.another("another ssh-init is at work")
+    second, _ = place.another("another ssh-init is in progress")
     (place.shelf.slow() / "go").touch()
     second.communicate(timeout=PATIENCE)
     assert second.returncode == 0 and place.imports("slow") == "1.0"
@@ -322,7 +322,7 @@ def test_torch_comes_first_and_from_the_index_that_was_named(place: Place, tmp_p
     assert "torch comes from REMOTE_TORCH_INDEX" in said
     assert said.index("Successfully installed torch-0.0.9+mine") < said.index("Successfully installed one-1.0")
     assert place.ready["torch"] == "0.0.9+mine"
-    assert "whole, torch 0.0.9+mine for cpu" in place.init()
+    assert "complete, torch 0.0.9+mine for cpu" in place.init()
 
 
 @needs_own_mounts
@@ -335,9 +335,7 @@ def test_a_disk_without_room_is_told_before_anything_is_fetched(place: Place, ss
     assert made.returncode == 0, made.stderr
     try:
         told = place.person.refused("ssh-init")
-        assert (
-            " MB left, and torch for cpu with all that belongs to it takes 3.0 GB; free some space there" in told
-        )
+        assert " MB left, and torch for cpu with its dependencies takes 3.0 GB; free some space there" in told
         assert not target.exists() or not list((target / "remote/jobs").glob("*"))
     finally:
         sshd.inside(f"umount {place.folder}")
@@ -367,11 +365,11 @@ def test_a_python_that_cannot_do_is_refused(
     programs: dict[str, str], said: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from src.remote.agent import host_info
-    from src.remote.agent.protocol import AgentError
+    from src.remote.agent.bootstrap import AgentError
 
     monkeypatch.setenv("PATH", str(fakes(tmp_path, programs)))
     with pytest.raises(AgentError) as told:
-        host_info.interpreter(str(tmp_path), "python3.10")
+        host_info.find_python(str(tmp_path), "python3.10")
     assert all(text in f"{told.value.problem}; {told.value.hint}" for text in said)
 
 
@@ -380,7 +378,7 @@ def test_the_newest_python_that_can_is_taken(tmp_path: Path, monkeypatch: pytest
 
     programs = {"python3.13": "[[3,13,1],false]", "python3.12": "[[3,12,3],true]", "python3": "[[3,10,0],true]"}
     monkeypatch.setenv("PATH", str(fakes(tmp_path, programs)))
-    assert host_info.interpreter(str(tmp_path), None)["version"] == [3, 12, 3]
+    assert host_info.find_python(str(tmp_path), None)["version"] == [3, 12, 3]
 
 
 def fakes(folder: Path, programs: dict[str, str]) -> Path:
@@ -418,7 +416,7 @@ def test_an_nvidia_gpu_means_cuda(tmp_path: Path) -> None:
     (place / "nvidia-smi").write_text(TOP + (place / "nvidia-smi").read_text())
     found = host_info.accelerator(str(place))
     assert (found["kind"], found["driver"], found["runtime"]) == ("cuda", "580.82.07", "13.0")
-    assert setup.gpus(found) == "2 x NVIDIA A100-SXM4-80GB, 86 GB; driver 580.82.07; CUDA 13.0"
+    assert setup.format_gpus(found) == "2 x NVIDIA A100-SXM4-80GB, 86 GB; driver 580.82.07; CUDA 13.0"
 
 
 def test_an_amd_gpu_means_rocm(tmp_path: Path) -> None:
@@ -430,14 +428,14 @@ def test_an_amd_gpu_means_rocm(tmp_path: Path) -> None:
     (tmp_path / ".info/version").write_text("7.1.0-55\n")
     found = host_info.accelerator(str(place))
     assert (found["kind"], found["gpus"], found["runtime"]) == ("rocm", [["AMD Instinct MI250X", None]], "7.1.0")
-    assert setup.gpus(found) == "1 x AMD Instinct MI250X; ROCm 7.1.0"
+    assert setup.format_gpus(found) == "1 x AMD Instinct MI250X; ROCm 7.1.0"
 
 
 def test_a_driver_that_does_not_answer_is_told(tmp_path: Path) -> None:
     from src.remote.agent import host_info
 
     found = host_info.accelerator(str(fakes(tmp_path, {"nvidia-smi": "!NVIDIA-SMI has failed"})))
-    assert found["kind"] == "cpu" and "nvidia-smi is there, and answers of no GPU" in found["problem"]
+    assert found["kind"] == "cpu" and "nvidia-smi is installed and reports no GPU" in found["problem"]
 
 
 def test_no_gpu_is_a_cpu_and_gpus_of_slurms_nodes_are_cuda(tmp_path: Path) -> None:
@@ -459,13 +457,13 @@ def test_a_gpu_that_is_away_does_not_undo_what_was_made_for_it(tmp_path: Path) -
     (tmp_path / "requirements-gpu.txt").write_text("-r requirements.txt\n")
 
     def made(accelerator: str) -> None:
-        ready = {"accelerator": accelerator, "requirements": venv.digest(str(tmp_path), accelerator)}
+        ready = {"accelerator": accelerator, "requirements": venv.requirements_hash(str(tmp_path), accelerator)}
         (tmp_path / ".venv/.ready.json").write_text(json.dumps(ready))
 
     made("cuda")
     assert venv.missing(str(tmp_path), "cpu") == venv.missing(str(tmp_path), "cuda") == []
     made("cpu")
-    assert venv.missing(str(tmp_path), "cuda") == ["it was made for cpu, and cuda answers now"]
+    assert venv.missing(str(tmp_path), "cuda") == ["it was made for cpu, and the server has cuda"]
     made("cuda")
     (tmp_path / "requirements-gpu.txt").write_text("-r requirements.txt\ntwo==1\n")
     assert venv.missing(str(tmp_path), "cpu") != []
@@ -491,7 +489,7 @@ def test_pytorchs_own_index_is_taken_where_it_has_the_build(tmp_path: Path) -> N
     page.write_text("".join(f'<a href="/whl/{name}#sha256=0">{name}</a>\n' for name in wheels))
 
     def build(kind: str, version: str = "0.0.9", runtime: str | None = None) -> str | None:
-        index, problem = install.public_index(kind, version, runtime, base)
+        index, problem = install.pytorch_index(kind, version, runtime, base)
         assert bool(index) != bool(problem)
         return index and index.removeprefix(f"{base}/")
 
@@ -522,8 +520,8 @@ class Quiet(SimpleHTTPRequestHandler):
 def test_an_index_that_does_not_answer_is_told(free_address: str) -> None:
     from src.remote.agent import install
 
-    index, problem = install.public_index("cpu", "0.0.9", None, f"http://{free_address}/whl")
-    assert index is None and problem == f"{free_address} does not answer"
+    index, problem = install.pytorch_index("cpu", "0.0.9", None, f"http://{free_address}/whl")
+    assert index is None and problem == f"no response from {free_address}"
 
 
 @pytest.fixture
@@ -543,12 +541,12 @@ def test_a_setting_of_logind_is_the_last_that_is_made(tmp_path: Path) -> None:
     (one / "logind.conf.d").mkdir(parents=True)
     two.mkdir()
     places = (str(one), str(two))
-    assert host_info.configured("KillUserProcesses", places) == ""
+    assert host_info.logind_setting("KillUserProcesses", places) == ""
     (one / "logind.conf").write_text("[Login]\n#KillUserProcesses=yes\nKillUserProcesses=no\n")
     (one / "logind.conf.d/a.conf").write_text("[Login]\nKillUserProcesses = YES\n")
-    assert host_info.configured("KillUserProcesses", places) == "yes"
+    assert host_info.logind_setting("KillUserProcesses", places) == "yes"
     (two / "logind.conf").write_text("[Login]\nKillUserProcesses=no\n")
-    assert host_info.configured("KillUserProcesses", places) == "no"
+    assert host_info.logind_setting("KillUserProcesses", places) == "no"
 
 
 def test_processes_that_end_at_logout_are_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -556,7 +554,7 @@ def test_processes_that_end_at_logout_are_warned_of(tmp_path: Path, monkeypatch:
     from src.remote.agent import host_info
 
     monkeypatch.setenv("PATH", str(fakes(tmp_path, {"busctl": "b true"})))
-    assert host_info.kills("ada") and not host_info.kills("root")
+    assert host_info.kills_user_processes("ada") and not host_info.kills_user_processes("root")
     facts = {"kills": True, "user": "ada", "accelerator": {"problem": None}}
     assert "loginctl enable-linger" in setup.warnings(facts)[0]
 
@@ -574,4 +572,7 @@ def test_pip_gets_what_it_needs_and_no_token_of_others() -> None:
         "REMOTE_ENV": "PIP_INDEX_URL",
         "REMOTE_TORCH_INDEX": "https://u:p@torch",
     }
-    assert setup.environment(here) == {"PIP_INDEX_URL": "https://index", "ASSAY_TORCH_INDEX": "https://u:p@torch"}
+    assert setup.installer_env(here) == {
+        "PIP_INDEX_URL": "https://index",
+        "ASSAY_TORCH_INDEX": "https://u:p@torch",
+    }

@@ -104,9 +104,9 @@ def test_who_is_not_root_and_may_not_write_to_the_home_pushes_starts_stops_and_f
     guest.typed_here(monkeypatch, "push")
     (place / ".venv/bin").mkdir(parents=True)
     (place / ".venv/bin/python").symlink_to("/bin/sh")
-    with Connection(RemoteTarget.of(guest.environment)) as connection:
+    with Connection(RemoteTarget.from_env(guest.environment)) as connection:
         job = jobs.start(connection, "train", [jobs.PYTHON, "-c", WORK], [], {}, None)
-        until(lambda: jobs.named(connection, job["id"])["last"] == str(GUEST_ID))
+        until(lambda: jobs.find_job(connection, job["id"])["last_line"] == str(GUEST_ID))
     guest.typed_here(monkeypatch, "ssh-stop", job["id"])
     assert "stopped, with a checkpoint" in capfd.readouterr().out
     guest.typed_here(monkeypatch, "ssh-fetch", "r")

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from src.errors import Stopped
-from src.remote.agent.snapshots import KEPT
+from src.remote.agent.snapshots import KEEP
 from tests.remote.client import Client
 from tests.remote.kill_points import Moments
 from tests.remote.server import Server, needs_ssh, until
@@ -34,7 +34,7 @@ class Snapshots:
     def age(self) -> Path:
         """Make the one that there is the oldest of more than are kept. Returns: its folder."""
         (first,) = self.code.iterdir()
-        for n in range(KEPT + 1):
+        for n in range(KEEP + 1):
             shutil.copytree(first, self.code / f"newer-{n}")
             os.utime(self.code / f"newer-{n}", (n + 1, n + 1))
         os.utime(first, (0, 0))
@@ -54,7 +54,7 @@ class Snapshots:
         return {path.name for path in self.code.iterdir()}
 
 
-NEWEST = {f"newer-{n + 1}" for n in range(KEPT)}
+NEWEST = {f"newer-{n + 1}" for n in range(KEEP)}
 
 
 @pytest.fixture

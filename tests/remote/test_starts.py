@@ -74,7 +74,7 @@ def test_at_whatever_moment_a_start_is_broken_off_it_happens_once(starts: Starts
             again = begin(starts.connection, id)
         until(lambda id=id: starts.ended(id))
         assert ran(starts.project) == 1, f"at moment {nth}"
-        assert again["again"] and again["pid"] == job["pid"]
+        assert again["existed"] and again["pid"] == job["pid"]
         came = starts.moments.came.exists()
     assert nth > 3  # the last never came
 
@@ -91,7 +91,7 @@ def test_at_whatever_moment_its_supervisor_is_killed_it_never_runs_twice(starts:
         job = begin(starts.connection, id)
         job = until(
             lambda id=id: next(
-                j for j in jobs.known(starts.connection) if j["id"] == id and j["status"] != "running"
+                j for j in jobs.list_jobs(starts.connection) if j["id"] == id and j["status"] != "running"
             )
         )
         assert ran(starts.project) == (1 if job["code"] == 0 else ran(starts.project) & 1), f"at moment {nth}"
@@ -124,7 +124,7 @@ def test_of_many_who_start_the_same_at_once_one_does(person: Client, remote_proj
     answers: list[jobs.Job] = []
 
     def one() -> None:
-        with Connection(RemoteTarget.of(person.environment)) as connection:
+        with Connection(RemoteTarget.from_env(person.environment)) as connection:
             answers.append(begin(connection, "same"))
 
     at_once = [threading.Thread(target=one) for _ in range(6)]
@@ -134,7 +134,7 @@ def test_of_many_who_start_the_same_at_once_one_does(person: Client, remote_proj
         each.join()
     until((folder_of(remote_project, {"id": "same"}) / "exit.json").exists)
     assert ran(remote_project) == 1
-    assert sorted(answer["again"] for answer in answers) == [False] + [True] * 5
+    assert sorted(answer["existed"] for answer in answers) == [False] + [True] * 5
     assert len({answer["pid"] for answer in answers}) == 1
 
 
@@ -147,7 +147,7 @@ def test_a_record_is_made_once_where_there_are_no_links_too(
     for without, name in ((False, "linked"), (True, "not")):
         if without:
             monkeypatch.setattr(os, "link", refuse)
-        made = [fs.write(str(tmp_path / name), text, new=True) for text in ("first", "second")]
+        made = [fs.write_text(str(tmp_path / name), text, exclusive=True) for text in ("first", "second")]
         assert made == [True, False] and (tmp_path / name).read_text() == "first"
     assert len(list(tmp_path.iterdir())) == 2
 
@@ -159,7 +159,7 @@ def test_a_start_that_is_typed_again_with_its_name_is_the_same(person: Client, n
     (noted.parent / "wait").touch()
     first = person("ssh-eval", "--detach", "--run=mine")
     again = person("ssh-eval", "--detach", "--run=mine")
-    assert "run mine started: " in first.stdout and "run mine is there already: " in again.stdout
+    assert "run mine started: " in first.stdout and "run mine was started before: " in again.stdout
     (noted.parent / "wait").unlink()
     assert person("ssh-attach", "mine").returncode == 0
     assert person("ssh-status").stdout.count("finished") == 1
@@ -172,7 +172,7 @@ def test_who_stops_following_does_not_stop_the_run(person: Client, noted: Path, 
     following.send_signal(signal.SIGINT)
     assert following.wait(timeout=60) == 130
     said = (tmp_path / "said.err").read_text()
-    assert "run mine goes on; make ssh-attach RUN=mine" in said and "Traceback" not in said
+    assert "run mine continues; make ssh-attach RUN=mine" in said and "Traceback" not in said
     assert "running" in person("ssh-status").stdout
     (noted.parent / "wait").unlink()
     done = person("ssh-attach")
@@ -184,7 +184,7 @@ def test_a_follower_whose_connection_is_dead_without_a_word_follows_on(
 ) -> None:
     monkeypatch.setattr(connection_module, "SILENCE_TIMEOUT_S", 4.0)  # there is a sign of life every 3
     with proxy(sshd.port) as between:
-        target = RemoteTarget.of(person.environment | {"REMOTE_PORT": str(between.port)})
+        target = RemoteTarget.from_env(person.environment | {"REMOTE_PORT": str(between.port)})
         person.known_hosts.write_text(sshd.known_hosts().replace(str(sshd.port), str(between.port)))
         with Connection(target) as connection:
             script = "for i in 1 2 3 4 5 6 7 8; do echo $i; sleep 0.2; done; printf end"

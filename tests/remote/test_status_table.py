@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from src.remote import jobs, status_table
 
-TARGET: Any = SimpleNamespace(target=SimpleNamespace(dir="~/assay"))
 ID, RUN = "2026-11-26_21-40-43-3a22", "2026-11-26_21-40-29-6f7e"
 LAST = "step 1234/20000  epoch 15.00  loss 1.234  eval_loss 5.91  12,345 tokens/s  3 h 12 min to go, 日本語"
 
@@ -17,12 +15,14 @@ LAST = "step 1234/20000  epoch 15.00  loss 1.234  eval_loss 5.91  12,345 tokens/
 def job(**changes: Any) -> jobs.Job:
     then = 1_800_000_000.0  # whatever time it is here
     known = {"id": ID, "stage": "train", "status": "running", "code": None, "started": then, "ended": None}
-    seen = {"heard": then, "now": then + 4000, "last": LAST, "run": None, "run_status": None, "host": "a"}
+    seen = {"log_time": then, "now": then + 4000, "last_line": LAST, "run": None, "run_status": None, "host": "a"}
     return {**known, **seen, **changes}
 
 
-STOPPED = job(status="ended", code=75, ended=1_800_004_000.0, run=f"/home/me/outputs/runs/{RUN}", last="saved")
-FINISHED = job(status="ended", code=0, ended=1_800_004_000.0, last="\x1b[32mtrained\x1b[0m\tin 3 s")
+STOPPED = job(
+    status="ended", code=75, ended=1_800_004_000.0, run=f"/home/me/outputs/runs/{RUN}", last_line="saved"
+)
+FINISHED = job(status="ended", code=0, ended=1_800_004_000.0, last_line="\x1b[32mtrained\x1b[0m\tin 3 s")
 ELSEWHERE = job(id="a-long-name-" * 4, stage="eval-baseline", status="elsewhere", host="login2.example.org")
 
 
@@ -31,7 +31,7 @@ def shown(
 ) -> list[str]:
     """The lines below the name of the folder."""
     monkeypatch.setenv("COLUMNS", str(columns)) if columns else monkeypatch.delenv("COLUMNS", raising=False)
-    status_table.print_table(found, TARGET)
+    status_table.print_table(found, "me@server", "~/assay")
     return capsys.readouterr().out.splitlines()[1:]
 
 
@@ -40,7 +40,7 @@ def test_nothing_but_the_last_line_of_a_log_is_ever_cut_off_and_much_of_that_is_
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], columns: int
 ) -> None:
     lines = shown([job(), STOPPED, FINISHED, ELSEWHERE], monkeypatch, capsys, columns)
-    assert max(map(status_table.cell_len, lines)) <= max(columns, status_table.NARROWEST)
+    assert max(map(status_table.cell_len, lines)) <= max(columns, status_table.MIN_WIDTH)
     said = " ".join(line.strip() for line in lines)
     for each in (
         ID,
@@ -49,7 +49,7 @@ def test_nothing_but_the_last_line_of_a_log_is_ever_cut_off_and_much_of_that_is_
         "stopped, with a checkpoint",
         "finished",
         "eval-baseline",
-        "not seen from here",
+        "not visible from this host",
     ):
         assert each in said
     assert any(LAST[:24] in line for line in lines)
@@ -87,4 +87,4 @@ def test_what_no_terminal_shows_is_a_whole_line_for_each_run(
     ("seconds", "words"), [(0, "0 s"), (59.6, "1 min"), (3725, "1 h 2 min"), (90000, "1 d 1 h"), (-5, "0 s")]
 )
 def test_a_duration_is_its_two_greatest_units(seconds: float, words: str) -> None:
-    assert status_table.duration(seconds) == words
+    assert status_table.format_duration(seconds) == words

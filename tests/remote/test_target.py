@@ -22,12 +22,12 @@ def config(tmp_path: Path) -> Path:
 
 def target(config: Path, text: str, **more: str) -> RemoteTarget:
     config.write_text(text)
-    return RemoteTarget.of(PLACE | {"REMOTE_SSH_CONFIG": str(config)} | more)
+    return RemoteTarget.from_env(PLACE | {"REMOTE_SSH_CONFIG": str(config)} | more)
 
 
 def test_everything_that_is_missing_is_named_at_once(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as told:
-        RemoteTarget.of({"REMOTE_PORT": "22x", "REMOTE_KEY": str(tmp_path / "none")})
+        RemoteTarget.from_env({"REMOTE_PORT": "22x", "REMOTE_KEY": str(tmp_path / "none")})
     text = str(told.value)
     assert all(name in text for name in ("REMOTE_HOST", "REMOTE_DIR", "REMOTE_PORT=22x", "none does not exist"))
     assert ".env" in text
@@ -52,7 +52,7 @@ def test_the_variables_win_over_the_configuration(config: Path, tmp_path: Path) 
     text = "Host box\n HostName 10.0.0.7\n Port 2200\n User ada\n IdentityFile /nowhere\n"
     found = target(config, text, REMOTE_USER="bob", REMOTE_PORT="2201", REMOTE_KEY=str(key))
     assert (found.user, found.port, found.keys, found.only_these_keys) == ("bob", 2201, (key,), True)
-    assert str(key) in found.ssh and "2201" in found.ssh and "bob" in found.ssh
+    assert str(key) in found.ssh_command and "2201" in found.ssh_command and "bob" in found.ssh
 
 
 def test_a_file_that_the_configuration_includes_counts(config: Path, tmp_path: Path) -> None:
@@ -112,4 +112,4 @@ def test_a_configuration_that_ssh_refuses_is_told_in_its_words(config: Path) -> 
 
 def test_a_host_is_no_option_of_ssh() -> None:
     with pytest.raises(ConfigError, match="is not a host"):
-        RemoteTarget.of(PLACE | {"REMOTE_HOST": "-oProxyCommand=touch /tmp/owned"})
+        RemoteTarget.from_env(PLACE | {"REMOTE_HOST": "-oProxyCommand=touch /tmp/owned"})

@@ -175,26 +175,26 @@ def test_a_port_that_was_asked_for_and_is_taken_is_told() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         with pytest.raises(
-            ConfigError, match=f"port {port} of this machine cannot be had: address already in use"
+            ConfigError, match=f"port {port} of this machine cannot be used: address already in use"
         ):
-            tunnel.listener(port)
+            tunnel.open_listener(port)
     for wrong in ("x", "0", "70000"):
         with pytest.raises(ConfigError, match=f"PORT={wrong}: should be a number"):
-            tunnel.listener(wrong)
+            tunnel.open_listener(wrong)
 
 
 def test_without_one_the_next_free_port_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         monkeypatch.setattr(tunnel, "PORT", taken.getsockname()[1])
-        with tunnel.listener(None) as found:
-            assert 0 < found.getsockname()[1] - tunnel.PORT < tunnel.TRIES
+        with tunnel.open_listener(None) as found:
+            assert 0 < found.getsockname()[1] - tunnel.PORT < tunnel.PORTS_TRIED
 
 
 def test_a_tensorboard_that_does_not_start_is_told(person: Client, remote_project: Path) -> None:
     (remote_project / ".venv/bin").unlink()
     (remote_project / ".venv/bin").mkdir()
     (remote_project / ".venv/bin/python").symlink_to("/usr/bin/false")
-    assert "TensorBoard has ended there: it says nothing" in person.refused("ssh-tensorboard")
+    assert "TensorBoard on the server ended: no output" in person.refused("ssh-tensorboard")
     (remote_project / ".venv/bin/python").unlink()
     assert "make ssh-init makes it" in person.refused("ssh-tensorboard")
 
@@ -207,7 +207,7 @@ def test_a_server_that_forwards_no_port_is_told(person: Client, run: Path, sshd:
     sshd.unblock()
     try:
         told = person.refused("ssh-tensorboard", f"--port={free_port()}")
-        assert "does not let a port be forwarded" in told and "AllowTcpForwarding" in told
+        assert "does not permit port forwarding" in told and "AllowTcpForwarding" in told
     finally:
         sshd.block()
         config.write_text(text)

@@ -1,10 +1,10 @@
-"""A push, as the server sees it: what differs, what has arrived, and what takes its place.
+"""Applies a push on the server: compares files, checks what has arrived, and replaces all that differs at once.
 
 outputs/remote/
-  pushed.json                {path: sha256 or "-> target"}: what pushes put here, and may take away again
-  also.json                  {path: [sha256, size, mtime in ns]}: what ALSO brought; no push takes that away
-  incoming/<sender>/<sha256> what is on its way, named by its content: a push that was cut goes on with it
-  replaced/<time>/<path>     what was changed here and had to make room
+  pushed.json                {path: sha256 or "-> target"}: files that pushes have put here and may remove
+  also.json                  {path: [sha256, size, mtime in ns]}: files of ALSO, which no push removes
+  incoming/<sender>/<sha256> files in transfer, named by their content; an interrupted push resumes with them
+  replaced/<time>/<path>     backups of files that were changed on the server and replaced
 """
 
 from __future__ import annotations
@@ -19,109 +19,113 @@ import time
 from typing import Any, Dict  # noqa: UP035  (an alias is evaluated, by Python 3.8 too)
 
 from src.remote.agent import fs, snapshots
-from src.remote.agent.protocol import AgentError, unbroken
+from src.remote.agent.bootstrap import AgentError, uninterrupted
 
 HOME = "outputs/remote"
-NEVER = (".git", ".venv", ".cache", "outputs", "artifacts", ".env")  # no push writes there, whatever it says
+PROTECTED = (".git", ".venv", ".cache", "outputs", "artifacts", ".env")  # no push writes there
 LINK = "-> "
-Entry = Dict[str, Any]  # noqa: UP006  {"is": sha256 or "-> target", "size", "mode", "also"}
+Entry = Dict[str, Any]  # noqa: UP006  {"identity": sha256 or "-> target", "size", "mode", "also"}
 
 
-def settle(folder: str, push: dict[str, str], wanted: dict[str, Entry], named: list[str]) -> dict[str, Any]:
-    """Make the folder hold `wanted`, all at once, if the content of everything that differs has arrived.
+def apply(folder: str, push: dict[str, str], wanted: dict[str, Entry], named: list[str]) -> dict[str, Any]:
+    """Make the folder hold `wanted`, all at once, if the content of every file that differs has arrived.
 
-    `push` is `{"id", "sender"}`: one that is repeated is answered as it was; `named` are paths to be asked after.
-    Returns: the folder as `root`, `named` as `{path: whether it is here}`, whether there is an `rsync`, the bytes
-    `free`, and either what is `lacking`, `{sha256: bytes that are here}`, or what was done: `new`, `changed`,
-    `removed`, `kept` and `replaced` paths, and `aside`, where the last are now.
-    Raises: Refused if the folder cannot be made; OSError.
+    Args:
+        push: `{"id", "sender"}`; a repeated request with the same id returns the same report.
+        named: paths whose existence is reported.
+    Returns: `root`, `named` as `{path: whether it exists}`, whether there is an `rsync`, the bytes `free`, the
+        folder `incoming`, and either `lacking`, `{sha256: bytes that have arrived}`, or what was done: the `new`,
+        `changed`, `removed`, `kept` and `replaced` paths, and `aside`, the folder of the backups.
+    Raises: AgentError if the folder cannot be made, or a path is protected; OSError.
     """
     root = fs.root(folder)
-    _make(root)
-    work = _Work(root, push, wanted)
-    os.makedirs(work.incoming, mode=0o700, exist_ok=True)
-    work.check()
-    with open(os.path.join(work.home, ".lock"), "a") as lock:
+    _make_root(root)
+    operation = _Push(root, push, wanted)
+    os.makedirs(operation.incoming, mode=0o700, exist_ok=True)
+    operation.check_incoming()
+    with open(os.path.join(operation.home, ".lock"), "a") as lock:
         fcntl.lockf(lock, fcntl.LOCK_EX)
-        done = work.done()
-        if "lacking" not in done:
+        report = operation.apply()
+        if "lacking" not in report:
             snapshots.prune(root)
     return dict(
-        done,
+        report,
         root=root,
         named={path: os.path.lexists(os.path.join(root, os.path.expanduser(path))) for path in named},
         rsync=shutil.which("rsync") is not None,
-        free=shutil.disk_usage(work.home).free,
-        incoming=work.incoming,
+        free=shutil.disk_usage(operation.home).free,
+        incoming=operation.incoming,
     )
 
 
-def _make(root: str) -> None:
-    """Make the project's folder: below the home with all above it, elsewhere in a folder that is there."""
+def _make_root(root: str) -> None:
+    """Make the project folder; parent folders are made only below the home folder."""
     if os.path.isdir(root):
         return
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        os.lstat(root)  # may say that it is too long
+        os.lstat(root)  # raises OSError if the name is too long
     if os.path.lexists(root):
         raise AgentError(f"{root} is a file on the server", "REMOTE_DIR should be a folder")
-    above, home = os.path.dirname(root), os.path.expanduser("~")
-    if not os.path.isdir(above) and not root.startswith(os.path.join(home, "")):
-        said = "is a file" if os.path.lexists(above) else "does not exist"
-        raise AgentError(f"{above} {said} on the server", "choose another REMOTE_DIR, or make its folder there")
+    parent, home = os.path.dirname(root), os.path.expanduser("~")
+    if not os.path.isdir(parent) and not root.startswith(os.path.join(home, "")):
+        problem = "is a file" if os.path.lexists(parent) else "does not exist"
+        raise AgentError(
+            f"{parent} {problem} on the server", "choose another REMOTE_DIR, or make its folder there"
+        )
     try:
         os.makedirs(root, exist_ok=True)
-    except FileNotFoundError:  # as below /proc
+    except FileNotFoundError:  # such as below /proc
         raise AgentError(f"{root} cannot be made on the server", "choose another REMOTE_DIR") from None
 
 
-class _Work:
-    """One push into `root`."""
+class _Push:
+    """One push into the project folder `root`."""
 
     def __init__(self, root: str, push: dict[str, str], wanted: dict[str, Entry]) -> None:
         self.root, self.push, self.wanted = root, push, wanted
         self.home = os.path.join(root, HOME)
         self.incoming = os.path.join(self.home, "incoming", push["sender"])
         self.aside = os.path.join(HOME, "replaced", time.strftime("%Y-%m-%d_%H-%M-%S-") + push["id"][:4])
-        self.here: dict[str, int] = {}  # bytes, of each content that is on its way
-        self.whole: set[str] = set()
+        self.arrived: dict[str, int] = {}  # bytes by sha256
+        self.complete: set[str] = set()
         self.replaced: list[str] = []
         for path in wanted:
             parts = path.split("/")
-            if os.path.isabs(path) or ".." in parts or "" in parts or parts[0] in NEVER:
-                raise AgentError(f"{path} is no place for a push")
+            if os.path.isabs(path) or ".." in parts or "" in parts or parts[0] in PROTECTED:
+                raise AgentError(f"no push may write to {path}")
 
-    def check(self) -> None:
-        """Look at what has arrived; what is whole in size and not in content is removed."""
-        sizes = {entry["is"]: entry["size"] for entry in self.wanted.values() if not _is_link(entry["is"])}
+    def check_incoming(self) -> None:
+        """Find which files have arrived; remove those that have the right size and another content."""
+        sizes = {e["identity"]: e["size"] for e in self.wanted.values() if not _is_link(e["identity"])}
         for name in os.listdir(self.incoming):
             path = os.path.join(self.incoming, name)
             size = os.path.getsize(path)
             if name in sizes and size < sizes[name]:
-                self.here[name] = size
+                self.arrived[name] = size
             elif name in sizes and fs.sha256(path) == name:
-                self.here[name] = size
-                self.whole.add(name)
+                self.arrived[name] = size
+                self.complete.add(name)
             else:
                 os.unlink(path)
 
-    def done(self) -> dict[str, Any]:
-        """What `settle` returns. The caller holds the lock."""
-        last = fs.read(os.path.join(self.home, "push.json")) or {}
+    def apply(self) -> dict[str, Any]:
+        """Apply the push, or report what is `lacking`. The caller holds the lock."""
+        last = fs.read_json(os.path.join(self.home, "push.json")) or {}
         if last.get("id") == self.push["id"]:
             return dict(last["report"])
-        self.pushed = fs.read(os.path.join(self.home, "pushed.json")) or {}
-        self.also = fs.read(os.path.join(self.home, "also.json")) or {}
+        self.pushed = fs.read_json(os.path.join(self.home, "pushed.json")) or {}
+        self.also = fs.read_json(os.path.join(self.home, "also.json")) or {}
         before = {path: self.identity(path) for path in {*self.wanted, *self.pushed}}
-        differing = [path for path, entry in self.wanted.items() if before[path] != entry["is"]]
-        needed = {self.wanted[path]["is"] for path in differing} - self.whole
-        lacking = {name: self.here.get(name, 0) for name in needed if not _is_link(name)}
+        differing = [path for path, entry in self.wanted.items() if before[path] != entry["identity"]]
+        needed = {self.wanted[path]["identity"] for path in differing} - self.complete
+        lacking = {name: self.arrived.get(name, 0) for name in needed if not _is_link(name)}
         if lacking:
             return {"lacking": lacking}
-        with unbroken:
-            return self.take_place(differing, before)
+        with uninterrupted:
+            return self.replace(differing, before)
 
-    def take_place(self, differing: list[str], before: dict[str, str | None]) -> dict[str, Any]:
-        """Put all that differs in its place, remove what is no more, and record that. Returns: what was done."""
+    def replace(self, differing: list[str], before: dict[str, str | None]) -> dict[str, Any]:
+        """Install the files that differ, remove those no longer pushed, and record both. Returns: the report."""
         gone = [path for path in self.pushed if path not in self.wanted and before[path] is not None]
         removed = [path for path in gone if before[path] == self.pushed[path]]
         for path in removed:
@@ -129,9 +133,10 @@ class _Work:
         for path in differing:
             known = self.pushed.get(path) or self.also.get(path, [None])[0]
             if before[path] not in (None, known):
-                self.put_aside(path)
+                self.back_up(path)
         for i, path in enumerate(differing):
-            self.place(path, last=all(self.wanted[p]["is"] != self.wanted[path]["is"] for p in differing[i + 1 :]))
+            identity = self.wanted[path]["identity"]
+            self.install(path, last=all(self.wanted[p]["identity"] != identity for p in differing[i + 1 :]))
         report = {
             "new": [path for path in differing if before[path] is None],
             "changed": [path for path in differing if before[path] is not None] + self.set_modes(),
@@ -145,12 +150,12 @@ class _Work:
         return report
 
     def identity(self, path: str) -> str | None:
-        """What is at a path: the content's sha256, a link's target, `folder`, or None for nothing.
+        """What is at a path: the sha256 of a file, `-> target` of a link, `folder`, or None if nothing is.
 
-        What is seen through a link that this push removes is not there.
+        A path below a link that this push removes counts as nothing.
         """
-        at = _at(self.root, path)
-        if any(_is_link(self.pushed.get(p, "")) and p not in self.wanted for p in _above(path)):
+        at = _bytes(self.root, path)
+        if any(_is_link(self.pushed.get(p, "")) and p not in self.wanted for p in _parents(path)):
             return None
         try:
             if os.path.islink(at):
@@ -166,45 +171,45 @@ class _Work:
         return fs.sha256(at)
 
     def remove(self, path: str) -> None:
-        """Remove a file, and the folders that are empty without it."""
-        at = _at(self.root, path)
+        """Remove a file and the folders that are empty without it."""
+        at = _bytes(self.root, path)
         os.unlink(at)
         with contextlib.suppress(OSError):
-            while at != _at(self.root, path.split("/")[0]):
+            while at != _bytes(self.root, path.split("/")[0]):
                 at = os.path.dirname(at)
                 os.rmdir(at)
 
-    def put_aside(self, path: str) -> None:
-        """Keep what is at a path; a file stays there too, until another takes its place."""
-        at, kept = _at(self.root, path), _at(self.root, f"{self.aside}/{path}")
-        os.makedirs(os.path.dirname(kept), exist_ok=True)
+    def back_up(self, path: str) -> None:
+        """Keep a copy of what is at a path; a file also stays in its place until another replaces it."""
+        at, backup = _bytes(self.root, path), _bytes(self.root, f"{self.aside}/{path}")
+        os.makedirs(os.path.dirname(backup), exist_ok=True)
         if os.path.isdir(at) and not os.path.islink(at):
             with contextlib.suppress(OSError):
-                os.rmdir(at)  # it may be empty
+                os.rmdir(at)  # an empty folder needs no backup
                 return
-            shutil.move(os.fsdecode(at), os.fsdecode(kept))
+            shutil.move(os.fsdecode(at), os.fsdecode(backup))
         else:
             try:
-                os.link(at, kept, follow_symlinks=False)
+                os.link(at, backup, follow_symlinks=False)
             except OSError:
-                shutil.copy2(at, kept, follow_symlinks=False)
+                shutil.copy2(at, backup, follow_symlinks=False)
         self.replaced.append(path)
 
-    def place(self, path: str, last: bool) -> None:
-        """Put what has arrived at its path; the `last` that needs a content takes it."""
-        entry, at = self.wanted[path], _at(self.root, path)
-        for above in _above(path):
-            if os.path.lexists(_at(self.root, above)) and not os.path.isdir(_at(self.root, above)):
-                self.put_aside(above)
-                os.unlink(_at(self.root, above))
+    def install(self, path: str, last: bool) -> None:
+        """Put an arrived file at its path: moved for the `last` path with this content, copied for the others."""
+        entry, at = self.wanted[path], _bytes(self.root, path)
+        for parent in _parents(path):
+            if os.path.lexists(_bytes(self.root, parent)) and not os.path.isdir(_bytes(self.root, parent)):
+                self.back_up(parent)
+                os.unlink(_bytes(self.root, parent))
         os.makedirs(os.path.dirname(at), exist_ok=True)
         temporary = at + b"." + self.push["id"].encode() + b".tmp"
         try:
-            if _is_link(entry["is"]):
-                os.symlink(entry["is"][len(LINK) :].encode("utf-8", "surrogateescape"), temporary)
+            if _is_link(entry["identity"]):
+                os.symlink(entry["identity"][len(LINK) :].encode("utf-8", "surrogateescape"), temporary)
             else:
-                arrived = os.fsencode(os.path.join(self.incoming, entry["is"]))
-                _move(arrived, temporary) if last else _copy(arrived, temporary)
+                arrived = os.fsencode(os.path.join(self.incoming, entry["identity"]))
+                _move(arrived, temporary) if last else shutil.copyfile(arrived, temporary)
                 os.chmod(temporary, _mode(entry["mode"]))
             os.replace(temporary, at)
         finally:
@@ -212,38 +217,40 @@ class _Work:
                 os.unlink(temporary)
 
     def set_modes(self) -> list[str]:
-        """Make files executable, or not, as they are wanted. Returns: those that were not."""
+        """Set the executable bit of every file as on the client. Returns: the files that were changed."""
         found = []
         for path, entry in self.wanted.items():
-            at = _at(self.root, path)
-            if not _is_link(entry["is"]) and bool(os.stat(at).st_mode & 0o100) != bool(entry["mode"] & 0o100):
+            at = _bytes(self.root, path)
+            if not _is_link(entry["identity"]) and bool(os.stat(at).st_mode & 0o100) != bool(
+                entry["mode"] & 0o100
+            ):
                 os.chmod(at, _mode(entry["mode"]))
                 found.append(path)
         return found
 
     def record(self, report: dict[str, Any]) -> None:
-        ours = {path: entry["is"] for path, entry in self.wanted.items() if not entry["also"]}
-        also = {path: stamp for path, stamp in self.also.items() if path not in ours}
+        pushed = {path: entry["identity"] for path, entry in self.wanted.items() if not entry["also"]}
+        also = {path: stamp for path, stamp in self.also.items() if path not in pushed}
         for path, entry in self.wanted.items():
             if entry["also"]:
-                found = os.stat(_at(self.root, path))
-                also[path] = [entry["is"], found.st_size, found.st_mtime_ns]
-        for name, value, old in (("pushed", ours, self.pushed), ("also", also, self.also)):
+                found = os.stat(_bytes(self.root, path))
+                also[path] = [entry["identity"], found.st_size, found.st_mtime_ns]
+        for name, value, old in (("pushed", pushed, self.pushed), ("also", also, self.also)):
             if value != old:
-                fs.write(os.path.join(self.home, f"{name}.json"), json.dumps(value))
+                fs.write_text(os.path.join(self.home, f"{name}.json"), json.dumps(value))
         if any(report[kind] for kind in ("new", "changed", "removed", "kept")):
-            said = {"id": self.push["id"], "report": report}
-            fs.write(os.path.join(self.home, "push.json"), json.dumps(said))
+            last = {"id": self.push["id"], "report": report}
+            fs.write_text(os.path.join(self.home, "push.json"), json.dumps(last))
         shutil.rmtree(self.incoming, ignore_errors=True)
 
 
-def _at(root: str, path: str) -> bytes:
-    """A path of the project: its bytes are those that it has at home, whatever this session's locale is."""
+def _bytes(root: str, path: str) -> bytes:
+    """The absolute path of a project file, byte for byte as on the client, whatever this session's locale is."""
     return os.path.join(os.fsencode(root), path.encode("utf-8", "surrogateescape"))
 
 
-def _above(path: str) -> list[str]:
-    """The folders that a path is in, the outermost first."""
+def _parents(path: str) -> list[str]:
+    """The folders that contain a path, the outermost first."""
     parts = path.split("/")
     return ["/".join(parts[:i]) for i in range(1, len(parts))]
 
@@ -253,7 +260,7 @@ def _is_link(identity: str) -> bool:
 
 
 def _mode(mode: int) -> int:
-    """A file's mode as it is at home, as far as this session's umask lets it."""
+    """The file mode of the client, restricted by this session's umask."""
     umask = os.umask(0)
     os.umask(umask)
     return mode & 0o777 & ~umask | 0o600
@@ -265,8 +272,4 @@ def _move(source: bytes, target: bytes) -> None:
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
-        _copy(source, target)
-
-
-def _copy(source: bytes, target: bytes) -> None:
-    shutil.copyfile(source, target)
+        shutil.copyfile(source, target)

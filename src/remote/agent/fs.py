@@ -1,4 +1,4 @@
-"""The files of a server's project folder: where that is, and how they are written and read."""
+"""Files of the server's project folder: its path, and how files are read and written."""
 
 from __future__ import annotations
 
@@ -9,57 +9,57 @@ import os
 import uuid
 from typing import Any
 
-from src.remote.agent.protocol import AgentError
+from src.remote.agent.bootstrap import AgentError
 
 
 def root(folder: str) -> str:
-    """The project's folder, absolute, `~` expanded. Raises: Refused where it is that of nobody."""
+    """The absolute path of the project folder, `~` expanded. Raises: AgentError if `~user` does not exist."""
     found = os.path.expanduser(folder)
     if found.startswith("~"):
         raise AgentError(f"there is no user {found[1:].split('/')[0]} on the server", "check REMOTE_DIR")
     return os.path.abspath(found)
 
 
-def write(path: str, text: str, new: bool = False) -> bool:
-    """A whole file or none. Returns: False if it is to be a `new` one and another has just made it."""
+def write_text(path: str, text: str, exclusive: bool = False) -> bool:
+    """Write a file atomically. Returns: False if it must be new (`exclusive`) and exists already."""
     temporary = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
     try:
         with open(temporary, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        if new:
-            _claim(temporary, path)
+        if exclusive:
+            _create(temporary, path)
         os.replace(temporary, path)
         return True
     except FileExistsError:
         return False
     finally:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)  # of a full disk; and what has both names keeps them when it replaces itself
+        with contextlib.suppress(OSError):  # left by a full disk, or a second link to the replaced file
+            os.unlink(temporary)
 
 
-def _claim(temporary: str, path: str) -> None:
-    """Make a path, of another's content at once where links can be. Raises: FileExistsError if it is there."""
+def _create(temporary: str, path: str) -> None:
+    """Make `path`, as a link to `temporary` where the file system has links. Raises: FileExistsError."""
     try:
         os.link(temporary, path)
     except FileExistsError:
         raise
-    except OSError:  # of a file system without links
+    except OSError:  # a file system without hard links
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
 
 
-def read(path: str) -> dict[str, Any] | None:
-    """What `write` wrote as JSON; None where nothing is, or what nobody of us has written."""
+def read_json(path: str) -> dict[str, Any] | None:
+    """The JSON object in a file; None if there is no file, or no JSON object in it."""
     try:
-        found = json.loads(text(path))
+        found = json.loads(read_text(path))
     except ValueError:
         return None
     return found if isinstance(found, dict) else None
 
 
-def text(path: str) -> str:
-    """What is in a file; nothing where there is none."""
+def read_text(path: str) -> str:
+    """The text of a file, empty if there is none."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             return file.read()
@@ -75,7 +75,7 @@ def sha256(path: str | bytes) -> str:
     return digest.hexdigest()
 
 
-def size(folder: str) -> int:
+def folder_size(folder: str) -> int:
     """Bytes of the files in a folder."""
     with os.scandir(folder) as entries:
         return sum(entry.stat().st_size for entry in entries if entry.is_file())

@@ -1,6 +1,6 @@
-"""`python -m src.remote.agent.install` in REMOTE_DIR: makes its environment, or what of it is missing.
+"""`python -m src.remote.agent.install` in REMOTE_DIR: makes its Python environment, or installs what is missing.
 
-It runs on the server, as a job of its own. What was killed on the way is found by the next one, and gone on with.
+It runs on the server as a job, from the pushed code. It resumes an installation that was killed.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ import urllib.request
 from typing import Any
 
 from src.remote.agent import fs, host_info, venv
-from src.remote.agent.protocol import AgentError
+from src.remote.agent.bootstrap import AgentError
 
-PUBLIC = "https://download.pytorch.org/whl"
-PATIENCE = 6.0  # seconds within which PUBLIC answers
-INDEX = "ASSAY_TORCH_INDEX"  # REMOTE_TORCH_INDEX, in the environment: it may hold a password
-QUIET = re.compile(r"Requirement already satisfied|Looking in |\[notice\]")
+PYTORCH_INDEX = "https://download.pytorch.org/whl"
+INDEX_TIMEOUT_S = 6.0
+INDEX_VARIABLE = "ASSAY_TORCH_INDEX"  # the value of REMOTE_TORCH_INDEX, which may hold a password
+UNIMPORTANT = re.compile(r"Requirement already satisfied|Looking in |\[notice\]")  # lines of pip
 LOCK = ".cache/init.lock"
-TRIED = (
+TORCH_PROBE = (
     "import json,torch;"
     "print(json.dumps([torch.__version__, torch.version.cuda, getattr(torch.version,'hip',None),"
     " torch.cuda.is_available()]))"
@@ -37,7 +37,7 @@ TRIED = (
 
 
 def main() -> int:
-    """Returns: 0 where the environment is whole; 1 where pip failed; 2 where something is refused."""
+    """Returns: 0 if the environment is complete, 1 if a program such as pip failed, 2 for an AgentError."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     root = os.getcwd()
     os.makedirs(os.path.join(root, ".cache"), exist_ok=True)
@@ -45,122 +45,122 @@ def main() -> int:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            say("another ssh-init is at work here; waiting for its end")
+            log("another ssh-init is in progress; waiting until it ends")
             fcntl.flock(lock, fcntl.LOCK_EX)
         try:
             return Installer(root, lock.fileno()).run()
-        except AgentError as refused:
-            say("; ".join(filter(None, (refused.problem, refused.hint))))
+        except AgentError as error:
+            log("; ".join(filter(None, (error.problem, error.hint))))
             return 2
-        except ProgramFailed as failed:
-            say(f"{failed}; what was said stands above, and make ssh-init goes on from here")
+        except ProgramFailed as error:
+            log(f"{error}; see its output above, then run make ssh-init again to continue")
             return 1
 
 
 class ProgramFailed(Exception):
-    """A program failed, whose words stand in the log."""
+    """A program failed; the log has its output."""
 
 
 class Installer:
-    """`lock` is a file that pip has open too, for it outlives an installer that was killed."""
+    """One installation. pip inherits the file descriptor `lock`, since it survives a killed installer."""
 
     def __init__(self, root: str, lock: int) -> None:
         self.root, self.lock = root, lock
-        self.found = host_info.accelerator()
-        self.kind = venv.accelerator(root, self.found["kind"])
-        self.digest = venv.digest(root, self.kind)
-        self.was = venv.ready(root) or {}
+        self.detected = host_info.accelerator()
+        self.kind = venv.accelerator(root, self.detected["kind"])
+        self.requirements = venv.requirements_hash(root, self.kind)
+        self.previous = venv.read_state(root) or {}
 
     def run(self) -> int:
-        if not venv.missing(self.root, self.found["kind"]):
-            say("nothing is missing")
+        if not venv.missing(self.root, self.detected["kind"]):
+            log("nothing is missing")
             return 0
-        self.environment()
-        self.torch()
-        for name in venv.requirements(self.root, self.kind)[-1:]:  # the last includes those before it
+        self.make_environment()
+        self.install_torch()
+        for name in venv.requirements(self.root, self.kind)[-1:]:  # the last file includes the others
             self.pip(name, "-r", name)
-        self.done()
+        self.write_state()
         return 0
 
-    def environment(self) -> None:
-        """Make it where it is not, and mend what a killed installation has left."""
+    def make_environment(self) -> None:
+        """Make the environment if there is none, and repair what a killed installation has left."""
         marker = venv.path(self.root, venv.INSTALLING)
-        if not venv.python(self.root):
-            say(f"python {platform.python_version()}: making {venv.path(self.root)}")
+        if not venv.interpreter(self.root):
+            log(f"python {platform.python_version()}: making {venv.path(self.root)}")
             remove(*(venv.path(self.root, name) for name in ("bin", "lib", "lib64", "include", venv.READY)))
             os.makedirs(venv.path(self.root), exist_ok=True)
-            fs.write(marker, "")
-            self.program("venv", sys.executable, "-m", "venv", "--without-pip", venv.path(self.root))
+            fs.write_text(marker, "")
+            self.run_program("venv", sys.executable, "-m", "venv", "--without-pip", venv.path(self.root))
         elif os.path.exists(marker):
-            for name in mend(self.root):
-                say(f"{name} was not whole; it is installed again")
+            for name in remove_incomplete(self.root):
+                log(f"{name} was incomplete; it is installed again")
         else:
-            fs.write(marker, "")
-        if host_info.answer([self.python, "-m", "pip", "--version"]) is None:
-            self.program("ensurepip", self.python, "-m", "ensurepip", "--upgrade", "--default-pip")
+            fs.write_text(marker, "")
+        if host_info.output_of([self.python, "-m", "pip", "--version"]) is None:
+            self.run_program("ensurepip", self.python, "-m", "ensurepip", "--upgrade", "--default-pip")
 
-    def torch(self) -> None:
-        """The build of torch that fits the accelerator, before anything asks for it."""
+    def install_torch(self) -> None:
+        """Install the build of torch for the accelerator before any package requires torch."""
         version = host_info.torch_pin(self.root)
         if version is None:
             return
-        again = ["--force-reinstall", "--no-deps"] if self.was.get("accelerator", self.kind) != self.kind else []
-        index, why = self.index(version)
-        if why:
-            say(why)
-        if index:  # torch alone from there: with --no-deps no other package is
-            # Said on the standard input: it may hold a password, and all users of a machine see command lines.
-            named = "-r", "/dev/stdin"
-            self.pip("torch", "--no-deps", *again, *named, given=f"--index-url {index}\ntorch=={version}\n")
-            self.pip("what torch needs", *named, given=f"--extra-index-url {index}\ntorch=={version}\n")
+        rebuilt = self.previous.get("accelerator", self.kind) != self.kind
+        force = ["--force-reinstall", "--no-deps"] if rebuilt else []
+        index, reason = self.torch_index(version)
+        if reason:
+            log(reason)
+        if index:  # only torch comes from there: --no-deps leaves other packages out
+            # Passed on the standard input: it may hold a password, and all users of a machine see command lines.
+            stdin = "-r", "/dev/stdin"
+            self.pip("torch", "--no-deps", *force, *stdin, stdin=f"--index-url {index}\ntorch=={version}\n")
+            self.pip("what torch needs", *stdin, stdin=f"--extra-index-url {index}\ntorch=={version}\n")
         else:
-            self.pip("torch", *again, f"torch=={version}")
+            self.pip("torch", *force, f"torch=={version}")
 
-    def index(self, version: str) -> tuple[str | None, str]:
-        """Where torch comes from besides the server's own package index, and what is to be said about that."""
-        if os.environ.get(INDEX):
-            return os.environ[INDEX], "torch comes from REMOTE_TORCH_INDEX"
+    def torch_index(self, version: str) -> tuple[str | None, str]:
+        """The package index for torch, None for the server's own, and the line to log about it."""
+        if os.environ.get(INDEX_VARIABLE):
+            return os.environ[INDEX_VARIABLE], "torch comes from REMOTE_TORCH_INDEX"
         if self.kind == "cuda" or (platform.system(), platform.machine()) != ("Linux", "x86_64"):
-            return None, ""  # there the ordinary index has the build that fits
-        index, problem = public_index(self.kind, version, self.found["runtime"])
+            return None, ""  # the ordinary index has the right build
+        index, problem = pytorch_index(self.kind, version, self.detected["runtime"])
         if index:
             return index, f"torch for {self.kind} comes from {index}"
-        more = ", 4 GB more" if self.kind == "cpu" else ""
-        said = f"torch comes from this server's own package index, which may give the build for CUDA{more}"
-        return None, f"{problem}: {said}; REMOTE_TORCH_INDEX names another"
+        size = ", 4 GB more" if self.kind == "cpu" else ""
+        source = f"torch comes from this server's own package index, which may have the build for CUDA{size}"
+        return None, f"{problem}: {source}; REMOTE_TORCH_INDEX names another"
 
-    def done(self) -> None:
-        """Write down what there is now."""
-        torch = self.tried()
-        made = {
+    def write_state(self) -> None:
+        """Record what is installed."""
+        torch = self.check_torch()
+        state = {
             "python": platform.python_version(),
             "accelerator": self.kind,
-            "requirements": self.digest,
+            "requirements": self.requirements,
             "torch": torch[0] if torch else None,
         }
-        fs.write(venv.path(self.root, venv.INSTALLED), "")
-        fs.write(venv.path(self.root, venv.READY), json.dumps(made))
+        fs.write_text(venv.path(self.root, venv.INSTALLED), "")
+        fs.write_text(venv.path(self.root, venv.READY), json.dumps(state))
         os.unlink(venv.path(self.root, venv.INSTALLING))
-        say(f"ready: Python {made['python']}" + (f", torch {torch[0]} for {self.kind}" if torch else ""))
+        log(f"ready: Python {state['python']}" + (f", torch {torch[0]} for {self.kind}" if torch else ""))
 
-    def tried(self) -> list[Any] | None:
-        """Import torch, and say where it does not find the GPU."""
+    def check_torch(self) -> list[Any] | None:
+        """Import torch, and warn if it does not find the GPU. Raises: ProgramFailed if it cannot be imported."""
         if host_info.torch_pin(self.root) is None:
             return None
-        done = subprocess.run([self.python, "-c", TRIED], capture_output=True, cwd="/")
+        done = subprocess.run([self.python, "-c", TORCH_PROBE], capture_output=True, cwd="/")
         if done.returncode:
-            said = done.stderr.decode(errors="replace").strip().splitlines()
-            raise ProgramFailed(
-                f"torch was installed and cannot be imported: {said[-1] if said else done.returncode}"
-            )
+            lines = done.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {done.returncode}"]
+            raise ProgramFailed(f"torch was installed and cannot be imported: {lines[-1]}")
         version, cuda, hip, available = found = json.loads(done.stdout)
-        if self.found["gpus"] and not available:
-            built = f"CUDA {cuda}" if cuda else f"ROCm {hip}" if hip else "a CPU alone"
-            here = {"cuda": "CUDA", "rocm": "ROCm"}[self.kind]
-            say(
-                f"warning: torch {version} is made for {built} and finds no GPU; the driver there is for {here} "
-                f"{self.found['runtime'] or 'of an unknown version'}. Have it updated, or name an index with "
-                f"a build for it by REMOTE_TORCH_INDEX, as {PUBLIC}/cu126, remove .venv and run ssh-init again"
+        if self.detected["gpus"] and not available:
+            built = f"CUDA {cuda}" if cuda else f"ROCm {hip}" if hip else "CPU only"
+            driver = {"cuda": "CUDA", "rocm": "ROCm"}[self.kind]
+            log(
+                f"warning: torch {version} is built for {built} and finds no GPU; the server's driver is for "
+                f"{driver} {self.detected['runtime'] or 'of an unknown version'}. Have it updated, or set "
+                f"REMOTE_TORCH_INDEX to an index with a build for it, such as {PYTORCH_INDEX}/cu126, remove .venv "
+                "and run ssh-init again"
             )
         return list(found)
 
@@ -170,17 +170,18 @@ class Installer:
     def python(self) -> str:
         return venv.path(self.root, "bin", "python")
 
-    def pip(self, what: str, *words: str, given: str = "") -> None:
-        """`python -m pip install`, of which all is shown but what is there already."""
+    def pip(self, what: str, *arguments: str, stdin: str = "") -> None:
+        """Run `python -m pip install` and log its output without the lines about installed packages."""
         options = ["--no-input", "--disable-pip-version-check", "--progress-bar", "off"]
-        self.program(f"pip install {what}", self.python, "-m", "pip", "install", *options, *words, given=given)
+        command = [self.python, "-m", "pip", "install", *options, *arguments]
+        self.run_program(f"pip install {what}", *command, stdin=stdin)
 
-    def program(self, what: str, *words: str, given: str = "") -> None:
-        """Run one with `given` on its standard input. Raises: Failed unless it succeeds."""
+    def run_program(self, what: str, *command: str, stdin: str = "") -> None:
+        """Run a program and log its output. Raises: ProgramFailed unless it succeeds."""
         process = subprocess.Popen(
-            words,
+            command,
             cwd=self.root,
-            env=self.surroundings(),
+            env=self.environment(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -190,38 +191,40 @@ class Installer:
         try:
             assert process.stdin
             with contextlib.suppress(BrokenPipeError), process.stdin:
-                process.stdin.write(given.encode())
+                process.stdin.write(stdin.encode())
             for line in process.stdout or ():
                 text = line.decode(errors="replace").rstrip()
-                if not QUIET.match(text):
-                    say(text)
+                if not UNIMPORTANT.match(text):
+                    log(text)
             code = process.wait()
-        except BaseException:  # this process was told to end, and those that pip has started with it
+        except BaseException:  # this process was terminated: so is pip, with the processes that it has started
             os.killpg(process.pid, signal.SIGTERM)
             process.wait()
             raise
         if code:
             raise ProgramFailed(f"{what} failed (exit code {code})")
 
-    def surroundings(self) -> dict[str, str]:
-        """What pip finds: nothing is written outside of the project's folder, and no code but its own is seen."""
+    def environment(self) -> dict[str, str]:
+        """The variables of pip: it writes in the project folder only, and imports no code from PYTHONPATH."""
         cache = os.path.join(self.root, ".cache")
         temporary = os.path.join(cache, "tmp")
         os.makedirs(temporary, exist_ok=True)
-        found = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", INDEX)}
+        found = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", INDEX_VARIABLE)}
         return dict(found, PIP_CACHE_DIR=os.path.join(cache, "pip"), TMPDIR=temporary, PIP_USER="0")
 
 
-def public_index(kind: str, version: str, runtime: str | None, base: str = PUBLIC) -> tuple[str | None, str]:
-    """PyTorch's own index that has torch `version` for `kind`, "cpu" or "rocm", and this Python.
+def pytorch_index(
+    kind: str, version: str, runtime: str | None, base: str = PYTORCH_INDEX
+) -> tuple[str | None, str]:
+    """PyTorch's own index that has torch `version` for `kind` ("cpu" or "rocm") and this Python.
 
-    For ROCm it is the newest that is no newer than `runtime`, the machine's, else the oldest.
-    Returns: the index or None, and then why.
+    For ROCm: the newest one that is not newer than `runtime`, the server's version, else the oldest.
+    Returns: the URL, or None and the reason.
     """
-    page = _page(f"{base}/torch/")
+    page = _read_url(f"{base}/torch/")
     host = base.partition("://")[2].partition("/")[0]
     if page is None:
-        return None, f"{host} does not answer"
+        return None, f"no response from {host}"
     tag = f"cp{sys.version_info[0]}{sys.version_info[1]}"
     names = re.findall(rf"torch-{re.escape(version)}(?:\+|%2B)({kind}[\d.]*)-{tag}-[^\"<>]*x86_64\.whl", page)
     builds = sorted(set(names), key=_numbers)
@@ -235,41 +238,41 @@ def _numbers(text: str) -> list[int]:
     return [int(number) for number in re.findall(r"\d+", text)]
 
 
-def _page(url: str) -> str | None:
-    """A page, unless it does not come in time; a name server that does not answer counts too."""
+def _read_url(url: str) -> str | None:
+    """A page, None if it does not arrive within INDEX_TIMEOUT_S, which a thread applies to the name lookup too."""
     found: list[str] = []
 
     def get() -> None:
         try:
-            with urllib.request.urlopen(url, timeout=PATIENCE) as answer:
-                found.append(answer.read().decode(errors="replace"))
+            with urllib.request.urlopen(url, timeout=INDEX_TIMEOUT_S) as response:
+                found.append(response.read().decode(errors="replace"))
         except (OSError, ValueError):
             pass
 
-    asking = threading.Thread(target=get, daemon=True)
-    asking.start()
-    asking.join(PATIENCE)
+    thread = threading.Thread(target=get, daemon=True)
+    thread.start()
+    thread.join(INDEX_TIMEOUT_S)
     return found[0] if found else None
 
 
-def mend(root: str) -> list[str]:
-    """Have pip take for absent what a killed pip has left half of.
+def remove_incomplete(root: str) -> list[str]:
+    """Remove the metadata of packages that a killed pip has installed in part, so that pip installs them again.
 
-    It takes for whole whatever has a METADATA. A RECORD is written last, and lists every file with its size.
-    Returns: the names of what was not whole.
+    pip regards a package with METADATA as installed. RECORD is written last, and lists every file with its size.
+    Returns: the names of the incomplete packages.
     """
     broken = []
     for packages in glob.glob(venv.path(glob.escape(root), "lib", "python*", "site-packages")):
-        for left in glob.glob(os.path.join(glob.escape(packages), "~*")):
-            shutil.rmtree(left, ignore_errors=True)
+        for leftover in glob.glob(os.path.join(glob.escape(packages), "~*")):
+            shutil.rmtree(leftover, ignore_errors=True)
         for info in glob.glob(os.path.join(glob.escape(packages), "*.dist-info")):
-            if not _whole(packages, info):
+            if not _is_complete(packages, info):
                 shutil.rmtree(info)
                 broken.append(os.path.basename(info)[: -len(".dist-info")])
     return sorted(broken)
 
 
-def _whole(packages: str, info: str) -> bool:
+def _is_complete(packages: str, info: str) -> bool:
     try:
         with open(os.path.join(info, "RECORD"), encoding="utf-8", newline="") as file:
             rows = list(csv.reader(file))
@@ -289,7 +292,7 @@ def remove(*paths: str) -> None:
             os.unlink(path)
 
 
-def say(text: str) -> None:
+def log(text: str) -> None:
     print(text, flush=True)
 
 

@@ -1,4 +1,4 @@
-"""A run directory of the server, file by file with its sha256, for who fetches it."""
+"""Lists a run directory of the server, each file with its sha256, for the client that fetches it."""
 
 from __future__ import annotations
 
@@ -11,43 +11,45 @@ from collections.abc import Iterator
 from typing import Any
 
 from src.remote.agent import fs, jobs
-from src.remote.agent.protocol import AgentError
+from src.remote.agent.bootstrap import AgentError
 
 RUNS = "outputs/runs"
 FLOCK = "hhqqi4x"  # struct flock of a 64-bit Linux
 
 
-def place(folder: str, id: str) -> str | None:
-    """The run directory of an id, whoever made it."""
+def find_run(folder: str, id: str) -> str | None:
+    """The run directory with this id, whoever made it."""
     path = os.path.join(fs.root(folder), RUNS, id)
     return path if os.path.isfile(os.path.join(path, "manifest.json")) else None
 
 
-def listing(folder: str, run: str, after: str = "") -> Iterator[dict[str, Any]]:
-    """What is in the run directory `run`, absolute: first `{"manifest", "host", "rsync"}`, then an entry each.
+def list_run(folder: str, run: str, after: str = "") -> Iterator[dict[str, Any]]:
+    """Yield `{"manifest", "host", "rsync"}` of the run directory `run`, an absolute path, and then its entries.
 
-    An entry is `{"path", "size", "mtime", "sha256"}` of a file, `{"path", "link"}` of a link that stays inside,
-    `{"path", "outside"}` of another, `{"path", "folder"}` of an empty folder. They are sorted; `after` is the last
-    that was heard of before.
-    Raises: Refused if it is no run, or one that still runs.
+    An entry is `{"path", "size", "mtime", "sha256"}` for a file, `{"path", "link"}` for a link to a path inside
+    the run, `{"path", "outside"}` for any other link, `{"path", "folder"}` for an empty folder. Entries are sorted
+    by path; those up to `after` are left out.
+    Raises: AgentError if it is not a run directory, or the run is in progress.
     """
-    manifest = fs.read(os.path.join(run, "manifest.json"))
+    manifest = fs.read_json(os.path.join(run, "manifest.json"))
     if manifest is None:
-        raise AgentError(f"{run} is no run: it has no manifest.json", "make ssh-status lists the runs")
-    if why := _busy(folder, run, manifest):
+        raise AgentError(
+            f"{run} is not a run directory: it has no manifest.json", "make ssh-status lists the runs"
+        )
+    if why := _in_use(folder, run, manifest):
         id = os.path.basename(run)
-        raise AgentError(f"run {id} still runs: {why}", f"wait for its end, or make ssh-stop RUN={id}")
+        raise AgentError(f"run {id} is still running: {why}", f"wait until it ends, or make ssh-stop RUN={id}")
     yield {"manifest": manifest, "host": socket.gethostname(), "rsync": shutil.which("rsync") is not None}
     top = os.fsencode(run)
     real = os.path.realpath(top)
-    for at in sorted(_below(top)):
+    for at in sorted(_walk(top)):
         path = at[len(top) + 1 :].decode("utf-8", "surrogateescape")
         if path > after:
             yield dict(_entry(at, real), path=path)
 
 
-def _below(top: bytes) -> Iterator[bytes]:
-    """Files, links and empty folders, without locks and what was being written."""
+def _walk(top: bytes) -> Iterator[bytes]:
+    """Files, links and empty folders, without lock files and temporary files."""
     for at, folders, names in os.walk(top):
         links = [name for name in folders if os.path.islink(os.path.join(at, name))]
         folders[:] = [name for name in folders if name not in links and not name.endswith(b".tmp")]
@@ -72,40 +74,38 @@ def _entry(at: bytes, real: bytes) -> dict[str, Any]:
     return {"size": found.st_size, "mtime": found.st_mtime, "sha256": fs.sha256(at)}
 
 
-def _busy(folder: str, run: str, manifest: dict[str, Any]) -> str:
-    """Why a run directory may change at any moment."""
-    here = os.path.realpath(run)
-    for job in jobs.known(folder):
-        if job["run"] and os.path.realpath(job["run"]) == here:
+def _in_use(folder: str, run: str, manifest: dict[str, Any]) -> str:
+    """Why a run directory may change at any time; empty if it cannot."""
+    real, host = os.path.realpath(run), socket.gethostname()
+    for job in jobs.list_jobs(folder):
+        if job["run"] and os.path.realpath(job["run"]) == real:
             if job["status"] == "running":
                 return f"process {job['pid']} works in it"
             if job["status"] == "elsewhere" and job["run_status"] == "running":
-                return (
-                    f"it was started on {job['host']}, and what runs there is not seen from {socket.gethostname()}"
-                )
-    if _locked(os.path.join(run, ".lock")):
-        return "a process of the server holds it"
+                return f"it was started on {job['host']}, whose processes cannot be seen from {host}"
+    if _is_locked(os.path.join(run, ".lock")):
+        return "a process of the server has locked it"
     for record in (manifest, manifest.get("evaluation", {})):
-        if record.get("status") == "running" and _alive(record.get("process") or {}):
+        if record.get("status") == "running" and _is_running(record.get("process") or {}):
             return f"process {record['process']['pid']} works in it"
     return ""
 
 
-def _locked(path: str) -> bool:
-    """Whether a process has a lock of fcntl(2) on a file. It is only asked: to try would be to take it."""
+def _is_locked(path: str) -> bool:
+    """Whether a process holds a lock of fcntl(2) on a file. F_GETLK asks for it without taking the lock."""
     try:
         with open(path, "rb+") as file:
-            asked = struct.pack(FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-            return struct.unpack(FLOCK, fcntl.fcntl(file, fcntl.F_GETLK, asked))[0] != fcntl.F_UNLCK
+            query = struct.pack(FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+            return struct.unpack(FLOCK, fcntl.fcntl(file, fcntl.F_GETLK, query))[0] != fcntl.F_UNLCK
     except OSError:
         return False
 
 
-def _alive(process: dict[str, Any]) -> bool:
+def _is_running(process: dict[str, Any]) -> bool:
     """Whether the process of a manifest, see src/runs.py, runs on this host."""
     if process.get("host") != socket.gethostname() or process.get("boot_id") not in (None, jobs.boot_id()):
         return False
-    since = jobs.ticks(process["pid"])
+    ticks = jobs.start_ticks(process["pid"])
     with open("/proc/stat") as file:
         booted = next(int(line.split()[1]) for line in file if line.startswith("btime"))
-    return since is not None and abs(booted + since / os.sysconf("SC_CLK_TCK") - process["created"]) < 2
+    return ticks is not None and abs(booted + ticks / os.sysconf("SC_CLK_TCK") - process["created"]) < 2

@@ -1,4 +1,4 @@
-"""What a person looks at on the server: a shell in the project's folder, and TensorBoard."""
+"""Interactive sessions on the server: a shell in the project folder, and TensorBoard."""
 
 from __future__ import annotations
 
@@ -12,86 +12,86 @@ from collections.abc import Iterator
 from typing import Any, Dict  # noqa: UP035  (an alias is evaluated, by Python 3.8 too)
 
 from src.remote.agent import fs, venv
-from src.remote.agent.protocol import AgentError
+from src.remote.agent.bootstrap import AgentError
 
-LOGS = "outputs/runs"
-# It ends with its standard input, whatever became of who started it.
-BOARD = (
+RUNS = "outputs/runs"
+# It ends when its standard input is closed, even if its parent process was killed.
+TENSORBOARD = (
     "import os,threading;"
     "threading.Thread(target=lambda:(os.read(0,1),os._exit(0)),daemon=True).start();"
     "from tensorboard.main import run_main;run_main()"
 )
 ADDRESS = re.compile(r"http://127\.0\.0\.1:(\d+)")
-POLL = 0.5  # seconds
+POLL_S = 0.5
 
 
 def shell(folder: str) -> Dict[str, Any]:  # noqa: UP006
-    """How to begin a person's own shell there with the environment activated: `{"root", "argv", "environment"}`.
+    """How to start the user's login shell with the environment activated: `{"root", "argv", "environment"}`.
 
-    What their shell reads at its start comes first, so that the environment's programs win.
+    The environment is activated after the shell's own startup files, so that its programs come first on PATH.
+    Raises: AgentError if the folder does not exist.
     """
     root = fs.root(folder)
     if not os.path.isdir(root):
-        raise AgentError(f"there is no folder {root}", "make push makes it")
+        raise AgentError(f"there is no folder {root} on the server", "run make push to make it")
     program = pwd.getpwuid(os.getuid()).pw_shell or "/bin/sh"
     argv, found = [program, "-i"], {"HF_HOME": os.path.join(root, ".cache", "huggingface")}
     if "HF_HOME" in os.environ:
         del found["HF_HOME"]
-    if not venv.python(root):
+    if not venv.interpreter(root):
         return {"root": root, "argv": argv, "environment": found}
     found["VIRTUAL_ENV"] = venv.path(root)
     found["PATH"] = os.pathsep.join([venv.path(root, "bin"), os.environ.get("PATH", os.defpath)])
     name = os.path.basename(program)
-    activated = venv.path(root, "bin", "activate")
-    if name == "bash" and os.path.exists(activated):
+    activate = venv.path(root, "bin", "activate")
+    if name == "bash" and os.path.exists(activate):
         os.makedirs(os.path.join(root, ".cache"), exist_ok=True)
         start = os.path.join(root, ".cache", "bashrc")
-        spelt = "'" + activated.replace("'", "'\\''") + "'"
-        fs.write(start, f"[ -f ~/.bashrc ] && . ~/.bashrc\n. {spelt}\n")
+        quoted = "'" + activate.replace("'", "'\\''") + "'"
+        fs.write_text(start, f"[ -f ~/.bashrc ] && . ~/.bashrc\n. {quoted}\n")
         argv = [program, "--rcfile", start, "-i"]
-    elif name == "fish" and os.path.exists(activated + ".fish"):
+    elif name == "fish" and os.path.exists(activate + ".fish"):
         argv = [program, "-C", 'source "$VIRTUAL_ENV/bin/activate.fish"']
     return {"root": root, "argv": argv, "environment": found}
 
 
 def tensorboard(folder: str) -> Iterator[Dict[str, Any]]:  # noqa: UP006
-    """Run TensorBoard over the runs, on this machine's loopback, for as long as the client is there: `{"port"}`.
+    """Run TensorBoard on the server's loopback until the client disconnects; yield `{"port"}` once it listens.
 
-    Raises: Refused where it does not start, or has ended.
+    Raises: AgentError if there is no environment, or TensorBoard ends.
     """
     root = fs.root(folder)
-    python = venv.python(root)
+    python = venv.interpreter(root)
     if not python:
-        raise AgentError(f"there is no environment in {venv.path(root)}", "make ssh-init makes it")
+        raise AgentError(f"there is no environment in {venv.path(root)}", "run make ssh-init")
     temporary = os.path.join(root, ".cache", "tmp")
     os.makedirs(temporary, exist_ok=True)
-    board = subprocess.Popen(
-        [python, "-c", BOARD, "--logdir", os.path.join(root, LOGS), "--host", "127.0.0.1", "--port", "0"],
+    process = subprocess.Popen(
+        [python, "-c", TENSORBOARD, "--logdir", os.path.join(root, RUNS), "--host", "127.0.0.1", "--port", "0"],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         cwd=root,
         env=dict(os.environ, TMPDIR=temporary, PYTHONUNBUFFERED="1"),
     )
-    assert board.stdin and board.stderr
+    assert process.stdin and process.stderr
     try:
-        last = ""
-        watched = [board.stderr, sys.stdin]
+        output = ""
         while True:
-            ready = select.select(watched, [], [], POLL)[0]
-            if sys.stdin in ready and not os.read(0, 1):  # the client is gone
+            ready = select.select([process.stderr, sys.stdin], [], [], POLL_S)[0]
+            if sys.stdin in ready and not os.read(0, 1):  # the client has disconnected
                 return
-            if board.stderr in ready:
-                data = os.read(board.stderr.fileno(), 1 << 16).decode(errors="replace")
+            if process.stderr in ready:
+                data = os.read(process.stderr.fileno(), 1 << 16).decode(errors="replace")
                 if not data:
-                    said = last.strip().splitlines()
-                    raise AgentError(f"TensorBoard has ended there: {said[-1] if said else 'it says nothing'}")
-                last = (last + data)[-4000:]
-                found = ADDRESS.search(last)
+                    lines = output.strip().splitlines()
+                    raise AgentError(f"TensorBoard on the server ended: {lines[-1] if lines else 'no output'}")
+                output = (output + data)[-4000:]
+                found = ADDRESS.search(output)
                 if found:
-                    last = ""
+                    output = ""
                     yield {"port": int(found[1])}
     finally:
-        board.stdin.close()
-        board.kill()
-        board.wait()
+        process.stdin.close()
+        process.kill()
+        process.wait()

@@ -1,4 +1,4 @@
-"""A job is started, once, apart from the connection that asked for it."""
+"""Starts a job exactly once, in a process that outlives the connection."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import subprocess
 import time
 from typing import Any
 
-from src.remote.agent import daemonize, fs, jobs, snapshots, venv
-from src.remote.agent.protocol import AgentError
+from src.remote.agent import bootstrap, fs, jobs, snapshots, venv
+from src.remote.agent.bootstrap import AgentError
 
 CACHE = ".cache"
 CACHES = {
@@ -22,61 +22,58 @@ CACHES = {
     "CUDA_CACHE_PATH": "cuda",
     "MPLCONFIGDIR": "matplotlib",
 }
-ROOM = 1.0  # seconds between two looks whether a full disk has some
-LONGEST_TMP = 60  # of a socket's path, 108 bytes, multiprocessing needs the rest
+RETRY_S = 1.0  # between two attempts to write to a full disk
+MAX_TMPDIR = 60  # characters: a socket's path has at most 108 bytes, and multiprocessing needs the rest
 
 
 def start(folder: str, job: jobs.Job, environment: dict[str, str], code: dict[str, Any] | None) -> jobs.Job:
-    """Start `job` unless its id is there already, apart from this connection.
+    """Start `job` unless a job with its id exists.
 
-    `job` is `{"id", "stage", "words", "argv"}`, `environment` what it gets besides; `code` what it runs from:
-    see snapshots.take.
-    Returns: its record, as `look` gives it, and in `again` whether it was there before.
+    Args:
+        job: `{"id", "stage", "words", "argv"}`.
+        environment: variables that the job gets in addition to the session's.
+        code: what it runs from, see snapshots.create; None for the project folder itself.
+    Returns: the job as jobs.get_job returns it, and in `existed` whether it existed before.
+    Raises: AgentError if the folder cannot be made, or the job's environment is missing.
     """
     root = fs.root(folder)
-    place = jobs.place_of(root, job["id"])
+    place = jobs.job_dir(root, job["id"])
     try:
         os.makedirs(place, exist_ok=True)
-    except FileNotFoundError:  # as below /proc
-        raise AgentError(
-            f"{root} cannot be made", "REMOTE_DIR must be a folder that REMOTE_USER may write to"
-        ) from None
+    except FileNotFoundError:  # such as below /proc
+        raise AgentError(f"{root} cannot be made", bootstrap.NOT_WRITABLE) from None
     with open(os.path.join(root, jobs.HOME, ".lock"), "a") as lock:
-        fcntl.lockf(lock, fcntl.LOCK_EX)  # ends with this process, however that ends; no child inherits it
+        fcntl.lockf(lock, fcntl.LOCK_EX)  # released when this process ends; child processes do not inherit it
         if os.path.exists(os.path.join(place, "job.json")):
-            return dict(jobs.look(root, job["id"]), again=True)
+            return dict(jobs.get_job(root, job["id"]), existed=True)
         try:
-            _ready(root, job)
-            snapshot = snapshots.take(root, code) if code else None
-            held = [snapshots.hold(snapshot)] if snapshot else []
-            daemonize.call("start:supervise", held, root=root, job=job, environment=environment, snapshot=snapshot)
+            if not os.path.isabs(job["argv"][0]):  # it runs in .venv; the installer, which makes that, does not
+                venv.check(root)
+            snapshot = snapshots.create(root, code) if code else None
+            held = [snapshots.lock(snapshot)] if snapshot else []
+            args = {"root": root, "job": job, "environment": environment, "snapshot": snapshot}
+            bootstrap.run_detached("start:supervise", held, **args)
             snapshots.prune(root)
         except AgentError:
             with contextlib.suppress(OSError):
-                os.rmdir(place)  # unless an earlier start, slow and given up, has just come to something there
+                os.rmdir(place)  # not empty if an earlier attempt, slow and given up, has written to it
             raise
-    return dict(jobs.look(root, job["id"]), again=False)
-
-
-def _ready(root: str, job: jobs.Job) -> None:
-    """What runs in the environment waits until that is there; what makes it does not."""
-    if not os.path.isabs(job["argv"][0]):
-        venv.check(root)
+    return dict(jobs.get_job(root, job["id"]), existed=False)
 
 
 def supervise(root: str, job: jobs.Job, environment: dict[str, str], snapshot: str | None) -> None:
-    """Start the process of a job, wait for its end, and write down how it ended.
+    """Start the process of a job, wait until it ends, and write its exit code.
 
-    The process is its own session's first, and waits until its record is on disk: what runs is recorded.
+    The process leads a session of its own. It waits until its record is on disk, so that every job that runs is
+    recorded.
     """
-    place = jobs.place_of(root, job["id"])
-    surroundings = _environment(root, place, job, environment, snapshot)
+    place = jobs.job_dir(root, job["id"])
     argv = [os.path.join(root, job["argv"][0]), *job["argv"][1:]]
     with open(os.path.join(place, "log"), "ab") as log:
         child = subprocess.Popen(
             ["/bin/sh", "-c", 'read -r go && exec "$@" </dev/null', "sh", *argv],
             cwd=root,
-            env=surroundings,
+            env=_job_environment(root, place, job, environment, snapshot),
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,
@@ -85,51 +82,51 @@ def supervise(root: str, job: jobs.Job, environment: dict[str, str], snapshot: s
     record = {key: job[key] for key in ("id", "stage", "words")}
     record.update(
         pid=child.pid,
-        ticks=jobs.ticks(child.pid),
-        supervisor=[os.getpid(), jobs.ticks(os.getpid())],
+        ticks=jobs.start_ticks(child.pid),
+        supervisor=[os.getpid(), jobs.start_ticks(os.getpid())],
         boot_id=jobs.boot_id(),
         host=socket.gethostname(),
         started=time.time(),
         snapshot=os.path.basename(snapshot) if snapshot else None,
     )
-    # Whoever asked for this may be gone, and another, asked again, may have started the job meanwhile.
-    ours = fs.write(os.path.join(place, "job.json"), json.dumps(record), new=True)
+    # The client may have given up waiting, and its second request may have started the job by now.
+    is_first = fs.write_text(os.path.join(place, "job.json"), json.dumps(record), exclusive=True)
     assert child.stdin
-    if ours:
+    if is_first:
         child.stdin.write(b"\n")
-    child.stdin.close()  # and the process ends that was not told to go
-    daemonize.alone()
+    child.stdin.close()  # without a line on its input the process ends
+    bootstrap.detach()
     code = child.wait()
-    if ours:
-        _write_down(os.path.join(place, "exit.json"), {"code": code, "ended": time.time()})
+    if is_first:
+        _write_exit(os.path.join(place, "exit.json"), {"code": code, "ended": time.time()})
 
 
-def _write_down(path: str, end: dict[str, Any]) -> None:
-    """Write how a job ended, though the disk may have to get room for it first."""
+def _write_exit(path: str, result: dict[str, Any]) -> None:
+    """Write how a job ended; on a full disk wait until there is space."""
     while True:
         try:
-            fs.write(path, json.dumps(end))
+            fs.write_text(path, json.dumps(result))
             return
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
-        time.sleep(ROOM)
+        time.sleep(RETRY_S)
 
 
-def _environment(
-    root: str, place: str, job: jobs.Job, given: dict[str, str], snapshot: str | None
+def _job_environment(
+    root: str, place: str, job: jobs.Job, environment: dict[str, str], snapshot: str | None
 ) -> dict[str, str]:
-    """What a job finds: nothing it does by itself is written outside of the project's folder."""
+    """The variables of a job. All caches and temporary files are in the project folder."""
     found = {k: v for k, v in os.environ.items() if not k.startswith("SSH_")}
     cache = os.path.join(root, CACHE)
     found.setdefault("HF_HOME", os.path.join(cache, "huggingface"))
     found["XDG_CACHE_HOME"] = cache
     temporary = os.path.join(cache, "tmp")
-    if len(temporary) <= LONGEST_TMP:
+    if len(temporary) <= MAX_TMPDIR:
         os.makedirs(temporary, exist_ok=True)
         found["TMPDIR"] = temporary
     found.update({name: os.path.join(cache, folder) for name, folder in CACHES.items()})
-    found.update(given)
+    found.update(environment)
     found.update(PYTHONUNBUFFERED="1", PYTHONUTF8="1")
     found.update(ASSAY_RUN_ID=job["id"], ASSAY_RUN_FILE=os.path.join(place, "run"))
     if snapshot:
