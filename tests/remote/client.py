@@ -1,6 +1,6 @@
 """Whoever uses the server: a project in a clean git repository, an environment, and the commands typed there.
 
-`person` is such a client, whose project folder is the session's: a test that changes it takes `person.copy()`.
+`user` is such a client, whose project folder is the session's: a test that changes it takes `user.copy()`.
 `remote_project` is a folder on the server that is ready: the code is there, and an environment to run it.
 """
 
@@ -144,15 +144,15 @@ def remote_project(_remote_project: Path, sshd: Server, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def person(sshd: Server, local_project: Path, remote_project: Path, tmp_path: Path) -> Client:
+def user(sshd: Server, local_project: Path, remote_project: Path, tmp_path: Path) -> Client:
     """Somebody whose REMOTE_DIR is `remote_project`."""
     return Client(local_project, sshd.client(tmp_path / "person", str(remote_project)))
 
 
 @pytest.fixture
-def connection(person: Client) -> Iterator[Connection]:
+def connection(user: Client) -> Iterator[Connection]:
     """That person's connection, in this process."""
-    with Connection(RemoteTarget.from_env(person.environment)) as opened:
+    with Connection(RemoteTarget.from_env(user.environment)) as opened:
         yield opened
 
 

@@ -1,6 +1,6 @@
-"""What tests of pushing and of fetching share: connections to the folder `there`, which each of their files makes.
+"""Fixtures for tests of push and fetch: connections to `server_dir`, a fixture that each test file defines.
 
-The names of a plugin's fixtures count in all of a session: none of them may be another's (test_house.py).
+The fixtures of a plugin are visible in all of a session: no two plugins may define the same name (test_house.py).
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from tests.remote.server import Server
 
 
 @pytest.fixture
-def sync_connection(sshd: Server, there: Path, tmp_path: Path) -> Iterator[Connection]:
-    variables = sshd.client(tmp_path / "person", f"~/{there.name}", REMOTE_PYTHON=sys.executable)
+def sync_connection(sshd: Server, server_dir: Path, tmp_path: Path) -> Iterator[Connection]:
+    variables = sshd.client(tmp_path / "person", f"~/{server_dir.name}", REMOTE_PYTHON=sys.executable)
     with Connection(RemoteTarget.from_env(variables)) as connection:
         yield connection
 
 
 @pytest.fixture
-def bad_connection(sshd: Server, there: Path, tmp_path: Path) -> Iterator[tuple[Connection, Proxy]]:
+def bad_connection(sshd: Server, server_dir: Path, tmp_path: Path) -> Iterator[tuple[Connection, Proxy]]:
     """A link over a network that can be cut."""
     with proxy(sshd.port) as between:
         variables = sshd.client(
-            tmp_path / "far", f"~/{there.name}", REMOTE_PORT=str(between.port), REMOTE_PYTHON=sys.executable
+            tmp_path / "far", f"~/{server_dir.name}", REMOTE_PORT=str(between.port), REMOTE_PYTHON=sys.executable
         )
         known = Path(variables["HOME"], "known_hosts")
         known.write_text(known.read_text().replace(f":{sshd.port}", f":{between.port}"))

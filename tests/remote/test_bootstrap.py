@@ -37,7 +37,7 @@ def served(**args: object) -> subprocess.Popen[bytes]:
     return process
 
 
-def test_it_answers_after_the_mark_and_gives_signs_of_life(tmp_path: Path) -> None:
+def test_the_answer_follows_the_mark_and_heartbeats(tmp_path: Path) -> None:
     out, _ = served(path=str(tmp_path / "done"), whole=True).communicate(timeout=60)
     mark, *frames = out.strip().splitlines()
     assert mark == b"MARK"
@@ -46,7 +46,7 @@ def test_it_answers_after_the_mark_and_gives_signs_of_life(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("whole", [True, False])
-def test_what_must_not_be_broken_off_is_ended_though_nobody_listens(tmp_path: Path, whole: bool) -> None:
+def test_an_uninterrupted_operation_completes_after_the_client_disconnects(tmp_path: Path, whole: bool) -> None:
     done = tmp_path / "done"
     process = served(path=str(done), whole=whole)
     assert process.stdout

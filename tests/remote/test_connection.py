@@ -27,48 +27,48 @@ pytestmark = needs_ssh
 STATUS = "ssh-status"
 
 
-def reached(person: Client, **variables: str) -> None:
-    done = person(STATUS, **variables)
+def reached(user: Client, **variables: str) -> None:
+    done = user(STATUS, **variables)
     assert (done.returncode, done.stderr) == (0, "")
 
 
 # Where it is
 
 
-def test_all_that_is_missing_is_told_at_once(person: Client) -> None:
-    said = person.refused(STATUS, REMOTE_HOST="", REMOTE_DIR="", REMOTE_PORT="ssh", REMOTE_KEY="/no/key")
+def test_all_missing_variables_are_reported_at_once(user: Client) -> None:
+    said = user.refused(STATUS, REMOTE_HOST="", REMOTE_DIR="", REMOTE_PORT="ssh", REMOTE_KEY="/no/key")
     assert [line.split()[0] for line in said.splitlines()[:-1]] == [
         "REMOTE_HOST", "REMOTE_DIR", "REMOTE_PORT=ssh:", "REMOTE_KEY=/no/key",
     ]  # fmt: skip
     assert ".env" in said.splitlines()[-1]
 
 
-def test_a_host_that_does_not_exist_is_told(person: Client) -> None:
-    said = person.refused(STATUS, REMOTE_HOST="no-such-host.invalid")
+def test_an_unknown_host_name_is_reported(user: Client) -> None:
+    said = user.refused(STATUS, REMOTE_HOST="no-such-host.invalid")
     assert said.startswith("there is no host no-such-host.invalid: ") and said.endswith("; check REMOTE_HOST")
     assert "\n" not in said
 
 
-def test_a_host_is_never_taken_for_an_option(person: Client, tmp_path: Path) -> None:
-    said = person.refused(STATUS, REMOTE_HOST=f"-oProxyCommand=touch {tmp_path}/touched")
+def test_a_host_is_never_an_option_of_ssh(user: Client, tmp_path: Path) -> None:
+    said = user.refused(STATUS, REMOTE_HOST=f"-oProxyCommand=touch {tmp_path}/touched")
     assert said.endswith("is not a host")
     assert not (tmp_path / "touched").exists()
 
 
-def test_a_port_where_nobody_listens_is_told(person: Client) -> None:
+def test_a_closed_port_is_reported(user: Client) -> None:
     port = free_port()
-    said = person.refused(STATUS, REMOTE_PORT=str(port))
+    said = user.refused(STATUS, REMOTE_PORT=str(port))
     assert said == (
         f"127.0.0.1:{port} cannot be reached: connection refused; "
         "check REMOTE_HOST and REMOTE_PORT, and that an SSH server runs there"
     )
 
 
-def test_a_port_outside_of_what_ports_are_is_told(person: Client) -> None:
-    assert "99999" in person.refused(STATUS, REMOTE_PORT="99999")
+def test_a_port_out_of_range_is_reported(user: Client) -> None:
+    assert "99999" in user.refused(STATUS, REMOTE_PORT="99999")
 
 
-def test_a_network_that_drops_everything_is_told(person: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_that_drops_all_packets_is_reported(user: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection_module, "CONNECT_TIMEOUT_S", 0.5)
     with socket.socket() as full:
         full.bind(("127.0.0.1", 0))
@@ -79,23 +79,23 @@ def test_a_network_that_drops_everything_is_told(person: Client, monkeypatch: py
             each.setblocking(False)
             each.connect_ex(("127.0.0.1", port))
         with pytest.raises(LostConnection, match=f"no response from 127.0.0.1:{port} within 0.5 s"):
-            Connection(RemoteTarget.from_env(person.environment | {"REMOTE_PORT": str(port)})).call(
+            Connection(RemoteTarget.from_env(user.environment | {"REMOTE_PORT": str(port)})).call(
                 "jobs:list_jobs", folder="~/x"
             )
         for each in waiting:
             each.close()
 
 
-def test_a_server_that_says_nothing_is_told(sshd: Server, person: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_server_is_reported(sshd: Server, user: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection_module, "CONNECT_TIMEOUT_S", 0.5)
     with proxy(sshd.port) as between:
         between.silence()
-        target = RemoteTarget.from_env(person.environment | {"REMOTE_PORT": str(between.port)})
+        target = RemoteTarget.from_env(user.environment | {"REMOTE_PORT": str(between.port)})
         with pytest.raises(LostConnection, match=r"no response from .* within 0\.5 s"):
             Connection(target).call("jobs:list_jobs", folder="~/x")
 
 
-def test_what_is_no_ssh_server_is_told(person: Client) -> None:
+def test_a_server_that_is_not_an_ssh_server_is_reported(user: Client) -> None:
     with socket.create_server(("127.0.0.1", 0)) as web:
         port = web.getsockname()[1]
 
@@ -106,80 +106,78 @@ def test_what_is_no_ssh_server_is_told(person: Client) -> None:
 
         answering = threading.Thread(target=answer)
         answering.start()
-        said = person.refused(STATUS, REMOTE_PORT=str(port))
+        said = user.refused(STATUS, REMOTE_PORT=str(port))
         answering.join()
-    assert said.startswith(f"{person.environment['REMOTE_USER']}@127.0.0.1 does not respond as an SSH server")
+    assert said.startswith(f"{user.environment['REMOTE_USER']}@127.0.0.1 does not respond as an SSH server")
     assert "check REMOTE_HOST and REMOTE_PORT" in said
 
 
 # Who it is
 
 
-def test_an_unknown_server_is_refused_until_its_fingerprint_is_accepted(sshd: Server, person: Client) -> None:
-    person.known_hosts.write_text("")
-    said = person.refused(STATUS)
+def test_an_unknown_server_is_refused_until_its_fingerprint_is_accepted(sshd: Server, user: Client) -> None:
+    user.known_hosts.write_text("")
+    said = user.refused(STATUS)
     assert f"[127.0.0.1]:{sshd.port} is not a known host: its ssh-ed25519 key is {sshd.fingerprint}" in said
     assert said.endswith(f"accept it by REMOTE_FINGERPRINT={sshd.fingerprint}")
-    assert person.known_hosts.read_text() == ""
-    done = person(STATUS, REMOTE_FINGERPRINT=sshd.fingerprint)
+    assert user.known_hosts.read_text() == ""
+    done = user(STATUS, REMOTE_FINGERPRINT=sshd.fingerprint)
     assert done.returncode == 0 and sshd.fingerprint in done.stdout + done.stderr
-    assert person.known_hosts.read_text() == sshd.known_hosts()
-    reached(person)  # known from now on
-    assert sshd.ssh("true", person.environment).returncode == 0  # to ssh as well
+    assert user.known_hosts.read_text() == sshd.known_hosts()
+    reached(user)  # known from now on
+    assert sshd.ssh("true", user.environment).returncode == 0  # to ssh as well
 
 
-def test_another_fingerprint_than_the_accepted_one_is_refused(sshd: Server, person: Client) -> None:
-    person.known_hosts.write_text("")
+def test_another_fingerprint_than_the_accepted_one_is_refused(sshd: Server, user: Client) -> None:
+    user.known_hosts.write_text("")
     other = f"SHA256:{'a' * 43}"
-    said = person.refused(STATUS, REMOTE_FINGERPRINT=other)
+    said = user.refused(STATUS, REMOTE_FINGERPRINT=other)
     assert other in said and sshd.fingerprint in said
-    assert person.known_hosts.read_text() == ""
+    assert user.known_hosts.read_text() == ""
 
 
-def test_a_changed_host_key_is_refused_whatever_is_accepted(sshd: Server, person: Client, tmp_path: Path) -> None:
+def test_a_changed_host_key_is_refused_whatever_is_accepted(sshd: Server, user: Client, tmp_path: Path) -> None:
     was = sshd.known_hosts(make_key(tmp_path / "earlier"))
-    person.known_hosts.write_text(was)
+    user.known_hosts.write_text(was)
     for accepted in ({}, {"REMOTE_FINGERPRINT": sshd.fingerprint}):
-        said = person.refused(STATUS, **accepted)
+        said = user.refused(STATUS, **accepted)
         assert said.startswith(f"the host key of 127.0.0.1 has changed: it is {sshd.fingerprint}, and was ")
-        assert str(person.known_hosts) in said
-        assert person.known_hosts.read_text() == was
+        assert str(user.known_hosts) in said
+        assert user.known_hosts.read_text() == was
 
 
-def test_what_ssh_is_told_to_accept_is_accepted(sshd: Server, person: Client) -> None:
-    person.known_hosts.write_text("")
-    person.configure("  StrictHostKeyChecking accept-new\n")
-    assert person(STATUS).returncode == 0
-    assert person.known_hosts.read_text() == sshd.known_hosts()
+def test_strict_host_key_checking_of_ssh_applies(sshd: Server, user: Client) -> None:
+    user.known_hosts.write_text("")
+    user.configure("  StrictHostKeyChecking accept-new\n")
+    assert user(STATUS).returncode == 0
+    assert user.known_hosts.read_text() == sshd.known_hosts()
 
 
 # Who we are
 
 
-def test_a_key_that_the_server_does_not_take_is_named(person: Client, tmp_path: Path) -> None:
+def test_a_rejected_key_is_named(user: Client, tmp_path: Path) -> None:
     other = make_key(tmp_path / "other")
-    said = person.refused(STATUS, REMOTE_KEY=str(other))
-    assert f"refuses {person.environment['REMOTE_USER']}: it accepts none of {other}; check REMOTE_USER" in said
+    said = user.refused(STATUS, REMOTE_KEY=str(other))
+    assert f"refuses {user.environment['REMOTE_USER']}: it accepts none of {other}; check REMOTE_USER" in said
 
 
-def test_a_user_that_the_server_does_not_know_is_named(person: Client) -> None:
-    said = person.refused(STATUS, REMOTE_USER="nobody-of-that-name")
+def test_an_unknown_user_is_named(user: Client) -> None:
+    said = user.refused(STATUS, REMOTE_USER="nobody-of-that-name")
     assert "refuses nobody-of-that-name" in said and "check REMOTE_USER" in said
 
 
-def test_a_file_that_is_no_key_is_named(person: Client, tmp_path: Path) -> None:
+def test_an_invalid_key_file_is_named(user: Client, tmp_path: Path) -> None:
     (tmp_path / "no_key").write_text("not a key\n")
-    said = person.refused(STATUS, REMOTE_KEY=str(tmp_path / "no_key"))
+    said = user.refused(STATUS, REMOTE_KEY=str(tmp_path / "no_key"))
     assert f"{tmp_path}/no_key" in said and "cannot be read" in said
 
 
-def test_a_key_with_a_passphrase_needs_an_agent_and_is_taken_from_one(
-    sshd: Server, person: Client, tmp_path: Path
-) -> None:
+def test_a_key_with_a_passphrase_requires_an_agent(sshd: Server, user: Client, tmp_path: Path) -> None:
     locked = make_key(tmp_path / "locked", passphrase="of eight words")
-    person.configure("  IdentityAgent SSH_AUTH_SOCK\n", first=True)
+    user.configure("  IdentityAgent SSH_AUTH_SOCK\n", first=True)
     with sshd.session(locked):
-        said = person.refused(STATUS, REMOTE_KEY=str(locked))
+        said = user.refused(STATUS, REMOTE_KEY=str(locked))
         assert f"{locked} is protected by a passphrase" in said and said.endswith(f"run ssh-add {locked}")
         agent = tmp_path / "agent"
         holding = subprocess.Popen(["ssh-agent", "-D", "-a", str(agent)], stdout=subprocess.DEVNULL)
@@ -190,7 +188,7 @@ def test_a_key_with_a_passphrase_needs_an_agent_and_is_taken_from_one(
             subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
             known = {"SSH_AUTH_SOCK": str(agent)}
             subprocess.run(["ssh-add", "-q", str(tmp_path / "open")], check=True, env=known)
-            reached(person, REMOTE_KEY=str(locked), **known)
+            reached(user, REMOTE_KEY=str(locked), **known)
         finally:
             holding.kill()
             holding.wait()
@@ -199,91 +197,89 @@ def test_a_key_with_a_passphrase_needs_an_agent_and_is_taken_from_one(
 # What ssh's own configuration says
 
 
-def test_an_alias_means_what_sshs_configuration_says_of_it(sshd: Server, person: Client, tmp_path: Path) -> None:
+def test_an_alias_of_sshs_configuration_is_resolved(sshd: Server, user: Client, tmp_path: Path) -> None:
     (tmp_path / "more.conf").write_text(
         f"Host gpu\n  HostName 127.0.0.1\n  Port {sshd.port}\n  User {sshd.user}\n  HostKeyAlias the-gpu\n"
     )
-    person.configure(f'Include "{tmp_path}/more.conf"\n', first=True)
-    person.known_hosts.write_text("the-gpu " + sshd.known_hosts().partition(" ")[2])
-    reached(person, REMOTE_HOST="gpu", REMOTE_PORT="", REMOTE_USER="", REMOTE_KEY="")
-    said = person.refused(STATUS, REMOTE_HOST="gpus", REMOTE_PORT="", REMOTE_USER="", REMOTE_KEY="")
+    user.configure(f'Include "{tmp_path}/more.conf"\n', first=True)
+    user.known_hosts.write_text("the-gpu " + sshd.known_hosts().partition(" ")[2])
+    reached(user, REMOTE_HOST="gpu", REMOTE_PORT="", REMOTE_USER="", REMOTE_KEY="")
+    said = user.refused(STATUS, REMOTE_HOST="gpus", REMOTE_PORT="", REMOTE_USER="", REMOTE_KEY="")
     assert said.startswith("there is no host gpus")
 
 
-def test_a_jump_host_is_jumped_over(sshd: Server, person: Client) -> None:
+def test_a_jump_host_is_used(sshd: Server, user: Client) -> None:
     with proxy(sshd.port) as hop:
-        person.configure(
+        user.configure(
             f"Host hop\n  HostName 127.0.0.1\n  Port {hop.port}\n  User {sshd.user}\n  HostKeyAlias hop\n"
             f"Host behind\n  HostName 127.0.0.1\n  Port {sshd.port}\n  User {sshd.user}\n  ProxyJump hop\n",
             first=True,
         )
-        person.known_hosts.write_text(sshd.known_hosts() + "hop " + sshd.known_hosts().partition(" ")[2])
-        reached(person, REMOTE_HOST="behind", REMOTE_PORT="", REMOTE_USER="", REMOTE_KEY="")
+        user.known_hosts.write_text(sshd.known_hosts() + "hop " + sshd.known_hosts().partition(" ")[2])
+        reached(user, REMOTE_HOST="behind", REMOTE_PORT="", REMOTE_USER="", REMOTE_KEY="")
         assert hop.count == 1
 
 
-def test_a_command_between_is_what_the_connection_goes_through(
-    sshd: Server, person: Client, tmp_path: Path
-) -> None:
-    person.configure(f"  ProxyCommand ssh -F {person.environment['REMOTE_SSH_CONFIG']}.hop -W %h:%p hop\n")
-    Path(person.environment["REMOTE_SSH_CONFIG"] + ".hop").write_text(
+def test_a_proxy_command_is_used(sshd: Server, user: Client, tmp_path: Path) -> None:
+    user.configure(f"  ProxyCommand ssh -F {user.environment['REMOTE_SSH_CONFIG']}.hop -W %h:%p hop\n")
+    Path(user.environment["REMOTE_SSH_CONFIG"] + ".hop").write_text(
         f"Host hop\n  HostName 127.0.0.1\n  Port {sshd.port}\n  User {sshd.user}\n  IdentityFile {sshd.key}\n"
-        f"  UserKnownHostsFile {person.known_hosts}\n"
+        f"  UserKnownHostsFile {user.known_hosts}\n"
     )
-    reached(person)
+    reached(user)
 
 
-def test_what_the_jump_host_says_is_passed_on(person: Client) -> None:
-    person.configure(
+def test_an_error_of_the_jump_host_is_shown(user: Client) -> None:
+    user.configure(
         f"Host hop\n  HostName 127.0.0.1\n  Port {free_port()}\nHost behind\n  ProxyJump hop\n", first=True
     )
-    said = person.refused(STATUS, REMOTE_HOST="behind")
+    said = user.refused(STATUS, REMOTE_HOST="behind")
     assert "Connection refused" in said and "\n" not in said
 
 
-def test_a_configuration_that_ssh_refuses_is_told(person: Client) -> None:
-    person.configure("  NoSuchOption yes\n")
-    said = person.refused(STATUS)
+def test_an_invalid_ssh_configuration_is_reported(user: Client) -> None:
+    user.configure("  NoSuchOption yes\n")
+    said = user.refused(STATUS)
     assert said.startswith("ssh rejects its configuration for 127.0.0.1: ") and "nosuchoption" in said
 
 
 # What is there
 
 
-def test_a_server_without_python_is_told(sshd: Server, person: Client) -> None:
+def test_a_server_without_python_is_reported(sshd: Server, user: Client) -> None:
     with sshd.session(PATH="/nowhere"):
-        said = person.refused(STATUS)
+        said = user.refused(STATUS)
         assert said.startswith(f"{sshd.user}@127.0.0.1 has no python3; install Python")
-        reached(person, REMOTE_PYTHON=os.path.realpath(sys.executable))
+        reached(user, REMOTE_PYTHON=os.path.realpath(sys.executable))
 
 
-def test_what_the_login_shell_says_is_no_answer(sshd: Server, person: Client) -> None:
+def test_output_of_the_login_shell_is_skipped(sshd: Server, user: Client) -> None:
     noisy = sshd.home / ".bashrc"
     try:
         noisy.write_text('echo \'{"answer": []}\'; echo Welcome; printf "no end of line"; echo "a quota" >&2\n')
-        reached(person)
+        reached(user)
         noisy.write_text("echo Out of service until noon; exit 1\n")
-        assert "Out of service until noon" in person.refused(STATUS)
+        assert "Out of service until noon" in user.refused(STATUS)
     finally:
         noisy.unlink()
 
 
 @needs_own_mounts
 @pytest.mark.parametrize("command", ["ssh-plan"])
-def test_a_folder_that_may_not_be_written_is_told(sshd: Server, person: Client, command: str) -> None:
-    said = person.refused(command, REMOTE_USER=GUEST_NAME, REMOTE_DIR="/var/lib/assay")
+def test_a_folder_without_write_permission_is_reported(sshd: Server, user: Client, command: str) -> None:
+    said = user.refused(command, REMOTE_USER=GUEST_NAME, REMOTE_DIR="/var/lib/assay")
     assert said == ("/var/lib/assay: permission denied; REMOTE_DIR must be a folder that REMOTE_USER may write to")
     assert not Path("/var/lib/assay").exists()
 
 
 @pytest.mark.parametrize("folder", ["/proc/assay", "/dev/null", "/dev/null/assay"])
-def test_what_can_be_no_folder_is_told(person: Client, folder: str) -> None:
-    said = person.refused("ssh-plan", REMOTE_DIR=folder)
+def test_a_path_that_cannot_be_a_folder_is_reported(user: Client, folder: str) -> None:
+    said = user.refused("ssh-plan", REMOTE_DIR=folder)
     assert said.startswith(folder[:9]) and "REMOTE_DIR" in said and "\n" not in said
 
 
 @needs_own_mounts
-def test_a_full_disk_is_told(sshd: Server, person: Client) -> None:
+def test_a_full_disk_is_reported(sshd: Server, user: Client) -> None:
     small = sshd.home / "small"
     small.mkdir()
     fill = f"dd if=/dev/zero of={small}/big bs=4k 2>/dev/null || true"
@@ -292,13 +288,13 @@ def test_a_full_disk_is_told(sshd: Server, person: Client) -> None:
         f"ln -s /bin/sh {small}/.venv/bin/python; {fill}"
     )
     assert done.returncode == 0, done.stderr
-    person = person.having(REMOTE_DIR="~/small")
-    said = person.refused("ssh-plan")
+    user = user.having(REMOTE_DIR="~/small")
+    said = user.refused("ssh-plan")
     assert re.search(r"has 0 bytes left, and [\d.]+ MB are to be sent; free some space there$", said)
     sshd.inside(f"rm {small}/big")
-    assert person("push").returncode == 0
+    assert user("push").returncode == 0
     sshd.inside(fill)
-    assert person.refused("ssh-plan").endswith(
+    assert user.refused("ssh-plan").endswith(
         "no space left on device; free some space there and run the command again; nothing is lost"
     )
 
@@ -306,13 +302,13 @@ def test_a_full_disk_is_told(sshd: Server, person: Client) -> None:
 # Requests
 
 
-def test_a_request_is_asked_again_when_the_connection_was_lost(sshd: Server, connection: Connection) -> None:
+def test_a_request_is_repeated_after_a_lost_connection(sshd: Server, connection: Connection) -> None:
     for _ in range(3):
         assert connection.call("jobs:list_jobs", folder=connection.target.dir) == []
         sshd.cut()
 
 
-def test_a_server_that_comes_back_is_waited_for(sshd: Server, connection: Connection) -> None:
+def test_a_lost_server_is_retried(sshd: Server, connection: Connection) -> None:
     assert connection.call("jobs:list_jobs", folder=connection.target.dir) == []
     sshd.block()
     try:
@@ -326,13 +322,11 @@ def test_a_server_that_comes_back_is_waited_for(sshd: Server, connection: Connec
         sshd.unblock()
 
 
-def test_a_connection_that_nothing_comes_through_is_given_up(
-    sshd: Server, person: Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_silent_connection_is_replaced(sshd: Server, user: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection_module, "SILENCE_TIMEOUT_S", 0.5)
     with proxy(sshd.port) as between:
-        target = RemoteTarget.from_env(person.environment | {"REMOTE_PORT": str(between.port)})
-        person.known_hosts.write_text(sshd.known_hosts().replace(str(sshd.port), str(between.port)))
+        target = RemoteTarget.from_env(user.environment | {"REMOTE_PORT": str(between.port)})
+        user.known_hosts.write_text(sshd.known_hosts().replace(str(sshd.port), str(between.port)))
         with Connection(target) as connection:
             assert connection.call("jobs:list_jobs", folder=target.dir) == []
             between.lose()
@@ -340,12 +334,12 @@ def test_a_connection_that_nothing_comes_through_is_given_up(
         assert between.count == 2
 
 
-def test_an_error_there_that_nobody_foresaw_keeps_its_traceback(connection: Connection) -> None:
+def test_an_unexpected_error_on_the_server_keeps_its_traceback(connection: Connection) -> None:
     with pytest.raises(RuntimeError, match=r"(?s)Traceback.*TypeError"):
         connection.call("jobs:list_jobs", nothing=1)
 
 
-def test_what_is_refused_there_is_refused_here(connection: Connection) -> None:
+def test_an_agent_error_becomes_a_remote_error(connection: Connection) -> None:
     with pytest.raises(RemoteError, match="/dev/null is a file on the server") as refused:
         connection.call("apply_push:apply", folder="/dev/null", push={}, wanted={}, named=[])
     assert refused.value.hint == "REMOTE_DIR should be a folder"

@@ -43,14 +43,14 @@ NAMES = ["a b.txt", "ünïcödé 漢字.txt", "two\nlines", "-rf", "it's", 'quo"
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def local_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "my project").mkdir()
     monkeypatch.chdir(tmp_path / "my project")
     return tmp_path / "my project"
 
 
 @pytest.fixture
-def there(sshd: Server, tmp_path: Path) -> Path:
+def server_dir(sshd: Server, tmp_path: Path) -> Path:
     """REMOTE_DIR, where a job's python is a shell."""
     folder = sshd.home / f"{tmp_path.name} ünd more"
     (folder / ".venv/bin").mkdir(parents=True)
@@ -59,9 +59,9 @@ def there(sshd: Server, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def run(there: Path) -> Path:
+def run(server_dir: Path) -> Path:
     """A run directory on the server that no job of ours made."""
-    run = there / "outputs/runs" / ID
+    run = server_dir / "outputs/runs" / ID
     for name in ("logs", "model", "checkpoints/empty"):
         (run / name).mkdir(parents=True)
     manifest(run)
@@ -94,15 +94,15 @@ def until(true: Callable[[], Any]) -> Any:
 # What arrives
 
 
-def test_a_run_arrives_whole_with_the_proof_and_is_the_latest(
-    sync_connection: Connection, here: Path, run: Path, sync_way: str, capsys: pytest.CaptureFixture[str]
+def test_a_run_arrives_complete_with_its_proof_and_is_the_latest(
+    sync_connection: Connection, local_dir: Path, run: Path, sync_way: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     os.utime(run / "logs/run.log", (1000, 1000))
     ours = fetch(sync_connection)
-    assert ours.absolute() == here / "outputs/runs" / ID and content(ours) == content(run)
+    assert ours.absolute() == local_dir / "outputs/runs" / ID and content(ours) == content(run)
     assert (ours / "checkpoints/empty").is_dir()
     assert (ours / "logs/run.log").stat().st_mtime == 1000
-    assert (here / "outputs/runs/latest").resolve() == ours.resolve()
+    assert (local_dir / "outputs/runs/latest").resolve() == ours.resolve()
     proof = json.loads((ours / "fetched.json").read_text())
     assert proof["from"] == str(sync_connection.target) and proof["folder"] == str(run)
     assert proof["sha256"] == {path: hashlib.sha256(data).hexdigest() for path, data in tree(run).items()}
@@ -111,11 +111,11 @@ def test_a_run_arrives_whole_with_the_proof_and_is_the_latest(
     assert capsys.readouterr().out == (
         f"fetched run {ID}: 4 files, 3.0 MB, every one verified by sha256; outputs/runs/latest points to it\n"
     )
-    assert list((here / "outputs/fetching").iterdir()) == []
+    assert list((local_dir / "outputs/fetching").iterdir()) == []
 
 
-def test_names_arrive_as_they_are_and_locks_and_torn_files_do_not(
-    sync_connection: Connection, here: Path, run: Path, sync_way: str
+def test_names_are_kept_and_locks_and_temporary_files_are_left_out(
+    sync_connection: Connection, local_dir: Path, run: Path, sync_way: str
 ) -> None:
     (run / os.fsdecode(b"latin-\xe9")).write_text("bytes")
     for name in NAMES:
@@ -131,8 +131,8 @@ def test_names_arrive_as_they_are_and_locks_and_torn_files_do_not(
     assert not any(p.name.endswith(".tmp") or p.name == ".lock" for p in ours.rglob("*"))
 
 
-def test_links_that_stay_inside_are_links_here_and_others_are_told(
-    sync_connection: Connection, here: Path, run: Path, capsys: pytest.CaptureFixture[str]
+def test_internal_links_are_fetched_and_others_reported(
+    sync_connection: Connection, local_dir: Path, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (run / "checkpoints/last").symlink_to("../model")
     (run / "logs/abs").symlink_to(run / "model/weights")
@@ -147,7 +147,9 @@ def test_links_that_stay_inside_are_links_here_and_others_are_told(
     assert fetch(sync_connection) == ours and os.readlink(ours / "checkpoints/last") == "../model"
 
 
-def test_the_run_of_a_job_is_named_by_either(sync_connection: Connection, here: Path, run: Path) -> None:
+def test_a_run_is_found_by_the_id_of_its_job_or_its_own(
+    sync_connection: Connection, local_dir: Path, run: Path
+) -> None:
     script = f'echo "$PWD/outputs/runs/{ID}" > "$ASSAY_RUN_FILE"'
     job = jobs.start(sync_connection, "train", [jobs.PYTHON, "-c", script], [], {}, None, f"{ID}-abcd")
     until(lambda: jobs.find_job(sync_connection, job["id"])["status"] == "ended")
@@ -163,8 +165,8 @@ def test_the_run_of_a_job_is_named_by_either(sync_connection: Connection, here: 
         fetch(sync_connection, "2027")
 
 
-def test_a_run_directory_is_meant_before_a_job_whose_name_begins_so(
-    sync_connection: Connection, here: Path, run: Path
+def test_a_run_directory_takes_precedence_over_a_job_id_with_that_prefix(
+    sync_connection: Connection, local_dir: Path, run: Path
 ) -> None:
     job = jobs.start(sync_connection, "train", [jobs.PYTHON, "-c", "true"], [], {}, None, f"{ID}-abcd")
     until(lambda: jobs.find_job(sync_connection, job["id"])["status"] == "ended")
@@ -174,7 +176,7 @@ def test_a_run_directory_is_meant_before_a_job_whose_name_begins_so(
 # Refusals
 
 
-def test_a_run_that_still_runs_is_refused(sync_connection: Connection, here: Path, run: Path) -> None:
+def test_a_run_in_progress_is_refused(sync_connection: Connection, local_dir: Path, run: Path) -> None:
     script = f'echo "$PWD/outputs/runs/{ID}" > "$ASSAY_RUN_FILE"; exec sleep 1000'
     job = jobs.start(sync_connection, "eval", [jobs.PYTHON, "-c", script], [], {}, None, "the-job")
     until(lambda: jobs.find_job(sync_connection, job["id"])["run"])
@@ -186,8 +188,8 @@ def test_a_run_that_still_runs_is_refused(sync_connection: Connection, here: Pat
     assert fetch(sync_connection).name == ID
 
 
-def test_a_run_that_another_process_of_the_server_holds_is_refused(
-    sync_connection: Connection, here: Path, run: Path
+def test_a_run_locked_by_another_process_is_refused(
+    sync_connection: Connection, local_dir: Path, run: Path
 ) -> None:
     with (run / ".lock").open("w") as lock:
         fcntl.lockf(lock, fcntl.LOCK_EX)
@@ -196,22 +198,22 @@ def test_a_run_that_another_process_of_the_server_holds_is_refused(
     assert fetch(sync_connection).name == ID
 
 
-def test_a_run_that_is_evaluated_by_hand_on_the_server_is_refused(
-    sync_connection: Connection, here: Path, run: Path
+def test_a_run_being_evaluated_outside_of_a_job_is_refused(
+    sync_connection: Connection, local_dir: Path, run: Path
 ) -> None:
     manifest(run, evaluation={"status": "running", "process": runs.this_process() | {"boot_id": None}})
     with pytest.raises(RemoteError, match=f"is still running: process {os.getpid()} works in it"):
         fetch(sync_connection)
 
 
-def test_a_job_without_a_run_directory_is_refused(sync_connection: Connection, here: Path) -> None:
+def test_a_job_without_a_run_directory_is_refused(sync_connection: Connection, local_dir: Path) -> None:
     job = jobs.start(sync_connection, "train", [jobs.PYTHON, "-c", "exit 2"], [], {}, None, "no-run")
     until(lambda: jobs.find_job(sync_connection, job["id"])["status"] == "ended")
     with pytest.raises(RemoteError, match="run no-run has no run directory: it is refused; make ssh-logs"):
         fetch(sync_connection, "no-run")
 
 
-def test_what_is_no_run_is_refused(sync_connection: Connection, here: Path, run: Path) -> None:
+def test_a_folder_without_manifest_is_refused(sync_connection: Connection, local_dir: Path, run: Path) -> None:
     (run / "manifest.json").unlink()
     with pytest.raises(RemoteError, match="nothing has been run in"):
         fetch(sync_connection)
@@ -219,8 +221,10 @@ def test_what_is_no_run_is_refused(sync_connection: Connection, here: Path, run:
         fetching.fetch(sync_connection, {"id": ID, "run": str(run), "status": "ended"})
 
 
-def test_another_run_of_the_same_name_is_left_alone(sync_connection: Connection, here: Path, run: Path) -> None:
-    ours = here / "outputs/runs" / ID
+def test_a_different_run_with_the_same_id_is_left_alone(
+    sync_connection: Connection, local_dir: Path, run: Path
+) -> None:
+    ours = local_dir / "outputs/runs" / ID
     ours.mkdir(parents=True)
     manifest(ours, started="2026-01-02T03:04:06+01:00")
     before = tree(ours)
@@ -229,9 +233,7 @@ def test_another_run_of_the_same_name_is_left_alone(sync_connection: Connection,
     assert {p: d for p, d in tree(ours).items() if p != ".lock"} == before
 
 
-def test_a_run_in_which_somebody_works_here_is_left_alone(
-    sync_connection: Connection, here: Path, run: Path
-) -> None:
+def test_a_local_run_in_use_is_left_alone(sync_connection: Connection, local_dir: Path, run: Path) -> None:
     ours = fetch(sync_connection)
     script = (
         f"import fcntl, time; f = open({str(ours / '.lock')!r}, 'w'); fcntl.lockf(f, fcntl.LOCK_EX);"
@@ -264,9 +266,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return paths
 
 
-def test_of_a_run_that_is_here_only_what_differs_is_fetched(
+def test_only_files_that_differ_are_fetched(
     sync_connection: Connection,
-    here: Path,
+    local_dir: Path,
     run: Path,
     sync_way: str,
     asked: list[str],
@@ -281,11 +283,11 @@ def test_of_a_run_that_is_here_only_what_differs_is_fetched(
     assert content(fetch(sync_connection)) == content(run)
     assert sorted(asked) == ["logs/run.log", "metrics.json"]
     assert capsys.readouterr().err == ""  # what an earlier fetch brought is nobody's work
-    assert not (here / "outputs/replaced").exists()
+    assert not (local_dir / "outputs/replaced").exists()
 
 
-def test_what_is_only_here_stays_and_what_is_another_here_is_put_aside(
-    sync_connection: Connection, here: Path, run: Path, capsys: pytest.CaptureFixture[str]
+def test_local_only_files_are_kept_and_different_ones_backed_up(
+    sync_connection: Connection, local_dir: Path, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ours = fetch(sync_connection)
     (ours / "mine").mkdir()
@@ -296,7 +298,7 @@ def test_what_is_only_here_stays_and_what_is_another_here_is_put_aside(
     (run / "gone/x").write_text("a folder there")
     fetch(sync_connection)
     assert content(ours) == content(run) | {"mine/notes.txt": b"notes"}
-    (folder,) = (here / "outputs/replaced").iterdir()
+    (folder,) = (local_dir / "outputs/replaced").iterdir()
     assert content(folder) == {"logs/run.log": b"changed here", "gone": b"a file here"}
     told = capsys.readouterr().err
     assert "kept, though the server does not have it: mine/notes.txt" in told
@@ -306,8 +308,8 @@ def test_what_is_only_here_stays_and_what_is_another_here_is_put_aside(
 # A run that died
 
 
-def test_a_run_that_died_is_interrupted_here(
-    sync_connection: Connection, here: Path, run: Path, capsys: pytest.CaptureFixture[str]
+def test_a_run_that_died_is_marked_interrupted(
+    sync_connection: Connection, local_dir: Path, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     manifest(run, status="running")
     ours = runs.Run(fetch(sync_connection))
@@ -320,18 +322,18 @@ def test_a_run_that_died_is_interrupted_here(
     manifest(run, evaluation={"status": "running", "process": MANIFEST["process"]})
     fetch(sync_connection)
     assert ours.status_text == "finished, evaluation interrupted"
-    assert not (here / "outputs/replaced").exists()  # what was altered here was no work of anybody
+    assert not (local_dir / "outputs/replaced").exists()  # what was altered here was no work of anybody
 
 
 # On the way
 
 
-def received(here: Path) -> int:
-    return sum(p.stat().st_size for p in (here / "outputs/fetching" / ID).rglob("*") if p.is_file())
+def received(local_dir: Path) -> int:
+    return sum(p.stat().st_size for p in (local_dir / "outputs/fetching" / ID).rglob("*") if p.is_file())
 
 
-def test_a_fetch_whose_connections_are_cut_goes_on_where_it_was(
-    bad_connection: tuple[Connection, Proxy], sshd: Server, here: Path, run: Path, sync_way: str
+def test_a_fetch_resumes_after_lost_connections(
+    bad_connection: tuple[Connection, Proxy], sshd: Server, local_dir: Path, run: Path, sync_way: str
 ) -> None:
     connection, between = bad_connection
     job = jobs.find_run(connection, ID)
@@ -339,7 +341,7 @@ def test_a_fetch_whose_connections_are_cut_goes_on_where_it_was(
 
     def cut() -> None:
         for size in (500_000, 1_500_000, 2_500_000):
-            until(lambda size=size: received(here) > size)  # type: ignore[misc]
+            until(lambda size=size: received(local_dir) > size)  # type: ignore[misc]
             sshd.cut()
 
     thread = threading.Thread(target=cut)
@@ -350,18 +352,22 @@ def test_a_fetch_whose_connections_are_cut_goes_on_where_it_was(
     assert between.count >= 4
 
 
-def test_a_fetch_that_was_killed_has_made_no_run_and_the_next_goes_on_with_it(
-    bad_connection: tuple[Connection, Proxy], here: Path, run: Path, sync_way: str, monkeypatch: pytest.MonkeyPatch
+def test_a_killed_fetch_makes_no_run_and_the_next_one_resumes_it(
+    bad_connection: tuple[Connection, Proxy],
+    local_dir: Path,
+    run: Path,
+    sync_way: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     connection, between = bad_connection
     between.delay = 0.01
     other = subprocess.Popen(
         [sys.executable, "-m", "src.main", "ssh-fetch", ID], env=environment_of(connection), start_new_session=True
     )
-    until(lambda: received(here) > 1_000_000)
+    until(lambda: received(local_dir) > 1_000_000)
     os.killpg(other.pid, signal.SIGKILL)
     other.wait()
-    assert runs.all_runs("outputs") == [] and not (here / "outputs/runs").exists()
+    assert runs.all_runs("outputs") == [] and not (local_dir / "outputs/runs").exists()
     between.delay = 0
     sizes: list[int] = []
     real = transfer.receive
@@ -387,42 +393,42 @@ def damaging(monkeypatch: pytest.MonkeyPatch, times: int) -> list[str]:
     return asked
 
 
-def test_what_arrives_damaged_is_fetched_again(
-    sync_connection: Connection, here: Path, run: Path, sync_way: str, monkeypatch: pytest.MonkeyPatch
+def test_a_file_corrupted_in_transfer_is_fetched_again(
+    sync_connection: Connection, local_dir: Path, run: Path, sync_way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = damaging(monkeypatch, times=2)
     assert content(fetch(sync_connection)) == content(run)
     assert asked.count("model/weights") == 3 and asked.count("logs/run.log") == 1
 
 
-def test_what_is_here_in_part_is_not_sent_again_and_not_trusted(
-    sync_connection: Connection, here: Path, run: Path, sync_way: str, asked: list[str]
+def test_a_partial_local_file_is_resumed_and_verified(
+    sync_connection: Connection, local_dir: Path, run: Path, sync_way: str, asked: list[str]
 ) -> None:
-    place = here / "outputs/fetching" / ID / "model"
+    place = local_dir / "outputs/fetching" / ID / "model"
     place.mkdir(parents=True)
     (place / "weights").write_bytes(os.urandom(1_000_000))
     assert content(fetch(sync_connection)) == content(run)
     assert asked.count("model/weights") == 2  # the rest of it, and then all of it
 
 
-def test_what_arrives_damaged_each_time_is_no_run(
-    sync_connection: Connection, here: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_file_corrupted_each_time_makes_no_run(
+    sync_connection: Connection, local_dir: Path, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     damaging(monkeypatch, times=3)
     with pytest.raises(RemoteError, match="model/weights: what arrives is not what the server has, 3 times"):
         fetch(sync_connection)
-    assert not (here / "outputs/runs").exists()
+    assert not (local_dir / "outputs/runs").exists()
     monkeypatch.undo()
-    os.chdir(here)
+    os.chdir(local_dir)
     assert content(fetch(sync_connection)) == content(run)
 
 
-def test_what_was_received_in_part_is_never_what_a_run_here_shares(
-    sync_connection: Connection, here: Path, run: Path
+def test_a_partial_file_is_never_a_hard_link_of_a_local_run(
+    sync_connection: Connection, local_dir: Path, run: Path
 ) -> None:
     """A fetch that was given up has the equal files of the run by a second name; those must not be written to."""
     ours = fetch(sync_connection)
-    place = here / "outputs/fetching" / ID
+    place = local_dir / "outputs/fetching" / ID
     (place / "logs").mkdir(parents=True)
     os.link(ours / "logs/run.log", place / "logs/run.log")
     with (ours / "logs/run.log").open() as held:
@@ -432,8 +438,8 @@ def test_what_was_received_in_part_is_never_what_a_run_here_shares(
     assert (ours / "logs/run.log").read_text() == "log, and more"
 
 
-def test_without_rsync_here_it_is_sftp(
-    sync_connection: Connection, here: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_without_local_rsync_sftp_is_used(
+    sync_connection: Connection, local_dir: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/ssh").symlink_to(str(shutil.which("ssh")))
@@ -442,7 +448,7 @@ def test_without_rsync_here_it_is_sftp(
 
 
 @needs_own_mounts
-def test_a_full_disk_here_is_told(sync_connection: Connection, run: Path, tmp_path: Path) -> None:
+def test_a_full_local_disk_is_reported(sync_connection: Connection, run: Path, tmp_path: Path) -> None:
     small = tmp_path / "small"
     small.mkdir()
     script = 'mount -t tmpfs -o size=2m tmpfs "$1"; cd "$1"; shift; exec "$@"'

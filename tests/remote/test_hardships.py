@@ -72,10 +72,10 @@ def here(_lesson: World, local_project: Path, tmp_path_factory: pytest.TempPathF
 
 
 def test_a_connection_cut_twenty_times_loses_nothing_and_doubles_nothing(
-    sshd: Server, person: Client, remote: Remote, world: World, here: bytes, tmp_path: Path
+    sshd: Server, user: Client, remote: Remote, world: World, here: bytes, tmp_path: Path
 ) -> None:
     said, outside = tmp_path / "said", sshd.outside(remote.project)
-    followed = person.start("ssh-train", *words(world), to=said, **ONE_THREAD)
+    followed = user.start("ssh-train", *words(world), to=said, **ONE_THREAD)
     try:
         until(lambda: b" started: " in said.with_suffix(".out").read_bytes())
         for n in range(1, CUTS + 1):
@@ -105,25 +105,25 @@ def test_a_connection_cut_twenty_times_loses_nothing_and_doubles_nothing(
 
 
 @needs_own_mounts
-def test_a_run_outlives_its_client_and_goes_on_after_a_reboot(
-    sshd: Server, person: Client, remote: Remote, world: World, here: bytes, tmp_path: Path
+def test_a_run_outlives_its_client_and_resumes_after_a_reboot(
+    sshd: Server, user: Client, remote: Remote, world: World, here: bytes, tmp_path: Path
 ) -> None:
     said = tmp_path / "said"
-    starting = person.start("ssh-train", *words(world), to=said, **ONE_THREAD)
+    starting = user.start("ssh-train", *words(world), to=said, **ONE_THREAD)
     until(lambda: b" started: " in said.with_suffix(".out").read_bytes())
     starting.send_signal(signal.SIGKILL)
     starting.wait()
     (id,) = re.findall(r"run (\S+) started", said.with_suffix(".out").read_text())
-    assert re.search(rf"{id} +train +running", person("ssh-status").stdout)
+    assert re.search(rf"{id} +train +running", user("ssh-status").stdout)
     until(remote.checkpoints)
     record = json.loads((remote.job / "job.json").read_text())
     sshd.reboot()
     assert not (remote.job / "exit.json").exists(), "the training was too short"
     with taken_pid(record["pid"]):
-        assert re.search(rf"{id} +train +interrupted", person("ssh-status").stdout)
-        done = person("ssh-attach", id)
+        assert re.search(rf"{id} +train +interrupted", user("ssh-status").stdout)
+        done = user("ssh-attach", id)
         assert done.returncode == 75 and f"make ssh-train resume={id}" in done.stderr
-        done = person("ssh-train", *words(world), f"resume={id}", **ONE_THREAD)
+        done = user("ssh-train", *words(world), f"resume={id}", **ONE_THREAD)
     assert done.returncode == 0, done.stderr
     assert "resuming after" in done.stdout
     assert remote.run.name == id

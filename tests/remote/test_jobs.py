@@ -61,7 +61,7 @@ def supervisor_of(job: jobs.Job) -> psutil.Process:
 # Started
 
 
-def test_it_runs_in_the_folder_and_all_that_it_says_is_followed(
+def test_a_job_runs_in_the_folder_and_its_output_is_followed(
     connection: Connection, place: Path, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
     job = start(connection, 'echo "in $PWD"; printf "no end\\377" >&2')
@@ -70,7 +70,7 @@ def test_it_runs_in_the_folder_and_all_that_it_says_is_followed(
     assert (ended["status"], ended["code"], jobs.format_status(ended)) == ("ended", 0, "finished")
 
 
-def test_what_it_says_bit_by_bit_is_followed_once(
+def test_output_in_small_pieces_is_followed_once(
     connection: Connection, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
     job = start(connection, "i=0; while test $i -lt 25; do i=$((i+1)); echo $i; sleep 0.03; done")
@@ -82,7 +82,7 @@ def test_what_it_says_bit_by_bit_is_followed_once(
     ("code", "meaning"),
     [(2, "refused"), (3, "not promoted"), (75, "stopped, with a checkpoint"), (9, "failed (exit code 9)")],
 )
-def test_the_exit_code_is_that_of_what_ran(connection: Connection, code: int, meaning: str) -> None:
+def test_the_exit_code_is_that_of_the_command(connection: Connection, code: int, meaning: str) -> None:
     job = start(connection, f"exit {code}")
     assert jobs.follow_to_end(connection, job["id"]) == code
     assert jobs.format_status(look(connection, job)) == meaning
@@ -98,13 +98,13 @@ def test_a_start_that_is_repeated_starts_nothing(connection: Connection, place: 
     assert len(jobs.list_jobs(connection)) == 1
 
 
-def test_a_name_that_is_a_path_is_refused(connection: Connection) -> None:
+def test_an_invalid_id_is_refused(connection: Connection) -> None:
     for name in ("../../up", "a b", "latest", "x" * 101, ".."):
         with pytest.raises(RemoteError, match="is not a valid id of a run"):
             start(connection, "true", id=name)
 
 
-def test_a_start_under_the_name_of_another_run_is_refused(connection: Connection) -> None:
+def test_a_start_with_the_id_of_another_command_is_refused(connection: Connection) -> None:
     job = start(connection, "exit 5", "lr=1", id="taken")
     jobs.follow(connection, job["id"])
     assert start(connection, "exit 5", "lr=1", id="taken")["existed"]
@@ -113,7 +113,7 @@ def test_a_start_under_the_name_of_another_run_is_refused(connection: Connection
             start(connection, "exit 5", *words, stage=stage, id="taken")
 
 
-def test_what_nobody_of_us_has_written_among_the_records_hides_no_run(connection: Connection, place: Path) -> None:
+def test_foreign_files_among_the_records_hide_no_run(connection: Connection, place: Path) -> None:
     job = start(connection, "exit 5")
     jobs.follow(connection, job["id"])
     others = place / "outputs/remote/jobs"
@@ -126,16 +126,14 @@ def test_what_nobody_of_us_has_written_among_the_records_hides_no_run(connection
     assert [each["id"] for each in jobs.list_jobs(connection)] == [job["id"]]
 
 
-def test_without_an_environment_nothing_is_started_and_nothing_left(connection: Connection, place: Path) -> None:
+def test_without_an_environment_nothing_is_started_or_left_behind(connection: Connection, place: Path) -> None:
     (place / ".venv" / "bin" / "python").unlink()
     with pytest.raises(RemoteError, match=r"no environment in .*; run make ssh-init"):
         start(connection, "true")
     assert jobs.list_jobs(connection) == [] and not any((place / "outputs" / "remote" / "jobs").iterdir())
 
 
-def test_a_refused_start_removes_nothing_that_an_earlier_one_of_its_name_may_have_made(
-    connection: Connection, place: Path
-) -> None:
+def test_a_refused_start_removes_no_files_of_an_earlier_one(connection: Connection, place: Path) -> None:
     (place / ".venv" / "bin" / "python").unlink()
     log = folder_of(place, {"id": "same"}) / "log"
     log.parent.mkdir(parents=True)
@@ -145,7 +143,7 @@ def test_a_refused_start_removes_nothing_that_an_earlier_one_of_its_name_may_hav
     assert log.exists()
 
 
-def test_words_arrive_as_they_were_typed_whatever_the_locale(
+def test_arguments_arrive_as_they_were_typed_whatever_the_locale(
     sshd: Server, connection: Connection, place: Path
 ) -> None:
     words = [
@@ -170,7 +168,7 @@ def test_words_arrive_as_they_were_typed_whatever_the_locale(
     assert (place / "words").read_bytes().decode().split("\0")[:-1] == words
 
 
-def test_what_a_login_shell_prints_is_no_answer(sshd: Server, connection: Connection) -> None:
+def test_output_of_the_login_shell_is_no_answer(sshd: Server, connection: Connection) -> None:
     (sshd.home / ".bashrc").write_text("echo '{\"answer\": 1}'; echo welcome >&2\n")
     try:
         assert jobs.follow_to_end(connection, start(connection, "exit 5")["id"]) == 5
@@ -178,9 +176,7 @@ def test_what_a_login_shell_prints_is_no_answer(sshd: Server, connection: Connec
         (sshd.home / ".bashrc").unlink()
 
 
-def test_its_environment_is_what_was_given_and_no_command_line_holds_it(
-    connection: Connection, place: Path
-) -> None:
+def test_variables_reach_the_job_and_no_command_line(connection: Connection, place: Path) -> None:
     secret = "s3cret-of-the-canary"
     job = start(connection, "env > found; exec sleep 1000", HF_TOKEN=secret)
     until((place / "found").exists)
@@ -200,7 +196,9 @@ def test_its_environment_is_what_was_given_and_no_command_line_holds_it(
 # Watched
 
 
-def test_the_process_of_another_boot_is_gone_though_its_id_is_taken(connection: Connection, place: Path) -> None:
+def test_a_reused_process_id_of_another_boot_does_not_count_as_running(
+    connection: Connection, place: Path
+) -> None:
     job = start(connection, "exec sleep 1000")
     assert look(connection, job)["status"] == "running"
     record = folder_of(place, job) / "job.json"
@@ -215,9 +213,7 @@ def test_the_process_of_another_boot_is_gone_though_its_id_is_taken(connection: 
     jobs.stop(connection, job)
 
 
-def test_one_whose_end_is_not_written_down_yet_is_not_taken_for_interrupted(
-    connection: Connection, place: Path
-) -> None:
+def test_a_job_counts_as_running_until_its_exit_code_is_recorded(connection: Connection, place: Path) -> None:
     job = start(connection, "while ! test -e go; do sleep 0.02; done; exit 3")
     supervisor = supervisor_of(job)
     supervisor.suspend()
@@ -230,7 +226,7 @@ def test_one_whose_end_is_not_written_down_yet_is_not_taken_for_interrupted(
 
 
 @needs_own_mounts
-def test_how_one_ended_is_written_down_once_its_full_disk_has_room(
+def test_the_exit_code_is_recorded_once_a_full_disk_has_space(
     sshd: Server, connection: Connection, place: Path
 ) -> None:
     made = sshd.inside(
@@ -247,7 +243,7 @@ def test_how_one_ended_is_written_down_once_its_full_disk_has_room(
     assert "tmp" not in sshd.inside(f"ls '{place}/outputs/remote/jobs/{job['id']}'").stdout
 
 
-def test_who_follows_one_whose_process_is_gone_is_told_how_it_goes_on(connection: Connection) -> None:
+def test_following_an_interrupted_job_prints_the_command_to_resume_it(connection: Connection) -> None:
     job = start(connection, "exec sleep 1000")
     supervisor_of(job).kill()
     os.kill(job["pid"], signal.SIGKILL)
@@ -255,9 +251,7 @@ def test_who_follows_one_whose_process_is_gone_is_told_how_it_goes_on(connection
         jobs.follow_to_end(connection, job["id"])
 
 
-def test_it_outlives_who_waits_for_its_end_and_its_run_tells_how_that_was(
-    connection: Connection, place: Path
-) -> None:
+def test_without_its_supervisor_the_manifest_tells_how_a_job_ended(connection: Connection, place: Path) -> None:
     run = place / "outputs" / "runs" / "r1"
     run.mkdir(parents=True)
     job = start(
@@ -274,9 +268,7 @@ def test_it_outlives_who_waits_for_its_end_and_its_run_tells_how_that_was(
     assert jobs.format_status(look(connection, job)) == "interrupted"
 
 
-def test_a_run_is_named_by_its_beginning_and_by_the_directory_that_it_works_in(
-    connection: Connection, place: Path
-) -> None:
+def test_a_job_is_found_by_a_prefix_and_by_its_run_directory(connection: Connection, place: Path) -> None:
     said = 'echo /x/r7 > "$ASSAY_RUN_FILE"'
     first = start(connection, said, id="2026-01-02_a")
     second = start(connection, f"{said}; exec sleep 1000", id="2026-01-02_b")
@@ -300,7 +292,7 @@ def test_a_run_is_named_by_its_beginning_and_by_the_directory_that_it_works_in(
     assert named("r7") == second["id"]  # the newest
 
 
-def test_of_a_long_list_the_newest_are_shown_and_what_runs(
+def test_a_long_list_shows_the_newest_and_running_jobs(
     connection: Connection, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(status_table, "MAX_JOBS", 1)
@@ -317,7 +309,7 @@ def test_of_a_long_list_the_newest_are_shown_and_what_runs(
 # Stopped
 
 
-def test_to_stop_one_lets_it_save_what_it_has(connection: Connection, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_stopped_job_may_save_a_checkpoint(connection: Connection, capfd: pytest.CaptureFixture[str]) -> None:
     job = start(connection, 'trap "echo saved; exit 75" TERM; echo up; while :; do sleep 0.02; done')
     until(lambda: look(connection, job)["last_line"] == "up")
     ended = jobs.stop(connection, look(connection, job))
@@ -325,7 +317,7 @@ def test_to_stop_one_lets_it_save_what_it_has(connection: Connection, capfd: pyt
     assert capfd.readouterr().out == "saved\n"  # what came after it was asked
 
 
-def test_one_that_does_not_end_is_killed_with_all_that_it_has_started(connection: Connection, place: Path) -> None:
+def test_a_job_that_does_not_end_is_killed_with_its_descendants(connection: Connection, place: Path) -> None:
     away = 'import os, time; os.setsid(); open("child", "w").write(str(os.getpid())); time.sleep(1000)'
     detached = f"{sys.executable} -c '{away}'"
     job = start(connection, f'trap "" TERM; {detached} & while :; do sleep 0.02; done')
@@ -335,13 +327,13 @@ def test_one_that_does_not_end_is_killed_with_all_that_it_has_started(connection
     until(lambda: not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE)
 
 
-def test_one_that_has_ended_is_not_stopped(connection: Connection) -> None:
+def test_an_ended_job_is_not_stopped(connection: Connection) -> None:
     job = start(connection, "true")
     jobs.follow_to_end(connection, job["id"])
     with pytest.raises(RemoteError, match="is not running: it is finished"):
         jobs.stop(connection, look(connection, job))
 
 
-def test_a_folder_where_nothing_was_run_says_so(connection: Connection) -> None:
+def test_a_folder_without_jobs_is_reported(connection: Connection) -> None:
     with pytest.raises(RemoteError, match="nothing has been run"):
         jobs.find_job(connection, None)

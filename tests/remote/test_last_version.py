@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from src.errors import RemoteError
 from src.remote import fetch, jobs, status_table
 from src.remote import push as pushing
 from src.remote.agent import jobs as agent_jobs
@@ -121,12 +122,12 @@ def test_its_running_job_is_followed_and_stopped(
     until(lambda: jobs.find_job(connection, RUNNING)["last_line"] == "step 2")
     job = jobs.follow(connection, RUNNING, wait=False)
     assert job["status"] == "running" and capfd.readouterr().out == "step 1\nstep 2\n"
-    with pytest.raises(jobs.RemoteError, match=f"run {RUNNING} is still running"):
+    with pytest.raises(RemoteError, match=f"run {RUNNING} is still running"):
         fetch.fetch(connection, job)
     ended = jobs.stop(connection, jobs.find_job(connection, None, running=True))
     assert (ended["id"], jobs.format_status(ended)) == (RUNNING, "stopped, with a checkpoint")
     assert capfd.readouterr().out == "saved\n"
-    with pytest.raises(jobs.RemoteError, match="is not running"):
+    with pytest.raises(RemoteError, match="is not running"):
         jobs.stop(connection, ended)
 
 

@@ -50,63 +50,63 @@ def python(version: str) -> str:
         (["push"], {"REMOTE_DIR": "x/" * 2500}, "file name too long"),
     ],
 )
-def test_what_cannot_be_is_refused_in_a_sentence(
-    person: Client, monkeypatch: pytest.MonkeyPatch, words: list[str], variables: dict[str, str], said: str
+def test_invalid_input_is_refused_in_a_sentence(
+    user: Client, monkeypatch: pytest.MonkeyPatch, words: list[str], variables: dict[str, str], said: str
 ) -> None:
     with pytest.raises(UserError) as refused:
-        person.typed_here(monkeypatch, *words, **variables)
+        user.typed_here(monkeypatch, *words, **variables)
     assert re.search(said, str(refused.value))
 
 
 @pytest.mark.parametrize("version", ["2.7", "3.6", "3.7"])
-def test_a_python_that_is_too_old_is_told(person: Client, monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+def test_a_python_that_is_too_old_is_reported(user: Client, monkeypatch: pytest.MonkeyPatch, version: str) -> None:
     with pytest.raises(UserError, match=r"3\.8.*REMOTE_PYTHON"):
-        person.typed_here(monkeypatch, "ssh-status", REMOTE_PYTHON=python(version))
+        user.typed_here(monkeypatch, "ssh-status", REMOTE_PYTHON=python(version))
 
 
-def test_the_oldest_python_that_will_do_does(person: Client, noted: Path) -> None:
-    run(person.having(REMOTE_PYTHON=python(".".join(map(str, bootstrap.MIN_PYTHON)))), noted)
+def test_the_oldest_supported_python_works(user: Client, noted: Path) -> None:
+    run(user.having(REMOTE_PYTHON=python(".".join(map(str, bootstrap.MIN_PYTHON)))), noted)
 
 
-def test_a_folder_in_which_nothing_was_run_says_so(
-    person: Client, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_the_status_of_a_folder_without_runs(
+    user: Client, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert person.typed_here(monkeypatch, "ssh-status", REMOTE_DIR="~/nothing") == 0
+    assert user.typed_here(monkeypatch, "ssh-status", REMOTE_DIR="~/nothing") == 0
     assert capsys.readouterr().out.startswith("nothing has been run in ~/nothing on ")
 
 
 # known_hosts
 
 
-def test_lines_of_known_hosts_that_say_something_else_are_passed_over(
-    sshd: Server, person: Client, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_unknown_lines_of_known_hosts_are_skipped(
+    sshd: Server, user: Client, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     mine = sshd.known_hosts()
     other = make_key(tmp_path / "other").with_suffix(".pub").read_text()
-    person.known_hosts.write_bytes(
+    user.known_hosts.write_bytes(
         b"\xff\xfe\n# a comment of four words\n" + f"@cert-authority * {other}a b c d\n  {mine}".encode()
     )
-    assert person.typed_here(monkeypatch, "ssh-status") == 0
-    person.known_hosts.write_text(f"@revoked * {' '.join(mine.split()[1:])}\n{mine}")
+    assert user.typed_here(monkeypatch, "ssh-status") == 0
+    user.known_hosts.write_text(f"@revoked * {' '.join(mine.split()[1:])}\n{mine}")
     with pytest.raises(UserError, match="is not a known host"):
-        person.typed_here(monkeypatch, "ssh-status")
+        user.typed_here(monkeypatch, "ssh-status")
 
 
-def test_a_key_is_accepted_though_it_can_be_written_nowhere(
-    sshd: Server, person: Client, monkeypatch: pytest.MonkeyPatch
+def test_a_key_is_accepted_even_if_it_cannot_be_written(
+    sshd: Server, user: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    person.known_hosts.unlink()
-    person.known_hosts.mkdir()
-    assert person.typed_here(monkeypatch, "ssh-status", REMOTE_FINGERPRINT=sshd.fingerprint) == 0
-    person.configure("  UserKnownHostsFile none\n", first=True)
-    assert person.typed_here(monkeypatch, "ssh-status", REMOTE_FINGERPRINT=sshd.fingerprint) == 0
-    assert not (person.project / "none").exists()
+    user.known_hosts.unlink()
+    user.known_hosts.mkdir()
+    assert user.typed_here(monkeypatch, "ssh-status", REMOTE_FINGERPRINT=sshd.fingerprint) == 0
+    user.configure("  UserKnownHostsFile none\n", first=True)
+    assert user.typed_here(monkeypatch, "ssh-status", REMOTE_FINGERPRINT=sshd.fingerprint) == 0
+    assert not (user.project / "none").exists()
 
 
 # What a server says that is not ours
 
 
-def test_a_server_cannot_name_a_run_that_is_no_folder_of_runs() -> None:
+def test_a_run_id_from_the_server_must_be_a_plain_name() -> None:
     nobody: Any = None
     with pytest.raises(UserError, match="not a valid name of a run directory"):
         fetch.fetch(nobody, {"id": "x", "run": "/home/me/outputs/runs/.."})
@@ -122,7 +122,7 @@ def test_a_server_cannot_name_a_run_that_is_no_folder_of_runs() -> None:
         {"path": "a", "link": ".."},
     ],
 )
-def test_a_server_cannot_have_anything_written_outside_of_a_run(entry: dict[str, object]) -> None:
+def test_paths_from_the_server_must_be_inside_the_run(entry: dict[str, object]) -> None:
     found = RunListing("/r", {}, "host", False)
     found.add({"path": "a/b", "link": "../c/d"})
     with pytest.raises(UserError, match="which is not a path inside a run"):

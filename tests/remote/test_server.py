@@ -22,7 +22,7 @@ def client(sshd: Server, tmp_path: Path) -> dict[str, str]:
     return sshd.client(tmp_path / "client", "~/assay")
 
 
-def test_it_is_reached_by_ssh_and_rsync_and_fabric(sshd: Server, client: dict[str, str], tmp_path: Path) -> None:
+def test_ssh_rsync_and_fabric_reach_the_server(sshd: Server, client: dict[str, str], tmp_path: Path) -> None:
     from fabric import Config, Connection
 
     assert sshd.ssh("echo $HOME", client).stdout.strip() == str(sshd.home)
@@ -40,14 +40,14 @@ def test_it_is_reached_by_ssh_and_rsync_and_fabric(sshd: Server, client: dict[st
 
 
 @needs_own_mounts
-def test_a_session_begins_in_its_home_and_has_tmp_for_itself(sshd: Server, client: dict[str, str]) -> None:
+def test_a_session_begins_in_its_home_with_its_own_tmp(sshd: Server, client: dict[str, str]) -> None:
     assert sshd.ssh("pwd; touch here /tmp/there", client).stdout.strip() == str(sshd.home)
     assert (sshd.home / "here").exists() and (sshd.tmp / "there").exists()
     assert not Path("/tmp/there").exists()
     assert sshd.ssh(f"{sys.executable} -c 'import torch.version'", client).returncode == 0
 
 
-def test_nothing_of_the_testers_environment_is_in_a_session(
+def test_a_session_has_no_variable_of_the_tests(
     sshd: Server, client: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LANG", "xx_YY")  # as ssh passes it on where it is told to
@@ -55,13 +55,13 @@ def test_nothing_of_the_testers_environment_is_in_a_session(
     assert found["HOME"] == str(sshd.home) and "LANG" not in found and "PYTHONPATH" not in found
 
 
-def test_a_session_may_be_given_another_environment(sshd: Server, client: dict[str, str]) -> None:
+def test_a_session_may_have_other_variables(sshd: Server, client: dict[str, str]) -> None:
     with sshd.session(NAME="a b"):
         assert sshd.ssh("echo $NAME", client).stdout == "a b\n"
     assert sshd.ssh("echo $NAME", client).stdout == "\n"
 
 
-def test_what_a_session_started_outlives_the_connection(sshd: Server, client: dict[str, str]) -> None:
+def test_a_process_outlives_the_connection(sshd: Server, client: dict[str, str]) -> None:
     waiting = subprocess.Popen(
         ["ssh", "-F", client["REMOTE_SSH_CONFIG"], "-p", str(sshd.port), sshd.host, "echo up; exec sleep 1000"],
         stdout=subprocess.PIPE,
@@ -82,7 +82,7 @@ def test_what_a_session_started_outlives_the_connection(sshd: Server, client: di
 
 
 @needs_own_mounts
-def test_a_reboot_ends_all_and_changes_the_boot(sshd: Server, client: dict[str, str]) -> None:
+def test_a_reboot_kills_all_processes_and_changes_the_boot_id(sshd: Server, client: dict[str, str]) -> None:
     before = sshd.ssh(f"cat {BOOT_ID}; setsid sleep 1000 >/dev/null 2>&1 </dev/null & ", client).stdout
     until(lambda: [p.name() for p in sshd.started()] == ["sleep"])
     sshd.reboot()
@@ -91,14 +91,14 @@ def test_a_reboot_ends_all_and_changes_the_boot(sshd: Server, client: dict[str, 
     assert before != sshd.ssh(f"cat {BOOT_ID}", client).stdout
 
 
-def test_a_process_gets_the_id_that_another_had() -> None:
+def test_a_process_id_is_reused() -> None:
     gone = subprocess.Popen(["true"])
     gone.wait()
     with taken_pid(gone.pid) as pid:
         os.kill(pid, 0)
 
 
-def test_the_network_between_is_as_bad_as_is_wanted(sshd: Server, client: dict[str, str]) -> None:
+def test_the_proxy_disturbs_the_network(sshd: Server, client: dict[str, str]) -> None:
     words = ["ssh", "-F", client["REMOTE_SSH_CONFIG"], "-o", "StrictHostKeyChecking=no", "-p"]
     with proxy(sshd.port) as between:
         there = [*words, str(between.port), sshd.host]
@@ -122,8 +122,8 @@ def test_a_project_on_the_server_runs_without_an_installation(sshd: Server, remo
     assert "torch" in done.stdout and done.stdout.endswith(f"Python {sys.version.split()[0]}\n")
 
 
-def test_a_client_is_a_clean_repository_and_knows_nothing_else(person: Client) -> None:
-    git = ["git", "-C", str(person.project), "status", "--porcelain"]
+def test_a_client_is_a_clean_repository(user: Client) -> None:
+    git = ["git", "-C", str(user.project), "status", "--porcelain"]
     assert subprocess.run(git, check=True, capture_output=True).stdout == b""
-    done = person("version", PATH="/nowhere")
+    done = user("version", PATH="/nowhere")
     assert (done.returncode, done.stderr) == (0, "")

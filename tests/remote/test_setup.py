@@ -96,23 +96,23 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Place:
     """A folder on the server with a requirements.txt of its own, and somebody who uses it."""
 
-    def __init__(self, person: Client, folder: Path, shelf: Shelf) -> None:
-        self.person, self.folder, self.shelf = person, folder, shelf
+    def __init__(self, user: Client, folder: Path, shelf: Shelf) -> None:
+        self.user, self.folder, self.shelf = user, folder, shelf
         self.processes: list[subprocess.Popen[bytes]] = []
 
     def pins(self, *pins: str) -> None:
-        for root in (self.person.project, self.folder):
+        for root in (self.user.project, self.folder):
             (root / "requirements.txt").write_text(self.shelf.requires(*pins))
 
     def init(self, **variables: str) -> str:
         """What ssh-init prints that succeeds."""
-        done = self.person("ssh-init", **variables)
+        done = self.user("ssh-init", **variables)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
     def started(self, **variables: str) -> subprocess.Popen[bytes]:
         """An ssh-init that stands half-way, in the midst of an installation."""
-        process = self.person.start("ssh-init", **variables)
+        process = self.user.start("ssh-init", **variables)
         self.processes.append(process)
         wait(lambda: (self.shelf.slow() / "begun").exists() or process.poll() is not None)
         assert process.poll() is None, process.communicate()
@@ -121,7 +121,7 @@ class Place:
     def another(self, says: str) -> tuple[subprocess.Popen[bytes], Path]:
         """A second ssh-init that has said something, and the file of all that it says."""
         path = self.shelf.folder / "said.out"
-        process = self.person.start("ssh-init", to=path)
+        process = self.user.start("ssh-init", to=path)
         self.processes.append(process)
         wait(lambda: says in path.read_text())
         return process, path
@@ -144,12 +144,12 @@ def wait(done: Callable[[], bool]) -> None:
 
 
 @pytest.fixture
-def empty(person: Client, remote_project: Path, shelf: Shelf, sshd: Server, tmp_path: Path) -> Iterator[Place]:
+def empty(user: Client, remote_project: Path, shelf: Shelf, sshd: Server, tmp_path: Path) -> Iterator[Place]:
     """Code, and no environment."""
     shutil.rmtree(remote_project / ".venv")
     for more in remote_project.glob("requirements-*.txt"):
         more.unlink()
-    mine = person.copy(tmp_path / "mine")
+    mine = user.copy(tmp_path / "mine")
     for more in mine.project.glob("requirements-*.txt"):
         more.unlink()
     place = Place(mine, remote_project, shelf)
@@ -192,25 +192,25 @@ def test_a_changed_pin_is_the_only_thing_that_is_installed(place: Place) -> None
     place.pins("one==1.0", "two==1.0")
     place.init()
     place.pins("one==1.1", "two==1.0")
-    told = place.person.refused("ssh-train")
+    told = place.user.refused("ssh-train")
     assert told == "requirements.txt has changed since make ssh-init; run it again"
     said = place.init()
     assert "Successfully installed one-1.1\n" in said and "two" not in said
     assert place.imports("one") == "1.1"
-    assert place.person("ssh-train", "--detach", "nonsense=1").returncode == 0  # it starts again
+    assert place.user("ssh-train", "--detach", "nonsense=1").returncode == 0  # it starts again
 
 
-def test_an_environment_of_ones_own_is_not_judged(place: Place) -> None:
+def test_an_environment_made_by_hand_is_not_checked(place: Place) -> None:
     place.pins("one==1.0")
-    assert place.person("ssh-train", "--detach", "nonsense=1").returncode == 0
+    assert place.user("ssh-train", "--detach", "nonsense=1").returncode == 0
 
 
-def test_what_pip_cannot_find_is_told_and_no_run_is_started(place: Place) -> None:
+def test_an_error_of_pip_is_reported_and_no_run_started(place: Place) -> None:
     place.pins("one==7")
-    done = place.person("ssh-init")
+    done = place.user("ssh-init")
     assert done.returncode == 1 and "Traceback" not in done.stdout + done.stderr
     assert "one==7" in done.stdout and "pip install requirements.txt failed (exit code 1)" in done.stdout
-    assert "is not complete; run make ssh-init to complete it" in place.person.refused("ssh-train")
+    assert "is not complete; run make ssh-init to complete it" in place.user.refused("ssh-train")
     place.pins("one==1.0")
     assert "Successfully installed one-1.0" in place.init()
 
@@ -218,12 +218,12 @@ def test_what_pip_cannot_find_is_told_and_no_run_is_started(place: Place) -> Non
 # What comes between
 
 
-def test_an_installation_that_was_killed_is_gone_on_with(place: Place, sshd: Server) -> None:
+def test_a_killed_installation_is_resumed(place: Place, sshd: Server) -> None:
     place.pins("one==1.0")
     place.init()
     place.pins("one==1.0", "two==1.0", f"slow @ file://{place.shelf.slow()}/source")
     process = place.started()
-    assert "is not complete" in place.person.refused("ssh-train")
+    assert "is not complete" in place.user.refused("ssh-train")
     sshd.kill_all()
     wait(lambda: sshd.started() == [])
     process.kill()
@@ -252,7 +252,7 @@ def test_an_installation_outlives_its_connection_and_is_followed_again(place: Pl
     assert b"the connection is back" in err
 
 
-def test_a_second_one_joins_the_first(place: Place) -> None:
+def test_a_second_installation_follows_the_first(place: Place) -> None:
     place.pins(f"slow @ file://{place.shelf.slow()}/source")
     first = place.started()
     second, said = place.another("is making it already")
@@ -264,7 +264,7 @@ def test_a_second_one_joins_the_first(place: Place) -> None:
     assert len(list((place.folder / "outputs/remote/jobs").iterdir())) == 1
 
 
-def test_two_that_did_not_see_each_other_come_one_after_the_other(place: Place) -> None:
+def test_two_concurrent_installations_take_turns(place: Place) -> None:
     place.pins(f"slow @ file://{place.shelf.slow()}/source")
     first = place.started()
     words = [sys.executable, "-m", "src.remote.agent.install"]
@@ -275,7 +275,7 @@ def test_two_that_did_not_see_each_other_come_one_after_the_other(place: Place) 
     first.communicate(timeout=PATIENCE)
 
 
-def test_a_pip_that_has_lost_its_installer_is_waited_for(place: Place, sshd: Server) -> None:
+def test_a_pip_without_its_installer_is_waited_for(place: Place, sshd: Server) -> None:
     place.pins(f"slow @ file://{place.shelf.slow()}/source")
     first = place.started()
     (installer,) = [p for p in sshd.started() if p.cmdline()[-1:] == ["src.remote.agent.install"] and p.cwd()]
@@ -288,11 +288,11 @@ def test_a_pip_that_has_lost_its_installer_is_waited_for(place: Place, sshd: Ser
     assert second.returncode == 0 and place.imports("slow") == "1.0"
 
 
-def test_a_stopped_installation_leaves_no_pip(place: Place, sshd: Server) -> None:
+def test_a_stopped_installation_stops_pip(place: Place, sshd: Server) -> None:
     place.pins(f"slow @ file://{place.shelf.slow()}/source")
     process = place.started()
     (id,) = (p.name for p in (place.folder / "outputs/remote/jobs").iterdir())
-    assert place.person("ssh-stop", id).returncode == 0
+    assert place.user("ssh-stop", id).returncode == 0
     process.communicate(timeout=PATIENCE)
     assert process.returncode == 143
     assert not [p for p in sshd.started() if "pip" in " ".join(p.cmdline())]
@@ -301,7 +301,7 @@ def test_a_stopped_installation_leaves_no_pip(place: Place, sshd: Server) -> Non
 # torch
 
 
-def test_torch_comes_first_and_from_the_index_that_was_named(place: Place, tmp_path: Path) -> None:
+def test_torch_is_installed_first_from_the_named_index(place: Place, tmp_path: Path) -> None:
     text = "__version__ = {!r}\nclass cuda:\n    is_available = bool\nclass version:\n    cuda = hip = None\n"
     place.shelf.wheel("torch", "0.0.9", text.format("0.0.9"))
     index = tmp_path / "index/torch"
@@ -326,7 +326,7 @@ def test_torch_comes_first_and_from_the_index_that_was_named(place: Place, tmp_p
 
 
 @needs_own_mounts
-def test_a_disk_without_room_is_told_before_anything_is_fetched(place: Place, sshd: Server) -> None:
+def test_a_full_disk_is_reported_before_anything_is_downloaded(place: Place, sshd: Server) -> None:
     place.pins("torch==0.0.9")
     target = place.folder / "outputs"
     small = f"mount -t tmpfs -o size=60m none {place.folder}"
@@ -334,7 +334,7 @@ def test_a_disk_without_room_is_told_before_anything_is_fetched(place: Place, ss
     made = sshd.inside(f"cp -a {place.folder} {keep}; {small}; cp -a {keep}/. {place.folder}")
     assert made.returncode == 0, made.stderr
     try:
-        told = place.person.refused("ssh-init")
+        told = place.user.refused("ssh-init")
         assert " MB left, and torch for cpu with its dependencies takes 3.0 GB; free some space there" in told
         assert not target.exists() or not list((target / "remote/jobs").glob("*"))
     finally:
@@ -344,9 +344,9 @@ def test_a_disk_without_room_is_told_before_anything_is_fetched(place: Place, ss
 # Pythons
 
 
-def test_a_server_without_python_is_told_so(place: Place, sshd: Server) -> None:
+def test_ssh_init_reports_a_server_without_python(place: Place, sshd: Server) -> None:
     with sshd.session(PATH="/nowhere"):
-        told = place.person.refused("ssh-init")
+        told = place.user.refused("ssh-init")
     assert "has no python3; install Python 3.11 or newer there" in told
 
 
@@ -361,7 +361,7 @@ def test_a_server_without_python_is_told_so(place: Place, sshd: Server) -> None:
         ({}, ["there is no REMOTE_PYTHON=python3.10"]),
     ],
 )
-def test_a_python_that_cannot_do_is_refused(
+def test_an_unsuitable_python_is_refused(
     programs: dict[str, str], said: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from src.remote.agent import host_info
@@ -373,7 +373,7 @@ def test_a_python_that_cannot_do_is_refused(
     assert all(text in f"{told.value.problem}; {told.value.hint}" for text in said)
 
 
-def test_the_newest_python_that_can_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_newest_suitable_python_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from src.remote.agent import host_info
 
     programs = {"python3.13": "[[3,13,1],false]", "python3.12": "[[3,12,3],true]", "python3": "[[3,10,0],true]"}
@@ -431,7 +431,7 @@ def test_an_amd_gpu_means_rocm(tmp_path: Path) -> None:
     assert setup.format_gpus(found) == "1 x AMD Instinct MI250X; ROCm 7.1.0"
 
 
-def test_a_driver_that_does_not_answer_is_told(tmp_path: Path) -> None:
+def test_a_driver_without_gpu_is_reported(tmp_path: Path) -> None:
     from src.remote.agent import host_info
 
     found = host_info.accelerator(str(fakes(tmp_path, {"nvidia-smi": "!NVIDIA-SMI has failed"})))
@@ -448,7 +448,7 @@ def test_no_gpu_is_a_cpu_and_gpus_of_slurms_nodes_are_cuda(tmp_path: Path) -> No
     assert host_info.accelerator(str(other))["kind"] == "cpu"
 
 
-def test_a_gpu_that_is_away_does_not_undo_what_was_made_for_it(tmp_path: Path) -> None:
+def test_an_environment_for_a_gpu_is_kept_while_none_is_detected(tmp_path: Path) -> None:
     from src.remote.agent import venv
 
     (tmp_path / ".venv/bin").mkdir(parents=True)
@@ -472,7 +472,7 @@ def test_a_gpu_that_is_away_does_not_undo_what_was_made_for_it(tmp_path: Path) -
 # Where torch comes from
 
 
-def test_pytorchs_own_index_is_taken_where_it_has_the_build(tmp_path: Path) -> None:
+def test_pytorchs_own_index_is_used_if_it_has_the_build(tmp_path: Path) -> None:
     from src.remote.agent import install
 
     tag = f"cp{sys.version_info[0]}{sys.version_info[1]}"
@@ -517,7 +517,7 @@ class Quiet(SimpleHTTPRequestHandler):
         pass
 
 
-def test_an_index_that_does_not_answer_is_told(free_address: str) -> None:
+def test_an_index_that_does_not_respond_is_reported(free_address: str) -> None:
     from src.remote.agent import install
 
     index, problem = install.pytorch_index("cpu", "0.0.9", None, f"http://{free_address}/whl")
@@ -534,7 +534,7 @@ def free_address() -> str:
 # logind
 
 
-def test_a_setting_of_logind_is_the_last_that_is_made(tmp_path: Path) -> None:
+def test_the_last_setting_of_logind_applies(tmp_path: Path) -> None:
     from src.remote.agent import host_info
 
     one, two = tmp_path / "one", tmp_path / "two"
@@ -549,7 +549,9 @@ def test_a_setting_of_logind_is_the_last_that_is_made(tmp_path: Path) -> None:
     assert host_info.logind_setting("KillUserProcesses", places) == "no"
 
 
-def test_processes_that_end_at_logout_are_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_warning_is_printed_if_logind_kills_processes_at_logout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from src.remote import setup
     from src.remote.agent import host_info
 
@@ -562,7 +564,7 @@ def test_processes_that_end_at_logout_are_warned_of(tmp_path: Path, monkeypatch:
 # What goes along
 
 
-def test_pip_gets_what_it_needs_and_no_token_of_others() -> None:
+def test_pip_gets_its_variables_and_no_tokens() -> None:
     from src.remote import setup
 
     here = {

@@ -25,10 +25,10 @@ LATIN_1 = "en_US.ISO-8859-1"
 STRANGE = "a b/it's $HOME \\ !x #1 (é) ~"
 
 
-def run(person: Client, noted: Path) -> None:
+def run(user: Client, noted: Path) -> None:
     """Push, start, follow: words that shells take for their own arrive as they were typed."""
     typed = ["lr=a b", "x='$HOME'", 'y="!!"', "z=\\n"]
-    done = person("ssh-eval", *typed)
+    done = user("ssh-eval", *typed)
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads(noted.read_text())["words"] == ["-m", "src.main", "eval", *typed]
 
@@ -46,22 +46,22 @@ def strange_python(sshd: Server) -> Iterator[Path]:
 @needs_own_mounts
 @pytest.mark.parametrize("name", ["tcsh", "fish", "zsh"])
 def test_the_login_shell_may_be_any(
-    sshd: Server, person: Client, noted: Path, strange_python: Path, name: str
+    sshd: Server, user: Client, noted: Path, strange_python: Path, name: str
 ) -> None:
     shell = shutil.which(name)
     if not shell:
         pytest.skip(f"NO {name} HERE: it is NOT tested as a login shell")
     with sshd.login_shell(shell):
-        assert shell in sshd.ssh("echo $SHELL", person.environment).stdout
-        run(person.having(REMOTE_PYTHON=str(strange_python)), noted)
+        assert shell in sshd.ssh("echo $SHELL", user.environment).stdout
+        run(user.having(REMOTE_PYTHON=str(strange_python)), noted)
 
 
-def test_the_path_of_its_python_may_be_any(person: Client, noted: Path, strange_python: Path) -> None:
-    run(person.having(REMOTE_PYTHON=f"~/{STRANGE}/{strange_python.name}"), noted)
+def test_the_path_of_python_may_have_any_characters(user: Client, noted: Path, strange_python: Path) -> None:
+    run(user.having(REMOTE_PYTHON=f"~/{STRANGE}/{strange_python.name}"), noted)
 
 
-def test_the_name_of_the_folder_may_be_any_where_the_locale_is_latin_1(
-    sshd: Server, person: Client, noted: Path, tmp_path: Path
+def test_the_folder_may_have_any_name_in_a_latin_1_locale(
+    sshd: Server, user: Client, noted: Path, tmp_path: Path
 ) -> None:
     words = ["localedef", "-i", "en_US", "-f", "ISO-8859-1", str(tmp_path / LATIN_1)]
     if not shutil.which("localedef") or subprocess.run(words, capture_output=True).returncode:
@@ -71,10 +71,10 @@ def test_the_name_of_the_folder_may_be_any_where_the_locale_is_latin_1(
     folder.parent.mkdir()
     shutil.move(sshd.home / "moved", folder)
     before = sshd.outside(folder)
-    person = person.having(REMOTE_DIR=f"~/{folder.parent.name}/{NAME}")
+    user = user.having(REMOTE_DIR=f"~/{folder.parent.name}/{NAME}")
     with sshd.session(LOCPATH=str(tmp_path), LC_ALL=LATIN_1):
-        run(person, folder / "told.json")
-        assert person("ssh-status").stdout.count("finished") == 1
+        run(user, folder / "told.json")
+        assert user("ssh-status").stdout.count("finished") == 1
     assert sshd.outside(folder) == before
 
 
@@ -89,15 +89,15 @@ while :; do sleep 0.02; done
 
 
 @needs_own_mounts
-def test_who_is_not_root_and_may_not_write_to_the_home_pushes_starts_stops_and_fetches(
+def test_a_user_without_a_writable_home_pushes_starts_stops_and_fetches(
     sshd: Server,
-    person: Client,
+    user: Client,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     place = sshd.tmp / tmp_path.name
-    guest = person.copy(tmp_path / "mine").having(REMOTE_USER=GUEST_NAME, REMOTE_DIR=f"/tmp/{place.name}")
+    guest = user.copy(tmp_path / "mine").having(REMOTE_USER=GUEST_NAME, REMOTE_DIR=f"/tmp/{place.name}")
     if sshd.ssh("python3 --version", guest.environment).returncode:
         pytest.skip("NO python3 FOR OTHERS THAN root HERE: other users are NOT tested")
     before = sshd.outside(place)

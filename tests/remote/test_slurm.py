@@ -28,11 +28,11 @@ def slurm_ids(project: Path, id: str) -> list[str]:
     return list(json.loads(file.read_text())["ids"]) if file.exists() else []
 
 
-def test_a_training_is_submitted_on_the_login_node_followed_and_known_by_its_run(
-    sshd: Server, cluster: Cluster, person: Client, remote_project: Path, world: World
+def test_a_training_run_is_submitted_on_the_login_node_and_followed(
+    sshd: Server, cluster: Cluster, user: Client, remote_project: Path, world: World
 ) -> None:
     with sshd.session(**cluster.environment):
-        done = person("ssh-train", *words_of(world, "max_steps=2"), *SLURM)
+        done = user("ssh-train", *words_of(world, "max_steps=2"), *SLURM)
     assert done.returncode == 0, done.stdout + done.stderr
     id = re.findall(r"run (\S+) started", done.stdout)[0]
     (job,) = slurm_ids(remote_project, id)
@@ -43,15 +43,15 @@ def test_a_training_is_submitted_on_the_login_node_followed_and_known_by_its_run
     assert cluster.state(job) == "COMPLETED"
 
 
-def test_to_stop_it_has_the_job_of_the_cluster_save_a_checkpoint(
-    sshd: Server, cluster: Cluster, person: Client, remote_project: Path, world: World
+def test_stopping_makes_the_slurm_job_save_a_checkpoint(
+    sshd: Server, cluster: Cluster, user: Client, remote_project: Path, world: World
 ) -> None:
     with sshd.session(**cluster.environment):
-        begun = person("ssh-train", *words_of(world, "epochs=1000"), *SLURM, "--detach")
+        begun = user("ssh-train", *words_of(world, "epochs=1000"), *SLURM, "--detach")
         id = re.findall(r"run (\S+) started", begun.stdout)[0]
-        wait_for(lambda: "step " in person("ssh-logs", id).stdout)
+        wait_for(lambda: "step " in user("ssh-logs", id).stdout)
         (job,) = slurm_ids(remote_project, id)
-        stopped = person("ssh-stop", id)
+        stopped = user("ssh-stop", id)
         assert f"run {id}: stopped, with a checkpoint" in stopped.stdout, stopped.stdout + stopped.stderr
     wait_for(lambda: cluster.state(job) not in {"RUNNING", "PENDING", "COMPLETING"})
     (run,) = runs.training_runs(remote_project / "outputs")

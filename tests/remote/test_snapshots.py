@@ -27,8 +27,8 @@ pytestmark = needs_ssh
 class Snapshots:
     """Those of a project on the server, and whoever pushes there."""
 
-    def __init__(self, person: Client, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.person, self.code, self.monkeypatch = person, project / "outputs/remote/code", monkeypatch
+    def __init__(self, user: Client, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.user, self.code, self.monkeypatch = user, project / "outputs/remote/code", monkeypatch
         self.jobs = project / "outputs/remote/jobs"
 
     def age(self) -> Path:
@@ -42,12 +42,12 @@ class Snapshots:
 
     def pushed(self) -> set[str]:
         """The names that are left after a push."""
-        self.person.typed_here(self.monkeypatch, "push")
+        self.user.typed_here(self.monkeypatch, "push")
         return self.left()
 
     def evaluated(self) -> set[str]:
         """The names that are left after a start, and the push before it."""
-        assert self.person.typed_here(self.monkeypatch, "ssh-eval") == 0
+        assert self.user.typed_here(self.monkeypatch, "ssh-eval") == 0
         return self.left()
 
     def left(self) -> set[str]:
@@ -58,15 +58,13 @@ NEWEST = {f"newer-{n + 1}" for n in range(KEEP)}
 
 
 @pytest.fixture
-def snapshots(person: Client, noted: Path, monkeypatch: pytest.MonkeyPatch) -> Snapshots:
-    return Snapshots(person, noted.parent, monkeypatch)
+def snapshots(user: Client, noted: Path, monkeypatch: pytest.MonkeyPatch) -> Snapshots:
+    return Snapshots(user, noted.parent, monkeypatch)
 
 
-def test_a_snapshot_stays_while_something_may_run_from_it_and_goes_then(
-    snapshots: Snapshots, person: Client, noted: Path
-) -> None:
+def test_a_snapshot_in_use_is_kept_and_removed_afterwards(snapshots: Snapshots, user: Client, noted: Path) -> None:
     (noted.parent / "wait").touch()
-    person.typed_here(snapshots.monkeypatch, "ssh-eval", "--detach", "--run=it")
+    user.typed_here(snapshots.monkeypatch, "ssh-eval", "--detach", "--run=it")
     until(noted.exists)
     first = snapshots.age()
     (snapshots.code / "of-a-killed-one.tmp").mkdir()
@@ -78,7 +76,7 @@ def test_a_snapshot_stays_while_something_may_run_from_it_and_goes_then(
     assert snapshots.pushed() == {*NEWEST, first.name}
     (noted.parent / "wait").unlink()
     with suppress(Stopped):  # nobody is left who could say how it ended
-        person.typed_here(snapshots.monkeypatch, "ssh-attach", "it")
+        user.typed_here(snapshots.monkeypatch, "ssh-attach", "it")
     run = noted.parent / "outputs/runs/r"
     run.mkdir(parents=True)
     (run / "manifest.json").write_text('{"status": "interrupted"}')
@@ -88,12 +86,12 @@ def test_a_snapshot_stays_while_something_may_run_from_it_and_goes_then(
     assert snapshots.pushed() == NEWEST
 
 
-def test_one_that_a_start_has_just_chosen_stays_though_who_chose_it_is_gone_and_nothing_is_recorded(
-    sshd: Server, snapshots: Snapshots, person: Client, noted: Path, tmp_path: Path
+def test_a_snapshot_locked_by_a_supervisor_without_record_is_kept(
+    sshd: Server, snapshots: Snapshots, user: Client, noted: Path, tmp_path: Path
 ) -> None:
     moments = Moments(tmp_path, noted.parent)
     with sshd.session(**moments.variables("supervisor", 1, "wait")):
-        starting = person.start("ssh-eval", "--detach", "--run=it", to=tmp_path / "said")
+        starting = user.start("ssh-eval", "--detach", "--run=it", to=tmp_path / "said")
         until(moments.came.exists)
         slow = next(p for p in sshd.started() if python(p) and python(p.parent()))
         starter = slow.parent()
@@ -111,7 +109,7 @@ def test_one_that_a_start_has_just_chosen_stays_though_who_chose_it_is_gone_and_
     assert snapshots.pushed() == NEWEST
 
 
-def test_what_is_started_removes_old_ones_too_and_what_it_chose_is_new(snapshots: Snapshots) -> None:
+def test_a_start_removes_old_snapshots_and_marks_its_own_as_used(snapshots: Snapshots) -> None:
     snapshots.evaluated()
     first = snapshots.age()
     assert snapshots.evaluated() == {*sorted(NEWEST)[1:], first.name}
@@ -120,7 +118,7 @@ def test_what_is_started_removes_old_ones_too_and_what_it_chose_is_new(snapshots
     assert first.stat().st_mtime > 10
 
 
-def test_what_somebody_removed_of_one_is_there_again_for_who_chooses_it(snapshots: Snapshots) -> None:
+def test_files_removed_from_a_snapshot_are_copied_again(snapshots: Snapshots) -> None:
     (name,) = snapshots.evaluated()
     first = snapshots.code / name
     whole = {path: path.read_bytes() for path in first.rglob("*") if path.is_file()}
@@ -133,10 +131,10 @@ def test_what_somebody_removed_of_one_is_there_again_for_who_chooses_it(snapshot
 
 @pytest.mark.slurm
 @needs_slurm[1]
-def test_one_stays_while_a_job_of_it_waits_in_slurm_or_slurm_does_not_say(
-    sshd: Server, cluster: Cluster, snapshots: Snapshots, person: Client
+def test_a_snapshot_is_kept_while_its_job_waits_in_slurm_or_squeue_fails(
+    sshd: Server, cluster: Cluster, snapshots: Snapshots, user: Client
 ) -> None:
-    person.typed_here(snapshots.monkeypatch, "ssh-eval", "--run=it")
+    user.typed_here(snapshots.monkeypatch, "ssh-eval", "--run=it")
     first = snapshots.age()
     environment = os.environ | cluster.environment
     words = ["sbatch", "--parsable", "--hold", "--output=/dev/null", "--wrap=true"]

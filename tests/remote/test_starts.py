@@ -65,7 +65,7 @@ def starts(sshd: Server, connection: Connection, remote_project: Path, tmp_path:
 
 
 @pytest.mark.parametrize("act", ["cut", "kill"])
-def test_at_whatever_moment_a_start_is_broken_off_it_happens_once(starts: Starts, act: str) -> None:
+def test_a_start_interrupted_at_any_point_happens_once(starts: Starts, act: str) -> None:
     nth, came = 0, True
     while came:
         nth += 1
@@ -79,7 +79,7 @@ def test_at_whatever_moment_a_start_is_broken_off_it_happens_once(starts: Starts
     assert nth > 3  # the last never came
 
 
-def test_at_whatever_moment_its_supervisor_is_killed_it_never_runs_twice(starts: Starts) -> None:
+def test_a_supervisor_killed_at_any_point_never_runs_a_job_twice(starts: Starts) -> None:
     nth, came = 0, True
     while came:
         nth += 1
@@ -99,7 +99,7 @@ def test_at_whatever_moment_its_supervisor_is_killed_it_never_runs_twice(starts:
     assert nth > 3
 
 
-def test_a_start_that_goes_on_after_it_was_given_up_is_not_done_twice(sshd: Server, starts: Starts) -> None:
+def test_a_slow_start_that_was_retried_happens_once(sshd: Server, starts: Starts) -> None:
     """Its supervisor is slow to begin, who has started that is gone, and the start is tried again."""
     with starts.at("supervisor", 1, "wait") as id:
         starting = threading.Thread(target=begin, args=(starts.connection, id))
@@ -120,11 +120,11 @@ def python(process: psutil.Process | None) -> bool:
     return process is not None and process.name().startswith("python")
 
 
-def test_of_many_who_start_the_same_at_once_one_does(person: Client, remote_project: Path) -> None:
+def test_concurrent_starts_with_one_id_start_one_job(user: Client, remote_project: Path) -> None:
     answers: list[jobs.Job] = []
 
     def one() -> None:
-        with Connection(RemoteTarget.from_env(person.environment)) as connection:
+        with Connection(RemoteTarget.from_env(user.environment)) as connection:
             answers.append(begin(connection, "same"))
 
     at_once = [threading.Thread(target=one) for _ in range(6)]
@@ -138,7 +138,7 @@ def test_of_many_who_start_the_same_at_once_one_does(person: Client, remote_proj
     assert len({answer["pid"] for answer in answers}) == 1
 
 
-def test_a_record_is_made_once_where_there_are_no_links_too(
+def test_a_record_is_made_once_with_and_without_hard_links(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> None:
@@ -155,37 +155,37 @@ def test_a_record_is_made_once_where_there_are_no_links_too(
 # As a person does it
 
 
-def test_a_start_that_is_typed_again_with_its_name_is_the_same(person: Client, noted: Path) -> None:
+def test_a_command_repeated_with_its_id_starts_nothing(user: Client, noted: Path) -> None:
     (noted.parent / "wait").touch()
-    first = person("ssh-eval", "--detach", "--run=mine")
-    again = person("ssh-eval", "--detach", "--run=mine")
+    first = user("ssh-eval", "--detach", "--run=mine")
+    again = user("ssh-eval", "--detach", "--run=mine")
     assert "run mine started: " in first.stdout and "run mine was started before: " in again.stdout
     (noted.parent / "wait").unlink()
-    assert person("ssh-attach", "mine").returncode == 0
-    assert person("ssh-status").stdout.count("finished") == 1
+    assert user("ssh-attach", "mine").returncode == 0
+    assert user("ssh-status").stdout.count("finished") == 1
 
 
-def test_who_stops_following_does_not_stop_the_run(person: Client, noted: Path, tmp_path: Path) -> None:
+def test_ctrl_c_stops_following_and_not_the_run(user: Client, noted: Path, tmp_path: Path) -> None:
     (noted.parent / "wait").touch()
-    following = person.start("ssh-train", "--run=mine", to=tmp_path / "said")
+    following = user.start("ssh-train", "--run=mine", to=tmp_path / "said")
     until(noted.exists)
     following.send_signal(signal.SIGINT)
     assert following.wait(timeout=60) == 130
     said = (tmp_path / "said.err").read_text()
     assert "run mine continues; make ssh-attach RUN=mine" in said and "Traceback" not in said
-    assert "running" in person("ssh-status").stdout
+    assert "running" in user("ssh-status").stdout
     (noted.parent / "wait").unlink()
-    done = person("ssh-attach")
+    done = user("ssh-attach")
     assert done.returncode == 0 and "run mine: finished" in done.stderr
 
 
-def test_a_follower_whose_connection_is_dead_without_a_word_follows_on(
-    sshd: Server, person: Client, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+def test_a_follower_reconnects_after_a_silent_loss(
+    sshd: Server, user: Client, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
     monkeypatch.setattr(connection_module, "SILENCE_TIMEOUT_S", 4.0)  # there is a sign of life every 3
     with proxy(sshd.port) as between:
-        target = RemoteTarget.from_env(person.environment | {"REMOTE_PORT": str(between.port)})
-        person.known_hosts.write_text(sshd.known_hosts().replace(str(sshd.port), str(between.port)))
+        target = RemoteTarget.from_env(user.environment | {"REMOTE_PORT": str(between.port)})
+        user.known_hosts.write_text(sshd.known_hosts().replace(str(sshd.port), str(between.port)))
         with Connection(target) as connection:
             script = "for i in 1 2 3 4 5 6 7 8; do echo $i; sleep 0.2; done; printf end"
             job = begin(connection, "once", script)
@@ -197,7 +197,7 @@ def test_a_follower_whose_connection_is_dead_without_a_word_follows_on(
     assert capfdbinary.readouterr().out == b"1\n2\n3\n4\n5\n6\n7\n8\nend"
 
 
-def test_bytes_of_every_kind_are_followed_once_however_often_the_connection_is_cut(
+def test_any_bytes_are_followed_once_over_many_lost_connections(
     sshd: Server, connection: Connection, remote_project: Path, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
     script = "for i in 1 2 3 4 5 6 7 8 9 10; do head -c 400000 /dev/urandom; sleep 0.2; done"

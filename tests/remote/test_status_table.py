@@ -36,7 +36,7 @@ def shown(
 
 
 @pytest.mark.parametrize("columns", [1, 60, 80, 100, 200])
-def test_nothing_but_the_last_line_of_a_log_is_ever_cut_off_and_much_of_that_is_shown(
+def test_only_the_last_line_of_a_log_is_truncated(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], columns: int
 ) -> None:
     lines = shown([job(), STOPPED, FINISHED, ELSEWHERE], monkeypatch, capsys, columns)
@@ -58,7 +58,7 @@ def test_nothing_but_the_last_line_of_a_log_is_ever_cut_off_and_much_of_that_is_
     assert ELSEWHERE["id"] in "".join(line.strip() for line in lines)
 
 
-def test_the_last_line_stands_beside_the_rest_where_there_is_room_and_else_below(
+def test_the_last_line_is_beside_the_rest_if_it_fits_and_below_otherwise(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert shown([job(), FINISHED], monkeypatch, capsys, 80) == [
@@ -76,7 +76,7 @@ def test_the_last_line_stands_beside_the_rest_where_there_is_room_and_else_below
     ]
 
 
-def test_what_no_terminal_shows_is_a_whole_line_for_each_run(
+def test_without_a_terminal_each_run_is_one_full_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _, *lines = shown([job(), STOPPED, ELSEWHERE], monkeypatch, capsys, None)
@@ -86,5 +86,5 @@ def test_what_no_terminal_shows_is_a_whole_line_for_each_run(
 @pytest.mark.parametrize(
     ("seconds", "words"), [(0, "0 s"), (59.6, "1 min"), (3725, "1 h 2 min"), (90000, "1 d 1 h"), (-5, "0 s")]
 )
-def test_a_duration_is_its_two_greatest_units(seconds: float, words: str) -> None:
+def test_a_duration_has_its_two_largest_units(seconds: float, words: str) -> None:
     assert status_table.format_duration(seconds) == words

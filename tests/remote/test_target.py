@@ -25,7 +25,7 @@ def target(config: Path, text: str, **more: str) -> RemoteTarget:
     return RemoteTarget.from_env(PLACE | {"REMOTE_SSH_CONFIG": str(config)} | more)
 
 
-def test_everything_that_is_missing_is_named_at_once(tmp_path: Path) -> None:
+def test_every_missing_variable_is_named_at_once(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as told:
         RemoteTarget.from_env({"REMOTE_PORT": "22x", "REMOTE_KEY": str(tmp_path / "none")})
     text = str(told.value)
@@ -33,7 +33,7 @@ def test_everything_that_is_missing_is_named_at_once(tmp_path: Path) -> None:
     assert ".env" in text
 
 
-def test_an_alias_means_what_ssh_makes_of_it(config: Path, tmp_path: Path) -> None:
+def test_an_alias_is_resolved_by_ssh(config: Path, tmp_path: Path) -> None:
     key = tmp_path / "key"
     key.write_text("")
     found = target(
@@ -46,21 +46,21 @@ def test_an_alias_means_what_ssh_makes_of_it(config: Path, tmp_path: Path) -> No
     assert str(found) == "ada@box"
 
 
-def test_the_variables_win_over_the_configuration(config: Path, tmp_path: Path) -> None:
+def test_the_variables_override_the_configuration(config: Path, tmp_path: Path) -> None:
     key = tmp_path / "my key"
     key.write_text("")
     text = "Host box\n HostName 10.0.0.7\n Port 2200\n User ada\n IdentityFile /nowhere\n"
     found = target(config, text, REMOTE_USER="bob", REMOTE_PORT="2201", REMOTE_KEY=str(key))
     assert (found.user, found.port, found.keys, found.only_these_keys) == ("bob", 2201, (key,), True)
-    assert str(key) in found.ssh_command and "2201" in found.ssh_command and "bob" in found.ssh
+    assert str(key) in found.ssh_command and "2201" in found.ssh_command and "bob" in found.ssh_command
 
 
-def test_a_file_that_the_configuration_includes_counts(config: Path, tmp_path: Path) -> None:
+def test_an_included_configuration_applies(config: Path, tmp_path: Path) -> None:
     (tmp_path / "more").write_text("Host box\n HostName 10.1.1.1\n")
     assert target(config, f"Include {tmp_path}/more\n").hostname == "10.1.1.1"
 
 
-def test_a_match_of_the_configuration_counts(config: Path) -> None:
+def test_a_match_block_applies(config: Path) -> None:
     assert target(config, "Match host box exec true\n Port 2345\n").port == 2345
 
 
@@ -105,7 +105,7 @@ def test_no_proxy_is_none(config: Path) -> None:
     assert target(config, "Host box\n ProxyJump none\n ProxyCommand none\n").proxy == ()
 
 
-def test_a_configuration_that_ssh_refuses_is_told_in_its_words(config: Path) -> None:
+def test_an_invalid_configuration_is_reported_in_sshs_words(config: Path) -> None:
     with pytest.raises(RemoteError, match="Bad configuration option"):
         target(config, "Host box\n Colour blue\n")
 

@@ -40,18 +40,18 @@ def wait(done: Callable[[], object]) -> None:
 # Shell
 
 
-def typed(person: Client, text: str, **variables: str) -> tuple[str, int]:
+def typed(user: Client, text: str, **variables: str) -> tuple[str, int]:
     """What a terminal shows of `ssh-shell`, in which `text` is typed at its prompt, and the exit code."""
     environment = {
         "PATH": os.environ["PATH"],
         "TERM": "dumb",
         "LANG": "C.UTF-8",
-        **person.environment,
+        **user.environment,
         **variables,
     }
     child, terminal = pty.fork()
     if child == 0:
-        os.chdir(person.project)
+        os.chdir(user.project)
         os.execve(sys.executable, [sys.executable, "-m", "src.main", "ssh-shell"], environment)
     shown, end, asked = b"", time.monotonic() + PATIENCE, False
     while time.monotonic() < end:
@@ -70,35 +70,35 @@ def typed(person: Client, text: str, **variables: str) -> tuple[str, int]:
 
 
 @pytest.fixture
-def odd(person: Client, remote_project: Path) -> tuple[Client, Path]:
+def odd(user: Client, remote_project: Path) -> tuple[Client, Path]:
     """A folder whose name every shell would take for something else."""
     folder = remote_project.with_name(remote_project.name + ODD)
     remote_project.rename(folder)
-    return person.having(REMOTE_DIR=str(folder)), folder
+    return user.having(REMOTE_DIR=str(folder)), folder
 
 
 SAY = "echo [$PWD] [$(python -c 'import sys; print(sys.prefix)')] [$-]; exit 7"
 
 
 def test_a_shell_opens_in_the_folder_with_its_environment(odd: tuple[Client, Path]) -> None:
-    person, folder = odd
-    shown, code = typed(person, SAY)
+    user, folder = odd
+    shown, code = typed(user, SAY)
     assert f"[{folder}] [{sys.prefix}]" in shown and "i" in shown.rpartition("[")[2], shown
     assert code == 7
 
 
 def test_without_openssh_a_shell_opens_too(odd: tuple[Client, Path], sshd: Server, tmp_path: Path) -> None:
-    person, folder = odd
-    home = Path(person.environment["HOME"])
+    user, folder = odd
+    home = Path(user.environment["HOME"])
     (home / ".ssh").mkdir()
     (home / ".ssh/known_hosts").write_text(sshd.known_hosts())
-    shown, code = typed(person, SAY, PATH=str(tmp_path))
+    shown, code = typed(user, SAY, PATH=str(tmp_path))
     assert f"[{folder}] [{sys.prefix}]" in shown and "i" in shown.rpartition("[")[2], shown
     assert code == 7
 
 
-def test_a_shell_in_a_folder_that_is_not_there_is_refused(person: Client) -> None:
-    assert "there is no folder" in person.refused("ssh-shell", REMOTE_DIR="~/nowhere")
+def test_a_shell_in_a_missing_folder_is_refused(user: Client) -> None:
+    assert "there is no folder" in user.refused("ssh-shell", REMOTE_DIR="~/nowhere")
 
 
 # TensorBoard
@@ -127,8 +127,8 @@ class Board:
 
 
 @contextmanager
-def board(person: Client, *words: str) -> Iterator[Board]:
-    process = person.start("ssh-tensorboard", *words)
+def board(user: Client, *words: str) -> Iterator[Board]:
+    process = user.start("ssh-tensorboard", *words)
     try:
         yield Board(process)
     finally:
@@ -152,10 +152,10 @@ def boards(sshd: Server) -> list[str]:
     return [words for p in sshd.started() if "--logdir" in (words := " ".join(p.cmdline()))]
 
 
-def test_tensorboard_is_seen_here_over_lost_connections_and_ends_with_the_command(
-    person: Client, run: Path, sshd: Server
+def test_tensorboard_survives_lost_connections_and_ends_with_the_command(
+    user: Client, run: Path, sshd: Server
 ) -> None:
-    with board(person, f"--port={free_port()}") as shown:
+    with board(user, f"--port={free_port()}") as shown:
         wait(shown.shown)
         assert len(boards(sshd)) >= 1
         sshd.block()
@@ -171,7 +171,7 @@ def test_tensorboard_is_seen_here_over_lost_connections_and_ends_with_the_comman
     wait(lambda: boards(sshd) == [])
 
 
-def test_a_port_that_was_asked_for_and_is_taken_is_told() -> None:
+def test_a_requested_port_in_use_is_reported() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         with pytest.raises(
@@ -183,30 +183,30 @@ def test_a_port_that_was_asked_for_and_is_taken_is_told() -> None:
             tunnel.open_listener(wrong)
 
 
-def test_without_one_the_next_free_port_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_by_default_the_next_free_port_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         monkeypatch.setattr(tunnel, "PORT", taken.getsockname()[1])
         with tunnel.open_listener(None) as found:
             assert 0 < found.getsockname()[1] - tunnel.PORT < tunnel.PORTS_TRIED
 
 
-def test_a_tensorboard_that_does_not_start_is_told(person: Client, remote_project: Path) -> None:
+def test_a_tensorboard_that_does_not_start_is_reported(user: Client, remote_project: Path) -> None:
     (remote_project / ".venv/bin").unlink()
     (remote_project / ".venv/bin").mkdir()
     (remote_project / ".venv/bin/python").symlink_to("/usr/bin/false")
-    assert "TensorBoard on the server ended: no output" in person.refused("ssh-tensorboard")
+    assert "TensorBoard on the server ended: no output" in user.refused("ssh-tensorboard")
     (remote_project / ".venv/bin/python").unlink()
-    assert "make ssh-init makes it" in person.refused("ssh-tensorboard")
+    assert "run make ssh-init" in user.refused("ssh-tensorboard")
 
 
-def test_a_server_that_forwards_no_port_is_told(person: Client, run: Path, sshd: Server) -> None:
+def test_a_server_without_port_forwarding_is_reported(user: Client, run: Path, sshd: Server) -> None:
     config = sshd.folder / "sshd_config"
     text = config.read_text()
     sshd.block()
     config.write_text(f"{text}AllowTcpForwarding no\n")
     sshd.unblock()
     try:
-        told = person.refused("ssh-tensorboard", f"--port={free_port()}")
+        told = user.refused("ssh-tensorboard", f"--port={free_port()}")
         assert "does not permit port forwarding" in told and "AllowTcpForwarding" in told
     finally:
         sshd.block()

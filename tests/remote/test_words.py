@@ -28,16 +28,16 @@ def words(chance: random.Random, count: int) -> list[str]:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_words_arrive_as_they_were_typed(person: Client, noted: Path, seed: int) -> None:
+def test_arguments_arrive_as_they_were_typed(user: Client, noted: Path, seed: int) -> None:
     typed = words(random.Random(seed), 150)
-    done = person.start("ssh-train", *typed)
+    done = user.start("ssh-train", *typed)
     _, error = done.communicate(timeout=60)
     assert done.returncode == 0, error.decode(errors="replace")
     assert json.loads(noted.read_text())["words"] == ["-m", "src.main", "train", *typed]
 
 
-def test_flags_are_the_clients_wherever_they_stand(person: Client, noted: Path) -> None:
-    done = person("ssh-eval", "split=dev", "--detach", "--also=", "--config-name", "mine")
+def test_flags_of_the_client_may_be_anywhere(user: Client, noted: Path) -> None:
+    done = user("ssh-eval", "split=dev", "--detach", "--also=", "--config-name", "mine")
     assert done.returncode == 0, done.stderr
     assert "make ssh-attach RUN=" in done.stdout
     while not noted.exists() or not noted.read_text():
@@ -53,7 +53,7 @@ def test_flags_are_the_clients_wherever_they_stand(person: Client, noted: Path) 
 
 
 @pytest.mark.parametrize("name", ["it's $HOME", "~/é [x]", "~"])
-def test_a_folder_is_what_its_name_says(sshd: Server, person: Client, name: str) -> None:
+def test_a_folder_may_have_a_special_name(sshd: Server, user: Client, name: str) -> None:
     home = sshd.home / "homes" / hashlib.sha256(name.encode()).hexdigest()[:8]
     folder = home / name.removeprefix("~").lstrip("/")
     folder.mkdir(parents=True)
@@ -61,32 +61,32 @@ def test_a_folder_is_what_its_name_says(sshd: Server, person: Client, name: str)
     before = sshd.outside(folder)
     given = name if name.startswith("~") else str(folder)
     with sshd.session(HOME=str(home)):
-        done = person("ssh-check-data", "--cfg", "job", REMOTE_DIR=given)
+        done = user("ssh-check-data", "--cfg", "job", REMOTE_DIR=given)
         assert done.returncode == 0, done.stderr
         assert "dataset_path" in done.stdout
-        shown = person("ssh-status", REMOTE_DIR=given).stdout
+        shown = user("ssh-status", REMOTE_DIR=given).stdout
         assert shown.count("finished") == 1 and given in shown.replace("\n", "")
     assert (folder / "outputs/remote/jobs").is_dir() and (folder / "src/main.py").is_file()
     assert sshd.outside(folder) == before
 
 
-def test_secrets_are_seen_by_the_process_that_needs_them_alone(
-    sshd: Server, person: Client, noted: Path, tmp_path: Path
+def test_secrets_reach_only_the_process_that_needs_them(
+    sshd: Server, user: Client, noted: Path, tmp_path: Path
 ) -> None:
-    person = person.copy(tmp_path / "mine")
+    user = user.copy(tmp_path / "mine")
     canary = {name: f"canary-{name}-{random.SystemRandom().randbytes(8).hex()}" for name in (
         "HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "LAKEFS_SECRET_KEY", "MY_OWN", "OF_A_WORD",
     )}  # fmt: skip
     given = {name: canary[name] for name in ("HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "OF_A_WORD")}
     dotenv = "".join(f"export {name}='{canary[name]}'\n" for name in ("LAKEFS_SECRET_KEY", "MY_OWN"))
-    (person.project / ".env").write_text(dotenv)
+    (user.project / ".env").write_text(dotenv)
     typed = [f"hf_token={canary['HF_TOKEN']}", "x=${oc.env:OF_A_WORD}"]
     (noted.parent / "wait").touch()
     seen, over = set[str](), threading.Event()
     watching = threading.Thread(target=watch, args=(canary, seen, over))
     watching.start()
     try:
-        starting = person.start("ssh-train", "--detach", typed[1], **given)
+        starting = user.start("ssh-train", "--detach", typed[1], **given)
         out, error = starting.communicate(timeout=60)
         assert starting.returncode == 0, error
         until(lambda: noted.exists() and noted.read_text())
@@ -98,13 +98,13 @@ def test_secrets_are_seen_by_the_process_that_needs_them_alone(
     assert told["have"].items() >= {n: hashlib.sha256(v.encode()).hexdigest() for n, v in canary.items()}.items()
     assert told["words"][3:] == [typed[1]]
     assert seen == set()
-    done = person("ssh-train", typed[0], **given)  # which somebody typed out
+    done = user("ssh-train", typed[0], **given)  # which somebody typed out
     assert done.returncode == 0, done.stderr
     assert json.loads(noted.read_text())["words"][3:] == ["hf_token=${oc.env:HF_TOKEN}"]
-    status = person("ssh-status", **given)
+    status = user("ssh-status", **given)
     said = [out.decode(), error.decode(), done.stdout, done.stderr, status.stdout, status.stderr]
     assert [name for name, value in canary.items() if any(value in each for each in said)] == []
-    places = [noted.parent, person.project, sshd.home, sshd.tmp, Path(person.environment["HOME"])]
+    places = [noted.parent, user.project, sshd.home, sshd.tmp, Path(user.environment["HOME"])]
     files = {path for place in places for path in place.rglob("*") if path.is_file() and path.name != ".env"}
     holding = [(n, path) for path in files for n, value in canary.items() if value.encode() in path.read_bytes()]
     assert holding == []
