@@ -169,6 +169,11 @@ class RowArgs:
 
 
 @dataclass
+class TrainDataArgs(RowArgs, ColumnArgs, DataArgs):
+    """The training data: where its files are, how their rows are read, and which rows are trained on."""
+
+
+@dataclass
 class DataPushArgs:
     dataset_path: Annotated[str, Len(1), Doc("folder to commit, or one file")] = "./data"
     dataset_pattern: Annotated[str, Len(1), Doc("glob of the files to commit; ** includes subfolders")] = "**/*"
@@ -552,7 +557,7 @@ _STRICT = ConfigDict(extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=F
 @dataclass
 class TrainConfig(
     OutputArgs, SeedArgs, EvalDataArgs, LoopArgs, LaunchArgs, PlanArgs, HardwareArgs, SpeedArgs, MethodArgs,
-    PrecisionArgs, LossArgs, OptimArgs, RowArgs, ColumnArgs, DataArgs, TrustArgs, ModelArgs,
+    PrecisionArgs, LossArgs, OptimArgs, TrainDataArgs, TrustArgs, ModelArgs,
 ):  # fmt: skip
     __pydantic_config__ = _STRICT
 

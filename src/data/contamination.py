@@ -1,4 +1,4 @@
-"""Training rows that occur in the evaluation files: what is answered there must not have been learnt by heart."""
+"""Contamination: training rows that occur in the evaluation files, so that a score could measure memorisation."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 from src.data.duplicates import (
     BANDS,
     FINGERPRINT,
+    KINDS,
     MOST_COMPARED,
     THRESHOLD,
     Fingerprints,
@@ -44,7 +45,7 @@ class HeldOutText(NamedTuple):
 
 
 def exchanges(turns: Sequence[Message]) -> list[tuple[str, str]]:
-    """`(request, answer)` of each answered request; a document is a request of its own."""
+    """`(request, answer)` of each answered request. A document counts as a request without an answer."""
     if turns[0]["role"] == TEXT:
         return [(turns[0]["content"], "")]
     pairs = pairwise(turns)
@@ -56,10 +57,10 @@ def exchange_text(request: str, answer: str) -> str:
 
 
 class EvaluationRows:
-    """The rows of the evaluation files under `eval_path`, against which training rows are held.
+    """The rows of the evaluation files of `eval_path`, with which training rows are compared.
 
-    A training row occurs there if one of its requests is that of an evaluation row, exactly or normalised,
-    or if request and answer together are near those of one.
+    A training row matches if one of its requests equals the request of an evaluation row, exactly or normalised,
+    or if a request and its answer together are near those of an evaluation row.
     """
 
     def __init__(self, eval_path: str | Path, dedup_threshold: float) -> None:
@@ -70,47 +71,47 @@ class EvaluationRows:
         self._pairs = HeldOutIndex(pairs, dedup_threshold) if pairs else None
 
     def _read(self, file: Path) -> list[HeldOutText]:
-        found, unread = [], 0
+        found, unreadable = [], 0
         for line, value in read_values(file):
             try:
                 if isinstance(value, RowError):
                     raise value
                 turns = to_messages(value, evaluation_messages)
             except RowError:
-                unread += 1
+                unreadable += 1
                 continue
             request, answer = turns[0]["content"], turns[-1]["content"]
             for key in (normalise(request), request):
                 self._requests.setdefault(key, (str(file), line, request))
             found.append(HeldOutText(str(file), line, exchange_text(request, answer)))
-        if unread:
-            log.warning("%s: %d rows cannot be read; no training row was compared with them", file, unread)
+        if unreadable:
+            log.warning("%s: %d rows cannot be read; no training row was compared with them", file, unreadable)
         return found
 
     def matches(
         self, conversations: Sequence[Sequence[Message]], known: Mapping[str, Fingerprint]
     ) -> list[HeldOutMatch | None]:
-        """For each conversation the evaluation row that it gives away; the strongest kind of its exchanges counts.
+        """For each conversation the evaluation row that it matches, by the strongest match of its exchanges.
 
         Args:
-            known: fingerprints of texts that have been taken already.
+            known: fingerprints that were computed before, by text.
         """
         if not self._pairs:
             return [None] * len(conversations)
-        asked = [(i, *pair) for i, turns in enumerate(conversations) for pair in exchanges(turns)]
-        texts = [exchange_text(request, answer) for _, request, answer in asked]
+        pairs = [(i, *pair) for i, turns in enumerate(conversations) for pair in exchanges(turns)]
+        texts = [exchange_text(request, answer) for _, request, answer in pairs]
         unknown = [text for text in texts if text not in known]
         found = {**known, **dict(zip(unknown, fingerprints(unknown), strict=True))}
         near = self._pairs.matches(np.array([found[text] for text in texts], FINGERPRINT), texts)
         best: list[HeldOutMatch | None] = [None] * len(conversations)
-        for (i, request, _), close in zip(asked, near, strict=True):
-            match, before = self._asked(request) or close, best[i]
+        for (i, request, _), close in zip(pairs, near, strict=True):
+            match, before = self._same_request(request) or close, best[i]
             if match and (before is None or _strength(match) > _strength(before)):
                 best[i] = match
         return best
 
-    def _asked(self, request: str) -> HeldOutMatch | None:
-        """The evaluation row whose request this is."""
+    def _same_request(self, request: str) -> HeldOutMatch | None:
+        """The evaluation row with this request."""
         place = self._requests.get(request) or self._requests.get(normalise(request))
         return (
             HeldOutMatch(place[0], place[1], "exact" if place[2] == request else "normalised", 1.0)
@@ -120,21 +121,21 @@ class EvaluationRows:
 
 
 def _strength(match: HeldOutMatch) -> tuple[int, float]:
-    return ("near", "normalised", "exact").index(match.kind), match.similarity
+    return -KINDS.index(match.kind), match.similarity
 
 
 class HeldOutIndex:
-    """Held-out texts, up to some hundred thousand, against which training rows are held.
+    """An index of held-out texts (up to some hundred thousand) that finds the one that a text duplicates.
 
     Args:
-        texts: each with its place; of equal ones the first is named.
+        texts: each with its file and line; of equal texts the first is reported.
         threshold: least Jaccard similarity of near duplicates, 0 to 1.
     """
 
     def __init__(self, texts: Sequence[HeldOutText], threshold: float = THRESHOLD) -> None:
         self._texts, self._threshold = texts, threshold
         found = fingerprints([text.text for text in texts])
-        numbers = range(len(texts) - 1, -1, -1)  # backwards, so that the first of equals stays
+        numbers = range(len(texts) - 1, -1, -1)  # reversed, so that the first of equal texts stays
         self._exact = {int(found["exact"][number]): number for number in numbers}
         self._normalised = {int(found["normalised"][number]): number for number in numbers}
         owners = np.array(sorted(self._normalised.values()), np.int64)
@@ -146,8 +147,8 @@ class HeldOutIndex:
     def matches(self, found: Fingerprints, texts: Sequence[str]) -> list[HeldOutMatch | None]:
         """For each text, with its fingerprint in `found`, the held-out text that it duplicates.
 
-        The strongest kind counts, then the highest similarity, then the first text. Of the held-out texts that
-        share a bucket MOST_COMPARED are compared.
+        The strongest kind wins, then the highest similarity, then the first text. MOST_COMPARED of the held-out
+        texts that share a bucket are compared.
         """
         bands = np.ascontiguousarray(found["bands"])
         starts = np.searchsorted(self._keys, bands)

@@ -1,8 +1,8 @@
-"""Rows that say the same as an earlier row, or as a held-out text: exactly, when normalised, or nearly.
+"""Duplicate texts: exact, normalised and near.
 
 A text is normalised, cut into shingles (words and pairs of neighbouring words), and sketched by MinHash
 (Broder 1997, "On the resemblance and containment of documents"). Locality-sensitive hashing of the sketch in
-bands (Indyk and Motwani 1998) names candidates, and the true Jaccard similarity of the shingles decides.
+bands (Indyk and Motwani 1998) finds candidates, and the true Jaccard similarity of their shingles decides.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from hashlib import blake2b, shake_128
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,42 +25,44 @@ from rensa import RMinHash
 
 from src.utils.workers import map_ordered
 
-# Scripts written without spaces (Thai to Khmer, kana, Han): each of their letters is a word.
+# Scripts without spaces between words (Thai to Khmer, kana, Han): each letter counts as a word.
 _UNSPACED = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
     "\U00020000-\U0003ffff"
 )
 _WORDS = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+|[^\w\s]")
 _ASCII_WORDS = re.compile(r"\w+|[^\w\s]")
-# A sentence mark at the end of a word; "!" only after two letters, since 5! and n! are factorials.
+# Punctuation at the end of a word; "!" only after two letters, since 5! and n! are factorials.
 _MARKS = re.compile(r"""[.,;:?!](?:(?<=[^\W\d_]{2}.)[.,;:?!]*|(?<=[\w)\]}"'][.,;:?])[.,;:?]*)(?=["']?(?:\s|\Z))""")
-# NFKC makes 10² and 102 one, 1½ and 11/2, and a wide full stop one that no space follows.
+# Replaced before NFKC, which would make 10² equal 102, and 1½ equal 11/2, and drop the space of wide punctuation.
 _BEFORE_NFKC = re.compile(
     "[\u00b2\u00b3\u00b9\u00bc-\u00be\u1d2c-\u1d6a\u2070-\u209c\u2150-\u215f\u2189\u2460-\u24ff"
     "\uff0c\uff0e\uff1a\uff1b\uff01\uff1f]"
 )
 _COMPATIBLE = {"<super>": "^{0}", "<sub>": "_{0}", "<wide>": "{0} "}
-_ALIKE = (
+_EQUIVALENT = (
     {mark: "'" for mark in "\u2018\u2019\u201b\u2039\u203a"}
     | {mark: '"' for mark in "\u201c\u201d\u201e\u201f\u00ab\u00bb"}
     | {mark: "-" for mark in "\u2010\u2011\u2012\u2013\u2014\u2015\u2212"}
     | {"\u3002": ". ", "\u0964": ". ", "\u3001": ", ", "\u060c": ",", "\u061b": ";", "\u061f": "?"}
     | {mark: "" for mark in "\u00bf\u00a1\u00ad\u200b\u200e\u200f\u2060\ufe0e\ufe0f\ufeff"}
 )
-_AFTER_NFKC = re.compile(f"[{''.join(_ALIKE)}]")
+_AFTER_NFKC = re.compile(f"[{''.join(_EQUIVALENT)}]")
 
 Kind = Literal["exact", "normalised", "near"]
+KINDS: tuple[Kind, ...] = get_args(Kind)  # strongest first
 Hashes = NDArray[np.uint64]
 Rows = NDArray[np.int64]
 Fingerprints = NDArray[np.void]  # of FINGERPRINT
 
-THRESHOLD = 0.8  # Jaccard similarity from which a text is a near duplicate
+THRESHOLD = 0.8  # least Jaccard similarity of near duplicates
 BANDS, BAND_SIZE = 18, 7  # similarity s makes a candidate with probability 1-(1-s^7)^18: 0.99 at 0.8, 0.13 at 0.5
-FEWEST_WORDS = 10  # of a text with near duplicates: of "sort the list" and "sort the list twice" both are wanted
-MOST_COMPARED = 16  # rows of a bucket that each other row of it is compared with
+FEWEST_WORDS = 10  # shorter texts have no near duplicates: "sort the list" and "sort the list twice" differ
+MOST_COMPARED = 16  # rows of a bucket that each of its rows is compared with
 SEED = 1
-BLOCK = 64  # texts hashed at once, and
-PIECE = 32_768  # shingles: rensa starts threads, which no fork survives, from 256 texts or 65,536 shingles on
+# rensa starts threads, which do not survive a fork, from 256 texts or 65,536 shingles on
+BLOCK = 64  # texts hashed at once
+PIECE = 32_768  # shingles hashed at once
 READ_ROWS = 65_536
 
 FINGERPRINT = np.dtype([("exact", "<u8"), ("normalised", "<u8"), ("bands", "<u8", (BANDS,))])
@@ -85,21 +87,22 @@ TextOf = Callable[[int], str]
 
 
 def fingerprints(texts: Sequence[str]) -> Fingerprints:
-    """What finds the duplicates of each text: an array (len(texts),) of FINGERPRINT, 160 bytes a text.
+    """The fingerprint of each text: an array (len(texts),) of dtype FINGERPRINT, 160 bytes a text.
 
     `exact` and `normalised` are the 64-bit BLAKE2b of the text and of its normalised form. `bands` are hashes of
-    the MinHash, or zeros where the text is too short for near duplicates. The same in every process.
-    Raises: UnicodeEncodeError for a surrogate, which is no character.
+    the MinHash, or zeros if the text is too short for near duplicates. The result is the same in every process.
+
+    Raises: UnicodeEncodeError if a text holds a surrogate, which is not a character.
     """
     blocks = [_block(texts[start : start + BLOCK]) for start in range(0, len(texts), BLOCK)]
     return np.concatenate(blocks) if blocks else np.empty(0, FINGERPRINT)
 
 
 class FingerprintSpool:
-    """The fingerprints of the rows 0, 1, ... of a run, in a nameless file: about 70 bytes of memory a row.
+    """The fingerprints of rows 0, 1, ... in an anonymous file. It takes about 70 bytes of memory a row.
 
     Args:
-        directory: where the file lies; the system's temporary directory if None.
+        directory: of the file; None is the system's temporary directory.
     """
 
     def __init__(self, directory: Path | None = None) -> None:
@@ -118,31 +121,29 @@ class FingerprintSpool:
         return self._rows
 
     def add(self, found: Fingerprints) -> None:
-        """Appends the fingerprints of the next rows. Raises: OSError if the disk is full."""
+        """Append the fingerprints of the next rows. Raises: OSError if the disk is full."""
         self._file.seek(0, 2)
         self._file.write(found.tobytes())
         self._rows += len(found)
 
     def duplicates(self, text_of: TextOf, threshold: float = THRESHOLD, processes: int = 1) -> Iterator[Duplicate]:
-        """Each row that duplicates an earlier one, once, in the order of rows.
+        """Each row that duplicates an earlier one, once, ordered by row.
 
-        The strongest kind counts (exact, normalised, near), and of it the earliest row. That row may itself be
-        reported as near an earlier one: near is not transitive. In a bucket of more than MOST_COMPARED rows a
-        row is compared with the first ones that are unlike one another, so a row that is only near a later one
-        may go unseen there.
+        The strongest kind is reported, with the earliest row of that kind. That row may itself be a near
+        duplicate: near is not transitive. In a bucket of more than MOST_COMPARED rows, a row is compared with the
+        first rows that are not near one another, so that a row that is near a later one only may be missed.
 
         Args:
-            text_of: the text of a row that was added; asked for rows that may be near duplicates only.
-            threshold: least Jaccard similarity of near duplicates, 0 to 1. The bands are made for 0.8: of a
-                lower similarity fewer are found.
-            processes: that look for candidates.
+            text_of: returns the text of a row; called for candidates of near duplicates only.
+            threshold: least Jaccard similarity of near duplicates, 0 to 1. The bands are tuned for 0.8: at a
+                lower similarity fewer near duplicates are found.
+            processes: number of processes that find candidates.
         """
         self._file.flush()
         exact = _first_equal(self._column(_EXACT))
         normalised = _first_equal(self._column(_NORMALISED))
-        apart = np.flatnonzero(normalised == np.arange(self._rows))
-        near, score = self._near(apart, text_of, threshold, processes)
-        # An earlier choice of np.select goes before a later one.
+        distinct = np.flatnonzero(normalised == np.arange(self._rows))
+        near, score = self._near(distinct, text_of, threshold, processes)
         own = np.arange(self._rows)
         earlier = np.select([exact != own, normalised != own], [exact, normalised], near)
         for row in np.flatnonzero(earlier != own).tolist():
@@ -153,7 +154,7 @@ class FingerprintSpool:
         column = np.empty(self._rows, np.uint64)
         size = FINGERPRINT.itemsize
         for start in range(0, self._rows, READ_ROWS):
-            # a read without a position, which processes would share
+            # pread, since forked processes share the position of the file
             words = np.frombuffer(os.pread(self._file.fileno(), READ_ROWS * size, start * size), "<u8")
             column[start : start + READ_ROWS] = words.reshape(-1, _BAND + BANDS)[:, number]
         return column
@@ -161,7 +162,7 @@ class FingerprintSpool:
     def _near(
         self, rows: Rows, text_of: TextOf, threshold: float, processes: int
     ) -> tuple[Rows, NDArray[np.float64]]:
-        """The earliest row that each row is near (itself if none), and their similarity."""
+        """(rows,) twice: the earliest row that each row is near, itself if none, and their similarity."""
         earliest, score = np.arange(self._rows), np.ones(self._rows)
         shingles = lru_cache(2 * MOST_COMPARED)(lambda row: shingles_of(text_of(row)))
 
@@ -191,23 +192,23 @@ def _block(texts: Sequence[str]) -> Fingerprints:
 
 
 def _bands(words: list[list[str]]) -> Hashes:
-    """Hashes (len(words), BANDS) of the MinHash of the shingles; each row has a word or more."""
+    """Hashes (len(words), BANDS) of the MinHash of the shingles. Each row has at least one word."""
     ends = np.cumsum([len(row) for row in words])
     (hashes,) = RMinHash.hash_token_sets([[word for row in words for word in row]])
     shingles = np.empty((len(hashes), 3), np.uint64)
     shingles[:, 0] = hashes
-    shingles[:, 1] = shingles[:, 0] * _WORD_FACTOR  # its second weight
+    shingles[:, 1] = shingles[:, 0] * _WORD_FACTOR  # a word weighs as much as two pairs
     shingles[:-1, 2] = shingles[:-1, 0] * _PAIR_FACTOR + shingles[1:, 1]
-    shingles[ends - 1, 2] = shingles[ends - 1, 0]  # the last word of a row has no pair
+    shingles[ends - 1, 2] = shingles[ends - 1, 0]  # the last word of a row begins no pair
     sketch = _minhash(shingles.ravel(), 3 * np.concatenate([[0], ends[:-1]]))
     bands: Hashes = (sketch.reshape(-1, BANDS, BAND_SIZE) * _FACTORS).sum(axis=2, dtype=np.uint64)
     return bands
 
 
 def _minhash(shingles: Hashes, starts: Rows) -> Hashes:
-    """MinHash (len(starts), BANDS * BAND_SIZE) of rows that begin at `starts` of `shingles`.
+    """MinHash (len(starts), BANDS * BAND_SIZE) of the rows that begin at `starts` of `shingles`.
 
-    A row may lie in several pieces: the MinHash of a union is the least of the parts'.
+    A row may span several pieces: the MinHash of a union is the minimum over its parts.
     """
     cuts = np.arange(0, len(shingles), PIECE)
     bounds = np.unique(np.concatenate([starts, cuts, [len(shingles)]]))
@@ -222,7 +223,7 @@ def _minhash(shingles: Hashes, starts: Rows) -> Hashes:
 
 
 def _first_equal(hashes: Hashes) -> Rows:
-    """For each place the first place that holds an equal hash, which may be itself."""
+    """(hashes,): for each position the first position of an equal hash, which may be itself."""
     order = np.argsort(hashes, kind="stable")
     new = np.concatenate([[True], np.diff(hashes[order]) != 0])[: len(hashes)]
     first = np.empty(len(hashes), np.int64)
@@ -231,9 +232,9 @@ def _first_equal(hashes: Hashes) -> Rows:
 
 
 def _buckets(hashes: Hashes, rows: Rows) -> Iterator[Rows]:
-    """Rows of equal hashes, other than 0, in ascending order; two or more a bucket."""
+    """Groups of two or more rows with equal, non-zero hashes, each in ascending order."""
     order = np.argsort(hashes, kind="stable")
-    # The difference to a 0 put before leaves the zeros, which come first, outside of all buckets.
+    # zeros sort first; prepending a 0 to the difference keeps them out of every bucket
     bounds = np.flatnonzero(np.diff(hashes[order], prepend=np.uint64(0), append=np.uint64(0)))
     several = np.flatnonzero(np.diff(bounds) > 1)
     for start, end in zip(bounds[several].tolist(), bounds[several + 1].tolist(), strict=True):
@@ -247,7 +248,7 @@ def _compare(
     shingles: Callable[[int], Shingles],
     threshold: float,
 ) -> None:
-    """Enters into `earliest` and `score` what the rows of a bucket are near."""
+    """Compare the rows of a bucket and update `earliest` and `score` in place."""
     compared: list[int] = []
     for row in bucket.tolist():
         for other in compared:
@@ -267,9 +268,9 @@ def _compare(
 
 def normalise(text: str) -> str:
     """`text` without what rarely changes its meaning: case, width and form of letters, quotes and dashes
-    (Unicode NFKC and case folding), amount of white space, marks that end a phrase.
+    (Unicode NFKC and case folding), amount of white space, punctuation that ends a phrase.
 
-    Whatever can be an operator, a digit or a separator within a word is kept.
+    Operators, digits and separators within a word are kept.
 
     >>> normalise("Is  it 3.5, or 35?!")
     'is it 3.5 or 35?!'
@@ -277,17 +278,17 @@ def normalise(text: str) -> str:
     True
     """
     if not text.isascii():
-        text = unicodedata.normalize("NFKC", _BEFORE_NFKC.sub(_kept_apart, text))
-        text = _AFTER_NFKC.sub(lambda found: _ALIKE[found[0]], text)
+        text = unicodedata.normalize("NFKC", _BEFORE_NFKC.sub(_compatible, text))
+        text = _AFTER_NFKC.sub(lambda found: _EQUIVALENT[found[0]], text)
         text = unicodedata.normalize("NFKC", text.casefold())
     return " ".join(_MARKS.sub("", text.casefold()).split())
 
 
 def similarity(one: str, other: str) -> float:
-    """Jaccard similarity of the shingles of two texts, 0 to 1, a word weighing as much as two pairs.
+    """Weighted Jaccard similarity of the shingles of two texts, 0 to 1. A word weighs as much as two pairs.
 
-    Replacing k words apart from each other in a text of n different ones leaves (3n-1-4k)/(3n-1+4k): 0.82 for
-    3 of 40. Pairs alone would leave 0.73, and words alone would not see their order.
+    Replacing k non-adjacent words in a text of n distinct words leaves (3n-1-4k)/(3n-1+4k): 0.82 for 3 of 40.
+    Pairs alone would leave 0.73; words alone would ignore their order.
     """
     return jaccard(shingles_of(one), shingles_of(other))
 
@@ -299,7 +300,7 @@ def shingles_of(text: str) -> Shingles:
 
 
 def jaccard(one: Shingles, other: Shingles) -> float:
-    """What both have, over what either has; a word weighs as much as two pairs."""
+    """Weighted intersection over weighted union. A word weighs as much as two pairs."""
     words, pairs = len(one.words & other.words), len(one.pairs & other.pairs)
     either = 2 * (len(one.words) + len(other.words) - words) + len(one.pairs) + len(other.pairs) - pairs
     return (2 * words + pairs) / either if either else 1.0
@@ -310,5 +311,5 @@ def words_of(normalised: str) -> list[str]:
     return (_ASCII_WORDS if normalised.isascii() else _WORDS).findall(normalised)
 
 
-def _kept_apart(found: re.Match[str]) -> str:
+def _compatible(found: re.Match[str]) -> str:
     return _COMPATIBLE.get(unicodedata.decomposition(found[0]).split(" ")[0], " {0}").format(found[0])

@@ -1,7 +1,7 @@
-"""From files to rows: every row is usable, or rejected by file, line and reason.
+"""Load rows from data files: each row is usable, or rejected with file, line and reason.
 
-Reads in one pass, in bounded memory and on every core; what was found is kept in the cache, so that the
-same files under the same settings are not read twice.
+Files are read in one pass, on every core and in bounded memory. The result is cached, so that the same files under
+the same settings are read once.
 """
 
 from __future__ import annotations
@@ -39,32 +39,32 @@ from src.utils.logs import log
 from src.utils.secrets import credentials, redact
 from src.utils.workers import cores, map_ordered
 
-BATCH = 500  # values that a process is given at once
-LONGEST_DETAIL = 500  # characters
-LOOKED_AT = 100  # rows of a file
+BATCH = 500  # values that a process receives at once
+MAX_DETAIL = 500  # characters
+DETECT_ROWS = 100  # first rows of a file by which its format is detected
 GZIP = b"\x1f\x8b"
 BY_COLUMN = "name the columns with question_key and answer_key, or set data_format"
-SMALL = 8 << 20  # bytes of files below which further processes cost more than they save
+SMALL = 8 << 20  # bytes; with smaller files, further processes cost more than they save
 
 
 class RowBatch(NamedTuple):
     file: int
-    values: list[tuple[int, Any]]  # line and value
+    values: list[tuple[int, Any]]  # (line, value)
 
 
 class ParsedBatch(NamedTuple):
-    """What a process made of a batch: JSON lines, rejections, fingerprints of the lines' texts, overlaps."""
+    """The result of a batch: JSON lines of the usable rows, their fingerprints, rejections and contamination."""
 
     file: int
     rows_in: int
     lines: list[bytes]
-    rejected: list[tuple[int, int, str, str]]  # file, line, reason, detail
+    rejected: list[tuple[int, int, str, str]]  # (file, line, reason, detail)
     fingerprints: Array
-    overlaps: list[tuple[int, duplicates.Kind, float, str, int]]  # index into lines, then as in store.Match
+    overlaps: list[tuple[int, duplicates.Kind, float, str, int]]  # index into lines, then as in HeldOutMatch
 
 
 def read_rows(path: Path, data_format: DataFormat | None = None) -> list[Row]:
-    """All rows of one small file; without a format, of an evaluation file.
+    """All rows of a small file. Without a format it is an evaluation file.
 
     Raises: DataError naming the bad rows.
     """
@@ -80,19 +80,22 @@ def read_rows(path: Path, data_format: DataFormat | None = None) -> list[Row]:
     return rows
 
 
-def raise_rejected(rejected: Sequence[Rejection], about: str, hint: str, also: Iterable[str] = ()) -> None:
-    """Raises: DataError naming what is `also` wrong, the first rejected rows, and how many more there are."""
-    told = [f"{r} ({about})" if about else str(r) for r in rejected[:MAX_LISTED]]
-    more = len(rejected) - len(told)
-    raise DataError(*also, *told, *([f"... and {more} more"] if more else []), hint=hint)
+def raise_rejected(rejected: Sequence[Rejection], setting: str, hint: str, also: Iterable[str] = ()) -> None:
+    """Raises: DataError with the problems `also`, the first rejected rows, and the number of further ones.
+
+    `setting` is shown behind each row.
+    """
+    listed = [f"{r} ({setting})" if setting else str(r) for r in rejected[:MAX_LISTED]]
+    more = len(rejected) - len(listed)
+    raise DataError(*also, *listed, *([f"... and {more} more"] if more else []), hint=hint)
 
 
 def load_rows(
     parts: Sequence[DataPart], held_out: EvaluationRows, dedup_threshold: float, cache: Path, workers: int | None
 ) -> RowStore:
-    """The rows of all `parts`, from the cache where they were read before.
+    """The rows of all `parts`, from the cache where possible.
 
-    Raises: DataError if a file cannot be read, or its format is not found.
+    Raises: DataError if a file cannot be read, or its format cannot be detected.
     """
     files: list[dict[str, Any]] = [
         {"file": str(file), "sha256": sha256(file), "part": number, "format": part.data_format}
@@ -105,31 +108,31 @@ def load_rows(
         columns=columns,
         held_out=held_out.identity,
         near=dedup_threshold,
-        secrets=sorted(credentials()),  # a row that was harmless yesterday may hold today's
+        secrets=sorted(credentials()),  # a row that holds a credential is rejected
     )
 
-    def make(folder: Path) -> None:
+    def build(folder: Path) -> None:
         for file in files:
             part = parts[file["part"]]
             file["format"] = resolve_format(Path(file["file"]), part.data_format, part.columns)
-        _write(folder, files, columns, held_out, dedup_threshold, workers)
+        _write_rows(folder, files, columns, held_out, dedup_threshold, workers)
 
-    build_once(cache / "rows" / key, make)
+    build_once(cache / "rows" / key, build)
     return RowStore(cache / "rows" / key)
 
 
-def _write(
+def _write_rows(
     folder: Path, files: list[dict[str, Any]], columns: Sequence[ColumnArgs], held_out: EvaluationRows,
     dedup_threshold: float, workers: int | None,
 ) -> None:  # fmt: skip
     """Read `files` into a row store at `folder`."""
     translations = [choose_translation(columns[f["part"]], f["format"]) for f in files]
-    secrets = {way: name for value, name in credentials().items() for way in _ways(value)}
+    secrets = {text: name for value, name in credentials().items() for text in _json_forms(value)}
     rows_in, usable = [0] * len(files), [0] * len(files)
     sizes: list[Array] = [np.zeros(1, np.int64)]
 
     def work(batch: RowBatch) -> ParsedBatch:
-        return _take(batch, translations[batch.file], held_out, secrets)
+        return _parse_batch(batch, translations[batch.file], held_out, secrets)
 
     small = sum(Path(f["file"]).stat().st_size for f in files) < SMALL
     with (
@@ -139,15 +142,15 @@ def _write(
         (folder / "contamination.jsonl").open("w", encoding="utf-8") as overlaps,
     ):
         processes = 1 if small else workers or cores()
-        for taken in map_ordered(work, _batches(files), processes):
+        for parsed in map_ordered(work, _batches(files), processes):
             first = sum(usable)
-            rows_in[taken.file] += taken.rows_in
-            usable[taken.file] += len(taken.lines)
-            sizes.append(np.fromiter(map(len, taken.lines), np.int64, len(taken.lines)))
-            spool.add(taken.fingerprints)
-            rows.writelines(taken.lines)
-            rejected.writelines(_line(_quotable(redact(r))) for r in taken.rejected)
-            overlaps.writelines(_line(redact([first + i, *rest])) for i, *rest in taken.overlaps)
+            rows_in[parsed.file] += parsed.rows_in
+            usable[parsed.file] += len(parsed.lines)
+            sizes.append(np.fromiter(map(len, parsed.lines), np.int64, len(parsed.lines)))
+            spool.add(parsed.fingerprints)
+            rows.writelines(parsed.lines)
+            rejected.writelines(_line(_shortened(redact(r))) for r in parsed.rejected)
+            overlaps.writelines(_line(redact([first + i, *rest])) for i, *rest in parsed.overlaps)
         rows.flush()
         np.save(folder / "places.npy", np.cumsum(np.concatenate(sizes)))
         for file, count_in, count in zip(files, rows_in, usable, strict=True):
@@ -155,12 +158,12 @@ def _write(
         first_rows = np.cumsum([0, *usable[:-1]]).tolist()
         write_json(folder / "about.json", {"files": files, "first_rows": first_rows})
         store = RowStore(folder)
-        found = spool.duplicates(lambda row: _whole_text(store.row(row).messages), dedup_threshold, processes)
-        write_lines(folder / "duplicates.jsonl", (_told(store, d) for d in found))
+        found = spool.duplicates(lambda row: _full_text(store.row(row).messages), dedup_threshold, processes)
+        write_lines(folder / "duplicates.jsonl", (_duplicate_row(store, d) for d in found))
 
 
-def _ways(secret: str) -> set[str]:
-    """How a line of JSON may hold a text: as text, or inside a text that is JSON itself (arguments of calls)."""
+def _json_forms(secret: str) -> set[str]:
+    """The forms that a text takes in a line of JSON: escaped once, or twice in JSON text (arguments of calls)."""
     texts = {secret, json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1]}
     return {json.dumps(text, ensure_ascii=False)[1:-1] for text in texts}
 
@@ -172,27 +175,31 @@ def _batches(files: Sequence[dict[str, Any]]) -> Iterator[RowBatch]:
             yield RowBatch(number, batch)
 
 
-def _take(
+def _parse_batch(
     batch: RowBatch, translate: Translation, held_out: EvaluationRows, secrets: Mapping[str, str]
 ) -> ParsedBatch:
-    """Args: secrets: names of the environment's credentials, by their value as JSON writes it."""
+    """Parse the values of a batch.
+
+    Args:
+        secrets: names of the environment's credentials, by their value in JSON form.
+    """
     lines: list[bytes] = []
-    taken: list[list[Message]] = []
+    accepted: list[list[Message]] = []
     rejected: list[tuple[int, int, str, str]] = []
     for line, value in batch.values:
         try:
             turns = _messages(value, translate)
             written = _line([batch.file, line, turns, tools_of(value)])
             held = [name for secret, name in secrets.items() if secret in written]
-            if held:  # whatever is learnt is given away with the model
+            if held:  # a model can reveal what it was trained on
                 raise RowError("secret", f"holds the value of the environment variable {held[0]}")
             lines.append(written.encode())
-            taken.append(turns)
+            accepted.append(turns)
         except RowError as error:
             rejected.append((batch.file, line, error.reason, error.detail))
-    texts = [_whole_text(turns) for turns in taken]
+    texts = [_full_text(turns) for turns in accepted]
     found = duplicates.fingerprints(texts)
-    matches = held_out.matches(taken, dict(zip(texts, found, strict=True)))
+    matches = held_out.matches(accepted, dict(zip(texts, found, strict=True)))
     overlaps = [(i, m.kind, m.similarity, m.file, m.line) for i, m in enumerate(matches) if m]
     return ParsedBatch(batch.file, len(batch.values), lines, rejected, found, overlaps)
 
@@ -203,74 +210,74 @@ def _messages(value: object, translate: Translation) -> list[Message]:
     return to_messages(value, translate)
 
 
-def _whole_text(turns: Sequence[Message]) -> str:
+def _full_text(turns: Sequence[Message]) -> str:
     return "\n".join(turn["content"] for turn in turns)
 
 
-def _told(store: RowStore, found: duplicates.Duplicate) -> list[Any]:
+def _duplicate_row(store: RowStore, found: duplicates.Duplicate) -> list[Any]:
     earlier = store.row(found.earlier)
     return list(redact([found.row, found.kind, found.similarity, str(earlier.file), earlier.line]))
 
 
-def _quotable(rejected: Sequence[Any]) -> list[Any]:
-    """A rejection whose detail, which may quote the row, is short and can be written."""
-    *place, detail = rejected
+def _shortened(rejected: Sequence[Any]) -> list[Any]:
+    """A rejection with a detail that is short and valid Unicode, although it may quote the row."""
+    *location, detail = rejected
     detail = detail.encode(errors="replace").decode()
-    return [*place, detail if len(detail) <= LONGEST_DETAIL else f"{detail[:LONGEST_DETAIL]} ..."]
+    return [*location, detail if len(detail) <= MAX_DETAIL else f"{detail[:MAX_DETAIL]} ..."]
 
 
-_ENCODER = json.JSONEncoder(ensure_ascii=False, default=str)  # json.dumps would make one for each line
+_ENCODER = json.JSONEncoder(ensure_ascii=False, default=str)  # json.dumps would create one a line
 
 
 def _line(value: object) -> str:
     return _ENCODER.encode(value) + "\n"
 
 
-# Formats
+# Format detection
 
 
-def resolve_format(path: Path, asked: DataFormat, columns: ColumnArgs) -> str:
-    """The format asked for, or the one that most of the first rows have; columns go before both.
+def resolve_format(path: Path, data_format: DataFormat, columns: ColumnArgs) -> str:
+    """The format of a file: the strategy of the column settings, else `data_format`, else the detected one.
 
-    Raises: DataError if none has one.
+    Raises: DataError if no format matches the first rows.
     """
     if strategy_of(columns):
         return str(strategy_of(columns))
-    if asked != "auto":
-        return asked
+    if data_format != "auto":
+        return data_format
     rows = _first_values(path)
     found = count_formats(rows)
     if not found:
-        told = f"data_format=auto knows none of its first {len(rows)} rows: {_columns(rows)}"
-        raise DataError(f"{path}: {told}", hint=BY_COLUMN)
+        fact = f"data_format=auto matches none of its first {len(rows)} rows: {_columns(rows)}"
+        raise DataError(f"{path}: {fact}", hint=BY_COLUMN)
     name, count = found.most_common(1)[0]
     log.info("%s: data_format=auto found %s (%d of the first %d rows)", path, name, count, len(rows))
     return name
 
 
-def explain_misfit(first: Rejection, rows_in: int, asked: str) -> str:
-    """Why no row of a file can be used, and what to do about it: one sentence for all of them.
+def explain_misfit(first: Rejection, rows_in: int, data_format: str) -> str:
+    """One sentence that says why no row of a file can be used, and the remedy.
 
     Args:
-        first: the first row of the file, as it was rejected.
-        asked: the format that the rows were taken for, or the strategy.
+        first: the rejection of its first row.
+        data_format: the format or the strategy by which the rows were read.
     """
     rows = _first_values(first.file)
     found = count_formats(rows).most_common(1)
     fact, remedy = f"line {first.line} {first.detail}", "fix the rows"
     if all(isinstance(row, RowError) for row in rows):
         remedy = _other_file(first.file) or remedy
-    elif asked not in FORMATS:
+    elif data_format not in FORMATS:
         fact, remedy = f"{fact}; {_columns(rows)}", "name others with question_key and answer_key"
-    elif found and found[0][0] != asked:
+    elif found and found[0][0] != data_format:
         fact, remedy = f"{fact}; its rows look like {found[0][0]}", f"set data_format={found[0][0]}"
     elif not found:
         fact, remedy = f"{fact}; {_columns(rows)}", BY_COLUMN
-    return f"{first.file}: none of its {rows_in:,} rows can be used as {asked}: {fact}; {remedy}"
+    return f"{first.file}: none of its {rows_in:,} rows can be used as {data_format}: {fact}; {remedy}"
 
 
 def _first_values(path: Path) -> list[object]:
-    return [value for _, value in islice(read_values(path), LOOKED_AT)]
+    return [value for _, value in islice(read_values(path), DETECT_ROWS)]
 
 
 def _columns(rows: list[object]) -> str:
@@ -279,9 +286,9 @@ def _columns(rows: list[object]) -> str:
 
 
 def _other_file(path: Path) -> str:
-    """What to do with a file that is not what its name says."""
+    """The remedy for a file whose content does not match its name; empty if none is known."""
     with path.open("rb") as file:
         begin = file.read(4096).lstrip()
     if begin.startswith(GZIP):
-        return f"it is packed with gzip: name it {path.name}.gz"
-    return "make convert turns JSON of many lines into a row a line" if begin[:1] in (b"[", b"{") else ""
+        return f"it is compressed with gzip: name it {path.name}.gz"
+    return "make convert turns multi-line JSON into one row a line" if begin[:1] in (b"[", b"{") else ""

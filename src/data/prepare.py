@@ -1,4 +1,7 @@
-"""Training data made ready: files fetched, rows read and judged as texts, then tokenised."""
+"""Prepare the training data: fetch the files, read and check their rows, then tokenize them.
+
+Both steps cache what they make, under a hash of everything that it depends on.
+"""
 
 from __future__ import annotations
 
@@ -13,73 +16,114 @@ from src.data.chat import ChatTokenizer
 from src.data.contamination import EvaluationRows
 from src.data.encode import EncodingOptions
 from src.data.formats import Rejection
-from src.data.sources import DataPart, cache_of
+from src.data.sources import DataPart
 from src.data.store import Array, RowStore, TokenCounts, TokenStore, build_once, content_key
 from src.data.task_encoding import trained_answers
 from src.data.tokens import Dropped, rows_to_verify, write_tokens
 from src.errors import MAX_LISTED, DataError
-from src.schema import TrainConfig
+from src.schema import RowArgs, Task, TrainDataArgs
 from src.utils.files import write_json
 
 
 class TrainingRows(NamedTuple):
-    """Training files that have been read and judged, before anything is tokenised."""
+    """The rows of the training files, read and checked, before tokenization."""
 
     parts: list[DataPart]
     store: RowStore
-    rejected: list[Dropped]  # of the store's rows, by the settings
+    dropped: list[Dropped]  # usable rows that the settings leave out
     eval_files: list[Path]
     labels: tuple[str, ...] = ()  # of a classification, sorted
 
     @property
     def version(self) -> dict[str, Any]:
-        """What the manifest says of where the data comes from."""
+        """Where the data comes from, for the run's manifest."""
         return {"sources": [part.version | {"weight": part.weight} for part in self.parts]}
 
 
-def load_training_rows(cfg: TrainConfig) -> TrainingRows:
-    """Fetch and read the training files, and judge their rows as texts. Nothing heavy is imported.
+def load_training_rows(
+    args: TrainDataArgs, *, task: Task, eval_path: str, cache: Path, seed: int
+) -> TrainingRows:  # fmt: skip
+    """Fetch and read the training files, and find duplicates and contamination. Imports no heavy library.
 
-    Raises: DataError if they cannot be had or read.
+    Raises: DataError if a file cannot be fetched or read.
     """
-    parts = sources.fetch_parts(cfg)
-    report.refuse_evaluation_files([file for part in parts for file in part.files], cfg.eval_path)
-    held_out = EvaluationRows(cfg.eval_path, cfg.dedup_threshold)
-    store = loader.load_rows(parts, held_out, cfg.dedup_threshold, cache_of(cfg), cfg.num_proc)
-    left_out = list(_left_out(parts, store, cfg))
-    labels = _labels(store, left_out) if cfg.task == "classification" else ()
-    return TrainingRows(parts, store, left_out, held_out.files, labels)
+    parts = sources.fetch_parts(args, cache)
+    report.refuse_evaluation_files([file for part in parts for file in part.files], eval_path)
+    evaluation = EvaluationRows(eval_path, args.dedup_threshold)
+    store = loader.load_rows(parts, evaluation, args.dedup_threshold, cache, args.num_proc)
+    dropped = list(_drop_rows(parts, store, args, seed))
+    labels = _labels(store, dropped) if task == "classification" else ()
+    return TrainingRows(parts, store, dropped, evaluation.files, labels)
 
 
-def refuse_bad_rows(data: TrainingRows, cfg: TrainConfig) -> None:
-    """Raises: DataError naming the rows that the settings do not let pass, or if no row is left."""
+def refuse_bad_rows(data: TrainingRows, args: TrainDataArgs, task: Task) -> None:
+    """Raises: DataError naming the rows that the settings do not accept, or if no row is left."""
     bad = list(data.store.rejected())
-    if bad and (cfg.on_bad_row == "refuse" or not len(data.store)):
+    if bad and (args.on_bad_row == "refuse" or not len(data.store)):
         misfits = dict(_misfits(data.store, bad))
         others = [rejection for rejection in bad if rejection.file not in misfits]
         if not others:
             raise DataError(*misfits.values())
         hint = "fix the rows or set on_bad_row=skip"
-        loader.raise_rejected(others, f"data_format={cfg.data_format}", hint, also=misfits.values())
-    if cfg.on_contamination == "refuse":
-        found = (
-            data.store.rejection(m.row, "contamination", m.detail) for m in data.store.matches("contamination")
-        )
-        if overlaps := list(found):
+        loader.raise_rejected(others, f"data_format={args.data_format}", hint, also=misfits.values())
+    if args.on_contamination == "refuse":
+        matches = data.store.matches("contamination")
+        overlaps = [data.store.rejection(m.row, "contamination", m.detail) for m in matches]
+        if overlaps:
             loader.raise_rejected(overlaps, "", "remove the rows, or set on_contamination=reject")
-    if len(data.store) == len(data.rejected):
-        names = ", ".join(str(f) for f in data.store.files)
-        left_out = [str(data.store.rejection(*left)) for left in data.rejected[:MAX_LISTED]]
-        raise DataError(*left_out, f"{names}: no row to train on", hint="set dataset_path and dataset_pattern")
-    if cfg.task == "classification" and len(data.labels) < 2:
+    if len(data.store) == len(data.dropped):
+        files = ", ".join(str(f) for f in data.store.files)
+        dropped = [str(data.store.rejection(*row)) for row in data.dropped[:MAX_LISTED]]
+        raise DataError(*dropped, f"{files}: no row to train on", hint="set dataset_path and dataset_pattern")
+    if task == "classification" and len(data.labels) < 2:
         raise DataError(
             f"every training row has the label {', '.join(data.labels)!r}",
             hint="a classification needs two or more",
         )
 
 
+def tokenize(
+    data: TrainingRows, chat: ChatTokenizer, args: TrainDataArgs, *, task: Task, cache: Path, seed: int
+) -> TokenStore:
+    """The tokenized training rows, from the cache where possible. `TokenStore.report` is the data report.
+
+    Raises: DataError if no row is left to train on.
+    """
+    options = encoding_options(args, task, data.labels)
+    key = content_key(
+        rows=data.store.folder.name,
+        left_out=[args.on_duplicate, args.on_contamination],
+        weights=[part.weight for part in data.parts],
+        rules=options,
+        mask=args.check_mask,
+        seed=seed,
+        chat=[chat.identity, chat.template_date],
+    )
+    folder = cache / "tokens" / key
+
+    def build(temporary: Path) -> None:
+        kept = np.setdiff1d(np.arange(len(data.store)), [row.row for row in data.dropped])
+        verified = rows_to_verify(len(data.store), args.check_mask == "all", seed)
+        stats, rows = write_tokens(temporary, data.store, kept, chat, options, verified, args.num_proc)
+        np.save(temporary / "order.npy", _epoch_order(data, rows, seed))
+        counts = TokenCounts.of(temporary)
+        if data.labels:  # the last element of an example is the label's index, not a token
+            counts = counts._replace(tokens=counts.tokens - 1)
+        data_report = report.build_report(data.store, data.dropped, stats, rows, counts, data.eval_files)
+        data_report |= report.label_counts(temporary, data.labels)
+        write_json(temporary / "data_report.json", data_report)
+
+    build_once(folder, build)
+    return TokenStore(folder)
+
+
+def encoding_options(args: TrainDataArgs, task: Task, labels: tuple[str, ...]) -> EncodingOptions:
+    """The settings that decide how training rows become examples."""
+    return EncodingOptions(args.max_length, args.train_on, args.on_overlength, task, labels)
+
+
 def _misfits(store: RowStore, bad: Sequence[Rejection]) -> Iterator[tuple[Path, str]]:
-    """Each file none of whose rows can be used, with a sentence about it."""
+    """Each file without a usable row, with one sentence that explains why."""
     first = {rejection.file: rejection for rejection in reversed(bad)}
     for file in store.about["files"]:
         if file["rows_in"] and not file["usable"]:
@@ -87,74 +131,32 @@ def _misfits(store: RowStore, bad: Sequence[Rejection]) -> Iterator[tuple[Path, 
             yield path, loader.explain_misfit(first[path], file["rows_in"], file["format"])
 
 
-def tokenize(data: TrainingRows, chat: ChatTokenizer, cfg: TrainConfig) -> TokenStore:
-    """The tokens of all rows that are trained on, from the cache where they were made before.
-
-    Its `report` is the data report.
-    Raises: DataError if no row is left to train on.
-    """
-    rules = encoding_options(cfg, data.labels)
-    key = content_key(
-        rows=data.store.folder.name,
-        left_out=[cfg.on_duplicate, cfg.on_contamination],
-        weights=[part.weight for part in data.parts],
-        rules=rules,
-        mask=cfg.check_mask,
-        seed=cfg.seed,
-        chat=[chat.identity, chat.template_date],
-    )
-    folder = cache_of(cfg) / "tokens" / key
-
-    def make(temporary: Path) -> None:
-        kept = np.setdiff1d(np.arange(len(data.store)), [left.row for left in data.rejected])
-        proven = rows_to_verify(len(data.store), cfg.check_mask == "all", cfg.seed)
-        outcome, rows = write_tokens(temporary, data.store, kept, chat, rules, proven, cfg.num_proc)
-        np.save(temporary / "order.npy", _order(data, rows, cfg.seed))
-        counts = TokenCounts.of(temporary)
-        if data.labels:  # the last element of an example is no token
-            counts = counts._replace(tokens=counts.tokens - 1)
-        data_report = report.build_report(data.store, data.rejected, outcome, rows, counts, data.eval_files)
-        data_report |= report.label_counts(temporary, data.labels)
-        write_json(temporary / "data_report.json", data_report)
-
-    build_once(folder, make)
-    return TokenStore(folder)
+def _labels(store: RowStore, dropped: Sequence[Dropped]) -> tuple[str, ...]:
+    """The distinct labels of the rows that are trained on, sorted."""
+    out = {row.row for row in dropped}
+    kept = (number for number in range(len(store)) if number not in out)
+    return tuple(sorted({label for number in kept for label in trained_answers(store.row(number))}))
 
 
-def encoding_options(cfg: TrainConfig, labels: tuple[str, ...]) -> EncodingOptions:
-    """What decides how the rows of a training become examples."""
-    return EncodingOptions(cfg.max_length, cfg.train_on, cfg.on_overlength, cfg.task, labels)
-
-
-def _labels(store: RowStore, left_out: Sequence[Dropped]) -> tuple[str, ...]:
-    """The distinct answers of the rows that are trained on, sorted."""
-    out = {left.row for left in left_out}
-    found = {
-        label for number in range(len(store)) if number not in out for label in trained_answers(store.row(number))
-    }
-    return tuple(sorted(found))
-
-
-def _left_out(parts: Sequence[DataPart], store: RowStore, cfg: TrainConfig) -> Iterator[Dropped]:
-    """Rows that the settings leave out, each once."""
-    left: set[int] = set()
-    if cfg.on_contamination != "keep":
-        left |= {m.row for m in store.matches("contamination")}
+def _drop_rows(parts: Sequence[DataPart], store: RowStore, args: RowArgs, seed: int) -> Iterator[Dropped]:
+    """The rows that the settings leave out, each once, with the first reason that applies."""
+    dropped: set[int] = set()
+    if args.on_contamination != "keep":
+        dropped |= {m.row for m in store.matches("contamination")}
         yield from (Dropped(m.row, "contamination", m.detail) for m in store.matches("contamination"))
-    if cfg.on_duplicate == "reject":
-        found = [m for m in store.matches("duplicates") if m.row not in left]
-        left |= {m.row for m in found}
+    if args.on_duplicate == "reject":
+        found = [m for m in store.matches("duplicates") if m.row not in dropped]
+        dropped |= {m.row for m in found}
         yield from (Dropped(m.row, "duplicate", m.detail) for m in found)
-    times = _times(parts, store, cfg.seed)
     weights = [parts[file["part"]].weight for file in store.about["files"]]
-    unseen = np.flatnonzero(times == 0)
+    unseen = np.flatnonzero(_repeats(parts, store, seed) == 0)
     for row, file in zip(unseen.tolist(), store.file_indices(unseen).tolist(), strict=True):
-        if row not in left:
+        if row not in dropped:
             yield Dropped(row, "not_sampled", f"is left out by weight={weights[file]:g}")
 
 
-def _times(parts: Sequence[DataPart], store: RowStore, seed: int) -> Array:
-    """How often an epoch sees each row: its weight, a fraction of one by a seeded draw."""
+def _repeats(parts: Sequence[DataPart], store: RowStore, seed: int) -> Array:
+    """How often each row occurs in an epoch, (rows,): its weight, with the fraction decided by a seeded draw."""
     weights = np.concatenate(
         [np.zeros(0), *(np.full(f["usable"], parts[f["part"]].weight) for f in store.about["files"])]
     )
@@ -162,7 +164,6 @@ def _times(parts: Sequence[DataPart], store: RowStore, seed: int) -> Array:
     return np.floor(weights).astype(np.int64) + (drawn < weights % 1)
 
 
-def _order(data: TrainingRows, rows: Array, seed: int) -> Array:
-    """The examples of an epoch, in the order of their rows, each as often as its row is seen."""
-    times = _times(data.parts, data.store, seed)
-    return np.repeat(np.arange(len(rows)), times[rows])
+def _epoch_order(data: TrainingRows, rows: Array, seed: int) -> Array:
+    """Indices of an epoch's examples, ordered by row; `rows` is the row of each example."""
+    return np.repeat(np.arange(len(rows)), _repeats(data.parts, data.store, seed)[rows])

@@ -1,4 +1,4 @@
-"""What happened to every row, as `data_report.json` keeps it: rows in = rows trained + rows rejected."""
+"""The data report: what became of every row (rows in = rows trained + rows rejected), as JSON and for people."""
 
 from __future__ import annotations
 
@@ -12,59 +12,58 @@ import numpy as np
 from rich.text import Text
 
 from src.data.chat import ChatTokenizer
+from src.data.duplicates import KINDS
 from src.data.store import Array, DuplicateMatch, Example, RowStore, TokenCounts, TokenStore
 from src.data.tokens import Dropped, TokenizeStats
 from src.errors import MAX_LISTED, DataError
-from src.schema import TrainConfig
 from src.utils.files import sha256
 from src.utils.logs import SafeConsole, log, silence_stdout
 from src.utils.secrets import redact
 
-EXPECTED_REASONS = {"not_sampled"}  # reasons that are settings, no findings
-KINDS = ("exact", "normalised", "near")
-LONGEST = 1_500  # characters of an example that are shown
+EXPECTED_REASONS = {"not_sampled"}  # reasons that follow from a setting and are not findings
+MAX_SHOWN_CHARS = 1_500  # of an example
 SHARES = {"min": 0.0, "p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "max": 1.0}
 
 
 def refuse_evaluation_files(files: Sequence[Path], eval_path: str | Path) -> None:
     """Raises: DataError if a training file is one of the evaluation files, by path or by content."""
-    held = {(p.stat().st_size, sha256(p)): p for p in sorted(Path(eval_path).glob("*.jsonl"))}
-    sizes = {size for size, _ in held}  # a large file is not hashed once more for nothing
-    alike = [(f, f.stat().st_size) for f in files if f.stat().st_size in sizes]
-    same = [(f, held[key]) for f, size in alike if (key := (size, sha256(f))) in held]
+    evaluation = {(p.stat().st_size, sha256(p)): p for p in sorted(Path(eval_path).glob("*.jsonl"))}
+    sizes = {size for size, _ in evaluation}  # only files of equal size need to be hashed
+    candidates = [(f, f.stat().st_size) for f in files if f.stat().st_size in sizes]
+    same = [(f, evaluation[key]) for f, size in candidates if (key := (size, sha256(f))) in evaluation]
     if same:
         raise DataError(
             *(f"training file {f} is the evaluation file {e}" for f, e in same),
-            hint="set dataset_pattern so that it leaves evaluation data out, or eval_path to a folder of its own",
+            hint="set dataset_pattern so that it excludes evaluation data, or eval_path to a separate folder",
         )
 
 
-def refuse_findings(report: dict[str, Any], cfg: TrainConfig) -> None:
-    """Raises: DataError if no row is left, or with `strict_data` if there is any finding."""
+def refuse_findings(report: dict[str, Any], *, strict: bool) -> None:
+    """Raises: DataError if no row is left or, with `strict`, if there is any finding."""
     if not report["rows_trained"]:
-        told = [f"{r['file']}:{r['line']} {r['detail']}" for r in report["rejected"][:MAX_LISTED]]
-        raise DataError(*told, hint="no row is left to train on; raise max_length")
-    if cfg.strict_data and report["findings"]:
-        raise DataError(*report["findings"], hint="mend the data, or set strict_data=false")
+        problems = [f"{r['file']}:{r['line']} {r['detail']}" for r in report["rejected"][:MAX_LISTED]]
+        raise DataError(*problems, hint="no row is left to train on; raise max_length")
+    if strict and report["findings"]:
+        raise DataError(*report["findings"], hint="fix the data, or set strict_data=false")
 
 
 def build_report(
     store: RowStore,
-    left_out: Sequence[Dropped],
-    outcome: TokenizeStats,
+    dropped: Sequence[Dropped],
+    stats: TokenizeStats,
     rows: Array,
     counts: TokenCounts,
     eval_files: Sequence[Path],
 ) -> dict[str, Any]:
-    """The data report.
+    """The data report, as data_report.json holds it.
 
     Args:
-        left_out: rows that the settings leave out.
-        outcome: what became of the others when they were tokenised.
-        rows: the row of each example.
-        counts: tokens and tokens with loss of each example.
+        dropped: rows that the settings leave out.
+        stats: what became of the other rows in tokenization.
+        rows: (examples,), the row of each example.
+        counts: tokens, and tokens with loss, of each example.
     """
-    rejected = [*store.rejected(), *(store.rejection(*left) for left in (*left_out, *outcome.rejected))]
+    rejected = [*store.rejected(), *(store.rejection(*row) for row in (*dropped, *stats.rejected))]
     order = {file: number for number, file in enumerate(store.files)}
     rejected.sort(key=lambda r: (order[r.file], r.line))
     trained = np.unique(rows)
@@ -78,7 +77,7 @@ def build_report(
             {"file": str(r.file), "line": r.line, "reason": r.reason, "detail": r.detail} for r in rejected
         ],
         "rejected_by_reason": by_reason,
-        "cut": [_place(store, left) | {"detail": left.detail} for left in outcome.cut],
+        "cut": [_location(store, row) | {"detail": row.detail} for row in stats.cut],
         "files": [
             {key: file[key] for key in ("file", "sha256", "format", "rows_in")} | {"rows_trained": count}
             for file, count in zip(store.about["files"], per_file, strict=True)
@@ -90,14 +89,14 @@ def build_report(
         },
         "duplicates": _matches(store, "duplicates"),
         "contamination": {"files": _overlaps(store, eval_files), **_matches(store, "contamination")},
-        "mask": _mask(outcome),
-        "no_end_of_turn": outcome.no_end_of_turn,
+        "mask": _mask(stats),
+        "no_end_of_turn": stats.no_end_of_turn,
     }
     return found | {"findings": _findings(found)}
 
 
 def label_counts(tokens: Path, names: Sequence[str]) -> dict[str, Any]:
-    """How many examples each label of a classification has; nothing for another task."""
+    """The number of examples of each label of a classification; empty for other tasks."""
     if not names:
         return {}
     ends = np.load(tokens / "ends.npy")
@@ -105,9 +104,9 @@ def label_counts(tokens: Path, names: Sequence[str]) -> dict[str, Any]:
     return {"labels": dict(zip(names, np.bincount(last, minlength=len(names)).tolist(), strict=True))}
 
 
-def _place(store: RowStore, left: Dropped) -> dict[str, Any]:
-    where = store.rejection(*left)
-    return {"file": str(where.file), "line": where.line}
+def _location(store: RowStore, dropped: Dropped) -> dict[str, Any]:
+    found = store.rejection(*dropped)
+    return {"file": str(found.file), "line": found.line}
 
 
 def _percentiles(lengths: Array) -> dict[str, int]:
@@ -122,12 +121,11 @@ def _percentiles(lengths: Array) -> dict[str, int]:
 def _matches(store: RowStore, what: str) -> dict[str, Any]:
     found = list(store.matches(what))
     kinds = Counter(match.kind for match in found)
-    return {kind: kinds[kind] for kind in KINDS} | {"rows": [_told(store, match) for match in found]}
+    return {kind: kinds[kind] for kind in KINDS} | {"rows": [_match_row(store, match) for match in found]}
 
 
-def _told(store: RowStore, match: DuplicateMatch) -> dict[str, Any]:
-    place = _place(store, Dropped(match.row, "", ""))
-    return place | {
+def _match_row(store: RowStore, match: DuplicateMatch) -> dict[str, Any]:
+    return _location(store, Dropped(match.row, "", "")) | {
         "kind": match.kind,
         "similarity": round(match.similarity, 3),
         "of": f"{match.file}:{match.line}",
@@ -135,34 +133,34 @@ def _told(store: RowStore, match: DuplicateMatch) -> dict[str, Any]:
 
 
 def _overlaps(store: RowStore, eval_files: Sequence[Path]) -> dict[str, dict[str, int]]:
-    """For each evaluation file, how many training rows occur in it, by kind."""
+    """The number of training rows that occur in each evaluation file, by kind of match."""
     found = Counter((match.file, match.kind) for match in store.matches("contamination"))
-    names = [str(redact(str(file))) for file in eval_files]  # as the matches were written down
+    names = [str(redact(str(file))) for file in eval_files]  # matches are stored redacted
     return {name: {kind: found[name, kind] for kind in KINDS} for name in names}
 
 
-def _mask(outcome: TokenizeStats) -> dict[str, Any]:
+def _mask(stats: TokenizeStats) -> dict[str, Any]:
     known = {"agrees", "disagrees"}
     return {
-        "checked": sum(outcome.mask.values()),
-        "agree": outcome.mask["agrees"],
-        "disagree": outcome.mask["disagrees"],
-        "not_comparable": {why: count for why, count in outcome.mask.items() if why not in known},
+        "checked": sum(stats.mask.values()),
+        "agree": stats.mask["agrees"],
+        "disagree": stats.mask["disagrees"],
+        "not_comparable": {why: count for why, count in stats.mask.items() if why not in known},
     }
 
 
 def _findings(found: dict[str, Any]) -> list[str]:
-    """What a careful person would look at before training, a sentence each."""
+    """What deserves a look before training, one sentence each."""
     rejected = [
         f"{n} rows are rejected: {reason}"
         for reason, n in found["rejected_by_reason"].items()
         if reason not in EXPECTED_REASONS
     ]
-    doubled = {kind: found["duplicates"][kind] for kind in KINDS}
+    duplicates: dict[str, int] = {kind: found["duplicates"][kind] for kind in KINDS}
     overlap = sum(found["contamination"][kind] for kind in KINDS)
     more = {
         "rows are cut to max_length": len(found["cut"]),
-        f"rows are duplicates of earlier ones ({_kinds(doubled)})": sum(doubled.values()),
+        f"rows are duplicates of earlier ones ({_kinds(duplicates)})": sum(duplicates.values()),
         "rows occur in the evaluation files": overlap,
         "masks could not be compared with a second derivation": sum(found["mask"]["not_comparable"].values()),
         "rows have an answer without an end-of-turn token: the model does not learn to stop": found[
@@ -176,7 +174,7 @@ def _kinds(counts: dict[str, int]) -> str:
     return ", ".join(f"{n} {kind}" for kind, n in counts.items() if n)
 
 
-# For people
+# Printed
 
 
 def print_report(tokens: TokenStore, chat: ChatTokenizer, max_length: int) -> None:
@@ -238,9 +236,9 @@ def _kind_counts(counts: Mapping[str, Any]) -> str:
 
 
 def _mask_line(mask: Mapping[str, Any]) -> str:
-    said = f"{mask['agree']:,} of {mask['checked']:,} checked are the same by a second derivation"
-    said += f", {mask['disagree']:,} differ" if mask["disagree"] else ""
-    return said + "".join(f"; {count:,}: {why}" for why, count in mask["not_comparable"].items())
+    line = f"{mask['agree']:,} of {mask['checked']:,} checked are the same by a second derivation"
+    line += f", {mask['disagree']:,} differ" if mask["disagree"] else ""
+    return line + "".join(f"; {count:,}: {why}" for why, count in mask["not_comparable"].items())
 
 
 def _rejections(report: Mapping[str, Any]) -> Iterator[str]:
@@ -263,17 +261,17 @@ def _spread(count: int) -> list[int]:
 def _coloured(
     example: Example, number: int, chat: ChatTokenizer, labels: Sequence[str], *, coloured: bool
 ) -> Text:
-    """The text of an example; what carries loss is green, or between ⟦ and ⟧ where there is no colour."""
+    """The text of an example. Tokens with loss are green or, without colour, between ⟦ and ⟧."""
     count = f"{len(example.ids) - 1} tokens" if labels else f"{len(example.ids)} tokens"
     with_loss = "the label" if labels else sum(example.loss_mask)
     heading = f"\nexample {number + 1}, {count}, {with_loss} with loss:\n"
     shown = Text().append(heading, style="bold")
-    for learnt, tokens in groupby(zip(example.ids, example.loss_mask, strict=True), key=lambda pair: pair[1]):
+    for trained, tokens in groupby(zip(example.ids, example.loss_mask, strict=True), key=lambda pair: pair[1]):
         ids = [token for token, _ in tokens]
-        text = str(redact(labels[ids[0]] if labels and learnt else chat.tokenizer.decode(ids)))
-        if len(shown) + len(text) > LONGEST:
-            text = f"{text[: max(0, LONGEST - len(shown))]} ... "
-        shown.append(text if coloured or not learnt else f"⟦{text}⟧", style="green" if learnt else "dim")
-        if len(shown) > LONGEST:
+        text = str(redact(labels[ids[0]] if labels and trained else chat.tokenizer.decode(ids)))
+        if len(shown) + len(text) > MAX_SHOWN_CHARS:
+            text = f"{text[: max(0, MAX_SHOWN_CHARS - len(shown))]} ... "
+        shown.append(text if coloured or not trained else f"⟦{text}⟧", style="green" if trained else "dim")
+        if len(shown) > MAX_SHOWN_CHARS:
             break
     return shown

@@ -1,7 +1,7 @@
-"""Data sources: each gives a local folder, and says exactly which version of it was fetched.
+"""Data sources: each provides a local folder and the exact version that it holds.
 
-To add a source, enter a function in SOURCES; schema.DataSource.type names it, and schema.SOURCE_KEYS says
-which of its keys it reads.
+To add a source, write a function `(source, cache folder) -> FetchedData` and enter it in SOURCES. Add its name to
+schema.DataSource.type, and to schema.SOURCE_KEYS the keys that it reads.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from src.data.from_s3 import fetch_s3
 from src.data.from_url import fetch_url
 from src.data.readers import file_kind, is_data_file
 from src.errors import ConfigError, DataError
-from src.schema import ColumnArgs, DataFormat, Dataset, DataSource, TrainConfig
+from src.schema import ColumnArgs, DataFormat, Dataset, DataSource, TrainDataArgs
 
 SOURCES: dict[str, Callable[[DataSource, Path], FetchedData]] = {
-    "local": lambda _source, _cache: FetchedData(Path(), {"type": "local"}),  # dataset_path, where it is
+    "local": lambda _source, _cache: FetchedData(Path(), {"type": "local"}),  # read in place, from dataset_path
     "lakefs": fetch_lakefs,
     "hub": fetch_hub,
     "url": fetch_url,
@@ -36,7 +36,7 @@ HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 @dataclass(frozen=True)
 class DataPart:
-    """The files of one data set at one version, and how their rows are to be taken."""
+    """The files of one data set at one version, and how to read their rows."""
 
     files: list[Path]
     version: dict[str, Any]
@@ -45,40 +45,40 @@ class DataPart:
     weight: float = 1
 
 
-def cache_of(cfg: TrainConfig) -> Path:
-    """The folder of fetched and tokenised data."""
-    return Path(cfg.cache_dir or Path(cfg.output_dir) / "cache")
+def data_cache(cache_dir: str | None, output_dir: str) -> Path:
+    """The folder that caches fetched and tokenized data."""
+    return Path(cache_dir or Path(output_dir) / "cache")
 
 
-def fetch_parts(cfg: TrainConfig) -> list[DataPart]:
-    """The files of every data set of `cfg`, fetched where they are not on this machine.
+def fetch_parts(args: TrainDataArgs, cache: Path) -> list[DataPart]:
+    """The files of every data set, fetched into `cache` unless they are local.
 
-    Raises: ConfigError if data sets are named in two ways; DataError if there are no files, or they cannot
-    be had.
+    Raises: ConfigError if both `datasets` and `trainDataConfig` are set; DataError if a data set has no files or
+    cannot be fetched.
     """
-    several = list(cfg.datasets)
-    if cfg.trainDataConfig:
-        if several:
+    datasets = list(args.datasets)
+    if args.trainDataConfig:
+        if datasets:
             raise ConfigError("datasets and trainDataConfig both name the data sets", hint="keep one of them")
-        several = parse_train_data_config(cfg.trainDataConfig)
-        if not several:
+        datasets = parse_train_data_config(args.trainDataConfig)
+        if not datasets:
             raise DataError("trainDataConfig has no entry with exp_type: train", hint="add one to train on")
-    if not several:
-        found = _files(cfg.dataset_path, cfg.dataset_pattern, cfg.data_source, cache_of(cfg), "dataset_path")
-        return [DataPart(*found, cfg.data_format, _columns(cfg))]
+    if not datasets:
+        found = _files(args.dataset_path, args.dataset_pattern, args.data_source, cache, "dataset_path")
+        return [DataPart(*found, args.data_format, _columns(args))]
     return [
         DataPart(
-            *_files(d.path, d.pattern, d.data_source, cache_of(cfg), f"datasets.{i}.path"),
+            *_files(d.path, d.pattern, d.data_source, cache, f"datasets.{i}.path"),
             d.format, _columns(d), d.weight,
         )
-        for i, d in enumerate(several)
+        for i, d in enumerate(datasets)
     ]  # fmt: skip
 
 
 def parse_train_data_config(config: str | Mapping[str, Any]) -> list[Dataset]:
-    """The data sets of a trainDataConfig: `{name: {data_path, strategy, question_key, ...}}` or that as YAML.
+    """The data sets to train on of a trainDataConfig: `{name: {data_path, strategy, ...}}`, or that as YAML text.
 
-    Raises: ConfigError if it is neither, or has keys of its own.
+    Raises: ConfigError if it is neither, or has an unknown key or value.
     """
     try:
         found = yaml.safe_load(config) if isinstance(config, str) else config
@@ -87,25 +87,25 @@ def parse_train_data_config(config: str | Mapping[str, Any]) -> list[Dataset]:
     if not isinstance(found, Mapping) or not all(isinstance(entry, Mapping) for entry in found.values()):
         raise ConfigError("trainDataConfig should be {name: {data_path: ..., strategy: QA, ...}}")
     known = {"data_path", "exp_type", *(ColumnArgs.__dataclass_fields__)}
-    strange = [f"trainDataConfig.{n}.{k} is not a setting" for n, e in found.items() for k in e if k not in known]
-    strange += [f"trainDataConfig.{n} has no data_path" for n, e in found.items() if not e.get("data_path")]
-    strange += [
+    problems = [f"trainDataConfig.{n}.{k} is not a setting" for n, e in found.items() for k in e if k not in known]
+    problems += [f"trainDataConfig.{n} has no data_path" for n, e in found.items() if not e.get("data_path")]
+    problems += [
         f"trainDataConfig.{n}.exp_type={e['exp_type']}: should be one of train, eval, inference"
         for n, e in found.items()
         if e.get("exp_type", "train") not in ("train", "eval", "inference")
     ]
-    strange += [
+    problems += [
         f"trainDataConfig.{n}.strategy={e['strategy']}: should be one of {', '.join(STRATEGIES)}"
         for n, e in found.items()
         if e.get("strategy") not in (None, *STRATEGIES)
     ]
-    if strange:
-        raise ConfigError(*strange)
+    if problems:
+        raise ConfigError(*problems)
     return [_dataset(entry) for entry in found.values() if entry.get("exp_type", "train") == "train"]
 
 
 def _dataset(entry: Mapping[str, Any]) -> Dataset:
-    """`data_path` is a local path, or else the id of a data set on the Hub."""
+    """`data_path` is a local path; if that does not exist, the id of a data set on the Hub."""
     path = str(entry["data_path"])
     on_the_hub = not Path(path).exists() and HUB_ID.fullmatch(path)
     source = DataSource(type="hub", repo=path) if on_the_hub else DataSource()
@@ -114,14 +114,14 @@ def _dataset(entry: Mapping[str, Any]) -> Dataset:
 
 
 def _columns(settings: ColumnArgs) -> ColumnArgs:
-    """Those of the settings that decide how a row is taken, and no others."""
+    """The column settings alone, without the settings of a subclass."""
     return ColumnArgs(**{key: getattr(settings, key) for key in ColumnArgs.__dataclass_fields__})
 
 
 def _files(
     path: str, pattern: str | None, source: DataSource, cache: Path, key: str
 ) -> tuple[list[Path], dict[str, Any]]:
-    """The data files, in the order of their names, and the version that they have."""
+    """The data files, sorted by name, and their version. `key` is the setting that an error names."""
     fetched = SOURCES[source.type](source, cache / "sources")
     folder = Path(path) if source.type == "local" else fetched.folder
     if folder.is_file():
@@ -129,14 +129,14 @@ def _files(
         return [folder], fetched.version
     if not folder.is_dir():
         raise DataError(f"{key} {folder} is not a folder or a file", hint=f"set {key} to your data")
-    if source.type != "local":  # which of the fetched files, wherever they lay in the repository
+    if source.type != "local":  # selects fetched files, in whichever folder they are
         pattern = f"**/{pattern}" if pattern and source.type != "url" else None
     files = _matching(folder, pattern)
-    away = [f for f in files if not f.resolve().is_relative_to(folder.resolve())]
-    if away:
+    outside = [f for f in files if not f.resolve().is_relative_to(folder.resolve())]
+    if outside:
         raise DataError(
-            *(f"{f} is a symbolic link that leaves {folder}" for f in away),
-            hint=f"set {key} to where it leads, or copy the file",
+            *(f"{f} is a symbolic link to a file outside {folder}" for f in outside),
+            hint=f"set {key} to the folder of its target, or copy the file",
         )
     for file in files:
         file_kind(file)
@@ -147,17 +147,17 @@ def _matching(folder: Path, pattern: str | None) -> list[Path]:
     try:
         files = sorted(p for p in folder.glob(pattern or "**/*") if p.is_file())
     except (ValueError, NotImplementedError) as error:
-        said = f"dataset_pattern {pattern} is not a pattern inside {folder}: {error}"
-        raise DataError(said, hint="set dataset_pattern to one such as *.jsonl") from None
+        fact = f"dataset_pattern {pattern} is not a valid pattern in {folder}: {error}"
+        raise DataError(fact, hint="set dataset_pattern, for example to *.jsonl") from None
     if ".." in Path(pattern or "").parts:
         raise DataError(
-            f"dataset_pattern {pattern} leaves {folder}", hint="set dataset_path to where the files are"
+            f"dataset_pattern {pattern} leaves {folder}", hint="set dataset_path to the folder of the files"
         )
     if pattern is None:
         files = [f for f in files if is_data_file(f) and not f.name.startswith(".")]
     if not files:
-        there = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
-        held = f"it holds {', '.join(there[:8])}{' ...' if len(there) > 8 else ''}" if there else "it is empty"
-        asked = f"matches {pattern}" if pattern else "is a data file"
-        raise DataError(f"no file in {folder} {asked}: {held}", hint="set dataset_pattern")
+        names = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+        held = f"it holds {', '.join(names[:8])}{' ...' if len(names) > 8 else ''}" if names else "it is empty"
+        wanted = f"matches {pattern}" if pattern else "is a data file"
+        raise DataError(f"no file in {folder} {wanted}: {held}", hint="set dataset_pattern")
     return files

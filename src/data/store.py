@@ -1,6 +1,6 @@
-"""Rows and tokens on disk: written whole or not at all, found again by what they were made of, read in place.
+"""Rows and tokenized examples on disk: written atomically, cached under a hash of their inputs, read in place.
 
-CACHE/rows/<key>/    rows.jsonl (a usable row a line), places.npy, rejected.jsonl, duplicates.jsonl,
+CACHE/rows/<key>/    rows.jsonl (one usable row a line), places.npy, rejected.jsonl, duplicates.jsonl,
                      contamination.jsonl, about.json
 CACHE/tokens/<key>/  ids.bin, learnt.bin, ends.npy, rows.npy, order.npy, data_report.json
 """
@@ -26,19 +26,19 @@ IGNORE_INDEX = -100  # label of a token without loss: ignore_index of torch.nn.C
 
 
 class Example(NamedTuple):
-    """Token ids, and for each whether there is loss on it. Equal lengths."""
+    """Token ids, and for each token whether it carries loss. Equal lengths."""
 
     ids: list[int]
     loss_mask: list[bool]
 
     @property
     def labels(self) -> list[int]:
-        """The id where there is loss, IGNORE_INDEX elsewhere."""
+        """The token id where there is loss, IGNORE_INDEX elsewhere."""
         return [i if on else IGNORE_INDEX for i, on in zip(self.ids, self.loss_mask, strict=True)]
 
 
 class DuplicateMatch(NamedTuple):
-    """A row that says what an earlier row, or an evaluation row, says: `kind` is exact, normalised or near."""
+    """A row that duplicates the earlier row, or the evaluation row, at file:line. `kind` is one of KINDS."""
 
     row: int
     kind: str
@@ -48,29 +48,29 @@ class DuplicateMatch(NamedTuple):
 
     @property
     def detail(self) -> str:
-        like = f"{self.kind} duplicate" if self.kind != "near" else f"near duplicate ({self.similarity:.2f})"
-        return f"is the {like} of {self.file}:{self.line}"
+        kind = f"{self.kind} duplicate" if self.kind != "near" else f"near duplicate ({self.similarity:.2f})"
+        return f"is the {kind} of {self.file}:{self.line}"
 
 
 def content_key(**made_of: Any) -> str:
-    """The name of what is made of `made_of` by the code of this package."""
+    """A cache key: a hash of `made_of` and of the code of this package."""
     text = json.dumps(made_of | {"code": code_hash(PACKAGE)}, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def build_once(folder: Path, make: Callable[[Path], None]) -> None:
-    """Have `make(temporary)` fill `folder` unless it is there whole.
+def build_once(folder: Path, build: Callable[[Path], None]) -> None:
+    """Have `build(temporary folder)` fill `folder`, unless `folder` is complete.
 
-    A folder counts as whole if its list of files and sizes, written last, is met.
+    A folder is complete if its files have the sizes that sizes.json lists. That file is written last.
     """
-    if _whole(folder):
+    if _is_complete(folder):
         return
     with atomic_dir(folder) as temporary:
-        make(temporary)
+        build(temporary)
         write_json(temporary / "sizes.json", {f.name: f.stat().st_size for f in temporary.iterdir()})
 
 
-def _whole(folder: Path) -> bool:
+def _is_complete(folder: Path) -> bool:
     try:
         sizes = read_json(folder / "sizes.json")
     except RunError:
@@ -81,24 +81,24 @@ def _whole(folder: Path) -> bool:
 
 
 class RowStore:
-    """The usable rows of a set of files, and what was found out about the others."""
+    """The usable rows of a set of files, the rejected ones, and the duplicates and contamination found."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.about: dict[str, Any] = read_json(folder / "about.json")
         self.files = [Path(file["file"]) for file in self.about["files"]]
-        self._places: Array = np.load(folder / "places.npy", mmap_mode="r")
+        self._offsets: Array = np.load(folder / "places.npy", mmap_mode="r")
         self._rows = (folder / "rows.jsonl").open("rb")
 
     def __len__(self) -> int:
-        return len(self._places) - 1
+        return len(self._offsets) - 1
 
     def file_indices(self, rows: Array) -> Array:
         """The index of each row's file."""
         return np.searchsorted(self.about["first_rows"], rows, side="right") - 1
 
     def rejection(self, row: int, reason: str, detail: str) -> Rejection:
-        """The place of a usable row that is not used after all."""
+        """The rejection of a row that can be read but is not trained on."""
         found = self.row(row)
         return Rejection(found.file, found.line, reason, detail)
 
@@ -108,8 +108,8 @@ class RowStore:
         return f"{found.file}:{found.line}"
 
     def row(self, row: int) -> Row:
-        start, end = int(self._places[row]), int(self._places[row + 1])
-        # one call without a shared position: forked processes read the same open file
+        start, end = int(self._offsets[row]), int(self._offsets[row + 1])
+        # pread, since forked processes share the position of the file
         file, line, messages, tools = json.loads(os.pread(self._rows.fileno(), end - start, start))
         return Row(self.files[file], line, messages, tools)
 
@@ -118,12 +118,12 @@ class RowStore:
             yield Rejection(self.files[file], line, reason, detail)
 
     def matches(self, what: str) -> Iterator[DuplicateMatch]:
-        """What was found of `what`: duplicates or contamination."""
+        """The matches of a kind: `duplicates` or `contamination`."""
         yield from (DuplicateMatch(*found) for found in _read_lines(self.folder / f"{what}.jsonl"))
 
 
 class TokenCounts(NamedTuple):
-    """Of each example, how many tokens it has, and how many of them are learnt."""
+    """The number of tokens of each example, and of those with loss, (examples,) each."""
 
     tokens: Array
     with_loss: Array
@@ -133,13 +133,13 @@ class TokenCounts(NamedTuple):
         ends = np.load(folder / "ends.npy")
         if not len(ends):
             return cls(ends, ends)
-        learnt = np.memmap(folder / "learnt.bin", np.uint8, "r")
+        mask = np.memmap(folder / "learnt.bin", np.uint8, "r")
         starts = np.concatenate([[0], ends[:-1]])
-        return cls(np.diff(ends, prepend=0), np.add.reduceat(learnt, starts, dtype=np.int64))
+        return cls(np.diff(ends, prepend=0), np.add.reduceat(mask, starts, dtype=np.int64))
 
 
 class TokenStore(Sequence[Example]):
-    """Tokenised examples as an epoch sees them, in order and number; read from disk as they are asked for."""
+    """The tokenized examples of an epoch, in order and with repeats, read from disk on access."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -149,18 +149,18 @@ class TokenStore(Sequence[Example]):
         self._rows: Array = np.load(folder / "rows.npy", mmap_mode="r")
         empty = np.zeros(0, dtype=np.int32)
         self._ids: Array = np.memmap(folder / "ids.bin", np.int32, "r") if len(self._ends) else empty
-        self._learnt: Array = np.memmap(folder / "learnt.bin", np.bool_, "r") if len(self._ends) else empty
+        self._loss_mask: Array = np.memmap(folder / "learnt.bin", np.bool_, "r") if len(self._ends) else empty
 
     def __len__(self) -> int:
         return len(self._order)
 
     @property
     def lengths(self) -> Array:
-        """Tokens of each example, (examples,)."""
+        """The number of tokens of each example, (examples,)."""
         return np.diff(self._ends, prepend=0)[self._order]
 
     def row_of(self, index: int) -> int:
-        """The row of the RowStore that an example was made of."""
+        """The index in the RowStore of the row of an example."""
         return int(self._rows[int(self._order[index])])
 
     def __getitem__(self, index: Any) -> Any:
@@ -168,11 +168,11 @@ class TokenStore(Sequence[Example]):
             return [self[i] for i in range(*index.indices(len(self)))]
         example = int(self._order[index])
         start, end = int(self._ends[example - 1]) if example else 0, int(self._ends[example])
-        return Example(self._ids[start:end].tolist(), self._learnt[start:end].tolist())
+        return Example(self._ids[start:end].tolist(), self._loss_mask[start:end].tolist())
 
 
 def write_lines(path: Path, values: Iterator[Any]) -> None:
-    """One JSON value a line."""
+    """Write one JSON value a line."""
     with path.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(value, ensure_ascii=False) + "\n" for value in values)
 

@@ -1,4 +1,4 @@
-"""From rows to a store of tokens: in one pass, on every core, in bounded memory; the mask proven on the way."""
+"""Tokenize rows into a token store: one pass, on every core, in bounded memory, with the loss mask verified."""
 
 from __future__ import annotations
 
@@ -19,13 +19,16 @@ from src.data.store import Array, RowStore
 from src.data.task_encoding import TASK_ENCODINGS
 from src.utils.workers import cores, map_ordered
 
-BATCH = 250  # rows that a process is given at once
-VERIFIED_FIRST, VERIFIED_SHARE = 10_000, 0.01  # rows whose mask is proven: the first, and a sample of the rest
-SMALL = 4_000  # rows below which further processes cost more than they save
+BATCH = 250  # rows that a process receives at once
+VERIFIED_FIRST, VERIFIED_SHARE = (
+    10_000,
+    0.01,
+)  # rows whose mask is verified: the first, and a share of the rest
+SMALL = 4_000  # with fewer rows, further processes cost more than they save
 
 
 class Dropped(NamedTuple):
-    """A row and why it is left out, or what was cut from it."""
+    """A row and why it is dropped, or what was cut from it."""
 
     row: int
     reason: str
@@ -34,7 +37,7 @@ class Dropped(NamedTuple):
 
 @dataclass
 class TokenizeStats:
-    """What became of rows. `mask` counts texts that agree, that disagree, and why others have no second way."""
+    """What became of the rows. `mask` counts checks: `agrees`, `disagrees`, or why one was not possible."""
 
     rejected: list[Dropped] = field(default_factory=list)
     cut: list[Dropped] = field(default_factory=list)
@@ -49,13 +52,13 @@ class TokenizeStats:
 
 
 class TokenBatch(NamedTuple):
-    """Examples of a batch, end to end: ids, whether each is learnt, and each example's length and row."""
+    """The examples of a batch, concatenated: (tokens,) ids and loss mask, (examples,) length and row of each."""
 
     ids: Array
     loss_mask: Array
     lengths: Array
     rows: Array
-    outcome: TokenizeStats
+    stats: TokenizeStats
 
 
 def write_tokens(
@@ -63,40 +66,40 @@ def write_tokens(
     store: RowStore,
     kept: Array,
     chat: ChatTokenizer,
-    rules: EncodingOptions,
-    proven: Array,
+    options: EncodingOptions,
+    verified: Array,
     workers: int | None,
 ) -> tuple[TokenizeStats, Array]:
-    """Tokenise the rows numbered `kept` into ids.bin, learnt.bin, ends.npy and rows.npy.
+    """Tokenize the rows with the indices `kept` into ids.bin, learnt.bin, ends.npy and rows.npy.
 
     Args:
-        proven: for each row of the store, whether its mask is proven.
-    Returns: what became of the rows, and the row of each example.
+        verified: (rows of the store,), whether the mask of each row is to be verified.
+    Returns: the statistics, and (examples,), the row of each example.
     """
-    prover = MaskVerifier(chat)
+    verifier = MaskVerifier(chat)
 
     def work(batch: Array) -> TokenBatch:
-        return _tokens(batch, store, chat, rules, prover, proven)
+        return _tokenize_batch(batch, store, chat, options, verifier, verified)
 
-    outcome = TokenizeStats()
+    stats = TokenizeStats()
     lengths, rows = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     processes = 1 if len(kept) < SMALL else workers or cores()
     with ExitStack() as stack:
         ids = stack.enter_context((folder / "ids.bin").open("wb"))
-        learnt = stack.enter_context((folder / "learnt.bin").open("wb"))
+        mask = stack.enter_context((folder / "learnt.bin").open("wb"))
         for found in map_ordered(work, _batches(kept), processes):
             ids.write(found.ids.tobytes())
-            learnt.write(found.loss_mask.tobytes())
+            mask.write(found.loss_mask.tobytes())
             lengths.append(found.lengths)
             rows.append(found.rows)
-            outcome.add(found.outcome)
+            stats.add(found.stats)
     np.save(folder / "ends.npy", np.cumsum(np.concatenate(lengths)))
     np.save(folder / "rows.npy", np.concatenate(rows))
-    return outcome, np.concatenate(rows)
+    return stats, np.concatenate(rows)
 
 
 def rows_to_verify(rows: int, every: bool, seed: int) -> Array:
-    """For each row whether its mask is proven."""
+    """(rows,): whether the mask of each row is to be verified."""
     if every:
         return np.ones(rows, bool)
     chosen = np.random.default_rng(seed).random(rows) < VERIFIED_SHARE
@@ -109,43 +112,48 @@ def _batches(kept: Array) -> Iterator[Array]:
         yield kept[start : start + BATCH]
 
 
-def _tokens(
-    batch: Array, store: RowStore, chat: ChatTokenizer, rules: EncodingOptions, prover: MaskVerifier, proven: Array
+def _tokenize_batch(
+    batch: Array,
+    store: RowStore,
+    chat: ChatTokenizer,
+    options: EncodingOptions,
+    verifier: MaskVerifier,
+    verified: Array,
 ) -> TokenBatch:
     rows = [store.row(int(number)) for number in batch]
-    outcome = TokenizeStats()
+    stats = TokenizeStats()
     ids: list[int] = []
-    learnt: list[bool] = []
+    loss_mask: list[bool] = []
     lengths: list[int] = []
     owners: list[int] = []
-    encoded_rows = TASK_ENCODINGS[rules.task].encode(rows, chat, rules)
+    encoded_rows = TASK_ENCODINGS[options.task].encode(rows, chat, options)
     for number, row, encoded in zip(batch.tolist(), rows, encoded_rows, strict=True):
-        if isinstance(encoded, EncodedRow) and proven[number]:
-            encoded = _proven(row, encoded, prover, outcome.mask)
+        if isinstance(encoded, EncodedRow) and verified[number]:
+            encoded = _verify(row, encoded, verifier, stats.mask)
         if isinstance(encoded, RowError):
-            outcome.rejected.append(Dropped(number, encoded.reason, encoded.detail))
+            stats.rejected.append(Dropped(number, encoded.reason, encoded.detail))
             continue
         if encoded.note:
-            outcome.cut.append(Dropped(number, "cut", encoded.note))
-        outcome.no_end_of_turn += not encoded.ends_turns
+            stats.cut.append(Dropped(number, "cut", encoded.note))
+        stats.no_end_of_turn += not encoded.ends_turns
         for example in encoded.examples:
             ids += example.ids
-            learnt += example.loss_mask
+            loss_mask += example.loss_mask
             lengths.append(len(example.ids))
             owners.append(number)
     return TokenBatch(
         np.array(ids, np.int32),
-        np.array(learnt, bool),
+        np.array(loss_mask, bool),
         np.array(lengths, np.int64),
         np.array(owners, np.int64),
-        outcome,
+        stats,
     )
 
 
-def _proven(row: Row, encoded: EncodedRow, prover: MaskVerifier, counts: Counter[str]) -> EncodedRow | RowError:
-    """`encoded`, or why its mask cannot be believed."""
+def _verify(row: Row, encoded: EncodedRow, verifier: MaskVerifier, counts: Counter[str]) -> EncodedRow | RowError:
+    """`encoded`, or the reason why its mask is in doubt."""
     for text, example in zip(encoded.texts, encoded.full_examples, strict=True):
-        agrees, detail = prover.verify(row.messages, row.tools, text, example)
+        agrees, detail = verifier.verify(row.messages, row.tools, text, example)
         counts["agrees" if agrees else "disagrees" if agrees is False else detail] += 1
         if agrees is False:
             return RowError("disputed_mask", detail)

@@ -13,6 +13,7 @@ from src.data.chat import ChatTokenizer
 from src.data.encode import EncodingOptions
 from src.data.formats import Row, RowError
 from src.data.report import print_report
+from src.data.sources import data_cache
 from src.data.store import Example, TokenStore
 from src.errors import ConfigError
 from src.model import methods, tasks
@@ -53,8 +54,9 @@ def load_rows(cfg: TrainConfig) -> RawData:
     """
     environment.release_freed_memory()
     runs.check_writable(cfg.output_dir)
-    rows = prepare.load_training_rows(cfg)
-    prepare.refuse_bad_rows(rows, cfg)
+    cache = data_cache(cfg.cache_dir, cfg.output_dir)
+    rows = prepare.load_training_rows(cfg, task=cfg.task, eval_path=cfg.eval_path, cache=cache, seed=cfg.seed)
+    prepare.refuse_bad_rows(rows, cfg, cfg.task)
     dev = _read_dev_rows(cfg, rows.labels)
     base = locate(cfg.model_name, cfg.model_revision)
     tasks.check_source(base, cfg.task, cfg.max_length, cfg.method)
@@ -79,9 +81,9 @@ def tokenize(
     block_imports(*_unused_packages(cfg, base))
     examples, chat = _tokenize_rows(rows, base, cfg)  # imports transformers and torch
     print_report(examples, chat, cfg.max_length)
-    report.refuse_findings(examples.report, cfg)
+    report.refuse_findings(examples.report, strict=cfg.strict_data)
     labels = tuple(examples.report.get("labels", ()))
-    held_out = _encode_dev_rows(dev, chat, prepare.encoding_options(cfg, labels))
+    held_out = _encode_dev_rows(dev, chat, prepare.encoding_options(cfg, cfg.task, labels))
     return PreparedData(rows, base, device, dtype, examples, chat, held_out, labels)
 
 
@@ -116,7 +118,8 @@ def check_data(cfg: TrainConfig) -> int:
     Raises: what that run would refuse, after the report is written.
     """
     runs.check_writable(cfg.output_dir)
-    rows = prepare.load_training_rows(cfg)
+    cache = data_cache(cfg.cache_dir, cfg.output_dir)
+    rows = prepare.load_training_rows(cfg, task=cfg.task, eval_path=cfg.eval_path, cache=cache, seed=cfg.seed)
     base = locate(cfg.model_name, cfg.model_revision)
     tasks.check_source(base, cfg.task, cfg.max_length)
     examples, chat = _tokenize_rows(rows, base, cfg)
@@ -125,8 +128,8 @@ def check_data(cfg: TrainConfig) -> int:
     write_json(folder / "data_report.json", examples.report)
     print_report(examples, chat, cfg.max_length)
     log.info("report in %s", folder / "data_report.json")
-    prepare.refuse_bad_rows(rows, cfg)
-    report.refuse_findings(examples.report, cfg)
+    prepare.refuse_bad_rows(rows, cfg, cfg.task)
+    report.refuse_findings(examples.report, strict=cfg.strict_data)
     return 0
 
 
@@ -147,7 +150,8 @@ def _tokenize_rows(rows: prepare.TrainingRows, base: Source, cfg: TrainConfig) -
     tasks.check(config, base.name, cfg.task, cfg.max_length)  # tasks.check_source knows only local models
     chat = load_chat(base, cfg)
     rows = rows._replace(labels=tasks.labels_for(rows.labels, config)) if rows.labels else rows
-    return prepare.tokenize(rows, chat, cfg), chat
+    cache = data_cache(cfg.cache_dir, cfg.output_dir)
+    return prepare.tokenize(rows, chat, cfg, task=cfg.task, cache=cache, seed=cfg.seed), chat
 
 
 def _unused_packages(cfg: TrainConfig, base: Source) -> list[str]:

@@ -13,9 +13,15 @@ import pytest
 from src.config import load
 from src.data import prepare, report
 from src.data.chat import ChatTokenizer
+from src.data.sources import data_cache
 from src.data.store import TokenStore
 from src.schema import TrainConfig
 from tests.fixtures import jsonl
+
+
+def load_training_rows(cfg: TrainConfig) -> prepare.TrainingRows:
+    cache = data_cache(cfg.cache_dir, cfg.output_dir)
+    return prepare.load_training_rows(cfg, task=cfg.task, eval_path=cfg.eval_path, cache=cache, seed=cfg.seed)
 
 
 @dataclass
@@ -43,15 +49,17 @@ class Maker:
 
     def read(self, **settings: Any) -> prepare.TrainingRows:
         cfg = self.config(**settings)
-        data = prepare.load_training_rows(cfg)
-        prepare.refuse_bad_rows(data, cfg)
+        data = load_training_rows(cfg)
+        prepare.refuse_bad_rows(data, cfg, cfg.task)
         return data
 
     def tokens(self, **settings: Any) -> TokenStore:
         """What a training with these settings would train on."""
         cfg = self.config(**settings)
-        tokens = prepare.tokenize(self.read(**settings), ChatTokenizer(self.tokenizer), cfg)
-        report.refuse_findings(tokens.report, cfg)
+        data, chat = self.read(**settings), ChatTokenizer(self.tokenizer)
+        cache = data_cache(cfg.cache_dir, cfg.output_dir)
+        tokens = prepare.tokenize(data, chat, cfg, task=cfg.task, cache=cache, seed=cfg.seed)
+        report.refuse_findings(tokens.report, strict=cfg.strict_data)
         return tokens
 
     def texts(self, tokens: TokenStore) -> list[str]:

@@ -216,7 +216,7 @@ def test_auto_finds_the_format_that_most_rows_have(make: Maker) -> None:
 def test_auto_tells_the_columns_that_it_does_not_know(make: Maker) -> None:
     make.file("a.jsonl", [{"question": "2+2?", "answer": "4"}])
     with pytest.raises(
-        DataError, match="knows none of its first 1 rows: its rows have answer, question"
+        DataError, match="matches none of its first 1 rows: its rows have answer, question"
     ) as caught:
         make.read(data_format="auto")
     assert "question_key" in str(caught.value)
@@ -310,8 +310,8 @@ def test_a_column_that_no_row_has_is_told_beside_those_that_they_have(make: Make
 @pytest.mark.parametrize(
     ("content", "remedy"),
     [
-        (json.dumps(ROWS, indent=1).encode(), "make convert turns JSON of many lines into a row a line"),
-        (gzip.compress(jsonl_bytes(ROWS)), "it is packed with gzip: name it x.jsonl.gz"),
+        (json.dumps(ROWS, indent=1).encode(), "make convert turns multi-line JSON into one row a line"),
+        (gzip.compress(jsonl_bytes(ROWS)), "it is compressed with gzip: name it x.jsonl.gz"),
         (b"no JSON\nat all\n", "fix the rows"),
     ],
 )

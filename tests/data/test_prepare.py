@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from src.data import loader, prepare, store, tokens
+from src.data import loader, store, tokens
 from src.data.store import TokenStore
 from src.errors import DataError
 from src.utils.files import code_hash
-from tests.data.fixtures import Maker
+from tests.data.fixtures import Maker, load_training_rows
 from tests.fixtures import ROOT, chat, tree
 
 pytest_plugins = ["tests.fixtures", "tests.data.fixtures"]
@@ -117,7 +117,7 @@ def test_a_copy_of_an_evaluation_file_is_refused_before_it_is_read(make: Maker) 
     rows = [{"prompt": "Held out?", "completion": "yes"}]
     held, path = make.held_out(rows), make.file("a.jsonl", rows)
     with pytest.raises(DataError, match=re.escape(f"training file {path} is the evaluation file {held}")):
-        prepare.load_training_rows(make.config(data_format="prompt_completion"))
+        load_training_rows(make.config(data_format="prompt_completion"))
     assert not (make.folder / "outputs").exists()
 
 
@@ -300,8 +300,8 @@ def test_several_processes_make_the_same_tokens(make: Maker, monkeypatch: pytest
 def test_what_was_read_and_tokenised_is_not_read_again(make: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
     make.file("a.jsonl", sums(5))
     first = make.tokens()
-    monkeypatch.delattr("src.data.loader._take")
-    monkeypatch.delattr("src.data.tokens._tokens")
+    monkeypatch.delattr("src.data.loader._parse_batch")
+    monkeypatch.delattr("src.data.tokens._tokenize_batch")
     again = make.tokens()
     assert again.folder == first.folder
     assert list(again) == list(first)
@@ -494,7 +494,7 @@ def test_data_under_the_folder_of_a_link_that_leaves_it_is_refused(make: Maker) 
     make.file("a.jsonl", sums(2))
     (make.folder / "data" / "b.jsonl").symlink_to(make.folder / "outside.jsonl")
     with pytest.raises(DataError, match=r"b\.jsonl is a symbolic link that leaves"):
-        prepare.load_training_rows(make.config())
+        load_training_rows(make.config())
 
 
 def test_a_row_that_gives_away_a_credential_is_not_trained_on(

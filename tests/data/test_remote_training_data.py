@@ -10,9 +10,8 @@ import pytest
 import yaml
 
 from src.config import load
-from src.data import prepare
 from src.schema import TrainConfig
-from tests.data.fixtures import Maker
+from tests.data.fixtures import Maker, load_training_rows
 from tests.data.hub_server import hub_serving
 from tests.data.lake import Lake
 from tests.data.test_column_mapping import PRINTED
@@ -41,7 +40,7 @@ def test_the_printed_train_data_config_is_trained_on_word_for_word(
         monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
         hub.repo = "HuggingFaceH4/instruction-dataset"
         commit = hub.commit(**{"data__train.jsonl": jsonl({"prompt": "2+2?", "completion": "4", "meta": {}})})
-        data = prepare.load_training_rows(config(make, **yaml.safe_load(block)))
+        data = load_training_rows(config(make, **yaml.safe_load(block)))
     said = "A chat between a curious user and an artificial intelligence assistant."
     assert data.store.row(0).messages == chat("2+2?", "4", system=said)["messages"]
     (source,) = data.version["sources"]

@@ -95,8 +95,8 @@ def test_the_second_training_reads_its_tokens_from_the_cache(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = world.train("max_steps=1")
-    monkeypatch.delattr("src.data.tokens._tokens")
-    monkeypatch.delattr("src.data.loader._take")
+    monkeypatch.delattr("src.data.tokens._tokenize_batch")
+    monkeypatch.delattr("src.data.loader._parse_batch")
     again = world.train("max_steps=1")
     weights = "adapter_model.safetensors"
     assert (again.model / weights).read_bytes() == (first.model / weights).read_bytes()

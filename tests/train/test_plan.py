@@ -34,7 +34,7 @@ ROWS = [Example([1] * n, [False] * (n // 2) + [True] * (n - n // 2)) for n in (4
 
 @pytest.fixture(autouse=True)
 def cache_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("src.train.plan.estimate.cache_of", lambda cfg: tmp_path / "cache")
+    monkeypatch.setattr("src.train.plan.estimate.data_cache", lambda *_: tmp_path / "cache")
 
 
 def plan(world: World, *words: str) -> int:

@@ -17,7 +17,7 @@ import numpy as np
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.constants import HF_HUB_CACHE
 
-from src.data.sources import cache_of
+from src.data.sources import data_cache
 from src.data.store import Example
 from src.errors import RunError, UserError
 from src.model import load, methods
@@ -131,7 +131,11 @@ class MemoryEstimator:
         """Simulate a training step and an evaluation, or read the result from the cache."""
         batch = [self.examples[row] for row in self.longest_batch(cfg)]
         held_out = self._longest_held_out(cfg.batch_size) if self.held_out else []
-        path = cache_of(cfg) / "plans" / f"{self._key(cfg, checkpointing, batch, held_out)}.json"
+        path = (
+            data_cache(cfg.cache_dir, cfg.output_dir)
+            / "plans"
+            / f"{self._key(cfg, checkpointing, batch, held_out)}.json"
+        )
         with suppress(RunError, TypeError, KeyError):
             return SimulatedMemory.from_dict(read_json(path))
         with _plan_errors():
