@@ -1,8 +1,7 @@
-"""One tokenisation path for training and evaluation: where answers stand in a rendered conversation, and tokens.
+"""Render and tokenize conversations, by one code path for training and evaluation.
 
-A conversation is rendered as text, cut where an answer begins and where it ends, and each piece is tokenised
-by itself. So the tokens of an evaluation prompt are, token by token, what the model saw before that answer
-in training.
+A conversation is rendered as text and cut where answers begin and end. Each segment is tokenized separately. So
+the tokens of an evaluation prompt are exactly the tokens that precede the same answer in training.
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ from typing import Any, NamedTuple
 from src.data.formats import TEMPLATE_KEYS, TEXT, Message, RowError
 
 Tools = Sequence[Any] | None
-IDENTITY_FILE = "tokenization.json"  # file beside an adapter that holds Chat.identity
-CONTEXT_CHARS = 64  # characters before a piece in which its lead is looked for
-PLACEHOLDER = "\ue000"  # a character of private use: in no template, trimmed by none
+IDENTITY_FILE = "tokenization.json"  # holds ChatTokenizer.identity, in the model folder
+CONTEXT_CHARS = 64  # characters before a segment that are searched for its context
+PLACEHOLDER = "\ue000"  # a private-use character, which templates neither contain nor strip
 
 
 class CharSpan(NamedTuple):
@@ -34,8 +33,10 @@ class CharSpan(NamedTuple):
 class RenderedChat(NamedTuple):
     """A conversation as text.
 
-    answers: the places of the turns `taught`, in order and apart.
-    earlier: places of answers that another text teaches; the text is cut there too, as it is in a prompt.
+    answer_spans: spans of the answers with loss, in order and disjoint.
+    answer_turns: indices of the messages of these answers.
+    earlier_spans: spans of answers without loss, which another text trains. The text is cut at these too, as in a
+        prompt.
     """
 
     text: str
@@ -45,9 +46,9 @@ class RenderedChat(NamedTuple):
 
 
 class AnswerRendering(NamedTuple):
-    """The answer `turn` as the last of its conversation: `text` is all of it, and holds the answer at `span`.
+    """The conversation `text` up to and including the answer with message index `turn`, which is at `span`.
 
-    span: None where `text` does not begin as the prompt for the answer does.
+    span: None if `text` does not begin with the prompt for this answer.
     """
 
     turn: int
@@ -55,15 +56,15 @@ class AnswerRendering(NamedTuple):
     span: CharSpan | None
 
     def locate_in(self, text: str) -> CharSpan | None:
-        """Where the answer stands in `text`; None where `text` goes on from it in another way."""
+        """The span of the answer in the longer rendering `text`; None if `text` renders it differently."""
         return self.span if self.span and text.startswith(self.text[: self.span.end]) else None
 
 
 class Segment(NamedTuple):
-    """A stretch of text that is tokenised by itself: an answer, or what stands between two.
+    """A part of a text that is tokenized separately: an answer, or the text between two answers.
 
-    `turn` is the position of the answer's message, else None; `lead` is text before the piece that the
-    tokenizer must see.
+    turn: index of the answer's message; None for text between answers.
+    context: preceding text that the tokenizer must see. Its tokens are removed again.
     """
 
     text: str
@@ -72,7 +73,7 @@ class Segment(NamedTuple):
 
 
 class ChatTokenizer:
-    """A tokenizer with its chat template, as the data room uses it."""
+    """A tokenizer with its chat template."""
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
@@ -80,12 +81,12 @@ class ChatTokenizer:
         self.special_tokens = tuple(sorted(added | set(tokenizer.all_special_tokens), key=len, reverse=True))
         self.special = re.compile("|".join(map(re.escape, self.special_tokens)) or r"(?!)")
 
-    # text
+    # Text
 
     def render(self, turns: Sequence[Message], tools: Tools = None, *, prompt: bool = False) -> str:
-        """The text of a conversation; with `prompt`, up to where the next answer begins.
+        """The text of a conversation. With `prompt` it ends where the next answer begins.
 
-        Raises: RowError if the chat template refuses the turns.
+        Raises: RowError if the chat template rejects the turns.
         """
         from jinja2 import TemplateError
 
@@ -96,24 +97,25 @@ class ChatTokenizer:
                 )
             )
         except (TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
-            said = str(error) or type(error).__name__
-            raise RowError("template", f"is refused by the chat template: {said}") from error
+            reason = str(error) or type(error).__name__
+            raise RowError("template", f"is refused by the chat template: {reason}") from error
 
     def training_texts(self, turns: Sequence[Message], tools: Tools = None) -> list[RenderedChat]:
-        """The conversation, which ends with an answer, as text in which each answer is taught once.
+        """The texts to train on. Each answer of the conversation has loss in exactly one text.
 
-        It is one text where the template writes the beginning of a conversation as it writes the whole. A
-        template that writes earlier answers another way (one that drops their thoughts, say) gives one text
-        an answer, as the model will meet it.
-        Raises: RowError if the template refuses the turns, hides where answers begin, or leaves out tool calls.
+        One text is enough if the template renders a prefix of a conversation as a prefix of the full text. A
+        template that renders earlier answers differently (for example without their thoughts) gives one text per
+        answer, as the model sees it at inference.
+
+        Raises: RowError if the template rejects the turns, hides where answers begin, or omits tool calls.
         """
         if turns[0]["role"] == TEXT:
             return [self._document(turns[0]["content"])]
-        answers = self._answers(turns, tools)
+        answers = self._answer_renderings(turns, tools)
         self._check_calls(turns, tools, answers[-1].text)
-        places = [a.locate_in(answers[-1].text) for a in answers]
-        if all(places):
-            return [RenderedChat(answers[-1].text, tuple(filter(None, places)), tuple(a.turn for a in answers))]
+        spans = [a.locate_in(answers[-1].text) for a in answers]
+        if all(spans):
+            return [RenderedChat(answers[-1].text, tuple(filter(None, spans)), tuple(a.turn for a in answers))]
         found = []
         for number, answer in enumerate(answers):
             if answer.span is None:
@@ -123,13 +125,13 @@ class ChatTokenizer:
         return found
 
     def _document(self, text: str) -> RenderedChat:
-        """A plain text with the marks that the tokenizer puts around one; all of it is learnt but the first."""
+        """A document between the tokenizer's BOS and EOS tokens, with loss on all of it except BOS."""
         bos, eos = self.tokenizer.bos_token or "", self.tokenizer.eos_token or ""
-        begins = bos if bos and self.tokenizer("a")["input_ids"][:1] == [self.tokenizer.bos_token_id] else ""
-        text = ("" if text.startswith(begins) else begins) + text + ("" if text.endswith(eos) else eos)
-        return RenderedChat(text, (CharSpan(len(begins), len(text)),), (0,))
+        start = bos if bos and self.tokenizer("a")["input_ids"][:1] == [self.tokenizer.bos_token_id] else ""
+        text = ("" if text.startswith(start) else start) + text + ("" if text.endswith(eos) else eos)
+        return RenderedChat(text, (CharSpan(len(start), len(text)),), (0,))
 
-    def _answers(self, turns: Sequence[Message], tools: Tools) -> list[AnswerRendering]:
+    def _answer_renderings(self, turns: Sequence[Message], tools: Tools) -> list[AnswerRendering]:
         found = []
         for i in (i for i, turn in enumerate(turns) if turn["role"] == "assistant"):
             closing = self._after_answer[1]
@@ -142,21 +144,22 @@ class ChatTokenizer:
 
     @property
     def end_of_turn(self) -> str:
-        """What the template writes between an answer's last character and the end of its end-of-turn token."""
+        """What the template writes from an answer's last character through its end-of-turn token."""
         return self._after_answer[0]
 
     @cached_property
     def _after_answer(self) -> tuple[str, str]:
-        """What the template writes after the last answer: its end of turn, and what it closes a conversation with.
+        """What the template writes after the last answer: the end of turn, and the end of the conversation.
 
-        An end-of-turn token is written after every answer, the last or not. Where these share no special token,
-        the first one after the last answer is taken, and with none at all, whatever they share but space.
+        The end of turn is what follows both the last and an earlier answer, through its last special token. If
+        they share no special token, it ends with the first one after the last answer. If there is none, it is all
+        that they share, without white space at its end.
         """
         turns: list[Message] = [{"role": "user", "content": "."}, {"role": "assistant", "content": PLACEHOLDER}]
         last = self.render(turns).rpartition(PLACEHOLDER)[2]
         try:
             within = self.render([*turns, turns[0]]).partition(PLACEHOLDER)[2]
-        except RowError:  # it allows one answer only
+        except RowError:  # the template allows one answer only
             within = ""
         differ = (i for i, (a, b) in enumerate(zip(last, within, strict=False)) if a != b)
         shared = next(differ, min(len(last), len(within)))
@@ -165,88 +168,90 @@ class ChatTokenizer:
         return last[: ends[-1]], last[ends[-1] :]
 
     def _check_calls(self, turns: Sequence[Message], tools: Tools, text: str) -> None:
-        """Raises: RowError if the template writes nothing of the tool calls, and so an answer without them."""
+        """Raises: RowError if the template omits the tool calls, so that answers would lack them."""
         if not any(turn.get("tool_calls") for turn in turns):
             return
         bare: list[Message] = [{**turn} for turn in turns]
         for turn in bare:
             turn.pop("tool_calls", None)
         try:
-            left_out = self.render(bare, tools) == text
-        except RowError:  # it knows them, and refuses the turns without them
+            omitted = self.render(bare, tools) == text
+        except RowError:  # the template requires them, so it renders them
             return
-        if left_out:
+        if omitted:
             raise RowError("template", "has tool calls, which the chat template leaves out")
 
     def has_end_of_turn(self, rendered: RenderedChat) -> bool:
-        """Whether every answer ends with a special token, by which a model knows when to stop."""
+        """Whether every answer ends with a special token, from which the model learns to stop."""
         return all(rendered.text.endswith(self.special_tokens, s.start, s.end) for s in rendered.answer_spans)
 
     def find_control_token(self, turns: Sequence[Message]) -> str | None:
-        """A token by which this template steers the model, and which a message holds as text.
+        """The first control token of the template that a message contains as text.
 
-        It would be read as the token itself, and end a turn or begin another where nobody did. A special
-        token that the template does not use, such as the <filename> of a code model, does no such harm.
+        It would be tokenized as that token, and end a turn or begin another inside the message. Special tokens
+        that the template does not use, such as the <filename> of a code model, are harmless.
         """
-        said = [_words(turn) for turn in turns if turn["role"] != TEXT]
-        return next((token for token in self._control for text in said if token in text), None)
+        texts = [_rendered_fields(turn) for turn in turns if turn["role"] != TEXT]
+        return next((token for token in self._control_tokens for text in texts if token in text), None)
 
     @cached_property
-    def _control(self) -> list[str]:
+    def _control_tokens(self) -> list[str]:
         turns: list[Message] = [{"role": "user", "content": "."}, {"role": "assistant", "content": "."}]
         shown = self.render(turns) + self.render(turns[:1], prompt=True) + str(self.tokenizer.chat_template)
-        with suppress(RowError):  # it may know no system turn
+        with suppress(RowError):  # the template may not allow a system turn
             shown += self.render([{"role": "system", "content": "."}, *turns])
         used = {*self.special.findall(shown), *filter(None, (self.tokenizer.bos_token, self.tokenizer.eos_token))}
         return sorted(used, key=len, reverse=True)
 
-    # tokens
+    # Tokens
 
     def segments(self, rendered: RenderedChat) -> list[Segment]:
-        """The text cut where answers begin and end; empty pieces are left out."""
+        """The text, cut where answers begin and end, without empty segments."""
         turns: dict[CharSpan, int | None] = dict.fromkeys(rendered.earlier_spans)
         turns |= zip(rendered.answer_spans, rendered.answer_turns, strict=True)
         found: list[Segment] = []
         done = 0
         for span in sorted(turns):
-            found += self._piece(rendered.text, done, span.start, None)
-            found += self._piece(rendered.text, span.start, span.end, turns[span])
+            found += self._segment(rendered.text, done, span.start, None)
+            found += self._segment(rendered.text, span.start, span.end, turns[span])
             done = span.end
-        return found + self._piece(rendered.text, done, len(rendered.text), None)
+        return found + self._segment(rendered.text, done, len(rendered.text), None)
 
-    def _piece(self, text: str, start: int, end: int, turn: int | None) -> list[Segment]:
+    def _segment(self, text: str, start: int, end: int, turn: int | None) -> list[Segment]:
         return [Segment(text[start:end], turn, self._context(text, start))] if end > start else []
 
     def _context(self, text: str, start: int) -> str:
-        """The special token that ends `text[:start]`, with the space that it may swallow, or else a newline."""
-        if not self._leading or text[:start] in ("", self.tokenizer.bos_token):  # a document begins after its mark
+        """The special token before `start`, with the white space that it may strip; else a newline."""
+        if not self._needs_context or text[:start] in (
+            "",
+            self.tokenizer.bos_token,
+        ):  # a document begins after BOS
             return ""
         before = text[max(0, start - CONTEXT_CHARS) : start]
         *_, last = [None, *self.special.finditer(before)]
         return before[last.start() :] if last and not before[last.end() :].strip() else "\n"
 
     @cached_property
-    def _leading(self) -> bool:
-        """Whether a piece's tokens depend on what stands before it.
+    def _needs_context(self) -> bool:
+        """Whether the tokens of a segment depend on the text before it.
 
-        A tokenizer may put something before a text, as SentencePiece does with a space, and a special token may
-        swallow the space that follows it. Such a tokenizer is shown the end of the piece before, and its tokens
-        are taken off again.
+        A tokenizer may prepend something to a text, as SentencePiece does with a space, and a special token may
+        strip the white space that follows it. Such a tokenizer gets the end of the preceding segment as context.
         """
         together, newline, letter = self._ids(["\na", "\n", "a"])
         return together != newline + letter or any(t.rstrip for t in self.tokenizer.added_tokens_decoder.values())
 
-    def tokenize(self, pieces: Sequence[Segment]) -> list[list[int]]:
-        """Token ids of each piece; no special token is added to what the text says."""
-        leads = sorted({p.context for p in pieces})
-        off = dict(zip(leads, self._ids(leads), strict=True))
-        ids = self._ids([p.context + p.text for p in pieces])
-        joined = [n for n, p in enumerate(pieces) if ids[n][: len(off[p.context])] != off[p.context]]
-        if joined:  # a token reaches from the lead into the piece: another lead, or at last none
-            other = [pieces[n]._replace(context="" if pieces[n].context == "\n" else "\n") for n in joined]
-            for number, own in zip(joined, self.tokenize(other), strict=True):
-                ids[number] = off[pieces[number].context] + own
-        return [found[len(off[p.context]) :] for p, found in zip(pieces, ids, strict=True)]
+    def tokenize(self, segments: Sequence[Segment]) -> list[list[int]]:
+        """The token ids of each segment. No special tokens are added."""
+        contexts = sorted({p.context for p in segments})
+        off = dict(zip(contexts, self._ids(contexts), strict=True))
+        ids = self._ids([p.context + p.text for p in segments])
+        spanning = [n for n, p in enumerate(segments) if ids[n][: len(off[p.context])] != off[p.context]]
+        if spanning:  # a token spans context and segment: try another context, then none
+            retried = [segments[n]._replace(context="" if segments[n].context == "\n" else "\n") for n in spanning]
+            for number, found_ids in zip(spanning, self.tokenize(retried), strict=True):
+                ids[number] = off[segments[number].context] + found_ids
+        return [found[len(off[p.context]) :] for p, found in zip(segments, ids, strict=True)]
 
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
         if not texts:
@@ -254,30 +259,30 @@ class ChatTokenizer:
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         if backend is None:
             return [list(ids) for ids in self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
-        backend.no_truncation()  # both are a state, which any call or the tokenizer's file may have left
+        backend.no_truncation()  # state that an earlier call or the tokenizer's file may have set
         backend.no_padding()
         return [e.ids for e in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def prompt_ids(self, turns: Sequence[Message], tools: Tools = None) -> list[int]:
-        """Token ids of a conversation up to the point where the next answer begins.
+        """The token ids of a conversation up to where the next answer begins.
 
-        Raises: RowError if the chat template refuses it.
+        Raises: RowError if the chat template rejects the turns.
         """
         text = self.render(turns, tools, prompt=True)
-        earlier = tuple(filter(None, (a.locate_in(text) for a in self._answers(turns, tools))))
+        earlier = tuple(filter(None, (a.locate_in(text) for a in self._answer_renderings(turns, tools))))
         ids = self.tokenize(self.segments(RenderedChat(text, (), (), earlier)))
-        return [token for piece in ids for token in piece]
+        return [token for segment in ids for token in segment]
 
-    # identity
+    # Identity
 
     @cached_property
     def identity(self) -> dict[str, str]:
-        """What a model was tuned with, and is to be used with."""
+        """The tokenization that a model is tuned with, and must be used with."""
         return {"chat_template_sha256": self.template_hash, "tokenizer_sha256": self.tokenizer_hash}
 
     @property
     def template_date(self) -> str | None:
-        """Today, where the template writes the date: what it renders then holds for a day."""
+        """Today's date if the template renders it, since cached texts are then valid for a day."""
         dated = "strftime_now" in str(self.tokenizer.chat_template)
         return date.today().isoformat() if dated else None
 
@@ -288,15 +293,15 @@ class ChatTokenizer:
 
     @property
     def tokenizer_hash(self) -> str:
-        """sha256 of what decides how text becomes ids: vocabulary, rules, added and special tokens."""
+        """sha256 of everything that determines token ids: vocabulary, rules, added and special tokens."""
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         rules = json.loads(backend.to_str()) if backend else {"vocabulary": self.tokenizer.get_vocab()}
-        rules |= {"padding": None, "truncation": None}  # a state, which any call may leave behind
+        rules |= {"padding": None, "truncation": None}  # state that any call may set
         rules["special"] = self.tokenizer.special_tokens_map
         return hashlib.sha256(json.dumps(rules, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _words(turn: Message) -> str:
-    """All that a turn brings into a text."""
-    carried = {key: turn.get(key) for key in TEMPLATE_KEYS if key in turn}
-    return turn["content"] + (json.dumps(carried, ensure_ascii=False, default=str) if carried else "")
+def _rendered_fields(turn: Message) -> str:
+    """Every field of a turn that a template may render, as one text."""
+    extra = {key: turn.get(key) for key in TEMPLATE_KEYS if key in turn}
+    return turn["content"] + (json.dumps(extra, ensure_ascii=False, default=str) if extra else "")

@@ -1,6 +1,6 @@
-"""Rows taken by column: a question and an answer, or a list of turns, put into a template of the user's.
+"""Column mapping: rows whose columns the user names, with an optional prompt template.
 
-The keys are those of the aiDAPTIV charts: strategy, question_key, answer_key, label_key, user_prompt,
+The settings are those of aiDAPTIV charts: strategy, question_key, answer_key, label_key, user_prompt and
 system_prompt.
 """
 
@@ -25,28 +25,28 @@ from src.data.formats import (
 from src.errors import ConfigError
 from src.schema import ColumnArgs
 
-PLACE = re.compile(r"\{(\w+)\}")
+PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 
 def strategy_of(args: ColumnArgs) -> str | None:
-    """The strategy asked for; naming a column asks for QA."""
+    """The strategy of the settings. A named column implies QA; None if no column is named."""
     return args.strategy or ("QA" if args.question_key or args.answer_key or args.user_prompt else None)
 
 
 def choose_translation(args: ColumnArgs, data_format: str) -> Translation:
-    """How a row becomes messages: by its columns where they are named, else by its format.
+    """The translation of a row into messages: by columns if they are named, else by its format.
 
-    Raises: ConfigError if the columns contradict each other.
+    Raises: ConfigError if the column settings contradict each other.
     """
     strategy = strategy_of(args)
     if args.label_key not in (None, args.answer_key):
         raise ConfigError(
-            f"label_key={args.label_key} is not answer_key={args.answer_key}: what is learnt is the answer",
+            f"label_key={args.label_key} differs from answer_key={args.answer_key}: the loss is on the answer",
             hint="name the same column in both, or leave label_key out",
         )
     if strategy == "Chat" and args.answer_key:
         raise ConfigError(
-            "answer_key has no meaning with strategy=Chat, which takes every turn from question_key",
+            "answer_key is not supported with strategy=Chat, which reads all turns from question_key",
             hint="leave answer_key out, or set strategy=QA",
         )
     found = STRATEGIES[strategy](args) if strategy else FORMATS[data_format].translate
@@ -55,12 +55,14 @@ def choose_translation(args: ColumnArgs, data_format: str) -> Translation:
 
 def _qa(args: ColumnArgs) -> Translation:
     question, answer = args.question_key or "question", args.answer_key or "answer"
-    whole = args.user_prompt and not args.question_key and "question" not in PLACE.findall(args.user_prompt)
+    no_question = (
+        args.user_prompt and not args.question_key and "question" not in PLACEHOLDER.findall(args.user_prompt)
+    )
 
     def translate(row: RawRow) -> list[Message]:
-        columns = row if whole else {**row, "question": text_of(row, question)}
-        asked = _filled(args.user_prompt, columns) if args.user_prompt else columns["question"]
-        return single_turn(asked, text_of(row, answer))
+        columns = row if no_question else {**row, "question": text_of(row, question)}
+        request = _fill(args.user_prompt, columns) if args.user_prompt else columns["question"]
+        return single_turn(request, text_of(row, answer))
 
     return translate
 
@@ -73,7 +75,7 @@ def _chat(args: ColumnArgs) -> Translation:
         if args.user_prompt:
             for turn in turns:
                 if turn["role"] == "user":
-                    turn["content"] = _filled(args.user_prompt, {**row, "question": turn["content"]})
+                    turn["content"] = _fill(args.user_prompt, {**row, "question": turn["content"]})
         return turns
 
     return translate
@@ -82,15 +84,15 @@ def _chat(args: ColumnArgs) -> Translation:
 STRATEGIES: dict[str, Callable[[ColumnArgs], Translation]] = {"QA": _qa, "Chat": _chat}
 
 
-def _filled(template: str, columns: Mapping[str, Any]) -> str:
-    """`template` with each `{column}` replaced; other braces stay as they are."""
+def _fill(template: str, columns: Mapping[str, Any]) -> str:
+    """`template` with each `{column}` replaced. Other braces are kept."""
 
-    def value(place: re.Match[str]) -> str:
-        if not isinstance(columns.get(place[1]), str):
-            raise RowError(f"no_{place[1]}", f"has no text under {place[1]!r}, which user_prompt names")
-        return str(columns[place[1]])
+    def value(found: re.Match[str]) -> str:
+        if not isinstance(columns.get(found[1]), str):
+            raise RowError(f"no_{found[1]}", f"has no text under {found[1]!r}, which user_prompt names")
+        return str(columns[found[1]])
 
-    return PLACE.sub(value, template)
+    return PLACEHOLDER.sub(value, template)
 
 
 def _with_system(translate: Translation, system: str) -> Translation:

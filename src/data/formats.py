@@ -1,7 +1,7 @@
-"""Row formats: each is a small translation of one row into messages, the one shape inside the house.
+"""Row formats: each translates a row into messages, the one shape that the rest of the package uses.
 
-To add a format, write a function `row -> messages` and enter it in FORMATS; the example in its docstring
-is run as a test, and schema.DataFormat names it.
+To add a format, write a function `row -> messages` with an example in its docstring, which is run as a test. Enter
+it in FORMATS, and add its name to schema.DataFormat.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NotRequired, TypedDict
 
 ROLES = ("system", "user", "assistant", "tool")
-TEXT = "text"  # the role of a document, which no chat template is put around
+TEXT = "text"  # the role of a document, to which no chat template is applied
 SHAREGPT_ROLES = {
     "system": "system",
     "human": "user",
@@ -49,7 +49,7 @@ class Message(TypedDict):
 
 @dataclass(frozen=True)
 class Row:
-    """One training row: its messages, the tools they may call, and where they stand."""
+    """One row: its messages, the tools that they may call, its file and line."""
 
     file: Path
     line: int
@@ -75,7 +75,7 @@ Translation = Callable[[RawRow], list[Message]]
 
 
 class RowError(Exception):
-    """Why a row cannot be used: a short name for counting, and a sentence's end, `has no assistant turn`."""
+    """Why a row cannot be used: a short name to count by, and a predicate such as `has no assistant turn`."""
 
     def __init__(self, reason: str, detail: str) -> None:
         self.reason = reason
@@ -87,9 +87,9 @@ class RowError(Exception):
 
 
 def messages(row: RawRow) -> list[Message]:
-    """Turns of a conversation with roles system, user, assistant and tool, passed on as they are.
+    """A conversation of turns with the roles system, user, assistant and tool.
 
-    A turn may carry `tool_calls`, and an assistant's turn `weight: 0`, which takes the loss from it.
+    A turn may have `tool_calls`. An assistant turn with `weight: 0` has no loss.
 
     >>> messages({"messages": [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]})
     [{'role': 'user', 'content': '2+2?'}, {'role': 'assistant', 'content': '4'}]
@@ -107,24 +107,21 @@ def prompt_completion(row: RawRow) -> list[Message]:
 
 
 def instruction(row: RawRow) -> list[Message]:
-    """An instruction, an optional input that follows it after a blank line, and the output.
+    """An instruction, an optional input, which is appended after an empty line, and the output.
 
     >>> instruction({"instruction": "Add.", "input": "2 and 2", "output": "4"})
     [{'role': 'user', 'content': 'Add.\\n\\n2 and 2'}, {'role': 'assistant', 'content': '4'}]
     """
-    asked = text_of(row, "instruction")
-    given = row.get("input")
-    given = "" if given is None else given
-    if not isinstance(given, str):
+    request, context = text_of(row, "instruction"), row.get("input")
+    if context is not None and not isinstance(context, str):
         raise RowError("not_text", "has an input that is not text")
-    turns = single_turn(f"{asked}\n\n{given}" if given.strip() else asked, text_of(row, "output"))
-    system = row.get("system")
-    said = isinstance(system, str) and system.strip()
-    return [*([{"role": "system", "content": system}] if said else []), *turns]  # type: ignore[list-item]
+    if context and context.strip():
+        request = f"{request}\n\n{context}"
+    return [*_system_turn(row), *single_turn(request, text_of(row, "output"))]
 
 
 def conversations(row: RawRow) -> list[Message]:
-    """Pairs of input and output, or ShareGPT's turns of from and value.
+    """Pairs of input and output, or ShareGPT turns of from and value.
 
     >>> conversations({"conversations": [{"input": "2+2?", "output": "4"}]})
     [{'role': 'user', 'content': '2+2?'}, {'role': 'assistant', 'content': '4'}]
@@ -132,10 +129,7 @@ def conversations(row: RawRow) -> list[Message]:
     [{'role': 'user', 'content': '2+2?'}, {'role': 'assistant', 'content': '4'}]
     """
     turns = turns_of(row, "conversations")
-    found: list[Message] = []
-    system = row.get("system")
-    if isinstance(system, str) and system.strip():
-        found.append({"role": "system", "content": system})
+    found = _system_turn(row)
     for number, turn in enumerate(turns, 1):
         if not isinstance(turn, dict):
             raise RowError("not_an_object", f"has a message {number} that is not an object")
@@ -151,7 +145,7 @@ def conversations(row: RawRow) -> list[Message]:
 
 
 def classification(row: RawRow) -> list[Message]:
-    """A text and its label, a word or a whole number.
+    """A text and its label, which is text or an integer.
 
     >>> classification({"text": "It never arrived.", "label": "negative"})
     [{'role': 'user', 'content': 'It never arrived.'}, {'role': 'assistant', 'content': 'negative'}]
@@ -165,7 +159,7 @@ def classification(row: RawRow) -> list[Message]:
 
 
 def text(row: RawRow) -> list[Message]:
-    """A document for plain continued training: no chat template, loss on all of it.
+    """A document for continued pre-training: no chat template, loss on all tokens.
 
     >>> text({"text": "Once upon a time."})
     [{'role': 'text', 'content': 'Once upon a time.'}]
@@ -174,7 +168,7 @@ def text(row: RawRow) -> list[Message]:
 
 
 class Format(NamedTuple):
-    """A translation, and the columns by which `auto` knows it."""
+    """A translation, and the columns by which `data_format=auto` detects it."""
 
     translate: Translation
     columns: frozenset[str]
@@ -191,12 +185,12 @@ FORMATS: dict[str, Format] = {
 
 
 def evaluation_messages(row: RawRow) -> list[Message]:
-    """A row of an evaluation file: a prompt and its completion, or a text and its label."""
+    """The messages of a row of an evaluation file: a prompt and its completion, or a text and its label."""
     return (classification if "label" in row and "prompt" not in row else prompt_completion)(row)
 
 
 def count_formats(rows: Iterable[object]) -> Counter[str]:
-    """How many of `rows` have the columns of each format; a row counts for the first that fits."""
+    """The number of `rows` with the columns of each format. A row counts for the first format that matches."""
     found: Counter[str] = Counter()
     for row in rows:
         columns = row.keys() if isinstance(row, dict) else set()
@@ -206,9 +200,9 @@ def count_formats(rows: Iterable[object]) -> Counter[str]:
 
 
 def to_messages(row: object, translate: Translation) -> list[Message]:
-    """The messages of a row, checked to be worth training on.
+    """The messages of a row, checked for empty content and the order of roles.
 
-    Raises: RowError.
+    Raises: RowError if the row cannot be used.
     """
     if not isinstance(row, dict):
         raise RowError("not_an_object", "is not a JSON object")
@@ -227,9 +221,9 @@ def to_messages(row: object, translate: Translation) -> list[Message]:
 
 
 def tools_of(row: object) -> list[Any] | None:
-    """The tools that a conversation may call, which chat templates show to the model.
+    """The tools that a conversation may call, for the chat template; None if there are none.
 
-    Raises: RowError if they are no list.
+    Raises: RowError if they are not a list.
     """
     tools = row.get("tools") if isinstance(row, dict) else None
     tools = _parsed(tools) if isinstance(tools, str) and tools.strip() else tools
@@ -240,7 +234,7 @@ def tools_of(row: object) -> list[Any] | None:
     return tools or None
 
 
-FOLLOWS = {  # role -> the roles that it may follow; "" is the beginning
+FOLLOWS = {  # role -> the roles that it may follow; "" is the start of the conversation
     "system": {""},
     "user": {"", "system", "assistant"},
     "assistant": {"user", "tool"},
@@ -273,9 +267,12 @@ def _is_unicode(turn: Message) -> bool:
 
 
 def turns_of(row: RawRow, key: str) -> list[Any]:
-    """The list under `key`, in a table's cell as JSON. Raises: RowError if there is none."""
+    """The list in column `key`, which a table holds as JSON text.
+
+    Raises: RowError if there is none.
+    """
     turns = row.get(key)
-    if isinstance(turns, str):  # a table's cell holds a list as JSON
+    if isinstance(turns, str):
         turns = _parsed(turns)
     if not isinstance(turns, list) or not turns:
         raise RowError(f"no_{key}", f"has no list of {key}")
@@ -294,12 +291,12 @@ def _turn(turn: object, number: int) -> Message:
         raise RowError("not_an_object", f"has a message {number} that is not an object")
     role, content = turn.get("role"), turn.get("content")
     if role not in ROLES:
-        shown = role if isinstance(role, str) else type(role).__name__
-        raise RowError("unknown_role", f"has the unknown role '{shown}' (known: {', '.join(ROLES)})")
-    carried = {key: turn[key] for key in TEMPLATE_KEYS if turn.get(key) is not None}
-    if content is None and role == "assistant" and carried.get("tool_calls"):
+        name = role if isinstance(role, str) else type(role).__name__
+        raise RowError("unknown_role", f"has the unknown role '{name}' (known: {', '.join(ROLES)})")
+    extra = {key: turn[key] for key in TEMPLATE_KEYS if turn.get(key) is not None}
+    if content is None and role == "assistant" and extra.get("tool_calls"):
         content = ""
-    found: dict[str, Any] = {"role": role, "content": _joined(content, number), **carried}
+    found: dict[str, Any] = {"role": role, "content": _joined(content, number), **extra}
     if turn.get("weight") is not None:
         if turn["weight"] not in (0, 1):
             raise RowError("bad_weight", f"has a message {number} whose weight is neither 0 nor 1")
@@ -308,7 +305,7 @@ def _turn(turn: object, number: int) -> Message:
 
 
 def _joined(content: object, number: int) -> str:
-    """The text of a turn; OpenAI's list of text parts is joined."""
+    """The text of a turn. A list of text parts, as in the OpenAI API, is joined."""
     if isinstance(content, list) and content:
         parts = [
             part.get("text") if isinstance(part, dict) and part.get("type") == TEXT else None for part in content
@@ -328,5 +325,11 @@ def text_of(row: RawRow, key: str) -> str:
     return value
 
 
-def single_turn(asked: str, answered: str) -> list[Message]:
-    return [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
+def single_turn(request: str, answer: str) -> list[Message]:
+    return [{"role": "user", "content": request}, {"role": "assistant", "content": answer}]
+
+
+def _system_turn(row: RawRow) -> list[Message]:
+    """The column `system` as a list of one turn; empty if it holds no text."""
+    system = row.get("system")
+    return [{"role": "system", "content": system}] if isinstance(system, str) and system.strip() else []

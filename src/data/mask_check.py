@@ -1,9 +1,9 @@
-"""The mask derived a second time, by another way, and compared with the first.
+"""Verify the loss mask: derive it a second time, independently, and compare.
 
-chat.py finds an answer as what a longer rendering adds to a shorter one. Here it is found in the whole
-conversation: by the template's own `{% generation %}` marks, or, where it has none, by the place that
-marked stand-ins for the messages take when the template renders them. Tokens then come from one pass over
-the whole text, by their character offsets.
+chat.py locates an answer by rendering the conversation up to it and through it ("prefix rendering"). This module
+locates answers in the complete text: by the `{% generation %}` marks of the template or, if it has none, by
+rendering placeholders instead of the messages. Tokens come from one pass over the complete text, by their
+character offsets.
 """
 
 from __future__ import annotations
@@ -18,18 +18,22 @@ from src.data.chat import CharSpan, ChatTokenizer, RenderedChat, Tools
 from src.data.formats import TEXT, Message, RowError
 from src.data.store import Example
 
-MARK = "\ue000{}\ue001"  # stands in for a message: characters of private use
+MARK = "\ue000{}\ue001"  # the placeholder of a message, of private-use characters
 
 
 class MaskCheck(NamedTuple):
-    """agrees: None where the second way does not apply; detail: what differs, or why it does not apply."""
+    """The result of a check.
+
+    agrees: None if the second derivation does not apply.
+    detail: what differs, or why it does not apply.
+    """
 
     agrees: bool | None
     detail: str = ""
 
 
 class MaskVerifier:
-    """Compares the two derivations for one tokenizer and chat template."""
+    """Compares the two derivations of the mask for one tokenizer and chat template."""
 
     def __init__(self, chat: ChatTokenizer) -> None:
         self.chat = chat
@@ -42,30 +46,30 @@ class MaskVerifier:
     def verify(
         self, turns: Sequence[Message], tools: Tools, rendered: RenderedChat, example: Example
     ) -> MaskCheck:
-        """Compare one text of a conversation, and its example with loss on its answers, with the second way."""
+        """Compare a rendered text, and its example with loss on its answers, with the second derivation."""
         if turns[0]["role"] == TEXT:
             return MaskCheck(True)
         if not self.chat.tokenizer.is_fast:
             return MaskCheck(None, "the tokenizer gives no offsets")
         turns = turns[: rendered.answer_turns[-1] + 1]
-        find = self._marked if self.marks else self._replaced
-        places = find(turns, tools, rendered.text)
-        if places is None:
+        locate = self._by_marks if self.marks else self._by_placeholders
+        spans = locate(turns, tools, rendered.text)
+        if spans is None:
             return MaskCheck(None, f"{self.method} do not tell where its answers stand")
-        wanted = places[-len(rendered.answer_spans) :]
-        if len(wanted) != len(rendered.answer_spans) or (len(wanted) > 1 and len(places) > len(wanted)):
-            told = f"has {len(rendered.answer_spans)} answers by prefix rendering, {len(places)} by {self.method}"
-            return MaskCheck(False, told)
-        for number, found, place in zip(rendered.answer_turns, rendered.answer_spans, wanted, strict=True):
-            other = self._through_end(rendered.text, place)
+        wanted = spans[-len(rendered.answer_spans) :]
+        if len(wanted) != len(rendered.answer_spans) or (len(wanted) > 1 and len(spans) > len(wanted)):
+            detail = f"has {len(rendered.answer_spans)} answers by prefix rendering, {len(spans)} by {self.method}"
+            return MaskCheck(False, detail)
+        for number, found, span in zip(rendered.answer_turns, rendered.answer_spans, wanted, strict=True):
+            other = self._with_end_of_turn(rendered.text, span)
             if not self._same(rendered.text, found, other, turns[number]):
-                shown = (rendered.text[s.start : s.end] for s in (found, other))
-                told = "has loss on {!r} by prefix rendering, on {!r} by {}".format(*shown, self.method)
-                return MaskCheck(False, told)
+                texts = (rendered.text[s.start : s.end] for s in (found, other))
+                detail = "has loss on {!r} by prefix rendering, on {!r} by {}".format(*texts, self.method)
+                return MaskCheck(False, detail)
         return self._tokens_agree(rendered, example)
 
     def _same(self, text: str, found: CharSpan, other: CharSpan, turn: Message) -> bool:
-        """Whether two places are one, but for space and for what the template writes in front of an answer."""
+        """Whether two spans are equal, except for white space and what the template writes before an answer."""
         if text[min(found.end, other.end) : max(found.end, other.end)].strip():
             return False
         if other.start <= found.start:
@@ -74,48 +78,47 @@ class MaskVerifier:
         return between == "" or between == self._preamble(turn)
 
     def _preamble(self, turn: Message) -> str:
-        """What the template writes in front of an answer which the model is to write itself: its thoughts, say."""
-        asked: list[Message] = [{"role": "user", "content": "."}]
+        """What the template writes before an answer that is part of it, such as the tags of its thoughts."""
+        request: list[Message] = [{"role": "user", "content": "."}]
         try:
-            before = self.chat.render(asked, prompt=True)
-            text = self.chat.render([*asked, _stand_in(turn, MARK.format(0))])
+            before = self.chat.render(request, prompt=True)
+            text = self.chat.render([*request, _placeholder_turn(turn, MARK.format(0))])
         except RowError:
             return ""
         return text.removeprefix(before).partition(MARK.format(0))[0].strip() if text.startswith(before) else ""
 
     def _tokens_agree(self, rendered: RenderedChat, example: Example) -> MaskCheck:
-        """Tokens of one pass over the text, learnt where they begin in an answer, against those of the pieces.
+        """Compare the example with the tokens of the complete text, which have loss if they begin in an answer.
 
-        They are compared stretch by stretch, from one special token to the next, of which both have the same.
+        They are compared in stretches between special tokens, which both must have in common.
         """
-        whole = self.chat.tokenizer(rendered.text, add_special_tokens=False, return_offsets_mapping=True)
-        ids, places = list(whole["input_ids"]), list(whole["offset_mapping"])
-        learnt = [
-            start < end and any(s.start <= start < s.end for s in rendered.answer_spans) for start, end in places
-        ]
+        full = self.chat.tokenizer(rendered.text, add_special_tokens=False, return_offsets_mapping=True)
+        ids, offsets = list(full["input_ids"]), list(full["offset_mapping"])
+        spans = rendered.answer_spans
+        loss_mask = [start < end and any(s.start <= start < s.end for s in spans) for start, end in offsets]
         ours, theirs = self._stretches(example.ids), self._stretches(ids)
         if len(ours) != len(theirs):
             return MaskCheck(False, "has other special tokens than its text")
         for mine, other in zip(ours, theirs, strict=True):
             same_ids = example.ids[mine] == ids[other]
-            if same_ids and example.loss_mask[mine] == learnt[other]:
+            if same_ids and example.loss_mask[mine] == loss_mask[other]:
                 continue
             found = self._letters(list(compress(example.ids[mine], example.loss_mask[mine])))
             if same_ids:
-                meant = self._letters(list(compress(ids[other], learnt[other])))
-            else:  # a token of one pass reaches over the edge of an answer: texts are compared, save space
-                meant = self._letters(self._ids_within(rendered, places[other][0][0], places[other][-1][1]))
+                meant = self._letters(list(compress(ids[other], loss_mask[other])))
+            else:  # a token of the complete text spans the edge of an answer: compare texts without white space
+                meant = self._letters(self._ids_within(rendered, offsets[other][0][0], offsets[other][-1][1]))
             if same_ids or found != meant:
                 return MaskCheck(False, f"has loss on tokens that read {found[:80]!r}, not {meant[:80]!r}")
         return MaskCheck(True)
 
     def _ids_within(self, rendered: RenderedChat, begin: int, end: int) -> list[int]:
-        """Token ids of what is of the answers in this stretch of the text."""
+        """The token ids of the parts of the answers within `begin:end` of the text."""
         parts = (rendered.text[max(begin, s.start) : min(end, s.end)] for s in rendered.answer_spans)
         return list(self.chat.tokenizer("".join(parts), add_special_tokens=False)["input_ids"])
 
     def _stretches(self, ids: list[int]) -> list[slice]:
-        """`ids` cut behind each special token."""
+        """`ids`, cut after each special token."""
         edges = {0, *(i for i, token in enumerate(ids, 1) if token in self._special_ids), len(ids)}
         return [slice(*edge) for edge in pairwise(sorted(edges))]
 
@@ -126,15 +129,15 @@ class MaskVerifier:
     def _letters(self, ids: list[int]) -> str:
         return "".join(self.chat.tokenizer.decode(ids).split())
 
-    def _through_end(self, text: str, place: CharSpan) -> CharSpan:
-        """`place`, and the end of turn that follows it, if it is not in it."""
+    def _with_end_of_turn(self, text: str, span: CharSpan) -> CharSpan:
+        """`span`, extended by the end of turn if that follows it."""
         end = self.chat.end_of_turn
-        if text[place.start : place.end].rstrip().endswith(end.strip()) or not text.startswith(end, place.end):
-            return place
-        return CharSpan(place.start, place.end + len(end))
+        if text[span.start : span.end].rstrip().endswith(end.strip()) or not text.startswith(end, span.end):
+            return span
+        return CharSpan(span.start, span.end + len(end))
 
-    def _marked(self, turns: Sequence[Message], tools: Tools, text: str) -> list[CharSpan] | None:
-        """Places of the answers by the template's generation marks."""
+    def _by_marks(self, turns: Sequence[Message], tools: Tools, text: str) -> list[CharSpan] | None:
+        """The spans of the answers by the template's generation marks; None if the token ids differ."""
         out = self.chat.tokenizer.apply_chat_template(
             list(turns),
             tools=list(tools) if tools else None,
@@ -142,33 +145,33 @@ class MaskVerifier:
             return_dict=True,
             return_assistant_tokens_mask=True,
         )
-        whole = self.chat.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        if list(out["input_ids"]) != list(whole["input_ids"]):
+        full = self.chat.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        if list(out["input_ids"]) != list(full["input_ids"]):
             return None
-        places: list[CharSpan] = []
+        spans: list[CharSpan] = []
         before = 0
-        for on, (start, end) in zip(out["assistant_masks"], whole["offset_mapping"], strict=True):
+        for on, (start, end) in zip(out["assistant_masks"], full["offset_mapping"], strict=True):
             if on and before:
-                places[-1] = CharSpan(places[-1].start, end)
+                spans[-1] = CharSpan(spans[-1].start, end)
             elif on:
-                places.append(CharSpan(start, end))
+                spans.append(CharSpan(start, end))
             before = on
-        return places
+        return spans
 
-    def _replaced(self, turns: Sequence[Message], tools: Tools, text: str) -> list[CharSpan] | None:
-        """Places of the answers by stand-ins: each message is rendered as a mark of its own, and the marks found.
+    def _by_placeholders(self, turns: Sequence[Message], tools: Tools, text: str) -> list[CharSpan] | None:
+        """The spans of the answers by placeholders: each message is rendered as a distinct mark, which is located.
 
-        A mark stands in for calls of tools as well. None where the text has a message in another form.
+        A mark replaces tool calls as well. None if the text contains a message in a modified form.
         """
-        marks = [MARK.format(i) if _says(turn) else "" for i, turn in enumerate(turns)]
+        marks = [MARK.format(i) if _has_content(turn) else "" for i, turn in enumerate(turns)]
         try:
-            marked = self.chat.render([_stand_in(*pair) for pair in zip(turns, marks, strict=True)], tools)
+            marked = self.chat.render([_placeholder_turn(*pair) for pair in zip(turns, marks, strict=True)], tools)
         except RowError:
             return None
-        places: list[CharSpan] = []
+        spans: list[CharSpan] = []
         at = 0
         for turn, mark in zip(turns, marks, strict=True):
-            if not mark:  # its frame is part of the next one
+            if not mark:  # its frame is part of the next message's
                 continue
             frame, found, marked = marked.partition(mark)
             if not found or not text.startswith(frame, at):
@@ -178,37 +181,38 @@ class MaskVerifier:
             if turn.get("tool_calls"):
                 end = text.find(following, at) if following else -1
             else:
-                ends = (at + len(way) for way in _ways(_thought(turn)[1]) if text.startswith(way + following, at))
+                forms = _rendered_forms(_split_thought(turn)[1])
+                ends = (at + len(form) for form in forms if text.startswith(form + following, at))
                 end = next(ends, -1)
             if end < 0:
                 return None
             if turn["role"] == "assistant":
-                places.append(CharSpan(at, end))
+                spans.append(CharSpan(at, end))
             at = end
-        return places if text.startswith(marked, at) else None
+        return spans if text.startswith(marked, at) else None
 
 
-def _says(turn: Message) -> bool:
+def _has_content(turn: Message) -> bool:
     return bool(turn["content"].strip() or turn.get("tool_calls"))
 
 
-def _stand_in(turn: Message, mark: str) -> Message:
-    """`turn` with its thoughts, and the mark for all else that it says; the turn itself without a mark."""
+def _placeholder_turn(turn: Message, mark: str) -> Message:
+    """`turn` with its thoughts, and `mark` for the rest of its content; `turn` itself if `mark` is empty."""
     if not mark:
         return turn
-    made: Message = {**turn, "content": _thought(turn)[0] + mark}
+    made: Message = {**turn, "content": _split_thought(turn)[0] + mark}
     made.pop("tool_calls", None)
     return made
 
 
-def _thought(turn: Message) -> tuple[str, str]:
-    """The thoughts that an answer begins with, through their closing tag, and what it says."""
-    thought, tag, said = turn["content"].rpartition("</think>" if turn["role"] == "assistant" else "\0")
-    return thought + tag, said
+def _split_thought(turn: Message) -> tuple[str, str]:
+    """The thoughts at the beginning of an answer, through their closing tag, and the rest."""
+    thought, tag, rest = turn["content"].rpartition("</think>" if turn["role"] == "assistant" else "\0")
+    return thought + tag, rest
 
 
-def _ways(content: str) -> list[str]:
-    """How a template may write a message: as it is, or without the space or the newlines around it."""
+def _rendered_forms(content: str) -> list[str]:
+    """The forms in which a template may render a message: as is, or stripped of white space or newlines."""
     return [
         content,
         content.strip(),

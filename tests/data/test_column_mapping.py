@@ -157,8 +157,8 @@ def test_a_row_with_a_system_turn_keeps_its_own() -> None:
 @pytest.mark.parametrize(
     ("columns", "told"),
     [
-        ({"answer_key": "a", "label_key": "b"}, "label_key=b is not answer_key=a"),
-        ({"strategy": "Chat", "answer_key": "a"}, "answer_key has no meaning with strategy=Chat"),
+        ({"answer_key": "a", "label_key": "b"}, "label_key=b differs from answer_key=a"),
+        ({"strategy": "Chat", "answer_key": "a"}, "answer_key is not supported with strategy=Chat"),
     ],
 )
 def test_columns_that_contradict_each_other_are_refused(columns: dict[str, Any], told: str) -> None:

@@ -121,14 +121,16 @@ def test_an_empty_file_has_no_row(tmp_path: Path, kind: str, packed: str, conten
 @pytest.mark.parametrize("name", ["x.txt", "x", "x.gz", ".jsonl", "jsonl", "x.jsonl.bz2", "x.gz.jsonl.old"])
 def test_an_unknown_kind_is_refused_with_the_known_ones(name: str) -> None:
     assert not is_data_file(Path(name))
-    with pytest.raises(DataError, match=r"of no known kind; known are \.jsonl, .*\.parquet, .* \.gz or \.zst"):
+    with pytest.raises(
+        DataError, match=r"unsupported extension; supported are \.jsonl, .*\.parquet, .* \.gz or \.zst"
+    ):
         next(read_values(Path(name)))
 
 
 def test_the_kind_is_told_by_the_name() -> None:
     assert [file_kind(Path(n)) for n in ("a.b/x.JSONL.gz", "x.v2.csv", "x.tsv.ZST")] == [".jsonl", ".csv", ".tsv"]
     assert is_data_file(Path("x.json.gz")) and not is_data_file(Path("x.parquet.gz"))
-    with pytest.raises(DataError, match=r"packed twice.*; unpack it to x\.parquet"):
+    with pytest.raises(DataError, match=r"compressed twice.*; unpack it to x\.parquet"):
         file_kind(Path("x.parquet.gz"))
 
 
@@ -142,7 +144,7 @@ def test_what_is_no_file_is_refused(tmp_path: Path, name: str) -> None:
         read(path)
     path.rmdir()
     os.mkfifo(path)
-    with pytest.raises(DataError, match="is no regular file"):
+    with pytest.raises(DataError, match="is not a regular file"):
         read(path)
 
 
@@ -190,8 +192,8 @@ BAD_LINES = {
     b'{"a": 1}\r{"a": 1}': ("not_json", "is not JSON: Extra data at column 10"),
     b'{"a\0": 1}': ("not_json", "is not JSON: Invalid control character at at column 4"),
     b"[" * 100_000: ("not_json", "is not JSON that can be read: nested too deeply"),
-    b'{"a": [NaN]}': ("not_json", "is not JSON: it has the number NaN, which JSON does not know"),
-    b"-Infinity": ("not_json", "is not JSON: it has the number -Infinity, which JSON does not know"),
+    b'{"a": [NaN]}': ("not_json", "is not JSON: it has the number NaN, which JSON does not allow"),
+    b"-Infinity": ("not_json", "is not JSON: it has the number -Infinity, which JSON does not allow"),
     codecs.BOM_UTF8 + b"{}": (
         "not_json",
         "is not JSON: it starts with a byte order mark, which only a file may do",
@@ -396,9 +398,9 @@ def test_records_of_a_csv_file(tmp_path: Path, text: str, start: bytes) -> None:
         (b"\n a, \t", [":2 has a column without a name"]),
         (b"a, , ", [":1 has a column without a name"]),
         (b"a,b,a,b,c", [":1 names the column 'a' twice", ":1 names the column 'b' twice"]),
-        (b'"a"b,c', [":1 is no header: it is not CSV: ',' expected after '\"'"]),
-        (b"a,\xff", [":1 is no header: it is not UTF-8 at byte 3 of line 1"]),
-        (b"a,b\r1,2\r3,4\r", [":1 is no header: it is not CSV: new-line character seen in unquoted field"]),
+        (b'"a"b,c', [":1 is not a header: it is not CSV: ',' expected after '\"'"]),
+        (b"a,\xff", [":1 is not a header: it is not UTF-8 at byte 3 of line 1"]),
+        (b"a,b\r1,2\r3,4\r", [":1 is not a header: it is not CSV: new-line character seen in unquoted field"]),
     ],
 )
 def test_a_header_that_names_no_columns_is_refused(tmp_path: Path, header: bytes, problems: list[str]) -> None:
@@ -494,7 +496,7 @@ def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("data", [b"", b"PAR1", JSONL, parquet(ROWS)[:-1], parquet(ROWS)[1:]])
 def test_a_damaged_parquet_file_is_refused(tmp_path: Path, data: bytes) -> None:
-    assert refusal(tmp_path, "x.parquet", data).startswith(" is cut off or damaged before its first row: ")
+    assert refusal(tmp_path, "x.parquet", data).startswith(" is truncated or corrupt before its first row: ")
 
 
 def test_a_damaged_page_is_found_by_its_checksum(tmp_path: Path) -> None:
@@ -502,7 +504,7 @@ def test_a_damaged_page_is_found_by_its_checksum(tmp_path: Path) -> None:
     data = parquet(rows, row_group_size=1000, write_page_checksum=True, compression="none", use_dictionary=False)
     place = data.index((2500).to_bytes(8, "little"))
     message = refusal(tmp_path, "x.parquet", data[:place] + b"\xff" + data[place + 1 :])
-    assert message.startswith(" is cut off or damaged after row 1024: ")
+    assert message.startswith(" is truncated or corrupt after row 1024: ")
 
 
 # Archives
@@ -522,7 +524,7 @@ def test_an_archive_that_was_cut_off_is_never_taken_for_whole(tmp_path: Path, pa
     first, second = pack(PLAIN[kind] + b"\n"), pack(PLAIN[kind][:-1])
     for length in {*range(len(first) + len(second))} - {len(first)}:
         message = refusal(tmp_path, f"x{kind}{packed}", (first + second)[:length])
-        assert message.startswith(" is cut off or damaged ")
+        assert message.startswith(" is truncated or corrupt ")
 
 
 @pytest.mark.parametrize("packed", PACK)
@@ -535,7 +537,7 @@ def test_rows_before_the_damage_come_first_and_are_counted(tmp_path: Path, packe
     got: list[object] = []
     with pytest.raises(DataError) as refused:
         got.extend(values)
-    match = re.search(r"is cut off or damaged after row (\d+): the archive ends too early", str(refused.value))
+    match = re.search(r"is truncated or corrupt after row (\d+): the archive is truncated", str(refused.value))
     assert match and 1000 < int(match[1]) < 9000
     assert [v for _, v in read_until_damage(path)] == rows[: int(match[1])]
 
@@ -554,7 +556,7 @@ def test_an_archive_with_other_bytes_is_refused(tmp_path: Path, packed: str, cha
     data = gzip.compress(JSONL) if packed == ".gz" else checked(JSONL)
     changed = bytes([*data[:30], data[30] ^ 1, *data[31:]])
     damaged = {"text": JSONL, "garbage behind": data + b"garbage", "a changed byte": changed}[change]
-    assert refusal(tmp_path, f"x.jsonl{packed}", damaged).startswith(" is cut off or damaged ")
+    assert refusal(tmp_path, f"x.jsonl{packed}", damaged).startswith(" is truncated or corrupt ")
 
 
 @pytest.mark.parametrize("packed", PACK)

@@ -51,7 +51,7 @@ def test_a_path_may_be_one_file_whatever_the_pattern(tmp_path: Path) -> None:
 
 def test_a_file_of_no_known_kind_is_refused_also_by_its_path(tmp_path: Path) -> None:
     (tmp_path / "a.xlsx").touch()
-    with pytest.raises(DataError, match=r"a\.xlsx is of no known kind"):
+    with pytest.raises(DataError, match=r"a\.xlsx has an unsupported extension"):
         fetched(config(tmp_path / "a.xlsx"))
 
 
@@ -111,7 +111,7 @@ def test_a_pattern_that_is_none_or_leaves_the_folder_is_refused(tmp_path: Path, 
 
 def test_a_file_of_no_known_kind_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.xlsx").touch()
-    with pytest.raises(DataError, match=r"a\.xlsx is of no known kind; known are \.jsonl"):
+    with pytest.raises(DataError, match=r"a\.xlsx has an unsupported extension; supported are \.jsonl"):
         fetched(config(tmp_path, "*.xlsx"))
 
 

@@ -281,7 +281,7 @@ def test_a_text_that_is_too_long_is_cut_where_the_setting_says(
         (message("0123456789", "d"), "reject", "has a text of 11 tokens, over max_length=8"),
         (message("a", "0123456789"), "truncate_prompt", "has an answer of 11 tokens, over max_length=8"),
         (message("a </s>", "d"), "reject", "holds the control token </s> as text in a message"),
-        (message("a", "d", tools=[{}]), "reject", "has tools, which plain text cannot say"),
+        (message("a", "d", tools=[{}]), "reject", "has tools, which plain text cannot express"),
         (
             Row(Path("x"), 1, [{"role": "text", "content": "a"}]),
             "reject",

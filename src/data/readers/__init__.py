@@ -1,7 +1,7 @@
-"""Data files of every kind, row by row: what a file holds comes out, or a sentence about why it does not.
+"""Read data files of every kind, row by row.
 
-To add a kind, write a function `(open file, path) -> (place, value) ...` and enter it under its suffix in READERS.
-Each reads in bounded memory, and skips nothing but blank lines: a row that cannot be read is a RowError.
+To add a kind, write a function `(open file, path) -> iterator of (position, value)` and enter it in READERS by its
+suffix. It reads in bounded memory and skips blank lines only: a row that cannot be read is yielded as a RowError.
 """
 
 from __future__ import annotations
@@ -26,44 +26,46 @@ READERS: dict[str, Callable[[io.BufferedReader, Path], Values]] = {
 
 
 def read_values(path: Path) -> Values:
-    """`(place, value)` of each row: the line that it starts on, or in Parquet its number, both from 1.
+    """`(position, value)` of each row. The position is its first line or, in Parquet, its number, both from 1.
 
-    A RowError stands for a row that cannot be read.
+    A RowError as value stands for a row that cannot be read.
 
-    Raises: DataError, once values are asked for, if the whole file cannot be used: its kind is unknown, it cannot
-    be opened, its header does not name the columns, or it is damaged (then the rows before the damage come first).
+    Raises: DataError, on iteration, if the file cannot be used: its kind is unknown, it cannot be opened, its
+    header does not name the columns, or it is corrupt (after the rows before the corruption).
     """
     reader, rows = READERS[file_kind(path)], 0
     try:
         with open_data(path) as file:
-            for place, value in reader(file, path):
+            for position, value in reader(file, path):
                 rows += 1
-                yield place, value
+                yield position, value
     except CorruptFile as error:
         where = f"after row {rows}" if rows else "before its first row"
-        problem = f"{path} is cut off or damaged {where}: {error}"
-        raise DataError(problem, hint="fetch or make the file again") from error
+        problem = f"{path} is truncated or corrupt {where}: {error}"
+        raise DataError(problem, hint="fetch or create the file again") from error
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}", hint="check the path") from error
 
 
 def file_kind(path: Path) -> str:
-    """The suffix in READERS that says how a file is read, whatever it is compressed with.
+    """The suffix in READERS of a file name, without the suffix of a compression.
 
-    Raises: DataError if the name tells no known kind.
+    Raises: DataError if the suffix is unknown.
     """
-    packed = path.suffix.lower() in ARCHIVES
-    kind = (Path(path.stem) if packed else path).suffix.lower()
+    compressed = path.suffix.lower() in ARCHIVES
+    kind = (Path(path.stem) if compressed else path).suffix.lower()
     if kind not in READERS:
-        known = f"{', '.join(READERS)}, and text also followed by {' or '.join(ARCHIVES)}"
-        raise DataError(f"{path} is of no known kind", hint=f"known are {known}")
-    if packed and kind == ".parquet":
-        raise DataError(f"{path} is packed twice: Parquet compresses by itself", hint=f"unpack it to {path.stem}")
+        known = f"{', '.join(READERS)}, and text files also with {' or '.join(ARCHIVES)}"
+        raise DataError(f"{path} has an unsupported extension", hint=f"supported are {known}")
+    if compressed and kind == ".parquet":
+        raise DataError(
+            f"{path} is compressed twice: Parquet is compressed already", hint=f"unpack it to {path.stem}"
+        )
     return kind
 
 
 def is_data_file(path: Path) -> bool:
-    """Whether `read_values` knows files of this name."""
+    """Whether a file of this name has a reader."""
     try:
         return bool(file_kind(path))
     except DataError:

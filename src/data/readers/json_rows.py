@@ -1,6 +1,6 @@
-"""Read JSON Lines and JSON files row by row, in bounded memory.
+"""Read JSON Lines and JSON files row by row in bounded memory, and JSON texts for `make convert`.
 
-Stricter than Python: a key that an object has twice, NaN and Infinity are refused, and only their own row is lost.
+Stricter than Python's json: duplicate keys, NaN and Infinity are errors, of their own row only.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def _parse(row: bytes) -> object | RowError:
 
 
 def _length(file: io.BufferedReader, piece: bytes) -> int:
-    """Bytes of the line that begins with `piece`; reads it to its end and keeps nothing."""
+    """The number of bytes of the line that begins with `piece`. The rest is read and discarded."""
     size = len(piece)
     while piece and not piece.endswith(b"\n"):
         piece = file.readline(CHUNK_BYTES)
@@ -62,7 +62,7 @@ def _length(file: io.BufferedReader, piece: bytes) -> int:
 
 
 def read_json(file: io.BufferedReader, path: Path) -> Values:
-    """The items of one array, or values one after the other. A syntax error ends the reading."""
+    """The items of one array, or concatenated values. A syntax error ends the reading."""
     start_text(file, path)
     text = _JsonText(file)
     try:
@@ -91,9 +91,9 @@ def _items(text: _JsonText) -> Values:
 
 
 class _JsonText:
-    """A JSON file of which one piece is held: what was taken is let go when more is read.
+    """A parser over a JSON file that holds one chunk: text that was parsed is released when more is read.
 
-    Bytes that are not UTF-8 are read as halves of surrogate pairs, so that they spoil only their own row.
+    Bytes that are not UTF-8 are decoded to lone surrogates, so that they affect only their own row.
     """
 
     def __init__(self, file: io.BufferedReader) -> None:
@@ -101,13 +101,13 @@ class _JsonText:
         self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
         self._text = ""
         self._pos = 0
-        self._counted = 0  # up to here the line ends are in `line`
-        self._let_go = 0  # characters of the line that `_text` begins in
+        self._counted = 0  # `line` counts the line ends up to this position
+        self._released = 0  # released characters of the line in which `_text` begins
         self._ended = False
         self.line = 1
 
     def next_character(self) -> str:
-        """The next character that is not white space, empty at the end; `line` is the one that it stands on."""
+        """The next character that is not white space, empty at the end. `line` becomes its line."""
         while True:
             space = SPACE.match(self._text, self._pos)
             self._pos = space.end() if space else self._pos
@@ -121,9 +121,9 @@ class _JsonText:
         self._pos += 1
 
     def take(self) -> object | RowError:
-        """The value that starts here, or what is wrong with it.
+        """The value at the current position, or the RowError of a bad value.
 
-        Raises: RowError if its end cannot be found, so that nothing behind it can be read.
+        Raises: RowError if its end cannot be found, so that nothing after it can be read.
         """
         while True:
             try:
@@ -138,17 +138,17 @@ class _JsonText:
             except RecursionError:
                 raise _too_deep() from None
             else:
-                if end + 2 < len(self._text) or not self._more():  # `1` may go on as `1e+5`
+                if end + 2 < len(self._text) or not self._more():  # `1` may continue as `1e+5`
                     break
         source, self._pos = self._text[self._pos : end], end
         return _refusal(source) or value
 
     def wrong(self, what: str, pos: int | None = None) -> RowError:
-        """What is not JSON, and where: at `pos`, else here."""
+        """The error `what` at `pos`, by default the current position."""
         pos = self._pos if pos is None else pos
         line = self.line + self._text.count("\n", self._counted, pos)
         start = self._text.rfind("\n", 0, pos) + 1
-        column = pos - start + 1 + (0 if start else self._let_go)
+        column = pos - start + 1 + (0 if start else self._released)
         return RowError("not_json", f"is not JSON: {what} at line {line}, column {column}")
 
     def _decode(self) -> tuple[object | RowError, int]:
@@ -158,12 +158,12 @@ class _JsonText:
             return error, _LENIENT.raw_decode(self._text, self._pos)[1]
 
     def _more(self) -> bool:
-        """Read on, at least as much as is still held; False at the end of the file."""
+        """Read another chunk, at least as long as the unparsed text; False at the end of the file."""
         if self._ended:
             return False
         kept = self._text[self._pos :]
         line_start = self._text.rfind("\n", 0, self._pos) + 1
-        self._let_go = self._pos - line_start + (0 if line_start else self._let_go)
+        self._released = self._pos - line_start + (0 if line_start else self._released)
         self.line += self._text.count("\n", self._counted, self._pos)
         piece = self._file.read(max(CHUNK_BYTES, len(kept)))
         self._ended = not piece
@@ -172,12 +172,12 @@ class _JsonText:
 
 
 def _may_be_cut(error: json.JSONDecodeError) -> bool:
-    """Whether the error may come from text that goes on: a string does not end, or something fails at the end."""
+    """Whether the error may be due to text not read yet: a string is unterminated, or parsing fails at the end."""
     return error.msg.startswith("Unterminated") or error.pos > len(error.doc) - len("-Infinity")
 
 
 def _refusal(source: str) -> RowError | None:
-    """What is wrong with the source of a row that is JSON."""
+    """The problem of the source text of a valid JSON row, if there is one."""
     try:
         size = len(source.encode())
     except UnicodeEncodeError:
@@ -198,7 +198,7 @@ def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def _constant(name: str) -> NoReturn:
-    raise RowError("not_json", f"is not JSON: it has the number {name}, which JSON does not know")
+    raise RowError("not_json", f"is not JSON: it has the number {name}, which JSON does not allow")
 
 
 def _integer(digits: str) -> int | Decimal:
@@ -206,14 +206,14 @@ def _integer(digits: str) -> int | Decimal:
 
 
 _STRICT = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant, parse_int=_integer)
-_LENIENT = json.JSONDecoder(parse_int=len)  # for where a value ends, whatever it holds
+_LENIENT = json.JSONDecoder(parse_int=len)  # finds the end of a value that _STRICT rejects
 
 
-# A whole text at once, for `make convert`
+# JSON texts, for `make convert`
 
 
 class JsonValue(NamedTuple):
-    """A value, the line it starts on (from 1) and its text in the file."""
+    """A value, its first line (from 1) and its source text."""
 
     line: int
     value: object
@@ -221,13 +221,13 @@ class JsonValue(NamedTuple):
 
 
 class _NotJson(Exception):
-    """Raised inside the parser for what Python accepts but JSON does not allow."""
+    """Something that Python's parser accepts and JSON does not allow."""
 
 
 def read_json_values(text: str) -> Iterator[JsonValue]:
-    """Yield the values of `text`: the items of one array, or values one after the other.
+    """The values of `text`: the items of one array, or concatenated values.
 
-    Raises json.JSONDecodeError with the place, also for NaN, Infinity, duplicate keys and too deep nesting.
+    Raises: json.JSONDecodeError with line and column, also for NaN, Infinity, duplicate keys and too deep nesting.
     """
     line, counted = 1, 0
     for start, end, value in _spans(text):
@@ -237,22 +237,22 @@ def read_json_values(text: str) -> Iterator[JsonValue]:
 
 
 def one_line(source: str) -> str:
-    """The JSON text `source` on one line, as `json.dumps(ensure_ascii=False)` lays it out.
+    """The JSON text `source` on one line, formatted as by `json.dumps(ensure_ascii=False)`.
 
-    Numbers keep their text. A row with a lone surrogate, which UTF-8 cannot hold, is written in ASCII.
+    Numbers keep their text. A row with a lone surrogate, which UTF-8 cannot encode, is written in ASCII.
     """
-    line = _relaid(source, ensure_ascii=False)
-    return line if fits_utf8(line) else _relaid(source, ensure_ascii=True)
+    line = _reformat(source, ensure_ascii=False)
+    return line if fits_utf8(line) else _reformat(source, ensure_ascii=True)
 
 
-def _relaid(source: str, *, ensure_ascii: bool) -> str:
-    def relay(token: re.Match[str]) -> str:
+def _reformat(source: str, *, ensure_ascii: bool) -> str:
+    def reformat(token: re.Match[str]) -> str:
         part = token[0]
         if part[0] == '"':
             return json.dumps(json.loads(part), ensure_ascii=ensure_ascii)
         return {",": ", ", ":": ": "}.get(part, part.strip())
 
-    return TOKEN.sub(relay, source)
+    return TOKEN.sub(reformat, source)
 
 
 def fits_utf8(line: str) -> bool:
@@ -264,7 +264,7 @@ def fits_utf8(line: str) -> bool:
 
 
 def _spans(text: str) -> Iterator[tuple[int, int, object]]:
-    """(start, end, value) of each value; the items of the array when the text is one array."""
+    """(start, end, value) of each value, or of each item if the text is one array."""
     pos = _skip(text, 0)
     if text.startswith("[", pos):
         yield from _array_items(text, pos)
@@ -301,13 +301,13 @@ def _value_at(text: str, pos: int) -> tuple[object, int]:
     try:
         return _CONVERT.raw_decode(text, pos)
     except _NotJson as error:
-        raise json.JSONDecodeError(str(error), text, _place(text, pos)) from None
+        raise json.JSONDecodeError(str(error), text, _error_position(text, pos)) from None
     except RecursionError:
         raise json.JSONDecodeError("Nested too deeply", text, pos) from None
 
 
-def _place(text: str, start: int) -> int:
-    """Where the first duplicate key, NaN or Infinity stands, from `start` on."""
+def _error_position(text: str, start: int) -> int:
+    """The position of the first duplicate key, NaN or Infinity from `start` on."""
     keys: list[set[str]] = [set()]
     for token in TOKEN.finditer(text, start):
         part = token[0]

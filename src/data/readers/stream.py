@@ -1,4 +1,4 @@
-"""Open a data file for reading, compressed or not; an archive that was cut off never reads as if it were whole."""
+"""Open data files, compressed or not, and what their readers share. A truncated archive is always an error."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from typing import Protocol
 from src.data.formats import RowError
 from src.errors import DataError
 
-# Bytes decompressed in one step. One step makes at most 130,000 times as many (zstd) and waits in memory.
+# compressed bytes read in one step; zstd expands them up to 130,000 times, in memory
 STEP = 1024
 
-MAX_ROW_BYTES = 32 << 20  # of one row as it stands in its file
-CHUNK_BYTES = 1 << 20  # bytes of a longer text that are read at once
+MAX_ROW_BYTES = 32 << 20  # of one row in its file
+CHUNK_BYTES = 1 << 20  # bytes of a long text that are read at once
 
 Values = Iterator[tuple[int, object | RowError]]
 
@@ -25,11 +25,11 @@ WIDE_TEXT = (b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")  # byte order marks of U
 
 
 class CorruptFile(Exception):
-    """The bytes of a file are not those that its kind promises: it was cut off or corrupted."""
+    """The bytes of a file do not match its kind: it is truncated or corrupt."""
 
 
 class Decompressor(Protocol):
-    """What zlib and zstandard have in common; each object reads one member, or frame, of an archive."""
+    """The common interface of zlib and zstandard. Each object reads one member, or frame, of an archive."""
 
     @property
     def eof(self) -> bool: ...
@@ -39,7 +39,7 @@ class Decompressor(Protocol):
 
 
 def gzip() -> Decompressor:
-    return zlib.decompressobj(wbits=31)  # gzip's header and checksum, and not zlib's
+    return zlib.decompressobj(wbits=31)  # with the header and checksum of gzip, not zlib
 
 
 def zstd() -> Decompressor:
@@ -52,14 +52,14 @@ ARCHIVES: dict[str, Callable[[], Decompressor]] = {".gz": gzip, ".zst": zstd}
 
 
 def open_data(path: Path) -> io.BufferedReader:
-    """The bytes of a data file, decompressed where the name ends in one of ARCHIVES.
+    """The bytes of a data file, decompressed if its name ends in one of ARCHIVES.
 
-    Raises: DataError if it is no regular file. Reading raises Damaged where an archive is cut off or corrupted.
-    OSError is left to the caller.
+    Raises: DataError if it is not a regular file; OSError. Reading raises CorruptFile if an archive is truncated
+    or corrupt.
     """
-    mode = path.stat().st_mode  # before opening: to open a named pipe waits for its writer
+    mode = path.stat().st_mode  # before opening, since opening a named pipe blocks
     if not stat.S_ISREG(mode):
-        kind = "a folder" if stat.S_ISDIR(mode) else "no regular file"
+        kind = "a folder" if stat.S_ISDIR(mode) else "not a regular file"
         raise DataError(f"{path} is {kind}", hint="give a data file")
     file = path.open("rb")
     archive = ARCHIVES.get(path.suffix.lower())
@@ -67,7 +67,7 @@ def open_data(path: Path) -> io.BufferedReader:
 
 
 class _Decompressed(io.RawIOBase):
-    """The content of an archive, all its members one after the other."""
+    """The content of an archive: all its members, concatenated."""
 
     def __init__(self, file: io.BufferedReader, archive: Callable[[], Decompressor]) -> None:
         self._file = file
@@ -80,7 +80,7 @@ class _Decompressed(io.RawIOBase):
         return True
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        """Fill all of `buffer`, less only at the end."""
+        """Fill `buffer` completely, except at the end of the content."""
         filled = 0
         while filled < len(buffer) and (self._ready or self._step()):
             piece = self._ready[: len(buffer) - filled]
@@ -94,10 +94,10 @@ class _Decompressed(io.RawIOBase):
         super().close()
 
     def _step(self) -> bool:
-        """Decompress a little more; False at the end of the archive."""
+        """Decompress one step; False at the end of the archive."""
         packed = self._packed or self._file.read(STEP)
         if not packed and self._member:
-            raise CorruptFile("the archive ends too early")
+            raise CorruptFile("the archive is truncated")
         if packed:
             self._unpack(packed, self._member or self._archive())
         return bool(packed)
@@ -105,16 +105,16 @@ class _Decompressed(io.RawIOBase):
     def _unpack(self, packed: bytes, member: Decompressor) -> None:
         try:
             self._ready = memoryview(member.decompress(packed))
-        except Exception as error:  # zstandard's own class is known only where zstandard is imported
+        except Exception as error:  # zstandard, which has its own error class, may not be imported
             raise CorruptFile(str(error)) from error
         self._packed = member.unused_data if member.eof else b""
         self._member = None if member.eof else member
 
 
 def start_text(file: io.BufferedReader, path: Path) -> None:
-    """Step over a byte order mark.
+    """Skip a byte order mark.
 
-    Raises: DataError if it says that the text is not UTF-8.
+    Raises: DataError if it is that of UTF-16 or UTF-32.
     """
     start = file.peek(4)
     if start.startswith(WIDE_TEXT):

@@ -1,7 +1,7 @@
-"""Read CSV and TSV files record by record, in bounded memory; the first record names the columns.
+"""Read CSV, TSV and Parquet files row by row, in bounded memory.
 
-A record may have line ends inside quotes. One that cannot be read is refused together with all lines it was taken
-for, which its RowError names, and reading goes on behind it.
+The first record of a CSV or TSV file names the columns. A record may contain line ends in quotes. One that cannot
+be read becomes a RowError, which names the lines that it spans, and reading continues after it.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ if TYPE_CHECKING:
     from pyarrow import RecordBatch
     from pyarrow.parquet import ParquetFile
 
-BATCH_BYTES = 16 << 20  # of the rows that are decoded at once
+BATCH_BYTES = 16 << 20  # of rows that are decoded at once
 BATCH_ROWS = 1024
 
 
 def read_csv(file: io.BufferedReader, path: Path) -> Values:
-    """Each record behind the header as `{column: text}`."""
+    """Each record after the header as `{column: text}`."""
     return _read(file, path, ",")
 
 
 def read_tsv(file: io.BufferedReader, path: Path) -> Values:
-    """The same with tabs between the fields."""
+    """As read_csv, with tabs between the fields."""
     return _read(file, path, "\t")
 
 
 def _read(file: io.BufferedReader, path: Path, delimiter: str) -> Values:
     start_text(file, path)
-    csv.field_size_limit(MAX_ROW_BYTES)  # of the whole process; a record's size is limited here
+    csv.field_size_limit(MAX_ROW_BYTES)  # global; _Lines limits the size of a record
     records = _records(file, delimiter)
     line, header = next(records, (0, None))
     if header is not None:
@@ -46,15 +46,15 @@ def _read(file: io.BufferedReader, path: Path, delimiter: str) -> Values:
 
 
 def _names(header: list[str] | RowError, place: str) -> list[str]:
-    """Raises: DataError unless the header gives each column a name of its own."""
+    """Raises: DataError unless the header gives each column a distinct name."""
     if isinstance(header, RowError):
-        raise DataError(f"{place} is no header: it {header.detail}", hint="name each column in the first row")
+        raise DataError(f"{place} is not a header: it {header.detail}", hint="name each column in the first row")
     twice = sorted({name for name in header if name.strip() and header.count(name) > 1})
     problems = [f"{place} names the column {name!r} twice" for name in twice]
     if not all(name.strip() for name in header):
         problems.append(f"{place} has a column without a name")
     if problems:
-        raise DataError(*problems, hint="give each column a name of its own in the first row")
+        raise DataError(*problems, hint="give each column a distinct name in the first row")
     return header
 
 
@@ -68,7 +68,7 @@ def _row(names: list[str], record: list[str] | RowError) -> dict[str, str] | Row
 
 
 def _records(file: io.BufferedReader, delimiter: str) -> Iterator[tuple[int, list[str] | RowError]]:
-    """`(line, fields)` of each record, with the line that it starts on."""
+    """`(line, fields)` of each record, with its first line."""
     lines = _Lines(file)
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     while True:
@@ -79,11 +79,11 @@ def _records(file: io.BufferedReader, delimiter: str) -> Iterator[tuple[int, lis
             return
         except RowError as error:
             lines.problem = error
-        yield lines.first, lines.told_problem() or fields
+        yield lines.first, lines.located_problem() or fields
 
 
 def _fields(reader: Iterator[list[str]], lines: _Lines, delimiter: str) -> list[str]:
-    """The next record. One that is not CSV is read on to where csv.reader finds its end when it is not strict."""
+    """The next record. After a CSV error, reading continues to where a lenient csv.reader ends the record."""
     try:
         return next(reader)
     except csv.Error as error:
@@ -94,9 +94,9 @@ def _fields(reader: Iterator[list[str]], lines: _Lines, delimiter: str) -> list[
 
 
 class _Lines:
-    """The lines of a file for csv.reader, which asks for as many as a record has.
+    """The lines of a file for csv.reader, which takes the lines of one record at a time.
 
-    What is wrong with a line waits in `problem`, so that csv.reader still finds the end of its record.
+    A problem of a line is kept in `problem` instead of raised, so that csv.reader finds the end of the record.
     """
 
     def __init__(self, file: io.BufferedReader) -> None:
@@ -111,8 +111,8 @@ class _Lines:
     def start_record(self) -> None:
         self._size, self.record, self.problem = 0, [], None
 
-    def told_problem(self) -> RowError | None:
-        """The problem, with the lines that it costs where they are several or all that follow."""
+    def located_problem(self) -> RowError | None:
+        """The problem, with the lines that are lost if there are several."""
         if not self.problem or self._line == self.first:
             return self.problem
         lines = "the rest of the file" if self.ended else f"lines {self.first} to {self._line}"
@@ -144,13 +144,13 @@ class _Lines:
         if b"\0" in raw:
             self.problem = RowError("not_csv", f"is not CSV: it has a NUL character on line {self._line}")
         try:
-            return raw.decode().replace("\0", " ")  # Python 3.10 stops at a NUL
+            return raw.decode().replace("\0", " ")  # csv.reader of Python 3.10 rejects NUL
         except UnicodeDecodeError as error:
             self.problem = RowError("not_utf8", f"is not UTF-8 at byte {error.start + 1} of line {self._line}")
             return raw.decode(errors="replace").replace("\0", " ")
 
     def _skip(self, piece: bytes) -> RowError:
-        """Read a record that is too large to its end: a line end with an even number of quotes before it."""
+        """Skip to the end of a record that is too large: a line end after an even number of quotes."""
         quoted = self._line > self.first
         while True:
             quoted ^= bool(piece.count(b'"') % 2)
@@ -169,7 +169,7 @@ class _Lines:
 
 
 def read_parquet(file: io.BufferedReader, path: Path) -> Values:
-    """Each row as a dict; its place is its number. Lists, structs and nulls become Python's."""
+    """Each row as a dict, with its number as position. Lists, structs and nulls become Python objects."""
     import pyarrow
     from pyarrow.parquet import ParquetFile
 
@@ -178,14 +178,14 @@ def read_parquet(file: io.BufferedReader, path: Path) -> Values:
         parquet = ParquetFile(file, buffer_size=CHUNK_BYTES, page_checksum_verification=True)
         _check_names(parquet.schema_arrow.names, path)
         for batch in parquet.iter_batches(batch_size=_batch_rows(parquet)):
-            for number, row in enumerate(_rows(batch), number + 1):  # noqa: B020, number goes on counting
+            for number, row in enumerate(_rows(batch), number + 1):  # noqa: B020, number continues over batches
                 yield number, row
     except (pyarrow.ArrowException, OSError) as error:
         raise CorruptFile(str(error).partition("\n")[0]) from error
 
 
 def _check_names(names: list[str], path: Path) -> None:
-    """Raises: DataError if two columns have one name: a dict holds only the last."""
+    """Raises: DataError if two columns share a name, of which a dict would keep the last only."""
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise DataError(*(f"{path} names the column {name!r} twice" for name in twice), hint="rename one of them")
