@@ -1,4 +1,8 @@
-"""What every remote source needs: names that stay inside their folder, and folders that are whole or absent."""
+"""What remote sources share: safe file names, atomic and parallel fetches, HTTP GET to allowed addresses only.
+
+HTTP: each hop of a redirect is resolved once. All its addresses are checked, and the connection goes to exactly
+those, so that a second, different answer of the name server has no effect. Proxies are not used for this reason.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +26,7 @@ if TYPE_CHECKING:
     from urllib3.util import Url
 
 THREADS = 8
-LONGEST_NAME = 255  # bytes, on every file system in use
+MAX_NAME = 255  # bytes, on all common file systems
 CONNECT_SECONDS, READ_SECONDS = 10, 30
 MOST_REDIRECTS = 5
 NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
@@ -32,21 +36,21 @@ Job = TypeVar("Job")
 
 
 class FetchedData(NamedTuple):
-    """A local folder, and the version that it was fetched at: what the manifest records."""
+    """A local folder, and the version of its data for the manifest."""
 
     folder: Path
     version: dict[str, Any]
 
 
 def safe_path(folder: Path, name: str) -> Path:
-    """Where the object `name`, such as `train/a.jsonl`, lies in `folder`.
+    """The path in `folder` of the object `name`, such as `train/a.jsonl`.
 
-    Raises: DataError if the name is absolute, climbs out of the folder, or is none that a file can have.
+    Raises: DataError if the name is absolute, leads out of the folder, or is not a valid file name.
     """
     parts = PurePosixPath(name).parts
-    odd = not parts or ".." in parts or "\\" in name or "\0" in name or name.startswith("/") or ":" in parts[0]
-    target = folder.joinpath(*parts) if not odd else folder
-    if odd or not target.resolve().is_relative_to(folder.resolve()):
+    invalid = not parts or ".." in parts or "\\" in name or "\0" in name or name.startswith("/") or ":" in parts[0]
+    target = folder.joinpath(*parts) if not invalid else folder
+    if invalid or not target.resolve().is_relative_to(folder.resolve()):
         raise DataError(
             f"the source holds an object named {name!r}, which would be written outside its folder",
             hint="nothing was fetched; rename or delete that object, or read another path",
@@ -55,31 +59,31 @@ def safe_path(folder: Path, name: str) -> Path:
 
 
 def safe_paths(folder: Path, names: Iterable[str]) -> dict[str, Path]:
-    """`{name: where it lies in folder}` for all objects of one source.
+    """`{name: path in folder}` of all objects of a source.
 
-    Raises: DataError as `inside` does, and if no file can have a name or two objects need the same place.
+    Raises: DataError as safe_path does, and if a name is too long or two objects need the same path.
     """
     found = {name: safe_path(folder, name) for name in names}
-    held: dict[Path, str] = {}
+    used: dict[Path, str] = {}
     for name, target in found.items():
         if not all(_fits(part) for part in target.relative_to(folder).parts):
             raise DataError(
-                f"the source holds an object named {name[:80]!r}..., which no file can be called",
+                f"the source holds an object named {name[:80]!r}..., which is not a possible file name",
                 hint="rename that object, or read another path",
             )
-        if target in held:
-            raise _clash(name, held[target])
-        held[target] = name
-    for target, name in held.items():
-        folders = [parent for parent in target.parents if parent in held]
+        if target in used:
+            raise _clash(name, used[target])
+        used[target] = name
+    for target, name in used.items():
+        folders = [parent for parent in target.parents if parent in used]
         if folders:
-            raise _clash(name, held[folders[0]])
+            raise _clash(name, used[folders[0]])
     return found
 
 
 def _fits(part: str) -> bool:
     try:
-        return len(os.fsencode(part)) <= LONGEST_NAME
+        return len(os.fsencode(part)) <= MAX_NAME
     except UnicodeEncodeError:
         return False
 
@@ -92,7 +96,7 @@ def _clash(a: str, b: str) -> DataError:
 
 
 def relative_name(path: str, name: str) -> str | None:
-    """What `name` is called seen from `path`, a folder or the object itself; None if it lies elsewhere.
+    """`name` relative to `path`, which is a folder or the object itself; None if it is not in `path`.
 
     >>> relative_name("train", "train/a.jsonl"), relative_name("train/a.jsonl", "train/a.jsonl")
     ('a.jsonl', 'a.jsonl')
@@ -106,41 +110,41 @@ def relative_name(path: str, name: str) -> str | None:
 
 
 def cache_key(*parts: object) -> str:
-    """A name for what `parts`, which are plain data, describe: equal for equal parts, and safe in a path."""
+    """A hash of `parts`, which are JSON values, that is safe in a path."""
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
 def check_size(what: str, size: int, max_gb: float) -> None:
-    """Raises: DataError if `size` bytes are more than the source may send."""
+    """Raises: DataError if `size` bytes exceed `max_gb` (10^9 bytes)."""
     if size > max_gb * 1e9:
         raise DataError(
             f"{what} is larger than data_source.max_gb={max_gb:g}: {size / 1e9:.3g} GB",
-            hint="nothing was kept; raise max_gb, or read less",
+            hint="nothing was stored; raise max_gb, or select less data",
         )
 
 
 def check_endpoint(address: str, setting: str = "data_source.endpoint") -> str:
-    """`address` of a server, which `setting` names, without a trailing slash.
+    """The server `address` of `setting`, without a trailing slash.
 
-    Raises: DataError if it is no http(s) address, or holds a user name or password, which would be written down.
+    Raises: DataError if it is not an http(s) address, or holds a user name or password, which would be recorded.
     """
     try:
         parts = urlsplit(address)
-        odd = parts.scheme not in {"http", "https"} or not parts.hostname or (parts.port or 1) < 1
+        invalid = parts.scheme not in {"http", "https"} or not parts.hostname or (parts.port or 1) < 1
     except ValueError:
         raise DataError(f"{setting} is not an http(s) address", hint="correct it") from None
     if "@" in parts.netloc or parts.query:
         raise DataError(
             f"{setting} holds a user name, a password or a query",
-            hint="take them out: credentials come from environment variables only",
+            hint="remove them: credentials are read from environment variables only",
         )
-    if odd:
+    if invalid:
         raise DataError(f"{setting} {address!r} is not an http(s) address", hint="correct it")
     return address.rstrip("/")
 
 
 def fetch_once(target: Path, fill: Callable[[Path], object]) -> Path:
-    """`target`, filled by `fill(temporary folder)` unless it is there already. A torn fetch leaves nothing.
+    """`target`, filled by `fill(temporary folder)` unless it exists. An interrupted fetch leaves no folder.
 
     Raises: what `fill` raises.
     """
@@ -151,7 +155,7 @@ def fetch_once(target: Path, fill: Callable[[Path], object]) -> Path:
 
 
 def run_parallel(work: Callable[[Job], object], jobs: Iterable[Job]) -> None:
-    """Do `work` for all `jobs`, several at a time; the first error is raised, and the rest are not begun."""
+    """Run `work` for all `jobs` in THREADS threads. The first error is raised and cancels jobs not yet started."""
     with ThreadPoolExecutor(THREADS) as pool:
         futures = [pool.submit(work, job) for job in jobs]
         try:
@@ -166,7 +170,7 @@ def run_parallel(work: Callable[[Job], object], jobs: Iterable[Job]) -> None:
 
 
 def parse(address: str) -> Url | None:
-    """The parts of an http(s) address, or None if it is none."""
+    """The parts of an http(s) address; None if it is not one."""
     from urllib3.exceptions import LocationParseError
     from urllib3.util import parse_url
 
@@ -178,36 +182,38 @@ def parse(address: str) -> Url | None:
 
 
 def get(address: str, shown: str, headers: Headers, *, allow_private: bool) -> BaseHTTPResponse:
-    """The first answer that is no redirect, its body not yet read.
+    """The first response that is not a redirect, with its body unread.
 
     Args:
-        shown: how the address may be named to people.
-    Raises: DataError if it leads to a private address, and that is not allowed, or nobody answers.
+        shown: the address as messages may show it.
+    Raises: DataError if it leads to a private address, which is not allowed, or there is no response.
     """
     for _ in range(MOST_REDIRECTS + 1):
         parsed = parse(address)
         assert parsed is not None, "checked before"
-        response = _ask(parsed, allow_private, shown, headers)
+        response = _request(parsed, allow_private, shown, headers)
         target = response.headers.get("Location")
         if response.status not in {301, 302, 303, 307, 308} or not target:
             return response
         response.close()
         address = _next_hop(address, target, shown)
-    raise DataError(f"{shown} redirects more than {MOST_REDIRECTS} times", hint="use the address that it means")
+    raise DataError(
+        f"{shown} redirects more than {MOST_REDIRECTS} times", hint="use the address to which it leads"
+    )
 
 
 def _next_hop(address: str, target: str, shown: str) -> str:
     following = urljoin(address, target)
     parsed = parse(following)
     if parsed is None or parsed.auth is not None:
-        raise DataError(f"{shown} redirects to what is no plain http(s) address", hint="use another url")
+        raise DataError(f"{shown} redirects to an address that is not plain http(s)", hint="use another url")
     if address.lower().startswith("https:") and parsed.scheme != "https":
         raise DataError(f"{shown} redirects from https down to http", hint="use an address that stays on https")
     return following.partition("#")[0]
 
 
-def _ask(parsed: Url, allow_private: bool, shown: str, extra: Headers) -> BaseHTTPResponse:
-    """Send the request to the first of the host's addresses that takes it."""
+def _request(parsed: Url, allow_private: bool, shown: str, extra: Headers) -> BaseHTTPResponse:
+    """Send the request to the first address of the host that accepts a connection."""
     import urllib3
 
     host = (parsed.host or "").strip("[]").rstrip(".")
@@ -229,18 +235,21 @@ def _ask(parsed: Url, allow_private: bool, shown: str, extra: Headers) -> BaseHT
         except urllib3.exceptions.SSLError:
             raise DataError(
                 f"the certificate of {host} is not trusted",
-                hint="set SSL_CERT_FILE if it comes from a certificate authority of your own",
+                hint="set SSL_CERT_FILE if a private certificate authority issued it",
             ) from None
         except urllib3.exceptions.HTTPError as error:
             reason = type(error).__name__
     raise DataError(
-        f"{host} does not answer on port {port} ({reason})",
+        f"no response from {host} on port {port} ({reason})",
         hint="check data_source.url and the network; proxies are not used, see docs/sources.md",
     )
 
 
 def _addresses(host: str, port: int, allow_private: bool, shown: str) -> list[str]:
-    """The addresses of `host`, all of them judged."""
+    """The addresses of `host`, all of them checked.
+
+    Raises: DataError if there is none, or one is private and that is not allowed.
+    """
     if re.fullmatch(r"\d+|0x[0-9a-f]*", host.lower().rpartition(".")[2]) and _as_ip(host) is None:
         raise DataError(f"{shown} leads to {host}, an unusual spelling of an address", hint="write it as a.b.c.d")
     try:
@@ -264,7 +273,7 @@ def _as_ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 
 def is_public(address: str) -> bool:
-    """Whether an address, or the IPv4 one that it stands for, is reachable by everybody."""
+    """Whether an address, or the IPv4 address that it embeds, is publicly reachable."""
     ip = ipaddress.ip_address(address)
     if isinstance(ip, ipaddress.IPv6Address):
         in_nat64 = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF) if ip in NAT64 else None

@@ -1,7 +1,7 @@
-"""The `hub` source: the data files of a dataset on the Hugging Face Hub, at one commit; or a local copy of it.
+"""The `hub` source: the data files of a dataset on the Hugging Face Hub at one commit, or a local copy of it.
 
-A branch is resolved to its commit first, and from then on only that commit is read. Every file is checked against
-the hash that the commit itself holds.
+A branch is first resolved to its commit, and only that commit is read. Every file is checked against the hash in
+the commit.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ BLOCK = 1 << 20
 
 
 def fetch_hub(source: DataSource, cache: Path) -> FetchedData:
-    """Fetch the data files of `source.repo` below `source.path`, or read a local folder of that name in place.
+    """Fetch the data files of `source.repo` below `source.path`, or use a local folder of that name in place.
 
     Args:
-        source: reads endpoint, repo, revision, path and max_gb; HF_TOKEN opens private datasets.
-        cache: the files land in CACHE/hub, in a folder for just this commit.
-    Raises: DataError if they cannot be had, are too large, or are not those of the commit.
+        source: reads endpoint, repo, revision, path and max_gb. HF_TOKEN gives access to private datasets.
+        cache: files are stored in CACHE/hub, in one folder per commit.
+    Raises: DataError if they cannot be fetched, are too large, or differ from the commit.
     """
     if not source.repo:
         raise DataError(
@@ -70,7 +70,7 @@ def fetch_hub(source: DataSource, cache: Path) -> FetchedData:
 
 
 def _is_data(name: str) -> bool:
-    """Whether `name`, seen from `path`, is a data file; hidden ones are notes of git and of the library."""
+    """Whether `name`, relative to `path`, is a data file. Hidden files are metadata of git and of the library."""
     return DATA_FILE.search(name) is not None and not any(
         part.startswith(".") and part != ".." for part in name.split("/")
     )
@@ -87,10 +87,10 @@ def _nothing(source: DataSource) -> DataError:
 
 
 def _local(source: DataSource, repo: Path) -> FetchedData:
-    """A folder as it lies there, pinned by the content of its data files."""
+    """A local folder in place, identified by a hash of its data files."""
     if source.revision:
         raise DataError(
-            f"data_source.revision has no meaning for {source.repo}, which is a local folder",
+            f"data_source.revision is not supported for {source.repo}, which is a local folder",
             hint="leave it out, or name a dataset on the Hub",
         )
     folder = safe_path(repo, source.path) if source.path.strip("/") else repo
@@ -113,23 +113,23 @@ def _target(source: DataSource, endpoint: str, commit: str, cache: Path) -> Path
 
 
 def _download(source: DataSource, endpoint: str, cache: Path) -> str:
-    """Bring the files of the revision into their folder. Returns: its commit."""
+    """Fetch the files of the revision into their folder. Returns: its commit."""
     with _errors(source, endpoint):
         api = _api(endpoint)
         commit = api.dataset_info(str(source.repo), revision=source.revision, timeout=ANSWER_SECONDS).sha
         if not commit or not COMMIT.fullmatch(commit):
-            raise DataError(f"{endpoint} names no commit of {source.repo}", hint="check data_source.endpoint")
+            raise DataError(f"{endpoint} returned no commit of {source.repo}", hint="check data_source.endpoint")
         fetch_once(_target(source, endpoint, commit, cache), lambda folder: _fetch(api, source, commit, folder))
     return commit
 
 
 def _api(endpoint: str) -> HfApi:
     if endpoint != PUBLIC:
-        # read when the library is imported; its Xet protocol does not fall back where an endpoint lacks it
+        # read on import of the library, whose Xet protocol has no fallback for endpoints without it
         os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
     from huggingface_hub import HfApi
 
-    # False: no token that a login has left on this machine
+    # False: do not use a token that `hf auth login` stored
     return HfApi(endpoint=endpoint, token=os.environ.get("HF_TOKEN") or False)
 
 
@@ -152,7 +152,7 @@ def _fetch(api: HfApi, source: DataSource, commit: str, folder: Path) -> None:
 
 
 def _read(api: HfApi, source: DataSource, commit: str, entry: RepoFile, staging: Path, target: Path) -> None:
-    """Write one file to `target`, by way of `staging`, where the library keeps notes of its own."""
+    """Write one file to `target`, by way of `staging`, where the library stores its metadata."""
     got = api.hf_hub_download(
         str(source.repo),
         entry.path,
@@ -168,7 +168,7 @@ def _read(api: HfApi, source: DataSource, commit: str, entry: RepoFile, staging:
 
 
 class _Meter:
-    """Stands where the library expects a progress bar, and stops a file that grows over its listed size."""
+    """Passed to the library as a progress bar; stops a file that exceeds its listed size."""
 
     def __init__(self, entry: RepoFile, **_: object) -> None:
         self.entry, self.received = entry, 0
@@ -186,7 +186,7 @@ class _Meter:
 
 
 def _matches(file: Path, entry: RepoFile) -> bool:
-    """Whether a file has the hash of its git blob, or the SHA-256 of its large object."""
+    """Whether a file has the hash of its git blob, or the SHA-256 of its LFS object."""
     if entry.lfs is not None:
         return sha256(file) == entry.lfs.sha256
     digest = hashlib.sha1(f"blob {file.stat().st_size}\0".encode(), usedforsecurity=False)
@@ -198,8 +198,8 @@ def _matches(file: Path, entry: RepoFile) -> bool:
 
 def _not_listed(entry: RepoFile) -> DataError:
     return DataError(
-        f"{entry.path} is not what its commit on the Hub holds",
-        hint="nothing was kept; run the command again, and check data_source.endpoint if that does not help",
+        f"{entry.path} differs from its commit on the Hub",
+        hint="nothing was stored; run the command again, and check data_source.endpoint if that does not help",
     )
 
 
@@ -208,7 +208,7 @@ def _not_listed(entry: RepoFile) -> DataError:
 
 @contextmanager
 def _errors(source: DataSource, endpoint: str) -> Iterator[None]:
-    """Turn what the library raises into sentences; its own texts span several lines."""
+    """Turn the errors of the library, which span several lines, into a DataError of one sentence."""
     import httpx2
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
@@ -223,12 +223,12 @@ def _errors(source: DataSource, endpoint: str) -> Iterator[None]:
         ) from None
     except OfflineModeIsEnabled:
         raise DataError(
-            f"the dataset {source.repo} is not in the cache, and HF_HUB_OFFLINE forbids to fetch it",
+            f"the dataset {source.repo} is not in the cache, and HF_HUB_OFFLINE prevents fetching it",
             hint="unset HF_HUB_OFFLINE, or set data_source.revision to a commit that was fetched before",
         ) from None
     except (OSError, httpx2.HTTPError, httpx2.InvalidURL, ValueError, KeyError) as error:
         raise DataError(
-            f"{endpoint} does not answer as a Hub ({type(error.__cause__ or error).__name__})",
+            f"{endpoint} does not respond as a Hub ({type(error.__cause__ or error).__name__})",
             hint="check the network and data_source.endpoint, or name a local folder in data_source.repo",
         ) from None
 
@@ -236,7 +236,7 @@ def _errors(source: DataSource, endpoint: str) -> Iterator[None]:
 def _refusal(error: HfHubHTTPError, source: DataSource, endpoint: str) -> DataError:
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
-    token = "HF_TOKEN does not open it" if os.environ.get("HF_TOKEN") else "HF_TOKEN is not set"
+    token = "HF_TOKEN gives no access to it" if os.environ.get("HF_TOKEN") else "HF_TOKEN is not set"
     status = error.response.status_code
     if isinstance(error, GatedRepoError):
         return DataError(

@@ -1,6 +1,6 @@
-"""lakeFS: a branch, tag or commit becomes a commit id before anything is read, and that commit is what is read.
+"""The `lakefs` source: a branch or tag is resolved to a commit id, and that commit is read.
 
-A commit never changes, so one that is in the cache needs no server.
+A commit never changes, so that a cached one needs no server.
 """
 
 from __future__ import annotations
@@ -28,51 +28,54 @@ from src.schema import DataSource
 from src.utils.files import read_json, write_json
 from src.utils.logs import log
 
-BLOCK = 1 << 25  # the client holds an answer in memory: a larger object is read in ranges of so many bytes
+BLOCK = 1 << 25  # bytes; the client holds a response in memory, so larger objects are read in ranges
 ATTEMPTS = 3
 
 
 def fetch_lakefs(source: DataSource, cache: Path) -> FetchedData:
     """The objects of one commit under `source.path`, in a folder of `cache`.
 
-    Raises: DataError if the reference is unclear or unknown, the server cannot be reached, there is nothing
-    to read or more than `max_gb`, a name cannot be that of a file here, or an object arrives damaged.
+    Raises: DataError if the reference is ambiguous or unknown, the server cannot be reached, there are no objects
+    or more than `max_gb`, a name is not a valid file name, or an object is corrupt after ATTEMPTS downloads.
     """
     endpoint, name = server_address(source), repository_name(source)
     kind, ref = _reference(source)
-    shelf = cache / "lakefs" / _short_hash(endpoint) / name
+    repo_cache = cache / "lakefs" / _short_hash(endpoint) / name
     path = _short_hash(source.path) if source.path else "all"
 
     def fetched(commit: str) -> FetchedData:
-        unsure = sum(not stored.md5 for stored in _kept(shelf / commit / path))
+        unverified = sum(not stored.md5 for stored in _cached_objects(repo_cache / commit / path))
         version = {"type": "lakefs", "endpoint": endpoint, "repo": name, "ref": f"{kind} {ref}", "commit": commit}
-        more = {"checked_by_size_only": unsure} if unsure else {}
-        return FetchedData(shelf / commit / path / "files", {**version, "path": source.path, **more})
+        more = {"checked_by_size_only": unverified} if unverified else {}
+        return FetchedData(repo_cache / commit / path / "files", {**version, "path": source.path, **more})
 
-    if kind == "commit" and (shelf / ref / path).is_dir():
+    if kind == "commit" and (repo_cache / ref / path).is_dir():
         log.info("lakeFS %s: commit %s is in the cache", name, ref)
         return fetched(ref)
     repository = connect(source)
-    with repository.translate_errors(f"{kind} {ref}", when_dead=_instead(shelf, path)):
+    with repository.translate_errors(f"{kind} {ref}", unreachable_hint=_cached_commits(repo_cache, path)):
         commit = repository.resolve(ref)
         if kind == "commit" and not commit.startswith(ref):
             raise DataError(
-                f"{ref} is not a commit, but a name of commit {commit}", hint="set data_source.branch or tag"
+                f"{ref} is a branch or tag (commit {commit}), not a commit id",
+                hint="set data_source.branch or tag",
             )
-        wanted = {} if (shelf / commit / path).is_dir() else _wanted(repository, commit, source, f"{kind} {ref}")
+        wanted = (
+            {} if (repo_cache / commit / path).is_dir() else _wanted(repository, commit, source, f"{kind} {ref}")
+        )
         presigned = bool(wanted) and repository.presigns()
     log.info("lakeFS %s: %s %s is commit %s", name, kind, ref, commit)
     if wanted:
         log.info("lakeFS %s: fetching %s", name, _amount(wanted))
         reference = repository.reference(commit)
-        fetch_once(shelf / commit / path, lambda folder: _fill(folder, reference, presigned, wanted))
+        fetch_once(repo_cache / commit / path, lambda folder: _fill(folder, reference, presigned, wanted))
     return fetched(commit)
 
 
-def _kept(folder: Path) -> list[StoredObject]:
-    """The objects of a commit in the cache.
+def _cached_objects(folder: Path) -> list[StoredObject]:
+    """The objects of a cached commit.
 
-    Raises: DataError if a file is missing or has another size than when it was fetched.
+    Raises: DataError if a file is missing or its size differs from the fetched object.
     """
     try:
         objects = {name: StoredObject(*o) for name, o in read_json(folder / "objects.json").items()}
@@ -83,15 +86,15 @@ def _kept(folder: Path) -> list[StoredObject]:
     except RunError:
         altered = ["objects.json"]
     if altered:
-        raise DataError(f"{folder} is not what was fetched: {altered[0]} has changed", hint="delete that folder")
+        raise DataError(f"{folder} was modified after the fetch: {altered[0]} differs", hint="delete that folder")
     return list(objects.values())
 
 
-def _instead(shelf: Path, path: str) -> str:
-    """What can be read of a repository whose server does not answer; empty if nothing can."""
-    commits = sorted(shelf.glob(f"*/{path}"), key=lambda folder: folder.stat().st_mtime, reverse=True)
+def _cached_commits(repo_cache: Path, path: str) -> str:
+    """A hint that names the cached commits, for a server that cannot be reached; empty if there are none."""
+    commits = sorted(repo_cache.glob(f"*/{path}"), key=lambda folder: folder.stat().st_mtime, reverse=True)
     names = [folder.parent.name for folder in commits[:3]]
-    return f"without the server there is data_source.commit={' or '.join(names)} in the cache" if names else ""
+    return f"the cache holds data_source.commit={' or '.join(names)}, which needs no server" if names else ""
 
 
 def _short_hash(text: str) -> str:
@@ -103,36 +106,36 @@ def _amount(objects: dict[str, StoredObject]) -> str:
 
 
 def _reference(source: DataSource) -> tuple[str, str]:
-    """`("branch", "main")`.
+    """The kind and name of the reference, such as `("branch", "main")`.
 
-    Raises: DataError if several are given, or the commit cannot be one.
+    Raises: DataError if several are set, or the commit is not a commit id.
     """
     kinds = {"branch": source.branch, "tag": source.tag, "commit": source.commit}
     given = [(kind, ref) for kind, ref in kinds.items() if ref]
     if len(given) > 1:
-        told = ", ".join(f"{kind} {ref}" for kind, ref in given)
-        raise DataError(f"data_source names more than one version: {told}", hint="keep one of them")
+        names = ", ".join(f"{kind} {ref}" for kind, ref in given)
+        raise DataError(f"data_source names more than one version: {names}", hint="keep one of them")
     if source.commit and not re.fullmatch("[0-9a-f]{6,64}", source.commit):
         raise DataError(
             f"data_source.commit={source.commit} is not a commit id",
-            hint="it has 64 digits of 0-9 and a-f, of which the first 6 or more will do",
+            hint="it has 64 digits of 0-9 and a-f; the first 6 or more are enough",
         )
     return given[0] if given else ("branch", "main")
 
 
 def _wanted(repository: Repository, commit: str, source: DataSource, ref: str) -> dict[str, StoredObject]:
-    """`{name inside the folder: object}` of everything under `source.path`, checked before any is fetched."""
+    """`{relative name: object}` of everything under `source.path`, checked before anything is fetched."""
     prefix = f"{source.path.rstrip('/')}/" if source.path else ""
     single = None if source.path[-1:] in {"", "/"} else repository.single(commit, source.path)
-    # Other tools mark a folder by an empty object with its name.
+    # other tools create an empty object to mark a folder
     found = [o for o in repository.objects(commit, prefix) if o.size or not o.key.endswith("/")]
     if single and found:
         raise DataError(f"{source.path} of {ref} is both a file and a folder", hint="rename one of them")
     if not single and not found:
-        there = [o.path for o in repository.reference(commit).objects(delimiter="/", max_amount=MAX_LISTED)]
+        names = [o.path for o in repository.reference(commit).objects(delimiter="/", max_amount=MAX_LISTED)]
         raise DataError(
             f"{ref} of repository {repository.name} holds nothing under {source.path or '/'}",
-            hint=f"set data_source.path; there is {', '.join(there)}" if there else "push data first",
+            hint=f"set data_source.path; the repository holds {', '.join(names)}" if names else "push data first",
         )
     wanted = {single.key.rsplit("/", 1)[-1]: single} if single else {o.key.removeprefix(prefix): o for o in found}
     problems = unusable(wanted)
@@ -147,8 +150,8 @@ def _wanted(repository: Repository, commit: str, source: DataSource, ref: str) -
 
 
 def unusable(names: Iterable[str]) -> list[str]:
-    """Why not all `names` can be files of one folder here, and on a disk that does not tell a from A."""
-    problems, taken = list[str](), dict[str, str]()
+    """Why `names` cannot all be files of one folder, on a case-insensitive file system included."""
+    problems, used = list[str](), dict[str, str]()
     for name in names:
         try:
             safe_path(Path("/objects"), name)
@@ -156,13 +159,11 @@ def unusable(names: Iterable[str]) -> list[str]:
             problems += error.problems
             continue
         same = _folded(name)
-        if same in taken:
-            problems.append(f"{taken[same]!r} and {name!r} would be one file where a and A are the same")
-        taken[same] = name
-    parents = {str(parent): name for same, name in taken.items() for parent in PurePosixPath(same).parents}
-    problems += [
-        f"{taken[p]!r} is a file and, for {parents[p]!r}, a folder" for p in parents.keys() & taken.keys()
-    ]
+        if same in used:
+            problems.append(f"{used[same]!r} and {name!r} would be one file on a case-insensitive file system")
+        used[same] = name
+    parents = {str(parent): name for same, name in used.items() for parent in PurePosixPath(same).parents}
+    problems += [f"{used[p]!r} is a file and, for {parents[p]!r}, a folder" for p in parents.keys() & used.keys()]
     more = len(problems) - MAX_LISTED
     return [*problems[:MAX_LISTED], f"... and {more} more"] if more > 0 else problems
 
@@ -180,11 +181,11 @@ def _fill(folder: Path, reference: Any, presigned: bool, wanted: dict[str, Store
 
 
 def _fetch(reference: Any, presigned: bool, target: Path, stored: StoredObject) -> None:
-    """Read one object to `target`, again where it arrives damaged."""
+    """Read one object to `target`. Retry if it is corrupt."""
     from lakefs.exceptions import ServerException
     from urllib3.exceptions import HTTPError
 
-    wrong = ""
+    difference = ""
     for _ in range(ATTEMPTS):
         size, digest = 0, hashlib.md5(usedforsecurity=False)
         try:
@@ -197,13 +198,15 @@ def _fetch(reference: Any, presigned: bool, target: Path, stored: StoredObject) 
                     digest.update(block)
         except ServerException as error:
             raise DataError(
-                f"{stored.key} cannot be read: {server_message(error)}", hint="see the server's own log"
+                f"{stored.key} cannot be read: {server_message(error)}", hint="see the log of the server"
             ) from None
         except HTTPError as error:
             raise DataError(
                 f"{stored.key} cannot be read: {failure_reason(error)}", hint="run the command again"
             ) from None
-        wrong = stored.difference(size, digest.hexdigest())
-        if not wrong:
+        difference = stored.difference(size, digest.hexdigest())
+        if not difference:
             return
-    raise DataError(f"{stored.key} arrives damaged: {wrong}", hint="nothing was kept; run the command again")
+    raise DataError(
+        f"{stored.key} is corrupt after download: {difference}", hint="nothing was stored; run the command again"
+    )

@@ -1,7 +1,7 @@
 """The `s3` source: objects below a path of a bucket, at any S3-compatible endpoint.
 
-The listing is the pin: each object is read by the version id and ETag that were listed, so an object that is
-overwritten meanwhile is either still read as it was, or the fetch stops.
+The listing pins the version: each object is read by its listed version id and ETag. If an object is overwritten
+meanwhile, either the listed version is read or the fetch stops.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from src.schema import DataSource
 CONNECT_SECONDS, READ_SECONDS = 4, 20
 ATTEMPTS = 3
 BLOCK = 1 << 20
-# what a key that may not list versions, or a server that has none, answers
+# error codes of a key without the permission to list versions, and of a server without versions
 NO_VERSIONS = {"AccessDenied", "403", "NotImplemented", "501", "MethodNotAllowed", "405"}
 CHANGED = {"PreconditionFailed", "412", "NoSuchVersion", "NoSuchKey", "404"}
 DENIED = {
@@ -41,7 +41,7 @@ DENIED = {
 
 
 class S3Object(NamedTuple):
-    """One object as it was listed; `name` is what it is called below the path."""
+    """An object as listed. `name` is relative to the path."""
 
     key: str
     name: str
@@ -54,9 +54,9 @@ def fetch_s3(source: DataSource, cache: Path) -> FetchedData:
     """Fetch the objects below `source.path`, or the one object of that key.
 
     Args:
-        source: reads endpoint, bucket, path and max_gb; the credentials are those that boto3 finds.
-        cache: the objects land in CACHE/s3, in a folder for just these versions.
-    Raises: DataError if they cannot be had, are too large, or have names that are no files of one folder.
+        source: reads endpoint, bucket, path and max_gb. Credentials are those that boto3 finds.
+        cache: objects are stored in CACHE/s3, in one folder per listing.
+    Raises: DataError if they cannot be fetched, are too large, or have names that cannot be files of one folder.
     """
     if not source.bucket:
         raise DataError("data_source.bucket is not set", hint="set it to the name of the S3 bucket")
@@ -75,7 +75,7 @@ def fetch_s3(source: DataSource, cache: Path) -> FetchedData:
 
 
 def s3_client(endpoint: str | None) -> Any:
-    """A client of S3, or of the compatible server `endpoint`, with the credentials of the environment."""
+    """A client of AWS S3, or of the S3-compatible server `endpoint`, with the credentials of the environment."""
     import boto3
     from botocore.config import Config
 
@@ -84,10 +84,10 @@ def s3_client(endpoint: str | None) -> Any:
         read_timeout=READ_SECONDS,
         retries={"total_max_attempts": ATTEMPTS, "mode": "standard"},
         max_pool_connections=THREADS,
-        # a bucket is a host name at AWS only
+        # only AWS addresses buckets by host name
         s3={"addressing_style": "path" if endpoint else "auto"},
     )
-    # a session of its own: the default one remembers the environment of its first use
+    # a new session: the default one caches the environment of its first use
     return boto3.session.Session().client("s3", endpoint_url=endpoint, config=config)
 
 
@@ -114,12 +114,12 @@ def _entries(client: Any, operation: str, member: str, bucket: str, path: str) -
 
 
 def _object(entry: dict[str, Any], path: str) -> S3Object | None:
-    """What was listed, unless it lies elsewhere or is the empty object that stands for a folder."""
+    """A listed object; None if it is outside of `path` or an empty object that marks a folder."""
     name = relative_name(path, entry["Key"])
     if name is None or (not entry["Size"] and entry["Key"].endswith("/")):
         return None
     version_id = entry.get("VersionId")
-    # "null" is no version: it is whatever was written there last
+    # "null" is not a fixed version but the last object written
     return S3Object(
         entry["Key"], name, None if version_id == "null" else version_id, entry["ETag"].strip('"'), entry["Size"]
     )
@@ -141,23 +141,23 @@ def _fetch(client: Any, bucket: str, objects: list[S3Object], folder: Path) -> N
 
 
 def _read(client: Any, bucket: str, item: S3Object, target: Path) -> None:
-    """Write one object to `target`, again from its start if its bytes do not arrive as they were listed."""
+    """Write one object to `target`. Retry from the start if its bytes differ from the listing."""
     target.parent.mkdir(parents=True, exist_ok=True)
     pin = {"IfMatch": f'"{item.etag}"'} | ({"VersionId": item.version_id} if item.version_id else {})
     reason = ""
     for _ in range(ATTEMPTS):
         try:
             return _write(client.get_object(Bucket=bucket, Key=item.key, **pin), item, target)
-        except _Torn as torn:
-            reason = str(torn)
+        except _Corrupt as error:
+            reason = str(error)
     raise DataError(
-        f"s3://{bucket}/{item.key} did not arrive as it was listed in {ATTEMPTS} attempts ({reason})",
-        hint="nothing was kept; run the command again",
+        f"s3://{bucket}/{item.key} differs from its listing after {ATTEMPTS} attempts ({reason})",
+        hint="nothing was stored; run the command again",
     )
 
 
-class _Torn(Exception):
-    """Why the bytes received are not those of the listing."""
+class _Corrupt(Exception):
+    """How the received bytes differ from the listing."""
 
 
 def _write(answer: dict[str, Any], item: S3Object, target: Path) -> None:
@@ -169,19 +169,19 @@ def _write(answer: dict[str, Any], item: S3Object, target: Path) -> None:
             for block in body.iter_chunks(BLOCK):
                 size += len(block)
                 if size > item.size:
-                    raise _Torn("too many bytes")
+                    raise _Corrupt("too many bytes")
                 digest.update(block)
                 file.write(block)
         except (FlexibleChecksumError, HTTPClientError, IncompleteReadError) as error:
-            raise _Torn(type(error).__name__) from None
+            raise _Corrupt(type(error).__name__) from None
     if size != item.size:
-        raise _Torn(f"{size:,} of {item.size:,} bytes")
+        raise _Corrupt(f"{size:,} of {item.size:,} bytes")
     if _etag_is_md5(answer, item.etag) and digest.hexdigest() != item.etag:
-        raise _Torn("another MD5")
+        raise _Corrupt("its MD5 differs")
 
 
 def _etag_is_md5(answer: dict[str, Any], etag: str) -> bool:
-    """Whether it must be the content's MD5: not where parts were put together, or other keys encrypt it."""
+    """Whether the ETag is the MD5 of the content: not after multipart upload or KMS encryption."""
     foreign = answer.get("ServerSideEncryption", "AES256") != "AES256" or "SSECustomerAlgorithm" in answer
     return not foreign and re.fullmatch(r"[0-9a-f]{32}", etag) is not None
 
@@ -193,11 +193,10 @@ def _etag_is_md5(answer: dict[str, Any], etag: str) -> bool:
 def s3_errors(
     bucket: str, endpoint: str | None, where: str = "data_source.bucket", server: str = "data_source.endpoint"
 ) -> Iterator[None]:
-    """Turn what boto3 raises into sentences; their own texts may name keys and signatures.
+    """Turn the errors of boto3, which may contain keys and signatures, into a DataError of one sentence.
 
     Args:
-        where, server: the settings that name the bucket and its endpoint.
-    Raises: DataError.
+        where, server: the settings that name the bucket and its endpoint, for the hint.
     """
     from botocore.exceptions import BotoCoreError, ClientError
 
@@ -224,7 +223,7 @@ def _refusal(code: str, bucket: str, where: str, server: str) -> DataError:
     if code in CHANGED:
         return DataError(
             f"an object of the S3 bucket {bucket} changed while it was fetched",
-            hint="nothing was kept; run the command again",
+            hint="nothing was stored; run the command again",
         )
     return DataError(f"S3 could not read the bucket {bucket} ({code})", hint=f"check {where}, or try again later")
 
@@ -238,5 +237,5 @@ def _failure(name: str, bucket: str, endpoint: str, where: str, server: str) -> 
     if name == "ParamValidationError":
         return DataError(f"{bucket!r} is not the name of an S3 bucket", hint=f"correct {where}")
     return DataError(
-        f"{endpoint} does not answer as an S3 server ({name})", hint=f"check {server} and the network"
+        f"{endpoint} does not respond as an S3 server ({name})", hint=f"check {server} and the network"
     )

@@ -1,4 +1,4 @@
-"""A connection to a lakeFS server through its official client, every failure of which is told in a sentence."""
+"""The connection to a lakeFS server by its official client, with errors as DataError of one sentence."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class StoredObject(NamedTuple):
 
     @property
     def md5(self) -> str | None:
-        """None where the checksum is none of the content: the ETag of a multipart upload ends in -<parts>."""
+        """The MD5 of the content; None after a multipart upload, whose ETag ends in -<parts>."""
         return self.checksum if re.fullmatch("[0-9a-f]{32}", self.checksum) else None
 
     def difference(self, size: int, md5: str) -> str:
-        """How a copy of this size and MD5 is another file; empty if it is the same, as far as can be known."""
+        """How a copy with this size and MD5 differs; empty if no difference is known."""
         if size != self.size:
             return f"{size:,} bytes instead of {self.size:,}"
         return f"MD5 {md5} instead of {self.md5}" if self.md5 and md5 != self.md5 else ""
@@ -39,7 +39,7 @@ class StoredObject(NamedTuple):
 
 @dataclass(frozen=True)
 class Repository:
-    """A repository on a server, and the official client that is connected to it."""
+    """A repository on a server, with the client that is connected to it."""
 
     endpoint: str
     name: str
@@ -49,11 +49,11 @@ class Repository:
         return f"lakeFS at {self.endpoint}"
 
     def resolve(self, ref: str) -> str:
-        """The id of the commit that the branch, tag, commit or start of a commit id `ref` stands for."""
+        """The commit id of `ref`, which is a branch, a tag or the beginning of a commit id."""
         return str(self.client.sdk_client.commits_api.get_commit(self.name, ref, _request_timeout=TIMEOUT).id)
 
     def presigns(self) -> bool:
-        """Whether objects are read from and written to the storage itself, past the server."""
+        """Whether objects are read and written by presigned URLs of the storage, without the server."""
         config = self.client.sdk_client.config_api.get_config(_request_timeout=TIMEOUT)
         storages = [s for s in [config.storage_config, *(config.storage_config_list or [])] if s]
         return bool(storages) and all(s.pre_sign_support for s in storages)
@@ -79,11 +79,13 @@ class Repository:
         return StoredObject(found.path, found.size_bytes or 0, found.checksum)
 
     @contextmanager
-    def translate_errors(self, ref: str, when_dead: str = "") -> Iterator[None]:
-        """Turn what the server refuses, or that there is none, into a sentence about `ref`, such as `branch main`.
+    def translate_errors(self, ref: str, unreachable_hint: str = "") -> Iterator[None]:
+        """Turn errors of the client into a DataError about `ref`, such as `branch main`.
 
-        None of them repeats the client's own words, in which a presigned address is a secret.
-        Raises: DataError; `when_dead` is the hint where the server does not answer.
+        The messages do not quote the client, whose errors may contain presigned URLs, which are secret.
+
+        Args:
+            unreachable_hint: the hint if the server cannot be reached.
         """
         from lakefs.exceptions import ServerException, api_exception_handler
         from urllib3.exceptions import HTTPError
@@ -94,10 +96,10 @@ class Repository:
         except ServerException as error:
             raise self._refusal(ref, error) from None
         except HTTPError as error:
-            hint = when_dead or "start it, or set data_source.endpoint or LAKEFS_ENDPOINT"
+            hint = unreachable_hint or "start it, or set data_source.endpoint or LAKEFS_ENDPOINT"
             raise DataError(f"{self} cannot be reached: {failure_reason(error)}", hint=hint) from None
-        except ValueError as error:  # pydantic's, json's and unicode's alike
-            raise self._stranger() from error
+        except ValueError as error:  # of pydantic, json and unicode
+            raise self._not_lakefs() from error
 
     def _refusal(self, ref: str, error: Any) -> DataError:
         message = server_message(error, else_status=False)
@@ -106,29 +108,29 @@ class Repository:
                 f"{self} does not accept the keys in {' and '.join(KEYS)}", hint="set those of a user"
             )
         if not message and error.status_code in {403, 404, 405}:
-            return self._stranger()
+            return self._not_lakefs()
         if error.status_code == 404 and "repository" in message:
             return DataError(f"{self} has no repository {self.name}", hint="set data_source.repo")
         if error.status_code == 404:
             return DataError(
                 f"repository {self.name} of {self} has no {ref}", hint="create it, or name another one"
             )
-        told = server_message(error)
+        message = server_message(error)
         return DataError(
-            f"{self} refuses {ref} of repository {self.name}: {told}", hint="see the server's own log"
+            f"{self} refuses {ref} of repository {self.name}: {message}", hint="see the log of the server"
         )
 
-    def _stranger(self) -> DataError:
+    def _not_lakefs(self) -> DataError:
         return DataError(
-            f"{self.endpoint} answers, but not as a lakeFS server does",
+            f"{self.endpoint} responds, but is not a lakeFS server",
             hint="set data_source.endpoint or LAKEFS_ENDPOINT to the address of its web page, without a path",
         )
 
 
 def connect(source: DataSource) -> Repository:
-    """The client for the repository that `source` names. Sends nothing yet.
+    """A client for the repository that `source` names. Sends no request.
 
-    Raises: DataError if the address, the repository's name or a key is missing or cannot be one.
+    Raises: DataError if the address, the repository's name or a key is missing or invalid.
     """
     endpoint, name = server_address(source), repository_name(source)
     access, secret = (os.environ.get(key, "") for key in KEYS)
@@ -141,7 +143,7 @@ def connect(source: DataSource) -> Repository:
     from urllib3 import Retry, Timeout
 
     client = Client(host=f"{endpoint}/api/v1", username=access, password=secret)
-    # The client has no setting for these. Its own are three tries, and no limit of time.
+    # The client has no settings for these. Its defaults are three attempts and no timeout.
     settings = client.sdk_client.objects_api.api_client.rest_client.pool_manager.connection_pool_kw
     settings["timeout"] = Timeout(connect=TIMEOUT[0], read=TIMEOUT[1])
     settings["retries"] = Retry(
@@ -152,9 +154,9 @@ def connect(source: DataSource) -> Repository:
 
 
 def server_address(source: DataSource) -> str:
-    """The server's address, without the path of its API.
+    """The address of the server, without the path of its API.
 
-    Raises: DataError if there is none, it is not one, or holds credentials.
+    Raises: DataError if it is not set, not an address, or holds credentials.
     """
     given = source.endpoint or os.environ.get("LAKEFS_ENDPOINT", "")
     hint = "set data_source.endpoint or LAKEFS_ENDPOINT, such as http://localhost:8000"
@@ -174,34 +176,34 @@ def server_address(source: DataSource) -> str:
 
 
 def repository_name(source: DataSource) -> str:
-    """Raises: DataError if no repository is named, or none can have that name."""
+    """The name of the repository. Raises: DataError if it is not set or not a valid name."""
     if not source.repo:
         raise DataError("data_source.type=lakefs names no repository", hint="set data_source.repo")
     if not re.fullmatch("[a-z0-9][a-z0-9-]{2,62}", source.repo):
         raise DataError(
-            f"data_source.repo={source.repo} is not a name that a lakeFS repository can have",
+            f"data_source.repo={source.repo} is not a valid name of a lakeFS repository",
             hint="it has 3 to 63 lower-case letters, digits and '-'",
         )
     return source.repo
 
 
 def server_message(error: Any, else_status: bool = True) -> str:
-    """What a server says in its refusal; if nothing, its status."""
+    """The message in an error response, else its status; with `else_status=False`, else empty."""
     body = error.body if isinstance(error.body, dict) else {}
     return str(redact(body.get("message") or (f"{error.status_code} {error.reason}" if else_status else "")))
 
 
 def failure_reason(error: BaseException) -> str:
-    """Why a request failed, in few words and without its address."""
+    """A short reason why a request failed, without its address."""
     from urllib3 import exceptions as seen
 
     cause = getattr(error, "reason", None) or error
     if isinstance(cause, seen.NameResolutionError):
         return "its name is not known"
     if isinstance(cause, seen.TimeoutError) and not isinstance(cause, seen.NewConnectionError):
-        return "no answer in time"
+        return "no response within the timeout"
     if isinstance(cause, seen.SSLError):
         return f"TLS: {str(cause).rsplit('] ', 1)[-1].split(' (_ssl')[0]}"
     if isinstance(cause, seen.NewConnectionError):
         return str(cause).rsplit("] ", 1)[-1].lower()
-    return "the connection broke off"
+    return "the connection was interrupted"

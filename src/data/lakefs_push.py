@@ -1,4 +1,4 @@
-"""data-push: the files of a folder become one commit on a lakeFS branch."""
+"""The stage data-push: commit the files of a folder to a lakeFS branch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from src.errors import MAX_LISTED, ConfigError, DataError
 from src.schema import DataPushConfig
 from src.utils.logs import log
 
-COMMIT_TIMEOUT = (4, 600)  # the server takes a while over a large commit
+COMMIT_TIMEOUT = (4, 600)  # seconds; a large commit takes long
 
 
 class LocalFile(NamedTuple):
@@ -27,10 +27,10 @@ class LocalFile(NamedTuple):
 
 
 def push_dataset(cfg: DataPushConfig) -> int:
-    """Upload the files that the branch does not have yet, and commit them. Nothing is deleted there.
+    """Upload the files that the branch does not have yet, and commit them. No object is deleted.
 
-    Raises: ConfigError if a setting is missing or has no meaning here; DataError if a file cannot be committed,
-    the branch holds changes that are not of this push, or the server fails.
+    Raises: ConfigError if a setting is missing or not supported; DataError if a file cannot be committed, the
+    branch holds other uncommitted changes, or the server fails.
     """
     _check_settings(cfg)
     source, branch = cfg.data_source, cfg.data_source.branch or "main"
@@ -39,16 +39,16 @@ def push_dataset(cfg: DataPushConfig) -> int:
     repository = connect(source)
     local = {prefix + name: LocalFile(file, file.stat().st_size, _md5(file)) for name, file in found.items()}
     with repository.translate_errors(f"branch {branch}"):
-        _refuse_others(repository, branch, local)
+        _refuse_foreign_changes(repository, branch, local)
         missing = _missing(repository, branch, prefix, local)
     _upload_all(repository, branch, prefix, missing)
     commit = _commit(repository, branch, str(cfg.message))
-    told = f"{len(missing)} files uploaded, {len(local) - len(missing)} unchanged"
+    summary = f"{len(missing)} files uploaded, {len(local) - len(missing)} unchanged"
     if commit:
-        log.info("%s: %s, committed to branch %s", repository.name, told, branch)
+        log.info("%s: %s, committed to branch %s", repository.name, summary, branch)
         log.info("data_source.commit=%s", commit)
     else:
-        log.info("%s: %s, nothing to commit to branch %s", repository.name, told, branch)
+        log.info("%s: %s, nothing to commit to branch %s", repository.name, summary, branch)
     return 0
 
 
@@ -60,18 +60,18 @@ def _check_settings(cfg: DataPushConfig) -> None:
     for key in ("tag", "commit"):
         if getattr(source, key):
             problems.append(
-                f"data_source.{key} has no meaning with data-push, which commits to data_source.branch"
+                f"data_source.{key} is not supported by data-push, which commits to data_source.branch"
             )
     if not (cfg.message or "").strip():
-        problems.append("message is not set: a commit says what it is")
+        problems.append("message is not set: a commit needs one")
     if problems:
         raise ConfigError(*problems, hint='write make data-push MESSAGE="what is new" data_source.repo=NAME')
 
 
 def _found(root: Path, pattern: str) -> dict[str, Path]:
-    """`{name inside the folder: file}` of what is to be committed.
+    """`{relative name: file}` of the files to commit.
 
-    Raises: DataError naming every link that leads out of the folder, and every name that could not be read back.
+    Raises: DataError naming every link out of the folder, and every name that could not be fetched again.
     """
     if not root.exists():
         raise DataError(f"dataset_path {root} does not exist", hint="set dataset_path")
@@ -80,13 +80,13 @@ def _found(root: Path, pattern: str) -> dict[str, Path]:
     except (ValueError, NotImplementedError) as error:
         raise DataError(f"dataset_pattern={pattern}: {error}", hint="set dataset_pattern") from None
     base = root if root.is_dir() else root.parent
-    files, left_out, problems = dict[str, Path](), [], []
+    files, skipped, problems = dict[str, Path](), [], []
     for path in paths:
         name = path.relative_to(base).as_posix()
         if path != root and (not path.resolve().is_relative_to(base.resolve()) or not path.exists()):
-            problems.append(f"{path} leads out of {base}, or nowhere")
+            problems.append(f"{path} is a link out of {base}, or a broken link")
         elif any(part.startswith(".") for part in Path(name).parts) or not (path.is_file() or path.is_dir()):
-            left_out += [] if path.is_dir() else [name]
+            skipped += [] if path.is_dir() else [name]
         elif path.is_file():
             files[name] = path
             problems += [] if _is_unicode(name) else [f"{name!r} is not UTF-8"]
@@ -95,8 +95,8 @@ def _found(root: Path, pattern: str) -> dict[str, Path]:
         raise DataError(
             *problems, hint="nothing was uploaded; rename or remove these files, or set dataset_pattern"
         )
-    if left_out:
-        log.info("left out, hidden or no regular file: %s", _list(left_out))
+    if skipped:
+        log.info("skipped, hidden or not a regular file: %s", _list(skipped))
     if not files:
         raise DataError(
             f"no file to commit in {root} matches {pattern}", hint="set dataset_path and dataset_pattern"
@@ -121,16 +121,16 @@ def _list(names: list[str]) -> str:
     return ", ".join(names[:MAX_LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
-def _refuse_others(repository: Repository, branch: str, local: Mapping[str, LocalFile]) -> None:
-    """A commit takes everything that is uncommitted on its branch, whoever put it there."""
+def _refuse_foreign_changes(repository: Repository, branch: str, local: Mapping[str, LocalFile]) -> None:
+    """Raises: DataError if the branch has other uncommitted changes, since a commit would include them."""
     from lakefs.branch import Branch
 
     changes = Branch(repository.name, branch, repository.client).uncommitted(_request_timeout=TIMEOUT)
     others = [change.path for change in changes if change.path not in local]
     if others:
         raise DataError(
-            f"branch {branch} holds uncommitted changes that are not of this push: {_list(others)}",
-            hint=f"nothing was uploaded; commit them first, or drop them: {_reset(repository, branch)}",
+            f"branch {branch} holds uncommitted changes that are not part of this push: {_list(others)}",
+            hint=f"nothing was uploaded; commit them first, or discard them: {_reset(repository, branch)}",
         )
 
 
@@ -141,7 +141,7 @@ def _reset(repository: Repository, branch: str) -> str:
 def _missing(
     repository: Repository, branch: str, prefix: str, local: Mapping[str, LocalFile]
 ) -> dict[str, LocalFile]:
-    """Those files that the branch, its uncommitted changes included, does not hold as they are here."""
+    """The files that the branch, including its uncommitted changes, does not hold with the same content."""
     remote = {stored.key: stored for stored in repository.objects(branch, prefix)}
     same = {k for k, f in local.items() if k in remote and not remote[k].difference(f.size, f.md5)}
     return {key: file for key, file in local.items() if key not in same}
@@ -154,12 +154,14 @@ def _upload_all(repository: Repository, branch: str, prefix: str, missing: Mappi
             presigned = repository.presigns()
             run_parallel(lambda job: done.append(_upload(repository, branch, presigned, *job)), missing.items())
             for key in _missing(repository, branch, prefix, missing):
-                raise DataError(f"{key} is not on the branch as it is here: it changed, or arrived damaged")
+                raise DataError(
+                    f"{key} on the branch differs from the local file: it changed or was corrupted in the upload"
+                )
     except DataError as error:
         raise DataError(
             *error.problems,
-            f"nothing was committed; {len(done)} of {len(missing)} files lie uncommitted on branch {branch}",
-            hint=f"run the command again to go on, or drop them: {_reset(repository, branch)}",
+            f"nothing was committed; {len(done)} of {len(missing)} files are uncommitted on branch {branch}",
+            hint=f"run the command again to resume, or discard them: {_reset(repository, branch)}",
         ) from None
 
 
@@ -201,6 +203,6 @@ def _commit(repository: Repository, branch: str, message: str) -> str | None:
             return None
         except HTTPError as error:
             raise DataError(
-                f"{repository} did not say whether it committed: {failure_reason(error)}",
-                hint="run the command again: it commits, or finds nothing to commit",
+                f"it is unknown whether {repository} committed: {failure_reason(error)}",
+                hint="run the command again: it commits, or reports that there is nothing to commit",
             ) from None

@@ -124,13 +124,13 @@ def test_bytes_that_are_not_those_of_the_commit_are_refused(
     server.commit(**{"a.jsonl": "as it is"[:7]})
     server.large = {"a.jsonl"} if large else set()
     server.served["a.jsonl"] = served
-    assert "a.jsonl is not what its commit on the Hub holds" in refused(source(server), tmp_path / "cache")
+    assert "a.jsonl differs from its commit on the Hub" in refused(source(server), tmp_path / "cache")
 
 
 def test_a_file_that_grows_over_its_listed_size_is_stopped(server: Hub, tmp_path: Path) -> None:
     server.commit(**{"a.jsonl": "a"})
     server.endless = {"a.jsonl"}
-    assert "a.jsonl is not what its commit on the Hub holds" in refused(source(server), tmp_path)
+    assert "a.jsonl differs from its commit on the Hub" in refused(source(server), tmp_path)
     assert server.sent < 40
 
 
@@ -163,7 +163,7 @@ def test_a_token_comes_from_the_environment_only(
     assert f"{server.endpoint} refuses access to the dataset user/rows, and HF_TOKEN is not set" in told
     monkeypatch.setenv("HF_TOKEN", "hf_other")
     told = refused(source(server), tmp_path / "cache")
-    assert "HF_TOKEN does not open it" in told and "hf_other" not in told
+    assert "HF_TOKEN gives no access to it" in told and "hf_other" not in told
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     found = fetch_hub(source(server), tmp_path / "cache")
     assert tree(found.folder) == {"a.jsonl": b"a"} and "hf_secret" not in str(found)
@@ -194,7 +194,7 @@ def test_a_dead_server_is_told_within_seconds(tmp_path: Path) -> None:
     began = time.monotonic()
     endpoint = f"http://127.0.0.1:{closed_port()}"
     told = refused(DataSource("hub", endpoint=endpoint, repo="user/rows"), tmp_path)
-    assert f"{endpoint} does not answer as a Hub (ConnectError)" in told
+    assert f"{endpoint} does not respond as a Hub (ConnectError)" in told
     assert time.monotonic() - began < 10
 
 
@@ -206,7 +206,7 @@ def test_a_server_that_is_no_hub_is_told(tmp_path: Path) -> None:
     with serving(Page) as other:
         endpoint = f"http://127.0.0.1:{other.server_port}"
         told = refused(DataSource("hub", endpoint=endpoint, repo="user/rows"), tmp_path)
-    assert "does not answer as a Hub" in told
+    assert "does not respond as a Hub" in told
 
 
 @pytest.mark.parametrize("repo", [None, "no such/dataset id", "a/b/c"])
@@ -251,7 +251,9 @@ def test_offline_the_cache_is_read_and_anything_else_is_told(server: Hub, tmp_pa
     assert done.returncode == 0, done.stderr
     first, second = done.stdout.splitlines()
     assert first == commit
-    assert second.startswith("the dataset user/rows is not in the cache, and HF_HUB_OFFLINE forbids to fetch it; ")
+    assert second.startswith(
+        "the dataset user/rows is not in the cache, and HF_HUB_OFFLINE prevents fetching it; "
+    )
     assert server.requests == []
 
 
@@ -293,7 +295,7 @@ def test_a_renamed_file_is_another_version(tmp_path: Path) -> None:
         ({"path": "../other"}, "outside its folder"),
         ({"path": "link"}, "outside its folder"),
         ({"path": "empty"}, "holds no data files below empty"),
-        ({"revision": "v1"}, "data_source.revision has no meaning"),
+        ({"revision": "v1"}, "data_source.revision is not supported"),
     ],
 )
 def test_what_a_local_folder_cannot_give_is_refused(tmp_path: Path, keys: dict[str, str], told: str) -> None:

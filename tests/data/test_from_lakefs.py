@@ -219,7 +219,7 @@ def test_a_branch_of_a_dead_server_tells_which_commits_are_cached(own: Lake, tmp
     error = refused(own, tmp_path, path="train")
     assert time.monotonic() - started < 5
     assert f"lakeFS at {own.endpoint} cannot be reached: connection refused" in error.problems
-    assert error.hint == f"without the server there is data_source.commit={commit} in the cache"
+    assert error.hint == f"the cache holds data_source.commit={commit}, which needs no server"
     assert "set data_source.endpoint" in refused(own, tmp_path, path="other").hint
 
 
@@ -231,7 +231,7 @@ def test_a_cached_file_that_changed_is_not_read(own: Lake, tmp_path: Path, harm:
         (folder / "a.jsonl").write_bytes(b"{}")
     else:
         (folder / "a.jsonl" if harm == "missing" else folder.parent / "objects.json").unlink()
-    assert "is not what was fetched" in str(refused(own, tmp_path, path="train", commit=commit))
+    assert "was modified after the fetch" in str(refused(own, tmp_path, path="train", commit=commit))
 
 
 KILLED = """
@@ -387,7 +387,7 @@ def test_a_path_that_holds_nothing_tells_what_is_there(lake: Lake, tmp_path: Pat
     lake.commit({"train/a": b"x", "b": b"x"})
     error = refused(lake, tmp_path, path="tra")
     assert str(error) == (
-        f"branch main of repository {lake.name} holds nothing under tra; set data_source.path; there is b, train/"
+        f"branch main of repository {lake.name} holds nothing under tra; set data_source.path; the repository holds b, train/"
     )
 
 
@@ -433,7 +433,7 @@ def test_a_branch_named_like_a_commit_is_not_taken_for_one(own: Lake, tmp_path: 
         ({"commit": "HEAD"}, "data_source.commit=HEAD is not a commit id"),
         ({"commit": "../../x"}, "is not a commit id"),
         ({"repo": None}, "names no repository"),
-        ({"repo": "../../etc"}, "is not a name that a lakeFS repository can have"),
+        ({"repo": "../../etc"}, "is not a valid name of a lakeFS repository"),
         ({"endpoint": None}, "names no server"),
         ({"endpoint": "localhost:8000"}, "localhost:8000 is not the address of a lakeFS server"),
         ({"endpoint": "ftp://x"}, "is not the address of a lakeFS server"),
@@ -493,7 +493,7 @@ def test_a_web_server_that_is_no_lakefs_is_told_from_one(
 ) -> None:
     stranger.status, stranger.page = status, page
     endpoint = f"http://127.0.0.1:{stranger.server_port}"
-    with pytest.raises(DataError, match=f"{endpoint} answers, but not as a lakeFS server does"):
+    with pytest.raises(DataError, match=f"{endpoint} responds, but is not a lakeFS server"):
         fetch_lakefs(DataSource(type="lakefs", endpoint=endpoint, repo="nl-sql"), tmp_path)
 
 
@@ -504,7 +504,7 @@ def test_a_server_that_never_answers_is_given_up(
     with socket.create_server(("127.0.0.1", 0)) as silent:
         endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
         started = time.monotonic()
-        with pytest.raises(DataError, match="cannot be reached: no answer in time"):
+        with pytest.raises(DataError, match="cannot be reached: no response within the timeout"):
             fetch_lakefs(DataSource(type="lakefs", endpoint=endpoint, repo="nl-sql"), tmp_path)
     assert time.monotonic() - started < 5
 

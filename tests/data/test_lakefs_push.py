@@ -142,7 +142,7 @@ def test_hidden_files_are_left_out_and_named(lake: Lake, folder: Path, heard: py
     os.mkfifo(folder / "pipe")
     lake.push(folder)
     assert lake.committed().keys() == DATA.keys()
-    assert "left out, hidden or no regular file: .env, .git/config, deep/.cache/x, pipe" in heard.messages
+    assert "skipped, hidden or not a regular file: .env, .git/config, deep/.cache/x, pipe" in heard.messages
 
 
 def test_a_link_inside_the_folder_is_the_file_that_it_leads_to(lake: Lake, folder: Path) -> None:
@@ -161,8 +161,8 @@ def test_links_that_lead_out_of_the_folder_are_all_named(own: Lake, folder: Path
     error = refused(own, folder)
     assert [p.split()[0] for p in error.problems] == [str(folder / n) for n in ("file", "folder", "nowhere")]
     assert own.content() == {}
-    assert "leads out of" in str(refused(own, folder, pattern="folder/*"))
-    assert "leads out of" in str(refused(own, folder, pattern="../*.txt"))
+    assert "is a link out of" in str(refused(own, folder, pattern="folder/*"))
+    assert "is a link out of" in str(refused(own, folder, pattern="../*.txt"))
 
 
 @pytest.mark.parametrize(
@@ -199,9 +199,9 @@ def test_every_setting_that_is_wrong_is_told_at_once(own: Lake, folder: Path) ->
     error = refused(own, folder, ConfigError, message=" ", type="s3", tag="v1", commit="a" * 64)
     assert error.problems == (
         "data_source.type=s3: data-push commits to lakefs only",
-        "data_source.tag has no meaning with data-push, which commits to data_source.branch",
-        "data_source.commit has no meaning with data-push, which commits to data_source.branch",
-        "message is not set: a commit says what it is",
+        "data_source.tag is not supported by data-push, which commits to data_source.branch",
+        "data_source.commit is not supported by data-push, which commits to data_source.branch",
+        "message is not set: a commit needs one",
     )
     assert refused(own, folder, ConfigError, message=None).problems == error.problems[-1:]
 
@@ -224,7 +224,7 @@ def test_a_tag_is_no_branch(lake: Lake, folder: Path) -> None:
 def test_uncommitted_changes_of_somebody_else_are_not_taken_along(lake: Lake, folder: Path) -> None:
     lake.put({"theirs.jsonl": b"x"})
     error = refused(lake, folder)
-    assert "holds uncommitted changes that are not of this push: theirs.jsonl" in str(error)
+    assert "holds uncommitted changes that are not part of this push: theirs.jsonl" in str(error)
     assert error.hint.endswith(f"lakectl branch reset lakefs://{lake.name}/main")
     assert lake.content().keys() == {"theirs.jsonl"}
 
@@ -243,7 +243,7 @@ def test_an_upload_that_fails_commits_nothing_and_can_be_continued(
     error = refused(own, folder)
     assert error.problems[0] == "deep/ünï code.jsonl cannot be uploaded: disk full"
     assert error.problems[1].startswith("nothing was committed; ")
-    assert error.problems[1].endswith(" of 3 files lie uncommitted on branch main")
+    assert error.problems[1].endswith(" of 3 files are uncommitted on branch main")
     assert error.hint.endswith(f"lakectl branch reset lakefs://{own.name}/main")
     own.own.before = lambda _request: None
     own.push(folder)
@@ -257,7 +257,7 @@ def test_a_server_that_dies_on_the_way_is_told(own: Lake, folder: Path) -> None:
         return Answer(200, b"", length=10) if request.object else None
 
     own.own.before = die
-    with pytest.raises(DataError, match="cannot be uploaded: the connection broke off") as caught:
+    with pytest.raises(DataError, match="cannot be uploaded: the connection was interrupted") as caught:
         own.push(folder)
     assert "nothing was committed; 0 of 3 files" in str(caught.value)
     assert own.branch().get_commit().id == before
@@ -270,7 +270,7 @@ def test_an_upload_that_arrives_damaged_is_not_committed(own: Lake, folder: Path
                 stored.data, stored.checksum = stored.data[:-1], "0" * 32
 
     own.own.before = damage  # type: ignore[assignment]
-    assert "is not on the branch as it is here" in str(refused(own, folder))
+    assert "on the branch differs from the local file" in str(refused(own, folder))
 
 
 @pytest.mark.parametrize("status", [400, 403])
@@ -290,7 +290,7 @@ def test_a_commit_without_an_answer_is_not_sent_twice(own: Lake, folder: Path) -
         return Answer(201, b"", length=10)
 
     own.own.before = silent
-    assert "did not say whether it committed" in str(refused(own, folder))
+    assert "it is unknown whether" in str(refused(own, folder))
     assert len(sent) == 1
 
 
@@ -326,7 +326,7 @@ def test_without_a_message_make_says_what_to_write(own: Lake, folder: Path) -> N
     done = door(own, f"dataset_path={folder}", make=True)
     assert done.returncode == 2
     assert (
-        'message is not set: a commit says what it is; write make data-push MESSAGE="what is new"' in done.stderr
+        'message is not set: a commit needs one; write make data-push MESSAGE="what is new"' in done.stderr
     )
     assert "Traceback" not in done.stderr
 

@@ -269,7 +269,7 @@ def test_a_mask_that_the_second_derivation_disputes_is_not_trained_on(
     make.file("a.jsonl", sums(3))
     from src.data.chat import CharSpan, ChatTokenizer, RenderedChat
 
-    right = ChatTokenizer.conversations
+    right = ChatTokenizer.training_texts
 
     def shifted(self: ChatTokenizer, *args: Any) -> list[RenderedChat]:
         first = args[0][0]["content"] == "1+1?"
@@ -493,7 +493,7 @@ def test_data_under_the_folder_of_a_link_that_leaves_it_is_refused(make: Maker) 
     (make.folder / "outside.jsonl").write_text("{}")
     make.file("a.jsonl", sums(2))
     (make.folder / "data" / "b.jsonl").symlink_to(make.folder / "outside.jsonl")
-    with pytest.raises(DataError, match=r"b\.jsonl is a symbolic link that leaves"):
+    with pytest.raises(DataError, match=r"b\.jsonl is a symbolic link to a file outside"):
         load_training_rows(make.config())
 
 
