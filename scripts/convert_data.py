@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from src.convert.files import convert_tree, exit_code, summary
 
 PATHS = "files, or folders to search with their subfolders (default: data)"
-CHECK = "say what would be done and write nothing; exit code 1 when there is something to do"
+CHECK = "report what would be done and write nothing; exit code 1 if there is something to do"
 FORCE = "replace an x.jsonl that differs from x.json; the old one is kept as x.jsonl.orig"
 NOTHING = "No .json or .jsonl files found. Put your data there or give a PATH."
 
@@ -23,11 +23,11 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help=CHECK)
     parser.add_argument("--force", action="store_true", help=FORCE)
     args = parser.parse_args()
-    outcomes = convert_tree(args.paths, force=args.force, check=args.check)
-    for outcome in outcomes:
-        print(outcome, file=sys.stderr if outcome.status == "refused" else sys.stdout, flush=True)
-    print(summary(outcomes) if outcomes else NOTHING)
-    return exit_code(outcomes)
+    results = convert_tree(args.paths, force=args.force, check=args.check)
+    for result in results:
+        print(result, file=sys.stderr if result.status == "refused" else sys.stdout, flush=True)
+    print(summary(results) if results else NOTHING)
+    return exit_code(results)
 
 
 if __name__ == "__main__":

@@ -28,11 +28,11 @@ NOT_USED = {
 
 @dataclass
 class ExportRows:
-    """What an export gave.
+    """The rows of an export.
 
-    rows: one list of `{"role", "content"}` messages for each distinct branch.
-    left_out: how many things of each kind did not become part of a row, each message counted once.
-    without_row: `"title": reason` for each conversation that gave no row at all.
+    rows: a list of `{"role", "content"}` messages for each distinct branch.
+    left_out: the number of items of each kind that are in no row. Each message is counted once.
+    without_row: `"title": reason` for each conversation without a row.
     """
 
     rows: list[Messages] = field(default_factory=list)
@@ -42,7 +42,7 @@ class ExportRows:
 
 @dataclass
 class _Message:
-    """One visible message: `text` is empty when only images, audio or files were in it."""
+    """A visible message. `text` is empty if it holds only images, audio or files."""
 
     role: str
     text: str
@@ -56,16 +56,16 @@ class _Turn:
 
 
 def is_conversation(value: object) -> bool:
-    """True for an object with the shape of an exported conversation: a `mapping` of tree nodes."""
+    """Whether an object is an exported conversation: has a `mapping` of tree nodes."""
     nodes = _mapping(_mapping(value).get("mapping")).values()
     return any(key in _mapping(node) for node in nodes for key in ("message", "parent", "children"))
 
 
 def chatgpt_conversations(export: Iterable[object]) -> ExportRows:
-    """Turn every branch of every conversation of `export` into one list of messages.
+    """Convert every branch of every conversation of `export` into a list of messages.
 
-    Never raises for odd content: missing nodes, loops and null fields are tolerated, and whatever does not
-    become part of a row is counted in `left_out` or named in `without_row`.
+    Missing nodes, loops and null fields are tolerated. What becomes part of no row is counted in `left_out` or
+    named in `without_row`.
     """
     found = ExportRows()
     for conversation in export:
@@ -81,7 +81,7 @@ def chatgpt_conversations(export: Iterable[object]) -> ExportRows:
 
 
 def left_out_summary(left_out: Mapping[str, int]) -> str:
-    """`3 images, 2 tool messages`, the most frequent kind first; empty when nothing was left out."""
+    """`3 images, 2 tool messages`, the most frequent kind first; empty if nothing was left out."""
     ordered = sorted(left_out.items(), key=lambda item: (-item[1], item[0]))
     return ", ".join(f"{count} {_plural(kind, count)}" for kind, count in ordered)
 
@@ -99,7 +99,7 @@ def _list(value: object) -> list[object]:
 
 
 def _visible(nodes: Mapping[str, Json], left_out: Counter[str]) -> dict[str, _Message]:
-    """The visible messages by node id; everything else that carries a message is counted in `left_out`."""
+    """The visible messages by node id. All other messages are counted in `left_out`."""
     visible = {}
     for node_id, node in nodes.items():
         message = _mapping(node.get("message"))
@@ -121,7 +121,7 @@ def _role(message: Json) -> str:
 
 
 def _kind_left_out(message: Json) -> str | None:
-    """Why the whole message is left out, or None when it is a visible message of the chat."""
+    """Why a message is left out; None if it is a visible message of the chat."""
     role, kind = _role(message), _mapping(message.get("content")).get("content_type")
     if role == "tool" or kind in TOOL_OUTPUT:
         return "tool message"
@@ -140,7 +140,7 @@ def _kind_left_out(message: Json) -> str | None:
 
 
 def _text(message: Json) -> tuple[str, Counter[str]]:
-    """The text of a visible message, its parts joined by a blank line, and counts of what is not text."""
+    """The text of a visible message, its parts joined by an empty line, and counts of the other parts."""
     extras = Counter[str]()
     content = message.get("content")
     parts = _mapping(content).get("parts", content)
@@ -168,7 +168,7 @@ def _part_text(part: object, extras: Counter[str]) -> str:
 
 
 def _rows(nodes: Mapping[str, Json], visible: Mapping[str, _Message], left_out: Counter[str]) -> list[Messages]:
-    """One row for each distinct branch; counts duplicates and the visible messages that reached no row."""
+    """One row for each distinct branch. Duplicates, and visible messages in no row, are counted in `left_out`."""
     rows: dict[tuple[tuple[str, str], ...], None] = {}
     used: set[str] = set()
     on_a_path: set[str] = set()
@@ -193,7 +193,7 @@ def _drop_zeros(counts: Counter[str]) -> None:
 
 
 def _paths(nodes: Mapping[str, Json]) -> Iterator[list[str]]:
-    """The node ids from root to leaf, once for each leaf; a loop in the parent links ends the walk."""
+    """The node ids from root to leaf, for each leaf. A loop in the parent links ends the path."""
     parents = _parents(nodes)
     inner = set(parents.values())
     for leaf in nodes:
@@ -208,7 +208,7 @@ def _paths(nodes: Mapping[str, Json]) -> Iterator[list[str]]:
 
 
 def _parents(nodes: Mapping[str, Json]) -> dict[str, str | None]:
-    """Each node's parent: the one it names, else the one that lists it as a child, else None."""
+    """The parent of each node: the one that it names, else the one that lists it as a child, else None."""
     listed_by: dict[object, str] = {}
     for node_id, node in nodes.items():
         for child in _list(node.get("children")):
@@ -223,20 +223,20 @@ def _parents(nodes: Mapping[str, Json]) -> dict[str, str | None]:
 
 
 def _turns(path: Iterable[str], visible: Mapping[str, _Message]) -> list[_Turn]:
-    """Turns of one branch up to its last answer; neighbours of one role are one turn.
+    """The turns of a branch up to its last answer. Consecutive messages of one role are joined.
 
-    An answer counts only after a user message with text: the answer to an image alone would otherwise be
-    taken for the answer to the question before it.
+    Answers to a user message without text are left out: the answer to an image would otherwise appear to answer
+    the question before it.
     """
     turns: list[_Turn] = []
-    asked = False
+    has_request = False
     for node_id in path:
         message = visible.get(node_id)
         if message is None:
             continue
         if message.role == "user":
-            asked = bool(message.text)
-        if not message.text or (message.role == "assistant" and not asked):
+            has_request = bool(message.text)
+        if not message.text or (message.role == "assistant" and not has_request):
             continue
         if not turns or turns[-1].role != message.role:
             turns.append(_Turn(message.role, [], []))
@@ -250,7 +250,7 @@ def _turns(path: Iterable[str], visible: Mapping[str, _Message]) -> list[_Turn]:
 def _why_no_row(nodes: Mapping[str, Json], visible: Mapping[str, _Message]) -> str:
     speaking = {message.role for message in visible.values() if message.text}
     if not any(_mapping(node.get("message")) for node in nodes.values()):
-        return "it holds no messages"
+        return "it has no messages"
     if "user" not in speaking:
         return "no visible text from the user"
     if "assistant" not in speaking:

@@ -20,16 +20,16 @@ from src.convert.chatgpt import chatgpt_conversations, is_conversation, left_out
 from src.data.readers.json_rows import JsonValue, fits_utf8, one_line, read_json_values
 
 TYPE_NAMES = {list: "an array", str: "a string", bool: "true or false", type(None): "null"}
-CORRECT_IT = "Correct it there and run the command again; nothing was written for this file."
+CORRECT_IT = "Correct it and run the command again; nothing was written for this file."
 
 
 @dataclass(frozen=True)
 class ConversionResult:
-    """What happened to one file.
+    """What was done with one file.
 
     status: `ok`, `converted`, `would convert`, `up to date`, `skipped` or `refused`.
-    rows: the number of JSONL rows (0 when refused or skipped).
-    detail: the text to show after the path, beginning with `:line:column: ` where a place is known.
+    rows: the number of JSONL rows; 0 if refused or skipped.
+    detail: the text after the path, which begins with `:line:column: ` if a position is known.
     """
 
     path: Path
@@ -42,32 +42,35 @@ class ConversionResult:
 
 
 class ConversionError(Exception):
-    """A file that cannot be converted: `place` is `:line:column`, `:line` or empty."""
+    """A file that cannot be converted. `position` is `:line:column`, `:line` or empty."""
 
-    def __init__(self, fact: str, remedy: str, place: str = "") -> None:
-        super().__init__(f"{place}: {fact}. {remedy}")
+    def __init__(self, fact: str, remedy: str, position: str = "") -> None:
+        super().__init__(f"{position}: {fact}. {remedy}")
 
 
 def convert_tree(paths: Iterable[Path], *, force: bool = False, check: bool = False) -> list[ConversionResult]:
-    """Convert every `.json` and `.jsonl` file of `paths` (files, or folders searched with subfolders).
+    """Convert every `.json` and `.jsonl` file of `paths`, which are files or folders to search recursively.
 
-    Returns one Outcome for each file, in order of path; a refused file does not stop the others.
+    Returns: one result per file, sorted by path. A refused file does not stop the others.
     """
     found: dict[Path, ConversionResult | None] = {}
     for path in paths:
-        for file, outcome in _find(path):
-            found.setdefault(file, outcome)
+        for file, result in _find(path):
+            found.setdefault(file, result)
     distinct = {os.path.abspath(file) if found[file] else os.path.realpath(file): file for file in found}
     jsonl_first = sorted(distinct.values(), key=lambda file: (file.suffix.lower() != ".jsonl", file))
-    outcomes = [found[file] or convert_file(file, force=force, check=check) for file in jsonl_first]
-    return sorted(outcomes, key=lambda outcome: outcome.path)
+    results = [found[file] or convert_file(file, force=force, check=check) for file in jsonl_first]
+    return sorted(results, key=lambda result: result.path)
 
 
 def convert_file(path: Path, *, force: bool = False, check: bool = False) -> ConversionResult:
-    """Convert one file: `x.jsonl` in place, `x.json` to `x.jsonl` beside it.
+    """Convert one file: `x.jsonl` in place, `x.json` to `x.jsonl` in the same folder.
 
-    force: replace an `x.jsonl` that differs (it is kept as `x.jsonl.orig`). check: write nothing.
-    Raises nothing for bad files: the Outcome has the status `refused` and says where and why.
+    A bad file raises nothing: its result has the status `refused` and says where and why.
+
+    Args:
+        force: replace an `x.jsonl` that differs, and keep it as `x.jsonl.orig`.
+        check: write nothing.
     """
     try:
         return _convert(Path(os.path.realpath(path)) if path.is_symlink() else path, force, check)
@@ -77,21 +80,21 @@ def convert_file(path: Path, *, force: bool = False, check: bool = False) -> Con
         return _unusable(path, error)
 
 
-def exit_code(outcomes: Iterable[ConversionResult]) -> int:
-    """2 when a file was refused, else 1 when `check` found something to convert, else 0."""
-    statuses = {outcome.status for outcome in outcomes}
+def exit_code(results: Iterable[ConversionResult]) -> int:
+    """2 if a file was refused, else 1 if `check` found something to convert, else 0."""
+    statuses = {result.status for result in results}
     return 2 if "refused" in statuses else int("would convert" in statuses)
 
 
-def summary(outcomes: Sequence[ConversionResult]) -> str:
+def summary(results: Sequence[ConversionResult]) -> str:
     """`3 files: 2 ok, 1 converted`."""
-    counts = Counter(outcome.status for outcome in outcomes)
-    files = "1 file" if len(outcomes) == 1 else f"{len(outcomes)} files"
+    counts = Counter(result.status for result in results)
+    files = "1 file" if len(results) == 1 else f"{len(results)} files"
     return f"{files}: " + ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
 
 
 def _find(path: Path) -> Iterator[tuple[Path, ConversionResult | None]]:
-    """Files to convert under `path`, with an Outcome for those that are settled already."""
+    """The files to convert under `path`, with a result for those that are skipped or cannot be read."""
     if not path.is_dir():
         yield path, None
         return
@@ -120,7 +123,7 @@ def _convert(path: Path, force: bool, check: bool) -> ConversionResult:
     values = _objects(text)
     from_export = _is_export(values)
     if in_place and not from_export and _is_jsonl(text, values):
-        bom = "; it starts with a byte order mark, left as it is" if raw.startswith(b"\xef\xbb\xbf") else ""
+        bom = "; it starts with a byte order mark, which is kept" if raw.startswith(b"\xef\xbb\xbf") else ""
         return ConversionResult(path, "ok", len(values), f": ok ({_rows(len(values))}){bom}")
     rows, note = _export_rows(values) if from_export else ([one_line(v.source) for v in values], "")
     data = "".join(row + "\n" for row in rows).encode()
@@ -160,7 +163,10 @@ def _decode(raw: bytes) -> str:
 
 
 def _objects(text: str) -> list[JsonValue]:
-    """All values of `text`; refuses it unless there is at least one and every one is an object."""
+    """All values of `text`.
+
+    Raises: ConversionError unless there is at least one, and all are objects.
+    """
     try:
         values = list(read_json_values(text))
     except json.JSONDecodeError as error:
@@ -183,18 +189,21 @@ def _is_jsonl(text: str, values: Sequence[JsonValue]) -> bool:
 
 
 def _is_export(values: Sequence[JsonValue]) -> bool:
-    """True for a ChatGPT export; refuses a file that mixes its conversations with other objects."""
+    """Whether the values are a ChatGPT export.
+
+    Raises: ConversionError if a file mixes its conversations with other objects.
+    """
     if not any(is_conversation(value.value) for value in values):
         return False
     for line, value, _ in values:
         if isinstance(value, dict) and "mapping" not in value:
-            fact = "this object is no ChatGPT conversation, while others in the file are"
-            raise ConversionError(fact, "Put the two kinds in two files.", f":{line}")
+            fact = "this object is not a ChatGPT conversation, while others in the file are"
+            raise ConversionError(fact, "Put the two kinds into separate files.", f":{line}")
     return True
 
 
 def _export_rows(values: Sequence[JsonValue]) -> tuple[list[str], str]:
-    """The rows of a ChatGPT export, and a note on what was left out."""
+    """The rows of a ChatGPT export, and a note on what was omitted."""
     found = chatgpt_conversations(value.value for value in values)
     without = "".join(f"\n  no row from {reason}" for reason in found.without_row)
     left_out = left_out_summary(found.left_out)
@@ -207,7 +216,10 @@ def _export_rows(values: Sequence[JsonValue]) -> tuple[list[str], str]:
 
 
 def _is_current(target: Path, data: bytes, force: bool) -> bool:
-    """True when `target` already holds `data`; refuses to replace other content unless `force` is set."""
+    """Whether `target` already holds `data`.
+
+    Raises: ConversionError if it holds other content and `force` is not set.
+    """
     if not os.path.lexists(target):
         return False
     if target.read_bytes() == data:
@@ -225,7 +237,7 @@ def _is_current(target: Path, data: bytes, force: bool) -> bool:
 
 
 def _write(target: Path, data: bytes, *, like: Path) -> Path | None:
-    """Put `data` at `target` in one step; returns where the file that was there is kept, if there was one."""
+    """Write `data` to `target` atomically. Returns: the backup of an existing file, or None."""
     mode = stat.S_IMODE((target if target.exists() else like).stat().st_mode)
     handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
     try:
@@ -244,7 +256,7 @@ def _write(target: Path, data: bytes, *, like: Path) -> Path | None:
 
 
 def _keep(path: Path) -> Path:
-    """Keep the content of `path` under the first free name of `.orig`, `.orig.2`, `.orig.3`, ..."""
+    """Back `path` up under the first free name of `.orig`, `.orig.2`, `.orig.3`, ..."""
     number = 1
     while True:
         kept = path.with_name(f"{path.name}.orig" + (f".{number}" if number > 1 else ""))
@@ -260,7 +272,7 @@ def _link_or_copy(path: Path, new: Path) -> None:
         os.link(path, new)
     except FileExistsError:
         raise
-    except OSError:  # a file system without hard links
+    except OSError:  # the file system has no hard links
         with open(path, "rb") as source, open(new, "xb") as copy:
             shutil.copyfileobj(source, copy)
             copy.flush()

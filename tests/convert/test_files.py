@@ -425,7 +425,7 @@ def test_an_object_that_only_has_a_mapping_is_no_conversation(tmp_path: Path) ->
 def test_conversations_mixed_with_other_objects_are_refused(tmp_path: Path) -> None:
     conversation = json.dumps(chat(("q", None, "user", "Q")))
     said = refused(tmp_path, f'[{conversation},\n{{"text": "other"}}]')
-    assert said.startswith("x.json:2: this object is no ChatGPT conversation")
+    assert said.startswith("x.json:2: this object is not a ChatGPT conversation")
 
 
 def test_an_export_without_any_answer_is_refused_with_titles(tmp_path: Path) -> None:
@@ -437,7 +437,7 @@ def test_an_export_without_any_answer_is_refused_with_titles(tmp_path: Path) -> 
         "x.json: no conversation has a question and an answer. Nothing was written; left out: "
         "2 unanswered user messages, 2 unprompted answers",
         '  no row from "T": no visible text from the assistant',
-        '  no row from "Nothing": it holds no messages',
+        '  no row from "Nothing": it has no messages',
         '  no row from "Greeting": no visible text from the user',
         '  no row from "(untitled)": no user message is followed by an answer',
     ]
@@ -598,7 +598,7 @@ def test_odd_nodes_are_tolerated(node: object) -> None:
 
 @pytest.mark.parametrize("export", [{"mapping": None}, {"mapping": []}, {}, None])
 def test_conversations_without_messages_are_named(export: object) -> None:
-    assert chatgpt_conversations([export]).without_row == ['"(untitled)": it holds no messages']
+    assert chatgpt_conversations([export]).without_row == ['"(untitled)": it has no messages']
 
 
 def test_a_conversation_of_ten_thousand_nodes(tmp_path: Path) -> None:

@@ -387,7 +387,8 @@ def test_a_path_that_holds_nothing_tells_what_is_there(lake: Lake, tmp_path: Pat
     lake.commit({"train/a": b"x", "b": b"x"})
     error = refused(lake, tmp_path, path="tra")
     assert str(error) == (
-        f"branch main of repository {lake.name} holds nothing under tra; set data_source.path; the repository holds b, train/"
+        f"branch main of repository {lake.name} holds nothing under tra; "
+        "set data_source.path; the repository holds b, train/"
     )
 
 

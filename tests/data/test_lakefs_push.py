@@ -325,9 +325,7 @@ def test_make_hands_a_message_on_as_it_was_typed(own: Lake, folder: Path, messag
 def test_without_a_message_make_says_what_to_write(own: Lake, folder: Path) -> None:
     done = door(own, f"dataset_path={folder}", make=True)
     assert done.returncode == 2
-    assert (
-        'message is not set: a commit needs one; write make data-push MESSAGE="what is new"' in done.stderr
-    )
+    assert 'message is not set: a commit needs one; write make data-push MESSAGE="what is new"' in done.stderr
     assert "Traceback" not in done.stderr
 
 
