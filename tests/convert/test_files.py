@@ -108,7 +108,7 @@ def test_an_existing_orig_is_never_overwritten(tmp_path: Path) -> None:
     assert (tmp_path / "x.jsonl.orig.3").read_text() == PRETTY
 
 
-def test_original_is_copied_where_there_are_no_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_original_is_copied_if_there_are_no_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_links(*_: object) -> None:
         raise OSError(errno.EPERM, "Operation not permitted")
 
@@ -498,7 +498,7 @@ def test_what_is_not_visible_text_is_left_out_and_counted(
         ("system", "x", ["u:Q", "s:x", "a:A"]),
     ],
 )
-def test_visible_text_is_kept_wherever_it_stands(role: str, content: object, expected: list[str]) -> None:
+def test_visible_text_is_kept_in_every_kind_of_part(role: str, content: object, expected: list[str]) -> None:
     found = chatgpt_conversations([with_content(role, content)])
     assert texts(with_content(role, content)) == [expected]
     assert not found.left_out
@@ -516,7 +516,7 @@ def test_an_attached_file_is_counted_and_the_text_beside_it_stays() -> None:
     assert chatgpt_conversations([conversation]).left_out == {"attached file": 2}
 
 
-def test_the_answer_to_a_picture_is_not_taken_for_the_answer_to_the_text_before() -> None:
+def test_the_answer_to_a_picture_is_not_used_as_answer_to_the_text_before() -> None:
     conversation = with_content("user", {"parts": [{"content_type": "image_asset_pointer"}]})
     nodes = conversation["mapping"]
     nodes["a"]["message"]["content"]["parts"] = ["A loaf."]
@@ -620,7 +620,7 @@ def test_lone_surrogates_in_an_export(tmp_path: Path) -> None:
 # --- the command -----------------------------------------------------------------------------------------
 
 
-def test_command_converts_the_data_folder_and_says_so(tmp_path: Path) -> None:
+def test_command_converts_the_data_folder_and_reports_it(tmp_path: Path) -> None:
     put(tmp_path, "data/x.json", PRETTY)
     put(tmp_path, "data/y.jsonl", "{}\n")
     checked = run("--check", cwd=tmp_path)

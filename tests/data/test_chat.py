@@ -94,7 +94,7 @@ def stretches(chat: ChatTokenizer, ids: list[int], learnt: list[bool]) -> list[s
 
 @pytest.mark.parametrize("title", SPOKEN)
 @pytest.mark.parametrize("name", FAMILIES)
-def test_the_answers_and_their_ends_are_learnt_and_nothing_else(name: str, title: str) -> None:
+def test_answers_and_their_end_of_turn_have_loss_and_nothing_else(name: str, title: str) -> None:
     family, chat, turns = FAMILIES[name], tokenizers.chat(name), SPOKEN[title]
     found = encoded(name, turns)
     wanted = [written(family, turn) for turn in turns if turn["role"] == "assistant"]
@@ -110,7 +110,7 @@ def test_the_answers_and_their_ends_are_learnt_and_nothing_else(name: str, title
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_turn_of_weight_nought_is_not_learnt(name: str) -> None:
+def test_a_turn_with_weight_0_has_no_loss(name: str) -> None:
     family = FAMILIES[name]
     found = encoded(name, CONVERSATIONS["weights"])
     learnt = [s for e in found.examples for s in stretches(tokenizers.chat(name), e.ids, e.loss_mask)]
@@ -119,7 +119,7 @@ def test_a_turn_of_weight_nought_is_not_learnt(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.tools])
-def test_calls_of_tools_are_learnt_and_what_the_tools_say_is_not(name: str) -> None:
+def test_tool_calls_have_loss_and_tool_output_has_not(name: str) -> None:
     found = encoded(name, WITH_TOOLS, tools=TOOLS)
     chat = tokenizers.chat(name)
     learnt = [s for e in found.examples for s in stretches(chat, e.ids, e.loss_mask)]
@@ -137,7 +137,7 @@ def test_calls_of_tools_that_a_template_leaves_out_are_refused(name: str) -> Non
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_an_end_of_turn_is_learnt_even_where_it_is_the_padding_too(name: str) -> None:
+def test_an_end_of_turn_has_loss_even_if_it_is_the_padding_token(name: str) -> None:
     family = FAMILIES[name]
     chat = ChatTokenizer(tokenizers.tokenizer(family))
     chat.tokenizer.pad_token = chat.tokenizer.eos_token
@@ -159,7 +159,7 @@ def test_an_end_of_turn_is_learnt_even_where_it_is_the_padding_too(name: str) ->
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_conversation_begins_once_where_the_template_says_so(name: str) -> None:
+def test_a_conversation_has_bos_once_if_the_template_writes_it(name: str) -> None:
     family, chat = FAMILIES[name], tokenizers.chat(name)
     bos = chat.tokenizer.bos_token_id
     for title in accepted(family):
@@ -192,7 +192,7 @@ def test_an_evaluation_prompt_is_the_beginning_of_the_training_row(name: str, ti
     assert asked == [i for i, turn in enumerate(turns) if turn["role"] == "assistant"]
 
 
-def test_a_prompt_cuts_the_earlier_answers_where_training_does() -> None:
+def test_a_prompt_is_cut_at_earlier_answers_as_in_training() -> None:
     """Its last answers make this conversation one text an answer, and the prompt of the first is not."""
     chat = ChatTokenizer(tokenizers.tokenizer(FAMILIES["chatml"]))
     chat.tokenizer.chat_template = (
@@ -221,14 +221,14 @@ def test_a_prompt_cuts_the_earlier_answers_where_training_does() -> None:
         ("mistral_v03", "hides where answers begin"),  # it forgets the system turn once the answer is there
     ],
 )
-def test_a_template_that_knows_no_system_turn_refuses_in_its_own_words(name: str, words: str) -> None:
+def test_a_template_without_system_turns_rejects_one_with_its_message(name: str, words: str) -> None:
     error = refused(name, CONVERSATIONS["system"])
     assert error.reason == "template"
     assert words in error.detail
 
 
 @pytest.mark.parametrize("name", ["llama2", "mistral_v01", "mistral_v03", "gemma2", "vicuna", "command_r"])
-def test_a_template_refuses_turns_out_of_order_in_its_own_words(name: str) -> None:
+def test_a_template_rejects_turns_out_of_order_with_its_message(name: str) -> None:
     error = refused(name, [user("a"), user("b"), assistant("c")])
     assert error.reason == "template"
     assert "roles must alternate user/assistant/user/assistant/..." in error.detail
@@ -257,7 +257,7 @@ def test_an_answer_of_which_the_template_writes_nothing_is_refused() -> None:
     assert isinstance(said, EncodedRow) and stretches(chat, *said.examples[0]) == ["y"]
 
 
-def test_a_template_without_system_turns_or_with_one_answer_only_is_told_apart() -> None:
+def test_templates_without_system_turns_or_with_one_answer_only_work() -> None:
     chat = ChatTokenizer(tokenizers.tokenizer(FAMILIES["chatml"]))
     chat.tokenizer.chat_template = (
         "{% if messages | length > 2 %}{{ raise_exception('One answer only') }}{% endif %}"
@@ -312,7 +312,7 @@ def test_a_token_that_steers_the_model_is_found_in_all_that_a_turn_carries(key: 
     assert refused("qwen3", [user("x"), assistant("y", **{key: value})]).reason == "control_token"
 
 
-def test_a_special_token_that_the_template_leaves_alone_does_not_end_what_is_learnt() -> None:
+def test_a_special_token_outside_of_the_template_does_not_end_an_answer() -> None:
     found = encoded("falcon", [user("x"), assistant("see <filename> and go"), user("y"), assistant("<filename>")])
     learnt = stretches(tokenizers.chat("falcon"), found.examples[0].ids, found.examples[0].loss_mask)
     assert learnt == [" see <filename> and go", " <filename>"]
@@ -346,7 +346,7 @@ def test_an_answer_keeps_its_text_where_a_token_would_reach_into_it(answer: str)
     assert chat.tokenizer.decode(example.ids) == chat.tokenizer.decode(whole)
 
 
-def test_no_letter_is_lost_where_every_lead_would_be_reached_over() -> None:
+def test_no_letter_is_lost_if_a_token_spans_every_context() -> None:
     chat = ChatTokenizer(tokenizers.tokenizer(FAMILIES["zephyr"]))
     chat.tokenizer.add_tokens(["\n\n"])
     chat.tokenizer.chat_template = "{% for m in messages %}{{ m.content + '</s>\n' }}{% endfor %}"
@@ -356,7 +356,7 @@ def test_no_letter_is_lost_where_every_lead_would_be_reached_over() -> None:
 
 
 @pytest.mark.parametrize("name", ["phi3", "llama2", "mistral_v03", "qwen3"])
-def test_a_tokenizer_left_cutting_and_padding_does_neither_here(name: str) -> None:
+def test_truncation_and_padding_of_the_tokenizer_are_switched_off(name: str) -> None:
     chat = ChatTokenizer(tokenizers.tokenizer(FAMILIES[name]))
     turns = CONVERSATIONS["several turns"]
     before = chat.prompt_ids(turns[:3])
@@ -385,7 +385,7 @@ def test_a_document_that_has_its_marks_is_not_given_them_again() -> None:
     assert bare.examples == marked.examples
 
 
-def test_a_template_without_special_tokens_is_taught_its_end_and_known_to_have_no_token_for_it() -> None:
+def test_a_template_without_special_tokens_is_trained_on_its_end_and_reported() -> None:
     found = encoded("chatml_text", CONVERSATIONS["several turns"])
     assert not found.ends_turns
     assert next(t.text[s.start : s.end] for t in found.texts for s in t.answer_spans) == "Hello there<|im_end|>"
@@ -409,7 +409,7 @@ def test_identity_survives_being_saved_and_used(name: str, tmp_path: Path) -> No
     assert identities(AutoTokenizer.from_pretrained(tmp_path)) == before
 
 
-def test_identity_changes_with_what_it_stands_for() -> None:
+def test_identity_changes_with_tokenizer_and_template() -> None:
     def made() -> Any:
         return tokenizers.tokenizer(FAMILIES["zephyr"])
 
@@ -451,7 +451,7 @@ def test_identity_is_the_same_in_another_process(tmp_path: Path) -> None:
     assert tuple(said.stdout.split()) == identities(made)
 
 
-def test_pieces_are_the_whole_text() -> None:
+def test_segments_make_up_the_complete_text() -> None:
     chat = tokenizers.chat("qwen3")
     for turns in SPOKEN.values():
         for text in chat.training_texts(turns):
@@ -459,6 +459,6 @@ def test_pieces_are_the_whole_text() -> None:
     assert chat.segments(RenderedChat("", (), ())) == []
 
 
-def test_a_system_turn_is_in_the_prompt_and_not_learnt() -> None:
+def test_a_system_turn_is_in_the_prompt_without_loss() -> None:
     found = encoded("smollm2", [system("Be brief."), user("Hi"), assistant("Hello")])
     assert stretches(tokenizers.chat("smollm2"), *found.examples[0]) == ["Hello<|im_end|>"]

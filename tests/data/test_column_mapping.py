@@ -29,7 +29,7 @@ instruction-dataset:
 """
 
 
-def test_each_strategy_can_be_asked_for() -> None:
+def test_each_strategy_can_be_selected() -> None:
     assert set(get_args(Strategy)) == set(STRATEGIES)
 
 
@@ -49,7 +49,7 @@ def test_the_printed_train_data_config_names_a_data_set_on_the_hub() -> None:
     )
 
 
-def test_a_data_path_that_is_there_is_local(tmp_path: Path) -> None:
+def test_an_existing_data_path_is_local(tmp_path: Path) -> None:
     before = Path.cwd()
     os.chdir(tmp_path)
     try:
@@ -61,7 +61,7 @@ def test_a_data_path_that_is_there_is_local(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", ["data.csv", "a/b/c", "/a/b", "./a/b", "a b/c"])
-def test_a_data_path_that_is_no_id_is_local(path: str) -> None:
+def test_a_data_path_that_is_not_a_id_is_local(path: str) -> None:
     (found,) = parse_train_data_config({"a": {"data_path": path}})
     assert (found.path, found.data_source.type) == (path, "local")
 
@@ -86,7 +86,7 @@ def test_only_entries_to_train_on_are_trained_on() -> None:
         ({"a": {"data_path": "x", "strategy": "Talk"}}, "strategy=Talk: should be one of QA, Chat"),
     ],
 )
-def test_what_a_train_data_config_may_not_say(config: Any, told: str) -> None:
+def test_invalid_train_data_configs_are_refused(config: Any, told: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_train_data_config(config)
     assert told in str(caught.value)
@@ -111,7 +111,7 @@ def test_a_template_of_other_columns_needs_no_question() -> None:
         taken(row, answer_key="a", user_prompt="On {topic}: {question}")
 
 
-def test_naming_a_column_asks_for_questions_and_answers() -> None:
+def test_naming_a_column_selects_questions_and_answers() -> None:
     assert [
         strategy_of(ColumnArgs(**c))
         for c in (
@@ -166,7 +166,7 @@ def test_columns_that_contradict_each_other_are_refused(columns: dict[str, Any],
         choose_translation(ColumnArgs(**columns), "messages")
 
 
-def test_a_chat_without_a_column_is_taken_from_messages() -> None:
+def test_a_chat_without_a_column_is_read_from_messages() -> None:
     found = taken(
         chat("{topic}", "{topic}") | {"topic": "sums"}, strategy="Chat", user_prompt="{topic}: {question}"
     )

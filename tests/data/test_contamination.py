@@ -47,7 +47,7 @@ def test_the_same_request_goes_before_a_near_exchange(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("backwards", [False, True])
-def test_the_strongest_of_the_exchanges_counts_wherever_it_stands(tmp_path: Path, backwards: bool) -> None:
+def test_the_strongest_match_of_all_exchanges_counts(tmp_path: Path, backwards: bool) -> None:
     jsonl(tmp_path / "test.jsonl", asked("First?", "Second?", LONG, "Third?"))
     near = LONG.replace("eleven", "twelve")
     nearer = f"{LONG} Indeed."
@@ -73,7 +73,7 @@ def test_an_exchange_is_near_by_its_request_and_its_answer_together(tmp_path: Pa
     assert found(tmp_path, "Why was it halted?", "Nobody knows.") is None
 
 
-def test_a_document_gives_away_a_request_or_a_whole_exchange(tmp_path: Path) -> None:
+def test_a_document_matches_a_request_or_a_complete_exchange(tmp_path: Path) -> None:
     jsonl(tmp_path / "test.jsonl", asked("Held out?"))
     for text, kind in (("Held out?", "exact"), ("Held out?\nyes", "exact"), ("HELD OUT?\nyes", "normalised")):
         (match,) = EvaluationRows(tmp_path, 0.8).matches([[{"role": "text", "content": text}]], {})

@@ -102,7 +102,7 @@ def test_form_is_folded(one: str, other: str) -> None:
         ("ab", "a b"),
     ],
 )
-def test_meaning_is_kept_apart(one: str, other: str) -> None:
+def test_texts_of_different_meaning_stay_different(one: str, other: str) -> None:
     assert normalise(one) != normalise(other)
 
 
@@ -176,7 +176,7 @@ def test_short_texts_have_exact_and_normalised_duplicates_only() -> None:
     assert [(found.row, found.kind) for found in found_in([nine, ten, f"{ten} k"])] == [(2, "near")]
 
 
-def test_one_slot_of_a_template_makes_another_question() -> None:
+def test_one_slot_of_a_template_makes_a_different_question() -> None:
     rows = ["What is the top of feed rate?", "What is the top of kiln rate?"]
     assert similarity(*rows) < 0.8 and found_in(rows) == []
 
@@ -209,7 +209,7 @@ def test_a_text_has_the_same_sketch_wherever_it_is_cut(
     assert np.array_equal(fingerprints(texts), whole)
 
 
-def test_the_company_of_a_text_does_not_change_its_fingerprint() -> None:
+def test_other_texts_do_not_change_a_fingerprint() -> None:
     texts = [replaced(LONG, number % 40, by=f"x{number}") for number in range(150)] + ["short", ""]
     together = fingerprints(texts)
     assert np.array_equal(np.concatenate([fingerprints([text]) for text in texts]), together)
@@ -237,7 +237,7 @@ def test_fingerprints_are_the_same_in_every_process() -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_forked_process_can_go_on_after_its_parent_has_begun() -> None:
+def test_a_forked_process_works_after_its_parent_used_rensa() -> None:
     texts = [replaced(LONG, number % 40, by=f"x{number}") for number in range(600)]
     texts.append(" ".join(f"w{number}" for number in range(60_000)))
     fingerprints(texts)

@@ -68,7 +68,7 @@ def taught(name: str, examples: list[Example]) -> list[str]:
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_the_last_turn_alone_is_taught_within_all_of_the_conversation(name: str) -> None:
+def test_only_the_last_turn_of_a_conversation_has_loss(name: str) -> None:
     every = done(name, LONG, ROOMY)
     last = done(name, LONG, EncodingOptions(100_000, train_on="last_turn"))
     assert taught(name, every.examples) == ANSWERS
@@ -79,7 +79,7 @@ def test_the_last_turn_alone_is_taught_within_all_of_the_conversation(name: str)
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_all_of_a_conversation_is_taught_with_its_prompts(name: str) -> None:
+def test_all_tokens_of_a_conversation_have_loss_with_its_prompts(name: str) -> None:
     (example,) = done(name, LONG, EncodingOptions(100_000, train_on="all")).examples
     assert all(example.loss_mask)
     assert example.ids == done(name, LONG, ROOMY).examples[-1].ids
@@ -102,7 +102,7 @@ def test_a_row_without_weight_is_refused() -> None:
         assert str(refused(name, turns, ROOMY)) == "has no token with loss: every answer has weight 0"
 
 
-def test_a_document_is_taught_whatever_the_setting() -> None:
+def test_a_document_has_loss_whatever_the_setting() -> None:
     for train_on in ("completion", "last_turn", "all"):
         found = done("chatml", [{"role": "text", "content": "Once."}], EncodingOptions(100, train_on=train_on))
         assert learnt(tokenizers.chat("chatml"), found.examples[0]) == "Once.<|im_end|>"
@@ -141,7 +141,7 @@ def test_a_row_that_is_too_long_is_refused_with_both_figures(name: str) -> None:
 
 @pytest.mark.parametrize("share", [0.95, 0.7, 0.5])
 @pytest.mark.parametrize("name", KINDS)
-def test_split_teaches_every_answer_once_and_whole(name: str, share: float) -> None:
+def test_split_trains_every_answer_once_and_uncut(name: str, share: float) -> None:
     turns = LONG if not FAMILIES[name].system else [system("Be brief."), *LONG]
     most = int(longest(name, turns) * share)
     found = done(name, turns, EncodingOptions(most, on_overlength="split"))
@@ -170,14 +170,14 @@ def test_split_refuses_a_row_with_an_exchange_that_does_not_fit(name: str) -> No
     assert error.detail.endswith("and its longest answer does not fit with its request")
 
 
-def test_split_of_the_last_turn_is_the_last_piece_that_teaches() -> None:
+def test_split_of_the_last_turn_is_the_last_piece_with_loss() -> None:
     rules = EncodingOptions(TWO, train_on="last_turn", on_overlength="split")
     assert taught("chatml", done("chatml", LONG, rules).examples) == ANSWERS[-1:]
     turns: list[Message] = [*LONG, user("And so?"), assistant("bad " * 8, weight=0)]
     assert taught("chatml", done("chatml", turns, rules).examples) == ANSWERS[-1:]
 
 
-def test_split_leaves_no_piece_in_which_nothing_is_taught() -> None:
+def test_split_leaves_no_piece_without_loss() -> None:
     turns: list[Message] = [{**turn, "weight": 0} if n in (1, 3) else turn for n, turn in enumerate(LONG)]
     found = done("chatml", turns, EncodingOptions(TWO, on_overlength="split"))
     assert taught("chatml", found.examples) == ANSWERS[2:]
@@ -185,7 +185,7 @@ def test_split_leaves_no_piece_in_which_nothing_is_taught() -> None:
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_a_cut_prompt_keeps_the_system_turn_the_template_and_whole_answers(name: str) -> None:
+def test_a_cut_prompt_keeps_the_system_turn_the_template_and_complete_answers(name: str) -> None:
     header = [system("Be brief.")] if FAMILIES[name].system else []
     turns = [*header, *LONG, user(" ".join(WORDS * 30)), assistant("The answer alpha it is.")]
     chat = tokenizers.chat(name)
@@ -232,7 +232,7 @@ def test_calls_of_tools_stay_with_their_request_when_a_prompt_is_cut_or_split() 
 
 @pytest.mark.parametrize("train_on", ["completion", "last_turn", "all"])
 @pytest.mark.parametrize("name", KINDS)
-def test_truncate_cuts_the_end_and_says_so(name: str, train_on: Any) -> None:
+def test_truncate_cuts_the_end_and_reports_it(name: str, train_on: Any) -> None:
     whole = done(name, LONG, EncodingOptions(100_000, train_on=train_on))
     length = max(len(e.ids) for e in whole.examples)
     most = length - 2
@@ -242,7 +242,7 @@ def test_truncate_cuts_the_end_and_says_so(name: str, train_on: Any) -> None:
     assert found.note == f"cut from {length} to {most} tokens"
 
 
-def test_an_answer_that_is_cut_off_whole_leaves_nothing_to_learn() -> None:
+def test_a_row_whose_answers_are_all_cut_off_is_rejected() -> None:
     turns = [user("alpha " * 50), assistant("beta")]
     error = refused("chatml", turns, EncodingOptions(20, on_overlength="truncate"))
     assert (error.reason, error.detail) == ("no_loss", "has no token with loss: every answer was cut off")

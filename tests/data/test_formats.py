@@ -29,7 +29,7 @@ def translate(row: object, data_format: str) -> list[Message]:
 
 
 @pytest.mark.parametrize("module", [formats, sources, readers])
-def test_what_the_docstring_says_about_a_new_entry_exists(module: ModuleType) -> None:
+def test_the_places_that_a_docstring_names_for_a_new_entry_exist(module: ModuleType) -> None:
     named = re.findall(r"\b(schema|config)\.(\w+)", str(module.__doc__))
     assert [f"{file}.{name}" for file, name in named if not hasattr({"schema": schema}.get(file), name)] == []
     assert named or module is readers, "a setting names the entry"
@@ -44,7 +44,7 @@ def test_the_docstring_example_of_each_format_is_true(name: str) -> None:
     assert result.attempted >= 1
 
 
-def test_each_format_can_be_asked_for() -> None:
+def test_each_format_can_be_selected() -> None:
     assert set(get_args(get_type_hints(DataArgs)["data_format"])) == {"auto", *FORMATS}
 
 
@@ -133,7 +133,7 @@ def test_a_row_that_cannot_be_used_has_its_reason(row: object, data_format: str,
     assert told in error.detail
 
 
-def test_calls_of_tools_are_carried_to_the_template() -> None:
+def test_tool_calls_are_passed_to_the_template() -> None:
     call = [{"type": "function", "function": {"name": "add", "arguments": {"a": 2}}}]
     turns = [
         {"role": "user", "content": "2+2?"},
@@ -202,14 +202,14 @@ def test_a_format_needs_all_its_columns(columns: dict[str, object], found: list[
     [("human", "user"), ("user", "user")]
     + [(name, "assistant") for name in ("gpt", "chatgpt", "bing", "bard", "assistant", "model")],
 )
-def test_speakers_of_other_houses_are_known(speaker: str, role: str) -> None:
+def test_roles_of_other_vendors_are_known(speaker: str, role: str) -> None:
     turns = [{"from": "human", "value": "2+2?"}, {"from": "gpt", "value": "4"}]
     turns[role == "assistant"]["from"] = speaker
     assert translate({"conversations": turns}, "conversations") == chat("2+2?", "4")["messages"]
 
 
 @pytest.mark.parametrize("speaker", ["tool", "observation", "function_response"])
-def test_what_a_tool_says_is_known_by_other_names(speaker: str) -> None:
+def test_tool_output_is_known_by_other_role_names(speaker: str) -> None:
     said = [("system", "Count."), ("human", "2+2?"), ("gpt", "?"), (speaker, "4"), ("gpt", "4")]
     turns = translate({"conversations": [{"from": who, "value": what} for who, what in said]}, "conversations")
     assert [turn["role"] for turn in turns] == ["system", "user", "assistant", "tool", "assistant"]
@@ -237,7 +237,7 @@ def test_turns_come_in_an_order_that_models_know(roles: str, told: str | None) -
         assert told in refusal(row, "messages").detail
 
 
-def test_only_requests_and_answers_must_say_something() -> None:
+def test_only_requests_and_answers_must_not_be_empty() -> None:
     call = [{"type": "function"}]
     turns = [
         {"role": "system", "content": ""},
@@ -252,13 +252,13 @@ def test_only_requests_and_answers_must_say_something() -> None:
     assert refusal({"messages": [{"role": "user", "content": []}, ANSWERED]}, "messages").reason == "not_text"
 
 
-def test_half_a_surrogate_pair_is_found_wherever_it_is_carried() -> None:
+def test_a_lone_surrogate_is_found_in_every_field() -> None:
     asked = {"role": "user", "content": "2+2?"}
     for carried in ({"name": "\ud83d"}, {"reasoning_content": "\ud83d"}, {"tool_calls": [{"a": "\ud83d"}]}):
         assert refusal({"messages": [asked, ANSWERED | carried]}, "messages").reason == "not_unicode"
 
 
-def test_what_templates_read_is_carried_as_it_is() -> None:
+def test_fields_that_templates_read_are_passed_unchanged() -> None:
     carried = {"name": "", "reasoning_content": "two and two", "tool_calls": [], "tool_call_id": "1"}
     (_, found) = translate({"messages": [{"role": "user", "content": "2+2?"}, ANSWERED | carried]}, "messages")
     assert found == ANSWERED | carried

@@ -70,7 +70,7 @@ def test_a_listing_of_several_pages_is_read_to_its_end(server: Hub, tmp_path: Pa
     assert len(tree(fetch_hub(source(server), tmp_path).folder)) == 8
 
 
-def test_hidden_files_and_other_kinds_are_left_there(server: Hub, tmp_path: Path) -> None:
+def test_hidden_files_and_other_kinds_are_not_fetched(server: Hub, tmp_path: Path) -> None:
     server.commit(**{".cache__x.json": "x", "a.jsonl": "a", "b.PARQUET.zst": "b", "c.py": "c", "d.jsonl.bak": "d"})
     assert set(tree(fetch_hub(source(server), tmp_path).folder)) == {"a.jsonl", "b.PARQUET.zst"}
 
@@ -92,7 +92,7 @@ def test_a_branch_that_moves_meanwhile_is_read_at_the_commit_it_had(server: Hub,
 
 
 @pytest.mark.parametrize("revision", ["other", "refs/pr/1"])
-def test_another_revision_can_be_asked_for(server: Hub, tmp_path: Path, revision: str) -> None:
+def test_another_revision_can_be_selected(server: Hub, tmp_path: Path, revision: str) -> None:
     commit = server.commit(revision, **{"a.jsonl": "other"})
     server.commit(**{"a.jsonl": "main"})
     found = fetch_hub(source(server, revision=revision), tmp_path)
@@ -190,7 +190,7 @@ def test_a_path_without_data_files_is_named(server: Hub, tmp_path: Path) -> None
     assert "user/rows holds no data files below nothing" in refused(source(server, "nothing"), tmp_path)
 
 
-def test_a_dead_server_is_told_within_seconds(tmp_path: Path) -> None:
+def test_a_dead_server_is_reported_within_seconds(tmp_path: Path) -> None:
     began = time.monotonic()
     endpoint = f"http://127.0.0.1:{closed_port()}"
     told = refused(DataSource("hub", endpoint=endpoint, repo="user/rows"), tmp_path)
@@ -198,7 +198,7 @@ def test_a_dead_server_is_told_within_seconds(tmp_path: Path) -> None:
     assert time.monotonic() - began < 10
 
 
-def test_a_server_that_is_no_hub_is_told(tmp_path: Path) -> None:
+def test_a_server_that_is_not_a_hub_is_reported(tmp_path: Path) -> None:
     class Page(Handler):
         def do_GET(self) -> None:
             self.answer(200, b"<html>")
@@ -210,7 +210,7 @@ def test_a_server_that_is_no_hub_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("repo", [None, "no such/dataset id", "a/b/c"])
-def test_a_repo_that_is_none_is_refused(server: Hub, tmp_path: Path, repo: str | None) -> None:
+def test_an_invalid_repo_is_refused(server: Hub, tmp_path: Path, repo: str | None) -> None:
     told = refused(DataSource("hub", endpoint=server.endpoint, repo=repo), tmp_path)
     assert "data_source.repo is not set" in told or "neither a local folder nor a dataset id" in told
 
@@ -237,7 +237,7 @@ assert constants.HF_HUB_DISABLE_XET
 """
 
 
-def test_offline_the_cache_is_read_and_anything_else_is_told(server: Hub, tmp_path: Path) -> None:
+def test_offline_the_cache_is_read_and_anything_else_is_an_error(server: Hub, tmp_path: Path) -> None:
     commit = server.commit(**{"a.jsonl": "a"})
     fetch_hub(source(server, revision=commit), tmp_path / "cache")
     server.requests.clear()

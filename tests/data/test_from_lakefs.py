@@ -61,7 +61,7 @@ def test_a_folder_of_a_branch_arrives_with_the_commit_that_it_was(lake: Lake, tm
     }  # fmt: skip
 
 
-def test_without_a_path_it_is_the_whole_repository(lake: Lake, tmp_path: Path) -> None:
+def test_without_a_path_it_is_the_complete_repository(lake: Lake, tmp_path: Path) -> None:
     lake.commit({**DATA, "c.jsonl": b"other"})
     assert tree(lake.fetch(tmp_path).folder) == {**DATA, "c.jsonl": b"other"}
 
@@ -97,7 +97,7 @@ def test_what_is_not_committed_is_not_read(lake: Lake, tmp_path: Path) -> None:
     assert tree(lake.fetch(tmp_path).folder) == {"a.jsonl": b"1"}
 
 
-def test_a_branch_that_moves_is_read_anew_and_the_older_commit_stays(lake: Lake, tmp_path: Path) -> None:
+def test_a_branch_that_moves_is_read_again_and_the_older_commit_stays(lake: Lake, tmp_path: Path) -> None:
     older = lake.commit({"a.jsonl": b"1"})
     first = lake.fetch(tmp_path)
     lake.commit({"a.jsonl": b"2"})
@@ -164,7 +164,7 @@ def test_a_branch_that_moves_meanwhile_does_not_mix_versions(own: Lake, tmp_path
     assert set(tree(found.folder).values()) == {b"old"}
 
 
-def test_objects_come_from_the_storage_itself_where_the_server_can_presign(own: Lake, tmp_path: Path) -> None:
+def test_objects_are_read_by_presigned_urls_if_the_server_issues_them(own: Lake, tmp_path: Path) -> None:
     own.commit(DATA)
     own.own.requests.clear()
     own.fetch(tmp_path, path="train")
@@ -205,13 +205,13 @@ def test_two_paths_of_a_commit_do_not_share_a_folder(own: Lake, tmp_path: Path) 
     assert tree(own.fetch(tmp_path, path="train/deep").folder) != tree(own.fetch(tmp_path, path="train").folder)
 
 
-def test_a_commit_of_another_server_is_not_taken_for_one_of_this(own: Lake, tmp_path: Path) -> None:
+def test_a_commit_of_another_server_is_not_mistaken_for_one_of_this(own: Lake, tmp_path: Path) -> None:
     commit = own.commit(DATA)
     own.fetch(tmp_path, path="train")
     refused(own, tmp_path, path="train", commit=commit, endpoint="http://127.0.0.1:9")
 
 
-def test_a_branch_of_a_dead_server_tells_which_commits_are_cached(own: Lake, tmp_path: Path) -> None:
+def test_a_branch_of_a_dead_server_names_which_commits_are_cached(own: Lake, tmp_path: Path) -> None:
     commit = own.commit(DATA)
     own.fetch(tmp_path, path="train")
     own.own.stop()
@@ -265,7 +265,7 @@ def test_a_fetch_that_is_killed_leaves_nothing_that_is_read(own: Lake, tmp_path:
     assert len(tree(own.fetch(tmp_path, commit=commit).folder)) == 20
 
 
-def test_the_keys_are_written_nowhere(own: Lake, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_keys_are_never_written(own: Lake, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     own.commit(DATA)
     version = own.fetch(tmp_path, path="train").version
@@ -314,14 +314,14 @@ def test_an_object_that_arrives_damaged_once_is_read_again(own: Lake, tmp_path: 
     assert tree(own.fetch(tmp_path, path="train").folder) == FILES
 
 
-def test_a_server_that_is_busy_for_a_moment_is_asked_again(own: Lake, tmp_path: Path) -> None:
+def test_a_request_to_a_busy_server_is_retried(own: Lake, tmp_path: Path) -> None:
     own.commit(DATA)
     busy = iter([Answer(503, b"busy"), Answer(429, b"busy")])
     own.own.before = lambda _request: next(busy, None)
     assert tree(own.fetch(tmp_path, path="train").folder) == FILES
 
 
-def test_a_checksum_that_is_no_md5_leaves_the_size_to_check_and_says_so(own: Lake, tmp_path: Path) -> None:
+def test_without_an_md5_the_size_is_checked_and_the_manifest_says_so(own: Lake, tmp_path: Path) -> None:
     own.own.put(own.name, {"train/a.jsonl": DATA["train/a.jsonl"]}, checksum="0123456789abcdef0123456789abcdef-3")
     commit = own.commit({"train/b.jsonl": b"1"})
     found = own.fetch(tmp_path, path="train")
@@ -334,7 +334,7 @@ def test_a_checksum_that_is_no_md5_leaves_the_size_to_check_and_says_so(own: Lak
 # What is refused before anything is fetched
 
 
-def test_names_that_lead_out_of_the_folder_are_all_told(lake: Lake, tmp_path: Path) -> None:
+def test_all_names_that_lead_out_of_the_folder_are_reported(lake: Lake, tmp_path: Path) -> None:
     lake.commit({"../../etc/x": b"x", "/etc/x": b"x", "good.jsonl": b"x", "a/../../b": b"x"})
     error = refused(lake, tmp_path / "in" / "cache")
     assert len(error.problems) == 3
@@ -383,7 +383,7 @@ def test_more_than_max_gb_is_refused_before_it_is_fetched(lake: Lake, tmp_path: 
     assert lake.fetch(tmp_path, path="train", max_gb=size / 1e9)
 
 
-def test_a_path_that_holds_nothing_tells_what_is_there(lake: Lake, tmp_path: Path) -> None:
+def test_an_empty_path_names_what_the_repository_holds(lake: Lake, tmp_path: Path) -> None:
     lake.commit({"train/a": b"x", "b": b"x"})
     error = refused(lake, tmp_path, path="tra")
     assert str(error) == (
@@ -392,7 +392,7 @@ def test_a_path_that_holds_nothing_tells_what_is_there(lake: Lake, tmp_path: Pat
     )
 
 
-def test_a_repository_without_data_says_so(lake: Lake, tmp_path: Path) -> None:
+def test_a_repository_without_data_reports_it(lake: Lake, tmp_path: Path) -> None:
     assert "holds nothing under /; push data first" in str(refused(lake, tmp_path))
 
 
@@ -411,7 +411,7 @@ def test_what_the_server_does_not_have_is_named(
     assert told in str(refused(lake, tmp_path, **keys))
 
 
-def test_wrong_keys_are_told_by_their_variables(
+def test_wrong_keys_are_reported_by_their_variables(
     lake: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LAKEFS_SECRET_KEY", "wrong-and-secret")
@@ -420,7 +420,7 @@ def test_wrong_keys_are_told_by_their_variables(
     assert "wrong-and-secret" not in str(error)
 
 
-def test_a_branch_named_like_a_commit_is_not_taken_for_one(own: Lake, tmp_path: Path) -> None:
+def test_a_branch_named_like_a_commit_is_not_mistaken_for_one(own: Lake, tmp_path: Path) -> None:
     own.commit(DATA)
     own.branch("abcdef12").create("main")
     assert "abcdef12 is not a commit" in str(refused(own, tmp_path, commit="abcdef12"))
@@ -489,9 +489,7 @@ def stranger(monkeypatch: pytest.MonkeyPatch) -> Iterator[HTTPServer]:
 
 @pytest.mark.parametrize("status", [200, 403, 404])
 @pytest.mark.parametrize("page", [b"<!DOCTYPE html>", b"\xff\xfe", b"[1]", b'{"a": 1}', b""])
-def test_a_web_server_that_is_no_lakefs_is_told_from_one(
-    stranger: Any, tmp_path: Path, status: int, page: bytes
-) -> None:
+def test_another_web_server_is_reported(stranger: Any, tmp_path: Path, status: int, page: bytes) -> None:
     stranger.status, stranger.page = status, page
     endpoint = f"http://127.0.0.1:{stranger.server_port}"
     with pytest.raises(DataError, match=f"{endpoint} responds, but is not a lakeFS server"):
@@ -510,7 +508,7 @@ def test_a_server_that_never_answers_is_given_up(
     assert time.monotonic() - started < 5
 
 
-def test_a_name_that_nobody_knows_is_told(stranger: Any, tmp_path: Path) -> None:
+def test_an_unknown_host_is_reported(stranger: Any, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be reached: its name is not known"):
         fetch_lakefs(DataSource(type="lakefs", endpoint="http://lakefs.invalid", repo="nl-sql"), tmp_path)
 

@@ -223,14 +223,14 @@ def test_a_connection_that_breaks_once_is_forgiven(
     assert tree(fetch_s3(source(endpoint), tmp_path).folder) == {"a.jsonl": b"0123456789"}
 
 
-def test_the_etag_of_parts_is_not_taken_for_an_md5(client: Any, moto: str, tmp_path: Path) -> None:
+def test_the_etag_of_parts_is_not_mistaken_for_an_md5(client: Any, moto: str, tmp_path: Path) -> None:
     put_in_parts(client, "parts.jsonl", b"parts")
     found = fetch_s3(source(moto), tmp_path)
     assert tree(found.folder) == {"parts.jsonl": b"parts"}
     assert found.version["objects"][0]["etag"].endswith("-1")
 
 
-def test_the_etag_of_encrypted_content_is_not_taken_for_an_md5(
+def test_the_etag_of_encrypted_content_is_not_mistaken_for_an_md5(
     client: Any, between: tuple[Between, str], tmp_path: Path
 ) -> None:
     proxy, endpoint = between
@@ -255,7 +255,7 @@ def test_a_missing_bucket_and_an_empty_path_are_named(client: Any, moto: str, tm
     assert "data_source.bucket is not set" in refused(DataSource("s3"), tmp_path)
 
 
-def test_missing_credentials_are_told(moto: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_credentials_are_reported(moto: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     assert "there are no credentials" in refused(source(moto), tmp_path)
@@ -297,7 +297,7 @@ def test_a_key_that_may_not_list_versions_reads_by_etag(
     assert tree(found.folder) == {"a.jsonl": b"a"}
 
 
-def test_a_dead_server_is_told_within_seconds(tmp_path: Path) -> None:
+def test_a_dead_server_is_reported_within_seconds(tmp_path: Path) -> None:
     began = time.monotonic()
     told = refused(source(f"http://127.0.0.1:{closed_port()}"), tmp_path)
     assert re.search(r"127\.0\.0\.1:\d+ does not respond as an S3 server", told)

@@ -163,7 +163,7 @@ def test_the_name_comes_from_the_path_and_is_harmless(site: Site, tmp_path: Path
     assert set(tree(fetch_url(source(site, path), tmp_path).folder)) == {name}
 
 
-def test_what_a_query_holds_is_written_nowhere(site: Site, tmp_path: Path) -> None:
+def test_the_query_of_an_address_is_never_written(site: Site, tmp_path: Path) -> None:
     found = fetch_url(source(site, "/rows.jsonl?token=hunter2"), tmp_path)
     assert site.requests[0][0] == "/rows.jsonl?token=hunter2"
     assert found.version["url"] == site.address + "/rows.jsonl?..."
@@ -178,7 +178,7 @@ def test_what_a_query_holds_is_written_nowhere(site: Site, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("validator", ["etag", "modified"])
-def test_an_unchanged_file_is_asked_for_and_not_sent_again(site: Site, tmp_path: Path, validator: str) -> None:
+def test_an_unchanged_file_is_revalidated_and_not_sent_again(site: Site, tmp_path: Path, validator: str) -> None:
     site.etag, site.modified = ('"v1"', None) if validator == "etag" else (None, "Sat, 01 Jan 2022 00:00:00 GMT")
     first = fetch_url(source(site), tmp_path)
     site.content = b"not looked at"
@@ -188,14 +188,14 @@ def test_an_unchanged_file_is_asked_for_and_not_sent_again(site: Site, tmp_path:
     assert tree(second.folder) == {"rows.jsonl": b"new"} and tree(first.folder) == {"rows.jsonl": CONTENT}
 
 
-def test_without_a_validator_the_file_is_fetched_anew(site: Site, tmp_path: Path) -> None:
+def test_without_a_validator_the_file_is_fetched_again(site: Site, tmp_path: Path) -> None:
     site.etag = None
     fetch_url(source(site), tmp_path)
     site.content = b"new"
     assert tree(fetch_url(source(site), tmp_path).folder) == {"rows.jsonl": b"new"}
 
 
-def test_a_304_that_nobody_asked_for_is_refused(site: Site, tmp_path: Path) -> None:
+def test_an_unrequested_304_is_refused(site: Site, tmp_path: Path) -> None:
     assert "answered with HTTP status 304" in refused(source(site, "/status/304"), tmp_path)
 
 
@@ -235,7 +235,7 @@ def broken_off(site: Site, cache: Path, after: int = 1000) -> None:
     site.breaks_after = None
 
 
-def test_a_download_that_broke_off_goes_on_where_it_stood(site: Site, tmp_path: Path) -> None:
+def test_an_interrupted_download_resumes(site: Site, tmp_path: Path) -> None:
     broken_off(site, tmp_path)
     assert tree(fetch_url(source(site), tmp_path).folder) == {"rows.jsonl": CONTENT}
     assert (site.asked["Range"], site.asked["If-Range"]) == ("bytes=1000-", '"v1"')
@@ -270,7 +270,7 @@ def test_a_server_without_ranges_starts_over(site: Site, tmp_path: Path) -> None
     assert tree(fetch_url(source(site), tmp_path).folder) == {"rows.jsonl": CONTENT}
 
 
-def test_a_part_that_was_whole_already_starts_over(site: Site, tmp_path: Path) -> None:
+def test_a_partial_file_that_is_complete_starts_over(site: Site, tmp_path: Path) -> None:
     broken_off(site, tmp_path)
     [part] = tmp_path.rglob("*.part")
     part.write_bytes(CONTENT)
@@ -282,7 +282,7 @@ def test_a_part_that_was_whole_already_starts_over(site: Site, tmp_path: Path) -
     "lie",
     ["bytes 0-1047575/1047576", "bytes 1000-1048575/1048577", "bytes 1000-1048574/1048575", "bytes x", " "],
 )
-def test_a_server_that_lies_about_the_range_is_caught(site: Site, tmp_path: Path, lie: str) -> None:
+def test_a_wrong_content_range_is_refused(site: Site, tmp_path: Path, lie: str) -> None:
     broken_off(site, tmp_path)
     site.content_range = lie
     assert "returned other bytes than those requested, from 1000 on" in refused(source(site), tmp_path)
@@ -321,7 +321,7 @@ def test_a_file_that_grows_too_large_is_refused_on_the_way(site: Site, tmp_path:
     assert list(tmp_path.rglob("*.part*")) == []
 
 
-def test_a_compressed_answer_is_kept_only_where_the_name_says_so(site: Site, tmp_path: Path) -> None:
+def test_a_compressed_response_is_accepted_only_for_a_compressed_file_name(site: Site, tmp_path: Path) -> None:
     site.headers = {"Content-Encoding": "gzip"}
     assert "is sent compressed (gzip)" in refused(source(site), tmp_path)
     assert tree(fetch_url(source(site, "/rows.jsonl.gz"), tmp_path).folder) == {"rows.jsonl.gz": CONTENT}
@@ -485,7 +485,7 @@ def test_https_is_verified_by_name(
     assert tree(fetch_url(source(secure), tmp_path).folder) == {"rows.jsonl": CONTENT}
 
 
-def test_https_never_goes_down_to_http(
+def test_https_is_never_redirected_to_http(
     secure: Site, site: Site, certificate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
@@ -525,12 +525,12 @@ def test_an_address_that_cannot_be_used_is_refused(tmp_path: Path, address: str 
 @pytest.mark.parametrize(
     ("status", "remedy"), [(401, "signed url"), (403, "signed url"), (404, "check"), (500, "later")]
 )
-def test_a_status_is_told_with_its_remedy(site: Site, tmp_path: Path, status: int, remedy: str) -> None:
+def test_a_status_is_reported_with_its_remedy(site: Site, tmp_path: Path, status: int, remedy: str) -> None:
     told = refused(source(site, f"/status/{status}"), tmp_path)
     assert f"/status/{status} answered with HTTP status {status}; " in told and remedy in told
 
 
-def test_a_dead_server_is_told_at_once_and_no_proxy_is_used(
+def test_a_dead_server_is_reported_at_once_and_no_proxy_is_used(
     site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HTTP_PROXY", site.address)

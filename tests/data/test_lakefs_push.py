@@ -130,7 +130,7 @@ def test_many_files_are_uploaded_several_at_a_time(own: Lake, tmp_path: Path) ->
     assert now[1] > 2
 
 
-def test_files_go_to_the_storage_itself_where_the_server_can_presign(own: Lake, folder: Path) -> None:
+def test_files_are_uploaded_by_presigned_urls_if_the_server_issues_them(own: Lake, folder: Path) -> None:
     own.push(folder)
     stored = [r for r in own.own.requests if r.path.startswith("/lake/")]
     assert len(stored) == (3 if own.own.kind == "s3" else 0)
@@ -190,12 +190,14 @@ def test_names_that_could_not_be_fetched_again_are_refused(
         ("data/.env", "*", "no file to commit in"),
     ],
 )
-def test_a_folder_without_such_files_is_told(own: Lake, folder: Path, path: str, pattern: str, told: str) -> None:
+def test_a_folder_without_such_files_is_reported(
+    own: Lake, folder: Path, path: str, pattern: str, told: str
+) -> None:
     filled(folder, {".env": b"secret"})
     assert told in str(refused(own, folder.parent / path, pattern=pattern))
 
 
-def test_every_setting_that_is_wrong_is_told_at_once(own: Lake, folder: Path) -> None:
+def test_every_setting_that_is_wrong_is_reported_at_once(own: Lake, folder: Path) -> None:
     error = refused(own, folder, ConfigError, message=" ", type="s3", tag="v1", commit="a" * 64)
     assert error.problems == (
         "data_source.type=s3: data-push commits to lakefs only",
@@ -210,7 +212,7 @@ def test_every_setting_that_is_wrong_is_told_at_once(own: Lake, folder: Path) ->
     ("keys", "told"),
     [({"branch": "nope"}, "has no branch nope"), ({"repo": "no-such"}, "has no repository no-such")],
 )
-def test_a_branch_or_repository_that_is_not_there_is_not_made(
+def test_a_missing_branch_or_repository_is_not_created(
     lake: Lake, folder: Path, keys: dict[str, str], told: str
 ) -> None:
     assert told in str(refused(lake, folder, **keys))
@@ -221,7 +223,7 @@ def test_a_tag_is_no_branch(lake: Lake, folder: Path) -> None:
     assert "branch v1" in str(refused(lake, folder, branch="v1"))
 
 
-def test_uncommitted_changes_of_somebody_else_are_not_taken_along(lake: Lake, folder: Path) -> None:
+def test_foreign_uncommitted_changes_are_refused(lake: Lake, folder: Path) -> None:
     lake.put({"theirs.jsonl": b"x"})
     error = refused(lake, folder)
     assert "holds uncommitted changes that are not part of this push: theirs.jsonl" in str(error)
@@ -250,7 +252,7 @@ def test_an_upload_that_fails_commits_nothing_and_can_be_continued(
     assert own.committed() == DATA
 
 
-def test_a_server_that_dies_on_the_way_is_told(own: Lake, folder: Path) -> None:
+def test_an_interrupted_connection_is_reported(own: Lake, folder: Path) -> None:
     before = own.branch().get_commit().id
 
     def die(request: Request) -> Answer | None:
@@ -274,7 +276,7 @@ def test_an_upload_that_arrives_damaged_is_not_committed(own: Lake, folder: Path
 
 
 @pytest.mark.parametrize("status", [400, 403])
-def test_a_commit_that_is_refused_is_told_in_the_servers_words(own: Lake, folder: Path, status: int) -> None:
+def test_a_refused_commit_is_reported_with_the_servers_message(own: Lake, folder: Path, status: int) -> None:
     said = Answer(status, b'{"message":"cannot write to protected branch"}', JSON)
     own.own.before = lambda r: said if r.method == "POST" and r.path.endswith("/commits") else None
     assert "cannot write to protected branch" in str(refused(own, folder))
@@ -322,14 +324,14 @@ def test_make_hands_a_message_on_as_it_was_typed(own: Lake, folder: Path, messag
     assert done.stdout.splitlines()[-1] == f"data_source.commit={head.id}"
 
 
-def test_without_a_message_make_says_what_to_write(own: Lake, folder: Path) -> None:
+def test_without_a_message_make_shows_an_example(own: Lake, folder: Path) -> None:
     done = door(own, f"dataset_path={folder}", make=True)
     assert done.returncode == 2
     assert 'message is not set: a commit needs one; write make data-push MESSAGE="what is new"' in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_the_stage_takes_a_message_of_its_own_and_shows_no_keys(own: Lake, folder: Path) -> None:
+def test_the_stage_accepts_a_message_and_shows_no_keys(own: Lake, folder: Path) -> None:
     done = door(own, "message=two words", f"dataset_path={folder}")
     assert done.returncode == 0, done.stderr
     assert own.branch().get_commit().message == "two words"

@@ -86,7 +86,9 @@ def test_many_rows_are_read_by_several_processes_in_order(make: Maker, monkeypat
     assert [(m.row, m.kind, m.line) for m in data.store.matches("duplicates")] == [(149, "exact", 8)]
 
 
-def test_overlaps_are_told_of_the_right_rows_in_every_batch(make: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_overlaps_are_reported_of_the_right_rows_in_every_batch(
+    make: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("src.data.loader.BATCH", 7)
     held = make.held_out([{"prompt": f"Held {i}?", "completion": "yes"} for i in range(3)])
     rows: list[object] = [chat(f"{i}+1?", str(i + 1)) for i in range(30)]
@@ -121,7 +123,7 @@ def test_a_detail_quotes_no_secret(make: Maker, monkeypatch: pytest.MonkeyPatch)
     assert not [name for name, content in tree(make.folder / "outputs").items() if b"canary" in content]
 
 
-def test_a_secret_in_the_name_of_a_file_is_not_written_down(make: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_secret_in_a_file_name_is_redacted(make: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_canary_0123456789")
     make.held_out([{"prompt": "Held out?", "completion": "yes"}], "hf_canary_0123456789")
     make.file("hf_canary_0123456789.jsonl", [chat("2+2?", "4"), chat("2+2?", "4"), chat("Held out?", "yes"), {}])
@@ -139,7 +141,7 @@ def test_the_tools_of_a_row_are_kept_and_looked_through(make: Maker, monkeypatch
     assert [(r.line, r.reason) for r in store.rejected()] == [(2, "secret")]
 
 
-def test_near_duplicates_are_as_near_as_is_asked(make: Maker) -> None:
+def test_near_duplicates_follow_the_threshold(make: Maker) -> None:
     words = [f"word{i}" for i in range(60)]
     other = [*words[:30], "another", *words[31:]]
     make.held_out([{"prompt": " ".join(words[::-1]), "completion": "4"}])
@@ -196,7 +198,7 @@ def test_the_same_rows_come_out_of_every_kind_of_file(make: Maker) -> None:
     assert {f["format"] for f in data.store.about["files"]} == {"prompt_completion"}
 
 
-def test_auto_finds_a_format_for_each_file_and_says_which(make: Maker, capsys: pytest.CaptureFixture[str]) -> None:
+def test_auto_detects_and_logs_a_format_for_each_file(make: Maker, capsys: pytest.CaptureFixture[str]) -> None:
     make.file("a.jsonl", [chat("2+2?", "4")])
     make.file("b.jsonl", [{"instruction": "3+3?", "output": "6"}, chat("2+2?", "4")])
     make.file("c.jsonl", [{"conversations": [{"input": "4+4?", "output": "8"}]}])
@@ -213,7 +215,7 @@ def test_auto_finds_the_format_that_most_rows_have(make: Maker) -> None:
     assert [f["format"] for f in data.store.about["files"]] == ["messages", "messages"]  # the first rows only
 
 
-def test_auto_tells_the_columns_that_it_does_not_know(make: Maker) -> None:
+def test_auto_names_unknown_columns(make: Maker) -> None:
     make.file("a.jsonl", [{"question": "2+2?", "answer": "4"}])
     with pytest.raises(
         DataError, match="matches none of its first 1 rows: its rows have answer, question"
@@ -300,7 +302,7 @@ def test_rows_of_no_format_name_their_columns(make: Maker) -> None:
     )
 
 
-def test_a_column_that_no_row_has_is_told_beside_those_that_they_have(make: Maker) -> None:
+def test_a_missing_column_is_reported_with_the_existing_ones(make: Maker) -> None:
     assert refusal(make, jsonl_bytes(OWN), question_key="questoin") == (
         "none of its 2 rows can be used as QA: line 1 has no text under 'questoin'; "
         "its rows have answer, question; name others with question_key and answer_key"
@@ -321,12 +323,12 @@ def test_a_file_that_is_not_what_its_name_says_has_a_remedy(make: Maker, content
     assert "\n" not in said
 
 
-def test_rows_that_have_the_shape_and_another_fault_are_not_taken_for_others(make: Maker) -> None:
+def test_rows_of_the_format_with_another_fault_are_not_reported_as_misfits(make: Maker) -> None:
     rows = [{"messages": [{"role": "user", "content": "2+2?"}]}] * 3
     assert refusal(make, jsonl_bytes([*rows, *OWN])).endswith("line 1 has no assistant turn; fix the rows")  # type: ignore[list-item]
 
 
-def test_where_nothing_is_left_the_reason_is_told_although_bad_rows_are_skipped(make: Maker) -> None:
+def test_if_no_row_is_left_the_reason_is_reported_although_bad_rows_are_skipped(make: Maker) -> None:
     make.file("a.jsonl", OWN)
     with pytest.raises(DataError, match="its rows have answer, question"):
         make.read(on_bad_row="skip")

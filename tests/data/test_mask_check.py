@@ -48,7 +48,7 @@ def accepted(name: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_the_two_derivations_agree_or_say_that_they_cannot_be_compared(name: str) -> None:
+def test_the_two_derivations_agree_or_report_why_they_cannot_be_compared(name: str) -> None:
     for title in accepted(name):
         found = {verdict.agrees for verdict in proofs(name, title)}
         assert found == ({None} if (name, title) in NOT_COMPARABLE else {True}), title
@@ -193,7 +193,7 @@ def test_every_answer_is_in_a_text(name: str) -> None:
         assert [turn for turn in taught if turns[turn].get("weight") != 0] == weighted
 
 
-def test_marks_at_the_wrong_place_are_told_from_right_ones() -> None:
+def test_generation_marks_at_the_wrong_position_are_found() -> None:
     """The template marks the user's words: the two derivations differ, and the row is not trusted."""
     chat = ChatTokenizer(tokenizers.tokenizer(FAMILIES["chatml_marked"]))
     chat.tokenizer.chat_template = chat.tokenizer.chat_template.replace("== 'assistant'", "== 'user'")

@@ -69,7 +69,7 @@ def test_rows_of_the_evaluation_files_are_left_out_by_name(make: Maker) -> None:
     assert (found.report["rows_in"], found.report["rows_trained"]) == (5, 2)
 
 
-def test_overlap_with_the_evaluation_files_is_refused_or_kept_where_that_is_asked(make: Maker) -> None:
+def test_overlap_with_the_evaluation_files_is_refused_or_kept_if_set(make: Maker) -> None:
     make.held_out([{"prompt": "Held out?", "completion": "yes"}], "dev")
     path = make.file("a.jsonl", [chat("2+2?", "4"), chat("Held out?", "yes")])
     with pytest.raises(DataError, match=rf"{path}:2 is the exact duplicate of .*dev\.jsonl:1"):
@@ -78,7 +78,7 @@ def test_overlap_with_the_evaluation_files_is_refused_or_kept_where_that_is_aske
     assert (kept.report["rows_trained"], kept.report["contamination"]["exact"]) == (2, 1)
 
 
-def test_duplicates_are_told_and_left_out_where_that_is_asked(make: Maker) -> None:
+def test_duplicates_are_reported_and_rejected_if_set(make: Maker) -> None:
     path = make.file(
         "a.jsonl", [*sums(3), chat("1+1?", "2"), chat("0+1 ?", "1"), chat(LONG, "A"), chat(LONG + " So?", "A")]
     )
@@ -173,7 +173,7 @@ def test_settings_reach_the_rows(make: Maker) -> None:
     assert [(c["line"], c["detail"][:10]) for c in cut.report["cut"]] == [(2, "prompt cut")]
 
 
-def test_without_a_row_left_the_first_reasons_are_told(make: Maker) -> None:
+def test_without_a_row_left_the_first_reasons_are_reported(make: Maker) -> None:
     make.file("a.jsonl", [chat("2+2?", "4" * 99)])
     with pytest.raises(DataError, match=r"a\.jsonl:1 has \d+ tokens, over max_length=16; no row is left"):
         make.tokens(max_length=16)
@@ -219,9 +219,7 @@ def test_a_mask_without_a_second_derivation_is_counted_and_trained_on(
     )
 
 
-def test_as_many_processes_as_asked_for_work_where_there_is_work_for_them(
-    make: Maker, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_num_proc_processes_work_if_there_is_enough_data(make: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
     def noted(work: Any, items: Any, processes: int) -> Any:
@@ -311,7 +309,7 @@ def test_what_was_read_and_tokenised_is_not_read_again(make: Maker, monkeypatch:
     "change",
     ["a byte", "another file", "an evaluation row", "max_length", "train_on", "template", "tokenizer", "weight"],
 )
-def test_whatever_changes_makes_tokens_of_its_own(make: Maker, change: str) -> None:
+def test_every_change_of_the_inputs_builds_new_tokens(make: Maker, change: str) -> None:
     path = make.file("a.jsonl", [*sums(5), chat("2+2?", "4", "3+3?", "6")])
     settings: dict[str, Any] = {"datasets": [{"path": str(make.folder / "data"), "weight": 1}]}
     before = make.tokens(**settings)
@@ -338,7 +336,7 @@ def test_whatever_changes_makes_tokens_of_its_own(make: Maker, change: str) -> N
     )
 
 
-def test_a_torn_cache_is_made_anew(make: Maker) -> None:
+def test_a_corrupt_cache_is_built_again(make: Maker) -> None:
     make.file("a.jsonl", sums(5))
     whole = make.tokens()
     before = list(whole)
@@ -349,7 +347,7 @@ def test_a_torn_cache_is_made_anew(make: Maker) -> None:
         assert list(again) == before
 
 
-def test_a_cache_that_lost_a_file_is_made_anew(make: Maker) -> None:
+def test_a_cache_that_lost_a_file_is_made_again(make: Maker) -> None:
     make.file("a.jsonl", sums(5))
     before = list(make.tokens())
     for file in sorted((make.folder / "outputs" / "cache").rglob("*.*")):
@@ -407,13 +405,13 @@ def test_a_template_that_writes_the_date_has_tokens_for_a_day(
     assert make.tokens().folder != tomorrow
 
 
-def test_columns_are_taken_anew_from_a_file_that_was_read_by_others(make: Maker) -> None:
+def test_a_file_is_read_again_by_other_columns(make: Maker) -> None:
     make.file("a.jsonl", [{"q": "2+2?", "a": "4", "b": "four"}])
     assert make.texts(make.tokens(question_key="q", answer_key="a")) == ["4<|end|>"]
     assert make.texts(make.tokens(question_key="q", answer_key="b")) == ["four<|end|>"]
 
 
-def test_a_file_of_another_name_is_told_by_its_own(make: Maker) -> None:
+def test_a_renamed_file_is_named_by_its_own_name(make: Maker) -> None:
     path = make.file("a.jsonl", [*sums(2), {}])
     make.tokens()
     path = path.rename(path.with_name("b.jsonl"))
@@ -421,7 +419,7 @@ def test_a_file_of_another_name_is_told_by_its_own(make: Maker) -> None:
     assert [f["file"] for f in (*report["files"], *report["rejected"])] == [str(path)] * 2
 
 
-def test_an_evaluation_file_of_another_name_is_told_by_its_own(make: Maker) -> None:
+def test_a_renamed_evaluation_file_is_reported_by_its_own_name(make: Maker) -> None:
     make.file("a.jsonl", [chat("2+2?", "4"), chat("Held out?", "yes")])
     held = make.held_out([{"prompt": "Held out?", "completion": "yes"}])
     make.tokens()
@@ -431,7 +429,7 @@ def test_an_evaluation_file_of_another_name_is_told_by_its_own(make: Maker) -> N
     assert report["rejected"][0]["detail"] == f"is the exact duplicate of {held}:1"
 
 
-def test_evaluation_rows_that_changed_are_compared_anew(make: Maker) -> None:
+def test_evaluation_rows_that_changed_are_compared_again(make: Maker) -> None:
     make.file("a.jsonl", [chat("2+2?", "4"), chat("Held out?", "yes")])
     for request, found in (("Something else?", {}), ("Held out?", {2: "contamination"}), ("Held up?", {})):
         make.held_out([{"prompt": request, "completion": "yes"}])
@@ -480,7 +478,7 @@ def test_tokens_are_read_in_place_and_by_slices(make: Maker) -> None:
     assert isinstance(found._ids, np.memmap)
 
 
-def test_the_cache_lies_where_it_is_told(make: Maker) -> None:
+def test_cache_dir_sets_the_folder_of_the_cache(make: Maker) -> None:
     make.file("a.jsonl", sums(2))
     make.tokens(cache_dir=str(make.folder / "elsewhere"))
     assert not (make.folder / "outputs" / "cache").exists()
@@ -521,7 +519,7 @@ def test_a_credential_that_was_set_later_is_found_in_rows_read_before(
     assert reasons(make.tokens()) == {2: "secret"}
 
 
-def test_without_a_row_left_by_the_settings_the_reasons_are_told(make: Maker) -> None:
+def test_without_a_row_left_by_the_settings_the_reasons_are_reported(make: Maker) -> None:
     make.held_out([{"prompt": "Held out?", "completion": "yes"}])
     path = make.file("a.jsonl", [chat("Held out?", "yes")])
     with pytest.raises(DataError) as caught:

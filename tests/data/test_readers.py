@@ -94,7 +94,7 @@ PACK: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.compress, ".zst": zstan
 # Kinds
 
 
-def test_every_kind_has_a_file_here() -> None:
+def test_every_kind_has_a_file_of_fuzz_cases() -> None:
     assert {*PLAIN, ".parquet"} == set(READERS)
 
 
@@ -127,7 +127,7 @@ def test_an_unknown_kind_is_refused_with_the_known_ones(name: str) -> None:
         next(read_values(Path(name)))
 
 
-def test_the_kind_is_told_by_the_name() -> None:
+def test_the_kind_follows_from_the_name() -> None:
     assert [file_kind(Path(n)) for n in ("a.b/x.JSONL.gz", "x.v2.csv", "x.tsv.ZST")] == [".jsonl", ".csv", ".tsv"]
     assert is_data_file(Path("x.json.gz")) and not is_data_file(Path("x.parquet.gz"))
     with pytest.raises(DataError, match=r"compressed twice.*; unpack it to x\.parquet"):
@@ -519,7 +519,7 @@ def test_an_archive_of_several_members_is_read_to_its_end(tmp_path: Path, packed
 
 @pytest.mark.parametrize("packed", PACK)
 @pytest.mark.parametrize("kind", [".jsonl", ".json", ".csv"])
-def test_an_archive_that_was_cut_off_is_never_taken_for_whole(tmp_path: Path, packed: str, kind: str) -> None:
+def test_a_truncated_archive_is_never_read_as_complete(tmp_path: Path, packed: str, kind: str) -> None:
     pack = PACK[packed]
     first, second = pack(PLAIN[kind] + b"\n"), pack(PLAIN[kind][:-1])
     for length in {*range(len(first) + len(second))} - {len(first)}:

@@ -90,7 +90,7 @@ def test_the_report_accounts_for_every_row(make: Maker) -> None:
         ([chat("<|end|>?", "4")], {}, "1 rows are rejected: control_token"),
     ],
 )
-def test_a_finding_is_told_and_with_strict_data_refused(
+def test_a_finding_is_reported_and_with_strict_data_refused(
     make: Maker, rows: list[Any], settings: dict[str, Any], finding: str
 ) -> None:
     make.held_out([{"prompt": "Held out?", "completion": "9"}])
@@ -140,7 +140,7 @@ def test_a_row_of_several_examples_is_one_row(make: Maker) -> None:
     assert (cut["line"], cut["detail"]) == (1, f"split into {pieces} pieces")
 
 
-def test_row_lengths_are_told_by_nearest_rank(make: Maker) -> None:
+def test_row_lengths_are_reported_by_nearest_rank(make: Maker) -> None:
     make.file("a.jsonl", [chat("How many?", "4 " * n + "4") for n in range(40)])
     tokens = make.tokens()
     lengths = sorted(len(example.ids) for example in tokens)
@@ -159,7 +159,7 @@ def test_overlap_is_counted_for_each_evaluation_file(make: Maker) -> None:
     }
 
 
-def test_a_similarity_is_told_with_three_digits(make: Maker) -> None:
+def test_a_similarity_is_reported_with_three_digits(make: Maker) -> None:
     words = [f"word{i}" for i in range(60)]
     other = [*words[:30], "another", *words[31:]]
     make.file("a.jsonl", [chat(" ".join(words), "4"), chat(" ".join(other), "4")])
@@ -168,7 +168,7 @@ def test_a_similarity_is_told_with_three_digits(make: Maker) -> None:
     assert row["similarity"] == round(row["similarity"], 3)
 
 
-def test_when_no_row_is_left_the_first_reasons_are_told_and_no_more(make: Maker) -> None:
+def test_if_no_row_is_left_only_the_first_reasons_are_reported(make: Maker) -> None:
     make.file("a.jsonl", [chat(f"{i}+1?", "4" * 300) for i in range(MAX_LISTED + 5)])
     with pytest.raises(DataError) as caught:
         make.tokens(max_length=16)
@@ -194,7 +194,7 @@ def seen(make: Maker, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
     return show_it
 
 
-def test_the_table_tells_what_became_of_the_rows(make: Maker, seen: Callable[..., str]) -> None:
+def test_the_table_shows_what_became_of_the_rows(make: Maker, seen: Callable[..., str]) -> None:
     held = make.held_out([{"prompt": "Held out?", "completion": "9"}])
     rows = [chat("2+2?", "4"), chat("2+2?", "4"), {}, chat("Held out?", "9"), chat("2+2?", "4" * 99)]
     path = make.file("a.jsonl", rows)
@@ -216,7 +216,7 @@ def test_the_table_tells_what_became_of_the_rows(make: Maker, seen: Callable[...
     assert "p95 " in shown
 
 
-def test_three_examples_are_shown_with_what_they_teach(make: Maker, seen: Callable[..., str]) -> None:
+def test_three_examples_are_shown_with_their_loss_mask(make: Maker, seen: Callable[..., str]) -> None:
     make.file("a.jsonl", [chat(f"[b]{i}[/b]+1?", f"<{i}>") for i in range(9)])
     shown = seen()
     assert [f"⟦<{i}><|end|>⟧" in shown for i in range(9)] == [i in (0, 4, 8) for i in range(9)]
@@ -224,7 +224,7 @@ def test_three_examples_are_shown_with_what_they_teach(make: Maker, seen: Callab
     assert "⟦[b]" not in shown
 
 
-def test_in_a_terminal_what_is_learnt_is_green(make: Maker, seen: Callable[..., str]) -> None:
+def test_in_a_terminal_tokens_with_loss_are_green(make: Maker, seen: Callable[..., str]) -> None:
     make.file("a.jsonl", [chat("2+2?", "4")])
     shown = seen(colour=True)
     assert "\x1b[32m4<|end|>\x1b[0m" in shown
@@ -277,7 +277,7 @@ def test_as_many_as_are_named_leave_no_rest(make: Maker, seen: Callable[..., str
     assert "more, all in" not in shown
 
 
-def test_what_the_mask_was_compared_with_is_told(
+def test_the_method_of_the_mask_check_is_reported(
     make: Maker, seen: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     verdicts = iter([MaskCheck(True), MaskCheck(False, "has loss elsewhere"), MaskCheck(None, "no offsets")])

@@ -35,7 +35,7 @@ def test_the_files_that_match_come_in_the_order_of_their_names(tmp_path: Path) -
     assert [part.version for part in fetched(config(tmp_path))] == [{"type": "local"}]
 
 
-def test_a_pattern_reaches_into_subfolders_where_it_says_so(tmp_path: Path) -> None:
+def test_a_pattern_with_two_stars_includes_subfolders(tmp_path: Path) -> None:
     (tmp_path / "deep" / "er").mkdir(parents=True)
     (tmp_path / "deep" / "er" / "a.jsonl").touch()
     assert names(config(tmp_path, "**/*.jsonl")) == ["a.jsonl"]
@@ -49,7 +49,7 @@ def test_a_path_may_be_one_file_whatever_the_pattern(tmp_path: Path) -> None:
     assert names(config(tmp_path / "a.csv")) == ["a.csv"]
 
 
-def test_a_file_of_no_known_kind_is_refused_also_by_its_path(tmp_path: Path) -> None:
+def test_a_file_of_unknown_kind_is_refused_also_by_its_path(tmp_path: Path) -> None:
     (tmp_path / "a.xlsx").touch()
     with pytest.raises(DataError, match=r"a\.xlsx has an unsupported extension"):
         fetched(config(tmp_path / "a.xlsx"))
@@ -78,7 +78,7 @@ def test_an_empty_folder_is_called_empty(tmp_path: Path) -> None:
         fetched(config(tmp_path))
 
 
-def test_a_pattern_that_matches_nothing_tells_what_is_there(tmp_path: Path) -> None:
+def test_a_pattern_without_match_names_the_files_of_the_folder(tmp_path: Path) -> None:
     (tmp_path / "rows.json").touch()
     with pytest.raises(DataError, match=r"matches \*\.jsonl: it holds rows\.json") as caught:
         fetched(config(tmp_path))
@@ -86,7 +86,7 @@ def test_a_pattern_that_matches_nothing_tells_what_is_there(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("count", [8, 9])
-def test_of_what_is_there_the_first_eight_are_told(tmp_path: Path, count: int) -> None:
+def test_the_first_eight_files_of_a_folder_are_named(tmp_path: Path, count: int) -> None:
     for number in range(count):
         (tmp_path / f"{number}.txt").touch()
     with pytest.raises(DataError, match=f"{', '.join(f'{n}.txt' for n in range(8))}{' ...' * (count > 8)}; set"):
@@ -102,14 +102,16 @@ def test_of_what_is_there_the_first_eight_are_told(tmp_path: Path, count: int) -
         ("*/../../*.jsonl", r"pattern \*/\.\./\.\./\*\.jsonl leaves"),
     ],
 )
-def test_a_pattern_that_is_none_or_leaves_the_folder_is_refused(tmp_path: Path, pattern: str, told: str) -> None:
+def test_an_invalid_pattern_or_one_that_leaves_the_folder_is_refused(
+    tmp_path: Path, pattern: str, told: str
+) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "out.jsonl").touch()
     with pytest.raises(DataError, match=f"({told}).*; set dataset_pa"):
         fetched(config(tmp_path / "in", pattern))
 
 
-def test_a_file_of_no_known_kind_is_refused(tmp_path: Path) -> None:
+def test_a_file_of_unknown_kind_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.xlsx").touch()
     with pytest.raises(DataError, match=r"a\.xlsx has an unsupported extension; supported are \.jsonl"):
         fetched(config(tmp_path, "*.xlsx"))
@@ -138,7 +140,7 @@ def test_a_data_set_without_a_pattern_is_every_data_file_of_its_folder(tmp_path:
     ]
 
 
-def test_the_pattern_chooses_among_fetched_files_wherever_they_lay(
+def test_the_pattern_selects_fetched_files_in_every_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from src.data.download import FetchedData
@@ -153,7 +155,7 @@ def test_the_pattern_chooses_among_fetched_files_wherever_they_lay(
     assert fetched(cfg)[0].version == version
 
 
-def test_of_what_an_address_names_every_data_file_is_taken(
+def test_every_fetched_data_file_is_read_without_a_pattern(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from src.data.download import FetchedData

@@ -76,7 +76,7 @@ def told(name: str, title: str, turns: list[Message]) -> Iterator[str]:
 
 @pytest.mark.usefixtures("frozen")
 @pytest.mark.parametrize("name", NAMES)
-def test_a_family_is_taught_what_its_golden_record_says(name: str) -> None:
+def test_a_family_is_trained_on_its_golden_record(name: str) -> None:
     found = "\n".join(line for title, turns in CONVERSATIONS.items() for line in told(name, title, turns)) + "\n"
     path = GOLDEN / f"{name}.txt"
     if os.environ.get("UPDATE_GOLDEN"):
