@@ -182,7 +182,13 @@ def test_a_format_is_known_by_its_columns() -> None:
         {"question": "2+2?"},
         7,
     ]
-    assert count_formats(rows) == dict.fromkeys(FORMATS, 1)
+    names = ("messages", "prompt_completion", "instruction", "conversations", "classification", "text")
+    assert count_formats(rows) == dict.fromkeys(names, 1)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_auto_finds_each_format_by_its_columns_alone(name: str) -> None:
+    assert count_formats([dict.fromkeys(FORMATS[name].columns, "")]) == {name: 1}
 
 
 @pytest.mark.parametrize(

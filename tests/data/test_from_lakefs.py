@@ -423,7 +423,7 @@ def test_wrong_keys_are_reported_by_their_variables(
 def test_a_branch_named_like_a_commit_is_not_mistaken_for_one(own: Lake, tmp_path: Path) -> None:
     own.commit(DATA)
     own.branch("abcdef12").create("main")
-    assert "abcdef12 is not a commit" in str(refused(own, tmp_path, commit="abcdef12"))
+    assert "abcdef12 is a branch or tag" in str(refused(own, tmp_path, commit="abcdef12"))
 
 
 @pytest.mark.parametrize(
