@@ -160,7 +160,7 @@ def in_four_bits(model: Any) -> Any:
     """The model as it is when it is loaded in nf4, its layers packed one after another where they lie."""
     from bitsandbytes.nn import Linear4bit, Params4bit
 
-    quantizer = AutoHfQuantizer.from_config(load._four_bit("bfloat16", None))
+    quantizer = AutoHfQuantizer.from_config(load._nf4_config("bfloat16", None))
     weights = {name: m.weight.data for name, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
     quantizer.preprocess_model(model=model, device_map=None)
     for name, module in model.named_modules():
@@ -246,8 +246,10 @@ def measure(case: Case, sizes: dict[str, Any], steps: int) -> dict[str, float]:
     rows = Repeated(case.lengths, steps * case.batch_size, sizes["vocab_size"])
     plan = 0.0 if case.plain else planned(cfg, rows, sizes)
     if case.by_sdpa:
-        packed_attention._by_kernel = by_sdpa
-    model = adapters.apply(built(sizes, cfg.method == "qlora"), cfg, Source("random", None, None), steps=steps)
+        packed_attention._attend_varlen = by_sdpa
+    model = adapters.apply_method(
+        built(sizes, cfg.method == "qlora"), cfg, Source("random", None, None), steps=steps
+    )
     if HAS_GPU:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
@@ -283,7 +285,7 @@ def by_sdpa(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, window: int | None
 ) -> torch.Tensor:
     """In the place of attention._by_kernel, where there is one row."""
-    return packed_attention._one_row(query, key, value, scaling, 0.0, window, None).transpose(1, 2)
+    return packed_attention._attend_row(query, key, value, scaling, 0.0, window, None).transpose(1, 2)
 
 
 def by_trainer(model: Any, rows: Repeated, cfg: TrainConfig, clock: Clock, folder: str) -> None:

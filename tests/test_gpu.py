@@ -96,7 +96,7 @@ class Step:
         torch.manual_seed(0)
         model: Any = LlamaForCausalLM(LlamaConfig(**SIZES)).to(DEVICE, torch.bfloat16)
         model = in_four_bits(model) if method == "qlora" else model
-        self.model = adapters.apply(model, self.cfg, Source("random", None, None), steps=1)
+        self.model = adapters.apply_method(model, self.cfg, Source("random", None, None), steps=1)
         for name, p in self.model.named_parameters():
             if "lora_B" in name:  # zero at first, and then lora_A has no gradient
                 torch.nn.init.normal_(p, std=0.05)
@@ -109,7 +109,7 @@ class Step:
         import torch
 
         from bench.train_gpu import TOKENIZER, Repeated
-        from src.model.adapters import as_trained
+        from src.model.adapters import training_precision
         from src.train.fit import BatchStrategy
 
         self.cfg.padding_free = padding_free
@@ -123,7 +123,7 @@ class Step:
         weight = way.objective.criterion.total_weight(batch["labels"])
         batch = {k: v.to(DEVICE) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
         self.model.zero_grad()
-        computed = as_trained(self.model, "bfloat16")
+        computed = training_precision(self.model, "bfloat16")
         with inside or nullcontext(), way.objective.attention(self.model), computed:
             loss = way.objective.summed_loss(self.model, batch) / weight.to(DEVICE)
             loss.backward()
@@ -186,7 +186,7 @@ def test_the_kernel_computes_what_each_row_alone_gives_in_fp32(shared: int, wind
     shapes = [(1, heads, sum(ROWS), size) for heads in (8, 8 // shared, 8 // shared)]
     leaves = [torch.randn(shape, device=DEVICE, requires_grad=True) for shape in shapes]
     weights = torch.randn(1, sum(ROWS), 8, size, device=DEVICE)
-    packed_attention.lay_out(ROWS)
+    packed_attention.set_row_lengths(ROWS)
     plain, _ = packed_attention.attend(None, *leaves, None, sliding_window=window)  # type: ignore[arg-type]
     expected = torch.autograd.grad((plain * weights).sum(), leaves)
     with torch.autocast(DEVICE, torch.bfloat16):

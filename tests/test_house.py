@@ -256,7 +256,7 @@ def test_each_key_of_a_data_source_is_read_by_one_at_least() -> None:
 def test_the_metrics_of_the_configuration_are_in_the_table() -> None:
     metrics = set(table("src.eval.metrics", "METRICS"))
     assert {name for task in TASKS.values() for name in task.metrics} <= metrics
-    assert all(task.decides in task.metrics for task in TASKS.values())
+    assert all(task.gate_metric in task.metrics for task in TASKS.values())
 
 
 def test_the_tasks_of_the_configuration_are_those_of_every_table_of_tasks() -> None:

@@ -278,7 +278,7 @@ def hook(cfg, count):
     if count == 2:
         os.kill(os.getpid(), signal.SIGKILL)
 
-cli.run(cli_args.parse("train", sys.argv[1:]), Training(hook))
+cli.run_jobs(cli_args.parse("train", sys.argv[1:]), Training(hook))
 """
 
 

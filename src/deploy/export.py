@@ -19,7 +19,7 @@ from src.deploy.checks.files import MANIFEST, find_secrets
 from src.deploy.checks.model import LoadArgs
 from src.errors import ModelError, RunError
 from src.eval.verdict import Verdict
-from src.model.methods import METHODS, mergeable
+from src.model.methods import METHODS, mergeability
 from src.model.profile import base_id, is_local
 from src.runs import Run
 from src.schema import PublishConfig
@@ -106,7 +106,7 @@ def check_form(run: Run, form: str | None) -> None:
     if form == "adapter" and METHODS[method].config is None:
         raise ModelError(f"run {run.id} trained all weights, so it has no adapter", hint="leave export unset")
     if form in {"merged", "onnx"} and METHODS[method].unmergeable:
-        raise ModelError(f"export={form}: {mergeable(method)[:-1]}", hint="set export=adapter")
+        raise ModelError(f"export={form}: {mergeability(method)[:-1]}", hint="set export=adapter")
     missing = [name for name in ONNX_PACKAGES if not find_spec(name)] if form == "onnx" else []
     if missing:
         raise ModelError(

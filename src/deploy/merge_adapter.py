@@ -71,7 +71,7 @@ class _MergeComparison:
     def __init__(self, run: Run, gate: GateArgs, load_args: LoadArgs) -> None:
         self.run, self.load_args = run, load_args
         self.tuned = locate_tuned(run.model)
-        self.task, self.labels = tasks.tuned_for(self.tuned, None)
+        self.task, self.labels = tasks.detect_task(self.tuned, None)
         self.four_bit = methods.METHODS[run.manifest["method"]].four_bit
         self.dtype = run.manifest["precision"]["value"]
         self.device = environment.choose_device(load_args.cuda_visible_devices).value
@@ -85,7 +85,7 @@ class _MergeComparison:
             trust_remote_code=self.load_args.trust_remote_code,
         )  # fmt: skip
         if self.labels:
-            load.pad_alike(model, self.chat.tokenizer)
+            load.set_pad_token(model, self.chat.tokenizer)
         return model
 
     def _with_adapter(self, base: Any) -> Any:

@@ -15,7 +15,7 @@ from src.deploy.checks import overridden_failures
 from src.deploy.usage_snippets import usage
 from src.eval.fingerprint import baseline_folder
 from src.eval.verdict import Verdict
-from src.model.methods import mergeable
+from src.model.methods import mergeability
 from src.model.profile import base_id, is_local
 from src.model.tasks import TASKS
 from src.runs import Run
@@ -84,7 +84,7 @@ def worst_regressions(run: Run, artifacts_dir: str, metric: str | None) -> list[
     Empty if no example got worse, or the predictions of the base are not stored.
     """
     comparison = read_json(run.path / "comparison.json")
-    metric = metric or TASKS[run.manifest.get("task", "causal_lm")].decides
+    metric = metric or TASKS[run.manifest.get("task", "causal_lm")].gate_metric
     base_folder = baseline_folder(artifacts_dir, comparison["base_model"], comparison["conditions"])
     found = []
     for row in (row for row in comparison["rows"] if row["metric"] == metric):
@@ -120,7 +120,7 @@ def _description(run: Run, manifest: Mapping[str, Any], facts: Mapping[str, Any]
         f"by {method}; run `{run.id}`."
     )
     merge = facts.get("merged", facts)
-    text += f" {_merge(merge)}" if merge["form"] == "merged" else f" {mergeable(method)}"
+    text += f" {_merge(merge)}" if merge["form"] == "merged" else f" {mergeability(method)}"
     if facts["form"] == "onnx":
         text += (
             f" It is an ONNX graph in {facts['precision']} without a KV cache; the logits of "
@@ -148,7 +148,7 @@ def _front_matter(
     manifest: Mapping[str, Any], name: str, comparison: Mapping[str, Any], facts: Mapping[str, Any],
     license: str | None,
 ) -> str:  # fmt: skip
-    task = TASKS[manifest.get("task", "causal_lm")].hub
+    task = TASKS[manifest.get("task", "causal_lm")].pipeline_tag
     datasets = _datasets(manifest["data"])
     front = {
         "base_model": base_id(manifest["base_model"]),

@@ -15,7 +15,7 @@ from transformers.exporters.exporter_onnx import OnnxExporter
 from src.errors import ModelError
 from src.eval import reevaluate
 from src.model.source import locate_tuned
-from src.model.tasks import TASKS, tuned_for
+from src.model.tasks import TASKS, detect_task
 from src.runs import Run
 from src.schema import GateArgs
 from src.utils.files import read_json
@@ -33,8 +33,8 @@ def write_onnx(run: Run, gate: GateArgs, source: Path, folder: Path) -> dict[str
     Raises: ModelError if the model cannot be exported, or onnxruntime and torch compute different logits.
     """
     prompts, task = _encode_prompts(run, gate, source), TASKS[run.manifest["task"]]
-    model = getattr(transformers, task.auto).from_pretrained(source, dtype=torch.float32).eval()
-    options = {"use_cache": False} if task.hub != "text-classification" else {}
+    model = getattr(transformers, task.auto_class).from_pretrained(source, dtype=torch.float32).eval()
+    options = {"use_cache": False} if task.pipeline_tag != "text-classification" else {}
     try:
         with torch.no_grad():
             traced: Any = _inputs(model, torch.tensor([(prompts[0] * MIN_REPEATS)[:MAX_TRACED]] * 2)) | options
@@ -58,7 +58,7 @@ def write_onnx(run: Run, gate: GateArgs, source: Path, folder: Path) -> dict[str
 
 def _encode_prompts(run: Run, gate: GateArgs, source: Path) -> list[list[int]]:
     """The token ids of the first prompts of the gate's split."""
-    task, labels = tuned_for(locate_tuned(run.model), None)
+    task, labels = detect_task(locate_tuned(run.model), None)
     chat = reevaluate.load_chat(run.model, task)
     evaluation = reevaluate.of_run(run, gate, labels)
     first = evaluation._replace(rows=evaluation.rows[:MAX_PROMPTS])

@@ -67,7 +67,7 @@ LOCAL_FOLDER = 'folder = "."  # this repository, downloaded\n'
 def usage(manifest: Mapping[str, Any], facts: Mapping[str, Any], prompt: str) -> str:
     """Markdown with a program that loads the published model and prints its answer to `prompt`."""
     task = manifest.get("task", "causal_lm")
-    encode = (CHAT_PROMPT if TASKS[task].templated else PLAIN_PROMPT).format(prompt=repr(prompt))
+    encode = (CHAT_PROMPT if TASKS[task].chat_template else PLAIN_PROMPT).format(prompt=repr(prompt))
     if facts["form"] == "onnx":
         names = "AutoTokenizer" if task == "causal_lm" else "AutoConfig, AutoTokenizer"
         numpy = "" if task == "classification" else "import numpy as np\n"
@@ -82,7 +82,7 @@ def usage(manifest: Mapping[str, Any], facts: Mapping[str, Any], prompt: str) ->
 
 
 def _load_model(task: str) -> str:
-    auto = TASKS[task].auto  # type: ignore[index]
+    auto = TASKS[task].auto_class  # type: ignore[index]
     return (
         f"from transformers import {auto}, AutoTokenizer\n\n{FOLDER}"
         f"tokenizer = AutoTokenizer.from_pretrained(folder)\nmodel = {auto}.from_pretrained(folder)\n"
@@ -91,7 +91,7 @@ def _load_model(task: str) -> str:
 
 def _load_adapter(manifest: Mapping[str, Any], task: str) -> str:
     """The adapter of a classifier has its labels in its own config.json."""
-    auto, base = TASKS[task].auto, manifest["base_model"]  # type: ignore[index]
+    auto, base = TASKS[task].auto_class, manifest["base_model"]  # type: ignore[index]
     comment = "  # path of the base model" if is_local(base) else ""
     options = [] if is_local(base) else [f'revision="{base["revision"]}"']
     names, first = f"{auto}, AutoTokenizer", ""

@@ -17,7 +17,7 @@ from src.eval.partial_results import PartialResults
 from src.eval.report import page as report
 from src.eval.setup import EvalContext, EvalSplits
 from src.model import tasks
-from src.model.source import Source, Tuned, locate, locate_tuned
+from src.model.source import Source, TunedModel, locate, locate_tuned
 from src.schema import BaselineConfig, EvalConfig
 from src.utils import environment
 from src.utils.environment import Reasoned
@@ -39,7 +39,7 @@ def evaluate(cfg: EvalConfig) -> int:
     log.info("evaluating %s", folder if run is None else f"run {run.id} ({run.model})")
     tuned = locate_tuned(folder, cfg.allow_base_mismatch)
     setup.refuse_corrupt(tuned, run)
-    task, labels = tasks.tuned_for(tuned, cfg.task)
+    task, labels = tasks.detect_task(tuned, cfg.task)
     cfg = replace(cfg, task=task, metrics=cfg.metrics or setup.default_metrics(task, cfg.engine))
     splits, dtype, device = _read_inputs(cfg)
     if labels:
@@ -112,18 +112,20 @@ def _set_up(
     Args: labels: of a tuned classifier; None: those of the rows, or of a base model with a head for all of them.
     Returns: also `base` with its revision resolved.
     """
-    from src.model.load import resolved
+    from src.model.load import resolve_revision
     from src.model.tokenizer import load_config, load_tokenizer
 
     task, names = cfg.task or "causal_lm", cfg.metrics or []
-    templated = tasks.TASKS[task].templated
+    templated = tasks.TASKS[task].chat_template
     chat = ChatTokenizer(load_tokenizer(tokenizer_path, revision, cfg.trust_remote_code, templated=templated))
     model_config = load_config(base.location, base.revision, cfg.trust_remote_code)
     config = model_config.to_dict()
     if labels is None:
-        labels = tasks.labels_for(setup.labels_of_rows(splits.rows), config) if task == "classification" else ()
+        labels = (
+            tasks.resolve_labels(setup.labels_of_rows(splits.rows), config) if task == "classification" else ()
+        )
     requests = inference.encode_requests(splits.rows, chat, task, config, metrics.needs_references(names))
-    inference.warn_of_cut_prompts(requests, tasks.positions(config))
+    inference.warn_of_cut_prompts(requests, tasks.max_positions(config))
     gpus = cfg.cuda_visible_devices
     plan = inference.plan_batches(requests, task, cfg, config, dtype.value, device.value, gpus)
     conditions = fingerprint.eval_conditions(
@@ -133,7 +135,7 @@ def _set_up(
     context = EvalContext(
         task, cfg, cfg.seed, cfg.trust_remote_code, chat, requests, dtype, device, plan, labels, conditions
     )
-    return context, resolved(base, model_config)
+    return context, resolve_revision(base, model_config)
 
 
 def _partial_path(run: runs.Run) -> Path:
@@ -162,7 +164,7 @@ def _base_model(context: EvalContext, source: Source) -> Any:
     return model
 
 
-def _tuned_model(cfg: EvalConfig, context: EvalContext, tuned: Tuned, stats: GenerationStats) -> Any:
+def _tuned_model(cfg: EvalConfig, context: EvalContext, tuned: TunedModel, stats: GenerationStats) -> Any:
     """The tuned model, its adapter merged where that is exact enough.
 
     Before the adapter is added, the base model is evaluated if its result is not cached yet.
@@ -179,29 +181,29 @@ def _tuned_model(cfg: EvalConfig, context: EvalContext, tuned: Tuned, stats: Gen
         _evaluate_base(model, context, tuned.base, _baseline_config(cfg, tuned.base))
     prompts = [ids for of_split in context.requests.prompts.values() for ids in of_split]
     model, merged = adapter_merge.merge_for_eval(
-        load.attach(model, tuned), cfg.merge_adapter, context.dtype.value, context.task, context.chat, prompts,
-        lambda: load.attach(context.load(tuned.base), tuned),
+        load.attach_adapter(model, tuned), cfg.merge_adapter, context.dtype.value, context.task, context.chat,
+        prompts, lambda: load.attach_adapter(context.load(tuned.base), tuned),
     )  # fmt: skip
     log.info("adapter merged: %s", merged)
     stats.details |= {"adapter_merged": merged.value, "adapter_merged_because": merged.reason}
     return model
 
 
-def _vllm(context: EvalContext, location: str, tuned: Tuned | None) -> Any:
+def _vllm(context: EvalContext, location: str, tuned: TunedModel | None) -> Any:
     return vllm_engine.VllmGenerator(
         location, tuned, context.chat.tokenizer, context.dtype.value, context.args, context.seed,
         context.trust_remote_code,
     )  # fmt: skip
 
 
-def _is_missing_base(artifacts_dir: str, context: EvalContext, tuned: Tuned) -> bool:
+def _is_missing_base(artifacts_dir: str, context: EvalContext, tuned: TunedModel) -> bool:
     """Whether the base's result is not cached, and this load of the base gives the same as `eval-baseline`."""
     base = fingerprint.base_model(tuned.base)
     if (fingerprint.baseline_folder(artifacts_dir, base, context.conditions) / "metrics.json").exists():
         return False
     if context.labels:  # eval-baseline takes the labels of the rows
         config = read_json(tuned.base.folder / "config.json") if tuned.base.folder else {}
-        labels = tasks.labels_for(setup.labels_of_rows(context.requests.rows), config)
+        labels = tasks.resolve_labels(setup.labels_of_rows(context.requests.rows), config)
         return tuple(labels) == tuple(context.labels)
     return True
 

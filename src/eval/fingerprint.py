@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from src.eval import metrics
-from src.model.source import Source, Tuned, content_hash
+from src.model.source import Source, TunedModel, content_hash
 from src.schema import EvalArgs
 from src.utils.files import sha256
 from src.utils.secrets import redact
@@ -85,7 +85,7 @@ def base_model(source: Source, recorded: Mapping[str, Any] | None = None) -> dic
 def model_identity(
     conditions: Mapping[str, Any],
     base: Source,
-    tuned: Tuned | None = None,
+    tuned: TunedModel | None = None,
     merge_adapter: bool | str | None = None,
 ) -> dict[str, Any]:
     """What the predictions of a model depend on, down to its weights and the versions of the libraries."""

@@ -78,7 +78,7 @@ def encode_requests(
     Args: references: whether to encode the reference answers too.
     Raises: DataError naming every row that cannot be encoded, of all splits.
     """
-    max_tokens = tasks.positions(config)
+    max_tokens = tasks.max_positions(config)
     prompts: dict[str, list[list[int]]] = {}
     examples: dict[str, list[Example]] = {}
     problems: list[str] = []

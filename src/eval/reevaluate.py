@@ -22,7 +22,7 @@ from src.eval.batching import batch_indices
 from src.eval.setup import read_splits
 from src.model import tasks
 from src.model.methods import merge
-from src.model.source import Tuned
+from src.model.source import TunedModel
 from src.runs import Run
 from src.schema import EvalArgs, EvalConfig, GateArgs, SeedArgs, Task
 from src.utils import environment
@@ -82,7 +82,7 @@ def of_run(run: Run, gate: GateArgs, labels: Sequence[str]) -> Reevaluation:
     return Reevaluation(
         rows=read_splits(cfg, cfg.eval_path).rows[gate.split],
         split=gate.split,
-        metric=gate.metric or tasks.TASKS[task].decides,
+        metric=gate.metric or tasks.TASKS[task].gate_metric,
         task=task,
         labels=list(labels),
         args=cfg,
@@ -97,7 +97,7 @@ def of_texts(texts: Sequence[str], task: Task, labels: Sequence[str]) -> Reevalu
         Row(Path("prompt"), n, [{"role": "user", "content": t}, {"role": "assistant", "content": ""}])
         for n, t in enumerate(texts)
     ]
-    metric = tasks.TASKS[task].decides
+    metric = tasks.TASKS[task].gate_metric
     return Reevaluation(rows, "prompt", metric, task, list(labels), EvalArgs(), SeedArgs().seed, BATCH_SIZE)
 
 
@@ -105,7 +105,7 @@ def load_chat(folder: Path, task: Task) -> ChatTokenizer:
     """The tokenizer of a model folder. Imports transformers."""
     from src.model.tokenizer import load_tokenizer
 
-    return ChatTokenizer(load_tokenizer(str(folder), templated=tasks.TASKS[task].templated))
+    return ChatTokenizer(load_tokenizer(str(folder), templated=tasks.TASKS[task].chat_template))
 
 
 def save_tokenizer(chat: ChatTokenizer, folder: Path) -> None:
@@ -115,7 +115,13 @@ def save_tokenizer(chat: ChatTokenizer, folder: Path) -> None:
 
 
 def load_model(
-    settings: LoadSettings, tuned: Tuned, task: Task, labels: Sequence[str], dtype: str, *, merged: bool = False
+    settings: LoadSettings,
+    tuned: TunedModel,
+    task: Task,
+    labels: Sequence[str],
+    dtype: str,
+    *,
+    merged: bool = False,
 ) -> tuple[Any, ChatTokenizer]:
     """The tuned model in the precision `dtype`, its adapter `merged` or not, and its tokenizer. Imports torch."""
     from src.model import load
@@ -134,7 +140,7 @@ def prompt_ids(config: Mapping[str, Any], chat: ChatTokenizer, evaluation: Reeva
 
 def reference_examples(config: Mapping[str, Any], chat: ChatTokenizer, evaluation: Reevaluation) -> list[Example]:
     """Each prompt with its reference answer, as in the evaluation; rows that cannot be encoded are left out."""
-    encoded = inference.encode_references(evaluation.rows, chat, evaluation.task, tasks.positions(config))
+    encoded = inference.encode_references(evaluation.rows, chat, evaluation.task, tasks.max_positions(config))
     return [example for example in encoded if isinstance(example, Example)]
 
 

@@ -12,7 +12,7 @@ from src.errors import ConfigError, DataError, ModelError, RunError
 from src.eval import metrics, vllm_engine
 from src.eval.inference import BatchPlan, EvalRequests, RowsOfSplits
 from src.model import tasks
-from src.model.source import Source, Tuned, is_quantised
+from src.model.source import Source, TunedModel, is_quantised
 from src.runs import Run
 from src.schema import EvalArgs, Task
 from src.utils.environment import Reasoned
@@ -62,7 +62,7 @@ class EvalContext(NamedTuple):
             labels=self.labels,
         )  # fmt: skip
         if self.labels:
-            load.pad_alike(model, self.chat.tokenizer)
+            load.set_pad_token(model, self.chat.tokenizer)
         return model
 
 
@@ -131,7 +131,7 @@ def labels_of_rows(splits: RowsOfSplits) -> list[str]:
     return found
 
 
-def refuse_corrupt(tuned: Tuned, run: Run | None) -> None:
+def refuse_corrupt(tuned: TunedModel, run: Run | None) -> None:
     """Raises: RunError if the weights, or the metrics.json that the scores are added to, cannot be read."""
     files = sorted(tuned.folder.glob("*.safetensors"))
     problems = [problem for file in files if (problem := find_corruption(file))]

@@ -86,7 +86,7 @@ def decide(tuned: EvalResult, base: EvalResult, gate: GateArgs) -> Verdict:
     Raises: RunError if they are not comparable, or were not evaluated by the gate's metrics and splits.
     """
     results.require_same_conditions(tuned, base)
-    metric = gate.metric or TASKS[tuned.result["conditions"].get("task", "causal_lm")].decides
+    metric = gate.metric or TASKS[tuned.result["conditions"].get("task", "causal_lm")].gate_metric
     guards = [Guard(g.metric or metric, g.split, g.max_drop) for g in gate.guards]
     wanted = [("gate", metric, gate.split), *(("gate.guards", str(g.metric), g.split) for g in guards)]
     _refuse_unmeasured(tuned, wanted)

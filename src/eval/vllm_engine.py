@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from src.errors import ConfigError
-from src.model.source import Tuned
+from src.model.source import TunedModel
 from src.schema import EvalArgs
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class VllmGenerator:
     unpadded = False
 
     def __init__(
-        self, location: str, tuned: Tuned | None, tokenizer: Any, dtype: str, args: EvalArgs, seed: int,
+        self, location: str, tuned: TunedModel | None, tokenizer: Any, dtype: str, args: EvalArgs, seed: int,
         trust_remote_code: bool,
     ) -> None:  # fmt: skip
         from vllm import LLM, SamplingParams

@@ -20,7 +20,7 @@ from src.schema import MethodArgs, Task
 from src.utils.logs import log
 
 
-def apply(model: Any, args: MethodArgs, source: Source, *, steps: int, task: Task = "causal_lm") -> Any:
+def apply_method(model: Any, args: MethodArgs, source: Source, *, steps: int, task: Task = "causal_lm") -> Any:
     """Make `model` trainable by `args.method`: freeze it and add an adapter, or leave all weights free.
 
     `steps` are the optimizer steps that are planned. The caller seeds the random number generators before:
@@ -34,13 +34,15 @@ def apply(model: Any, args: MethodArgs, source: Source, *, steps: int, task: Tas
         # Small updates vanish in 16 bits: full weights are kept in 32, and computed on in 16 by autocast.
         return model.float()
     if args.lora_target_modules and "lora_target_modules" in method.keys:
-        check_targets(model, args.lora_target_modules)
+        check_target_modules(model, args.lora_target_modules)
     keep_differentiable(model)
     try:
         # a random layer that is not kept would be another one next time
         kept = {"modules_to_save": getattr(model, "untrained_modules", None) or None}
         settings = kept | _arguments(model, args, method, steps) | {"revision": source.revision}
-        tuned = peft.get_peft_model(model, getattr(peft, method.config)(task_type=TASKS[task].peft, **settings))
+        tuned = peft.get_peft_model(
+            model, getattr(peft, method.config)(task_type=TASKS[task].peft_type, **settings)
+        )
     except (ValueError, TypeError, NotImplementedError) as error:
         if not args.peft:
             raise
@@ -72,7 +74,7 @@ def _arguments(model: Any, args: MethodArgs, method: Method, steps: int) -> dict
 
 
 @contextmanager
-def as_trained(model: nn.Module, dtype: str, by_ours: bool = True) -> Iterator[None]:
+def training_precision(model: nn.Module, dtype: str, by_ours: bool = True) -> Iterator[None]:
     """Lets an adapter's layers compute in `dtype` as it suits a training, and not an answer.
 
     Under autocast the adapter's fp32 weights are computed on in 16 bits: peft would cast the activations to fp32
@@ -85,12 +87,12 @@ def as_trained(model: nn.Module, dtype: str, by_ours: bool = True) -> Iterator[N
     with ExitStack() as stack:
         stack.enter_context(disable_input_dtype_casting(model, active=casts))
         if by_ours:
-            stack.enter_context(dropout.of_few_bits(model))
-            stack.enter_context(fused_lora.in_one(model, dtype))
+            stack.enter_context(dropout.use_fast_dropout(model))
+            stack.enter_context(fused_lora.use_fused_lora(model, dtype))
         yield
 
 
-def check_targets(model: nn.Module, wanted: list[str]) -> None:
+def check_target_modules(model: nn.Module, wanted: list[str]) -> None:
     """Raises: ModelError naming every target that matches no linear layer, and the layers that exist."""
     layers = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) or "Conv1D" in type(m).__name__]
     missing = [w for w in wanted if not any(n == w or n.endswith("." + w) for n in layers)]
@@ -103,7 +105,7 @@ def check_targets(model: nn.Module, wanted: list[str]) -> None:
         )
 
 
-def trainable_parameters(model: nn.Module) -> tuple[int, int]:
+def count_parameters(model: nn.Module) -> tuple[int, int]:
     """`(trainable, all)` parameter counts; a 4-bit tensor packs two weights in a byte."""
 
     def count(p: torch.Tensor) -> int:

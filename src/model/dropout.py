@@ -19,7 +19,7 @@ BITS = 16
 LOWEST = -(2**63)
 
 
-class _Dropout(torch.autograd.Function):  # type: ignore[misc]
+class _FastDropout(torch.autograd.Function):  # type: ignore[misc]
     """Zeroes values by chance, and divides the others by the chance to stay (Srivastava et al. 2014, JMLR 15)."""
 
     @staticmethod
@@ -38,20 +38,20 @@ class _Dropout(torch.autograd.Function):  # type: ignore[misc]
         return grad * kept, None
 
 
-def _forward(module: nn.Dropout, x: torch.Tensor) -> torch.Tensor:
+def _dropout_forward(module: nn.Dropout, x: torch.Tensor) -> torch.Tensor:
     """In the place of nn.Dropout.forward; the chance is rounded to one of 65,536."""
     dropped = round(module.p * 2**BITS)
     if not module.training or not dropped or dropped == 2**BITS or x.device.type != "cpu":
         return nn.Dropout.forward(module, x)
-    return _Dropout.apply(x, dropped)
+    return _FastDropout.apply(x, dropped)
 
 
 @contextmanager
-def of_few_bits(model: nn.Module) -> Iterator[None]:
+def use_fast_dropout(model: nn.Module) -> Iterator[None]:
     """Let the dropout layers of `model` draw few bits, where they are on a CPU."""
     layers = [m for m in model.modules() if type(m) is nn.Dropout and "forward" not in vars(m)]
     for layer in layers:
-        layer.forward = partial(_forward, layer)
+        layer.forward = partial(_dropout_forward, layer)
     try:
         yield
     finally:

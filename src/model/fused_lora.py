@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
 
-class _Updated(torch.autograd.Function):  # type: ignore[misc]
+class _FusedLora(torch.autograd.Function):  # type: ignore[misc]
     """y = x W^T + bias + scaling (z A^T) B^T, for frozen W: LoRA (arXiv:2106.09685), equation 3.
 
     x is (tokens, in), and z what dropout has left of it, or None where that is all of it. A and B may be of more
@@ -52,17 +52,17 @@ class _Updated(torch.autograd.Function):  # type: ignore[misc]
         return of_x, of_z, None, None, of_a, of_b, None
 
 
-def _forward(layer: Any, name: str, dtype: torch.dtype, x: torch.Tensor) -> torch.Tensor:
+def _lora_forward(layer: Any, name: str, dtype: torch.dtype, x: torch.Tensor) -> torch.Tensor:
     """In the place of peft's Linear.forward, of the one adapter `name`."""
     flat = x.to(dtype).flatten(0, -2)
     dropout, base = layer.lora_dropout[name], layer.base_layer
     dropped = dropout(flat) if layer.training and getattr(dropout, "p", 0.0) else None
     a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
-    out = _Updated.apply(flat, dropped, base.weight, base.bias, a, b, layer.scaling[name])
+    out = _FusedLora.apply(flat, dropped, base.weight, base.bias, a, b, layer.scaling[name])
     return out.unflatten(0, x.shape[:-1])
 
 
-def _only_update(module: nn.Module, dtype: torch.dtype) -> str | None:
+def _fusable_adapter(module: nn.Module, dtype: torch.dtype) -> str | None:
     """The adapter's name, of a layer that is a frozen linear one and one plain update of it; None of others."""
     if type(module) is not Linear or type(module.base_layer) is not nn.Linear or module.lora_variant:
         return None
@@ -75,15 +75,15 @@ def _only_update(module: nn.Module, dtype: torch.dtype) -> str | None:
 
 
 @contextmanager
-def in_one(model: nn.Module, dtype: str) -> Iterator[None]:
+def use_fused_lora(model: nn.Module, dtype: str) -> Iterator[None]:
     """Let the layers of `model` that are a frozen linear one and its update compute both at once, in `dtype`.
 
     The weights of such a layer must be where the layer is: not with hooks that fetch them, as ZeRO-3 has them.
     """
     wanted: torch.dtype = getattr(torch, dtype)
-    updates = [(layer, name) for layer in model.modules() if (name := _only_update(layer, wanted))]
+    updates = [(layer, name) for layer in model.modules() if (name := _fusable_adapter(layer, wanted))]
     for layer, name in updates:
-        layer.forward = partial(_forward, layer, name, wanted)
+        layer.forward = partial(_lora_forward, layer, name, wanted)
     try:
         yield
     finally:

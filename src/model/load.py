@@ -14,9 +14,9 @@ from transformers import BitsAndBytesConfig, set_seed
 from transformers.quantizers import AutoHfQuantizer
 
 from src.errors import ModelError
-from src.model.source import Source, Tuned
-from src.model.tasks import TASKS, check
-from src.model.tokenizer import fetched, hub_revision, load_config, load_tokenizer
+from src.model.source import Source, TunedModel
+from src.model.tasks import TASKS, check_architecture
+from src.model.tokenizer import from_pretrained, hub_revision, load_config, load_tokenizer
 from src.schema import Task
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -48,13 +48,13 @@ def load_base(
             f"nvidia-smi shows a GPU, but torch {torch.__version__} cannot use it",
             hint="install a CUDA build of torch that fits the driver, or set hardware=cpu",
         )
-    kind = getattr(transformers, TASKS[task].auto)
+    kind = getattr(transformers, TASKS[task].auto_class)
     config = _config(source, task, labels, trust_remote_code)
     quantised: dict[str, Any] = {}
     if four_bit:
-        heads = _heads(kind, config) if labels else None
-        quantised = {"quantization_config": _four_bit(dtype, heads), "device_map": {"": device}}
-    model, found = fetched(
+        heads = _head_patterns(kind, config) if labels else None
+        quantised = {"quantization_config": _nf4_config(dtype, heads), "device_map": {"": device}}
+    model, found = from_pretrained(
         kind,
         source.location,
         config=config,
@@ -67,26 +67,26 @@ def load_base(
         **quantised,
     )
     new = [*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])]
-    model.untrained_modules = sorted({_module(key, model.base_model_prefix) for key in new} - {""})
+    model.untrained_modules = sorted({_layer_of(key, model.base_model_prefix) for key in new} - {""})
     if four_bit and device == "cpu":
-        _let_go_of_the_file(model)
-    return (model if four_bit else model.to(device)), resolved(source, model.config)
+        _unmap_file(model)
+    return (model if four_bit else model.to(device)), resolve_revision(source, model.config)
 
 
-def _let_go_of_the_file(model: Any) -> None:
+def _unmap_file(model: Any) -> None:
     """Copy what was not packed: a view of the mapped file keeps the 16-bit weights in memory that were."""
     for parameter in model.parameters():
         if parameter.dtype != torch.uint8:
             parameter.data = parameter.data.clone()
 
 
-def resolved(source: Source, config: Any) -> Source:
+def resolve_revision(source: Source, config: Any) -> Source:
     """`source` with its revision resolved to the commit that `config` was fetched from."""
     commit = getattr(config, "_commit_hash", None)
     return replace(source, revision=commit) if source.folder is None and commit else source
 
 
-def shell(
+def build_meta_model(
     source: Source,
     dtype: str,
     *,
@@ -99,13 +99,13 @@ def shell(
 
     Raises: ModelError if its config.json cannot be had, or it cannot do the task.
     """
-    kind = getattr(transformers, TASKS[task].auto)
+    kind = getattr(transformers, TASKS[task].auto_class)
     config = _config(source, task, labels, trust_remote_code)
-    heads = _heads(kind, config) if labels and four_bit else None
+    heads = _head_patterns(kind, config) if labels and four_bit else None
     with torch.device("meta"):
         model = kind.from_config(config, dtype=DTYPES[dtype], trust_remote_code=trust_remote_code)
         if four_bit:
-            quantizer = AutoHfQuantizer.from_config(_four_bit(dtype, heads))
+            quantizer = AutoHfQuantizer.from_config(_nf4_config(dtype, heads))
             quantizer.preprocess_model(model=model, device_map=None)
             quantizer.postprocess_model(model)
     # which layers the files do not hold only loading shows: a classifier's head is taken for new
@@ -117,14 +117,14 @@ def shell(
 def _config(source: Source, task: Task, labels: Sequence[str], trust_remote_code: bool) -> Any:
     """The model's settings, with the names of its labels. Raises: ModelError if it cannot do the task."""
     config = load_config(source.location, source.revision, trust_remote_code)
-    check(config.to_dict(), source.name, task)
+    check_architecture(config.to_dict(), source.name, task)
     if labels:
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: number for number, label in enumerate(labels)}
     return config
 
 
-def _four_bit(dtype: str, spared: list[str] | None) -> BitsAndBytesConfig:
+def _nf4_config(dtype: str, spared: list[str] | None) -> BitsAndBytesConfig:
     """nf4 weights, but for the layers `spared` (patterns; None: the output head)."""
     return BitsAndBytesConfig(
         load_in_4bit=True,
@@ -135,27 +135,27 @@ def _four_bit(dtype: str, spared: list[str] | None) -> BitsAndBytesConfig:
     )
 
 
-def _heads(kind: Any, config: Any) -> list[str]:
+def _head_patterns(kind: Any, config: Any) -> list[str]:
     """Layers of a classifier that may be new, as patterns: four bits could not be trained."""
     with torch.device("meta"):
         shell = kind.from_config(config)
     return [*(name for name, _ in shell.named_children() if name != shell.base_model_prefix), r".*pooler"]
 
 
-def _module(key: str, trunk: str) -> str:
+def _layer_of(key: str, trunk: str) -> str:
     """The layer of the parameter `key`; outside the trunk of the model the whole head that it is a part of."""
     head = key.split(".")[0]
     return key.rpartition(".")[0] if head == trunk else head
 
 
-def pad_alike(model: Any, tokenizer: Any) -> None:
+def set_pad_token(model: Any, tokenizer: Any) -> None:
     """Tell a classifier the tokenizer's padding token: a decoder finds the end of a text by it."""
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
 
 
 def load_tuned(
-    tuned: Tuned,
+    tuned: TunedModel,
     dtype: str,
     device: str,
     *,
@@ -168,17 +168,17 @@ def load_tuned(
     Raises: ModelError if the folder, or the adapter's base model, cannot be loaded.
     """
     tokenizer = load_tokenizer(
-        str(tuned.folder), trust_remote_code=trust_remote_code, templated=TASKS[task].templated
+        str(tuned.folder), trust_remote_code=trust_remote_code, templated=TASKS[task].chat_template
     )
     model, source = load_base(
         tuned.base, dtype, device, trust_remote_code=trust_remote_code, task=task, labels=labels
     )
     if labels:
-        pad_alike(model, tokenizer)
-    return attach(model, tuned), tokenizer, source
+        set_pad_token(model, tokenizer)
+    return attach_adapter(model, tuned), tokenizer, source
 
 
-def attach(model: Any, tuned: Tuned) -> Any:
+def attach_adapter(model: Any, tuned: TunedModel) -> Any:
     """The base model with the adapter over it, in the precision that it was computed in during training, not in
     fp32 with a cast at every layer; full weights as they are."""
     if not tuned.is_adapter:

@@ -22,7 +22,7 @@ LORA_KEYS = {"lora_r": "r", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dr
              "lora_target_modules": "target_modules"}  # fmt: skip
 
 # Arguments of peft that are said by other settings than those of Method.keys.
-SAID_ELSEWHERE = {
+PEFT_OWNED_BY_SETTING = {
     "r": "lora_r",
     "use_dora": "method=dora",
     "use_rslora": "method=rslora",
@@ -62,7 +62,7 @@ class Method(NamedTuple):
     shardable: bool = True
 
 
-def _ranks_and_phases(model: Any, args: MethodArgs, steps: int) -> dict[str, Any]:
+def _adalora_schedule(model: Any, args: MethodArgs, steps: int) -> dict[str, Any]:
     """AdaLoRA's ranks and its three phases, in optimizer steps (Zhang et al. 2023, arXiv:2303.10512).
 
     Every layer starts at 1.5 x lora_r. The ranks stay for the first tenth of the steps, shrink to lora_r on
@@ -90,7 +90,7 @@ def _ranks_and_phases(model: Any, args: MethodArgs, steps: int) -> dict[str, Any
     return found
 
 
-def _scaled_inputs(model: Any, args: MethodArgs, steps: int) -> dict[str, Any]:
+def _ia3_feedforward(model: Any, args: MethodArgs, steps: int) -> dict[str, Any]:
     """Of IA3's layers, those whose input is scaled instead of their output (Liu et al. 2022, arXiv:2205.05638).
 
     These lead from a feed-forward block back to the hidden size. `peft.feedforward_modules` names others.
@@ -118,11 +118,11 @@ def feed_forward_outputs(model: Any) -> list[str]:
         for name, module in modules.items()
         if (getattr(module, "out_features", None) or getattr(module, "nf", None)) == hidden
         and module is not model.get_output_embeddings()
-        and not any("attention" in type(modules[above]).__name__.lower() for above in _above(name))
+        and not any("attention" in type(modules[above]).__name__.lower() for above in _parents(name))
     ]
 
 
-def _above(name: str) -> list[str]:
+def _parents(name: str) -> list[str]:
     """`a.b.c` to `a.b`, `a`."""
     parts = name.split(".")
     return [".".join(parts[:n]) for n in range(len(parts) - 1, 0, -1)]
@@ -149,11 +149,11 @@ METHODS: dict[str, Method] = {
     ),
     "adalora": Method(
         "low-rank updates whose ranks move to the layers that use them", "AdaLoraConfig",
-        keys=LORA_KEYS | {"lora_r": "target_r"}, derived=_ranks_and_phases, shardable=False,
+        keys=LORA_KEYS | {"lora_r": "target_r"}, derived=_adalora_schedule, shardable=False,
     ),
     "ia3": Method(
         "one factor for each output of a linear layer, or input of a feed-forward one", "IA3Config",
-        keys={"lora_target_modules": "target_modules"}, derived=_scaled_inputs,
+        keys={"lora_target_modules": "target_modules"}, derived=_ia3_feedforward,
     ),
     "prefix": Method(
         "virtual keys and values before each layer's own", "PrefixTuningConfig",
@@ -200,7 +200,7 @@ def problems(values: Mapping[str, Any]) -> list[str]:
         return found
     if method.config is None:
         return [*found, f"peft: {{...}} has no meaning with method={name}, which makes no adapter"]
-    owned = SAID_ELSEWHERE | {argument: key for key, argument in method.keys.items()}
+    owned = PEFT_OWNED_BY_SETTING | {argument: key for key, argument in method.keys.items()}
     return found + check_arguments("peft", given, method.config, peft_arguments(method.config), owned)
 
 
@@ -224,7 +224,7 @@ def refuse_quantised(model_name: str, name: str, quantised: bool) -> None:
     )
 
 
-def mergeable(name: str) -> str:
+def mergeability(name: str) -> str:
     """Whether an adapter of this method can become a part of the base weights, in one sentence."""
     method = METHODS[name]
     if method.unmergeable:

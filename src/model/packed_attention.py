@@ -27,14 +27,14 @@ TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 6e-2}
 PROBE_LENGTHS = (5, 3, 7)
 # What FlashAttention takes: heads of a multiple of 8 up to 256, on an Ampere GPU or a newer one.
 HEAD_SIZES = range(8, 257, 8)
-FIRST_CAPABILITY = (8, 0)
+MIN_CAPABILITY = (8, 0)
 HAS_FLASH_ATTN = find_spec("flash_attn") is not None
 # Newer ones of PyTorch have to be told that heads are shared; 2.11 sees it by itself.
-TELLS_GROUPS = "enable_gqa" in signature(varlen_attn).parameters
+TAKES_ENABLE_GQA = "enable_gqa" in signature(varlen_attn).parameters
 
 
 @dataclass
-class _Layout:
+class _PackedRows:
     """Where the rows of the batch end. It stays until the next one: recomputed activations need it in backward."""
 
     lengths: tuple[int, ...] = ()
@@ -48,13 +48,13 @@ class _Layout:
         return self.ends
 
 
-_layout = _Layout()
+_rows = _PackedRows()
 
 
-def lay_out(lengths: Sequence[int]) -> None:
+def set_row_lengths(lengths: Sequence[int]) -> None:
     """Say how long the rows are that the next forward pass gets end to end."""
     global _layout
-    _layout = _Layout(tuple(lengths))
+    _layout = _PackedRows(tuple(lengths))
 
 
 def attend(
@@ -68,22 +68,22 @@ def attend(
         query: (1, heads, T, head size); key and value may have fewer heads, shared in groups.
     Returns: (1, T, heads, head size), and no weights.
     """
-    if query.shape[0] != 1 or sum(_layout.lengths) != query.shape[2]:
-        raise ValueError(f"{tuple(query.shape)} is not a batch of rows of {_layout.lengths} laid end to end")
-    _layout.read = True
+    if query.shape[0] != 1 or sum(_rows.lengths) != query.shape[2]:
+        raise ValueError(f"{tuple(query.shape)} is not a batch of rows of {_rows.lengths} laid end to end")
+    _rows.read = True
     if query.is_cuda:
-        query, key, value = as_autocast_has_them(query, key, value)
-        if softcap is None and not dropout and _kernel_takes(query, value):
-            return _by_kernel(query, key, value, scaling, sliding_window), None
-    with _in_fp32(query.device):
-        parts = (_as_computed(t).split(_layout.lengths, dim=2) for t in (query, key, value))
+        query, key, value = cast_to_autocast(query, key, value)
+        if softcap is None and not dropout and _kernel_supports(query, value):
+            return _attend_varlen(query, key, value, scaling, sliding_window), None
+    with _no_autocast_on_cpu(query.device):
+        parts = (_fp32_on_cpu(t).split(_rows.lengths, dim=2) for t in (query, key, value))
         rows = [
-            _one_row(q, k, v, scaling, dropout, sliding_window, softcap) for q, k, v in zip(*parts, strict=True)
+            _attend_row(q, k, v, scaling, dropout, sliding_window, softcap) for q, k, v in zip(*parts, strict=True)
         ]
     return torch.cat(rows, dim=2).transpose(1, 2).to(query.dtype), None
 
 
-def as_autocast_has_them(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def cast_to_autocast(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """The tensors in the precision of autocast, if it is on.
 
     Where the weights of norms are fp32, as in full training, rotated queries and keys are fp32 too, and the
@@ -94,13 +94,13 @@ def as_autocast_has_them(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return tuple(t.to(dtype) for t in tensors)
 
 
-def _kernel_takes(query: torch.Tensor, value: torch.Tensor) -> bool:
+def _kernel_supports(query: torch.Tensor, value: torch.Tensor) -> bool:
     size = query.shape[3]
     return (
         query.dtype in (torch.bfloat16, torch.float16)
         and size == value.shape[3]
         and size in HEAD_SIZES
-        and _capability(query.device) >= FIRST_CAPABILITY
+        and _capability(query.device) >= MIN_CAPABILITY
     )
 
 
@@ -109,7 +109,7 @@ def _capability(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device)
 
 
-def _in_fp32(device: torch.device) -> AbstractContextManager[Any]:
+def _no_autocast_on_cpu(device: torch.device) -> AbstractContextManager[Any]:
     """On a CPU short rows are attended to in fp32.
 
     For rows of 100 tokens that is twice as fast as bfloat16 there, whose kernels are compiled anew, and kept,
@@ -118,11 +118,11 @@ def _in_fp32(device: torch.device) -> AbstractContextManager[Any]:
     return torch.autocast("cpu", enabled=False) if device.type == "cpu" else nullcontext()
 
 
-def _as_computed(t: torch.Tensor) -> torch.Tensor:
+def _fp32_on_cpu(t: torch.Tensor) -> torch.Tensor:
     return t.float() if t.device.type == "cpu" else t
 
 
-def _one_row(
+def _attend_row(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scaling: float | None, dropout: float,
     sliding_window: int | None, softcap: float | None,
 ) -> torch.Tensor:  # fmt: skip
@@ -149,12 +149,12 @@ def _one_row(
     return torch.nn.functional.dropout(weights, dropout) @ v
 
 
-def _by_kernel(
+def _attend_varlen(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, sliding_window: int | None
 ) -> torch.Tensor:
     """One kernel call for all rows. (1, heads, T, head size) to (1, T, heads, head size)."""
     q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))
-    ends, longest = _layout.on(query.device), max(_layout.lengths)
+    ends, longest = _rows.on(query.device), max(_rows.lengths)
     behind = sliding_window - 1 if sliding_window is not None else -1
     if HAS_FLASH_ATTN:
         from flash_attn import flash_attn_varlen_func
@@ -164,7 +164,7 @@ def _by_kernel(
             deterministic=torch.are_deterministic_algorithms_enabled(),
         )  # fmt: skip
     else:
-        groups = {"enable_gqa": True} if TELLS_GROUPS else {}
+        groups = {"enable_gqa": True} if TAKES_ENABLE_GQA else {}
         out = varlen_attn(q, k, v, ends, ends, longest, longest, scale=scaling, window_size=(behind, 0), **groups)
     return out.unsqueeze(0)
 
@@ -174,7 +174,7 @@ AttentionMaskInterface.register(NAME, lambda *_, **__: None)
 
 
 @contextmanager
-def laid_end_to_end(model: Any) -> Iterator[None]:
+def use_packed_attention(model: Any) -> Iterator[None]:
     """Let `model` attend by `attend` inside."""
     before = model.config._attn_implementation
     model.set_attn_implementation(NAME)
@@ -184,7 +184,7 @@ def laid_end_to_end(model: Any) -> Iterator[None]:
         model.set_attn_implementation(before)
 
 
-def why_not(model: Any) -> str | None:
+def why_unsupported(model: Any) -> str | None:
     """Why `model` cannot take rows end to end, or None where a trial shows that it computes the same for them.
 
     The trial compares the logits of a few short rows, alone and end to end: a layer that mixes neighbours
@@ -197,16 +197,16 @@ def why_not(model: Any) -> str | None:
     try:
         with torch.no_grad():
             alone = [model(input_ids=row[None], use_cache=False).logits[0] for row in ids.split(PROBE_LENGTHS)]
-            with laid_end_to_end(model):
-                lay_out(PROBE_LENGTHS)
+            with use_packed_attention(model):
+                set_row_lengths(PROBE_LENGTHS)
                 together = model(
-                    input_ids=ids[None], position_ids=positions(PROBE_LENGTHS).to(ids.device), use_cache=False
+                    input_ids=ids[None], position_ids=position_ids(PROBE_LENGTHS).to(ids.device), use_cache=False
                 ).logits[0]
     except Exception as error:  # whatever a model of unknown make answers
         return f"{type(model).__name__} does not take them ({type(error).__name__}: {str(error)[:100]})"
     finally:
         model.train(training)
-    if not _layout.read:
+    if not _rows.read:
         return f"{type(model).__name__} has an attention of its own"
     expected = torch.cat(alone).float()
     apart = (together.float() - expected).norm() / expected.norm().clamp(min=1e-12)
@@ -214,6 +214,6 @@ def why_not(model: Any) -> str | None:
     return None if apart <= tolerance else f"rows would see each other in {type(model).__name__} ({apart:.2g})"
 
 
-def positions(lengths: Sequence[int]) -> torch.Tensor:
+def position_ids(lengths: Sequence[int]) -> torch.Tensor:
     """(1, T): 0, 1, 2 ... in every row."""
     return torch.cat([torch.arange(n) for n in lengths])[None]

@@ -58,7 +58,7 @@ NAMES = {
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "tokenizers", "safetensors")
 
 
-def write(run: Run) -> None:
+def write_profile(run: Run) -> None:
     """Write both files into the directory of a run whose training has ended."""
     write_json(run.path / TRAINING_INFO, training_info(run))
     found = profile(run.manifest)
@@ -92,7 +92,7 @@ def profile(manifest: Mapping[str, Any]) -> dict[str, Any] | None:
         "precision": "nf4" if method.four_bit else PRECISIONS[dtype],
         "memory_gb": _four_digits(size / 1e9),
         "recommended_partition_gb": _four_digits(HEADROOM * size / 1e9),
-        "parameters": in_words(parameters),
+        "parameters": format_count(parameters),
     }
 
 
@@ -107,7 +107,7 @@ def base_id(base: Mapping[str, Any]) -> str:
     return Path(name).name if is_local(base) else name
 
 
-def in_words(parameters: int) -> str:
+def format_count(parameters: int) -> str:
     """A count as 7B, 7.6B, 135M or 94K."""
     for letter, size in (("B", 10**9), ("M", 10**6), ("K", 10**3)):
         if parameters >= size:
@@ -125,7 +125,7 @@ def training_info(run: Run) -> dict[str, Any]:
     manifest = run.manifest
     settings = run.settings
     figures = read_json(run.path / "metrics.json")["train"]
-    history = losses(run)
+    history = loss_history(run)
     found = [loss for _, loss in history]
     takes = METHODS[manifest["method"]].keys
     ours = {k: n for k, n in NAMES.items() if not k.startswith("lora_") or k in takes}
@@ -164,7 +164,7 @@ def training_info(run: Run) -> dict[str, Any]:
     }
 
 
-def losses(run: Run) -> list[tuple[int, float]]:
+def loss_history(run: Run) -> list[tuple[int, float]]:
     """`(step, loss)` as they were logged: by the newest checkpoint that can be read, else by the curves.
 
     The curves hold finite points only; a checkpoint holds what the loop has seen.

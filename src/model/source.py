@@ -103,7 +103,7 @@ def adapter_base(folder: Path) -> tuple[str, str | None] | None:
     return None
 
 
-class Tuned(NamedTuple):
+class TunedModel(NamedTuple):
     """A folder with a tuned model: an adapter over `base`, or full weights, then `base` is the folder itself."""
 
     folder: Path
@@ -111,14 +111,14 @@ class Tuned(NamedTuple):
     is_adapter: bool
 
 
-def locate_tuned(folder: Path, allow_base_mismatch: bool = False) -> Tuned:
+def locate_tuned(folder: Path, allow_base_mismatch: bool = False) -> TunedModel:
     """Find a tuned model and its base, before anything heavy is loaded.
 
     Raises: ModelError if either cannot be a model, or the base is not the one that the adapter was made on.
     """
     base = adapter_base(folder)
     if base is None:
-        return Tuned(folder, locate(str(folder)), False)
+        return TunedModel(folder, locate(str(folder)), False)
     name, revision = base
     try:
         source = locate(name, None if revision and revision.startswith("sha256:") else revision)
@@ -132,4 +132,4 @@ def locate_tuned(folder: Path, allow_base_mismatch: bool = False) -> Tuned:
         if not allow_base_mismatch:
             raise ModelError(told, hint="restore the base model, or set allow_base_mismatch=true")
         log.warning("%s", told)
-    return Tuned(folder, source, True)
+    return TunedModel(folder, source, True)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from src.errors import ModelError
 from src.model.methods import METHODS
-from src.model.source import Source, Tuned
+from src.model.source import Source, TunedModel
 from src.schema import Task as Name
 from src.utils.files import read_json
 
@@ -32,49 +32,51 @@ TEXT_METRICS = (
 
 
 class Task(NamedTuple):
-    """auto: the class of transformers that loads its models.
-    peft: its name in peft, as an adapter's settings keep it.
-    kinds: base models that can do it, see `kind_of`.
-    metrics: what is measured where nothing else is asked for.
-    decides: the one of them by which the gate decides where nothing else is asked for.
-    hub: its name on the Hub.
-    templated: whether its texts are conversations, written by a chat template.
+    """What a model is trained for.
+
+    auto_class: transformers class that loads its models.
+    peft_type: its `task_type` in peft.
+    architectures: suitable base models, see `architecture_kind`.
+    metrics: default metrics of an evaluation.
+    gate_metric: the one of them that the gate compares by default.
+    pipeline_tag: its name on the Hub.
+    chat_template: whether its prompts are conversations, rendered by a chat template.
     """
 
-    auto: str
-    peft: str
-    kinds: frozenset[str]
+    auto_class: str
+    peft_type: str
+    architectures: frozenset[str]
     metrics: tuple[str, ...]
-    decides: str
-    hub: str
-    templated: bool = False
+    gate_metric: str
+    pipeline_tag: str
+    chat_template: bool = False
 
 
 TASKS: dict[Name, Task] = {
     "causal_lm": Task(
-        auto="AutoModelForCausalLM",
-        peft="CAUSAL_LM",
-        kinds=frozenset({"decoder"}),
+        auto_class="AutoModelForCausalLM",
+        peft_type="CAUSAL_LM",
+        architectures=frozenset({"decoder"}),
         metrics=TEXT_METRICS,
-        decides="rougeL",
-        hub="text-generation",
-        templated=True,
+        gate_metric="rougeL",
+        pipeline_tag="text-generation",
+        chat_template=True,
     ),
     "seq2seq": Task(
-        auto="AutoModelForSeq2SeqLM",
-        peft="SEQ_2_SEQ_LM",
-        kinds=frozenset({"encoder-decoder"}),
+        auto_class="AutoModelForSeq2SeqLM",
+        peft_type="SEQ_2_SEQ_LM",
+        architectures=frozenset({"encoder-decoder"}),
         metrics=TEXT_METRICS,
-        decides="rougeL",
-        hub="text2text-generation",
+        gate_metric="rougeL",
+        pipeline_tag="text2text-generation",
     ),
     "classification": Task(
-        auto="AutoModelForSequenceClassification",
-        peft="SEQ_CLS",
-        kinds=frozenset({"encoder", "decoder", "encoder-decoder"}),
+        auto_class="AutoModelForSequenceClassification",
+        peft_type="SEQ_CLS",
+        architectures=frozenset({"encoder", "decoder", "encoder-decoder"}),
         metrics=("accuracy", "f1_macro"),
-        decides="accuracy",
-        hub="text-classification",
+        gate_metric="accuracy",
+        pipeline_tag="text-classification",
     ),
 }
 
@@ -94,7 +96,7 @@ OFFSET_POSITIONS = {
 }
 
 
-def kind_of(config: Mapping[str, Any]) -> str | None:
+def architecture_kind(config: Mapping[str, Any]) -> str | None:
     """encoder-decoder, encoder or decoder, by what a config.json says; None where it does not say."""
     heads = config.get("architectures") or []
     if config.get("is_encoder_decoder"):
@@ -104,20 +106,20 @@ def kind_of(config: Mapping[str, Any]) -> str | None:
     return "decoder" if any(str(head).endswith(DECODER_HEADS) for head in heads) else None
 
 
-def check(config: Mapping[str, Any], name: str, task: Name, max_length: int | None = None) -> None:
+def check_architecture(config: Mapping[str, Any], name: str, task: Name, max_length: int | None = None) -> None:
     """Refuse a base model that cannot do the task, or cannot read `max_length` tokens, by its config.json.
 
     Raises: ModelError.
     """
-    kind = kind_of(config)
-    if kind and kind not in TASKS[task].kinds:
-        fit = " or ".join(f"task={name}" for name, t in TASKS.items() if kind in t.kinds)
+    kind = architecture_kind(config)
+    if kind and kind not in TASKS[task].architectures:
+        fit = " or ".join(f"task={name}" for name, t in TASKS.items() if kind in t.architectures)
         heads = ", ".join(config.get("architectures") or [])
         raise ModelError(
             f"{name} has the architecture {heads} ({kind}), which cannot do task={task}",
             hint=f"set {fit}, or choose another model",
         )
-    most = positions(config)
+    most = max_positions(config)
     if task != "causal_lm" and max_length and most and max_length > most:
         raise ModelError(
             f"max_length={max_length} is more than the {most} positions of {name}", hint=f"set max_length={most}"
@@ -128,7 +130,7 @@ def check_source(source: Source, task: Name, max_length: int | None = None, meth
     """`check` and `check_method`, where the model is in a local folder. Raises: ModelError."""
     if source.folder:
         config = read_json(source.folder / "config.json")
-        check(config, source.name, task, max_length)
+        check_architecture(config, source.name, task, max_length)
         check_method(config, task, method)
 
 
@@ -140,7 +142,7 @@ def check_method(config: Mapping[str, Any], task: Name, method: str, untrained: 
     if task != "classification" or not method or METHODS[method].padding_free:
         return
     lost = [layer for layer in untrained if layer not in HEADS_KEPT]
-    if kind_of(config) == "encoder-decoder":
+    if architecture_kind(config) == "encoder-decoder":
         told = f"method={method} adds virtual tokens, which a classifier with an encoder and a decoder cannot take"
     elif lost:
         told = f"method={method} keeps no layer but the head, and the base model lacks {', '.join(lost)} too"
@@ -149,10 +151,10 @@ def check_method(config: Mapping[str, Any], task: Name, method: str, untrained: 
     raise ModelError(told, hint="choose a method that trains layers, such as lora")
 
 
-def positions(config: Mapping[str, Any]) -> int | None:
+def max_positions(config: Mapping[str, Any]) -> int | None:
     """The most tokens that an encoder has places for; None where it counts them from one another."""
     most = config.get("max_position_embeddings")
-    if kind_of(config) == "decoder" or not isinstance(most, int) or most <= 0:
+    if architecture_kind(config) == "decoder" or not isinstance(most, int) or most <= 0:
         return None
     offset = (config.get("pad_token_id") or 0) + 1 if config.get("model_type") in OFFSET_POSITIONS else 0
     return most - offset
@@ -165,7 +167,7 @@ def labels_of(config: Mapping[str, Any]) -> list[str]:
     return [] if all(label == f"LABEL_{number}" for number, label in enumerate(found)) else found
 
 
-def tuned_for(tuned: Tuned, asked: Name | None) -> tuple[Name, list[str]]:
+def detect_task(tuned: TunedModel, asked: Name | None) -> tuple[Name, list[str]]:
     """What a tuned model does, and its labels, by the files of its folder.
 
     Raises: ModelError if it is not the task `asked` for, or cannot be told.
@@ -174,22 +176,22 @@ def tuned_for(tuned: Tuned, asked: Name | None) -> tuple[Name, list[str]]:
     config = read_json(path) if path.exists() else {}
     if tuned.is_adapter:
         kept = read_json(tuned.folder / "adapter_config.json").get("task_type")
-        found: Name = next((name for name, task in TASKS.items() if task.peft == kept), "causal_lm")
+        found: Name = next((name for name, task in TASKS.items() if task.peft_type == kept), "causal_lm")
     elif _is_classifier(config):
         found = "classification"
     else:
-        found = "seq2seq" if kind_of(config) == "encoder-decoder" else "causal_lm"
+        found = "seq2seq" if architecture_kind(config) == "encoder-decoder" else "causal_lm"
     if asked not in (None, found):
         raise ModelError(f"{tuned.folder} was tuned for task={found}, not {asked}", hint="leave task out")
     labels = labels_of(config) if found == "classification" else []
     if found == "classification" and not labels:
         raise ModelError(f"{tuned.folder} does not name its labels", hint="its config.json needs id2label")
     if not tuned.is_adapter:
-        check(config, str(tuned.folder), found)
+        check_architecture(config, str(tuned.folder), found)
     return found, labels
 
 
-def labels_for(wanted: Sequence[str], config: Mapping[str, Any]) -> tuple[str, ...]:
+def resolve_labels(wanted: Sequence[str], config: Mapping[str, Any]) -> tuple[str, ...]:
     """The labels `wanted`; a base model that is a classifier of all of them keeps its own, in its order."""
     own = labels_of(config) if _is_classifier(config) else []
     return tuple(own) if set(wanted) <= set(own) else tuple(wanted)

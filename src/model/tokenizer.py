@@ -29,7 +29,7 @@ def load_tokenizer(
 
     Raises: ModelError if it cannot be had, or lacks a token that the task needs.
     """
-    tokenizer = fetched(
+    tokenizer = from_pretrained(
         AutoTokenizer, location, revision=hub_revision(revision), trust_remote_code=trust_remote_code
     )
     if tokenizer.eos_token is None and (templated or tokenizer.pad_token is None):
@@ -47,7 +47,9 @@ def load_tokenizer(
 
 def load_config(location: str, revision: str | None = None, trust_remote_code: bool = False) -> Any:
     """The model's settings, without its weights. Raises: ModelError if they cannot be had."""
-    return fetched(AutoConfig, location, revision=hub_revision(revision), trust_remote_code=trust_remote_code)
+    return from_pretrained(
+        AutoConfig, location, revision=hub_revision(revision), trust_remote_code=trust_remote_code
+    )
 
 
 def hub_revision(revision: str | None) -> str | None:
@@ -55,7 +57,7 @@ def hub_revision(revision: str | None) -> str | None:
     return None if revision and revision.startswith("sha256:") else revision
 
 
-def fetched(kind: Any, location: str, **arguments: Any) -> Any:
+def from_pretrained(kind: Any, location: str, **arguments: Any) -> Any:
     """`kind.from_pretrained(location)`. Raises: ModelError if it cannot be had."""
     try:
         return kind.from_pretrained(location, **arguments)

@@ -10,7 +10,7 @@ from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
 from src.data.store import IGNORE_INDEX, Example
-from src.model.packed_attention import positions
+from src.model.packed_attention import position_ids
 
 Item = tuple[int, Example]  # index and tokens of an example
 Collator = Callable[[Sequence[Item]], dict[str, Any]]
@@ -53,7 +53,7 @@ class PackedCollator:
         fill = -len(targets) % self.multiple
         return {
             "input_ids": ids[None],
-            "position_ids": positions(lengths),
+            "position_ids": position_ids(lengths),
             "kept": pad(targets - 1, (0, fill)),
             "labels": pad(ids[targets], (0, fill), value=IGNORE_INDEX),
             "lengths": lengths,

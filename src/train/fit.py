@@ -16,7 +16,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback, Tra
 from src.data.store import Example
 from src.errors import ConfigError
 from src.model import methods, packed_attention
-from src.model.adapters import as_trained
+from src.model.adapters import training_precision
 from src.schema import LaunchArgs, LoopArgs, LossArgs, SpeedArgs, TrainConfig
 from src.train import checkpoint
 from src.train.batch_sampler import BatchSampler, Schedule
@@ -70,7 +70,7 @@ def can_pack(model: Any, task: str, method: str, speed: SpeedArgs) -> bool:
     if task != "causal_lm":
         reason = f"task={task} has no examples that can be concatenated"
     elif speed.padding_free:
-        reason = methods.why_padded(method) or packed_attention.why_not(model)
+        reason = methods.why_padded(method) or packed_attention.why_unsupported(model)
     if reason and speed.packing:
         raise ConfigError(f"packing=true needs batches without padding: {reason}", hint="set packing=false")
     if reason:
@@ -141,7 +141,7 @@ def fit(
             trainer.add_callback(AdaLoraCallback(model))
         if info.rank:  # every process has built the same weights; dropout and noise must differ between them
             set_seed(seed + info.rank)
-        computed = as_trained(model, dtype, use_custom_kernels(engine, speed.torch_compile))
+        computed = training_precision(model, dtype, use_custom_kernels(engine, speed.torch_compile))
         with closing(recorder), trainer.objective.attention(model), computed:
             _train(trainer, start, schedule.steps)
     stop.raise_if_stopped(trainer.state.global_step, schedule.steps)

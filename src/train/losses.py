@@ -264,7 +264,7 @@ class Objective:
 
     def attention(self, model: Any) -> AbstractContextManager[None]:
         """The context in which `model` must get the batches."""
-        return packed_attention.laid_end_to_end(model) if self.packed else nullcontext()
+        return packed_attention.use_packed_attention(model) if self.packed else nullcontext()
 
     def summed_loss(self, model: Any, batch: dict[str, Any]) -> torch.Tensor:
         """The sum of the losses of all labels of a batch, a scalar."""
@@ -273,7 +273,7 @@ class Objective:
         with self.autocast():
             if not self.packed:
                 return self._padded_loss(model, batch)
-            packed_attention.lay_out(batch["lengths"])
+            packed_attention.set_row_lengths(batch["lengths"])
             inputs = {key: batch[key] for key in ("input_ids", "position_ids")}
             inputs |= {"logits_to_keep": batch["kept"], "use_cache": False}
             if self.head is None:

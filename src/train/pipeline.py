@@ -160,7 +160,7 @@ def _fit_and_save(
             save_model(model, data.chat, run.model, weights)
             write_json(run.path / "metrics.json", {"train": metrics})
             run.update(model_files=hash_files(run.model))  # to detect later damage
-            profile.write(run)
+            profile.write_profile(run)
     log.info("trained in %.0f s, loss %.4f; model in %s", metrics["seconds"], metrics["train_loss"], run.model)
     return 0
 

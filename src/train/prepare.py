@@ -102,10 +102,10 @@ def build_model(data: PreparedData, cfg: TrainConfig, steps: int) -> tuple[Any, 
     )  # fmt: skip
     tasks.check_method(model.config.to_dict(), cfg.task, cfg.method, model.untrained_modules)
     if data.labels:
-        load.pad_alike(model, data.chat.tokenizer)
+        load.set_pad_token(model, data.chat.tokenizer)
     load.seed_everything(cfg.seed)
-    model = adapters.apply(model, cfg, base, steps=steps, task=cfg.task)
-    trainable, total = adapters.trainable_parameters(model)
+    model = adapters.apply_method(model, cfg, base, steps=steps, task=cfg.task)
+    trainable, total = adapters.count_parameters(model)
     log.info("%s: %s of %s parameters are trained (%.2f %%)", cfg.method, f"{trainable:,}", f"{total:,}",
              100 * trainable / total)  # fmt: skip
     freeze_gc()
@@ -137,7 +137,7 @@ def load_chat(base: Source, cfg: TrainConfig) -> ChatTokenizer:
     """The tokenizer of the base model, with a chat template if the task needs one."""
     from src.model.tokenizer import load_tokenizer
 
-    templated = tasks.TASKS[cfg.task].templated
+    templated = tasks.TASKS[cfg.task].chat_template
     return ChatTokenizer(
         load_tokenizer(base.location, cfg.model_revision, cfg.trust_remote_code, templated=templated)
     )
@@ -147,9 +147,10 @@ def _tokenize_rows(rows: prepare.TrainingRows, base: Source, cfg: TrainConfig) -
     from src.model.tokenizer import load_config  # imports transformers
 
     config = load_config(base.location, cfg.model_revision, cfg.trust_remote_code).to_dict()
-    tasks.check(config, base.name, cfg.task, cfg.max_length)  # tasks.check_source knows only local models
+    # also done here, since tasks.check_source knows only local models
+    tasks.check_architecture(config, base.name, cfg.task, cfg.max_length)
     chat = load_chat(base, cfg)
-    rows = rows._replace(labels=tasks.labels_for(rows.labels, config)) if rows.labels else rows
+    rows = rows._replace(labels=tasks.resolve_labels(rows.labels, config)) if rows.labels else rows
     cache = data_cache(cfg.cache_dir, cfg.output_dir)
     return prepare.tokenize(rows, chat, cfg, task=cfg.task, cache=cache, seed=cfg.seed), chat
 

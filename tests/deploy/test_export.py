@@ -56,7 +56,7 @@ def disguised(copied: World, tmp_path: Path) -> Any:
         torch.manual_seed(0)
         model, source = load.load_base(source, "float32", "cpu", four_bit=four_bit)
         args = MethodArgs(method=method, lora_target_modules=None)  # type: ignore[arg-type]
-        model = adapters.apply(model, args, source, steps=10)
+        model = adapters.apply_method(model, args, source, steps=10)
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.requires_grad and parameter.is_floating_point():

@@ -122,7 +122,7 @@ def test_virtual_tokens_are_as_far_from_every_prompt_of_a_batch(
 ) -> None:
     model, source = load.load_base(locate_tuned(tiny).base, "float32", "cpu")
     load.seed_everything(0)
-    model = adapters.apply(model, MethodArgs(method=method), source, steps=1)
+    model = adapters.apply_method(model, MethodArgs(method=method), source, steps=1)
     for name, p in model.named_parameters():
         if p.requires_grad or "q_proj" in name:
             p.data.mul_(40)  # so that it counts where a token is

@@ -44,7 +44,7 @@ def test_a_batch_says_of_each_answer_what_its_own_logits_say(tiny: Path, tokeniz
     model, source = load.load_base(locate(str(tiny)), "float32", "cpu")
     if method:
         load.seed_everything(0)
-        model = adapters.apply(model, MethodArgs(method=method), source, steps=1)  # type: ignore[arg-type]
+        model = adapters.apply_method(model, MethodArgs(method=method), source, steps=1)  # type: ignore[arg-type]
         for _, p in model.named_parameters():
             if p.requires_grad:
                 p.data.add_(torch.randn_like(p) * 0.1)

@@ -63,7 +63,7 @@ def linear_layers(model: Any) -> set[str]:
 
 def tuned(model: Any, method: str, **others: Any) -> Any:
     args = MethodArgs(**{"method": method, "lora_r": 4, "lora_alpha": 8, "lora_dropout": 0.0, **others})
-    return adapters.apply(model, args, Source("base", None, None), steps=20)
+    return adapters.apply_method(model, args, Source("base", None, None), steps=20)
 
 
 def layers_with_an_update(model: Any) -> set[str]:

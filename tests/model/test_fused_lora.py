@@ -45,7 +45,7 @@ def passed(module: Any, x: torch.Tensor) -> dict[str, torch.Tensor]:
 def test_it_gives_the_values_and_gradients_of_peft(shape: tuple[int, ...], bias: bool, dropout: float) -> None:
     module, x = layer(bias=bias, lora_dropout=dropout), torch.randn(shape)
     expected = passed(module, x)
-    with fused_lora.in_one(module, "float32"):
+    with fused_lora.use_fused_lora(module, "float32"):
         assert "forward" in vars(module)
         torch.testing.assert_close(passed(module, x), expected, rtol=1e-5, atol=1e-5)
 
@@ -69,7 +69,7 @@ def test_it_computes_under_autocast_and_checkpointing_what_peft_does(kept: bool)
         return {n: float((found[n].double() - exact[n]).norm() / exact[n].norm()) for n in exact}
 
     of_peft = errors()
-    with fused_lora.in_one(module, "bfloat16"):
+    with fused_lora.use_fused_lora(module, "bfloat16"):
         ours = errors()
     assert all(ours[name] <= 1.2 * of_peft[name] for name in exact), (ours, of_peft)
     assert ours["out"] < of_peft["out"]
@@ -77,7 +77,7 @@ def test_it_computes_under_autocast_and_checkpointing_what_peft_does(kept: bool)
 
 def test_an_input_that_needs_no_gradient_gets_none() -> None:
     module, x = layer(), torch.randn(3, 24)
-    with fused_lora.in_one(module, "float32"):
+    with fused_lora.use_fused_lora(module, "float32"):
         module(x).sum().backward()
     assert module.lora_A["default"].weight.grad is not None
 
@@ -85,13 +85,13 @@ def test_an_input_that_needs_no_gradient_gets_none() -> None:
 def test_an_evaluation_has_no_dropout() -> None:
     module, x = layer(lora_dropout=0.5).eval(), torch.randn(3, 24)
     expected = module(x)
-    with fused_lora.in_one(module, "float32"):
+    with fused_lora.use_fused_lora(module, "float32"):
         torch.testing.assert_close(module(x), expected)
 
 
 def test_afterwards_the_layer_is_as_it_was() -> None:
     module = layer()
-    with pytest.raises(KeyError), fused_lora.in_one(module, "float32"):
+    with pytest.raises(KeyError), fused_lora.use_fused_lora(module, "float32"):
         raise KeyError
     assert "forward" not in vars(module)
 
@@ -105,7 +105,7 @@ def test_a_layer_that_is_more_than_one_update_is_left_to_peft(settings: dict[str
     module = layer(**settings)
     if "bias" in settings:
         module.base_layer.bias.requires_grad_()
-    with fused_lora.in_one(module, "float32"):
+    with fused_lora.use_fused_lora(module, "float32"):
         assert "forward" not in vars(module)
 
 
@@ -114,5 +114,5 @@ def test_a_layer_of_another_precision_a_merged_or_a_disabled_one_is_left_to_peft
     merged.merge()
     disabled.enable_adapters(False)
     for module, dtype in ((layer(), "bfloat16"), (merged, "float32"), (disabled, "float32")):
-        with fused_lora.in_one(module, dtype):
+        with fused_lora.use_fused_lora(module, dtype):
             assert "forward" not in vars(module)

@@ -41,7 +41,7 @@ def base(tiny: Path, method: str = "lora") -> tuple[Any, Source]:
 def tuned(tiny: Path, given: MethodArgs, **others: Any) -> Any:
     model, source = base(tiny, given.method)
     load.seed_everything(0)
-    return adapters.apply(model, given, source, **{"steps": STEPS, **others})
+    return adapters.apply_method(model, given, source, **{"steps": STEPS, **others})
 
 
 def batch(tokenizer: Any) -> torch.Tensor:
@@ -110,7 +110,7 @@ def test_a_merged_model_answers_as_its_adapter_does(
     assert type(merged).__name__ == "LlamaForCausalLM"
     assert {n for n, _ in merged.named_parameters()} == {n for n, _ in base(tiny)[0].named_parameters()}
     torch.testing.assert_close(logits(merged, ids), before, rtol=0, atol=1e-4)
-    assert "cannot" not in methods.mergeable(method)
+    assert "cannot" not in methods.mergeability(method)
 
 
 @pytest.mark.parametrize("method", [m for m in METHODS if METHODS[m].unmergeable])
@@ -118,7 +118,7 @@ def test_what_cannot_be_merged_says_so(tiny: Path, method: str) -> None:
     with pytest.raises(ModelError) as caught:
         methods.merge(tuned(tiny, args(method)))
     assert METHODS[method].unmergeable in str(caught.value)
-    assert METHODS[method].unmergeable in methods.mergeable(method)
+    assert METHODS[method].unmergeable in methods.mergeability(method)
 
 
 def test_nothing_is_merged_into_rounded_weights(tiny: Path) -> None:
@@ -132,7 +132,7 @@ def test_nothing_is_merged_into_weights_that_two_layers_share(tiny: Path, layer:
     given = args("lora", lora_target_modules=["q_proj"], peft={"target_parameters": None})
     model.config.tie_word_embeddings = True
     model.tie_weights()
-    tied = adapters.apply(model, given, source, steps=STEPS)
+    tied = adapters.apply_method(model, given, source, steps=STEPS)
     assert methods.merge(tied) is model
     from peft import LoraConfig, get_peft_model
 
@@ -164,7 +164,7 @@ def test_the_methods_are_what_they_are_called(tiny: Path) -> None:
 def test_an_adapter_freezes_the_base(tiny: Path, method: str) -> None:
     model, source = base(tiny, method)
     of_base = {id(p) for p in model.parameters()}
-    parameters = list(adapters.apply(model, args(method), source, steps=STEPS).parameters())
+    parameters = list(adapters.apply_method(model, args(method), source, steps=STEPS).parameters())
     assert of_base <= {id(p) for p in parameters}
     assert {p.requires_grad for p in parameters if id(p) in of_base} == {False}
     assert any(p.requires_grad for p in parameters)
@@ -177,7 +177,7 @@ def test_what_a_batch_teaches_does_not_depend_on_an_evaluation_before_it(tiny: P
     def taught(evaluated: bool) -> dict[str, torch.Tensor]:
         model, source = load.load_base(locate(str(tiny)), "bfloat16", "cpu", four_bit=METHODS[method].four_bit)
         load.seed_everything(0)
-        model = adapters.apply(model, args(method), source, steps=STEPS)
+        model = adapters.apply_method(model, args(method), source, steps=STEPS)
         if evaluated:
             logits(model, ids)
         with torch.autocast("cpu", torch.bfloat16):
@@ -196,7 +196,7 @@ def test_what_is_trained_is_held_in_32_bits_and_the_rest_as_it_was_loaded(
     tiny: Path, method: str, dtype: str
 ) -> None:
     model, source = load.load_base(locate(str(tiny)), dtype, "cpu", four_bit=METHODS[method].four_bit)
-    model = adapters.apply(model, args(method), source, steps=STEPS)
+    model = adapters.apply_method(model, args(method), source, steps=STEPS)
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
     rest = {p.dtype for p in model.parameters() if not p.requires_grad}
     assert rest <= {load.DTYPES[dtype], torch.uint8}  # four bits are packed into bytes
@@ -243,9 +243,9 @@ def test_parameters_are_counted_by_hand(tiny: Path) -> None:
     total = sum(p.numel() for p in model.parameters())
     layers = [m for n, m in model.named_modules() if isinstance(m, nn.Linear) and n != "lm_head"]
     added = sum(4 * (m.in_features + m.out_features) for m in layers)
-    assert adapters.trainable_parameters(tuned(tiny, args("lora"))) == (added, total + added)
-    assert adapters.trainable_parameters(tuned(tiny, args("qlora"))) == (added, total + added)
-    assert adapters.trainable_parameters(tuned(tiny, args("full"))) == (total, total)
+    assert adapters.count_parameters(tuned(tiny, args("lora"))) == (added, total + added)
+    assert adapters.count_parameters(tuned(tiny, args("qlora"))) == (added, total + added)
+    assert adapters.count_parameters(tuned(tiny, args("full"))) == (total, total)
 
 
 def test_the_revision_of_the_base_stands_in_adapter_and_manifest(finished: World, tiny: Path) -> None:
@@ -335,7 +335,7 @@ def test_packing_is_refused_where_virtual_tokens_stand_before_each_row(method: s
 @pytest.mark.parametrize("method", METHODS)
 def test_rows_are_laid_end_to_end_where_the_table_says_so(tiny: Path, method: str) -> None:
     model = tuned(tiny, args(method))
-    assert (packed_attention.why_not(model) is None) == METHODS[method].padding_free
+    assert (packed_attention.why_unsupported(model) is None) == METHODS[method].padding_free
 
 
 @pytest.mark.parametrize("method", ADAPTERS)
@@ -374,7 +374,7 @@ def test_a_quantised_model_cannot_be_trained_whole(world: World, tiny: Path, tmp
     assert world.runs == []
     model, source = base(tiny, "qlora")  # as one from the Hub, whose settings are known when it is loaded
     with pytest.raises(ModelError, match="whose weights are quantised"):
-        adapters.apply(model, args("full"), source, steps=STEPS)
+        adapters.apply_method(model, args("full"), source, steps=STEPS)
 
 
 def test_a_quantised_model_is_trained_by_an_adapter_and_evaluated(
@@ -405,7 +405,7 @@ def test_each_method_goes_through_every_stage(world: World, method: str) -> None
     assert (run.path / "comparison.json").exists()
     assert world.call("publish", "force=true", "gate.guards=[]") == 0
     (card,) = world.artifacts.glob(f"models/*/{run.id}/README.md")
-    assert methods.mergeable(method) in card.read_text(encoding="utf-8")
+    assert methods.mergeability(method) in card.read_text(encoding="utf-8")
     again, _, _ = load.load_tuned(locate_tuned(card.parent), "float32", "cpu")
     assert hasattr(again, "peft_config") == (method != "full")
 

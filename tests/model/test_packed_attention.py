@@ -42,10 +42,10 @@ def built(name: str, settings: dict[str, Any], dtype: torch.dtype = torch.float3
 
 def together(model: Any, rows: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
     lengths = [len(r) for r in rows]
-    with packed_attention.laid_end_to_end(model):
-        packed_attention.lay_out(lengths)
+    with packed_attention.use_packed_attention(model):
+        packed_attention.set_row_lengths(lengths)
         out = model(
-            input_ids=torch.cat(rows)[None], position_ids=packed_attention.positions(lengths), use_cache=False
+            input_ids=torch.cat(rows)[None], position_ids=packed_attention.position_ids(lengths), use_cache=False
         ).logits
     return out[0].split(lengths)
 
@@ -53,7 +53,7 @@ def together(model: Any, rows: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
 @pytest.mark.parametrize("name", CAN)
 def test_rows_end_to_end_are_what_they_are_alone(name: str) -> None:
     model = built(name, CAN[name]).eval()
-    assert packed_attention.why_not(model) is None
+    assert packed_attention.why_unsupported(model) is None
     rows = [torch.randint(3, 128, (n,)) for n in (9, 2, 14)]
     model.set_attn_implementation("eager")  # what it is by its own words
     expected = [model(input_ids=r[None], use_cache=False).logits[0] for r in rows]
@@ -76,21 +76,21 @@ def test_gradients_are_those_of_the_rows_alone(name: str) -> None:
 @pytest.mark.parametrize("name", CANNOT)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_model_that_mixes_rows_is_found_out(name: str, dtype: torch.dtype) -> None:
-    assert packed_attention.why_not(built(name, CANNOT[name], dtype)) is not None
+    assert packed_attention.why_unsupported(built(name, CANNOT[name], dtype)) is not None
 
 
 def test_the_attention_of_a_model_is_its_own_again_afterwards() -> None:
     model = built("Llama", SIZES)
     before = model.config._attn_implementation
-    with packed_attention.laid_end_to_end(model):
+    with packed_attention.use_packed_attention(model):
         assert model.config._attn_implementation == packed_attention.NAME
     assert model.config._attn_implementation == before
 
 
 def test_a_batch_that_was_not_laid_out_is_refused() -> None:
     model = built("Llama", SIZES)
-    packed_attention.lay_out([3])
-    with packed_attention.laid_end_to_end(model), pytest.raises(ValueError, match="laid end to end"):
+    packed_attention.set_row_lengths([3])
+    with packed_attention.use_packed_attention(model), pytest.raises(ValueError, match="laid end to end"):
         model(input_ids=torch.ones(2, 4, dtype=torch.long), use_cache=False)
 
 
@@ -100,10 +100,10 @@ def test_the_kernel_is_called_as_it_wants_forward_and_backward(shared: int, wind
     with FakeTensorMode():  # it checks shapes and types, and computes nothing
         shapes = [(1, heads, 300, 64) for heads in (8, 8 // shared, 8 // shared)]
         q, k, v = leaves = [torch.empty(shape, requires_grad=True) for shape in shapes]
-        packed_attention.lay_out([200, 99, 1])
+        packed_attention.set_row_lengths([200, 99, 1])
         with torch.autocast("cpu", torch.bfloat16):
-            taken = packed_attention.as_autocast_has_them(q, k, v)
-            out = packed_attention._by_kernel(*taken, 0.1, window)
+            taken = packed_attention.cast_to_autocast(q, k, v)
+            out = packed_attention._attend_varlen(*taken, 0.1, window)
         assert (out.shape, out.dtype) == ((1, 300, 8, 64), torch.bfloat16)
         out.sum().backward()
         assert [t.grad.shape for t in leaves if t.grad is not None] == shapes
@@ -111,4 +111,4 @@ def test_the_kernel_is_called_as_it_wants_forward_and_backward(shared: int, wind
 
 def test_without_autocast_nothing_is_rounded() -> None:
     tensors = torch.ones(2), torch.ones(2, dtype=torch.float16)
-    assert [t.dtype for t in packed_attention.as_autocast_has_them(*tensors)] == [torch.float32, torch.float16]
+    assert [t.dtype for t in packed_attention.cast_to_autocast(*tensors)] == [torch.float32, torch.float16]

@@ -83,7 +83,7 @@ def test_without_counted_weights_there_is_no_profile(plan: Any) -> None:
     ],
 )
 def test_parameters_in_words(count: int, words: str) -> None:
-    assert profile.in_words(count) == words
+    assert profile.format_count(count) == words
 
 
 @pytest.mark.parametrize(
@@ -134,10 +134,10 @@ def test_a_training_leaves_both_files_and_the_hashes_of_its_model(finished: Worl
 
 def test_losses_are_read_from_the_curves_where_no_checkpoint_can_be(copied: World) -> None:
     run = copied.newest
-    logged = profile.losses(run)
+    logged = profile.loss_history(run)
     assert curves(run)["train/loss"] == [(step, pytest.approx(loss)) for step, loss in logged]
     for checkpoint in run.checkpoints.iterdir():
         (checkpoint / "trainer_state.json").write_text("{")
-    assert profile.losses(run) == [(step, pytest.approx(loss)) for step, loss in logged]
+    assert profile.loss_history(run) == [(step, pytest.approx(loss)) for step, loss in logged]
     shutil.rmtree(run.checkpoints)
-    assert profile.losses(run) == Curves.read(run.logs)["train/loss"] != []
+    assert profile.loss_history(run) == Curves.read(run.logs)["train/loss"] != []

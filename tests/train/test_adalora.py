@@ -28,7 +28,7 @@ def model_of(tiny: Path, steps: int = 20, method: str = "adalora", seed: int = 0
     base, source = load.load_base(locate(str(tiny)), "float32", "cpu")
     load.seed_everything(seed)
     args = MethodArgs(**{"method": method, "lora_r": 4, "lora_alpha": 8, "lora_dropout": 0.0, **others})
-    return adapters.apply(base, args, source, steps=steps)
+    return adapters.apply_method(base, args, source, steps=steps)
 
 
 def ranks(model: Any) -> list[int]:

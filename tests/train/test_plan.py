@@ -71,7 +71,7 @@ def test_parameters_are_counted_as_they_will_be(tiny: Path, method: str) -> None
     cfg, source = settings(method=method, lora_r=4), locate(str(tiny))
     four_bit = methods.METHODS[method].four_bit
     model, _ = load.load_base(source, "float32", "cpu", four_bit=four_bit)
-    real = adapters.trainable_parameters(adapters.apply(model, cfg, source, steps=10))
+    real = adapters.count_parameters(adapters.apply_method(model, cfg, source, steps=10))
     found = memory.measure_parameters(simulate.build_meta_model(cfg, source, "float32", 100))
     assert (found.trainable, found.parameters) == real
 
@@ -167,7 +167,7 @@ def test_what_is_counted_is_what_a_real_step_holds(tiny: Path, method: str) -> N
     expected = simulate.backward_pass(
         simulate.build_meta_model(cfg, source, "float32", 100), ROWS, cfg, "float32", "cpu", False, None
     )
-    model = adapters.apply(load.load_base(source, "float32", "cpu")[0], cfg, source, steps=10)
+    model = adapters.apply_method(load.load_base(source, "float32", "cpu")[0], cfg, source, steps=10)
     model.train()
     from src.train import collators
     from src.train.fit import CPU_SHAPE_MULTIPLE

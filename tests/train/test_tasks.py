@@ -106,7 +106,7 @@ def test_a_model_of_each_kind_goes_through_every_stage(world_of: Any, name: str,
     assert world.call("publish", f"gate.metric={metric}", "gate.guards=[]") == 4  # too few rows to tell
     assert world.call("publish", f"gate.metric={metric}", "gate.guards=[]", "force=true") == 0
     (published,) = (world.artifacts / "models").glob("*/latest")
-    assert f"pipeline_tag: {tasks.TASKS[task].hub}" in (published / "README.md").read_text()
+    assert f"pipeline_tag: {tasks.TASKS[task].pipeline_tag}" in (published / "README.md").read_text()
     again = world.elsewhere(world.output.parent / "again")
     assert again.call("eval", str(published.resolve()), "splits=[test]") == 0
     assert read(again.newest.path / "metrics.json")["eval"] == read(run.path / "metrics.json")["eval"]
@@ -173,8 +173,10 @@ def test_a_reloaded_model_gives_the_logits_of_the_trained_one(
     load.seed_everything(0)
     model, source = load.load_base(source, "float32", "cpu", task=task, labels=labels, four_bit=four_bit)
     if labels:
-        load.pad_alike(model, tokenizer)
-    model = adapters.apply(model, MethodArgs(method, lora_r=4, lora_dropout=0.0), source, steps=12, task=task)
+        load.set_pad_token(model, tokenizer)
+    model = adapters.apply_method(
+        model, MethodArgs(method, lora_r=4, lora_dropout=0.0), source, steps=12, task=task
+    )
     chat, rules = ChatTokenizer(tokenizer), EncodingOptions(64, task=task, labels=labels)
     batch = batch_of(chat, rules, model)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.005)
@@ -192,7 +194,7 @@ def test_a_reloaded_model_gives_the_logits_of_the_trained_one(
 
     save_model(model, chat, tmp_path / "model")
     tuned = locate_tuned(tmp_path / "model")
-    found, kept = tasks.tuned_for(tuned, None)
+    found, kept = tasks.detect_task(tuned, None)
     assert (found, tuple(kept)) == (task, labels)
     load.seed_everything(99)  # a layer that was not saved would be drawn anew
     again, _, _ = load.load_tuned(tuned, "float32", "cpu", task=found, labels=kept)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from src.model.methods import METHODS, SAID_ELSEWHERE
+from src.model.methods import METHODS, PEFT_OWNED_BY_SETTING
 from src.utils.signatures import (
     OWNED_BY_SETTING,
     PASSTHROUGH,
@@ -57,7 +57,7 @@ def test_every_argument_with_a_setting_of_its_own_exists(key: str) -> None:
 def test_every_argument_that_a_method_sets_exists(method: Any) -> None:
     known = peft_arguments(method.config)
     assert {*method.fixed, *method.keys.values()} <= known
-    assert set(SAID_ELSEWHERE) <= peft_arguments("LoraConfig")
+    assert set(PEFT_OWNED_BY_SETTING) <= peft_arguments("LoraConfig")
 
 
 def test_a_class_that_peft_does_not_have_is_named() -> None:

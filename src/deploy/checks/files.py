@@ -68,7 +68,7 @@ def logged_losses(run: Run | None, training_info: Path | None) -> list[tuple[int
     Raises: RunError if the file has no readable losses.
     """
     if training_info is None:
-        return profile.losses(run) if run else []
+        return profile.loss_history(run) if run else []
     info = read_json(training_info)
     try:
         logged = [(int(h["step"]), float(h["loss"])) for h in info.get("log_history") or [] if "loss" in h]

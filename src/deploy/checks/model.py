@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from src.model.source import locate_tuned
-from src.model.tasks import tuned_for
+from src.model.tasks import detect_task
 from src.runs import Run
 from src.schema import GateArgs
 from src.utils import environment
@@ -43,7 +43,7 @@ def check_reload(run: Run | None, gate: GateArgs, load: LoadArgs) -> tuple[bool,
     from src.eval import reevaluate
 
     tuned = locate_tuned(run.model)
-    task, labels = tuned_for(tuned, None)
+    task, labels = detect_task(tuned, None)
     evaluation = reevaluate.of_run(run, gate, labels)
     result = read_json(run.path / "metrics.json")
     conditions, merged = result["conditions"], result["generated"].get("adapter_merged") == "yes"
@@ -76,7 +76,7 @@ def check_output(folder: Path, run: Run | None, num_prompts: int, load: LoadArgs
     from src.eval import reevaluate
 
     tuned = locate_tuned(folder)
-    task, labels = tuned_for(tuned, None)
+    task, labels = detect_task(tuned, None)
     evaluated = sorted((run.path / "evals").glob("*.predictions.jsonl")) if run else []
     texts = [row["prompt"] for path in evaluated for row in _predictions(path)] or PROMPTS
     dtype = environment.choose_dtype("auto", load.cuda_visible_devices).value

@@ -145,7 +145,7 @@ def gate_view(comparison: File, result: File, task: str) -> GateView:
     judged = comparison.get("verdict")
     judged = judged if isinstance(judged, Mapping) else {}
     settings = judged.get("gate") or {}
-    default = TASKS[task].decides if task in TASKS else "rougeL"
+    default = TASKS[task].gate_metric if task in TASKS else "rougeL"
     guards = [_guard(found, result) for found in judged.get("guards") or [] if found.get("difference") is not None]
     return GateView(str(settings.get("metric") or default), str(settings.get("split") or "test"), guards)
 

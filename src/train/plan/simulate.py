@@ -49,12 +49,12 @@ def build_meta_model(cfg: TrainConfig, base: Source, dtype: str, steps: int, lab
 
     Raises: ModelError if config.json cannot be loaded, or the method cannot be applied.
     """
-    model = load.shell(
+    model = load.build_meta_model(
         base, dtype, four_bit=methods.METHODS[cfg.method].four_bit, trust_remote_code=cfg.trust_remote_code,
         task=cfg.task, labels=labels,
     )  # fmt: skip
     with torch.device("meta"):
-        model = adapters.apply(model, cfg, base, steps=steps, task=cfg.task)
+        model = adapters.apply_method(model, cfg, base, steps=steps, task=cfg.task)
         model.tie_weights()
     return model
 
@@ -116,7 +116,7 @@ def _loss(
     head = model.get_output_embeddings()
     if packed and type(head) is torch.nn.Linear:  # find_plain_head needs values
         objective.head = head
-    computed = adapters.as_trained(model, dtype, use_custom_kernels(cfg.distributed, cfg.torch_compile))
+    computed = adapters.training_precision(model, dtype, use_custom_kernels(cfg.distributed, cfg.torch_compile))
     kernels = liger_kernels(model) if with_liger else nullcontext()
     with objective.attention(model), _device_kernels(device, model, packed), computed, kernels:
         yield objective.summed_loss(model, batch)
@@ -174,7 +174,7 @@ class _FlashAttention(torch.autograd.Function):
 
 
 def _flash_attention(module: Any, *qkv: torch.Tensor, **_: Any) -> tuple[torch.Tensor, None]:
-    return _FlashAttention.apply(*packed_attention.as_autocast_has_them(*qkv[:3])), None
+    return _FlashAttention.apply(*packed_attention.cast_to_autocast(*qkv[:3])), None
 
 
 AttentionInterface.register(GPU_ATTENTION, _flash_attention)
