@@ -53,11 +53,11 @@ def fetch_url(source: DataSource, cache: Path) -> FetchedData:
         cache: the file is stored in CACHE/url. A partial file is kept and resumed by the next call.
     Raises: DataError if it cannot be fetched, is too large, is at a private address, or does not match sha256.
     """
-    address = _checked(source.url or "")
-    wanted = _checked_digest(source.sha256)
+    address = _check_address(source.url or "")
+    wanted = _check_digest(source.sha256)
     paths = DownloadPaths(cache / "url" / cache_key(address), redacted_url(address), _file_name(address))
     with _lock(paths):
-        known = _known(paths, wanted)
+        known = _cached_facts(paths, wanted)
         if not wanted or not known:
             known = _download(address, source, paths, known, wanted)
     version = {"type": "url", "url": paths.shown} | {key: known.get(key) for key in ("sha256", "bytes", "etag")}
@@ -74,7 +74,7 @@ def redacted_url(address: str) -> str:
     return plain + ("?..." if query else "")
 
 
-def _checked(address: str) -> str:
+def _check_address(address: str) -> str:
     parsed = parse(address)
     if parsed is None:
         raise DataError(
@@ -88,7 +88,7 @@ def _checked(address: str) -> str:
     return address.partition("#")[0]
 
 
-def _checked_digest(digest: str | None) -> str | None:
+def _check_digest(digest: str | None) -> str | None:
     if digest is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", digest):
         raise DataError(
             f"data_source.sha256={digest} is not a SHA-256 of 64 hexadecimal digits", hint="correct it"
@@ -116,7 +116,7 @@ def _lock(paths: DownloadPaths) -> Iterator[None]:
         yield
 
 
-def _known(paths: DownloadPaths, wanted: str | None) -> dict[str, Any]:
+def _cached_facts(paths: DownloadPaths, wanted: str | None) -> dict[str, Any]:
     """Facts of the cached version: the wanted one, or the latest; empty if there is none."""
     latest = _facts(paths.facts)
     digest = wanted or latest.get("sha256", "")

@@ -108,7 +108,7 @@ def load_rows(
         columns=columns,
         held_out=held_out.identity,
         near=dedup_threshold,
-        secrets=sorted(credentials()),  # a row that holds a credential is rejected
+        secrets=sorted(credentials()),  # rows that hold one are rejected
     )
 
     def build(folder: Path) -> None:
@@ -125,41 +125,48 @@ def _write_rows(
     folder: Path, files: list[dict[str, Any]], columns: Sequence[ColumnArgs], held_out: EvaluationRows,
     dedup_threshold: float, workers: int | None,
 ) -> None:  # fmt: skip
-    """Read `files` into a row store at `folder`."""
+    """Write the row store of `files` to `folder`."""
+    small = sum(Path(f["file"]).stat().st_size for f in files) < SMALL
+    processes = 1 if small else workers or cores()
+    with duplicates.FingerprintSpool(folder) as spool:
+        _parse_files(folder, files, columns, held_out, spool, processes)
+        first_rows = np.cumsum([0, *(f["usable"] for f in files[:-1])]).tolist()
+        write_json(folder / "about.json", {"files": files, "first_rows": first_rows})
+        store = RowStore(folder)
+        found = spool.duplicates(lambda row: _full_text(store.row(row).messages), dedup_threshold, processes)
+        write_lines(folder / "duplicates.jsonl", (_duplicate_row(store, d) for d in found))
+
+
+def _parse_files(
+    folder: Path, files: list[dict[str, Any]], columns: Sequence[ColumnArgs], held_out: EvaluationRows,
+    spool: duplicates.FingerprintSpool, processes: int,
+) -> None:  # fmt: skip
+    """Write the rows, rejections and contamination of `files`. Adds the counts `rows_in` and `usable` to each."""
     translations = [choose_translation(columns[f["part"]], f["format"]) for f in files]
     secrets = {text: name for value, name in credentials().items() for text in _json_forms(value)}
-    rows_in, usable = [0] * len(files), [0] * len(files)
     sizes: list[Array] = [np.zeros(1, np.int64)]
+    first = 0  # row of the batch
 
     def work(batch: RowBatch) -> ParsedBatch:
         return _parse_batch(batch, translations[batch.file], held_out, secrets)
 
-    small = sum(Path(f["file"]).stat().st_size for f in files) < SMALL
+    for file in files:
+        file.update(rows_in=0, usable=0)
     with (
-        duplicates.FingerprintSpool(folder) as spool,
         (folder / "rows.jsonl").open("wb") as rows,
         (folder / "rejected.jsonl").open("w", encoding="utf-8") as rejected,
         (folder / "contamination.jsonl").open("w", encoding="utf-8") as overlaps,
     ):
-        processes = 1 if small else workers or cores()
         for parsed in map_ordered(work, _batches(files), processes):
-            first = sum(usable)
-            rows_in[parsed.file] += parsed.rows_in
-            usable[parsed.file] += len(parsed.lines)
+            files[parsed.file]["rows_in"] += parsed.rows_in
+            files[parsed.file]["usable"] += len(parsed.lines)
             sizes.append(np.fromiter(map(len, parsed.lines), np.int64, len(parsed.lines)))
             spool.add(parsed.fingerprints)
             rows.writelines(parsed.lines)
             rejected.writelines(_line(_shortened(redact(r))) for r in parsed.rejected)
             overlaps.writelines(_line(redact([first + i, *rest])) for i, *rest in parsed.overlaps)
-        rows.flush()
-        np.save(folder / "places.npy", np.cumsum(np.concatenate(sizes)))
-        for file, count_in, count in zip(files, rows_in, usable, strict=True):
-            file.update(rows_in=count_in, usable=count)
-        first_rows = np.cumsum([0, *usable[:-1]]).tolist()
-        write_json(folder / "about.json", {"files": files, "first_rows": first_rows})
-        store = RowStore(folder)
-        found = spool.duplicates(lambda row: _full_text(store.row(row).messages), dedup_threshold, processes)
-        write_lines(folder / "duplicates.jsonl", (_duplicate_row(store, d) for d in found))
+            first += len(parsed.lines)
+    np.save(folder / "places.npy", np.cumsum(np.concatenate(sizes)))
 
 
 def _json_forms(secret: str) -> set[str]:
