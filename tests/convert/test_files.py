@@ -1,4 +1,4 @@
-"""`make convert`: multi-line JSON and ChatGPT exports become JSONL, and nothing is lost on the way."""
+"""`make convert`: multi-line JSON and ChatGPT exports become JSONL, and nothing is lost."""
 
 from __future__ import annotations
 

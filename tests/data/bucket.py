@@ -1,4 +1,4 @@
-"""A bucket of moto's S3 server, and an environment that holds nothing but the keys to it."""
+"""A bucket on moto's S3 server, and an environment with only its keys."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`make`: training data from rows to tokens, with the settings that a test names."""
+"""The fixture `make`: training data from rows to tokens, with the settings of a test."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def load_training_rows(cfg: TrainConfig) -> prepare.TrainingRows:
 
 @dataclass
 class Maker:
-    """A folder of data files and one of evaluation files, and a tokenizer of the test's own."""
+    """A folder of data files, one of evaluation files, and a private copy of the tokenizer."""
 
     folder: Path
     tokenizer: Any
@@ -54,7 +54,7 @@ class Maker:
         return data
 
     def tokens(self, **settings: Any) -> TokenStore:
-        """What a training with these settings would train on."""
+        """The token store of a training run with these settings."""
         cfg = self.config(**settings)
         data, chat = self.read(**settings), ChatTokenizer(self.tokenizer)
         cache = data_cache(cfg.cache_dir, cfg.output_dir)
@@ -63,7 +63,7 @@ class Maker:
         return tokens
 
     def texts(self, tokens: TokenStore) -> list[str]:
-        """The text of what each example teaches."""
+        """The text of the tokens with loss of each example."""
         return [self.tokenizer.decode([i for i, on in zip(*e, strict=True) if on]) for e in tokens]
 
 

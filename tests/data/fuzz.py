@@ -1,6 +1,6 @@
-"""Training rows with seeded faults, of every shape that people have: what a user's data file may hold.
+"""Training rows of every format with seeded faults, as they occur in users' data files.
 
-Each row comes with what was done to it and how a reader must take it, which follows from how it was made.
+Each row has a description of its fault, and the outcome that follows from how it was made.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 Row = dict[str, Any]
 
-VALUE = "value"  # Case.outcome of what can be read; whether it can be trained on is another question
+VALUE = "value"  # Case.outcome of a row that can be read, though it may be unusable
 BLANK = "blank"
 
 WORDS = (
@@ -191,7 +191,7 @@ def _ascii(row: Row) -> bytes:
 
 
 def _with_field(row: Row, source: bytes) -> bytes:
-    """The row and one more field, as it stands in the file."""
+    """The row with one more field, as JSON text."""
     return _ascii(row)[:-1] + b', "extra": ' + source + b"}"
 
 

@@ -18,14 +18,14 @@ PAGE = 3  # files a page of the listing: small, so that tests see several
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    """Every file under `folder` with its bytes; no link may be there, and no lock counts."""
+    """The bytes of every file under `folder`, except locks. There must be no links."""
     assert not [path for path in folder.rglob("*") if path.is_symlink()]
     files = [path for path in folder.rglob("*") if path.is_file() and path.name != "lock"]
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 def closed_port() -> int:
-    """A port that nobody listens on."""
+    """A port without a listener."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -33,7 +33,7 @@ def closed_port() -> int:
 
 class Server(ThreadingHTTPServer):
     def handle_error(self, *_: Any) -> None:
-        """Clients go away in the middle here, and nobody need hear of it."""
+        """Print nothing: tests close connections early."""
 
 
 class ServerIPv6(Server):
@@ -86,7 +86,7 @@ class Hub:
     served: dict[str, bytes] = field(default_factory=dict)  # contents given out instead of the true ones
     endless: set[str] = field(default_factory=set)  # paths that are sent for up to 64 MB, without a length
     sent: int = 0  # MB of endless files
-    moves_to: str | None = None  # where main goes once it has been resolved
+    moves_to: str | None = None  # the commit of main after it was resolved once
     token: str | None = None
     error: tuple[int, str] | None = None  # status and X-Error-Code of every answer
     requests: list[str] = field(default_factory=list)

@@ -1,7 +1,7 @@
-"""A lakeFS repository for tests: on the small server here, for both kinds of storage, and on a real one.
+"""A lakeFS repository for tests: on the in-memory server with both kinds of storage, and on a real server.
 
-The real one is used where LAKEFS_ENDPOINT, LAKEFS_ACCESS_KEY and LAKEFS_SECRET_KEY are set in the environment.
-Each test has a repository of its own there, which is deleted after it.
+The real server is used if LAKEFS_ENDPOINT, LAKEFS_ACCESS_KEY and LAKEFS_SECRET_KEY are set in the environment.
+Each test gets a separate repository on it, which is deleted afterwards.
 """
 
 from __future__ import annotations

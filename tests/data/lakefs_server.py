@@ -1,8 +1,8 @@
-"""A small lakeFS server in memory, which answers as a real one did: tests/data/lakefs_recorded.json.
+"""A small in-memory lakeFS server, which responds as the real one recorded in tests/data/lakefs_recorded.json.
 
-`LakeFS("local")` keeps objects behind the server, `LakeFS("s3")` sends clients to a second server, the storage,
-by presigned addresses. test_lakefs_server.py replays the recording against both. A test may look at `requests`,
-alter what is stored, and harm answers through `damage` and `before`.
+`LakeFS("local")` serves objects itself; `LakeFS("s3")` redirects clients to a second server, the storage, by
+presigned URLs. test_lakefs_server.py replays the recording against both. A test may inspect `requests`, modify
+what is stored, and alter responses by `damage` and `before`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Answer(NamedTuple):
     status: int
     body: bytes = b""
     headers: dict[str, str] = {}  # noqa: RUF012 - never altered
-    length: int | None = None  # what Content-Length claims, where that is not the truth
+    length: int | None = None  # a false Content-Length
 
 
 class Refused(Exception):
@@ -77,7 +77,7 @@ class LakeFS:
     def __init__(self, kind: str = "local") -> None:
         self.kind, self.access, self.secret = kind, "AKIA" + secrets.token_hex(8), secrets.token_urlsafe(24)
         self.repositories: dict[str, Repository] = {}
-        self.uploaded: dict[str, bytes] = {}  # of the storage: path -> what lies there
+        self.uploaded: dict[str, bytes] = {}  # of the storage: path -> content
         self.addresses: dict[str, tuple[str, Stored]] = {}
         self.signatures: set[str] = set()
         self.requests: list[Request] = []

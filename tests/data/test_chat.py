@@ -1,4 +1,4 @@
-"""Answers are found, and tokenised in training as in evaluation, for every family of template and tokenizer."""
+"""Answers are located, and tokenized alike in training and evaluation, for every model family."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def refused(name: str, turns: list[Message], tools: list[Any] | None = None) -> 
 
 
 def written(family: Family, turn: Message) -> str:
-    """The learnt text of an answer, from what is known of the family."""
+    """The text with loss of an answer, from the description of the family."""
     content, thought = turn["content"], turn.get("reasoning_content")
     if thought and family.name == "qwen3":
         content = f"<think>\n{thought}\n</think>\n\n{content}"
@@ -77,7 +77,7 @@ def accepted(family: Family) -> list[str]:
 
 
 def stretches(chat: ChatTokenizer, ids: list[int], learnt: list[bool]) -> list[str]:
-    """The text of each run of tokens with loss, as it reads behind what stands before it."""
+    """The text of each run of tokens with loss, decoded in its context."""
     found, start = [], None
     for at, on in enumerate([*learnt, False]):
         if on and start is None:
@@ -89,7 +89,7 @@ def stretches(chat: ChatTokenizer, ids: list[int], learnt: list[bool]) -> list[s
     return found
 
 
-# what is learnt
+# what has loss
 
 
 @pytest.mark.parametrize("title", SPOKEN)
@@ -171,7 +171,7 @@ def test_a_conversation_has_bos_once_if_the_template_writes_it(name: str) -> Non
             elif name == "smollm2":  # its bos is what begins every turn
                 assert all(ids[:2].count(bos) == 1 for ids in prompts)
             elif family.writes_bos:
-                turns_of_it = {"llama2": len(texts(turns)), "olmo2": 1 + len(texts(turns))}  # it stands there too
+                turns_of_it = {"llama2": len(texts(turns)), "olmo2": 1 + len(texts(turns))}  # BOS occurs here too
                 assert all(ids[0] == bos and ids[1] != bos for ids in prompts)
                 assert example.ids.count(bos) == turns_of_it.get(name, 1)
             else:
@@ -218,7 +218,7 @@ def test_a_prompt_is_cut_at_earlier_answers_as_in_training() -> None:
     [
         ("gemma2", "System role not supported"),
         ("mistral_v01", "Conversation roles must alternate user/assistant/user/assistant/..."),
-        ("mistral_v03", "hides where answers begin"),  # it forgets the system turn once the answer is there
+        ("mistral_v03", "hides where answers begin"),  # it omits the system turn once there is an answer
     ],
 )
 def test_a_template_without_system_turns_rejects_one_with_its_message(name: str, words: str) -> None:
@@ -241,7 +241,7 @@ def test_a_prompt_that_no_answer_continues_is_refused_and_never_mistaken(title: 
     error = refused(REFUSED.name, SPOKEN[title])
     assert error.reason == "template"
     assert error.detail == "is written by the chat template so that it hides where answers begin"
-    assert tokenizers.chat(REFUSED.name).prompt_ids(SPOKEN[title][:1])  # to be asked, it can be
+    assert tokenizers.chat(REFUSED.name).prompt_ids(SPOKEN[title][:1])  # rendering it as a prompt works
 
 
 def test_an_answer_of_which_the_template_writes_nothing_is_refused() -> None:

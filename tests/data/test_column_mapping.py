@@ -1,4 +1,4 @@
-"""Rows taken by column, in the words of the aiDAPTIV chart."""
+"""Column mapping by the settings of the aiDAPTIV chart."""
 
 from __future__ import annotations
 

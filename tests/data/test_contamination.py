@@ -1,4 +1,4 @@
-"""Training rows against the evaluation rows: which of them is named, and as what."""
+"""Contamination: which evaluation row a training row matches, and by which kind."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def asked(*requests: str, answer: str = "yes") -> list[dict[str, str]]:
 
 
 def found(folder: Path, *turns: str) -> tuple[int, str] | None:
-    """The line of the evaluation row that a conversation gives away, and how."""
+    """The line of the evaluation row that a conversation matches, and the kind of the match."""
     (match,) = EvaluationRows(folder, 0.8).matches([chat(*turns)["messages"]], {})
     return (match.line, match.kind) if match else None
 

@@ -1,4 +1,4 @@
-"""Duplicates: what is folded and what is not, which kind wins, near ones by true similarity."""
+"""Duplicates: normalisation, the order of kinds, near duplicates by true similarity."""
 
 from __future__ import annotations
 
@@ -275,7 +275,7 @@ def test_the_spool_reads_back_what_was_added_in_parts(monkeypatch: pytest.Monkey
 
 
 def test_a_bucket_of_many_rows_costs_a_few_comparisons_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows that share all bands and are near nothing: the worst there is."""
+    """Rows that share all bands and are near no other: the worst case."""
     found = fingerprints([LONG]).repeat(500)
     found["exact"] = found["normalised"] = np.arange(500)
     compared = 0

@@ -1,4 +1,4 @@
-"""Rows become examples: what is taught by each setting, and what is done with a row that is too long."""
+"""Rows become examples: the loss mask by setting, and rows that are too long."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ANSWERS = [f"The answer {word} it is." for word in WORDS[:6]]
 LONG: list[Message] = [
     turn for n, answer in enumerate(ANSWERS) for turn in (user(f"Question {n} of {WORDS[n]}?"), assistant(answer))
 ]
-# of each kind: one text a conversation or an answer, a system header of its own, no end of turn, SentencePiece
+# of each kind: one text a conversation or an answer, a separate system header, no end of turn, SentencePiece
 KINDS = ["chatml", "qwen3", "smollm2", "llama3_1", "falcon", "llama2", "phi3", "mistral_v03", "gemma2", "gpt_oss"]
 
 
@@ -55,7 +55,7 @@ def read(chat: ChatTokenizer, example: Example) -> str:
 
 
 def taught(name: str, examples: list[Example]) -> list[str]:
-    """The answers of LONG that are taught in full, with their end of turn, in order and as often."""
+    """The answers of LONG with complete loss, including their end of turn, in order and with repeats."""
     chat, family = tokenizers.chat(name), FAMILIES[name]
     found = []
     for text in (learnt(chat, e) for e in examples):
@@ -64,7 +64,7 @@ def taught(name: str, examples: list[Example]) -> list[str]:
     return found
 
 
-# what is taught
+# what has loss
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -152,14 +152,14 @@ def test_split_trains_every_answer_once_and_uncut(name: str, share: float) -> No
     if FAMILIES[name].system:
         assert all("Be brief." in read(chat, e) for e in found.examples)
     begins = chat.prompt_ids(turns[: 1 + FAMILIES[name].system])[:3]
-    assert all(e.ids[:3] == begins for e in found.examples)  # each has its template, from the first token on
+    assert all(e.ids[:3] == begins for e in found.examples)  # each begins as the template does
 
 
 def test_split_makes_pieces_as_long_as_they_can_be() -> None:
     found = done("chatml", LONG, EncodingOptions(TWO, on_overlength="split"))
     assert found.note == "split into 3 pieces"
     assert max(len(e.ids) for e in found.examples) == TWO
-    assert found.texts == done("chatml", LONG, ROOMY).texts  # the whole row, which the proof looks at
+    assert found.texts == done("chatml", LONG, ROOMY).texts  # the complete row, which the mask check needs
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -193,7 +193,7 @@ def test_a_cut_prompt_keeps_the_system_turn_the_template_and_complete_answers(na
     found = done(name, turns, EncodingOptions(most, on_overlength="truncate_prompt"))
     assert all(len(e.ids) <= most for e in found.examples)
     (example,) = found.examples
-    assert len(example.ids) > most - 8  # no more is cut than must be
+    assert len(example.ids) > most - 8  # no more is cut than necessary
     assert taught(name, [example]) == ["The answer alpha it is."]
     text = read(chat, example)
     assert ("Be brief." in text) is bool(header)

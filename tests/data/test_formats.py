@@ -1,4 +1,4 @@
-"""Row formats: each turns its rows into messages as its docstring shows, and says why it cannot use one."""
+"""Row formats: the translation into messages, as in the docstring examples, and the reasons of rejection."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def source(server: Hub, path: str = "", **keys: Any) -> DataSource:
 
 
 def refused(source: DataSource, cache: Path) -> str:
-    """What is said; nothing may be left in the cache."""
+    """The error message, after a check that the cache is empty."""
     with pytest.raises(DataError) as caught:
         fetch_hub(source, cache)
     assert not cache.exists() or tree(cache) == {}

@@ -1,4 +1,4 @@
-"""lakeFS as a source: exactly one commit, whole or not at all, from the cache where that has it."""
+"""The lakeFS source: exactly one commit, complete or not at all, from the cache if possible."""
 
 from __future__ import annotations
 

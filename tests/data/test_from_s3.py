@@ -1,4 +1,4 @@
-"""The S3 source against moto's server: real sockets, real boto3, and objects that change, lie or break off."""
+"""The S3 source against moto's server, by boto3 and sockets, with objects that change, are corrupt or truncated."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def put_in_parts(client: Any, key: str, content: bytes) -> None:
     client.complete_multipart_upload(**name, MultipartUpload={"Parts": [{"ETag": etag, "PartNumber": 1}]})
 
 
-class Between:
-    """Stands between boto3 and moto.
+class Proxy:
+    """A proxy between boto3 and moto.
 
-    `before()` runs before the first object is read; `change(number, body)` alters what the number-th read answers.
+    `before()` runs before the first object is read; `change(number, body)` modifies the response to a read.
     """
 
     def __init__(self, upstream: str) -> None:
@@ -48,7 +48,7 @@ class Between:
         self.reads: list[str] = []
         self.change: Callable[[int, bytes], bytes] = lambda number, body: body
         self.before: Callable[[], object] = lambda: None
-        self.tells_length = True  # of what it changed, so that the connection itself looks whole
+        self.sends_length = True  # of the changed body, so that the connection looks intact
         self.lock = threading.Lock()
 
     def __call__(self, environ: Any, start_response: Any) -> Any:
@@ -66,7 +66,7 @@ class Between:
         # a checksum is no matter of course: without it, size and MD5 have to tell
         dropped = ("connection", "transfer-encoding", "x-amz-checksum")
         kept = [(k, v) for k, v in answer.headers.items() if not k.lower().startswith(dropped)]
-        if is_read and self.tells_length:
+        if is_read and self.sends_length:
             kept = [(k, v) for k, v in kept if k.lower() != "content-length"] + [
                 ("Content-Length", str(len(body)))
             ]
@@ -85,8 +85,8 @@ def running(application: Any) -> Iterator[str]:
 
 
 @pytest.fixture
-def between(moto: str) -> Iterator[tuple[Between, str]]:
-    application = Between(moto)
+def between(moto: str) -> Iterator[tuple[Proxy, str]]:
+    application = Proxy(moto)
     with running(application) as endpoint:
         yield application, endpoint
 
@@ -96,7 +96,7 @@ def source(endpoint: str, path: str = "", **keys: Any) -> DataSource:
 
 
 def refused(source: DataSource, cache: Path) -> str:
-    """What is said; nothing may be left in the cache."""
+    """The error message, after a check that the cache is empty."""
     with pytest.raises(DataError) as caught:
         fetch_s3(source, cache)
     assert tree(cache) == {}
@@ -140,7 +140,7 @@ def test_1100_objects_are_more_than_one_page(client: Any, moto: str, tmp_path: P
 
 
 def test_unchanged_objects_are_not_read_again_and_changed_ones_make_a_new_folder(
-    client: Any, between: tuple[Between, str], tmp_path: Path
+    client: Any, between: tuple[Proxy, str], tmp_path: Path
 ) -> None:
     proxy, endpoint = between
     put(client, **{"a.jsonl": "a"})
@@ -169,7 +169,7 @@ def test_keys_that_need_the_same_place_are_refused(
 
 
 def test_a_versioned_object_that_is_overwritten_meanwhile_is_read_as_it_was_listed(
-    client: Any, between: tuple[Between, str], tmp_path: Path
+    client: Any, between: tuple[Proxy, str], tmp_path: Path
 ) -> None:
     proxy, endpoint = between
     client.put_bucket_versioning(Bucket=BUCKET, VersioningConfiguration={"Status": "Enabled"})
@@ -184,7 +184,7 @@ def test_a_versioned_object_that_is_overwritten_meanwhile_is_read_as_it_was_list
 
 
 def test_an_object_without_versions_that_is_overwritten_meanwhile_stops_the_fetch(
-    client: Any, between: tuple[Between, str], tmp_path: Path
+    client: Any, between: tuple[Proxy, str], tmp_path: Path
 ) -> None:
     proxy, endpoint = between
     put(client, **{"a.jsonl": "old"})
@@ -193,7 +193,7 @@ def test_an_object_without_versions_that_is_overwritten_meanwhile_stops_the_fetc
 
 
 @pytest.mark.parametrize(
-    ("key", "change", "tells_length", "reason"),
+    ("key", "change", "sends_length", "reason"),
     [
         ("a.jsonl", lambda _, body: b"X" + body[1:], True, "its MD5 differs"),
         ("parts.jsonl", lambda _, body: body[:-1], True, "9 of 10 bytes"),
@@ -202,24 +202,24 @@ def test_an_object_without_versions_that_is_overwritten_meanwhile_stops_the_fetc
     ],
 )
 def test_bytes_that_are_not_those_listed_are_refused(
-    client: Any, between: tuple[Between, str], tmp_path: Path,
-    key: str, change: Callable[[int, bytes], bytes], tells_length: bool, reason: str,
+    client: Any, between: tuple[Proxy, str], tmp_path: Path,
+    key: str, change: Callable[[int, bytes], bytes], sends_length: bool, reason: str,
 ) -> None:  # fmt: skip
     proxy, endpoint = between
     put(client, **{"a.jsonl": "0123456789"})
     put_in_parts(client, "parts.jsonl", b"0123456789")
-    proxy.change, proxy.tells_length = change, tells_length
+    proxy.change, proxy.sends_length = change, sends_length
     told = refused(source(endpoint, key), tmp_path)
     assert re.search(rf"{key} differs from its listing after 3 attempts \(({reason})\)", told)
     assert len(proxy.reads) == 3
 
 
 def test_a_connection_that_breaks_once_is_forgiven(
-    client: Any, between: tuple[Between, str], tmp_path: Path
+    client: Any, between: tuple[Proxy, str], tmp_path: Path
 ) -> None:
     proxy, endpoint = between
     put(client, **{"a.jsonl": "0123456789"})
-    proxy.change, proxy.tells_length = lambda number, body: body[:-1] if number == 1 else body, False
+    proxy.change, proxy.sends_length = lambda number, body: body[:-1] if number == 1 else body, False
     assert tree(fetch_s3(source(endpoint), tmp_path).folder) == {"a.jsonl": b"0123456789"}
 
 
@@ -231,7 +231,7 @@ def test_the_etag_of_parts_is_not_mistaken_for_an_md5(client: Any, moto: str, tm
 
 
 def test_the_etag_of_encrypted_content_is_not_mistaken_for_an_md5(
-    client: Any, between: tuple[Between, str], tmp_path: Path
+    client: Any, between: tuple[Proxy, str], tmp_path: Path
 ) -> None:
     proxy, endpoint = between
     client.put_object(Bucket=BUCKET, Key="kms.jsonl", Body=b"x", ServerSideEncryption="aws:kms")
@@ -240,7 +240,7 @@ def test_the_etag_of_encrypted_content_is_not_mistaken_for_an_md5(
 
 
 def test_more_than_max_gb_is_refused_before_anything_is_read(
-    client: Any, between: tuple[Between, str], tmp_path: Path
+    client: Any, between: tuple[Proxy, str], tmp_path: Path
 ) -> None:
     proxy, endpoint = between
     put(client, **{"a.jsonl": "x" * 600, "b.jsonl": "x" * 600})
@@ -283,7 +283,7 @@ def test_a_refusal_is_one_sentence(tmp_path: Path, status: str, code: str, told:
 
 
 def test_a_key_that_may_not_list_versions_reads_by_etag(
-    client: Any, between: tuple[Between, str], tmp_path: Path
+    client: Any, between: tuple[Proxy, str], tmp_path: Path
 ) -> None:
     proxy, _ = between
     put(client, **{"a.jsonl": "a"})

@@ -1,4 +1,4 @@
-"""The url source against servers on loopback: resumed, verified, and never led into the private network."""
+"""The url source against servers on loopback: downloads are resumed and verified, private addresses refused."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ PUBLIC_IP = "93.184.216.34"
 
 @dataclass
 class Site:
-    """One file, and the ways in which a server can serve it."""
+    """A server of one file, with the behaviours that tests need."""
 
     content: bytes = CONTENT
     etag: str | None = '"v1"'
     modified: str | None = None
     ranges: bool = True
     breaks_after: int | None = None  # bytes, after which the connection is closed
-    content_range: str | None = None  # told instead of the true one
+    content_range: str | None = None  # sent instead of the correct one
     length: bool = True
     moved_to: str | None = None
     headers: dict[str, str] = field(default_factory=dict)
@@ -128,7 +128,7 @@ def files(cache: Path) -> dict[str, bytes]:
 
 
 def refused(source: DataSource, cache: Path) -> str:
-    """What is said; no file may be left in the cache."""
+    """The error message, after a check that the cache holds no file."""
     with pytest.raises(DataError) as caught:
         fetch_url(source, cache)
     assert not cache.exists() or files(cache) == {}
@@ -418,7 +418,7 @@ def test_a_redirect_into_the_private_network_is_refused(
 
 
 def test_the_next_address_is_tried_where_one_is_dead(site: Site, names: Names, tmp_path: Path) -> None:
-    with socket.socket() as taken:  # 127.0.0.2 refuses: nobody listens there on the port of the site
+    with socket.socket() as taken:  # 127.0.0.2 refuses: it has no listener on the port of the site
         taken.bind(("127.0.0.2", 0))
         names.known["rows.test"] = [["127.0.0.2", PUBLIC_IP]]
         found = fetch_url(

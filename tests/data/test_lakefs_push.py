@@ -1,4 +1,4 @@
-"""data-push: a folder becomes a commit, or nothing does."""
+"""data-push: a folder becomes one commit, or nothing is committed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def heard(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
-    """What was said; an earlier test may have been through the door, after which the log is the house's own."""
+    """The log; reset, since an earlier test may have started logging by the command line."""
     log = logging.getLogger("assay")
     monkeypatch.setattr(log, "handlers", [caplog.handler])
     monkeypatch.setattr(log, "propagate", False)
@@ -46,7 +46,7 @@ def filled(folder: Path, files: dict[str, bytes]) -> Path:
 
 
 def refused(lake: Lake, folder: Path, kind: type[UserError] = DataError, **keys: Any) -> UserError:
-    """What a push is refused with, after which the branch is where it was."""
+    """The error of a push, after a check that the branch is unchanged."""
     before = lake.branch().get_commit().id
     with pytest.raises(kind) as caught:
         lake.push(folder, **keys)
@@ -231,7 +231,7 @@ def test_foreign_uncommitted_changes_are_refused(lake: Lake, folder: Path) -> No
     assert lake.content().keys() == {"theirs.jsonl"}
 
 
-# What fails on the way
+# Failures
 
 
 def failing(own: Lake, answer: Answer, key: str = "deep/ünï code.jsonl") -> None:
@@ -296,7 +296,7 @@ def test_a_commit_without_an_answer_is_not_sent_twice(own: Lake, folder: Path) -
     assert len(sent) == 1
 
 
-# Through the door
+# By the command line
 
 
 def door(lake: Lake, *words: str, make: bool = False) -> subprocess.CompletedProcess[str]:

@@ -1,4 +1,4 @@
-"""The small lakeFS server answers what a real one answered, request by request."""
+"""The in-memory lakeFS server responds as the recorded real one, request by request."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Replay:
         self.http = urllib3.PoolManager()
 
     def same(self, recorded: Any, own: Any, key: str = "") -> None:
-        """Compare two JSON values; where ids differ, note which stands for which."""
+        """Compare two JSON values; record which ids correspond where they differ."""
         assert type(recorded) is type(own), (key, recorded, own)
         if isinstance(recorded, dict):
             assert recorded.keys() == own.keys()
@@ -77,7 +77,7 @@ class Replay:
         )
         for exchange in exchanges:
             redirected = exchange["method"] == "GET" and exchange["path"].startswith("/lake/")
-            if not redirected:  # a redirect is followed from where it led away
+            if not redirected:  # a redirect is followed from its origin
                 self.exchange(exchange, data, secret="wrong" if name == "bad creds" else self.server.secret)
 
     def exchange(self, recorded: dict[str, Any], data: bytes, secret: str) -> None:

@@ -1,4 +1,4 @@
-"""Rows: none is lost without a word, whatever the files are and however they were saved."""
+"""Loading rows: every row is usable or rejected with a reason, for all kinds of files and encodings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The second derivation of the loss mask agrees with the first, and finds every way in which it may be wrong."""
+"""The second derivation of the loss mask agrees with the first, and finds every kind of error in it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From files to tokens: what is left out and why, how often a row is seen, and a cache that is never wrong."""
+"""From files to tokens: rows that are left out and why, sampling by weight, and the cache."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def test_a_weight_says_how_often_an_epoch_sees_a_row(make: Maker) -> None:
     assert {(r["file"], r["detail"]) for r in report["rejected"]} == {(str(half), "is left out by weight=0.5")}
     assert [(f["rows_in"], f["rows_trained"]) for f in report["files"]] == [(40, 40), (40, halved), (40, 40)]
     assert (report["rows_trained"], report["examples"], len(found)) == (80 + halved, 80 + halved, 160 + halved)
-    assert report["findings"] == []  # it was asked for
+    assert report["findings"] == []  # a setting selects it
     assert make.read(datasets=entries).version == {
         "sources": [{"type": "local", "weight": weight} for weight in (3, 0.5, 1)]
     }
@@ -231,7 +231,7 @@ def test_num_proc_processes_work_if_there_is_enough_data(make: Maker, monkeypatc
         monkeypatch.setattr(room, "cores", lambda: 7)
     make.file("a.jsonl", sums(5))
     make.tokens(num_proc=3)
-    assert asked == [1, 1]  # for few rows no process pays
+    assert asked == [1, 1]  # few rows are processed by one process
     for room in (loader, tokens):
         monkeypatch.setattr(room, "SMALL", 0)
     make.tokens(num_proc=3, cache_dir=str(make.folder / "three"))
@@ -499,7 +499,7 @@ def test_a_row_that_gives_away_a_credential_is_not_trained_on(
     make: Maker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MY_PASSWORD", 'quo"ted\\canary')
-    monkeypatch.setenv("LAKEFS_ENDPOINT", "http://lake.example.org")  # an address is no credential
+    monkeypatch.setenv("LAKEFS_ENDPOINT", "http://lake.example.org")  # an address is not a credential
     make.file(
         "a.jsonl",
         [chat("2+2?", "4"), chat("Key?", 'It is quo"ted\\canary.'), chat("http://lake.example.org?", "yes")],

@@ -1,4 +1,4 @@
-"""Data files: every row comes out or is named, with the place where it stands, and nothing is read in part."""
+"""Data files: every row is read or reported with its position, and none is read in part."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training data from far away, from the source to the manifest: pinned to the version that was read."""
+"""Remote training data, from the source to the manifest, which records the version that was read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The account of the data: evaluation rows stay out of training, and every row is trained on or rejected."""
+"""The data report: evaluation rows are kept out of training, and every row is trained on or rejected."""
 
 from __future__ import annotations
 
@@ -220,7 +220,7 @@ def test_three_examples_are_shown_with_their_loss_mask(make: Maker, seen: Callab
     make.file("a.jsonl", [chat(f"[b]{i}[/b]+1?", f"<{i}>") for i in range(9)])
     shown = seen()
     assert [f"⟦<{i}><|end|>⟧" in shown for i in range(9)] == [i in (0, 4, 8) for i in range(9)]
-    assert "[b]4[/b]+1?" in shown  # text is not taken for markup
+    assert "[b]4[/b]+1?" in shown  # text is not parsed as markup
     assert "⟦[b]" not in shown
 
 

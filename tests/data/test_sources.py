@@ -1,4 +1,4 @@
-"""Where training files come from: exactly those asked for, or a sentence that says what is there instead."""
+"""Data sources: exactly the selected files, or an error that names the existing ones."""
 
 from __future__ import annotations
 

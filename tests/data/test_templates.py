@@ -1,6 +1,6 @@
-"""What each model family is taught, on record in tests/data/golden: the rendered text with ⟦what carries loss⟧.
+"""The loss mask of each model family, recorded in tests/data/golden: the rendered text, with ⟦loss⟧.
 
-A change of a template's handling shows there. Where it is wanted, write the records anew and read the difference:
+A change of the rendering shows in the records. If it is intended, write them again and review the difference:
 
     UPDATE_GOLDEN=1 python -m pytest tests/data/test_templates.py
 """
@@ -29,7 +29,7 @@ NAMES = [*FAMILIES, REFUSED.name]
 
 
 def marked(text: RenderedChat, example: Example, weighted: set[int]) -> str:
-    """The text with marks around what is taught."""
+    """The text with marks around the tokens with loss."""
     assert any(example.loss_mask)
     shown, done = "", 0
     for span, turn in zip(text.answer_spans, text.answer_turns, strict=True):
@@ -40,7 +40,7 @@ def marked(text: RenderedChat, example: Example, weighted: set[int]) -> str:
 
 
 def differing(chat: ChatTokenizer, example: Example, text: str) -> str:
-    """Where one pass over the whole text gives other tokens than its pieces do."""
+    """Where tokenizing the complete text gives other tokens than tokenizing its segments."""
     whole = chat.tokenizer(text, add_special_tokens=False)["input_ids"]
     if whole == example.ids:
         return "the same"

@@ -1,8 +1,8 @@
 # ruff: noqa: RUF001 - these bars and blocks are in the names of tokens
-"""Small tokenizers made on the spot in the manner of real model families, each with its family's chat template.
+"""Small tokenizers that are built like those of real model families, each with the chat template of its family.
 
-A family is what the proof of the loss mask is made over: how its tokenizer cuts text, which tokens it has, and
-what its template does with a conversation.
+The loss mask is verified for each family: how its tokenizer splits text, which tokens it has, and how its template
+renders a conversation.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ LLAMA3 = (
 )
 QWEN = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 
-# Learnt so that tokens exist which reach over the edges of answers: space and newline runs, a colon with a space.
+# Trained so that some tokens span the edges of answers: runs of spaces and newlines, a colon with a space.
 CORPUS = [
     "A chat between a curious user and an artificial intelligence assistant.",
     "You are a helpful assistant. User: hello Assistant: hello\n\n\nUSER: what is it? ASSISTANT: It is a user.",
@@ -314,7 +314,7 @@ def system(content: str) -> Message:
 
 
 def called(city: str, number: str = "abcdefgh1") -> Message:
-    """A call of the one tool there is."""
+    """A call of the only tool."""
     call = {"id": number, "type": "function", "function": {"name": "weather", "arguments": {"city": city}}}
     return assistant("", tool_calls=[call])
 
@@ -402,7 +402,7 @@ def chat(name: str) -> ChatTokenizer:
 
 @pytest.fixture
 def frozen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The day that templates write is always the same."""
+    """Templates render a fixed date."""
 
     class Frozen(datetime):
         @classmethod
