@@ -169,7 +169,7 @@ def run_parallel(work: Callable[[Job], object], jobs: Iterable[Job]) -> None:
 # HTTP
 
 
-def parse(address: str) -> Url | None:
+def split_url(address: str) -> Url | None:
     """The parts of an http(s) address; None if it is not one."""
     from urllib3.exceptions import LocationParseError
     from urllib3.util import parse_url
@@ -181,7 +181,7 @@ def parse(address: str) -> Url | None:
     return parsed if parsed.scheme in {"http", "https"} and parsed.host else None
 
 
-def get(address: str, shown: str, headers: Headers, *, allow_private: bool) -> BaseHTTPResponse:
+def http_get(address: str, shown: str, headers: Headers, *, allow_private: bool) -> BaseHTTPResponse:
     """The first response that is not a redirect, with its body unread.
 
     Args:
@@ -189,7 +189,7 @@ def get(address: str, shown: str, headers: Headers, *, allow_private: bool) -> B
     Raises: DataError if it leads to a private address, which is not allowed, or there is no response.
     """
     for _ in range(MOST_REDIRECTS + 1):
-        parsed = parse(address)
+        parsed = split_url(address)
         assert parsed is not None, "checked before"
         response = _request(parsed, allow_private, shown, headers)
         target = response.headers.get("Location")
@@ -204,7 +204,7 @@ def get(address: str, shown: str, headers: Headers, *, allow_private: bool) -> B
 
 def _next_hop(address: str, target: str, shown: str) -> str:
     following = urljoin(address, target)
-    parsed = parse(following)
+    parsed = split_url(following)
     if parsed is None or parsed.auth is not None:
         raise DataError(f"{shown} redirects to an address that is not plain http(s)", hint="use another url")
     if address.lower().startswith("https:") and parsed.scheme != "https":

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from src.data.download import FetchedData, Headers, cache_key, check_size, fetch_once, get, parse
+from src.data.download import FetchedData, Headers, cache_key, check_size, fetch_once, http_get, split_url
 from src.errors import DataError, RunError
 from src.schema import DataSource
 from src.utils.files import disk_errors, read_json, sha256, write_json
@@ -75,7 +75,7 @@ def redacted_url(address: str) -> str:
 
 
 def _check_address(address: str) -> str:
-    parsed = parse(address)
+    parsed = split_url(address)
     if parsed is None:
         raise DataError(
             "data_source.url is not an http(s) address", hint="set it to one such as https://host/file"
@@ -172,7 +172,7 @@ def _response(
 ) -> Iterator[BaseHTTPResponse]:
     """The response: 304 if the cached version is current, 206 for the rest of a partial file, or 200."""
     for conditions in (_conditions(paths, known), {}):
-        response = get(address, paths.shown, conditions, allow_private=source.allow_private)
+        response = http_get(address, paths.shown, conditions, allow_private=source.allow_private)
         try:
             if response.status != 416 or not conditions:
                 _check_status(response, paths, conditions)

@@ -1,4 +1,4 @@
-"""The S3 source against moto's server, by boto3 and sockets, with objects that change, are corrupt or truncated."""
+"""The S3 source against moto's server, by boto3 and sockets; objects change, or are corrupt or truncated."""
 
 from __future__ import annotations
 
