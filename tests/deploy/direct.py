@@ -1,4 +1,4 @@
-"""The publishing stages as the door runs them, without composing a configuration, which takes most of the time."""
+"""The publishing stages as the command line runs them, but without composing a configuration, which is slow."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ REPO = "me/ingot"
 
 
 def to_hub(world: World, path: Path | None = None, repo: str = REPO, **settings: Any) -> int:
-    """publish-hf. Returns: the exit code; what is refused is printed as the door does."""
+    """Run publish-hf. Returns: the exit code. A refusal is printed as the command line does."""
     values = _settings(world, path, settings) | {"repo_id": repo}
     return _run("publish-hf", values)
 
@@ -27,8 +27,8 @@ def locally(world: World, path: Path | None = None, **settings: Any) -> int:
 
 
 def _settings(world: World, path: Path | None, settings: dict[str, Any]) -> dict[str, Any]:
-    places = {"output_dir": str(world.output), "artifacts_dir": str(world.artifacts)}
-    return {**places, "model_path": str(path) if path else None, "gate": {"verify_examples": 0}, **settings}
+    folders = {"output_dir": str(world.output), "artifacts_dir": str(world.artifacts)}
+    return {**folders, "model_path": str(path) if path else None, "gate": {"verify_examples": 0}, **settings}
 
 
 def _run(stage: str, values: dict[str, Any]) -> int:

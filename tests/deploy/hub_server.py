@@ -1,17 +1,17 @@
-"""A Hub on loopback that models are published to, with faults on request.
+"""A Hub server on the loopback interface to which models are published, with faults on request.
 
-It speaks the protocol of huggingface_hub: whoami-v2, repos/create, validate-yaml, preupload, the LFS batch with
-PUT and verify, NDJSON commits with parentCommit, tags, refs, model info, the tree, resolve. Everything is kept by
-its content, so that a test can say exactly what is there: `commits`, `tags`, `objects`, visibility.
+It implements the protocol of huggingface_hub: whoami-v2, repos/create, validate-yaml, preupload, LFS batch with
+PUT and verify, NDJSON commits with parentCommit, tags, refs, model info, tree, resolve. It stores all contents, so
+that a test can check the exact state: `commits`, `tags`, `objects`, visibility.
 
-A fault is named by the step that it harms, one of STEPS:
+A fault names the step that fails, one of STEPS:
 
-    hub.fault("put", 503)                 the next PUT is answered 503 and does nothing
-    hub.fault("commit", LOST)             the commit is made, and the answer never arrives
-    hub.fault("tag", CUT, times=None)     every answer to it breaks off in the middle
-    hub.fault("put", HALF)                the line drops while the body is still being sent
-    hub.fault("refs", SLOW)               no answer until the test is over
-    hub.fault("commit", call=f)           `f()` is called before it is done; after=True: once it is done
+    hub.fault("put", 503)                 the next PUT gets a 503 and has no effect
+    hub.fault("commit", LOST)             the commit is made, but its response is lost
+    hub.fault("tag", CUT, times=None)     every response to it is cut off
+    hub.fault("put", HALF)                the connection drops during the upload
+    hub.fault("refs", SLOW)               no response until the end of the test
+    hub.fault("commit", call=f)           `f()` is called before the step; after=True: after it
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from tests.data.hub_server import Handler, blob_id, serving
 
-PAGE = 5  # files a page of the tree: small, so that tests see several
-LARGE = 10 << 20  # bytes; larger files go through LFS whatever their name is
+PAGE = 5  # entries per page of the tree: few, so that tests get several pages
+LARGE = 10 << 20  # bytes; larger files use LFS, whatever their name
 GIT_ATTRIBUTES = "".join(f"*.{x} filter=lfs diff=lfs merge=lfs -text\n" for x in ("safetensors", "bin", "onnx"))
 DROP, HALF, LOST, CUT, SLOW = "drop", "half", "lost", "cut", "slow"
 STEPS = (
@@ -84,19 +84,19 @@ class Fault:
     step: str
     kind: str | int = ""
     times: int | None = 1  # None: always
-    skip: int = 0  # so many requests of the step are left alone first
+    skip: int = 0  # this many requests of the step succeed first
     headers: dict[str, str] = field(default_factory=dict)
     call: Callable[[], None] | None = None
     after: bool = False
 
 
-class Asked(NamedTuple):
+class HubRequest(NamedTuple):
     step: str
     path: str
     authorized: bool
 
 
-class Refused(Exception):
+class HubError(Exception):
     def __init__(self, status: int, message: str, code: str = "", **more: Any) -> None:
         self.status, self.message, self.code, self.more = status, message, code, more
 
@@ -107,8 +107,8 @@ class ModelHub:
     users: dict[str, User] = field(default_factory=dict)  # by token
     repos: dict[str, Repo] = field(default_factory=dict)
     objects: dict[str, bytes] = field(default_factory=dict)  # of LFS, by SHA-256
-    corrupt: set[str] = field(default_factory=set)  # paths that a commit keeps otherwise than they were sent
-    asked: list[Asked] = field(default_factory=list)
+    corrupt: set[str] = field(default_factory=set)  # paths that a commit stores with changed content
+    requests: list[HubRequest] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     over: threading.Event = field(default_factory=threading.Event)
     lock: threading.RLock = field(default_factory=threading.RLock)
@@ -118,7 +118,7 @@ class ModelHub:
         self.faults.append(Fault(step, kind, **more))
 
     def due(self, step: str) -> Fault | None:
-        """The fault that meets this request, counted down."""
+        """The fault of this request, or None. Counts it."""
         with self.lock:
             for fault in self.faults:
                 if fault.step == step and fault.times != 0:
@@ -130,10 +130,10 @@ class ModelHub:
         return None
 
     def steps(self) -> list[str]:
-        return [asked.step for asked in self.asked]
+        return [request.step for request in self.requests]
 
     def create(self, name: str, private: bool = True, **files: str) -> Repo:
-        """A repository as somebody else has left it; the names of `files` have __ for slashes."""
+        """Create a repository of somebody else; the names of `files` have __ for slashes."""
         repo = self.repos[name] = Repo(private)
         repo.commit({".gitattributes": GIT_ATTRIBUTES.encode()}, frozenset(), "initial commit")
         if files:
@@ -141,7 +141,7 @@ class ModelHub:
         return repo
 
     def change(self, name: str, **files: str) -> str:
-        """Add a commit of somebody else's."""
+        """Add a commit by somebody else."""
         repo = self.repos[name]
         assert repo.head is not None
         top = repo.commits[repo.head]
@@ -159,22 +159,22 @@ class HubHandler(Handler):
         step, repo, rest = self.route(parts.path)
         fault = self.hub.due(step)
         body = self.body(half=fault is not None and fault.kind == HALF)
-        self.hub.asked.append(Asked(step, parts.path, "Authorization" in self.headers))
+        self.hub.requests.append(HubRequest(step, parts.path, "Authorization" in self.headers))
         if fault and fault.call and not fault.after:
             fault.call()
         if fault and fault.kind == SLOW:
             self.hub.over.wait()
         if fault and fault.kind in {DROP, HALF, SLOW}:
-            return self.hang_up()
+            return self.disconnect()
         if fault and isinstance(fault.kind, int):
-            return self.say(fault.kind, {"error": HTTPStatus(fault.kind).phrase}, **fault.headers)
+            return self.send_json(fault.kind, {"error": HTTPStatus(fault.kind).phrase}, **fault.headers)
         self.withheld = fault.kind if fault and fault.kind in {LOST, CUT} else ""
         try:
             with self.hub.lock:
                 answer = getattr(self, f"do_{step}")(repo, rest, body)
-        except Refused as refused:
-            code = {"X-Error-Code": refused.code} if refused.code else {}
-            return self.say(refused.status, {"error": refused.message, **refused.more}, **code)
+        except HubError as error:
+            code = {"X-Error-Code": error.code} if error.code else {}
+            return self.send_json(error.status, {"error": error.message, **error.more}, **code)
         if fault and fault.call and fault.after:
             fault.call()
         answer()
@@ -198,7 +198,7 @@ class HubHandler(Handler):
         if path.startswith("/api/models/"):
             name = "/".join(words[3:5])
             step = words[5] if len(words) > 5 else "info"
-            if step == "tree":  # whose revision is quoted, for a folder may follow
+            if step == "tree":  # the revision stays quoted, since a folder may follow
                 return step, name, "/".join(words[6:])
             return "info" if step == "revision" else step, name, unquote("/".join(words[6:]))
         if len(words) > 4 and words[3] == "resolve":
@@ -216,49 +216,49 @@ class HubHandler(Handler):
         self.rfile.readline()
         return data
 
-    # Answers
+    # Responses
 
-    def say(self, status: int, value: Any, **headers: str) -> None:
+    def send_json(self, status: int, value: Any, **headers: str) -> None:
         body = value if isinstance(value, bytes) else json.dumps(value).encode()
         withheld = getattr(self, "withheld", "")
         if withheld == LOST:
-            return self.hang_up()
+            return self.disconnect()
         if withheld == CUT:
             self.send_response(status)
             self.send_header("Content-Length", str(len(body) + 1))
             self.end_headers()
             self.wfile.write(body[: len(body) // 2])
-            return self.hang_up()
+            return self.disconnect()
         self.answer(status, body, **({"Content_Type": "application/json"} | headers))
 
-    def hang_up(self) -> None:
+    def disconnect(self) -> None:
         self.close_connection = True
         with suppress(OSError):
             self.wfile.flush()
             self.connection.shutdown(socket.SHUT_RDWR)
 
-    # Who asks, and whether they may
+    # Users and permissions
 
     def user(self) -> User:
         token = self.headers.get("Authorization", "").removeprefix("Bearer ")
         if token not in self.hub.users:
-            raise Refused(401, "Invalid credentials in Authorization header")
+            raise HubError(401, "Invalid credentials in Authorization header")
         return self.hub.users[token]
 
-    def may_write(self, name: str) -> Repo:
+    def writable(self, name: str) -> Repo:
         user, repo = self.user(), self.readable(name)
         if user.role == "read" or name.split("/")[0] not in {user.name, *user.orgs}:
-            raise Refused(403, f"Forbidden: you don't have write access to {name}")
+            raise HubError(403, f"Forbidden: you don't have write access to {name}")
         return repo
 
     def readable(self, name: str) -> Repo:
         repo = self.hub.repos.get(name)
         if repo is None or (repo.private and name.split("/")[0] not in self.names()):
-            raise Refused(404, "Repository not found", "RepoNotFound")
+            raise HubError(404, "Repository not found", "RepoNotFound")
         return repo
 
     def names(self) -> set[str]:
-        with suppress(Refused):
+        with suppress(HubError):
             user = self.user()
             return {user.name, *user.orgs}
         return set()
@@ -267,46 +267,46 @@ class HubHandler(Handler):
         repo = self.readable(name)
         sha = repo.resolve(revision)
         if sha is None:
-            raise Refused(404, f"Invalid rev id: {revision}", "RevisionNotFound")
+            raise HubError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
         return sha, repo.commits[sha]
 
-    # Steps: each does its work and returns what answers it
+    # Steps: each does its work and returns the function that sends the response
 
     def do_unknown(self, _: str, path: str, __: bytes) -> Callable[[], None]:
-        raise Refused(404, f"no such thing here: {path}")
+        raise HubError(404, f"unknown path: {path}")
 
     def do_whoami(self, *_: Any) -> Callable[[], None]:
         user = self.user()
-        said = {
+        info = {
             "type": "user", "name": user.name, "orgs": [{"name": o, "roleInOrg": "write"} for o in user.orgs],
             "auth": {"type": "access_token", "accessToken": {"displayName": "laptop", "role": user.role}},
         }  # fmt: skip
-        return lambda: self.say(200, said)
+        return lambda: self.send_json(200, info)
 
     def do_create(self, _: str, __: str, body: bytes) -> Callable[[], None]:
-        asked, user = json.loads(body), self.user()
-        owner = asked["organization"] or user.name
-        name = f"{owner}/{asked['name']}"
+        request, user = json.loads(body), self.user()
+        owner = request["organization"] or user.name
+        name = f"{owner}/{request['name']}"
         if user.role == "read" or owner not in {user.name, *user.orgs}:
-            raise Refused(403, f'You don\'t have the rights to create a model under the namespace "{owner}"')
+            raise HubError(403, f'You don\'t have the rights to create a model under the namespace "{owner}"')
         url = f"{self.hub.endpoint}/{name}"
         if name in self.hub.repos:
-            raise Refused(409, "You already created this model repo", url=url)
-        self.hub.create(name, private=asked.get("visibility") == "private")
-        return lambda: self.say(200, {"url": url, "name": name, "id": name})
+            raise HubError(409, "You already created this model repo", url=url)
+        self.hub.create(name, private=request.get("visibility") == "private")
+        return lambda: self.send_json(200, {"url": url, "name": name, "id": name})
 
     def do_info(self, name: str, revision: str, _: bytes) -> Callable[[], None]:
         sha, commit = self.at(name, revision or "main")
         siblings = [{"rfilename": path} for path in sorted(commit.files)]
         private = self.hub.repos[name].private
-        said = {"_id": "0", "id": name, "modelId": name, "sha": sha, "private": private, "siblings": siblings}
-        return lambda: self.say(200, said | {"tags": [], "downloads": 0, "likes": 0})
+        info = {"_id": "0", "id": name, "modelId": name, "sha": sha, "private": private, "siblings": siblings}
+        return lambda: self.send_json(200, info | {"tags": [], "downloads": 0, "likes": 0})
 
     def do_refs(self, name: str, *_: Any) -> Callable[[], None]:
         repo = self.readable(name)
         branches = [{"name": "main", "ref": "refs/heads/main", "targetCommit": repo.head}]
         tags = [{"name": t, "ref": f"refs/tags/{t}", "targetCommit": sha} for t, sha in repo.tags.items()]
-        return lambda: self.say(200, {"branches": branches, "tags": tags, "converts": []})
+        return lambda: self.send_json(200, {"branches": branches, "tags": tags, "converts": []})
 
     def do_tree(self, name: str, rest: str, _: bytes) -> Callable[[], None]:
         revision, _, below = (unquote(part) for part in rest.partition("/"))
@@ -315,7 +315,7 @@ class HubHandler(Handler):
         recursive = [x.lower() for x in self.query.get("recursive", [])] == ["true"]
         paths = [path for path in sorted(commit.files) if path.startswith(below)]
         if below and not paths:
-            raise Refused(404, f"{below} does not exist", "EntryNotFound")
+            raise HubError(404, f"{below} does not exist", "EntryNotFound")
         folders = sorted({path[: i + len(below)] for path in paths if (i := path[len(below) :].rfind("/")) > 0})
         entries: list[dict[str, Any]] = [{"type": "directory", "path": f, "oid": "0" * 40} for f in folders]
         entries += [self.entry(commit, p) for p in paths if recursive or "/" not in p[len(below) :]]
@@ -324,7 +324,7 @@ class HubHandler(Handler):
         if begin + PAGE < len(entries):
             query = f"recursive={str(recursive).lower()}&cursor={begin + PAGE}"
             more = {"Link": f'<{self.hub.endpoint}{urlsplit(self.path).path}?{query}>; rel="next"'}
-        return lambda: self.say(200, entries[begin : begin + PAGE], **more)
+        return lambda: self.send_json(200, entries[begin : begin + PAGE], **more)
 
     def entry(self, commit: Commit, path: str) -> dict[str, Any]:
         content = commit.files[path]
@@ -340,10 +340,10 @@ class HubHandler(Handler):
         revision, _, path = rest.partition("/")
         sha, commit = self.at(name, revision)
         if path not in commit.files:
-            raise Refused(404, "Entry not found", "EntryNotFound")
+            raise HubError(404, "Entry not found", "EntryNotFound")
         content, entry = commit.files[path], self.entry(commit, path)
         etag = entry.get("lfs", entry)["oid"]
-        return lambda: self.say(200, content, X_Repo_Commit=sha, ETag=f'"{etag}"', Content_Type="text/plain")
+        return lambda: self.send_json(200, content, X_Repo_Commit=sha, ETag=f'"{etag}"', Content_Type="text/plain")
 
     def do_validate(self, _: str, __: str, body: bytes) -> Callable[[], None]:
         import yaml
@@ -353,18 +353,18 @@ class HubHandler(Handler):
         try:
             front = yaml.safe_load(lines[1]) if len(lines) > 2 else None
         except yaml.YAMLError as error:
-            raise Refused(400, "invalid YAML", errors=[{"message": str(error)}], warnings=[]) from None
+            raise HubError(400, "invalid YAML", errors=[{"message": str(error)}], warnings=[]) from None
         problems = [] if isinstance(front, dict) else [{"message": "empty or missing yaml metadata"}]
-        return lambda: self.say(200, {"errors": [], "warnings": problems})
+        return lambda: self.send_json(200, {"errors": [], "warnings": problems})
 
     def do_preupload(self, name: str, revision: str, body: bytes) -> Callable[[], None]:
-        self.may_write(name)
+        self.writable(name)
         _, commit = self.at(name, revision)
         files = []
-        for asked in json.loads(body)["files"]:
-            path, sample = asked["path"], base64.b64decode(asked["sample"])
+        for file in json.loads(body)["files"]:
+            path, sample = file["path"], base64.b64decode(file["sample"])
             suffixes = {line.split()[0][1:] for line in commit.files[".gitattributes"].decode().splitlines()}
-            large = any(path.endswith(s) for s in suffixes) or asked["size"] > LARGE or b"\0" in sample
+            large = any(path.endswith(s) for s in suffixes) or file["size"] > LARGE or b"\0" in sample
             found: dict[str, Any] = {
                 "path": path,
                 "uploadMode": "lfs" if large else "regular",
@@ -374,62 +374,66 @@ class HubHandler(Handler):
                 entry = self.entry(commit, path)
                 found["oid"] = entry.get("lfs", entry)["oid"]
             files.append(found)
-        return lambda: self.say(200, {"files": files})
+        return lambda: self.send_json(200, {"files": files})
 
     def do_batch(self, name: str, _: str, body: bytes) -> Callable[[], None]:
-        self.may_write(name)
-        asked = json.loads(body)
-        assert asked["operation"] == "upload" and asked["hash_algo"] == "sha256" and "basic" in asked["transfers"]
+        self.writable(name)
+        request = json.loads(body)
+        assert (
+            request["operation"] == "upload"
+            and request["hash_algo"] == "sha256"
+            and "basic" in request["transfers"]
+        )
         objects = []
-        for each in asked["objects"]:
-            found: dict[str, Any] = {"oid": each["oid"], "size": each["size"]}
-            if each["oid"] not in self.hub.objects:
+        for item in request["objects"]:
+            found: dict[str, Any] = {"oid": item["oid"], "size": item["size"]}
+            if item["oid"] not in self.hub.objects:
                 verify = f"{self.hub.endpoint}/{name}.git/info/lfs/objects/verify"
-                upload = f"{self.hub.endpoint}/storage/{each['oid']}?signature=of-the-storage"
+                upload = f"{self.hub.endpoint}/storage/{item['oid']}?signature=of-the-storage"
                 found["actions"] = {"upload": {"href": upload}, "verify": {"href": verify}}
             objects.append(found)
-        return lambda: self.say(200, {"transfer": "basic", "objects": objects})
+        return lambda: self.send_json(200, {"transfer": "basic", "objects": objects})
 
     def do_put(self, _: str, oid: str, body: bytes) -> Callable[[], None]:
         if "Authorization" in self.headers:
-            raise Refused(400, "Only one auth mechanism allowed")  # as the storage behind the Hub says
+            raise HubError(400, "Only one auth mechanism allowed")  # like the storage of the Hub
         if hashlib.sha256(body).hexdigest() != oid:
-            raise Refused(400, "the content does not match its SHA-256")
+            raise HubError(400, "the content does not match its SHA-256")
         self.hub.objects[oid] = body
-        return lambda: self.say(200, b"")
+        return lambda: self.send_json(200, b"")
 
     def do_verify(self, name: str, _: str, body: bytes) -> Callable[[], None]:
-        self.may_write(name)
-        asked = json.loads(body)
-        if len(self.hub.objects.get(asked["oid"], b"")) != asked["size"]:
-            raise Refused(404, "object not found")
-        return lambda: self.say(200, {})
+        self.writable(name)
+        request = json.loads(body)
+        if len(self.hub.objects.get(request["oid"], b"")) != request["size"]:
+            raise HubError(404, "object not found")
+        return lambda: self.send_json(200, {})
 
     def do_commit(self, name: str, branch: str, body: bytes) -> Callable[[], None]:
-        repo = self.may_write(name)
+        repo = self.writable(name)
         assert branch == "main" and self.headers["Content-Type"] == "application/x-ndjson"
         header, *operations = [json.loads(line) for line in body.splitlines()]
         if header["value"].get("parentCommit", repo.head) != repo.head:
-            raise Refused(412, "A commit has happened since. Please refresh and try again.")
+            raise HubError(412, "A commit has happened since. Please refresh and try again.")
         assert repo.head is not None
         files, large = dict(repo.commits[repo.head].files), set(repo.commits[repo.head].large)
         for operation in operations:
             self.apply(operation["key"], operation["value"], files, large)
         sha = repo.commit(files, frozenset(large), header["value"]["summary"])
         url = f"{self.hub.endpoint}/{name}/commit/{sha}"
-        return lambda: self.say(200, {"success": True, "commitOid": sha, "commitUrl": url, "hookOutput": ""})
+        return lambda: self.send_json(200, {"success": True, "commitOid": sha, "commitUrl": url, "hookOutput": ""})
 
     def apply(self, kind: str, value: dict[str, Any], files: dict[str, bytes], large: set[str]) -> None:
         path = value["path"]
         if kind == "deletedFile":
             if path not in files:
-                raise Refused(404, "A file with this name doesn't exist", "EntryNotFound")
+                raise HubError(404, "A file with this name doesn't exist", "EntryNotFound")
             del files[path]
             large.discard(path)
             return
         if kind == "lfsFile":
             if value["oid"] not in self.hub.objects:
-                raise Refused(400, f"LFS object {value['oid']} was not uploaded")
+                raise HubError(400, f"LFS object {value['oid']} was not uploaded")
             content = self.hub.objects[value["oid"]]
             large.add(path)
         else:
@@ -439,17 +443,17 @@ class HubHandler(Handler):
         files[path] = content[::-1] if path in self.hub.corrupt else content
 
     def do_tag(self, name: str, revision: str, body: bytes) -> Callable[[], None]:
-        repo = self.may_write(name)
+        repo = self.writable(name)
         sha, tag = self.at(name, revision)[0], json.loads(body)["tag"]
         if tag in repo.tags:
-            raise Refused(409, f"Tag {tag} already exists")
+            raise HubError(409, f"Tag {tag} already exists")
         repo.tags[tag] = sha
-        return lambda: self.say(200, {})
+        return lambda: self.send_json(200, {})
 
 
 @contextmanager
 def model_hub() -> Iterator[ModelHub]:
-    """A Hub without any repository; its address is `hub.endpoint`."""
+    """A Hub server without repositories, at `hub.endpoint`."""
     hub = ModelHub()
     with serving(type("Bound", (HubHandler,), {"hub": hub})) as server:
         hub.endpoint = f"http://127.0.0.1:{server.server_port}"

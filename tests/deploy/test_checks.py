@@ -20,7 +20,7 @@ from tests.fixtures import World, jsonl, read_jsonl, tree
 
 pytest_plugins = ["tests.fixtures"]
 
-Said = pytest.CaptureFixture[str]
+Capture = pytest.CaptureFixture[str]
 
 
 def found(run: Run) -> dict[str, CheckResult]:
@@ -164,7 +164,7 @@ def test_a_split_that_has_changed_is_not_evaluated(copied: World, tmp_path: Path
 # The gate
 
 
-def test_a_damaged_run_is_not_published_and_every_problem_is_reported(copied: World, capsys: Said) -> None:
+def test_a_damaged_run_is_not_published_and_every_problem_is_reported(copied: World, capsys: Capture) -> None:
     run = copied.newest
     (run.model / "chat_template.jinja").unlink()
     (next(run.checkpoints.iterdir()) / "COMPLETE").unlink()
@@ -180,7 +180,7 @@ def test_a_damaged_run_is_not_published_and_every_problem_is_reported(copied: Wo
     assert "overridden:\n\n- the model is damaged: chat_template.jinja is missing\n" in card
 
 
-def test_a_published_model_was_loaded_and_evaluated_again(copied: World, capsys: Said) -> None:
+def test_a_published_model_was_loaded_and_evaluated_again(copied: World, capsys: Capture) -> None:
     rows = read_jsonl(path := copied.newest.path / "evals" / "test.predictions.jsonl")
     jsonl(path, [row | {"prediction": "another"} for row in rows])
     assert copied.call("publish") == 3
@@ -198,7 +198,9 @@ def validated(world: World, *words: str) -> tuple[int, dict[str, bool]]:
     return code, {check["name"]: check["passed"] for check in report["checks"]}
 
 
-def test_validate_writes_a_report_and_its_exit_code_says_whether_all_passed(copied: World, capsys: Said) -> None:
+def test_validate_writes_a_report_and_its_exit_code_says_whether_all_passed(
+    copied: World, capsys: Capture
+) -> None:
     assert validated(copied) == (0, dict.fromkeys(checks.VALIDATE, True))
     assert "5 of 5 checks passed" in capsys.readouterr().out
     edit(copied.newest.path / "aim_profile.json", lambda p: p.pop("parameters"))
@@ -211,7 +213,7 @@ def test_validate_writes_a_report_and_its_exit_code_says_whether_all_passed(copi
     )
 
 
-def test_validate_takes_the_files_one_by_one(copied: World, tmp_path: Path, capsys: Said) -> None:
+def test_validate_takes_the_files_one_by_one(copied: World, tmp_path: Path, capsys: Capture) -> None:
     run = copied.newest
     folder = tmp_path / "moved"
     model = run.model.rename(folder)  # away from its run

@@ -1,4 +1,4 @@
-"""Forms of a published model: each loads by itself, and answers as the adapter did, or it is refused."""
+"""The forms of a published model: each loads on its own and reproduces the adapter's outputs, or is refused."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ def written(run: Run, cfg: PublishConfig, folder: Path) -> tuple[Path, dict[str,
 
 
 def answered(folder: Path, question: str) -> str:
-    """What plain transformers makes of the folder."""
+    """The answer of the model in the folder, loaded without peft."""
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     assert not hasattr(model, "peft_config")
-    asked = tokenizer.apply_chat_template(
+    inputs = tokenizer.apply_chat_template(
         [{"role": "user", "content": question}], add_generation_prompt=True, return_tensors="pt", return_dict=True
     )
-    made = model.generate(**asked, max_new_tokens=16, eos_token_id=tokenizer.eos_token_id)
-    return str(tokenizer.decode(made[0, asked["input_ids"].shape[1] :], skip_special_tokens=True))
+    output = model.generate(**inputs, max_new_tokens=16, eos_token_id=tokenizer.eos_token_id)
+    return str(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
 
 
 @pytest.fixture
-def disguised(copied: World, tmp_path: Path) -> Any:
-    """A run with a fresh adapter of another method, its updates drawn at random, in the place of its own."""
+def with_method(copied: World, tmp_path: Path) -> Any:
+    """A function that replaces the adapter of a run by one of another method, with random weights."""
 
     def of(method: str) -> Run:
         run = copied.newest
@@ -73,7 +73,7 @@ def disguised(copied: World, tmp_path: Path) -> Any:
 # Merged
 
 
-def test_a_merged_model_loads_without_peft_and_answers_as_the_adapter(finished: World, tmp_path: Path) -> None:
+def test_a_merged_model_loads_without_peft_and_reproduces_the_adapter(finished: World, tmp_path: Path) -> None:
     folder, facts = written(finished.newest, MERGED, tmp_path / "merged")
     assert {"model.safetensors", "config.json", "generation_config.json", "chat_template.jinja"} <= tree(
         folder
@@ -86,8 +86,8 @@ def test_a_merged_model_loads_without_peft_and_answers_as_the_adapter(finished: 
 
 
 @pytest.mark.parametrize("method", [name for name, m in METHODS.items() if m.config and name != "lora"])
-def test_every_method_is_merged_or_says_why_not(disguised: Any, method: str, tmp_path: Path) -> None:
-    run = disguised(method)
+def test_every_method_is_merged_or_refused_with_a_reason(with_method: Any, method: str, tmp_path: Path) -> None:
+    run = with_method(method)
     if METHODS[method].unmergeable:
         with pytest.raises(ModelError, match=f"A {method} adapter cannot be merged .* set export=adapter"):
             export.write_model(run, MERGED, tmp_path)
@@ -98,23 +98,25 @@ def test_every_method_is_merged_or_says_why_not(disguised: Any, method: str, tmp
     assert into == ["base model's float32 weights", *(["dequantised nf4 weights"] if method == "qlora" else [])]
 
 
-def test_of_both_merges_of_qlora_the_nearer_one_is_kept(disguised: Any, tmp_path: Path) -> None:
-    run = disguised("qlora")
+def test_qlora_keeps_the_merge_with_the_smaller_divergence(with_method: Any, tmp_path: Path) -> None:
+    run = with_method("qlora")
     folder, facts = written(run, MERGED, tmp_path / "merged")
     kl = {tried["merged_into"]: tried["mean_kl"] for tried in facts["tried"]}
     assert facts["merged_into"] == min(kl, key=lambda into: kl[into]) == "dequantised nf4 weights"
     assert kl["base model's float32 weights"] > 10 * facts["mean_kl"]
-    # the weights in the folder are those: the 4-bit model's, dequantised, with the adapter
+    # the folder has the dequantised weights of the 4-bit model plus the adapter
     own, _ = load.load_base(locate(str(folder)), "float32", "cpu")
     four, _ = load.load_base(locate(run.manifest["base_model"]["name"]), "float32", "cpu", four_bit=True)
     plain = four.dequantize(torch.float32).state_dict()
     assert "quantization_config" not in json.loads((folder / "config.json").read_text())
     name = "model.layers.0.mlp.down_proj.weight"
     added = own.state_dict()[name] - plain[name]
-    assert torch.linalg.matrix_rank(added, atol=1e-4) <= MethodArgs().lora_r  # and no rounding to 4 bits beside it
+    assert (
+        torch.linalg.matrix_rank(added, atol=1e-4) <= MethodArgs().lora_r
+    )  # and no difference from rounding to 4 bits
 
 
-def test_merged_weights_that_answer_otherwise_are_refused_with_both_numbers(
+def test_a_merge_that_exceeds_a_limit_is_refused_with_both_figures(
     finished: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = methods.merge
@@ -122,20 +124,20 @@ def test_merged_weights_that_answer_otherwise_are_refused_with_both_numbers(
     def worse(model: Any) -> Any:
         merged = real(model)
         with torch.no_grad():
-            merged.model.norm.weight.mul_(-1)  # a merge that lost everything
+            merged.model.norm.weight.mul_(-1)  # a merge that destroys the model
         return merged
 
     monkeypatch.setattr(methods, "merge", worse)
     with pytest.raises(ModelError) as caught:
         written(finished.newest, MERGED, tmp_path / "refused")
-    said = str(caught.value)
-    assert "mean KL of " in said and "(export_max_kl=0.01)" in said
-    assert "rougeL -1 on 24 examples of test (export_max_drop=0.01)" in said and "set export=adapter" in said
+    message = str(caught.value)
+    assert "mean KL of " in message and "(export_max_kl=0.01)" in message
+    assert "rougeL -1 on 24 examples of test (export_max_drop=0.01)" in message and "set export=adapter" in message
     allowed = replace(MERGED, export_max_kl=1e9, export_max_drop=1.0)
     assert written(finished.newest, allowed, tmp_path / "allowed")[1]["merged_score"] == 0
-    for almost in (replace(allowed, export_max_kl=0.01), replace(allowed, export_max_drop=0.5)):
+    for limited in (replace(allowed, export_max_kl=0.01), replace(allowed, export_max_drop=0.5)):
         with pytest.raises(ModelError, match="differs from the adapter"):
-            export.write_model(finished.newest, almost, tmp_path / "allowed")
+            export.write_model(finished.newest, limited, tmp_path / "allowed")
 
 
 def test_a_run_that_was_not_evaluated_cannot_be_compared(copied: World, tmp_path: Path) -> None:
@@ -147,9 +149,9 @@ def test_a_run_that_was_not_evaluated_cannot_be_compared(copied: World, tmp_path
 def test_logits_are_those_of_the_reference_answer_whose_likelihood_they_give(finished: World) -> None:
     """The mean of -log p over the kept positions is the loss that transformers computes over the same labels."""
     model, tokenizer, _ = load.load_tuned(locate_tuned(finished.newest.model), "float32", "cpu")
-    asked = reevaluate.of_run(finished.newest, MERGED.gate, [])
+    evaluation = reevaluate.of_run(finished.newest, MERGED.gate, [])
     chat = reevaluate.load_chat(finished.newest.model, "causal_lm")
-    example = reevaluate.reference_examples(model.config.to_dict(), chat, asked)[0]
+    example = reevaluate.reference_examples(model.config.to_dict(), chat, evaluation)[0]
     logits = adapter_merge.LOGITS["causal_lm"](model, example)
     answer = [i for i, on in zip(*example, strict=True) if on]
     assert tokenizer.decode(answer).startswith(ANSWER)
@@ -158,7 +160,7 @@ def test_logits_are_those_of_the_reference_answer_whose_likelihood_they_give(fin
     assert float(found) == pytest.approx(float(expected), rel=1e-5)
 
 
-# The other forms
+# Other forms
 
 
 def test_an_adapter_is_copied_byte_for_byte(finished: World, tmp_path: Path) -> None:
@@ -169,7 +171,7 @@ def test_an_adapter_is_copied_byte_for_byte(finished: World, tmp_path: Path) -> 
         assert hash_files(folder) == {k: v for k, v in hash_files(run.model).items() if k != "README.md"}
 
 
-def test_full_weights_are_merged_as_they_are_and_have_no_adapter(copied: World, tmp_path: Path) -> None:
+def test_full_weights_are_copied_and_have_no_adapter(copied: World, tmp_path: Path) -> None:
     run = copied.newest
     for file in run.model.glob("adapter*"):
         file.unlink()
@@ -181,11 +183,11 @@ def test_full_weights_are_merged_as_they_are_and_have_no_adapter(copied: World, 
         export.write_model(run, replace(MERGED, export="adapter"), tmp_path)
 
 
-def test_gguf_says_what_to_do_instead(copied: World, capsys: pytest.CaptureFixture[str]) -> None:
+def test_gguf_is_refused_with_an_alternative(copied: World, capsys: pytest.CaptureFixture[str]) -> None:
     before = tree(copied.output.parent)
     assert copied.call("publish", "export=gguf") == 2
-    said = capsys.readouterr().err
-    assert "export=merged" in said and "convert_hf_to_gguf.py" in said and said.count("\n") == 1
+    error = capsys.readouterr().err
+    assert "export=merged" in error and "convert_hf_to_gguf.py" in error and error.count("\n") == 1
     assert tree(copied.output.parent) == before
 
 
@@ -212,10 +214,10 @@ def test_onnx_computes_the_logits_of_torch_or_is_refused(
 
     def other(*given: Any, **named: Any) -> Any:
         model = real_load(*given, **named)
-        if isinstance(model, tuple):  # the base, for the merge
+        if isinstance(model, tuple):  # the base model of the merge
             return model
         with torch.no_grad():
-            model.model.norm.weight.mul_(1.1)  # what the graph does not know of
+            model.model.norm.weight.mul_(1.1)  # differs from the exported graph
         return model
 
     monkeypatch.setattr(onnx.OnnxExporter, "export", once)

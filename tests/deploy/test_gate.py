@@ -1,4 +1,4 @@
-"""The gate: only what beats its base and is sound is published, unless force is used; then the card says so."""
+"""The gate: only a healthy model that beats its base is published, unless force=true, which the card states."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DAMAGED = CheckResult("files", False, "model.safetensors was changed")
 
 
 def compared(folder: Path, base: float, tuned: float) -> Run:
-    """A run that has been evaluated and compared, and nothing else."""
+    """A run directory with only evaluation results and a comparison."""
     (folder / "base").mkdir()
     evaluated(folder, {"test": right(tuned)}, ["exact_match"], "evals")
     evaluated(folder / "base", {"test": right(base)}, ["exact_match"])
@@ -34,7 +34,7 @@ def compared(folder: Path, base: float, tuned: float) -> Run:
 
 
 @pytest.mark.parametrize(
-    ("tuned", "error", "code", "told"),
+    ("tuned", "error", "code", "message"),
     [
         (
             0.25,
@@ -50,17 +50,17 @@ def compared(folder: Path, base: float, tuned: float) -> Run:
         ),
     ],
 )
-def test_what_is_not_promoted_is_refused_unless_forced(
-    tmp_path: Path, tuned: float, error: type[Exception], code: int, told: str
+def test_a_model_that_is_not_promoted_is_refused_unless_forced(
+    tmp_path: Path, tuned: float, error: type[Exception], code: int, message: str
 ) -> None:
     run = compared(tmp_path, 0.5, tuned)
-    with pytest.raises(error, match=told) as caught:
+    with pytest.raises(error, match=message) as caught:
         check_gate(run, GATE, force=False)
     assert caught.value.exit_code == code  # type: ignore[attr-defined]
     assert not check_gate(run, GATE, force=True).promoted
 
 
-def test_what_is_unsound_is_refused_however_good_it_is(tmp_path: Path) -> None:
+def test_a_damaged_model_is_refused_however_good_it_is(tmp_path: Path) -> None:
     run = compared(tmp_path, 0.25, 0.75)
     assert check_gate(run, GATE, force=False, results=[HEALTHY]).promoted
     with pytest.raises(NotPromoted, match=r"^not published: model\.safetensors was changed; publish anyway"):
@@ -68,38 +68,36 @@ def test_what_is_unsound_is_refused_however_good_it_is(tmp_path: Path) -> None:
     assert check_gate(run, GATE, force=True, results=[DAMAGED]).promoted
 
 
-def test_all_that_speaks_against_it_is_told(tmp_path: Path) -> None:
+def test_all_reasons_against_publishing_are_reported(tmp_path: Path) -> None:
     with pytest.raises(NotPromoted) as caught:
         check_gate(compared(tmp_path, 0.5, 0.55), GATE, force=False, results=[DAMAGED])
     assert caught.value.problems[0].startswith("not published: too few examples to tell")
     assert caught.value.problems[1] == "not published: model.safetensors was changed"
 
 
-def test_what_was_not_evaluated_cannot_be_forced(tmp_path: Path) -> None:
+def test_force_does_not_override_a_missing_evaluation(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="was not evaluated by what the gate requires"):
         check_gate(compared(tmp_path, 0.25, 0.75), GateArgs(metric="rougeL"), force=True)
 
 
-# Through the door
+# On the command line
 
 
 @pytest.mark.parametrize("stage", ["publish", "publish-hf"])
-def test_what_does_not_beat_its_base_is_refused_and_nothing_is_written(
+def test_a_model_that_does_not_beat_its_base_is_refused_and_nothing_is_written(
     copied: World, stage: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_REPO_ID", "me/ingot")
     monkeypatch.setenv("HF_TOKEN", "hf_token-of-the-tests")
     before = tree(copied.output.parent)
     assert copied.call(stage, "gate.min_delta=2") == 3
-    said = capsys.readouterr().err
-    assert said.startswith("not published: no better than the base: rougeL on test rose from 0.000 to 1.000")
-    assert "publish anyway with force=true" in said
+    error = capsys.readouterr().err
+    assert error.startswith("not published: no better than the base: rougeL on test rose from 0.000 to 1.000")
+    assert "publish anyway with force=true" in error
     assert tree(copied.output.parent) == before
 
 
-def test_fewer_examples_than_the_gate_asks_for_tell_nothing(
-    copied: World, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_too_few_examples_are_refused(copied: World, capsys: pytest.CaptureFixture[str]) -> None:
     assert copied.call("publish", "gate.min_examples=1000") == 4
     assert "the gate requires 1000 examples or more" in capsys.readouterr().err
     assert not (copied.artifacts / "models").exists()

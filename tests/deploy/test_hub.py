@@ -1,4 +1,4 @@
-"""publish-hf: the real client against a Hub of our own. One commit, one tag, read back; whatever goes wrong."""
+"""Publishing to the Hub with the real client and a local server: one commit, one tag, verified, whatever fails."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.fixtures import World, tree
 
 pytest_plugins = ["tests.fixtures"]
 
-Said = pytest.CaptureFixture[str]
+Capture = pytest.CaptureFixture[str]
 TOKEN = "hf_token-of-the-tests"
 RATE = {"RateLimit": '"api";r=0;t=42', "RateLimit-Policy": '"fixed window";"api";q=500;w=300'}
 
@@ -46,17 +46,17 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModelHub]:
 
 @pytest.fixture
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The seconds that were to be waited, and are not."""
+    """The waits between retries in seconds; the tests do not wait."""
     found: list[float] = []
     monkeypatch.setattr("src.deploy.hub.time.sleep", found.append)
     return found
 
 
-def refused(world: World, said: Said, path: Path | None = None, repo: str = REPO, **settings: Any) -> str:
-    """What a publication that is refused says: one line."""
-    said.readouterr()
+def refused(world: World, capsys: Capture, path: Path | None = None, repo: str = REPO, **settings: Any) -> str:
+    """The error message of a publication that is refused: one line."""
+    capsys.readouterr()
     assert publish(world, path, repo, **settings) == 2
-    line = said.readouterr().err
+    line = capsys.readouterr().err
     assert line.count("\n") == 1, line
     assert TOKEN not in line
     return line
@@ -67,7 +67,7 @@ def notes(run: Run) -> list[dict[str, Any]]:
 
 
 def assert_published_once(hub: ModelHub, run: Run, repo: str = REPO) -> Repo:
-    """One commit on top of the Hub's own, with every file as its manifest lists it, one tag, one note."""
+    """One commit on top of the Hub's first one, with every file of its manifest; one tag; one record."""
     found = hub.repos[repo]
     (commit,) = found.published
     assert found.tags == {run.id: found.head}
@@ -83,7 +83,7 @@ def assert_published_once(hub: ModelHub, run: Run, repo: str = REPO) -> Repo:
 # What is published
 
 
-def test_one_commit_holds_what_a_local_publication_does(copied: World, hub: ModelHub, capsys: Said) -> None:
+def test_one_commit_holds_what_a_local_publication_does(copied: World, hub: ModelHub, capsys: Capture) -> None:
     run = copied.newest
     assert copied.call("publish", "gate.verify_examples=0") == 0
     assert copied.call("publish-hf", "--repo", REPO, "gate.verify_examples=0") == 0
@@ -100,7 +100,7 @@ def test_one_commit_holds_what_a_local_publication_does(copied: World, hub: Mode
     assert commit.large == {"adapter_model.safetensors"}
     assert commit.title == f"Assay run {run.id}"
     assert repo.private
-    assert [asked.step for asked in hub.asked if not asked.authorized] == ["put"]
+    assert [request.step for request in hub.requests if not request.authorized] == ["put"]
     out = capsys.readouterr().out
     assert f"published to {hub.endpoint}/me/ingot/tree/{run.id} (private; commit {str(repo.head)[:12]}; " in out
 
@@ -109,38 +109,38 @@ def test_publish_with_target_hub_is_publish_hf(copied: World, hub: ModelHub) -> 
     words = ("target=hub", f"repo_id={REPO}", "gate.verify_examples=0")
     assert copied.call("publish", *words) == 0
     assert_published_once(hub, copied.newest)
-    hub.asked.clear()
+    hub.requests.clear()
     assert copied.call("publish-hf", "--repo", REPO, "gate.verify_examples=0") == 0
     assert "commit" not in hub.steps()
     assert not (copied.artifacts / "models").exists()
 
 
-def test_publish_hf_to_another_target_is_refused(copied: World, hub: ModelHub, capsys: Said) -> None:
+def test_publish_hf_to_another_target_is_refused(copied: World, hub: ModelHub, capsys: Capture) -> None:
     assert copied.call("publish-hf", "--repo", REPO, "target=local") == 2
     assert capsys.readouterr().err.startswith(
         "target=local: publish-hf publishes to the Hub; write publish target=local"
     )
-    assert hub.asked == [] and not (copied.artifacts / "models").exists()
+    assert hub.requests == [] and not (copied.artifacts / "models").exists()
 
 
 @pytest.mark.parametrize("stage", ["publish", "publish-hf"])
-def test_a_target_that_is_not_in_the_table_is_refused(copied: World, stage: str, capsys: Said) -> None:
+def test_a_target_that_is_not_in_the_table_is_refused(copied: World, stage: str, capsys: Capture) -> None:
     assert copied.call(stage, "target=hubb") == 2
     assert "target=hubb: should be one of local, hub; did you mean hub?" in capsys.readouterr().err
 
 
-def test_a_local_base_model_is_named_so_that_nobody_looks_it_up(copied: World, hub: ModelHub) -> None:
+def test_a_local_base_model_gets_a_name_that_the_hub_cannot_resolve(copied: World, hub: ModelHub) -> None:
     assert publish(copied) == 0
     settings = json.loads(hub.repos[REPO].published[0].files["adapter_config.json"])
     assert settings["base_model_name_or_path"] == f"./{copied.model.name}"
     with pytest.raises(HFValidationError):
         validate_repo_id(settings["base_model_name_or_path"])
-    here = json.loads((copied.newest.model / "adapter_config.json").read_text())
-    assert here | {"base_model_name_or_path": ""} == settings | {"base_model_name_or_path": ""}
-    assert here["base_model_name_or_path"] == str(copied.model)
+    local = json.loads((copied.newest.model / "adapter_config.json").read_text())
+    assert local | {"base_model_name_or_path": ""} == settings | {"base_model_name_or_path": ""}
+    assert local["base_model_name_or_path"] == str(copied.model)
 
 
-def test_the_note_in_the_manifest_says_where_it_is(copied: World, hub: ModelHub) -> None:
+def test_the_manifest_of_the_run_records_the_publication(copied: World, hub: ModelHub) -> None:
     assert publish(copied) == 0
     (note,) = notes(copied.newest)
     assert note["at"] >= copied.newest.manifest["ended"]
@@ -157,7 +157,7 @@ def test_the_note_in_the_manifest_says_where_it_is(copied: World, hub: ModelHub)
 
 def test_publishing_again_sends_nothing(copied: World, hub: ModelHub) -> None:
     assert publish(copied) == 0
-    hub.asked.clear()
+    hub.requests.clear()
     assert publish(copied) == 0
     assert_published_once(hub, copied.newest)
     assert set(hub.steps()) == {"whoami", "info", "refs", "tree"}
@@ -171,7 +171,7 @@ def test_the_repository_is_that_of_the_environment(
     assert_published_once(hub, copied.newest, "works/ingot")
 
 
-def test_what_was_published_loads_as_it_did_here(
+def test_a_published_model_loads_like_the_local_one(
     copied: World, hub: ModelHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from huggingface_hub import hf_hub_download, snapshot_download
@@ -185,10 +185,10 @@ def test_what_was_published_loads_as_it_did_here(
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     files = dict(hub.repos[REPO].published[0].files)
     tag, cache = copied.newest.id, tmp_path / "cache"
-    there = snapshot_download(
-        REPO, revision=tag, local_dir=tmp_path / "there", endpoint=hub.endpoint, cache_dir=cache
+    downloaded = snapshot_download(
+        REPO, revision=tag, local_dir=tmp_path / "downloaded", endpoint=hub.endpoint, cache_dir=cache
     )
-    assert {k: v for k, v in tree(Path(there)).items() if not k.startswith(".cache")} == files
+    assert {k: v for k, v in tree(Path(downloaded)).items() if not k.startswith(".cache")} == files
     card = hf_hub_download(REPO, "README.md", revision=tag, endpoint=hub.endpoint, cache_dir=cache)
     assert Path(card).read_bytes() == files["README.md"]
 
@@ -197,13 +197,13 @@ def test_what_was_published_loads_as_it_did_here(
         tokenizer("mill rate").input_ids
         == AutoTokenizer.from_pretrained(copied.newest.model)("mill rate").input_ids
     )
-    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(copied.model), there)
-    here = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(copied.model), copied.newest.model)
-    weights = dict(here.named_parameters())
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(copied.model), downloaded)
+    local = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(copied.model), copied.newest.model)
+    weights = dict(local.named_parameters())
     assert all(bool((weight == weights[name]).all()) for name, weight in model.named_parameters())
 
 
-# Who may see it
+# Visibility
 
 
 def test_public_is_public(copied: World, hub: ModelHub) -> None:
@@ -212,7 +212,7 @@ def test_public_is_public(copied: World, hub: ModelHub) -> None:
     assert notes(copied.newest)[0]["private"] is False
 
 
-def test_a_public_repository_needs_the_flag(copied: World, hub: ModelHub, capsys: Said) -> None:
+def test_a_public_repository_needs_the_flag(copied: World, hub: ModelHub, capsys: Capture) -> None:
     repo = hub.create(REPO, private=False)
     assert f"{REPO} is public on the Hub; nothing was sent" in refused(copied, capsys)
     assert "publish-hf: --public" in refused(copied, capsys)
@@ -220,18 +220,18 @@ def test_a_public_repository_needs_the_flag(copied: World, hub: ModelHub, capsys
     assert publish(copied, private=False) == 0
 
 
-def test_a_private_repository_stays_so(copied: World, hub: ModelHub, capsys: Said) -> None:
+def test_a_private_repository_stays_private(copied: World, hub: ModelHub, capsys: Capture) -> None:
     hub.create(REPO, private=True)
     assert publish(copied, private=False) == 0
     assert f"{REPO} was private and stays private" in capsys.readouterr().out
     assert hub.repos[REPO].private
 
 
-# What was there before
+# Earlier content of the repository
 
 
 def another(run: Run, **files: str | None) -> Run:
-    """A later run whose model has other files: a text, or None where it is gone."""
+    """A later run whose model has other `files`: their text, or None for a deleted file."""
     later = Run(run.path.with_name("2099-01-01_00-00-00"))
     shutil.copytree(run.path, later.path)
     later.update(run=later.id, published=[])
@@ -244,7 +244,7 @@ def another(run: Run, **files: str | None) -> Run:
     return later
 
 
-def test_a_later_run_takes_the_place_of_an_earlier_one(copied: World, hub: ModelHub, capsys: Said) -> None:
+def test_a_later_run_replaces_the_files_of_an_earlier_one(copied: World, hub: ModelHub, capsys: Capture) -> None:
     first = copied.newest
     assert publish(copied) == 0
     repo = hub.repos[REPO]
@@ -263,7 +263,7 @@ def test_a_later_run_takes_the_place_of_an_earlier_one(copied: World, hub: Model
     assert f"{REPO} keeps files that Assay did not publish: images/loss.png" in capsys.readouterr().out
 
 
-def test_an_earlier_run_is_still_found_by_its_tag(copied: World, hub: ModelHub) -> None:
+def test_an_earlier_run_keeps_its_tag(copied: World, hub: ModelHub) -> None:
     run = copied.newest
     assert publish(copied, run.path) == 0
     assert publish(copied, another(run, new__json="{}").path) == 0
@@ -280,7 +280,7 @@ def test_files_that_no_manifest_of_ours_lists_are_kept(copied: World, hub: Model
     assert "sha256" in json.loads(files["manifest.json"])
 
 
-def test_a_change_by_somebody_else_meanwhile_is_kept(copied: World, hub: ModelHub, capsys: Said) -> None:
+def test_a_concurrent_change_by_somebody_else_is_kept(copied: World, hub: ModelHub, capsys: Capture) -> None:
     hub.fault("commit", call=lambda: hub.change(REPO, notes="theirs") and None)
     assert publish(copied) == 0
     theirs, ours = hub.repos[REPO].published
@@ -290,7 +290,7 @@ def test_a_change_by_somebody_else_meanwhile_is_kept(copied: World, hub: ModelHu
     assert f"somebody else changed {REPO} at the same time; trying again" in capsys.readouterr().out
 
 
-def test_a_repository_that_is_changed_all_the_time_is_given_up(copied: World, hub: ModelHub, capsys: Said) -> None:
+def test_a_repository_that_keeps_changing_is_an_error(copied: World, hub: ModelHub, capsys: Capture) -> None:
     counter = iter(range(100))
     hub.fault("commit", times=None, call=lambda: hub.change(REPO, notes=str(next(counter))) and None)
     line = refused(copied, capsys)
@@ -298,7 +298,7 @@ def test_a_repository_that_is_changed_all_the_time_is_given_up(copied: World, hu
     assert [commit.title for commit in hub.repos[REPO].published] == ["by somebody else"] * 3
 
 
-def test_a_tag_of_another_model_is_not_moved(copied: World, hub: ModelHub, capsys: Said) -> None:
+def test_a_tag_of_another_model_is_not_moved(copied: World, hub: ModelHub, capsys: Capture) -> None:
     run, repo = copied.newest, hub.create(REPO, **{"README.md": "# another"})
     assert repo.head is not None
     repo.tags[run.id] = repo.head
@@ -308,7 +308,7 @@ def test_a_tag_of_another_model_is_not_moved(copied: World, hub: ModelHub, capsy
     assert len(repo.published) == 1 and repo.tags == {run.id: repo.head}
 
 
-def test_a_tag_that_is_set_meanwhile_is_looked_at(copied: World, hub: ModelHub) -> None:
+def test_a_concurrently_set_tag_is_checked(copied: World, hub: ModelHub) -> None:
     run = copied.newest
 
     def set_tag() -> None:
@@ -321,26 +321,26 @@ def test_a_tag_that_is_set_meanwhile_is_looked_at(copied: World, hub: ModelHub) 
     assert_published_once(hub, run)
 
 
-# What goes wrong, and passes
+# Transient failures
 
 WRITING = ("validate", "preupload", "batch", "put", "verify", "commit", "tag")
-ASKING = ("whoami", "create", "info", "refs", "tree")
+READING = ("whoami", "create", "info", "refs", "tree")
 
 
 @pytest.fixture
 def folder(finished: World, tmp_path: Path) -> tuple[Path, dict[str, str]]:
-    """What would be published, and the hashes of its files."""
+    """The folder to publish, and the hashes of its files."""
     cfg = config.load("publish-hf", {"repo_id": REPO})
     folder = tmp_path / "folder"
     folder.mkdir()
     return folder, assemble(finished.newest, cfg, Verdict("promoted", "better", {}), folder)
 
 
-@pytest.mark.parametrize("step", [*ASKING, *WRITING])
-def test_a_trouble_that_passes_is_waited_for(
+@pytest.mark.parametrize("step", [*READING, *WRITING])
+def test_a_transient_failure_is_retried(
     hub: ModelHub, waits: list[float], folder: tuple[Path, dict[str, str]], step: str
 ) -> None:
-    """Of whatever kind it is, wherever it comes: one commit, one tag."""
+    """Every kind of failure at every step leaves one commit and one tag."""
     for n, kind in enumerate((408, 429, 500, 502, 503, 504, DROP, HALF, LOST, CUT)):
         hub.fault(step, kind)
         hub.objects.clear()
@@ -360,7 +360,9 @@ def test_a_file_is_not_sent_twice(copied: World, hub: ModelHub, waits: list[floa
     assert_published_once(hub, copied.newest)
 
 
-def test_the_waits_grow_and_end(copied: World, hub: ModelHub, waits: list[float], capsys: Said) -> None:
+def test_waits_double_and_retries_are_limited(
+    copied: World, hub: ModelHub, waits: list[float], capsys: Capture
+) -> None:
     hub.fault("refs", 503, times=None)
     line = refused(copied, capsys)
     assert waits == [1, 2, 4, 8, 16]
@@ -373,7 +375,7 @@ def test_the_waits_grow_and_end(copied: World, hub: ModelHub, waits: list[float]
 @pytest.mark.parametrize(
     ("headers", "seconds"), [({"Retry-After": "7"}, 7), (RATE, 42), (RATE | {"Retry-After": "7"}, 42), ({}, 1)]
 )
-def test_a_busy_hub_says_how_long_to_wait(
+def test_the_hub_sets_the_time_to_wait(
     copied: World, hub: ModelHub, waits: list[float], headers: dict[str, str], seconds: int
 ) -> None:
     hub.fault("preupload", 429, headers=headers)
@@ -381,16 +383,14 @@ def test_a_busy_hub_says_how_long_to_wait(
     assert waits == [seconds]
 
 
-def test_nobody_is_kept_waiting_for_an_hour(
-    copied: World, hub: ModelHub, waits: list[float], capsys: Said
-) -> None:
+def test_a_wait_of_an_hour_is_refused(copied: World, hub: ModelHub, waits: list[float], capsys: Capture) -> None:
     hub.fault("create", 429, headers={"Retry-After": "3600"})
     assert "responded with 429 and asks to wait 3600 s; nothing was sent; run the same" in refused(copied, capsys)
     assert waits == []
 
 
-def test_a_hub_that_does_not_answer_is_not_waited_for_without_limit(
-    copied: World, hub: ModelHub, waits: list[float], monkeypatch: pytest.MonkeyPatch, capsys: Said
+def test_a_hub_without_response_times_out(
+    copied: World, hub: ModelHub, waits: list[float], monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     monkeypatch.setattr(hub_client, "READ_TIMEOUT_S", 0.5)
     hub.fault("create", SLOW)
@@ -410,11 +410,11 @@ def test_a_hub_that_does_not_answer_is_not_waited_for_without_limit(
         ("tag", DROP, "commit {commit} is in {repo}, verified but not tagged"),
     ],
 )
-def test_what_is_given_up_says_what_is_there_and_is_finished_later(
-    copied: World, hub: ModelHub, waits: list[float], capsys: Said, step: str, kind: str | int, then: str
+def test_a_failure_reports_the_state_and_the_same_command_resumes(
+    copied: World, hub: ModelHub, waits: list[float], capsys: Capture, step: str, kind: str | int, then: str
 ) -> None:
     hub.fault(step, kind, times=None)
-    if step == "commit":  # it is made, and then the Hub cannot be read
+    if step == "commit":  # the commit is made, but the Hub cannot be read afterwards
         hub.faults[0].times = 1
         hub.fault("tree", 503, skip=1, times=None)
         then = "it is not known whether {repo} accepted the commit"
@@ -427,15 +427,15 @@ def test_what_is_given_up_says_what_is_there_and_is_finished_later(
     assert_published_once(hub, copied.newest)
 
 
-def test_a_commit_that_cannot_be_read_back_is_not_called_absent(
-    copied: World, hub: ModelHub, waits: list[float], capsys: Said
+def test_a_commit_that_cannot_be_verified_is_reported_as_present(
+    copied: World, hub: ModelHub, waits: list[float], capsys: Capture
 ) -> None:
     hub.fault("tree", 503, skip=1, times=None)
     line = refused(copied, capsys)
     assert f"commit {str(hub.repos[REPO].head)[:12]} is in {REPO}, neither verified nor tagged" in line
 
 
-def test_what_arrives_damaged_is_not_tagged(copied: World, hub: ModelHub, capsys: Said) -> None:
+def test_a_damaged_upload_is_not_tagged(copied: World, hub: ModelHub, capsys: Capture) -> None:
     hub.corrupt = {"README.md", "adapter_model.safetensors"}
     line = refused(copied, capsys)
     assert "has other content than was sent: README.md, adapter_model.safetensors; commit " in line
@@ -445,10 +445,10 @@ def test_what_arrives_damaged_is_not_tagged(copied: World, hub: ModelHub, capsys
     assert hub.repos[REPO].tags == {copied.newest.id: hub.repos[REPO].head}
 
 
-# What does not pass: one sentence, nothing sent
+# Permanent failures: one sentence, nothing is sent
 
 
-def test_a_token_that_is_not_known(copied: World, hub: ModelHub, capsys: Said) -> None:
+def test_an_unknown_token(copied: World, hub: ModelHub, capsys: Capture) -> None:
     hub.users.clear()
     line = refused(copied, capsys)
     assert line.startswith(
@@ -457,7 +457,7 @@ def test_a_token_that_is_not_known(copied: World, hub: ModelHub, capsys: Said) -
     assert hub.repos == {}
 
 
-def test_a_token_that_may_only_read(copied: World, hub: ModelHub, capsys: Said) -> None:
+def test_a_read_only_token(copied: World, hub: ModelHub, capsys: Capture) -> None:
     hub.users[TOKEN] = User("me", role="read")
     assert "the token of me may only read; nothing was sent; create one with write permission at" in refused(
         copied, capsys
@@ -465,7 +465,7 @@ def test_a_token_that_may_only_read(copied: World, hub: ModelHub, capsys: Said) 
     assert hub.steps() == ["whoami"]
 
 
-def test_a_fine_grained_token_without_the_right(copied: World, hub: ModelHub, capsys: Said) -> None:
+def test_a_fine_grained_token_without_write_permission(copied: World, hub: ModelHub, capsys: Capture) -> None:
     hub.users[TOKEN] = User("me", role="fineGrained")
     hub.fault("create", 403, times=None)
     assert f"the token of me has no permission to write to {REPO} (403, Forbidden); nothing was" in refused(
@@ -474,7 +474,9 @@ def test_a_fine_grained_token_without_the_right(copied: World, hub: ModelHub, ca
 
 
 @pytest.mark.parametrize("private", [None, True, False])
-def test_a_name_of_another_owner(copied: World, hub: ModelHub, capsys: Said, private: bool | None) -> None:
+def test_a_repository_of_another_owner(
+    copied: World, hub: ModelHub, capsys: Capture, private: bool | None
+) -> None:
     if private is not None:
         hub.create("you/ingot", private=private)
     line = refused(copied, capsys, private=False, repo="you/ingot")
@@ -483,8 +485,8 @@ def test_a_name_of_another_owner(copied: World, hub: ModelHub, capsys: Said, pri
     assert private is None or hub.repos["you/ingot"].published == []
 
 
-def test_a_card_that_the_hub_refuses(
-    copied: World, hub: ModelHub, capsys: Said, monkeypatch: pytest.MonkeyPatch
+def test_a_model_card_that_the_hub_rejects(
+    copied: World, hub: ModelHub, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("src.deploy.model_card.render_card", lambda *_: "---\na: [\n---\n# no YAML\n")
     line = refused(copied, capsys)
@@ -493,14 +495,16 @@ def test_a_card_that_the_hub_refuses(
 
 
 @pytest.mark.parametrize(("step", "status"), [("info", 404), ("commit", 413), ("create", 402), ("tag", 400)])
-def test_whatever_else_is_refused(copied: World, hub: ModelHub, capsys: Said, step: str, status: int) -> None:
+def test_other_statuses_are_refusals(
+    copied: World, hub: ModelHub, capsys: Capture, step: str, status: int
+) -> None:
     hub.fault(step, status, times=None)
     refused(copied, capsys)
     assert notes(copied.newest) == []
 
 
-def test_no_hub_is_there(
-    copied: World, waits: list[float], hub: ModelHub, monkeypatch: pytest.MonkeyPatch, capsys: Said
+def test_an_unreachable_hub(
+    copied: World, waits: list[float], hub: ModelHub, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{closed_port()}")
     line = refused(copied, capsys)
@@ -508,22 +512,24 @@ def test_no_hub_is_there(
     assert waits == []
 
 
-def test_something_else_than_a_hub_is_there(copied: World, hub: ModelHub, capsys: Said) -> None:
+def test_a_server_that_is_not_a_hub(copied: World, hub: ModelHub, capsys: Capture) -> None:
     hub.fault("whoami", 200)
     assert refused(copied, capsys) == (
         f"{hub.endpoint} does not respond like a Hub; nothing was sent; check HF_ENDPOINT\n"
     )
 
 
-def test_offline_is_offline(copied: World, hub: ModelHub, monkeypatch: pytest.MonkeyPatch, capsys: Said) -> None:
+def test_offline_mode_is_respected(
+    copied: World, hub: ModelHub, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert refused(copied, capsys) == "HF_HUB_OFFLINE is set; nothing was sent; unset it to publish\n"
-    assert hub.asked == []
+    assert hub.requests == []
 
 
-def test_the_gate_comes_first(copied: World, hub: ModelHub) -> None:
+def test_the_gate_refuses_before_the_hub_is_contacted(copied: World, hub: ModelHub) -> None:
     assert copied.call("publish-hf", "--repo", REPO, "gate.min_delta=2") == 3
-    assert hub.asked == []
+    assert hub.requests == []
 
 
 def test_force_publishes_and_the_card_says_so(copied: World, hub: ModelHub) -> None:
@@ -532,26 +538,26 @@ def test_force_publishes_and_the_card_says_so(copied: World, hub: ModelHub) -> N
     assert notes(copied.newest)[0]["promoted"] is False
 
 
-def test_a_secret_in_the_model_is_not_sent(copied: World, hub: ModelHub, capsys: Said) -> None:
+def test_a_secret_in_the_model_is_not_sent(copied: World, hub: ModelHub, capsys: Capture) -> None:
     (copied.newest.model / "notes.txt").write_text(f"log in with {TOKEN}")
     assert publish(copied) == 3
     assert "the model contains secrets: notes.txt contains the value of HF_TOKEN" in capsys.readouterr().err
-    line = refused(copied, capsys, force="true")  # this is never overridden
+    line = refused(copied, capsys, force="true")  # force does not override this
     assert line.startswith("not published: notes.txt contains the value of HF_TOKEN; ")
-    assert hub.asked == []
+    assert hub.requests == []
 
 
-def test_a_run_directory_that_cannot_be_a_tag(copied: World, hub: ModelHub, capsys: Said) -> None:
+def test_a_run_directory_that_is_not_a_valid_tag(copied: World, hub: ModelHub, capsys: Capture) -> None:
     moved = copied.newest.path.rename(copied.newest.path.with_name("my run"))
     assert "my run is not a valid git tag; nothing was sent; rename" in refused(copied, capsys, moved)
-    assert hub.asked == []
+    assert hub.requests == []
 
 
 # The token
 
 
 def test_the_token_of_a_login_is_used_and_never_written(
-    copied: World, hub: ModelHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Said
+    copied: World, hub: ModelHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     monkeypatch.delenv("HF_TOKEN")
     kept = tmp_path / "login" / "token"
@@ -567,10 +573,10 @@ def test_the_token_of_a_login_is_used_and_never_written(
     assert "notes.txt contains the value of HF_TOKEN" in refused(copied, capsys, repo="me/two", force="true")
 
 
-def test_what_is_missing_is_told_at_once(assay: Door) -> None:
-    said = assay("publish-hf", forbidden=HEAVY, HF_HOME=str(assay.cwd), HF_ENDPOINT="ftp://me:pw@hub")
-    assert said.returncode == 2
-    assert said.stderr.splitlines() == [
+def test_missing_settings_are_reported_together(assay: Door) -> None:
+    result = assay("publish-hf", forbidden=HEAVY, HF_HOME=str(assay.cwd), HF_ENDPOINT="ftp://me:pw@hub")
+    assert result.returncode == 2
+    assert result.stderr.splitlines() == [
         "no repository is named; set repo_id=USER/NAME (publish-hf: --repo USER/NAME), or HF_REPO_ID",
         "HF_ENDPOINT is not a plain http(s) address; correct it, or unset it for huggingface.co",
         "no token for the Hub was found; set HF_TOKEN, or run hf auth login",
@@ -580,16 +586,16 @@ def test_what_is_missing_is_told_at_once(assay: Door) -> None:
 @pytest.mark.parametrize(
     "repo", ["ingot", "a/b/c", "me/", "me/in got", "me/-x", "me/a..b", "me/x.git", "m" * 97 + "/x"]
 )
-def test_a_malformed_repository_is_refused_before_anything_else(
-    world: World, hub: ModelHub, capsys: Said, repo: str
+def test_a_malformed_repository_name_is_refused_first(
+    world: World, hub: ModelHub, capsys: Capture, repo: str
 ) -> None:
     assert f"repo_id={repo}: should be USER/NAME" in refused(world, capsys, repo=repo)
-    assert hub.asked == []
+    assert hub.requests == []
 
 
 @pytest.mark.parametrize("change", ["unfinished", "no model", "no run"])
-def test_what_cannot_be_published_is_refused_before_the_hub_is_asked(
-    copied: World, hub: ModelHub, capsys: Said, change: str
+def test_an_unpublishable_run_is_refused_before_the_hub_is_contacted(
+    copied: World, hub: ModelHub, capsys: Capture, change: str
 ) -> None:
     path = copied.newest.path
     if change == "unfinished":
@@ -599,13 +605,13 @@ def test_what_cannot_be_published_is_refused_before_the_hub_is_asked(
     else:
         path = copied.model
     refused(copied, capsys, path)
-    assert hub.asked == []
+    assert hub.requests == []
 
 
-# The library's own ways
+# The state of huggingface_hub
 
 
-def test_the_library_is_left_as_it_was_found(copied: World, hub: ModelHub) -> None:
+def test_the_state_of_huggingface_hub_is_restored(copied: World, hub: ModelHub) -> None:
     from huggingface_hub.utils import get_session
 
     assert publish(copied) == 0
@@ -625,7 +631,7 @@ def test_the_library_is_left_as_it_was_found(copied: World, hub: ModelHub) -> No
         ("https://huggingface.co", "1", True),
     ],
 )
-def test_xet_is_used_where_it_is(
+def test_xet_is_used_only_on_huggingface_co(
     hub: ModelHub, monkeypatch: pytest.MonkeyPatch, address: str, variable: str | None, disabled: bool
 ) -> None:
     if variable is not None:

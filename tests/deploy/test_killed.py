@@ -1,4 +1,4 @@
-"""SIGKILL between any two steps of a publication: never half a model, and the same command finishes it."""
+"""SIGKILL between any two steps of a publication: no partial model, and the same command completes it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModelHub]:
 
 # On the Hub
 
-# How many requests of a step are left alone before the one at which it is killed, and whether that one was done.
+# (step, number of its requests that succeed first, whether the request that kills the process takes effect)
 KILLS = [
     ("whoami", 0, False),
     ("create", 0, False),
@@ -43,15 +43,15 @@ KILLS = [
     ("verify", 0, True),
     ("commit", 0, False),
     ("commit", 0, True),
-    ("tree", 1, False),  # the read-back
+    ("tree", 1, False),  # the verification
     ("tag", 0, False),
     ("tag", 0, True),
-    ("refs", 1, True),  # the last look before the note
+    ("refs", 1, True),  # the last check before the record
 ]
 
 
 @pytest.mark.parametrize(("step", "skip", "after"), KILLS)
-def test_a_killed_publication_is_finished_by_the_same_command(
+def test_a_killed_publication_is_completed_by_the_same_command(
     copied: World, hub: ModelHub, nursery: Nursery, step: str, skip: int, after: bool
 ) -> None:
     words = ["publish-hf", *copied.settings("publish-hf"), "--repo", REPO, NO_RELOAD]
@@ -72,22 +72,24 @@ def test_a_killed_publication_is_finished_by_the_same_command(
     assert not list(run.path.glob(".publish*"))
 
 
-def test_killed_before_the_note_it_is_made_later(copied: World, hub: ModelHub, nursery: Nursery) -> None:
+def test_a_publication_killed_before_its_record_is_recorded_later(
+    copied: World, hub: ModelHub, nursery: Nursery
+) -> None:
     words = ["publish-hf", *copied.settings("publish-hf"), "--repo", REPO, NO_RELOAD]
     moment = Moment("src.deploy.push:record")
     code, _ = nursery(*words, moments=(moment,), HF_ENDPOINT=hub.endpoint, HF_TOKEN=TOKEN)
     assert code == -signal.SIGKILL
     assert hub.repos[REPO].tags.keys() == {copied.newest.id}
-    hub.asked.clear()
+    hub.requests.clear()
     assert to_hub(copied) == 0
     assert set(hub.steps()) == {"whoami", "info", "refs", "tree"}
     assert len(copied.newest.manifest["published"]) == 1
 
 
-# On this machine
+# Locally
 
 FIRST = [
-    Moment("src.deploy.model_card:render_card"),  # the model is copied, its card is not there
+    Moment("src.deploy.model_card:render_card"),  # the model is copied, its card is missing
     Moment("src.deploy.push:assemble", after=True),
     Moment("src.utils.files:replace_dir", after=True),
     Moment("src.deploy.push:switch_link", after=True),
@@ -95,15 +97,15 @@ FIRST = [
     Moment("src.deploy.push:record", after=True),
 ]
 AGAIN = [Moment("src.deploy.model_card:render_card"), Moment("src.utils.files:replace_dir", after=True)]
-# The two folders have changed places, and the old one is not gone.
+# The two folders are exchanged, and the old one is not deleted yet.
 AGAIN += [Moment("src.utils.files:_exchange", after=True)]
 
 
 def state(models: Path) -> tuple[dict[str, str], dict[str, dict[str, bytes]]]:
-    """Where the pointers lead, and the models that are there."""
-    pointers = {p.name: os.readlink(p) for p in models.iterdir() if p.is_symlink()}
+    """The targets of the links, and the files of each published model."""
+    links = {p.name: os.readlink(p) for p in models.iterdir() if p.is_symlink()}
     folders = [p for p in models.iterdir() if p.is_dir() and not p.is_symlink() and not p.name.startswith(".")]
-    return pointers, {p.name: tree(p) for p in folders}
+    return links, {p.name: tree(p) for p in folders}
 
 
 @pytest.mark.parametrize(
@@ -111,22 +113,24 @@ def state(models: Path) -> tuple[dict[str, str], dict[str, dict[str, bytes]]]:
     [*((moment, False) for moment in FIRST), *((moment, True) for moment in AGAIN)],
     ids=lambda value: value.function if isinstance(value, Moment) else ("again" if value else "first"),
 )
-def test_a_killed_copy_is_never_half_a_model(copied: World, nursery: Nursery, moment: Moment, again: bool) -> None:
-    """Every pointer leads to a whole model at any moment, and the same command ends in the right state."""
+def test_a_killed_copy_leaves_no_partial_model(
+    copied: World, nursery: Nursery, moment: Moment, again: bool
+) -> None:
+    """Every link points to a complete model at any time, and the same command completes the publication."""
     run, models = copied.newest, copied.artifacts / "models" / "tiny-lora"
     if again:
         assert locally(copied) == 0
         (models / run.id / "left over").touch()
     words = ["publish", *copied.settings("publish"), NO_RELOAD]
     assert nursery(*words, moments=(moment,))[0] == -signal.SIGKILL
-    pointers, folders = state(models)
-    assert set(pointers.values()) <= folders.keys()
-    whole = {*tree(run.model), "README.md", "manifest.json", "comparison.json"}
-    assert all(files.keys() >= whole for files in folders.values())
+    links, folders = state(models)
+    assert set(links.values()) <= folders.keys()
+    complete = {*tree(run.model), "README.md", "manifest.json", "comparison.json"}
+    assert all(files.keys() >= complete for files in folders.values())
 
     assert locally(copied) == 0
-    pointers, folders = state(models)
-    assert pointers == {"latest": run.id, "promoted": run.id}
+    links, folders = state(models)
+    assert links == {"latest": run.id, "promoted": run.id}
     assert set(folders) == {run.id} and "left over" not in folders[run.id]
     assert sorted(p.name for p in models.iterdir()) == sorted([run.id, "latest", "promoted"])
     assert len(run.manifest["published"]) == 1

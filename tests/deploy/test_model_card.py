@@ -1,4 +1,4 @@
-"""The model card: the Hub can read its front matter, its program runs, and it says where the model is worse."""
+"""The model card: the Hub reads its front matter, its program runs, and it lists what got worse."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def edit(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-# For the Hub
+# Front matter
 
 
 def test_the_front_matter_is_what_the_hub_reads(finished: World) -> None:
@@ -50,7 +50,7 @@ def test_the_front_matter_is_what_the_hub_reads(finished: World) -> None:
     assert (found["license"], found["license_name"]) == ("other", "unknown")
     assert "datasets" not in found and found["tags"] == ["assay", "lora"]
     read = ModelCard(card).data
-    assert read.to_dict()["model-index"] == found["model-index"]  # there and back
+    assert read.to_dict()["model-index"] == found["model-index"]  # round trip
     assert read.eval_results is not None
     name, results = model_index_to_eval_results(found["model-index"])
     assert name == "it"
@@ -74,7 +74,7 @@ def test_the_licence_is_the_one_named_or_that_of_the_base_model(copied: World, t
     assert found["license"] == "mit" and "license_name" not in found
 
 
-def test_data_sets_and_base_models_of_the_hub_are_named_as_there(copied: World) -> None:
+def test_datasets_and_base_models_of_the_hub_have_their_hub_names(copied: World) -> None:
     run = copied.newest
     hub = {"type": "hub", "repo": "someone/rows", "commit": "c0ffee", "endpoint": "https://hub.corp.example"}
     run.update(
@@ -88,10 +88,10 @@ def test_data_sets_and_base_models_of_the_hub_are_named_as_there(copied: World) 
     assert 'base = "org/base"\n' in program(card) and 'from_pretrained(base, revision="abc123")' in program(card)
 
 
-# For people
+# Sections
 
 
-def test_the_body_says_what_was_made_of_what(finished: World) -> None:
+def test_the_body_describes_base_data_and_settings(finished: World) -> None:
     run = finished.newest
     body = card_of(run).split("---\n", 2)[2]
     assert body.startswith("\n# it\n") and f"Fine-tuned with {NAME} " in body and run.id in body
@@ -104,13 +104,13 @@ def test_the_body_says_what_was_made_of_what(finished: World) -> None:
     assert used["lr"] == 0.01 and used["epochs"] == EPOCHS
 
 
-def test_no_place_of_this_machine_stands_in_the_card(finished: World) -> None:
+def test_the_card_contains_no_local_path(finished: World) -> None:
     card = card_of(finished.newest)
-    for place in (finished.model.parent, finished.data, finished.splits, finished.output, finished.artifacts):
-        assert str(place) not in card
+    for path in (finished.model.parent, finished.data, finished.splits, finished.output, finished.artifacts):
+        assert str(path) not in card
 
 
-def test_intervals_are_shown_where_there_are_some(copied: World) -> None:
+def test_intervals_are_shown_if_the_comparison_has_them(copied: World) -> None:
     path = copied.newest.path / "comparison.json"
     rows = json.loads(path.read_text())["rows"]
     rows[0] |= {"low": 0.9, "high": 1.0, "examples": 24}
@@ -120,7 +120,7 @@ def test_intervals_are_shown_where_there_are_some(copied: World) -> None:
     assert "at 95% confidence" in card
 
 
-def test_what_got_worse_is_said_with_the_worst_examples(copied: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_regressions_are_listed_with_the_worst_examples(copied: World, monkeypatch: pytest.MonkeyPatch) -> None:
     run = copied.newest
     settings = {"artifacts_dir": str(copied.artifacts)}
     assert "- No metric is worse than the base's on adversarial, test, dev." in card_of(run, **settings)
@@ -129,9 +129,9 @@ def test_what_got_worse_is_said_with_the_worst_examples(copied: World, monkeypat
     for row in comparison["rows"]:
         if (row["split"], row["metric"]) in {("adversarial", "rougeL"), ("dev", "bleu")}:
             row |= {"base": 0.75, "tuned": 0.5, "difference": -0.25}
-        if (row["split"], row["metric"]) == ("dev", "exact_match"):  # neither more nor less of it is worse
+        if (row["split"], row["metric"]) == ("dev", "exact_match"):  # no direction is better
             row |= {"base": 0.75, "tuned": 0.5, "difference": -0.25, "better": "neither"}
-        if (row["split"], row["metric"]) == ("test", "exact_match"):  # of which less is better
+        if (row["split"], row["metric"]) == ("test", "exact_match"):  # lower is better
             row |= {"base": 0.75, "tuned": 0.5, "difference": -0.25, "better": "lower"}
     edit(run.path / "comparison.json", rows=comparison["rows"])
     kept = baseline_folder(str(copied.artifacts), comparison["base_model"], comparison["conditions"])
@@ -182,7 +182,7 @@ WHAT = {"rate": "speed", "temp": "heat"}
 
 
 def of_a_task(folder: Path, architecture: str, task: str, method: str) -> Run:
-    """A run of a tiny model of another task, shortly trained and evaluated: its answers are whatever they are."""
+    """A run of a tiny model of another task, briefly trained and evaluated."""
     texts = (ROOT / "data" / "ingot.jsonl").read_text(encoding="utf-8").splitlines()
     model = build(folder / architecture, texts, architecture=architecture)
     keys = ("text", "label") if task == "classification" else ("prompt", "completion")
@@ -193,16 +193,16 @@ def of_a_task(folder: Path, architecture: str, task: str, method: str) -> Run:
     jsonl(folder / "data" / "rows.jsonl", rows("kiln", "mill", "tank", "feed"))
     jsonl(folder / "eval" / "test.jsonl", rows("ore"))
     jsonl(folder / "eval" / "dev.jsonl", rows("ash"))
-    there = World(model, folder / "data", folder / "eval", folder / "outputs", folder / "artifacts")
+    world = World(model, folder / "data", folder / "eval", folder / "outputs", folder / "artifacts")
     shape = "classification" if task == "classification" else "prompt_completion"
     words = (f"task={task}", f"data_format={shape}", f"method={method}", "lora_target_modules=null", "epochs=2")
-    run = there.train(*words, "max_length=64", "on_contamination=keep")
-    assert there.call("eval", "splits=[test]", "max_new_tokens=64") == 0
+    run = world.train(*words, "max_length=64", "on_contamination=keep")
+    assert world.call("eval", "splits=[test]", "max_new_tokens=64") == 0
     result = json.loads((run.path / "metrics.json").read_text())
     rows_of = [{"split": "test", "metric": m, "scale": "0-1", "base": 0.0, "tuned": v, "difference": v}
                for m, v in result["eval"]["test"].items()]  # fmt: skip
-    told = {"base_model": result["base_model"], "conditions": result["conditions"], "rows": rows_of}
-    (run.path / "comparison.json").write_text(json.dumps(told))
+    comparison = {"base_model": result["base_model"], "conditions": result["conditions"], "rows": rows_of}
+    (run.path / "comparison.json").write_text(json.dumps(comparison))
     return run
 
 

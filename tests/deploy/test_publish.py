@@ -1,4 +1,4 @@
-"""Publishing: the whole model with its card and its hashes, or nothing."""
+"""Publishing to a local folder: the complete model with its card and hashes, or nothing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.fixtures import World, tree
 
 pytest_plugins = ["tests.fixtures"]
 
-Said = pytest.CaptureFixture[str]
+Capture = pytest.CaptureFixture[str]
 
 
 @pytest.fixture
@@ -31,57 +31,57 @@ def manifest(folder: Path) -> Any:
     return json.loads((folder / "manifest.json").read_text())
 
 
-def test_the_whole_model_is_copied_with_its_papers(copied: World, published: Path) -> None:
+def test_the_complete_model_is_copied_with_its_records(copied: World, published: Path) -> None:
     run = copied.newest
-    model, there = tree(run.model), tree(published)
-    del model["README.md"]  # peft's own; the card takes its place
-    assert {k: v for k, v in there.items() if k in model} == model
-    papers = (
+    model, copy = tree(run.model), tree(published)
+    del model["README.md"]  # peft's; the card replaces it
+    assert {k: v for k, v in copy.items() if k in model} == model
+    records = (
         "config_used.yaml", "comparison.json", "metrics.json", "data_report.json", "aim_profile.json",
         "training_info.json",
     )  # fmt: skip
-    assert all(there[name] == (run.path / name).read_bytes() for name in papers)
-    assert set(there) == {*model, *papers, "README.md", "manifest.json"}
+    assert all(copy[name] == (run.path / name).read_bytes() for name in records)
+    assert set(copy) == {*model, *records, "README.md", "manifest.json"}
 
 
-def test_papers_that_the_run_has_besides_go_along(copied: World) -> None:
+def test_a_changed_record_of_the_run_is_published(copied: World) -> None:
     (copied.newest.path / "aim_profile.json").write_text("{}")
     assert copied.call("publish") == 0
     assert (copied.artifacts / "models" / "tiny-lora" / "latest" / "aim_profile.json").read_text() == "{}"
 
 
 def test_the_manifest_holds_the_hash_of_every_file(published: Path) -> None:
-    there = tree(published)
-    del there["manifest.json"]
-    hashes = {name: hashlib.sha256(content).hexdigest() for name, content in there.items()}
+    copy = tree(published)
+    del copy["manifest.json"]
+    hashes = {name: hashlib.sha256(content).hexdigest() for name, content in copy.items()}
     assert manifest(published)["sha256"] == hashes
 
 
-def test_the_manifest_is_that_of_the_run_without_what_is_of_this_machine(copied: World, published: Path) -> None:
+def test_the_manifest_is_that_of_the_run_without_private_keys(copied: World, published: Path) -> None:
     found, run = manifest(published), copied.newest.manifest
-    ours = {"process", "evaluation", "published"}
-    assert {k: v for k, v in run.items() if k not in ours}.items() <= found.items()
-    assert not ours & found.keys()
+    private = {"process", "evaluation", "published"}
+    assert {k: v for k, v in run.items() if k not in private}.items() <= found.items()
+    assert not private & found.keys()
     assert found["publication"]["name"] == "tiny-lora"
     assert found["publication"]["promoted"] is True
     assert "rougeL on test rose from 0.000 to 1.000" in found["publication"]["verdict"]
 
 
-def test_the_run_notes_where_it_was_published(copied: World, published: Path) -> None:
+def test_the_run_records_its_publication(copied: World, published: Path) -> None:
     (note,) = copied.newest.manifest["published"]
     assert (note["target"], note["where"], note["promoted"]) == ("local", str(published), True)
     assert note["files"] == len(tree(published))
     assert datetime.fromisoformat(note["at"]) >= datetime.fromisoformat(copied.newest.manifest["ended"])
 
 
-def test_the_same_run_is_published_as_the_same_bytes(copied: World, published: Path) -> None:
+def test_a_run_always_publishes_the_same_bytes(copied: World, published: Path) -> None:
     before = tree(published)
     assert copied.call("publish") == 0
     assert tree(published) == before
     assert len(copied.newest.manifest["published"]) == 1
 
 
-def test_the_card_of_full_weights_asks_for_no_peft(world: World) -> None:
+def test_the_card_of_full_weights_needs_no_peft(world: World) -> None:
     world.train("method=full", "max_steps=1")
     for stage in ("eval", "eval-baseline"):
         assert world.call(stage, "splits=[test]") == 0
@@ -90,7 +90,7 @@ def test_the_card_of_full_weights_asks_for_no_peft(world: World) -> None:
     assert yaml.safe_load(card.split("---\n")[1])["library_name"] == "transformers"
 
 
-def test_latest_points_to_what_was_published_last(copied: World, published: Path) -> None:
+def test_latest_points_to_the_last_publication(copied: World, published: Path) -> None:
     latest = published.parent / "latest"
     assert latest.is_symlink()
     assert latest.resolve() == published.resolve()
@@ -101,7 +101,7 @@ def test_latest_points_to_what_was_published_last(copied: World, published: Path
     assert published.is_dir()
 
 
-def test_promoted_points_to_what_last_passed_the_gate(copied: World, published: Path) -> None:
+def test_promoted_points_to_the_last_run_that_passed_the_gate(copied: World, published: Path) -> None:
     promoted = published.parent / "promoted"
     assert promoted.is_symlink() and promoted.resolve() == published.resolve()
     later = copied.newest.path.with_name("2099-01-01_00-00-00")
@@ -112,7 +112,9 @@ def test_promoted_points_to_what_last_passed_the_gate(copied: World, published: 
     assert promoted.resolve().name == later.name
 
 
-def test_what_is_promoted_is_not_replaced_by_a_forced_copy(copied: World, published: Path, capsys: Said) -> None:
+def test_a_promoted_run_is_not_replaced_by_a_forced_publication(
+    copied: World, published: Path, capsys: Capture
+) -> None:
     before = tree(published.parent)
     assert copied.call("publish", "gate.min_delta=2", "--force") == 2
     assert "which passed the gate; a forced publication would replace it; set publish_name" in (
@@ -121,28 +123,30 @@ def test_what_is_promoted_is_not_replaced_by_a_forced_copy(copied: World, publis
     assert tree(published.parent) == before
 
 
-def test_nothing_that_is_forced_is_promoted(copied: World) -> None:
+def test_a_forced_publication_is_not_promoted(copied: World) -> None:
     assert copied.call("publish", "gate.min_delta=2", "--force") == 0
     assert not (copied.artifacts / "models" / "tiny-lora" / "promoted").is_symlink()
 
 
-def test_a_secret_in_the_model_is_not_copied(copied: World, monkeypatch: pytest.MonkeyPatch, capsys: Said) -> None:
+def test_a_secret_in_the_model_is_not_copied(
+    copied: World, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
     monkeypatch.setenv("MY_PASSWORD", "correct-horse-7")
     (copied.newest.model / "notes.txt").write_text("log in with correct-horse-7")
     (copied.newest.model / "id_rsa").write_text("-----BEGIN RSA " + "PRIVATE KEY-----")
     assert copied.call("publish") == 3
     assert "the model contains secrets: id_rsa contains a private key; notes.txt" in capsys.readouterr().err
-    assert copied.call("publish", "--force") == 2  # this is never overridden
-    said = capsys.readouterr().err
-    assert said.splitlines()[:2] == [
+    assert copied.call("publish", "--force") == 2  # force does not override this
+    error = capsys.readouterr().err
+    assert error.splitlines()[:2] == [
         "not published: id_rsa contains a private key",
         "not published: notes.txt contains the value of MY_PASSWORD",
     ]
-    assert "correct-horse-7" not in said
+    assert "correct-horse-7" not in error
     assert list((copied.artifacts / "models" / "tiny-lora").iterdir()) == []
 
 
-def test_two_publications_do_not_meet(copied: World, published: Path, capsys: Said) -> None:
+def test_two_publications_do_not_run_at_once(copied: World, published: Path, capsys: Capture) -> None:
     before = tree(published.parent)
     with publication_lock(published.parent, leftovers="nothing"):
         assert copied.call("publish") == 2
@@ -157,7 +161,7 @@ def test_a_form_that_cannot_be_written_leaves_nothing(copied: World) -> None:
     assert not (copied.artifacts / "models").exists()
 
 
-def test_publishing_again_replaces_the_folder_whole(copied: World, published: Path) -> None:
+def test_publishing_again_replaces_the_folder(copied: World, published: Path) -> None:
     (published / "left over").touch()
     before = set(tree(published))
     assert copied.call("publish") == 0
@@ -165,7 +169,7 @@ def test_publishing_again_replaces_the_folder_whole(copied: World, published: Pa
     assert sorted(p.name for p in published.parent.iterdir()) == [published.name, "latest", "promoted"]
 
 
-def test_the_name_and_the_run_are_those_asked_for(copied: World) -> None:
+def test_name_and_run_can_be_chosen(copied: World) -> None:
     run = copied.newest
     shutil.copytree(run.path, run.path.with_name("2099-01-01_00-00-00"))
     assert copied.call("publish", str(run.path), "publish_name=ingot") == 0
@@ -182,7 +186,7 @@ def test_a_name_that_leads_elsewhere_is_refused(copied: World, tmp_path: Path, n
 
 
 @pytest.mark.parametrize("status", [runs.FAILED, runs.INTERRUPTED, runs.RUNNING])
-def test_an_unfinished_run_is_not_published(copied: World, status: str, capsys: Said) -> None:
+def test_an_unfinished_run_is_not_published(copied: World, status: str, capsys: Capture) -> None:
     run = copied.newest
     run.update(status=status)
     assert copied.call("publish", str(run.path)) == 2
@@ -191,26 +195,26 @@ def test_an_unfinished_run_is_not_published(copied: World, status: str, capsys: 
     assert not (copied.artifacts / "models").exists()
 
 
-def test_a_run_that_has_not_been_compared_is_not_published(world: World, capsys: Said) -> None:
+def test_a_run_that_has_not_been_compared_is_not_published(world: World, capsys: Capture) -> None:
     run = world.train("max_steps=1")
     assert world.call("publish", "--force") == 2
     assert f"run {run.id} has not been compared with its base model" in capsys.readouterr().err
     assert not world.artifacts.exists()
 
 
-def test_a_run_whose_settings_are_lost_is_not_published(copied: World, capsys: Said) -> None:
+def test_a_run_without_its_settings_is_not_published(copied: World, capsys: Capture) -> None:
     (copied.newest.path / "config_used.yaml").unlink()
     assert copied.call("publish", "--force") == 2
     assert "config_used.yaml does not exist; restore it or make a new run" in capsys.readouterr().err
     assert not list(copied.artifacts.glob("models/*/*"))
 
 
-def test_a_folder_that_is_no_run_is_not_published(world: World, tiny: Path, capsys: Said) -> None:
+def test_a_folder_that_is_no_run_is_not_published(world: World, tiny: Path, capsys: Capture) -> None:
     assert world.call("publish", str(tiny)) == 2
     assert f"{tiny} is not a run directory" in capsys.readouterr().err
 
 
-def test_an_interrupted_copy_leaves_what_was_published_before(
+def test_an_interrupted_copy_leaves_the_earlier_publication(
     copied: World, published: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: Any, **__: Any) -> str:

@@ -1,4 +1,4 @@
-"""The scan finds credentials, says which kind and where, and never their value; and it is not easily fooled."""
+"""The scan for credentials reports their kind and file, never their value."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
 
 
-def test_every_shape_has_an_example() -> None:
+def test_every_pattern_has_an_example() -> None:
     assert EXAMPLES.keys() == SECRET_PATTERNS.keys()
 
 
 @pytest.mark.parametrize("kind", EXAMPLES)
-def test_what_looks_like_a_credential_is_found_wherever_it_is(tmp_path: Path, kind: str) -> None:
+def test_a_credential_is_found_anywhere_in_a_file(tmp_path: Path, kind: str) -> None:
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "notes.bin").write_bytes(b"\0\xff" * 5000 + EXAMPLES[kind].encode() + b"\0")
-    (tmp_path / "README.md").write_text("nothing here\n")
+    (tmp_path / "README.md").write_text("no secret\n")
     assert find_secrets(tmp_path) == [f"deep/notes.bin contains {kind}"]
 
 
@@ -59,8 +59,8 @@ def test_what_looks_like_a_credential_is_found_wherever_it_is(tmp_path: Path, ki
         "hf_hub_download",
     ],
 )
-def test_what_only_resembles_one_is_left_alone(tmp_path: Path, near: str) -> None:
-    (tmp_path / "README.md").write_text(f"see {near} there")
+def test_a_similar_text_is_not_a_credential(tmp_path: Path, near: str) -> None:
+    (tmp_path / "README.md").write_text(f"see {near}")
     assert find_secrets(tmp_path) == []
 
 
@@ -80,7 +80,7 @@ def test_a_value_of_the_environment_is_found_as_json_writes_it(
 @pytest.mark.parametrize(
     ("name", "value"), [("PASSWORD", "password"), ("TOKEN", "short-1"), ("LAKEFS_ENDPOINT", "http://lake:8000")]
 )
-def test_what_is_no_secret_is_left_alone(
+def test_a_value_that_is_not_a_secret_is_ignored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
     monkeypatch.setenv(name, value)
@@ -88,7 +88,7 @@ def test_what_is_no_secret_is_left_alone(
     assert find_secrets(tmp_path) == []
 
 
-def test_weights_hold_nothing(tmp_path: Path) -> None:
+def test_weights_contain_no_secret(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(random.Random(1).randbytes(1 << 20))
     (tmp_path / "empty").touch()
     assert find_secrets(tmp_path) == []

@@ -95,9 +95,9 @@ class Browser:
         assert "exceptionDetails" not in done, done["exceptionDetails"]
         return done["result"].get("value")
 
-    def picture(self, path: Path, whole: bool = True) -> None:
-        """A PNG of the page, or of the part that the screen shows."""
-        shot = self.send("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
+    def screenshot(self, path: Path, full_page: bool = True) -> None:
+        """Write a PNG of the page, or of the visible part."""
+        shot = self.send("Page.captureScreenshot", format="png", captureBeyondViewport=full_page)
         path.write_bytes(base64.b64decode(shot["data"]))
 
     def close(self) -> None:
@@ -108,17 +108,17 @@ class Browser:
     def _next(self) -> dict[str, Any]:
         while b"\0" not in self._rest:
             block = os.read(self._from, 1 << 20)
-            assert block, "the browser has gone away"
+            assert block, "the browser has ended"
             self._rest += block
         message, _, self._rest = self._rest.partition(b"\0")
         return dict(json.loads(message))
 
     def _note(self, message: dict[str, Any]) -> None:
-        what, told = message.get("method"), message.get("params", {})
-        if what == "Network.requestWillBeSent":
-            self.requests.append(told["request"]["url"])
-        elif what in {"Log.entryAdded", "Runtime.exceptionThrown", "Runtime.consoleAPICalled"}:
-            self.complaints.append(json.dumps(told))
+        method, params = message.get("method"), message.get("params", {})
+        if method == "Network.requestWillBeSent":
+            self.requests.append(params["request"]["url"])
+        elif method in {"Log.entryAdded", "Runtime.exceptionThrown", "Runtime.consoleAPICalled"}:
+            self.complaints.append(json.dumps(params))
 
 
 @pytest.fixture(scope="session")

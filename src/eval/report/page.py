@@ -1,7 +1,7 @@
-"""report.html: what a run came to, for people. One file without script, which asks no network for anything.
+"""report.html, a summary of a run for people: a single file without scripts that loads nothing from a network.
 
-It is made from the files of the run directory alone, and of any run: one that failed, that still goes on, that was
-never evaluated, or whose files are older than this code. What is not there is said, and the rest is shown.
+It is made from the files of any run directory, also of a run that failed, still runs, was never evaluated or comes
+from an older version. A note names each file that is missing or cannot be read, and the rest is shown.
 """
 
 from __future__ import annotations
