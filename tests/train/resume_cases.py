@@ -102,7 +102,7 @@ def undisturbed(_lesson: World, nursery: Nursery, common: Path) -> Undisturbed:
 
 
 def assert_resumes(stage: Stage, expected: dict[str, Any], *words: str) -> str:
-    """The same command again goes on with the one run and ends as if nothing had been. Returns what it said."""
+    """The same command resumes the run, and it ends like an undisturbed one. Returns its output."""
     (before,) = stage.world.runs
     assert before.status == runs.INTERRUPTED
     code, said = stage(*words)

@@ -171,13 +171,13 @@ def test_a_copy_that_fails_is_a_warning_and_made_with_the_next_checkpoint(
     save(run, 1)
     with caplog.at_level(logging.WARNING), mirror_checkpoints(store, run) as mirror:
         assert mirror is not None
-        mirror.offer()
+        mirror.copy_now()
     assert f"not mirrored; the next checkpoint tries again: there is no S3 bucket {BUCKET}" in caplog.text
     client.create_bucket(Bucket=BUCKET)
     save(run, 2)
     with mirror_checkpoints(store, run) as mirror:
         assert mirror is not None
-        mirror.offer()
+        mirror.copy_now()
     markers = [k for k in keys(client) if k.endswith(COMPLETE)]
     assert markers == [f"{PREFIX}{run.id}/checkpoints/checkpoint-{n}/{COMPLETE}" for n in (1, 2)]
     assert list(run.path.rglob("*.tmp")) == []
@@ -200,12 +200,12 @@ class Held(CheckpointMirror):
 def test_one_copy_waits_at_most_and_the_newest_is_it(store: MirrorStore, run: Run, client: Any) -> None:
     mirror = Held(store, run)
     save(run, 1)
-    mirror.offer()
+    mirror.copy_now()
     assert mirror.begun.wait(60)
-    for step in (2, 3, 4):  # the training goes on meanwhile, and removes what it keeps no longer
+    for step in (2, 3, 4):  # training continues, and removes old checkpoints
         save(run, step)
         checkpoint.rotate(run.checkpoints, 1, None)
-        mirror.offer()
+        mirror.copy_now()
     assert len(list(run.path.glob(".mirror-*.tmp"))) == 2
     mirror.gate.set()
     mirror.close()
@@ -231,19 +231,19 @@ def test_the_marker_comes_last_and_goes_first(store: MirrorStore, run: Run, clie
         calls.clear()
         with mirror_checkpoints(Recording(*store), run) as mirror:
             assert mirror is not None
-            mirror.offer()
+            mirror.copy_now()
         order = [call for call in calls if call.split()[1] in {"weights", COMPLETE}]
         assert order == [f"remove {COMPLETE}", "put weights", f"put {COMPLETE}"]
     calls.clear()
     with mirror_checkpoints(Recording(*store), run) as mirror:  # it is uploaded already
         assert mirror is not None
-        mirror.offer()
+        mirror.copy_now()
     assert [call for call in calls if call.split()[1] in {"weights", COMPLETE}] == []
     save(run, 2)
     checkpoint.rotate(run.checkpoints, 1, None)
     with mirror_checkpoints(Recording(*store), run) as mirror:
         assert mirror is not None
-        mirror.offer()
+        mirror.copy_now()
     assert calls[-4:-1] == [f"remove {COMPLETE}", "remove weights", "put manifest.json"] or calls[-3:-1] == [
         f"remove {COMPLETE}",
         "remove weights",

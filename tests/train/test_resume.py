@@ -74,7 +74,7 @@ def leave_a_half(folder: Path) -> None:
 
 @pytest.mark.parametrize("damage", [truncate, flip, unmark, leave_a_half])
 def test_a_damaged_checkpoint_is_passed_over(killed: Stage, damage: Callable[[Path], None]) -> None:
-    """Whatever goes on from it is then the older one: that this gives the same bytes is shown below."""
+    """Then the older checkpoint is used; a test below shows that it gives the same bytes."""
     (run,) = killed.world.runs
     damage(run.checkpoints / "checkpoint-9")
     assert checkpoint.find_newest(run.checkpoints) == run.checkpoints / "checkpoint-6"
@@ -130,7 +130,7 @@ def test_a_signal_ends_the_training_after_its_step_with_a_checkpoint(
     assert code == Stopped.exit_code == 75, said
     assert f"{sent.name}: finishing the step and saving a checkpoint; a second signal" in said
     assert (
-        f"stopped by {sent.name} after step 5 of {ALL_STEPS}, with a checkpoint; the same command goes on" in said
+        f"stopped by {sent.name} after step 5 of {ALL_STEPS}, with a checkpoint; the same command resumes" in said
     )
     assert "Traceback" not in said
     (run,) = stage.world.runs
@@ -158,7 +158,7 @@ def test_a_second_signal_ends_it_at_once_and_it_can_be_resumed(
 @pytest.mark.parametrize(
     ("moment", "expected", "begun"),
     [
-        (Moment("src.train.prepare:tokenize", send=signal.SIGTERM), 143, False),
+        (Moment("src.train.prepare:_tokenize_rows", send=signal.SIGTERM), 143, False),
         (Moment("src.model.load:load_base", after=True, send=signal.SIGINT), 130, False),
         (Moment("src.runs:create", after=True, send=signal.SIGTERM), 143, True),
         (Moment("src.train.callbacks:RunRecorder.prepare", send=signal.SIGTERM), 75, True),
@@ -171,7 +171,7 @@ def test_a_signal_before_the_first_step_ends_it_cleanly(
     assert code == expected, said
     assert "Traceback" not in said
     assert [run.status for run in stage.world.runs] == [runs.INTERRUPTED] * begun
-    assert expected != 75 or "stopped by SIGTERM before its first step; the same command goes on" in said
+    assert expected != 75 or "stopped by SIGTERM before its first step; the same command resumes" in said
 
 
 def test_a_checkpoint_requested_by_a_file_is_saved_and_changes_nothing_else(
@@ -215,7 +215,7 @@ def test_other_data_makes_a_new_run_or_is_refused(killed: Stage, tmp_path: Path)
     jsonl(before / "lessons.jsonl", rows)
     code, said = moved("resume=latest")
     assert code == 2
-    assert f"resume=latest: run {old.id} was begun with another data; resume=never starts a new run" in said
+    assert f"resume=latest: run {old.id} was started with another data; resume=never starts a new run" in said
     code, said = moved("max_steps=1", moment=None)
     assert code == 0
     code, said = moved(moment=Moment(f"{FIT}:fit"))
