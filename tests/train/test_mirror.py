@@ -190,11 +190,11 @@ class Held(CheckpointMirror):
         self.begun, self.gate, self.copied = threading.Event(), threading.Event(), list[list[str]]()
         super().__init__(store, run)
 
-    def _copy_there(self, staged: Path) -> None:
+    def _upload(self, staged: Path) -> None:
         self.copied.append(sorted(p.name for p in (staged / "checkpoints").iterdir()))
         self.begun.set()
         assert self.gate.wait(60)
-        super()._copy_there(staged)
+        super()._upload(staged)
 
 
 def test_one_copy_waits_at_most_and_the_newest_is_it(store: MirrorStore, run: Run, client: Any) -> None:
