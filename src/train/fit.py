@@ -165,7 +165,7 @@ def _train(trainer: AssayTrainer, start: Path | None, steps: int) -> None:
 def build_training_arguments(
     cfg: TrainConfig, dtype: str, schedule: Schedule, evaluates: bool, folder: Path
 ) -> TrainingArguments:
-    """Translate the settings to arguments of the Trainer; checkpoints go to `folder`.
+    """Translate the complete configuration to arguments of the Trainer; checkpoints go to `folder`.
 
     Raises: ConfigError if the Trainer rejects an argument of `trainer: {...}`.
     """

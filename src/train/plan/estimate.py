@@ -62,7 +62,11 @@ SIMULATED_CODE = (Path(__file__).parents[1], Path(load.__file__).parent)
 
 
 class MemoryEstimator:
-    """Plans for one base model and one set of examples, with settings that may differ."""
+    """Plans for one base model and one set of examples, with settings that may differ.
+
+    A plan depends on almost every setting, and alternatives change some of them: methods take the complete
+    configuration.
+    """
 
     def __init__(
         self, base: Source, examples: Sequence[Example], held_out: Sequence[Example], dtype: str, device: str,
