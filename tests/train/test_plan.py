@@ -72,7 +72,7 @@ def test_parameters_are_counted_as_they_will_be(tiny: Path, method: str) -> None
     four_bit = methods.METHODS[method].four_bit
     model, _ = load.load_base(source, "float32", "cpu", four_bit=four_bit)
     real = adapters.count_parameters(adapters.apply_method(model, cfg, source, steps=10))
-    found = memory.measure_parameters(simulate.build_meta_model(cfg, source, "float32", 100))
+    found = memory.measure_parameters(simulate.build_tuned_meta_model(cfg, source, "float32", 100))
     assert (found.trainable, found.parameters) == real
 
 
@@ -165,7 +165,7 @@ def test_what_is_counted_is_what_a_real_step_holds(tiny: Path, method: str) -> N
     """The same count over real tensors of the real model."""
     cfg, source = settings(method=method), locate(str(tiny))
     expected = simulate.backward_pass(
-        simulate.build_meta_model(cfg, source, "float32", 100), ROWS, cfg, "float32", "cpu", False, None
+        simulate.build_tuned_meta_model(cfg, source, "float32", 100), ROWS, cfg, "float32", "cpu", False, None
     )
     model = adapters.apply_method(load.load_base(source, "float32", "cpu")[0], cfg, source, steps=10)
     model.train()

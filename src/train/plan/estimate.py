@@ -84,7 +84,7 @@ class MemoryEstimator:
         self._cached_model = cache(self._build_model)
 
     def _build_model(self, method: str, cfg_key: str) -> tuple[Any, ParameterBytes]:
-        model = simulate.build_meta_model(
+        model = simulate.build_tuned_meta_model(
             self._cfg, self.base, self.dtype, self.schedule(self._cfg).steps, self.labels
         )
         return model, memory.measure_parameters(model)

@@ -44,7 +44,9 @@ LIGER_MODEL_TYPES = frozenset({
 })  # fmt: skip
 
 
-def build_meta_model(cfg: TrainConfig, base: Source, dtype: str, steps: int, labels: Sequence[str] = ()) -> Any:
+def build_tuned_meta_model(
+    cfg: TrainConfig, base: Source, dtype: str, steps: int, labels: Sequence[str] = ()
+) -> Any:
     """The model with the tuning method applied, on the meta device.
 
     Raises: ModelError if config.json cannot be loaded, or the method cannot be applied.
