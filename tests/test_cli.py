@@ -355,7 +355,7 @@ def test_the_problems_of_a_method_are_reported_with_the_rest(stage: str) -> None
     reported = problems(stage, "method=full", "peft.r=3", "lr=abc")
     assert reported == [
         "lr=abc: should be a number",
-        "peft: {...} has no meaning with method=full, which makes no adapter",
+        "peft: {...} is not supported with method=full, which has no adapter; remove it",
     ]
 
 
@@ -372,7 +372,7 @@ def test_a_range_is_a_sweep() -> None:
             ["method=lora,dora,nope"],
             "method=nope is not a preset; there are: adalora, dora,",
         ),
-        (["method=lora,full", "peft.alpha_pattern={x: 1}"], "peft: {...} has no meaning with method=full"),
+        (["method=lora,full", "peft.alpha_pattern={x: 1}"], "peft: {...} is not supported with method=full"),
         (["seed=1,2", "epochz=1"], "epochz is not a setting; did you mean epochs?"),
     ],
 )

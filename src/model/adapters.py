@@ -1,4 +1,4 @@
-"""How a base model becomes one that trains, by a method of the table METHODS."""
+"""Make a base model trainable by a method of the table METHODS."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from peft.helpers import disable_input_dtype_casting
 from torch import nn
 
 from src.errors import ModelError
-from src.model import dropout, fused_lora
+from src.model import fused_lora
 from src.model.methods import METHODS, Method, refuse_quantised
 from src.model.source import Source
 from src.model.tasks import TASKS
@@ -21,23 +21,23 @@ from src.utils.logs import log
 
 
 def apply_method(model: Any, args: MethodArgs, source: Source, *, steps: int, task: Task = "causal_lm") -> Any:
-    """Make `model` trainable by `args.method`: freeze it and add an adapter, or leave all weights free.
+    """Make `model` trainable by `args.method`: freeze it and add an adapter, or unfreeze all weights.
 
-    `steps` are the optimizer steps that are planned. The caller seeds the random number generators before:
-    the adapter's first values are drawn here.
-    Raises: ModelError if a target module matches nothing, listing what exists, or peft refuses an argument.
+    `steps` is the planned number of optimizer steps. The adapter is initialised here: the caller seeds the random
+    number generators before.
+    Raises: ModelError if a target module matches no layer, or peft rejects an argument.
     """
     method = METHODS[args.method]
     quantised = bool(getattr(model, "is_quantized", False))
     refuse_quantised(source.name, args.method, quantised)
     if method.config is None:
-        # Small updates vanish in 16 bits: full weights are kept in 32, and computed on in 16 by autocast.
+        # Small updates round to zero in 16 bits: the weights are fp32, and autocast computes in 16 bits.
         return model.float()
     if args.lora_target_modules and "lora_target_modules" in method.keys:
         check_target_modules(model, args.lora_target_modules)
     keep_differentiable(model)
     try:
-        # a random layer that is not kept would be another one next time
+        # these layers have random weights, which the adapter must save
         kept = {"modules_to_save": getattr(model, "untrained_modules", None) or None}
         settings = kept | _arguments(model, args, method, steps) | {"revision": source.revision}
         tuned = peft.get_peft_model(
@@ -52,10 +52,10 @@ def apply_method(model: Any, args: MethodArgs, source: Source, *, steps: int, ta
 
 
 def keep_differentiable(model: nn.Module) -> None:
-    """Have 4-bit layers stay as they are when nothing is learnt, as in an evaluation.
+    """Keep 4-bit layers differentiable across evaluations.
 
-    On a CPU with bfloat16 instructions bitsandbytes packs their weights anew then, for good, for a product that
-    passes no gradient on: from there on only the last layers would learn.
+    In its first forward pass without gradients on a CPU with AVX512-bf16 instructions, bitsandbytes repacks their
+    weights permanently for a kernel that has no backward pass: earlier layers would receive no gradient any more.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -63,37 +63,36 @@ def keep_differentiable(model: nn.Module) -> None:
 
 
 def _arguments(model: Any, args: MethodArgs, method: Method, steps: int) -> dict[str, Any]:
-    """The method's own arguments, under those of our settings, under those of `peft: {...}`."""
+    """Arguments of the peft class: the method's defaults, overridden by our settings and by `peft: {...}`."""
     ours = {argument: getattr(args, key) for key, argument in method.keys.items()}
     if "target_modules" in ours:
         ours["target_modules"] = ours["target_modules"] or "all-linear"
     if unused := [key for key in ("lora_r", "lora_alpha", "lora_dropout") if key not in method.keys]:
-        log.info("method=%s has no use for %s", args.method, ", ".join(unused))
+        log.info("method=%s does not use %s", args.method, ", ".join(unused))
     derived = method.derived(model, args, steps) if method.derived else {}
     return {**method.fixed, **ours, **args.peft, **derived}
 
 
 @contextmanager
 def training_precision(model: nn.Module, dtype: str, by_ours: bool = True) -> Iterator[None]:
-    """Lets an adapter's layers compute in `dtype` as it suits a training, and not an answer.
+    """Compute the adapter's layers in `dtype` inside, for training only.
 
-    Under autocast the adapter's fp32 weights are computed on in 16 bits: peft would cast the activations to fp32
-    and autocast back again. The layers of some methods cast nothing.
+    Without this, peft casts the activations to the fp32 of the adapter's weights, and autocast casts them back.
 
     Args:
-        by_ours: by operations of this project where they can be: dropout.py, low_rank.py.
+        by_ours: use this project's operations for dropout and LoRA where they apply, see fused_lora.py.
     """
     casts = dtype != "float32" and any(hasattr(m, "cast_input_dtype_enabled") for m in model.modules())
     with ExitStack() as stack:
         stack.enter_context(disable_input_dtype_casting(model, active=casts))
         if by_ours:
-            stack.enter_context(dropout.use_fast_dropout(model))
+            stack.enter_context(fused_lora.use_fast_dropout(model))
             stack.enter_context(fused_lora.use_fused_lora(model, dtype))
         yield
 
 
 def check_target_modules(model: nn.Module, wanted: list[str]) -> None:
-    """Raises: ModelError naming every target that matches no linear layer, and the layers that exist."""
+    """Raises: ModelError that lists the targets without a matching linear layer, and the existing layers."""
     layers = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) or "Conv1D" in type(m).__name__]
     missing = [w for w in wanted if not any(n == w or n.endswith("." + w) for n in layers)]
     if missing:
@@ -101,12 +100,12 @@ def check_target_modules(model: nn.Module, wanted: list[str]) -> None:
         raise ModelError(
             f"lora_target_modules: {', '.join(missing)} matches no layer of this model, which has "
             f"{', '.join(existing)}",
-            hint="name some of these, or set lora_target_modules=null for all of them",
+            hint="choose from these, or set lora_target_modules=null for all of them",
         )
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
-    """`(trainable, all)` parameter counts; a 4-bit tensor packs two weights in a byte."""
+    """`(trainable, all)` parameter counts; a byte of a 4-bit tensor counts as two."""
 
     def count(p: torch.Tensor) -> int:
         return p.numel() * 2 if p.dtype == torch.uint8 else p.numel()

@@ -1,4 +1,4 @@
-"""Loading models, safely: safetensors only, no code of the model's repository unless asked."""
+"""Load models from safetensors only, and run no code of their repositories unless trust_remote_code is set."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ def load_base(
     task: Task = "causal_lm",
     labels: Sequence[str] = (),
 ) -> tuple[Any, Source]:
-    """The base model on `device`, and its source with the revision resolved to a commit.
+    """Load the base model onto `device`. Returns: the model, and its source with the revision as a commit.
 
-    Its attribute `untrained_modules` names the layers that its files do not hold, such as the head of a
-    classifier to be: they are drawn from torch's random numbers, which the caller seeds.
-    Raises: ModelError if it cannot be had, or cannot do the task.
+    The model's attribute `untrained_modules` names the layers without weights in its files, such as the head of a
+    new classifier: torch initialises them at random, so the caller seeds its generator.
+    Raises: ModelError if the model cannot be loaded, or does not support the task.
     """
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ModelError(
@@ -62,7 +62,7 @@ def load_base(
         trust_remote_code=trust_remote_code,
         use_safetensors=True,
         output_loading_info=True,
-        ignore_mismatched_sizes=bool(labels),  # the head of a classifier of other labels
+        ignore_mismatched_sizes=bool(labels),  # the head of a classifier with other labels
         dtype=DTYPES[dtype],
         **quantised,
     )
@@ -74,14 +74,14 @@ def load_base(
 
 
 def _unmap_file(model: Any) -> None:
-    """Copy what was not packed: a view of the mapped file keeps the 16-bit weights in memory that were."""
+    """Copy the parameters that are not packed: as views of the mapped file they keep all of it in memory."""
     for parameter in model.parameters():
         if parameter.dtype != torch.uint8:
             parameter.data = parameter.data.clone()
 
 
 def resolve_revision(source: Source, config: Any) -> Source:
-    """`source` with its revision resolved to the commit that `config` was fetched from."""
+    """`source` with the commit that `config` was downloaded from as its revision."""
     commit = getattr(config, "_commit_hash", None)
     return replace(source, revision=commit) if source.folder is None and commit else source
 
@@ -95,9 +95,9 @@ def build_meta_model(
     task: Task = "causal_lm",
     labels: Sequence[str] = (),
 ) -> Any:
-    """The model that `load_base` gives, on the meta device: shapes and types, and no weights.
+    """The model of `load_base` on the meta device: shapes and dtypes without weights.
 
-    Raises: ModelError if its config.json cannot be had, or it cannot do the task.
+    Raises: ModelError if its config.json cannot be loaded, or it does not support the task.
     """
     kind = getattr(transformers, TASKS[task].auto_class)
     config = _config(source, task, labels, trust_remote_code)
@@ -108,14 +108,14 @@ def build_meta_model(
             quantizer = AutoHfQuantizer.from_config(_nf4_config(dtype, heads))
             quantizer.preprocess_model(model=model, device_map=None)
             quantizer.postprocess_model(model)
-    # which layers the files do not hold only loading shows: a classifier's head is taken for new
-    outside = [(n, m) for n, m in model.named_children() if n != model.base_model_prefix] if labels else []
-    model.untrained_modules = [name for name, module in outside if any(True for _ in module.parameters())]
+    # only loading shows which layers have no weights: assume that a classifier's head has none
+    head = [(n, m) for n, m in model.named_children() if n != model.base_model_prefix] if labels else []
+    model.untrained_modules = [name for name, module in head if any(True for _ in module.parameters())]
     return model
 
 
 def _config(source: Source, task: Task, labels: Sequence[str], trust_remote_code: bool) -> Any:
-    """The model's settings, with the names of its labels. Raises: ModelError if it cannot do the task."""
+    """The model's config with the labels. Raises: ModelError if the model does not support the task."""
     config = load_config(source.location, source.revision, trust_remote_code)
     check_architecture(config.to_dict(), source.name, task)
     if labels:
@@ -124,32 +124,32 @@ def _config(source: Source, task: Task, labels: Sequence[str], trust_remote_code
     return config
 
 
-def _nf4_config(dtype: str, spared: list[str] | None) -> BitsAndBytesConfig:
-    """nf4 weights, but for the layers `spared` (patterns; None: the output head)."""
+def _nf4_config(dtype: str, skip_modules: list[str] | None) -> BitsAndBytesConfig:
+    """nf4 quantisation of all layers except `skip_modules` (patterns; None: the output head)."""
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=DTYPES[dtype],
-        llm_int8_skip_modules=spared,
+        llm_int8_skip_modules=skip_modules,
     )
 
 
 def _head_patterns(kind: Any, config: Any) -> list[str]:
-    """Layers of a classifier that may be new, as patterns: four bits could not be trained."""
+    """Patterns of the layers of a classifier that may be untrained: 4-bit weights cannot be trained."""
     with torch.device("meta"):
         shell = kind.from_config(config)
     return [*(name for name, _ in shell.named_children() if name != shell.base_model_prefix), r".*pooler"]
 
 
 def _layer_of(key: str, trunk: str) -> str:
-    """The layer of the parameter `key`; outside the trunk of the model the whole head that it is a part of."""
+    """The layer of the parameter `key`; outside the `trunk` (base_model_prefix) the complete head."""
     head = key.split(".")[0]
     return key.rpartition(".")[0] if head == trunk else head
 
 
 def set_pad_token(model: Any, tokenizer: Any) -> None:
-    """Tell a classifier the tokenizer's padding token: a decoder finds the end of a text by it."""
+    """Give a classifier the tokenizer's padding token, by which a decoder finds the end of a text."""
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
 
@@ -163,9 +163,9 @@ def load_tuned(
     task: Task = "causal_lm",
     labels: Sequence[str] = (),
 ) -> tuple[Any, Any, Source]:
-    """A tuned model, its tokenizer, and the base that it is made of (itself, for full weights).
+    """A tuned model, its tokenizer, and its base model's source (the model's own for full weights).
 
-    Raises: ModelError if the folder, or the adapter's base model, cannot be loaded.
+    Raises: ModelError if the folder, or the base model of the adapter, cannot be loaded.
     """
     tokenizer = load_tokenizer(
         str(tuned.folder), trust_remote_code=trust_remote_code, templated=TASKS[task].chat_template
@@ -179,10 +179,12 @@ def load_tuned(
 
 
 def attach_adapter(model: Any, tuned: TunedModel) -> Any:
-    """The base model with the adapter over it, in the precision that it was computed in during training, not in
-    fp32 with a cast at every layer; full weights as they are."""
+    """Add the adapter to its base model, in the base's precision, as in training; full weights stay as they are.
+
+    In fp32, which is peft's default, every layer would cast its input.
+    """
     if not tuned.is_adapter:
         return model
-    with warnings.catch_warnings():  # it takes AdaLoRA's ranks for LoRA's, and says that they were ignored
+    with warnings.catch_warnings():  # peft reads AdaLoRA's rank_pattern as LoRA's, and warns
         warnings.filterwarnings("ignore", message="The following rank_pattern keys")
         return PeftModel.from_pretrained(model, str(tuned.folder), autocast_adapter_dtype=False)

@@ -1,7 +1,8 @@
-"""Tuning methods: what each trains, what it takes and what it can do. No torch here: all of it is asked before.
+"""The table of tuning methods: what each trains, which settings it takes, what it supports. Imports no torch.
 
-To add a method, enter it in METHODS, name it in MethodArgs.method of src/schema.py and give it a preset in
-configs/method/; its arguments are checked against peft's own signature, and the tests run over the table.
+To add a method, enter it in METHODS, add its name to MethodArgs.method in src/schema.py, a preset to
+configs/method/ and a row to docs/methods.md. Its arguments are checked against peft's signature, and the tests run
+over the table.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ ADDED_TOKENS = "its virtual tokens are added to the input, and no weight of the 
 LORA_KEYS = {"lora_r": "r", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout",
              "lora_target_modules": "target_modules"}  # fmt: skip
 
-# Arguments of peft that are said by other settings than those of Method.keys.
+# peft argument -> the setting that determines it, in addition to those of Method.keys
 PEFT_OWNED_BY_SETTING = {
     "r": "lora_r",
     "use_dora": "method=dora",
@@ -35,18 +36,17 @@ PEFT_OWNED_BY_SETTING = {
 
 
 class Method(NamedTuple):
-    """One way to tune a model.
+    """A tuning method.
 
-    trains: what is trained, in words.
-    config: name of the peft class that configures the adapter; None: every weight is trained.
-    fixed: arguments of that class; those that a setting or `peft: {...}` names come over them.
-    keys: our setting -> its argument.
-    derived: further arguments, from (model, settings, planned optimizer steps), `peft: {...}` heeded.
-    four_bit: the base weights are held in 4-bit nf4.
-    unmergeable: why it cannot be merged into the base model; empty where it can.
-    padding_free: rows may be laid end to end. Virtual tokens stand before each row of a batch, so there
-        each row is a row of the batch.
-    checkpointing: it trains under gradient_checkpointing.
+    trains: what it trains, for the documentation.
+    config: name of the peft class that configures the adapter; None if all weights are trained.
+    fixed: default arguments of that class; settings and `peft: {...}` override them.
+    keys: our setting -> argument of that class.
+    derived: computes further arguments from (model, settings, planned optimizer steps), including `peft: {...}`.
+    four_bit: the base weights are loaded in 4-bit nf4.
+    unmergeable: why the adapter cannot be merged into the base model; empty if it can.
+    padding_free: examples may be packed into one row. False for virtual tokens, which precede each row of a batch.
+    checkpointing: it supports gradient_checkpointing.
     shardable: its weights may be divided among processes (distributed=fsdp2 or zero3).
     """
 
@@ -65,9 +65,9 @@ class Method(NamedTuple):
 def _adalora_schedule(model: Any, args: MethodArgs, steps: int) -> dict[str, Any]:
     """AdaLoRA's ranks and its three phases, in optimizer steps (Zhang et al. 2023, arXiv:2303.10512).
 
-    Every layer starts at 1.5 x lora_r. The ranks stay for the first tenth of the steps, shrink to lora_r on
-    the average until half of them, and stay again for the rest. Whatever `peft: {...}` says comes first.
-    Raises: ModelError where no step is left to shrink in, or the first rank is not above the last.
+    Every layer starts with rank 1.5 x lora_r. The ranks are constant for the first tenth of the steps, shrink to
+    lora_r on average until half of the steps, and are constant again. `peft: {...}` overrides all of these.
+    Raises: ModelError if no step remains to shrink the ranks, or the initial rank is not above the final one.
     """
     total = int(args.peft.get("total_step", steps))
     final = int(args.peft.get("tfinal", max(min(total // 2, total - 2), 0)))
@@ -79,23 +79,24 @@ def _adalora_schedule(model: Any, args: MethodArgs, steps: int) -> dict[str, Any
     } | args.peft
     if total - final < 2 or found["tinit"] >= total - final:
         raise ModelError(
-            f"method=adalora has no step in which ranks shrink: of {total} steps, the first {found['tinit']} and "
-            f"the last {final} leave them as they are",
+            f"method=adalora has no step to shrink the ranks in: of {total} steps, they are constant in the first "
+            f"{found['tinit']} and the last {final}",
             hint="train for more steps, or lower peft.tinit and peft.tfinal",
         )
     if found["init_r"] <= args.lora_r:
         raise ModelError(
-            f"peft.init_r={found['init_r']} is not above lora_r={args.lora_r}, to which method=adalora shrinks it"
+            f"peft.init_r={found['init_r']} is not above lora_r={args.lora_r}, the final rank of method=adalora",
+            hint="raise peft.init_r or lower lora_r",
         )
     return found
 
 
 def _ia3_feedforward(model: Any, args: MethodArgs, steps: int) -> dict[str, Any]:
-    """Of IA3's layers, those whose input is scaled instead of their output (Liu et al. 2022, arXiv:2205.05638).
+    """The layers of which IA3 scales the input instead of the output (Liu et al. 2022, arXiv:2205.05638).
 
-    These lead from a feed-forward block back to the hidden size. `peft.feedforward_modules` names others.
-    A pattern, not a list: peft shortens the list of targets when it saves, and refuses a list that no longer
-    is a part of it when it loads.
+    These are the last layers of the feed-forward blocks, unless `peft.feedforward_modules` names others. Returns a
+    regular expression, not a list: on saving, peft shortens the list of targets, and on loading it rejects a list
+    that is not a subset of the targets.
     """
     named = args.peft.get("feedforward_modules")
     if named is None:
@@ -107,9 +108,9 @@ def _ia3_feedforward(model: Any, args: MethodArgs, steps: int) -> dict[str, Any]
 
 
 def feed_forward_outputs(model: Any) -> list[str]:
-    """Names of the linear layers that end at the hidden size and are a part neither of attention nor the head.
+    """Names of the linear layers with the hidden size as output that belong neither to attention nor to the head.
 
-    Of Llama's down_proj, GPT-2's mlp.c_proj, OPT's fc2 this is true, and of no other layer of theirs.
+    For example Llama's down_proj, GPT-2's mlp.c_proj and OPT's fc2.
     """
     hidden = model.config.get_text_config().hidden_size
     modules = dict(model.named_modules())
@@ -118,7 +119,7 @@ def feed_forward_outputs(model: Any) -> list[str]:
         for name, module in modules.items()
         if (getattr(module, "out_features", None) or getattr(module, "nf", None)) == hidden
         and module is not model.get_output_embeddings()
-        and not any("attention" in type(modules[above]).__name__.lower() for above in _parents(name))
+        and not any("attention" in type(modules[parent]).__name__.lower() for parent in _parents(name))
     ]
 
 
@@ -129,7 +130,7 @@ def _parents(name: str) -> list[str]:
 
 
 def _encoder_width(model: Any, args: MethodArgs, steps: int) -> dict[str, Any]:
-    """The network that makes the virtual tokens is as wide as the model."""
+    """The encoder of the virtual tokens has the hidden size of the model."""
     width = model.config.get_text_config().hidden_size
     return {"encoder_hidden_size": args.peft.get("encoder_hidden_size", width)}
 
@@ -176,21 +177,21 @@ METHODS: dict[str, Method] = {
 
 
 def problems(values: Mapping[str, Any]) -> list[str]:
-    """What of a training's settings (`values` as composed) contradicts its method, one sentence each."""
+    """The contradictions between composed training settings and their method, one message each."""
     name = values.get("method", "lora")
     method = METHODS.get(name) if isinstance(name, str) else None
     if method is None:
-        return []  # the schema says so
+        return []  # the schema reports it
     found = []
     if values.get("lora_target_modules") and "lora_target_modules" not in method.keys:
         found.append(
-            f"lora_target_modules has no meaning with method={name}, which adds nothing to single layers; "
+            f"lora_target_modules is not supported with method={name}, which adapts no single layers; "
             "set lora_target_modules=null"
         )
     if values.get("gradient_checkpointing") is True and not method.checkpointing:
-        found.append(f"method={name} does not train with gradient_checkpointing=true; set it to false")
+        found.append(f"gradient_checkpointing=true is not supported with method={name}; set it to false")
     if values.get("packing") is True and not method.padding_free:
-        found.append(f"packing=true needs rows laid end to end: {why_padded(name)}; set packing=false")
+        found.append(f"packing=true is not supported: {why_padded(name)}; set packing=false")
     sharding = values.get("distributed")
     if sharding in {"fsdp2", "zero3"} and not method.shardable:
         others = ", ".join(other for other, entry in METHODS.items() if entry.shardable)
@@ -199,33 +200,33 @@ def problems(values: Mapping[str, Any]) -> list[str]:
     if not isinstance(given, Mapping) or not given:
         return found
     if method.config is None:
-        return [*found, f"peft: {{...}} has no meaning with method={name}, which makes no adapter"]
+        return [*found, f"peft: {{...}} is not supported with method={name}, which has no adapter; remove it"]
     owned = PEFT_OWNED_BY_SETTING | {argument: key for key, argument in method.keys.items()}
     return found + check_arguments("peft", given, method.config, peft_arguments(method.config), owned)
 
 
 def why_padded(name: str) -> str | None:
-    """Why the batches of a method are padded; None where rows may be laid end to end."""
-    return None if METHODS[name].padding_free else f"method={name} puts virtual tokens before each row of a batch"
+    """Why the batches of a method are padded; None if examples may be packed."""
+    return None if METHODS[name].padding_free else f"method={name} adds virtual tokens before each row of a batch"
 
 
 def check_base(source: Source, name: str) -> None:
-    """Raises: ModelError if all weights of a quantised model folder are to be trained: they have no gradient."""
+    """Raises: ModelError if the method trains the weights of a quantised model folder, which have no gradient."""
     refuse_quantised(source.name, name, bool(is_quantised(source)))
 
 
 def refuse_quantised(model_name: str, name: str, quantised: bool) -> None:
-    """Raises: ModelError if the method `name` trains every weight of a model that is quantised."""
+    """Raises: ModelError if the method `name` trains all weights and the model is quantised."""
     if METHODS[name].config is not None or not quantised:
         return
     raise ModelError(
         f"method={name} cannot train {model_name}, whose weights are quantised",
-        hint="choose a method that makes an adapter, such as lora, or the model that it was quantised from",
+        hint="choose a method with an adapter, such as lora, or the unquantised model",
     )
 
 
 def mergeability(name: str) -> str:
-    """Whether an adapter of this method can become a part of the base weights, in one sentence."""
+    """A sentence for users: whether the method's adapter can be merged into the base model."""
     method = METHODS[name]
     if method.unmergeable:
         return f"A {name} adapter cannot be merged into its base model: {method.unmergeable}."
@@ -235,10 +236,9 @@ def mergeability(name: str) -> str:
 
 
 def merge(model: Any) -> Any:
-    """A tuned model as load.load_tuned gives it, its adapter made a part of the weights; full weights as they are.
+    """Merge the adapter of a model from `load.load_tuned` into its base, in place; full weights stay as they are.
 
-    Merging changes the base model in place.
-    Raises: ModelError if the method cannot be merged, or the weights to merge into are rounded or tied.
+    Raises: ModelError if the method cannot be merged, or the base weights are quantised or tied.
     """
     adapter = getattr(model, "peft_config", {}).get("default")
     if adapter is None:
@@ -251,20 +251,20 @@ def merge(model: Any) -> Any:
             )
     if getattr(model.get_base_model(), "is_quantized", False):
         raise ModelError(
-            "an adapter is not merged into quantised weights: rounding them again would lose a part of it",
+            "an adapter cannot be merged into quantised weights: rounding them again would lose a part of it",
             hint="load the adapter over the base model's own weights",
         )
     if tied := _adapted_tied_weights(model.get_base_model()):
         raise ModelError(
             f"this adapter cannot be merged into its base model: {tied} is adapted, and shares its weights with a "
-            "layer that is not",
+            "layer that is not adapted",
             hint="use it as an adapter",
         )
     return model.merge_and_unload()
 
 
 def _adapted_tied_weights(base: Any) -> str:
-    """The name of an adapted layer whose weights another layer has too: the output head or the embedding."""
+    """The adapted layer with tied weights, the output head or the input embedding; empty if there is none."""
     if not base.config.get_text_config().tie_word_embeddings:
         return ""
     ends = {"output head": base.get_output_embeddings(), "input embedding": base.get_input_embeddings()}
@@ -272,18 +272,18 @@ def _adapted_tied_weights(base: Any) -> str:
 
 
 def has_virtual_tokens(model: Any) -> bool:
-    """Whether an adapter puts virtual tokens before each row of a batch."""
+    """Whether the model has an adapter that adds virtual tokens before each row of a batch."""
     adapter = getattr(model, "peft_config", {}).get("default")
     return bool(adapter is not None and adapter.is_prompt_learning)
 
 
 def extra_loss(model: Any) -> Any | None:
-    """What a method adds to the loss of each optimizer step, a scalar; None where it adds nothing.
+    """The method's regularisation term for the loss of an optimizer step, a scalar; None if it has none.
 
-    AdaLoRA's regulariser keeps the update P diag(E) Q near a singular value decomposition:
-    orth_reg_weight x mean over layers of |P'P - I| and |QQ' - I|, Frobenius norms (Zhang et al. 2023, eq. 4;
-    squares there, plain norms in peft, whose forward adds the same to the model's own loss).
-    A step of N accumulated batches adds an N-th of it with each.
+    AdaLoRA's regulariser keeps the update P diag(E) Q close to a singular value decomposition:
+    orth_reg_weight x mean over layers of |P'P - I| and |QQ' - I| in Frobenius norms (Zhang et al. 2023, eq. 4,
+    where they are squared; peft, which adds the same term to the model's own loss, does not square them).
+    With N accumulated batches, the caller adds 1/N of it for each.
     """
     adapter = getattr(model, "peft_config", {}).get("default")
     weight = getattr(adapter, "orth_reg_weight", 0)

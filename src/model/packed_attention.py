@@ -1,9 +1,8 @@
-"""Attention over rows that are laid end to end, each seeing itself only: no padding is computed on.
+"""Attention for padding-free batches: examples are concatenated into one row, and each attends to itself only.
 
-A batch of rows is one row of T tokens here, with positions that start again at each row. `lay_out` says where
-the rows end; the attention that `laid_end_to_end` puts into a model reads it. On a GPU that is one call of a
-variable-length kernel (flash-attn where it is installed, else PyTorch's own), on a CPU one call of
-scaled_dot_product_attention a row.
+A batch is one row of T tokens, whose position ids restart with each example. `set_row_lengths` sets the lengths of
+the examples, which the attention of `use_packed_attention` reads. On a GPU it calls one variable-length kernel
+(flash-attn if installed, else PyTorch's); on a CPU it calls scaled_dot_product_attention once for each example.
 """
 
 from __future__ import annotations
@@ -22,20 +21,20 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 
 NAME = "rows_end_to_end"
-# How far two ways of computing the same may lie apart, relative to the size of the values.
+# largest relative difference between the logits of packed and of single examples
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 6e-2}
 PROBE_LENGTHS = (5, 3, 7)
-# What FlashAttention takes: heads of a multiple of 8 up to 256, on an Ampere GPU or a newer one.
+# FlashAttention supports head sizes that are multiples of 8 up to 256, on Ampere or newer GPUs.
 HEAD_SIZES = range(8, 257, 8)
 MIN_CAPABILITY = (8, 0)
 HAS_FLASH_ATTN = find_spec("flash_attn") is not None
-# Newer ones of PyTorch have to be told that heads are shared; 2.11 sees it by itself.
+# Newer versions of PyTorch need the argument for grouped-query attention; 2.11 detects it.
 TAKES_ENABLE_GQA = "enable_gqa" in signature(varlen_attn).parameters
 
 
 @dataclass
 class _PackedRows:
-    """Where the rows of the batch end. It stays until the next one: recomputed activations need it in backward."""
+    """Lengths of the examples in the current batch, kept for the recomputation of activations in backward."""
 
     lengths: tuple[int, ...] = ()
     read: bool = False
@@ -52,7 +51,7 @@ _rows = _PackedRows()
 
 
 def set_row_lengths(lengths: Sequence[int]) -> None:
-    """Say how long the rows are that the next forward pass gets end to end."""
+    """Set the lengths of the concatenated examples for the next forward pass."""
     global _layout
     _layout = _PackedRows(tuple(lengths))
 
@@ -62,14 +61,15 @@ def attend(
     scaling: float | None = None, dropout: float = 0.0, sliding_window: int | None = None,
     softcap: float | None = None, **_: Any,
 ) -> tuple[torch.Tensor, None]:  # fmt: skip
-    """Causal attention of every row over itself, in the form of transformers' AttentionInterface.
+    """Causal attention within each example, with the signature of transformers' AttentionInterface.
 
     Args:
-        query: (1, heads, T, head size); key and value may have fewer heads, shared in groups.
-    Returns: (1, T, heads, head size), and no weights.
+        query: (1, heads, T, head size); key and value may have fewer heads (grouped-query attention).
+    Returns: (1, T, heads, head size), and None for the attention weights.
+    Raises: ValueError if the lengths do not add up to T.
     """
     if query.shape[0] != 1 or sum(_rows.lengths) != query.shape[2]:
-        raise ValueError(f"{tuple(query.shape)} is not a batch of rows of {_rows.lengths} laid end to end")
+        raise ValueError(f"a query of shape {tuple(query.shape)} does not fit examples of lengths {_rows.lengths}")
     _rows.read = True
     if query.is_cuda:
         query, key, value = cast_to_autocast(query, key, value)
@@ -84,10 +84,10 @@ def attend(
 
 
 def cast_to_autocast(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """The tensors in the precision of autocast, if it is on.
+    """Cast the tensors to the dtype of autocast, if it is enabled.
 
-    Where the weights of norms are fp32, as in full training, rotated queries and keys are fp32 too, and the
-    variable-length kernel is nothing that autocast knows.
+    In full training the norms have fp32 weights, so queries and keys are fp32, and autocast does not cover the
+    variable-length kernel.
     """
     kind = tensors[0].device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
@@ -110,10 +110,9 @@ def _capability(device: torch.device) -> tuple[int, int]:
 
 
 def _no_autocast_on_cpu(device: torch.device) -> AbstractContextManager[Any]:
-    """On a CPU short rows are attended to in fp32.
+    """On a CPU, compute in fp32: at 100 tokens twice as fast as bfloat16.
 
-    For rows of 100 tokens that is twice as fast as bfloat16 there, whose kernels are compiled anew, and kept,
-    for every length: some 5 MB each.
+    The bfloat16 kernels are compiled and cached for every length, at about 5 MB each.
     """
     return torch.autocast("cpu", enabled=False) if device.type == "cpu" else nullcontext()
 
@@ -126,7 +125,7 @@ def _attend_row(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scaling: float | None, dropout: float,
     sliding_window: int | None, softcap: float | None,
 ) -> torch.Tensor:  # fmt: skip
-    """(1, heads, L, head size) of one row of L tokens."""
+    """Attention of one example of L tokens: (1, heads, L, head size)."""
     length = q.shape[2]
     windowed = sliding_window is not None and length > sliding_window
     grouped = q.shape[1] != k.shape[1]
@@ -134,38 +133,38 @@ def _attend_row(
         return scaled_dot_product_attention(
             q, k, v, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=grouped
         )
-    place = torch.arange(length, device=q.device)
-    behind = place[:, None] - place[None, :]
-    seen = behind >= 0
+    position = torch.arange(length, device=q.device)
+    distance = position[:, None] - position[None, :]
+    mask = distance >= 0
     if sliding_window is not None:
-        seen &= behind < sliding_window
+        mask &= distance < sliding_window
     if softcap is None:
-        return scaled_dot_product_attention(q, k, v, seen, dropout, scale=scaling, enable_gqa=grouped)
+        return scaled_dot_product_attention(q, k, v, mask, dropout, scale=scaling, enable_gqa=grouped)
     groups = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
     scores = q @ k.transpose(2, 3) * (scaling if scaling is not None else q.shape[3] ** -0.5)
     scores = softcap * torch.tanh(scores / softcap)  # Gemma 2 (arXiv:2408.00118), section 2
-    weights = scores.masked_fill(~seen, float("-inf")).softmax(-1, dtype=torch.float32).to(q.dtype)
+    weights = scores.masked_fill(~mask, float("-inf")).softmax(-1, dtype=torch.float32).to(q.dtype)
     return torch.nn.functional.dropout(weights, dropout) @ v
 
 
 def _attend_varlen(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, sliding_window: int | None
 ) -> torch.Tensor:
-    """One kernel call for all rows. (1, heads, T, head size) to (1, T, heads, head size)."""
+    """Attention of all examples in one kernel call: (1, heads, T, head size) to (1, T, heads, head size)."""
     q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))
     ends, longest = _rows.on(query.device), max(_rows.lengths)
-    behind = sliding_window - 1 if sliding_window is not None else -1
+    left = sliding_window - 1 if sliding_window is not None else -1
     if HAS_FLASH_ATTN:
         from flash_attn import flash_attn_varlen_func
 
         out = flash_attn_varlen_func(
-            q, k, v, ends, ends, longest, longest, softmax_scale=scaling, causal=True, window_size=(behind, 0),
+            q, k, v, ends, ends, longest, longest, softmax_scale=scaling, causal=True, window_size=(left, 0),
             deterministic=torch.are_deterministic_algorithms_enabled(),
         )  # fmt: skip
     else:
         groups = {"enable_gqa": True} if TAKES_ENABLE_GQA else {}
-        out = varlen_attn(q, k, v, ends, ends, longest, longest, scale=scaling, window_size=(behind, 0), **groups)
+        out = varlen_attn(q, k, v, ends, ends, longest, longest, scale=scaling, window_size=(left, 0), **groups)
     return out.unsqueeze(0)
 
 
@@ -175,7 +174,7 @@ AttentionMaskInterface.register(NAME, lambda *_, **__: None)
 
 @contextmanager
 def use_packed_attention(model: Any) -> Iterator[None]:
-    """Let `model` attend by `attend` inside."""
+    """Make `attend` the attention of `model` inside."""
     before = model.config._attn_implementation
     model.set_attn_implementation(NAME)
     try:
@@ -185,10 +184,10 @@ def use_packed_attention(model: Any) -> Iterator[None]:
 
 
 def why_unsupported(model: Any) -> str | None:
-    """Why `model` cannot take rows end to end, or None where a trial shows that it computes the same for them.
+    """Why `model` does not support packed examples; None if a trial gives the same logits.
 
-    The trial compares the logits of a few short rows, alone and end to end: a layer that mixes neighbours
-    (a state space, a convolution, a position bias that knows no rows) shows there.
+    The trial compares the logits of short examples, single and packed. It detects layers that mix neighbouring
+    examples, such as state spaces, convolutions, or position biases over the whole row.
     """
     vocabulary = model.get_input_embeddings().weight.shape[0]
     ids = torch.arange(sum(PROBE_LENGTHS), device=model.device).mul_(7).add_(3) % vocabulary
@@ -196,24 +195,27 @@ def why_unsupported(model: Any) -> str | None:
     model.eval()
     try:
         with torch.no_grad():
-            alone = [model(input_ids=row[None], use_cache=False).logits[0] for row in ids.split(PROBE_LENGTHS)]
+            single = [model(input_ids=row[None], use_cache=False).logits[0] for row in ids.split(PROBE_LENGTHS)]
             with use_packed_attention(model):
                 set_row_lengths(PROBE_LENGTHS)
-                together = model(
+                packed = model(
                     input_ids=ids[None], position_ids=position_ids(PROBE_LENGTHS).to(ids.device), use_cache=False
                 ).logits[0]
-    except Exception as error:  # whatever a model of unknown make answers
-        return f"{type(model).__name__} does not take them ({type(error).__name__}: {str(error)[:100]})"
+    except Exception as error:  # any error of an unknown architecture
+        reason = f"{type(error).__name__}: {str(error)[:100]}"
+        return f"{type(model).__name__} does not support packed examples ({reason})"
     finally:
         model.train(training)
     if not _rows.read:
-        return f"{type(model).__name__} has an attention of its own"
-    expected = torch.cat(alone).float()
-    apart = (together.float() - expected).norm() / expected.norm().clamp(min=1e-12)
+        return f"{type(model).__name__} does not use transformers' attention interface"
+    expected = torch.cat(single).float()
+    difference = (packed.float() - expected).norm() / expected.norm().clamp(min=1e-12)
     tolerance = TOLERANCE.get(model.dtype, TOLERANCE[torch.bfloat16])
-    return None if apart <= tolerance else f"rows would see each other in {type(model).__name__} ({apart:.2g})"
+    if difference <= tolerance:
+        return None
+    return f"examples would affect each other in {type(model).__name__} (relative difference {difference:.2g})"
 
 
 def position_ids(lengths: Sequence[int]) -> torch.Tensor:
-    """(1, T): 0, 1, 2 ... in every row."""
+    """(1, T): 0, 1, 2 ... for every example."""
     return torch.cat([torch.arange(n) for n in lengths])[None]

@@ -1,12 +1,12 @@
-"""aim_profile.json and training_info.json: what a run made, in the words that serving platforms read.
+"""aim_profile.json and training_info.json, in the format of serving platforms. Imports no torch.
 
-aim_profile.json says what the model takes to be served:
+aim_profile.json holds the requirements for serving the model:
 
     {"model_id": "Qwen/Qwen2.5-7B-Instruct-finetuned", "base_model_id": "Qwen/Qwen2.5-7B-Instruct",
      "fine_tuning_method": "lora", "precision": "fp16", "memory_gb": 15.0, "recommended_partition_gb": 18.75,
      "parameters": "7B"}
 
-training_info.json says how it came about. Both are made of the run's own records, without torch.
+training_info.json describes how it was trained. Both are computed from the records of the run.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ PROFILE_KEYS: dict[str, type] = {
 }
 PRECISIONS = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
-HEADROOM = 1.25  # of a partition over the weights: activations, the cache of keys and values
-# our setting -> the name that it has in transformers.TrainingArguments and in peft
+HEADROOM = 1.25  # memory of a partition relative to the weights: room for activations and the KV cache
+# our setting -> its name in transformers.TrainingArguments or peft
 NAMES = {
     "lr": "learning_rate",
     "epochs": "num_train_epochs",
@@ -59,20 +59,20 @@ PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "toke
 
 
 def write_profile(run: Run) -> None:
-    """Write both files into the directory of a run whose training has ended."""
+    """Write both files into the directory of a trained run."""
     write_json(run.path / TRAINING_INFO, training_info(run))
     found = profile(run.manifest)
     if found is None:
-        log.warning("no %s is written: this training had no plan that counted its weights", PROFILE)
+        log.warning("%s is not written: the run has no memory plan that counts its weights", PROFILE)
     else:
         write_json(run.path / PROFILE, found)
 
 
 def profile(manifest: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What serving the run's model takes; None where the run has no plan that counted its weights.
+    """The content of aim_profile.json; None if the run has no memory plan that counts its weights.
 
-    Memory is that of the weights as they are held to be served: those of the base (nf4 where it was trained so)
-    and the adapter's, or full weights in the precision that they were computed in. GB of 10^9 bytes.
+    Memory is that of the weights when the model is served: the base's (in nf4 after QLoRA) and the adapter's, or
+    full weights in the precision of the computation. 1 GB is 10^9 bytes.
     """
     plan = manifest.get("plan") or {}
     if "weights" not in plan:
@@ -97,18 +97,18 @@ def profile(manifest: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def is_local(base: Mapping[str, Any]) -> bool:
-    """Whether a base model of a manifest is a folder: its revision is then the hash of its content."""
+    """Whether a base model in a manifest is a local folder, whose revision is the hash of its content."""
     return str(base["revision"]).startswith("sha256:")
 
 
 def base_id(base: Mapping[str, Any]) -> str:
-    """The base model's id on the Hub, or the name of its folder: where that lies is nobody else's business."""
+    """The base model's id on the Hub, or the name of its folder without its path, which is private."""
     name = str(base["name"])
     return Path(name).name if is_local(base) else name
 
 
 def format_count(parameters: int) -> str:
-    """A count as 7B, 7.6B, 135M or 94K."""
+    """Format a count as 7B, 7.6B, 135M or 94K."""
     for letter, size in (("B", 10**9), ("M", 10**6), ("K", 10**3)):
         if parameters >= size:
             shown = parameters / size
@@ -121,7 +121,7 @@ def _four_digits(value: float) -> float:
 
 
 def training_info(run: Run) -> dict[str, Any]:
-    """How the run's model was trained: settings, steps, losses, data and versions."""
+    """The content of training_info.json: settings, steps, losses, data and versions."""
     manifest = run.manifest
     settings = run.settings
     figures = read_json(run.path / "metrics.json")["train"]
@@ -165,12 +165,12 @@ def training_info(run: Run) -> dict[str, Any]:
 
 
 def loss_history(run: Run) -> list[tuple[int, float]]:
-    """`(step, loss)` as they were logged: by the newest checkpoint that can be read, else by the curves.
+    """`(step, loss)` of the logged steps, from the newest readable checkpoint, else from the TensorBoard curves.
 
-    The curves hold finite points only; a checkpoint holds what the loop has seen.
+    The curves lack non-finite losses.
     """
     for state in sorted(run.checkpoints.glob("checkpoint-*/trainer_state.json"), key=_step, reverse=True):
-        with suppress(RunError, KeyError, TypeError):  # a damaged one is passed over
+        with suppress(RunError, KeyError, TypeError):  # skip a damaged one
             history = read_json(state)["log_history"]
             if found := [(int(h["step"]), float(h["loss"])) for h in history if "loss" in h]:
                 return found
@@ -185,28 +185,28 @@ def _step(state: Path) -> int:
 
 
 def problems(found: Any) -> list[str]:
-    """What is wrong with the content of an aim_profile.json, one sentence each."""
+    """The errors in the content of an aim_profile.json, one message each."""
     if not isinstance(found, Mapping):
-        return ["it is no JSON object"]
-    told = [f"{key} is missing" for key in PROFILE_KEYS if key not in found]
-    told += [f"{key} is not a key of it" for key in found if key not in PROFILE_KEYS]
+        return ["it is not a JSON object"]
+    errors = [f"{key} is missing" for key in PROFILE_KEYS if key not in found]
+    errors += [f"{key} is not a key of the format" for key in found if key not in PROFILE_KEYS]
     for key, kind in PROFILE_KEYS.items():
         value = found.get(key)
         if key not in found:
             continue
         if kind is str and not (isinstance(value, str) and value):
-            told.append(f"{key}={value!r} should be a text")
+            errors.append(f"{key}={value!r} should be a text")
         if kind is float and not _is_size(value):
-            told.append(f"{key}={value!r} should be a number above 0")
+            errors.append(f"{key}={value!r} should be a number above 0")
     memory: Any = found.get("memory_gb")
     partition: Any = found.get("recommended_partition_gb")
     if _is_size(memory) and _is_size(partition) and not math.isclose(partition, HEADROOM * memory, rel_tol=1e-3):
-        told.append(f"recommended_partition_gb={partition} should be {HEADROOM} x memory_gb={memory}")
+        errors.append(f"recommended_partition_gb={partition} should be {HEADROOM} x memory_gb={memory}")
     if (precision := found.get("precision")) not in {None, "nf4", *PRECISIONS.values()}:
-        told.append(f"precision={precision!r} should be one of nf4, {', '.join(PRECISIONS.values())}")
+        errors.append(f"precision={precision!r} should be one of nf4, {', '.join(PRECISIONS.values())}")
     if (method := found.get("fine_tuning_method")) is not None and method not in METHODS:
-        told.append(f"fine_tuning_method={method!r} should be one of {', '.join(METHODS)}")
-    return told
+        errors.append(f"fine_tuning_method={method!r} should be one of {', '.join(METHODS)}")
+    return errors
 
 
 def _is_size(value: Any) -> bool:

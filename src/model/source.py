@@ -1,4 +1,4 @@
-"""Where a base model is and exactly which one it is, found without loading it."""
+"""Locate and identify base and tuned models without loading them."""
 
 from __future__ import annotations
 
@@ -20,10 +20,12 @@ IDENTITY_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", "t
 
 @dataclass(frozen=True)
 class Source:
-    """A base model: the name it was asked by, its local folder or None on the Hub, and its revision.
+    """A base model.
 
-    `revision` is `sha256:...` over the content of a local folder; on the Hub the branch, tag or commit
-    asked for (None: the default branch), until loading has resolved it to a commit.
+    name: as the user wrote it.
+    folder: its local folder; None for a model on the Hub.
+    revision: `sha256:...` of the content of a local folder; for the Hub the requested branch, tag or commit (None:
+        the default branch), which loading resolves to a commit.
     """
 
     name: str
@@ -32,14 +34,14 @@ class Source:
 
     @property
     def location(self) -> str:
-        """What from_pretrained takes."""
+        """The argument of from_pretrained."""
         return str(self.folder or self.name)
 
 
 def locate(name: str, revision: str | None = None) -> Source:
-    """Find the model, and refuse what cannot be one, before anything heavy is loaded.
+    """Find the model, and check a local folder, without importing torch.
 
-    Raises: ModelError if a local folder is missing or incomplete, or holds no safetensors.
+    Raises: ModelError if a local folder is missing or incomplete, or has no safetensors.
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
@@ -54,7 +56,7 @@ def locate(name: str, revision: str | None = None) -> Source:
 
 
 def is_quantised(source: Source) -> bool | None:
-    """Whether the weights of a model folder are held in few bits; None for one that is still on the Hub."""
+    """Whether the weights of a model folder are quantised; None for a model on the Hub."""
     if source.folder is None:
         return None
     settings = json.loads((source.folder / "config.json").read_text(encoding="utf-8"))
@@ -67,16 +69,16 @@ def _check_folder(folder: Path) -> None:
     if not list(folder.glob("*.safetensors")):
         held = ", ".join(sorted(p.name for p in folder.glob("*.bin"))) or "none"
         raise ModelError(
-            f"{folder} has no safetensors weights (others there: {held})",
+            f"{folder} has no safetensors weights (it has: {held})",
             hint="pickled weights can run code and are not loaded; convert them to safetensors",
         )
 
 
 def content_hash(folder: Path) -> str:
-    """`sha256:` over the names and contents of the files that make the model what it is."""
+    """`sha256:...` over the names and contents of the weights, the config and the tokenizer."""
     files = sorted({p for pattern in IDENTITY_FILES for p in folder.glob(pattern)})
     total = sum(p.stat().st_size for p in files)
-    whole = hashlib.sha256()
+    total_digest = hashlib.sha256()
     with tqdm(total=total, unit="B", unit_scale=True, desc="hashing the model", leave=False, delay=1) as bar:
         for path in files:
             digest = hashlib.sha256()
@@ -84,12 +86,12 @@ def content_hash(folder: Path) -> str:
                 for block in iter(lambda: file.read(1 << 22), b""):
                     digest.update(block)
                     bar.update(len(block))
-            whole.update(f"{path.name} {digest.hexdigest()}\n".encode())
-    return f"sha256:{whole.hexdigest()}"
+            total_digest.update(f"{path.name} {digest.hexdigest()}\n".encode())
+    return f"sha256:{total_digest.hexdigest()}"
 
 
 def adapter_base(folder: Path) -> tuple[str, str | None] | None:
-    """`(base model name, revision)` of an adapter folder, or None where it holds full weights.
+    """`(base model name, revision)` of an adapter folder; None if it has full weights.
 
     Raises: ModelError if it is neither.
     """
@@ -104,7 +106,7 @@ def adapter_base(folder: Path) -> tuple[str, str | None] | None:
 
 
 class TunedModel(NamedTuple):
-    """A folder with a tuned model: an adapter over `base`, or full weights, then `base` is the folder itself."""
+    """A tuned model in a folder: an adapter for `base`, or full weights, whose `base` is the folder itself."""
 
     folder: Path
     base: Source
@@ -112,9 +114,9 @@ class TunedModel(NamedTuple):
 
 
 def locate_tuned(folder: Path, allow_base_mismatch: bool = False) -> TunedModel:
-    """Find a tuned model and its base, before anything heavy is loaded.
+    """Find a tuned model and its base model, without importing torch.
 
-    Raises: ModelError if either cannot be a model, or the base is not the one that the adapter was made on.
+    Raises: ModelError if either is missing or incomplete, or the base differs from the one of the adapter.
     """
     base = adapter_base(folder)
     if base is None:
@@ -125,11 +127,11 @@ def locate_tuned(folder: Path, allow_base_mismatch: bool = False) -> TunedModel:
     except ModelError as error:
         raise ModelError(
             f"the base model of the adapter {folder} cannot be used: {error.problems[0]}",
-            hint=f"restore {name}, over which the adapter was made",
+            hint=f"restore {name}, which the adapter was trained on",
         ) from error
     if revision and source.folder and source.revision != revision:
-        told = f"the base model {name} is now {source.revision}; the adapter was made on {revision}"
+        problem = f"the base model {name} is now {source.revision}; the adapter was trained on {revision}"
         if not allow_base_mismatch:
-            raise ModelError(told, hint="restore the base model, or set allow_base_mismatch=true")
-        log.warning("%s", told)
+            raise ModelError(problem, hint="restore the base model, or set allow_base_mismatch=true")
+        log.warning("%s", problem)
     return TunedModel(folder, source, True)

@@ -1,8 +1,7 @@
-"""Tasks: what a model is for, the class that loads it, and which base models can be made to do it.
+"""The table of tasks: the class that loads a model, suitable base models, default metrics. Imports no torch.
 
 To add a task, enter it in TASKS, name it in Task of src/schema.py, and say in TASKS of src/data/task_encoding.py
-how its rows become tokens.
-Nothing heavy is imported: a base model that cannot do its task is refused by its config.json.
+how its rows become tokens. A base model that does not support its task is rejected by its config.json.
 """
 
 from __future__ import annotations
@@ -84,7 +83,7 @@ ENCODER_HEADS = ("ForMaskedLM", "ForPreTraining", "ForTokenClassification", "For
 DECODER_HEADS = ("ForCausalLM", "LMHeadModel")
 CLASSIFIER = "ForSequenceClassification"
 HEADS_KEPT = {"classifier", "score"}  # layers that peft saves with every adapter of a classifier
-# models whose positions begin behind that of the padding token
+# model types whose positions start after the id of the padding token
 OFFSET_POSITIONS = {
     "roberta",
     "xlm-roberta",
@@ -97,7 +96,7 @@ OFFSET_POSITIONS = {
 
 
 def architecture_kind(config: Mapping[str, Any]) -> str | None:
-    """encoder-decoder, encoder or decoder, by what a config.json says; None where it does not say."""
+    """encoder-decoder, encoder or decoder according to a config.json; None if it does not say."""
     heads = config.get("architectures") or []
     if config.get("is_encoder_decoder"):
         return "encoder-decoder"
@@ -107,7 +106,7 @@ def architecture_kind(config: Mapping[str, Any]) -> str | None:
 
 
 def check_architecture(config: Mapping[str, Any], name: str, task: Name, max_length: int | None = None) -> None:
-    """Refuse a base model that cannot do the task, or cannot read `max_length` tokens, by its config.json.
+    """Check by its config.json that a base model supports the task and `max_length` tokens.
 
     Raises: ModelError.
     """
@@ -116,7 +115,7 @@ def check_architecture(config: Mapping[str, Any], name: str, task: Name, max_len
         fit = " or ".join(f"task={name}" for name, t in TASKS.items() if kind in t.architectures)
         heads = ", ".join(config.get("architectures") or [])
         raise ModelError(
-            f"{name} has the architecture {heads} ({kind}), which cannot do task={task}",
+            f"{name} has the architecture {heads} ({kind}), which does not support task={task}",
             hint=f"set {fit}, or choose another model",
         )
     most = max_positions(config)
@@ -127,7 +126,7 @@ def check_architecture(config: Mapping[str, Any], name: str, task: Name, max_len
 
 
 def check_source(source: Source, task: Name, max_length: int | None = None, method: str = "") -> None:
-    """`check` and `check_method`, where the model is in a local folder. Raises: ModelError."""
+    """`check_architecture` and `check_method` for a model in a local folder. Raises: ModelError."""
     if source.folder:
         config = read_json(source.folder / "config.json")
         check_architecture(config, source.name, task, max_length)
@@ -135,7 +134,7 @@ def check_source(source: Source, task: Name, max_length: int | None = None, meth
 
 
 def check_method(config: Mapping[str, Any], task: Name, method: str, untrained: Sequence[str] = ()) -> None:
-    """Refuse a method that cannot make a classifier of a base model which lacks the layers `untrained`.
+    """Check that the method can train a classifier from a base model without weights for the layers `untrained`.
 
     Raises: ModelError.
     """
@@ -143,16 +142,16 @@ def check_method(config: Mapping[str, Any], task: Name, method: str, untrained: 
         return
     lost = [layer for layer in untrained if layer not in HEADS_KEPT]
     if architecture_kind(config) == "encoder-decoder":
-        told = f"method={method} adds virtual tokens, which a classifier with an encoder and a decoder cannot take"
+        problem = f"method={method} adds virtual tokens, which an encoder-decoder classifier does not support"
     elif lost:
-        told = f"method={method} keeps no layer but the head, and the base model lacks {', '.join(lost)} too"
+        problem = f"method={method} saves no layer but the head, and the base model lacks {', '.join(lost)}, too"
     else:
         return
-    raise ModelError(told, hint="choose a method that trains layers, such as lora")
+    raise ModelError(problem, hint="choose a method that trains layers, such as lora")
 
 
 def max_positions(config: Mapping[str, Any]) -> int | None:
-    """The most tokens that an encoder has places for; None where it counts them from one another."""
+    """How many tokens an encoder has positions for; None if its positions are relative, and for decoders."""
     most = config.get("max_position_embeddings")
     if architecture_kind(config) == "decoder" or not isinstance(most, int) or most <= 0:
         return None
@@ -161,28 +160,28 @@ def max_positions(config: Mapping[str, Any]) -> int | None:
 
 
 def labels_of(config: Mapping[str, Any]) -> list[str]:
-    """The labels of a classifier's config.json, by their ids; none where they were never named."""
+    """The labels in a classifier's config.json, in the order of their ids; empty if they have default names."""
     named = {int(number): str(label) for number, label in (config.get("id2label") or {}).items()}
     found = [named[number] for number in sorted(named)]
     return [] if all(label == f"LABEL_{number}" for number, label in enumerate(found)) else found
 
 
-def detect_task(tuned: TunedModel, asked: Name | None) -> tuple[Name, list[str]]:
-    """What a tuned model does, and its labels, by the files of its folder.
+def detect_task(tuned: TunedModel, expected: Name | None) -> tuple[Name, list[str]]:
+    """The task and the labels of a tuned model, from the files in its folder.
 
-    Raises: ModelError if it is not the task `asked` for, or cannot be told.
+    Raises: ModelError if the task differs from `expected`, or a classifier has no named labels.
     """
     path = tuned.folder / "config.json"
     config = read_json(path) if path.exists() else {}
     if tuned.is_adapter:
-        kept = read_json(tuned.folder / "adapter_config.json").get("task_type")
-        found: Name = next((name for name, task in TASKS.items() if task.peft_type == kept), "causal_lm")
+        task_type = read_json(tuned.folder / "adapter_config.json").get("task_type")
+        found: Name = next((name for name, task in TASKS.items() if task.peft_type == task_type), "causal_lm")
     elif _is_classifier(config):
         found = "classification"
     else:
         found = "seq2seq" if architecture_kind(config) == "encoder-decoder" else "causal_lm"
-    if asked not in (None, found):
-        raise ModelError(f"{tuned.folder} was tuned for task={found}, not {asked}", hint="leave task out")
+    if expected not in (None, found):
+        raise ModelError(f"{tuned.folder} was tuned for task={found}, not {expected}", hint="remove task")
     labels = labels_of(config) if found == "classification" else []
     if found == "classification" and not labels:
         raise ModelError(f"{tuned.folder} does not name its labels", hint="its config.json needs id2label")
@@ -192,7 +191,7 @@ def detect_task(tuned: TunedModel, asked: Name | None) -> tuple[Name, list[str]]
 
 
 def resolve_labels(wanted: Sequence[str], config: Mapping[str, Any]) -> tuple[str, ...]:
-    """The labels `wanted`; a base model that is a classifier of all of them keeps its own, in its order."""
+    """The labels `wanted`, or those of a base model that already classifies into all of them, in its order."""
     own = labels_of(config) if _is_classifier(config) else []
     return tuple(own) if set(wanted) <= set(own) else tuple(wanted)
 

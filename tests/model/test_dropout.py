@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from src.model import dropout
+from src.model import fused_lora
 
 
 @pytest.mark.parametrize("p", [0.02, 0.5, 0.9])
 def test_values_are_dropped_as_often_as_asked_each_for_itself(p: float) -> None:
     layer, n = nn.Dropout(p), 400_000
     torch.manual_seed(0)
-    with dropout.use_fast_dropout(layer):
+    with fused_lora.use_fast_dropout(layer):
         gone = (layer(torch.ones(n)) == 0).view(-1, 4).double()
         again = (layer(torch.ones(n)) == 0).view(-1, 4).double()
     spread = (p * (1 - p) / (n / 4)) ** 0.5  # of the mean of one of the four values that share a draw
@@ -28,7 +28,7 @@ def test_what_stays_is_scaled_and_the_gradient_takes_the_same_way(
     shape: tuple[int, ...], dtype: torch.dtype
 ) -> None:
     layer, x = nn.Dropout(0.25), torch.ones(shape, dtype=dtype, requires_grad=True)
-    with dropout.use_fast_dropout(layer):
+    with fused_lora.use_fast_dropout(layer):
         out = layer(x)
         out.backward(torch.full_like(out, 2))
     scale = torch.tensor(1 / 0.75, dtype=dtype)
@@ -38,7 +38,7 @@ def test_what_stays_is_scaled_and_the_gradient_takes_the_same_way(
 
 def test_the_same_seed_drops_the_same_values() -> None:
     layer, x = nn.Dropout(0.5), torch.ones(1000)
-    with dropout.use_fast_dropout(layer):
+    with fused_lora.use_fast_dropout(layer):
         torch.manual_seed(3)
         first = layer(x)
         assert not torch.equal(layer(x), first)
@@ -49,12 +49,12 @@ def test_the_same_seed_drops_the_same_values() -> None:
 def test_nothing_is_dropped_by_chance_nought_or_in_an_evaluation_and_all_by_chance_one() -> None:
     x = torch.randn(50)
     for layer, expected in ((nn.Dropout(0.0), x), (nn.Dropout(0.5).eval(), x), (nn.Dropout(1.0), 0 * x)):
-        with dropout.use_fast_dropout(layer):
+        with fused_lora.use_fast_dropout(layer):
             assert torch.equal(layer(x), expected)
 
 
 def test_afterwards_the_layer_is_as_it_was() -> None:
     layer = nn.Dropout(0.5)
-    with dropout.use_fast_dropout(layer):
+    with fused_lora.use_fast_dropout(layer):
         assert "forward" in vars(layer)
     assert "forward" not in vars(layer)

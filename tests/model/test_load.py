@@ -40,7 +40,7 @@ def test_without_a_chat_template_the_default_one_is_used_said_and_saved(
 ) -> None:
     bare = tiny_model.build(tmp_path / "bare", ["Top of feed rate?", ANSWER], chat_template=None)
     run = world.train(f"model_name={bare}", "max_steps=1")
-    told = f"{bare} has no chat template: using the default one (### Request / ### Answer), saved with the model"
+    told = f"{bare} has no chat template: the default one (### Request / ### Answer) is used and saved"
     assert told in capsys.readouterr().out
     assert told in (run.logs / "run.log").read_text()
     assert (run.model / "chat_template.jinja").read_text() == tokenizer_of.DEFAULT_CHAT_TEMPLATE
@@ -94,7 +94,7 @@ def test_code_of_a_model_repository_is_not_run_unless_asked(
 ) -> None:
     trace = foreign(folder)
     assert world.call(stage, f"model_name={folder}") == 2
-    assert "read that code first, then set trust_remote_code=true" in capsys.readouterr().err
+    assert "review that code, then set trust_remote_code=true" in capsys.readouterr().err
     assert not trace.exists()
     assert not (world.output / "runs").exists()
 
@@ -114,7 +114,7 @@ def test_an_adapter_whose_base_has_changed_is_refused_unless_told(
     weights["model.norm.weight"] += 1
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     capsys.readouterr()
-    told = rf"the base model \S+ is now (sha256:\w+); the adapter was made on {was}"
+    told = rf"the base model \S+ is now (sha256:\w+); the adapter was trained on {was}"
     before = tree(world.output)
     assert world.call("eval", str(run.path)) == 2
     assert re.search(f"{told}; restore the base model, or set allow_base_mismatch=true", capsys.readouterr().err)
@@ -134,7 +134,7 @@ def test_an_adapter_whose_base_is_gone_is_refused(
     assert world.call("eval", str(run.path)) == 2
     said = capsys.readouterr().err
     assert f"the base model of the adapter {run.model} cannot be used: " in said
-    assert f"restore {folder}, over which the adapter was made" in said
+    assert f"restore {folder}, which the adapter was trained on" in said
 
 
 def test_full_weights_are_their_own_base(tiny: Path) -> None:

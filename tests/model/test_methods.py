@@ -122,7 +122,7 @@ def test_what_cannot_be_merged_says_so(tiny: Path, method: str) -> None:
 
 
 def test_nothing_is_merged_into_rounded_weights(tiny: Path) -> None:
-    with pytest.raises(ModelError, match="not merged into quantised weights"):
+    with pytest.raises(ModelError, match="cannot be merged into quantised weights"):
         methods.merge(tuned(tiny, args("qlora")))
 
 
@@ -302,7 +302,7 @@ def test_a_peft_argument_with_a_setting_of_its_own_names_it(method: str, argumen
 
 def test_an_adapter_argument_has_no_meaning_without_an_adapter() -> None:
     told = refused(method="full", peft={"alpha_pattern": {"q_proj": 8}})
-    assert told == ["peft: {...} has no meaning with method=full, which makes no adapter"]
+    assert told == ["peft: {...} is not supported with method=full, which has no adapter; remove it"]
     assert config.load("train", {"method": "full"}, methods.problems).method == "full"
 
 
@@ -313,12 +313,12 @@ def test_target_modules_are_refused_where_nothing_has_targets(method: str) -> No
         assert config.load("train", values, methods.problems).lora_target_modules == ["q_proj"]
     else:
         (told,) = refused(**values)
-        assert told.startswith(f"lora_target_modules has no meaning with method={method}")
+        assert told.startswith(f"lora_target_modules is not supported with method={method}")
 
 
 def test_checkpointing_is_refused_where_it_fails() -> None:
     (told,) = refused(method="prefix", gradient_checkpointing=True)
-    assert told == "method=prefix does not train with gradient_checkpointing=true; set it to false"
+    assert told == "gradient_checkpointing=true is not supported with method=prefix; set it to false"
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -326,8 +326,8 @@ def test_packing_is_refused_where_virtual_tokens_stand_before_each_row(method: s
     values = {"method": method, "packing": True}
     if not METHODS[method].padding_free:
         (told,) = refused(**values)
-        said = f"method={method} puts virtual tokens before each row of a batch"
-        assert told == f"packing=true needs rows laid end to end: {said}; set packing=false"
+        reason = f"method={method} adds virtual tokens before each row of a batch"
+        assert told == f"packing=true is not supported: {reason}; set packing=false"
     else:
         assert config.load("train", values, methods.problems).packing
 

@@ -1,4 +1,4 @@
-"""Rows laid end to end: computed as if each were alone, in every architecture that says it can."""
+"""Packed examples give the results of single ones, in every architecture that supports packing."""
 
 from __future__ import annotations
 
@@ -90,7 +90,10 @@ def test_the_attention_of_a_model_is_its_own_again_afterwards() -> None:
 def test_a_batch_that_was_not_laid_out_is_refused() -> None:
     model = built("Llama", SIZES)
     packed_attention.set_row_lengths([3])
-    with packed_attention.use_packed_attention(model), pytest.raises(ValueError, match="laid end to end"):
+    with (
+        packed_attention.use_packed_attention(model),
+        pytest.raises(ValueError, match="does not fit examples"),
+    ):
         model(input_ids=torch.ones(2, 4, dtype=torch.long), use_cache=False)
 
 

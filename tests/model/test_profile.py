@@ -96,7 +96,7 @@ def test_parameters_in_words(count: int, words: str) -> None:
         ({"precision": "int3"}, "precision='int3' should be one of nf4, bf16, fp16, fp32"),
         ({"fine_tuning_method": "magic"}, "fine_tuning_method='magic' should be one of lora"),
         ({"parameters": 7}, "parameters=7 should be a text"),
-        ({"surprise": 1}, "surprise is not a key of it"),
+        ({"surprise": 1}, "surprise is not a key of the format"),
     ],
 )
 def test_a_profile_of_another_shape_is_told_apart(change: dict[str, Any], told: str) -> None:
@@ -107,7 +107,7 @@ def test_a_profile_of_another_shape_is_told_apart(change: dict[str, Any], told: 
 
 def test_every_missing_key_of_a_profile_is_named() -> None:
     assert profile.problems({}) == [f"{key} is missing" for key in profile.PROFILE_KEYS]
-    assert profile.problems([]) == ["it is no JSON object"]
+    assert profile.problems([]) == ["it is not a JSON object"]
 
 
 # Of a real run

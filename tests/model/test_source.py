@@ -87,7 +87,7 @@ def test_a_folder_without_config_json_is_refused(folder: Path) -> None:
 
 def test_pickled_weights_are_refused_and_named(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    with pytest.raises(ModelError, match=r"no safetensors weights \(others there: pytorch_model\.bin\)"):
+    with pytest.raises(ModelError, match=r"no safetensors weights \(it has: pytorch_model\.bin\)"):
         locate(str(folder))
 
 
@@ -103,7 +103,9 @@ def test_a_hub_id_without_a_network_is_one_sentence(world: World) -> None:
     assert child.returncode == 2
     assert "Traceback" not in said
     last = said.strip().splitlines()[-1]
-    assert last.startswith("nobody/nothing cannot be loaded (it is no folder here, and the Hub did not give it)")
+    assert last.startswith(
+        "nobody/nothing cannot be loaded (it is not a local folder, and the Hub did not provide it)"
+    )
     assert not (world.output / "runs").exists()
 
 

@@ -201,7 +201,7 @@ def test_packing_fills_rows_up_to_max_length_and_loses_none(world: World) -> Non
 
 def test_packing_and_padding_do_not_go_together(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     assert world.call("train", "packing=true", "padding_free=false") == 2
-    assert "packing=true needs rows laid end to end" in capsys.readouterr().err
+    assert "packing=true is not supported" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

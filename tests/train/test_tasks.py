@@ -329,10 +329,14 @@ def refused(world: World, capsys: Said, stage: str, *given: str) -> str:
         (
             "llama",
             ["task=seq2seq"],
-            "LlamaForCausalLM (decoder), which cannot do task=seq2seq; set task=",
+            "LlamaForCausalLM (decoder), which does not support task=seq2seq; set task=",
         ),
-        ("t5", ["task=causal_lm"], "T5ForConditionalGeneration (encoder-decoder), which cannot do task=causal_lm"),
-        ("bert", ["task=seq2seq"], "BertForMaskedLM (encoder), which cannot do task=seq2seq"),
+        (
+            "t5",
+            ["task=causal_lm"],
+            "T5ForConditionalGeneration (encoder-decoder), which does not support task=causal_lm",
+        ),
+        ("bert", ["task=seq2seq"], "BertForMaskedLM (encoder), which does not support task=seq2seq"),
         ("bert", ["max_length=129"], "max_length=129 is more than the 128 positions of"),
         ("roberta", ["max_length=129"], "max_length=129 is more than the 128 positions of"),
         ("t5", ["packing=true"], "packing=true is not supported with task=seq2seq"),
