@@ -1,7 +1,7 @@
-"""Whoever uses the server: a project in a clean git repository, an environment, and the commands typed there.
+"""A user of the server: a project in a clean git repository, an environment, and the commands that they run.
 
-`user` is such a client, whose project folder is the session's: a test that changes it takes `user.copy()`.
-`remote_project` is a folder on the server that is ready: the code is there, and an environment to run it.
+`user` is such a client. Its project folder is shared by all tests: a test that changes it uses `user.copy()`.
+`remote_project` is a folder on the server with the code and an environment to run it.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from tests.remote.server import ROOT, Server
 CODE = ("src", "configs", "hydra_plugins", "scripts")
 FILES = (".gitignore", "Makefile", "pyproject.toml")
 GIT = ("git", "-c", "user.name=a", "-c", "user.email=a@localhost", "-c", "init.defaultBranch=main")
-PATIENCE = 300  # seconds until a command that does not end is given up
+PATIENCE = 300  # seconds, until a command is killed
 
-# Takes the place of the Python there: writes down what it was told, and what it has of the environment.
+# Replaces the server's Python: records its arguments and the hashes of its environment variables.
 PYTHON = f"""#!{sys.executable}
 import hashlib, json, os, sys, time
 have = {{name: hashlib.sha256(os.fsencode(value)).hexdigest() for name, value in os.environ.items()}}
-with open("told.json", "w") as file:
+with open("args.json", "w") as file:
     json.dump({{"words": sys.argv[1:], "have": have, "cwd": os.getcwd(), "pid": os.getpid()}}, file)
 while os.path.exists("wait"):
     time.sleep(0.01)
@@ -40,13 +40,13 @@ while os.path.exists("wait"):
 
 @dataclass(frozen=True)
 class Client:
-    """The commands of one person. `environment` is all that they find, besides PATH."""
+    """The commands of one user. `environment` is all that they have, except for PATH."""
 
     project: Path
     environment: dict[str, str]
 
     def start(self, *words: str, to: Path | None = None, **variables: str) -> subprocess.Popen[bytes]:
-        """Start `python -m src.main WORDS` in the project; what it says goes to `to`.out and .err."""
+        """Start `python -m src.main WORDS` in the project; its output goes to `to`.out and .err."""
         streams = [to.with_suffix(end).open("wb") if to else subprocess.PIPE for end in (".out", ".err")]
         process = subprocess.Popen(
             [sys.executable, "-m", "src.main", *words],
@@ -72,15 +72,15 @@ class Client:
             raise
         return subprocess.CompletedProcess(words, process.returncode, out.decode(), err.decode())
 
-    def typed_here(self, monkeypatch: pytest.MonkeyPatch, *words: str, **variables: str) -> int:
-        """Run it in this process, which is quicker."""
+    def run_in_process(self, monkeypatch: pytest.MonkeyPatch, *words: str, **variables: str) -> int:
+        """Run it in this process, which is faster."""
         monkeypatch.chdir(self.project)
         for name, value in {**self.environment, **variables}.items():
             monkeypatch.setenv(name, value)
         return commands.run(words[0], words[1:], list(STAGES))
 
     def refused(self, *words: str, **variables: str) -> str:
-        """What a command says that is refused, as every one should be: exit code 2, and no traceback."""
+        """The error of a command that must be refused: exit code 2, no traceback."""
         done = self(*words, **variables)
         assert done.returncode == 2, done
         assert "Traceback" not in done.stderr, done.stderr
@@ -91,7 +91,7 @@ class Client:
         return Path(self.environment["REMOTE_SSH_CONFIG"]).with_name("known_hosts")
 
     def configure(self, text: str, first: bool = False) -> None:
-        """Add to ssh's configuration; what stands `first` in it wins."""
+        """Add to ssh's configuration; the `first` value of a keyword applies."""
         config = Path(self.environment["REMOTE_SSH_CONFIG"])
         config.write_text(text + config.read_text() if first else config.read_text() + text)
 
@@ -104,7 +104,7 @@ class Client:
 
 
 def copy_code(project: Path) -> Path:
-    """The code as it is now, in a folder of its own."""
+    """A copy of the current code."""
     for name in CODE:
         shutil.copytree(ROOT / name, project / name, ignore=shutil.ignore_patterns("__pycache__"))
     for file in [*map(ROOT.joinpath, FILES), *ROOT.glob("requirements*.txt")]:
@@ -113,7 +113,7 @@ def copy_code(project: Path) -> Path:
 
 
 def borrow_environment(project: Path) -> None:
-    """A `.venv` that is this Python's, and that can have files of its own at its top."""
+    """A `.venv` with links to this Python's environment, to which files can be added."""
     (project / ".venv").mkdir(parents=True)
     for part in Path(sys.prefix).iterdir():
         if not part.name.startswith("."):
@@ -122,7 +122,7 @@ def borrow_environment(project: Path) -> None:
 
 @pytest.fixture(scope="session")
 def local_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A repository with one commit. To be read only."""
+    """A repository with one commit, which tests must not change."""
     project = copy_code(tmp_path_factory.mktemp("project"))
     for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "the first"]):
         subprocess.run([*GIT, *words], cwd=project, check=True)
@@ -136,7 +136,7 @@ def _remote_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def remote_project(_remote_project: Path, sshd: Server, tmp_path: Path) -> Path:
-    """A folder of the test's own in the sessions' home, to be named by REMOTE_DIR."""
+    """A folder for this test in the sessions' home, for REMOTE_DIR."""
     project = sshd.home / tmp_path.name
     shutil.copytree(_remote_project, project)
     borrow_environment(project)
@@ -145,23 +145,23 @@ def remote_project(_remote_project: Path, sshd: Server, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def user(sshd: Server, local_project: Path, remote_project: Path, tmp_path: Path) -> Client:
-    """Somebody whose REMOTE_DIR is `remote_project`."""
+    """A user whose REMOTE_DIR is `remote_project`."""
     return Client(local_project, sshd.client(tmp_path / "person", str(remote_project)))
 
 
 @pytest.fixture
 def connection(user: Client) -> Iterator[Connection]:
-    """That person's connection, in this process."""
+    """That user's connection, in this process."""
     with Connection(RemoteTarget.from_env(user.environment)) as opened:
         yield opened
 
 
 @pytest.fixture
-def noted(remote_project: Path) -> Path:
-    """Where the Python of `remote_project` writes down what it is told; it ends once there is no file `wait`."""
+def recorded_args(remote_project: Path) -> Path:
+    """Where the Python of `remote_project` records its arguments; it ends once there is no file `wait`."""
     python = remote_project / ".venv" / "bin"
     python.unlink()
     python.mkdir()
     (python / "python").write_text(PYTHON)
     (python / "python").chmod(0o755)
-    return remote_project / "told.json"
+    return remote_project / "args.json"

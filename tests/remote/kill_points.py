@@ -1,9 +1,9 @@
-"""At any moment of what the server does for a request, something happens.
+"""Kill points: interrupts the server at any step of a request.
 
-A sitecustomize of the Python there sees to it. A moment is an audit event of Python that changes the project's
+A sitecustomize of the server's Python does it. A kill point is an audit event of Python that changes the project's
 folder, or that starts a process. The variable MOMENT says `WHO NTH ACT`: who is `starter`, who answers the
 connection, or `supervisor`, whom that one has started; ACT is `kill` (this very process), `cut` (its connection)
-or `wait` (until the file MOMENT_WAITS is there). MOMENT_CAME is made when the moment came, which it does once.
+or `wait` (until the file MOMENT_WAITS exists). The file MOMENT_CAME is made when it happens, which it does once.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ if sys.argv[:1] == ["-c"] and (parent == "sshd") == (who == "starter"):
 
 
 class Moments:
-    """`variables` are those of a session in which a moment comes."""
+    """`variables` are those of a session with a kill point."""
 
     def __init__(self, folder: Path, project: Path) -> None:
         self.site, self.project = folder / "site", project

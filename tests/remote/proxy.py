@@ -1,4 +1,4 @@
-"""A network between client and server that can be as bad as networks are."""
+"""A TCP proxy between client and server that can lose, cut and delay connections."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ BLOCK = 1 << 14  # bytes
 
 @dataclass(eq=False)
 class Line:
-    """One connection: the client's end and the server's, and whether anything still comes through."""
+    """One connection: the client's end and the server's, and whether it still passes data."""
 
     client: socket.socket
     server: socket.socket
     lost: bool = False
-    room: int | None = None  # bytes from the client that still come through until it breaks
+    room: int | None = None  # bytes from the client until it is reset
     ended: threading.Event = field(default_factory=threading.Event)
 
     def end(self) -> None:
-        """Both ends learn of it, as of a router that was restarted (RST)."""
+        """Reset both ends (RST), as a restarted router does."""
         self.ended.set()
         for end in (self.client, self.server):
             with suppress(OSError):
@@ -35,12 +35,12 @@ class Line:
 
 
 class Proxy:
-    """Passes every connection to its `port` on to another port.
+    """Forwards every connection to its `port` to another port.
 
-        proxy.silence()       nothing comes through, and nobody is told; what was said arrives after speak()
-        proxy.lose()          the connections that are open are silent for ever; new ones are not
-        proxy.cut()           the connections that are open are reset
-        proxy.room = 5000     each new one is reset after so many bytes from the client
+        proxy.silence()       no data passes, and no end notices; it arrives after speak()
+        proxy.lose()          open connections stay silent; new ones are not affected
+        proxy.cut()           open connections are reset
+        proxy.room = 5000     each new connection is reset after so many bytes from the client
         proxy.delay = 0.05    seconds for each block
 
     `count` is how many connections there were, `sent` how many bytes the last one's client has sent.
@@ -86,7 +86,7 @@ class Proxy:
             client = self._listener.accept()[0]
             try:
                 server = socket.create_connection(("127.0.0.1", self.to), timeout=10)
-            except OSError:  # as the server's own port would answer
+            except OSError:  # refuse it, as the server's own port would
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 client.close()
                 continue
@@ -99,7 +99,7 @@ class Proxy:
             self._threads[-1].start()
 
     def _carry(self, line: Line) -> None:
-        """Pass on what either end says until one of them ends it."""
+        """Forward data in both directions until one end closes."""
         try:
             while not line.ended.is_set():
                 ready = select.select([line.client, line.server], [], [], 0.05)[0]

@@ -1,9 +1,9 @@
-"""A real OpenSSH server on loopback, whose sessions see a machine of their own as far as the system permits.
+"""A real OpenSSH server on loopback; its sessions are isolated from this machine as far as the system permits.
 
 A session's home is a folder of the test's; where mounts of its own are permitted (unshare -m), so are /tmp, the
 user's entry in /etc/passwd, and the boot id. The machine's own ~/.ssh is neither read nor written.
 
-    sshd.client(folder, "~/assay")       what a person would have in the environment: REMOTE_HOST and so on
+    sshd.client(folder, "~/assay")       the environment of a client: REMOTE_HOST and so on
     sshd.cut()                           every connection that is open is gone
     sshd.block(), sshd.unblock()         the port is closed, and open again
     sshd.reboot()                        everything that was started is gone, and the boot is another one
@@ -48,7 +48,7 @@ needs_own_mounts = pytest.mark.skipif(
 )
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 MARK = "TESTS_OF_REMOTE_RUNS"  # in the environment of everything that a session starts
-PATIENCE = 30  # seconds until a server that does not listen is given up
+PATIENCE = 30  # seconds, until a server that does not listen fails the test
 
 CONFIG = """\
 Port {port}
@@ -67,13 +67,13 @@ MaxStartups 500
 MaxSessions 100
 Subsystem sftp internal-sftp
 """
-GUEST_NAME, GUEST_ID = "guest", 64999  # who may write nowhere but in /tmp; their keys, too, are those in the file
+GUEST_NAME, GUEST_ID = "guest", 64999  # may write only in /tmp; uses the same authorized keys
 GUEST = """\
 AuthorizedKeysCommand {cat} {folder}/authorized_keys
 AuthorizedKeysCommandUser root
 """
 
-# Mounts that only the server and its sessions see, and then the server: it keeps this process's id.
+# Mounts for the server and its sessions only, then the server itself, under the same process id.
 MOUNTS = """\
 set -e
 mount --make-rprivate /
@@ -86,7 +86,7 @@ exec "$@"
 
 
 class Server:
-    """A running sshd. `home` is the home of its sessions, `tmp` their /tmp, both as they are seen from here."""
+    """A running sshd. `home` is the home of its sessions, `tmp` their /tmp, both as paths of this process."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -111,10 +111,10 @@ class Server:
         self._process: subprocess.Popen[bytes] | None = None
         self.unblock()
 
-    # What a client has
+    # Clients
 
     def client(self, folder: Path, remote_dir: str, **variables: str) -> dict[str, str]:
-        """The environment of a client that knows this server, its home and ssh's configuration in `folder`.
+        """The environment of a client that knows this server; its home and ssh's configuration are in `folder`.
 
         The file that REMOTE_SSH_CONFIG names is read instead of ~/.ssh/config: ssh asks passwd where that is,
         whatever HOME says.
@@ -138,25 +138,25 @@ class Server:
         }
 
     def known_hosts(self, key: Path | None = None) -> str:
-        """The line of known_hosts that says that this server has its own key, or another."""
+        """The line of known_hosts for this server, with its own key or another."""
         public = (key or self.folder / "host_key").with_suffix(".pub").read_text().split()[:2]
         return f"[{self.host}]:{self.port} {' '.join(public)}\n"
 
     @property
     def fingerprint(self) -> str:
-        """SHA256:..., as ssh shows it to a person."""
-        told = ["ssh-keygen", "-l", "-f", str(self.folder / "host_key.pub")]
-        return subprocess.run(told, check=True, capture_output=True, text=True).stdout.split()[1]
+        """SHA256:..., as ssh prints it."""
+        command = ["ssh-keygen", "-l", "-f", str(self.folder / "host_key.pub")]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[1]
 
     def ssh(self, command: str, client: dict[str, str]) -> subprocess.CompletedProcess[str]:
         """Run a command by OpenSSH's own client."""
         words = ["ssh", "-F", client["REMOTE_SSH_CONFIG"], "-p", str(self.port), "-l", self.user, self.host]
         return subprocess.run([*words, command], capture_output=True, text=True, timeout=60)
 
-    # What its sessions find
+    # Sessions
 
     def permit(self, *keys: Path, **variables: str) -> None:
-        """Let in who has one of `keys`, into a session with `variables`. It counts from the next login on."""
+        """Accept `keys`, for sessions with `variables`, from the next login on."""
         found = {"HOME": str(self.home), MARK: self.mark, **variables}
         given = ",".join(f'environment="{name}={value}"' for name, value in found.items())
         lines = [f"{given} {key.with_name(key.name + '.pub').read_text()}" for key in keys]
@@ -166,7 +166,7 @@ class Server:
 
     @contextmanager
     def session(self, *more_keys: Path, **variables: str) -> Iterator[None]:
-        """Logins inside find `variables`, and `more_keys` are let in too."""
+        """Sessions that begin inside have `variables`, and `more_keys` are accepted too."""
         self.permit(self.key, *more_keys, **variables)
         try:
             yield
@@ -175,8 +175,8 @@ class Server:
 
     @contextmanager
     def login_shell(self, program: str) -> Iterator[None]:
-        """Logins inside get another shell than bash."""
-        passwd = self.folder / "passwd"  # written in its place: it is mounted
+        """Sessions that begin inside have another shell than bash."""
+        passwd = self.folder / "passwd"  # overwritten, not replaced: it is mounted
         before = passwd.read_text()
         passwd.write_text(before.replace(f":{self.home}:/bin/bash\n", f":{self.home}:{program}\n"))
         try:
@@ -185,7 +185,7 @@ class Server:
             passwd.write_text(before)
 
     def inside(self, command: str) -> subprocess.CompletedProcess[str]:
-        """Run a command of the shell among the mounts that sessions see, without ssh."""
+        """Run a shell command with the mounts of the sessions, without ssh."""
         assert self._process and OWN_MOUNTS
         words = ["nsenter", f"--mount=/proc/{self._process.pid}/ns/mnt", "sh", "-ec", command]
         return subprocess.run(words, capture_output=True, text=True)
@@ -195,7 +195,7 @@ class Server:
         found = [*self.home.rglob("*"), *self.tmp.rglob("*")]
         return {path for path in found if not path.is_relative_to(folder)}
 
-    # What befalls it
+    # Failures
 
     def cut(self) -> int:
         """Kill the process of every connection. Returns: how many there were."""
@@ -209,9 +209,9 @@ class Server:
         return psutil.Process(self._process.pid).children() if self._process else []
 
     def block(self) -> None:
-        """Close the port, and every connection with it. What was started goes on."""
+        """Close the port and every connection. Started processes continue."""
         if self._process:
-            self._process.send_signal(signal.SIGSTOP)  # nobody comes in meanwhile
+            self._process.send_signal(signal.SIGSTOP)  # no new connection meanwhile
             self.cut()
             self._process.kill()
             self._process.wait()
@@ -234,7 +234,7 @@ class Server:
         pytest.fail(f"sshd did not start: {(self.folder / 'sshd.log').read_text()}")
 
     def reboot(self) -> None:
-        """Everything that was started is gone, and the boot has another id."""
+        """Kill every started process, and change the boot id."""
         assert OWN_MOUNTS
         self.block()
         self.kill_all()
@@ -242,7 +242,7 @@ class Server:
         self.unblock()
 
     def started(self) -> list[psutil.Process]:
-        """Every process that a session has started, or one of those, and that still runs."""
+        """Every running descendant of a session."""
         found = []
         for process in psutil.process_iter():
             with suppress(psutil.Error):
@@ -261,7 +261,7 @@ class Server:
         self.block()
         self.kill_all()
 
-    # How it is made
+    # Setup
 
     def _passwd(self) -> Iterator[str]:
         yield f"{GUEST_NAME}:x:{GUEST_ID}:{GUEST_ID}::/nowhere:/bin/bash\n"
@@ -270,9 +270,9 @@ class Server:
             yield ":".join([name, *rest[:4], str(self.home), "/bin/bash"]) + "\n" if name == self.user else line
 
     def _mounts(self) -> str:
-        """What a session must see below /tmp: these tests, and the Python that runs them."""
+        """Sessions must see these tests and their Python, even below /tmp."""
         own = self.folder.parent
-        base = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own  # what several processes share is there
+        base = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own  # shared by several processes
         needed = {base, ROOT, Path(sys.prefix), Path(sys.base_prefix)}
         kept = sorted(str(p) for p in needed if p.is_relative_to("/tmp"))
         kept = [p for p in kept if not any(p != other and Path(p).is_relative_to(other) for other in kept)]
@@ -286,10 +286,10 @@ class Server:
 
 
 def until(true: Callable[[], Any], patience: float = 60) -> Any:
-    """Wait until it is true, at most `patience` seconds. Returns: what it is then."""
+    """Wait until it is true, at most `patience` seconds. Returns: its value."""
     end = time.monotonic() + patience
     while not (found := true()):
-        assert time.monotonic() < end, "what should come has not come"
+        assert time.monotonic() < end, "the condition did not become true"
         time.sleep(0.02)
     return found
 
@@ -300,21 +300,21 @@ def free_port() -> int:
 
 
 def make_key(path: Path, passphrase: str = "") -> Path:
-    """A private key, and its public part beside it."""
+    """Make a private key and its public key."""
     words = ["ssh-keygen", "-q", "-t", "ed25519", "-C", "", "-N", passphrase, "-f", str(path)]
     subprocess.run(words, check=True)
     return path
 
 
 @contextmanager
-def taken_pid(pid: int) -> Iterator[int]:
-    """A harmless process that has got just this id, as it happens long after another had it."""
+def reused_pid(pid: int) -> Iterator[int]:
+    """A harmless process with this id, which an ended process had before."""
     last, other = Path("/proc/sys/kernel/ns_last_pid"), None
     end = time.monotonic() + PATIENCE
-    while Path(f"/proc/{pid}").exists() and time.monotonic() < end:  # until somebody has buried it
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < end:  # until its parent has waited for it
         time.sleep(0.05)
     try:
-        for _ in range(200):  # others may be quicker
+        for _ in range(200):  # other processes may get the id first
             last.write_text(str(pid - 1))
             other = subprocess.Popen(["sleep", "1000"])
             if other.pid == pid:

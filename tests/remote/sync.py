@@ -28,7 +28,7 @@ def sync_connection(sshd: Server, server_dir: Path, tmp_path: Path) -> Iterator[
 
 @pytest.fixture
 def bad_connection(sshd: Server, server_dir: Path, tmp_path: Path) -> Iterator[tuple[Connection, Proxy]]:
-    """A link over a network that can be cut."""
+    """A connection through a proxy that can cut it."""
     with proxy(sshd.port) as between:
         variables = sshd.client(
             tmp_path / "far", f"~/{server_dir.name}", REMOTE_PORT=str(between.port), REMOTE_PYTHON=sys.executable
@@ -41,7 +41,7 @@ def bad_connection(sshd: Server, server_dir: Path, tmp_path: Path) -> Iterator[t
 
 @pytest.fixture(params=["rsync", "sftp"])
 def sync_way(request: pytest.FixtureRequest, sshd: Server) -> Iterator[str]:
-    """Both ways of sending: without rsync in the sessions' PATH it is SFTP."""
+    """Both ways of transfer: without rsync on the sessions' PATH it is SFTP."""
     if request.param == "rsync":
         yield "rsync"
         return
@@ -50,7 +50,7 @@ def sync_way(request: pytest.FixtureRequest, sshd: Server) -> Iterator[str]:
 
 
 def environment_of(connection: Connection) -> dict[str, str]:
-    """That of a command which runs in any folder and has the target of a link."""
+    """The environment of a command that runs in any folder and has the target of a connection."""
     target = connection.target
     return os.environ | {
         "REMOTE_HOST": target.host,

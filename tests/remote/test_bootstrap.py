@@ -1,4 +1,4 @@
-"""What is sent to a server, run here: whom it answers, and what it ends though nobody listens."""
+"""The agent's bootstrap, run on this machine: its answers, and operations that outlive the client."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ import time
 from contextlib import nullcontext
 from src.remote.agent.bootstrap import uninterrupted
 
-def work(path, whole):
-    with uninterrupted if whole else nullcontext():
+def work(path, locked):
+    with uninterrupted if locked else nullcontext():
         open(path + ".begun", "w").close()
         time.sleep(1)
         open(path, "w").close()
@@ -26,7 +26,7 @@ def work(path, whole):
 
 
 def served(**args: object) -> subprocess.Popen[bytes]:
-    """The door, with quick signs of life, asked for `work:work`."""
+    """The bootstrap with a fast heartbeat and a request for `work:work`."""
     bootstrap = (AGENT_DIR / "bootstrap.py").read_text().replace("HEARTBEAT_S = 3.0", "HEARTBEAT_S = 0.01")
     sources = {"bootstrap": bootstrap, "work": WORK}
     request = {"sources": sources, "mark": "MARK", "call": "work:work", "args": args}
@@ -38,20 +38,20 @@ def served(**args: object) -> subprocess.Popen[bytes]:
 
 
 def test_the_answer_follows_the_mark_and_heartbeats(tmp_path: Path) -> None:
-    out, _ = served(path=str(tmp_path / "done"), whole=True).communicate(timeout=60)
+    out, _ = served(path=str(tmp_path / "done"), locked=True).communicate(timeout=60)
     mark, *frames = out.strip().splitlines()
     assert mark == b"MARK"
     assert [json.loads(f) for f in frames[:-1]] == [{"alive": True}] * (len(frames) - 1) and len(frames) > 5
     assert json.loads(frames[-1]) == {"answer": None}
 
 
-@pytest.mark.parametrize("whole", [True, False])
-def test_an_uninterrupted_operation_completes_after_the_client_disconnects(tmp_path: Path, whole: bool) -> None:
+@pytest.mark.parametrize("locked", [True, False])
+def test_an_uninterrupted_operation_completes_after_the_client_disconnects(tmp_path: Path, locked: bool) -> None:
     done = tmp_path / "done"
-    process = served(path=str(done), whole=whole)
+    process = served(path=str(done), locked=locked)
     assert process.stdout
     while not done.with_suffix(".begun").exists():
         process.stdout.readline()
     process.stdout.close()
     process.wait(timeout=60)
-    assert done.exists() is whole
+    assert done.exists() is locked

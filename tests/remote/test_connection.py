@@ -1,4 +1,4 @@
-"""Who is reached and how, and what a person is told who is not let in: against a real OpenSSH server."""
+"""Connecting to a real OpenSSH server, its errors, and requests over lost connections."""
 
 from __future__ import annotations
 
@@ -32,33 +32,35 @@ def reached(user: Client, **variables: str) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-# Where it is
+# Addresses
 
 
 def test_all_missing_variables_are_reported_at_once(user: Client) -> None:
-    said = user.refused(STATUS, REMOTE_HOST="", REMOTE_DIR="", REMOTE_PORT="ssh", REMOTE_KEY="/no/key")
-    assert [line.split()[0] for line in said.splitlines()[:-1]] == [
+    printed = user.refused(STATUS, REMOTE_HOST="", REMOTE_DIR="", REMOTE_PORT="ssh", REMOTE_KEY="/no/key")
+    assert [line.split()[0] for line in printed.splitlines()[:-1]] == [
         "REMOTE_HOST", "REMOTE_DIR", "REMOTE_PORT=ssh:", "REMOTE_KEY=/no/key",
     ]  # fmt: skip
-    assert ".env" in said.splitlines()[-1]
+    assert ".env" in printed.splitlines()[-1]
 
 
 def test_an_unknown_host_name_is_reported(user: Client) -> None:
-    said = user.refused(STATUS, REMOTE_HOST="no-such-host.invalid")
-    assert said.startswith("there is no host no-such-host.invalid: ") and said.endswith("; check REMOTE_HOST")
-    assert "\n" not in said
+    printed = user.refused(STATUS, REMOTE_HOST="no-such-host.invalid")
+    assert printed.startswith("there is no host no-such-host.invalid: ") and printed.endswith(
+        "; check REMOTE_HOST"
+    )
+    assert "\n" not in printed
 
 
 def test_a_host_is_never_an_option_of_ssh(user: Client, tmp_path: Path) -> None:
-    said = user.refused(STATUS, REMOTE_HOST=f"-oProxyCommand=touch {tmp_path}/touched")
-    assert said.endswith("is not a host")
+    printed = user.refused(STATUS, REMOTE_HOST=f"-oProxyCommand=touch {tmp_path}/touched")
+    assert printed.endswith("is not a host")
     assert not (tmp_path / "touched").exists()
 
 
 def test_a_closed_port_is_reported(user: Client) -> None:
     port = free_port()
-    said = user.refused(STATUS, REMOTE_PORT=str(port))
-    assert said == (
+    printed = user.refused(STATUS, REMOTE_PORT=str(port))
+    assert printed == (
         f"127.0.0.1:{port} cannot be reached: connection refused; "
         "check REMOTE_HOST and REMOTE_PORT, and that an SSH server runs there"
     )
@@ -74,7 +76,7 @@ def test_a_network_that_drops_all_packets_is_reported(user: Client, monkeypatch:
         full.bind(("127.0.0.1", 0))
         full.listen(0)
         port = full.getsockname()[1]
-        waiting = [socket.socket() for _ in range(4)]  # the queue is full: nothing more is answered at all
+        waiting = [socket.socket() for _ in range(4)]  # fills the queue: no further connection is answered
         for each in waiting:
             each.setblocking(False)
             each.connect_ex(("127.0.0.1", port))
@@ -100,26 +102,26 @@ def test_a_server_that_is_not_an_ssh_server_is_reported(user: Client) -> None:
         port = web.getsockname()[1]
 
         def answer() -> None:
-            asked = web.accept()[0]
-            asked.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
-            asked.close()
+            client = web.accept()[0]
+            client.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+            client.close()
 
         answering = threading.Thread(target=answer)
         answering.start()
-        said = user.refused(STATUS, REMOTE_PORT=str(port))
+        printed = user.refused(STATUS, REMOTE_PORT=str(port))
         answering.join()
-    assert said.startswith(f"{user.environment['REMOTE_USER']}@127.0.0.1 does not respond as an SSH server")
-    assert "check REMOTE_HOST and REMOTE_PORT" in said
+    assert printed.startswith(f"{user.environment['REMOTE_USER']}@127.0.0.1 does not respond as an SSH server")
+    assert "check REMOTE_HOST and REMOTE_PORT" in printed
 
 
-# Who it is
+# Host keys
 
 
 def test_an_unknown_server_is_refused_until_its_fingerprint_is_accepted(sshd: Server, user: Client) -> None:
     user.known_hosts.write_text("")
-    said = user.refused(STATUS)
-    assert f"[127.0.0.1]:{sshd.port} is not a known host: its ssh-ed25519 key is {sshd.fingerprint}" in said
-    assert said.endswith(f"accept it by REMOTE_FINGERPRINT={sshd.fingerprint}")
+    printed = user.refused(STATUS)
+    assert f"[127.0.0.1]:{sshd.port} is not a known host: its ssh-ed25519 key is {sshd.fingerprint}" in printed
+    assert printed.endswith(f"accept it by REMOTE_FINGERPRINT={sshd.fingerprint}")
     assert user.known_hosts.read_text() == ""
     done = user(STATUS, REMOTE_FINGERPRINT=sshd.fingerprint)
     assert done.returncode == 0 and sshd.fingerprint in done.stdout + done.stderr
@@ -131,8 +133,8 @@ def test_an_unknown_server_is_refused_until_its_fingerprint_is_accepted(sshd: Se
 def test_another_fingerprint_than_the_accepted_one_is_refused(sshd: Server, user: Client) -> None:
     user.known_hosts.write_text("")
     other = f"SHA256:{'a' * 43}"
-    said = user.refused(STATUS, REMOTE_FINGERPRINT=other)
-    assert other in said and sshd.fingerprint in said
+    printed = user.refused(STATUS, REMOTE_FINGERPRINT=other)
+    assert other in printed and sshd.fingerprint in printed
     assert user.known_hosts.read_text() == ""
 
 
@@ -140,9 +142,9 @@ def test_a_changed_host_key_is_refused_whatever_is_accepted(sshd: Server, user: 
     was = sshd.known_hosts(make_key(tmp_path / "earlier"))
     user.known_hosts.write_text(was)
     for accepted in ({}, {"REMOTE_FINGERPRINT": sshd.fingerprint}):
-        said = user.refused(STATUS, **accepted)
-        assert said.startswith(f"the host key of 127.0.0.1 has changed: it is {sshd.fingerprint}, and was ")
-        assert str(user.known_hosts) in said
+        printed = user.refused(STATUS, **accepted)
+        assert printed.startswith(f"the host key of 127.0.0.1 has changed: it is {sshd.fingerprint}, and was ")
+        assert str(user.known_hosts) in printed
         assert user.known_hosts.read_text() == was
 
 
@@ -153,32 +155,32 @@ def test_strict_host_key_checking_of_ssh_applies(sshd: Server, user: Client) -> 
     assert user.known_hosts.read_text() == sshd.known_hosts()
 
 
-# Who we are
+# Private keys
 
 
 def test_a_rejected_key_is_named(user: Client, tmp_path: Path) -> None:
     other = make_key(tmp_path / "other")
-    said = user.refused(STATUS, REMOTE_KEY=str(other))
-    assert f"refuses {user.environment['REMOTE_USER']}: it accepts none of {other}; check REMOTE_USER" in said
+    printed = user.refused(STATUS, REMOTE_KEY=str(other))
+    assert f"refuses {user.environment['REMOTE_USER']}: it accepts none of {other}; check REMOTE_USER" in printed
 
 
 def test_an_unknown_user_is_named(user: Client) -> None:
-    said = user.refused(STATUS, REMOTE_USER="nobody-of-that-name")
-    assert "refuses nobody-of-that-name" in said and "check REMOTE_USER" in said
+    printed = user.refused(STATUS, REMOTE_USER="nobody-of-that-name")
+    assert "refuses nobody-of-that-name" in printed and "check REMOTE_USER" in printed
 
 
 def test_an_invalid_key_file_is_named(user: Client, tmp_path: Path) -> None:
     (tmp_path / "no_key").write_text("not a key\n")
-    said = user.refused(STATUS, REMOTE_KEY=str(tmp_path / "no_key"))
-    assert f"{tmp_path}/no_key" in said and "cannot be read" in said
+    printed = user.refused(STATUS, REMOTE_KEY=str(tmp_path / "no_key"))
+    assert f"{tmp_path}/no_key" in printed and "cannot be read" in printed
 
 
 def test_a_key_with_a_passphrase_requires_an_agent(sshd: Server, user: Client, tmp_path: Path) -> None:
     locked = make_key(tmp_path / "locked", passphrase="of eight words")
     user.configure("  IdentityAgent SSH_AUTH_SOCK\n", first=True)
     with sshd.session(locked):
-        said = user.refused(STATUS, REMOTE_KEY=str(locked))
-        assert f"{locked} is protected by a passphrase" in said and said.endswith(f"run ssh-add {locked}")
+        printed = user.refused(STATUS, REMOTE_KEY=str(locked))
+        assert f"{locked} is protected by a passphrase" in printed and printed.endswith(f"run ssh-add {locked}")
         agent = tmp_path / "agent"
         holding = subprocess.Popen(["ssh-agent", "-D", "-a", str(agent)], stdout=subprocess.DEVNULL)
         try:
@@ -194,7 +196,7 @@ def test_a_key_with_a_passphrase_requires_an_agent(sshd: Server, user: Client, t
             holding.wait()
 
 
-# What ssh's own configuration says
+# ssh's configuration
 
 
 def test_an_alias_of_sshs_configuration_is_resolved(sshd: Server, user: Client, tmp_path: Path) -> None:
@@ -204,8 +206,8 @@ def test_an_alias_of_sshs_configuration_is_resolved(sshd: Server, user: Client, 
     user.configure(f'Include "{tmp_path}/more.conf"\n', first=True)
     user.known_hosts.write_text("the-gpu " + sshd.known_hosts().partition(" ")[2])
     reached(user, REMOTE_HOST="gpu", REMOTE_PORT="", REMOTE_USER="", REMOTE_KEY="")
-    said = user.refused(STATUS, REMOTE_HOST="gpus", REMOTE_PORT="", REMOTE_USER="", REMOTE_KEY="")
-    assert said.startswith("there is no host gpus")
+    printed = user.refused(STATUS, REMOTE_HOST="gpus", REMOTE_PORT="", REMOTE_USER="", REMOTE_KEY="")
+    assert printed.startswith("there is no host gpus")
 
 
 def test_a_jump_host_is_used(sshd: Server, user: Client) -> None:
@@ -233,23 +235,23 @@ def test_an_error_of_the_jump_host_is_shown(user: Client) -> None:
     user.configure(
         f"Host hop\n  HostName 127.0.0.1\n  Port {free_port()}\nHost behind\n  ProxyJump hop\n", first=True
     )
-    said = user.refused(STATUS, REMOTE_HOST="behind")
-    assert "Connection refused" in said and "\n" not in said
+    printed = user.refused(STATUS, REMOTE_HOST="behind")
+    assert "Connection refused" in printed and "\n" not in printed
 
 
 def test_an_invalid_ssh_configuration_is_reported(user: Client) -> None:
     user.configure("  NoSuchOption yes\n")
-    said = user.refused(STATUS)
-    assert said.startswith("ssh rejects its configuration for 127.0.0.1: ") and "nosuchoption" in said
+    printed = user.refused(STATUS)
+    assert printed.startswith("ssh rejects its configuration for 127.0.0.1: ") and "nosuchoption" in printed
 
 
-# What is there
+# The server's Python and folder
 
 
 def test_a_server_without_python_is_reported(sshd: Server, user: Client) -> None:
     with sshd.session(PATH="/nowhere"):
-        said = user.refused(STATUS)
-        assert said.startswith(f"{sshd.user}@127.0.0.1 has no python3; install Python")
+        printed = user.refused(STATUS)
+        assert printed.startswith(f"{sshd.user}@127.0.0.1 has no python3; install Python")
         reached(user, REMOTE_PYTHON=os.path.realpath(sys.executable))
 
 
@@ -267,15 +269,17 @@ def test_output_of_the_login_shell_is_skipped(sshd: Server, user: Client) -> Non
 @needs_own_mounts
 @pytest.mark.parametrize("command", ["ssh-plan"])
 def test_a_folder_without_write_permission_is_reported(sshd: Server, user: Client, command: str) -> None:
-    said = user.refused(command, REMOTE_USER=GUEST_NAME, REMOTE_DIR="/var/lib/assay")
-    assert said == ("/var/lib/assay: permission denied; REMOTE_DIR must be a folder that REMOTE_USER may write to")
+    printed = user.refused(command, REMOTE_USER=GUEST_NAME, REMOTE_DIR="/var/lib/assay")
+    assert printed == (
+        "/var/lib/assay: permission denied; REMOTE_DIR must be a folder that REMOTE_USER may write to"
+    )
     assert not Path("/var/lib/assay").exists()
 
 
 @pytest.mark.parametrize("folder", ["/proc/assay", "/dev/null", "/dev/null/assay"])
 def test_a_path_that_cannot_be_a_folder_is_reported(user: Client, folder: str) -> None:
-    said = user.refused("ssh-plan", REMOTE_DIR=folder)
-    assert said.startswith(folder[:9]) and "REMOTE_DIR" in said and "\n" not in said
+    printed = user.refused("ssh-plan", REMOTE_DIR=folder)
+    assert printed.startswith(folder[:9]) and "REMOTE_DIR" in printed and "\n" not in printed
 
 
 @needs_own_mounts
@@ -289,8 +293,8 @@ def test_a_full_disk_is_reported(sshd: Server, user: Client) -> None:
     )
     assert done.returncode == 0, done.stderr
     user = user.having(REMOTE_DIR="~/small")
-    said = user.refused("ssh-plan")
-    assert re.search(r"has 0 bytes left, and [\d.]+ MB are to be sent; free some space there$", said)
+    printed = user.refused("ssh-plan")
+    assert re.search(r"has 0 bytes left, and [\d.]+ MB are to be sent; free some space there$", printed)
     sshd.inside(f"rm {small}/big")
     assert user("push").returncode == 0
     sshd.inside(fill)

@@ -1,4 +1,4 @@
-"""Which variables go along with a run."""
+"""Which environment variables a run gets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run of the server that is fetched: whole or not at all, proven, and nothing of what is here lost."""
+"""Fetching a run: complete or not at all, verified, and without losing local files."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def server_dir(sshd: Server, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run(server_dir: Path) -> Path:
-    """A run directory on the server that no job of ours made."""
+    """A run directory on the server that no job made."""
     run = server_dir / "outputs/runs" / ID
     for name in ("logs", "model", "checkpoints/empty"):
         (run / name).mkdir(parents=True)
@@ -91,7 +91,7 @@ def until(true: Callable[[], Any]) -> Any:
     return found
 
 
-# What arrives
+# Content
 
 
 def test_a_run_arrives_complete_with_its_proof_and_is_the_latest(
@@ -160,7 +160,7 @@ def test_a_run_is_found_by_the_id_of_its_job_or_its_own(
     )
     other = jobs.start(sync_connection, "plan", [jobs.PYTHON, "-c", "true"], [], {}, None)
     until(lambda: jobs.find_job(sync_connection, other["id"])["status"] == "ended")
-    assert fetch(sync_connection, "latest").name == ID  # the newest that has made one
+    assert fetch(sync_connection, "latest").name == ID  # the newest with a run directory
     with pytest.raises(RemoteError, match="there is no run 2027"):
         fetch(sync_connection, "2027")
 
@@ -249,12 +249,12 @@ def test_a_local_run_in_use_is_left_alone(sync_connection: Connection, local_dir
     fetch(sync_connection)
 
 
-# Again
+# A second fetch
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The paths that are sent for from now on."""
+def requested(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The paths that are received from now on."""
     paths: list[str] = []
     real = transfer.receive
 
@@ -271,18 +271,18 @@ def test_only_files_that_differ_are_fetched(
     local_dir: Path,
     run: Path,
     sync_way: str,
-    asked: list[str],
+    requested: list[str],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     fetch(sync_connection)
-    asked.clear()
-    assert content(fetch(sync_connection)) == content(run) and asked == []
+    requested.clear()
+    assert content(fetch(sync_connection)) == content(run) and requested == []
     (run / "logs/run.log").write_text("log, and more")
     (run / "metrics.json").write_text("{}")
     capsys.readouterr()
     assert content(fetch(sync_connection)) == content(run)
-    assert sorted(asked) == ["logs/run.log", "metrics.json"]
-    assert capsys.readouterr().err == ""  # what an earlier fetch brought is nobody's work
+    assert sorted(requested) == ["logs/run.log", "metrics.json"]
+    assert capsys.readouterr().err == ""  # fetched files need no backup
     assert not (local_dir / "outputs/replaced").exists()
 
 
@@ -300,9 +300,9 @@ def test_local_only_files_are_kept_and_different_ones_backed_up(
     assert content(ours) == content(run) | {"mine/notes.txt": b"notes"}
     (folder,) = (local_dir / "outputs/replaced").iterdir()
     assert content(folder) == {"logs/run.log": b"changed here", "gone": b"a file here"}
-    told = capsys.readouterr().err
-    assert "kept, though the server does not have it: mine/notes.txt" in told
-    assert f"the local version is in outputs/replaced/{folder.name}: gone, logs/run.log" in told
+    message = capsys.readouterr().err
+    assert "kept, though the server does not have it: mine/notes.txt" in message
+    assert f"the local version is in outputs/replaced/{folder.name}: gone, logs/run.log" in message
 
 
 # A run that died
@@ -322,10 +322,10 @@ def test_a_run_that_died_is_marked_interrupted(
     manifest(run, evaluation={"status": "running", "process": MANIFEST["process"]})
     fetch(sync_connection)
     assert ours.status_text == "finished, evaluation interrupted"
-    assert not (local_dir / "outputs/replaced").exists()  # what was altered here was no work of anybody
+    assert not (local_dir / "outputs/replaced").exists()  # files that a fetch altered need no backup
 
 
-# On the way
+# Transfer
 
 
 def received(local_dir: Path) -> int:
@@ -377,38 +377,38 @@ def test_a_killed_fetch_makes_no_run_and_the_next_one_resumes_it(
 
 
 def damaging(monkeypatch: pytest.MonkeyPatch, times: int) -> list[str]:
-    """Have the first so many times that something arrives be damaged on its way. Returns: what was asked for."""
-    asked: list[str] = []
+    """Corrupt the first `times` transfers. Returns: the requested paths."""
+    requested: list[str] = []
     real = transfer.receive
 
     def receive(connection: Connection, names: list[str], folder: str, to: Path, *more: Any) -> None:
         real(connection, names, folder, to, *more)
-        asked.extend(names)
-        if asked.count("model/weights") <= times and "model/weights" in names:
+        requested.extend(names)
+        if requested.count("model/weights") <= times and "model/weights" in names:
             with (to / "model/weights").open("rb+") as file:
                 file.seek(1000)
                 file.write(b"damaged")
 
     monkeypatch.setattr(transfer, "receive", receive)
-    return asked
+    return requested
 
 
 def test_a_file_corrupted_in_transfer_is_fetched_again(
     sync_connection: Connection, local_dir: Path, run: Path, sync_way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = damaging(monkeypatch, times=2)
+    requested = damaging(monkeypatch, times=2)
     assert content(fetch(sync_connection)) == content(run)
-    assert asked.count("model/weights") == 3 and asked.count("logs/run.log") == 1
+    assert requested.count("model/weights") == 3 and requested.count("logs/run.log") == 1
 
 
 def test_a_partial_local_file_is_resumed_and_verified(
-    sync_connection: Connection, local_dir: Path, run: Path, sync_way: str, asked: list[str]
+    sync_connection: Connection, local_dir: Path, run: Path, sync_way: str, requested: list[str]
 ) -> None:
     place = local_dir / "outputs/fetching" / ID / "model"
     place.mkdir(parents=True)
     (place / "weights").write_bytes(os.urandom(1_000_000))
     assert content(fetch(sync_connection)) == content(run)
-    assert asked.count("model/weights") == 2  # the rest of it, and then all of it
+    assert requested.count("model/weights") == 2  # the rest of it, then all of it
 
 
 def test_a_file_corrupted_each_time_makes_no_run(
@@ -426,7 +426,7 @@ def test_a_file_corrupted_each_time_makes_no_run(
 def test_a_partial_file_is_never_a_hard_link_of_a_local_run(
     sync_connection: Connection, local_dir: Path, run: Path
 ) -> None:
-    """A fetch that was given up has the equal files of the run by a second name; those must not be written to."""
+    """An unfinished fetch has hard links to the identical files of the local run, which must not be written to."""
     ours = fetch(sync_connection)
     place = local_dir / "outputs/fetching" / ID
     (place / "logs").mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""A real training on a server outlives its network, its client and a reboot, and comes to what it does here."""
+"""A real training run on a server survives lost connections, its client and a reboot, with the same result."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ import pytest
 from src.train.checkpoint import COMPLETE
 from tests.fixtures import World
 from tests.remote.client import Client
-from tests.remote.server import Server, needs_own_mounts, needs_ssh, taken_pid, until
+from tests.remote.server import Server, needs_own_mounts, needs_ssh, reused_pid, until
 
 pytest_plugins = ["tests.fixtures", "tests.remote.server", "tests.remote.client"]
 pytestmark = needs_ssh
 
 CUTS = 20
-PATIENCE = 300  # seconds until what should come is given up
-LONG = ("epochs=240", "save_steps=20")  # for the moments in between to be met; the later words win
+PATIENCE = 300  # seconds
+LONG = ("epochs=240", "save_steps=20")  # long enough to be interrupted; later words override earlier ones
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "REMOTE_ENV": "OMP_NUM_THREADS"}
 
 
 def words(world: World) -> list[str]:
-    """The settings of the lesson; runs go to where they go without a setting."""
+    """The settings of the tiny training run, with the default folders."""
     return [w for w in world.settings("train") if not w.startswith(("output_dir=", "artifacts_dir="))] + [*LONG]
 
 
@@ -62,7 +62,7 @@ def remote(remote_project: Path) -> Remote:
 
 @pytest.fixture(scope="session")
 def here(_lesson: World, local_project: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """The adapter of the same training on this machine, by the same interpreter and code."""
+    """The adapter of the same training run on this machine, with the same interpreter and code."""
     output = tmp_path_factory.mktemp("here")
     done = Client(local_project, {"HOME": str(output), **ONE_THREAD})(
         "train", *words(_lesson), f"output_dir={output}"
@@ -74,52 +74,52 @@ def here(_lesson: World, local_project: Path, tmp_path_factory: pytest.TempPathF
 def test_a_connection_cut_twenty_times_loses_nothing_and_doubles_nothing(
     sshd: Server, user: Client, remote: Remote, world: World, here: bytes, tmp_path: Path
 ) -> None:
-    said, outside = tmp_path / "said", sshd.outside(remote.project)
-    followed = user.start("ssh-train", *words(world), to=said, **ONE_THREAD)
+    printed, outside = tmp_path / "said", sshd.outside(remote.project)
+    followed = user.start("ssh-train", *words(world), to=printed, **ONE_THREAD)
     try:
-        until(lambda: b" started: " in said.with_suffix(".out").read_bytes())
+        until(lambda: b" started: " in printed.with_suffix(".out").read_bytes())
         for n in range(1, CUTS + 1):
-            if n > CUTS // 2:  # half of them while it says a lot
+            if n > CUTS // 2:  # half of them during frequent output
                 until(lambda: b"step 2/" in (remote.job / "log").read_bytes(), PATIENCE)
             if n % 2:
                 assert sshd.cut()
             else:
                 sshd.block()
-                until(lambda n=n: said.with_suffix(".err").read_text().count("was lost") == n)
+                until(lambda n=n: printed.with_suffix(".err").read_text().count("was lost") == n)
                 sshd.unblock()
-            until(lambda n=n: said.with_suffix(".err").read_text().count("the connection is back") == n)
-        assert not (remote.job / "exit.json").exists(), "the training was too short to be cut off so often"
+            until(lambda n=n: printed.with_suffix(".err").read_text().count("the connection is back") == n)
+        assert not (remote.job / "exit.json").exists(), "the run was too short for so many cuts"
         assert followed.wait(timeout=PATIENCE) == 0
     finally:
         sshd.unblock()
         followed.kill()
         followed.wait()
-    out, log = said.with_suffix(".out").read_bytes(), (remote.job / "log").read_bytes()
+    out, log = printed.with_suffix(".out").read_bytes(), (remote.job / "log").read_bytes()
     before = out[: -len(log)].splitlines()
     assert out.endswith(log) and re.fullmatch(rb"run \S+ started: .*", before[-1])
     assert json.loads((remote.job / "exit.json").read_text())["code"] == 0
     assert remote.run.name == remote.job.name
     assert adapter(remote.run) == here
     assert sshd.outside(remote.project) == outside
-    assert said.with_suffix(".err").read_text().splitlines()[-1].startswith(f"run {remote.run.name}: finished")
+    assert printed.with_suffix(".err").read_text().splitlines()[-1].startswith(f"run {remote.run.name}: finished")
 
 
 @needs_own_mounts
 def test_a_run_outlives_its_client_and_resumes_after_a_reboot(
     sshd: Server, user: Client, remote: Remote, world: World, here: bytes, tmp_path: Path
 ) -> None:
-    said = tmp_path / "said"
-    starting = user.start("ssh-train", *words(world), to=said, **ONE_THREAD)
-    until(lambda: b" started: " in said.with_suffix(".out").read_bytes())
+    printed = tmp_path / "said"
+    starting = user.start("ssh-train", *words(world), to=printed, **ONE_THREAD)
+    until(lambda: b" started: " in printed.with_suffix(".out").read_bytes())
     starting.send_signal(signal.SIGKILL)
     starting.wait()
-    (id,) = re.findall(r"run (\S+) started", said.with_suffix(".out").read_text())
+    (id,) = re.findall(r"run (\S+) started", printed.with_suffix(".out").read_text())
     assert re.search(rf"{id} +train +running", user("ssh-status").stdout)
     until(remote.checkpoints)
     record = json.loads((remote.job / "job.json").read_text())
     sshd.reboot()
-    assert not (remote.job / "exit.json").exists(), "the training was too short"
-    with taken_pid(record["pid"]):
+    assert not (remote.job / "exit.json").exists(), "the run was too short"
+    with reused_pid(record["pid"]):
         assert re.search(rf"{id} +train +interrupted", user("ssh-status").stdout)
         done = user("ssh-attach", id)
         assert done.returncode == 75 and f"make ssh-train resume={id}" in done.stderr

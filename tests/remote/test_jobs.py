@@ -1,4 +1,4 @@
-"""A job on the server: started once, followed byte for byte, looked at, stopped. These are small shell scripts."""
+"""Jobs on the server: started once, followed byte for byte, found, stopped. They are small shell scripts."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def supervisor_of(job: jobs.Job) -> psutil.Process:
     return found
 
 
-# Started
+# Starting
 
 
 def test_a_job_runs_in_the_folder_and_its_output_is_followed(
@@ -118,8 +118,8 @@ def test_foreign_files_among_the_records_hide_no_run(connection: Connection, pla
     jobs.follow(connection, job["id"])
     others = place / "outputs/remote/jobs"
     (others / "a file").touch()
-    (others / "torn").mkdir()
-    (others / "torn/job.json").write_text('{"id": "torn", ')
+    (others / "corrupt").mkdir()
+    (others / "corrupt/job.json").write_text('{"id": "corrupt", ')
     (others / "empty").mkdir()
     (others / "list").mkdir()
     (others / "list/job.json").write_text("[1]")
@@ -193,7 +193,7 @@ def test_variables_reach_the_job_and_no_command_line(connection: Connection, pla
     assert not [p for p in place.rglob("*") if p.is_file() and secret.encode() in p.read_bytes()]
 
 
-# Watched
+# States
 
 
 def test_a_reused_process_id_of_another_boot_does_not_count_as_running(
@@ -269,9 +269,9 @@ def test_without_its_supervisor_the_manifest_tells_how_a_job_ended(connection: C
 
 
 def test_a_job_is_found_by_a_prefix_and_by_its_run_directory(connection: Connection, place: Path) -> None:
-    said = 'echo /x/r7 > "$ASSAY_RUN_FILE"'
-    first = start(connection, said, id="2026-01-02_a")
-    second = start(connection, f"{said}; exec sleep 1000", id="2026-01-02_b")
+    printed = 'echo /x/r7 > "$ASSAY_RUN_FILE"'
+    first = start(connection, printed, id="2026-01-02_a")
+    second = start(connection, f"{printed}; exec sleep 1000", id="2026-01-02_b")
     third = start(connection, "true", id="2026-01-03_c")
     until(
         lambda: jobs.find_job(connection, "2026-01-02_b")["run"] and look(connection, first)["status"] == "ended"
@@ -283,7 +283,7 @@ def test_a_job_is_found_by_a_prefix_and_by_its_run_directory(connection: Connect
 
     assert named("2026-01-03") == named(None) == named("latest") == third["id"]
     assert named(None, running=True) == second["id"]
-    assert named("r7") == second["id"]  # the one of the two that runs
+    assert named("r7") == second["id"]  # the one that is running
     with pytest.raises(RemoteError, match="is the beginning of 2 runs"):
         named("2026-01-02")
     with pytest.raises(RemoteError, match="did you mean 2026-01-03_c"):
@@ -306,7 +306,7 @@ def test_a_long_list_shows_the_newest_and_running_jobs(
     jobs.stop(connection, running)
 
 
-# Stopped
+# Stopping
 
 
 def test_a_stopped_job_may_save_a_checkpoint(connection: Connection, capfd: pytest.CaptureFixture[str]) -> None:
@@ -314,7 +314,7 @@ def test_a_stopped_job_may_save_a_checkpoint(connection: Connection, capfd: pyte
     until(lambda: look(connection, job)["last_line"] == "up")
     ended = jobs.stop(connection, look(connection, job))
     assert jobs.format_status(ended) == "stopped, with a checkpoint"
-    assert capfd.readouterr().out == "saved\n"  # what came after it was asked
+    assert capfd.readouterr().out == "saved\n"  # the output since the request
 
 
 def test_a_job_that_does_not_end_is_killed_with_its_descendants(connection: Connection, place: Path) -> None:

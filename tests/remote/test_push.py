@@ -1,4 +1,4 @@
-"""A push: what is taken, what the server has afterwards, and what it never loses. Project and server are real."""
+"""Pushing a real project to a real server: which files are sent, and what the server never loses."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.remote.sync import environment_of
 pytest_plugins = ["tests.remote.server", "tests.remote.sync"]
 pytestmark = needs_ssh
 
-HOUSE = {
+PROJECT = {
     "src/main.py": "main\n",
     "src/model.py": "model\n",
     "configs/train.yaml": "lr: 1\n",
@@ -52,9 +52,9 @@ def git(*words: str) -> None:
 
 @pytest.fixture
 def local_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A small project, in which the test is."""
+    """A small project, the current folder of the test."""
     project = tmp_path / "my project"
-    write(project, HOUSE | {".gitignore": IGNORED})
+    write(project, PROJECT | {".gitignore": IGNORED})
     monkeypatch.chdir(project)
     git("init", "-q")
     return project
@@ -62,12 +62,12 @@ def local_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def server_dir(sshd: Server, tmp_path: Path) -> Path:
-    """REMOTE_DIR, not made yet."""
+    """REMOTE_DIR, which does not exist yet."""
     return sshd.home / f"{tmp_path.name} ünd more"
 
 
 def pushed(server_dir: Path) -> dict[str, bytes]:
-    """What is on the server, besides its own records."""
+    """The files on the server, without its records."""
     return {path: data for path, data in tree(server_dir).items() if not path.startswith("outputs/")}
 
 
@@ -75,7 +75,7 @@ def own(project: Path) -> dict[str, bytes]:
     return {p: d for p, d in tree(project).items() if not p.startswith((".git/", "outputs/", "models/"))}
 
 
-def said(capsys: pytest.CaptureFixture[str]) -> str:
+def printed(capsys: pytest.CaptureFixture[str]) -> str:
     captured = capsys.readouterr()
     return captured.out + captured.err
 
@@ -91,7 +91,7 @@ def left_over(server_dir: Path) -> list[str]:
     return [path for path in tree(server_dir) if "incoming" in path or path.endswith(".tmp")]
 
 
-# What is taken
+# Which files are pushed
 
 
 def test_the_server_has_the_files_that_git_tracks_or_would_add(
@@ -102,7 +102,7 @@ def test_the_server_has_the_files_that_git_tracks_or_would_add(
     pushing.push(sync_connection)
     assert pushed(server_dir) == {
         name: text.encode()
-        for name, text in {**HOUSE, ".gitignore": IGNORED, "new and untracked.txt": "new"}.items()
+        for name, text in {**PROJECT, ".gitignore": IGNORED, "new and untracked.txt": "new"}.items()
     }
     assert left_over(server_dir) == []
 
@@ -116,7 +116,7 @@ def test_secrets_outputs_and_environments_are_never_pushed(
     write(local_dir, {**secret, **places, **venv, ".env.example": "TOKEN=", "sub/outputs/kept": "k"})
     git("add", "--force", ".")
     pushing.push(sync_connection)
-    assert set(pushed(server_dir)) == {*HOUSE, ".gitignore", ".env.example", "sub/outputs/kept"}
+    assert set(pushed(server_dir)) == {*PROJECT, ".gitignore", ".env.example", "sub/outputs/kept"}
 
 
 NAMES = [
@@ -177,7 +177,7 @@ def test_internal_links_are_pushed_and_others_reported(
     for name, target in (("away", "../.."), ("abs", "/etc/passwd"), ("out", "outputs/x"), ("env", ".env")):
         (local_dir / name).symlink_to(target)
     pushing.push(sync_connection)
-    found = said(capsys)
+    found = printed(capsys)
     assert os.readlink(server_dir / "inside") == "README.md" and os.readlink(server_dir / "src/up") == "../configs"
     assert os.readlink(server_dir / "broken") == "nowhere"
     for name in ("away", "abs", "out", "env"):
@@ -185,7 +185,7 @@ def test_internal_links_are_pushed_and_others_reported(
     (local_dir / "inside").unlink()
     (local_dir / "inside").symlink_to("src")
     pushing.push(sync_connection)
-    assert os.readlink(server_dir / "inside") == "src" and "replaced" not in said(capsys)
+    assert os.readlink(server_dir / "inside") == "src" and "replaced" not in printed(capsys)
 
 
 def test_a_nested_repository_is_reported(
@@ -194,7 +194,7 @@ def test_a_nested_repository_is_reported(
     write(local_dir, {"other/x": "x"})
     subprocess.run([*GIT, "init", "-q"], cwd=local_dir / "other", check=True)
     pushing.push(sync_connection)
-    assert "other is a separate git repository: it is not pushed; ALSO=other sends it" in said(capsys)
+    assert "other is a separate git repository: it is not pushed; ALSO=other sends it" in printed(capsys)
 
 
 def test_a_folder_without_the_project_is_refused(
@@ -243,7 +243,7 @@ def test_what_git_reports_of_a_damaged_repository_is_shown(sync_connection: Conn
         pushing.push(sync_connection)
 
 
-# What is sent besides
+# ALSO
 
 
 def test_files_of_also_are_sent_and_never_removed(
@@ -295,12 +295,12 @@ def test_a_large_file_is_hashed_once_while_its_times_stay(
     pushing.push(sync_connection, also=["models/w"])
     assert "models/w" not in looked and "src/main.py" in looked
     (local_dir / "models/w").write_text("WEIGHTS")
-    os.utime(local_dir / "models/w", (1, 1))  # as long as before, of the same time
+    os.utime(local_dir / "models/w", (1, 1))  # same size and time as before
     pushing.push(sync_connection, also=["models/w"])
     assert (server_dir / "models/w").read_text() == "WEIGHTS"
 
 
-# What the server had
+# Files on the server
 
 
 @pytest.fixture
@@ -327,15 +327,15 @@ def test_only_what_differs_is_sent(
 ) -> None:
     where = f"{sync_connection.target}:{sync_connection.target.dir}"
     pushing.push(sync_connection)
-    assert f"pushed to {where}: 5 new (" in said(capsys)
+    assert f"pushed to {where}: 5 new (" in printed(capsys)
     sent.clear()
     pushing.push(sync_connection)
-    assert said(capsys) == f"nothing to push: {where} is up to date\n" and sent == []
+    assert printed(capsys) == f"nothing to push: {where} is up to date\n" and sent == []
     write(local_dir, {"src/model.py": "better\n", "src/new.py": "new\n"})
     (local_dir / "README.md").unlink()
     pushing.push(sync_connection)
     assert sorted(sent) == ["src/model.py", "src/new.py"]
-    text = said(capsys)
+    text = printed(capsys)
     assert "1 changed, 1 new, 1 removed (11 bytes)" in text
     assert "  changed  src/model.py\n  new      src/new.py\n  removed  README.md\n" in text
     assert pushed(server_dir) == own(local_dir)
@@ -346,7 +346,7 @@ def test_the_first_of_many_names_are_printed(
 ) -> None:
     write(local_dir, {f"data/{n}": str(n) for n in range(30)})
     pushing.push(sync_connection)
-    lines = said(capsys).splitlines()
+    lines = printed(capsys).splitlines()
     assert len(lines) == 22 and lines[-1] == "  and 15 more"
 
 
@@ -362,13 +362,13 @@ def test_only_pushed_files_are_removed(
     (local_dir / "edited.txt").unlink()
     capsys.readouterr()
     pushing.push(sync_connection)
-    assert "edited.txt was deleted here and changed on the server: it is kept there" in said(capsys)
+    assert "edited.txt was deleted here and changed on the server: it is kept there" in printed(capsys)
     mine = {"stays/mine.txt": b"mine", "notes.txt": b"notes", "edited.txt": b"edited there"}
     assert pushed(server_dir) == own(local_dir) | mine
     assert not (server_dir / "gone").exists()
     assert (server_dir / "outputs/runs/1/manifest.json").exists()
     pushing.push(sync_connection)
-    assert "edited.txt" not in said(capsys) and (server_dir / "edited.txt").exists()
+    assert "edited.txt" not in printed(capsys) and (server_dir / "edited.txt").exists()
 
 
 def test_files_changed_on_the_server_are_backed_up(
@@ -382,7 +382,7 @@ def test_files_changed_on_the_server_are_backed_up(
     pushing.push(sync_connection)
     write(server_dir, {"src/model.py": "edited there"})
     pushing.push(sync_connection)
-    text = said(capsys)
+    text = printed(capsys)
     assert text.count("changed on the server and replaced") == 2
     kept = sorted((server_dir / "outputs/remote/replaced").glob("*/**/*.*"))
     assert sorted(p.read_text() for p in kept if p.is_file()) == ["by hand, before any push", "edited there"]
@@ -402,7 +402,7 @@ def test_a_file_becomes_a_folder_and_a_folder_a_file(
     assert pushed(server_dir) == own(local_dir)
     (kept,) = (server_dir / "outputs/remote/replaced").glob("*/two/mine")
     assert kept.read_text() == "mine"
-    assert "replaced: two;" in said(capsys)
+    assert "replaced: two;" in printed(capsys)
 
 
 def test_a_link_to_a_folder_may_become_a_folder(
@@ -431,12 +431,12 @@ def test_a_push_never_writes_to_protected_paths(sync_connection: Connection, loc
             )
 
 
-# On the way
+# Transfer
 
 
 @pytest.fixture
 def large(local_dir: Path) -> Path:
-    """A file that does not arrive in one piece."""
+    """A file that is too large for one packet."""
     (local_dir / "large.bin").write_bytes(os.urandom(3_000_000))
     return local_dir / "large.bin"
 
@@ -445,7 +445,7 @@ def test_a_push_resumes_after_each_lost_connection(
     bad_connection: tuple[Connection, Proxy], local_dir: Path, server_dir: Path, large: Path, sync_way: str
 ) -> None:
     connection, between = bad_connection
-    between.delay, between.room = 0.001, 1_200_000  # no connection carries the whole file
+    between.delay, between.room = 0.001, 1_200_000  # no connection lasts for all of the file
     pushing.push(connection)
     assert pushed(server_dir) == own(local_dir) and left_over(server_dir) == []
     assert between.count < 15
@@ -496,7 +496,7 @@ exit $code
 
 
 def wrapper(folder: Path, server_dir: Path, once: bool) -> str:
-    """A PATH with an rsync that damages what it has received, `once` or each time."""
+    """A PATH with an rsync that corrupts received files, `once` or each time."""
     flag = folder / "damaged"
     text = WRAPPER.format(
         rsync=shutil.which("rsync"),
@@ -527,7 +527,7 @@ def test_a_partial_file_on_the_server_is_resumed_and_verified(
     (incoming / hashlib.sha256(large.read_bytes()).hexdigest()).write_bytes(os.urandom(1_000_000))
     pushing.push(sync_connection)
     assert pushed(server_dir) == own(local_dir)
-    assert sent.count("large.bin") == 2  # the rest of it, and then all of it
+    assert sent.count("large.bin") == 2  # the rest of it, then all of it
 
 
 def test_a_file_corrupted_each_time_replaces_nothing(
@@ -574,7 +574,7 @@ def test_a_broken_rsync_is_reported_and_sftp_used(
     (tmp_path / "bin/rsync").chmod(0o755)
     with sshd.session(PATH=f"{tmp_path}/bin:{os.environ['PATH']}"):
         pushing.push(sync_connection)
-    assert "rsync does not work (" in said(capsys) and pushed(server_dir) == own(local_dir)
+    assert "rsync does not work (" in printed(capsys) and pushed(server_dir) == own(local_dir)
 
 
 def test_a_repeated_push_returns_the_same_report(
@@ -672,7 +672,7 @@ def test_a_disk_that_fills_up_is_reported(
         sshd.inside(f"umount '{server_dir}'")
 
 
-# At once
+# Concurrent pushes
 
 
 def test_two_pushes_of_one_folder_take_turns(
@@ -696,7 +696,7 @@ def test_two_pushes_of_one_folder_take_turns(
     assert errors == [] and pushed(server_dir) == own(local_dir)
 
 
-# For a command that runs there
+# For a command on the server
 
 
 def test_a_snapshot_holds_the_pushed_code(sync_connection: Connection, local_dir: Path, server_dir: Path) -> None:
@@ -710,7 +710,7 @@ def test_a_snapshot_holds_the_pushed_code(sync_connection: Connection, local_dir
     other = pushing.push(sync_connection)
     assert other["digest"] != code["digest"]
     assert (server_dir / "src/model.py").read_text() == "better\n"
-    assert (snapshot / "src/model.py").read_text() == "model\n"  # a run that is under way keeps its own
+    assert (snapshot / "src/model.py").read_text() == "model\n"  # a run in progress keeps its code
 
 
 def test_a_setting_with_a_local_only_path_is_reported(
@@ -734,8 +734,8 @@ def test_a_setting_with_a_local_only_path_is_reported(
         f"z={tmp_path}/no",
     ]
     pushing.push(sync_connection, words=words)
-    told = capsys.readouterr().err.splitlines()
-    assert told == [
+    message = capsys.readouterr().err.splitlines()
+    assert message == [
         "models/x is not on the server: git ignores it; ALSO=models/x sends it",
         "outputs/runs/1 is not on the server: it is never pushed",
     ]
@@ -752,7 +752,7 @@ def test_corrupt_records_of_a_push_lose_nothing(
     write(server_dir, {"src/model.py": "changed there\n"})
     (local_dir / "README.md").unlink()
     pushing.push(sync_connection)
-    assert (server_dir / "README.md").exists()  # it may be somebody's
+    assert (server_dir / "README.md").exists()  # a push may not have put it there
     assert (server_dir / "src/model.py").read_text() == "model\n"
     (kept,) = (server_dir / "outputs/remote/replaced").glob("*/src/model.py")
     assert kept.read_text() == "changed there\n"

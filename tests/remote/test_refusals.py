@@ -1,4 +1,4 @@
-"""Wrong input and wrong surroundings, each refused in a sentence; what ssh passes over is passed over."""
+"""Invalid input and environments, each refused in a sentence; what ssh ignores is ignored."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ pytestmark = needs_ssh
 
 
 def python(version: str) -> str:
-    """One of an old version."""
+    """The path of an old Python."""
     name = f"python{version}"
     elsewhere = Path.home().glob(f".pyenv/versions/{version}.*/bin/{name}")
     for program in filter(None, (shutil.which(name), *elsewhere)):
-        said = subprocess.run([program, "--version"], capture_output=True, text=True)
-        if said.returncode == 0 and f" {version}." in said.stdout + said.stderr:
+        printed = subprocess.run([program, "--version"], capture_output=True, text=True)
+        if printed.returncode == 0 and f" {version}." in printed.stdout + printed.stderr:
             return str(program)
     pytest.skip(f"NO PYTHON {version} HERE: servers that have no newer one are NOT tested")
 
 
 @pytest.mark.parametrize(
-    ("words", "variables", "said"),
+    ("words", "variables", "printed"),
     [
         (["ssh-tensorboard", "--port=²"], {}, "PORT=²: should be a number from 1 to 65535"),
         (["ssh-stop", "--grace=nan", "x"], {}, "GRACE=nan: should be a number of seconds"),
@@ -51,27 +51,27 @@ def python(version: str) -> str:
     ],
 )
 def test_invalid_input_is_refused_in_a_sentence(
-    user: Client, monkeypatch: pytest.MonkeyPatch, words: list[str], variables: dict[str, str], said: str
+    user: Client, monkeypatch: pytest.MonkeyPatch, words: list[str], variables: dict[str, str], printed: str
 ) -> None:
     with pytest.raises(UserError) as refused:
-        user.typed_here(monkeypatch, *words, **variables)
-    assert re.search(said, str(refused.value))
+        user.run_in_process(monkeypatch, *words, **variables)
+    assert re.search(printed, str(refused.value))
 
 
 @pytest.mark.parametrize("version", ["2.7", "3.6", "3.7"])
 def test_a_python_that_is_too_old_is_reported(user: Client, monkeypatch: pytest.MonkeyPatch, version: str) -> None:
     with pytest.raises(UserError, match=r"3\.8.*REMOTE_PYTHON"):
-        user.typed_here(monkeypatch, "ssh-status", REMOTE_PYTHON=python(version))
+        user.run_in_process(monkeypatch, "ssh-status", REMOTE_PYTHON=python(version))
 
 
-def test_the_oldest_supported_python_works(user: Client, noted: Path) -> None:
-    run(user.having(REMOTE_PYTHON=python(".".join(map(str, bootstrap.MIN_PYTHON)))), noted)
+def test_the_oldest_supported_python_works(user: Client, recorded_args: Path) -> None:
+    run(user.having(REMOTE_PYTHON=python(".".join(map(str, bootstrap.MIN_PYTHON)))), recorded_args)
 
 
 def test_the_status_of_a_folder_without_runs(
     user: Client, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert user.typed_here(monkeypatch, "ssh-status", REMOTE_DIR="~/nothing") == 0
+    assert user.run_in_process(monkeypatch, "ssh-status", REMOTE_DIR="~/nothing") == 0
     assert capsys.readouterr().out.startswith("nothing has been run in ~/nothing on ")
 
 
@@ -86,10 +86,10 @@ def test_unknown_lines_of_known_hosts_are_skipped(
     user.known_hosts.write_bytes(
         b"\xff\xfe\n# a comment of four words\n" + f"@cert-authority * {other}a b c d\n  {mine}".encode()
     )
-    assert user.typed_here(monkeypatch, "ssh-status") == 0
+    assert user.run_in_process(monkeypatch, "ssh-status") == 0
     user.known_hosts.write_text(f"@revoked * {' '.join(mine.split()[1:])}\n{mine}")
     with pytest.raises(UserError, match="is not a known host"):
-        user.typed_here(monkeypatch, "ssh-status")
+        user.run_in_process(monkeypatch, "ssh-status")
 
 
 def test_a_key_is_accepted_even_if_it_cannot_be_written(
@@ -97,13 +97,13 @@ def test_a_key_is_accepted_even_if_it_cannot_be_written(
 ) -> None:
     user.known_hosts.unlink()
     user.known_hosts.mkdir()
-    assert user.typed_here(monkeypatch, "ssh-status", REMOTE_FINGERPRINT=sshd.fingerprint) == 0
+    assert user.run_in_process(monkeypatch, "ssh-status", REMOTE_FINGERPRINT=sshd.fingerprint) == 0
     user.configure("  UserKnownHostsFile none\n", first=True)
-    assert user.typed_here(monkeypatch, "ssh-status", REMOTE_FINGERPRINT=sshd.fingerprint) == 0
+    assert user.run_in_process(monkeypatch, "ssh-status", REMOTE_FINGERPRINT=sshd.fingerprint) == 0
     assert not (user.project / "none").exists()
 
 
-# What a server says that is not ours
+# A malicious server
 
 
 def test_a_run_id_from_the_server_must_be_a_plain_name() -> None:

@@ -1,4 +1,4 @@
-"""The server of these tests is a real one, and does to its sessions what the tests of remote runs need."""
+"""The test server itself: a real sshd with isolated sessions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from tests.remote.client import Client
 from tests.remote.proxy import proxy
-from tests.remote.server import BOOT_ID, Server, needs_own_mounts, needs_ssh, taken_pid, until
+from tests.remote.server import BOOT_ID, Server, needs_own_mounts, needs_ssh, reused_pid, until
 
 pytest_plugins = ["tests.remote.server", "tests.remote.client"]
 pytestmark = needs_ssh
@@ -50,7 +50,7 @@ def test_a_session_begins_in_its_home_with_its_own_tmp(sshd: Server, client: dic
 def test_a_session_has_no_variable_of_the_tests(
     sshd: Server, client: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("LANG", "xx_YY")  # as ssh passes it on where it is told to
+    monkeypatch.setenv("LANG", "xx_YY")  # SendEnv of ssh may forward it
     found = dict(line.partition("=")[::2] for line in sshd.ssh("env", client).stdout.splitlines())
     assert found["HOME"] == str(sshd.home) and "LANG" not in found and "PYTHONPATH" not in found
 
@@ -94,7 +94,7 @@ def test_a_reboot_kills_all_processes_and_changes_the_boot_id(sshd: Server, clie
 def test_a_process_id_is_reused() -> None:
     gone = subprocess.Popen(["true"])
     gone.wait()
-    with taken_pid(gone.pid) as pid:
+    with reused_pid(gone.pid) as pid:
         os.kill(pid, 0)
 
 
@@ -103,10 +103,10 @@ def test_the_proxy_disturbs_the_network(sshd: Server, client: dict[str, str]) ->
     with proxy(sshd.port) as between:
         there = [*words, str(between.port), sshd.host]
         assert subprocess.run([*there, "true"], capture_output=True).returncode == 0
-        whole = between.sent
-        between.room = whole // 2
+        total = between.sent
+        between.room = total // 2
         assert subprocess.run([*there, "true"], capture_output=True).returncode == 255
-        assert (between.count, between.sent) == (2, whole // 2)
+        assert (between.count, between.sent) == (2, total // 2)
         between.room = None
         between.silence()
         waiting = subprocess.Popen([*there, "echo heard"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)

@@ -1,4 +1,4 @@
-"""ssh-init on a real server, with real pip: what is missing is made, whatever comes between, and nothing else."""
+"""ssh-init on a real server with real pip: it installs what is missing, and resumes after any interruption."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.remote.test_words import watch
 pytest_plugins = ["tests.remote.server", "tests.remote.client"]
 pytestmark = needs_ssh
 
-PATIENCE = 30  # seconds until something that does not happen is given up
+PATIENCE = 30  # seconds
 SLOW = """
 import pathlib, shutil, time
 
@@ -40,7 +40,7 @@ def build_wheel(folder, config=None, metadata=None):
 
 
 class Shelf:
-    """A package index in a folder: wheels made by hand, and one package that is built when the test says so."""
+    """A package index in a folder: generated wheels, and one package whose build the test controls."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -64,7 +64,7 @@ class Shelf:
         return path
 
     def slow(self) -> Path:
-        """A package without a wheel, whose building waits for the file `go`."""
+        """A package without a wheel, whose build waits for the file `go`."""
         folder = self.folder.with_name("building")
         if not folder.exists():
             (folder / "source").mkdir(parents=True)
@@ -76,7 +76,7 @@ class Shelf:
         return folder
 
     def requires(self, *pins: str) -> str:
-        """The text of a requirements.txt that knows no other index."""
+        """The text of a requirements.txt without any other index."""
         return "\n".join(["--no-index", f"--find-links {self.folder}", *pins, ""])
 
 
@@ -87,14 +87,14 @@ def shelf(tmp_path: Path) -> Shelf:
 
 @pytest.fixture(scope="session")
 def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An environment with pip and nothing else, to be copied: making one takes seconds."""
+    """An environment with pip only, to be copied: making one takes seconds."""
     folder = tmp_path_factory.mktemp("bare") / ".venv"
     subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
     return folder
 
 
 class Place:
-    """A folder on the server with a requirements.txt of its own, and somebody who uses it."""
+    """A folder on the server with its own requirements.txt, and its user."""
 
     def __init__(self, user: Client, folder: Path, shelf: Shelf) -> None:
         self.user, self.folder, self.shelf = user, folder, shelf
@@ -105,13 +105,13 @@ class Place:
             (root / "requirements.txt").write_text(self.shelf.requires(*pins))
 
     def init(self, **variables: str) -> str:
-        """What ssh-init prints that succeeds."""
+        """The output of a successful ssh-init."""
         done = self.user("ssh-init", **variables)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
     def started(self, **variables: str) -> subprocess.Popen[bytes]:
-        """An ssh-init that stands half-way, in the midst of an installation."""
+        """An ssh-init in the middle of an installation."""
         process = self.user.start("ssh-init", **variables)
         self.processes.append(process)
         wait(lambda: (self.shelf.slow() / "begun").exists() or process.poll() is not None)
@@ -119,7 +119,7 @@ class Place:
         return process
 
     def another(self, says: str) -> tuple[subprocess.Popen[bytes], Path]:
-        """A second ssh-init that has said something, and the file of all that it says."""
+        """A second ssh-init that has printed `says`, and the file with its output."""
         path = self.shelf.folder / "said.out"
         process = self.user.start("ssh-init", to=path)
         self.processes.append(process)
@@ -145,7 +145,7 @@ def wait(done: Callable[[], bool]) -> None:
 
 @pytest.fixture
 def empty(user: Client, remote_project: Path, shelf: Shelf, sshd: Server, tmp_path: Path) -> Iterator[Place]:
-    """Code, and no environment."""
+    """The code without an environment."""
     shutil.rmtree(remote_project / ".venv")
     for more in remote_project.glob("requirements-*.txt"):
         more.unlink()
@@ -162,20 +162,20 @@ def empty(user: Client, remote_project: Path, shelf: Shelf, sshd: Server, tmp_pa
 
 @pytest.fixture
 def place(empty: Place, bare: Path) -> Place:
-    """Code, and an environment in which nothing is installed."""
+    """The code and an environment without packages."""
     venv = empty.folder / ".venv"
     shutil.copytree(bare, venv, symlinks=True)
     return empty
 
 
-# First and again
+# Complete installations
 
 
 def test_an_environment_is_made_and_then_nothing_is_missing(empty: Place, sshd: Server) -> None:
     empty.pins("one==1.0", "two==1.0")
     before = {p.name for p in sshd.home.iterdir()} | {".ssh"}
-    said = empty.init()
-    assert "there is no environment yet" in said and "Successfully installed one-1.0 two-1.0" in said
+    printed = empty.init()
+    assert "there is no environment yet" in printed and "Successfully installed one-1.0 two-1.0" in printed
     assert (empty.imports("one"), empty.imports("two")) == ("1.0", "1.0")
     assert empty.ready["accelerator"] == "cpu" and empty.ready["torch"] is None
     assert (empty.folder / ".venv/.installed").exists() and not (empty.folder / ".venv/.installing").exists()
@@ -192,12 +192,12 @@ def test_a_changed_pin_is_the_only_thing_that_is_installed(place: Place) -> None
     place.pins("one==1.0", "two==1.0")
     place.init()
     place.pins("one==1.1", "two==1.0")
-    told = place.user.refused("ssh-train")
-    assert told == "requirements.txt has changed since make ssh-init; run it again"
-    said = place.init()
-    assert "Successfully installed one-1.1\n" in said and "two" not in said
+    message = place.user.refused("ssh-train")
+    assert message == "requirements.txt has changed since make ssh-init; run it again"
+    printed = place.init()
+    assert "Successfully installed one-1.1\n" in printed and "two" not in printed
     assert place.imports("one") == "1.1"
-    assert place.user("ssh-train", "--detach", "nonsense=1").returncode == 0  # it starts again
+    assert place.user("ssh-train", "--detach", "nonsense=1").returncode == 0  # runs start again
 
 
 def test_an_environment_made_by_hand_is_not_checked(place: Place) -> None:
@@ -215,7 +215,7 @@ def test_an_error_of_pip_is_reported_and_no_run_started(place: Place) -> None:
     assert "Successfully installed one-1.0" in place.init()
 
 
-# What comes between
+# Interruptions
 
 
 def test_a_killed_installation_is_resumed(place: Place, sshd: Server) -> None:
@@ -229,11 +229,11 @@ def test_a_killed_installation_is_resumed(place: Place, sshd: Server) -> None:
     process.kill()
     process.communicate()
     packages = next((place.folder / ".venv/lib").glob("python*")) / "site-packages"
-    (packages / "one/__init__.py").write_text("")  # as it is when pip is killed while it writes
+    (packages / "one/__init__.py").write_text("")  # as after a pip that was killed while writing
     (packages / "~wo").mkdir()
     (place.shelf.slow() / "go").touch()
-    said = place.init()
-    assert "one-1.0 was incomplete" in said
+    printed = place.init()
+    assert "one-1.0 was incomplete" in printed
     assert [place.imports(name) for name in ("one", "two", "slow")] == ["1.0"] * 3
     assert not (packages / "~wo").exists()
     assert "nothing is missing" in place.init()
@@ -255,12 +255,12 @@ def test_an_installation_outlives_its_connection_and_is_followed_again(place: Pl
 def test_a_second_installation_follows_the_first(place: Place) -> None:
     place.pins(f"slow @ file://{place.shelf.slow()}/source")
     first = place.started()
-    second, said = place.another("is making it already")
+    second, printed = place.another("is making it already")
     (place.shelf.slow() / "go").touch()
     out = first.communicate(timeout=PATIENCE)[0].decode()
     second.communicate(timeout=PATIENCE)
     assert first.returncode == second.returncode == 0
-    assert all("Successfully installed slow-1.0" in text for text in (out, said.read_text()))
+    assert all("Successfully installed slow-1.0" in text for text in (out, printed.read_text()))
     assert len(list((place.folder / "outputs/remote/jobs").iterdir())) == 1
 
 
@@ -315,12 +315,14 @@ def test_torch_is_installed_first_from_the_named_index(place: Place, tmp_path: P
     seen, over = set[str](), threading.Event()
     watching = threading.Thread(target=watch, args=({"the index": str(index.parent)}, seen, over))
     watching.start()
-    said = place.init(REMOTE_TORCH_INDEX=f"file://{index.parent}")
+    printed = place.init(REMOTE_TORCH_INDEX=f"file://{index.parent}")
     over.set()
     watching.join()
     assert seen == set()  # on no command line: it may hold a password
-    assert "torch comes from REMOTE_TORCH_INDEX" in said
-    assert said.index("Successfully installed torch-0.0.9+mine") < said.index("Successfully installed one-1.0")
+    assert "torch comes from REMOTE_TORCH_INDEX" in printed
+    assert printed.index("Successfully installed torch-0.0.9+mine") < printed.index(
+        "Successfully installed one-1.0"
+    )
     assert place.ready["torch"] == "0.0.9+mine"
     assert "complete, torch 0.0.9+mine for cpu" in place.init()
 
@@ -334,8 +336,8 @@ def test_a_full_disk_is_reported_before_anything_is_downloaded(place: Place, ssh
     made = sshd.inside(f"cp -a {place.folder} {keep}; {small}; cp -a {keep}/. {place.folder}")
     assert made.returncode == 0, made.stderr
     try:
-        told = place.user.refused("ssh-init")
-        assert " MB left, and torch for cpu with its dependencies takes 3.0 GB; free some space there" in told
+        message = place.user.refused("ssh-init")
+        assert " MB left, and torch for cpu with its dependencies takes 3.0 GB; free some space there" in message
         assert not target.exists() or not list((target / "remote/jobs").glob("*"))
     finally:
         sshd.inside(f"umount {place.folder}")
@@ -346,12 +348,12 @@ def test_a_full_disk_is_reported_before_anything_is_downloaded(place: Place, ssh
 
 def test_ssh_init_reports_a_server_without_python(place: Place, sshd: Server) -> None:
     with sshd.session(PATH="/nowhere"):
-        told = place.user.refused("ssh-init")
-    assert "has no python3; install Python 3.11 or newer there" in told
+        message = place.user.refused("ssh-init")
+    assert "has no python3; install Python 3.11 or newer there" in message
 
 
 @pytest.mark.parametrize(
-    ("programs", "said"),
+    ("programs", "printed"),
     [
         (
             {"python3.10": "[[3,10,2],true]"},
@@ -362,15 +364,15 @@ def test_ssh_init_reports_a_server_without_python(place: Place, sshd: Server) ->
     ],
 )
 def test_an_unsuitable_python_is_refused(
-    programs: dict[str, str], said: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    programs: dict[str, str], printed: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from src.remote.agent import host_info
     from src.remote.agent.bootstrap import AgentError
 
     monkeypatch.setenv("PATH", str(fakes(tmp_path, programs)))
-    with pytest.raises(AgentError) as told:
+    with pytest.raises(AgentError) as message:
         host_info.find_python(str(tmp_path), "python3.10")
-    assert all(text in f"{told.value.problem}; {told.value.hint}" for text in said)
+    assert all(text in f"{message.value.problem}; {message.value.hint}" for text in printed)
 
 
 def test_the_newest_suitable_python_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -382,12 +384,14 @@ def test_the_newest_suitable_python_is_used(tmp_path: Path, monkeypatch: pytest.
 
 
 def fakes(folder: Path, programs: dict[str, str]) -> Path:
-    """A folder of programs that say something, whatever they are asked; `!` makes one fail."""
+    """A folder of programs that print a text, whatever their arguments are; `!` makes one fail."""
     place = folder / "bin"
     place.mkdir()
-    for name, said in programs.items():
-        text = said.removeprefix("!")
-        (place / name).write_text(f"#!/bin/sh\n/bin/cat <<'END'\n{text}\nEND\nexit {int(said.startswith('!'))}\n")
+    for name, printed in programs.items():
+        text = printed.removeprefix("!")
+        (place / name).write_text(
+            f"#!/bin/sh\n/bin/cat <<'END'\n{text}\nEND\nexit {int(printed.startswith('!'))}\n"
+        )
         (place / name).chmod(0o755)
     return place
 
@@ -469,7 +473,7 @@ def test_an_environment_for_a_gpu_is_kept_while_none_is_detected(tmp_path: Path)
     assert venv.missing(str(tmp_path), "cpu") != []
 
 
-# Where torch comes from
+# torch's package index
 
 
 def test_pytorchs_own_index_is_used_if_it_has_the_build(tmp_path: Path) -> None:
@@ -503,7 +507,7 @@ def test_pytorchs_own_index_is_used_if_it_has_the_build(tmp_path: Path) -> None:
 
 @contextmanager
 def serving(folder: Path) -> Iterator[str]:
-    """The address at which a folder is served."""
+    """The address of an HTTP server for a folder."""
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder))) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         try:
@@ -561,7 +565,7 @@ def test_a_warning_is_printed_if_logind_kills_processes_at_logout(
     assert "loginctl enable-linger" in setup.warnings(facts)[0]
 
 
-# What goes along
+# Variables
 
 
 def test_pip_gets_its_variables_and_no_tokens() -> None:

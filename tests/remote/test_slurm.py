@@ -19,7 +19,7 @@ SLURM = ("launch=slurm", "partition=debug", "timeout_min=9", "cpus_per_task=1")
 
 
 def words_of(world: World, *more: str) -> list[str]:
-    """A training whose run stands in the server's own folder."""
+    """A training run in the server's folder."""
     return [w for w in world.settings("train") if not w.startswith(("output_dir=", "artifacts_dir="))] + list(more)
 
 

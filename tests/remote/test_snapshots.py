@@ -1,4 +1,4 @@
-"""The snapshots of the code on the server: old ones go, and never one that something runs from, or is about to."""
+"""Snapshots of the code on the server: old ones are removed, unless a job runs or will run from them."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ pytestmark = needs_ssh
 
 
 class Snapshots:
-    """Those of a project on the server, and whoever pushes there."""
+    """The snapshots of a project on the server, and a user who pushes there."""
 
     def __init__(self, user: Client, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.user, self.code, self.monkeypatch = user, project / "outputs/remote/code", monkeypatch
         self.jobs = project / "outputs/remote/jobs"
 
     def age(self) -> Path:
-        """Make the one that there is the oldest of more than are kept. Returns: its folder."""
+        """Make the existing snapshot the oldest of more than are kept. Returns: its folder."""
         (first,) = self.code.iterdir()
         for n in range(KEEP + 1):
             shutil.copytree(first, self.code / f"newer-{n}")
@@ -42,12 +42,12 @@ class Snapshots:
 
     def pushed(self) -> set[str]:
         """The names that are left after a push."""
-        self.user.typed_here(self.monkeypatch, "push")
+        self.user.run_in_process(self.monkeypatch, "push")
         return self.left()
 
     def evaluated(self) -> set[str]:
         """The names that are left after a start, and the push before it."""
-        assert self.user.typed_here(self.monkeypatch, "ssh-eval") == 0
+        assert self.user.run_in_process(self.monkeypatch, "ssh-eval") == 0
         return self.left()
 
     def left(self) -> set[str]:
@@ -58,26 +58,28 @@ NEWEST = {f"newer-{n + 1}" for n in range(KEEP)}
 
 
 @pytest.fixture
-def snapshots(user: Client, noted: Path, monkeypatch: pytest.MonkeyPatch) -> Snapshots:
-    return Snapshots(user, noted.parent, monkeypatch)
+def snapshots(user: Client, recorded_args: Path, monkeypatch: pytest.MonkeyPatch) -> Snapshots:
+    return Snapshots(user, recorded_args.parent, monkeypatch)
 
 
-def test_a_snapshot_in_use_is_kept_and_removed_afterwards(snapshots: Snapshots, user: Client, noted: Path) -> None:
-    (noted.parent / "wait").touch()
-    user.typed_here(snapshots.monkeypatch, "ssh-eval", "--detach", "--run=it")
-    until(noted.exists)
+def test_a_snapshot_in_use_is_kept_and_removed_afterwards(
+    snapshots: Snapshots, user: Client, recorded_args: Path
+) -> None:
+    (recorded_args.parent / "wait").touch()
+    user.run_in_process(snapshots.monkeypatch, "ssh-eval", "--detach", "--run=it")
+    until(recorded_args.exists)
     first = snapshots.age()
     (snapshots.code / "of-a-killed-one.tmp").mkdir()
     assert snapshots.pushed() == {*NEWEST, first.name}
     supervisor = psutil.Process(json.loads((snapshots.jobs / "it/job.json").read_text())["pid"]).parent()
     assert supervisor is not None
-    supervisor.kill()  # who held it; the record still says who runs
+    supervisor.kill()  # it held the lock; the record still has the running process
     supervisor.wait()
     assert snapshots.pushed() == {*NEWEST, first.name}
-    (noted.parent / "wait").unlink()
-    with suppress(Stopped):  # nobody is left who could say how it ended
-        user.typed_here(snapshots.monkeypatch, "ssh-attach", "it")
-    run = noted.parent / "outputs/runs/r"
+    (recorded_args.parent / "wait").unlink()
+    with suppress(Stopped):  # no supervisor is left to record its end
+        user.run_in_process(snapshots.monkeypatch, "ssh-attach", "it")
+    run = recorded_args.parent / "outputs/runs/r"
     run.mkdir(parents=True)
     (run / "manifest.json").write_text('{"status": "interrupted"}')
     (snapshots.jobs / "it/run").write_text(f"{run}\n")
@@ -87,11 +89,11 @@ def test_a_snapshot_in_use_is_kept_and_removed_afterwards(snapshots: Snapshots, 
 
 
 def test_a_snapshot_locked_by_a_supervisor_without_record_is_kept(
-    sshd: Server, snapshots: Snapshots, user: Client, noted: Path, tmp_path: Path
+    sshd: Server, snapshots: Snapshots, user: Client, recorded_args: Path, tmp_path: Path
 ) -> None:
-    moments = Moments(tmp_path, noted.parent)
+    moments = Moments(tmp_path, recorded_args.parent)
     with sshd.session(**moments.variables("supervisor", 1, "wait")):
-        starting = user.start("ssh-eval", "--detach", "--run=it", to=tmp_path / "said")
+        starting = user.start("ssh-eval", "--detach", "--run=it", to=tmp_path / "printed")
         until(moments.came.exists)
         slow = next(p for p in sshd.started() if python(p) and python(p.parent()))
         starter = slow.parent()
@@ -104,7 +106,7 @@ def test_a_snapshot_locked_by_a_supervisor_without_record_is_kept(
     assert snapshots.pushed() == {*NEWEST, first.name}
     moments.go.touch()
     until((snapshots.jobs / "it/exit.json").exists)
-    assert json.loads((snapshots.jobs / "it/exit.json").read_text())["code"] == 0 and noted.exists()
+    assert json.loads((snapshots.jobs / "it/exit.json").read_text())["code"] == 0 and recorded_args.exists()
     until(lambda: not slow.is_running() or slow.status() == psutil.STATUS_ZOMBIE)
     assert snapshots.pushed() == NEWEST
 
@@ -113,7 +115,7 @@ def test_a_start_removes_old_snapshots_and_marks_its_own_as_used(snapshots: Snap
     snapshots.evaluated()
     first = snapshots.age()
     assert snapshots.evaluated() == {*sorted(NEWEST)[1:], first.name}
-    os.utime(first, (3.5, 3.5))  # between others
+    os.utime(first, (3.5, 3.5))  # between the others
     snapshots.evaluated()
     assert first.stat().st_mtime > 10
 
@@ -121,12 +123,12 @@ def test_a_start_removes_old_snapshots_and_marks_its_own_as_used(snapshots: Snap
 def test_files_removed_from_a_snapshot_are_copied_again(snapshots: Snapshots) -> None:
     (name,) = snapshots.evaluated()
     first = snapshots.code / name
-    whole = {path: path.read_bytes() for path in first.rglob("*") if path.is_file()}
+    complete = {path: path.read_bytes() for path in first.rglob("*") if path.is_file()}
     (first / "src/main.py").unlink()
     (first / "src/code.json").unlink()
     shutil.rmtree(first / "configs")
     snapshots.evaluated()
-    assert {path: path.read_bytes() for path in first.rglob("*") if path.is_file()} == whole
+    assert {path: path.read_bytes() for path in first.rglob("*") if path.is_file()} == complete
 
 
 @pytest.mark.slurm
@@ -134,7 +136,7 @@ def test_files_removed_from_a_snapshot_are_copied_again(snapshots: Snapshots) ->
 def test_a_snapshot_is_kept_while_its_job_waits_in_slurm_or_squeue_fails(
     sshd: Server, cluster: Cluster, snapshots: Snapshots, user: Client
 ) -> None:
-    user.typed_here(snapshots.monkeypatch, "ssh-eval", "--run=it")
+    user.run_in_process(snapshots.monkeypatch, "ssh-eval", "--run=it")
     first = snapshots.age()
     environment = os.environ | cluster.environment
     words = ["sbatch", "--parsable", "--hold", "--output=/dev/null", "--wrap=true"]

@@ -1,4 +1,4 @@
-"""A run is started once: whatever the connection and its two ends do while it is being started."""
+"""A run is started exactly once, whatever happens to the connection, the client and the server meanwhile."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def ran(project: Path) -> int:
 
 
 class Starts:
-    """Starts, in sessions in which a moment comes."""
+    """Starts in sessions with a kill point."""
 
     def __init__(self, server: Server, connection: Connection, project: Path, folder: Path) -> None:
         self.server, self.connection, self.project = server, connection, project
@@ -48,10 +48,10 @@ class Starts:
 
     @contextmanager
     def at(self, who: str, nth: int, act: str) -> Iterator[str]:
-        """The id of a run, for a start inside; nothing has run yet."""
+        """The id for a start inside; no job has run yet."""
         (self.project / "ran").unlink(missing_ok=True)
         with self.server.session(**self.moments.variables(who, nth, act)):
-            self.connection.close()  # the next connection is a session of the new kind
+            self.connection.close()  # the next connection begins a new session
             yield f"run-{who}-{nth}-{act}"
             self.connection.close()
 
@@ -70,13 +70,13 @@ def test_a_start_interrupted_at_any_point_happens_once(starts: Starts, act: str)
     while came:
         nth += 1
         with starts.at("starter", nth, act) as id:
-            job = begin(starts.connection, id)  # which tries again by itself
+            job = begin(starts.connection, id)  # retries by itself
             again = begin(starts.connection, id)
         until(lambda id=id: starts.ended(id))
         assert ran(starts.project) == 1, f"at moment {nth}"
         assert again["existed"] and again["pid"] == job["pid"]
         came = starts.moments.came.exists()
-    assert nth > 3  # the last never came
+    assert nth > 3  # the last kill point was not reached
 
 
 def test_a_supervisor_killed_at_any_point_never_runs_a_job_twice(starts: Starts) -> None:
@@ -86,7 +86,7 @@ def test_a_supervisor_killed_at_any_point_never_runs_a_job_twice(starts: Starts)
         with starts.at("supervisor", nth, "kill") as id:
             try:
                 begin(starts.connection, id)
-            except RuntimeError:  # as nobody foresees that
+            except RuntimeError:  # an unexpected error
                 assert starts.moments.came.exists()
         job = begin(starts.connection, id)
         job = until(
@@ -100,7 +100,7 @@ def test_a_supervisor_killed_at_any_point_never_runs_a_job_twice(starts: Starts)
 
 
 def test_a_slow_start_that_was_retried_happens_once(sshd: Server, starts: Starts) -> None:
-    """Its supervisor is slow to begin, who has started that is gone, and the start is tried again."""
+    """The supervisor is slow, its parent process is killed, and the client retries."""
     with starts.at("supervisor", 1, "wait") as id:
         starting = threading.Thread(target=begin, args=(starts.connection, id))
         starting.start()
@@ -109,7 +109,7 @@ def test_a_slow_start_that_was_retried_happens_once(sshd: Server, starts: Starts
         starter = slow.parent()
         assert starter is not None
         starter.kill()
-        starting.join()  # tried again by itself
+        starting.join()  # retried by itself
         starts.moments.go.touch()
         until(lambda: not slow.is_running() or slow.status() == psutil.STATUS_ZOMBIE)
     until(lambda: starts.ended(id))
@@ -152,29 +152,29 @@ def test_a_record_is_made_once_with_and_without_hard_links(
     assert len(list(tmp_path.iterdir())) == 2
 
 
-# As a person does it
+# From the command line
 
 
-def test_a_command_repeated_with_its_id_starts_nothing(user: Client, noted: Path) -> None:
-    (noted.parent / "wait").touch()
+def test_a_command_repeated_with_its_id_starts_nothing(user: Client, recorded_args: Path) -> None:
+    (recorded_args.parent / "wait").touch()
     first = user("ssh-eval", "--detach", "--run=mine")
     again = user("ssh-eval", "--detach", "--run=mine")
     assert "run mine started: " in first.stdout and "run mine was started before: " in again.stdout
-    (noted.parent / "wait").unlink()
+    (recorded_args.parent / "wait").unlink()
     assert user("ssh-attach", "mine").returncode == 0
     assert user("ssh-status").stdout.count("finished") == 1
 
 
-def test_ctrl_c_stops_following_and_not_the_run(user: Client, noted: Path, tmp_path: Path) -> None:
-    (noted.parent / "wait").touch()
-    following = user.start("ssh-train", "--run=mine", to=tmp_path / "said")
-    until(noted.exists)
+def test_ctrl_c_stops_following_and_not_the_run(user: Client, recorded_args: Path, tmp_path: Path) -> None:
+    (recorded_args.parent / "wait").touch()
+    following = user.start("ssh-train", "--run=mine", to=tmp_path / "printed")
+    until(recorded_args.exists)
     following.send_signal(signal.SIGINT)
     assert following.wait(timeout=60) == 130
-    said = (tmp_path / "said.err").read_text()
-    assert "run mine continues; make ssh-attach RUN=mine" in said and "Traceback" not in said
+    printed = (tmp_path / "said.err").read_text()
+    assert "run mine continues; make ssh-attach RUN=mine" in printed and "Traceback" not in printed
     assert "running" in user("ssh-status").stdout
-    (noted.parent / "wait").unlink()
+    (recorded_args.parent / "wait").unlink()
     done = user("ssh-attach")
     assert done.returncode == 0 and "run mine: finished" in done.stderr
 
@@ -182,7 +182,7 @@ def test_ctrl_c_stops_following_and_not_the_run(user: Client, noted: Path, tmp_p
 def test_a_follower_reconnects_after_a_silent_loss(
     sshd: Server, user: Client, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
-    monkeypatch.setattr(connection_module, "SILENCE_TIMEOUT_S", 4.0)  # there is a sign of life every 3
+    monkeypatch.setattr(connection_module, "SILENCE_TIMEOUT_S", 4.0)  # the agent sends a heartbeat every 3 s
     with proxy(sshd.port) as between:
         target = RemoteTarget.from_env(user.environment | {"REMOTE_PORT": str(between.port)})
         user.known_hosts.write_text(sshd.known_hosts().replace(str(sshd.port), str(between.port)))

@@ -1,4 +1,4 @@
-"""The table of ssh-status: what is never cut off, and where the last line of a log stands."""
+"""The table of ssh-status: what is never truncated, and where the last line of a log is printed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LAST = "step 1234/20000  epoch 15.00  loss 1.234  eval_loss 5.91  12,345 tokens/
 
 
 def job(**changes: Any) -> jobs.Job:
-    then = 1_800_000_000.0  # whatever time it is here
+    then = 1_800_000_000.0  # independent of the local time
     known = {"id": ID, "stage": "train", "status": "running", "code": None, "started": then, "ended": None}
     seen = {"log_time": then, "now": then + 4000, "last_line": LAST, "run": None, "run_status": None, "host": "a"}
     return {**known, **seen, **changes}
@@ -41,7 +41,7 @@ def test_only_the_last_line_of_a_log_is_truncated(
 ) -> None:
     lines = shown([job(), STOPPED, FINISHED, ELSEWHERE], monkeypatch, capsys, columns)
     assert max(map(status_table.cell_len, lines)) <= max(columns, status_table.MIN_WIDTH)
-    said = " ".join(line.strip() for line in lines)
+    printed = " ".join(line.strip() for line in lines)
     for each in (
         ID,
         RUN,
@@ -51,7 +51,7 @@ def test_only_the_last_line_of_a_log_is_truncated(
         "eval-baseline",
         "not visible from this host",
     ):
-        assert each in said
+        assert each in printed
     assert any(LAST[:24] in line for line in lines)
     assert "trained in 3 s" in "\n".join(lines)
     assert any(line.endswith(f"in {RUN}: saved") for line in lines) or columns == 200

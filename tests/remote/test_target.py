@@ -1,4 +1,4 @@
-"""REMOTE_* and ssh's own configuration: what a host means."""
+"""REMOTE_* and ssh's configuration: how a target is resolved."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def target(config: Path, text: str, **more: str) -> RemoteTarget:
 
 
 def test_every_missing_variable_is_named_at_once(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError) as told:
+    with pytest.raises(ConfigError) as error:
         RemoteTarget.from_env({"REMOTE_PORT": "22x", "REMOTE_KEY": str(tmp_path / "none")})
-    text = str(told.value)
+    text = str(error.value)
     assert all(name in text for name in ("REMOTE_HOST", "REMOTE_DIR", "REMOTE_PORT=22x", "none does not exist"))
     assert ".env" in text
 
@@ -77,7 +77,7 @@ def test_a_match_block_applies(config: Path) -> None:
 def test_a_jump_host_is_ssh_again(config: Path, jump: str, words: list[str]) -> None:
     found = target(config, f"Host box\n HostName 10.0.0.7\n ProxyJump {jump}\n")
     assert found.proxy[0] == "ssh" and list(found.proxy[-len(words) :]) == words
-    assert str(config) in found.proxy  # which says who the jump host is
+    assert str(config) in found.proxy  # it defines the jump host
 
 
 def test_a_jump_host_that_jumps_through_itself_is_refused(config: Path) -> None:

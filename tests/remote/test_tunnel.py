@@ -27,7 +27,7 @@ pytest_plugins = ["tests.remote.server", "tests.remote.client"]
 pytestmark = needs_ssh
 
 ODD = ' it\'s a "$HOME" `x` ! é'
-PATIENCE = 30  # seconds until something that does not happen is given up
+PATIENCE = 30  # seconds
 
 
 def wait(done: Callable[[], object]) -> None:
@@ -41,7 +41,7 @@ def wait(done: Callable[[], object]) -> None:
 
 
 def typed(user: Client, text: str, **variables: str) -> tuple[str, int]:
-    """What a terminal shows of `ssh-shell`, in which `text` is typed at its prompt, and the exit code."""
+    """The terminal output of `ssh-shell` with `text` typed at its prompt, and the exit code."""
     environment = {
         "PATH": os.environ["PATH"],
         "TERM": "dumb",
@@ -53,11 +53,11 @@ def typed(user: Client, text: str, **variables: str) -> tuple[str, int]:
     if child == 0:
         os.chdir(user.project)
         os.execve(sys.executable, [sys.executable, "-m", "src.main", "ssh-shell"], environment)
-    shown, end, asked = b"", time.monotonic() + PATIENCE, False
+    shown, end, typed = b"", time.monotonic() + PATIENCE, False
     while time.monotonic() < end:
-        if not asked and shown.rstrip().endswith((b"#", b"$")):
+        if not typed and shown.rstrip().endswith((b"#", b"$")):
             os.write(terminal, f"{text}\n".encode())
-            asked = True
+            typed = True
         if select.select([terminal], [], [], 0.1)[0]:
             try:
                 data = os.read(terminal, 4096)
@@ -71,7 +71,7 @@ def typed(user: Client, text: str, **variables: str) -> tuple[str, int]:
 
 @pytest.fixture
 def odd(user: Client, remote_project: Path) -> tuple[Client, Path]:
-    """A folder whose name every shell would take for something else."""
+    """A folder whose name has special characters of every shell."""
     folder = remote_project.with_name(remote_project.name + ODD)
     remote_project.rename(folder)
     return user.having(REMOTE_DIR=str(folder)), folder
@@ -105,7 +105,7 @@ def test_a_shell_in_a_missing_folder_is_refused(user: Client) -> None:
 
 
 class Board:
-    """A running ssh-tensorboard, whose runs are seen at `address`."""
+    """A running ssh-tensorboard, at `address`."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         assert process.stdout
@@ -138,7 +138,7 @@ def board(user: Client, *words: str) -> Iterator[Board]:
 
 @pytest.fixture
 def run(remote_project: Path) -> Path:
-    """A run whose curves are on the server."""
+    """A run with curves on the server."""
     from torch.utils.tensorboard.writer import SummaryWriter
 
     logs = remote_project / "outputs/runs/a/logs"
@@ -148,7 +148,7 @@ def run(remote_project: Path) -> Path:
 
 
 def boards(sshd: Server) -> list[str]:
-    """What still runs of TensorBoard on the server, its helper that reads the files too."""
+    """The running processes of TensorBoard on the server."""
     return [words for p in sshd.started() if "--logdir" in (words := " ".join(p.cmdline()))]
 
 
@@ -159,7 +159,7 @@ def test_tensorboard_survives_lost_connections_and_ends_with_the_command(
         wait(shown.shown)
         assert len(boards(sshd)) >= 1
         sshd.block()
-        wait(lambda: boards(sshd) == [])  # it ended with its client, though nobody told it to
+        wait(lambda: boards(sshd) == [])  # it ends when its client is killed
         with pytest.raises(OSError):
             shown.runs()
         sshd.unblock()
@@ -206,8 +206,8 @@ def test_a_server_without_port_forwarding_is_reported(user: Client, run: Path, s
     config.write_text(f"{text}AllowTcpForwarding no\n")
     sshd.unblock()
     try:
-        told = user.refused("ssh-tensorboard", f"--port={free_port()}")
-        assert "does not permit port forwarding" in told and "AllowTcpForwarding" in told
+        message = user.refused("ssh-tensorboard", f"--port={free_port()}")
+        assert "does not permit port forwarding" in message and "AllowTcpForwarding" in message
     finally:
         sshd.block()
         config.write_text(text)

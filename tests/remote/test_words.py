@@ -1,4 +1,4 @@
-"""What is typed here arrives there as it was typed, and a secret is seen by nobody but who needs it."""
+"""Arguments arrive on the server as they were typed, and secrets reach only the process that needs them."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ def words(chance: random.Random, count: int) -> list[str]:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_arguments_arrive_as_they_were_typed(user: Client, noted: Path, seed: int) -> None:
+def test_arguments_arrive_as_they_were_typed(user: Client, recorded_args: Path, seed: int) -> None:
     typed = words(random.Random(seed), 150)
     done = user.start("ssh-train", *typed)
     _, error = done.communicate(timeout=60)
     assert done.returncode == 0, error.decode(errors="replace")
-    assert json.loads(noted.read_text())["words"] == ["-m", "src.main", "train", *typed]
+    assert json.loads(recorded_args.read_text())["words"] == ["-m", "src.main", "train", *typed]
 
 
-def test_flags_of_the_client_may_be_anywhere(user: Client, noted: Path) -> None:
+def test_flags_of_the_client_may_be_anywhere(user: Client, recorded_args: Path) -> None:
     done = user("ssh-eval", "split=dev", "--detach", "--also=", "--config-name", "mine")
     assert done.returncode == 0, done.stderr
     assert "make ssh-attach RUN=" in done.stdout
-    while not noted.exists() or not noted.read_text():
+    while not recorded_args.exists() or not recorded_args.read_text():
         pass
-    assert json.loads(noted.read_text())["words"] == [
+    assert json.loads(recorded_args.read_text())["words"] == [
         "-m",
         "src.main",
         "eval",
@@ -71,7 +71,7 @@ def test_a_folder_may_have_a_special_name(sshd: Server, user: Client, name: str)
 
 
 def test_secrets_reach_only_the_process_that_needs_them(
-    sshd: Server, user: Client, noted: Path, tmp_path: Path
+    sshd: Server, user: Client, recorded_args: Path, tmp_path: Path
 ) -> None:
     user = user.copy(tmp_path / "mine")
     canary = {name: f"canary-{name}-{random.SystemRandom().randbytes(8).hex()}" for name in (
@@ -81,7 +81,7 @@ def test_secrets_reach_only_the_process_that_needs_them(
     dotenv = "".join(f"export {name}='{canary[name]}'\n" for name in ("LAKEFS_SECRET_KEY", "MY_OWN"))
     (user.project / ".env").write_text(dotenv)
     typed = [f"hf_token={canary['HF_TOKEN']}", "x=${oc.env:OF_A_WORD}"]
-    (noted.parent / "wait").touch()
+    (recorded_args.parent / "wait").touch()
     seen, over = set[str](), threading.Event()
     watching = threading.Thread(target=watch, args=(canary, seen, over))
     watching.start()
@@ -89,30 +89,32 @@ def test_secrets_reach_only_the_process_that_needs_them(
         starting = user.start("ssh-train", "--detach", typed[1], **given)
         out, error = starting.communicate(timeout=60)
         assert starting.returncode == 0, error
-        until(lambda: noted.exists() and noted.read_text())
+        until(lambda: recorded_args.exists() and recorded_args.read_text())
     finally:
         over.set()
         watching.join()
-        (noted.parent / "wait").unlink()
-    told = json.loads(noted.read_text())
-    assert told["have"].items() >= {n: hashlib.sha256(v.encode()).hexdigest() for n, v in canary.items()}.items()
-    assert told["words"][3:] == [typed[1]]
+        (recorded_args.parent / "wait").unlink()
+    recorded = json.loads(recorded_args.read_text())
+    assert (
+        recorded["have"].items() >= {n: hashlib.sha256(v.encode()).hexdigest() for n, v in canary.items()}.items()
+    )
+    assert recorded["words"][3:] == [typed[1]]
     assert seen == set()
-    done = user("ssh-train", typed[0], **given)  # which somebody typed out
+    done = user("ssh-train", typed[0], **given)  # a secret typed on the command line
     assert done.returncode == 0, done.stderr
-    assert json.loads(noted.read_text())["words"][3:] == ["hf_token=${oc.env:HF_TOKEN}"]
+    assert json.loads(recorded_args.read_text())["words"][3:] == ["hf_token=${oc.env:HF_TOKEN}"]
     status = user("ssh-status", **given)
-    said = [out.decode(), error.decode(), done.stdout, done.stderr, status.stdout, status.stderr]
-    assert [name for name, value in canary.items() if any(value in each for each in said)] == []
-    places = [noted.parent, user.project, sshd.home, sshd.tmp, Path(user.environment["HOME"])]
+    printed = [out.decode(), error.decode(), done.stdout, done.stderr, status.stdout, status.stderr]
+    assert [name for name, value in canary.items() if any(value in each for each in printed)] == []
+    places = [recorded_args.parent, user.project, sshd.home, sshd.tmp, Path(user.environment["HOME"])]
     files = {path for place in places for path in place.rglob("*") if path.is_file() and path.name != ".env"}
     holding = [(n, path) for path in files for n, value in canary.items() if value.encode() in path.read_bytes()]
     assert holding == []
-    assert not (noted.parent / ".env").exists()
+    assert not (recorded_args.parent / ".env").exists()
 
 
 def watch(canary: dict[str, str], seen: set[str], over: threading.Event) -> None:
-    """Note whose value stands on a command line of any process."""
+    """Record the variables whose value is on the command line of any process."""
     while not over.is_set():
         for process in filter(str.isdigit, os.listdir("/proc")):
             try:
