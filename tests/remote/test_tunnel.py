@@ -53,11 +53,11 @@ def typed(user: Client, text: str, **variables: str) -> tuple[str, int]:
     if child == 0:
         os.chdir(user.project)
         os.execve(sys.executable, [sys.executable, "-m", "src.main", "ssh-shell"], environment)
-    shown, end, typed = b"", time.monotonic() + PATIENCE, False
+    shown, end, sent = b"", time.monotonic() + PATIENCE, False
     while time.monotonic() < end:
-        if not typed and shown.rstrip().endswith((b"#", b"$")):
+        if not sent and shown.rstrip().endswith((b"#", b"$")):
             os.write(terminal, f"{text}\n".encode())
-            typed = True
+            sent = True
         if select.select([terminal], [], [], 0.1)[0]:
             try:
                 data = os.read(terminal, 4096)
