@@ -1,9 +1,9 @@
 """Kill points: interrupts the server at any step of a request.
 
 A sitecustomize of the server's Python does it. A kill point is an audit event of Python that changes the project's
-folder, or that starts a process. The variable MOMENT says `WHO NTH ACT`: who is `starter`, who answers the
-connection, or `supervisor`, whom that one has started; ACT is `kill` (this very process), `cut` (its connection)
-or `wait` (until the file MOMENT_WAITS exists). The file MOMENT_CAME is made when it happens, which it does once.
+folder or starts a process. The variable KILL_POINT is `WHO NTH ACT`: WHO is `starter`, which answers the connection,
+or `supervisor`, which that one has started; ACT is `kill` (this process), `cut` (its connection) or `wait` (until
+the file KILL_POINT_RELEASE exists). The file KILL_POINT_REACHED is made when it happens, which it does once.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from pathlib import Path
 SITE = """
 import os, signal, sys, time
 
-who, nth, act = os.environ["MOMENT"].split()
-folder, came, waits = (os.environ[name] for name in ("MOMENT_FOLDER", "MOMENT_CAME", "MOMENT_WAITS"))
+who, nth, act = os.environ["KILL_POINT"].split()
+folder, reached, release = (os.environ[f"KILL_POINT_{name}"] for name in ("FOLDER", "REACHED", "RELEASE"))
 parent = open(f"/proc/{os.getppid()}/comm").read().strip()
 seen = [0, False]
 
 
 def happen():
     try:
-        os.close(os.open(came, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        os.close(os.open(reached, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
     except FileExistsError:
         return
     if act == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     if act == "cut":
         os.kill(os.getppid(), signal.SIGKILL)
-    while act == "wait" and not os.path.exists(waits):
+    while act == "wait" and not os.path.exists(release):
         time.sleep(0.01)
 
 
@@ -53,21 +53,21 @@ if sys.argv[:1] == ["-c"] and (parent == "sshd") == (who == "starter"):
 """
 
 
-class Moments:
+class KillPoints:
     """`variables` are those of a session with a kill point."""
 
     def __init__(self, folder: Path, project: Path) -> None:
         self.site, self.project = folder / "site", project
-        self.came, self.go = folder / "came", folder / "go"
+        self.reached, self.release = folder / "came", folder / "go"
         self.site.mkdir()
         (self.site / "sitecustomize.py").write_text(SITE)
 
     def variables(self, who: str, nth: int, act: str) -> dict[str, str]:
-        self.came.unlink(missing_ok=True)
+        self.reached.unlink(missing_ok=True)
         return {
             "PYTHONPATH": str(self.site),
-            "MOMENT": f"{who} {nth} {act}",
-            "MOMENT_FOLDER": str(self.project),
-            "MOMENT_CAME": str(self.came),
-            "MOMENT_WAITS": str(self.go),
+            "KILL_POINT": f"{who} {nth} {act}",
+            "KILL_POINT_FOLDER": str(self.project),
+            "KILL_POINT_REACHED": str(self.reached),
+            "KILL_POINT_RELEASE": str(self.release),
         }

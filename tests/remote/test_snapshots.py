@@ -15,7 +15,7 @@ import pytest
 from src.errors import Stopped
 from src.remote.agent.snapshots import KEEP
 from tests.remote.client import Client
-from tests.remote.kill_points import Moments
+from tests.remote.kill_points import KillPoints
 from tests.remote.server import Server, needs_ssh, until
 from tests.remote.test_starts import python
 from tests.slurm import Cluster, needs_slurm
@@ -91,10 +91,10 @@ def test_a_snapshot_in_use_is_kept_and_removed_afterwards(
 def test_a_snapshot_locked_by_a_supervisor_without_record_is_kept(
     sshd: Server, snapshots: Snapshots, user: Client, recorded_args: Path, tmp_path: Path
 ) -> None:
-    moments = Moments(tmp_path, recorded_args.parent)
-    with sshd.session(**moments.variables("supervisor", 1, "wait")):
+    kill_points = KillPoints(tmp_path, recorded_args.parent)
+    with sshd.session(**kill_points.variables("supervisor", 1, "wait")):
         starting = user.start("ssh-eval", "--detach", "--run=it", to=tmp_path / "printed")
-        until(moments.came.exists)
+        until(kill_points.reached.exists)
         slow = next(p for p in sshd.started() if python(p) and python(p.parent()))
         starter = slow.parent()
         assert starter is not None
@@ -104,7 +104,7 @@ def test_a_snapshot_locked_by_a_supervisor_without_record_is_kept(
     first = snapshots.age()
     assert not (snapshots.jobs / "it/job.json").exists()
     assert snapshots.pushed() == {*NEWEST, first.name}
-    moments.go.touch()
+    kill_points.release.touch()
     until((snapshots.jobs / "it/exit.json").exists)
     assert json.loads((snapshots.jobs / "it/exit.json").read_text())["code"] == 0 and recorded_args.exists()
     until(lambda: not slow.is_running() or slow.status() == psutil.STATUS_ZOMBIE)

@@ -19,7 +19,7 @@ from src.remote.agent import fs
 from src.remote.connection import Connection
 from src.remote.target import RemoteTarget
 from tests.remote.client import Client
-from tests.remote.kill_points import Moments
+from tests.remote.kill_points import KillPoints
 from tests.remote.proxy import proxy
 from tests.remote.server import Server, needs_ssh, until
 from tests.remote.test_jobs import folder_of
@@ -44,13 +44,13 @@ class Starts:
 
     def __init__(self, server: Server, connection: Connection, project: Path, folder: Path) -> None:
         self.server, self.connection, self.project = server, connection, project
-        self.moments = Moments(folder, project)
+        self.kill_points = KillPoints(folder, project)
 
     @contextmanager
     def at(self, who: str, nth: int, act: str) -> Iterator[str]:
         """The id for a start inside; no job has run yet."""
         (self.project / "ran").unlink(missing_ok=True)
-        with self.server.session(**self.moments.variables(who, nth, act)):
+        with self.server.session(**self.kill_points.variables(who, nth, act)):
             self.connection.close()  # the next connection begins a new session
             yield f"run-{who}-{nth}-{act}"
             self.connection.close()
@@ -66,36 +66,36 @@ def starts(sshd: Server, connection: Connection, remote_project: Path, tmp_path:
 
 @pytest.mark.parametrize("act", ["cut", "kill"])
 def test_a_start_interrupted_at_any_point_happens_once(starts: Starts, act: str) -> None:
-    nth, came = 0, True
-    while came:
+    nth, reached = 0, True
+    while reached:
         nth += 1
         with starts.at("starter", nth, act) as id:
             job = begin(starts.connection, id)  # retries by itself
             again = begin(starts.connection, id)
         until(lambda id=id: starts.ended(id))
-        assert ran(starts.project) == 1, f"at moment {nth}"
+        assert ran(starts.project) == 1, f"at kill point {nth}"
         assert again["existed"] and again["pid"] == job["pid"]
-        came = starts.moments.came.exists()
+        reached = starts.kill_points.reached.exists()
     assert nth > 3  # the last kill point was not reached
 
 
 def test_a_supervisor_killed_at_any_point_never_runs_a_job_twice(starts: Starts) -> None:
-    nth, came = 0, True
-    while came:
+    nth, reached = 0, True
+    while reached:
         nth += 1
         with starts.at("supervisor", nth, "kill") as id:
             try:
                 begin(starts.connection, id)
             except RuntimeError:  # an unexpected error
-                assert starts.moments.came.exists()
+                assert starts.kill_points.reached.exists()
         job = begin(starts.connection, id)
         job = until(
             lambda id=id: next(
                 j for j in jobs.list_jobs(starts.connection) if j["id"] == id and j["status"] != "running"
             )
         )
-        assert ran(starts.project) == (1 if job["code"] == 0 else ran(starts.project) & 1), f"at moment {nth}"
-        came = starts.moments.came.exists()
+        assert ran(starts.project) == (1 if job["code"] == 0 else ran(starts.project) & 1), f"at kill point {nth}"
+        reached = starts.kill_points.reached.exists()
     assert nth > 3
 
 
@@ -104,13 +104,13 @@ def test_a_slow_start_that_was_retried_happens_once(sshd: Server, starts: Starts
     with starts.at("supervisor", 1, "wait") as id:
         starting = threading.Thread(target=begin, args=(starts.connection, id))
         starting.start()
-        until(starts.moments.came.exists)
+        until(starts.kill_points.reached.exists)
         slow = next(p for p in sshd.started() if python(p) and python(p.parent()))
         starter = slow.parent()
         assert starter is not None
         starter.kill()
         starting.join()  # retried by itself
-        starts.moments.go.touch()
+        starts.kill_points.release.touch()
         until(lambda: not slow.is_running() or slow.status() == psutil.STATUS_ZOMBIE)
     until(lambda: starts.ended(id))
     assert ran(starts.project) == 1
