@@ -1,9 +1,9 @@
 """Kill points: interrupts the server at any step of a request.
 
-A sitecustomize of the server's Python does it. A kill point is an audit event of Python that changes the project's
-folder or starts a process. The variable KILL_POINT is `WHO NTH ACT`: WHO is `starter`, which answers the connection,
-or `supervisor`, which that one has started; ACT is `kill` (this process), `cut` (its connection) or `wait` (until
-the file KILL_POINT_RELEASE exists). The file KILL_POINT_REACHED is made when it happens, which it does once.
+A sitecustomize of the server's Python does it. A kill point is an audit event of Python that changes the project
+folder or starts a process. The variable KILL_POINT is `WHO NTH ACT`: WHO is `starter`, which answers requests, or
+`supervisor`, which that one has started; ACT is `kill` (this process), `cut` (its connection) or `wait` (until the
+file KILL_POINT_RELEASE exists). The file KILL_POINT_REACHED is made when it happens, which it does once.
 """
 
 from __future__ import annotations
