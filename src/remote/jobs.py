@@ -151,7 +151,7 @@ def follow(connection: Connection, id: str, offset: int = 0, wait: bool = True) 
         except LostConnection as error:
             if not connection.was_connected:
                 raise
-            eprint(f"{error.problems[0]}; run {id} continues, and its log here when the connection is back")
+            eprint(f"{error.problems[0]}; run {id} continues; reconnecting to follow it")
             connection.reconnect()
             eprint("the connection is back")
 

@@ -71,7 +71,7 @@ def tensorboard(connection: Connection, port: str | None = None) -> int:
             except LostConnection as error:
                 if not connection.was_connected:
                     raise
-                print(f"{error.problems[0]}; TensorBoard comes back with it", file=sys.stderr, flush=True)
+                print(f"{error.problems[0]}; reconnecting to show TensorBoard", file=sys.stderr, flush=True)
                 connection.reconnect()
 
 
