@@ -1,4 +1,4 @@
-"""Evaluations written down without a model: predictions with their scores, as `eval` leaves them."""
+"""Evaluation results made without a model: predictions with their scores, as `eval` writes them."""
 
 from __future__ import annotations
 
@@ -46,6 +46,6 @@ def evaluated(
 
 
 def right(share: float, count: int = 40, wrong: str = "none") -> list[tuple[str, str]]:
-    """`count` answers of which the first `share` are right."""
+    """`count` predictions of which the first `share` are right."""
     texts = [f"TOP ( a {n} , b , c )" for n in range(count)]
     return [(text if n < share * count else wrong, text) for n, text in enumerate(texts)]

@@ -1,4 +1,4 @@
-"""Batches: sized by what a device has in all, the same for base and tuned model, smaller where memory runs out."""
+"""Batches: sized by total memory, the same for base and tuned model, smaller where memory runs out."""
 
 from __future__ import annotations
 
@@ -31,28 +31,28 @@ LLAMA_3_8B = {
 }  # fmt: skip
 
 
-def size(gib: float, asked: int | str = "auto", longest: int = 512, device: str = "cuda") -> int:
+def size(gib: float, setting: int | str = "auto", longest: int = 512, device: str = "cuda") -> int:
     memory = Capacity(int(gib * 2**30), "")
-    return int(batch_size(asked, LLAMA_3_8B, longest, 64, "bfloat16", device, memory).value)
+    return int(batch_size(setting, LLAMA_3_8B, longest, 64, "bfloat16", device, memory).value)
 
 
-def test_the_sizes_of_a_known_model_are_its_own() -> None:
+def test_parameters_and_cache_of_a_known_model() -> None:
     assert parameter_count(LLAMA_3_8B) == pytest.approx(8.03e9, rel=0.01)
     cache = sequence_bytes(LLAMA_3_8B, 0, 1000, 2) - sequence_bytes(LLAMA_3_8B, 0, 0, 2)
     assert cache == 1000 * 131_072  # 128 KiB a token, as of 8 of 32 heads in 16 bits
 
 
-def test_auto_is_what_the_memory_has_room_for() -> None:
+def test_auto_is_what_fits_into_memory() -> None:
     assert size(139) == 256
     found = [size(gib) for gib in (24, 36, 40, 48, 80)]
     assert found == sorted(found) and found[0] < found[-1]
     assert size(80, longest=8000) < size(80)
     assert size(1) == 1
     assert size(500, device="cpu") == 64
-    assert size(1, asked=48) == 48
+    assert size(1, setting=48) == 48
 
 
-def test_logits_of_reference_answers_stay_within_their_room() -> None:
+def test_logits_of_reference_answers_stay_within_their_limit() -> None:
     assert (
         reference_batch_size([3, 15], 128256) * 16 * 128256 * 12
         <= 1 << 29
@@ -69,46 +69,46 @@ def test_the_longest_come_first_and_unpadded_batches_hold_one_length() -> None:
 # --- memory that runs out --------------------------------------------------------------------------------
 
 
-class Small:
-    """Has room for `most` at once."""
+class LimitedModel:
+    """Runs out of memory with more than `most` rows at once."""
 
     def __init__(self, most: int, error: Exception) -> None:
-        self.most, self.error, self.asked = most, error, list[int]()
+        self.most, self.error, self.sizes = most, error, list[int]()
 
-    def __call__(self, places: list[int], number: int) -> Sequence[dict[str, Any]]:
-        self.asked.append(len(places))
-        if len(places) > self.most:
+    def __call__(self, indices: list[int], number: int) -> Sequence[dict[str, Any]]:
+        self.sizes.append(len(indices))
+        if len(indices) > self.most:
             raise self.error
-        return [{"prediction": str(place)} for place in places]
+        return [{"prediction": str(index)} for index in indices]
 
 
 @pytest.mark.parametrize(
     "error", [torch.OutOfMemoryError("CUDA"), RuntimeError("DefaultCPUAllocator: can't allocate memory: 1 bytes")]
 )
-def test_a_batch_without_room_is_halved_and_the_part_has_one_layout(
+def test_a_batch_that_does_not_fit_is_halved_for_the_part(
     tmp_path: Path, error: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
     file = PartialResults(tmp_path / "x", {})
-    ask = Small(2, error)
-    rows, size = run_batched(ask, [1] * 5, 8, file.part("test"))
+    model = LimitedModel(2, error)
+    rows, size = run_batched(model, [1] * 5, 8, file.part("test"))
     assert ([row["prediction"] for row in rows], size) == (list("01234"), 2)
-    assert ask.asked == [5, 4, 2, 2, 1]
+    assert model.sizes == [5, 4, 2, 2, 1]
     file.close()
     again = PartialResults(tmp_path / "x", {})
-    assert run_batched(Small(0, ValueError()), [1] * 5, 8, again.part("test")) == (rows, 2)
+    assert run_batched(LimitedModel(0, ValueError()), [1] * 5, 8, again.part("test")) == (rows, 2)
     again.close()
 
 
-def test_one_prompt_without_room_is_one_sentence(tmp_path: Path) -> None:
+def test_one_prompt_that_does_not_fit_is_reported_in_one_sentence(tmp_path: Path) -> None:
     file = PartialResults(tmp_path / "x", {})
     with pytest.raises(OutOfMemory, match="out of memory with one prompt at a time, in dev"):
-        run_batched(Small(0, torch.OutOfMemoryError("CUDA")), [1] * 5, 8, file.part("dev"))
+        run_batched(LimitedModel(0, torch.OutOfMemoryError("CUDA")), [1] * 5, 8, file.part("dev"))
     with pytest.raises(RuntimeError, match="of another kind"):
-        run_batched(Small(0, RuntimeError("of another kind")), [1], 8, file.part("dev"))
+        run_batched(LimitedModel(0, RuntimeError("of another kind")), [1], 8, file.part("dev"))
     file.close()
 
 
-def test_the_layout_that_was_used_is_a_condition(
+def test_the_batch_size_that_was_used_is_a_condition(
     copied: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plain = torch.nn.Embedding.forward

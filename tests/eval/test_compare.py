@@ -1,4 +1,4 @@
-"""The comparison: difference by difference under the same conditions, or a refusal that says what differs."""
+"""The comparison: each metric with its difference under equal conditions, or an error that names what differs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from src.schema import GateArgs, Guard
 from tests.eval.evaluations import BASE, evaluated, right
 from tests.fixtures import call, jsonl, read_jsonl
 
-Said = pytest.CaptureFixture[str]
+Capture = pytest.CaptureFixture[str]
 GATE = GateArgs(guards=[], resamples=500)
 CONDITIONS: dict[str, Any] = {
     "data": {"test": "sha-of-test", "dev": "sha-of-dev"},
@@ -39,7 +39,7 @@ NAMED = {"data": r"data \(test\)", "decoding": r"decoding \(do_sample\)"}
 
 
 def run_of(folder: Path, share: float, *names: str, **conditions: Any) -> Run:
-    """A run that was evaluated, and answered a share of the prompts rightly."""
+    """An evaluated run with a share of right predictions."""
     answers = {"test": right(share), "dev": right(1 - share)}
     (folder / "logs").mkdir(parents=True)
     facts = {"run": folder.name, "stage": "train", "status": "finished", "started": folder.name, "method": "lora"}
@@ -93,17 +93,17 @@ def test_a_metric_without_scores_of_examples_has_no_interval(tmp_path: Path) -> 
     for model in (tuned, base):
         path = model.folder / "metrics.json"
         result = json.loads(path.read_text())
-        result["metrics"]["whole"] = {"scale": "own", "implementation": "x", "better": "higher"}
-        result["eval"]["test"]["whole"] = 0.5
+        result["metrics"]["unpaired"] = {"scale": "own", "implementation": "x", "better": "higher"}
+        result["eval"]["test"]["unpaired"] = 0.5
         path.write_text(json.dumps(result))
     tuned, base = EvalResult("run", tuned.folder, tuned.folder / "evals"), EvalResult.of_base(base.folder)
     row = compare(tuned, base, GATE)["rows"][2]
     assert (row["metric"], row["difference"], row["low"], row["p_value"], row["detectable"]) == (
-        "whole", 0, None, None, None,
+        "unpaired", 0, None, None, None,
     )  # fmt: skip
 
 
-def test_labels_that_only_one_of_both_chose_are_counted_alike(tmp_path: Path) -> None:
+def test_labels_that_only_one_model_predicts_are_counted_for_both(tmp_path: Path) -> None:
     (tmp_path / "base").mkdir()
     tuned = evaluated(tmp_path, {"test": [("a", "a"), ("b", "b")]}, ["f1_macro"], "evals")
     base = evaluated(tmp_path / "base", {"test": [("a", "a"), ("z", "b")]}, ["f1_macro"])
@@ -115,9 +115,9 @@ def test_labels_that_only_one_of_both_chose_are_counted_alike(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("name", CONDITIONS)
-def test_under_another_condition_there_is_no_comparison_and_it_is_named(tmp_path: Path, name: str) -> None:
-    told = f"under different {NAMED.get(name, name)}; run make eval-baseline"
-    with pytest.raises(RunError, match=told) as caught:
+def test_a_different_condition_is_refused_by_name(tmp_path: Path, name: str) -> None:
+    message = f"under different {NAMED.get(name, name)}; run make eval-baseline"
+    with pytest.raises(RunError, match=message) as caught:
         compare(*both(tmp_path, **{name: OTHERS[name]}), GATE)
     assert caught.value.exit_code == 2
 
@@ -127,7 +127,7 @@ def test_all_that_differs_is_named(tmp_path: Path) -> None:
         compare(*both(tmp_path, max_examples=8, precision="bfloat16", temperature=1), GATE)
 
 
-def test_answers_to_other_prompts_are_not_compared(tmp_path: Path) -> None:
+def test_predictions_for_other_prompts_are_not_compared(tmp_path: Path) -> None:
     tuned, base = both(tmp_path)
     rows = read_jsonl(base.folder / "test.predictions.jsonl")
     jsonl(base.folder / "test.predictions.jsonl", rows[::-1])
@@ -139,7 +139,7 @@ def test_answers_to_other_prompts_are_not_compared(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", CONDITIONS)
-def test_each_condition_has_a_baseline_of_its_own(name: str) -> None:
+def test_each_condition_has_a_separate_baseline(name: str) -> None:
     other = CONDITIONS | {name: OTHERS[name]}
     assert fingerprint(other) != fingerprint(CONDITIONS)
     assert baseline_folder("a", BASE, other) != baseline_folder("a", BASE, CONDITIONS)
@@ -149,7 +149,7 @@ def test_the_order_of_the_conditions_does_not_matter() -> None:
     assert fingerprint(dict(reversed(CONDITIONS.items()))) == fingerprint(CONDITIONS)
 
 
-def test_each_revision_of_the_base_has_a_baseline_of_its_own() -> None:
+def test_each_revision_of_the_base_has_a_separate_baseline() -> None:
     folders = {
         baseline_folder("a", {"name": "org/x", "revision": r}, CONDITIONS) for r in ("sha256:1", "sha256:2", None)
     }
@@ -157,12 +157,12 @@ def test_each_revision_of_the_base_has_a_baseline_of_its_own() -> None:
     assert all(f.parent == Path("a/metrics") and f.name.startswith("x-") for f in folders)
 
 
-def told(text: str) -> list[list[str]]:
+def cells_of(text: str) -> list[list[str]]:
     return [line.split() for line in text.replace("│", " ").splitlines()]
 
 
-def test_a_comparison_is_kept_and_shown_with_what_is_beyond_noise(
-    tmp_path: Path, capsys: Said, monkeypatch: pytest.MonkeyPatch
+def test_a_comparison_is_written_and_printed_with_stars_beyond_noise(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     names = ("rougeL", "length_ratio")
@@ -170,22 +170,22 @@ def test_a_comparison_is_kept_and_shown_with_what_is_beyond_noise(
     gate = GateArgs(guards=[Guard("rougeL", "dev", 0.2)])
     made = record(run, base.folder, gate)
     assert json.loads((run.path / "comparison.json").read_text()) == made
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     row = made["rows"][0]
     cells = f"rougeL 0-1 0.700 0.750 +0.050 {row['low']:+.3f} to {row['high']:+.3f}"
-    assert cells.split() in told(said)  # no star: two examples of forty
-    assert "…" not in said
-    assert f"\n{made['verdict']['sentence']}" in said
+    assert cells.split() in cells_of(output)  # no star: two examples of forty
+    assert "…" not in output
+    assert f"\n{made['verdict']['sentence']}" in output
     record(run, base_of(tmp_path / "other", 0.1, *names).folder, gate)
-    lines = told(capsys.readouterr().out)
+    lines = cells_of(capsys.readouterr().out)
     place = lines.index(["test,", "40", "rows"])
     (line,) = (line for line in lines[place : place + 3] if line[0] == "rougeL")
     assert line[1:4] == ["0-1", "0.100", "0.750"] and line[-1] == "*"
 
 
 @pytest.mark.parametrize(("columns", "tuned"), [("80", 509.99), ("80", 12509.99), ("40", 509.99)])
-def test_no_figure_and_no_star_is_cut_off(
-    capsys: Said, monkeypatch: pytest.MonkeyPatch, columns: str, tuned: float
+def test_no_figure_and_no_star_is_truncated(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch, columns: str, tuned: float
 ) -> None:
     monkeypatch.setenv("COLUMNS", columns)
     change, interval = tuned - 526.401, (tuned - 527.395, tuned - 525.482)
@@ -196,10 +196,10 @@ def test_no_figure_and_no_star_is_cut_off(
     }  # fmt: skip
     longest = row | {"metric": "avg_jaccard_overlap", "scale": "0-100"}
     show({"confidence": 0.95, "rows": [row, longest], "verdict": None}, "a against b")
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     cells = f"526.401 {tuned:.3f} {change:+.3f} {interval[0]:+.3f} to {interval[1]:+.3f} *"
-    assert ["perplexity", "≥", "1", *cells.split()] in told(said)
-    assert tuned > 1000 or max(map(len, said.splitlines()[:-1])) <= 80
+    assert ["perplexity", "≥", "1", *cells.split()] in cells_of(output)
+    assert tuned > 1000 or max(map(len, output.splitlines()[:-1])) <= 80
 
 
 # The stage
@@ -221,22 +221,22 @@ def compared(folder: Path, *words: str) -> int:
     return call("compare", *words, *places, "gate.guards=[]", "gate.resamples=500")
 
 
-def test_two_runs_are_compared_the_first_against_the_second(two: Path, capsys: Said) -> None:
+def test_two_runs_are_compared_the_first_against_the_second(two: Path, capsys: Capture) -> None:
     older, newer = "2026-01-01_10-00-00", str(two / "outputs/runs/2026-01-02_10-00-00")
     assert compared(two, "latest", older) == 0
     assert "promoted: rougeL on test rose from 0.500 to 0.900 (+0.400" in capsys.readouterr().out
     assert compared(two, "2026-01-01", newer) == 0
-    said = capsys.readouterr().out
-    assert "\nno better than the base: rougeL on test fell" in said
-    assert "2026-01-01_10-00-00 against 2026-01-02_10-00-00" in said
+    output = capsys.readouterr().out
+    assert "\nno better than the base: rougeL on test fell" in output
+    assert "2026-01-01_10-00-00 against 2026-01-02_10-00-00" in output
     assert not (two / "outputs/runs/latest/comparison.json").exists()
 
 
-def test_a_run_is_compared_with_the_kept_baseline_of_its_base(two: Path, capsys: Said) -> None:
+def test_a_run_is_compared_with_its_cached_baseline(two: Path, capsys: Capture) -> None:
     for words in ((), ("latest", "baseline"), ("run_a=latest",)):
         assert compared(two, *words) == 0
-        said = capsys.readouterr().out
-        assert "2026-01-02_10-00-00 against models/x" in said and "from 0.100 to 0.900" in said
+        output = capsys.readouterr().out
+        assert "2026-01-02_10-00-00 against models/x" in output and "from 0.100 to 0.900" in output
 
 
 @pytest.mark.parametrize(
@@ -249,23 +249,25 @@ def test_a_run_is_compared_with_the_kept_baseline_of_its_base(two: Path, capsys:
         (["gate.metrik=x"], "gate.metrik is not a setting; did you mean gate.metric?"),
     ],
 )
-def test_what_cannot_be_compared_is_one_sentence(two: Path, capsys: Said, words: list[str], sentence: str) -> None:
+def test_what_cannot_be_compared_is_reported_in_one_sentence(
+    two: Path, capsys: Capture, words: list[str], sentence: str
+) -> None:
     assert compared(two, *words) == 2
     assert sentence in capsys.readouterr().err
 
 
-def test_runs_under_other_conditions_are_refused_by_name(two: Path, capsys: Said) -> None:
+def test_runs_under_other_conditions_are_refused_by_name(two: Path, capsys: Capture) -> None:
     run_of(two / "outputs/runs/2026-01-03_10-00-00", 0.5, *METRICS, max_examples=8)
     assert compared(two, "2026-01-03", "latest") == 2
-    told = "2026-01-03_10-00-00 and 2026-01-02_10-00-00 were evaluated under different max_examples"
-    assert told in capsys.readouterr().err
+    message = "2026-01-03_10-00-00 and 2026-01-02_10-00-00 were evaluated under different max_examples"
+    assert message in capsys.readouterr().err
     assert compared(two, "2026-01-03") == 2
-    told = "has no baseline under the conditions of 2026-01-03_10-00-00; its newest one differs in max_examples"
-    assert told in capsys.readouterr().err
+    message = "has no baseline under the conditions of 2026-01-03_10-00-00; its newest one differs in max_examples"
+    assert message in capsys.readouterr().err
 
 
-def test_a_run_that_was_not_evaluated_is_refused(two: Path, capsys: Said) -> None:
+def test_a_run_that_was_not_evaluated_is_refused(two: Path, capsys: Capture) -> None:
     (two / "outputs/runs/latest/metrics.json").write_text('{"train": {}}')
     assert compared(two) == 2
-    told = "run 2026-01-02_10-00-00 has not been evaluated; make eval model_path="
-    assert told in capsys.readouterr().err
+    message = "run 2026-01-02_10-00-00 has not been evaluated; make eval model_path="
+    assert message in capsys.readouterr().err

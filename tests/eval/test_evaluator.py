@@ -1,4 +1,4 @@
-"""Evaluation: the newest finished run, any model folder and the base, on the same prompts, in any order."""
+"""Evaluation: the newest finished run, any model folder and the base, on the same requests, in any order."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.fixtures import ANSWER, MEASURES, SPLITS, STEPS, World, call, jsonl, 
 pytest_plugins = ["tests.fixtures"]
 
 SRC = Path(runs.__file__).parent
-Said = pytest.CaptureFixture[str]
+Capture = pytest.CaptureFixture[str]
 
 
 def read(run: Run, name: str) -> Any:
@@ -44,20 +44,20 @@ SCORED = {name: METRICS[name] for name in TASKS["causal_lm"].metrics}
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_each_answer_stands_with_its_prompt_its_reference_and_its_scores(finished: World, split: str) -> None:
-    asked = read_jsonl(finished.splits / f"{split}.jsonl")
+def test_each_prediction_is_stored_with_prompt_reference_and_scores(finished: World, split: str) -> None:
+    requests = read_jsonl(finished.splits / f"{split}.jsonl")
     (base,) = baselines(finished)
     for folder in (finished.newest.path / "evals", base):
         rows = read_jsonl(folder / f"{split}.predictions.jsonl")
-        assert [row["prompt"] for row in rows] == [row["prompt"] for row in asked]
-        assert [row["reference"] for row in rows] == [row["completion"] for row in asked]
+        assert [row["prompt"] for row in rows] == [row["prompt"] for row in requests]
+        assert [row["reference"] for row in rows] == [row["completion"] for row in requests]
         for row in rows:
             assert row["scores"].keys() == SCORED.keys()
             assert row["prompt_tokens"] > 0
             assert (row["stop"], row["tokens"]) == ("length", 16) or row["stop"] == "end"
 
 
-def test_the_tuned_model_has_learned_its_lesson_and_the_base_has_not(finished: World) -> None:
+def test_the_tuned_model_predicts_what_it_was_trained_on_and_the_base_does_not(finished: World) -> None:
     (base,) = baselines(finished)
     for folder, right in ((finished.newest.path / "evals", True), (base, False)):
         rows = read_jsonl(folder / "test.predictions.jsonl")
@@ -76,7 +76,7 @@ def test_the_score_of_a_split_comes_from_its_rows(finished: World) -> None:
                     assert scores[split][name] == pytest.approx(fmean(r["scores"][name] for r in rows))
 
 
-def test_the_scores_stand_beside_what_they_depend_on(finished: World) -> None:
+def test_the_scores_are_stored_with_their_conditions(finished: World) -> None:
     metrics = read(finished.newest, "metrics.json")
     conditions = metrics["conditions"]
     for split in SPLITS:
@@ -88,7 +88,7 @@ def test_the_scores_stand_beside_what_they_depend_on(finished: World) -> None:
     assert (conditions["precision"], conditions["device"]) == ("float32", "cpu")
     assert metrics["metrics"].keys() == conditions["metrics"].keys() == SCORED.keys()
     assert metrics["base_model"] == {"name": str(finished.model), "revision": content_hash(finished.model)}
-    assert metrics["train"]["steps"] == STEPS  # the training's figures are still there
+    assert metrics["train"]["steps"] == STEPS  # the figures of the training run are kept
 
 
 def test_the_conditions_hold_the_hash_of_the_rows_that_were_read(
@@ -109,11 +109,11 @@ def test_the_conditions_hold_the_hash_of_the_rows_that_were_read(
     assert metrics["conditions"]["data"] == comparison["conditions"]["data"] == {"test": expected}
 
 
-def test_scales_and_implementations_are_said_aloud(copied: World, capsys: Said) -> None:
+def test_scales_and_implementations_are_logged(copied: World, capsys: Capture) -> None:
     assert copied.call("eval", "splits=[test]") == 0
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     for name, metric in SCORED.items():
-        assert f"{name}: {metric.implementation()} (scale {metric.scale})" in said
+        assert f"{name}: {metric.implementation()} (scale {metric.scale})" in output
 
 
 def test_the_configuration_of_an_evaluation_repeats_it(copied: World) -> None:
@@ -128,7 +128,7 @@ def test_the_configuration_of_an_evaluation_repeats_it(copied: World) -> None:
 # --- which model -----------------------------------------------------------------------------------------
 
 
-def test_without_a_path_the_newest_finished_run_is_evaluated_and_named(copied: World, capsys: Said) -> None:
+def test_without_a_path_the_newest_finished_run_is_evaluated_and_named(copied: World, capsys: Capture) -> None:
     older = copied.newest
     newest = copied.train("max_steps=1")
     capsys.readouterr()
@@ -139,7 +139,7 @@ def test_without_a_path_the_newest_finished_run_is_evaluated_and_named(copied: W
     assert f"evaluating run {older.id} " in capsys.readouterr().out
 
 
-def test_without_any_finished_run_that_is_said(copied: World, capsys: Said) -> None:
+def test_without_a_finished_run_the_error_says_so(copied: World, capsys: Capture) -> None:
     copied.newest.update(status=runs.FAILED)
     assert copied.call("eval") == 2
     assert f"the newest, {copied.newest.id}, is failed; make train makes one" in capsys.readouterr().err
@@ -160,7 +160,7 @@ def test_a_run_can_be_named_in_several_ways(copied: World, form: str) -> None:
     assert len(copied.runs) == 1
 
 
-def test_a_bare_model_folder_is_evaluated_in_a_run_of_its_own(world: World, tiny: Path) -> None:
+def test_a_bare_model_folder_is_evaluated_in_a_separate_run(world: World, tiny: Path) -> None:
     assert world.call("eval", str(tiny), "splits=[test]") == 0
     run = world.newest
     assert (run.manifest["stage"], run.status, run.manifest["model_path"]) == ("eval", "finished", str(tiny))
@@ -170,7 +170,7 @@ def test_a_bare_model_folder_is_evaluated_in_a_run_of_its_own(world: World, tiny
     assert {row["difference"] for row in read(run, "comparison.json")["rows"]} == {0}
 
 
-def test_a_published_folder_is_evaluated_as_the_model_that_it_is(copied: World) -> None:
+def test_a_published_folder_has_the_scores_of_its_run(copied: World) -> None:
     run = copied.newest
     assert copied.call("publish") == 0
     published = copied.artifacts / "models" / "tiny-lora" / "latest"
@@ -181,7 +181,7 @@ def test_a_published_folder_is_evaluated_as_the_model_that_it_is(copied: World) 
     assert read(copied.newest, "comparison.json")["rows"] == read(run, "comparison.json")["rows"]
 
 
-def test_a_path_without_a_model_is_refused(world: World, capsys: Said) -> None:
+def test_a_path_without_a_model_is_refused(world: World, capsys: Capture) -> None:
     assert world.call("eval", "nowhere") == 2
     assert "there is no run nowhere in " in capsys.readouterr().err
     assert world.call("eval", str(world.data)) == 2
@@ -190,13 +190,13 @@ def test_a_path_without_a_model_is_refused(world: World, capsys: Said) -> None:
 
 
 @pytest.mark.parametrize("name", ["model/adapter_model.safetensors", "metrics.json"])
-def test_what_is_torn_is_refused_before_a_question_is_asked(copied: World, name: str, capsys: Said) -> None:
+def test_corrupt_files_are_refused_before_the_evaluation(copied: World, name: str, capsys: Capture) -> None:
     path = copied.newest.path / name
     path.write_bytes(path.read_bytes()[:100])
     before = tree(copied.output)
     assert copied.call("eval") == 2
-    said = capsys.readouterr().err.splitlines()[-1]
-    assert path.name in said and "; restore it" in said
+    output = capsys.readouterr().err.splitlines()[-1]
+    assert path.name in output and "; restore it" in output
     path.unlink()
     del before[str(path.relative_to(copied.output))]
     assert tree(copied.output) == before
@@ -205,34 +205,37 @@ def test_what_is_torn_is_refused_before_a_question_is_asked(copied: World, name:
         assert "is corrupt: it has no weights; restore it" in capsys.readouterr().err
 
 
-def test_answers_that_could_not_be_kept_are_not_asked_for(copied: World, tmp_path: Path, capsys: Said) -> None:
+def test_an_unwritable_artifacts_dir_is_refused_before_the_evaluation(
+    copied: World, tmp_path: Path, capsys: Capture
+) -> None:
     (tmp_path / "file").touch()
     place = f"artifacts_dir={tmp_path / 'file' / 'below'}"
     for stage in ("eval", "eval-baseline"):
         assert copied.call(stage, place) == 2
-        said = capsys.readouterr().err.splitlines()[-1]
+        output = capsys.readouterr().err.splitlines()[-1]
         assert (
-            said == f"{place.replace('=', ' ')}: {tmp_path / 'file'} is not a folder; choose another artifacts_dir"
+            output
+            == f"{place.replace('=', ' ')}: {tmp_path / 'file'} is not a folder; choose another artifacts_dir"
         )
     shutil.rmtree(copied.newest.logs)
     assert copied.call("eval", "splits=[test]", "gate.guards=[]") == 0
     assert (copied.newest.logs / "run.log").is_file()
 
 
-def test_a_baseline_is_compared_although_another_run_is_torn(copied: World, capsys: Said) -> None:
-    torn = copied.output / "runs" / "torn"
-    shutil.copytree(copied.newest.path, torn)
-    (torn / "metrics.json").write_text("{")
-    Run(torn).update(started="2099-01-01T00:00:00+00:00")
+def test_a_baseline_is_compared_although_another_run_is_corrupt(copied: World, capsys: Capture) -> None:
+    corrupt = copied.output / "runs" / "corrupt"
+    shutil.copytree(copied.newest.path, corrupt)
+    (corrupt / "metrics.json").write_text("{")
+    Run(corrupt).update(started="2099-01-01T00:00:00+00:00")
     assert copied.call("eval-baseline") == 0
-    assert f"{torn}/metrics.json is not JSON" in capsys.readouterr().out
+    assert f"{corrupt}/metrics.json is not JSON" in capsys.readouterr().out
 
 
 # --- tuned against base, in either order -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("order", [("eval", "eval-baseline"), ("eval-baseline", "eval")])
-def test_the_comparison_is_there_after_both_whichever_came_first(copied: World, order: tuple[str, str]) -> None:
+def test_both_models_are_compared_whichever_was_evaluated_first(copied: World, order: tuple[str, str]) -> None:
     run = copied.newest
     expected = read(run, "comparison.json")
     (run.path / "comparison.json").unlink()
@@ -247,12 +250,12 @@ def test_the_comparison_is_there_after_both_whichever_came_first(copied: World, 
     assert made == {key: value for key, value in expected.items() if key != "baseline"}
 
 
-def test_a_comparison_ends_with_a_report_of_the_answers_of_both(finished: World) -> None:
+def test_a_comparison_writes_a_report_with_the_predictions_of_both(finished: World) -> None:
     report = (finished.newest.path / "report.html").read_text(encoding="utf-8")
     assert f"{len(MEASURES)} better, 0 worse by rougeL" in report and 'class="answer base"' in report
 
 
-def test_the_comparison_is_of_the_same_rows_with_the_difference_of_both(finished: World) -> None:
+def test_the_comparison_has_both_scores_and_their_difference_for_each_metric(finished: World) -> None:
     comparison = read(finished.newest, "comparison.json")
     assert [(r["split"], r["metric"]) for r in comparison["rows"]] == [(s, m) for s in SPLITS for m in SCORED]
     tuned = read(finished.newest, "metrics.json")["eval"]
@@ -269,7 +272,7 @@ def test_the_comparison_is_of_the_same_rows_with_the_difference_of_both(finished
     ["max_new_tokens=4", "max_examples=2", "seed=7", "eval_batch_size=2", "splits=[dev]", "metrics=[rougeL]"],
 )
 def test_an_evaluation_under_other_conditions_is_compared_with_a_baseline_under_the_same(
-    copied: World, word: str, capsys: Said
+    copied: World, word: str, capsys: Capture
 ) -> None:
     run = copied.newest
     capsys.readouterr()
@@ -324,7 +327,7 @@ def test_generation_settings_reach_the_model(copied: World) -> None:
 
 @pytest.mark.parametrize("stage", ["eval", "eval-baseline"])
 @pytest.mark.parametrize(
-    ("word", "told"),
+    ("word", "message"),
     [
         ("splits=[test,tset]", r"tset\.jsonl does not exist; set eval_path or splits"),
         ("metrics=[bleu,rouge]", r"metrics: rouge is not a metric; did you mean rouge\w"),
@@ -332,24 +335,24 @@ def test_generation_settings_reach_the_model(copied: World) -> None:
     ],
 )
 def test_what_cannot_be_evaluated_is_refused_and_changes_nothing(
-    copied: World, capsys: Said, stage: str, word: str, told: str
+    copied: World, capsys: Capture, stage: str, word: str, message: str
 ) -> None:
     before = tree(copied.output.parent)
     assert copied.call(stage, word) == 2
-    assert re.search(told, capsys.readouterr().err)
+    assert re.search(message, capsys.readouterr().err)
     assert tree(copied.output.parent) == before
 
 
-def test_every_bad_row_of_a_split_is_named(copied: World, tmp_path: Path, capsys: Said) -> None:
+def test_every_bad_row_of_a_split_is_named(copied: World, tmp_path: Path, capsys: Capture) -> None:
     path = jsonl(tmp_path / "eval" / "test.jsonl", [{"prompt": "Top?"}, {"prompt": "a", "completion": "b"}, []])
     assert copied.call("eval", "splits=[test]", f"eval_path={path.parent}") == 2
-    said = capsys.readouterr().err
-    assert f"{path}:1 has no text under 'completion'" in said
-    assert f"{path}:3 is not a JSON object" in said
+    output = capsys.readouterr().err
+    assert f"{path}:1 has no text under 'completion'" in output
+    assert f"{path}:3 is not a JSON object" in output
 
 
-def test_a_chat_template_that_refuses_the_prompts_is_one_sentence(
-    world: World, tiny: Path, tmp_path: Path, capsys: Said
+def test_a_chat_template_that_refuses_the_prompts_is_reported_in_one_sentence(
+    world: World, tiny: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     model = Path(shutil.copytree(tiny, tmp_path / "model"))
     (model / "chat_template.jinja").write_text("{{ raise_exception('not a chat model') }}")
@@ -375,7 +378,7 @@ def test_an_evaluation_that_fails_is_recorded_and_leaves_the_run_finished(
     assert run.status_text == "finished, evaluation failed"
     assert read(run, "metrics.json") == before
     assert [tree(folder) for folder in baselines(copied)] == [answers]
-    assert not list(copied.output.parent.rglob("*.unfinished.jsonl"))  # there was no answer to be kept
+    assert not list(copied.output.parent.rglob("*.unfinished.jsonl"))  # there were no predictions
 
 
 # --- the tokenizer that the model was tuned with ---------------------------------------------------------
@@ -394,8 +397,8 @@ def change_tokenizer(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(("change", "what"), [(change_template, "chat template"), (change_tokenizer, "tokenizer")])
-def test_another_tokenizer_than_the_model_was_tuned_with_is_refused_unless_told(
-    copied: World, capsys: Said, change: Callable[[Path], None], what: str
+def test_a_different_tokenizer_than_in_training_is_refused_unless_allowed(
+    copied: World, capsys: Capture, change: Callable[[Path], None], what: str
 ) -> None:
     run = copied.newest
     before = read(run, "metrics.json")
@@ -409,7 +412,9 @@ def test_another_tokenizer_than_the_model_was_tuned_with_is_refused_unless_told(
     assert f"the {what} in {run.model} differs" in capsys.readouterr().out
 
 
-def test_a_model_folder_by_itself_knows_its_tokenizer(copied: World, tmp_path: Path, capsys: Said) -> None:
+def test_a_bare_model_folder_holds_the_hashes_of_its_tokenizer(
+    copied: World, tmp_path: Path, capsys: Capture
+) -> None:
     folder = Path(shutil.copytree(copied.newest.model, tmp_path / "alone"))
     change_template(folder)
     assert copied.call("eval", str(folder), "splits=[test]") == 2
@@ -418,8 +423,8 @@ def test_a_model_folder_by_itself_knows_its_tokenizer(copied: World, tmp_path: P
 
 @pytest.mark.parametrize("key", ["chat_template_sha256", "tokenizer_sha256"])
 @pytest.mark.parametrize("place", ["manifest.json", "model/tokenization.json"])
-def test_the_record_of_the_run_and_that_of_the_model_are_both_held_to(
-    copied: World, capsys: Said, key: str, place: str
+def test_the_hashes_of_the_run_and_of_the_model_folder_are_both_checked(
+    copied: World, capsys: Capture, key: str, place: str
 ) -> None:
     run = copied.newest
     path = run.path / place if place == "manifest.json" else run.model / "tokenization.json"
@@ -431,7 +436,7 @@ def test_the_record_of_the_run_and_that_of_the_model_are_both_held_to(
     assert re.search(f"the {what} in .* was tuned with; restore the folder", capsys.readouterr().err)
 
 
-def test_a_run_of_an_earlier_version_that_kept_no_hashes_is_evaluated(copied: World) -> None:
+def test_a_run_of_an_earlier_version_without_hashes_is_evaluated(copied: World) -> None:
     run = copied.newest
     (run.model / "tokenization.json").unlink()
     manifest = run.manifest
@@ -445,8 +450,8 @@ def test_a_run_of_an_earlier_version_that_kept_no_hashes_is_evaluated(copied: Wo
 
 
 @pytest.mark.parametrize("words", [(), ("bf16=true", "generation.do_sample=true", "seed=3")])
-def test_the_base_answers_in_the_same_load_as_it_would_by_itself(
-    copied: World, capsys: Said, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+def test_the_base_has_the_same_result_in_one_load_with_the_adapter_as_alone(
+    copied: World, capsys: Capture, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
 ) -> None:
     shutil.rmtree(copied.artifacts)
     loads = []
@@ -471,7 +476,7 @@ def test_the_base_answers_in_the_same_load_as_it_would_by_itself(
     assert read(copied.newest, "comparison.json") == comparison
 
 
-def test_kept_answers_of_the_base_are_used_again(copied: World, capsys: Said) -> None:
+def test_a_cached_baseline_is_reused(copied: World, capsys: Capture) -> None:
     (kept,) = baselines(copied)
     before = {p: p.stat().st_mtime_ns for p in kept.iterdir()}
     (copied.newest.path / "comparison.json").unlink()
@@ -482,7 +487,7 @@ def test_kept_answers_of_the_base_are_used_again(copied: World, capsys: Said) ->
 
 
 @pytest.mark.parametrize("word", ["baseline=never", "baseline=cached"])
-def test_the_base_is_not_asked_where_that_is_not_wanted(copied: World, word: str, capsys: Said) -> None:
+def test_the_base_is_not_evaluated_unless_the_setting_allows_it(copied: World, word: str, capsys: Capture) -> None:
     (kept,) = baselines(copied)
     if word == "baseline=cached":
         shutil.rmtree(kept)
@@ -491,7 +496,7 @@ def test_the_base_is_not_asked_where_that_is_not_wanted(copied: World, word: str
     assert len(baselines(copied)) == (word == "baseline=never")
 
 
-# --- the way from the command to the model ---------------------------------------------------------------
+# --- from the command to the model ---------------------------------------------------------------
 
 
 def test_few_files_are_between_the_command_and_generate(copied: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -528,11 +533,11 @@ def test_an_adapter_is_merged_in_fp32_to_the_same_answers(copied: World, monkeyp
     monkeypatch.setattr(methods, "merge", lambda model: merges.append(1) or plain(model))
     how, why, rows = merged(copied)
     assert (how, why, merges) == ("yes", "merging is exact to the rounding of float32", [1])
-    *said, apart = merged(copied, "merge_adapter=false")
-    assert said == ["no", "merge_adapter=false"]
-    assert [row["prediction"] for row in apart] == [row["prediction"] for row in rows]
+    *merging, unmerged = merged(copied, "merge_adapter=false")
+    assert merging == ["no", "merge_adapter=false"]
+    assert [row["prediction"] for row in unmerged] == [row["prediction"] for row in rows]
     nats = [row["reference_nll"] for row in rows]
-    assert [row["reference_nll"] for row in apart] == pytest.approx(nats, rel=1e-5)
+    assert [row["reference_nll"] for row in unmerged] == pytest.approx(nats, rel=1e-5)
     assert merges == [1]
     assert merged(copied, "merge_adapter=true")[0] == "yes"
 
@@ -551,11 +556,11 @@ def test_in_16_bits_it_is_measured_whether_merging_is_exact_enough(
         r"in bfloat16 the merged weights are \d\.\de-\d\d nats a token away \(mean KL, 16 prompts\)", why
     )
     assert len(loads) == (2 if expected == "no" else 1)
-    if expected == "no":  # as if it had never been merged
+    if expected == "no":  # the same as without merging
         assert merged(copied, "bf16=true", "merge_adapter=false")[2] == rows
 
 
-def test_what_cannot_be_merged_is_used_as_it_is(copied: World, capsys: Said) -> None:
+def test_an_adapter_that_cannot_be_merged_is_evaluated_unmerged(copied: World, capsys: Capture) -> None:
     copied.train("method=prompt", "max_steps=1", "lora_target_modules=null")
     how, why, _ = merged(copied, "max_examples=2")
     assert how == "no" and "its virtual tokens are added to the input" in why
@@ -567,24 +572,24 @@ def test_what_cannot_be_merged_is_used_as_it_is(copied: World, capsys: Said) -> 
 
 
 def test_an_empty_split_and_a_row_without_reference_are_named_together(
-    copied: World, tmp_path: Path, capsys: Said
+    copied: World, tmp_path: Path, capsys: Capture
 ) -> None:
     for name, text in (("test", ""), ("dev", "\n")):
         (tmp_path / f"{name}.jsonl").write_text(text)
     assert copied.call("eval", "splits=[test,dev]", f"eval_path={tmp_path}") == 2
-    said = capsys.readouterr().err
-    assert f"{tmp_path}/test.jsonl holds no rows\n{tmp_path}/dev.jsonl holds no rows\nfill it, or leave" in said
+    output = capsys.readouterr().err
+    assert f"{tmp_path}/test.jsonl holds no rows\n{tmp_path}/dev.jsonl holds no rows\nfill it, or leave" in output
     one = jsonl(tmp_path / "test.jsonl", [{"prompt": "a", "completion": "b"}, {"prompt": "a", "completion": " "}])
     other = jsonl(tmp_path / "dev.jsonl", [{"prompt": "a"}])
     assert copied.call("eval", "splits=[test,dev]", f"eval_path={tmp_path}") == 2
-    said = capsys.readouterr().err
-    assert f"{one}:2 has an empty assistant turn" in said
-    assert f"{other}:1 has no text under 'completion'" in said
+    output = capsys.readouterr().err
+    assert f"{one}:2 has an empty assistant turn" in output
+    assert f"{other}:1 has no text under 'completion'" in output
 
 
 @pytest.mark.parametrize("stage", ["eval", "eval-baseline"])
-def test_an_engine_that_is_not_there_is_refused(
-    copied: World, capsys: Said, monkeypatch: pytest.MonkeyPatch, stage: str
+def test_an_engine_that_is_not_installed_is_refused(
+    copied: World, capsys: Capture, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
     monkeypatch.setattr("src.model.load.load_base", None)
     assert copied.call(stage, "engine=vllm") == 2
@@ -594,10 +599,10 @@ def test_an_engine_that_is_not_there_is_refused(
 
 
 def test_stop_strings_end_the_answers_and_are_a_condition(copied: World) -> None:
-    whole = merged(copied)[2]
+    full = merged(copied)[2]
     rows = merged(copied, "stop=['(a']")[2]
     assert {(row["prediction"], row["stop"]) for row in rows} == {("TOP", "stop")}
-    assert all(row["tokens"] <= long["tokens"] for row, long in zip(rows, whole, strict=True))
+    assert all(row["tokens"] <= long["tokens"] for row, long in zip(rows, full, strict=True))
     assert read(copied.newest, "metrics.json")["conditions"]["decoding"]["stop"] == ["(a"]
 
 

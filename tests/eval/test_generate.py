@@ -1,4 +1,4 @@
-"""Generation: an answer does not depend on its neighbours in the batch, and ends where the model ends it."""
+"""Generation does not depend on the other rows of a batch, and ends where the model ends its turn."""
 
 from __future__ import annotations
 
@@ -36,43 +36,45 @@ def prompts(tokenizer: Any) -> list[list[int]]:
     return [ChatTokenizer(tokenizer).prompt_ids([{"role": "user", "content": text}]) for text in REQUESTS]
 
 
-def ask(model: Any, tokenizer: Any, prompts: list[list[int]], **others: Any) -> list[Generation]:
+def generate(model: Any, tokenizer: Any, prompts: list[list[int]], **others: Any) -> list[Generation]:
     size = others.pop("batch_size", 4)
-    writer = Generator(model, tokenizer, **({"max_new_tokens": 12, "seed": 42, "extra": {}} | others))
+    generator = Generator(model, tokenizer, **({"max_new_tokens": 12, "seed": 42, "extra": {}} | others))
     found: dict[int, Generation] = {}
-    for number, places in enumerate(batch_indices([len(p) for p in prompts], size, unpadded=writer.unpadded)):
-        found |= zip(places, writer([prompts[i] for i in places], number), strict=True)
+    for number, places in enumerate(batch_indices([len(p) for p in prompts], size, unpadded=generator.unpadded)):
+        found |= zip(places, generator([prompts[i] for i in places], number), strict=True)
     return [found[i] for i in range(len(prompts))]
 
 
 @pytest.mark.parametrize("batch_size", [2, 4, 64])
-def test_a_batch_answers_as_one_by_one(
+def test_a_batch_gives_the_generations_of_single_prompts(
     base: Any, tokenizer: Any, prompts: list[list[int]], batch_size: int
 ) -> None:
-    alone = [ask(base, tokenizer, [prompt], batch_size=1)[0] for prompt in prompts]
+    alone = [generate(base, tokenizer, [prompt], batch_size=1)[0] for prompt in prompts]
     assert len({a.text for a in alone}) > len(prompts) / 2
-    assert ask(base, tokenizer, prompts, batch_size=batch_size) == alone
+    assert generate(base, tokenizer, prompts, batch_size=batch_size) == alone
 
 
-def test_an_answer_that_ends_early_does_not_disturb_those_that_go_on(
+def test_a_row_that_ends_early_does_not_change_the_others(
     base: Any, tokenizer: Any, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    texts = [a.text for a in ask(base, tokenizer, prompts)]
+    texts = [a.text for a in generate(base, tokenizer, prompts)]
     ids = [set(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
     in_some = sorted(t for t in set().union(*ids) if 1 < sum(t in i for i in ids) < len(ids) - 1)
     monkeypatch.setattr(base.generation_config, "eos_token_id", in_some[:3])
-    alone = [ask(base, tokenizer, [prompt], batch_size=1)[0] for prompt in prompts]
+    alone = [generate(base, tokenizer, [prompt], batch_size=1)[0] for prompt in prompts]
     assert {a.stop for a in alone} == {"end", "length"}
-    assert ask(base, tokenizer, prompts, batch_size=64) == alone
+    assert generate(base, tokenizer, prompts, batch_size=64) == alone
 
 
-def test_answers_come_in_the_order_of_their_prompts(base: Any, tokenizer: Any, prompts: list[list[int]]) -> None:
-    forward = ask(base, tokenizer, prompts)
-    assert ask(base, tokenizer, prompts[::-1]) == forward[::-1]
+def test_generations_are_in_the_order_of_their_prompts(
+    base: Any, tokenizer: Any, prompts: list[list[int]]
+) -> None:
+    forward = generate(base, tokenizer, prompts)
+    assert generate(base, tokenizer, prompts[::-1]) == forward[::-1]
 
 
 def test_a_model_that_ends_its_turn_stops_there(tuned: Any, tokenizer: Any, prompts: list[list[int]]) -> None:
-    (found,) = ask(tuned, tokenizer, [prompts[REQUESTS.index("Top of ore rate?")]])
+    (found,) = generate(tuned, tokenizer, [prompts[REQUESTS.index("Top of ore rate?")]])
     length = len(tokenizer(ANSWER, add_special_tokens=False)["input_ids"])
     assert found == Generation(ANSWER, length, "end")
 
@@ -81,7 +83,7 @@ def test_a_model_that_ends_its_turn_stops_there(tuned: Any, tokenizer: Any, prom
 def test_a_model_that_does_not_end_is_cut_at_the_limit(
     base: Any, tokenizer: Any, prompts: list[list[int]], most: int
 ) -> None:
-    found = ask(base, tokenizer, prompts, max_new_tokens=most)
+    found = generate(base, tokenizer, prompts, max_new_tokens=most)
     assert {(a.tokens, a.stop) for a in found if a.stop == "length"} == {(most, "length")}
     assert all(a.tokens < most for a in found if a.stop == "end")
 
@@ -93,31 +95,31 @@ def test_every_end_token_that_the_model_names_ends_the_turn(
     bracket = tokenizer("(", add_special_tokens=False)["input_ids"][0]
     monkeypatch.setattr(tuned.generation_config, "eos_token_id", [bracket])
     assert end_tokens(tuned, tokenizer) == {bracket, tokenizer.eos_token_id}
-    (found,) = ask(tuned, tokenizer, [prompt])
+    (found,) = generate(tuned, tokenizer, [prompt])
     assert (found.text, found.stop) == (ANSWER.split("(")[0], "end")
 
 
 def test_greedy_answers_do_not_depend_on_the_seed(base: Any, tokenizer: Any, prompts: list[list[int]]) -> None:
-    assert ask(base, tokenizer, prompts, seed=1) == ask(base, tokenizer, prompts, seed=2)
+    assert generate(base, tokenizer, prompts, seed=1) == generate(base, tokenizer, prompts, seed=2)
 
 
 def test_sampled_answers_depend_on_the_seed_alone(base: Any, tokenizer: Any, prompts: list[list[int]]) -> None:
     def sampled(seed: int) -> list[Generation]:
-        return ask(base, tokenizer, prompts, seed=seed, extra={"do_sample": True, "temperature": 2.0})
+        return generate(base, tokenizer, prompts, seed=seed, extra={"do_sample": True, "temperature": 2.0})
 
     assert sampled(1) == sampled(1)
     assert sampled(1) != sampled(2)
 
 
 def test_dropout_is_off(tuned: Any, tokenizer: Any, prompts: list[list[int]]) -> None:
-    expected = ask(tuned, tokenizer, prompts)
+    expected = generate(tuned, tokenizer, prompts)
     tuned.train()
-    assert ask(tuned, tokenizer, prompts) == expected
+    assert generate(tuned, tokenizer, prompts) == expected
     assert not tuned.training
 
 
 @pytest.mark.parametrize("method", ["prefix", "p_tuning", "prompt"])
-def test_virtual_tokens_are_as_far_from_every_prompt_of_a_batch(
+def test_virtual_tokens_are_next_to_every_prompt_of_a_batch(
     tiny: Path, tokenizer: Any, prompts: list[list[int]], method: str
 ) -> None:
     model, source = load.load_base(locate_tuned(tiny).base, "float32", "cpu")
@@ -126,8 +128,8 @@ def test_virtual_tokens_are_as_far_from_every_prompt_of_a_batch(
     for name, p in model.named_parameters():
         if p.requires_grad or "q_proj" in name:
             p.data.mul_(40)  # so that it counts where a token is
-    alone = [ask(model, tokenizer, [prompt], batch_size=1)[0] for prompt in prompts]
-    assert ask(model, tokenizer, prompts, batch_size=64) == alone
+    alone = [generate(model, tokenizer, [prompt], batch_size=1)[0] for prompt in prompts]
+    assert generate(model, tokenizer, prompts, batch_size=64) == alone
 
 
 # --- stop strings ----------------------------------------------------------------------------------------
@@ -150,24 +152,24 @@ def forwards(base: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_a_stop_string_ends_the_answer_before_it_and_the_generation_with_it(
     base: Any, tokenizer: Any, prompts: list[list[int]], forwards: list[int]
 ) -> None:
-    (whole,) = ask(base, tokenizer, prompts[:1], max_new_tokens=30)
+    (full,) = generate(base, tokenizer, prompts[:1], max_new_tokens=30)
     assert len(forwards) == 30
-    stop = whole.text[7:10]
-    cut = whole.text.index(stop)
+    stop = full.text[7:10]
+    cut = full.text.index(stop)
     forwards.clear()
-    (found,) = ask(base, tokenizer, prompts[:1], max_new_tokens=30, stop=["never", stop])
-    assert (found.text, found.stop) == (whole.text[:cut], "stop")
+    (found,) = generate(base, tokenizer, prompts[:1], max_new_tokens=30, stop=["never", stop])
+    assert (found.text, found.stop) == (full.text[:cut], "stop")
     assert found.tokens == len(forwards) < 30
 
 
-def test_a_row_that_is_done_does_not_keep_its_batch_going(
+def test_a_batch_ends_with_its_last_row(
     base: Any, tokenizer: Any, prompts: list[list[int]], forwards: list[int]
 ) -> None:
-    whole = ask(base, tokenizer, prompts[:3], max_new_tokens=30)
-    stop = [answer.text[4 * n + 1 : 4 * n + 4] for n, answer in enumerate(whole)]  # one for each, at other places
-    alone = [ask(base, tokenizer, [prompt], max_new_tokens=30, stop=stop)[0] for prompt in prompts[:3]]
+    full = generate(base, tokenizer, prompts[:3], max_new_tokens=30)
+    stop = [answer.text[4 * n + 1 : 4 * n + 4] for n, answer in enumerate(full)]  # one for each, at other places
+    alone = [generate(base, tokenizer, [prompt], max_new_tokens=30, stop=stop)[0] for prompt in prompts[:3]]
     forwards.clear()
-    assert ask(base, tokenizer, prompts[:3], max_new_tokens=30, stop=stop) == alone
+    assert generate(base, tokenizer, prompts[:3], max_new_tokens=30, stop=stop) == alone
     assert len(forwards) == max(answer.tokens for answer in alone) < 30
 
 
@@ -176,16 +178,14 @@ def test_a_special_token_can_be_a_stop_string(
 ) -> None:
     start = tokenizer.convert_tokens_to_ids("<|start|>")
     rows = [[5, 6, start, 7], [5, tokenizer.eos_token_id, start, 7], [5, 6, 7, 8]]
-    writer = Generator(base, tokenizer, max_new_tokens=4, seed=0, extra={}, stop=["<|start|>"])
-    assert start in writer.settings.eos_token_id
-    monkeypatch.setattr(writer, "_generate", lambda _: rows)
-    assert [(a.tokens, a.stop) for a in writer(prompts[:3], 0)] == [(2, "stop"), (1, "end"), (4, "length")]
+    generator = Generator(base, tokenizer, max_new_tokens=4, seed=0, extra={}, stop=["<|start|>"])
+    assert start in generator.settings.eos_token_id
+    monkeypatch.setattr(generator, "_generate", lambda _: rows)
+    assert [(a.tokens, a.stop) for a in generator(prompts[:3], 0)] == [(2, "stop"), (1, "end"), (4, "length")]
 
 
-def test_a_batch_of_sampled_answers_draws_on_its_own_number_alone(
-    base: Any, tokenizer: Any, prompts: list[list[int]]
-) -> None:
-    writer = Generator(base, tokenizer, max_new_tokens=8, seed=3, extra={"do_sample": True, "temperature": 2.0})
-    first, second = writer(prompts[:2], 0), writer(prompts[:2], 1)
+def test_samples_of_a_batch_depend_only_on_its_number(base: Any, tokenizer: Any, prompts: list[list[int]]) -> None:
+    generator = Generator(base, tokenizer, max_new_tokens=8, seed=3, extra={"do_sample": True, "temperature": 2.0})
+    first, second = generator(prompts[:2], 0), generator(prompts[:2], 1)
     assert first != second
-    assert (writer(prompts[:2], 1), writer(prompts[:2], 0)) == (second, first)
+    assert (generator(prompts[:2], 1), generator(prompts[:2], 0)) == (second, first)

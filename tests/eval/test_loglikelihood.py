@@ -1,4 +1,4 @@
-"""The pass over the reference answers: what it says is what the model's own logits say, row by row."""
+"""The log-likelihood of reference answers in a batch is that of each row's own logits."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from tests.fixtures import ANSWER, ROOT
 pytest_plugins = ["tests.fixtures"]
 
 TEXTS = ["Top of ore rate?", "?", "Top " * 30, "Feed of the mill"]
-SAID = [ANSWER, "TOP", "TOP(a) and more of" + " it" * 9, "x"]
+REFERENCES = [ANSWER, "TOP", "TOP(a) and more of" + " it" * 9, "x"]
 
 
 def rows() -> list[Row]:
     turns = [
         [{"role": "user", "content": t}, {"role": "assistant", "content": s}]
-        for t, s in zip(TEXTS, SAID, strict=True)
+        for t, s in zip(TEXTS, REFERENCES, strict=True)
     ]
     return [Row(Path("test.jsonl"), n, list(each), None) for n, each in enumerate(turns, 1)]  # type: ignore[arg-type]
 
@@ -40,7 +40,7 @@ def examples(tokenizer: Any, task: str, config: dict[str, Any]) -> Any:
 
 
 @pytest.mark.parametrize("method", ["", "lora", "prefix", "p_tuning"])
-def test_a_batch_says_of_each_answer_what_its_own_logits_say(tiny: Path, tokenizer: Any, method: str) -> None:
+def test_a_batch_has_the_likelihoods_of_single_rows(tiny: Path, tokenizer: Any, method: str) -> None:
     model, source = load.load_base(locate(str(tiny)), "float32", "cpu")
     if method:
         load.seed_everything(0)
@@ -48,14 +48,14 @@ def test_a_batch_says_of_each_answer_what_its_own_logits_say(tiny: Path, tokeniz
         for _, p in model.named_parameters():
             if p.requires_grad:
                 p.data.add_(torch.randn_like(p) * 0.1)
-    asked, prompts = examples(tokenizer, "causal_lm", {"architectures": ["LlamaForCausalLM"]})
-    reader = ReferenceScorer(model, tokenizer, asked)
-    groups = [[i] for i in range(4)] if reader.unpadded else [[2, 0, 3, 1]]
-    found = {i: row for group in groups for i, row in zip(group, reader(group, 0), strict=True)}
-    for i, (example, prompt, said) in enumerate(zip(asked, prompts, SAID, strict=True)):
+    encoded, prompts = examples(tokenizer, "causal_lm", {"architectures": ["LlamaForCausalLM"]})
+    scorer = ReferenceScorer(model, tokenizer, encoded)
+    groups = [[i] for i in range(4)] if scorer.unpadded else [[2, 0, 3, 1]]
+    found = {i: row for group in groups for i, row in zip(group, scorer(group, 0), strict=True)}
+    for i, (example, prompt, reference) in enumerate(zip(encoded, prompts, REFERENCES, strict=True)):
         answer = example.ids[len(prompt) :]
         assert example.ids[: len(prompt)] == prompt
-        assert tokenizer.decode(answer) == said + "<|end|>"
+        assert tokenizer.decode(answer) == reference + "<|end|>"
         with torch.inference_mode():
             logits = model(input_ids=torch.tensor([example.ids])).logits[0]
         shift = logits.log_softmax(-1)[-len(answer) - 1 : -1]
@@ -66,32 +66,34 @@ def test_a_batch_says_of_each_answer_what_its_own_logits_say(tiny: Path, tokeniz
         assert found[i]["reference_hits"] == int((shift.argmax(-1) == targets).sum())
 
 
-def test_a_hit_is_a_token_that_would_have_been_written() -> None:
+def test_a_hit_is_the_most_likely_token() -> None:
     logits = torch.tensor([[0.0, 1, 2], [5, 0, 0], [0, 9, 1]], dtype=torch.bfloat16)
     found = _score(logits, [2, 1, 1])
     assert (found["reference_hits"], found["reference_tokens"]) == (2, 3)
 
 
-def test_no_logits_of_the_prompts_are_made(tiny: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_logits_are_computed_for_the_prompts(
+    tiny: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, _ = load.load_base(locate(str(tiny)), "float32", "cpu")
-    asked, _ = examples(tokenizer, "causal_lm", {"architectures": ["LlamaForCausalLM"]})
+    encoded, _ = examples(tokenizer, "causal_lm", {"architectures": ["LlamaForCausalLM"]})
     seen = []
     plain = model.lm_head.forward
     monkeypatch.setattr(model.lm_head, "forward", lambda hidden: seen.append(hidden.shape[:2]) or plain(hidden))
-    ReferenceScorer(model, tokenizer, asked)([0, 1, 2, 3], 0)
-    assert seen == [(4, max(sum(e.loss_mask) for e in asked) + 1)]
+    ReferenceScorer(model, tokenizer, encoded)([0, 1, 2, 3], 0)
+    assert seen == [(4, max(sum(e.loss_mask) for e in encoded) + 1)]
 
 
 @pytest.mark.parametrize("architecture", ["t5", "bart"])
-def test_a_decoder_beside_an_encoder_is_asked_about_its_answers(tmp_path: Path, architecture: str) -> None:
+def test_an_encoder_decoder_scores_what_its_decoder_would_generate(tmp_path: Path, architecture: str) -> None:
     texts = (ROOT / "data" / "ingot.jsonl").read_text(encoding="utf-8").splitlines()
     folder = build(tmp_path / "model", texts, architecture=architecture)
     model, _ = load.load_base(locate(str(folder)), "float32", "cpu", task="seq2seq")
     tokenizer = load_tokenizer(str(folder), templated=False)
-    asked, _ = examples(tokenizer, "seq2seq", model.config.to_dict())
-    found = ReferenceScorer(model, tokenizer, asked)([3, 1, 0, 2], 0)
+    encoded, _ = examples(tokenizer, "seq2seq", model.config.to_dict())
+    found = ReferenceScorer(model, tokenizer, encoded)([3, 1, 0, 2], 0)
     for i, row in zip([3, 1, 0, 2], found, strict=True):
-        labels = torch.tensor([tokenizer(text_target=SAID[i])["input_ids"]])
+        labels = torch.tensor([tokenizer(text_target=REFERENCES[i])["input_ids"]])
         with torch.inference_mode():
             out = model(**tokenizer(TEXTS[i], return_tensors="pt"), labels=labels)
         assert row["reference_tokens"] == labels.shape[1]

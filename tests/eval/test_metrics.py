@@ -1,4 +1,4 @@
-"""Metrics: the numbers of the reference libraries, and of a pencil where there is no library."""
+"""Metrics: the numbers of the reference libraries, or figures worked out by hand where there is no library."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ def test_the_sums_over_the_examples_give_the_corpus_score(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", METRICS)
-def test_each_metric_gives_its_best_to_what_is_right(name: str) -> None:
+def test_each_metric_gives_its_best_score_to_the_reference(name: str) -> None:
     text = "SWEEP(feed_rate, 7d, MEAN, BACK)"
     right, wrong = (
         score(name, [row(text, text, 0.0, 5, 5)]).corpus,
@@ -205,7 +205,7 @@ def test_perplexity_token_accuracy_and_length_are_of_the_corpus() -> None:
     assert score("length_ratio", rows) == Scores(3 / 4, [2, pytest.approx(1 / 3)], [[2, 1], [1, 3]])
 
 
-def test_a_perplexity_that_no_number_can_hold_is_the_largest() -> None:
+def test_an_overflowing_perplexity_is_finite() -> None:
     assert math.isfinite(score("perplexity", [row("a", "a", nll=1e9, tokens=1)]).corpus)
 
 
@@ -222,7 +222,7 @@ def test_no_rows_have_no_score() -> None:
         score("exact_match", [])
 
 
-def test_rows_get_their_scores_and_what_the_corpus_score_is_made_of() -> None:
+def test_rows_get_their_scores_and_the_counts_of_the_corpus_score() -> None:
     rows = [row("a", "a"), row("b", "c")]
     assert score_rows(["exact_match", "length_ratio"], rows) == {"exact_match": 0.5, "length_ratio": 1}
     assert [r["scores"] for r in rows] == [
@@ -246,7 +246,7 @@ def test_one_metric_that_reads_the_reference_answers_is_enough_for_a_pass() -> N
     assert not needs_references(["bleu", "file:some.py"]) and needs_references(["bleu", "perplexity"])
 
 
-def test_unknown_metrics_are_all_named_with_what_was_meant() -> None:
+def test_unknown_metrics_are_all_named_with_a_suggestion() -> None:
     with pytest.raises(ConfigError) as caught:
         check(["exact_matsch", "bleu", "meteor", "file:nowhere.py"])
     assert "exact_matsch is not a metric; did you mean exact_match?" in caught.value.problems[0]
@@ -289,7 +289,7 @@ def test_a_file_with_one_function_is_a_metric(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("def skore(p, r): return 1", r"has no function score\(prediction, reference\)"),
         ("BETTER = 'up'\ndef score(p, r): return 1", "BETTER='up' should be one of higher, lower, neither"),
@@ -297,16 +297,17 @@ def test_a_file_with_one_function_is_a_metric(tmp_path: Path) -> None:
         ("def score(p, r:", "cannot be run: it fails with SyntaxError"),
     ],
 )
-def test_a_file_that_is_no_metric_is_refused(tmp_path: Path, text: str, told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
+def test_a_file_that_is_no_metric_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         check([own(tmp_path, text)])
 
 
 @pytest.mark.parametrize(
-    ("body", "told"), [("1 / 0", "ZeroDivisionError"), ("'much'", "ValueError"), ("float('nan')", "returned nan")]
+    ("body", "message"),
+    [("1 / 0", "ZeroDivisionError"), ("'much'", "ValueError"), ("float('nan')", "returned nan")],
 )
-def test_a_file_that_cannot_score_is_named(tmp_path: Path, body: str, told: str) -> None:
-    with pytest.raises(ConfigError, match=rf"mine\.py: score\(\) .*{told}"):
+def test_a_file_that_cannot_score_is_named(tmp_path: Path, body: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=rf"mine\.py: score\(\) .*{message}"):
         score(own(tmp_path, f"def score(p, r): return {body}"), [row("a", "b")])
 
 
@@ -346,17 +347,17 @@ def offline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def test_a_local_script_of_the_library_is_a_metric_without_the_hub(offline: None, tmp_path: Path) -> None:
     rows = [row("a", "a"), row("a", "b"), row("c", "c"), row("d", "e")]
     each = script(tmp_path, "each", "return {'f1': hits, 'hash': 'x'}")
-    whole = script(tmp_path, "whole", "return {'whole': 1 - sum(hits) ** 2, 'count': len(hits)}")
-    check([each, whole])
+    total = script(tmp_path, "total", "return {'total': 1 - sum(hits) ** 2, 'count': len(hits)}")
+    check([each, total])
     assert score(each, rows) == Scores(0.5, [1, 0, 1, 0], None)
-    assert score(whole, rows) == Scores(-3.0, [0, 1, 0, 1], None)  # by its own compute, no mean
-    assert score(f"{whole}:count", rows) == Scores(4.0, [1, 1, 1, 1], None)
+    assert score(total, rows) == Scores(-3.0, [0, 1, 0, 1], None)  # by its own compute, no mean
+    assert score(f"{total}:count", rows) == Scores(4.0, [1, 1, 1, 1], None)
     about = describe([each, f"{each}?power=2"])
     assert about[each]["implementation"].startswith(f"evaluate {version('evaluate')} ")
     assert about[f"{each}?power=2"]["implementation"].endswith("f1, power=2")
 
 
-def test_a_score_that_a_single_pair_has_not_is_of_the_corpus_alone(offline: None, tmp_path: Path) -> None:
+def test_a_score_that_single_pairs_do_not_have_is_of_the_corpus_only(offline: None, tmp_path: Path) -> None:
     name = script(tmp_path, "spread", "return {'spread': 1 / (len(hits) - 1)}")
     assert score(name, [row("a", "a")] * 3) == Scores(0.5, None, None)
     rows = [row("a", "a")] * 3
@@ -365,7 +366,7 @@ def test_a_score_that_a_single_pair_has_not_is_of_the_corpus_alone(offline: None
 
 
 @pytest.mark.parametrize(
-    ("end", "asked", "told"),
+    ("end", "suffix", "message"),
     [
         ("return {'a': 1.0, 'b': 2.0}", "", "returns a, b; name one: evaluate:.*:FIGURE"),
         ("return {'a': 1.0, 'best': 2.0}", ":bets", "returns no bets; did you mean best"),
@@ -377,17 +378,17 @@ def test_a_score_that_a_single_pair_has_not_is_of_the_corpus_alone(offline: None
     ],
 )
 def test_a_script_that_gives_no_figure_is_refused(
-    offline: None, tmp_path: Path, end: str, asked: str, told: str
+    offline: None, tmp_path: Path, end: str, suffix: str, message: str
 ) -> None:
-    with pytest.raises(ConfigError, match=told):
-        score(script(tmp_path, f"many{len(end)}", end) + asked, [row("a", "a")])
+    with pytest.raises(ConfigError, match=message):
+        score(script(tmp_path, f"many{len(end)}", end) + suffix, [row("a", "a")])
 
 
-def test_a_metric_of_the_hub_that_cannot_be_had_is_one_sentence(offline: None) -> None:
+def test_a_metric_of_the_hub_that_cannot_be_loaded_is_reported_in_one_sentence(offline: None) -> None:
     with pytest.raises(ConfigError, match="evaluate:rogue is not a local folder, and is not on the Hub or"):
         check(["evaluate:rogue"])
 
 
-def test_the_library_is_not_imported_unless_asked_for() -> None:
+def test_the_library_is_imported_only_for_its_metrics() -> None:
     code = "import sys, src.eval.evaluator as e; e.metrics.check(['bleu']); sys.exit('evaluate' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

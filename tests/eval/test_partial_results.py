@@ -1,4 +1,4 @@
-"""An evaluation that is stopped at any moment goes on where it was, to the very same answers."""
+"""An evaluation that is interrupted at any moment resumes, and gives the same predictions byte for byte."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.fork_server import Moment, Nursery
 
 pytest_plugins = ["tests.fixtures", "tests.fork_server"]
 
-Said = pytest.CaptureFixture[str]
+Capture = pytest.CaptureFixture[str]
 SAMPLED = ("generation.do_sample=true", "generation.temperature=3.0", "eval_batch_size=8", "max_examples=12")
 
 
@@ -36,41 +36,41 @@ def left(world: World) -> list[Path]:
         (Moment("src.eval.evaluator:_write_predictions", 2, after=True), 72),  # all is written but the metrics
     ],
 )
-def test_a_killed_evaluation_goes_on_to_the_same_bytes(
-    copied: World, nursery: Nursery, capsys: Said, moment: Moment, kept: int
+def test_a_killed_evaluation_resumes_to_the_same_bytes(
+    copied: World, nursery: Nursery, capsys: Capture, moment: Moment, kept: int
 ) -> None:
     run = copied.newest
-    whole = copied.copy(copied.output.parent / "whole")
-    assert whole.call("eval", str(whole.newest.path), *SAMPLED) == 0
+    uninterrupted = copied.copy(copied.output.parent / "uninterrupted")
+    assert uninterrupted.call("eval", str(uninterrupted.newest.path), *SAMPLED) == 0
     words = ("eval", *copied.settings("eval"), str(run.path), *SAMPLED)
-    code, said = nursery(*words, moments=(moment,))
-    assert code == -signal.SIGKILL, said
+    code, output = nursery(*words, moments=(moment,))
+    assert code == -signal.SIGKILL, output
     for path in left(copied):
         with path.open("a") as file:
-            file.write('{"part": "adversarial", "rows": [[0, {"predic')  # as a kill amid a line leaves it
+            file.write('{"part": "adversarial", "rows": [[0, {"predic')  # as a kill during a write leaves it
     capsys.readouterr()
     assert copied.call("eval", str(run.path), *SAMPLED) == 0
     assert f"resuming with the {kept} rows" in capsys.readouterr().out
-    assert predictions(run.path / "evals") == predictions(whole.newest.path / "evals")
-    ours, theirs = (w.artifacts / "metrics" for w in (copied, whole))
+    assert predictions(run.path / "evals") == predictions(uninterrupted.newest.path / "evals")
+    ours, theirs = (w.artifacts / "metrics" for w in (copied, uninterrupted))
     assert predictions(ours) == predictions(theirs)
     assert left(copied) == []
     of_tuned = json.loads((run.path / "metrics.json").read_text())["generated"]["answers_kept"]
     assert of_tuned == (36 if kept == 72 else 0)
 
 
-def test_a_killed_baseline_goes_on(world: World, nursery: Nursery, capsys: Said) -> None:
+def test_a_killed_baseline_resumes(world: World, nursery: Nursery, capsys: Capture) -> None:
     words = ("eval-baseline", *world.settings("eval-baseline"), "splits=[test]", "eval_batch_size=8")
-    code, said = nursery(*words, moments=(Moment("src.eval.partial_results:Part.add", 2, after=True),))
-    assert code == -signal.SIGKILL, said
+    code, output = nursery(*words, moments=(Moment("src.eval.partial_results:Part.add", 2, after=True),))
+    assert code == -signal.SIGKILL, output
     assert len(left(world)) == 1
     assert world.call("eval-baseline", "splits=[test]", "eval_batch_size=8") == 0
     assert "resuming with the 16 rows" in capsys.readouterr().out
     assert left(world) == []
 
 
-def test_an_evaluation_of_a_bare_folder_goes_on_in_its_own_run(
-    world: World, tiny: Path, nursery: Nursery, capsys: Said
+def test_an_evaluation_of_a_bare_folder_resumes_in_its_run(
+    world: World, tiny: Path, nursery: Nursery, capsys: Capture
 ) -> None:
     words = ("eval", *world.settings("eval"), str(tiny), "splits=[test]", "eval_batch_size=8")
     nursery(*words, moments=(Moment("src.eval.partial_results:Part.add", 1, after=True),))
@@ -82,7 +82,7 @@ def test_an_evaluation_of_a_bare_folder_goes_on_in_its_own_run(
     assert run.status == runs.FINISHED
 
 
-def test_fresh_answers_anew_and_so_do_other_conditions(copied: World, nursery: Nursery, capsys: Said) -> None:
+def test_overwrite_and_other_conditions_start_again(copied: World, nursery: Nursery, capsys: Capture) -> None:
     words = ("eval", *copied.settings("eval"), "splits=[test]", "baseline=never")
     for more in (["overwrite_answers=true"], ["max_new_tokens=15"]):
         nursery(*words, moments=(Moment("src.eval.partial_results:Part.add", 1, after=True),))
@@ -109,7 +109,7 @@ def test_two_processes_do_not_write_one_file(file: PartialResults) -> None:
     assert len(read_jsonl(file.path)) == 2
 
 
-def test_a_part_that_starts_anew_forgets_what_came_from_larger_batches(file: PartialResults) -> None:
+def test_a_part_that_restarts_discards_the_rows_of_larger_batches(file: PartialResults) -> None:
     file.part("test").add({0: {"prediction": "a"}, 1: {"prediction": "b"}})
     file.part("dev").add({0: {"prediction": "c"}})
     file.part("test").restart(1)
@@ -121,7 +121,7 @@ def test_a_part_that_starts_anew_forgets_what_came_from_larger_batches(file: Par
     again.close()
 
 
-def test_no_secret_is_in_the_file_and_the_answers_are_whole_again(
+def test_no_secret_is_in_the_file_and_the_predictions_are_restored(
     file: PartialResults, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_abcdefghij")
@@ -133,7 +133,7 @@ def test_no_secret_is_in_the_file_and_the_answers_are_whole_again(
     again.close()
 
 
-def test_a_file_of_another_version_of_the_model_is_of_no_use(file: PartialResults) -> None:
+def test_a_file_of_another_version_of_the_model_is_discarded(file: PartialResults) -> None:
     file.part("test").add({0: {"prediction": "a"}})
     file.close()
     other = PartialResults(file.path, {"who": 2})

@@ -1,4 +1,4 @@
-"""Significance: intervals and p-values against closed forms, and promises kept in simulated comparisons."""
+"""Significance: intervals and p-values against closed forms, and error rates in simulated comparisons."""
 
 from __future__ import annotations
 
@@ -39,20 +39,20 @@ def test_the_interval_of_a_mean_is_that_of_the_normal_distribution_where_there_a
 
 
 @pytest.mark.parametrize("changes", [[1, 1, 1, 1], [0.3, -0.1, 0.2, 0.2, 0.5, -0.4], [1, 0, 0, 1, -1, 1, 0, 1]])
-def test_the_p_value_is_the_share_of_all_flips_of_signs_that_go_as_far(changes: list[float]) -> None:
+def test_the_p_value_is_the_share_of_sign_flips_with_as_large_a_difference(changes: list[float]) -> None:
     flips = np.array(list(product([1, -1], repeat=len(changes)))) @ np.array(changes)
     exact = np.mean(np.abs(flips) >= abs(sum(changes)) - 1e-12)
     assert found(pair_means([0.0] * len(changes), changes)).p_value == pytest.approx(exact, abs=0.03)
 
 
-def test_a_difference_asked_for_is_what_the_p_value_stands_against() -> None:
+def test_shift_is_the_difference_of_the_null_hypothesis() -> None:
     base, tuned = np.zeros(100), np.where(np.arange(100) < 30, 1.0, 0.0)
     assert found(pair_means(base, tuned)).p_value < 0.001
     assert found(pair_means(base, tuned), shift=0.29).p_value > 0.5
     assert found(pair_means(base, base), shift=-0.1).p_value < 0.001  # surely no worse by a tenth
 
 
-def test_models_that_give_the_same_do_not_differ() -> None:
+def test_models_with_equal_scores_do_not_differ() -> None:
     scores = draw.random(50)
     made = found(pair_means(scores, scores, 1.0))
     assert (made.difference, made.low, made.high, made.p_value) == (0, 0, 0, 1)
@@ -66,33 +66,33 @@ def test_the_same_draws_give_the_same_and_another_seed_others() -> None:
     assert one.low != other.low and one.difference == other.difference
 
 
-def test_what_is_compared_together_is_found_as_if_it_were_alone() -> None:
+def test_metrics_compared_together_give_the_same_as_alone() -> None:
     pairs = [pair_means(draw.random(30), draw.random(30)), KINDS["bleu"](draw, 30)]
     assert compare(pairs, confidence=0.9, resamples=300) == [found(p, 0.9, 300) for p in pairs]
 
 
-def test_many_examples_are_drawn_part_by_part(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_resamples_are_drawn_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     pair = pair_means(draw.random(50), draw.random(50) + 0.1)
-    whole = found(pair, resamples=1000)
+    at_once = found(pair, resamples=1000)
     monkeypatch.setattr("src.eval.significance.CHUNK", 700)
     parts = found(pair, resamples=1000)
-    assert (parts.low, parts.high) == pytest.approx((whole.low, whole.high), abs=0.02)
+    assert (parts.low, parts.high) == pytest.approx((at_once.low, at_once.high), abs=0.02)
 
 
-def test_shares_of_a_mean_are_its_differences_and_those_of_a_ratio_average_to_it() -> None:
+def test_pseudo_values_of_a_mean_are_its_differences_and_those_of_bleu_average_to_it() -> None:
     base, tuned = draw.random(40), draw.random(40)
     assert pseudo_values(pair_means(base, tuned)) == pytest.approx(tuned - base)
     pair = KINDS["bleu"](draw, 200)
     assert pseudo_values(pair).mean() == pytest.approx(pair.difference(), abs=0.5)
 
 
-def test_the_smallest_difference_seen_shrinks_with_examples_and_grows_with_confidence() -> None:
+def test_the_detectable_difference_shrinks_with_examples_and_grows_with_confidence() -> None:
     few, many = (pair_means(np.zeros(n), np.resize([1.0, 0.0, -1.0, 0.0], n), 1.0) for n in (40, 400))
     assert detectable(few, 0.95) > 2.5 * detectable(many, 0.95)
     assert detectable(few, 0.99) > detectable(few, 0.95)
 
 
-def test_a_scale_without_an_end_takes_its_measure_from_the_examples() -> None:
+def test_a_scale_without_an_end_uses_the_spread_of_the_examples() -> None:
     scores = np.array([1.0, 5.0, 9.0, 3.0])
     assert detectable(pair_means(scores, scores), 0.95) > 1
     assert detectable(pair_means(np.ones(4), np.ones(4)), 0.95) == 0
@@ -123,14 +123,14 @@ def promoted(pairs: list[PairedScores]) -> float:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("examples", [20, 60])
-def test_models_that_are_alike_are_seldom_promoted(kind: str, examples: int) -> None:
+def test_equal_models_are_seldom_promoted(kind: str, examples: int) -> None:
     at_random = np.random.default_rng(examples)
     assert promoted([KINDS[kind](at_random, examples) for _ in range(400)]) <= 0.05
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("examples", [20, 60])
-def test_a_difference_of_the_size_that_is_told_is_mostly_seen(kind: str, examples: int) -> None:
+def test_the_detectable_difference_is_mostly_detected(kind: str, examples: int) -> None:
     at_random = np.random.default_rng(examples)
     alike = [KINDS[kind](at_random, examples) for _ in range(200)]
     better = [improved(kind, at_random, examples, detectable(pair, 0.95)) for pair in alike]

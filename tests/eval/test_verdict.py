@@ -1,4 +1,4 @@
-"""The verdict: promoted, no better, or too few examples to tell; and what cannot be judged at all."""
+"""The verdict: promoted, not better, or too few examples; and what cannot be judged."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def run_of(
     folder: Path, base: Mapping[str, Pairs], tuned: Mapping[str, Pairs], *names: str, task: str = "causal_lm"
 ) -> Run:
     """A run that was evaluated and compared, with the answers of its base beside it."""
-    asked = names or ("exact_match", "rougeL", "bleu", "perplexity")
+    metrics = names or ("exact_match", "rougeL", "bleu", "perplexity")
     (folder / "run").mkdir(parents=True)
     (folder / "base").mkdir()
-    evaluated(folder / "run", tuned, asked, "evals", task=task)
-    evaluated(folder / "base", base, asked, task=task)
+    evaluated(folder / "run", tuned, metrics, "evals", task=task)
+    evaluated(folder / "base", base, metrics, task=task)
     (folder / "run" / "comparison.json").write_text(json.dumps({"baseline": str(folder / "base")}))
     return Run(folder / "run")
 
@@ -92,7 +92,7 @@ def test_the_verdict_is_one_sentence_with_its_figures(
     assert re.fullmatch(sentence, verdict.sentence), verdict.sentence
 
 
-def test_the_facts_hold_the_figures_and_what_they_were_held_against(tmp_path: Path) -> None:
+def test_the_facts_hold_the_figures_and_the_settings_of_the_gate(tmp_path: Path) -> None:
     verdict = judge(of_shares(tmp_path, 0.1, 0.6), gate(None, guards=[Guard(split="test", max_drop=0.1)]))
     assert verdict.facts["metric"] == verdict.facts["gate"]["metric"] == "rougeL"
     assert verdict.facts["gate"]["guards"] == [{"metric": "rougeL", "split": "test", "max_drop": 0.1}]
@@ -101,7 +101,7 @@ def test_the_facts_hold_the_figures_and_what_they_were_held_against(tmp_path: Pa
     json.dumps(verdict.facts)
 
 
-def test_what_decides_where_nothing_is_asked_for_is_the_tasks_own_metric(tmp_path: Path) -> None:
+def test_by_default_the_metric_of_the_task_decides(tmp_path: Path) -> None:
     labels = [("a", "a")] * 40, [("b", "a")] * 40
     run = run_of(tmp_path, {"test": labels[1]}, {"test": labels[0]}, "accuracy", "f1_macro", task="classification")
     assert judge(run, gate(None)).sentence.startswith("accuracy on test rose from 0.000 to 1.000")
@@ -118,7 +118,7 @@ def test_lower_is_better_where_the_metric_says_so(tmp_path: Path) -> None:
     assert judge(better, gate("perplexity", min_delta=0.15)).outcome == "cannot_tell"
 
 
-def test_bleu_is_also_held_against_the_paired_test_of_its_library(tmp_path: Path) -> None:
+def test_bleu_must_also_pass_the_paired_test_of_sacrebleu(tmp_path: Path) -> None:
     run = of_shares(tmp_path, 0.2, 0.7)
     assert judge(run, gate("bleu")).promoted
     assert "sacrebleu" in judge(run, gate("bleu")).facts["test"]
@@ -154,7 +154,7 @@ def test_what_is_guarded_must_not_drop_by_more_than_is_allowed(
         ), verdict.sentence
 
 
-def test_a_broken_guard_is_named_also_where_nothing_else_can_be_told(tmp_path: Path) -> None:
+def test_a_broken_guard_is_named_also_with_too_few_examples(tmp_path: Path) -> None:
     verdict = guarded(tmp_path, 0.5, 0.1, 0.02, min_examples=100)
     assert verdict.outcome == "not_better" and "the guard allows a loss of 0.02" in verdict.sentence
 
@@ -163,7 +163,7 @@ def test_a_broken_guard_is_named_also_where_nothing_else_can_be_told(tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("asked", "told"),
+    ("gate_args", "message"),
     [
         (
             gate("chrf"),
@@ -181,11 +181,13 @@ def test_a_broken_guard_is_named_also_where_nothing_else_can_be_told(tmp_path: P
         (gate("length_ratio"), "length_ratio cannot decide: it does not say which model is better"),
     ],
 )
-def test_what_was_not_evaluated_or_decides_nothing_is_refused(tmp_path: Path, asked: GateArgs, told: str) -> None:
+def test_what_was_not_evaluated_or_decides_nothing_is_refused(
+    tmp_path: Path, gate_args: GateArgs, message: str
+) -> None:
     answers = {"test": right(0.5)}
     run = run_of(tmp_path, answers, answers, "exact_match", "rougeL", "length_ratio")
-    with pytest.raises(RunError, match=told) as caught:
-        judge(run, asked)
+    with pytest.raises(RunError, match=message) as caught:
+        judge(run, gate_args)
     assert caught.value.exit_code == 2
 
 
@@ -214,9 +216,9 @@ def test_other_conditions_are_refused_by_name(tmp_path: Path) -> None:
 def test_a_baseline_that_was_moved_is_found_among_the_artifacts(tmp_path: Path) -> None:
     run = of_shares(tmp_path, 0.1, 0.6)
     conditions = json.loads((run.path / "metrics.json").read_text())["conditions"]
-    there = baseline_folder(str(tmp_path / "artifacts"), BASE, conditions)
-    there.parent.mkdir(parents=True)
-    shutil.move(tmp_path / "base", there)
+    moved = baseline_folder(str(tmp_path / "artifacts"), BASE, conditions)
+    moved.parent.mkdir(parents=True)
+    shutil.move(tmp_path / "base", moved)
     assert judge(run, gate(), str(tmp_path / "artifacts")).promoted
     with pytest.raises(RunError, match=r"there is no baseline in .*base; run make eval-baseline"):
         judge(run, gate())

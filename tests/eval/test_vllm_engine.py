@@ -98,7 +98,7 @@ def vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("vllm")
-def test_both_engines_answer_alike_and_are_not_compared_with_each_other(
+def test_both_engines_give_the_same_predictions_and_are_not_compared(
     copied: World, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = copied.newest
@@ -106,16 +106,16 @@ def test_both_engines_answer_alike_and_are_not_compared_with_each_other(
     assert copied.call("eval", "engine=vllm") == 0
     assert not (run.path / "comparison.json").exists()  # the base has answered by the other engine
     assert '"engine": "vllm 0.33.0"' in (run.path / "metrics.json").read_text()
-    told = ("prompt", "reference", "prediction", "prompt_tokens", "tokens", "stop")
+    keys = ("prompt", "reference", "prediction", "prompt_tokens", "tokens", "stop")
     for path, rows in kept.items():
-        assert [[r[k] for k in told] for r in read_jsonl(path)] == [[r[k] for k in told] for r in rows]
+        assert [[r[k] for k in keys] for r in read_jsonl(path)] == [[r[k] for k in keys] for r in rows]
 
     assert copied.call("eval-baseline", "engine=vllm") == 0
     assert "promoted: rougeL on test rose from 0.000 to 1.000" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("vllm")
-def test_a_stop_string_and_the_length_end_an_answer(copied: World) -> None:
+def test_a_stop_string_and_the_length_end_a_generation(copied: World) -> None:
     assert copied.call("eval", "engine=vllm", "splits=[test]", "stop=['(a']") == 0
     rows = read_jsonl(copied.newest.path / "evals" / "test.predictions.jsonl")
     assert {(row["prediction"], row["stop"]) for row in rows} == {("TOP", "stop")}
@@ -125,7 +125,9 @@ def test_a_stop_string_and_the_length_end_an_answer(copied: World) -> None:
 
 
 @pytest.mark.usefixtures("vllm")
-def test_what_vllm_cannot_be_told_is_refused(copied: World, capsys: pytest.CaptureFixture[str]) -> None:
+def test_settings_that_vllm_does_not_support_are_refused(
+    copied: World, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert copied.call("eval", "engine=vllm", "generation.num_beams=2") == 2
     assert (
         "generation.num_beams is not supported with engine=vllm; set engine=transformers"
