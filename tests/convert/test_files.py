@@ -209,9 +209,15 @@ def test_a_target_that_is_a_link_is_not_replaced(tmp_path: Path) -> None:
         ("[{},\n null]", "x.json:2: null where"),
         ("[\n[{}]]", "x.json:2: an array where"),
         ("[1]\n[2]", "x.json:2:1: Extra data after the array."),
-        ('{"a": 1}\n{"a": [\n  0, NaN]}', "x.json:3:6: NaN is not a JSON value."),
-        ('{"NaN": "NaN",\n "a": -Infinity}', "x.json:2:7: -Infinity is not a JSON value."),
-        ('[{"a": {"k": 1}, "k": 2,\n "\\u006b": 3}]', 'x.json:2:2: Duplicate key "k" in one object.'),
+        (
+            '{"a": 1}\n{"a": [\n  0, NaN]}',
+            "x.json:3:6: the value is not JSON: it has the number NaN, which JSON does not allow.",
+        ),
+        (
+            '{"NaN": "NaN",\n "a": -Infinity}',
+            "x.json:2:7: the value is not JSON: it has the number -Infinity, which JSON does not allow.",
+        ),
+        ('[{"a": {"k": 1}, "k": 2,\n "\\u006b": 3}]', 'x.json:2:2: the value has the key "k" twice.'),
         ("", "x.json: the file is empty."),
         ("\ufeff \r\n\n", "x.json: the file is empty."),
         ("[ ]", "x.json:1: the array is empty."),

@@ -220,10 +220,6 @@ class JsonValue(NamedTuple):
     source: str
 
 
-class _NotJson(Exception):
-    """Something that Python's parser accepts and JSON does not allow."""
-
-
 def read_json_values(text: str) -> Iterator[JsonValue]:
     """The values of `text`: the items of one array, or concatenated values.
 
@@ -299,9 +295,9 @@ def _skip(text: str, pos: int) -> int:
 
 def _value_at(text: str, pos: int) -> tuple[object, int]:
     try:
-        return _CONVERT.raw_decode(text, pos)
-    except _NotJson as error:
-        raise json.JSONDecodeError(str(error), text, _error_position(text, pos)) from None
+        return _STRICT.raw_decode(text, pos)
+    except RowError as error:
+        raise json.JSONDecodeError(f"the value {error.detail}", text, _error_position(text, pos)) from None
     except RecursionError:
         raise json.JSONDecodeError("Nested too deeply", text, pos) from None
 
@@ -323,21 +319,3 @@ def _error_position(text: str, start: int) -> int:
                 return token.start()
             keys[-1].add(key)
     return start
-
-
-def _convert_object(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    value = dict(pairs)
-    if len(value) < len(pairs):
-        counts = Counter(key for key, _ in pairs)
-        twice = next(key for key, count in counts.items() if count > 1)
-        raise _NotJson(f"Duplicate key {json.dumps(twice)} in one object")
-    return value
-
-
-def _convert_constant(name: str) -> NoReturn:
-    raise _NotJson(f"{name} is not a JSON value")
-
-
-_CONVERT = json.JSONDecoder(
-    object_pairs_hook=_convert_object, parse_constant=_convert_constant, parse_int=_integer
-)
