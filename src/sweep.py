@@ -265,7 +265,7 @@ class Sweep:
         else:
             text += f"\nno trial has the metric {self.plan.search['metric']}"
         if not complete:
-            text += "\nunfinished: repeat the command to resume it"
+            text += "\nunfinished: run the command again to resume it"
         with disk_errors(self.folder):
             write_text(self.folder / TABLE, str(redact(text)) + "\n")
         print(f"\n{redact(text)}", flush=True)

@@ -168,7 +168,7 @@ def test_an_unknown_argument_is_answered_with_a_guess(
     ],
 )
 def test_an_argument_with_a_setting_of_its_own_names_it(stage: str, key: str, argument: str, setting: str) -> None:
-    assert problems(stage, **{key: {argument: 1}}) == [f"{key}.{argument} has a setting of its own: {setting}"]
+    assert problems(stage, **{key: {argument: 1}}) == [f"{key}.{argument} is not supported: use {setting}"]
 
 
 def test_known_arguments_pass() -> None:

@@ -200,7 +200,7 @@ def test_a_disk_that_fills_up_while_saving_is_one_error_message(
     # force, because the plan refuses the run
     code, said = nursery("train", *world.settings("train"), "epochs=1", "force=true")
     assert code == 2, said
-    assert "could not be written: no space left on the device; what was there before is intact;" in said
+    assert "could not be written: no space left on the device; the previous version is intact;" in said
     assert "Traceback" not in said
     run = newest_of(world, older)
     assert run is not None

@@ -230,7 +230,7 @@ def test_an_interrupted_grid_keeps_what_is_done_and_goes_on(capsys: Said) -> Non
     found = record()
     assert [t["status"] for t in found["trials"]] == ["finished", "interrupted"]
     assert (found["status"], found["best"]) == ("interrupted", 0)
-    assert "unfinished: repeat the command to resume it" in capsys.readouterr().out
+    assert "unfinished: run the command again to resume it" in capsys.readouterr().out
 
     code, training = sweep(*words)
     assert code == 0 and [c.lora_r for c in training.seen] == [9, 8]

@@ -137,7 +137,7 @@ class _Command:
         from submitit.core.utils import UncompletedJobError
 
         assert callable(self.requeue)
-        fact, remedy = "the job reached its time limit", "repeat the command to resume from the last checkpoint"
+        fact, remedy = "the job reached its time limit", "run the command again to resume from the last checkpoint"
         try:
             self.requeue(TIME_LIMIT_SIGNAL, None)
         except UncompletedJobError:

@@ -182,7 +182,7 @@ class _WatchedJob:
         state, code = details.get("JobState", "UNKNOWN"), details.get("ExitCode", "unknown")
         fact = f"slurm job {self.id} ended without a result: {state.lower()}"
         if state in STOPPED_STATES or code.endswith(f":{signal.SIGTERM:d}"):
-            return _with_reason(JobResult(Stopped.exit_code, error=f"{fact}; repeat the command to resume"))
+            return _with_reason(JobResult(Stopped.exit_code, error=f"{fact}; run the command again to resume"))
         return _with_reason(JobResult(1, error=f"{fact}, exit code {code}; its log is {self.log}"))
 
 

@@ -56,7 +56,7 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
             log.info("resuming after step %d, from %s", step, start)
         if self.writes:
             checkpoint.discard_after(self.run.checkpoints, step)
-            Curves.forget_after(self.run.logs, step, {*CURVE_TAGS.values(), THROUGHPUT_TAG})
+            Curves.drop_after(self.run.logs, step, {*CURVE_TAGS.values(), THROUGHPUT_TAG})
             write_text(self.samples, "".join(_samples_until(self.samples, step)))
         self.curves = Curves(self.run.logs) if self.writes else None  # last, because it keeps its file open
 

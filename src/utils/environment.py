@@ -1,6 +1,6 @@
-"""What this machine is: each value travels with the reason for it, and both are printed.
+"""Hardware and software of this machine, and the choices that depend on them, each with its reason.
 
-Everything here is read without torch, so that a setting the hardware cannot serve is refused at once.
+Nothing here imports torch, so that settings which the hardware does not support are rejected at once.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from src.errors import ConfigError
 
 NATIVE_BF16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")  # x86, x86, arm64
 FIRST_BF16_CAPABILITY = 8.0  # Ampere
-CODE = Path(__file__).resolve().parents[1] / "code.json"  # written beside the code where it is copied to a server
+CODE = Path(__file__).resolve().parents[1] / "code.json"  # written where the code is copied to a server
 M_MMAP_THRESHOLD = -3  # malloc.h
-CGROUPS = [  # limit, use and details of a control group: version 2, version 1
+CGROUPS = [  # limit, usage and statistics of a control group: version 2, version 1
     ("memory.max", "memory.current", "memory.stat"),
     ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
 ]
@@ -41,7 +41,7 @@ class Gpu(NamedTuple):
 
 
 class Reasoned(NamedTuple):
-    """A choice and why it was made."""
+    """A choice and its reason."""
 
     value: str
     reason: str
@@ -51,24 +51,24 @@ class Reasoned(NamedTuple):
 
 
 def gpus(visible: str) -> list[Gpu]:
-    """The GPUs among `visible` ("0", "0,1", "" for none), as nvidia-smi names them."""
+    """The GPUs in `visible` ("0", "0,1", "" for none) as nvidia-smi reports them."""
     tool = shutil.which("nvidia-smi")
     return list(_gpus(tool, visible)) if tool and visible.strip() else []
 
 
-@cache  # a training asks a dozen times, and where nothing keeps the driver loaded each answer takes seconds
+@cache  # called often, and a call takes seconds if nothing keeps the driver loaded
 def _gpus(tool: str, visible: str) -> tuple[Gpu, ...]:
     query = ["--query-gpu=name,memory.total,compute_cap,driver_version", "--format=csv,noheader,nounits"]
-    asked = subprocess.run([tool, f"--id={visible}", *query], capture_output=True, text=True, timeout=60)
-    rows = [[cell.strip() for cell in line.split(",")] for line in asked.stdout.splitlines()]
-    good = (r for r in rows if asked.returncode == 0 and len(r) == 4)
+    done = subprocess.run([tool, f"--id={visible}", *query], capture_output=True, text=True, timeout=60)
+    rows = [[cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines()]
+    good = (r for r in rows if done.returncode == 0 and len(r) == 4)
     return tuple(
         Gpu(name, int(_number(memory)), _number(capability), driver) for name, memory, capability, driver in good
     )
 
 
 def _number(text: str) -> float:
-    """What nvidia-smi printed; 0 for its `[N/A]`, as for the memory that a GPU shares with the CPU."""
+    """A number that nvidia-smi printed; 0 for `[N/A]`, as for memory that a GPU shares with the CPU."""
     try:
         return float(text)
     except ValueError:
@@ -77,7 +77,7 @@ def _number(text: str) -> float:
 
 @cache
 def cpu_flags() -> frozenset[str]:
-    """Instruction-set flags of the CPU; empty where /proc/cpuinfo does not tell."""
+    """Instruction-set flags of the CPU; empty if /proc/cpuinfo does not list them."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -90,13 +90,13 @@ def choose_device(visible: str) -> Reasoned:
     found = gpus(visible)
     if found:
         return Reasoned("cuda", f"{found[0].name}, {found[0].memory_mib // 1024} GiB")
-    return Reasoned("cpu", f"no GPU answers for cuda_visible_devices={visible!r}")
+    return Reasoned("cpu", f"no GPU responds for cuda_visible_devices={visible!r}")
 
 
 def choose_dtype(bf16: bool | str, visible: str) -> Reasoned:
     """`bfloat16`, `float16` or `float32` for the setting `bf16` (true, false, auto) on this hardware.
 
-    Raises: ConfigError if bfloat16 is asked of hardware without it.
+    Raises: ConfigError if bf16=true and the hardware has no bfloat16.
     """
     found = gpus(visible)
     if found:
@@ -110,8 +110,8 @@ def choose_dtype(bf16: bool | str, visible: str) -> Reasoned:
         fallback = "float32"
     if bf16 is True and not native:
         raise ConfigError(
-            f"bf16=true, but the hardware has no bfloat16 ({hardware})",
-            hint=f"bf16=auto or bf16=false uses {fallback} here",
+            f"bf16=true is not supported by the hardware ({hardware})",
+            hint=f"set bf16=auto or bf16=false to use {fallback}",
         )
     if bf16 is False:
         return Reasoned(fallback, "bf16=false")
@@ -121,29 +121,30 @@ def choose_dtype(bf16: bool | str, visible: str) -> Reasoned:
 
 
 def choose_tf32(wanted: bool | str, visible: str) -> Reasoned:
-    """`on` or `off`: whether fp32 products are rounded to TF32, of a 10-bit mantissa (NVIDIA A100 whitepaper).
+    """`on` or `off`: whether fp32 matrix products use TF32, with a 10-bit mantissa (NVIDIA A100 whitepaper).
 
-    Raises: ConfigError if TF32 is asked of hardware without it.
+    Raises: ConfigError if tf32=true and the hardware has no TF32.
     """
     found = gpus(visible)
     native = bool(found) and min(gpu.capability for gpu in found) >= FIRST_BF16_CAPABILITY
     if wanted is True and not native:
-        raise ConfigError("tf32=true, but there is no GPU that has it here", hint="set tf32=auto")
+        raise ConfigError("tf32=true needs a GPU with TF32, and this machine has none", hint="set tf32=auto")
     if wanted is False or not native:
-        return Reasoned("off", "tf32=false" if wanted is False else "no GPU that has it")
+        return Reasoned("off", "tf32=false" if wanted is False else "no GPU with TF32")
     return Reasoned("on", f"tf32={str(wanted).lower()}, {found[0].name} has it")
 
 
 def choose_kernels(use_liger: bool | str, visible: str, planned_for: str | None = None) -> Reasoned:
-    """`liger` or `plain`: which kernels compute norms, rotations and activations.
+    """`liger` or `plain`: the kernels for norms, rotary embeddings and activations.
 
-    `planned_for` is a device that may be on another machine, where Liger is only if the setting says so.
-    Raises: ConfigError if Liger is asked for where it cannot run.
+    `planned_for` is a device that may be on another machine, which is assumed to have Liger only if the setting
+    says so.
+    Raises: ConfigError if use_liger_kernel=true and Liger cannot run.
     """
     if planned_for == "cuda" and not gpus(visible):
         if use_liger is True:
             return Reasoned("liger", "use_liger_kernel=true")
-        return Reasoned("plain", "use_liger_kernel=true plans with Liger's")
+        return Reasoned("plain", "use_liger_kernel=true plans for Liger")
     installed = bool(find_spec("liger_kernel"))
     if use_liger is True and not (gpus(visible) and installed):
         missing = "liger-kernel is not installed" if gpus(visible) else "it needs a GPU"
@@ -156,14 +157,14 @@ def choose_kernels(use_liger: bool | str, visible: str, planned_for: str | None 
 
 
 def git_state() -> dict[str, str | None]:
-    """`commit` of the code, and `diff_sha256` of what was changed since (None where nothing was).
+    """`commit` of the code, and `diff_sha256` of its uncommitted changes (None without changes).
 
-    A copy of the code without its history has them in CODE; a folder around it may be another project's checkout.
+    A copy without its git history has both in CODE: a parent folder may be the checkout of another project.
     """
     root = CODE.parents[1]
     if CODE.is_file() and not (root / ".git").exists():
-        told = json.loads(CODE.read_text(encoding="utf-8"))
-        return {"commit": told["commit"], "diff_sha256": told["diff_sha256"]}
+        recorded = json.loads(CODE.read_text(encoding="utf-8"))
+        return {"commit": recorded["commit"], "diff_sha256": recorded["diff_sha256"]}
 
     def git(*words: str) -> str | None:
         done = subprocess.run(["git", *words], capture_output=True, cwd=root)
@@ -178,14 +179,14 @@ def git_state() -> dict[str, str | None]:
 
 
 def versions() -> dict[str, str]:
-    """`{package: version}` of everything installed."""
-    read = [d.metadata for d in metadata.distributions()]  # each asking reads the file anew
+    """`{package: version}` of all installed packages."""
+    read = [d.metadata for d in metadata.distributions()]  # each access reads the file again
     found = {about["Name"]: about["Version"] for about in read if about["Name"]}
     return dict(sorted(found.items(), key=lambda item: item[0].lower()))
 
 
 def hardware(visible: str) -> dict[str, Any]:
-    """CPU, memory and GPUs, for the manifest."""
+    """Platform, CPU, memory and GPUs, for the manifest."""
     return {
         "platform": platform.platform(),
         "python": platform.python_version(),
@@ -205,26 +206,26 @@ def _cpu_name() -> str:
 
 
 class Capacity(NamedTuple):
-    """Bytes that there are for this process, and where the number comes from."""
+    """Bytes of memory, and where the number comes from."""
 
     bytes: int
     reason: str
 
 
 def memory_available(device: str, visible: str) -> Capacity:
-    """What this process can have of the device's memory: what it holds of it, and what is free."""
+    """The memory of the device that this process can use: what it uses already, and what is free."""
     if device == "cuda" and (left := _gpu_memory_free(visible)):
         return left
     own = psutil.Process().memory_info().rss
     free, reason = psutil.virtual_memory().available, "RAM available on this machine"
     limit = _cgroup_available()
     if limit is not None and limit < free:
-        free, reason = limit, "RAM that this container may still take"
-    return Capacity(free + own, f"{reason}, and {own / 1e9:.2f} GB that this process holds")
+        free, reason = limit, "RAM available in this container"
+    return Capacity(free + own, f"{reason}, plus {own / 1e9:.2f} GB that this process uses")
 
 
 def memory_total(device: str, visible: str) -> Capacity:
-    """The device's memory in all, whoever holds it: the same at every asking."""
+    """The total memory of the device, whatever is in use."""
     found = gpus(visible) if device == "cuda" else []
     if found and found[0].memory_mib:
         return Capacity(found[0].memory_mib << 20, f"memory of the {found[0].name}")
@@ -234,18 +235,18 @@ def memory_total(device: str, visible: str) -> Capacity:
 
 
 def _gpu_memory_free(visible: str) -> Capacity | None:
-    """Free memory of the first of the GPUs `visible`; None where nvidia-smi cannot tell."""
+    """Free memory of the first GPU in `visible`; None if nvidia-smi does not report it."""
     first = visible.split(",")[0]
     query = ["--query-gpu=memory.free,memory.total", "--format=csv,noheader,nounits"]
-    asked = subprocess.run(["nvidia-smi", f"--id={first}", *query], capture_output=True, text=True, timeout=60)
-    free, _, total = asked.stdout.partition(",")
-    if asked.returncode or not _number(free):
+    done = subprocess.run(["nvidia-smi", f"--id={first}", *query], capture_output=True, text=True, timeout=60)
+    free, _, total = done.stdout.partition(",")
+    if done.returncode or not _number(free):
         return None
     return Capacity(int(_number(free)) << 20, f"free of {int(_number(total)):,} MiB on the GPU {first}")
 
 
 def _cgroup_available(root: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """What the control group of this process, as of a container, may still take; None without a limit."""
+    """Bytes that the control group of this process (a container) may still allocate; None without a limit."""
     for names in CGROUPS:
         limit, used, stat = (root / name for name in names)
         try:
@@ -258,7 +259,7 @@ def _cgroup_available(root: Path = Path("/sys/fs/cgroup")) -> int | None:
 
 
 def _cgroup_limit(root: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """The most that the control group of this process may take; None without a limit."""
+    """The memory limit of this process's control group in bytes; None without a limit."""
     for limit, _, _ in CGROUPS:
         with suppress(OSError, ValueError):
             return int((root / limit).read_text())
@@ -266,15 +267,16 @@ def _cgroup_limit(root: Path = Path("/sys/fs/cgroup")) -> int | None:
 
 
 def resident_bytes() -> int:
-    """Bytes of RAM that this process holds now."""
+    """Resident memory of this process in bytes."""
     return int(psutil.Process().memory_info().rss)
 
 
 def release_freed_memory() -> None:
-    """Have large blocks returned to the system as they are freed, not kept in glibc's heap.
+    """Make glibc return large blocks to the system when they are freed, instead of keeping them in its heap.
 
-    Its threshold for that grows with the blocks freed (mallopt(3), M_MMAP_THRESHOLD) until a training's tensors
-    lie in the heap, among whose holes a fifth to a third of the memory is lost. Nothing where there is no glibc.
+    By default the threshold for that grows with the freed blocks (mallopt(3), M_MMAP_THRESHOLD) until the tensors
+    of a training run are in the heap, whose fragmentation costs a fifth to a third of the memory. Does nothing
+    without glibc.
     """
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 20)

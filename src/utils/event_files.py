@@ -1,4 +1,4 @@
-"""TensorBoard event files, written without torch or TensorFlow."""
+"""Read and write TensorBoard event files without torch or TensorFlow."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 
 class Curves:
-    """Scalars under `folder`, for `tensorboard --logdir`."""
+    """Writer of scalars to `folder`, for `tensorboard --logdir`."""
 
     def __init__(self, folder: Path) -> None:
         self._writer = Writer(str(folder))
@@ -32,7 +32,7 @@ class Curves:
 
     @staticmethod
     def read(folder: Path) -> dict[str, list[tuple[int, float]]]:
-        """`{tag: [(step, value), ...]}` of the event files of `folder`; of two values of a step, the last."""
+        """`{tag: [(step, value), ...]}` of the event files in `folder`; the last of several values for a step."""
         found: dict[str, dict[int, float]] = {}
         for path in sorted(folder.glob("events.out.tfevents.*")):
             for event in map(Event.FromString, _records(path.read_bytes())):
@@ -42,8 +42,8 @@ class Curves:
         return {tag: sorted(points.items()) for tag, points in found.items()}
 
     @staticmethod
-    def forget_after(folder: Path, step: int, tags: AbstractSet[str]) -> None:
-        """Take the points of `tags` after `step` out of the event files of `folder`: they will be made anew."""
+    def drop_after(folder: Path, step: int, tags: AbstractSet[str]) -> None:
+        """Remove the points of `tags` after `step` from the event files: a resumed run rewrites them."""
         for path in folder.glob("events.out.tfevents.*"):
             temporary = folder / ".curves.tmp"  # TensorBoard reads every file with tfevents in its name
             with temporary.open("wb") as file:
@@ -56,7 +56,7 @@ class Curves:
 
 
 def _scalar(value: Any) -> float:
-    """A point is written as a tensor of one number."""
+    """The value of a point, which recent writers store as a tensor with one element."""
     return float(value.tensor.float_val[0] if value.HasField("tensor") else value.simple_value)
 
 

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all: written beside their place, flushed to disk, renamed over it."""
+"""Atomic writes of files and folders: write to a temporary sibling, flush it to disk, rename it; and hashes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from src.utils.secrets import redact
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` atomically, as it is: callers redact.
+    """Write `text` atomically. It is not redacted: that is the caller's task.
 
     Raises: RunError if the disk is full; the previous file is intact then.
     """
@@ -47,21 +47,21 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 @contextmanager
 def disk_errors(what: Path) -> Iterator[None]:
-    """Turn a full disk or a read-only folder into one sentence about `what`.
+    """Raise a RunError about `what` instead of the errors of a full disk or a read-only folder.
 
-    Libraries wrap the operating system's error in their own (safetensors raises a SafetensorError), so
-    the message is read where there is no errno.
+    Libraries wrap the operating system's error (safetensors raises a SafetensorError): if there is no errno, the
+    message is read.
     """
     try:
         yield
     except Exception as error:
         number = error.errno if isinstance(error, OSError) else None
-        # torch.save gives no reason at all: the disk is asked
+        # torch.save gives no reason: check the free space
         silent = isinstance(error, RuntimeError) and disk_free(what) < 1 << 20
         if number in {errno.ENOSPC, errno.EDQUOT} or "No space left" in str(error) or silent:
             raise RunError(
                 f"{what} could not be written: no space left on the device",
-                hint="what was there before is intact; free some space and run the command again",
+                hint="the previous version is intact; free some space and run the command again",
             ) from error
         if number in {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR}:
             reason = os.strerror(number).lower()
@@ -70,7 +70,7 @@ def disk_errors(what: Path) -> Iterator[None]:
 
 
 def disk_free(path: Path) -> int:
-    """Bytes free where `path` is, or would be."""
+    """Free bytes on the disk of `path`, which need not exist."""
     path = path.absolute()
     while not path.exists():
         path = path.parent
@@ -79,7 +79,7 @@ def disk_free(path: Path) -> int:
 
 @contextmanager
 def _cleanup_on_error(what: Path, temporary: Path) -> Iterator[None]:
-    """Write `what` by way of `temporary`, of which nothing is left if that fails.
+    """Remove `temporary`, through which `what` is written, if the body fails.
 
     Raises: RunError if the disk is full or the folder read-only.
     """
@@ -97,7 +97,7 @@ def _cleanup_on_error(what: Path, temporary: Path) -> Iterator[None]:
 
 @contextmanager
 def atomic_dir(target: Path) -> Iterator[Path]:
-    """A folder to fill, which takes the place of `target` only once it is complete.
+    """Yield a folder to fill, which replaces `target` when the body has succeeded.
 
     Raises: RunError if the disk is full; the previous folder is intact then.
     """
@@ -113,11 +113,11 @@ def atomic_dir(target: Path) -> Iterator[Path]:
 
 
 def replace_dir(new: Path, target: Path) -> None:
-    """Put the folder `new` in the place of `target`, at one stroke where the system can exchange two names."""
+    """Replace the folder `target` by `new`, atomically where the system can exchange two names."""
     try:
         new.rename(target)
         return
-    except OSError as error:  # it is there, or another process has just put it there
+    except OSError as error:  # target exists, or another process has just created it
         if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
             raise
     if _exchange(new, target):
@@ -130,23 +130,23 @@ def replace_dir(new: Path, target: Path) -> None:
 
 
 def _exchange(a: Path, b: Path) -> bool:
-    """Whether two names were exchanged by Linux's renameat2(2)."""
-    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    """Exchange two names by Linux's renameat2(2). Returns: whether that succeeded."""
+    cwd, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
     try:
-        return ctypes.CDLL(None).renameat2(here, os.fsencode(a), here, os.fsencode(b), exchange) == 0
+        return ctypes.CDLL(None).renameat2(cwd, os.fsencode(a), cwd, os.fsencode(b), exchange) == 0
     except AttributeError:
         return False
 
 
 def _temporary_path(path: Path) -> Path:
-    """A hidden name beside `path` that no other process, on this host or another, chooses."""
+    """A hidden sibling of `path` with a unique name."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
 
 
 def switch_link(link: Path, target: Path) -> None:
-    """Switch the symbolic link `link` to its sibling or descendant `target`, atomically.
+    """Switch the symbolic link `link` to `target`, a sibling or in a sibling, atomically.
 
-    Raises: RunError if a folder is in its place, or the disk is full or read-only.
+    Raises: RunError if `link` is a folder, or the disk is full or read-only.
     """
     temporary = _temporary_path(link)
     with _cleanup_on_error(link, temporary):
@@ -159,18 +159,18 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise RunError(f"{path} does not exist", hint="is its folder a run directory?") from None
+        raise RunError(f"{path} does not exist", hint="check that its folder is a run directory") from None
     except ValueError as error:
         raise RunError(f"{path} is not JSON: {error}", hint="restore it or make a new run") from None
 
 
 def hash_files(folder: Path) -> dict[str, str]:
-    """The content hash of every file in `folder`, by its path in there."""
+    """The sha256 of every file in `folder`, by its relative path."""
     return {str(p.relative_to(folder)): sha256(p) for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 def sha256(path: Path) -> str:
-    """Content hash of a file, in hexadecimal."""
+    """sha256 of a file, in hexadecimal."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         for block in iter(lambda: file.read(1 << 22), b""):
@@ -182,7 +182,7 @@ def sha256(path: Path) -> str:
 def code_hash(*packages: Path) -> str:
     """sha256 over the name and content of every Python file in `packages`, their subfolders included.
 
-    It is a part of cache keys: what older code made is not found by newer code.
+    A part of cache keys, so that entries from older code are not used.
     """
     digest = hashlib.sha256()
     for package in packages:

@@ -1,4 +1,4 @@
-"""No secret is ever written down: every writer of the house passes what it writes through `redact`."""
+"""Find the secrets of the environment and redact them: everything written to a file passes through `redact`."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from types import TracebackType
 from typing import Any
 
 SECRET_NAME = re.compile(r"TOKEN|SECRET|KEY|PASSWORD|^LAKEFS_", re.IGNORECASE)
-PUBLIC_NAME = re.compile(r"ENDPOINT|URL$|HOST$", re.IGNORECASE)  # kept out of files all the same, but no secret
+PUBLIC_NAME = re.compile(r"ENDPOINT|URL$|HOST$", re.IGNORECASE)  # redacted as well, but not secret
 NOT_SECRET = {"REMOTE_KEY"}  # the path of a file
-SHORTEST_SECRET = 8  # shorter values (KEY=1, TOKEN=test) occur in honest text by chance
+SHORTEST_SECRET = 8  # shorter values (KEY=1, TOKEN=test) occur in other text by chance
 
 
 def secrets() -> dict[str, str]:
@@ -25,21 +25,21 @@ def secrets() -> dict[str, str]:
 
 
 def redact(value: Any) -> Any:
-    """`value` with every secret in it replaced by `${oc.env:NAME}`: unreadable here, and still reproducible.
+    """`value` with every secret replaced by the reference `${oc.env:NAME}`, which OmegaConf resolves.
 
-    Walks dicts and lists, so that a secret is found before any escaping hides it.
+    Recurses into dicts and lists, since escaping, as in JSON, would hide a secret.
     """
     return _replace(value, {secret: f"${{oc.env:{name}}}" for secret, name in secrets().items()})
 
 
 def restore_secrets(value: Any) -> Any:
-    """What was given to `redact`, where the environment is the same."""
+    """The inverse of `redact` in the same environment."""
     return _replace(value, {f"${{oc.env:{name}}}": secret for secret, name in secrets().items()})
 
 
 def _replace(value: Any, known: Mapping[str, str]) -> Any:
     if isinstance(value, str):
-        if found := [old for old in known if old in value]:  # at once: what replaces one may hold another
+        if found := [old for old in known if old in value]:  # one pass: a replacement may hold another secret
             return re.sub("|".join(map(re.escape, found)), lambda match: known[match[0]], value)
         return value
     if isinstance(value, Mapping):
@@ -50,20 +50,20 @@ def _replace(value: Any, known: Mapping[str, str]) -> Any:
 
 
 def credentials() -> dict[str, str]:
-    """`{value: variable name}` of those secrets that open a door; an address does not."""
+    """`{value: variable name}` of the secrets that grant access, unlike addresses."""
     return {value: name for value, name in secrets().items() if not PUBLIC_NAME.search(name)}
 
 
 def redact_argv(argv: Iterable[str]) -> list[str]:
-    """A command line on which a secret typed out becomes a reference to its environment variable."""
+    """A command line with every secret replaced by a reference to its environment variable."""
     return [str(redact(word)) for word in argv]
 
 
 def redact_tracebacks() -> None:
-    """Have what nobody foresaw printed without secrets: what a process says may be kept in a log."""
+    """Redact the tracebacks of unhandled exceptions, since stderr may be kept in a log."""
 
-    def tell(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
+    def report(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
         print(redact("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr, flush=True)
 
-    sys.excepthook = tell
-    threading.excepthook = lambda ended: tell(ended.exc_type, ended.exc_value, ended.exc_traceback)
+    sys.excepthook = report
+    threading.excepthook = lambda ended: report(ended.exc_type, ended.exc_value, ended.exc_traceback)

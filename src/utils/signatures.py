@@ -1,4 +1,4 @@
-"""Which arguments a heavy library takes, read from its source text: importing it would cost seconds."""
+"""The arguments that classes of heavy libraries accept, parsed from their source: importing them takes seconds."""
 
 import ast
 import importlib.util
@@ -21,7 +21,7 @@ GENERATION = LibraryClass("transformers", "generation/configuration_utils.py", "
 
 PASSTHROUGH = {"trainer": TRAINER, "generation": GENERATION}
 
-# Arguments that have a setting of their own: two ways to say one thing end in one of them being lost.
+# Arguments that a setting of ours determines: of two values for one thing, one would be ignored.
 OWNED_BY_SETTING = {
     "trainer": {
         "output_dir": "output_dir",
@@ -56,10 +56,10 @@ OWNED_BY_SETTING = {
 
 
 def check_passthrough(key: str, values: Mapping[str, Any]) -> list[str]:
-    """What is wrong with the arguments under `key` (`trainer`, `generation`), one sentence each."""
+    """The errors in the arguments under `key` (`trainer`, `generation`), one message each."""
     given = values.get(key) or {}
     if not isinstance(given, Mapping) or not given:
-        return []  # of the wrong type; the schema says so
+        return []  # the schema reports a wrong type
     target = PASSTHROUGH[key]
     return check_arguments(key, given, target.cls, class_arguments(target), OWNED_BY_SETTING[key])
 
@@ -67,26 +67,27 @@ def check_passthrough(key: str, values: Mapping[str, Any]) -> list[str]:
 def check_arguments(
     key: str, given: Mapping[str, Any], owner: str, known: Set[str], owned: Mapping[str, str]
 ) -> list[str]:
-    """What is wrong with arguments of the class `owner`: unknown ones, and those that a setting of ours says."""
+    """The errors in arguments of the class `owner`: unknown ones, and those that a setting of ours determines."""
     found = []
     for name in given:
         if name not in known:
             found.append(f"{key}.{name} is not an argument of {owner}{did_you_mean(str(name), known)}")
         elif name in owned:
-            found.append(f"{key}.{name} has a setting of its own: {owned[name]}")
+            found.append(f"{key}.{name} is not supported: use {owned[name]}")
     return found
 
 
 @cache
 def peft_arguments(cls: str) -> frozenset[str]:
-    """Argument names of a configuration class of peft, those of its parents included.
+    """Argument names of a configuration class of peft, including those of its parents.
 
     Raises: ModuleNotFoundError if peft is not installed; LookupError if it has no such class.
     """
     if cls == "PeftConfigMixin":
-        return frozenset({"peft_type", "task_type"})  # the others are filled in by peft
+        return frozenset({"peft_type", "task_type"})  # peft sets the others
     folder = package_folder("peft")
-    for path in [folder / "config.py", *sorted(folder.glob("tuners/*/config.py"))]:
+    patterns = ("config.py", "tuners/*/config.py", "tuners/*.py")
+    for path in (path for pattern in patterns for path in sorted(folder.glob(pattern))):
         if f"\nclass {cls}(" in (text := path.read_text(encoding="utf-8")):
             found = _class_node(text, cls)
             parents = (base.id for base in found.bases if isinstance(base, ast.Name))
@@ -95,7 +96,7 @@ def peft_arguments(cls: str) -> frozenset[str]:
 
 
 def class_arguments(target: LibraryClass) -> set[str]:
-    """Argument names of a class: its annotated fields, or what `__init__` takes or pops from kwargs.
+    """Argument names of a class: its annotated fields, and what `__init__` accepts or pops from kwargs.
 
     Raises: ModuleNotFoundError if the package is not installed.
     """
@@ -104,7 +105,7 @@ def class_arguments(target: LibraryClass) -> set[str]:
 
 
 def package_folder(package: str) -> Path:
-    """Raises: ModuleNotFoundError if it is not installed."""
+    """The folder of an installed package, found without importing it. Raises: ModuleNotFoundError."""
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError(f"{package} is not installed; make install installs it")

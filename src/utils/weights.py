@@ -1,7 +1,7 @@
-"""What a safetensors file holds, read without torch: whether it is whole, and whether every number is finite.
+"""Check safetensors files without torch: whether they are complete, and whether all numbers are finite.
 
-The format: 8 bytes with the length of a JSON header, the header (`{name: {dtype, shape, data_offsets}}`), the
-tensors' bytes (https://huggingface.co/docs/safetensors).
+The format: the length of a JSON header in 8 bytes, the header (`{name: {dtype, shape, data_offsets}}`), the
+bytes of the tensors (https://huggingface.co/docs/safetensors).
 """
 
 from __future__ import annotations
@@ -14,56 +14,56 @@ from typing import Any
 
 import numpy as np
 
-# An IEEE number whose exponent is all ones is infinite or none (IEEE 754-2019, 3.4). bfloat16: fp32's upper half.
+# Bits of the exponent: if all are set, the number is infinite or NaN (IEEE 754-2019, 3.4).
 EXPONENTS: dict[str, tuple[str, int]] = {
     "F64": ("<u8", 0x7FF0_0000_0000_0000),
     "F32": ("<u4", 0x7F80_0000),
     "F16": ("<u2", 0x7C00),
     "BF16": ("<u2", 0x7F80),
 }
-BLOCK = 1 << 24  # numbers looked at at once
+BLOCK = 1 << 24  # numbers read at once
 
 
 def find_problems(path: Path) -> list[str]:
-    """What is wrong with a safetensors file, one sentence each."""
-    if told := find_corruption(path):
-        return [told]
+    """The problems of a safetensors file, one message each."""
+    if corruption := find_corruption(path):
+        return [corruption]
     start, header = _header(path)
     bad = [name for name, about in header.items() if not _finite(path, start, about)]
     more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
-    return [f"{path.name} holds numbers that are not finite, in {bad[0]}{more}"] if bad else []
+    return [f"{path.name} has numbers that are not finite, in {bad[0]}{more}"] if bad else []
 
 
 def find_corruption(path: Path) -> str:
-    """What keeps a safetensors file from being read, empty if nothing does; no number is looked at."""
+    """Why a safetensors file cannot be read, from its header and size; empty if it can."""
     try:
         start, header = _header(path)
     except (OSError, ValueError, struct.error) as error:
-        return f"{path.name} is no readable safetensors file: {error}"
-    whole = start + max((about["data_offsets"][1] for about in header.values()), default=0)
+        return f"{path.name} is not a readable safetensors file: {error}"
+    expected = start + max((about["data_offsets"][1] for about in header.values()), default=0)
     size = path.stat().st_size
-    return "" if whole == size else f"{path.name} has {size} bytes, and its header speaks of {whole}"
+    return "" if expected == size else f"{path.name} has {size} bytes instead of the {expected} of its header"
 
 
 def _header(path: Path) -> tuple[int, dict[str, Mapping[str, Any]]]:
-    """Where the tensors begin, and what they are. Raises: ValueError, struct.error."""
+    """The offset of the first tensor, and the header. Raises: ValueError, struct.error."""
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         if length > path.stat().st_size:
-            raise ValueError(f"its header would have {length} bytes")
+            raise ValueError(f"a header of {length} bytes is longer than the file")
         header = json.loads(file.read(length))
     return 8 + length, {name: about for name, about in header.items() if name != "__metadata__"}
 
 
 def _finite(path: Path, start: int, about: Mapping[str, Any]) -> bool:
-    kind, ones = EXPONENTS.get(about["dtype"], ("", 0))
+    dtype, ones = EXPONENTS.get(about["dtype"], ("", 0))
     begin, end = about["data_offsets"]
-    if not kind or begin == end:
+    if not dtype or begin == end:
         return True
-    numbers = np.memmap(path, np.uint8, "r", start + begin, (end - begin,)).view(kind)
+    numbers = np.memmap(path, np.uint8, "r", start + begin, (end - begin,)).view(dtype)
     return all(bool(((block & ones) != ones).all()) for block in _blocks(numbers))
 
 
 def _blocks(numbers: Any) -> Iterator[Any]:
-    for place in range(0, len(numbers), BLOCK):
-        yield numbers[place : place + BLOCK]
+    for start in range(0, len(numbers), BLOCK):
+        yield numbers[start : start + BLOCK]

@@ -1,4 +1,4 @@
-"""Work spread over processes, its results in the order of its input and its memory bounded."""
+"""Parallel map over worker processes, with ordered results and bounded memory."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from src.errors import UserError
 In = TypeVar("In")
 Out = TypeVar("Out")
 
-GC_THRESHOLD = 100_000  # objects made between two: batches of rows are many small objects
-QUEUED_PER_PROCESS = 3  # items a process is given before its first result is taken
+GC_THRESHOLD = 100_000  # new objects between two collections: batches of rows consist of many small objects
+QUEUED_PER_PROCESS = 3  # items submitted for each process before a result is read
 PR_SET_PDEATHSIG = 1  # Linux prctl(2)
 
 _work: Callable[[Any], Any]
 
 
 def map_ordered(work: Callable[[In], Out], items: Iterable[In], processes: int) -> Iterator[Out]:
-    """`work(item)` of each item, in order; at most AHEAD items a process wait or are under way.
+    """Yield `work(item)` for each item, in order, with at most QUEUED_PER_PROCESS pending items for each process.
 
-    The processes are forked, so that `work` may hold what cannot be pickled; items and results are pickled.
-    With one process nothing is forked.
-    Raises: what `work` raises; UserError if a process was killed.
+    The processes are forked, so `work` need not be picklable; items and results must be. With one process, the
+    caller does the work.
+    Raises: any error of `work`; UserError if a process was killed.
     """
     if processes <= 1:
         yield from map(work, items)
@@ -48,7 +48,7 @@ def map_ordered(work: Callable[[In], Out], items: Iterable[In], processes: int) 
             yield waiting.popleft().result()
     except BrokenProcessPool:
         raise UserError(
-            "a process that reads data was killed, perhaps for want of memory",
+            "a worker process was killed, probably because memory ran out",
             hint="free some memory or set num_proc=1",
         ) from None
     finally:
@@ -56,25 +56,25 @@ def map_ordered(work: Callable[[In], Out], items: Iterable[In], processes: int) 
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _init_worker(work: Callable[[Any], Any], parent: int) -> None:
     global _work
     _work = work
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # each process has a core; threads would fight for it
-    gc.freeze()  # what the parent had made is not walked through again and again, and its pages stay shared
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # each process has one core
+    gc.freeze()  # do not scan the parent's objects: that takes time and copies their shared pages
     gc.set_threshold(GC_THRESHOLD)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted and ends the pool
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles it and ends the pool
     die_with_parent(parent)
 
 
 def die_with_parent(parent: int) -> None:
-    """Have this process killed when `parent`, which started it, ends."""
+    """Make the kernel kill this process when its `parent` exits."""
     with suppress(AttributeError, OSError):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before that was set
+    if os.getppid() != parent:  # it exited before the call
         os._exit(1)
 
 

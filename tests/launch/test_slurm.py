@@ -217,7 +217,7 @@ def test_ctrl_c_leaves_the_job_and_a_cancelled_job_is_told(
     cluster.run("scancel", id_of(second.said))
     code, said = second.end()
     assert code == 75, said
-    assert f"slurm job {id_of(said)} ended without a result: cancelled; repeat the command to resume" in said
+    assert f"slurm job {id_of(said)} ended without a result: cancelled; run the command again to resume" in said
 
 
 # --- queued again ----------------------------------------------------------------------------------------
@@ -242,7 +242,7 @@ def test_a_job_that_is_preempted_requeued_or_out_of_time_ends_in_the_same_bytes(
     assert code == 75, said
     assert id_of(said)
     (run,) = world.runs
-    assert "the job reached its time limit, and max_requeues is used up; repeat the command" in said
+    assert "the job reached its time limit, and max_requeues is used up; run the command again" in said
     assert "Traceback" not in said
     assert cluster.run("squeue", "--noheader") == ""
     attempts = run.manifest["attempts"]
@@ -267,7 +267,7 @@ def test_a_sweep_is_one_array_that_the_same_command_waits_for_again(
     wait_for(lambda: "pending" in first.said)
     first.process.send_signal(signal.SIGINT)
     assert first.end()[0] == 130
-    assert "unfinished: repeat the command to resume it" in first.said
+    assert "unfinished: run the command again to resume it" in first.said
     cluster.run("scontrol", "release", job)
     code, said = launch("train", *words).end()
     assert code == 0, said

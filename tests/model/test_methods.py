@@ -297,7 +297,7 @@ def test_an_argument_of_another_method_is_unknown() -> None:
 )
 def test_a_peft_argument_with_a_setting_of_its_own_names_it(method: str, argument: str, setting: str) -> None:
     told = refused(method=method, peft={argument: 1})
-    assert told == [f"peft.{argument} has a setting of its own: {setting}"]
+    assert told == [f"peft.{argument} is not supported: use {setting}"]
 
 
 def test_an_adapter_argument_has_no_meaning_without_an_adapter() -> None:

@@ -124,10 +124,10 @@ def test_the_precision_is_what_the_weakest_part_can_do(
 @pytest.mark.parametrize(
     ("rows", "told"),
     [
-        ([T4], "bf16=true, but the hardware has no bfloat16 (Tesla T4, compute capability 7.5); bf16=auto or "
-               "bf16=false uses float16 here"),
+        ([T4], "bf16=true is not supported by the hardware (Tesla T4, compute capability 7.5); set bf16=auto or "
+               "bf16=false to use float16"),
         ([H100, T4], "Tesla T4, compute capability 7.5"),
-        ([], "this CPU has no bfloat16 instructions); bf16=auto or bf16=false uses float32 here"),
+        ([], "this CPU has no bfloat16 instructions); set bf16=auto or bf16=false to use float32"),
     ],
 )  # fmt: skip
 def test_bfloat16_is_refused_where_the_hardware_has_none(machine, rows: list[str], told: str) -> None:
@@ -192,7 +192,7 @@ def test_tf32_is_used_where_the_weakest_gpu_has_it(machine) -> None:
     assert choose_tf32("auto", "0") == ("on", "tf32=auto, NVIDIA A100-SXM4-40GB has it")
     assert choose_tf32("auto", "0,1").value == "off"
     assert choose_tf32(False, "0") == ("off", "tf32=false")
-    with pytest.raises(ConfigError, match="no GPU that has it"):
+    with pytest.raises(ConfigError, match="needs a GPU with TF32"):
         choose_tf32(True, "1")
     assert choose_tf32("auto", "").value == "off"
 

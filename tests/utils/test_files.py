@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SECRET = "correct-horse-battery"
 KILLS = 12
 SIZE = 3_000_000
-FULL = r"could not be written: no space left on the device; what was there before is intact"
+FULL = r"could not be written: no space left on the device; the previous version is intact"
 
 
 def names(folder: Path) -> list[str]:

@@ -23,7 +23,7 @@ def test_numbers_that_are_not_finite_are_found(tmp_path: Path, dtype: torch.dtyp
     broken = good.clone()
     broken[-1, -1] = bad
     save_file({"a": good, "b": broken}, tmp_path / "x.safetensors")
-    assert find_problems(tmp_path / "x.safetensors") == ["x.safetensors holds numbers that are not finite, in b"]
+    assert find_problems(tmp_path / "x.safetensors") == ["x.safetensors has numbers that are not finite, in b"]
 
 
 def test_a_torn_file_is_not_readable(tmp_path: Path) -> None:
@@ -32,8 +32,8 @@ def test_a_torn_file_is_not_readable(tmp_path: Path) -> None:
     whole = path.read_bytes()
     path.write_bytes(whole[:-1])
     assert find_problems(path) == [
-        f"x.safetensors has {len(whole) - 1} bytes, and its header speaks of {len(whole)}"
+        f"x.safetensors has {len(whole) - 1} bytes instead of the {len(whole)} of its header"
     ]
     for torn in (b"", whole[:4], whole[:20], b"\xff" * 30):
         path.write_bytes(torn)
-        assert find_problems(path)[0].startswith("x.safetensors is no readable safetensors file")
+        assert find_problems(path)[0].startswith("x.safetensors is not a readable safetensors file")

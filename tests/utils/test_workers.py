@@ -63,7 +63,7 @@ def test_a_killed_process_is_said() -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return number
 
-    with pytest.raises(UserError, match="a process that reads data was killed"):
+    with pytest.raises(UserError, match="a worker process was killed"):
         list(map_ordered(work, range(20), 2))
 
 
