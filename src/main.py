@@ -130,9 +130,9 @@ def _run_stage(stage: Stage, config: object) -> int:
 
 def _run_utility(name: str, rest: list[str]) -> int:
     if name == "runs":
-        from src.runs_table import answer
+        from src.runs_table import runs_output
 
-        print(answer(rest))
+        print(runs_output(rest))
         return 0
     if {"-h", "--help"} & set(rest):
         print(f"usage: python -m src.main {name}\n\n{UTILITIES[name]}")

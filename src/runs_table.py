@@ -1,4 +1,4 @@
-"""`runs`: every run with its scores and verdict, and in what two of them differ; nothing heavy is imported."""
+"""The command `runs`: a table of all runs with scores and verdicts, and the differences between two runs."""
 
 from __future__ import annotations
 
@@ -19,37 +19,42 @@ USAGE = """usage: python -m src.main runs [OUTPUT_DIR] [--sort KEY]
 List the runs with their scores and verdicts, or compare two of them.
 
 --sort KEY  a column or a score, the best or the newest first: started, status, method, verdict, test/rougeL,
-            eval_loss ...; every score of metrics.json is known as SPLIT/METRIC
-A RUN is a run's id, the beginning of one, its directory, or latest."""
+            eval_loss ...; the name of a score in metrics.json is SPLIT/METRIC
+A RUN is the id of a run, a prefix of one, its directory, or latest."""
 OUTPUT_DIR = "outputs"
 FACTS = ("started", "run", "stage", "status", "method", "base", "data", "verdict")
-LOSSES = ("eval_loss", "train_loss", "loss")  # the smaller, the better
-MOST_SCORES = 4
-PIPED_WIDTH = 200  # where no terminal says how wide it is
+LOSSES = ("eval_loss", "train_loss", "loss")  # lower is better
+MAX_SCORES = 4
+PIPED_WIDTH = 200  # if stdout is not a terminal
 
 
-class Line(NamedTuple):
-    """What is told of a run. facts: words. scores: `{test/rougeL: 0.4}`, and the losses of its training."""
+class RunSummary(NamedTuple):
+    """The columns of a run.
+
+    facts: texts by column.
+    scores: `{test/rougeL: 0.4}`, and the losses of training.
+    lower: names of the scores for which lower is better.
+    """
 
     facts: dict[str, str]
     scores: dict[str, float]
-    lower: frozenset[str]  # of the scores, those that are better where they are lower
+    lower: frozenset[str]
 
 
-def answer(words: Sequence[str]) -> str:
-    """What `runs WORDS` prints. Raises: UserError."""
+def runs_output(words: Sequence[str]) -> str:
+    """The output of `runs WORDS`. Raises: UserError."""
     if {"-h", "--help"} & set(words):
         return USAGE
     if words and words[0] == "diff":
-        return _answer_diff(words[1:])
+        return _diff_output(words[1:])
     plain, sort = _parsed(words)
     if len(plain) > 1:
         raise UserError(f"runs does not take {plain[1]}", hint="write runs [OUTPUT_DIR] [--sort KEY]")
-    return table(plain[0] if plain else OUTPUT_DIR, sort)
+    return format_runs(plain[0] if plain else OUTPUT_DIR, sort)
 
 
 def _parsed(words: Sequence[str]) -> tuple[list[str], str | None]:
-    """Words that are no flag, and the key to sort by."""
+    """The positional arguments, and the key to sort by."""
     plain, sort = [], None
     left = iter(words)
     for word in left:
@@ -59,33 +64,33 @@ def _parsed(words: Sequence[str]) -> tuple[list[str], str | None]:
             if not sort:
                 raise UserError("--sort needs a key", hint="such as --sort test/rougeL")
         elif word.startswith("-"):
-            raise UserError(f"{word} is not a flag of runs", hint="runs --help lists them")
+            raise UserError(f"{word} is not a flag of runs", hint="runs --help lists the flags")
         else:
             plain.append(word)
     return plain, sort
 
 
-def _answer_diff(words: Sequence[str]) -> str:
+def _diff_output(words: Sequence[str]) -> str:
     if not 2 <= len(words) <= 3 or any(w.startswith("-") for w in words):
         raise UserError("runs diff takes two runs", hint="write runs diff RUN RUN [OUTPUT_DIR]")
     output_dir = words[2] if len(words) == 3 else OUTPUT_DIR
-    return difference(*(runs.find_run(word, output_dir) for word in words[:2]))
+    return diff_runs(*(runs.find_run(word, output_dir) for word in words[:2]))
 
 
-def table(output_dir: str | Path, sort: str | None = None, width: int | None = None) -> str:
-    """The runs as text, the newest first or by the key `sort`.
+def format_runs(output_dir: str | Path, sort: str | None = None, width: int | None = None) -> str:
+    """The table of all runs, the newest first or sorted by the key `sort`.
 
-    Raises: UserError if no run has what they are to be sorted by.
+    Raises: UserError if no run has that key.
     """
-    found = [_line(run) for run in runs.all_runs(output_dir)]
+    found = [_summarise(run) for run in runs.all_runs(output_dir)]
     if not found and not runs.unreadable_runs(output_dir):
         return f"no runs in {output_dir}/runs; make train makes one"
     if sort:
         found = _sorted(found, sort)
     shown = _scores_shown(found, sort)
     columns = ["run", "stage", "status", "method", "base", "data", *shown, "verdict"]
-    cells = [[line.facts.get(c) or _number(line.scores.get(c)) for c in columns] for line in found]
-    lines = _laid_out(columns, cells, width or _width())
+    cells = [[line.facts.get(c) or _format_score(line.scores.get(c)) for c in columns] for line in found]
+    lines = _format_table(columns, cells, width or _width())
     return "\n".join(
         [*lines, *(f"{r.id}  its manifest.json cannot be read" for r in runs.unreadable_runs(output_dir))]
     )
@@ -95,7 +100,7 @@ def _width() -> int:
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else PIPED_WIDTH
 
 
-def _line(run: Run) -> Line:
+def _summarise(run: Run) -> RunSummary:
     manifest = run.manifest
     metrics = _read(run.path / "metrics.json")
     verdict = _read(run.path / "comparison.json").get("verdict") or {}
@@ -119,11 +124,11 @@ def _line(run: Run) -> Line:
                 lower.add(f"{split}/{metric}")
     decided = f"{verdict.get('split')}/{verdict.get('metric')}"
     facts["decided by"] = decided if decided in scores else ""
-    return Line(facts, scores, frozenset(lower))
+    return RunSummary(facts, scores, frozenset(lower))
 
 
 def _data_version(data: Mapping[str, Any]) -> str:
-    """The commit, revision or hash of what was trained on, shortened: of several files, how many more."""
+    """The shortened commit, revision or hash of the training data, with the number of further files."""
     for key in ("commit", "revision", "sha256"):
         if data.get(key):
             return str(data[key])[:12]
@@ -131,23 +136,24 @@ def _data_version(data: Mapping[str, Any]) -> str:
     return (hashes[0][:12] + (f" +{len(hashes) - 1}" if len(hashes) > 1 else "")) if hashes else ""
 
 
-def _scores_shown(lines: Sequence[Line], sort: str | None) -> list[str]:
-    """The scores that get a column: what is sorted by, what decided, and the losses of the trainings."""
+def _scores_shown(lines: Sequence[RunSummary], sort: str | None) -> list[str]:
+    """The scores with a column: the sort key, the metrics of the verdicts, the losses of training."""
     known = {name for line in lines for name in line.scores}
     decided = list(dict.fromkeys(line.facts["decided by"] for line in lines if line.facts["decided by"]))
     wanted = [sort or "", *decided, "test/rougeL", "test/accuracy", "eval_loss", "train_loss"]
-    return [name for name in dict.fromkeys(wanted) if name in known][:MOST_SCORES]
+    return [name for name in dict.fromkeys(wanted) if name in known][:MAX_SCORES]
 
 
-def _sorted(lines: list[Line], key: str) -> list[Line]:
-    """By a score, the best first; by `started`, the newest; by another word, in its order. Who has none is last.
+def _sorted(lines: list[RunSummary], key: str) -> list[RunSummary]:
+    """Sort by a score (best first), by `started` (newest first), or by another column; runs without it are last.
 
-    Raises: UserError if no run has it.
+    Raises: UserError if no run has the key.
     """
     known = [*FACTS, *dict.fromkeys(name for line in lines for name in line.scores)]
     if key not in known:
         raise UserError(
-            f"no run has {key} to be sorted by{did_you_mean(key, known)}", hint=f"there are: {', '.join(known)}"
+            f"--sort {key}: no run has that key{did_you_mean(key, known)}",
+            hint=f"the keys are: {', '.join(known)}",
         )
     if key in FACTS:
         having = sorted((x for x in lines if x.facts[key]), key=lambda x: x.facts[key], reverse=key == "started")
@@ -157,12 +163,18 @@ def _sorted(lines: list[Line], key: str) -> list[Line]:
     return having + [x for x in lines if key not in x.scores]
 
 
-LEAVE_OUT = ("base", "stage", "train_loss", "eval_loss", "data")  # where there is no room, in this order
-LEAST_STATUS = 12
+OPTIONAL_COLUMNS = (
+    "base",
+    "stage",
+    "train_loss",
+    "eval_loss",
+    "data",
+)  # dropped from narrow tables, in this order
+MIN_STATUS_WIDTH = 12
 
 
-def _laid_out(columns: Sequence[str], cells: Sequence[Sequence[str]], width: int) -> list[str]:
-    """Lines of `width` at most: a long status is cut first, then columns that say less are left out."""
+def _format_table(columns: Sequence[str], cells: Sequence[Sequence[str]], width: int) -> list[str]:
+    """Lines of at most `width` characters: a long status is cut first, then optional columns are dropped."""
     rows = [list(columns), *(list(row) for row in cells)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(columns))]
     status = list(columns).index("status")
@@ -171,11 +183,11 @@ def _laid_out(columns: Sequence[str], cells: Sequence[Sequence[str]], width: int
     def needed(status_width: int) -> int:
         return sum(widths[i] if i != status else status_width for i in kept) + 2 * (len(kept) - 1)
 
-    for name in LEAVE_OUT:
-        if needed(min(widths[status], LEAST_STATUS)) > width and name in columns:
+    for name in OPTIONAL_COLUMNS:
+        if needed(min(widths[status], MIN_STATUS_WIDTH)) > width and name in columns:
             kept = [i for i in kept if columns[i] != name]
-    room = max(LEAST_STATUS, width - needed(0))
-    widths[status] = min(widths[status], room)
+    available = max(MIN_STATUS_WIDTH, width - needed(0))
+    widths[status] = min(widths[status], available)
     return ["  ".join(_cell(row[i], widths[i], columns[i]) for i in kept).rstrip() for row in rows]
 
 
@@ -184,23 +196,23 @@ def _cell(text: str, width: int, column: str) -> str:
     return text.rjust(width) if "/" in column or column in LOSSES else text.ljust(width)
 
 
-def difference(first: Run, second: Run) -> str:
-    """The settings, facts and scores in which two runs differ; what is alike is left out."""
+def diff_runs(first: Run, second: Run) -> str:
+    """The settings, facts and scores in which two runs differ."""
     if first.path == second.path:
-        raise RunError(f"{first.id} is one run", hint="name two")
+        raise RunError(f"both arguments are the run {first.id}", hint="name two different runs")
     lines = []
     for title, (a, b) in _compared(first, second):
         keys = [key for key in dict.fromkeys([*a, *b]) if a.get(key) != b.get(key)]
         if keys:
             lines += ["", title, *(_change(key, a.get(key), b.get(key)) for key in keys)]
-    told = [f"{first.id} -> {second.id}", *lines]
-    return "\n".join(told if lines else [*told, "", "no difference in settings, data or scores"])
+    output = [f"{first.id} -> {second.id}", *lines]
+    return "\n".join(output if lines else [*output, "", "no difference in settings, data or scores"])
 
 
 def _compared(first: Run, second: Run) -> Iterator[tuple[str, tuple[dict[str, Any], dict[str, Any]]]]:
     pair = (first, second)
     yield "settings", _both([_flat(_settings(run)) for run in pair])
-    lines = [_line(run) for run in pair]
+    lines = [_summarise(run) for run in pair]
     names = ("stage", "status", "method", "base", "data", "verdict")
     code = [{"code": str(run.manifest.get("code", {}).get("commit") or "")[:12]} for run in pair]
     yield "facts", _both([{n: x.facts[n] for n in names} | c for x, c in zip(lines, code, strict=True)])
@@ -213,10 +225,10 @@ def _both(values: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, A
 
 def _change(key: str, before: Any, after: Any) -> str:
     moved = f"  ({after - before:+.4g})" if _is_number(before) and _is_number(after) else ""
-    return f"  {key:<28} {_shown(before)} -> {_shown(after)}{moved}"
+    return f"  {key:<28} {_format_value(before)} -> {_format_value(after)}{moved}"
 
 
-def _shown(value: Any) -> str:
+def _format_value(value: Any) -> str:
     return "-" if value is None or value == "" else f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
@@ -235,7 +247,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _read(path: Path) -> Mapping[str, Any]:
-    """A JSON file of a run, or nothing: a table is no place to stumble over one that is torn."""
+    """A JSON file of a run; empty if it is missing or corrupt, which must not prevent the table."""
     try:
         return dict(read_json(path)) if path.is_file() else {}
     except RunError:
@@ -246,5 +258,5 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _number(value: float | None) -> str:
+def _format_score(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"

@@ -11,7 +11,7 @@ import yaml
 
 from src.errors import UserError
 from src.runs import FAILED, FINISHED, Run
-from src.runs_table import answer, table
+from src.runs_table import format_runs, runs_output
 
 ABOUT = {"rougeL": {"better": "higher"}, "perplexity": {"better": "lower"}}
 
@@ -55,7 +55,7 @@ def days(text: str) -> list[int]:
 
 
 def test_each_run_is_told_once_with_its_scores_and_what_went_wrong(out: Path) -> None:
-    head, third, second, first = (line.split() for line in table(out).splitlines())
+    head, third, second, first = (line.split() for line in format_runs(out).splitlines())
     assert head == ["run", "stage", "status", "method", "base", "data", "test/rougeL", "train_loss", "verdict"]
     failed = ["failed:", "OutOfMemoryError:", "1", "GiB"]
     assert third == ["2026-01-03_10-00-00", "train", *failed, "lora", "base-model", "c0ffeec0ffee", "0.3333"]
@@ -77,7 +77,7 @@ def test_each_run_is_told_once_with_its_scores_and_what_went_wrong(out: Path) ->
 )
 def test_runs_are_sorted_by_what_is_asked_for(out: Path, key: str, order: list[int]) -> None:
     for words in ([str(out), "--sort", key], [f"--sort={key}", str(out)]):
-        said = answer(words)
+        said = runs_output(words)
         assert days(said) == order
     assert key not in {"test/perplexity"} or key in said.splitlines()[0]
 
@@ -85,7 +85,7 @@ def test_runs_are_sorted_by_what_is_asked_for(out: Path, key: str, order: list[i
 @pytest.mark.parametrize("width", [80, 100, 120, 200])
 def test_the_table_fits_into_its_room_and_leaves_out_what_says_least(out: Path, width: int) -> None:
     run_of(out, 4, {"rougeL": 0.1, "perplexity": 3.0}, status=FAILED, error="a long story " * 30)
-    lines = table(out, width=width).splitlines()
+    lines = format_runs(out, width=width).splitlines()
     assert max(map(len, lines)) <= width
     assert all(word in lines[0] for word in ("run", "status", "method", "test/rougeL", "verdict"))
     assert ("base" in lines[0].split()) is (width > 100)
@@ -95,13 +95,13 @@ def test_the_table_fits_into_its_room_and_leaves_out_what_says_least(out: Path, 
 def test_a_run_whose_papers_are_torn_is_told_of_all_the_same(out: Path) -> None:
     (out / "runs" / "2026-01-01_10-00-00" / "metrics.json").write_text("{")
     (out / "runs" / "2026-01-02_10-00-00" / "manifest.json").write_text("{")
-    said = table(out)
+    said = format_runs(out)
     assert said.splitlines()[-1] == "2026-01-02_10-00-00  its manifest.json cannot be read"
     assert "2026-01-01_10-00-00" in said
 
 
 def test_no_runs_say_how_to_make_one(tmp_path: Path) -> None:
-    assert table(tmp_path) == f"no runs in {tmp_path}/runs; make train makes one"
+    assert format_runs(tmp_path) == f"no runs in {tmp_path}/runs; make train makes one"
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_no_runs_say_how_to_make_one(tmp_path: Path) -> None:
     [
         (
             ["--sort", "test/rogueL"],
-            "no run has test/rogueL to be sorted by; did you mean test/rougeL?; there",
+            "--sort test/rogueL: no run has that key; did you mean test/rougeL?; the keys",
         ),
         (["--sort"], "--sort needs a key; such as --sort test/rougeL"),
         (["--order", "x"], "--order is not a flag of runs"),
@@ -120,20 +120,20 @@ def test_no_runs_say_how_to_make_one(tmp_path: Path) -> None:
             ["diff", "2026-01-01", "2026-01-09_10-00-00"],
             "no run 2026-01-09_10-00-00 in .*; did you mean 2026-0",
         ),
-        (["diff", "2026-01-01", "2026-01-01"], "2026-01-01_10-00-00 is one run; name two"),
+        (["diff", "2026-01-01", "2026-01-01"], "both arguments are the run 2026-01-01_10-00-00; name two"),
     ],
 )
 def test_what_cannot_be_told_is_one_sentence(out: Path, words: list[str], told: str) -> None:
     place = [] if words == ["diff", "2026-01-01"] else [str(out)]
     with pytest.raises(UserError, match=told.replace("?", r"\?")) as caught:
-        answer([*words, *place] if words[0] == "diff" else [*place, *words])
+        runs_output([*words, *place] if words[0] == "diff" else [*place, *words])
     assert caught.value.exit_code == 2
 
 
 def test_two_runs_are_told_apart_by_what_differs_alone(out: Path) -> None:
     settings = {"lr": 0.01, "gate": {"split": "dev"}, "stop": ["x"]}
     run_of(out, 5, {"rougeL": 0.75, "perplexity": 9.0}, settings=settings)
-    said = [line.split() for line in answer(["diff", "2026-01-01", "2026-01-05", str(out)]).splitlines()]
+    said = [line.split() for line in runs_output(["diff", "2026-01-01", "2026-01-05", str(out)]).splitlines()]
     assert said == [
         ["2026-01-01_10-00-00", "->", "2026-01-05_10-00-00"],
         [],
@@ -151,4 +151,6 @@ def test_two_runs_are_told_apart_by_what_differs_alone(out: Path) -> None:
 def test_runs_that_are_alike_say_so(tmp_path: Path) -> None:
     one, other = run_of(tmp_path, 1), run_of(tmp_path, 2)
     (other.path / "metrics.json").write_bytes((one.path / "metrics.json").read_bytes())
-    assert answer(["diff", one.id, other.id, str(tmp_path)]).endswith("no difference in settings, data or scores")
+    assert runs_output(["diff", one.id, other.id, str(tmp_path)]).endswith(
+        "no difference in settings, data or scores"
+    )

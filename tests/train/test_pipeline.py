@@ -18,7 +18,7 @@ import yaml
 
 from src.model.source import content_hash
 from src.runs import Run
-from src.runs_table import table
+from src.runs_table import format_runs
 from src.train.checkpoint import COMPLETE
 from tests.fixtures import EPOCHS, LESSON, ROOT, STEPS, TRAINED_ON, World, call, chat, curves, jsonl, tree
 
@@ -266,7 +266,7 @@ def test_an_unexpected_error_is_recorded_and_keeps_its_traceback(
     assert run.manifest["error"] == "ZeroDivisionError: one in a million"
     assert run.manifest["ended"]
     assert not run.model.exists()
-    assert "failed: ZeroDivisionError: one in a million" in table(world.output)
+    assert "failed: ZeroDivisionError: one in a million" in format_runs(world.output)
 
 
 # --- the path from the command to the trainer ------------------------------------------------------------
