@@ -53,7 +53,7 @@ _rows = _PackedRows()
 def set_row_lengths(lengths: Sequence[int]) -> None:
     """Set the lengths of the concatenated examples for the next forward pass."""
     global _rows
-    _layout = _PackedRows(tuple(lengths))
+    _rows = _PackedRows(tuple(lengths))
 
 
 def attend(

@@ -223,7 +223,7 @@ def test_the_memory_left_is_what_the_process_holds_and_may_still_take(machine) -
     machine()
     left = environment.memory_available("cpu", "")
     assert environment.resident_bytes() < left.bytes <= psutil.virtual_memory().total
-    assert "this process holds" in left.reason
+    assert "this process uses" in left.reason
 
 
 def test_a_container_may_take_what_its_limit_leaves_and_its_cache_gives_up(tmp_path: Path) -> None:
