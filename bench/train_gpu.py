@@ -367,7 +367,7 @@ def line(case: Case, found: dict[str, Any] | None, rate: float, sizes: dict[str,
 
 
 def ratios(found: dict[str, dict[str, Any] | None]) -> list[str]:
-    """How many times as fast rows end to end are as padded ones, in sentences."""
+    """The speed-up of packed over padded batches, as sentences."""
     rates = {name: (found.get(name) or {}).get("rate") for name in (MIXED, SAME, PADDED, TRAINER)}
     said = [
         f"{one}: {rates[one] / rates[other]:.2f} times the tokens a second of {other}."
@@ -379,7 +379,7 @@ def ratios(found: dict[str, dict[str, Any] | None]) -> list[str]:
 
 
 def report(args: argparse.Namespace, cases: Sequence[Case], sizes: dict[str, Any]) -> list[str]:
-    """Measure one case after another; what is known so far is in `--out` all the time."""
+    """Measure one case after another, and write each result to `--out` at once."""
     began = time.monotonic()
     about = in_a_process("products", args, args.budget)
     if "failed" in about:

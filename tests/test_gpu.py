@@ -225,7 +225,7 @@ def test_liger_s_kernels_give_the_loss_and_the_gradients_of_plain_ones(
 
 
 def done(world: World, stage: str, *words: str, code: int = 0, **how: Any) -> str:
-    """Run a stage on the GPU in a process of its own. Returns what it said."""
+    """Run a stage on the GPU in a separate process. Returns its output."""
     process = world.start(stage, *ON_GPU, *words, **how)
     said, _ = process.communicate()
     assert process.returncode == code, said
@@ -257,10 +257,10 @@ def test_a_run_on_the_gpu_learns_and_answers(world: World, words: tuple[str, ...
     run = world.newest
     assert run.manifest["precision"]["value"] == ("float16" if "bf16=false" in words else "bfloat16")
     assert run.manifest["hardware"]["gpus"]
-    virtual = words[0] in ("method=prefix", "method=prompt")  # tokens, which a random model learns little by
+    virtual = words[0] in ("method=prefix", "method=prompt")  # these tokens improve a random model little
     assert ("batches are padded" in said) == virtual, said
     figures = json.loads((run.path / "metrics.json").read_text())["train"]
-    assert virtual or figures["eval_loss"] < 6  # of 512 tokens: 6.2 is nothing learned
+    assert virtual or figures["eval_loss"] < 6  # untrained: ln(512) = 6.2
     done(world, "eval")
     assert (run.path / "evals").is_dir()
 

@@ -260,7 +260,7 @@ class MirroredRun(NamedTuple):
             run_parallel(lambda key: self.store.get(key, self._local_path(folder, key)), plain)
             write_json(folder / "manifest.json", self.manifest | {"status": runs.INTERRUPTED})
             self._fetch_checkpoint(folder, keys, with_best)
-        log.info("run %s was fetched from the mirror", self.id)
+        log.info("run %s was downloaded from the mirror", self.id)
         return Run(root / self.id)
 
     def _fetch_checkpoint(self, folder: Path, keys: list[str], with_best: bool) -> None:

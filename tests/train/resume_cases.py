@@ -81,8 +81,7 @@ VARIANTS = {
 
 
 class Undisturbed(dict[str, Any]):
-    """What the variants come to when nobody stops them; each is trained when it is first asked for, by whichever
-    process of the tests."""
+    """The results of the variants without interruption; the first test process that needs one trains it."""
 
     def __init__(self, stage: Stage, folder: Path) -> None:
         self.stage, self.folder = stage, folder

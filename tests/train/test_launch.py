@@ -104,7 +104,7 @@ def test_two_machines_find_each_other_under_srun(world: World, start: Start) -> 
     assert "starting 1 process on machine 0 of 2" in said
     code, said = ended(second)
     assert code == 0, said
-    assert said.splitlines()[1:] == []  # only the first machine tells
+    assert said.splitlines()[1:] == []  # only the first machine logs
     (run,) = world.runs
     assert [len(step["rows"]) for step in samples(run)] == [12, 4]
     assert run.manifest["processes"] == 2

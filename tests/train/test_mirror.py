@@ -66,7 +66,7 @@ def test_a_fresh_machine_resumes_to_the_same_bytes(lost: Any, fresh: Stage, undi
     there = f"{fresh.world.output}/runs/{run.id}"
     code, said = fresh(*words, f"resume={ {'RUN': there, 'ID': run.id[:-1]}.get(wanted, wanted) }")
     assert code == 0, said
-    assert f"run {run.id} was fetched from the mirror" in said
+    assert f"run {run.id} was downloaded from the mirror" in said
     assert re.search(r"resuming after step (6|9|12), from ", said)
     (ours,) = fresh.world.runs
     assert str(ours.path) == there

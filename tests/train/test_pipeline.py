@@ -180,7 +180,7 @@ def test_the_configuration_used_says_every_setting(run: Run) -> None:
 
 
 def refused(world: World, capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    """Train what cannot be trained, make sure that no run is left of it, and return what was said."""
+    """Train with settings that are refused, check that no run is left, and return stderr."""
     capsys.readouterr()
     assert world.call("train", *words) == 2
     assert {p.name for p in world.output.glob("*")} <= {"cache"}

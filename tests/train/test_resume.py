@@ -275,7 +275,7 @@ time.sleep(600)
 
 @pytest.fixture
 def holder(killed: Stage) -> Iterator[subprocess.Popen[str]]:
-    """A process that has just got hold of the run, and has not yet said so in its manifest."""
+    """A process that has locked the run and has not yet updated its manifest."""
     child = start(str(killed.world.runs[0].path), script=HOLDER)
     assert child.stdout is not None
     assert child.stdout.readline() == "held\n"
