@@ -80,10 +80,10 @@ CHILD_ANSWERS = "answer "
 
 @dataclass
 class Case:
-    """One line of the table: settings, the lengths of the rows, and what is aimed at.
+    """One line of the table: settings, lengths of the examples, and the target.
 
-    plain: by transformers' Trainer as it comes, padded, in place of this project's loop.
-    by_sdpa: attention by scaled_dot_product_attention in place of the variable-length kernel; of one row only.
+    plain: use transformers' Trainer with its defaults and padded batches instead of this project's loop.
+    by_sdpa: use scaled_dot_product_attention instead of the variable-length kernel; one example per batch only.
     """
 
     name: str
@@ -96,7 +96,7 @@ class Case:
 
 
 def mixed(count: int) -> list[int]:
-    """Lengths as instruction data has them: log-normal, 64 to 2,048 tokens."""
+    """Lengths typical of instruction data: log-normal, 64 to 2,048 tokens."""
     return np.random.default_rng(0).lognormal(5.5, 0.9, count).clip(64, 2048).astype(int).tolist()
 
 
@@ -144,7 +144,7 @@ class Repeated(Sequence[Example]):
 
 
 def built(sizes: dict[str, Any], four_bit: bool) -> Any:
-    """The model with random weights, made on the device, in bfloat16 or nf4."""
+    """The model with random weights, created on the device, in bfloat16 or nf4."""
     torch.manual_seed(0)
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
@@ -157,7 +157,7 @@ def built(sizes: dict[str, Any], four_bit: bool) -> Any:
 
 
 def in_four_bits(model: Any) -> Any:
-    """The model as it is when it is loaded in nf4, its layers packed one after another where they lie."""
+    """The model as loaded in nf4; its layers are quantized one after another in place."""
     from bitsandbytes.nn import Linear4bit, Params4bit
 
     quantizer = AutoHfQuantizer.from_config(load._nf4_config("bfloat16", None))
@@ -173,7 +173,7 @@ def in_four_bits(model: Any) -> Any:
 
 
 class Clock:
-    """When each step ended, and how many tokens had been trained on."""
+    """The time of each step's end, and the number of tokens trained on until then."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []
@@ -193,7 +193,7 @@ class Clock:
 
 
 class Recorder(RunRecorder):
-    """This project's, with a clock and no checkpoint at the end."""
+    """The recorder of a run with a clock, without the checkpoint at the end."""
 
     def __init__(self, run: Run, clock: Clock) -> None:
         super().__init__(run)
@@ -216,9 +216,9 @@ class Ticking(TrainerCallback):  # type: ignore[misc]
 def planned(
     cfg: TrainConfig, rows: Repeated, sizes: dict[str, Any], device: str = DEVICE, with_liger: bool | None = None
 ) -> float:
-    """The peak in GB that a plan says for these settings; it is made from the shape of the model alone.
+    """The planned peak in GB for these settings, from the architecture of the model.
 
-    `with_liger` is None for what a training would find here.
+    `with_liger`: None for the kernels that a run on this machine uses.
     """
     fixed = CUDA_WORKSPACES if device == "cuda" else 0
     if with_liger is None:
@@ -241,7 +241,7 @@ def settings(case: Case, steps: int) -> TrainConfig:
 
 
 def measure(case: Case, sizes: dict[str, Any], steps: int) -> dict[str, float]:
-    """Train for `steps` steps. Returns: tokens a second; the peaks in GB, as measured and as planned."""
+    """Train for `steps` steps. Returns: tokens per second; the measured and the planned peak in GB."""
     cfg = settings(case, steps)
     rows = Repeated(case.lengths, steps * case.batch_size, sizes["vocab_size"])
     plan = 0.0 if case.plain else planned(cfg, rows, sizes)
@@ -266,7 +266,7 @@ def measure(case: Case, sizes: dict[str, Any], steps: int) -> dict[str, float]:
 
 
 def train(model: Any, rows: Any, cfg: TrainConfig, recorder: RunRecorder) -> None:
-    """Train by this project's loop, with batches of this process only."""
+    """Train with this project's loop."""
     sampler = build_sampler(rows, cfg, cfg.seed, cfg.max_length if cfg.packing else None, ProcessInfo())
     schedule = Schedule.from_batches(len(sampler), cfg)
     strategy = BatchStrategy.for_model(
@@ -284,12 +284,12 @@ def train(model: Any, rows: Any, cfg: TrainConfig, recorder: RunRecorder) -> Non
 def by_sdpa(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, window: int | None
 ) -> torch.Tensor:
-    """In the place of attention._by_kernel, where there is one row."""
+    """Replaces packed_attention._by_kernel for batches of one example."""
     return packed_attention._attend_row(query, key, value, scaling, 0.0, window, None).transpose(1, 2)
 
 
 def by_trainer(model: Any, rows: Repeated, cfg: TrainConfig, clock: Clock, folder: str) -> None:
-    """Train by transformers' Trainer with its own loss, rows padded to the longest of their batch."""
+    """Train with transformers' Trainer and its own loss, padded to the longest example of each batch."""
     args = TrainingArguments(
         folder, per_device_train_batch_size=cfg.batch_size, max_steps=cfg.max_steps or 1, bf16=True,
         optim=cfg.optim, learning_rate=cfg.lr, logging_steps=10**6, save_strategy="no", report_to=[],
@@ -312,7 +312,7 @@ def by_trainer(model: Any, rows: Repeated, cfg: TrainConfig, clock: Clock, folde
 
 
 def operations(case: Case, sizes: dict[str, Any]) -> float:
-    """Floating-point operations that the training of one token needs."""
+    """Floating-point operations of training on one token."""
     hidden, inner, layers = sizes["hidden_size"], sizes["intermediate_size"], sizes["num_hidden_layers"]
     kv = hidden * sizes["num_key_value_heads"] // sizes["num_attention_heads"]
     shapes = [(hidden, hidden)] * 2 + [(hidden, kv)] * 2 + [(hidden, inner)] * 3
@@ -325,7 +325,7 @@ def operations(case: Case, sizes: dict[str, Any]) -> float:
 
 
 def products() -> dict[str, Any]:
-    """Measured operations a second of an 8192-cubed bfloat16 product (1024 on a CPU), and the device's name."""
+    """Measured operations per second of an 8192-cubed bfloat16 product (1024 on a CPU), and the device's name."""
     n = 8192 if HAS_GPU else 1024
     a = torch.randn(n, n, device=DEVICE, dtype=torch.bfloat16)
     for repeat in (3, 20):
@@ -356,7 +356,7 @@ def in_a_process(name: str, args: argparse.Namespace, seconds: float | None) -> 
 
 
 def line(case: Case, found: dict[str, Any] | None, rate: float, sizes: dict[str, Any], seconds: float) -> str:
-    """The case's line of the table; `found` is None where it was not measured."""
+    """The line of a case in the table; `found` is None if it was not measured."""
     if found is None or "failed" in found:
         said = "not measured" if found is None else f"failed: {found['failed']}"
         return f"| {case.name} | {said} | | | | | {case.target} | {seconds:.0f} |"
@@ -409,7 +409,7 @@ def report(args: argparse.Namespace, cases: Sequence[Case], sizes: dict[str, Any
 
 
 def plans(cases: Sequence[Case], sizes: dict[str, Any], steps: int) -> Iterator[str]:
-    """The table of what a plan says of the cases' peaks on a GPU."""
+    """The table of the planned peaks of all cases on a GPU."""
     yield "| case | planned GB, with Liger | without | target |"
     yield "| --- | ---: | ---: | --- |"
     for case in (c for c in cases if not (c.plain or c.by_sdpa or "use_liger_kernel" in c.settings)):
