@@ -284,7 +284,7 @@ def train(model: Any, rows: Any, cfg: TrainConfig, recorder: RunRecorder) -> Non
 def by_sdpa(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, window: int | None
 ) -> torch.Tensor:
-    """Replaces packed_attention._by_kernel for batches of one example."""
+    """Replaces packed_attention._varlen_kernel for batches of one example."""
     return packed_attention._attend_row(query, key, value, scaling, 0.0, window, None).transpose(1, 2)
 
 
