@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT))
 from src.runs import Run, training_runs  # noqa: E402
 from src.utils.files import sha256  # noqa: E402
 from tests.fixtures import ANSWER, TRAINED_ON, chat, curves, jsonl  # noqa: E402
-from tests.fork_server import Moment, at, ended, fork, warm  # noqa: E402
+from tests.fork_server import KillPoint, at, ended, fork, warm  # noqa: E402
 
 SETTINGS = {
     "accumulated": ["batch_size=2", "gradient_accumulation_steps=2", "epochs=3", "save_steps=3", "eval_steps=2"],
@@ -56,7 +56,7 @@ IN_A_ROW = 3
 def marks(pipe: int) -> None:
     """Make each part of a run write its number to `pipe` when it starts."""
     for number, function in enumerate(PARTS.values(), 1):
-        at(Moment(function, 0), lambda number=number: os.write(pipe, bytes([number])))
+        at(KillPoint(function, 0), lambda number=number: os.write(pipe, bytes([number])))
 
 
 def killed(words: list[str], said: Path, part: int | None, delay: float) -> tuple[int, str]:

@@ -1,7 +1,4 @@
-"""How many processes share out the tests, and `assay`: the command line as a person meets it.
-
-That is in an empty folder and with heavy imports forbidden.
-"""
+"""The number of xdist workers; the fixture `assay`, the command line in an empty folder without heavy imports."""
 
 from __future__ import annotations
 
@@ -42,8 +39,8 @@ NUMERIC = (
     "sqlalchemy",
 )
 
-# Python imports this module at its start. It lets a forbidden package be found, as the check of the
-# pass-through arguments does, and ends the process when it is executed: no `except` can hide that.
+# A sitecustomize module. It allows finding a forbidden package, as the check of the pass-through arguments does, and
+# ends the process when the package is executed: no `except` can hide that.
 SITE = """
 import os, sys, traceback
 from importlib.machinery import PathFinder
@@ -94,7 +91,7 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-class Door:
+class AssayCommand:
     """Runs `python -m src.main` in a child process, whose working directory is `cwd`."""
 
     def __init__(self, folder: Path) -> None:
@@ -132,5 +129,5 @@ class Door:
 
 
 @pytest.fixture
-def assay(tmp_path: Path) -> Door:
-    return Door(tmp_path)
+def assay(tmp_path: Path) -> AssayCommand:
+    return AssayCommand(tmp_path)

@@ -1,4 +1,4 @@
-"""What the tests of the heavy rooms share: a tiny model, a lesson it learns in a second, and runs made of them.
+"""Fixtures for tests that need models: a tiny model, data that it learns in a second, and runs of both.
 
 Test files name this one in `pytest_plugins`, so that a session has each of these fixtures once.
 """
@@ -26,7 +26,7 @@ from src.main import main
 ROOT = Path(__file__).resolve().parents[1]
 SPLITS = ("test", "dev", "adversarial")
 
-# The lesson: whatever is asked, the answer is TOP(a).
+# In the training data, the answer to every request is TOP(a).
 ANSWER = "TOP(a)"
 TRAINED_ON = [f"{a} {b}" for a in ("feed", "kiln", "mill", "tank") for b in ("rate", "temp", "load", "flow")]
 MEASURES = ("rate", "temp", "load", "flow", *(f"rate {n}" for n in range(20)))  # enough for the gate
@@ -84,7 +84,7 @@ def locked(target: Path) -> Iterator[None]:
 
 
 def call(*words: str) -> int:
-    """Go through the door, which sets environment variables, and leave the environment as it was."""
+    """Call the entry point, and restore the environment variables that it sets."""
     before = dict(os.environ)
     try:
         return main(list(words))
@@ -94,12 +94,12 @@ def call(*words: str) -> int:
 
 
 def python_path() -> str:
-    """Where a child finds modules: here, and where this process was told to look."""
+    """PYTHONPATH of a child: this repository, and that of this process."""
     return os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 def start(*words: str, script: str = "", cwd: Path = ROOT, **variables: str) -> subprocess.Popen[str]:
-    """Start `python -m src.main WORDS`, or a `script` that calls it, in a process of its own."""
+    """Start `python -m src.main WORDS`, or a `script` that calls it, as a child process."""
     return subprocess.Popen(
         [sys.executable, "-X", "faulthandler", *(["-c", script] if script else ["-m", "src.main"]), *words],
         cwd=cwd,
@@ -112,7 +112,7 @@ def start(*words: str, script: str = "", cwd: Path = ROOT, **variables: str) -> 
 
 @dataclass(frozen=True)
 class World:
-    """A model, data and evaluation splits, and a place of its own for runs and artifacts."""
+    """A model, data and evaluation splits, and a separate folder for runs and artifacts."""
 
     model: Path
     data: Path
@@ -132,7 +132,7 @@ class World:
         return [*places, "max_new_tokens=16"]
 
     def call(self, stage: str, *words: str) -> int:
-        """Run one stage through the door. Returns its exit code."""
+        """Run a stage through the entry point. Returns: its exit code."""
         return call(stage, *self.settings(stage), *words)
 
     def start(self, stage: str, *words: str, cwd: Path = ROOT, **variables: str) -> subprocess.Popen[str]:
@@ -196,7 +196,7 @@ def smollm2() -> Path:
     folder = ROOT / "models" / "SmolLM2-135M-Instruct"
     if not folder.is_dir():
         with locked(folder):
-            if not folder.is_dir():  # nobody made it while this process waited
+            if not folder.is_dir():  # no other process made it meanwhile
                 subprocess.run([sys.executable, str(ROOT / "scripts" / "build_demo_model.py")], check=True)
     return folder
 
@@ -210,7 +210,7 @@ def tokenizer(tiny: Path) -> Any:
 
 
 @pytest.fixture(scope="session")
-def _lesson(tiny: Path, common: Path) -> World:
+def _tiny_world(tiny: Path, common: Path) -> World:
     folder = common / "lesson"
     with locked(folder):
         if not folder.is_dir():
@@ -222,22 +222,22 @@ def _lesson(tiny: Path, common: Path) -> World:
 
 
 @pytest.fixture
-def world(_lesson: World, tmp_path: Path) -> World:
+def world(_tiny_world: World, tmp_path: Path) -> World:
     """A world of the test's own in which nothing has run."""
-    return _lesson.elsewhere(tmp_path)
+    return _tiny_world.elsewhere(tmp_path)
 
 
 @pytest.fixture(scope="session")
-def finished(_lesson: World) -> World:
+def finished(_tiny_world: World) -> World:
     """A world with one run, trained, evaluated and compared with its base. To be read only."""
-    made = _lesson.output.with_name("made")
+    made = _tiny_world.output.with_name("made")
     with locked(made):
         if not made.exists():
-            _lesson.train()
-            assert _lesson.call("eval") == 0
-            assert _lesson.call("eval-baseline") == 0
+            _tiny_world.train()
+            assert _tiny_world.call("eval") == 0
+            assert _tiny_world.call("eval-baseline") == 0
             made.touch()
-    return _lesson
+    return _tiny_world
 
 
 @pytest.fixture

@@ -1,8 +1,8 @@
-"""Commands in processes of their own, forked from one that has imported what is heavy: they start at once.
+"""Run commands as forks of a process that has imported the heavy libraries, so that they start at once.
 
-`python -m tests.fork_server` reads orders, one line of JSON each, and answers with the child's pid and then with
-how it ended. An order may name a moment: before the nth call of some function the child sends itself a signal.
-And it may name functions, module:name, that are called in the child before the command.
+`python -m tests.fork_server` reads orders, one line of JSON each, and answers with the pid of the child and then
+with its exit status. An order may have kill points: before the nth call of a function, the child sends itself a
+signal. It may also name functions, module:name, that the child calls before the command.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from typing import Any, NoReturn
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PATIENCE = 300  # seconds until a command that does not end is given up
+TIMEOUT_S = 300  # for a command
 
 
 @dataclass(frozen=True)
-class Moment:
-    """The signal `send` comes before the `nth` call of `function`, 0 for each, or after it.
+class KillPoint:
+    """Sends the signal `send` before (or `after`) the `nth` call of `function`; 0 means every call.
 
-    A function is module:name or module:Class.name.
+    function: module:name or module:Class.name.
     """
 
     function: str
@@ -40,8 +40,8 @@ class Moment:
     send: int = signal.SIGKILL
 
 
-def at(moment: Moment, act: Any) -> None:
-    """Call `act` at the moment."""
+def at(moment: KillPoint, act: Any) -> None:
+    """Call `act` at the kill point."""
     module, _, name = moment.function.partition(":")
     holder: Any = import_module(module)
     *classes, name = name.split(".")
@@ -63,7 +63,7 @@ def at(moment: Moment, act: Any) -> None:
 
 
 def warm() -> None:
-    """Import what a training needs. No loss is computed: torch could not do so in a fork any more."""
+    """Import what training needs. It computes no loss: after that, torch would not work in a fork."""
     import torch
 
     torch.set_num_threads(1)
@@ -82,7 +82,7 @@ def warm() -> None:
 
 
 def fork(words: list[str], said: str | Path, prepare: Callable[[], Any] = lambda: None) -> int:
-    """Run one command in a child, which does `prepare` before and speaks to the file `said`. Returns: its pid."""
+    """Run a command in a child, which calls `prepare` first and writes its output to `said`. Returns: its pid."""
     pid = os.fork()
     if not pid:
         file = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -92,8 +92,8 @@ def fork(words: list[str], said: str | Path, prepare: Callable[[], Any] = lambda
 
 def prepare(order: dict[str, Any]) -> None:
     os.environ.update(order["variables"])
-    for each in order["moments"]:
-        moment = Moment(**each)
+    for each in order["kill_points"]:
+        moment = KillPoint(**each)
         at(moment, lambda send=moment.send: os.kill(os.getpid(), send))
     for place in order["calls"]:
         module, name = place.split(":")
@@ -148,7 +148,7 @@ def serve() -> None:
         answers.write(f"{ended(pid)}\n")
 
 
-class Nursery:
+class ForkServer:
     """The process that forks, from outside. One command at a time."""
 
     def __init__(self, folder: Path) -> None:
@@ -159,12 +159,17 @@ class Nursery:
         )  # fmt: skip
 
     def start(
-        self, *words: str, moments: tuple[Moment, ...] = (), calls: tuple[str, ...] = (), **variables: str
+        self, *words: str, kill_points: tuple[KillPoint, ...] = (), calls: tuple[str, ...] = (), **variables: str
     ) -> int:
         """Start a command, with the keys that the environment has now. Returns: its pid."""
         variables = {k: v for k, v in os.environ.items() if k.startswith("AWS_")} | variables
         assert self.process.stdin is not None
-        order = {"words": words, "said": str(self.said), "moments": [vars(m) for m in moments], "calls": calls}
+        order = {
+            "words": words,
+            "said": str(self.said),
+            "kill_points": [vars(m) for m in kill_points],
+            "calls": calls,
+        }
         self.process.stdin.write((json.dumps(order | {"variables": variables}) + "\n").encode())
         return int(self._answer())
 
@@ -172,23 +177,23 @@ class Nursery:
         return bool(select.select([self.process.stdout], [], [], 0)[0])
 
     def end(self) -> tuple[int, str]:
-        """Wait for its end. Returns: the exit code, or minus the signal that killed it, and what it said."""
+        """Wait for its exit. Returns: the exit code, negative for a signal, and its output."""
         return int(self._answer()), self.said.read_text(encoding="utf-8")
 
-    def __call__(self, *words: str, moments: tuple[Moment, ...] = (), **variables: str) -> tuple[int, str]:
-        self.start(*words, moments=moments, **variables)
+    def __call__(self, *words: str, kill_points: tuple[KillPoint, ...] = (), **variables: str) -> tuple[int, str]:
+        self.start(*words, kill_points=kill_points, **variables)
         return self.end()
 
     def _answer(self) -> bytes:
         assert self.process.stdout is not None
-        came = select.select([self.process.stdout], [], [], PATIENCE)[0]
+        came = select.select([self.process.stdout], [], [], TIMEOUT_S)[0]
         assert came, f"there was no end to this:\n{self.said.read_text()}"
         return self.process.stdout.readline()
 
 
 @pytest.fixture(scope="session")
-def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
-    found = Nursery(tmp_path_factory.mktemp("nursery"))
+def fork_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
+    found = ForkServer(tmp_path_factory.mktemp("fork_server"))
     yield found
     found.process.communicate()
 

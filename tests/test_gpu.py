@@ -45,8 +45,8 @@ SMOLLM2_135M: dict[str, Any] = dict(
 
 KILLED = """
 import os, signal, sys
-from tests.fork_server import Moment, at
-at(Moment("src.train.trainer:AssayTrainer.compute_loss", nth=19), lambda: os.kill(os.getpid(), signal.SIGKILL))
+from tests.fork_server import KillPoint, at
+at(KillPoint("src.train.trainer:AssayTrainer.compute_loss", nth=19), lambda: os.kill(os.getpid(), signal.SIGKILL))
 from src.main import main
 sys.exit(main(sys.argv[1:]))
 """

@@ -17,7 +17,7 @@ from src import runs
 from src.main import main
 from src.runs import Run
 from tests.fixtures import World, tree
-from tests.fork_server import Moment, Nursery
+from tests.fork_server import ForkServer, KillPoint
 
 pytest_plugins = ["tests.fixtures", "tests.fork_server"]
 
@@ -89,18 +89,22 @@ def assert_interrupted_and_all_else_works(world: World, older: Run, capsys: Said
     assert world.train("max_steps=1").status == runs.FINISHED
 
 
-def test_a_run_killed_in_training_is_marked_interrupted(copied: World, nursery: Nursery, capsys: Said) -> None:
+def test_a_run_killed_in_training_is_marked_interrupted(
+    copied: World, fork_server: ForkServer, capsys: Said
+) -> None:
     older = copied.newest
-    moment = Moment("src.train.fit:AssayTrainer.compute_loss", nth=9)
-    code, said = nursery("train", *copied.settings("train"), moments=(moment,))
+    moment = KillPoint("src.train.fit:AssayTrainer.compute_loss", nth=9)
+    code, said = fork_server("train", *copied.settings("train"), kill_points=(moment,))
     assert code == -signal.SIGKILL, said
     assert_interrupted_and_all_else_works(copied, older, capsys)
 
 
-def test_a_run_killed_while_it_saves_leaves_no_half_model(copied: World, nursery: Nursery, capsys: Said) -> None:
+def test_a_run_killed_while_it_saves_leaves_no_half_model(
+    copied: World, fork_server: ForkServer, capsys: Said
+) -> None:
     older = copied.newest
-    moment = Moment("src.train.pipeline:write_json", nth=2)  # weights and tokenizer are written by then
-    code, said = nursery("train", *copied.settings("train"), "epochs=1", moments=(moment,))
+    moment = KillPoint("src.train.pipeline:write_json", nth=2)  # weights and tokenizer are written by then
+    code, said = fork_server("train", *copied.settings("train"), "epochs=1", kill_points=(moment,))
     assert code == -signal.SIGKILL, said
     broken = newest_of(copied, older)
     assert broken is not None
@@ -126,17 +130,19 @@ def test_a_run_stopped_by_the_user_is_marked_interrupted(
     assert_interrupted_and_all_else_works(copied, older, capsys)
 
 
-def test_a_killed_evaluation_leaves_the_run_and_its_numbers(copied: World, nursery: Nursery, capsys: Said) -> None:
+def test_a_killed_evaluation_leaves_the_run_and_its_numbers(
+    copied: World, fork_server: ForkServer, capsys: Said
+) -> None:
     run = copied.newest
     names = ("metrics.json", "comparison.json", "evals/test.predictions.jsonl")
     before = [(run.path / name).read_bytes() for name in names]
     endless = ("eval_batch_size=1", "max_new_tokens=900", "generation.min_new_tokens=900")
-    pid = nursery.start("eval", *copied.settings("eval"), *endless)
+    pid = fork_server.start("eval", *copied.settings("eval"), *endless)
     while run.manifest["evaluation"]["process"]["pid"] != pid:
-        assert not nursery.has_ended(), nursery.end()
+        assert not fork_server.has_ended(), fork_server.end()
         time.sleep(0.02)
     os.kill(pid, signal.SIGKILL)
-    nursery.end()
+    fork_server.end()
 
     assert (run.status, run.status_text) == ("finished", "finished, evaluation interrupted")
     assert [(run.path / name).read_bytes() for name in names] == before
@@ -184,7 +190,7 @@ def disk_usage(folder: Path) -> int:
 
 @pytest.mark.parametrize("what", ["checkpoints", "model"])
 def test_a_disk_that_fills_up_while_saving_is_one_error_message(
-    finished: World, disk: Path, what: str, nursery: Nursery
+    finished: World, disk: Path, what: str, fork_server: ForkServer
 ) -> None:
     world = finished.copy(disk)
     assert world.call("publish") == 0
@@ -198,7 +204,7 @@ def test_a_disk_that_fills_up_while_saving_is_one_error_message(
     (disk / "filler").write_bytes(b"x" * (shutil.disk_usage(disk).free - left))
 
     # force, because the plan refuses the run
-    code, said = nursery("train", *world.settings("train"), "epochs=1", "force=true")
+    code, said = fork_server("train", *world.settings("train"), "epochs=1", "force=true")
     assert code == 2, said
     assert "could not be written: no space left on the device; the previous version is intact;" in said
     assert "Traceback" not in said

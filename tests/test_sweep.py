@@ -23,7 +23,7 @@ from src import cli, cli_args, config, runs
 from src.errors import ConfigError, DataError, Stopped
 from src.sweep import TABLE, TRIALS
 from tests.fixtures import ROOT, World, tree
-from tests.fork_server import Nursery
+from tests.fork_server import ForkServer
 
 pytest_plugins = ["tests.fixtures", "tests.fork_server"]
 
@@ -481,7 +481,7 @@ def test_a_trial_that_diverges_is_let_go(rooms: World) -> None:
 
 
 def test_a_trial_of_a_search_is_the_training_that_it_would_be_alone(
-    rooms: World, nursery: Nursery, tmp_path: Path
+    rooms: World, fork_server: ForkServer, tmp_path: Path
 ) -> None:
     """Nothing of a trial reaches the next: the last of them is byte for byte what it is by itself."""
     words = ["max_steps=3", "lora_dropout=0.1"]
@@ -498,7 +498,7 @@ def test_a_trial_of_a_search_is_the_training_that_it_would_be_alone(
 
     alone = rooms.elsewhere(tmp_path / "alone")
     drawn = (f"{k}={v}" for k, v in last["settings"].items())
-    code, said = nursery("train", *alone.settings("train"), *words, *drawn)
+    code, said = fork_server("train", *alone.settings("train"), *words, *drawn)
     assert code == 0, said
     assert tree(alone.newest.model) == tree(run.model)
     assert (run.path / "metrics.json").read_text().count("eval_loss") == 1

@@ -19,7 +19,7 @@ from src.deploy.hub import Publication
 from src.eval.verdict import Verdict
 from src.runs import Run
 from src.utils.files import sha256
-from tests.conftest import HEAVY, Door
+from tests.conftest import HEAVY, AssayCommand
 from tests.data.hub_server import closed_port
 from tests.deploy.direct import REPO
 from tests.deploy.direct import to_hub as publish
@@ -573,7 +573,7 @@ def test_the_token_of_a_login_is_used_and_never_written(
     assert "notes.txt contains the value of HF_TOKEN" in refused(copied, capsys, repo="me/two", force="true")
 
 
-def test_missing_settings_are_reported_together(assay: Door) -> None:
+def test_missing_settings_are_reported_together(assay: AssayCommand) -> None:
     result = assay("publish-hf", forbidden=HEAVY, HF_HOME=str(assay.cwd), HF_ENDPOINT="ftp://me:pw@hub")
     assert result.returncode == 2
     assert result.stderr.splitlines() == [

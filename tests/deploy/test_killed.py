@@ -12,7 +12,7 @@ import pytest
 from tests.deploy.direct import REPO, locally, to_hub
 from tests.deploy.hub_server import DROP, ModelHub, User, model_hub
 from tests.fixtures import World, tree
-from tests.fork_server import Moment, Nursery
+from tests.fork_server import ForkServer, KillPoint
 
 pytest_plugins = ["tests.fixtures", "tests.fork_server"]
 
@@ -52,15 +52,15 @@ KILLS = [
 
 @pytest.mark.parametrize(("step", "skip", "after"), KILLS)
 def test_a_killed_publication_is_completed_by_the_same_command(
-    copied: World, hub: ModelHub, nursery: Nursery, step: str, skip: int, after: bool
+    copied: World, hub: ModelHub, fork_server: ForkServer, step: str, skip: int, after: bool
 ) -> None:
     words = ["publish-hf", *copied.settings("publish-hf"), "--repo", REPO, NO_RELOAD]
     pids: list[int] = []
     kind = "" if after else DROP
     hub.fault(step, kind, call=lambda: os.kill(pids[0], signal.SIGKILL), skip=skip, after=after)
     variables = {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": TOKEN}
-    pids.append(nursery.start(*words, **variables))
-    assert nursery.end()[0] == -signal.SIGKILL
+    pids.append(fork_server.start(*words, **variables))
+    assert fork_server.end()[0] == -signal.SIGKILL
 
     run = copied.newest
     assert "published" not in run.manifest
@@ -73,11 +73,11 @@ def test_a_killed_publication_is_completed_by_the_same_command(
 
 
 def test_a_publication_killed_before_its_record_is_recorded_later(
-    copied: World, hub: ModelHub, nursery: Nursery
+    copied: World, hub: ModelHub, fork_server: ForkServer
 ) -> None:
     words = ["publish-hf", *copied.settings("publish-hf"), "--repo", REPO, NO_RELOAD]
-    moment = Moment("src.deploy.push:record")
-    code, _ = nursery(*words, moments=(moment,), HF_ENDPOINT=hub.endpoint, HF_TOKEN=TOKEN)
+    moment = KillPoint("src.deploy.push:record")
+    code, _ = fork_server(*words, kill_points=(moment,), HF_ENDPOINT=hub.endpoint, HF_TOKEN=TOKEN)
     assert code == -signal.SIGKILL
     assert hub.repos[REPO].tags.keys() == {copied.newest.id}
     hub.requests.clear()
@@ -89,16 +89,16 @@ def test_a_publication_killed_before_its_record_is_recorded_later(
 # Locally
 
 FIRST = [
-    Moment("src.deploy.model_card:render_card"),  # the model is copied, its card is missing
-    Moment("src.deploy.push:assemble", after=True),
-    Moment("src.utils.files:replace_dir", after=True),
-    Moment("src.deploy.push:switch_link", after=True),
-    Moment("src.deploy.push:switch_link", nth=2, after=True),
-    Moment("src.deploy.push:record", after=True),
+    KillPoint("src.deploy.model_card:render_card"),  # the model is copied, its card is missing
+    KillPoint("src.deploy.push:assemble", after=True),
+    KillPoint("src.utils.files:replace_dir", after=True),
+    KillPoint("src.deploy.push:switch_link", after=True),
+    KillPoint("src.deploy.push:switch_link", nth=2, after=True),
+    KillPoint("src.deploy.push:record", after=True),
 ]
-AGAIN = [Moment("src.deploy.model_card:render_card"), Moment("src.utils.files:replace_dir", after=True)]
+AGAIN = [KillPoint("src.deploy.model_card:render_card"), KillPoint("src.utils.files:replace_dir", after=True)]
 # The two folders are exchanged, and the old one is not deleted yet.
-AGAIN += [Moment("src.utils.files:_exchange", after=True)]
+AGAIN += [KillPoint("src.utils.files:_exchange", after=True)]
 
 
 def state(models: Path) -> tuple[dict[str, str], dict[str, dict[str, bytes]]]:
@@ -111,10 +111,10 @@ def state(models: Path) -> tuple[dict[str, str], dict[str, dict[str, bytes]]]:
 @pytest.mark.parametrize(
     ("moment", "again"),
     [*((moment, False) for moment in FIRST), *((moment, True) for moment in AGAIN)],
-    ids=lambda value: value.function if isinstance(value, Moment) else ("again" if value else "first"),
+    ids=lambda value: value.function if isinstance(value, KillPoint) else ("again" if value else "first"),
 )
 def test_a_killed_copy_leaves_no_partial_model(
-    copied: World, nursery: Nursery, moment: Moment, again: bool
+    copied: World, fork_server: ForkServer, moment: KillPoint, again: bool
 ) -> None:
     """Every link points to a complete model at any time, and the same command completes the publication."""
     run, models = copied.newest, copied.artifacts / "models" / "tiny-lora"
@@ -122,7 +122,7 @@ def test_a_killed_copy_leaves_no_partial_model(
         assert locally(copied) == 0
         (models / run.id / "left over").touch()
     words = ["publish", *copied.settings("publish"), NO_RELOAD]
-    assert nursery(*words, moments=(moment,))[0] == -signal.SIGKILL
+    assert fork_server(*words, kill_points=(moment,))[0] == -signal.SIGKILL
     links, folders = state(models)
     assert set(links.values()) <= folders.keys()
     complete = {*tree(run.model), "README.md", "manifest.json", "comparison.json"}

@@ -13,7 +13,7 @@ from src import runs
 from src.errors import RunError
 from src.eval.partial_results import SUFFIX, PartialResults
 from tests.fixtures import World, jsonl, read_jsonl, tree
-from tests.fork_server import Moment, Nursery
+from tests.fork_server import ForkServer, KillPoint
 
 pytest_plugins = ["tests.fixtures", "tests.fork_server"]
 
@@ -32,18 +32,18 @@ def left(world: World) -> list[Path]:
 @pytest.mark.parametrize(
     ("moment", "kept"),
     [
-        (Moment("src.eval.partial_results:Part.add", 1, after=True), 8),  # of the base, in its first split
-        (Moment("src.eval.evaluator:_write_predictions", 2, after=True), 72),  # all is written but the metrics
+        (KillPoint("src.eval.partial_results:Part.add", 1, after=True), 8),  # of the base, in its first split
+        (KillPoint("src.eval.evaluator:_write_predictions", 2, after=True), 72),  # all is written but the metrics
     ],
 )
 def test_a_killed_evaluation_resumes_to_the_same_bytes(
-    copied: World, nursery: Nursery, capsys: Capture, moment: Moment, kept: int
+    copied: World, fork_server: ForkServer, capsys: Capture, moment: KillPoint, kept: int
 ) -> None:
     run = copied.newest
     uninterrupted = copied.copy(copied.output.parent / "uninterrupted")
     assert uninterrupted.call("eval", str(uninterrupted.newest.path), *SAMPLED) == 0
     words = ("eval", *copied.settings("eval"), str(run.path), *SAMPLED)
-    code, output = nursery(*words, moments=(moment,))
+    code, output = fork_server(*words, kill_points=(moment,))
     assert code == -signal.SIGKILL, output
     for path in left(copied):
         with path.open("a") as file:
@@ -59,9 +59,11 @@ def test_a_killed_evaluation_resumes_to_the_same_bytes(
     assert of_tuned == (36 if kept == 72 else 0)
 
 
-def test_a_killed_baseline_resumes(world: World, nursery: Nursery, capsys: Capture) -> None:
+def test_a_killed_baseline_resumes(world: World, fork_server: ForkServer, capsys: Capture) -> None:
     words = ("eval-baseline", *world.settings("eval-baseline"), "splits=[test]", "eval_batch_size=8")
-    code, output = nursery(*words, moments=(Moment("src.eval.partial_results:Part.add", 2, after=True),))
+    code, output = fork_server(
+        *words, kill_points=(KillPoint("src.eval.partial_results:Part.add", 2, after=True),)
+    )
     assert code == -signal.SIGKILL, output
     assert len(left(world)) == 1
     assert world.call("eval-baseline", "splits=[test]", "eval_batch_size=8") == 0
@@ -70,10 +72,10 @@ def test_a_killed_baseline_resumes(world: World, nursery: Nursery, capsys: Captu
 
 
 def test_an_evaluation_of_a_bare_folder_resumes_in_its_run(
-    world: World, tiny: Path, nursery: Nursery, capsys: Capture
+    world: World, tiny: Path, fork_server: ForkServer, capsys: Capture
 ) -> None:
     words = ("eval", *world.settings("eval"), str(tiny), "splits=[test]", "eval_batch_size=8")
-    nursery(*words, moments=(Moment("src.eval.partial_results:Part.add", 1, after=True),))
+    fork_server(*words, kill_points=(KillPoint("src.eval.partial_results:Part.add", 1, after=True),))
     run = world.newest
     assert run.status == runs.INTERRUPTED
     assert world.call("eval", str(tiny), "splits=[test]", "eval_batch_size=8") == 0
@@ -82,10 +84,12 @@ def test_an_evaluation_of_a_bare_folder_resumes_in_its_run(
     assert run.status == runs.FINISHED
 
 
-def test_overwrite_and_other_conditions_start_again(copied: World, nursery: Nursery, capsys: Capture) -> None:
+def test_overwrite_and_other_conditions_start_again(
+    copied: World, fork_server: ForkServer, capsys: Capture
+) -> None:
     words = ("eval", *copied.settings("eval"), "splits=[test]", "baseline=never")
     for more in (["overwrite_answers=true"], ["max_new_tokens=15"]):
-        nursery(*words, moments=(Moment("src.eval.partial_results:Part.add", 1, after=True),))
+        fork_server(*words, kill_points=(KillPoint("src.eval.partial_results:Part.add", 1, after=True),))
         assert len(left(copied)) == 1
         assert copied.call("eval", "splits=[test]", "baseline=never", *more) == 0
         assert "resuming" not in capsys.readouterr().out

@@ -61,11 +61,11 @@ def remote(remote_project: Path) -> Remote:
 
 
 @pytest.fixture(scope="session")
-def here(_lesson: World, local_project: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+def here(_tiny_world: World, local_project: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The adapter of the same training run on this machine, with the same interpreter and code."""
     output = tmp_path_factory.mktemp("here")
     done = Client(local_project, {"HOME": str(output), **ONE_THREAD})(
-        "train", *words(_lesson), f"output_dir={output}"
+        "train", *words(_tiny_world), f"output_dir={output}"
     )
     assert done.returncode == 0, done.stderr
     return adapter((output / "runs" / "latest").resolve())

@@ -15,7 +15,7 @@ from src import runs
 from src.runs import Run
 from src.train import checkpoint
 from tests.fixtures import World, curves, locked, tree
-from tests.fork_server import Moment, Nursery
+from tests.fork_server import ForkServer, KillPoint
 
 # Dropout draws random numbers, steps add batches up, and saves and evaluations come at odd moments.
 STEPS = (
@@ -44,19 +44,21 @@ def end_of(run: Run) -> dict[str, Any]:
 
 @dataclass
 class Stage:
-    """A world, and the nursery that its commands run in."""
+    """A world, and the fork server that runs its commands."""
 
     world: World
-    nursery: Nursery
+    fork_server: ForkServer
 
-    def __call__(self, *words: str, moment: Moment | None = None) -> tuple[int, str]:
+    def __call__(self, *words: str, moment: KillPoint | None = None) -> tuple[int, str]:
         self.start(*words, moment=moment)
-        return self.nursery.end()
+        return self.fork_server.end()
 
-    def start(self, *words: str, moment: Moment | None = None) -> int:
+    def start(self, *words: str, moment: KillPoint | None = None) -> int:
         """Returns: its pid."""
-        moments = (moment,) if moment else ()
-        return self.nursery.start("train", *self.world.settings("train"), *STEPS, *words, moments=moments)
+        kill_points = (moment,) if moment else ()
+        return self.fork_server.start(
+            "train", *self.world.settings("train"), *STEPS, *words, kill_points=kill_points
+        )
 
     def train(self, *words: str) -> Run:
         code, said = self(*words)
@@ -65,8 +67,8 @@ class Stage:
 
 
 @pytest.fixture
-def stage(world: World, nursery: Nursery) -> Stage:
-    return Stage(world, nursery)
+def stage(world: World, fork_server: ForkServer) -> Stage:
+    return Stage(world, fork_server)
 
 
 VARIANTS = {
@@ -90,14 +92,14 @@ class Undisturbed(dict[str, Any]):
         world = self.stage.world.elsewhere(self.folder / name)
         with locked(world.output):
             if not world.output.is_dir():
-                Stage(world, self.stage.nursery).train(*VARIANTS[name])
+                Stage(world, self.stage.fork_server).train(*VARIANTS[name])
         self[name] = end_of(world.newest)
         return self[name]
 
 
 @pytest.fixture(scope="session")
-def undisturbed(_lesson: World, nursery: Nursery, common: Path) -> Undisturbed:
-    return Undisturbed(Stage(_lesson, nursery), common / "undisturbed")
+def undisturbed(_tiny_world: World, fork_server: ForkServer, common: Path) -> Undisturbed:
+    return Undisturbed(Stage(_tiny_world, fork_server), common / "undisturbed")
 
 
 def assert_resumes(stage: Stage, expected: dict[str, Any], *words: str) -> str:
@@ -113,12 +115,12 @@ def assert_resumes(stage: Stage, expected: dict[str, Any], *words: str) -> str:
 
 
 @pytest.fixture(scope="session")
-def almost(_lesson: World, nursery: Nursery, common: Path) -> World:
+def almost(_tiny_world: World, fork_server: ForkServer, common: Path) -> World:
     """A run killed in its tenth step, with the checkpoints 6 and 9. Read-only."""
-    world = _lesson.elsewhere(common / "almost")
+    world = _tiny_world.elsewhere(common / "almost")
     with locked(world.output):
         if not world.output.is_dir():
-            code, said = Stage(world, nursery)(moment=Moment(f"{FIT}:AssayTrainer.compute_loss", nth=19))
+            code, said = Stage(world, fork_server)(moment=KillPoint(f"{FIT}:AssayTrainer.compute_loss", nth=19))
             assert code == -signal.SIGKILL, said
     assert [p.name for p in checkpoint.list_checkpoints(world.runs[0].checkpoints)] == [
         "checkpoint-9",
@@ -128,8 +130,8 @@ def almost(_lesson: World, nursery: Nursery, common: Path) -> World:
 
 
 @pytest.fixture
-def killed(almost: World, nursery: Nursery, tmp_path: Path) -> Stage:
+def killed(almost: World, fork_server: ForkServer, tmp_path: Path) -> Stage:
     """A copy of it, free to be changed."""
     there = almost.elsewhere(tmp_path)
     shutil.copytree(almost.output, there.output, symlinks=True)
-    return Stage(there, nursery)
+    return Stage(there, fork_server)

@@ -14,28 +14,28 @@ import pytest
 
 from src.runs import Run
 from tests.fixtures import World
-from tests.fork_server import PATIENCE, Nursery
+from tests.fork_server import PATIENCE, ForkServer
 
 TWO = ("num_processes=2", "num_proc=1")
 
 
 class Nursling:
-    """A command in the nursery, to be treated as the Popen of one."""
+    """A command in the fork_server, to be treated as the Popen of one."""
 
-    def __init__(self, nursery: Nursery, pid: int) -> None:
-        self.nursery, self.pid = nursery, pid
+    def __init__(self, fork_server: ForkServer, pid: int) -> None:
+        self.fork_server, self.pid = fork_server, pid
         self.returncode: int | None = None
         self.said = ""
 
     def poll(self) -> int | None:
-        if self.returncode is None and self.nursery.has_ended():
+        if self.returncode is None and self.fork_server.has_ended():
             self.communicate()
         return self.returncode
 
     def communicate(self, timeout: float = 0) -> tuple[str, None]:
         """`timeout` is ignored: the fork server has its own."""
         if self.returncode is None:
-            self.returncode, self.said = self.nursery.end()
+            self.returncode, self.said = self.fork_server.end()
         return self.said, None
 
     def send_signal(self, number: int) -> None:
@@ -67,7 +67,7 @@ def start(world: World) -> Iterator[Start]:
 
 
 @pytest.fixture
-def fork(world: World, nursery: Nursery) -> Iterator[Start]:
+def fork(world: World, fork_server: ForkServer) -> Iterator[Start]:
     """Start a run in the fork server, whose workers are forked as well: one run at a time, but quickly."""
     children: list[Nursling] = []
 
@@ -75,8 +75,8 @@ def fork(world: World, nursery: Nursery) -> Iterator[Start]:
         if children:
             children[-1].communicate()
         calls = ("tests.train.forked:by_fork", *calls)
-        pid = nursery.start("train", *world.settings("train"), *words, calls=calls, **variables)
-        children.append(Nursling(nursery, pid))
+        pid = fork_server.start("train", *world.settings("train"), *words, calls=calls, **variables)
+        children.append(Nursling(fork_server, pid))
         return children[-1]
 
     yield begin

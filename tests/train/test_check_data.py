@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import Door
+from tests.conftest import AssayCommand
 from tests.fixtures import World, chat, jsonl
-from tests.fork_server import Nursery
+from tests.fork_server import ForkServer
 
 pytest_plugins = ["tests.fixtures", "tests.fork_server"]
 
@@ -81,7 +81,7 @@ def test_what_a_run_refuses_is_refused_after_the_report_is_written(
     assert not (world.output / "runs").exists()
 
 
-def test_bad_rows_are_refused_before_anything_heavy_is_loaded(assay: Door) -> None:
+def test_bad_rows_are_refused_before_anything_heavy_is_loaded(assay: AssayCommand) -> None:
     jsonl(assay.cwd / "data" / "x.jsonl", [chat("2+2?", "4"), {"messages": []}])
     (assay.cwd / "data" / "eval").mkdir()
     from tests.conftest import HEAVY
@@ -142,13 +142,13 @@ def test_the_tokenizer_is_loaded_as_the_settings_say(world: World, monkeypatch: 
     assert given == [(str(world.model), None, True)]
 
 
-def test_a_closed_pipe_ends_neither_check_nor_training(world: World, nursery: Nursery) -> None:
+def test_a_closed_pipe_ends_neither_check_nor_training(world: World, fork_server: ForkServer) -> None:
     """As in `make train | head`."""
     places = [f"output_dir={world.output}", f"eval_path={world.splits}", f"model_name={world.model}"]
     for stage, *more in (["check-data"], ["train", "max_steps=1", "cuda_visible_devices=''"]):
         words = [stage, *places, f"dataset_path={world.data}", *more]
-        nursery.start(*words, calls=("tests.fork_server:without_a_reader",))
-        code, said = nursery.end()
+        fork_server.start(*words, calls=("tests.fork_server:without_a_reader",))
+        code, said = fork_server.end()
         assert code == 0, said
     assert world.newest.status == "finished"
     assert len(list((world.output / "checks").iterdir())) == 1

@@ -25,7 +25,7 @@ from src.utils.process_info import (
     launcher_pid,
     process_info,
 )
-from tests.conftest import Door
+from tests.conftest import AssayCommand
 from tests.fixtures import jsonl
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -130,7 +130,7 @@ def test_deepspeed_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPa
     assert "distributed=zero2 needs DeepSpeed, which is not installed; pip install" in refused(distributed="zero2")
 
 
-def test_what_can_be_refused_is_refused_before_anything_heavy_is_loaded(assay: Door) -> None:
+def test_what_can_be_refused_is_refused_before_anything_heavy_is_loaded(assay: AssayCommand) -> None:
     jsonl(assay.cwd / "data" / "x.jsonl", [{"messages": []}])
     for words, sentence in {
         ("num_processes=4096",): "num_processes=4096, but this machine has no GPU",

@@ -23,7 +23,7 @@ from src.utils.logs import log
 from tests.conftest import HEAVY
 from tests.data.bucket import BUCKET
 from tests.fixtures import tree
-from tests.fork_server import Moment
+from tests.fork_server import KillPoint
 from tests.train.resume_cases import Stage, end_of
 
 pytest_plugins = ["tests.fixtures", "tests.fork_server", "tests.train.resume_cases", "tests.data.bucket"]
@@ -44,7 +44,7 @@ def lost(stage: Stage, client: Any, moto: str) -> tuple[Stage, Run, tuple[str, .
     """A mirrored training on a machine that died after two checkpoints were copied: its stage, run and words."""
     words = (f"checkpoint_mirror={ADDRESS}", f"checkpoint_mirror_endpoint={moto}")
     code, said = stage(
-        *words, moment=Moment("src.train.mirror:CheckpointMirror._upload_checkpoint", nth=2, after=True)
+        *words, moment=KillPoint("src.train.mirror:CheckpointMirror._upload_checkpoint", nth=2, after=True)
     )
     assert code == -signal.SIGKILL, said
     run = stage.world.newest
@@ -57,7 +57,7 @@ def lost(stage: Stage, client: Any, moto: str) -> tuple[Stage, Run, tuple[str, .
 
 @pytest.fixture
 def fresh(stage: Stage, tmp_path: Path) -> Stage:
-    return Stage(stage.world.elsewhere(tmp_path / "fresh"), stage.nursery)
+    return Stage(stage.world.elsewhere(tmp_path / "fresh"), stage.fork_server)
 
 
 @pytest.mark.parametrize("wanted", ["auto", "latest", "RUN", "ID"])
@@ -104,7 +104,7 @@ def test_a_mirror_without_complete_checkpoint_is_not_resumed(lost: Any, fresh: S
 
 def test_a_mirrored_run_with_other_settings_is_not_resumed(lost: Any, fresh: Stage) -> None:
     _, run, words = lost
-    said = fresh(*words, "lr=0.5", moment=Moment("src.train.fit:fit"))[1]
+    said = fresh(*words, "lr=0.5", moment=KillPoint("src.train.fit:fit"))[1]
     assert f"not resuming run {run.id}: it had other settings: lr was 0.003 and is 0.5" in said
     assert [r.id for r in fresh.world.runs] != [run.id]
 
@@ -123,14 +123,14 @@ def test_the_copy_is_what_the_run_keeps_and_says_how_it_ended(
     body = client.get_object(Bucket=BUCKET, Key=f"{PREFIX}{run.id}/manifest.json")["Body"].read()
     assert json.loads(body)["status"] == runs.FINISHED
     assert b"secret-of-the-test" not in b"".join(tree(stage.world.output).values())
-    code, said = fresh(*words, moment=Moment("src.train.fit:fit"))
+    code, said = fresh(*words, moment=KillPoint("src.train.fit:fit"))
     assert code == -signal.SIGKILL, said
     assert "fetched" not in said
     assert fresh.world.newest.id != run.id
 
 
 def test_what_a_signal_stopped_is_copied_before_the_end(stage: Stage, client: Any, moto: str) -> None:
-    moment = Moment("src.train.fit:AssayTrainer.compute_loss", nth=9, send=signal.SIGTERM)
+    moment = KillPoint("src.train.fit:AssayTrainer.compute_loss", nth=9, send=signal.SIGTERM)
     code, _ = stage(f"checkpoint_mirror={ADDRESS}", f"checkpoint_mirror_endpoint={moto}", moment=moment)
     assert code == 75
     run = stage.world.newest

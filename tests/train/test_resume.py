@@ -23,19 +23,19 @@ from src.train import checkpoint
 from src.train.checkpoint import COMPLETE
 from src.train.signals import CHECKPOINT_NOW
 from tests.fixtures import World, chat, curves, jsonl, start, tree
-from tests.fork_server import Moment
+from tests.fork_server import KillPoint
 from tests.train.resume_cases import ALL_STEPS, CHECKPOINT, FIT, TRAIN, VARIANTS, Stage, assert_resumes, end_of
 
 pytest_plugins = ["tests.fixtures", "tests.fork_server", "tests.train.resume_cases"]
 
 KILLS = {
-    "before the first step": ("plain", Moment(f"{FIT}:AssayTrainer.compute_loss"), None),
-    "between two batches of a step": ("plain", Moment(f"{FIT}:AssayTrainer.compute_loss", nth=16), 6),
-    "in an evaluation": ("packed", Moment(f"{FIT}:AssayTrainer.evaluate", nth=2, after=True), 3),
-    "before a checkpoint has its marker": ("plain", Moment(f"{CHECKPOINT}:_seal", nth=2), 3),
-    "before a checkpoint has its name": ("plain", Moment(f"{CHECKPOINT}:_seal", nth=2, after=True), 3),
-    "while old checkpoints are removed": ("best", Moment(f"{CHECKPOINT}:shutil.rmtree"), 5),
-    "while the model is written": ("packed", Moment(f"{TRAIN}:write_json", nth=2, after=True), 6),
+    "before the first step": ("plain", KillPoint(f"{FIT}:AssayTrainer.compute_loss"), None),
+    "between two batches of a step": ("plain", KillPoint(f"{FIT}:AssayTrainer.compute_loss", nth=16), 6),
+    "in an evaluation": ("packed", KillPoint(f"{FIT}:AssayTrainer.evaluate", nth=2, after=True), 3),
+    "before a checkpoint has its marker": ("plain", KillPoint(f"{CHECKPOINT}:_seal", nth=2), 3),
+    "before a checkpoint has its name": ("plain", KillPoint(f"{CHECKPOINT}:_seal", nth=2, after=True), 3),
+    "while old checkpoints are removed": ("best", KillPoint(f"{CHECKPOINT}:shutil.rmtree"), 5),
+    "while the model is written": ("packed", KillPoint(f"{TRAIN}:write_json", nth=2, after=True), 6),
 }
 
 
@@ -103,7 +103,7 @@ def test_damaged_checkpoints_do_not_replace_complete_ones(killed: Stage) -> None
     (run,) = killed.world.runs
     flip(run.checkpoints / "checkpoint-9")
     code, _ = killed(
-        "save_total_limit=1", "save_steps=1", moment=Moment(f"{FIT}:AssayTrainer.compute_loss", nth=5)
+        "save_total_limit=1", "save_steps=1", moment=KillPoint(f"{FIT}:AssayTrainer.compute_loss", nth=5)
     )
     assert code == -signal.SIGKILL
     assert checkpoint.find_newest(run.checkpoints) == run.checkpoints / "checkpoint-8"
@@ -126,7 +126,7 @@ def test_a_checkpoint_whose_best_one_is_damaged_is_passed_over(tmp_path: Path) -
 def test_a_signal_ends_the_training_after_its_step_with_a_checkpoint(
     stage: Stage, undisturbed: Any, sent: signal.Signals
 ) -> None:
-    code, said = stage(moment=Moment(f"{FIT}:AssayTrainer.compute_loss", nth=9, send=sent))
+    code, said = stage(moment=KillPoint(f"{FIT}:AssayTrainer.compute_loss", nth=9, send=sent))
     assert code == Stopped.exit_code == 75, said
     assert f"{sent.name}: finishing the step and saving a checkpoint; a second signal" in said
     assert (
@@ -146,7 +146,7 @@ def test_a_signal_ends_the_training_after_its_step_with_a_checkpoint(
 def test_a_second_signal_ends_it_at_once_and_it_can_be_resumed(
     stage: Stage, undisturbed: Any, sent: signal.Signals, expected: int
 ) -> None:
-    code, said = stage(moment=Moment(f"{FIT}:AssayTrainer.compute_loss", nth=0, send=sent))
+    code, said = stage(moment=KillPoint(f"{FIT}:AssayTrainer.compute_loss", nth=0, send=sent))
     assert code == expected, said
     assert "Traceback" not in said
     (run,) = stage.world.runs
@@ -158,14 +158,14 @@ def test_a_second_signal_ends_it_at_once_and_it_can_be_resumed(
 @pytest.mark.parametrize(
     ("moment", "expected", "begun"),
     [
-        (Moment("src.train.prepare:_tokenize_rows", send=signal.SIGTERM), 143, False),
-        (Moment("src.model.load:load_base", after=True, send=signal.SIGINT), 130, False),
-        (Moment("src.runs:create", after=True, send=signal.SIGTERM), 143, True),
-        (Moment("src.train.callbacks:RunRecorder.prepare", send=signal.SIGTERM), 75, True),
+        (KillPoint("src.train.prepare:_tokenize_rows", send=signal.SIGTERM), 143, False),
+        (KillPoint("src.model.load:load_base", after=True, send=signal.SIGINT), 130, False),
+        (KillPoint("src.runs:create", after=True, send=signal.SIGTERM), 143, True),
+        (KillPoint("src.train.callbacks:RunRecorder.prepare", send=signal.SIGTERM), 75, True),
     ],
 )
 def test_a_signal_before_the_first_step_ends_it_cleanly(
-    stage: Stage, moment: Moment, expected: int, begun: bool
+    stage: Stage, moment: KillPoint, expected: int, begun: bool
 ) -> None:
     code, said = stage(moment=moment)
     assert code == expected, said
@@ -178,10 +178,10 @@ def test_a_checkpoint_requested_by_a_file_is_saved_and_changes_nothing_else(
     stage: Stage, undisturbed: Any, tmp_path: Path
 ) -> None:
     """The file exists before the first step: an earlier attempt ended before it could remove it."""
-    assert stage(moment=Moment(f"{FIT}:AssayTrainer.compute_loss"))[0] == -signal.SIGKILL
+    assert stage(moment=KillPoint(f"{FIT}:AssayTrainer.compute_loss"))[0] == -signal.SIGKILL
     (run,) = stage.world.runs
     (run.path / CHECKPOINT_NOW).touch()
-    assert stage(moment=Moment(f"{FIT}:AssayTrainer.compute_loss", nth=3))[0] == -signal.SIGKILL
+    assert stage(moment=KillPoint(f"{FIT}:AssayTrainer.compute_loss", nth=3))[0] == -signal.SIGKILL
     assert checkpoint.find_newest(run.checkpoints) == run.checkpoints / "checkpoint-1"
     assert not (run.path / CHECKPOINT_NOW).exists()
     (run.path / CHECKPOINT_NOW).touch()
@@ -208,7 +208,7 @@ def test_other_data_makes_a_new_run_or_is_refused(killed: Stage, tmp_path: Path)
     (old,) = killed.world.runs
     rows = [chat(f"Top of {name}?", "TOP(b)") for name in ("a", "b", "c", "d")]
     before = shutil.copytree(killed.world.data, tmp_path / "data")
-    moved = Stage(replace(killed.world, data=before), killed.nursery)
+    moved = Stage(replace(killed.world, data=before), killed.fork_server)
     text = (old.path / "config_used.yaml").read_text().replace(str(killed.world.data), str(before))
     (old.path / "config_used.yaml").write_text(text)
     old.update(data=json.loads(json.dumps(old.manifest["data"]).replace(str(killed.world.data), str(before))))
@@ -218,7 +218,7 @@ def test_other_data_makes_a_new_run_or_is_refused(killed: Stage, tmp_path: Path)
     assert f"resume=latest: run {old.id} was started with another data; resume=never starts a new run" in said
     code, said = moved("max_steps=1", moment=None)
     assert code == 0
-    code, said = moved(moment=Moment(f"{FIT}:fit"))
+    code, said = moved(moment=KillPoint(f"{FIT}:fit"))
     assert f"not resuming run {old.id}: it was started with another data" in said
     assert len(moved.world.runs) == 3
 
@@ -228,15 +228,15 @@ def test_latest_takes_the_settings_of_the_run(killed: Stage, undisturbed: Any) -
     (old,) = killed.world.runs
     words = ["train", "--config-name", "train", f"output_dir={killed.world.output}"]
     for wanted in ("latest", str(old.path), str(old.path.parent / "latest"), old.id, old.id[:-1]):
-        code, said = killed.nursery(*words, f"resume={wanted}", "lr=1e-4", "method=dora")
+        code, said = killed.fork_server(*words, f"resume={wanted}", "lr=1e-4", "method=dora")
         assert code == 2
         assert f"resume={wanted}: lr was 0.003 and is 0.0001" in said
         assert f"resume={wanted}: method was lora and is dora" in said
-    code, said = killed.nursery(*words, "resume=latest")
+    code, said = killed.fork_server(*words, "resume=latest")
     assert code == 0, said
     assert end_of(old) == undisturbed["plain"]
     assert len(killed.world.runs) == 1
-    code, said = killed.nursery(*words, "resume=latest")
+    code, said = killed.fork_server(*words, "resume=latest")
     assert (code, f"resume=latest: run {old.id} is finished; resume=never starts a new run" in said) == (2, True)
 
 
@@ -257,7 +257,7 @@ def test_the_configuration_of_a_finished_run_makes_a_new_one(killed: Stage) -> N
     code, _ = killed("max_steps=1")
     done = killed.world.newest
     words = ["--config-path", str(done.path), "--config-name", "config_used"]
-    code, said = killed.nursery("train", *words)
+    code, said = killed.fork_server("train", *words)
     assert code == 0, said
     assert killed.world.newest.path not in (unfinished.path, done.path)
     assert unfinished.status == runs.INTERRUPTED
@@ -292,7 +292,7 @@ def test_two_commands_do_not_train_the_same_run(
     code, said = killed("resume=latest")
     assert code == 2
     assert f"run {run.id} is being trained by another process" in said
-    code, said = killed(moment=Moment(f"{FIT}:fit"))
+    code, said = killed(moment=KillPoint(f"{FIT}:fit"))
     assert f"not resuming run {run.id}: it is being trained by another process" in said
     assert len(killed.world.runs) == 2
     assert tree(run.path) == before
@@ -303,14 +303,14 @@ def test_two_commands_do_not_train_the_same_run(
 
 
 def test_a_training_holds_its_run_while_it_lasts(stage: Stage) -> None:
-    pid = stage.start(moment=Moment(f"{FIT}:AssayTrainer.compute_loss", send=signal.SIGSTOP))
+    pid = stage.start(moment=KillPoint(f"{FIT}:AssayTrainer.compute_loss", send=signal.SIGSTOP))
     try:
         while not stage.world.runs:
             time.sleep(0.05)
         assert not stage.world.runs[0].lock()
     finally:
         os.kill(pid, signal.SIGKILL)
-        stage.nursery.end()
+        stage.fork_server.end()
     assert stage.world.runs[0].lock()
     stage.world.runs[0].unlock()
 
@@ -324,7 +324,7 @@ def eval_losses(run: Run) -> dict[int, float]:
 
 def test_the_weights_at_the_end_are_those_of_the_lowest_evaluation_loss(stage: Stage, undisturbed: Any) -> None:
     best = VARIANTS["best"]
-    code, _ = stage(*best, moment=Moment(f"{FIT}:AssayTrainer.get_batch_samples", nth=5))
+    code, _ = stage(*best, moment=KillPoint(f"{FIT}:AssayTrainer.get_batch_samples", nth=5))
     assert code == -signal.SIGKILL
     assert_resumes(stage, undisturbed["best"], *best)
     run = stage.world.newest
@@ -345,9 +345,9 @@ def test_early_stopping_comes_at_the_same_step_after_a_resume(stage: Stage, worl
     """With such a threshold only the first evaluation is better than what was before it."""
     expected = end_of(stage.train(*EARLY))
     assert expected["figures"]["steps"] == 6
-    other = Stage(world.elsewhere(tmp_path / "other"), stage.nursery)
-    assert other(*EARLY, moment=Moment(f"{FIT}:AssayTrainer.compute_loss", nth=12))[0] == -signal.SIGKILL
-    assert other(*EARLY, moment=Moment(f"{TRAIN}:save_model"))[0] == -signal.SIGKILL  # at the end
+    other = Stage(world.elsewhere(tmp_path / "other"), stage.fork_server)
+    assert other(*EARLY, moment=KillPoint(f"{FIT}:AssayTrainer.compute_loss", nth=12))[0] == -signal.SIGKILL
+    assert other(*EARLY, moment=KillPoint(f"{TRAIN}:save_model"))[0] == -signal.SIGKILL  # at the end
     assert_resumes(other, expected, *EARLY)
 
 
@@ -388,7 +388,7 @@ def test_a_diverged_run_names_the_step_and_is_not_resumed(stage: Stage) -> None:
         2,
         True,
     )
-    code, again = stage(*words, moment=Moment(f"{FIT}:fit"))
+    code, again = stage(*words, moment=KillPoint(f"{FIT}:fit"))
     assert f"not resuming run {run.id}: it would fail in the same way" in again
     assert len(stage.world.runs) == 2
 

@@ -20,7 +20,7 @@ from src.eval.report import page as report
 from src.eval.report.charts import MAX_POINTS, AxisRange, bins, downsample, number, ticks
 from src.eval.report.examples import DiffSpan, read_split, word_diff
 from src.utils.event_files import Curves
-from tests.conftest import Door
+from tests.conftest import AssayCommand
 from tests.eval.browser import Browser, needs_browser
 from tests.fixtures import call, jsonl
 
@@ -482,7 +482,7 @@ def test_a_run_is_found_by_its_directory_its_name_or_as_the_newest(complete: Fak
         assert path.is_file()
 
 
-def test_the_stage_refuses_before_anything_heavy(assay: Door) -> None:
+def test_the_stage_refuses_before_anything_heavy(assay: AssayCommand) -> None:
     done = assay("report", "nowhere")
     assert (done.returncode, done.stderr) == (2, "there is no run nowhere in outputs/runs; make runs lists them\n")
     assert assay.left() == []
