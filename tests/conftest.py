@@ -39,8 +39,8 @@ NUMERIC = (
     "sqlalchemy",
 )
 
-# A sitecustomize module. It allows finding a forbidden package, as the check of the pass-through arguments does, and
-# ends the process when the package is executed: no `except` can hide that.
+# A sitecustomize module. A forbidden package can be found, as the check of the pass-through arguments does, but
+# executing it ends the process: no `except` can hide that.
 SITE = """
 import os, sys, traceback
 from importlib.machinery import PathFinder
