@@ -105,7 +105,7 @@ def test_every_row_that_a_template_refuses_is_named(tokenizer: Any, monkeypatch:
     def refused(*_: Any) -> None:
         raise RowError("no", "is refused")
 
-    monkeypatch.setattr(ChatTokenizer, "prompt", refused)
+    monkeypatch.setattr(ChatTokenizer, "prompt_ids", refused)
     with pytest.raises(DataError) as error:
         inference.encode_requests(
             {"a": rows()[:1], "b": rows()[1:2]}, ChatTokenizer(tokenizer), "causal_lm", {}, references=False

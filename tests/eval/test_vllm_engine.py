@@ -7,6 +7,7 @@ both engines must give the same answers.
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -82,7 +83,7 @@ class LoRARequest:
 
 
 @pytest.fixture
-def vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     site = tmp_path / "site"
     for name, content in {
         "vllm/__init__.py": VLLM,
@@ -95,6 +96,9 @@ def vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(site))
     for name in ("vllm", "vllm.lora", "vllm.lora.request"):
         monkeypatch.delitem(sys.modules, name, raising=False)
+    yield
+    for name in ("vllm", "vllm.lora", "vllm.lora.request"):
+        sys.modules.pop(name, None)
 
 
 @pytest.mark.usefixtures("vllm")
