@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @contextmanager
 def child(script: str, *words: str) -> Iterator[subprocess.Popen[str]]:
-    """A Python process that has said its first line."""
+    """A Python process that has printed its first line."""
     with subprocess.Popen(
         [sys.executable, "-c", script, *words],
         cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
@@ -133,7 +133,7 @@ def test_a_wish_that_is_no_name_is_refused(out: Path, monkeypatch: pytest.Monkey
     assert not out.exists()
 
 
-def test_whoever_wants_to_know_is_told_in_which_run_a_command_works(
+def test_a_command_writes_the_path_of_its_run_to_the_run_file(
     out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = create(out)
@@ -222,7 +222,7 @@ def test_a_run_that_does_not_know_its_boot_is_judged_by_its_process(out: Path, u
 def test_a_process_that_waits_to_be_buried_does_not_run(out: Path) -> None:
     run = create(out)
     with subprocess.Popen(["true"], stdout=subprocess.PIPE) as dead:
-        assert dead.stdout and dead.stdout.read() == b""  # closed when it ends; nobody has waited for it yet
+        assert dead.stdout and dead.stdout.read() == b""  # closed at its exit; no process has waited for it yet
         os.waitid(os.P_PID, dead.pid, os.WEXITED | os.WNOWAIT)
         seen = psutil.Process(dead.pid)
         assert seen.status() == psutil.STATUS_ZOMBIE
@@ -236,7 +236,7 @@ def test_a_process_of_another_host_is_believed(out: Path) -> None:
     assert run.status == RUNNING
 
 
-def test_an_earlier_attempt_of_ones_own_slurm_job_is_over(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_earlier_attempt_of_the_same_slurm_job_has_ended(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Wherever it ran: the job that was queued again is this process's."""
     monkeypatch.setenv("SLURM_JOB_ID", "13")
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "12")
@@ -262,7 +262,7 @@ def test_work_that_ends_is_finished(out: Path) -> None:
     assert run.status == FINISHED and run.manifest["ended"]
 
 
-def test_work_that_fails_says_why_and_goes_on_failing(out: Path) -> None:
+def test_failed_work_is_recorded_and_its_error_propagates(out: Path) -> None:
     run = create(out)
     with pytest.raises(ZeroDivisionError), run.record_status():
         _ = 1 / 0
@@ -270,14 +270,14 @@ def test_work_that_fails_says_why_and_goes_on_failing(out: Path) -> None:
     assert run.manifest["error"] == "ZeroDivisionError: division by zero"
 
 
-def test_work_that_a_person_stops_was_interrupted(out: Path) -> None:
+def test_work_that_the_user_stops_is_interrupted(out: Path) -> None:
     run = create(out)
     with pytest.raises(KeyboardInterrupt), run.record_status():
         raise KeyboardInterrupt
     assert (run.status, run.manifest["error"]) == (INTERRUPTED, "stopped by the user")
 
 
-def test_an_evaluation_has_a_record_of_its_own(out: Path) -> None:
+def test_an_evaluation_has_a_separate_record(out: Path) -> None:
     run = finished(out)
     before = run.manifest
     with run.record_status("evaluation"):
@@ -319,7 +319,7 @@ with run.record_status():
 """
 
 
-def test_a_killed_run_was_interrupted_and_its_manifest_is_whole(out: Path) -> None:
+def test_a_killed_run_is_interrupted_and_its_manifest_is_complete(out: Path) -> None:
     with child(KILLED, str(out)) as process:
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
@@ -441,7 +441,7 @@ def test_a_run_whose_logs_were_removed_is_a_run(out: Path) -> None:
 
 
 @pytest.mark.parametrize("manifest", [None, "", '{"run": "20'])
-def test_a_run_whose_manifest_is_lost_is_told_apart_from_none(out: Path, manifest: str | None) -> None:
+def test_a_run_without_a_manifest_is_reported_as_such(out: Path, manifest: str | None) -> None:
     run = finished(out)
     path = run.path / "manifest.json"
     path.unlink() if manifest is None else path.write_text(manifest)
@@ -481,7 +481,7 @@ def test_a_name_that_no_run_or_several_have_is_refused_with_what_was_meant(out: 
         runs.find_run("20", out)
 
 
-def test_a_training_to_go_on_with_is_the_newest_training_or_the_run_that_is_named(out: Path) -> None:
+def test_the_run_to_resume_is_the_newest_training_run_or_the_named_one(out: Path) -> None:
     with pytest.raises(RunError, match=r"there is no training run in .*/runs; set resume=never"):
         runs.find_training("latest", out)
     run = create(out)

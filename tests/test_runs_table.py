@@ -1,4 +1,4 @@
-"""`runs`: what is told of each run, in which order and in how much room; and in what two of them differ."""
+"""The command `runs`: columns, order and width of the table, and the differences between two runs."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def days(text: str) -> list[int]:
     return [int(line[8:10]) for line in text.splitlines()[1:]]
 
 
-def test_each_run_is_told_once_with_its_scores_and_what_went_wrong(out: Path) -> None:
+def test_each_run_is_listed_once_with_its_scores_and_its_error(out: Path) -> None:
     head, third, second, first = (line.split() for line in format_runs(out).splitlines())
     assert head == ["run", "stage", "status", "method", "base", "data", "test/rougeL", "train_loss", "verdict"]
     failed = ["failed:", "OutOfMemoryError:", "1", "GiB"]
@@ -75,7 +75,7 @@ def test_each_run_is_told_once_with_its_scores_and_what_went_wrong(out: Path) ->
         ("verdict", [2, 1, 3]),
     ],
 )
-def test_runs_are_sorted_by_what_is_asked_for(out: Path, key: str, order: list[int]) -> None:
+def test_runs_are_sorted_by_the_given_key(out: Path, key: str, order: list[int]) -> None:
     for words in ([str(out), "--sort", key], [f"--sort={key}", str(out)]):
         said = runs_output(words)
         assert days(said) == order
@@ -83,7 +83,7 @@ def test_runs_are_sorted_by_what_is_asked_for(out: Path, key: str, order: list[i
 
 
 @pytest.mark.parametrize("width", [80, 100, 120, 200])
-def test_the_table_fits_into_its_room_and_leaves_out_what_says_least(out: Path, width: int) -> None:
+def test_the_table_fits_its_width_and_drops_optional_columns(out: Path, width: int) -> None:
     run_of(out, 4, {"rougeL": 0.1, "perplexity": 3.0}, status=FAILED, error="a long story " * 30)
     lines = format_runs(out, width=width).splitlines()
     assert max(map(len, lines)) <= width
@@ -92,7 +92,7 @@ def test_the_table_fits_into_its_room_and_leaves_out_what_says_least(out: Path, 
     assert "…" in lines[1] and len(lines) == 5
 
 
-def test_a_run_whose_papers_are_torn_is_told_of_all_the_same(out: Path) -> None:
+def test_a_run_with_corrupt_files_is_listed(out: Path) -> None:
     (out / "runs" / "2026-01-01_10-00-00" / "metrics.json").write_text("{")
     (out / "runs" / "2026-01-02_10-00-00" / "manifest.json").write_text("{")
     said = format_runs(out)
@@ -123,14 +123,14 @@ def test_no_runs_say_how_to_make_one(tmp_path: Path) -> None:
         (["diff", "2026-01-01", "2026-01-01"], "both arguments are the run 2026-01-01_10-00-00; name two"),
     ],
 )
-def test_what_cannot_be_told_is_one_sentence(out: Path, words: list[str], told: str) -> None:
+def test_an_invalid_request_is_one_message(out: Path, words: list[str], told: str) -> None:
     place = [] if words == ["diff", "2026-01-01"] else [str(out)]
     with pytest.raises(UserError, match=told.replace("?", r"\?")) as caught:
         runs_output([*words, *place] if words[0] == "diff" else [*place, *words])
     assert caught.value.exit_code == 2
 
 
-def test_two_runs_are_told_apart_by_what_differs_alone(out: Path) -> None:
+def test_a_diff_shows_only_the_differences(out: Path) -> None:
     settings = {"lr": 0.01, "gate": {"split": "dev"}, "stop": ["x"]}
     run_of(out, 5, {"rougeL": 0.75, "perplexity": 9.0}, settings=settings)
     said = [line.split() for line in runs_output(["diff", "2026-01-01", "2026-01-05", str(out)]).splitlines()]

@@ -49,7 +49,7 @@ def loss_of(cfg: Any) -> float:
 
 
 class Training:
-    """Takes the place of the training: leaves a run with its loss, and knows what it was asked."""
+    """Replaces training: creates a run with its loss, and records the settings that it received."""
 
     def __init__(self, hook: Callable[[Any, int], None] = lambda cfg, count: None) -> None:
         self.seen: list[Any] = []
@@ -100,19 +100,19 @@ def test_a_grid_ends_in_a_table_of_its_trials(capsys: Said) -> None:
     assert "2 *    0          0.01  8" in said
 
 
-def test_trials_are_ranked_by_any_figure_in_either_direction() -> None:
+def test_trials_are_ranked_by_any_metric_in_either_direction() -> None:
     sweep("--multirun", "lr=0.1,0.01,0.2", "search.metric=train_loss", "search.direction=maximize")
     assert record()["best"] == 2
     assert record()["trials"][2]["objective"] == 2 * (0.2 - 0.01 + 8)
 
 
-def test_a_grid_without_the_figure_is_trained_all_the_same(capsys: Said) -> None:
+def test_a_grid_without_the_metric_is_trained(capsys: Said) -> None:
     code, training = sweep("--multirun", "seed=1,2", "search.metric=bleu")
     assert (code, len(training.seen), record()["best"]) == (0, 2, None)
     assert "no trial has the metric bleu" in capsys.readouterr().out
 
 
-def test_a_search_without_the_figure_ends_with_its_first_trial() -> None:
+def test_a_search_without_the_metric_ends_with_its_first_trial() -> None:
     with pytest.raises(ConfigError, match=r"search.metric=trainloss matches 0 keys .*; did you mean train_loss\?"):
         sweep("search=lora", "search.metric=trainloss")
     assert len(record()["trials"]) == 1
@@ -223,7 +223,7 @@ def stops_at(trial: int) -> Callable[[Any, int], None]:
     return hook
 
 
-def test_an_interrupted_grid_keeps_what_is_done_and_goes_on(capsys: Said) -> None:
+def test_an_interrupted_grid_keeps_its_trials_and_resumes(capsys: Said) -> None:
     words = ["--multirun", "lora_r=10,9,8"]
     with pytest.raises(KeyboardInterrupt):
         sweep(*words, hook=stops_at(2))
@@ -243,7 +243,7 @@ def test_an_interrupted_grid_keeps_what_is_done_and_goes_on(capsys: Said) -> Non
 
 
 @pytest.mark.parametrize("other", [["max_steps=3"], ["search.resume=false"], ["search.metric=train_loss"]])
-def test_another_command_does_not_go_on_with_it(other: list[str]) -> None:
+def test_another_command_does_not_resume_it(other: list[str]) -> None:
     with pytest.raises(KeyboardInterrupt):
         sweep("--multirun", "lora_r=10,9,8", hook=stops_at(2))
     assert len(sweep("--multirun", "lora_r=10,9,8", *other)[1].seen) == 3
@@ -261,7 +261,7 @@ def test_a_search_that_was_interrupted_draws_what_it_would_have_drawn() -> None:
     assert [(t["settings"], t["objective"]) for t in record()["trials"]] == whole
 
 
-def test_a_finished_search_goes_on_when_more_trials_are_asked_for() -> None:
+def test_a_finished_search_resumes_with_more_trials() -> None:
     sweep(SPACE, "search.trials=3")
     first = drawn()
     _, training = sweep(SPACE, "search.trials=5")
@@ -282,7 +282,7 @@ cli.run_jobs(cli_args.parse("train", sys.argv[1:]), Training(hook))
 """
 
 
-def test_a_killed_sweep_goes_on_with_the_trial_that_it_was_killed_in() -> None:
+def test_a_killed_sweep_resumes_the_trial_that_was_running() -> None:
     words = ["--multirun", "lora_r=10,9,8"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", KILLED, *words], env=environment, capture_output=True, text=True)
@@ -314,7 +314,7 @@ def test_a_stopped_training_stops_the_sweep() -> None:
     assert "SIGTERM" in record()["trials"][1]["error"]
 
 
-def test_a_trial_that_goes_on_with_its_run_is_that_run() -> None:
+def test_a_trial_that_resumes_a_run_records_that_run() -> None:
     def again(cfg: Any, count: int) -> int:
         run = runs.all_runs("outputs")[0]
         run.reopen()
@@ -330,7 +330,7 @@ def test_a_trial_that_goes_on_with_its_run_is_that_run() -> None:
 # The search
 
 
-def test_a_search_needs_one_word_and_finds_the_valley() -> None:
+def test_a_search_needs_one_override_and_finds_the_minimum() -> None:
     code, training = sweep("search=lora", "search.trials=12")
     assert (code, len(record()["trials"])) == (0, 12)
     for cfg in training.seen:
@@ -374,7 +374,7 @@ def test_every_kind_of_dimension_is_drawn_as_it_is_written() -> None:
     assert {c.lr_scheduler_type for c in training.seen} == {"linear", "cosine"}
 
 
-def test_hydras_own_words_start_a_search_as_well() -> None:
+def test_hydras_syntax_starts_a_search_as_well() -> None:
     sweep("--multirun", "lr=interval(0.001,0.1)", "lora_r=8,9", "search.trials=3")
     assert [set(s) for s in drawn()] == [{"lr", "lora_r"}] * 3
     _, training = sweep("--multirun", "hydra/sweeper=optuna", "lora_r=4,8", "search.trials=3")
@@ -413,7 +413,7 @@ def test_the_same_settings_are_not_trained_twice() -> None:
         (["-m", "cuda_visible_devices='0','1'"], "cuda_visible_devices differs between jobs of one process"),
     ],
 )  # fmt: skip
-def test_a_search_with_a_wrong_word_starts_nothing(words: list[str], sentence: str) -> None:
+def test_a_search_with_an_invalid_override_starts_nothing(words: list[str], sentence: str) -> None:
     with pytest.raises(ConfigError) as caught:
         sweep(*words)
     (told,) = caught.value.problems
@@ -421,7 +421,7 @@ def test_a_search_with_a_wrong_word_starts_nothing(words: list[str], sentence: s
     assert not Path("outputs").exists()
 
 
-def test_a_wrong_key_of_a_search_preset_is_refused_at_the_door(assay: Any) -> None:
+def test_a_wrong_key_of_a_search_preset_is_rejected_at_once(assay: Any) -> None:
     (assay.cwd / "mine.yaml").write_text("search:\n  spaces: {lr: [1, 2]}\n  space: {lrr: [1, 2]}\n")
     done = assay("train", "search=mine.yaml")  # where torch, optuna and their like cannot be imported
     assert done.returncode == 2
@@ -454,26 +454,28 @@ def test_a_swept_secret_is_not_written(monkeypatch: pytest.MonkeyPatch, capsys: 
     assert "correct_horse" not in capsys.readouterr().out
 
 
-# Real trainings
+# Real training runs
 
 
 @pytest.fixture
-def rooms(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
+def repository(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.chdir(ROOT)
     return world
 
 
 def left_by_training(before: set[threading.Thread]) -> list[str]:
-    """Threads that were not there `before`, as an open event file has one, and open event files."""
+    """New threads since `before` (an open event file has one), and open event files."""
     threads = [type(t).__name__ for t in set(threading.enumerate()) - before]
     files = [os.path.realpath(f"/proc/self/fd/{n}") for n in os.listdir("/proc/self/fd")]
     return [t for t in threads if t != "TMonitor"] + [f for f in files if "tfevents" in f]
 
 
-def test_a_trial_that_diverges_is_let_go(rooms: World) -> None:
+def test_a_diverged_trial_leaves_no_threads_and_no_open_files(repository: World) -> None:
     before = set(threading.enumerate())
-    assert rooms.call("train", "--multirun", "max_steps=6", "method=full", "lr=1e38,0.01", "warmup_ratio=0") == 2
-    (folder,) = (rooms.output / "sweeps").iterdir()
+    assert (
+        repository.call("train", "--multirun", "max_steps=6", "method=full", "lr=1e38,0.01", "warmup_ratio=0") == 2
+    )
+    (folder,) = (repository.output / "sweeps").iterdir()
     first, second = record(folder)["trials"]
     assert first["status"] == "failed" and "training diverged" in first["error"] and first["run"]
     assert second["status"] == "finished" and record(folder)["best"] == 1
@@ -481,22 +483,22 @@ def test_a_trial_that_diverges_is_let_go(rooms: World) -> None:
 
 
 def test_a_trial_of_a_search_is_the_training_that_it_would_be_alone(
-    rooms: World, fork_server: ForkServer, tmp_path: Path
+    repository: World, fork_server: ForkServer, tmp_path: Path
 ) -> None:
     """Nothing of a trial reaches the next: the last of them is byte for byte what it is by itself."""
     words = ["max_steps=3", "lora_dropout=0.1"]
     space = "search.space={warmup_ratio: [0, 0.5], method: [lora, dora]}"
     before = set(threading.enumerate())
-    assert rooms.call("train", *words, space, "search.trials=3") == 0
+    assert repository.call("train", *words, space, "search.trials=3") == 0
     assert left_by_training(before) == []
-    (folder,) = (rooms.output / "sweeps").iterdir()
+    (folder,) = (repository.output / "sweeps").iterdir()
     trials = record(folder)["trials"]
     assert [t["status"] for t in trials] == ["finished"] * 3
     last = next(t for t in reversed(trials) if t["number"] > 0 and t["run"] != trials[0]["run"])
     run = runs.Run(folder / last["run"])
     assert (folder / TABLE).read_text().count("finished") == 3
 
-    alone = rooms.elsewhere(tmp_path / "alone")
+    alone = repository.elsewhere(tmp_path / "alone")
     drawn = (f"{k}={v}" for k, v in last["settings"].items())
     code, said = fork_server("train", *alone.settings("train"), *words, *drawn)
     assert code == 0, said
@@ -504,19 +506,19 @@ def test_a_trial_of_a_search_is_the_training_that_it_would_be_alone(
     assert (run.path / "metrics.json").read_text().count("eval_loss") == 1
 
     best = runs.Run(folder / trials[record(folder)["best"]]["run"])
-    again = rooms.elsewhere(tmp_path / "again").train(f"experiment={folder / 'best.yaml'}")
+    again = repository.elsewhere(tmp_path / "again").train(f"experiment={folder / 'best.yaml'}")
     assert tree(again.model) == tree(best.model)
 
 
-def test_a_trial_that_is_refused_leaves_no_word_in_the_log_of_the_next(rooms: World) -> None:
-    assert rooms.call("train", "--multirun", "max_steps=1", "lora_target_modules=[nope],null") == 2
-    (folder,) = (rooms.output / "sweeps").iterdir()
+def test_a_rejected_trial_leaves_no_line_in_the_log_of_the_next(repository: World) -> None:
+    assert repository.call("train", "--multirun", "max_steps=1", "lora_target_modules=[nope],null") == 2
+    (folder,) = (repository.output / "sweeps").iterdir()
     first, second = record(folder)["trials"]
     assert first["status"] == "failed" and first["run"] is None and "nope" in first["error"]
     assert second["status"] == "finished"
 
-    rooms.call("train", "max_steps=1", "seed=7")
-    logs = [(run.logs / "run.log").read_text() for run in rooms.runs]
+    repository.call("train", "max_steps=1", "seed=7")
+    logs = [(run.logs / "run.log").read_text() for run in repository.runs]
     assert len(logs) == 2 and all(log.count(" usable rows in ") == 1 for log in logs)
     open_files = {os.path.realpath(f"/proc/self/fd/{n}") for n in os.listdir("/proc/self/fd")}
-    assert str(rooms.runs[1].logs / "run.log") not in open_files
+    assert str(repository.runs[1].logs / "run.log") not in open_files

@@ -1,4 +1,4 @@
-"""What a job of a cluster knows without one: its own run, and what of it is written to a file."""
+"""The function of a job, without a cluster: it finds its run, and is pickled without the tracker."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Told = Callable[[], list[str]]
 
 @pytest.fixture
 def job(monkeypatch: pytest.MonkeyPatch) -> Job:
-    """A training, in the second attempt of its job."""
+    """A training run in the second attempt of its job."""
     settings = {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "1", "SUBMITIT_FOLDER": "/slurm/now"}
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
@@ -32,8 +32,8 @@ def composed(output: Path) -> DictConfig:
 
 
 @pytest.fixture
-def handed_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[], list[str]]]:
-    """What the commands of jobs were told to go on with; they are a script in place of Python, and end with 75."""
+def resumed_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[], list[str]]]:
+    """The values of `resume` that the commands of jobs received. A script replaces Python, and exits with 75."""
     told, python = tmp_path / "told", tmp_path / "python"
     python.write_text(f'#!/bin/sh\necho "$ASSAY_LAUNCH_CONFIG" >> {told}\nexit 75\n')
     python.chmod(0o755)
@@ -53,33 +53,33 @@ def handed_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Cal
         signal.signal(number, handler)
 
 
-def begun(output: Path, finished: bool) -> runs.Run:
-    """A run that the job has begun."""
+def run_of_job(output: Path, finished: bool) -> runs.Run:
+    """A run that the job has created."""
     run = runs.create(output, "train", config.to_yaml(schema.TrainConfig()), {})
     run.update(status=runs.FINISHED if finished else runs.INTERRUPTED)
     run.unlock()
     return run
 
 
-def test_a_job_whose_run_is_finished_does_nothing_more(job: Job, handed_over: Told, tmp_path: Path) -> None:
-    run = begun(tmp_path, finished=True)
+def test_a_job_whose_run_is_finished_does_nothing_more(job: Job, resumed_runs: Told, tmp_path: Path) -> None:
+    run = run_of_job(tmp_path, finished=True)
     assert job(composed(tmp_path)) == JobResult(0, str(run.path))
-    assert handed_over() == []
+    assert resumed_runs() == []
 
 
-def test_a_job_goes_on_with_the_run_that_it_began_and_no_other(
-    job: Job, handed_over: Told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_job_resumes_its_own_run_and_no_other(
+    job: Job, resumed_runs: Told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = begun(tmp_path, finished=False)
-    other = begun(tmp_path, finished=False)
+    run = run_of_job(tmp_path, finished=False)
+    other = run_of_job(tmp_path, finished=False)
     other.update(process=other.manifest["process"] | {"slurm": {"job": "8", "restart": 0, "folder": "/slurm/now"}})
     assert job(composed(tmp_path)) == JobResult(75, str(run.path))
-    assert handed_over() == [str(run.path)]
+    assert resumed_runs() == [str(run.path)]
     # a number that the cluster has given before
     monkeypatch.setenv("SUBMITIT_FOLDER", "/slurm/later")
     assert job(composed(tmp_path)).run is None
-    assert handed_over()[1] == "auto"
+    assert resumed_runs()[1] == "auto"
 
 
-def test_what_is_the_launching_process_s_is_not_pickled(job: Job) -> None:
+def test_the_tracker_of_the_launching_process_is_not_pickled(job: Job) -> None:
     assert pickle.loads(pickle.dumps(job)).tracker is None

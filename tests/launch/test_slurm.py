@@ -28,8 +28,8 @@ SLURM = ("launch=slurm", "partition=debug", "timeout_min=9", "cpus_per_task=1")
 SHORT = ("max_steps=1", "on_bad_row=skip")
 HELD = "sbatch={hold: true}"
 
-# In the training of a job: before the given call of compute_loss an order is carried out, another in each attempt,
-# and the signal that comes of it is waited for.
+# A sitecustomize module for jobs: each attempt runs its order before a call of compute_loss, and waits for the
+# resulting signal.
 SITE = """
 import os, sys
 from importlib.machinery import PathFinder
@@ -70,7 +70,7 @@ if "SLURM_JOB_ID" in os.environ and attempt < len(ORDERS) and ORDERS[attempt]:
 
 @pytest.fixture
 def site(tmp_path: Path) -> str:
-    """What PYTHONPATH is where orders are carried out."""
+    """PYTHONPATH of jobs that run orders."""
     folder = tmp_path / "site"
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(SITE)
@@ -186,7 +186,7 @@ def test_a_refusal_of_a_job_is_that_of_the_command(world: World, launch: Any, tm
         ("sbatch={no-such: 1}", "sbatch refused: unrecognized option"),
     ],
 )
-def test_what_sbatch_refuses_is_told_in_its_words_and_leaves_nothing(
+def test_a_refusal_of_sbatch_is_quoted_and_leaves_no_files(
     world: World, launch: Any, cluster: Cluster, word: str, sentence: str
 ) -> None:
     code, said = launch("train", word).end()
@@ -196,7 +196,7 @@ def test_what_sbatch_refuses_is_told_in_its_words_and_leaves_nothing(
     assert list((world.output / "slurm").iterdir()) == []
 
 
-def test_ctrl_c_leaves_the_job_and_a_cancelled_job_is_told(
+def test_ctrl_c_leaves_the_job_and_a_cancelled_job_is_reported(
     world: World, launch: Any, cluster: Cluster, tmp_path: Path
 ) -> None:
     first = launch("check-data", HELD)
@@ -226,7 +226,7 @@ def test_ctrl_c_leaves_the_job_and_a_cancelled_job_is_told(
 def test_a_job_that_is_preempted_requeued_or_out_of_time_ends_in_the_same_bytes(
     world: World, launch: Any, cluster: Cluster, site: str, tmp_path: Path
 ) -> None:
-    """Four attempts of one job, and an end outside of the cluster: each goes on with the one run.
+    """Four attempts of one job, and the end outside the cluster, all resume the same run.
 
     Of a job with so short a limit submitit counts the preemption, too, as time that was up.
     """

@@ -99,7 +99,7 @@ def test_the_layers_whose_input_is_scaled_lead_out_of_the_feed_forward_block(fam
     assert found == expected
 
 
-def test_layers_with_one_name_in_two_places_are_told_apart() -> None:
+def test_layers_with_one_name_in_two_blocks_are_distinguished() -> None:
     adapted = tuned(model_of("GPT2"), "ia3", lora_target_modules=["c_proj"])
     inputs = {n: m.is_feedforward for n, m in adapted.get_base_model().named_modules() if hasattr(m, "base_layer")}
     assert inputs == {
@@ -108,7 +108,7 @@ def test_layers_with_one_name_in_two_places_are_told_apart() -> None:
 
 
 @pytest.mark.parametrize("named", [["up_proj"], ".*up_proj"])
-def test_a_person_may_name_the_layers_whose_input_is_scaled(named: Any) -> None:
+def test_the_layers_with_scaled_inputs_can_be_named(named: Any) -> None:
     adapted = tuned(model_of("Llama"), "ia3", peft={"feedforward_modules": named})
     found = {n for n, m in adapted.get_base_model().named_modules() if getattr(m, "is_feedforward", False)}
     assert found == {f"model.layers.{i}.mlp.up_proj" for i in range(2)}

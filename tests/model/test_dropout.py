@@ -10,7 +10,7 @@ from src.model import fused_lora
 
 
 @pytest.mark.parametrize("p", [0.02, 0.5, 0.9])
-def test_values_are_dropped_as_often_as_asked_each_for_itself(p: float) -> None:
+def test_values_are_dropped_independently_with_the_given_probability(p: float) -> None:
     layer, n = nn.Dropout(p), 400_000
     torch.manual_seed(0)
     with fused_lora.use_fast_dropout(layer):

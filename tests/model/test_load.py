@@ -35,7 +35,7 @@ def edit(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps({k: v for k, v in settings.items() if v is not None}))
 
 
-def test_without_a_chat_template_the_default_one_is_used_said_and_saved(
+def test_without_a_chat_template_the_default_one_is_used_logged_and_saved(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bare = tiny_model.build(tmp_path / "bare", ["Top of feed rate?", ANSWER], chat_template=None)
@@ -72,7 +72,7 @@ def test_a_tokenizer_without_an_end_token_is_refused(folder: Path) -> None:
         tokenizer_of.load_tokenizer(str(folder))
 
 
-def test_pickled_weights_are_not_loaded_even_where_nobody_looked_before(folder: Path) -> None:
+def test_pickled_weights_are_not_loaded_even_without_an_earlier_check(folder: Path) -> None:
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
     with pytest.raises(ModelError, match="cannot be loaded"):
@@ -89,7 +89,7 @@ def foreign(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("stage", ["train", "eval-baseline"])
-def test_code_of_a_model_repository_is_not_run_unless_asked(
+def test_code_of_a_model_repository_is_not_run_by_default(
     world: World, folder: Path, stage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trace = foreign(folder)
@@ -100,12 +100,12 @@ def test_code_of_a_model_repository_is_not_run_unless_asked(
 
 
 @pytest.mark.parametrize("dtype", load.DTYPES)
-def test_weights_come_in_the_precision_asked_for(tiny: Path, dtype: str) -> None:
+def test_weights_are_loaded_in_the_given_precision(tiny: Path, dtype: str) -> None:
     model, _ = load.load_base(locate(str(tiny)), dtype, "cpu")
     assert {str(p.dtype) for p in model.parameters()} == {f"torch.{dtype}"}
 
 
-def test_an_adapter_whose_base_has_changed_is_refused_unless_told(
+def test_an_adapter_with_a_changed_base_is_rejected_unless_allowed(
     world: World, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = world.train(f"model_name={folder}", "max_steps=1")
@@ -137,7 +137,7 @@ def test_an_adapter_whose_base_is_gone_is_refused(
     assert f"restore {folder}, which the adapter was trained on" in said
 
 
-def test_full_weights_are_their_own_base(tiny: Path) -> None:
+def test_the_base_of_full_weights_is_the_model_itself(tiny: Path) -> None:
     model, _, source = load.load_tuned(locate_tuned(tiny), "float32", "cpu")
     assert source == locate(str(tiny))
     assert not hasattr(model, "peft_config")
@@ -152,7 +152,7 @@ def test_a_corrupt_model_is_one_sentence(world: World, folder: Path, capsys: pyt
 @pytest.mark.smollm2
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="NO LINUX HERE: what is mapped is NOT tested")
 def test_a_model_in_four_bits_lets_go_of_the_file_with_sixteen(smollm2: Path) -> None:
-    """In a process of its own: others of these tests may have the same file open."""
+    """In a child process, since other tests may have the same file open."""
     code = (
         "import sys; from pathlib import Path; from src.model import load; from src.model.source import locate\n"
         "model, _ = load.load_base(locate(sys.argv[1]), 'bfloat16', 'cpu', four_bit=True)\n"

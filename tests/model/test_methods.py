@@ -98,7 +98,7 @@ def test_before_its_first_step_an_update_changes_nothing(tiny: Path, tokenizer: 
 
 
 @pytest.mark.parametrize("method", [m for m in METHODS if not METHODS[m].unmergeable])
-def test_a_merged_model_answers_as_its_adapter_does(
+def test_a_merged_model_has_the_logits_of_its_adapter(
     tiny: Path, tokenizer: Any, tmp_path: Path, method: str
 ) -> None:
     ids = batch(tokenizer)
@@ -143,12 +143,12 @@ def test_nothing_is_merged_into_weights_that_two_layers_share(tiny: Path, layer:
 # What the names mean
 
 
-def test_each_method_can_be_asked_for_and_has_a_preset() -> None:
+def test_each_method_is_in_the_schema_and_has_a_preset() -> None:
     assert set(get_args(get_type_hints(MethodArgs)["method"])) == set(METHODS)
     assert {p.stem for p in (ROOT / "configs" / "method").glob("*.yaml")} == set(METHODS)
 
 
-def test_the_methods_are_what_they_are_called(tiny: Path) -> None:
+def test_the_methods_set_what_their_names_say(tiny: Path) -> None:
     def settings(method: str) -> Any:
         return tuned(tiny, args(method)).peft_config["default"]
 
@@ -171,7 +171,7 @@ def test_an_adapter_freezes_the_base(tiny: Path, method: str) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_what_a_batch_teaches_does_not_depend_on_an_evaluation_before_it(tiny: Path, method: str) -> None:
+def test_gradients_do_not_depend_on_an_earlier_evaluation(tiny: Path, method: str) -> None:
     ids = torch.arange(3, 23)[None]
 
     def taught(evaluated: bool) -> dict[str, torch.Tensor]:
@@ -224,7 +224,7 @@ def test_target_modules_are_those_named(tiny: Path, method: str) -> None:
 
 
 @pytest.mark.parametrize("method", TARGETED)
-def test_target_modules_that_match_nothing_are_named_with_what_there_is(tiny: Path, method: str) -> None:
+def test_target_modules_without_a_match_are_reported_with_the_existing_layers(tiny: Path, method: str) -> None:
     with pytest.raises(ModelError) as caught:
         tuned(tiny, args(method, lora_target_modules=["q_proj", "c_attn", "proj"]))
     told = str(caught.value)
@@ -248,7 +248,7 @@ def test_parameters_are_counted_by_hand(tiny: Path) -> None:
     assert adapters.count_parameters(tuned(tiny, args("full"))) == (total, total)
 
 
-def test_the_revision_of_the_base_stands_in_adapter_and_manifest(finished: World, tiny: Path) -> None:
+def test_the_revision_of_the_base_is_in_adapter_and_manifest(finished: World, tiny: Path) -> None:
     run = finished.newest
     revision = locate(str(tiny)).revision
     settings = json.loads((run.model / "adapter_config.json").read_text())
@@ -266,7 +266,7 @@ def refused(**values: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("method", ADAPTERS)
-def test_an_unknown_peft_argument_is_answered_with_that_methods_class(method: str) -> None:
+def test_an_unknown_peft_argument_is_reported_with_the_class_of_the_method(method: str) -> None:
     owner = METHODS[method].config
     told = refused(method=method, peft={"modules_to_sav": []}, lr="abc")
     assert told == [
@@ -295,12 +295,12 @@ def test_an_argument_of_another_method_is_unknown() -> None:
         ("prefix", "inference_mode", "method"),
     ],
 )
-def test_a_peft_argument_with_a_setting_of_its_own_names_it(method: str, argument: str, setting: str) -> None:
+def test_a_peft_argument_with_a_setting_names_it(method: str, argument: str, setting: str) -> None:
     told = refused(method=method, peft={argument: 1})
     assert told == [f"peft.{argument} is not supported: use {setting}"]
 
 
-def test_an_adapter_argument_has_no_meaning_without_an_adapter() -> None:
+def test_an_adapter_argument_is_rejected_without_an_adapter() -> None:
     told = refused(method="full", peft={"alpha_pattern": {"q_proj": 8}})
     assert told == ["peft: {...} is not supported with method=full, which has no adapter; remove it"]
     assert config.load("train", {"method": "full"}, methods.problems).method == "full"
@@ -322,7 +322,7 @@ def test_checkpointing_is_refused_where_it_fails() -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_packing_is_refused_where_virtual_tokens_stand_before_each_row(method: str) -> None:
+def test_packing_is_rejected_for_virtual_tokens(method: str) -> None:
     values = {"method": method, "packing": True}
     if not METHODS[method].padding_free:
         (told,) = refused(**values)
@@ -333,7 +333,7 @@ def test_packing_is_refused_where_virtual_tokens_stand_before_each_row(method: s
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_rows_are_laid_end_to_end_where_the_table_says_so(tiny: Path, method: str) -> None:
+def test_examples_are_packed_if_the_table_says_so(tiny: Path, method: str) -> None:
     model = tuned(tiny, args(method))
     assert (packed_attention.why_unsupported(model) is None) == METHODS[method].padding_free
 
@@ -362,7 +362,7 @@ def test_each_method_trains_under_checkpointing_or_is_marked(tiny: Path, tokeniz
 # A quantised base
 
 
-def test_a_quantised_model_cannot_be_trained_whole(world: World, tiny: Path, tmp_path: Path) -> None:
+def test_full_training_of_a_quantised_model_is_rejected(world: World, tiny: Path, tmp_path: Path) -> None:
     folder = tmp_path / "rounded"
     shutil.copytree(tiny, folder)
     settings = json.loads((folder / "config.json").read_text()) | {"quantization_config": {"load_in_4bit": True}}
@@ -383,7 +383,7 @@ def test_a_quantised_model_is_trained_by_an_adapter_and_evaluated(
     folder = tmp_path / "rounded"
     base(tiny, "qlora")[0].save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    # in a process of its own, where packages that are not needed are hidden
+    # in a child process, where unneeded packages are hidden
     training = world.start("train", "method=lora", f"model_name={folder}", "max_steps=2")
     told, _ = training.communicate()
     assert training.returncode == 0, told

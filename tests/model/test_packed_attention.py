@@ -51,7 +51,7 @@ def together(model: Any, rows: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
 
 
 @pytest.mark.parametrize("name", CAN)
-def test_rows_end_to_end_are_what_they_are_alone(name: str) -> None:
+def test_packed_examples_have_the_logits_of_single_ones(name: str) -> None:
     model = built(name, CAN[name]).eval()
     assert packed_attention.why_unsupported(model) is None
     rows = [torch.randint(3, 128, (n,)) for n in (9, 2, 14)]
@@ -62,7 +62,7 @@ def test_rows_end_to_end_are_what_they_are_alone(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CAN)
-def test_gradients_are_those_of_the_rows_alone(name: str) -> None:
+def test_packed_examples_have_the_gradients_of_single_ones(name: str) -> None:
     model = built(name, CAN[name]).eval()
     rows = [torch.randint(3, 128, (n,)) for n in (9, 14)]
     weight = model.get_input_embeddings().weight
@@ -79,7 +79,7 @@ def test_a_model_that_mixes_rows_is_found_out(name: str, dtype: torch.dtype) -> 
     assert packed_attention.why_unsupported(built(name, CANNOT[name], dtype)) is not None
 
 
-def test_the_attention_of_a_model_is_its_own_again_afterwards() -> None:
+def test_the_attention_of_a_model_is_restored_afterwards() -> None:
     model = built("Llama", SIZES)
     before = model.config._attn_implementation
     with packed_attention.use_packed_attention(model):
@@ -87,7 +87,7 @@ def test_the_attention_of_a_model_is_its_own_again_afterwards() -> None:
     assert model.config._attn_implementation == before
 
 
-def test_a_batch_that_was_not_laid_out_is_refused() -> None:
+def test_a_batch_without_row_lengths_is_rejected() -> None:
     model = built("Llama", SIZES)
     packed_attention.set_row_lengths([3])
     with (
@@ -99,7 +99,7 @@ def test_a_batch_that_was_not_laid_out_is_refused() -> None:
 
 @pytest.mark.parametrize("shared", [1, 4], ids=["a head each", "shared heads"])
 @pytest.mark.parametrize("window", [None, 64], ids=["", "windowed"])
-def test_the_kernel_is_called_as_it_wants_forward_and_backward(shared: int, window: int | None) -> None:
+def test_the_kernel_is_called_with_valid_arguments_forward_and_backward(shared: int, window: int | None) -> None:
     with FakeTensorMode():  # it checks shapes and types, and computes nothing
         shapes = [(1, heads, 300, 64) for heads in (8, 8 // shared, 8 // shared)]
         q, k, v = leaves = [torch.empty(shape, requires_grad=True) for shape in shapes]

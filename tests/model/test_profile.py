@@ -67,7 +67,7 @@ def test_memory_does_not_come_from_the_name() -> None:
 
 
 @pytest.mark.parametrize("plan", [None, {"parameters": 7, "trainable": 1}])
-def test_without_counted_weights_there_is_no_profile(plan: Any) -> None:
+def test_a_profile_needs_counted_weights(plan: Any) -> None:
     assert profile.profile(manifest() | {"plan": plan}) is None
 
 
@@ -82,7 +82,7 @@ def test_without_counted_weights_there_is_no_profile(plan: Any) -> None:
         (7, "7"),
     ],
 )
-def test_parameters_in_words(count: int, words: str) -> None:
+def test_parameter_counts_are_formatted(count: int, words: str) -> None:
     assert profile.format_count(count) == words
 
 
@@ -99,7 +99,7 @@ def test_parameters_in_words(count: int, words: str) -> None:
         ({"surprise": 1}, "surprise is not a key of the format"),
     ],
 )
-def test_a_profile_of_another_shape_is_told_apart(change: dict[str, Any], told: str) -> None:
+def test_an_invalid_profile_is_reported(change: dict[str, Any], told: str) -> None:
     good = profile.profile(manifest())
     assert good is not None and profile.problems(good) == []
     assert any(problem.startswith(told) for problem in profile.problems(good | change))

@@ -61,7 +61,7 @@ def test_a_readme_beside_the_weights_changes_nothing(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["models/nowhere", "./nowhere", "/nowhere/at/all", "a/b/c", "~/nowhere-at-all"])
-def test_a_folder_that_is_not_there_is_refused(name: str) -> None:
+def test_a_missing_folder_is_rejected(name: str) -> None:
     with pytest.raises(ModelError, match=f"model_name {name} does not exist"):
         locate(name)
 
@@ -91,7 +91,7 @@ def test_pickled_weights_are_refused_and_named(folder: Path) -> None:
         locate(str(folder))
 
 
-def test_a_name_that_is_no_folder_is_a_hub_id_with_the_revision_asked_for() -> None:
+def test_a_name_that_is_not_a_folder_is_a_hub_id_with_the_given_revision() -> None:
     source = locate("nobody/nothing", "v1")
     assert (source.folder, source.location, source.revision) == (None, "nobody/nothing", "v1")
     assert locate("gpt2").folder is None

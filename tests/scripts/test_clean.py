@@ -1,4 +1,4 @@
-"""`make clean` takes caches at once, and runs only when a person has said so."""
+"""`make clean` removes caches at once, and runs only after confirmation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CACHES = [".pytest_cache/x", ".ruff_cache/x", ".mypy_cache/x", "src/__pycache__/
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
-    """A repository with caches, two runs and things that nobody wants to lose."""
+    """A repository with caches, two runs and files that must stay."""
     runs = [f"outputs/runs/{run}/{file}" for run in ("one", "two") for file in ("manifest.json", "model/weights")]
     for name in [*KEPT, *CACHES, *runs, "outputs/runs/torn/x"]:
         path = tmp_path / name
@@ -58,7 +58,7 @@ def test_caches_go_at_once_and_nothing_else(repository: Path) -> None:
 
 
 @pytest.mark.parametrize("answer", ["y", "yes", " Y "])
-def test_runs_go_when_a_person_agrees(repository: Path, answer: str) -> None:
+def test_runs_are_removed_after_confirmation(repository: Path, answer: str) -> None:
     said = clean(repository, typed=answer)
     assert "remove outputs/ (2 runs, 2 MB)? [y/N] " in said and "removed outputs/" in said
     assert not (repository / "outputs").exists()
@@ -66,12 +66,12 @@ def test_runs_go_when_a_person_agrees(repository: Path, answer: str) -> None:
 
 
 @pytest.mark.parametrize("answer", ["", "n", "no", "yesterday"])
-def test_runs_stay_when_a_person_does_not(repository: Path, answer: str) -> None:
+def test_runs_stay_without_confirmation(repository: Path, answer: str) -> None:
     assert "kept outputs/" in clean(repository, typed=answer)
     assert (repository / "outputs/runs/two/model/weights").exists()
 
 
-def test_runs_go_unasked_with_yes(repository: Path) -> None:
+def test_runs_are_removed_without_a_question_with_yes(repository: Path) -> None:
     assert "removed outputs/ (2 runs, 2 MB)" in clean(repository, "--yes")
     assert not (repository / "outputs").exists()
     assert there(repository, KEPT) == KEPT

@@ -57,7 +57,7 @@ def test_a_gpu_says_what_it_is(machine) -> None:
     assert [g.name for g in gpus("1,0")] == ["Tesla T4", "NVIDIA H100 80GB HBM3"]
 
 
-def test_the_gpus_are_asked_for_once(machine, tmp_path: Path) -> None:
+def test_the_gpus_are_queried_once(machine, tmp_path: Path) -> None:
     machine(H100)
     asked = tmp_path / "bin" / "nvidia-smi"
     first = gpus("0")
@@ -66,7 +66,7 @@ def test_the_gpus_are_asked_for_once(machine, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("visible", ["", " ", "-1", "7"])
-def test_a_gpu_that_is_not_visible_is_not_there(machine, visible: str) -> None:
+def test_a_gpu_that_is_not_visible_is_not_listed(machine, visible: str) -> None:
     machine(H100)
     assert gpus(visible) == []
     device = choose_device(visible)
@@ -211,7 +211,7 @@ def test_liger_kernels_need_a_gpu_and_the_package(machine, tmp_path: Path, monke
         choose_kernels(True, "")
 
 
-def test_a_plan_for_another_machine_takes_liger_to_be_there_where_the_setting_says_so(machine) -> None:
+def test_a_plan_for_another_machine_assumes_liger_only_if_the_setting_says_so(machine) -> None:
     machine()
     for setting, kernels in ((True, "liger"), ("auto", "plain"), (False, "plain")):
         assert choose_kernels(setting, "", planned_for="cuda").value == kernels

@@ -1,4 +1,4 @@
-"""Files and folders are whole or not there, also after a kill and on a full disk."""
+"""Files and folders are complete or absent, also after a kill and on a full disk."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ while True:
 """
 
 
-def test_a_file_is_one_whole_version_whenever_its_writer_is_killed(tmp_path: Path) -> None:
+def test_a_file_is_a_complete_version_whenever_its_writer_is_killed(tmp_path: Path) -> None:
     path, versions = tmp_path / "x", {"a" * SIZE, "b" * SIZE}
     for attempt in range(KILLS):
         words = [sys.executable, "-c", WRITER, str(path), str(SIZE)]
@@ -239,7 +239,7 @@ def test_a_full_disk_leaves_the_folder_before(disk: tuple[Path, Mount]) -> None:
     assert (folder / "model/deep/file").read_text() == "one"
 
 
-def test_the_full_disk_of_a_library_is_told_alike(tmp_path: Path) -> None:
+def test_a_full_disk_error_of_a_library_gives_the_same_message(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=FULL), atomic_dir(tmp_path / "model"):
         raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
     assert names(tmp_path) == []
@@ -290,7 +290,7 @@ for write in (lambda: write_text(Path(sys.argv[1]) / "x", "one"), fill):
         0o000,
     ],
 )
-def test_a_folder_of_somebody_else_is_one_sentence(mode: int) -> None:
+def test_a_folder_of_another_user_is_one_message(mode: int) -> None:
     with TemporaryDirectory() as name:
         folder = Path(name)
         folder.chmod(mode)

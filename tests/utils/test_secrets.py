@@ -60,21 +60,21 @@ def test_the_longest_secret_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
     assert redact(f"{SECRET}-staple {SECRET} {SECRET[:10]}") == f"${{oc.env:Z_KEY}} {REFERENCE} ${{oc.env:A_KEY}}"
 
 
-def test_what_stands_for_a_secret_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_references_to_secrets_are_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("A_LONG_TOKEN", "swordfish-and-more")
     monkeypatch.setenv("OTHER_TOKEN", "A_LONG_TOKEN")
     assert redact("swordfish-and-more") == "${oc.env:A_LONG_TOKEN}"
     assert redact("A_LONG_TOKEN") == "${oc.env:OTHER_TOKEN}"
 
 
-def test_a_short_value_is_an_honest_word(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_short_value_is_not_a_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SHORT_KEY", "example")
     monkeypatch.setenv("LONG_KEY", "examples")
     assert redact("an example") == "an example"
     assert redact("examples") == "${oc.env:LONG_KEY}"
 
 
-def test_the_environment_is_read_when_it_is_asked() -> None:
+def test_the_environment_is_read_at_each_call() -> None:
     os.environ["MY_TOKEN"] = "another-value"
     assert redact(f"{SECRET} another-value") == f"{SECRET} {REFERENCE}"
 

@@ -26,7 +26,7 @@ def test_numbers_that_are_not_finite_are_found(tmp_path: Path, dtype: torch.dtyp
     assert find_problems(tmp_path / "x.safetensors") == ["x.safetensors has numbers that are not finite, in b"]
 
 
-def test_a_torn_file_is_not_readable(tmp_path: Path) -> None:
+def test_a_truncated_file_is_not_readable(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     save_file({"a": torch.ones(100)}, path)
     whole = path.read_bytes()

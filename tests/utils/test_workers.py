@@ -57,7 +57,7 @@ def test_what_the_work_raises_is_raised(processes: int) -> None:
     assert caught.value.hint == "mend it"
 
 
-def test_a_killed_process_is_said() -> None:
+def test_a_killed_worker_is_reported() -> None:
     def work(number: int) -> int:
         if number == 3:
             os.kill(os.getpid(), signal.SIGKILL)
