@@ -1,7 +1,7 @@
-"""How far a model with its adapter merged is from the model with the adapter beside it, and what follows.
+"""Compare a model with its adapter merged to the same model with its adapter unmerged (KL divergence, score).
 
-An evaluation merges the adapter in memory where that is exact enough (`merge_for_eval`); publishing merges it for
-good and compares both models on a sample of the evaluation (`measure`, `mean_kl`).
+An evaluation merges the adapter in memory if that is exact enough (`merge_for_eval`). Publishing writes the merged
+weights, and compares both models on a sample of the evaluation (`measure`, `mean_kl`).
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from src.utils.environment import Reasoned
 
 # Nats a token. On SmolLM2-135M with a LoRA of rank 16, computing in bfloat16 instead of fp32 moves the next-token
 # distribution by 1.6e-3 (docs/evaluation.md). Merged bfloat16 weights are 1.4e-3 from fp32, and 2.1e-3 from
-# bfloat16 with the adapter beside them, which holds two independent roundings. The limit is a little over twice
-# the largest of these.
+# unmerged bfloat16 weights, as both are rounded independently. The limit is a little over twice the largest of
+# these.
 MAX_KL = 5e-3
 SAMPLE_PROMPTS = 16  # spread over all prompts
 LAST_POSITIONS = 16  # compared in each of them
