@@ -20,7 +20,7 @@ DEMO_MODEL = "models/SmolLM2-135M-Instruct"
 
 Bf16 = bool | Literal["auto"]
 Task = Literal["causal_lm", "seq2seq", "classification"]
-Share = Interval(ge=0, le=1)
+Fraction = Interval(ge=0, le=1)
 Names = Annotated[list[str], Len(1)]
 
 
@@ -188,7 +188,7 @@ class OptimArgs:
     batch_size: Annotated[int, Ge(1), Doc("examples per device and forward pass")] = 8
     lr: Annotated[float, Gt(0), Doc("peak learning rate")] = 1e-3
     gradient_accumulation_steps: Annotated[int, Ge(1), Doc("batches per optimizer step")] = 1
-    warmup_ratio: Annotated[float, Share, Doc("fraction of the steps in which the learning rate rises")] = 0.03
+    warmup_ratio: Annotated[float, Fraction, Doc("fraction of the steps in which the learning rate rises")] = 0.03
     weight_decay: Annotated[float, Ge(0), Doc("AdamW weight decay")] = 0.0
     adam_beta1: Annotated[float, Interval(ge=0, lt=1), Doc("AdamW decay rate of the first moment")] = 0.9
     adam_beta2: Annotated[float, Interval(ge=0, lt=1), Doc("AdamW decay rate of the second moment")] = 0.999
@@ -455,7 +455,7 @@ class GateArgs:
 
 
 @dataclass
-class GateHolder:
+class NestedGateArgs:
     gate: GateArgs = field(default_factory=GateArgs)
 
 
@@ -576,7 +576,7 @@ class DataPushConfig(DataPushArgs):
 
 @dataclass
 class EvalConfig(
-    GateHolder,
+    NestedGateArgs,
     OutputArgs,
     SeedArgs,
     HardwareArgs,
@@ -594,13 +594,13 @@ class EvalConfig(
 
 @dataclass
 class BaselineConfig(
-    GateHolder, OutputArgs, SeedArgs, HardwareArgs, PrecisionArgs, EvalArgs, EvalDataArgs, TrustArgs, ModelArgs
+    NestedGateArgs, OutputArgs, SeedArgs, HardwareArgs, PrecisionArgs, EvalArgs, EvalDataArgs, TrustArgs, ModelArgs
 ):
     __pydantic_config__ = _STRICT
 
 
 @dataclass
-class PublishConfig(GateHolder, OutputArgs, HardwareArgs, PublishArgs, TrustArgs, TunedArgs):
+class PublishConfig(NestedGateArgs, OutputArgs, HardwareArgs, PublishArgs, TrustArgs, TunedArgs):
     __pydantic_config__ = _STRICT
 
 
@@ -614,7 +614,7 @@ class PublishHfConfig(PublishConfig):
 
 
 @dataclass
-class CompareConfig(GateHolder, OutputArgs, CompareArgs):
+class CompareConfig(NestedGateArgs, OutputArgs, CompareArgs):
     __pydantic_config__ = _STRICT
 
 
