@@ -64,28 +64,28 @@ def keep_differentiable(model: nn.Module) -> None:
 
 def _arguments(model: Any, args: MethodArgs, method: Method, steps: int) -> dict[str, Any]:
     """Arguments of the peft class: the method's defaults, overridden by our settings and by `peft: {...}`."""
-    ours = {argument: getattr(args, key) for key, argument in method.keys.items()}
-    if "target_modules" in ours:
-        ours["target_modules"] = ours["target_modules"] or "all-linear"
+    arguments = {argument: getattr(args, key) for key, argument in method.keys.items()}
+    if "target_modules" in arguments:
+        arguments["target_modules"] = arguments["target_modules"] or "all-linear"
     if unused := [key for key in ("lora_r", "lora_alpha", "lora_dropout") if key not in method.keys]:
         log.info("method=%s does not use %s", args.method, ", ".join(unused))
     derived = method.derived(model, args, steps) if method.derived else {}
-    return {**method.fixed, **ours, **args.peft, **derived}
+    return {**method.fixed, **arguments, **args.peft, **derived}
 
 
 @contextmanager
-def training_precision(model: nn.Module, dtype: str, by_ours: bool = True) -> Iterator[None]:
+def training_precision(model: nn.Module, dtype: str, fused: bool = True) -> Iterator[None]:
     """Compute the adapter's layers in `dtype` inside, for training only.
 
     Without this, peft casts the activations to the fp32 of the adapter's weights, and autocast casts them back.
 
     Args:
-        by_ours: use this project's operations for dropout and LoRA where they apply, see fused_lora.py.
+        fused: use this project's operations for dropout and LoRA where they apply, see fused_lora.py.
     """
     casts = dtype != "float32" and any(hasattr(m, "cast_input_dtype_enabled") for m in model.modules())
     with ExitStack() as stack:
         stack.enter_context(disable_input_dtype_casting(model, active=casts))
-        if by_ours:
+        if fused:
             stack.enter_context(fused_lora.use_fast_dropout(model))
             stack.enter_context(fused_lora.use_fused_lora(model, dtype))
         yield

@@ -61,13 +61,13 @@ def _scalar(value: Any) -> float:
 
 
 def _records(data: bytes) -> list[bytes]:
-    """The whole records of an event file: length (8 bytes), its checksum (4), content, its checksum (4)."""
-    found, place = [], 0
-    while place + 12 <= len(data):
-        (length,) = struct.unpack_from("<Q", data, place)
-        end = place + 12 + length + 4
+    """The complete records of an event file: length (8 bytes), its checksum (4), content, its checksum (4)."""
+    found, offset = [], 0
+    while offset + 12 <= len(data):
+        (length,) = struct.unpack_from("<Q", data, offset)
+        end = offset + 12 + length + 4
         if end > len(data):  # a killed process was writing it
             break
-        found.append(data[place + 12 : place + 12 + length])
-        place = end
+        found.append(data[offset + 12 : offset + 12 + length])
+        offset = end
     return found
