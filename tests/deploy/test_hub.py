@@ -6,13 +6,13 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from huggingface_hub import constants
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-from src import config
+from src import config, schema
 from src.deploy import hub_client
 from src.deploy.export import assemble
 from src.deploy.hub import Publication
@@ -126,7 +126,8 @@ def test_publish_hf_to_another_target_is_refused(copied: World, hub: ModelHub, c
 @pytest.mark.parametrize("stage", ["publish", "publish-hf"])
 def test_a_target_that_is_not_in_the_table_is_refused(copied: World, stage: str, capsys: Capture) -> None:
     assert copied.call(stage, "target=hubb") == 2
-    assert "target=hubb: should be one of local, hub; did you mean hub?" in capsys.readouterr().err
+    known = ", ".join(get_args(schema.TargetName))
+    assert f"target=hubb: should be one of {known}; did you mean hub?" in capsys.readouterr().err
 
 
 def test_a_local_base_model_gets_a_name_that_the_hub_cannot_resolve(copied: World, hub: ModelHub) -> None:
