@@ -19,11 +19,7 @@ TOOL_OUTPUT = {"execution_output", "tether_quote", "tether_browsing_display", "s
 THOUGHTS = {"thoughts", "reasoning_recap"}
 INSTRUCTIONS = {"user_editable_context", "model_editable_context"}
 TEXT = {"text", "multimodal_text"}
-NOT_USED = {
-    "user": "unanswered user message",
-    "assistant": "unprompted answer",
-    "system": "unused system message",
-}
+NOT_USED = {"user": "unanswered user message", "assistant": "unprompted answer", "system": "unused system message"}
 
 
 @dataclass

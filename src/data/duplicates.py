@@ -242,11 +242,7 @@ def _buckets(hashes: Hashes, rows: Rows) -> Iterator[Rows]:
 
 
 def _compare(
-    bucket: Rows,
-    earliest: Rows,
-    score: NDArray[np.float64],
-    shingles: Callable[[int], Shingles],
-    threshold: float,
+    bucket: Rows, earliest: Rows, score: NDArray[np.float64], shingles: Callable[[int], Shingles], threshold: float
 ) -> None:
     """Compare the rows of a bucket and update `earliest` and `score` in place."""
     compared: list[int] = []

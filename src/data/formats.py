@@ -78,8 +78,7 @@ class RowError(Exception):
     """Why a row cannot be used: a short name to count by, and a predicate such as `has no assistant turn`."""
 
     def __init__(self, reason: str, detail: str) -> None:
-        self.reason = reason
-        self.detail = detail
+        self.reason, self.detail = reason, detail
         super().__init__(reason, detail)
 
     def __str__(self) -> str:

@@ -40,9 +40,7 @@ class TrainingRows(NamedTuple):
         return {"sources": [part.version | {"weight": part.weight} for part in self.parts]}
 
 
-def load_training_rows(
-    args: TrainDataArgs, *, task: Task, eval_path: str, cache: Path, seed: int
-) -> TrainingRows:  # fmt: skip
+def load_training_rows(args: TrainDataArgs, *, task: Task, eval_path: str, cache: Path, seed: int) -> TrainingRows:
     """Fetch and read the training files, and find duplicates and contamination. Imports no heavy library.
 
     Raises: DataError if a file cannot be fetched or read.

@@ -20,10 +20,7 @@ from src.data.task_encoding import TASK_ENCODINGS
 from src.utils.workers import cores, map_ordered
 
 BATCH = 250  # rows that a process receives at once
-VERIFIED_FIRST, VERIFIED_SHARE = (
-    10_000,
-    0.01,
-)  # rows whose mask is verified: the first, and a share of the rest
+VERIFIED_FIRST, VERIFIED_SHARE = 10_000, 0.01  # rows whose mask is verified: the first, and a share of the rest
 SMALL = 4_000  # with fewer rows, further processes cost more than they save
 
 
