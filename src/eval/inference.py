@@ -211,7 +211,7 @@ def score_references(
 ) -> Predictions:
     """`{split: [{reference_tokens, reference_nll, reference_hits}, ...]}` where a metric needs them."""
     from src.eval.batching import run_batched
-    from src.eval.loglikelihood import ReferenceScorer
+    from src.eval.generate import ReferenceScorer
 
     found: Predictions = {}
     for split, examples in requests.references.items():

@@ -177,7 +177,7 @@ def _predictions(model: Any, chat: ChatTokenizer, evaluation: Reevaluation) -> l
 
 def _score_references(model: Any, chat: ChatTokenizer, evaluation: Reevaluation) -> list[Mapping[str, Any]]:
     """The likelihood of each reference answer, one forward pass each."""
-    from src.eval.loglikelihood import ReferenceScorer
+    from src.eval.generate import ReferenceScorer
 
     requests = _requests(model.config.to_dict(), chat, evaluation, references=True)
     examples = requests.references[evaluation.split]

@@ -13,7 +13,7 @@ from src.data.chat import ChatTokenizer
 from src.data.formats import Row, RowError
 from src.errors import DataError
 from src.eval import inference
-from src.eval.loglikelihood import ReferenceScorer, _score
+from src.eval.generate import ReferenceScorer, _score
 from src.model import adapters, load
 from src.model.source import locate
 from src.model.tokenizer import load_tokenizer
