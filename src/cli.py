@@ -80,7 +80,7 @@ def _slurm_settings(call: Call, overrides: list[str]) -> tuple[schema.SlurmArgs 
 def _run_on_slurm(call: Call, overrides: list[str], args: schema.SlurmArgs, tracker: Any = None) -> int:
     """Submit the jobs to a cluster and wait for them. Returns: their largest exit code."""
     from src.launch.job import Job
-    from src.launch.job_tracker import JobTracker
+    from src.launch.slurm import JobTracker
 
     values, _ = compose.compose_values(call, [text for text in overrides if not is_sweep(text)])
     output_dir = str(values.get("output_dir", schema.OutputArgs.output_dir))
@@ -114,7 +114,7 @@ def _run_sweep(
 
     with sweep:
         if slurm:
-            from src.launch.job_tracker import SweepJobTracker
+            from src.launch.slurm import SweepJobTracker
 
             _run_on_slurm(
                 call, overrides, slurm, SweepJobTracker(call.stage, slurm, values["output_dir"], sweep, swept)

@@ -12,14 +12,13 @@ from src.errors import ConfigError, DataError, ModelError, RunError
 from src.eval import metrics, vllm_engine
 from src.eval.inference import BatchPlan, EvalRequests, RowsOfSplits
 from src.model import tasks
-from src.model.source import Source, TunedModel, is_quantised
+from src.model.source import Source, TunedModel, find_weight_corruption, is_quantised
 from src.runs import Run
 from src.schema import EvalArgs, Task
 from src.utils.environment import Reasoned
 from src.utils.files import read_json, sha256
 from src.utils.logs import log
 from src.utils.process_info import OPTIONAL
-from src.utils.weights import find_corruption
 
 
 class EvalSplits(NamedTuple):
@@ -134,7 +133,7 @@ def labels_of_rows(splits: RowsOfSplits) -> list[str]:
 def refuse_corrupt(tuned: TunedModel, run: Run | None) -> None:
     """Raises: RunError if the weights, or the metrics.json that the scores are added to, cannot be read."""
     files = sorted(tuned.folder.glob("*.safetensors"))
-    problems = [problem for file in files if (problem := find_corruption(file))]
+    problems = [problem for file in files if (problem := find_weight_corruption(file))]
     if problems or not files:
         what = f"the model in {tuned.folder} is corrupt: {'; '.join(problems) or 'it has no weights'}"
         raise RunError(what, hint="restore it, or give another run")

@@ -15,8 +15,8 @@ from statistics import median
 
 from src.errors import RunError
 from src.model import profile
+from src.model.source import find_weight_problems
 from src.runs import Run
-from src.utils import weights
 from src.utils.files import read_json, sha256
 from src.utils.secrets import credentials
 
@@ -87,7 +87,7 @@ def check_model_files(folder: Path, recorded: Mapping[str, str]) -> tuple[bool, 
     weight_files = sorted(folder.glob("*.safetensors"))
     if not weight_files:
         problems.append("it has no *.safetensors file")
-    problems += [problem for file in weight_files for problem in weights.find_problems(file)]
+    problems += [problem for file in weight_files for problem in find_weight_problems(file)]
     if problems:
         return False, f"the model is damaged: {_first(problems)}"
     hashes = f"{len(recorded)} files match their recorded hashes" if recorded else "no file hashes were recorded"
