@@ -140,7 +140,7 @@ def _plot(drawn: Markup, across: AxisRange, up: AxisRange, label: str) -> Markup
         Markup('<span style="left:{}%">{}</span>').format(across.percent(t), number(t)) for t in ticks(across, 5)
     ]
     return Markup(
-        '<div class="plot" role="img" aria-label="{}"><div class="beside">{}</div>'
+        '<div class="plot" role="img" aria-label="{}"><div class="y-labels">{}</div>'
         '<svg class="area">{}{}</svg><div class="ticks">{}</div></div>'
     ).format(label, Markup("").join(beside), Markup("").join(grid), drawn, Markup("").join(below))
 

@@ -67,7 +67,9 @@ def render_page(run: runs.Run, artifacts_dir: Path) -> str:
         "gate": gate,
         "decisive": view_model.decisive(scores, gate),
         "scores": scores,
-        "span": charts.axis_with_zero(v for rows in scores.values() for r in rows if r.bounded for v in r.on_axis),
+        "axis_range": charts.axis_with_zero(
+            v for rows in scores.values() for r in rows if r.bounded for v in r.on_axis
+        ),
         "splits": splits,
         "curves": _curves(run, notes),
         "train": result.get("train") or {},
