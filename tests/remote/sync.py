@@ -1,6 +1,7 @@
 """Fixtures for tests of push and fetch: connections to `server_dir`, a fixture that each test file defines.
 
-The fixtures of a plugin are visible in all of a session: no two plugins may define the same name (test_house.py).
+The fixtures of a plugin are visible in all of a session: no two plugins may define the same name
+(test_architecture.py holds this).
 """
 
 from __future__ import annotations
