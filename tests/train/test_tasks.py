@@ -133,7 +133,7 @@ def test_a_label_of_greater_weight_is_predicted_at_the_cost_of_the_others(world_
     rows = read_jsonl(world.newest.path / "evals" / "test.predictions.jsonl")
     assert {r["prediction"] for r in rows} == {"heat"}
     told = refused(world, capsys, "train", *asked, "class_weights={noise: 2}")
-    assert "class_weights: 'noise' is no label" in told
+    assert "class_weights: 'noise' is neither a label nor one token" in told
 
 
 def test_the_head_of_a_baseline_is_drawn_with_the_seed_and_logged(world_of: Any, capsys: Said) -> None:
