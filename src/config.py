@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields, is_dataclass
 from functools import cache
 from importlib.util import find_spec
-from typing import Any, cast, get_args, get_type_hints
+from typing import Annotated, Any, cast, get_args, get_origin, get_type_hints
 
 from omegaconf import OmegaConf
 from pydantic import TypeAdapter, ValidationError
@@ -185,14 +185,20 @@ def _is_union_branch(part: object) -> bool:
 
 
 @cache
-def _hints(schema: type) -> dict[str, Any]:
-    return get_type_hints(schema)
+def _annotations(schema: type) -> dict[str, Any]:
+    return get_type_hints(schema, include_extras=True)
+
+
+def _type_of(schema: type, key: str) -> Any:
+    """The type of a setting without its annotations; None if there is no such setting."""
+    hint = _annotations(schema).get(key)
+    return get_args(hint)[0] if get_origin(hint) is Annotated else hint
 
 
 def choices(schema: type, key: str) -> list[str]:
     """The values of a setting that has a fixed choice; `key` may be dotted."""
     first, _, rest = key.partition(".")
-    hint = _hints(schema).get(first)
+    hint = _type_of(schema, first)
     if rest:
         return choices(hint, rest) if is_dataclass(hint) and isinstance(hint, type) else []
     return _literals(hint)
@@ -201,7 +207,7 @@ def choices(schema: type, key: str) -> list[str]:
 def is_text(schema: type, key: str) -> bool:
     """Whether a setting is free text, or null; `key` may be dotted."""
     first, _, rest = key.partition(".")
-    hint = _hints(schema).get(first)
+    hint = _type_of(schema, first)
     if rest:
         return is_dataclass(hint) and isinstance(hint, type) and is_text(hint, rest)
     return hint in (str, str | None)
@@ -220,7 +226,7 @@ def _literals(hint: Any) -> list[str]:
 def flat_keys(schema: type, prefix: str = "") -> dict[str, tuple[Any, str]]:
     """`{"data_source.type": (default, meaning)}` for each setting of `schema`, in order."""
     found: dict[str, tuple[Any, str]] = {}
-    hints = get_type_hints(schema, include_extras=True)
+    hints = _annotations(schema)
     defaults = schema()
     for item in fields(schema):
         value = getattr(defaults, item.name)
