@@ -65,6 +65,13 @@ def fetch(connection: Connection, job: jobs.Job) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         replace_dir(place, target)
         switch_link(RUNS / "latest", target)
+    _print_result(id, remote, kept, backups, altered=bool(altered))
+    return target
+
+
+def _print_result(
+    id: str, remote: RunListing, kept: list[str], backups: list[tuple[Path, str]], altered: bool
+) -> None:
     for path, why in remote.outside.items():
         eprint(f"{printable(path)} was not fetched: it is a link to a path outside of the run, {why}")
     if kept:
@@ -79,7 +86,6 @@ def fetch(connection: Connection, job: jobs.Job) -> Path:
         f"{RUNS / 'latest'} points to it",
         flush=True,
     )
-    return target
 
 
 @contextlib.contextmanager

@@ -84,16 +84,10 @@ class RemoteTarget:
             problems.append(f"REMOTE_KEY={key} does not exist")
         if problems:
             raise ConfigError(*problems, hint="set them in .env or in the environment; .env.example shows how")
-        host = environment["REMOTE_HOST"]
-        options: list[str] = []
-        if file := environment.get("REMOTE_SSH_CONFIG"):
-            options += ["-F", os.path.expanduser(file)]
-        if user := environment.get("REMOTE_USER"):
-            options += ["-l", user]
-        if port:
-            options += ["-p", port]
-        if key:
-            options += ["-i", key, "-o", "IdentitiesOnly=yes"]
+        host, user = environment["REMOTE_HOST"], environment.get("REMOTE_USER")
+        options = _option("-F", os.path.expanduser(environment.get("REMOTE_SSH_CONFIG", "")))
+        options += [*_option("-l", user), *_option("-p", port), *_option("-i", key)]
+        options += ["-o", "IdentitiesOnly=yes"] if key else []
         config = _ssh_config(host, options)
         keys = (key,) if key else config.get("identityfile", ())
         return RemoteTarget(
@@ -116,6 +110,10 @@ class RemoteTarget:
 
 
 # ssh's configuration
+
+
+def _option(flag: str, value: str | None) -> list[str]:
+    return [flag, value] if value else []
 
 
 def _ssh_config(host: str, options: list[str]) -> dict[str, tuple[str, ...]]:
@@ -164,8 +162,8 @@ def _proxy_command(host: str, config: SshConfig, options: list[str]) -> tuple[st
         *before, last = jump.split(",")
         user, name, port = _parse_hop(last)
         _check_jump_loop(jump, config_file)
-        words = ["ssh", *config_file, "-o", "BatchMode=yes", *(["-J", ",".join(before)] if before else [])]
-        words += [*(["-l", user] if user else []), *(["-p", port] if port else [])]
+        words = ["ssh", *config_file, "-o", "BatchMode=yes", *_option("-J", ",".join(before))]
+        words += [*_option("-l", user), *_option("-p", port)]
         hostname = _first(config, "hostname") or ""
         bracketed = f"[{hostname}]" if ":" in hostname else hostname
         return (*words, "-W", f"{bracketed}:{_first(config, 'port')}", name)
