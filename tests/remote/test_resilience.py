@@ -74,7 +74,7 @@ def here(_tiny_world: World, local_project: Path, tmp_path_factory: pytest.TempP
 def test_a_connection_cut_twenty_times_loses_nothing_and_doubles_nothing(
     sshd: Server, user: Client, remote: Remote, world: World, here: bytes, tmp_path: Path
 ) -> None:
-    printed, outside = tmp_path / "said", sshd.outside(remote.project)
+    printed, outside = tmp_path / "printed", sshd.outside(remote.project)
     followed = user.start("ssh-train", *words(world), to=printed, **ONE_THREAD)
     try:
         until(lambda: b" started: " in printed.with_suffix(".out").read_bytes())
@@ -108,7 +108,7 @@ def test_a_connection_cut_twenty_times_loses_nothing_and_doubles_nothing(
 def test_a_run_outlives_its_client_and_resumes_after_a_reboot(
     sshd: Server, user: Client, remote: Remote, world: World, here: bytes, tmp_path: Path
 ) -> None:
-    printed = tmp_path / "said"
+    printed = tmp_path / "printed"
     starting = user.start("ssh-train", *words(world), to=printed, **ONE_THREAD)
     until(lambda: b" started: " in printed.with_suffix(".out").read_bytes())
     starting.send_signal(signal.SIGKILL)

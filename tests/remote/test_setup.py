@@ -120,7 +120,7 @@ class Place:
 
     def another(self, says: str) -> tuple[subprocess.Popen[bytes], Path]:
         """A second ssh-init that has printed `says`, and the file with its output."""
-        path = self.shelf.folder / "said.out"
+        path = self.shelf.folder / "printed.out"
         process = self.user.start("ssh-init", to=path)
         self.processes.append(process)
         wait(lambda: says in path.read_text())

@@ -171,7 +171,7 @@ def test_ctrl_c_stops_following_and_not_the_run(user: Client, recorded_args: Pat
     until(recorded_args.exists)
     following.send_signal(signal.SIGINT)
     assert following.wait(timeout=60) == 130
-    printed = (tmp_path / "said.err").read_text()
+    printed = (tmp_path / "printed.err").read_text()
     assert "run mine continues; make ssh-attach RUN=mine" in printed and "Traceback" not in printed
     assert "running" in user("ssh-status").stdout
     (recorded_args.parent / "wait").unlink()
