@@ -160,10 +160,14 @@ def _log_end(path: str) -> tuple[int, float | None, str]:
 
 
 def stop(folder: str, id: str, grace: float) -> Job:
-    """Terminate a job by a detached process, so that it ends even if this connection is lost. Returns: the job."""
-    if get_job(folder, id)["status"] == "running":
+    """Terminate a job by a detached process, so that it ends even if this connection is lost.
+
+    Returns: the job as it was before, so that the client can follow everything that it prints from then on.
+    """
+    job = get_job(folder, id)
+    if job["status"] == "running":
         bootstrap.run_detached("jobs:terminate", root=fs.root(folder), id=id, grace=grace)
-    return get_job(folder, id)
+    return job
 
 
 def terminate(root: str, id: str, grace: float) -> None:
