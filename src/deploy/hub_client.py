@@ -146,7 +146,7 @@ def _explain_status(status: int, why: str, repo: str, user: str, namespaces: set
     if status == 401:
         return f"{endpoint()} does not accept the token", new_token_hint()
     if status == 403 and owner not in namespaces:
-        fact = f"{owner} is another owner, and {user} may not write to {repo}"
+        fact = f"namespace {owner} belongs to another owner, and {user} may not write to {repo}"
         return fact, f"name a repository of: {', '.join(sorted(namespaces))}"
     if status == 403:
         return f"the token of {user} has no permission to write to {repo} ({why})", new_token_hint()

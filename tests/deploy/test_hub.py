@@ -481,7 +481,7 @@ def test_a_repository_of_another_owner(
     if private is not None:
         hub.create("you/ingot", private=private)
     line = refused(copied, capsys, private=False, repo="you/ingot")
-    assert line.startswith("you is another owner, and me may not write to you/ingot; ")
+    assert line.startswith("namespace you belongs to another owner, and me may not write to you/ingot; ")
     assert line.endswith("name a repository of: me, works\n")
     assert private is None or hub.repos["you/ingot"].published == []
 
