@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from tqdm import tqdm
 
 from src.errors import ModelError
@@ -186,6 +185,8 @@ def _finite(path: Path, start: int, about: Mapping[str, Any]) -> bool:
     begin, end = about["data_offsets"]
     if not dtype or begin == end:
         return True
+    import numpy as np  # not at the top: rejecting settings must not wait for it
+
     numbers = np.memmap(path, np.uint8, "r", start + begin, (end - begin,)).view(dtype)
     return all(bool(((block & ones) != ones).all()) for block in _blocks(numbers))
 
