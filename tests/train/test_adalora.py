@@ -71,7 +71,7 @@ def test_peft_arguments_come_over_the_phases(tiny: Path) -> None:
     [
         (1, {}, "method=adalora has no step to shrink the ranks in: of 1 steps"),
         (100, {"tfinal": 99}, "has no step to shrink the ranks in"),
-        (100, {"tinit": 60}, "the first 60 and the last 50 leave them as they are"),
+        (100, {"tinit": 60}, "they are constant in the first 60 and the last 50"),
         (100, {"init_r": 4}, "peft.init_r=4 is not above lora_r=4"),
         (100, {"tfinal": "late"}, "peft={'tfinal': 'late'}: invalid literal"),
     ],
