@@ -14,7 +14,7 @@ import pytest
 
 from src.runs import Run
 from tests.fixtures import World
-from tests.fork_server import PATIENCE, ForkServer
+from tests.fork_server import TIMEOUT_S, ForkServer
 
 TWO = ("num_processes=2", "num_proc=1")
 
@@ -85,14 +85,14 @@ def fork(world: World, fork_server: ForkServer) -> Iterator[Start]:
 
 
 def ended(child: Child) -> tuple[int, str]:
-    said = child.communicate(timeout=PATIENCE)[0]
+    said = child.communicate(timeout=TIMEOUT_S)[0]
     assert child.returncode is not None
     return child.returncode, said
 
 
 def until(child: Child, world: World, line: str) -> Run:
     """Wait for a line of the newest run's log."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT_S
     while True:
         found = [run for run in world.runs if (run.logs / "run.log").is_file()]
         if found and line in (found[0].logs / "run.log").read_text():

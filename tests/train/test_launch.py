@@ -16,7 +16,7 @@ from src.runs import Run
 from src.train import checkpoint, launcher
 from src.utils.files import sha256
 from tests.fixtures import World, curves
-from tests.train.several import PATIENCE, TWO, Start, ended, samples, until
+from tests.train.several import TIMEOUT_S, TWO, Start, ended, samples, until
 
 pytest_plugins = ["tests.fixtures", "tests.fork_server", "tests.train.several"]
 
@@ -83,7 +83,7 @@ def test_a_run_of_two_processes_resumes_after_a_signal_and_after_a_kill(world: W
     processes = psutil.Process(killed.pid).children()
     assert len(processes) == 2
     killed.send_signal(signal.SIGKILL)
-    _, alive = psutil.wait_procs(processes, timeout=PATIENCE)
+    _, alive = psutil.wait_procs(processes, timeout=TIMEOUT_S)
     assert not alive
 
     code, said = ended(fork(*LONG, *elsewhere))

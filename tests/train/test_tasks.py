@@ -358,7 +358,7 @@ def test_virtual_tokens_make_no_classifier_where_layers_would_be_lost(model_of: 
     found = {name: read(model_of(name) / "config.json") for name in ("bart", "bert", "roberta")}
     with pytest.raises(ModelError, match="which an encoder-decoder classifier does not support"):
         tasks.check_source(locate(str(model_of("bart"))), "classification", method=method)
-    with pytest.raises(ModelError, match=r"the base model lacks bert\.pooler\.dense too"):
+    with pytest.raises(ModelError, match=r"the base model lacks bert\.pooler\.dense, too"):
         tasks.check_method(found["bert"], "classification", method, ["bert.pooler.dense", "classifier"])
     tasks.check_method(found["roberta"], "classification", method, ["classifier"])
     tasks.check_method(found["bart"], "seq2seq", method)
