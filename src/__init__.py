@@ -1,2 +1,3 @@
 NAME = "Assay"
 VERSION = "0.2.0"
+MAIN = f"{__name__}.main"  # `python -m MAIN`: the package is src in a checkout

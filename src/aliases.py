@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from src.errors import ConfigError
+from .errors import ConfigError
 
 # Former name -> today's. A dotted name stays in its group: gate.OLD -> gate.NEW.
 RENAMED = {

@@ -16,13 +16,13 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from src import compose, config, runs, schema, search_space
-from src.cli_args import CONFIGS, Call
-from src.compose import first_line, is_sweep, plain_value
-from src.errors import ConfigError, UserError
-from src.search_space import quoted
-from src.stages import STAGES, SWEEP_STAGE
-from src.utils.secrets import redact
+from . import MAIN, compose, config, runs, schema, search_space
+from .cli_args import CONFIGS, Call
+from .compose import first_line, is_sweep, plain_value
+from .errors import ConfigError, UserError
+from .search_space import quoted
+from .stages import STAGES, SWEEP_STAGE
+from .utils.secrets import redact
 
 OPTUNA_SWEEPER = "hydra/sweeper=optuna"
 SLURM_LAUNCHER = "hydra_plugins.assay_slurm.Launcher"
@@ -79,8 +79,8 @@ def _slurm_settings(call: Call, overrides: list[str]) -> tuple[schema.SlurmArgs 
 
 def _run_on_slurm(call: Call, overrides: list[str], args: schema.SlurmArgs, tracker: Any = None) -> int:
     """Submit the jobs to a cluster and wait for them. Returns: their largest exit code."""
-    from src.launch.job import Job
-    from src.launch.slurm import JobTracker
+    from .launch.job import Job
+    from .launch.slurm import JobTracker
 
     values, _ = compose.compose_values(call, [text for text in overrides if not is_sweep(text)])
     output_dir = str(values.get("output_dir", schema.OutputArgs.output_dir))
@@ -96,11 +96,11 @@ def _run_sweep(
     slurm: schema.SlurmArgs | None,
 ) -> int:  # fmt: skip
     """Run the jobs as trials of a sweep, which records and prints its results however it ends."""
-    from src.sweep import Sweep, plan_sweep
+    from .sweep import Sweep, plan_sweep
 
     shipped = call.config_dir == CONFIGS and call.config_name == call.stage
     file = ["--config-path", str(call.config_dir), "--config-name", call.config_name]
-    command = ["make", call.stage] if shipped else ["python", "-m", "src.main", call.stage, *file]
+    command = ["make", call.stage] if shipped else ["python", "-m", MAIN, call.stage, *file]
     fixed, dimensions = search_space.split(overrides)
     swept = {d.key for d in dimensions}
     values = config.run_settings(call.stage, compose.compose_values(call, fixed)[0])
@@ -114,7 +114,7 @@ def _run_sweep(
 
     with sweep:
         if slurm:
-            from src.launch.slurm import SweepJobTracker
+            from .launch.slurm import SweepJobTracker
 
             _run_on_slurm(
                 call, overrides, slurm, SweepJobTracker(call.stage, slurm, values["output_dir"], sweep, swept)

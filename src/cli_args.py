@@ -10,11 +10,11 @@ from pathlib import Path
 import yaml
 from omegaconf import DictConfig
 
-from src import aliases, config, runs, schema
-from src.errors import ConfigError, RunError, did_you_mean
-from src.search_space import quoted
-from src.stages import STAGES
-from src.utils.secrets import redact_argv
+from . import aliases, config, runs, schema
+from .errors import ConfigError, RunError, did_you_mean
+from .search_space import quoted
+from .stages import STAGES
+from .utils.secrets import redact_argv
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 

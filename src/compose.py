@@ -34,11 +34,11 @@ from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError
 
-from src import aliases, config, schema
-from src.cli_args import CONFIGS, Call, yaml_error
-from src.errors import ConfigError, did_you_mean
-from src.search_space import quoted
-from src.utils.secrets import redact
+from . import aliases, config, schema
+from .cli_args import CONFIGS, Call, yaml_error
+from .errors import ConfigError, did_you_mean
+from .search_space import quoted
+from .utils.secrets import redact
 
 # Later groups win: method=dora over the method that hardware=gpu_24gb suggests.
 GROUPS = ("model", "data", "hardware", "method", "parallel", "launch", "search", "experiment")

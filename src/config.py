@@ -13,13 +13,13 @@ from omegaconf import OmegaConf
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import Doc
 
-from src import schema
-from src.aliases import OTHER_TOOLS, current_settings
-from src.errors import ConfigError, did_you_mean
-from src.schema import SLURM_KEYS, SOURCE_KEYS, DataSource
-from src.stages import STAGES, SWEEP_STAGE
-from src.utils.secrets import redact
-from src.utils.signatures import check_passthrough
+from . import schema
+from .aliases import OTHER_TOOLS, current_settings
+from .errors import ConfigError, did_you_mean
+from .schema import SLURM_KEYS, SOURCE_KEYS, DataSource
+from .stages import STAGES, SWEEP_STAGE
+from .utils.secrets import redact
+from .utils.signatures import check_passthrough
 
 Check = Callable[[Mapping[str, Any]], list[str]]  # returns the problems of composed values, one sentence each
 

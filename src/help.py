@@ -6,11 +6,11 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from src import config
-from src.cli_args import CONFIGS
-from src.compose import GROUPS
-from src.schema import SlurmConfig, SweepConfig
-from src.stages import STAGES, SWEEP_STAGE
+from . import config
+from .cli_args import CONFIGS
+from .compose import GROUPS
+from .schema import SlurmConfig, SweepConfig
+from .stages import STAGES, SWEEP_STAGE
 
 
 def help_text(name: str) -> str:

@@ -12,8 +12,8 @@ import sys
 import threading
 from typing import Any
 
-from src import NAME, VERSION
-from src.stages import STAGES, Stage, import_function
+from . import NAME, VERSION
+from .stages import STAGES, Stage, import_function
 
 UTILITIES = {
     "runs": "List the runs with their scores and verdicts, or compare two of them.",
@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
         130: interrupted (SIGINT). 143: terminated (SIGTERM).
     """
     argv = sys.argv[1:] if argv is None else argv
-    from src.errors import UserError
+    from .errors import UserError
 
     previous = _raise_on_sigterm()
     try:
@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except UserError as error:
-        from src.utils.secrets import redact
+        from .utils.secrets import redact
 
         print(redact(str(error)), file=sys.stderr)
         return error.exit_code
@@ -87,7 +87,7 @@ def _dispatch(name: str, rest: list[str]) -> int:
     if name == "push" or name.startswith("ssh-"):
         return _run_remote(name, rest)
     if name not in {**STAGES, **UTILITIES}:
-        from src.errors import UserError, did_you_mean
+        from .errors import UserError, did_you_mean
 
         known = [*STAGES, *UTILITIES, "push", *(f"ssh-{stage}" for stage in STAGES)]
         raise UserError(f"{name} is not a stage{did_you_mean(name, known) or '; there are: ' + ', '.join(known)}")
@@ -95,24 +95,24 @@ def _dispatch(name: str, rest: list[str]) -> int:
         return _run_utility(name, rest)
     stage = STAGES[name]
     if {"-h", "--help"} & set(rest):
-        from src.help import help_text
+        from .help import help_text
 
         print(help_text(name))
         return 0
     _load_dotenv()
     if (settings := _inherited_settings()) is not None:
-        from src import config
+        from . import config
 
         return _run_stage(stage, config.load(name, settings))
-    from src import cli, cli_args
+    from . import cli, cli_args
 
     return cli.run_jobs(cli_args.parse(name, rest), lambda config: _run_stage(stage, config))
 
 
 def _run_stage(stage: Stage, config: object) -> int:
     """Set the environment of the libraries, then import and run the stage."""
-    from src.utils.logs import start_logging
-    from src.utils.process_info import process_info
+    from .utils.logs import start_logging
+    from .utils.process_info import process_info
 
     start_logging(silent=not process_info().is_main)
     if hasattr(config, "cuda_visible_devices"):  # before torch is imported
@@ -130,7 +130,7 @@ def _run_stage(stage: Stage, config: object) -> int:
 
 def _run_utility(name: str, rest: list[str]) -> int:
     if name == "runs":
-        from src.runs_table import runs_output
+        from .runs_table import runs_output
 
         print(runs_output(rest))
         return 0
@@ -138,13 +138,13 @@ def _run_utility(name: str, rest: list[str]) -> int:
         print(f"usage: python -m src.main {name}\n\n{UTILITIES[name]}")
         return 0
     if rest:
-        from src.errors import UserError
+        from .errors import UserError
 
         raise UserError(f"{name} does not take {rest[-1]}", hint=f"write {name}")
     if name == "version":
         print(version())
     else:
-        from src.help import list_configs
+        from .help import list_configs
 
         print(list_configs())
     return 0
@@ -153,15 +153,15 @@ def _run_utility(name: str, rest: list[str]) -> int:
 def _run_remote(name: str, rest: list[str]) -> int:
     """Run a command of src/remote: one about a server, or a stage on it."""
     if {"-h", "--help"} & set(rest):
-        print(import_function("src.remote.commands:help_of")(name, STAGES))
+        print(import_function(".remote.commands:help_of")(name, STAGES))
         return 0
     _load_dotenv()
-    run = import_function("src.remote.commands:run")
+    run = import_function(".remote.commands:run")
     return int(run(name, rest, list(STAGES)))
 
 
 def version() -> str:
-    from src.utils.environment import git_state, versions
+    from .utils.environment import git_state, versions
 
     lines = [f"{NAME} {VERSION} (commit {git_state()['commit'] or 'unknown'})"]
     installed = versions()
@@ -176,16 +176,16 @@ def usage() -> str:
     lines += [f"  {name:<14} {stage.summary}" for name, stage in STAGES.items()]
     lines += [f"  {name:<14} {summary}" for name, summary in UTILITIES.items()]
     lines += ["", "on a server over SSH (REMOTE_HOST, REMOTE_DIR):"]
-    lines += [f"  {name:<16} {summary}" for name, summary in import_function("src.remote.commands:summaries")()]
+    lines += [f"  {name:<16} {summary}" for name, summary in import_function(".remote.commands:summaries")()]
     return "\n".join([*lines, "", "python -m src.main STAGE --help lists the settings of a stage."])
 
 
 def _inherited_settings() -> dict[str, object] | None:
     """The settings of the launcher of this process, None without one. The process ends with its launcher."""
-    from src.utils.process_info import inherited_settings, launcher_pid
+    from .utils.process_info import inherited_settings, launcher_pid
 
     if (launcher := launcher_pid()) is not None:
-        from src.utils.workers import die_with_parent
+        from .utils.workers import die_with_parent
 
         die_with_parent(launcher)
     return inherited_settings()
@@ -200,8 +200,8 @@ def _load_dotenv() -> None:
 
 
 if __name__ == "__main__":
-    from src.utils.process_info import mark_cli_process
-    from src.utils.secrets import redact_tracebacks
+    from .utils.process_info import mark_cli_process
+    from .utils.secrets import redact_tracebacks
 
     redact_tracebacks()
     if not {"-m", "--multirun"} & set(sys.argv):

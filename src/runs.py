@@ -25,12 +25,13 @@ from typing import Any
 import psutil
 import yaml
 
-from src.aliases import current_settings
-from src.errors import DivergedError, RunError, Stopped, did_you_mean
-from src.utils import slurm
-from src.utils.files import disk_errors, read_json, switch_link, write_json, write_text
-from src.utils.logs import log
-from src.utils.process_info import launcher_command, launcher_pid
+from . import MAIN
+from .aliases import current_settings
+from .errors import DivergedError, RunError, Stopped, did_you_mean
+from .utils import slurm
+from .utils.files import disk_errors, read_json, switch_link, write_json, write_text
+from .utils.logs import log
+from .utils.process_info import launcher_command, launcher_pid
 
 FINISHED, RUNNING, FAILED, INTERRUPTED = "finished", "running", "failed", "interrupted"
 LOCK = ".lock"
@@ -248,7 +249,7 @@ def command() -> list[str]:
     if typed := launcher_command():
         return typed
     words = sys.orig_argv
-    return ["python", "-m", *words[words.index("src.main") :]] if "src.main" in words else list(words)
+    return ["python", "-m", *words[words.index(MAIN) :]] if MAIN in words else list(words)
 
 
 def status_of(record: Mapping[str, Any]) -> str:

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from src import runs
-from src.errors import RunError, UserError, did_you_mean
-from src.runs import Run
-from src.utils.files import read_json
+from . import runs
+from .errors import RunError, UserError, did_you_mean
+from .runs import Run
+from .utils.files import read_json
 
 USAGE = """usage: python -m src.main runs [OUTPUT_DIR] [--sort KEY]
        python -m src.main runs diff RUN RUN [OUTPUT_DIR]

@@ -18,7 +18,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from hydra.errors import HydraException
 
-from src.errors import ConfigError
+from .errors import ConfigError
 
 FORMS = "write [8, 16], range(1, 5), interval(0, 0.1) or tag(log, interval(1e-5, 1e-2))"
 DIGITS = 3  # significant digits of a drawn number: more would only make a learning rate hard to read

@@ -27,12 +27,12 @@ class Stage(NamedTuple):
     """A stage of the pipeline.
 
     Args:
-        function: `module:name` of the function that is called with the validated settings. It returns an exit
+        function: `.module:name` of the function that is called with the validated settings. It returns an exit
             code, or None for 0.
         schema: class of the settings in src/schema.py.
         config_name: its file in configs/, without .yaml.
         summary: what it does, in one sentence.
-        check: `module:name` of a function that returns what is wrong with composed settings beyond their schema.
+        check: `.module:name` of a function that returns what is wrong with composed settings beyond their schema.
             It must not need torch.
         positionals: settings that are written without their names, in this order.
         flags: flags in addition to those of every stage.
@@ -54,12 +54,12 @@ class Stage(NamedTuple):
 
 
 def import_function(path: str) -> Any:
-    """The function at `module:name`."""
+    """The function at `module:name`, the module relative to this package, as in `.train.pipeline:train`."""
     module, name = path.split(":")
-    return getattr(import_module(module), name)
+    return getattr(import_module(module, __package__), name)
 
 
-METHOD_PROBLEMS = "src.model.methods:problems"
+METHOD_PROBLEMS = ".model.methods:problems"
 FORCE = {"--force": Flag("force", "true")}
 STOPPING = (
     "stopping: the first SIGTERM or SIGINT ends the run after the step, with a checkpoint and exit code 75;",
@@ -72,45 +72,45 @@ PUBLISH_CODES = (
 
 STAGES = {
     "check-data": Stage(
-        "src.train.prepare:check_data", "TrainConfig", "train",
+        ".train.prepare:check_data", "TrainConfig", "train",
         "Show which rows a training run would use, and which not.",
         check=METHOD_PROBLEMS,
     ),
     "plan": Stage(
-        "src.train.plan:plan", "PlanConfig", "train",
+        ".train.plan:plan", "PlanConfig", "train",
         "Estimate the steps, memory, disk and time of a training run.",
         check=METHOD_PROBLEMS,
     ),
     "train": Stage(
-        "src.train.pipeline:train", "TrainConfig", "train",
+        ".train.pipeline:train", "TrainConfig", "train",
         "Fine-tune a model on your data.",
         check=METHOD_PROBLEMS, notes=STOPPING,
     ),
     "data-push": Stage(
-        "src.data.lakefs_push:push_dataset", "DataPushConfig", "data_push",
+        ".data.lakefs_push:push_dataset", "DataPushConfig", "data_push",
         "Commit a folder to a lakeFS branch.",
     ),
     "eval": Stage(
-        "src.eval.evaluator:evaluate", "EvalConfig", "eval",
+        ".eval.evaluator:evaluate", "EvalConfig", "eval",
         "Evaluate a tuned model and compare it with its base.",
         positionals=("model_path",),
     ),
     "eval-baseline": Stage(
-        "src.eval.evaluator:evaluate_baseline", "BaselineConfig", "eval_baseline",
+        ".eval.evaluator:evaluate_baseline", "BaselineConfig", "eval_baseline",
         "Evaluate the base model.",
     ),
     "compare": Stage(
-        "src.eval.compare:compare_runs", "CompareConfig", "compare",
+        ".eval.compare:compare_runs", "CompareConfig", "compare",
         "Compare two evaluated runs, or a run with its base.",
         positionals=("run_a", "run_b"),
     ),
     "report": Stage(
-        "src.eval.report.page:report", "ReportConfig", "report",
+        ".eval.report.page:report", "ReportConfig", "report",
         "Write the report.html of a run.",
         positionals=("model_path",),
     ),
     "validate": Stage(
-        "src.deploy.validate:validate", "ValidateConfig", "validate",
+        ".deploy.validate:validate", "ValidateConfig", "validate",
         "Check that the files of a training run are complete and its model works.",
         positionals=("model_path",),
         flags={
@@ -120,14 +120,14 @@ STAGES = {
         },
     ),
     "publish": Stage(
-        "src.deploy.push:publish", "PublishConfig", "publish",
+        ".deploy.push:publish", "PublishConfig", "publish",
         "Publish a model that beats its base to artifacts/models, or with target=hub to the Hub.",
-        check="src.deploy.hub_settings:problems", positionals=("model_path",), flags=FORCE, notes=PUBLISH_CODES,
+        check=".deploy.hub_settings:problems", positionals=("model_path",), flags=FORCE, notes=PUBLISH_CODES,
     ),
     "publish-hf": Stage(
-        "src.deploy.push:publish", "PublishHfConfig", "publish",
+        ".deploy.push:publish", "PublishHfConfig", "publish",
         "Publish a model that beats its base to the Hub: publish target=hub.",
-        check="src.deploy.hub_settings:publish_hf_problems", positionals=("model_path",),
+        check=".deploy.hub_settings:publish_hf_problems", positionals=("model_path",),
         flags={"--repo": Flag("repo_id", metavar="USER/NAME"), "--public": Flag("private", "false"), **FORCE},
         notes=PUBLISH_CODES,
     ),

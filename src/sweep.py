@@ -23,13 +23,13 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from src import aliases, runs, search_space
-from src.errors import ConfigError, RunError, Stopped, UserError, did_you_mean
-from src.runs import FAILED, FINISHED, INTERRUPTED, RUNNING
-from src.schema import SearchArgs
-from src.search_space import Dimension
-from src.utils.files import disk_errors, read_json, write_json, write_text
-from src.utils.secrets import redact
+from . import aliases, runs, search_space
+from .errors import ConfigError, RunError, Stopped, UserError, did_you_mean
+from .runs import FAILED, FINISHED, INTERRUPTED, RUNNING
+from .schema import SearchArgs
+from .search_space import Dimension
+from .utils.files import disk_errors, read_json, write_json, write_text
+from .utils.secrets import redact
 
 TRIALS, TABLE, BEST = "trials.json", "trials.txt", "best.yaml"
 STOPPED_CODES = {Stopped.exit_code, 130, 143}  # interrupted, not failed

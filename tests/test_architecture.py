@@ -139,18 +139,49 @@ def test_the_entry_point_imports_only_the_standard_library_at_its_top() -> None:
 
 def test_the_functions_of_the_stages_exist() -> None:
     for place in {p for stage in STAGES.values() for p in (stage.function, stage.check) if p}:
-        module, function = place.split(":")
+        module, function = resolve_name(place, "src").split(":")
         tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
         assert function in {n.name for n in tree.body if isinstance(n, ast.FunctionDef)}
 
 
 def test_no_import_circle() -> None:
     graph = {m: {i.module for i in found if i.module in MODULES} for m, found in IMPORTS.items()}
-    graph["src.main"] |= {p.split(":")[0] for s in STAGES.values() for p in (s.function, s.check) if p}
+    graph["src.main"] |= {f"src{p.split(':')[0]}" for s in STAGES.values() for p in (s.function, s.check) if p}
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
         pytest.fail(" -> ".join(error.args[1]))
+
+
+# The package may have another name
+
+
+def test_a_copy_of_the_package_under_another_name_works(tmp_path: Path) -> None:
+    """As in a wheel, where the package is `assay`: nothing in it imports `src`."""
+    shutil.copytree(SRC, tmp_path / "assay", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    script = (
+        "import sys, importlib\n"
+        "sys.modules['src'] = None\n"
+        "for name in sys.argv[1:]: importlib.import_module(name)\n"
+        "from assay.main import main\n"
+        "sys.exit(main(['train', '--help']) or main(['train', 'lr=abc']))"
+    )
+    heavy = heavy_files()
+    names = [f"assay{m[3:]}" for m in MODULES if m not in heavy and m != "src.remote.agent.install"]
+    done = subprocess.run([sys.executable, "-c", script, *names], cwd=tmp_path, capture_output=True, text=True)
+    assert "lr=abc: should be a number" in done.stderr, done.stderr
+    assert done.returncode == 2 and "lora_r" in done.stdout
+
+
+def test_imports_in_the_package_are_relative() -> None:
+    absolute = [
+        f"{module}:{node.lineno}"
+        for module, path in MODULES.items()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "src" and not node.level
+    ]
+    assert absolute == []
 
 
 # What is sent to a server
@@ -201,7 +232,7 @@ def test_heavy_libraries_are_imported_at_the_top_of_modules_of_the_packages_that
 @pytest.mark.parametrize("stage", STAGES)
 def test_importing_a_stage_reaches_no_heavy_library(stage: str) -> None:
     places = (STAGES[stage].function, STAGES[stage].check)
-    waiting, reached = [place.split(":")[0] for place in places if place], set[str]()
+    waiting, reached = [f"src{place.split(':')[0]}" for place in places if place], set[str]()
     while waiting:
         module = waiting.pop()
         reached.add(module)

@@ -15,7 +15,7 @@ from datetime import date
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from src.data.formats import TEMPLATE_KEYS, TEXT, Message, RowError
+from .formats import TEMPLATE_KEYS, TEXT, Message, RowError
 
 Tools = Sequence[Any] | None
 IDENTITY_FILE = "tokenization.json"  # holds ChatTokenizer.identity, in the model folder

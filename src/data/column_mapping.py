@@ -10,7 +10,9 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from src.data.formats import (
+from ..errors import ConfigError
+from ..schema import ColumnArgs
+from .formats import (
     FORMATS,
     TEXT,
     Message,
@@ -22,8 +24,6 @@ from src.data.formats import (
     text_of,
     turns_of,
 )
-from src.errors import ConfigError
-from src.schema import ColumnArgs
 
 PLACEHOLDER = re.compile(r"\{(\w+)\}")
 

@@ -9,7 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from src.data.duplicates import (
+from ..utils.files import sha256
+from ..utils.logs import log
+from .duplicates import (
     BANDS,
     FINGERPRINT,
     KINDS,
@@ -23,10 +25,8 @@ from src.data.duplicates import (
     normalise,
     shingles_of,
 )
-from src.data.formats import TEXT, Message, RowError, evaluation_messages, to_messages
-from src.data.readers import read_values
-from src.utils.files import sha256
-from src.utils.logs import log
+from .formats import TEXT, Message, RowError, evaluation_messages, to_messages
+from .readers import read_values
 
 Fingerprint = np.void  # of duplicates.FINGERPRINT
 

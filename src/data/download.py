@@ -18,8 +18,8 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import urljoin, urlsplit
 
-from src.errors import DataError
-from src.utils.files import atomic_dir
+from ..errors import DataError
+from ..utils.files import atomic_dir
 
 if TYPE_CHECKING:
     from urllib3 import BaseHTTPResponse

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rensa import RMinHash
 
-from src.utils.workers import map_ordered
+from ..utils.workers import map_ordered
 
 # Scripts without spaces between words (Thai to Khmer, kana, Han): each letter counts as a word.
 _UNSPACED = (

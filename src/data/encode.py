@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from typing import NamedTuple
 
-from src.data.chat import ChatTokenizer, RenderedChat, Tools
-from src.data.formats import TEXT, Message, Row, RowError
-from src.data.store import Example
-from src.schema import OnOverlength, TrainOn
+from ..schema import OnOverlength, TrainOn
+from .chat import ChatTokenizer, RenderedChat, Tools
+from .formats import TEXT, Message, Row, RowError
+from .store import Example
 
 
 class EncodingOptions(NamedTuple):

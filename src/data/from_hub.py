@@ -16,7 +16,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from src.data.download import (
+from ..errors import DataError
+from ..schema import DataSource
+from ..utils.files import sha256
+from .download import (
     FetchedData,
     cache_key,
     check_endpoint,
@@ -27,11 +30,8 @@ from src.data.download import (
     safe_path,
     safe_paths,
 )
-from src.data.readers import READERS
-from src.data.readers.stream import ARCHIVES
-from src.errors import DataError
-from src.schema import DataSource
-from src.utils.files import sha256
+from .readers import READERS
+from .readers.stream import ARCHIVES
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

@@ -12,8 +12,12 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from src.data.download import FetchedData, fetch_once, run_parallel, safe_path
-from src.data.lakefs_client import (
+from ..errors import MAX_LISTED, DataError, RunError
+from ..schema import DataSource
+from ..utils.files import read_json, write_json
+from ..utils.logs import log
+from .download import FetchedData, fetch_once, run_parallel, safe_path
+from .lakefs_client import (
     TIMEOUT,
     Repository,
     StoredObject,
@@ -23,10 +27,6 @@ from src.data.lakefs_client import (
     server_address,
     server_message,
 )
-from src.errors import MAX_LISTED, DataError, RunError
-from src.schema import DataSource
-from src.utils.files import read_json, write_json
-from src.utils.logs import log
 
 BLOCK = 1 << 25  # bytes; the client holds a response in memory, so larger objects are read in ranges
 ATTEMPTS = 3

@@ -14,7 +14,9 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from src.data.download import (
+from ..errors import DataError
+from ..schema import DataSource
+from .download import (
     THREADS,
     FetchedData,
     cache_key,
@@ -25,8 +27,6 @@ from src.data.download import (
     run_parallel,
     safe_paths,
 )
-from src.errors import DataError
-from src.schema import DataSource
 
 CONNECT_SECONDS, READ_SECONDS = 4, 20
 ATTEMPTS = 3

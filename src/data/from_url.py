@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from src.data.download import FetchedData, Headers, cache_key, check_size, fetch_once, http_get, split_url
-from src.errors import DataError, RunError
-from src.schema import DataSource
-from src.utils.files import disk_errors, read_json, sha256, write_json
+from ..errors import DataError, RunError
+from ..schema import DataSource
+from ..utils.files import disk_errors, read_json, sha256, write_json
+from .download import FetchedData, Headers, cache_key, check_size, fetch_once, http_get, split_url
 
 if TYPE_CHECKING:
     from urllib3 import BaseHTTPResponse

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from src.errors import DataError
-from src.schema import DataSource
-from src.utils.secrets import redact
+from ..errors import DataError
+from ..schema import DataSource
+from ..utils.secrets import redact
 
 KEYS = ("LAKEFS_ACCESS_KEY", "LAKEFS_SECRET_KEY")
 TIMEOUT = (4, 30)  # seconds to connect, and between two packets

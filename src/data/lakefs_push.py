@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from src.data.download import run_parallel
-from src.data.from_lakefs import unusable
-from src.data.lakefs_client import TIMEOUT, Repository, connect, failure_reason, server_message
-from src.errors import MAX_LISTED, ConfigError, DataError
-from src.schema import DataPushConfig
-from src.utils.logs import log
+from ..errors import MAX_LISTED, ConfigError, DataError
+from ..schema import DataPushConfig
+from ..utils.logs import log
+from .download import run_parallel
+from .from_lakefs import unusable
+from .lakefs_client import TIMEOUT, Repository, connect, failure_reason, server_message
 
 COMMIT_TIMEOUT = (4, 600)  # seconds; a large commit takes long
 

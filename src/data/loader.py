@@ -14,10 +14,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from src.data import duplicates
-from src.data.column_mapping import choose_translation, strategy_of
-from src.data.contamination import EvaluationRows
-from src.data.formats import (
+from ..errors import MAX_LISTED, DataError
+from ..schema import ColumnArgs, DataFormat
+from ..utils.files import sha256, write_json
+from ..utils.logs import log
+from ..utils.secrets import credentials, redact
+from ..utils.workers import cores, map_ordered
+from . import duplicates
+from .column_mapping import choose_translation, strategy_of
+from .contamination import EvaluationRows
+from .formats import (
     FORMATS,
     Message,
     Rejection,
@@ -29,15 +35,9 @@ from src.data.formats import (
     to_messages,
     tools_of,
 )
-from src.data.readers import read_values
-from src.data.sources import DataPart
-from src.data.store import Array, RowStore, build_once, content_key, write_lines
-from src.errors import MAX_LISTED, DataError
-from src.schema import ColumnArgs, DataFormat
-from src.utils.files import sha256, write_json
-from src.utils.logs import log
-from src.utils.secrets import credentials, redact
-from src.utils.workers import cores, map_ordered
+from .readers import read_values
+from .sources import DataPart
+from .store import Array, RowStore, build_once, content_key, write_lines
 
 BATCH = 500  # values that a process receives at once
 MAX_DETAIL = 500  # characters

@@ -14,9 +14,9 @@ from functools import cached_property
 from itertools import compress, pairwise
 from typing import NamedTuple
 
-from src.data.chat import CharSpan, ChatTokenizer, RenderedChat, Tools
-from src.data.formats import TEXT, Message, RowError
-from src.data.store import Example
+from .chat import CharSpan, ChatTokenizer, RenderedChat, Tools
+from .formats import TEXT, Message, RowError
+from .store import Example
 
 MARK = "\ue000{}\ue001"  # the placeholder of a message, of private-use characters
 

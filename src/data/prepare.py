@@ -11,18 +11,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from src.data import loader, report, sources
-from src.data.chat import ChatTokenizer
-from src.data.contamination import EvaluationRows
-from src.data.encode import EncodingOptions
-from src.data.formats import Rejection
-from src.data.sources import DataPart
-from src.data.store import Array, RowStore, TokenCounts, TokenStore, build_once, content_key
-from src.data.task_encoding import trained_answers
-from src.data.tokens import Dropped, rows_to_verify, write_tokens
-from src.errors import MAX_LISTED, DataError
-from src.schema import RowArgs, Task, TrainDataArgs
-from src.utils.files import write_json
+from ..errors import MAX_LISTED, DataError
+from ..schema import RowArgs, Task, TrainDataArgs
+from ..utils.files import write_json
+from . import loader, report, sources
+from .chat import ChatTokenizer
+from .contamination import EvaluationRows
+from .encode import EncodingOptions
+from .formats import Rejection
+from .sources import DataPart
+from .store import Array, RowStore, TokenCounts, TokenStore, build_once, content_key
+from .task_encoding import trained_answers
+from .tokens import Dropped, rows_to_verify, write_tokens
 
 
 class TrainingRows(NamedTuple):

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 from rich.text import Text
 
-from src.data.chat import ChatTokenizer
-from src.data.duplicates import KINDS
-from src.data.store import Array, DuplicateMatch, Example, RowStore, TokenCounts, TokenStore
-from src.data.tokens import Dropped, TokenizeStats
-from src.errors import MAX_LISTED, DataError
-from src.utils.files import sha256
-from src.utils.logs import SafeConsole, log, silence_stdout
-from src.utils.secrets import redact
+from ..errors import MAX_LISTED, DataError
+from ..utils.files import sha256
+from ..utils.logs import SafeConsole, log, silence_stdout
+from ..utils.secrets import redact
+from .chat import ChatTokenizer
+from .duplicates import KINDS
+from .store import Array, DuplicateMatch, Example, RowStore, TokenCounts, TokenStore
+from .tokens import Dropped, TokenizeStats
 
 EXPECTED_REASONS = {"not_sampled"}  # reasons that follow from a setting and are not findings
 MAX_SHOWN_CHARS = 1_500  # of an example

@@ -14,15 +14,15 @@ from typing import Any
 
 import yaml
 
-from src.data.column_mapping import STRATEGIES
-from src.data.download import FetchedData
-from src.data.from_hub import fetch_hub
-from src.data.from_lakefs import fetch_lakefs
-from src.data.from_s3 import fetch_s3
-from src.data.from_url import fetch_url
-from src.data.readers import file_kind, is_data_file
-from src.errors import ConfigError, DataError
-from src.schema import ColumnArgs, DataFormat, Dataset, DataSource, TrainDataArgs
+from ..errors import ConfigError, DataError
+from ..schema import ColumnArgs, DataFormat, Dataset, DataSource, TrainDataArgs
+from .column_mapping import STRATEGIES
+from .download import FetchedData
+from .from_hub import fetch_hub
+from .from_lakefs import fetch_lakefs
+from .from_s3 import fetch_s3
+from .from_url import fetch_url
+from .readers import file_kind, is_data_file
 
 SOURCES: dict[str, Callable[[DataSource, Path], FetchedData]] = {
     "local": lambda _source, _cache: FetchedData(Path(), {"type": "local"}),  # read in place, from dataset_path

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from src.data.formats import Rejection, Row
-from src.errors import RunError
-from src.utils.files import atomic_dir, code_hash, read_json, write_json
+from ..errors import RunError
+from ..utils.files import atomic_dir, code_hash, read_json, write_json
+from .formats import Rejection, Row
 
 Array = np.ndarray[Any, np.dtype[Any]]
 PACKAGE = Path(__file__).parent

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from src.data.chat import ChatTokenizer
-from src.data.encode import EncodedRow, EncodingOptions, encode_chats
-from src.data.formats import TEXT, Message, Row, RowError
-from src.data.store import Example
-from src.errors import MAX_LISTED, DataError
+from ..errors import MAX_LISTED, DataError
+from .chat import ChatTokenizer
+from .encode import EncodedRow, EncodingOptions, encode_chats
+from .formats import TEXT, Message, Row, RowError
+from .store import Example
 
 TEMPLATE_ONLY = ("tool_calls", "reasoning_content")  # keys of a turn that only a chat template can render
 

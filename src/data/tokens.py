@@ -11,13 +11,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from src.data.chat import ChatTokenizer
-from src.data.encode import EncodedRow, EncodingOptions
-from src.data.formats import Row, RowError
-from src.data.mask_check import MaskVerifier
-from src.data.store import Array, RowStore
-from src.data.task_encoding import TASK_ENCODINGS
-from src.utils.workers import cores, map_ordered
+from ..utils.workers import cores, map_ordered
+from .chat import ChatTokenizer
+from .encode import EncodedRow, EncodingOptions
+from .formats import Row, RowError
+from .mask_check import MaskVerifier
+from .store import Array, RowStore
+from .task_encoding import TASK_ENCODINGS
 
 BATCH = 250  # rows that a process receives at once
 VERIFIED_FIRST, VERIFIED_SHARE = 10_000, 0.01  # rows whose mask is verified: the first, and a share of the rest

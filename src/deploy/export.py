@@ -14,16 +14,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from src.deploy import model_card
-from src.deploy.checks.files import MANIFEST, find_secrets
-from src.deploy.checks.model import LoadArgs
-from src.errors import ModelError, RunError
-from src.eval.verdict import Verdict
-from src.model.methods import METHODS, mergeability
-from src.model.profile import base_id, is_local
-from src.runs import Run
-from src.schema import PublishConfig
-from src.utils.files import read_json, sha256, write_json, write_text
+from ..errors import ModelError, RunError
+from ..eval.verdict import Verdict
+from ..model.methods import METHODS, mergeability
+from ..model.profile import base_id, is_local
+from ..runs import Run
+from ..schema import PublishConfig
+from ..utils.files import read_json, sha256, write_json, write_text
+from . import model_card
+from .checks.files import MANIFEST, find_secrets
+from .checks.model import LoadArgs
 
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
@@ -135,7 +135,7 @@ def _copy(run: Run, cfg: PublishConfig, folder: Path) -> dict[str, Any]:
 def _merge(run: Run, cfg: PublishConfig, folder: Path) -> dict[str, Any]:
     if METHODS[run.manifest["method"]].config is None:  # full weights: nothing to merge
         return _copy(run, cfg, folder)
-    from src.deploy import merge_adapter
+    from . import merge_adapter
 
     limits = merge_adapter.Limits(cfg.export_max_kl, cfg.export_max_drop)
     load = LoadArgs(cfg.cuda_visible_devices, cfg.trust_remote_code)
@@ -144,7 +144,7 @@ def _merge(run: Run, cfg: PublishConfig, folder: Path) -> dict[str, Any]:
 
 def _onnx(run: Run, cfg: PublishConfig, folder: Path) -> dict[str, Any]:
     """The merged weights as a graph, with the tokenizer and the configuration files."""
-    from src.deploy import onnx
+    from . import onnx
 
     with TemporaryDirectory(dir=folder.parent, prefix=".onnx.") as name:
         merged = Path(name)

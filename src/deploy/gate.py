@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from src.deploy.checks import CheckResult
-from src.errors import Inconclusive, NotPromoted
-from src.eval.verdict import Verdict, judge
-from src.runs import Run
-from src.schema import GateArgs
+from ..errors import Inconclusive, NotPromoted
+from ..eval.verdict import Verdict, judge
+from ..runs import Run
+from ..schema import GateArgs
+from .checks import CheckResult
 
 
 def check_gate(

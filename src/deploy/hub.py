@@ -20,11 +20,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from src import NAME
-from src.deploy.checks.files import MANIFEST
-from src.deploy.hub_settings import RESUME, endpoint, new_token_hint, token
-from src.errors import RunError, UserError
-from src.utils.logs import log
+from .. import NAME
+from ..errors import RunError, UserError
+from ..utils.logs import log
+from .checks.files import MANIFEST
+from .hub_settings import RESUME, endpoint, new_token_hint, token
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, HfApi, ModelInfo
@@ -74,7 +74,7 @@ class Publication:
         Returns: endpoint, repo, commit, tag, url, private, files, bytes.
         Raises: RunError, which says what is on the Hub by then.
         """
-        from src.deploy.hub_client import connected
+        from .hub_client import connected
 
         with self.explained_errors(), connected(endpoint(), token()) as api:
             if not TAG.fullmatch(self.tag):
@@ -95,7 +95,7 @@ class Publication:
 
     def _retry(self, api: HfApi) -> tuple[bool, str]:
         """Attempt until it succeeds, or until a failure that a retry does not resolve."""
-        from src.deploy.hub_client import TransientError, root_cause
+        from .hub_client import TransientError, root_cause
 
         tries = 0
         while True:
@@ -303,7 +303,7 @@ class Publication:
             facts = [f"{problem}; {self.state}" for problem in error.problems]
             raise RunError(*facts, hint=error.hint or RESUME) from error
         except Exception as error:
-            from src.deploy.hub_client import explain
+            from .hub_client import explain
 
             explained = explain(error, self.repo, self.user, self.namespaces)
             if explained is None:

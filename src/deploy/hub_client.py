@@ -23,7 +23,7 @@ from huggingface_hub.utils._http import (
 )
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
-from src.deploy.hub_settings import RESUME, endpoint, new_token_hint
+from .hub_settings import RESUME, endpoint, new_token_hint
 
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10.0, 120.0  # a commit of many files takes the server a while
 TRANSIENT_STATUS = {408, 425, 429, 500, 502, 503, 504}

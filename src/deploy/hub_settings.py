@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import Any, get_args
 from urllib.parse import urlsplit
 
-from src.errors import ConfigError
-from src.schema import PublishArgs, TargetName
+from ..errors import ConfigError
+from ..schema import PublishArgs, TargetName
 
 PUBLIC = "https://huggingface.co"
 PART = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"

@@ -10,16 +10,16 @@ from typing import Any, NamedTuple
 
 from peft import PeftModel
 
-from src.deploy.checks.model import LoadArgs
-from src.errors import ModelError
-from src.eval import reevaluate
-from src.eval.adapter_merge import Measurement, mean_kl, measure
-from src.model import load, methods, tasks
-from src.model.source import locate_tuned
-from src.runs import Run
-from src.schema import GateArgs
-from src.utils import environment
-from src.utils.logs import log
+from ..errors import ModelError
+from ..eval import reevaluate
+from ..eval.adapter_merge import Measurement, mean_kl, measure
+from ..model import load, methods, tasks
+from ..model.source import locate_tuned
+from ..runs import Run
+from ..schema import GateArgs
+from ..utils import environment
+from ..utils.logs import log
+from .checks.model import LoadArgs
 
 MAX_EXAMPLES = 32  # of the gate's split, on which both models are compared
 

@@ -10,17 +10,17 @@ from typing import Any, NamedTuple
 import yaml
 from huggingface_hub import ModelCard, try_to_load_from_cache
 
-from src import NAME, VERSION
-from src.deploy.checks import overridden_failures
-from src.deploy.usage_snippets import usage
-from src.eval.fingerprint import baseline_folder
-from src.eval.verdict import Verdict
-from src.model.methods import mergeability
-from src.model.profile import base_id, is_local
-from src.model.tasks import TASKS
-from src.runs import Run
-from src.utils.files import read_json
-from src.utils.secrets import redact
+from .. import NAME, VERSION
+from ..eval.fingerprint import baseline_folder
+from ..eval.verdict import Verdict
+from ..model.methods import mergeability
+from ..model.profile import base_id, is_local
+from ..model.tasks import TASKS
+from ..runs import Run
+from ..utils.files import read_json
+from ..utils.secrets import redact
+from .checks import overridden_failures
+from .usage_snippets import usage
 
 LIBRARIES = {"adapter": "peft", "onnx": "onnx"}
 # Settings that name paths and hosts of this machine: private, and useless elsewhere.

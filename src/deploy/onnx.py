@@ -12,13 +12,13 @@ from onnxruntime import InferenceSession
 from transformers.exporters.configs import OnnxConfig
 from transformers.exporters.exporter_onnx import OnnxExporter
 
-from src.errors import ModelError
-from src.eval import reevaluate
-from src.model.source import locate_tuned
-from src.model.tasks import TASKS, detect_task
-from src.runs import Run
-from src.schema import GateArgs
-from src.utils.files import read_json
+from ..errors import ModelError
+from ..eval import reevaluate
+from ..model.source import locate_tuned
+from ..model.tasks import TASKS, detect_task
+from ..runs import Run
+from ..schema import GateArgs
+from ..utils.files import read_json
 
 MODEL = "model.onnx"
 TOLERANCE = 1e-3  # largest difference of a logit in fp32; tiny models differ by 2e-6

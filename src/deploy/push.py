@@ -11,18 +11,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from src import runs
-from src.deploy import checks, hub_settings
-from src.deploy.checks import CheckTarget, run_checks
-from src.deploy.checks.model import LoadArgs
-from src.deploy.export import assemble, check_form, published_name
-from src.deploy.gate import check_gate, check_health
-from src.deploy.hub import Publication
-from src.errors import RunError
-from src.eval.verdict import Verdict
-from src.schema import PublishConfig
-from src.utils.files import atomic_dir, disk_errors, switch_link
-from src.utils.logs import log
+from .. import runs
+from ..errors import RunError
+from ..eval.verdict import Verdict
+from ..schema import PublishConfig
+from ..utils.files import atomic_dir, disk_errors, switch_link
+from ..utils.logs import log
+from . import checks, hub_settings
+from .checks import CheckTarget, run_checks
+from .checks.model import LoadArgs
+from .export import assemble, check_form, published_name
+from .gate import check_gate, check_health
+from .hub import Publication
 
 
 def publish(cfg: PublishConfig) -> int:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from src.model.profile import base_id, is_local
-from src.model.tasks import TASKS
+from ..model.profile import base_id, is_local
+from ..model.tasks import TASKS
 
 CHAT_PROMPT = """\
 messages = [{{"role": "user", "content": {prompt}}}]

@@ -7,14 +7,14 @@ from typing import Any
 
 from rich.table import Table
 
-from src import runs
-from src.deploy.checks import VALIDATE, CheckResult, CheckTarget, run_checks, to_rows
-from src.deploy.checks.model import LoadArgs
-from src.errors import RunError
-from src.model.profile import PROFILE, TRAINING_INFO
-from src.schema import ValidateConfig
-from src.utils.files import write_json
-from src.utils.logs import SafeConsole, log
+from .. import runs
+from ..errors import RunError
+from ..model.profile import PROFILE, TRAINING_INFO
+from ..schema import ValidateConfig
+from ..utils.files import write_json
+from ..utils.logs import SafeConsole, log
+from .checks import VALIDATE, CheckResult, CheckTarget, run_checks, to_rows
+from .checks.model import LoadArgs
 
 REPORT = "validation_report.json"
 FAILED = 3  # the exit code if a check fails

@@ -11,14 +11,14 @@ from typing import Any, NamedTuple
 
 import torch
 
-from src.data.chat import ChatTokenizer
-from src.data.store import Example
-from src.errors import ModelError
-from src.eval import metrics, reevaluate
-from src.eval.generate import Classifier
-from src.eval.reevaluate import Reevaluation
-from src.model import methods
-from src.utils.environment import Reasoned
+from ..data.chat import ChatTokenizer
+from ..data.store import Example
+from ..errors import ModelError
+from ..model import methods
+from ..utils.environment import Reasoned
+from . import metrics, reevaluate
+from .generate import Classifier
+from .reevaluate import Reevaluation
 
 # Nats a token. On SmolLM2-135M with a LoRA of rank 16, computing in bfloat16 instead of fp32 moves the next-token
 # distribution by 1.6e-3 (docs/evaluation.md). Merged bfloat16 weights are 1.4e-3 from fp32, and 2.1e-3 from

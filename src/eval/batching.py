@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from src.errors import OutOfMemory
-from src.eval.partial_results import Part
-from src.utils.environment import Capacity, Reasoned
-from src.utils.logs import log
+from ..errors import OutOfMemory
+from ..utils.environment import Capacity, Reasoned
+from ..utils.logs import log
+from .partial_results import Part
 
 # On a CPU a step costs little more for 64 prompts than for 8, as it is bound by reading the weights; beyond that
 # only the padding grows. See docs/evaluation.md.

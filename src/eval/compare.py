@@ -9,15 +9,15 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from src import runs
-from src.errors import UserError
-from src.eval import results, significance, verdict
-from src.eval.results import EvalResult
-from src.eval.significance import Comparison
-from src.runs import Run
-from src.schema import CompareConfig, GateArgs
-from src.utils.files import write_json
-from src.utils.logs import SafeConsole, log
+from .. import runs
+from ..errors import UserError
+from ..runs import Run
+from ..schema import CompareConfig, GateArgs
+from ..utils.files import write_json
+from ..utils.logs import SafeConsole, log
+from . import results, significance, verdict
+from .results import EvalResult
+from .significance import Comparison
 
 Result = Mapping[str, Any]
 BASELINE = "baseline"

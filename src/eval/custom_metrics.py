@@ -22,9 +22,9 @@ from typing import Any, NamedTuple, Protocol
 
 import yaml
 
-from src.errors import ConfigError, did_you_mean
-from src.eval.metric_functions import Row
-from src.utils.files import sha256
+from ..errors import ConfigError, did_you_mean
+from ..utils.files import sha256
+from .metric_functions import Row
 
 LIBRARY, FILE = "evaluate:", "file:"
 BETTER = ("higher", "lower", "neither")

@@ -7,24 +7,24 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from src import runs
-from src.config import to_yaml
-from src.data import task_encoding
-from src.data.chat import ChatTokenizer
-from src.eval import compare, fingerprint, inference, metrics, partial_results, results, setup, vllm_engine
-from src.eval.inference import GenerationStats, Predictions
-from src.eval.partial_results import PartialResults
-from src.eval.report import page as report
-from src.eval.setup import EvalContext, EvalSplits
-from src.model import tasks
-from src.model.source import Source, TunedModel, locate, locate_tuned
-from src.schema import BaselineConfig, EvalConfig
-from src.utils import environment
-from src.utils.environment import Reasoned
-from src.utils.event_files import Curves
-from src.utils.files import atomic_dir, read_json, write_json, write_jsonl, write_text
-from src.utils.logs import log, log_to
-from src.utils.process_info import block_imports, freeze_gc
+from .. import runs
+from ..config import to_yaml
+from ..data import task_encoding
+from ..data.chat import ChatTokenizer
+from ..model import tasks
+from ..model.source import Source, TunedModel, locate, locate_tuned
+from ..schema import BaselineConfig, EvalConfig
+from ..utils import environment
+from ..utils.environment import Reasoned
+from ..utils.event_files import Curves
+from ..utils.files import atomic_dir, read_json, write_json, write_jsonl, write_text
+from ..utils.logs import log, log_to
+from ..utils.process_info import block_imports, freeze_gc
+from . import compare, fingerprint, inference, metrics, partial_results, results, setup, vllm_engine
+from .inference import GenerationStats, Predictions
+from .partial_results import PartialResults
+from .report import page as report
+from .setup import EvalContext, EvalSplits
 
 
 def evaluate(cfg: EvalConfig) -> int:
@@ -112,8 +112,8 @@ def _set_up(
     Args: labels: of a tuned classifier; None: those of the rows, or of a base model with a head for all of them.
     Returns: also `base` with its revision resolved.
     """
-    from src.model.load import resolve_revision
-    from src.model.tokenizer import load_config, load_tokenizer
+    from ..model.load import resolve_revision
+    from ..model.tokenizer import load_config, load_tokenizer
 
     task, names = cfg.task or "causal_lm", cfg.metrics or []
     templated = tasks.TASKS[task].chat_template
@@ -171,8 +171,8 @@ def _tuned_model(cfg: EvalConfig, context: EvalContext, tuned: TunedModel, stats
     """
     if context.args.engine == "vllm":
         return _vllm(context, tuned.base.location, tuned)
-    from src.eval import adapter_merge
-    from src.model import load
+    from ..model import load
+    from . import adapter_merge
 
     model = _base_model(context, tuned.base)
     if tuned.is_adapter and cfg.baseline == "auto" and _is_missing_base(cfg.artifacts_dir, context, tuned):

@@ -9,11 +9,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from src.eval import metrics
-from src.model.source import Source, TunedModel, content_hash
-from src.schema import EvalArgs
-from src.utils.files import sha256
-from src.utils.secrets import redact
+from ..model.source import Source, TunedModel, content_hash
+from ..schema import EvalArgs
+from ..utils.files import sha256
+from ..utils.secrets import redact
+from . import metrics
 
 
 def eval_conditions(

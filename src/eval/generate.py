@@ -15,9 +15,9 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList, set_seed
 
-from src.data.store import Example
-from src.errors import ConfigError
-from src.model.methods import has_virtual_tokens
+from ..data.store import Example
+from ..errors import ConfigError
+from ..model.methods import has_virtual_tokens
 
 STOP_SLACK = 4  # tokens decoded in addition to a stop string: a token may hold part of a character, or nothing
 

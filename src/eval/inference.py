@@ -7,17 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
-from src.data import task_encoding
-from src.data.chat import ChatTokenizer
-from src.data.encode import EncodingOptions
-from src.data.formats import Row, RowError
-from src.data.store import Example
-from src.errors import MAX_LISTED, DataError
-from src.eval.partial_results import PartialResults
-from src.model import tasks
-from src.schema import EvalArgs, Task
-from src.utils.environment import memory_total
-from src.utils.logs import log
+from ..data import task_encoding
+from ..data.chat import ChatTokenizer
+from ..data.encode import EncodingOptions
+from ..data.formats import Row, RowError
+from ..data.store import Example
+from ..errors import MAX_LISTED, DataError
+from ..model import tasks
+from ..schema import EvalArgs, Task
+from ..utils.environment import memory_total
+from ..utils.logs import log
+from .partial_results import PartialResults
 
 RowsOfSplits = dict[str, list[Row]]
 Predictions = dict[str, list[dict[str, Any]]]
@@ -146,7 +146,7 @@ def plan_batches(
     cuda_visible_devices: str,
 ) -> BatchPlan:  # fmt: skip
     """The batch size of each part, the same for every model with these settings on this machine."""
-    from src.eval import batching
+    from . import batching
 
     memory = memory_total(device, cuda_visible_devices)
     longest = max(len(ids) for prompts in requests.prompts.values() for ids in prompts)
@@ -165,7 +165,7 @@ def make_predictor(
     model: Any, chat: ChatTokenizer, task: Task, labels: Sequence[str], args: EvalArgs, seed: int
 ) -> Any:
     """A function of (token ids of each prompt, number of the batch) that predicts with transformers."""
-    from src.eval.generate import Classifier, Generator
+    from .generate import Classifier, Generator
 
     if task == "classification":
         return Classifier(model, chat.tokenizer.pad_token_id, list(labels))
@@ -181,7 +181,7 @@ def predict(
 
     Updates `stats`, and `plan` where memory ran out.
     """
-    from src.eval.batching import run_batched
+    from .batching import run_batched
 
     found: Predictions = {}
     for name, prompts in requests.prompts.items():
@@ -210,8 +210,8 @@ def score_references(
     model: Any, tokenizer: Any, requests: EvalRequests, plan: BatchPlan, file: PartialResults
 ) -> Predictions:
     """`{split: [{reference_tokens, reference_nll, reference_hits}, ...]}` where a metric needs them."""
-    from src.eval.batching import run_batched
-    from src.eval.generate import ReferenceScorer
+    from .batching import run_batched
+    from .generate import ReferenceScorer
 
     found: Predictions = {}
     for split, examples in requests.references.items():

@@ -17,9 +17,9 @@ import numpy as np
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 
-from src.errors import ConfigError, did_you_mean
-from src.eval import custom_metrics, metric_functions
-from src.eval.metric_functions import Floats, Row
+from ..errors import ConfigError, did_you_mean
+from . import custom_metrics, metric_functions
+from .metric_functions import Floats, Row
 
 Better = Literal["higher", "lower", "neither"]
 Rows = Sequence[Row]

@@ -15,10 +15,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
-from src.errors import RunError
-from src.utils.files import disk_errors
-from src.utils.logs import log
-from src.utils.secrets import redact, restore_secrets
+from ..errors import RunError
+from ..utils.files import disk_errors
+from ..utils.logs import log
+from ..utils.secrets import redact, restore_secrets
 
 SUFFIX = ".unfinished.jsonl"
 

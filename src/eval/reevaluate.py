@@ -12,21 +12,21 @@ from typing import Any, NamedTuple, Protocol
 
 from omegaconf import OmegaConf
 
-from src import config
-from src.data.chat import IDENTITY_FILE, ChatTokenizer
-from src.data.formats import Row
-from src.data.store import Example
-from src.errors import RunError
-from src.eval import inference, metrics
-from src.eval.batching import batch_indices
-from src.eval.setup import read_splits
-from src.model import tasks
-from src.model.methods import merge
-from src.model.source import TunedModel
-from src.runs import Run
-from src.schema import EvalArgs, EvalConfig, GateArgs, SeedArgs, Task
-from src.utils import environment
-from src.utils.files import read_json, sha256, write_json
+from .. import config
+from ..data.chat import IDENTITY_FILE, ChatTokenizer
+from ..data.formats import Row
+from ..data.store import Example
+from ..errors import RunError
+from ..model import tasks
+from ..model.methods import merge
+from ..model.source import TunedModel
+from ..runs import Run
+from ..schema import EvalArgs, EvalConfig, GateArgs, SeedArgs, Task
+from ..utils import environment
+from ..utils.files import read_json, sha256, write_json
+from . import inference, metrics
+from .batching import batch_indices
+from .setup import read_splits
 
 BATCH_SIZE = 32  # of prompts that no evaluation has batched before
 
@@ -103,7 +103,7 @@ def of_texts(texts: Sequence[str], task: Task, labels: Sequence[str]) -> Reevalu
 
 def load_chat(folder: Path, task: Task) -> ChatTokenizer:
     """The tokenizer of a model folder. Imports transformers."""
-    from src.model.tokenizer import load_tokenizer
+    from ..model.tokenizer import load_tokenizer
 
     return ChatTokenizer(load_tokenizer(str(folder), templated=tasks.TASKS[task].chat_template))
 
@@ -124,7 +124,7 @@ def load_model(
     merged: bool = False,
 ) -> tuple[Any, ChatTokenizer]:
     """The tuned model in the precision `dtype`, its adapter `merged` or not, and its tokenizer. Imports torch."""
-    from src.model import load
+    from ..model import load
 
     device = environment.choose_device(settings.cuda_visible_devices).value
     model, tokenizer, _ = load.load_tuned(
@@ -177,7 +177,7 @@ def _predictions(model: Any, chat: ChatTokenizer, evaluation: Reevaluation) -> l
 
 def _score_references(model: Any, chat: ChatTokenizer, evaluation: Reevaluation) -> list[Mapping[str, Any]]:
     """The likelihood of each reference answer, one forward pass each."""
-    from src.eval.generate import ReferenceScorer
+    from .generate import ReferenceScorer
 
     requests = _requests(model.config.to_dict(), chat, evaluation, references=True)
     examples = requests.references[evaluation.split]

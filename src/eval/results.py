@@ -10,15 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from src import runs
-from src.errors import RunError
-from src.eval import significance
-from src.eval.fingerprint import baseline_folder, differing_conditions
-from src.eval.metric_functions import Row
-from src.eval.metrics import METRICS
-from src.runs import Run
-from src.utils.files import read_json
-from src.utils.logs import log
+from .. import runs
+from ..errors import RunError
+from ..runs import Run
+from ..utils.files import read_json
+from ..utils.logs import log
+from . import significance
+from .fingerprint import baseline_folder, differing_conditions
+from .metric_functions import Row
+from .metrics import METRICS
 
 LARGEST_CHANGE = {"0-1": 1.0, "0-100": 100.0}  # of an example's score, by the metric's scale
 BASELINE_HINT = "run make eval-baseline with the settings of make eval"

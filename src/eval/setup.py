@@ -6,19 +6,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from src.data import loader, task_encoding
-from src.data.chat import IDENTITY_FILE, ChatTokenizer
-from src.errors import ConfigError, DataError, ModelError, RunError
-from src.eval import metrics, vllm_engine
-from src.eval.inference import BatchPlan, EvalRequests, RowsOfSplits
-from src.model import tasks
-from src.model.source import Source, TunedModel, find_weight_corruption, is_quantised
-from src.runs import Run
-from src.schema import EvalArgs, Task
-from src.utils.environment import Reasoned
-from src.utils.files import read_json, sha256
-from src.utils.logs import log
-from src.utils.process_info import OPTIONAL
+from ..data import loader, task_encoding
+from ..data.chat import IDENTITY_FILE, ChatTokenizer
+from ..errors import ConfigError, DataError, ModelError, RunError
+from ..model import tasks
+from ..model.source import Source, TunedModel, is_quantised
+from ..runs import Run
+from ..schema import EvalArgs, Task
+from ..utils.environment import Reasoned
+from ..utils.files import read_json, sha256
+from ..utils.logs import log
+from ..utils.process_info import OPTIONAL
+from ..utils.weights import find_weight_corruption
+from . import metrics, vllm_engine
+from .inference import BatchPlan, EvalRequests, RowsOfSplits
 
 
 class EvalSplits(NamedTuple):
@@ -53,7 +54,7 @@ class EvalContext(NamedTuple):
 
     def load(self, source: Source) -> Any:
         """Load the model at `source` with the head of the task."""
-        from src.model import load
+        from ..model import load
 
         load.seed_everything(self.seed)  # a head that the files lack is initialised at random
         model, _ = load.load_base(

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from sacrebleu.significance import PairedTest
 
-from src.eval.metric_functions import Floats, ratio
+from .metric_functions import Floats, ratio
 
 CHUNK = 2_000_000  # weights drawn at once: 16 MB
 POWER = 0.85  # used in place of the documented 0.80, as the variance is only an estimate

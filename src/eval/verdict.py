@@ -12,16 +12,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from src.errors import RunError
-from src.eval import results, significance
-from src.eval.fingerprint import baseline_folder
-from src.eval.metrics import METRICS
-from src.eval.results import EvalResult
-from src.eval.significance import Comparison
-from src.model.tasks import TASKS
-from src.runs import Run
-from src.schema import GateArgs, Guard
-from src.utils.files import read_json
+from ..errors import RunError
+from ..model.tasks import TASKS
+from ..runs import Run
+from ..schema import GateArgs, Guard
+from ..utils.files import read_json
+from . import results, significance
+from .fingerprint import baseline_folder
+from .metrics import METRICS
+from .results import EvalResult
+from .significance import Comparison
 
 Outcome = Literal["promoted", "not_better", "cannot_tell"]
 PREFIXES = NO_BETTER, TOO_FEW = "no better than the base: ", "too few examples to tell: "

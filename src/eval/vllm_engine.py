@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from src.errors import ConfigError
-from src.model.source import TunedModel
-from src.schema import EvalArgs
+from ..errors import ConfigError
+from ..model.source import TunedModel
+from ..schema import EvalArgs
 
 if TYPE_CHECKING:
-    from src.eval.generate import Generation
+    from .generate import Generation
 
 # Arguments of transformers.GenerationConfig with the same meaning in vllm.SamplingParams, and their names there.
 SAMPLING_PARAMS = {
@@ -72,7 +72,7 @@ class VllmGenerator:
         return [self._generation(each.outputs[0]) for each in outputs]
 
     def _generation(self, output: Any) -> Generation:
-        from src.eval.generate import Generation
+        from .generate import Generation
 
         ended = output.finish_reason == "stop" and not isinstance(output.stop_reason, str)
         count = sum(token != self.end_id for token in output.token_ids)

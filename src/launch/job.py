@@ -22,10 +22,10 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from src import config, runs
-from src.errors import Stopped
-from src.utils import slurm
-from src.utils.process_info import launch_env
+from .. import MAIN, config, runs
+from ..errors import Stopped
+from ..utils import slurm
+from ..utils.process_info import launch_env
 
 TIME_LIMIT_SIGNAL = signal.SIGUSR2
 REQUEUED_STATES = {"PENDING", "COMPLETING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "PREEMPTED", "UNKNOWN"}
@@ -95,7 +95,7 @@ class _Command:
         self.requeue = signal.getsignal(TIME_LIMIT_SIGNAL)  # submitit's handler: saves the job and requeues it
         signal.signal(TIME_LIMIT_SIGNAL, signal.SIG_IGN)  # inherited: Slurm may send it to the child, too
         self.child = subprocess.Popen(
-            [sys.executable, "-u", "-m", "src.main", job.stage],
+            [sys.executable, "-u", "-m", MAIN, job.stage],
             env=_environment() | launch_env(settings, job.command),
         )
         signal.signal(TIME_LIMIT_SIGNAL, self._on_time_limit)

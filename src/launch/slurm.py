@@ -21,15 +21,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from src import runs, search_space
-from src.errors import Stopped, UserError
-from src.launch.job import JobResult
-from src.schema import SlurmArgs
-from src.sweep import Sweep
-from src.utils import slurm
-from src.utils.files import read_json, write_json
-from src.utils.logs import silence_stdout
-from src.utils.secrets import redact
+from .. import runs, search_space
+from ..errors import Stopped, UserError
+from ..schema import SlurmArgs
+from ..sweep import Sweep
+from ..utils import slurm
+from ..utils.files import read_json, write_json
+from ..utils.logs import silence_stdout
+from ..utils.secrets import redact
+from .job import JobResult
 
 SUBMITIT_NAMES = {  # setting -> parameter of submitit
     "partition": "slurm_partition", "account": "slurm_account", "qos": "slurm_qos",

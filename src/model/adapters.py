@@ -11,13 +11,13 @@ import torch
 from peft.helpers import disable_input_dtype_casting
 from torch import nn
 
-from src.errors import ModelError
-from src.model import fused_lora
-from src.model.methods import METHODS, Method, refuse_quantised
-from src.model.source import Source
-from src.model.tasks import TASKS
-from src.schema import MethodArgs, Task
-from src.utils.logs import log
+from ..errors import ModelError
+from ..schema import MethodArgs, Task
+from ..utils.logs import log
+from . import fused_lora
+from .methods import METHODS, Method, refuse_quantised
+from .source import Source
+from .tasks import TASKS
 
 
 def apply_method(model: Any, args: MethodArgs, source: Source, *, steps: int, task: Task = "causal_lm") -> Any:

@@ -13,11 +13,11 @@ from peft import PeftModel
 from transformers import BitsAndBytesConfig, set_seed
 from transformers.quantizers import AutoHfQuantizer
 
-from src.errors import ModelError
-from src.model.source import Source, TunedModel
-from src.model.tasks import TASKS, check_architecture
-from src.model.tokenizer import from_pretrained, hub_revision, load_config, load_tokenizer
-from src.schema import Task
+from ..errors import ModelError
+from ..schema import Task
+from .source import Source, TunedModel
+from .tasks import TASKS, check_architecture
+from .tokenizer import from_pretrained, hub_revision, load_config, load_tokenizer
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 

@@ -12,10 +12,10 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from src.errors import ModelError
-from src.model.source import Source, is_quantised
-from src.schema import MethodArgs
-from src.utils.signatures import check_arguments, peft_arguments
+from ..errors import ModelError
+from ..schema import MethodArgs
+from ..utils.signatures import check_arguments, peft_arguments
+from .source import Source, is_quantised
 
 ADDED_TOKENS = "its virtual tokens are added to the input, and no weight of the base model can hold them"
 

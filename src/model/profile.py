@@ -17,11 +17,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from src.errors import RunError
-from src.model.methods import METHODS
-from src.runs import Run
-from src.utils.files import read_json, write_json
-from src.utils.logs import log
+from ..errors import RunError
+from ..runs import Run
+from ..utils.files import read_json, write_json
+from ..utils.logs import log
+from .methods import METHODS
 
 PROFILE, TRAINING_INFO = "aim_profile.json", "training_info.json"
 PROFILE_KEYS: dict[str, type] = {
@@ -174,7 +174,7 @@ def loss_history(run: Run) -> list[tuple[int, float]]:
             history = read_json(state)["log_history"]
             if found := [(int(h["step"]), float(h["loss"])) for h in history if "loss" in h]:
                 return found
-    from src.utils.event_files import Curves  # imports TensorBoard
+    from ..utils.event_files import Curves  # imports TensorBoard
 
     return Curves.read(run.logs).get("train/loss", [])
 

@@ -1,20 +1,18 @@
-"""Locate and identify base and tuned models, and verify their weight files, without loading them."""
+"""Locate and identify base and tuned models without loading them."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import struct
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from tqdm import tqdm
 
-from src.errors import ModelError
-from src.schema import DEMO_MODEL
-from src.utils.logs import log
+from ..errors import ModelError
+from ..schema import DEMO_MODEL
+from ..utils.logs import log
 
 LOCAL_PREFIXES = (".", "/", "~", "models/", "outputs/", "artifacts/")
 IDENTITY_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", "tokenizer*", "*.jinja")
@@ -137,60 +135,3 @@ def locate_tuned(folder: Path, allow_base_mismatch: bool = False) -> TunedModel:
             raise ModelError(problem, hint="restore the base model, or set allow_base_mismatch=true")
         log.warning("%s", problem)
     return TunedModel(folder, source, True)
-
-
-# Bits of the exponent: if all are set, the number is infinite or NaN (IEEE 754-2019, 3.4).
-EXPONENTS: dict[str, tuple[str, int]] = {
-    "F64": ("<u8", 0x7FF0_0000_0000_0000),
-    "F32": ("<u4", 0x7F80_0000),
-    "F16": ("<u2", 0x7C00),
-    "BF16": ("<u2", 0x7F80),
-}
-BLOCK = 1 << 24  # numbers read at once
-
-
-def find_weight_problems(path: Path) -> list[str]:
-    """The problems of a safetensors file, one message each."""
-    if corruption := find_weight_corruption(path):
-        return [corruption]
-    start, header = _header(path)
-    bad = [name for name, about in header.items() if not _finite(path, start, about)]
-    more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
-    return [f"{path.name} has numbers that are not finite, in {bad[0]}{more}"] if bad else []
-
-
-def find_weight_corruption(path: Path) -> str:
-    """Why a safetensors file cannot be read, from its header and size; empty if it can."""
-    try:
-        start, header = _header(path)
-    except (OSError, ValueError, struct.error) as error:
-        return f"{path.name} is not a readable safetensors file: {error}"
-    expected = start + max((about["data_offsets"][1] for about in header.values()), default=0)
-    size = path.stat().st_size
-    return "" if expected == size else f"{path.name} has {size} bytes instead of the {expected} of its header"
-
-
-def _header(path: Path) -> tuple[int, dict[str, Mapping[str, Any]]]:
-    """The offset of the first tensor, and the header. Raises: ValueError, struct.error."""
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        if length > path.stat().st_size:
-            raise ValueError(f"a header of {length} bytes is longer than the file")
-        header = json.loads(file.read(length))
-    return 8 + length, {name: about for name, about in header.items() if name != "__metadata__"}
-
-
-def _finite(path: Path, start: int, about: Mapping[str, Any]) -> bool:
-    dtype, ones = EXPONENTS.get(about["dtype"], ("", 0))
-    begin, end = about["data_offsets"]
-    if not dtype or begin == end:
-        return True
-    import numpy as np  # not at the top: rejecting settings must not wait for it
-
-    numbers = np.memmap(path, np.uint8, "r", start + begin, (end - begin,)).view(dtype)
-    return all(bool(((block & ones) != ones).all()) for block in _blocks(numbers))
-
-
-def _blocks(numbers: Any) -> Iterator[Any]:
-    for start in range(0, len(numbers), BLOCK):
-        yield numbers[start : start + BLOCK]

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from src.errors import ModelError
-from src.model.methods import METHODS
-from src.model.source import Source, TunedModel
-from src.schema import Task as Name
-from src.utils.files import read_json
+from ..errors import ModelError
+from ..schema import Task as Name
+from ..utils.files import read_json
+from .methods import METHODS
+from .source import Source, TunedModel
 
 TEXT_METRICS = (
     "exact_match",

@@ -7,8 +7,8 @@ from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer
 
-from src.errors import ModelError
-from src.utils.logs import log
+from ..errors import ModelError
+from ..utils.logs import log
 
 # For tokenizers without a chat template, as those of base models. It uses plain words instead of special tokens;
 # an answer ends with the tokenizer's end-of-sequence token.

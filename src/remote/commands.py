@@ -6,10 +6,10 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from src.errors import ConfigError, did_you_mean
+from ..errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:  # Fabric is imported when a command runs; --help does not need it
-    from src.remote.connection import Connection
+    from .connection import Connection
 
 PREFIX = "ssh-"
 
@@ -37,20 +37,20 @@ class Command(NamedTuple):
 
 
 def push(connection: Connection, line: CommandLine) -> int:
-    from src.remote import push
+    from . import push
 
     push.push(connection, also=_also_paths(line))
     return 0
 
 
 def init(connection: Connection, line: CommandLine) -> int:
-    from src.remote import setup
+    from . import setup
 
     return setup.init(connection, os.environ)
 
 
 def status(connection: Connection, line: CommandLine) -> int:
-    from src.remote import jobs, status_table
+    from . import jobs, status_table
 
     target = connection.target
     status_table.print_table(jobs.list_jobs(connection), str(target), target.dir, everything="--all" in line.flags)
@@ -58,20 +58,20 @@ def status(connection: Connection, line: CommandLine) -> int:
 
 
 def logs(connection: Connection, line: CommandLine) -> int:
-    from src.remote import jobs
+    from . import jobs
 
     jobs.follow(connection, jobs.find_job(connection, line.run)["id"], wait=False)
     return 0
 
 
 def attach(connection: Connection, line: CommandLine) -> int:
-    from src.remote import jobs
+    from . import jobs
 
     return jobs.follow_to_end(connection, jobs.find_job(connection, line.run, running=True)["id"])
 
 
 def stop(connection: Connection, line: CommandLine) -> int:
-    from src.remote import jobs
+    from . import jobs
 
     grace = line.flags.get("--grace") or str(jobs.GRACE_S)
     try:
@@ -85,20 +85,20 @@ def stop(connection: Connection, line: CommandLine) -> int:
 
 
 def fetch(connection: Connection, line: CommandLine) -> int:
-    from src.remote import fetch, jobs
+    from . import fetch, jobs
 
     fetch.fetch(connection, jobs.find_run(connection, line.run))
     return 0
 
 
 def shell(connection: Connection, line: CommandLine) -> int:
-    from src.remote import tunnel
+    from . import tunnel
 
     return tunnel.shell(connection)
 
 
 def tensorboard(connection: Connection, line: CommandLine) -> int:
-    from src.remote import tunnel
+    from . import tunnel
 
     return tunnel.tensorboard(connection, line.flags.get("--port"))
 
@@ -107,9 +107,9 @@ def stage(name: str) -> Callable[[Connection, CommandLine], int]:
     """The command that runs the stage `name` on the server."""
 
     def act(connection: Connection, line: CommandLine) -> int:
-        from src.remote import jobs
-        from src.remote import push as pushing
-        from src.utils.secrets import redact_argv
+        from ..utils.secrets import redact_argv
+        from . import jobs
+        from . import push as pushing
 
         typed = redact_argv(line.rest)
         environment = jobs.forwarded_env(typed, os.environ) | jobs.terminal_width()
@@ -198,9 +198,9 @@ def run(name: str, argv: Sequence[str], stages: Sequence[str]) -> int:
     """Run one remote command. Returns: its exit code, or that of the stage that it follows. Raises: UserError."""
     command = _command(name, stages)
     line = _parse(name, command, argv, strict=name in COMMANDS)
-    from src.remote.connection import Connection
-    from src.remote.target import RemoteTarget
-    from src.utils.logs import start_logging
+    from ..utils.logs import start_logging
+    from .connection import Connection
+    from .target import RemoteTarget
 
     start_logging()
     with Connection(RemoteTarget.from_env(os.environ)) as connection:
@@ -255,7 +255,7 @@ def help_of(name: str, stages: Mapping[str, Any]) -> str:
     """The text of `NAME --help`; `stages` is the table of src/stages.py. Raises: ConfigError."""
     command = _command(name, list(stages))
     if name not in COMMANDS:
-        from src.help import help_text
+        from ..help import help_text
 
         stage = name.removeprefix(PREFIX)
         text = help_text(stage)

@@ -19,9 +19,9 @@ from paramiko import Channel, SFTPClient
 from paramiko.auth_strategy import AuthFailure
 from paramiko.ssh_exception import AuthenticationException, BadHostKeyException, SSHException
 
-from src.errors import LostConnection, RemoteError
-from src.remote.agent.bootstrap import BOOTSTRAP
-from src.remote.target import HostKeyPolicy, KeyAuth, RemoteTarget, changed_host_key, load_host_keys
+from ..errors import LostConnection, RemoteError
+from .agent.bootstrap import BOOTSTRAP
+from .target import HostKeyPolicy, KeyAuth, RemoteTarget, changed_host_key, load_host_keys
 
 Answer = TypeVar("Answer")
 

@@ -13,13 +13,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from src import runs
-from src.errors import RemoteError, RunError
-from src.remote import jobs, transfer
-from src.remote.connection import Connection
-from src.remote.transfer import format_size, join_names, printable
-from src.utils.files import disk_errors, disk_free, read_json, replace_dir, sha256, switch_link, write_json
-from src.utils.logs import eprint
+from .. import runs
+from ..errors import RemoteError, RunError
+from ..utils.files import disk_errors, disk_free, read_json, replace_dir, sha256, switch_link, write_json
+from ..utils.logs import eprint
+from . import jobs, transfer
+from .connection import Connection
+from .transfer import format_size, join_names, printable
 
 RUNS, FETCHING, REPLACED = Path("outputs/runs"), Path("outputs/fetching"), Path("outputs/replaced")
 PROOF = "fetched.json"

@@ -13,9 +13,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from src.errors import ConfigError, LostConnection, RemoteError, Stopped, did_you_mean
-from src.remote.connection import Connection
-from src.utils.logs import eprint
+from ..errors import ConfigError, LostConnection, RemoteError, Stopped, did_you_mean
+from ..utils.logs import eprint
+from .connection import Connection
 
 Job = dict[str, Any]  # as agent/jobs.py `get_job` returns it
 

@@ -21,13 +21,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from src.errors import RemoteError
-from src.remote import transfer
-from src.remote.connection import Connection
-from src.remote.transfer import format_size, printable
-from src.utils.environment import git_state
-from src.utils.files import disk_errors, sha256, write_text
-from src.utils.logs import eprint
+from ..errors import RemoteError
+from ..utils.environment import git_state
+from ..utils.files import disk_errors, sha256, write_text
+from ..utils.logs import eprint
+from . import transfer
+from .connection import Connection
+from .transfer import format_size, printable
 
 CODE = ("src/", "configs/", "hydra_plugins/")  # what a snapshot holds
 ATTEMPTS = 3  # to transfer a file correctly

@@ -9,10 +9,10 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from src.errors import RemoteError
-from src.remote import jobs, push
-from src.remote.connection import Connection
-from src.utils.logs import SafeConsole
+from ..errors import RemoteError
+from ..utils.logs import SafeConsole
+from . import jobs, push
+from .connection import Connection
 
 STAGE = "init"
 INSTALLER = "src.remote.agent.install"

@@ -11,8 +11,8 @@ from typing import NamedTuple
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
-from src.remote.jobs import Job, format_status, run_id
-from src.utils.logs import SafeConsole
+from ..utils.logs import SafeConsole
+from .jobs import Job, format_status, run_id
 
 MAX_JOBS = 20
 GAP = "  "

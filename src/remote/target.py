@@ -22,9 +22,9 @@ from paramiko.auth_strategy import AuthFailure, AuthStrategy, InMemoryPrivateKey
 from paramiko.hostkeys import HostKeyEntry, InvalidHostKey
 from paramiko.ssh_exception import BadHostKeyException, PasswordRequiredException, SSHException
 
-from src.errors import ConfigError, RemoteError
-from src.remote.agent.bootstrap import PYTHON_OPTIONS
-from src.utils.logs import log
+from ..errors import ConfigError, RemoteError
+from ..utils.logs import log
+from .agent.bootstrap import PYTHON_OPTIONS
 
 REQUIRED = {
     "REMOTE_HOST": "the server's name, its address, or an alias of ~/.ssh/config",

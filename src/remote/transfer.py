@@ -18,9 +18,9 @@ from typing import IO, TypeVar
 from paramiko import SFTPClient
 from paramiko.ssh_exception import SSHException
 
-from src.errors import LostConnection, RemoteError
-from src.remote.connection import SILENCE_TIMEOUT_S, Connection
-from src.utils.logs import eprint
+from ..errors import LostConnection, RemoteError
+from ..utils.logs import eprint
+from .connection import SILENCE_TIMEOUT_S, Connection
 
 Answer = TypeVar("Answer")
 

@@ -14,8 +14,8 @@ from contextlib import closing, suppress
 from paramiko import Channel, Transport
 from paramiko.ssh_exception import ChannelException, SSHException
 
-from src.errors import ConfigError, LostConnection, RemoteError
-from src.remote.connection import Connection
+from ..errors import ConfigError, LostConnection, RemoteError
+from .connection import Connection
 
 PORT = 6006
 PORTS_TRIED = 100  # from PORT on

@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from src.data.store import Array, Example
-from src.schema import OptimArgs
-from src.utils.process_info import ProcessInfo
+from ..data.store import Array, Example
+from ..schema import OptimArgs
+from ..utils.process_info import ProcessInfo
 
 
 class BatchSampler:

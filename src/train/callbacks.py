@@ -15,14 +15,14 @@ import torch
 from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 
-from src.runs import Run
-from src.schema import LoopArgs
-from src.train import checkpoint
-from src.train.mirror import CheckpointMirror
-from src.train.signals import StopRequest
-from src.utils.event_files import Curves
-from src.utils.files import read_json, write_text
-from src.utils.logs import log
+from ..runs import Run
+from ..schema import LoopArgs
+from ..utils.event_files import Curves
+from ..utils.files import read_json, write_text
+from ..utils.logs import log
+from . import checkpoint
+from .mirror import CheckpointMirror
+from .signals import StopRequest
 
 CURVE_TAGS = {"loss": "train/loss", "learning_rate": "train/learning_rate", "grad_norm": "train/grad_norm",
          "eval_loss": "eval/loss"}  # fmt: skip

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from src.errors import RunError
-from src.utils.files import disk_errors, read_json, sha256, write_json
-from src.utils.logs import log
+from ..errors import RunError
+from ..utils.files import disk_errors, read_json, sha256, write_json
+from ..utils.logs import log
 
 COMPLETE = "COMPLETE"  # the marker: written last, holds the hash of every other file
 STATE, RNG, PROGRESS = "trainer_state.json", "rng_state.pt", "progress.json"

@@ -9,8 +9,8 @@ import torch
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
-from src.data.store import IGNORE_INDEX, Example
-from src.model.packed_attention import position_ids
+from ..data.store import IGNORE_INDEX, Example
+from ..model.packed_attention import position_ids
 
 Item = tuple[int, Example]  # index and tokens of an example
 Collator = Callable[[Sequence[Item]], dict[str, Any]]

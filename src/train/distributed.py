@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 import torch
 from torch import distributed
 
-from src.errors import PeerLost
-from src.utils.process_info import process_info
+from ..errors import PeerLost
+from ..utils.process_info import process_info
 
 T = TypeVar("T")
 

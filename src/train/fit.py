@@ -13,22 +13,22 @@ import torch
 from transformers import TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
 
-from src.data.store import Example
-from src.errors import ConfigError
-from src.model import methods, packed_attention
-from src.model.adapters import training_precision
-from src.schema import LaunchArgs, LoopArgs, LossArgs, SpeedArgs, TrainConfig
-from src.train import checkpoint
-from src.train.batch_sampler import BatchSampler, Schedule
-from src.train.callbacks import AdaLoraCallback, PlainProgressBar, RunRecorder, is_adalora
-from src.train.collators import Collator, TokenDataset, build_collator
-from src.train.launch_plan import WEIGHT_SHARDING
-from src.train.losses import Criterion, Objective, class_weights
-from src.train.signals import StopRequest
-from src.train.trainer import AssayTrainer, RowLocator
-from src.utils import environment
-from src.utils.logs import log
-from src.utils.process_info import process_info
+from ..data.store import Example
+from ..errors import ConfigError
+from ..model import methods, packed_attention
+from ..model.adapters import training_precision
+from ..schema import LaunchArgs, LoopArgs, LossArgs, SpeedArgs, TrainConfig
+from ..utils import environment
+from ..utils.logs import log
+from ..utils.process_info import process_info
+from . import checkpoint
+from .batch_sampler import BatchSampler, Schedule
+from .callbacks import AdaLoraCallback, PlainProgressBar, RunRecorder, is_adalora
+from .collators import Collator, TokenDataset, build_collator
+from .launch_plan import WEIGHT_SHARDING
+from .losses import Criterion, Objective, class_weights
+from .signals import StopRequest
+from .trainer import AssayTrainer, RowLocator
 
 CPU_SHAPE_MULTIPLE = 64
 # transformers has renamed this argument, and warns about the former name.

@@ -8,11 +8,11 @@ from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from typing import NamedTuple
 
-from src.errors import ConfigError
-from src.schema import LaunchArgs
-from src.utils import environment
-from src.utils.process_info import process_info
-from src.utils.workers import cores
+from ..errors import ConfigError
+from ..schema import LaunchArgs
+from ..utils import environment
+from ..utils.process_info import process_info
+from ..utils.workers import cores
 
 DEFAULT_PORT = 29500
 SLURM_FIRST_PORT, SLURM_PORTS = 20000, 10000

@@ -24,13 +24,13 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalEx
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from src import runs
-from src.errors import ConfigError, PeerLost, Stopped, UserError
-from src.train.launch_plan import LaunchPlan
-from src.utils.logs import log
-from src.utils.process_info import launch_env
-from src.utils.secrets import redact
-from src.utils.workers import cores
+from .. import MAIN, runs
+from ..errors import ConfigError, PeerLost, Stopped, UserError
+from ..utils.logs import log
+from ..utils.process_info import launch_env
+from ..utils.secrets import redact
+from ..utils.workers import cores
+from .launch_plan import LaunchPlan
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 LOOPBACK = "127.0.0.1"
@@ -55,7 +55,7 @@ def launch(plan: LaunchPlan, settings: Mapping[str, Any], output_dir: str) -> in
         _forward_signals() as received,
     ):
         try:
-            elastic_launch(_elastic_config(plan, folder), sys.executable)("-m", "src.main", "train")
+            elastic_launch(_elastic_config(plan, folder), sys.executable)("-m", MAIN, "train")
             return 0
         except ChildFailedError as error:
             raise SystemExit(_report_failure(error.failures, Path(folder), output_dir, received)) from None

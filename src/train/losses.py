@@ -16,10 +16,10 @@ import torch
 from torch.nn.functional import cross_entropy, linear, log_softmax, nll_loss
 from torch.utils.checkpoint import checkpoint
 
-from src.data.store import IGNORE_INDEX
-from src.errors import ConfigError
-from src.model import packed_attention
-from src.schema import LossArgs
+from ..data.store import IGNORE_INDEX
+from ..errors import ConfigError
+from ..model import packed_attention
+from ..schema import LossArgs
 
 CHUNK_BYTES = {"cuda": 512 << 20, "cpu": 32 << 20}  # of the fp32 logits of a chunk
 AUTOCAST_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}

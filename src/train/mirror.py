@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from src import runs
-from src.data.download import check_endpoint, run_parallel, safe_path
-from src.data.from_s3 import s3_client, s3_errors
-from src.errors import ConfigError, RunError, UserError
-from src.runs import Run
-from src.schema import LoopArgs
-from src.utils.files import atomic_dir, read_json, write_json
-from src.utils.logs import log
+from .. import runs
+from ..data.download import check_endpoint, run_parallel, safe_path
+from ..data.from_s3 import s3_client, s3_errors
+from ..errors import ConfigError, RunError, UserError
+from ..runs import Run
+from ..schema import LoopArgs
+from ..utils.files import atomic_dir, read_json, write_json
+from ..utils.logs import log
 
 FILES = ("config_used.yaml", "manifest.json", "data_report.json")
 COMPLETE = "COMPLETE"
@@ -264,7 +264,7 @@ class MirroredRun(NamedTuple):
         return Run(root / self.id)
 
     def _fetch_checkpoint(self, folder: Path, keys: list[str], with_best: bool) -> None:
-        from src.train import checkpoint  # torch
+        from . import checkpoint  # torch
 
         names = {key.split("/")[2] for key in keys if "/checkpoints/" in key}
         for name in sorted(names, key=lambda name: checkpoint.step_number(Path(name)), reverse=True):

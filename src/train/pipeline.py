@@ -11,24 +11,24 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from src import runs
-from src.config import to_yaml
-from src.data.chat import IDENTITY_FILE, ChatTokenizer
-from src.data.prepare import TrainingRows
-from src.data.store import Example, RowStore, TokenStore
-from src.errors import RunError, Stopped
-from src.model import profile, tasks
-from src.model.source import Source
-from src.runs import Run
-from src.schema import TrainConfig
-from src.train import launch_plan, mirror, resume
-from src.train.plan import check_fits, plan_memory, resolve_checkpointing
-from src.train.prepare import PreparedData, build_model, load_chat, load_rows, tokenize
-from src.utils import environment
-from src.utils.environment import Reasoned
-from src.utils.files import atomic_dir, hash_files, write_json
-from src.utils.logs import log, log_to
-from src.utils.process_info import ProcessInfo, process_info
+from .. import runs
+from ..config import to_yaml
+from ..data.chat import IDENTITY_FILE, ChatTokenizer
+from ..data.prepare import TrainingRows
+from ..data.store import Example, RowStore, TokenStore
+from ..errors import RunError, Stopped
+from ..model import profile, tasks
+from ..model.source import Source
+from ..runs import Run
+from ..schema import TrainConfig
+from ..utils import environment
+from ..utils.environment import Reasoned
+from ..utils.files import atomic_dir, hash_files, write_json
+from ..utils.logs import log, log_to
+from ..utils.process_info import ProcessInfo, process_info
+from . import launch_plan, mirror, resume
+from .plan import check_fits, plan_memory, resolve_checkpointing
+from .prepare import PreparedData, build_model, load_chat, load_rows, tokenize
 
 SET_VALUED_KEYS = {"target_modules", "exclude_modules"}  # peft holds these settings as sets
 
@@ -67,7 +67,7 @@ def train(cfg: TrainConfig) -> int:
         resume.find_resumable(cfg, mirror.open_store(cfg))
         load_rows(cfg)
 
-    from src.train import launcher  # imports torch
+    from . import launcher  # imports torch
 
     return launcher.launch(launch, asdict(cfg), cfg.output_dir)
 
@@ -78,7 +78,7 @@ def _train(cfg: TrainConfig, info: ProcessInfo) -> int:
     device = environment.choose_device(cfg.cuda_visible_devices)
     prepared = None if info.launched else _prepare(cfg)
 
-    from src.train import distributed  # torch is imported by now, or other processes are waiting for this one
+    from . import distributed  # torch is imported by now, or other processes are waiting for this one
 
     try:
         with distributed.process_group(device.value) as local_device, distributed.ignore_sigterm_on_error():
@@ -129,9 +129,9 @@ def _fit_and_save(
     requested: TrainConfig, cfg: TrainConfig, data: PreparedData, info: ProcessInfo, main: MainProcessState | None
 ) -> int:
     """Build the model, train it, save it. `requested`: the settings before the plan resolved some of them."""
-    from src.train import distributed, fit
-    from src.train.batch_sampler import Schedule, build_sampler
-    from src.train.callbacks import RunRecorder
+    from . import distributed, fit
+    from .batch_sampler import Schedule, build_sampler
+    from .callbacks import RunRecorder
 
     examples, tokenizer, dtype = data.examples, data.chat.tokenizer, data.dtype.value
     sampler = build_sampler(examples, cfg, cfg.seed, cfg.max_length if cfg.packing else None, info)
@@ -169,7 +169,7 @@ def _open_run(
     requested: TrainConfig, cfg: TrainConfig, base: Source, main: MainProcessState
 ) -> tuple[Run, Path | None]:
     """A new or a resumed run directory, and the checkpoint to start from."""
-    from src.train import checkpoint
+    from . import checkpoint
 
     facts = _manifest_facts(cfg, base, main.data)
     run = resume.resume_first(main.resumable, facts, requested, requested.output_dir)

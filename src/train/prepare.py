@@ -6,24 +6,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from src import runs
-from src.config import to_yaml
-from src.data import loader, prepare, report, task_encoding
-from src.data.chat import ChatTokenizer
-from src.data.encode import EncodingOptions
-from src.data.formats import Row, RowError
-from src.data.report import print_report
-from src.data.sources import data_cache
-from src.data.store import Example, TokenStore
-from src.errors import ConfigError
-from src.model import methods, tasks
-from src.model.source import Source, is_quantised, locate
-from src.schema import PlanConfig, TrainConfig
-from src.utils import environment
-from src.utils.environment import Reasoned
-from src.utils.files import write_json, write_text
-from src.utils.logs import log
-from src.utils.process_info import OPTIONAL, block_imports, freeze_gc
+from .. import runs
+from ..config import to_yaml
+from ..data import loader, prepare, report, task_encoding
+from ..data.chat import ChatTokenizer
+from ..data.encode import EncodingOptions
+from ..data.formats import Row, RowError
+from ..data.report import print_report
+from ..data.sources import data_cache
+from ..data.store import Example, TokenStore
+from ..errors import ConfigError
+from ..model import methods, tasks
+from ..model.source import Source, is_quantised, locate
+from ..schema import PlanConfig, TrainConfig
+from ..utils import environment
+from ..utils.environment import Reasoned
+from ..utils.files import write_json, write_text
+from ..utils.logs import log
+from ..utils.process_info import OPTIONAL, block_imports, freeze_gc
 
 
 class RawData(NamedTuple):
@@ -92,7 +92,7 @@ def build_model(data: PreparedData, cfg: TrainConfig, steps: int) -> tuple[Any, 
 
     `steps`: optimizer steps of the run, which some methods schedule by.
     """
-    from src.model import adapters, load  # imports torch
+    from ..model import adapters, load  # imports torch
 
     load.seed_everything(cfg.seed)
     model, base = load.load_base(
@@ -135,7 +135,7 @@ def check_data(cfg: TrainConfig) -> int:
 
 def load_chat(base: Source, cfg: TrainConfig) -> ChatTokenizer:
     """The tokenizer of the base model, with a chat template if the task needs one."""
-    from src.model.tokenizer import load_tokenizer
+    from ..model.tokenizer import load_tokenizer
 
     templated = tasks.TASKS[cfg.task].chat_template
     return ChatTokenizer(
@@ -144,7 +144,7 @@ def load_chat(base: Source, cfg: TrainConfig) -> ChatTokenizer:
 
 
 def _tokenize_rows(rows: prepare.TrainingRows, base: Source, cfg: TrainConfig) -> tuple[TokenStore, ChatTokenizer]:
-    from src.model.tokenizer import load_config  # imports transformers
+    from ..model.tokenizer import load_config  # imports transformers
 
     config = load_config(base.location, cfg.model_revision, cfg.trust_remote_code).to_dict()
     # also done here, since tasks.check_source knows only local models

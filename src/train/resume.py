@@ -9,14 +9,14 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from src import runs
-from src.aliases import current_settings
-from src.config import to_yaml
-from src.errors import RunError
-from src.runs import Run
-from src.schema import LoopArgs, TrainConfig
-from src.train import mirror
-from src.utils.logs import log
+from .. import runs
+from ..aliases import current_settings
+from ..config import to_yaml
+from ..errors import RunError
+from ..runs import Run
+from ..schema import LoopArgs, TrainConfig
+from ..utils.logs import log
+from . import mirror
 
 # Settings that may differ when a run resumes: they do not change the trained weights.
 NEUTRAL_KEYS = {

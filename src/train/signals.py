@@ -9,8 +9,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from src.errors import Stopped
-from src.utils.logs import log
+from ..errors import Stopped
+from ..utils.logs import log
 
 CHECKPOINT_NOW = "checkpoint-now"
 SIGNALS = (signal.SIGTERM, signal.SIGINT)

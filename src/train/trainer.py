@@ -19,16 +19,16 @@ from torch.utils.data import DataLoader
 from transformers import Trainer
 from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 
-from src.data.store import Example
-from src.errors import MAX_LISTED, DivergedError, ModelError, OutOfMemory
-from src.model import methods
-from src.train import callbacks, checkpoint
-from src.train.batch_sampler import BatchSampler
-from src.train.callbacks import RunRecorder
-from src.train.collators import Collator
-from src.train.launch_plan import WEIGHT_SHARDING
-from src.train.losses import Objective
-from src.train.signals import StopRequest
+from ..data.store import Example
+from ..errors import MAX_LISTED, DivergedError, ModelError, OutOfMemory
+from ..model import methods
+from . import callbacks, checkpoint
+from .batch_sampler import BatchSampler
+from .callbacks import RunRecorder
+from .collators import Collator
+from .launch_plan import WEIGHT_SHARDING
+from .losses import Objective
+from .signals import StopRequest
 
 RowLocator = Callable[[int], str]  # the file:line of an example, by its index
 # Seconds that the other processes wait with an error that all have found, so that the main process reports it.

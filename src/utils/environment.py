@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import psutil
 
-from src.errors import ConfigError
+from ..errors import ConfigError
 
 NATIVE_BF16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")  # x86, x86, arm64
 FIRST_BF16_CAPABILITY = 8.0  # Ampere

@@ -15,8 +15,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from src.errors import RunError
-from src.utils.secrets import redact
+from ..errors import RunError
+from .secrets import redact
 
 
 def write_text(path: Path, text: str) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.console import Console
 from tqdm import tqdm
 
-from src.utils.secrets import redact
+from .secrets import redact
 
 log = logging.getLogger("assay")
 _buffer = logging.handlers.MemoryHandler(capacity=100_000, flushLevel=logging.CRITICAL + 1)

@@ -20,7 +20,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from src.utils.secrets import redact, restore_secrets
+from .secrets import redact, restore_secrets
 
 LAUNCH_CONFIG = "ASSAY_LAUNCH_CONFIG"
 OPTIONAL = ("scipy", "sklearn", "pandas", "datasets", "boto3", "optuna", "mlflow", "wandb")

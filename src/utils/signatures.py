@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from src.errors import did_you_mean
+from ..errors import did_you_mean
 
 
 class LibraryClass(NamedTuple):

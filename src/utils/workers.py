@@ -14,7 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from src.errors import UserError
+from ..errors import UserError
 
 In = TypeVar("In")
 Out = TypeVar("Out")

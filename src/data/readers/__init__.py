@@ -10,10 +10,10 @@ import io
 from collections.abc import Callable
 from pathlib import Path
 
-from src.data.readers.json_rows import read_json, read_jsonl
-from src.data.readers.stream import ARCHIVES, CorruptFile, Values, open_data
-from src.data.readers.tables import read_csv, read_parquet, read_tsv
-from src.errors import DataError
+from ...errors import DataError
+from .json_rows import read_json, read_jsonl
+from .stream import ARCHIVES, CorruptFile, Values, open_data
+from .tables import read_csv, read_parquet, read_tsv
 
 READERS: dict[str, Callable[[io.BufferedReader, Path], Values]] = {
     ".jsonl": read_jsonl,

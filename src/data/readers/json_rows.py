@@ -16,8 +16,8 @@ from itertools import count
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-from src.data.formats import RowError
-from src.data.readers.stream import CHUNK_BYTES, MAX_ROW_BYTES, Values, start_text, too_large
+from ..formats import RowError
+from .stream import CHUNK_BYTES, MAX_ROW_BYTES, Values, start_text, too_large
 
 SPACE = re.compile(r"[ \t\r\n]*")
 TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[ \t\r\n]+|[{}\[\],:]|[^ \t\r\n"{}\[\],:]+')

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
-from src.data.formats import RowError
-from src.errors import DataError
+from ...errors import DataError
+from ..formats import RowError
 
 # compressed bytes read in one step; zstd expands them up to 130,000 times, in memory
 STEP = 1024

@@ -13,9 +13,9 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from src.data.formats import RowError
-from src.data.readers.stream import CHUNK_BYTES, MAX_ROW_BYTES, CorruptFile, Values, start_text, too_large
-from src.errors import DataError
+from ...errors import DataError
+from ..formats import RowError
+from .stream import CHUNK_BYTES, MAX_ROW_BYTES, CorruptFile, Values, start_text, too_large
 
 if TYPE_CHECKING:
     from pyarrow import RecordBatch

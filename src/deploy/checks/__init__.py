@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from src.deploy.checks import files
-from src.deploy.checks.model import PROMPTS, LoadArgs, check_output, check_reload
-from src.errors import UserError
-from src.runs import Run
-from src.schema import GateArgs
-from src.utils.files import read_json, write_json
+from ...errors import UserError
+from ...runs import Run
+from ...schema import GateArgs
+from ...utils.files import read_json, write_json
+from . import files
+from .model import PROMPTS, LoadArgs, check_output, check_reload
 
 RESULTS = "gate_checks.json"
 MAX_LOSS = 10.0  # nats per token: about the loss of a uniform guess among 22,000 tokens

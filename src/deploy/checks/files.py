@@ -13,12 +13,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 
-from src.errors import RunError
-from src.model import profile
-from src.model.source import find_weight_problems
-from src.runs import Run
-from src.utils.files import read_json, sha256
-from src.utils.secrets import credentials
+from ...errors import RunError
+from ...model import profile
+from ...runs import Run
+from ...utils.files import read_json, sha256
+from ...utils.secrets import credentials
+from ...utils.weights import find_weight_problems
 
 MANIFEST = "manifest.json"  # of a published folder
 COMPLETE = "COMPLETE"  # the marker of a checkpoint, with the hash of each of its files

@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from src.model.source import locate_tuned
-from src.model.tasks import detect_task
-from src.runs import Run
-from src.schema import GateArgs
-from src.utils import environment
-from src.utils.files import read_json
+from ...model.source import locate_tuned
+from ...model.tasks import detect_task
+from ...runs import Run
+from ...schema import GateArgs
+from ...utils import environment
+from ...utils.files import read_json
 
 # For a model that was never evaluated.
 PROMPTS = ("What can you do?", "Name three colours.", "Write one sentence about the sea.", "What is 2 + 2?")
@@ -40,7 +40,7 @@ def check_reload(run: Run | None, gate: GateArgs, load: LoadArgs) -> tuple[bool,
     if not gate.verify_examples:
         return True, "gate.verify_examples=0: no prediction was reproduced"
     assert run is not None
-    from src.eval import reevaluate
+    from ...eval import reevaluate
 
     tuned = locate_tuned(run.model)
     task, labels = detect_task(tuned, None)
@@ -73,7 +73,7 @@ def _equal(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
 
 def check_output(folder: Path, run: Run | None, num_prompts: int, load: LoadArgs) -> tuple[bool, str]:
     """Whether the saved model loads, and at least half of its generations are neither empty nor repetitive."""
-    from src.eval import reevaluate
+    from ...eval import reevaluate
 
     tuned = locate_tuned(folder)
     task, labels = detect_task(tuned, None)

@@ -16,7 +16,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from src.utils.secrets import redact
+from ...utils.secrets import redact
 
 MAX_SHOWN = 6  # examples of a split, in either direction
 MAX_TEXT = 1200  # characters of a prompt or a prediction

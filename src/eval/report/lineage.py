@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from src.aliases import current_settings
-from src.config import flat_keys
-from src.eval.report.charts import number
-from src.schema import EvalConfig, TrainConfig
+from ...aliases import current_settings
+from ...config import flat_keys
+from ...schema import EvalConfig, TrainConfig
+from .charts import number
 
 File = Mapping[str, Any]
 MAIN_PACKAGES = ("torch", "transformers", "peft", "tokenizers", "accelerate", "bitsandbytes", "sacrebleu")

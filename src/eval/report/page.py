@@ -14,13 +14,13 @@ from typing import Any
 
 from jinja2 import ChainableUndefined, Environment, FileSystemLoader
 
-from src import NAME, VERSION, runs
-from src.errors import RunError
-from src.eval.report import charts, examples, lineage, view_model
-from src.schema import ReportConfig
-from src.utils.files import read_json, write_text
-from src.utils.logs import log
-from src.utils.secrets import redact
+from ... import NAME, VERSION, runs
+from ...errors import RunError
+from ...schema import ReportConfig
+from ...utils.files import read_json, write_text
+from ...utils.logs import log
+from ...utils.secrets import redact
+from . import charts, examples, lineage, view_model
 
 REPORT = "report.html"
 CURVES = (  # title, {tag: (name of the line, its CSS class)}
@@ -148,7 +148,7 @@ def _splits(
 
 def _curves(run: runs.Run, notes: list[str]) -> list[dict[str, Any]]:
     """One figure for each entry of CURVES that was logged."""
-    from src.utils.event_files import Curves  # imports TensorBoard, which takes most of a second
+    from ...utils.event_files import Curves  # imports TensorBoard, which takes most of a second
 
     try:
         known = Curves.read(run.logs)

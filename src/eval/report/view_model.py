@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from src.errors import RunError
-from src.eval.report.charts import HistogramRow, number
-from src.eval.report.examples import SplitView
-from src.model.tasks import TASKS
-from src.runs import FINISHED
-from src.utils.files import read_json
+from ...errors import RunError
+from ...model.tasks import TASKS
+from ...runs import FINISHED
+from ...utils.files import read_json
+from .charts import HistogramRow, number
+from .examples import SplitView
 
 File = Mapping[str, Any]
 # outcome: its heading, and the icon in the template

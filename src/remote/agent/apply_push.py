@@ -18,8 +18,8 @@ import shutil
 import time
 from typing import Any, Dict  # noqa: UP035  (an alias is evaluated, by Python 3.8 too)
 
-from src.remote.agent import fs, snapshots
-from src.remote.agent.bootstrap import AgentError, uninterrupted
+from . import fs, snapshots
+from .bootstrap import AgentError, uninterrupted
 
 HOME = "outputs/remote"
 PROTECTED = (".git", ".venv", ".cache", "outputs", "artifacts", ".env")  # no push writes there

@@ -84,6 +84,7 @@ def load_modules(sources: dict[str, str]) -> None:
         sys.modules.setdefault(".".join(parts[:i]), types.ModuleType(".".join(parts[:i])))
     for name, source in sources.items():
         module = types.ModuleType(f"{PACKAGE}.{name}")
+        module.__package__ = PACKAGE  # for relative imports
         sys.modules[module.__name__] = module
         setattr(sys.modules[PACKAGE], name, module)
         exec(compile(source, f"<{name}>", "exec"), module.__dict__)

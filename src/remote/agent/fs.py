@@ -9,7 +9,7 @@ import os
 import uuid
 from typing import Any
 
-from src.remote.agent.bootstrap import AgentError
+from .bootstrap import AgentError
 
 
 def root(folder: str) -> str:

@@ -12,8 +12,8 @@ import shutil
 import subprocess
 from typing import Any, Dict  # noqa: UP035  (an alias is evaluated, by Python 3.8 too)
 
-from src.remote.agent import fs, jobs, venv
-from src.remote.agent.bootstrap import AgentError
+from . import fs, jobs, venv
+from .bootstrap import AgentError
 
 MIN_PYTHON = (3, 11)
 PYTHONS = ("python3.13", "python3.12", "python3.11", "python3")

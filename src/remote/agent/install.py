@@ -21,8 +21,8 @@ import threading
 import urllib.request
 from typing import Any
 
-from src.remote.agent import fs, host_info, venv
-from src.remote.agent.bootstrap import AgentError
+from . import fs, host_info, venv
+from .bootstrap import AgentError
 
 PYTORCH_INDEX = "https://download.pytorch.org/whl"
 INDEX_TIMEOUT_S = 6.0

@@ -21,7 +21,7 @@ import time
 from collections.abc import Iterator
 from typing import Any, Dict  # noqa: UP035  (an alias is evaluated, by Python 3.8 too)
 
-from src.remote.agent import bootstrap, fs
+from . import bootstrap, fs
 
 HOME = "outputs/remote"
 POLL_S = 0.1

@@ -10,8 +10,8 @@ import struct
 from collections.abc import Iterator
 from typing import Any
 
-from src.remote.agent import fs, jobs
-from src.remote.agent.bootstrap import AgentError
+from . import fs, jobs
+from .bootstrap import AgentError
 
 RUNS = "outputs/runs"
 FLOCK = "hhqqi4x"  # struct flock of a 64-bit Linux

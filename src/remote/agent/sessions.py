@@ -11,8 +11,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any, Dict  # noqa: UP035  (an alias is evaluated, by Python 3.8 too)
 
-from src.remote.agent import fs, venv
-from src.remote.agent.bootstrap import AgentError
+from . import fs, venv
+from .bootstrap import AgentError
 
 RUNS = "outputs/runs"
 # It ends when its standard input is closed, even if its parent process was killed.

@@ -17,8 +17,8 @@ import subprocess
 import uuid
 from typing import Any
 
-from src.remote.agent import fs, jobs
-from src.remote.agent.bootstrap import AgentError
+from . import fs, jobs
+from .bootstrap import AgentError
 
 CODE = "outputs/remote/code"
 STATE = "src/code.json"

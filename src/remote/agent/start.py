@@ -12,8 +12,8 @@ import subprocess
 import time
 from typing import Any
 
-from src.remote.agent import bootstrap, fs, jobs, snapshots, venv
-from src.remote.agent.bootstrap import AgentError
+from . import bootstrap, fs, jobs, snapshots, venv
+from .bootstrap import AgentError
 
 CACHE = ".cache"
 CACHES = {

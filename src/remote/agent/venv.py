@@ -12,8 +12,8 @@ import hashlib
 import os
 from typing import Any, Dict  # noqa: UP035  (an alias is evaluated, by Python 3.8 too)
 
-from src.remote.agent import fs
-from src.remote.agent.bootstrap import AgentError
+from . import fs
+from .bootstrap import AgentError
 
 FOLDER = ".venv"
 READY, INSTALLING, INSTALLED = ".ready.json", ".installing", ".installed"

@@ -9,14 +9,14 @@ from datetime import timedelta
 from rich import box
 from rich.table import Table
 
-from src.errors import ConfigError, RunError
-from src.schema import PlanConfig, TrainConfig
-from src.train.plan.memory import CUDA_CONTEXT, MOMENTS, Alternative, MemoryPlan, ProbeResult, format_gb
-from src.train.prepare import PreparedData, load_rows, tokenize
-from src.utils import environment
-from src.utils.environment import Reasoned
-from src.utils.files import disk_free
-from src.utils.logs import SafeConsole, log
+from ...errors import ConfigError, RunError
+from ...schema import PlanConfig, TrainConfig
+from ...utils import environment
+from ...utils.environment import Reasoned
+from ...utils.files import disk_free
+from ...utils.logs import SafeConsole, log
+from ..prepare import PreparedData, load_rows, tokenize
+from .memory import CUDA_CONTEXT, MOMENTS, Alternative, MemoryPlan, ProbeResult, format_gb
 
 
 def plan(cfg: PlanConfig) -> int:
@@ -33,7 +33,7 @@ def plan(cfg: PlanConfig) -> int:
     if found is None:
         return 2
     if cfg.probe and (found.fits or cfg.force):
-        from src.train.plan.probe import probe
+        from .probe import probe
 
         log_probe(probe(data, resolve_checkpointing(cfg, found), found), found)
     return 0 if found.fits else 2
@@ -52,7 +52,7 @@ def _planned_device(cfg: PlanConfig) -> tuple[Reasoned, Reasoned]:
 
 def plan_memory(data: PreparedData, cfg: TrainConfig) -> MemoryPlan | None:
     """Log the plan, and alternatives if it does not fit. None if the model cannot be simulated."""
-    from src.train.plan import estimate
+    from . import estimate
 
     device, dtype = data.device.value, data.dtype.value
     kernels = environment.choose_kernels(cfg.use_liger_kernel, cfg.cuda_visible_devices, device)

@@ -17,22 +17,22 @@ import numpy as np
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.constants import HF_HUB_CACHE
 
-from src.data.sources import data_cache
-from src.data.store import Example
-from src.errors import RunError, UserError
-from src.model import load, methods
-from src.model.source import Source
-from src.schema import LaunchArgs, TrainConfig
-from src.train.batch_sampler import BatchSampler, Schedule, build_sampler
-from src.train.fit import build_training_arguments
-from src.train.launch_plan import plan_launch
-from src.train.plan import memory, simulate
-from src.train.plan.memory import Alternative, DiskNeed, MemoryByMoment, MemoryPlan, ParameterBytes, PassMemory
-from src.train.resume import NEUTRAL_KEYS
-from src.utils import environment
-from src.utils.environment import Capacity, Reasoned
-from src.utils.files import code_hash, read_json, write_json
-from src.utils.process_info import ProcessInfo, process_info
+from ...data.sources import data_cache
+from ...data.store import Example
+from ...errors import RunError, UserError
+from ...model import load, methods
+from ...model.source import Source
+from ...schema import LaunchArgs, TrainConfig
+from ...utils import environment
+from ...utils.environment import Capacity, Reasoned
+from ...utils.files import code_hash, read_json, write_json
+from ...utils.process_info import ProcessInfo, process_info
+from ..batch_sampler import BatchSampler, Schedule, build_sampler
+from ..fit import build_training_arguments
+from ..launch_plan import plan_launch
+from ..resume import NEUTRAL_KEYS
+from . import memory, simulate
+from .memory import Alternative, DiskNeed, MemoryByMoment, MemoryPlan, ParameterBytes, PassMemory
 
 # gradient_checkpointing=auto recomputes activations above this share of the memory: the estimate may be 10 % low.
 CHECKPOINTING_THRESHOLD = 0.9

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from src.utils.environment import Capacity, Reasoned
-from src.utils.files import disk_free
+from ...utils.environment import Capacity, Reasoned
+from ...utils.files import disk_free
 
 PARTS = ("weights", "adapters", "gradients", "optimizer", "activations", "logits", "fixed")
 MOMENTS = {"backward": "the backward pass of the longest batch", "step": "the optimizer's step",

@@ -13,14 +13,14 @@ from typing import Any
 
 import torch
 
-from src.runs import Run
-from src.schema import TrainConfig
-from src.train import fit
-from src.train.batch_sampler import Schedule, build_sampler
-from src.train.callbacks import RunRecorder
-from src.train.plan.memory import MemoryPlan, ProbeResult
-from src.train.prepare import PreparedData, build_model
-from src.utils.process_info import process_info
+from ...runs import Run
+from ...schema import TrainConfig
+from ...utils.process_info import process_info
+from .. import fit
+from ..batch_sampler import Schedule, build_sampler
+from ..callbacks import RunRecorder
+from ..prepare import PreparedData, build_model
+from .memory import MemoryPlan, ProbeResult
 
 PROBE_STEPS, TIMED_STEPS = 20, 15  # the last TIMED_STEPS give the speed
 

@@ -26,15 +26,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from src.data.store import IGNORE_INDEX, Example
-from src.model import adapters, load, methods, packed_attention
-from src.model.source import Source
-from src.schema import TrainConfig
-from src.train import losses
-from src.train.collators import build_collator
-from src.train.fit import CPU_SHAPE_MULTIPLE, use_custom_kernels
-from src.train.losses import Objective
-from src.train.plan.memory import PassMemory, is_four_bit, parameter_bytes
+from ...data.store import IGNORE_INDEX, Example
+from ...model import adapters, load, methods, packed_attention
+from ...model.source import Source
+from ...schema import TrainConfig
+from .. import losses
+from ..collators import build_collator
+from ..fit import CPU_SHAPE_MULTIPLE, use_custom_kernels
+from ..losses import Objective
+from .memory import PassMemory, is_four_bit, parameter_bytes
 
 GPU_ATTENTION = "one_kernel"
 # The model types of liger-kernel's MODEL_TYPE_TO_APPLY_LIGER_FN of which it replaces every norm and gated block.

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from src.model.source import find_weight_problems
+from src.utils.weights import find_weight_problems
 
 KINDS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
