@@ -19,7 +19,7 @@ from tests.fork_server import TIMEOUT_S, ForkServer
 TWO = ("num_processes=2", "num_proc=1")
 
 
-class Nursling:
+class ForkedCommand:
     """A command in the fork_server, to be treated as the Popen of one."""
 
     def __init__(self, fork_server: ForkServer, pid: int) -> None:
@@ -47,7 +47,7 @@ class Nursling:
             self.communicate()
 
 
-Child = Nursling | subprocess.Popen[str]
+Child = ForkedCommand | subprocess.Popen[str]
 Start = Callable[..., Child]
 
 
@@ -69,14 +69,14 @@ def start(world: World) -> Iterator[Start]:
 @pytest.fixture
 def fork(world: World, fork_server: ForkServer) -> Iterator[Start]:
     """Start a run in the fork server, whose workers are forked as well: one run at a time, but quickly."""
-    children: list[Nursling] = []
+    children: list[ForkedCommand] = []
 
-    def begin(*words: str, calls: tuple[str, ...] = (), **variables: str) -> Nursling:
+    def begin(*words: str, calls: tuple[str, ...] = (), **variables: str) -> ForkedCommand:
         if children:
             children[-1].communicate()
         calls = ("tests.train.forked:by_fork", *calls)
         pid = fork_server.start("train", *world.settings("train"), *words, calls=calls, **variables)
-        children.append(Nursling(fork_server, pid))
+        children.append(ForkedCommand(fork_server, pid))
         return children[-1]
 
     yield begin
