@@ -1,11 +1,11 @@
-"""Rows a second and memory of checking, tokenising and caching training data, beside `datasets.map`.
+"""Throughput and memory of checking, tokenizing and caching training data, compared with `datasets.map`.
 
     python bench/data.py [--rows 1000000] [--model models/SmolLM2-135M-Instruct]
 
-Makes a seeded file of chat rows of about 100 tokens, takes it through check-data in a process of its own, then
-through `datasets.map` with the same tokenizer in three ways: as its documentation shows it (a row at a time), in
-batches, and in batches on every core. `datasets.map` only renders and tokenises; check-data also finds duplicates
-and contamination, tells where the loss falls, and proves it on a sample. Needs `pip install datasets`.
+Writes a seeded file of chat rows of about 100 tokens and runs check-data on it in a separate process. Then runs
+`datasets.map` with the same tokenizer in three ways: one row at a time as in its documentation, in batches, and in
+batches on every core. `datasets.map` only renders and tokenizes; check-data also finds duplicates and
+contamination, computes the loss mask and verifies a sample of it. Needs `pip install datasets`.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ assert len(done) == len(rows)
 
 
 def make_rows(file: Path, count: int) -> None:
-    """Rows of words as frequent as in language (Zipf), with endings that make them many."""
+    """Write `count` rows of words with the frequencies of natural language (Zipf's law)."""
     rng = random.Random(7)
     demo = (ROOT / "data" / "ingot.jsonl").read_text(encoding="utf-8").split()
     plain = sorted({w.strip('",.:{}[]').lower() for w in demo if w.strip('",.:{}[]').isalpha()})
@@ -65,7 +65,7 @@ def make_rows(file: Path, count: int) -> None:
 
 
 def measured(words: list[str]) -> tuple[float, float, float]:
-    """Wall seconds, CPU seconds and peak memory in GiB (PSS of the whole process tree) of a command."""
+    """Wall seconds, CPU seconds and peak memory in GiB (PSS of the process tree) of a command."""
     peak = 0
     start = time.perf_counter()
     before = os.times()
@@ -91,7 +91,7 @@ def measured(words: list[str]) -> tuple[float, float, float]:
 
 
 def memory(pid: int) -> int:
-    """Bytes that a process and its children hold, what they share counted once."""
+    """Bytes that a process and its children use; shared memory counts once (PSS)."""
     total = 0
     try:
         for process in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True)):

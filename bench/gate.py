@@ -2,8 +2,8 @@
 
     python bench/gate.py [--tries 1000] [--resamples 2000]
 
-Each try draws two models that are alike (bench/simulated.py), judges them as `publish` does, and notes the
-difference that the verdict says it would have seen. A second draw is of a model that is truly better by that.
+Each try draws two equal models (bench/simulated.py) and decides about them as `publish` does. A second draw has a
+model that is better by the smallest difference that the first verdict could have detected.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from src.eval.verdict import MetricComparison, decide_outcome  # noqa: E402
 from src.schema import GateArgs  # noqa: E402
 
 EXAMPLES = (20, 60, 100, 500)
-TOGETHER = 100  # pairs that share their draws of resamples
+PAIRS_PER_CALL = 100  # pairs that share their resamples
 
 
-def judged(pairs: list[PairedScores], gate: GateArgs, seed: int) -> tuple[float, list[Comparison]]:
-    """The share of `pairs` that is promoted, and what was found of each."""
+def promotion_rate(pairs: list[PairedScores], gate: GateArgs, seed: int) -> tuple[float, list[Comparison]]:
+    """The share of `pairs` that is promoted, and the comparison of each."""
     found: list[Comparison] = []
-    for start in range(0, len(pairs), TOGETHER):
+    for start in range(0, len(pairs), PAIRS_PER_CALL):
         found += significance.compare(
-            pairs[start : start + TOGETHER],
+            pairs[start : start + PAIRS_PER_CALL],
             confidence=gate.confidence,
             resamples=gate.resamples,
             seed=seed + start,
@@ -46,21 +46,22 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--tries", type=int, default=1000)
     parser.add_argument("--resamples", type=int, default=2000)
-    asked = parser.parse_args()
-    gate = GateArgs(resamples=asked.resamples)
-    print(f"{asked.tries} tries each, {gate.resamples} resamples, confidence {gate.confidence}")
-    print(f"{'metric':<12} {'examples':>8} {'alike, promoted':>16} {'told, median':>13} {'better, promoted':>17}")
+    args = parser.parse_args()
+    gate = GateArgs(resamples=args.resamples)
+    print(f"{args.tries} tries each, {gate.resamples} resamples, confidence {gate.confidence}")
+    print(f"{'metric':<12} {'examples':>8} {'equal, promoted':>16} {'detectable':>13} {'better, promoted':>17}")
     failed, began = False, time.monotonic()
     for kind in KINDS:
         for examples in EXAMPLES:
             draw = np.random.default_rng([examples, len(kind)])
-            size, alike = judged([KINDS[kind](draw, examples) for _ in range(asked.tries)], gate, 1)
-            told = [f.detectable for f in alike]
-            power, _ = judged([improved(kind, draw, examples, d) for d in told], gate, 2)
-            print(f"{kind:<12} {examples:>8} {size:>16.1%} {np.median(told):>13.3g} {power:>17.1%}", flush=True)
+            size, equal = promotion_rate([KINDS[kind](draw, examples) for _ in range(args.tries)], gate, 1)
+            detectable = [f.detectable for f in equal]
+            power, _ = promotion_rate([improved(kind, draw, examples, d) for d in detectable], gate, 2)
+            median = np.median(detectable)
+            print(f"{kind:<12} {examples:>8} {size:>16.1%} {median:>13.3g} {power:>17.1%}", flush=True)
             failed |= size > 0.05 or power < 0.8
-    kept = "FAILED" if failed else "kept"
-    print(f"{kept}: at most 5 % of those alike, at least 80 % of those better; {time.monotonic() - began:.0f} s")
+    result = "FAILED" if failed else "passed"
+    print(f"{result}: at most 5 % of equal, at least 80 % of better models; {time.monotonic() - began:.0f} s")
     return int(failed)
 
 

@@ -1,8 +1,8 @@
-"""What a server costs in time: `python bench/remote.py`, with REMOTE_HOST and the like in the environment.
+"""Times of remote commands: `python bench/remote.py`, with REMOTE_HOST and REMOTE_DIR in the environment or .env.
 
-Seconds of the whole command, the median of five: a push when nothing has changed, until a run's id is printed (the
-push included), the list of runs; how long after it was said there a line arrives here; and the rate of fetching,
-verified, beside that of scp, which verifies nothing.
+Seconds of the complete command, median of five: a push without changes; until the run's id is printed, with the
+push; the list of runs. Then the delay of a log line from the server, and the rate of a fetch, which verifies every
+file, and of scp, which does not.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def main() -> None:
     show("until the run's id is printed", "s", *repeated(first_line))
     show("ssh-status", "s", *repeated(lambda: command("ssh-status")))
     with Connection(target) as connection:
-        show("a line from there to here", "s", *lags(connection))
+        show("delay of a log line", "s", *lags(connection))
         fetched, copied = rates(connection)
     show("fetch, verified", "MB/s", *fetched)
     show("scp", "MB/s", *copied)
@@ -56,7 +56,7 @@ def command(*words: str) -> float:
 
 
 def first_line() -> float:
-    """Seconds until `ssh-...` says which run it has started; of a stage that ends at once, refused."""
+    """Seconds until `ssh-eval` prints the run that it has started; the stage itself refuses its settings."""
     begun = time.perf_counter()
     words = [sys.executable, "-m", "src.main", "ssh-eval", "no_such_setting=1"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
@@ -78,8 +78,8 @@ def lags(connection: Connection) -> list[float]:
     found: list[float] = []
     for frame in connection.stream("jobs:follow", folder=connection.target.dir, id=job["id"], offset=0):
         if "data" in frame:
-            said = base64.b64decode(frame["data"]).decode().split()
-            found += [time.time() - float(word) for word in said]
+            times = base64.b64decode(frame["data"]).decode().split()
+            found += [time.time() - float(printed) for printed in times]
     return found
 
 
@@ -95,7 +95,7 @@ pathlib.Path(os.environ["ASSAY_RUN_FILE"]).write_text(str(run.absolute()))
 
 
 def rates(connection: Connection) -> tuple[list[float], list[float]]:
-    """Megabytes a second of fetching a run, and of copying its one large file."""
+    """MB/s of fetching a run, and of copying its one large file."""
     fetched, copied = [], []
     for _ in range(3):
         job = script(connection, MAKE)

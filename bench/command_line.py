@@ -1,4 +1,4 @@
-"""CPU seconds of the commands that must answer quickly: `python bench/door.py`.
+"""CPU seconds of commands that must respond quickly: `python bench/command_line.py`.
 
 User and system time of the child process, the minimum of five runs; the limit is 0.6.
 """
