@@ -19,7 +19,7 @@ from ..model.tasks import TASKS
 from ..runs import Run
 from ..utils.files import read_json
 from ..utils.secrets import redact
-from .checks import overridden_failures
+from .gate import overridden_failures
 from .usage_snippets import usage
 
 LIBRARIES = {"adapter": "peft", "onnx": "onnx"}

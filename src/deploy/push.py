@@ -17,11 +17,10 @@ from ..eval.verdict import Verdict
 from ..schema import PublishConfig
 from ..utils.files import atomic_dir, disk_errors, switch_link
 from ..utils.logs import log
-from . import checks, hub_settings
-from .checks import CheckTarget, run_checks
+from . import hub_settings
 from .checks.model import LoadArgs
 from .export import assemble, check_form, published_name
-from .gate import check_gate, check_health
+from .gate import GATE, GATE_WITH_MODEL, CheckTarget, check_gate, check_health, run_checks, save_results
 from .hub import Publication
 
 
@@ -43,12 +42,12 @@ def publish(cfg: PublishConfig) -> int:
     check_form(run, cfg.export)
     load = LoadArgs(cfg.cuda_visible_devices, cfg.trust_remote_code)
     to_check = CheckTarget(run.model, run, gate=cfg.gate, load=load)
-    results = run_checks(to_check, checks.GATE)
+    results = run_checks(to_check, GATE)
     verdict = check_gate(run, cfg.gate, cfg.force, results, cfg.artifacts_dir)
     if all(r.passed for r in results):  # damaged files are not loaded
-        results += run_checks(to_check, checks.GATE_WITH_MODEL)
+        results += run_checks(to_check, GATE_WITH_MODEL)
         check_health(results, cfg.force)
-    checks.save_results(run, results)
+    save_results(run, results)
     log.info("%s: %s", "promoted" if verdict.promoted else "forced", verdict.sentence)
     log.info("published to %s", target.publish(run, cfg, verdict))
     return 0

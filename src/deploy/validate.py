@@ -13,8 +13,8 @@ from ..model.profile import PROFILE, TRAINING_INFO
 from ..schema import ValidateConfig
 from ..utils.files import write_json
 from ..utils.logs import SafeConsole, log
-from .checks import VALIDATE, CheckResult, CheckTarget, run_checks, to_rows
 from .checks.model import LoadArgs
+from .gate import VALIDATE, CheckResult, CheckTarget, run_checks, to_rows
 
 REPORT = "validation_report.json"
 FAILED = 3  # the exit code if a check fails

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from src.deploy import checks
-from src.deploy.checks import CheckResult, CheckTarget, run_checks
+from src.deploy import gate
 from src.deploy.checks.model import is_degenerate
+from src.deploy.gate import CheckResult, CheckTarget, run_checks
 from src.runs import Run
 from src.utils.files import hash_files
 from tests.fixtures import World, jsonl, read_jsonl, tree
@@ -24,11 +24,11 @@ Capture = pytest.CaptureFixture[str]
 
 
 def found(run: Run) -> dict[str, CheckResult]:
-    return {result.name: result for result in run_checks(CheckTarget(run.model, run), checks.GATE)}
+    return {result.name: result for result in run_checks(CheckTarget(run.model, run), gate.GATE)}
 
 
 def reloaded(run: Run) -> CheckResult:
-    (result,) = run_checks(CheckTarget(run.model, run), checks.GATE_WITH_MODEL)
+    (result,) = run_checks(CheckTarget(run.model, run), gate.GATE_WITH_MODEL)
     return result
 
 
@@ -40,8 +40,8 @@ def edit(path: Path, change: Callable[[Any], None]) -> None:
 
 def test_a_healthy_run_passes_every_check(finished: World) -> None:
     run = finished.newest
-    assert set(checks.CHECKS) == {*checks.GATE, *checks.GATE_WITH_MODEL, *checks.VALIDATE}
-    assert {name: r.passed for name, r in found(run).items()} == dict.fromkeys(checks.GATE, True)
+    assert set(gate.CHECKS) == {*gate.GATE, *gate.GATE_WITH_MODEL, *gate.VALIDATE}
+    assert {name: r.passed for name, r in found(run).items()} == dict.fromkeys(gate.GATE, True)
     assert reloaded(run) == ("reload", True, "the saved model reproduces 8 of 8 predictions on test")
 
 
@@ -52,7 +52,7 @@ def losses(folder: Path, *values: Any) -> tuple[bool, str]:
     """The result for these losses, logged at steps 10, 20, ..."""
     history = [{"step": 10 * (n + 1), "loss": value} for n, value in enumerate(values)]
     (folder / "training_info.json").write_text(json.dumps({"log_history": history}))
-    return checks.CHECKS["training loss"](CheckTarget(folder, training_info=folder / "training_info.json"))
+    return gate.CHECKS["training loss"](CheckTarget(folder, training_info=folder / "training_info.json"))
 
 
 @pytest.mark.parametrize(
@@ -201,14 +201,14 @@ def validated(world: World, *words: str) -> tuple[int, dict[str, bool]]:
 def test_validate_writes_a_report_and_its_exit_code_says_whether_all_passed(
     copied: World, capsys: Capture
 ) -> None:
-    assert validated(copied) == (0, dict.fromkeys(checks.VALIDATE, True))
+    assert validated(copied) == (0, dict.fromkeys(gate.VALIDATE, True))
     assert "5 of 5 checks passed" in capsys.readouterr().out
     edit(copied.newest.path / "aim_profile.json", lambda p: p.pop("parameters"))
     path = copied.newest.model / "adapter_model.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
     code, passed = validated(copied, str(copied.newest.path))
     assert code == 3
-    assert passed == dict.fromkeys(checks.VALIDATE, True) | dict.fromkeys(
+    assert passed == dict.fromkeys(gate.VALIDATE, True) | dict.fromkeys(
         ("model files", "profile", "model output"), False
     )
 
@@ -222,7 +222,7 @@ def test_validate_takes_the_files_one_by_one(copied: World, tmp_path: Path, caps
     flags = ["--training-info", str(info), f"--model-path={model}", "--profile-path", str(served)]
     assert copied.call("validate", *flags) == 0
     report = json.loads((folder / "validation_report.json").read_text())
-    assert report["run"] is None and [c["name"] for c in report["checks"]] == list(checks.VALIDATE)
+    assert report["run"] is None and [c["name"] for c in report["checks"]] == list(gate.VALIDATE)
     assert "no file hashes were recorded" in report["checks"][1]["message"]
     capsys.readouterr()
     assert copied.call("validate", "--training-info", "away.json", "--profile-path=gone.json") == 2

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from src.deploy.checks import CheckResult
-from src.deploy.gate import check_gate
+from src.deploy.gate import CheckResult, check_gate
 from src.errors import Inconclusive, NotPromoted, RunError
 from src.runs import Run
 from src.schema import GateArgs
