@@ -1,4 +1,4 @@
-"""Errors that the user can fix. The hierarchy:
+"""Errors that the user can fix, with their exit codes.
 
     UserError              exit code 2: a sentence of fact and one of remedy, without a traceback
     ├── ConfigError        a setting is unknown, has the wrong type or is out of range
@@ -11,7 +11,7 @@
     ├── RemoteError        the server cannot be reached, or refuses a request
     │   └── LostConnection the connection was interrupted
     ├── Stopped            exit code 75: a signal ended the training run after a checkpoint
-    ├── NotPromoted        exit code 3: the tuned model is not better than its base
+    ├── NotPromoted        exit code 3: the tuned model is not better than its base, or a health check failed
     └── Inconclusive       exit code 4: the examples are too few to decide
 
 Any other exception is a bug and keeps its traceback.

@@ -30,6 +30,7 @@ def main(argv: list[str] | None = None) -> int:
         3: not published, since the model is not better than its base or damaged; or a check of validate failed.
         4: not published, since the examples are too few to decide.
         75: a signal stopped the training run after a checkpoint; the same command resumes it.
+        76: another process of the training run ended; its error is the cause.
         130: interrupted (SIGINT). 143: terminated (SIGTERM).
     """
     argv = sys.argv[1:] if argv is None else argv
