@@ -135,11 +135,11 @@ def _copy(run: Run, cfg: PublishConfig, folder: Path) -> dict[str, Any]:
 def _merge(run: Run, cfg: PublishConfig, folder: Path) -> dict[str, Any]:
     if METHODS[run.manifest["method"]].config is None:  # full weights: nothing to merge
         return _copy(run, cfg, folder)
-    from . import merge_adapter
+    from . import merged_export
 
-    limits = merge_adapter.Limits(cfg.export_max_kl, cfg.export_max_drop)
+    limits = merged_export.Limits(cfg.export_max_kl, cfg.export_max_drop)
     load = LoadArgs(cfg.cuda_visible_devices, cfg.trust_remote_code)
-    return merge_adapter.write_merged(run, cfg.gate, load, limits, folder)
+    return merged_export.write_merged(run, cfg.gate, load, limits, folder)
 
 
 def _onnx(run: Run, cfg: PublishConfig, folder: Path) -> dict[str, Any]:

@@ -172,7 +172,7 @@ def _tuned_model(cfg: EvalConfig, context: EvalContext, tuned: TunedModel, stats
     if context.args.engine == "vllm":
         return _vllm(context, tuned.base.location, tuned)
     from ..model import load
-    from . import adapter_merge
+    from . import merge_check
 
     model = _base_model(context, tuned.base)
     if tuned.is_adapter and cfg.baseline == "auto" and _is_missing_base(cfg.artifacts_dir, context, tuned):
@@ -180,7 +180,7 @@ def _tuned_model(cfg: EvalConfig, context: EvalContext, tuned: TunedModel, stats
         log.info("evaluating the base model %s first: its result is not cached yet", tuned.base.name)
         _evaluate_base(model, context, tuned.base, _baseline_config(cfg, tuned.base))
     prompts = [ids for of_split in context.requests.prompts.values() for ids in of_split]
-    model, merged = adapter_merge.merge_for_eval(
+    model, merged = merge_check.merge_for_eval(
         load.attach_adapter(model, tuned), cfg.merge_adapter, context.dtype.value, context.task, context.chat,
         prompts, lambda: load.attach_adapter(context.load(tuned.base), tuned),
     )  # fmt: skip

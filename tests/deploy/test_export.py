@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from src.deploy import export
 from src.deploy.model_card import render_card
 from src.errors import ModelError, RunError
-from src.eval import adapter_merge, reevaluate
+from src.eval import merge_check, reevaluate
 from src.model import adapters, load, methods
 from src.model.methods import METHODS
 from src.model.source import locate, locate_tuned
@@ -152,7 +152,7 @@ def test_logits_are_those_of_the_reference_answer_whose_likelihood_they_give(fin
     evaluation = reevaluate.of_run(finished.newest, MERGED.gate, [])
     chat = reevaluate.load_chat(finished.newest.model, "causal_lm")
     example = reevaluate.reference_examples(model.config.to_dict(), chat, evaluation)[0]
-    logits = adapter_merge.LOGITS["causal_lm"](model, example)
+    logits = merge_check.LOGITS["causal_lm"](model, example)
     answer = [i for i, on in zip(*example, strict=True) if on]
     assert tokenizer.decode(answer).startswith(ANSWER)
     found = torch.nn.functional.cross_entropy(logits, torch.tensor(answer))

@@ -16,7 +16,7 @@ import pytest
 from transformers.generation.utils import GenerationMixin
 
 from src import runs
-from src.eval import adapter_merge
+from src.eval import merge_check
 from src.eval.metrics import METRICS
 from src.model import load, methods
 from src.model.source import content_hash
@@ -546,7 +546,7 @@ def test_an_adapter_is_merged_in_fp32_to_the_same_answers(copied: World, monkeyp
 def test_in_16_bits_it_is_measured_whether_merging_is_exact_enough(
     copied: World, monkeypatch: pytest.MonkeyPatch, tolerance: float, expected: str
 ) -> None:
-    monkeypatch.setattr(adapter_merge, "MAX_KL", tolerance)
+    monkeypatch.setattr(merge_check, "MAX_KL", tolerance)
     loads = []
     plain = load.load_base
     monkeypatch.setattr(load, "load_base", lambda *a, **k: loads.append(a[0]) or plain(*a, **k))

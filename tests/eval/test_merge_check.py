@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from src.eval.adapter_merge import mean_kl
+from src.eval.merge_check import mean_kl
 
 
 def test_it_is_the_mean_over_positions_of_what_can_be_worked_out_by_hand() -> None:

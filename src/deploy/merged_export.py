@@ -12,7 +12,7 @@ from peft import PeftModel
 
 from ..errors import ModelError
 from ..eval import reevaluate
-from ..eval.adapter_merge import Measurement, mean_kl, measure
+from ..eval.merge_check import Measurement, mean_kl, measure
 from ..model import load, methods, tasks
 from ..model.source import locate_tuned
 from ..runs import Run
