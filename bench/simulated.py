@@ -1,6 +1,6 @@
-"""Two models that are alike, or of which one is better by a known difference, drawn at random.
+"""Two equal models, or one that is better by a known difference, drawn at random.
 
-Where they are alike, both are drawn from the same distribution, example by example. An improvement is an
+If they are equal, both are drawn from the same distribution, example by example. An improvement is an
 effect on some of the examples, or a small one on all, scaled to the requested true difference.
 """
 
@@ -43,9 +43,9 @@ def bleu(draw: Generator, examples: int, better: float = 0.0) -> PairedScores:
 
 
 def _counts(draw: Generator, lengths: NDArray[np.int64], chance: Floats) -> Floats:
-    """As measures.bleu_counts, of texts of right and wrong tokens: an n-gram is right with all its tokens."""
-    there = np.arange(lengths.max() + 3) < lengths[:, None]
-    right = there & (draw.random(there.shape) < chance[:, None])
+    """Like metric_functions.bleu_counts, for texts of right and wrong tokens: an n-gram needs all its tokens."""
+    present = np.arange(lengths.max() + 3) < lengths[:, None]
+    right = present & (draw.random(present.shape) < chance[:, None])
     windows = np.ones((4, *right[:, 3:].shape), dtype=bool)
     for order in range(4):
         for k in range(order + 1):

@@ -12,7 +12,7 @@
     │   └── LostConnection the connection was interrupted
     ├── Stopped            exit code 75: a signal ended the training run after a checkpoint
     ├── NotPromoted        exit code 3: the tuned model is not better than its base, or a health check failed
-    └── Inconclusive       exit code 4: the examples are too few to decide
+    └── Inconclusive       exit code 4: the verdict is inconclusive (too few examples)
 
 Any other exception is a bug and keeps its traceback.
 """

@@ -104,6 +104,7 @@ def _summarise(run: Run) -> RunSummary:
     manifest = run.manifest
     metrics = _read(run.path / "metrics.json")
     verdict = _read(run.path / "comparison.json").get("verdict") or {}
+    outcome = str(verdict.get("outcome", ""))
     error = f": {manifest['error']}" if manifest.get("error") else ""
     facts = {
         "started": str(manifest["started"]),
@@ -113,7 +114,7 @@ def _summarise(run: Run) -> RunSummary:
         "method": str(manifest.get("method", "")),
         "base": str(manifest.get("base_model", {}).get("name", "")).rstrip("/").rsplit("/", 1)[-1],
         "data": _data_version(manifest.get("data", {})),
-        "verdict": str(verdict.get("outcome", "")).replace("_", " "),
+        "verdict": "inconclusive" if outcome == "cannot_tell" else outcome.replace("_", " "),
     }
     scores = {k: float(v) for k, v in metrics.get("train", {}).items() if k in LOSSES and _is_number(v)}
     lower = set(LOSSES)

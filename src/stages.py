@@ -66,8 +66,8 @@ STOPPING = (
     "  a second one at once, with 143 or 130. touch RUN/checkpoint-now saves a checkpoint and continues.",
 )
 PUBLISH_CODES = (
-    "exit codes: 0 published; 2 wrong input; 3 not better than the base, or damaged; 4 too few examples to",
-    "  decide. force=true publishes in spite of 3 and 4, which the model card states.",
+    "exit codes: 0 published; 2 wrong input; 3 not better than the base, or damaged; 4 inconclusive (too",
+    "  few examples). force=true publishes in spite of 3 and 4, which the model card states.",
 )
 
 STAGES = {

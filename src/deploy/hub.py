@@ -72,7 +72,7 @@ class Publication:
         """Push the folder to the Hub and verify it.
 
         Returns: endpoint, repo, commit, tag, url, private, files, bytes.
-        Raises: RunError, which says what is on the Hub by then.
+        Raises: RunError, which reports the current state on the Hub.
         """
         from .hub_client import connected
 
@@ -133,7 +133,7 @@ class Publication:
             )
         commit = self._tagged_commit(api)
         if commit:
-            log.info("tag %s of %s has this model already", self.tag, self.repo)
+            log.info("tag %s of %s already contains this model", self.tag, self.repo)
         else:
             commit = self._commit(api, info.sha)
             self.state = f"commit {commit[:12]} is in {self.repo}, neither verified nor tagged"
@@ -224,9 +224,9 @@ class Publication:
         obsolete = self._obsolete(api, head, remote) if head else set()
         differing = self._differing(remote)
         if head and not differing and not obsolete:
-            log.info("commit %s of %s has this model already", head[:12], self.repo)
+            log.info("commit %s of %s already contains this model", head[:12], self.repo)
             return head
-        self.state = f"{self.repo} exists, without this model"
+        self.state = f"{self.repo} exists; nothing was committed"
         log.info("sending %d files to %s", len(differing), self.repo)
         operations = [self._addition(path) for path in differing]
         try:
@@ -296,7 +296,7 @@ class Publication:
 
     @contextmanager
     def explained_errors(self) -> Iterator[None]:
-        """Turn known errors of the block into a RunError that says what is on the Hub by then."""
+        """Turn known errors of the block into a RunError that reports the current state on the Hub."""
         try:
             yield
         except UserError as error:

@@ -129,6 +129,7 @@ class _MergeComparison:
         )
 
     def facts(self, best: MergeResult, results: list[MergeResult], reference: Measurement) -> dict[str, Any]:
+        """For the manifest and the model card: precision, KL divergence, scores, and every candidate."""
         return {
             "form": "merged",
             "precision": self.dtype,

@@ -145,7 +145,7 @@ def run_batched(
                     f"out of memory with one prompt at a time, in {part.name}",
                     hint="lower max_new_tokens, or use a smaller model or a larger machine",
                 ) from error
-        gc.collect()  # outside of `except`: the error held the frames, and with them the batch
+        gc.collect()  # after the except block: the exception's traceback references the batch
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         size //= 2

@@ -100,7 +100,7 @@ def record(run: Run, baseline: Path, gate: GateArgs) -> dict[str, Any]:
     return comparison
 
 
-def beyond_noise(row: Mapping[str, Any], confidence: float) -> bool:
+def is_significant(row: Mapping[str, Any], confidence: float) -> bool:
     """Whether the interval excludes 0, and the randomisation test agrees."""
     excludes_0 = row["low"] is not None and not row["low"] <= 0 <= row["high"]
     return bool(excludes_0 and row["p_value"] <= 1 - confidence)
@@ -114,7 +114,7 @@ def show(comparison: Mapping[str, Any], title: str, columns: tuple[str, str] = (
     table = _table(comparison, title, columns)
     console = SafeConsole(width=max(SafeConsole().width, SafeConsole(width=200).measure(table).maximum))
     console.print(table)
-    console.print("* beyond noise: the interval excludes 0 and the paired test agrees", highlight=False)
+    console.print("* significant: the interval excludes 0 and the paired test agrees", highlight=False)
     if comparison["verdict"]:
         outcome, sentence = (comparison["verdict"][key] for key in ("outcome", "sentence"))
         prefixed = sentence.startswith(verdict.PREFIXES)
@@ -152,7 +152,7 @@ def _table(comparison: Mapping[str, Any], title: str, columns: tuple[str, str]) 
 def _cells(row: Mapping[str, Any], confidence: float) -> list[str]:
     digits = verdict.digits(row["scale"])
     sign = {"higher": 1, "lower": -1, "neither": 0}[row["better"]] * row["difference"]
-    marked = beyond_noise(row, confidence)
+    marked = is_significant(row, confidence)
     colour = "dim" if not marked else "green" if sign > 0 else "red" if sign < 0 else "bold"
     interval = "" if row["low"] is None else f"{row['low']:+.{digits}f} to {row['high']:+.{digits}f}"
     return [

@@ -71,7 +71,10 @@ def evaluate(cfg: EvalConfig) -> int:
 
 
 def evaluate_baseline(cfg: BaselineConfig) -> int:
-    """Evaluate the base model on the splits, cache its result, and compare it with the newest run that fits."""
+    """Evaluate the base model on the splits, and cache its result.
+
+    Also compares it with the newest run that was evaluated under the same conditions.
+    """
     runs.check_writable(cfg.artifacts_dir, "artifacts_dir")
     cfg = replace(cfg, metrics=cfg.metrics or setup.default_metrics(cfg.task, cfg.engine))
     splits, dtype, device = _read_inputs(cfg)
@@ -94,7 +97,7 @@ def evaluate_baseline(cfg: BaselineConfig) -> int:
 
 
 def _read_inputs(cfg: EvalConfig | BaselineConfig) -> tuple[EvalSplits, Reasoned, Reasoned]:
-    """Rows, precision and device. Whatever can be refused without torch is refused."""
+    """Rows, precision and device. Rejects whatever can be rejected without torch."""
     setup.check_settings(cfg.task or "causal_lm", cfg)
     splits = setup.read_splits(cfg, cfg.eval_path)
     device = environment.choose_device(cfg.cuda_visible_devices)
@@ -109,7 +112,8 @@ def _set_up(
 ) -> tuple[EvalContext, Source]:  # fmt: skip
     """Tokenizer, requests and batch plan. Imports torch.
 
-    Args: labels: of a tuned classifier; None: those of the rows, or of a base model with a head for all of them.
+    Args: labels: the tuned classifier's labels. None: the base model's labels if they cover the rows' labels, else
+        the rows' labels.
     Returns: also `base` with its revision resolved.
     """
     from ..model.load import resolve_revision
@@ -197,7 +201,7 @@ def _vllm(context: EvalContext, location: str, tuned: TunedModel | None) -> Any:
 
 
 def _is_missing_base(artifacts_dir: str, context: EvalContext, tuned: TunedModel) -> bool:
-    """Whether the base's result is not cached, and this load of the base gives the same as `eval-baseline`."""
+    """Whether the base's result is not cached, and evaluating this loaded base model equals `eval-baseline`."""
     base = fingerprint.base_model(tuned.base)
     if (fingerprint.baseline_folder(artifacts_dir, base, context.conditions) / "metrics.json").exists():
         return False
@@ -209,7 +213,7 @@ def _is_missing_base(artifacts_dir: str, context: EvalContext, tuned: TunedModel
 
 
 def _baseline_config(cfg: EvalConfig, base: Source) -> BaselineConfig:
-    """The settings with which `eval-baseline` does the same."""
+    """The equivalent `eval-baseline` settings."""
     shared = {f.name: getattr(cfg, f.name) for f in fields(BaselineConfig) if hasattr(cfg, f.name)}
     revision = None if base.folder else base.revision
     return BaselineConfig(**shared | {"model_name": base.name, "model_revision": revision})
@@ -259,7 +263,7 @@ def _result(
 ) -> dict[str, Any]:
     """The content of metrics.json. Each row of `predictions` gets its own scores.
 
-    `generated` holds how the predictions were made; it is no condition.
+    `generated` records how the predictions were produced; it is not part of the conditions.
     """
     names, plan = context.args.metrics or [], context.plan
     return {

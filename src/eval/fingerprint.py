@@ -1,4 +1,7 @@
-"""The conditions of an evaluation: what scores depend on besides the model. Baselines are cached by their hash."""
+"""The conditions of an evaluation: everything besides the model that determines the scores.
+
+Baselines are cached by the hash of their conditions.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ def eval_conditions(
     task: str, args: EvalArgs, seed: int, *, data: Mapping[str, str], prompts: Mapping[str, Sequence[list[int]]],
     tokenization: Mapping[str, str], batch_sizes: Mapping[str, int], dtype: str, device: str,
 ) -> dict[str, Any]:  # fmt: skip
-    """Two results are comparable if and only if these are equal.
+    """The conditions of an evaluation. Two results are comparable if and only if they are equal.
 
     Args:
         data: the sha256 of each split's file.

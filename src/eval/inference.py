@@ -44,7 +44,7 @@ class BatchPlan:
 
 @dataclass
 class GenerationStats:
-    """What the predictions took in this process.
+    """Time and token counts of the predictions made in this process.
 
     reused: predictions of an interrupted evaluation.
     """

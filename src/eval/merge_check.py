@@ -115,7 +115,7 @@ def _examples(config: Mapping[str, Any], chat: ChatTokenizer, sample: Reevaluati
 def _causal_logits(model: Any, example: Example) -> torch.Tensor:
     """(answer tokens, vocabulary): each from the position before the token."""
     ids = torch.tensor([example.ids], device=model.device)
-    positions = [i - 1 for i, learnt in enumerate(example.loss_mask) if learnt and i]
+    positions = [i - 1 for i, has_loss in enumerate(example.loss_mask) if has_loss and i]
     logits: torch.Tensor = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
     return logits[0, positions]
 

@@ -34,7 +34,7 @@ class Metric(NamedTuple):
     better: the direction.
     statistics, corpus: counts of each row, and the corpus score of their sum; `corpus` maps sums, (..., counts),
         to scores, (...).
-    references: whether it reads the keys `reference_*` of a row (see loglikelihood.py).
+    references: whether it reads the keys `reference_*` of a row (see generate.py, ReferenceScorer).
     joint: whether rows have comparable counts only if all rows are counted in one call, as with labels.
     scorer: makes the metric of sacrebleu, whose own paired test the verdict then consults too.
     """

@@ -33,7 +33,7 @@ class EvalContext(NamedTuple):
     """Everything that must be equal for two models to be compared.
 
     labels: of a classifier, in the order of its logits.
-    fixed: the conditions (see fingerprint.py); only the batch sizes change, where memory runs out.
+    base_conditions: the conditions (see fingerprint.py) before memory ran out, which changes the batch sizes only.
     """
 
     task: Task
@@ -46,11 +46,11 @@ class EvalContext(NamedTuple):
     device: Reasoned
     plan: BatchPlan
     labels: Sequence[str]
-    fixed: Mapping[str, Any]
+    base_conditions: Mapping[str, Any]
 
     @property
     def conditions(self) -> dict[str, Any]:
-        return {**self.fixed, "batch_size": dict(self.plan.sizes)}
+        return {**self.base_conditions, "batch_size": dict(self.plan.sizes)}
 
     def load(self, source: Source) -> Any:
         """Load the model at `source` with the head of the task."""

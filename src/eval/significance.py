@@ -47,7 +47,7 @@ class Comparison(NamedTuple):
     low, high: the confidence interval of the difference.
     p_value: two-sided, of the null hypothesis that the difference is `shift` (see `compare`).
     test: the name of the test.
-    detectable: the smallest difference that would have been seen with a power of 80 %.
+    detectable: the smallest true difference that is detected with a power of 80 %.
     """
 
     base: float
@@ -102,7 +102,7 @@ def compare(
 
 
 def pseudo_values(pair: PairedScores) -> Floats:
-    """The contribution of each example to the difference, (examples,); their mean is about the difference.
+    """The contribution of each example to the difference, (examples,); their mean approximates the difference.
 
     Jackknife pseudo-values: n D - (n - 1) D_i, where D_i is the difference without example i (Tukey 1958; Efron
     and Tibshirani 1993, chapter 11). For a mean they are the differences of the examples' scores.
@@ -113,7 +113,7 @@ def pseudo_values(pair: PairedScores) -> Floats:
 
 
 def detectable(pair: PairedScores, confidence: float) -> float:
-    """The smallest true difference that is promoted with a power of 80 %, by so many examples with this variance.
+    """The minimum detectable difference: promoted with 80 % power, given this number of examples and variance.
 
     An effect d adds variance: if a share d/g of the examples changes by g, the variance grows by d (g - d). This
     gives the fixed point d = (z_a + z_b) sqrt((s^2 + d (g - d)) / n). The result is bounded below by what the

@@ -1,8 +1,9 @@
-"""The verdict: whether a tuned model is better than its base, not better, or whether there are too few examples.
+"""The verdict: whether a tuned model is better than its base, not better, or the evaluation is inconclusive.
 
 promoted    the interval of the difference is above `min_delta`, the paired test agrees, and no guard is broken
 not_better  the difference or the upper end of its interval is not above `min_delta`, or a guard is broken
-cannot_tell everything else: too few examples for a difference of this size, or fewer than `min_examples`
+cannot_tell inconclusive, everything else: too few examples for a difference of this size, or fewer than
+            `min_examples`
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from .results import EvalResult
 from .significance import Comparison
 
 Outcome = Literal["promoted", "not_better", "cannot_tell"]
-PREFIXES = NO_BETTER, TOO_FEW = "no better than the base: ", "too few examples to tell: "
+PREFIXES = NOT_BETTER, INCONCLUSIVE = "not better than the base: ", "inconclusive: "
 DIGITS = {"0-1": 3, "0-100": 1}
 
 
@@ -96,7 +97,7 @@ def decide(tuned: EvalResult, base: EvalResult, gate: GateArgs) -> Verdict:
     outcome = decide_outcome(mine, gate)
     sentence = _sentence(mine, gate, outcome)
     if broken:
-        prefix = NO_BETTER if outcome == "not_better" else ""
+        prefix = NOT_BETTER if outcome == "not_better" else ""
         outcome, sentence = "not_better", f"{prefix}{describe(mine, gate)}, but {'; '.join(broken)}"
     facts = {
         **_facts(mine),
@@ -169,9 +170,9 @@ def _refuse_unmeasured(tuned: EvalResult, wanted: list[tuple[str, str, str]]) ->
         others = "gate.metric, gate.split and gate.guards to what was evaluated"
         only_guards = not any(each.startswith("gate:") for each in missing)
         raise RunError(
-            f"{tuned.name} was not evaluated by what the gate requires ({'; '.join(missing)}); "
-            f"evaluated are {known}",
-            hint=f"evaluate that, or set {'gate.guards=[], or to what was evaluated' if only_guards else others}",
+            f"the gate needs scores of {tuned.name} that were not computed: {'; '.join(missing)}; "
+            f"available: {known}",
+            hint=f"evaluate them, or set {'gate.guards=[], or to what was evaluated' if only_guards else others}",
         )
 
 
@@ -180,7 +181,7 @@ def _broken(guarded: MetricComparison, guard: Guard) -> str:
 
 
 def _sentence(mine: MetricComparison, gate: GateArgs, outcome: Outcome) -> str:
-    prefix = {"promoted": "", "not_better": NO_BETTER, "cannot_tell": TOO_FEW}[outcome]
+    prefix = {"promoted": "", "not_better": NOT_BETTER, "cannot_tell": INCONCLUSIVE}[outcome]
     return prefix + describe(mine, gate)
 
 
@@ -205,7 +206,7 @@ def _terms(measured: MetricComparison, gate: GateArgs) -> str:
     required = f"; the gate requires more than {gate.min_delta:+g}" if gate.min_delta else ""
     if measured.comparison.examples < gate.min_examples:
         return f"{required}; the gate requires {gate.min_examples} examples or more"
-    return f"{required}; a difference of {measured.comparison.detectable:.2g} or more would have been seen"
+    return f"{required}; smallest detectable difference {measured.comparison.detectable:.2g}"
 
 
 def _facts(measured: MetricComparison) -> dict[str, Any]:

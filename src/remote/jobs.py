@@ -28,7 +28,7 @@ EXIT_CODES = {
     0: "finished",
     2: "refused",
     3: "not promoted",
-    4: "cannot tell",
+    4: "inconclusive",
     75: "stopped, with a checkpoint",
     130: "interrupted",
     143: "terminated",

@@ -39,13 +39,13 @@ def compared(folder: Path, base: float, tuned: float) -> Run:
             0.25,
             NotPromoted,
             3,
-            "not published: no better than the base: .*; publish anyway with force=true",
+            "not published: not better than the base: .*; publish anyway with force=true",
         ),
         (
             0.55,
             Inconclusive,
             4,
-            "not published: too few examples to tell: .*; evaluate more examples, or pub",
+            "not published: inconclusive: .*; evaluate more examples, or pub",
         ),
     ],
 )
@@ -70,12 +70,12 @@ def test_a_damaged_model_is_refused_however_good_it_is(tmp_path: Path) -> None:
 def test_all_reasons_against_publishing_are_reported(tmp_path: Path) -> None:
     with pytest.raises(NotPromoted) as caught:
         check_gate(compared(tmp_path, 0.5, 0.55), GATE, force=False, results=[DAMAGED])
-    assert caught.value.problems[0].startswith("not published: too few examples to tell")
+    assert caught.value.problems[0].startswith("not published: inconclusive")
     assert caught.value.problems[1] == "not published: model.safetensors was changed"
 
 
 def test_force_does_not_override_a_missing_evaluation(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="was not evaluated by what the gate requires"):
+    with pytest.raises(RunError, match="that were not computed"):
         check_gate(compared(tmp_path, 0.25, 0.75), GateArgs(metric="rougeL"), force=True)
 
 
@@ -91,7 +91,7 @@ def test_a_model_that_does_not_beat_its_base_is_refused_and_nothing_is_written(
     before = tree(copied.output.parent)
     assert copied.call(stage, "gate.min_delta=2") == 3
     error = capsys.readouterr().err
-    assert error.startswith("not published: no better than the base: rougeL on test rose from 0.000 to 1.000")
+    assert error.startswith("not published: not better than the base: rougeL on test rose from 0.000 to 1.000")
     assert "publish anyway with force=true" in error
     assert tree(copied.output.parent) == before
 
@@ -106,7 +106,7 @@ def test_too_few_examples_are_refused(copied: World, capsys: pytest.CaptureFixtu
 def test_force_publishes_against_the_gate_and_the_card_says_so(copied: World, word: str) -> None:
     assert copied.call("publish", "gate.min_delta=2", word) == 0
     folder = copied.artifacts / "models" / "tiny-lora" / "latest"
-    assert "**published against the gate**: no better than the base: rougeL" in (folder / "README.md").read_text()
+    assert "**published against the gate**: not better than the base: rougeL" in (folder / "README.md").read_text()
     assert json.loads((folder / "manifest.json").read_text())["publication"]["promoted"] is False
 
 

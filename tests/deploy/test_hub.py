@@ -295,7 +295,7 @@ def test_a_repository_that_keeps_changing_is_an_error(copied: World, hub: ModelH
     counter = iter(range(100))
     hub.fault("commit", times=None, call=lambda: hub.change(REPO, notes=str(next(counter))) and None)
     line = refused(copied, capsys)
-    assert f"somebody else changed {REPO} at the same time; {REPO} exists, without this model; run the" in line
+    assert f"somebody else changed {REPO} at the same time; {REPO} exists; nothing was committed; run the" in line
     assert [commit.title for commit in hub.repos[REPO].published] == ["by somebody else"] * 3
 
 
@@ -405,8 +405,8 @@ def test_a_hub_without_response_times_out(
     [
         ("whoami", 503, "nothing was sent"),
         ("create", 503, "nothing was sent"),
-        ("preupload", 503, f"{REPO} exists, without this model"),
-        ("put", 503, f"{REPO} exists, without this model"),
+        ("preupload", 503, f"{REPO} exists; nothing was committed"),
+        ("put", 503, f"{REPO} exists; nothing was committed"),
         ("commit", LOST, "commit {commit} is in {repo}, neither verified nor tagged"),
         ("tag", DROP, "commit {commit} is in {repo}, verified but not tagged"),
     ],
@@ -492,7 +492,7 @@ def test_a_model_card_that_the_hub_rejects(
     monkeypatch.setattr("src.deploy.model_card.render_card", lambda *_: "---\na: [\n---\n# no YAML\n")
     line = refused(copied, capsys)
     assert " refuses the request (400, invalid YAML while parsing a flow node " in line
-    assert f"; {REPO} exists, without this model; correct the cause, then run the same command" in line
+    assert f"; {REPO} exists; nothing was committed; correct the cause, then run the same command" in line
 
 
 @pytest.mark.parametrize(("step", "status"), [("info", 404), ("commit", 413), ("create", 402), ("tag", 400)])

@@ -161,7 +161,7 @@ def cells_of(text: str) -> list[list[str]]:
     return [line.split() for line in text.replace("│", " ").splitlines()]
 
 
-def test_a_comparison_is_written_and_printed_with_stars_beyond_noise(
+def test_a_comparison_is_written_and_printed_with_stars_where_significant(
     tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
@@ -227,7 +227,7 @@ def test_two_runs_are_compared_the_first_against_the_second(two: Path, capsys: C
     assert "promoted: rougeL on test rose from 0.500 to 0.900 (+0.400" in capsys.readouterr().out
     assert compared(two, "2026-01-01", newer) == 0
     output = capsys.readouterr().out
-    assert "\nno better than the base: rougeL on test fell" in output
+    assert "\nnot better than the base: rougeL on test fell" in output
     assert "2026-01-01_10-00-00 against 2026-01-02_10-00-00" in output
     assert not (two / "outputs/runs/latest/comparison.json").exists()
 

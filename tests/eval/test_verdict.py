@@ -1,4 +1,4 @@
-"""The verdict: promoted, not better, or too few examples; and what cannot be judged."""
+"""The verdict: promoted, not better or inconclusive; and what cannot be judged."""
 
 from __future__ import annotations
 
@@ -74,14 +74,14 @@ FIGURES = r"95% interval [-+.\d]+ to [-+.\d]+, p [.\d]+, 40 examples"
     [
         (
             0.1, 0.6, {},
-            rf"exact_match on test rose from 0\.100 to 0\.600 \(\+0\.500, {FIGURES}; a difference of [.\d]+ or "
-            r"more would have been seen\)",
+            rf"exact_match on test rose from 0\.100 to 0\.600 \(\+0\.500, {FIGURES}; smallest "
+            r"detectable difference [.\d]+\)",
         ),
-        (0.6, 0.1, {}, rf"no better than the base: .* fell from 0\.600 to 0\.100 \(-0\.500, {FIGURES};.*"),
-        (0.5, 0.5, {}, r"no better than the base: exact_match on test stayed the same at 0\.500 \(\+0\.000, .*"),
-        (0.5, 0.55, {}, r"too few examples to tell: exact_match on test rose from 0\.500 to 0\.550 .*"),
-        (0.5, 0.55, {"min_examples": 50}, r"too few examples to tell: .*; the gate requires 50 examples .*"),
-        (0.1, 0.6, {"min_delta": 0.2}, r"exact_match .*; the gate requires more than \+0\.2; a difference of .*"),
+        (0.6, 0.1, {}, rf"not better than the base: .* fell from 0\.600 to 0\.100 \(-0\.500, {FIGURES};.*"),
+        (0.5, 0.5, {}, r"not better than the base: exact_match on test stayed the same at 0\.500 \(\+0\.000, .*"),
+        (0.5, 0.55, {}, r"inconclusive: exact_match on test rose from 0\.500 to 0\.550 .*"),
+        (0.5, 0.55, {"min_examples": 50}, r"inconclusive: .*; the gate requires 50 examples .*"),
+        (0.1, 0.6, {"min_delta": 0.2}, r"exact_match .*; the gate requires more than \+0\.2; smallest .*"),
         (0.1, 0.6, {"confidence": 0.9}, r"exact_match .* 90% interval .*"),
     ],
 )  # fmt: skip
@@ -167,17 +167,20 @@ def test_a_broken_guard_is_named_also_with_too_few_examples(tmp_path: Path) -> N
     [
         (
             gate("chrf"),
-            r"run was not evaluated by what the gate requires \(gate: chrf on test\); evaluated are test: ex",
+            r"needs scores of run that were not computed: gate: chrf on test; available: test: ex",
         ),
         (
             gate(split="dev"),
-            r"\(gate: exact_match on dev\); evaluated are test: .*; evaluate that, or set",
+            r"computed: gate: exact_match on dev; available: test: .*; evaluate them, or set",
         ),
         (
             gate(guards=[Guard("bleu", "dev")]),
-            r"\(gate\.guards: bleu on dev\); evaluated are test: ex.*; evaluate that, or set gate.guards=\[\]",
+            r"computed: gate\.guards: bleu on dev; available: test: ex.*; evaluate them, or set gate.guards=\[\]",
         ),
-        (gate("chrf", guards=[Guard()]), r"\(gate: chrf on test; gate\.guards: chrf on adversarial\)"),
+        (
+            gate("chrf", guards=[Guard()]),
+            r"computed: gate: chrf on test; gate\.guards: chrf on adversarial;",
+        ),
         (gate("length_ratio"), "length_ratio cannot decide: it does not say which model is better"),
     ],
 )

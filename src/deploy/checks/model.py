@@ -20,7 +20,7 @@ PROMPTS = ("What can you do?", "Name three colours.", "Write one sentence about 
 PROBABILITY_TOLERANCE = 0.01  # a classifier reproduces a label if its probability differs by at most this
 MAX_DIFFERING = 1 / 8  # of the predictions, where kernels round differently: 16 bits, or another device
 REPETITIVE = 4.0  # a text that zlib compresses by more than this factor repeats itself
-MIN_LENGTH = 64  # characters; the compression of a shorter text says nothing
+MIN_LENGTH = 64  # characters; a shorter text may compress well without repetition
 
 
 class LoadArgs(NamedTuple):
@@ -35,7 +35,8 @@ def check_reload(run: Run | None, gate: GateArgs, load: LoadArgs) -> tuple[bool,
 
     In float32, on the kind of device that the evaluation used, a prediction does not depend on the other
     prompts of its batch: the longest prompts are evaluated alone, and every prediction must be equal. Otherwise
-    it may: the first batches are evaluated as they were, and one prediction in eight may differ.
+    predictions may depend on the batch: the evaluation's first batches are repeated, and one prediction in eight
+    may differ.
     """
     if not gate.verify_examples:
         return True, "gate.verify_examples=0: no prediction was reproduced"

@@ -19,7 +19,7 @@ File = Mapping[str, Any]
 OUTCOMES = {
     "promoted": ("Promoted", "yes"),
     "not_better": ("Not better", "no"),
-    "cannot_tell": ("Cannot tell", "unsure"),
+    "cannot_tell": ("Inconclusive", "unsure"),
     "not_judged": ("Not judged", "none"),
     "not_compared": ("Not compared", "none"),
 }

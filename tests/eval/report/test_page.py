@@ -31,8 +31,8 @@ CONDITIONS = {"data": {"test": "a" * 64, "adversarial": "b" * 64}, "device": "cp
 GATE = {"metric": "rougeL", "split": "test", "min_delta": 0.0, "confidence": 0.95}
 SENTENCES = {
     "promoted": "rougeL on test rose from 0.250 to 0.500 (+0.250, 95% interval 0.190 to 0.310, 40 examples)",
-    "not_better": "no better than the base: rougeL on test fell from 0.500 to 0.250",
-    "cannot_tell": "too few examples to tell: rougeL on test rose by 0.001, 40 examples",
+    "not_better": "not better than the base: rougeL on test fell from 0.500 to 0.250",
+    "cannot_tell": "inconclusive: rougeL on test rose by 0.001, 40 examples",
 }
 HOSTILE = (
     "</pre><script>window.ran = 1</script><img src=https://x.example/y onerror='window.ran = 2'>"
@@ -172,7 +172,7 @@ def text(page: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("outcome", "word"), [("promoted", "Promoted"), ("not_better", "Not better"), ("cannot_tell", "Cannot tell")]
+    ("outcome", "word"), [("promoted", "Promoted"), ("not_better", "Not better"), ("cannot_tell", "Inconclusive")]
 )
 def test_the_verdict_comes_first_as_a_word_and_a_sentence(made: FakeRun, outcome: str, word: str) -> None:
     page = made.evaluated(*answers()).compared(outcome).page()
