@@ -52,7 +52,7 @@ from src.train.batch_sampler import Schedule, build_sampler  # noqa: E402
 from src.train.callbacks import RunRecorder  # noqa: E402
 from src.train.fit import (  # noqa: E402
     CHECKPOINTING,
-    BatchStrategy,
+    CollatorAndLoss,
     build_training_arguments,
     fit,
     set_numerics,
@@ -269,15 +269,22 @@ def train(model: Any, rows: Any, cfg: TrainConfig, recorder: RunRecorder) -> Non
     """Train with this project's loop."""
     sampler = build_sampler(rows, cfg, cfg.seed, cfg.max_length if cfg.packing else None, ProcessInfo())
     schedule = Schedule.from_batches(len(sampler), cfg)
-    strategy = BatchStrategy.for_model(
-        model, TOKENIZER, "bfloat16", task=cfg.task, method=cfg.method, speed=cfg, loss=cfg, engine=cfg.distributed
+    collator_and_loss = CollatorAndLoss.for_model(
+        model,
+        TOKENIZER,
+        "bfloat16",
+        task=cfg.task,
+        method=cfg.method,
+        speed=cfg,
+        loss=cfg,
+        distributed=cfg.distributed,
     )
     set_numerics(cfg, cfg.cuda_visible_devices)
     args = build_training_arguments(cfg, "bfloat16", schedule, False, recorder.run.checkpoints)
     fit(
-        model, TOKENIZER, rows, [], sampler=sampler, schedule=schedule, strategy=strategy, args=args,
-        dtype="bfloat16", loop=cfg, speed=cfg, engine=cfg.distributed, seed=cfg.seed, recorder=recorder,
-        locate_row=str,
+        model, TOKENIZER, rows, [], sampler=sampler, schedule=schedule, collator_and_loss=collator_and_loss,
+        args=args, dtype="bfloat16", loop=cfg, speed=cfg, distributed=cfg.distributed, seed=cfg.seed,
+        recorder=recorder, locate_row=str,
     )  # fmt: skip
 
 

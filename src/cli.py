@@ -133,7 +133,7 @@ def _run_locally(call: Call, overrides: list[str], job: Callable[[DictConfig], A
             return job(composed)
         except UserError as error:
             errors.append(error)
-            raise SystemExit(error.exit_code) from error  # of any other exception Hydra prints more
+            raise SystemExit(error.exit_code) from error  # for other exceptions Hydra prints a traceback
 
     try:
         _call_hydra(call, overrides, guarded)
@@ -217,7 +217,7 @@ def _check_jobs(call: Call, overrides: list[str], one_process: bool) -> list[str
 def _expand_jobs(call: Call, overrides: list[str]) -> Iterator[list[str]]:
     """The overrides of each job, of the first MAX_CHECKED_JOBS at most.
 
-    The jobs of a search are drawn while it runs; here they are jobs at the edges of its space.
+    The jobs of a search are drawn while it runs. Before it starts, the bounds of the search space are checked.
     """
     if not call.multirun:
         yield overrides

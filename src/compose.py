@@ -5,7 +5,7 @@ Later sources win over earlier ones:
     schema defaults < the stage's file < presets < experiment < command line
 
 The defaults list is made here, so every YAML file (shipped, of a user, or a run's config_used.yaml) is flat. Hydra
-reports one unknown key at a time and silently accepts `+epochz=2`. So all keys are forced in (`++key=value`), and
+reports one unknown key at a time and silently accepts `+epochz=2`. So every override becomes `++key=value`, and
 `config.load` validates the result and reports all problems.
 """
 

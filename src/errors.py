@@ -1,6 +1,6 @@
 """Errors that the user can fix, with their exit codes.
 
-    UserError              exit code 2: a sentence of fact and one of remedy, without a traceback
+    UserError              exit code 2: a problem and a hint, without a traceback
     ├── ConfigError        a setting is unknown, has the wrong type or is out of range
     ├── DataError          a file or row cannot be used; names file:line
     ├── ModelError         a model, tokenizer or method cannot be used

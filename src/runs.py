@@ -77,9 +77,9 @@ class Run:
         try:
             return current_settings(yaml.safe_load(path.read_text(encoding="utf-8")))
         except FileNotFoundError:
-            raise RunError(f"{path} does not exist", hint="restore it or make a new run") from None
+            raise RunError(f"{path} does not exist", hint="restore it, or start a new run") from None
         except (ValueError, TypeError, AttributeError, yaml.YAMLError):
-            raise RunError(f"{path} cannot be read as settings", hint="restore it or make a new run") from None
+            raise RunError(f"{path} cannot be read as settings", hint="restore it, or start a new run") from None
 
     @property
     def readable(self) -> bool:
@@ -152,11 +152,11 @@ class Run:
         run's status does not change.
         """
 
-        def note(**changes: Any) -> None:
+        def record(**changes: Any) -> None:
             self.update(**({part: self.manifest.get(part, {}) | changes} if part else changes))
 
         if part:
-            note(
+            record(
                 status=RUNNING,
                 started=now(),
                 ended=None,
@@ -173,14 +173,14 @@ class Run:
             reason = f"{type(error).__name__}: {error}"
             if stopped:
                 reason = error.problems[0] if isinstance(error, Stopped) else "stopped by the user"
-            again = {"resumable": False} if isinstance(error, DivergedError) else {}
+            extra = {"resumable": False} if isinstance(error, DivergedError) else {}
             try:
-                note(status=INTERRUPTED if stopped else FAILED, error=reason, ended=now(), **again)
+                record(status=INTERRUPTED if stopped else FAILED, error=reason, ended=now(), **extra)
             except RunError as full:  # the disk is full: once this process has exited, it counts as interrupted
                 log.error("%s", full)
             raise
         else:
-            note(status=FINISHED, ended=now())
+            record(status=FINISHED, ended=now())
         finally:
             if not part:
                 self.unlock()
@@ -407,7 +407,7 @@ def find_run(word: str, output_dir: str | Path) -> Run:
         if (path / "manifest.json").is_file() and Run(path.resolve()).readable:
             return Run(path.resolve())
         if (path / "manifest.json").is_file() or (path / "config_used.yaml").is_file():
-            raise RunError(f"{path} has no readable manifest.json", hint="restore it or make a new run")
+            raise RunError(f"{path} has no readable manifest.json", hint="restore it, or start a new run")
     if word == "latest":  # a dangling link
         return newest(output_dir)
     matches = [name for name in known if name.startswith(word)]

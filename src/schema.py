@@ -292,7 +292,7 @@ class HardwareArgs:
 
 
 @dataclass
-class LaunchArgs:
+class DistributedArgs:
     num_processes: Annotated[
         int | None, Ge(1), Doc("processes per machine; null: one per GPU of cuda_visible_devices, one on a CPU")
     ] = None
@@ -337,7 +337,7 @@ class LoopArgs:
     ] = 0.0
     load_best_model_at_end: Annotated[bool, Doc("end with the weights of the lowest evaluation loss")] = False
     report_to: Annotated[
-        list[Literal["tensorboard", "mlflow", "wandb"]], Doc("trackers in addition to TensorBoard")
+        list[Literal["tensorboard", "mlflow", "wandb"]], Doc("trackers; TensorBoard is always on")
     ] = field(default_factory=list)
     resume: Annotated[
         str,
@@ -537,7 +537,7 @@ class SlurmArgs:
         int, Ge(0), Doc("how often a job that reaches its time limit is requeued to resume")
     ] = 3
     signal_delay_s: Annotated[
-        int, Ge(1), Doc("seconds before the time limit at which a job is asked to save a checkpoint")
+        int, Ge(1), Doc("seconds before the time limit at which a job receives the signal to save a checkpoint")
     ] = 120
     sbatch: Annotated[dict[str, Any], Doc("other options of sbatch, e.g. {exclude: node7}")] = field(
         default_factory=dict
@@ -551,12 +551,12 @@ class SweepArgs:
 
 _STRICT = ConfigDict(extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=False)
 
-# dataclass orders the fields of the last base first: read each list from its end.
+# The field order of a dataclass follows its bases in reverse.
 
 
 @dataclass
 class TrainConfig(
-    OutputArgs, SeedArgs, EvalDataArgs, LoopArgs, LaunchArgs, PlanArgs, HardwareArgs, SpeedArgs, MethodArgs,
+    OutputArgs, SeedArgs, EvalDataArgs, LoopArgs, DistributedArgs, PlanArgs, HardwareArgs, SpeedArgs, MethodArgs,
     PrecisionArgs, LossArgs, OptimArgs, TrainDataArgs, TrustArgs, ModelArgs,
 ):  # fmt: skip
     __pydantic_config__ = _STRICT

@@ -71,11 +71,11 @@ def plan_sweep(
     """The plan of the sweep over `overrides`; all trials share the settings `values`."""
     _, dimensions = search_space.split(overrides)
     searching = any(text.startswith("hydra/sweeper=") for text in overrides)
-    own = asdict(search)
-    shared = dict(values) | {"search": own | {"trials": 0, "resume": True}}
+    search_settings = asdict(search)
+    shared = dict(values) | {"search": search_settings | {"trials": 0, "resume": True}}
     return SweepPlan(
         output_dir=str(values["output_dir"]),
-        search=own,
+        search=search_settings,
         searching=searching,
         num_trials=search.trials if searching else math.prod(len(d.options) for d in dimensions),
         identity=_identity(shared, dimensions, searching),

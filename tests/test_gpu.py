@@ -110,12 +110,19 @@ class Step:
 
         from bench.train_gpu import TOKENIZER, Repeated
         from src.model.adapters import training_precision
-        from src.train.fit import BatchStrategy
+        from src.train.fit import CollatorAndLoss
 
         self.cfg.padding_free = padding_free
         cfg = self.cfg
-        way = BatchStrategy.for_model(
-            self.model, TOKENIZER, "bfloat16", task=cfg.task, method=cfg.method, speed=cfg, loss=cfg, engine="ddp"
+        way = CollatorAndLoss.for_model(
+            self.model,
+            TOKENIZER,
+            "bfloat16",
+            task=cfg.task,
+            method=cfg.method,
+            speed=cfg,
+            loss=cfg,
+            distributed="ddp",
         )
         assert way.objective.packed == padding_free
         rows = Repeated(ROWS, len(ROWS), SIZES["vocab_size"])

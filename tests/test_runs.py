@@ -446,7 +446,7 @@ def test_a_run_without_a_manifest_is_reported_as_such(out: Path, manifest: str |
     path = run.path / "manifest.json"
     path.unlink() if manifest is None else path.write_text(manifest)
     for word in (run.id, str(run.path)):
-        with pytest.raises(RunError, match=r"has no readable manifest.json; restore it or make a new run"):
+        with pytest.raises(RunError, match=r"has no readable manifest.json; restore it, or start a new run"):
             runs.find_run(word, out)
     with pytest.raises(
         RunError, match=r"manifest.json( is not JSON.*; restore it|; restore it, or give .*/model$)"
@@ -460,7 +460,7 @@ def test_settings_that_are_lost_are_one_sentence(out: Path, content: str | None)
     assert run.settings == {"seed": 1}
     path = run.path / "config_used.yaml"
     path.unlink() if content is None else path.write_text(content)
-    with pytest.raises(RunError, match=r"config_used.yaml .*; restore it or make a new run"):
+    with pytest.raises(RunError, match=r"config_used.yaml .*; restore it, or start a new run"):
         _ = run.settings
 
 

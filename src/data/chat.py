@@ -35,8 +35,8 @@ class RenderedChat(NamedTuple):
 
     answer_spans: spans of the answers with loss, in order and disjoint.
     answer_turns: indices of the messages of these answers.
-    earlier_spans: spans of answers without loss, which another text trains. The text is cut at these too, as in a
-        prompt.
+    earlier_spans: spans of answers that are masked, because another text trains them. The text is cut at these
+        too, as in a prompt.
     """
 
     text: str
@@ -98,7 +98,7 @@ class ChatTokenizer:
             )
         except (TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
             reason = str(error) or type(error).__name__
-            raise RowError("template", f"is refused by the chat template: {reason}") from error
+            raise RowError("template", f"is rejected by the chat template: {reason}") from error
 
     def training_texts(self, turns: Sequence[Message], tools: Tools = None) -> list[RenderedChat]:
         """The texts to train on. Each answer of the conversation has loss in exactly one text.
@@ -107,7 +107,8 @@ class ChatTokenizer:
         template that renders earlier answers differently (for example without their thoughts) gives one text per
         answer, as the model sees it at inference.
 
-        Raises: RowError if the template rejects the turns, hides where answers begin, or omits tool calls.
+        Raises: RowError if the template rejects the turns, does not render the prompt of an answer as a prefix, or
+            omits tool calls.
         """
         if turns[0]["role"] == TEXT:
             return [self._document(turns[0]["content"])]
@@ -119,7 +120,10 @@ class ChatTokenizer:
         found = []
         for number, answer in enumerate(answers):
             if answer.span is None:
-                raise RowError("template", "is written by the chat template so that it hides where answers begin")
+                raise RowError(
+                    "template",
+                    "has a prompt that the chat template does not render as a prefix of the conversation",
+                )
             earlier = tuple(filter(None, (a.locate_in(answer.text) for a in answers[:number])))
             found.append(RenderedChat(answer.text, (answer.span,), (answer.turn,), earlier))
         return found
@@ -149,11 +153,12 @@ class ChatTokenizer:
 
     @cached_property
     def _after_answer(self) -> tuple[str, str]:
-        """What the template writes after the last answer: the end of turn, and the end of the conversation.
+        """What the template writes after the last answer, in two parts: end of turn, end of conversation.
 
-        The end of turn is what follows both the last and an earlier answer, through its last special token. If
-        they share no special token, it ends with the first one after the last answer. If there is none, it is all
-        that they share, without white space at its end.
+        Example: `answer<|im_end|>\\n` gives ("<|im_end|>", "\\n"). The text after the last answer is compared with
+        the text after an earlier one. The end of turn is their common beginning, up to its last special token. If
+        the common beginning has no special token, the end of turn is the text after the last answer up to its
+        first special token or, without any, the common beginning without trailing white space.
         """
         turns: list[Message] = [{"role": "user", "content": "."}, {"role": "assistant", "content": PLACEHOLDER}]
         last = self.render(turns).rpartition(PLACEHOLDER)[2]

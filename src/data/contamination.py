@@ -1,4 +1,4 @@
-"""Contamination: training rows that occur in the evaluation files, so that a score could measure memorisation."""
+"""Contamination: training rows that occur in the evaluation files, which would inflate scores."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .duplicates import (
     BANDS,
     FINGERPRINT,
     KINDS,
-    MOST_COMPARED,
+    MAX_COMPARED,
     THRESHOLD,
     Fingerprints,
     Kind,
@@ -147,12 +147,12 @@ class HeldOutIndex:
     def matches(self, found: Fingerprints, texts: Sequence[str]) -> list[HeldOutMatch | None]:
         """For each text, with its fingerprint in `found`, the held-out text that it duplicates.
 
-        The strongest kind wins, then the highest similarity, then the first text. MOST_COMPARED of the held-out
+        The strongest kind wins, then the highest similarity, then the first text. MAX_COMPARED of the held-out
         texts that share a bucket are compared.
         """
         bands = np.ascontiguousarray(found["bands"])
         starts = np.searchsorted(self._keys, bands)
-        ends = np.minimum(np.searchsorted(self._keys, bands, side="right"), starts + MOST_COMPARED)
+        ends = np.minimum(np.searchsorted(self._keys, bands, side="right"), starts + MAX_COMPARED)
         result: list[HeldOutMatch | None] = []
         for row, text in enumerate(texts):
             if (number := self._exact.get(int(found["exact"][row]))) is not None:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 THREADS = 8
 MAX_NAME = 255  # bytes, on all common file systems
 CONNECT_SECONDS, READ_SECONDS = 10, 30
-MOST_REDIRECTS = 5
+MAX_REDIRECTS = 5
 NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
 Headers = dict[str, str]
@@ -188,7 +188,7 @@ def http_get(address: str, shown: str, headers: Headers, *, allow_private: bool)
         shown: the address as messages may show it.
     Raises: DataError if it leads to a private address, which is not allowed, or there is no response.
     """
-    for _ in range(MOST_REDIRECTS + 1):
+    for _ in range(MAX_REDIRECTS + 1):
         parsed = split_url(address)
         assert parsed is not None, "checked before"
         response = _request(parsed, allow_private, shown, headers)
@@ -197,9 +197,7 @@ def http_get(address: str, shown: str, headers: Headers, *, allow_private: bool)
             return response
         response.close()
         address = _next_hop(address, target, shown)
-    raise DataError(
-        f"{shown} redirects more than {MOST_REDIRECTS} times", hint="use the address to which it leads"
-    )
+    raise DataError(f"{shown} redirects more than {MAX_REDIRECTS} times", hint="use the address to which it leads")
 
 
 def _next_hop(address: str, target: str, shown: str) -> str:

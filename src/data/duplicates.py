@@ -58,7 +58,7 @@ Fingerprints = NDArray[np.void]  # of FINGERPRINT
 THRESHOLD = 0.8  # least Jaccard similarity of near duplicates
 BANDS, BAND_SIZE = 18, 7  # similarity s makes a candidate with probability 1-(1-s^7)^18: 0.99 at 0.8, 0.13 at 0.5
 FEWEST_WORDS = 10  # shorter texts have no near duplicates: "sort the list" and "sort the list twice" differ
-MOST_COMPARED = 16  # rows of a bucket that each of its rows is compared with
+MAX_COMPARED = 16  # rows of a bucket that each of its rows is compared with
 SEED = 1
 # rensa starts threads, which do not survive a fork, from 256 texts or 65,536 shingles on
 BLOCK = 64  # texts hashed at once
@@ -130,7 +130,7 @@ class FingerprintSpool:
         """Each row that duplicates an earlier one, once, ordered by row.
 
         The strongest kind is reported, with the earliest row of that kind. That row may itself be a near
-        duplicate: near is not transitive. In a bucket of more than MOST_COMPARED rows, a row is compared with the
+        duplicate: near is not transitive. In a bucket of more than MAX_COMPARED rows, a row is compared with the
         first rows that are not near one another, so that a row that is near a later one only may be missed.
 
         Args:
@@ -164,7 +164,7 @@ class FingerprintSpool:
     ) -> tuple[Rows, NDArray[np.float64]]:
         """(rows,) twice: the earliest row that each row is near, itself if none, and their similarity."""
         earliest, score = np.arange(self._rows), np.ones(self._rows)
-        shingles = lru_cache(2 * MOST_COMPARED)(lambda row: shingles_of(text_of(row)))
+        shingles = lru_cache(2 * MAX_COMPARED)(lambda row: shingles_of(text_of(row)))
 
         def candidates(band: int) -> list[Rows]:
             return list(_buckets(self._column(_BAND + band)[rows], rows))
@@ -255,7 +255,7 @@ def _compare(
                 earliest[row], score[row] = other, found
                 break
         alone = earliest[row] == row
-        if len(compared) < MOST_COMPARED and (alone or len(bucket) <= MOST_COMPARED):
+        if len(compared) < MAX_COMPARED and (alone or len(bucket) <= MAX_COMPARED):
             compared.append(row)
 
 

@@ -57,7 +57,7 @@ def encode_chats(
         examples = full if trained == answers else [_example(text, trained) for text in tokens]
         try:
             ends = all(map(chat.has_end_of_turn, texts))
-            found.append(_fit(row, chat, options, EncodedRow(examples, texts, full, "", ends)))
+            found.append(_cut_to_length(row, chat, options, EncodedRow(examples, texts, full, "", ends)))
         except RowError as error:
             found.append(error)
     return found
@@ -105,7 +105,7 @@ def _example(segments: Sequence[tuple[list[int], int | None]], trained: Abstract
     return Example(ids, loss_mask)
 
 
-def _fit(row: Row, chat: ChatTokenizer, options: EncodingOptions, encoded: EncodedRow) -> EncodedRow:
+def _cut_to_length(row: Row, chat: ChatTokenizer, options: EncodingOptions, encoded: EncodedRow) -> EncodedRow:
     """`encoded`, cut according to `on_overlength` if an example is longer than `max_length`.
 
     Raises: RowError if it is too long and must not or cannot be cut, or if no token with loss is left.
@@ -136,7 +136,7 @@ def _cut(row: Row, chat: ChatTokenizer, options: EncodingOptions, encoded: Encod
     parts = list(_exchanges(row, chat, options) if splits else _short_prompts(row, chat, options))
     shorter = [part for part in (_full_examples(turns, row.tools, chat, options) for turns in parts) if part]
     if not shorter:
-        raise RowError("over_length", f"{over.detail}, and its longest answer does not fit with its request")
+        raise RowError("over_length", f"{over.detail}, and even its last exchange alone is too long")
     if options.train_on == "last_turn":
         shorter = shorter[-1:]
     if splits:
@@ -157,7 +157,7 @@ def _full_examples(
     return [_example(list(zip(chat.tokenize(t), (s.turn for s in t), strict=True)), trained) for t in texts]
 
 
-def _fits(turns: Sequence[Message], row: Row, chat: ChatTokenizer, options: EncodingOptions) -> bool:
+def _is_short_enough(turns: Sequence[Message], row: Row, chat: ChatTokenizer, options: EncodingOptions) -> bool:
     return all(len(e.ids) <= options.max_length for e in _full_examples(turns, row.tools, chat, options))
 
 
@@ -175,11 +175,11 @@ def _parts(turns: Sequence[Message]) -> tuple[list[Message], list[list[Message]]
 def _exchanges(row: Row, chat: ChatTokenizer, options: EncodingOptions) -> Iterator[list[Message]]:
     """The conversation in pieces of as many exchanges as fit; empty if a single exchange is too long."""
     system, exchanges = _parts(row.messages)
-    if not all(_fits([*system, *exchange], row, chat, options) for exchange in exchanges):
+    if not all(_is_short_enough([*system, *exchange], row, chat, options) for exchange in exchanges):
         return
     piece = list(system)
     for exchange in exchanges:
-        if len(piece) > len(system) and not _fits([*piece, *exchange], row, chat, options):
+        if len(piece) > len(system) and not _is_short_enough([*piece, *exchange], row, chat, options):
             yield piece
             piece = list(system)
         piece += exchange
@@ -192,7 +192,7 @@ def _short_prompts(row: Row, chat: ChatTokenizer, options: EncodingOptions) -> I
     Earlier exchanges are dropped first, then the beginning of the request is cut. Answers are not cut.
     """
     system, exchanges = _parts(row.messages)
-    while len(exchanges) > 1 and not _fits(_joined(system, exchanges), row, chat, options):
+    while len(exchanges) > 1 and not _is_short_enough(_joined(system, exchanges), row, chat, options):
         exchanges = exchanges[1:]
     request, *rest = exchanges[0]
 
@@ -204,7 +204,7 @@ def _short_prompts(row: Row, chat: ChatTokenizer, options: EncodingOptions) -> I
     fits, too_long = 0, len(request["content"]) + 1
     while too_long - fits > 1:
         middle = (fits + too_long) // 2
-        if _fits(with_tail(middle), row, chat, options):
+        if _is_short_enough(with_tail(middle), row, chat, options):
             fits = middle
         else:
             too_long = middle

@@ -252,7 +252,7 @@ def _check_order(roles: list[str]) -> None:
             where = f"after {before}" if before else "at the beginning"
             raise RowError("role_order", f"has a message {number} of {role} {where}")
     if roles[-1] != "assistant":
-        raise RowError("role_order", f"ends with a message of {roles[-1]} that nothing answers")
+        raise RowError("role_order", f"ends with a message of {roles[-1]}, not with an answer")
 
 
 def _is_unicode(turn: Message) -> bool:

@@ -58,12 +58,12 @@ def refuse_bad_rows(data: TrainingRows, args: TrainDataArgs, task: Task) -> None
     """Raises: DataError naming the rows that the settings do not accept, or if no row is left."""
     bad = list(data.store.rejected())
     if bad and (args.on_bad_row == "refuse" or not len(data.store)):
-        misfits = dict(_misfits(data.store, bad))
-        others = [rejection for rejection in bad if rejection.file not in misfits]
+        unusable = dict(_files_without_usable_rows(data.store, bad))
+        others = [rejection for rejection in bad if rejection.file not in unusable]
         if not others:
-            raise DataError(*misfits.values())
+            raise DataError(*unusable.values())
         hint = "fix the rows or set on_bad_row=skip"
-        loader.raise_rejected(others, f"data_format={args.data_format}", hint, also=misfits.values())
+        loader.raise_rejected(others, f"data_format={args.data_format}", hint, also=unusable.values())
     if args.on_contamination == "refuse":
         matches = data.store.matches("contamination")
         overlaps = [data.store.rejection(m.row, "contamination", m.detail) for m in matches]
@@ -120,7 +120,7 @@ def encoding_options(args: TrainDataArgs, task: Task, labels: tuple[str, ...]) -
     return EncodingOptions(args.max_length, args.train_on, args.on_overlength, task, labels)
 
 
-def _misfits(store: RowStore, bad: Sequence[Rejection]) -> Iterator[tuple[Path, str]]:
+def _files_without_usable_rows(store: RowStore, bad: Sequence[Rejection]) -> Iterator[tuple[Path, str]]:
     """Each file without a usable row, with one sentence that explains why."""
     first = {rejection.file: rejection for rejection in reversed(bad)}
     for file in store.about["files"]:

@@ -2,7 +2,7 @@
 
 CACHE/rows/<key>/    rows.jsonl (one usable row a line), places.npy, rejected.jsonl, duplicates.jsonl,
                      contamination.jsonl, about.json
-CACHE/tokens/<key>/  ids.bin, learnt.bin, ends.npy, rows.npy, order.npy, data_report.json
+CACHE/tokens/<key>/  ids.bin, loss_mask.bin, ends.npy, rows.npy, order.npy, data_report.json
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ class DuplicateMatch(NamedTuple):
         return f"is the {kind} of {self.file}:{self.line}"
 
 
-def content_key(**made_of: Any) -> str:
-    """A cache key: a hash of `made_of` and of the code of this package."""
-    text = json.dumps(made_of | {"code": code_hash(PACKAGE)}, sort_keys=True, default=str)
+def content_key(**inputs: Any) -> str:
+    """A cache key: a hash of `inputs` and of the code of this package."""
+    text = json.dumps(inputs | {"code": code_hash(PACKAGE)}, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
@@ -133,7 +133,7 @@ class TokenCounts(NamedTuple):
         ends = np.load(folder / "ends.npy")
         if not len(ends):
             return cls(ends, ends)
-        mask = np.memmap(folder / "learnt.bin", np.uint8, "r")
+        mask = np.memmap(folder / "loss_mask.bin", np.uint8, "r")
         starts = np.concatenate([[0], ends[:-1]])
         return cls(np.diff(ends, prepend=0), np.add.reduceat(mask, starts, dtype=np.int64))
 
@@ -149,7 +149,7 @@ class TokenStore(Sequence[Example]):
         self._rows: Array = np.load(folder / "rows.npy", mmap_mode="r")
         empty = np.zeros(0, dtype=np.int32)
         self._ids: Array = np.memmap(folder / "ids.bin", np.int32, "r") if len(self._ends) else empty
-        self._loss_mask: Array = np.memmap(folder / "learnt.bin", np.bool_, "r") if len(self._ends) else empty
+        self._loss_mask: Array = np.memmap(folder / "loss_mask.bin", np.bool_, "r") if len(self._ends) else empty
 
     def __len__(self) -> int:
         return len(self._order)

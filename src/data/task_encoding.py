@@ -141,13 +141,13 @@ def _encoded(
     Raises: RowError if one of them has more, and must not or cannot be cut.
     """
     longest = max(len(ids) for _, *both in tokens for ids in both)
-    examples = [_fit(*each, chat, options) for each in tokens]
+    examples = [_cut_to_length(*each, chat, options) for each in tokens]
     ends = options.task == "classification" or all(t[-1] == chat.tokenizer.eos_token_id for _, _, t in tokens)
     note = f"cut from {longest} to {options.max_length} tokens" if longest > options.max_length else ""
     return EncodedRow(examples, [], [], note, ends)
 
 
-def _fit(
+def _cut_to_length(
     pair: SourceTarget, source: list[int], target: list[int], chat: ChatTokenizer, options: EncodingOptions
 ) -> Example:
     max_length, rule = options.max_length, options.on_overlength

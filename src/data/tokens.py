@@ -67,7 +67,7 @@ def write_tokens(
     verified: Array,
     workers: int | None,
 ) -> tuple[TokenizeStats, Array]:
-    """Tokenize the rows with the indices `kept` into ids.bin, learnt.bin, ends.npy and rows.npy.
+    """Tokenize the rows with the indices `kept` into ids.bin, loss_mask.bin, ends.npy and rows.npy.
 
     Args:
         verified: (rows of the store,), whether the mask of each row is to be verified.
@@ -83,7 +83,7 @@ def write_tokens(
     processes = 1 if len(kept) < SMALL else workers or cores()
     with ExitStack() as stack:
         ids = stack.enter_context((folder / "ids.bin").open("wb"))
-        mask = stack.enter_context((folder / "learnt.bin").open("wb"))
+        mask = stack.enter_context((folder / "loss_mask.bin").open("wb"))
         for found in map_ordered(work, _batches(kept), processes):
             ids.write(found.ids.tobytes())
             mask.write(found.loss_mask.tobytes())

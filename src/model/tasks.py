@@ -1,7 +1,8 @@
 """The table of tasks: the class that loads a model, suitable base models, default metrics. Imports no torch.
 
-To add a task, enter it in TASKS, name it in Task of src/schema.py, and say in TASKS of src/data/task_encoding.py
-how its rows become tokens. A base model that does not support its task is rejected by its config.json.
+To add a task, enter it in TASKS, name it in Task of src/schema.py, and add its encoding to TASK_ENCODINGS in
+src/data/task_encoding.py and its collator to COLLATORS in src/train/collators.py. A base model that does not
+support its task is rejected by its config.json.
 """
 
 from __future__ import annotations

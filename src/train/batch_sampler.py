@@ -21,8 +21,9 @@ class BatchSampler:
     """The batches of one device, as lists of example indices.
 
     Of w devices, device r takes the batches r, r + w, r + 2w ...: w devices that accumulate a batches take the
-    same optimizer steps as one device that accumulates a x w. A batch is empty where devices outnumber the batches
-    left. In the first epoch the batch with the most tokens comes first, so that a lack of memory shows at once.
+    same optimizer steps as one device that accumulates a x w. A batch is empty where devices outnumber the
+    batches left. In the first epoch the batch with the most tokens comes first, so that an out-of-memory error
+    occurs in the first step.
     """
 
     def __init__(

@@ -32,8 +32,9 @@ class TokenDataset(torch.utils.data.Dataset):  # type: ignore[type-arg]
 class PackedCollator:
     """Concatenates examples into one sequence of T tokens, of which K are targets.
 
-    Returns `input_ids` and `position_ids` (1, T); `kept` (K,), the positions that predict a target, and `labels`
-    (K,), the targets; the `lengths` of the examples, their indices `rows`, and the number of their `tokens`.
+    Returns `input_ids` and `position_ids` (1, T); `target_positions` (K,), the positions that predict a target,
+    and `labels` (K,), the targets; the `lengths` of the examples, their indices `rows`, and the number of their
+    `tokens`.
     """
 
     def __init__(self, multiple: int = 1) -> None:
@@ -54,7 +55,7 @@ class PackedCollator:
         return {
             "input_ids": ids[None],
             "position_ids": position_ids(lengths),
-            "kept": pad(targets - 1, (0, fill)),
+            "target_positions": pad(targets - 1, (0, fill)),
             "labels": pad(ids[targets], (0, fill), value=IGNORE_INDEX),
             "lengths": lengths,
             "rows": [index for index, _ in items],

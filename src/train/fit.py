@@ -17,7 +17,7 @@ from ..data.store import Example
 from ..errors import ConfigError
 from ..model import methods, packed_attention
 from ..model.adapters import training_precision
-from ..schema import LaunchArgs, LoopArgs, LossArgs, SpeedArgs, TrainConfig
+from ..schema import DistributedArgs, LoopArgs, LossArgs, SpeedArgs, TrainConfig
 from ..utils import environment
 from ..utils.logs import log
 from ..utils.process_info import process_info
@@ -39,8 +39,8 @@ CHECKPOINTING = (
 )
 
 
-class BatchStrategy(NamedTuple):
-    """How the batches of a model are made, and how their loss is computed."""
+class CollatorAndLoss(NamedTuple):
+    """The collator that builds the batches of a model, and their loss."""
 
     collate: Collator
     objective: Objective
@@ -48,13 +48,13 @@ class BatchStrategy(NamedTuple):
     @classmethod
     def for_model(
         cls, model: Any, tokenizer: Any, dtype: str, *, task: str, method: str, speed: SpeedArgs, loss: LossArgs,
-        engine: str,
-    ) -> BatchStrategy:  # fmt: skip
+        distributed: str,
+    ) -> CollatorAndLoss:  # fmt: skip
         """Raises: ConfigError if the model cannot compute packed batches, or `class_weights` names no class."""
         packed = can_pack(model, task, method, speed)
         objective = Objective(
             model, build_criterion(model, tokenizer, task, loss), dtype, packed,
-            fused=engine not in WEIGHT_SHARDING, noise=loss.neftune_noise_alpha,
+            fused=distributed not in WEIGHT_SHARDING, noise=loss.neftune_noise_alpha,
         )  # fmt: skip
         # oneDNN compiles and keeps its bfloat16 kernels for each shape: on a CPU, shapes are rounded up
         multiple = 1 if torch.cuda.is_available() else CPU_SHAPE_MULTIPLE
@@ -91,9 +91,9 @@ def build_criterion(model: Any, tokenizer: Any, task: str, loss: LossArgs) -> Cr
     return Criterion(loss, class_weights(loss, classes, ids))
 
 
-def use_custom_kernels(engine: str, torch_compile: bool) -> bool:
+def use_custom_kernels(distributed: str, torch_compile: bool) -> bool:
     """Whether adapters use this project's operations: their weights must be local, and torch.compile off."""
-    return engine not in WEIGHT_SHARDING and not torch_compile
+    return distributed not in WEIGHT_SHARDING and not torch_compile
 
 
 def set_numerics(speed: SpeedArgs, cuda_visible_devices: str) -> None:
@@ -106,13 +106,15 @@ def set_numerics(speed: SpeedArgs, cuda_visible_devices: str) -> None:
 
 def fit(
     model: Any, tokenizer: Any, examples: Sequence[Example], held_out: Sequence[Example], *,
-    sampler: BatchSampler, schedule: Schedule, strategy: BatchStrategy, args: TrainingArguments, dtype: str,
-    loop: LoopArgs, speed: SpeedArgs, engine: str, seed: int,
+    sampler: BatchSampler, schedule: Schedule, collator_and_loss: CollatorAndLoss, args: TrainingArguments,
+    dtype: str, loop: LoopArgs, speed: SpeedArgs, distributed: str, seed: int,
     recorder: RunRecorder, locate_row: RowLocator, start: Path | None = None,
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor] | None]:  # fmt: skip
     """Train `model` in place, from the checkpoint `start` if there is one.
 
-    Returns: the final metrics (loss, steps, seconds, tokens), and the full weights if `model` holds a part only.
+    `loop` and `speed` are parts of one TrainConfig, which callers pass as both.
+
+    Returns: the final metrics (loss, steps, seconds, tokens), and the full weights of a sharded model.
     Raises: Stopped after a checkpoint, if a signal requested it; DivergedError; OutOfMemory.
     """
     info = process_info()
@@ -122,15 +124,15 @@ def fit(
             args=args,
             train_dataset=TokenDataset(examples),
             eval_dataset=TokenDataset(held_out) if held_out else None,
-            collate=strategy.collate,
+            collate=collator_and_loss.collate,
             processing_class=tokenizer,
             sampler=sampler,
             held_out=held_out,
-            objective=strategy.objective,
+            objective=collator_and_loss.objective,
             stop=stop,
             recorder=recorder,
             locate_row=locate_row,
-            engine=engine,
+            distributed=distributed,
         )
         trainer.remove_callback(ProgressCallback)
         trainer.remove_callback(PrinterCallback)
@@ -141,7 +143,7 @@ def fit(
             trainer.add_callback(AdaLoraCallback(model))
         if info.rank:  # every process has built the same weights; dropout and noise must differ between them
             set_seed(seed + info.rank)
-        computed = training_precision(model, dtype, use_custom_kernels(engine, speed.torch_compile))
+        computed = training_precision(model, dtype, use_custom_kernels(distributed, speed.torch_compile))
         with closing(recorder), trainer.objective.attention(model), computed:
             _train(trainer, start, schedule.steps)
     stop.raise_if_stopped(trainer.state.global_step, schedule.steps)
@@ -217,15 +219,15 @@ def build_training_arguments(
         logging_nan_inf_filter=False,  # it would log a non-finite loss as 0
     )
     try:
-        return TrainingArguments(**(ours | engine_arguments(cfg, dtype) | cfg.trainer))
+        return TrainingArguments(**(ours | distributed_arguments(cfg, dtype) | cfg.trainer))
     except (ValueError, TypeError) as error:
         if not cfg.trainer and not cfg.lr_scheduler_kwargs:
             raise
         raise ConfigError(f"trainer={cfg.trainer}: {error}", hint="see transformers.TrainingArguments") from error
 
 
-def engine_arguments(args: LaunchArgs, dtype: str) -> dict[str, Any]:
-    """The Trainer's arguments for the engine `distributed`."""
+def distributed_arguments(args: DistributedArgs, dtype: str) -> dict[str, Any]:
+    """The Trainer's arguments for the setting `distributed`."""
     if args.distributed == "ddp":
         return {}
     # FSDP and DeepSpeed keep fp32 weights and cast to 16 bits themselves
@@ -236,7 +238,7 @@ def engine_arguments(args: LaunchArgs, dtype: str) -> dict[str, Any]:
     return precision | {"deepspeed": _deepspeed_config(args)}
 
 
-def _deepspeed_config(args: LaunchArgs) -> dict[str, Any]:
+def _deepspeed_config(args: DistributedArgs) -> dict[str, Any]:
     """DeepSpeed's configuration; "auto" takes the value of the Trainer's arguments."""
     stage = int(args.distributed.removeprefix("zero"))
     cpu_memory = {"device": "cpu", "pin_memory": True}

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from typing import NamedTuple
 
 from ..errors import ConfigError
-from ..schema import LaunchArgs
+from ..schema import DistributedArgs
 from ..utils import environment
 from ..utils.process_info import process_info
 from ..utils.workers import cores
@@ -42,7 +42,7 @@ class SlurmStep(NamedTuple):
     port: int  # the same on every machine, different for another job
 
 
-def plan_launch(args: LaunchArgs, cuda_visible_devices: str) -> LaunchPlan | None:
+def plan_launch(args: DistributedArgs, cuda_visible_devices: str) -> LaunchPlan | None:
     """The processes that a run with these settings needs; None if this process trains by itself.
 
     Raises: ConfigError if this machine, or the installed packages, cannot provide them.
@@ -84,7 +84,7 @@ def _processes_per_node(requested: int | None, gpus: int, cuda_visible_devices: 
     return processes
 
 
-def _rendezvous(args: LaunchArgs) -> tuple[int, int, str | None, int]:
+def _rendezvous(args: DistributedArgs) -> tuple[int, int, str | None, int]:
     """Number of machines, rank of this machine, address and port of machine 0."""
     if args.num_nodes == 1 and (step := slurm_step(os.environ)):
         return step.nodes, step.node_rank, args.master_addr or step.first_host, args.master_port or step.port

@@ -275,7 +275,7 @@ class Objective:
                 return self._padded_loss(model, batch)
             packed_attention.set_row_lengths(batch["lengths"])
             inputs = {key: batch[key] for key in ("input_ids", "position_ids")}
-            inputs |= {"logits_to_keep": batch["kept"], "use_cache": False}
+            inputs |= {"logits_to_keep": batch["target_positions"], "use_cache": False}
             if self.head is None:
                 logits = model(**inputs).logits
                 return self.criterion.from_logits(logits.flatten(0, 1), batch["labels"])

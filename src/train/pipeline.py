@@ -1,6 +1,6 @@
 """The recipe of a training run: load rows, tokenize, plan, build the model, train, save.
 
-All modules that import torch are imported inside the functions, so that wrong input is refused before that.
+All modules that import torch are imported inside the functions, so that wrong input is rejected before that.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ class MainProcessState(NamedTuple):
 def train(cfg: TrainConfig) -> int:
     """Fine-tune `cfg.model_name` on the training files; leave a run directory with the tuned model.
 
-    Everything that can be refused is refused before the run directory exists, and most of it before torch is
-    imported. A distributed run launches its processes here, and each of them calls this function again.
+    All validation happens before the run directory is created, and most of it before torch is imported. A
+    distributed run launches its processes here, and each of them calls this function again.
     """
     launch = launch_plan.plan_launch(cfg, cfg.cuda_visible_devices)
     if launch is None:
@@ -73,7 +73,7 @@ def train(cfg: TrainConfig) -> int:
 
 
 def _train(cfg: TrainConfig, info: ProcessInfo) -> int:
-    """The part of one process: the main process prepares the data, and all train together."""
+    """What each process runs: the main process prepares the data, and all train together."""
     environment.release_freed_memory()
     device = environment.choose_device(cfg.cuda_visible_devices)
     prepared = None if info.launched else _prepare(cfg)
@@ -139,8 +139,8 @@ def _fit_and_save(
     model, base = build_model(data, cfg, schedule.steps)
     evaluates = bool(data.held_out)
     fit.build_training_arguments(cfg, dtype, schedule, evaluates, Path("checkpoints"))  # may raise ConfigError
-    strategy = fit.BatchStrategy.for_model(
-        model, tokenizer, dtype, task=cfg.task, method=cfg.method, speed=cfg, loss=cfg, engine=cfg.distributed
+    collator_and_loss = fit.CollatorAndLoss.for_model(
+        model, tokenizer, dtype, task=cfg.task, method=cfg.method, speed=cfg, loss=cfg, distributed=cfg.distributed
     )
     run, start = distributed.broadcast_from_main(_open_run(requested, cfg, base, main) if main else None)
     with (
@@ -150,9 +150,10 @@ def _fit_and_save(
     ):
         fit.set_numerics(cfg, cfg.cuda_visible_devices)
         metrics, weights = fit.fit(
-            model, tokenizer, examples, data.held_out, sampler=sampler, schedule=schedule, strategy=strategy,
+            model, tokenizer, examples, data.held_out, sampler=sampler, schedule=schedule,
+            collator_and_loss=collator_and_loss,
             args=fit.build_training_arguments(cfg, dtype, schedule, evaluates, run.checkpoints), dtype=dtype,
-            loop=cfg, speed=cfg, engine=cfg.distributed, seed=cfg.seed,
+            loop=cfg, speed=cfg, distributed=cfg.distributed, seed=cfg.seed,
             recorder=RunRecorder(run, info.is_main, copy),
             locate_row=lambda index: data.rows.store.location(examples.row_of(index)), start=start,
         )  # fmt: skip
@@ -183,7 +184,7 @@ def _open_run(
 def save_model(model: Any, chat: ChatTokenizer, folder: Path, weights: dict[str, Any] | None = None) -> None:
     """Write the adapter or the full weights with the tokenizer; the folder is complete or absent.
 
-    `weights`: the full weights of a model that holds a part of them only.
+    `weights`: the full weights of a sharded model, of which `model` holds a part.
     """
     with atomic_dir(folder) as temporary:
         model.save_pretrained(temporary, **({"state_dict": weights} if weights is not None else {}))

@@ -159,7 +159,7 @@ def _blocked_reason(run: Run | mirror.MirroredRun, by_name: bool = False) -> str
 
 
 def _setting_differences(run: Run | mirror.MirroredRun, cfg: TrainConfig) -> list[str]:
-    """`lr was 0.001 and is 0.002` for every setting that differs from the run's."""
+    """`lr is 0.002, but the run was started with 0.001` for every setting that differs from the run's."""
     if isinstance(run, mirror.MirroredRun):
         text = run.settings
     elif (path := run.path / "config_used.yaml").is_file():
@@ -169,11 +169,15 @@ def _setting_differences(run: Run | mirror.MirroredRun, cfg: TrainConfig) -> lis
     before = _comparable_settings(text)
     now = _comparable_settings(to_yaml(cfg))
     keys = sorted((before.keys() | now.keys()) - NEUTRAL_KEYS)
-    return [f"{k} was {before.get(k)} and is {now.get(k)}" for k in keys if before.get(k) != now.get(k)]
+    return [
+        f"{k} is {now.get(k)}, but the run was started with {before.get(k)}"
+        for k in keys
+        if before.get(k) != now.get(k)
+    ]
 
 
 def _comparable_settings(text: str) -> dict[str, Any]:
-    """A configuration as data, with unresolved references, and GPUs as their number: any of them will do."""
+    """A configuration as data with unresolved references; GPUs replaced by their count, since any may be used."""
     read: Any = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
     found = current_settings(read)
     devices = str(found.get("cuda_visible_devices") or "")

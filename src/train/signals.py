@@ -1,4 +1,4 @@
-"""Requests to a running training: stop after a signal, save a checkpoint when a file appears."""
+"""Stop and checkpoint requests: stop after a signal, save a checkpoint when a file appears."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class StopRequest:
             return  # Slurm delivers one signal in several ways, and kills a job that takes too long
         for each, handler in self.handlers_before.items():
             signal.signal(each, handler)
-        os.kill(os.getpid(), number)  # for the handler before
+        os.kill(os.getpid(), number)  # handled by the previous handler
 
     def local_flags(self) -> list[bool]:
         """The requests to this process, for `agree`: to stop, to save."""

@@ -36,20 +36,21 @@ MAIN_PROCESS_HEAD_START_S = 5.0
 
 
 class AssayTrainer(Trainer):  # type: ignore[misc]
-    """Trains on batches of known examples, and divides the loss by the labels of a step on all devices."""
+    """Records the examples of each batch, and divides the loss by the target tokens of a step on all devices."""
 
     def __init__(
         self, *, sampler: BatchSampler, held_out: Sequence[Example], objective: Objective, stop: StopRequest,
-        recorder: RunRecorder, collate: Collator, locate_row: RowLocator, engine: str, **trainer_args: Any,
+        recorder: RunRecorder, collate: Collator, locate_row: RowLocator, distributed: str,
+        **trainer_args: Any,
     ) -> None:  # fmt: skip
         """
         Args:
             held_out: examples for the evaluation loss.
-            engine: the setting `distributed`.
+            distributed: how the processes share the model; a value of the setting `distributed`.
             trainer_args: arguments of transformers.Trainer.
         """
-        self.engine = engine
-        self.sharded = False  # whether this process holds a part of the weights only
+        self.distributed = distributed
+        self.sharded = False  # whether the weights are distributed over the processes
         super().__init__(data_collator=collate, callbacks=[recorder], **trainer_args)
         self.sampler, self.held_out, self.objective, self.stop = sampler, held_out, objective, stop
         self.recorder, self.locate_row = recorder, locate_row
@@ -63,8 +64,8 @@ class AssayTrainer(Trainer):  # type: ignore[misc]
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         prepared = super()._prepare_for_training(*args, **kwargs)
-        check_sharded(self.model, self.engine)
-        self.sharded = self.engine in WEIGHT_SHARDING
+        check_sharded(self.model, self.distributed)
+        self.sharded = self.distributed in WEIGHT_SHARDING
         return prepared
 
     # batches
@@ -130,7 +131,7 @@ class AssayTrainer(Trainer):  # type: ignore[misc]
             return super().training_step(model, inputs, *args, **kwargs)
 
     def _clip_grad_norm(self, model: Any) -> Any:
-        if self.args.world_size > 1:  # all processes learn of a non-finite loss before any of them ends
+        if self.args.world_size > 1:  # share a non-finite loss before any process exits
             total = torch.tensor([self.nonfinite_loss], device=self.args.device)
             total = self.accelerator.reduce(total, "sum").item()
             if not math.isfinite(total):
@@ -279,7 +280,7 @@ def load_full_weights(model: Any, folder: Path) -> None:
 
 
 def check_sharded(model: Any, distributed: str) -> None:
-    """Raises: ModelError if the engine has not sharded the weights although it should."""
+    """Raises: ModelError if `distributed` should have sharded the weights and has not."""
     if distributed == "fsdp2":
         unsharded = [name for name, p in model.named_parameters() if not isinstance(p, DTensor)]
     elif distributed == "zero3":

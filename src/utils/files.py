@@ -161,7 +161,7 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError:
         raise RunError(f"{path} does not exist", hint="check that its folder is a run directory") from None
     except ValueError as error:
-        raise RunError(f"{path} is not JSON: {error}", hint="restore it or make a new run") from None
+        raise RunError(f"{path} is not JSON: {error}", hint="restore it, or start a new run") from None
 
 
 def hash_files(folder: Path) -> dict[str, str]:

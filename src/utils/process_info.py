@@ -81,7 +81,7 @@ def _inherited() -> dict[str, Any] | None:
 
 
 def mark_cli_process() -> None:
-    """Declare that this process runs one command and exits; without it the next two functions do nothing."""
+    """Declare that this process runs one command and exits; without it block_imports and freeze_gc do nothing."""
     global _is_cli_process
     _is_cli_process = True
     gc.set_threshold(1_000_000, 50, 100)

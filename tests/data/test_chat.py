@@ -218,7 +218,7 @@ def test_a_prompt_is_cut_at_earlier_answers_as_in_training() -> None:
     [
         ("gemma2", "System role not supported"),
         ("mistral_v01", "Conversation roles must alternate user/assistant/user/assistant/..."),
-        ("mistral_v03", "hides where answers begin"),  # it omits the system turn once there is an answer
+        ("mistral_v03", "not render as a prefix"),  # it omits the system turn once there is an answer
     ],
 )
 def test_a_template_without_system_turns_rejects_one_with_its_message(name: str, words: str) -> None:
@@ -240,7 +240,7 @@ def test_a_template_rejects_turns_out_of_order_with_its_message(name: str) -> No
 def test_a_prompt_that_no_answer_continues_is_refused_and_never_mistaken(title: str) -> None:
     error = refused(REFUSED.name, SPOKEN[title])
     assert error.reason == "template"
-    assert error.detail == "is written by the chat template so that it hides where answers begin"
+    assert error.detail == "has a prompt that the chat template does not render as a prefix of the conversation"
     assert tokenizers.chat(REFUSED.name).prompt_ids(SPOKEN[title][:1])  # rendering it as a prompt works
 
 

@@ -19,7 +19,7 @@ from src.data import duplicates
 from src.data.contamination import HeldOutIndex, HeldOutText
 from src.data.duplicates import (
     FEWEST_WORDS,
-    MOST_COMPARED,
+    MAX_COMPARED,
     Duplicate,
     FingerprintSpool,
     fingerprints,
@@ -289,7 +289,7 @@ def test_a_bucket_of_many_rows_costs_a_few_comparisons_each(monkeypatch: pytest.
     with FingerprintSpool() as spool:
         spool.add(found)
         assert list(spool.duplicates(lambda row: f"{row} {LONG}")) == []
-    assert compared <= duplicates.BANDS * MOST_COMPARED * 500
+    assert compared <= duplicates.BANDS * MAX_COMPARED * 500
 
 
 def test_a_bucket_of_many_copies_is_read_once_and_of_many_near_rows_named_by_the_first() -> None:

@@ -167,7 +167,7 @@ def test_split_refuses_a_row_with_an_exchange_that_does_not_fit(name: str) -> No
     turns = [*LONG, user("Long?"), assistant("long " * 400)]
     error = refused(name, turns, EncodingOptions(longest(name, LONG), on_overlength="split"))
     assert error.reason == "over_length"
-    assert error.detail.endswith("and its longest answer does not fit with its request")
+    assert error.detail.endswith("and even its last exchange alone is too long")
 
 
 def test_split_of_the_last_turn_is_the_last_piece_with_loss() -> None:

@@ -340,7 +340,7 @@ def test_a_corrupt_cache_is_built_again(make: Maker) -> None:
     make.file("a.jsonl", sums(5))
     whole = make.tokens()
     before = list(whole)
-    for name in ("ids.bin", "learnt.bin", "sizes.json", "ends.npy"):
+    for name in ("ids.bin", "loss_mask.bin", "sizes.json", "ends.npy"):
         (whole.folder / name).write_bytes((whole.folder / name).read_bytes()[:-3])
         again = make.tokens()
         assert again.folder == whole.folder

@@ -205,7 +205,7 @@ def test_a_run_that_has_not_been_compared_is_not_published(world: World, capsys:
 def test_a_run_without_its_settings_is_not_published(copied: World, capsys: Capture) -> None:
     (copied.newest.path / "config_used.yaml").unlink()
     assert copied.call("publish", "--force") == 2
-    assert "config_used.yaml does not exist; restore it or make a new run" in capsys.readouterr().err
+    assert "config_used.yaml does not exist; restore it, or start a new run" in capsys.readouterr().err
     assert not list(copied.artifacts.glob("models/*/*"))
 
 

@@ -357,7 +357,7 @@ def test_a_chat_template_that_refuses_the_prompts_is_reported_in_one_sentence(
     model = Path(shutil.copytree(tiny, tmp_path / "model"))
     (model / "chat_template.jinja").write_text("{{ raise_exception('not a chat model') }}")
     assert world.call("eval-baseline", f"model_name={model}") == 2
-    assert "is refused by the chat template: not a chat model" in capsys.readouterr().err
+    assert "is rejected by the chat template: not a chat model" in capsys.readouterr().err
 
 
 def test_an_evaluation_that_fails_is_recorded_and_leaves_the_run_finished(

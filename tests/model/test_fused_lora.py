@@ -116,3 +116,57 @@ def test_a_layer_of_another_precision_a_merged_or_a_disabled_one_is_left_to_peft
     for module, dtype in ((layer(), "bfloat16"), (merged, "float32"), (disabled, "float32")):
         with fused_lora.use_fused_lora(module, dtype):
             assert "forward" not in vars(module)
+
+
+# Dropout of few random bits: as often, as independent and as large as dropout has to be
+
+
+@pytest.mark.parametrize("p", [0.02, 0.5, 0.9])
+def test_values_are_dropped_independently_with_the_given_probability(p: float) -> None:
+    dropout, n = nn.Dropout(p), 400_000
+    torch.manual_seed(0)
+    with fused_lora.use_fast_dropout(dropout):
+        gone = (dropout(torch.ones(n)) == 0).view(-1, 4).double()
+        again = (dropout(torch.ones(n)) == 0).view(-1, 4).double()
+    spread = (p * (1 - p) / (n / 4)) ** 0.5  # of the mean of one of the four values that share a draw
+    assert ((gone.mean(0) - p).abs() < 5 * spread).all()
+    together = torch.corrcoef(torch.cat([gone, again], dim=1).T) - torch.eye(8)
+    assert together.abs().max() < 5 / (n / 4) ** 0.5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(1,), (3, 7), (2, 5, 64)])
+def test_what_stays_is_scaled_and_the_gradient_takes_the_same_way(
+    shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    dropout, x = nn.Dropout(0.25), torch.ones(shape, dtype=dtype, requires_grad=True)
+    with fused_lora.use_fast_dropout(dropout):
+        out = dropout(x)
+        out.backward(torch.full_like(out, 2))
+    scale = torch.tensor(1 / 0.75, dtype=dtype)
+    assert set(out.detach().flatten().tolist()) <= {0.0, scale.item()}
+    torch.testing.assert_close(x.grad, 2 * out.detach())
+
+
+def test_the_same_seed_drops_the_same_values() -> None:
+    dropout, x = nn.Dropout(0.5), torch.ones(1000)
+    with fused_lora.use_fast_dropout(dropout):
+        torch.manual_seed(3)
+        first = dropout(x)
+        assert not torch.equal(dropout(x), first)
+        torch.manual_seed(3)
+        assert torch.equal(dropout(x), first)
+
+
+def test_nothing_is_dropped_by_chance_nought_or_in_an_evaluation_and_all_by_chance_one() -> None:
+    x = torch.randn(50)
+    for dropout, expected in ((nn.Dropout(0.0), x), (nn.Dropout(0.5).eval(), x), (nn.Dropout(1.0), 0 * x)):
+        with fused_lora.use_fast_dropout(dropout):
+            assert torch.equal(dropout(x), expected)
+
+
+def test_afterwards_the_dropout_layer_is_as_it_was() -> None:
+    dropout = nn.Dropout(0.5)
+    with fused_lora.use_fast_dropout(dropout):
+        assert "forward" in vars(dropout)
+    assert "forward" not in vars(dropout)

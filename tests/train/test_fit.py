@@ -57,7 +57,7 @@ def test_packed_examples_keep_their_positions_and_do_not_predict_each_other() ->
     batch = PackedCollator()(TWO)
     assert batch["input_ids"].tolist() == [[1, 2, 3, 4, 5]]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1]]
-    assert batch["kept"].tolist() == [0, 1, 3]
+    assert batch["target_positions"].tolist() == [0, 1, 3]
     assert batch["labels"].tolist() == [2, 3, 5]
     assert (batch["lengths"], batch["rows"], batch["tokens"]) == ([3, 2], [0, 1], 5)
 

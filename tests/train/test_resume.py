@@ -195,7 +195,8 @@ def test_a_finished_run_is_not_resumed_and_other_settings_start_a_new_run(killed
     (old,) = killed.world.runs
     code, said = killed("lr=0.02", "max_steps=1")
     assert code == 0
-    assert f"not resuming run {old.id}: it had other settings: lr was 0.003 and is 0.02; max_steps was" in said
+    differences = "lr is 0.02, but the run was started with 0.003; max_steps is"
+    assert f"not resuming run {old.id}: it had other settings: {differences}" in said
     assert len(killed.world.runs) == 2
     code, said = killed("lr=0.02", "max_steps=1")  # the same as one that is finished
     assert (code, len(killed.world.runs)) == (0, 3)
@@ -230,8 +231,8 @@ def test_latest_takes_the_settings_of_the_run(killed: Stage, undisturbed: Any) -
     for wanted in ("latest", str(old.path), str(old.path.parent / "latest"), old.id, old.id[:-1]):
         code, said = killed.fork_server(*words, f"resume={wanted}", "lr=1e-4", "method=dora")
         assert code == 2
-        assert f"resume={wanted}: lr was 0.003 and is 0.0001" in said
-        assert f"resume={wanted}: method was lora and is dora" in said
+        assert f"resume={wanted}: lr is 0.0001, but the run was started with 0.003" in said
+        assert f"resume={wanted}: method is dora, but the run was started with lora" in said
     code, said = killed.fork_server(*words, "resume=latest")
     assert code == 0, said
     assert end_of(old) == undisturbed["plain"]

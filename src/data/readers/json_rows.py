@@ -1,6 +1,6 @@
 """Read JSON Lines and JSON files row by row in bounded memory, and JSON texts for `make convert`.
 
-Stricter than Python's json: duplicate keys, NaN and Infinity are errors, of their own row only.
+Stricter than Python's json: duplicate keys, NaN and Infinity are errors that affect only their row.
 """
 
 from __future__ import annotations

@@ -145,7 +145,8 @@ def _plan_rows(plan: MemoryPlan) -> Iterator[tuple[str, str]]:
     yield "method", plan.method
     yield "parameters", f"{plan.parameters:,}, {plan.trainable:,} of them trained ({share:.2f} %)"
     yield "steps", f"{plan.steps:,}, {plan.steps_per_epoch:,} per epoch"
-    yield "in addition", f"{plan.evaluations:,} evaluations, {plan.checkpoints:,} checkpoints"
+    yield "evaluations", f"{plan.evaluations:,}"
+    yield "checkpoints", f"{plan.checkpoints:,}"
     yield "tokens", f"{plan.tokens:,}, {plan.tokens_per_epoch:,} per epoch"
     rows, tokens = plan.longest_batch
     yield "longest batch", f"{tokens:,} tokens in {rows:,} examples"

@@ -22,7 +22,7 @@ from ...data.store import Example
 from ...errors import RunError, UserError
 from ...model import load, methods
 from ...model.source import Source
-from ...schema import LaunchArgs, TrainConfig
+from ...schema import DistributedArgs, TrainConfig
 from ...utils import environment
 from ...utils.environment import Capacity, Reasoned
 from ...utils.files import code_hash, read_json, write_json
@@ -313,13 +313,13 @@ def _sampler(examples: Sequence[Example], cfg: TrainConfig) -> BatchSampler:
     return build_sampler(examples, cfg, cfg.seed, cfg.max_length if cfg.packing else None, info)
 
 
-def _main_process(args: LaunchArgs, cuda_visible_devices: str) -> ProcessInfo:
+def _main_process(args: DistributedArgs, cuda_visible_devices: str) -> ProcessInfo:
     """The main process of the planned run."""
     info, launch = process_info(), plan_launch(args, cuda_visible_devices)
     return info if info.launched else ProcessInfo(world_size=launch.world_size if launch else 1)
 
 
-def _local_processes(args: LaunchArgs, cuda_visible_devices: str) -> int:
+def _local_processes(args: DistributedArgs, cuda_visible_devices: str) -> int:
     """The processes of the planned run on this machine."""
     launch = plan_launch(args, cuda_visible_devices)
     return launch.processes if launch else int(os.environ.get("LOCAL_WORLD_SIZE", 1))

@@ -69,9 +69,9 @@ def probe(data: PreparedData, cfg: TrainConfig, plan: MemoryPlan) -> ProbeResult
     tokenizer, dtype, pack_to = data.chat.tokenizer, data.dtype.value, cfg.max_length if cfg.packing else None
     sampler = build_sampler(data.examples, short, short.seed, pack_to, process_info())
     schedule = Schedule.from_batches(len(sampler), short)
-    strategy = fit.BatchStrategy.for_model(
+    collator_and_loss = fit.CollatorAndLoss.for_model(
         model, tokenizer, dtype, task=short.task, method=short.method, speed=short, loss=short,
-        engine=short.distributed,
+        distributed=short.distributed,
     )  # fmt: skip
     fit.set_numerics(short, short.cuda_visible_devices)
     with tempfile.TemporaryDirectory() as folder:
@@ -79,9 +79,10 @@ def probe(data: PreparedData, cfg: TrainConfig, plan: MemoryPlan) -> ProbeResult
         run.logs.mkdir()
         watch = Stopwatch(run)
         fit.fit(
-            model, tokenizer, data.examples, data.held_out, sampler=sampler, schedule=schedule, strategy=strategy,
+            model, tokenizer, data.examples, data.held_out, sampler=sampler, schedule=schedule,
+            collator_and_loss=collator_and_loss,
             args=fit.build_training_arguments(short, dtype, schedule, bool(data.held_out), run.checkpoints),
-            dtype=dtype, loop=short, speed=short, engine=short.distributed, seed=short.seed,
+            dtype=dtype, loop=short, speed=short, distributed=short.distributed, seed=short.seed,
             recorder=watch, locate_row=lambda index: f"row {index}",
         )  # fmt: skip
     seconds, tokens, steps = watch.pace(TIMED_STEPS)
