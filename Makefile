@@ -137,7 +137,7 @@ demo: $(READY) $(DEMO)  ## Run the full pipeline on a small model: train, evalua
 push: $(READY)  ## Sync the code to REMOTE_DIR on REMOTE_HOST; ALSO=paths that git ignores
 	$(MAIN) push $(call flag,--also,ALSO)
 
-ssh-init: $(READY)  ## Show the server's hardware, and create or complete its environment
+ssh-init: $(READY)  ## Show the server's hardware, and install or complete its Python environment
 	$(MAIN) ssh-init
 
 $(SSH_TRAIN) $(SSH_PUBLISH) $(SSH_OTHERS): ssh-%: $(READY)
@@ -149,7 +149,7 @@ ssh-data-push: $(READY)
 ssh-train:  ## Train on the server: make ssh-train lr=1e-4 DETACH=1
 ssh-eval:  ## Evaluate on the server
 ssh-eval-baseline:  ## Evaluate the base model on the server
-ssh-check-data:  ## Show on the server which rows a training run would use
+ssh-check-data:  ## Check training data on the server: accepted and rejected rows
 ssh-plan:  ## Estimate a training run on the server
 ssh-compare:  ## Compare runs on the server: make ssh-compare A=RUN B=RUN
 ssh-report:  ## Write the report.html of a run on the server
@@ -161,7 +161,7 @@ ssh-data-push:  ## Commit a folder on the server to lakeFS
 ssh-status: $(READY)  ## List the runs on the server; ALL=1 lists all
 	@$(MAIN) ssh-status $(call bare,--all,ALL)
 
-ssh-logs: $(READY)  ## Print the log of a run on the server: make ssh-logs RUN=id (default: the newest)
+ssh-logs: $(READY)  ## Print the log of a run on the server: make ssh-logs RUN=id (default: newest run)
 	@$(MAIN) ssh-logs $(run)
 
 ssh-attach: $(READY)  ## Follow the log of a run on the server; Ctrl-C does not stop the run
@@ -170,7 +170,7 @@ ssh-attach: $(READY)  ## Follow the log of a run on the server; Ctrl-C does not 
 ssh-stop: $(READY)  ## Save a checkpoint of a run on the server and stop it: make ssh-stop RUN=id GRACE=seconds
 	@$(MAIN) ssh-stop $(call flag,--grace,GRACE) $(run)
 
-ssh-fetch: $(READY)  ## Download a run and verify it: make ssh-fetch RUN=id
+ssh-fetch: $(READY)  ## Download a run from the server and verify every file: make ssh-fetch RUN=id
 	@$(MAIN) ssh-fetch $(run)
 
 ssh-shell: $(READY)  ## Open a shell in the server's folder

@@ -1,6 +1,6 @@
 """hydra/launcher=assay_slurm: Hydra's submitit launcher, with the output of the jobs shown while it waits.
 
-`src.launch.job` is what a job runs. Hydra imports this module at each start; submitit is imported only
+A job runs `src.launch.job`. Hydra imports this module at each start; submitit is imported only
 when jobs are submitted.
 """
 
@@ -26,7 +26,7 @@ ConfigStore.instance().store(
 
 
 class Launcher(SlurmLauncher):  # type: ignore[misc]
-    """Submits the jobs that the tracker of its task function does not know yet, and reports every result to it."""
+    """Submits the jobs that the tracker has not recorded yet, and passes each result to the tracker."""
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         tracker: Any = getattr(self.task_function, "tracker")  # noqa: B009
@@ -34,7 +34,7 @@ class Launcher(SlurmLauncher):  # type: ignore[misc]
         jobs: dict[int, Any] = {}
         new: list[int] = []
         for number, words in overrides.items():
-            if tracker.start(number, words):
+            if tracker.register(number, words):
                 earlier = tracker.submitted_earlier(number)
                 jobs |= {number: slurm.reopen_job(*earlier)} if earlier else {}
                 new += [] if earlier else [number]
@@ -46,7 +46,7 @@ class Launcher(SlurmLauncher):  # type: ignore[misc]
             for number in new:
                 tracker.record_submission(number, jobs[number])
             slurm.announce(submitted, tracker.args)
-        objectives = {number: tracker.finish(number, result) for number, result in slurm.wait_for(jobs)}
+        objectives = {number: tracker.record_result(number, result) for number, result in slurm.wait_for(jobs)}
         return [self._job_return(words, objectives.get(n, tracker.objective(n))) for n, words in overrides.items()]
 
     def __call__(self, *args: Any) -> JobReturn:

@@ -37,7 +37,7 @@ class JobResult:
     """How a job ended.
 
     code: exit code of its command.
-    run: path of the run that it created or resumed.
+    run: path of the run that the command created or resumed.
     error: message that is not in the job's log, for the user.
     reason: one line for the table of a sweep.
     """
@@ -48,7 +48,7 @@ class JobResult:
     reason: str = ""
 
 
-Outcome = JobResult  # the name in result files of jobs that the version before submitted
+Outcome = JobResult  # the name in result files that the previous version wrote
 
 
 @dataclass
@@ -133,7 +133,7 @@ class _Command:
         return self._requeue() if self.time_is_up else (_positive(code), None)
 
     def _requeue(self) -> tuple[int, str]:
-        """Requeue the job and exit. Returns: why that was not possible."""
+        """Requeue the job and exit. Returns: exit code and message if the job was not requeued."""
         from submitit.core.utils import UncompletedJobError
 
         assert callable(self.requeue)

@@ -71,7 +71,7 @@ def submit(
             return list(executor.map_array(function, *zip(*arguments, strict=True)))
     except submitit.core.utils.FailedJobError as error:
         shutil.rmtree(folder)
-        raise UserError(f"sbatch refused: {_join_lines(str(error))}", hint="nothing was submitted") from None
+        raise UserError(f"sbatch failed: {_join_lines(str(error))}", hint="nothing was submitted") from None
 
 
 def reopen_job(job_id: str, folder: Path) -> Any:
@@ -100,7 +100,7 @@ def announce(jobs: Sequence[Any], args: SlurmArgs) -> None:
 
 
 def wait_for(jobs: Mapping[int, Any]) -> Iterator[tuple[int, JobResult]]:
-    """Yield `(number, result)` of each job as it ends, and show the output of the others meanwhile.
+    """Yield `(number, result)` of each job as it ends; print the output of the running ones meanwhile.
 
     Raises: KeyboardInterrupt if the user interrupts the waiting; the jobs continue, and a line says so.
     """
@@ -137,12 +137,12 @@ def _poll_queue(watched: Any) -> None:
 
 
 class _WatchedJob:
-    """A submitted job, its state in the queue, and how much of its output has been shown."""
+    """A submitted job, its state in the queue, and the part of its output that has been printed."""
 
     def __init__(self, job: Any, named: bool) -> None:
         self.job, self.id = job.task(0), job.job_id
         self.log = os.path.relpath(self.job.paths.stdout)
-        self.missing = 0  # consecutive answers of squeue without it
+        self.missing = 0  # consecutive answers of squeue without this job
         self.state: slurm.QueuedJob | None = None
         prefix = f"{self.id}: " if named else ""
         self.streams = [_Stream(self.job.paths.stdout, 1, prefix), _Stream(self.job.paths.stderr, 2, prefix)]
@@ -180,7 +180,7 @@ class _WatchedJob:
         return _with_reason(result)
 
     def _result_from_state(self) -> JobResult:
-        """The result of a job that wrote none, from the controller's record of it."""
+        """The result of a job without a result file, from scontrol."""
         details = slurm.job_details(self.id)
         state, code = details.get("JobState", "UNKNOWN"), details.get("ExitCode", "unknown")
         fact = f"slurm job {self.id} ended without a result: {state.lower()}"
@@ -234,8 +234,8 @@ class JobTracker:
         self.folder = runs.new_folder(Path(output_dir) / "slurm")
         self.codes: list[int] = []
 
-    def start(self, number: int, overrides: Sequence[str]) -> bool:
-        """Register a job. Returns: whether to submit it, or to wait for it."""
+    def register(self, number: int, overrides: Sequence[str]) -> bool:
+        """Register a job. Returns: False if the trial is already finished."""
         if self.several:
             print(f"job {number}:", *(redact(word).lstrip("+") for word in overrides), flush=True)
         return True
@@ -245,9 +245,9 @@ class JobTracker:
         return None
 
     def record_submission(self, number: int, job: Any) -> None:
-        """Record that it was submitted as `job`."""
+        """Record the Slurm job of a submitted job or trial."""
 
-    def finish(self, number: int, result: JobResult) -> float | None:
+    def record_result(self, number: int, result: JobResult) -> float | None:
         """Record how a job ended. Returns: its objective, if it is a trial that has one."""
         self.codes.append(result.code)
         if result.error:
@@ -255,7 +255,7 @@ class JobTracker:
         return None
 
     def objective(self, number: int) -> float | None:
-        """The objective of a job that was not submitted, as its trial has ended before."""
+        """The objective of a trial that finished in an earlier sweep process (nothing was submitted)."""
         return None
 
 
@@ -266,7 +266,7 @@ class SweepJobTracker(JobTracker):
         super().__init__(stage, args, output_dir)
         self.sweep, self.swept = sweep, swept
 
-    def start(self, number: int, overrides: Sequence[str]) -> bool:
+    def register(self, number: int, overrides: Sequence[str]) -> bool:
         swept = [word for word in overrides if word.split("=", 1)[0] in self.swept]
         return self.sweep.start_trial(number, dict(map(search_space.parse_override, swept)))
 
@@ -277,8 +277,8 @@ class SweepJobTracker(JobTracker):
     def record_submission(self, number: int, job: Any) -> None:
         self.sweep.annotate(number, slurm={"job": job.job_id, "folder": str(job.paths.folder)})
 
-    def finish(self, number: int, result: JobResult) -> float | None:
-        super().finish(number, result)
+    def record_result(self, number: int, result: JobResult) -> float | None:
+        super().record_result(number, result)
         return self.sweep.finish_trial(
             number, result.code, result.reason, Path(result.run) if result.run else None
         )

@@ -26,14 +26,19 @@ class CommandLine(NamedTuple):
 
 
 class Command(NamedTuple):
-    """`flags` that it takes; `least` and `most` words besides them; `more` is what --help adds to the summary."""
+    """A remote command.
+
+    flags: accepted flags.
+    min_args, max_args: number of positional arguments.
+    help: text that --help appends to the summary.
+    """
 
     act: Callable[[Connection, CommandLine], int]
     summary: str
     flags: tuple[str, ...] = ()
-    most: int = 0
-    least: int = 0
-    more: str = ""
+    max_args: int = 0
+    min_args: int = 0
+    help: str = ""
 
 
 def push(connection: Connection, line: CommandLine) -> int:
@@ -109,17 +114,17 @@ def stage(name: str) -> Callable[[Connection, CommandLine], int]:
     def act(connection: Connection, line: CommandLine) -> int:
         from ..utils.secrets import redact_argv
         from . import jobs
-        from . import push as pushing
+        from .push import push as push_code
 
         typed = redact_argv(line.rest)
         environment = jobs.forwarded_env(typed, os.environ) | jobs.terminal_width()
-        code = pushing.push(connection, also=_also_paths(line), words=typed)
+        code = push_code(connection, also=_also_paths(line), words=typed)
         argv = [jobs.PYTHON, "-m", "src.main", name, *typed]
         job = jobs.start(connection, name, argv, typed, environment, code, line.flags.get("--run"))
-        what = "was started before:" if job["existed"] else "started:"
+        what = "was already started on" if job["existed"] else "started on"
         print(f"run {job['id']} {what} {connection.target}, process {job['pid']}", flush=True)
         if "--detach" in line.flags:
-            print(f"make ssh-attach RUN={job['id']} follows it, make ssh-status lists all")
+            print(f"make ssh-attach RUN={job['id']} follows it; make ssh-status lists all runs")
             return 0
         return jobs.follow_to_end(connection, job["id"])
 
@@ -132,63 +137,63 @@ def _also_paths(line: CommandLine) -> list[str]:
     return [path for listed in given for path in listed.split(",") if path]
 
 
-RUN = "RUN is an id that ssh-status shows, that of a run directory, or the beginning of one"
+RUN = "RUN is the id of a run in ssh-status or of a run directory, or the first characters of it"
 COMMANDS = {
     "push": Command(
         push,
         "Push the code to the server: the files that git tracks or would add.",
         ("--also",),
-        more="--also=PATHS, or REMOTE_ALSO, adds paths that git ignores, separated by commas.",
+        help="--also=PATHS, or REMOTE_ALSO, adds paths that git ignores, separated by commas.",
     ),
     "ssh-init": Command(
         init,
-        "Make the server's environment, or install what is missing.",
-        more="Pushes, prints what the server has, and installs requirements.txt into REMOTE_DIR/.venv, first\n"
-        "the build of torch for its GPU. REMOTE_PYTHON is the Python to use, REMOTE_TORCH_INDEX torch's index.",
+        "Create or complete the server's Python environment.",
+        help="Pushes, prints the server's hardware, and installs requirements.txt into REMOTE_DIR/.venv, first\n"
+        "the build of torch for its GPU. REMOTE_PYTHON: the Python to use; REMOTE_TORCH_INDEX: torch's index.",
     ),
     "ssh-status": Command(
         status,
         "List the runs on the server.",
         ("--all",),
-        more="Those that are running and the newest; --all lists every one.",
+        help="Lists running runs and the newest ones; --all lists every run.",
     ),
     "ssh-logs": Command(
-        logs, "Print the log of a run on the server.", most=1, more=f"{RUN};\nthe newest without."
+        logs, "Print the log of a run on the server.", max_args=1, help=f"{RUN}.\nWithout RUN: the newest run."
     ),
     "ssh-attach": Command(
         attach,
         "Follow a run on the server to its end.",
-        most=1,
-        more=f"{RUN};\nthe newest that is running without. Ctrl-C stops following, not the run. "
+        max_args=1,
+        help=f"{RUN}.\nWithout RUN: the newest running run. Ctrl-C stops following, not the run. "
         "The exit code is the run's.",
     ),
     "ssh-stop": Command(
         stop,
-        "Have a run on the server save a checkpoint and end.",
+        "Stop a run on the server after it has saved a checkpoint.",
         ("--grace",),
-        most=1,
-        least=1,
-        more=f"{RUN}.\n--grace=SECONDS is the time until it is killed, 300 without.",
+        max_args=1,
+        min_args=1,
+        help=f"{RUN}.\n--grace=SECONDS: time until the run is killed (default 300).",
     ),
     "ssh-fetch": Command(
         fetch,
-        "Fetch a run, and verify every file.",
-        most=1,
-        least=1,
-        more=f"{RUN}, or latest.",
+        "Download a run, and verify every file.",
+        max_args=1,
+        min_args=1,
+        help=f"{RUN}, or latest.",
     ),
-    "ssh-shell": Command(shell, "Open a shell in the server's folder, its environment activated."),
+    "ssh-shell": Command(shell, "Open a shell in the server's folder, with the environment activated."),
     "ssh-tensorboard": Command(
         tensorboard,
         "Show the server's TensorBoard on this machine.",
         ("--port",),
-        more="At http://localhost:6006, or the next free port, or --port=N. Ctrl-C ends it on the server too.",
+        help="At http://localhost:6006, or the next free port, or --port=N. Ctrl-C also stops it on the server.",
     ),
 }
 STAGE_HELP = """\
 on the server: pushes the code, starts a run that outlives the connection, and follows it to its end.
-  --detach      start it without following it
-  --also=PATHS  push these too, even if git ignores them; separated by commas
+  --detach      start the run without following it
+  --also=PATHS  also push these paths, even if git ignores them; separated by commas
   --run=ID      the id of the run; a run with this id is not started again"""
 STAGE_FLAGS = ("--detach", "--also", "--run")
 BARE_FLAGS = {"--detach", "--all"}  # without a value
@@ -214,7 +219,9 @@ def _command(name: str, stages: Sequence[str]) -> Command:
     if name.startswith(PREFIX) and wanted in stages:
         return Command(stage(wanted), f"Run {wanted} on the server.", STAGE_FLAGS)
     known = [*COMMANDS, *(PREFIX + each for each in stages)]
-    raise ConfigError(f"{name} is not a command{did_you_mean(name, known) or '; there are: ' + ', '.join(known)}")
+    raise ConfigError(
+        f"{name} is not a command{did_you_mean(name, known) or '; the commands are: ' + ', '.join(known)}"
+    )
 
 
 def _parse(name: str, command: Command, argv: Sequence[str], strict: bool) -> CommandLine:
@@ -230,13 +237,15 @@ def _parse(name: str, command: Command, argv: Sequence[str], strict: bool) -> Co
         elif strict and not word:  # from make, for a variable that is not set
             continue
         elif strict and word.startswith("-"):
-            raise ConfigError(f"{word} is not a flag of {name}; it takes: {', '.join(command.flags) or 'none'}")
+            raise ConfigError(
+                f"{word} is not a flag of {name}; its flags are: {', '.join(command.flags) or 'none'}"
+            )
         else:
             rest.append(word)
-    if strict and len(rest) > command.most:
-        raise ConfigError(f"{name} does not take {rest[-1]}")
-    if strict and len(rest) < command.least:
-        raise ConfigError(f"{name} needs a run", hint=f"make {name} RUN=id; make ssh-status lists them")
+    if strict and len(rest) > command.max_args:
+        raise ConfigError(f"{name} does not accept the argument {rest[-1]}")
+    if strict and len(rest) < command.min_args:
+        raise ConfigError(f"{name} needs a run", hint=f"make {name} RUN=id; make ssh-status lists the ids")
     return CommandLine(flags, rest)
 
 
@@ -261,6 +270,6 @@ def help_of(name: str, stages: Mapping[str, Any]) -> str:
         text = help_text(stage)
         return f"{text.replace(f'src.main {stage}', f'src.main {name} [--detach]', 1)}\n\n{STAGE_HELP}"
     words = [f"[{flag}]" if flag in BARE_FLAGS else f"[{flag}=...]" for flag in command.flags]
-    words += ["RUN" if command.least else "[RUN]"] if command.most else []
+    words += ["RUN" if command.min_args else "[RUN]"] if command.max_args else []
     usage = " ".join(["usage: python -m src.main", name, *words])
-    return "\n".join(filter(None, (usage, "", command.summary, command.more))).replace(usage, f"{usage}\n", 1)
+    return "\n".join(filter(None, (usage, "", command.summary, command.help))).replace(usage, f"{usage}\n", 1)

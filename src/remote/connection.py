@@ -26,7 +26,7 @@ from .target import HostKeyPolicy, KeyAuth, RemoteTarget, changed_host_key, load
 Answer = TypeVar("Answer")
 
 AGENT_DIR = Path(__file__).parent / "agent"
-AGENT_MODULES = (  # sent with each request; each after those that it imports
+AGENT_MODULES = (  # sent with each request, in import order
     "bootstrap", "fs", "venv", "jobs", "snapshots", "start", "host_info", "apply_push", "list_run", "sessions",
 )  # fmt: skip
 RETRY_S = 120.0  # how long a lost connection is retried before it is reported
@@ -37,7 +37,7 @@ logging.getLogger("paramiko").setLevel(logging.CRITICAL + 1)  # errors are repor
 
 
 class Connection:
-    """Requests to one target. Each may be repeated safely: the client chooses the name that identifies an effect.
+    """Sends requests to one target. Requests are idempotent: the agent recognises a repeated request by its id.
 
     Raises: RemoteError; LostConnection if the network or the server is unreachable.
     """
@@ -141,7 +141,7 @@ class Connection:
                 raise self._no_response() from None
             raise LostConnection(
                 f"{target} does not respond as an SSH server: {proxy_error or error}",
-                hint=f"check REMOTE_HOST and REMOTE_PORT; does ssh {target.host} work?",
+                hint=f"check REMOTE_HOST and REMOTE_PORT, and try ssh {target.host}",
             ) from None
         finally:
             if not ssh.is_connected:
@@ -167,19 +167,21 @@ class Connection:
             return socket.create_connection((target.hostname, target.port), timeout=CONNECT_TIMEOUT_S)
         except (socket.gaierror, UnicodeError) as error:  # UnicodeError: not a valid host name
             why = str(getattr(error, "strerror", error)).lower()
-            raise LostConnection(f"there is no host {target.hostname}: {why}", hint="check REMOTE_HOST") from None
+            raise LostConnection(
+                f"the host name {target.hostname} cannot be resolved: {why}", hint="check REMOTE_HOST"
+            ) from None
         except TimeoutError:
             raise self._no_response() from None
         except OSError as error:
             raise LostConnection(
                 f"{target.hostname}:{target.port} cannot be reached: {(error.strerror or str(error)).lower()}",
-                hint="check REMOTE_HOST and REMOTE_PORT, and that an SSH server runs there",
+                hint="check REMOTE_HOST and REMOTE_PORT, and that an SSH server listens on this port",
             ) from None
 
     def _no_response(self) -> LostConnection:
         return LostConnection(
             f"no response from {self.target.hostname}:{self.target.port} within {CONNECT_TIMEOUT_S:g} s",
-            hint="check REMOTE_HOST, and that its network lets you in",
+            hint="check REMOTE_HOST, and the firewall of its network",
         )
 
     def _proxy_error(self) -> str:
@@ -222,13 +224,14 @@ class Connection:
         except TimeoutError:
             raise LostConnection(f"no response from {self.target} for {SILENCE_TIMEOUT_S:g} s") from None
         except (SSHException, OSError, EOFError) as error:
-            raise LostConnection(f"the connection to {self.target} was lost: {error or 'it was closed'}") from None
+            raise LostConnection(
+                f"the connection to {self.target} was lost: {error or 'closed by the server'}"
+            ) from None
 
     def _no_answer(self, channel: Channel, started: bool, noise: list[str]) -> Exception:
         """Why a request ended without an answer; `started` means that the agent has printed its mark."""
-        channel.status_event.wait(
-            SILENCE_TIMEOUT_S
-        )  # it arrives after the output, and never if the network is gone
+        # The status arrives after the output, and never if the network is gone.
+        channel.status_event.wait(SILENCE_TIMEOUT_S)
         status = channel.recv_exit_status() if channel.exit_status_ready() else -1
         ready = channel.recv_stderr_ready()
         stderr = channel.recv_stderr(1 << 16).decode(errors="replace").strip() if ready else ""
@@ -237,17 +240,15 @@ class Connection:
         if status in {126, 127}:
             return RemoteError(
                 f"{self.target} has no {self.target.python}",
-                hint="install Python 3.11 or newer there, or set REMOTE_PYTHON to its path",
+                hint="install Python 3.11 or newer on the server, or set REMOTE_PYTHON to its path",
             )
         if not started:
             last = " ".join(noise).strip() or (stderr.splitlines() or [f"exit code {status}"])[-1]
             return RemoteError(
-                f"{self.target} did not run {self.target.python}: {last}",
-                hint=""
-                if any(noise)
-                else "it should be Python 3.8 or newer; set REMOTE_PYTHON to the path of one",
+                f"{self.target.python} did not start on {self.target}: {last}",
+                hint="" if any(noise) else "set REMOTE_PYTHON to the path of Python 3.8 or newer",
             )
-        return RuntimeError(f"on {self.target}:\n{stderr}")
+        return RuntimeError(f"the agent failed on {self.target}:\n{stderr}")
 
 
 def _lines(channel: Channel) -> Iterator[str]:

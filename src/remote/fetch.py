@@ -1,4 +1,4 @@
-"""Fetches a run of the server: received beside its place, every file verified, and only then moved there."""
+"""Fetches a run: download to a temporary folder, verify every file, then move it into place."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from .connection import Connection
 from .transfer import format_size, join_names, printable
 
 RUNS, FETCHING, REPLACED = Path("outputs/runs"), Path("outputs/fetching"), Path("outputs/replaced")
-PROOF = "fetched.json"
-LOCAL_FILES = {PROOF, runs.LOCK}
+LAST_FETCH = "fetched.json"
+LOCAL_FILES = {LAST_FETCH, runs.LOCK}
 ATTEMPTS = 3  # to receive a file correctly
 
 
@@ -36,23 +36,21 @@ def fetch(connection: Connection, job: jobs.Job) -> Path:
     """
     if not job["run"]:
         raise RemoteError(
-            f"run {job['id']} has no run directory: it is {jobs.format_status(job)}",
-            hint=f"make ssh-logs RUN={job['id']} shows its output",
+            f"run {job['id']} has no run directory (status: {jobs.format_status(job)})",
+            hint=f"read its output with make ssh-logs RUN={job['id']}",
         )
     id = jobs.run_id(job)
     if not jobs.RUN_ID.fullmatch(id):
-        raise RemoteError(
-            f"the server names its run {printable(id)}, which is not a valid name of a run directory"
-        )
+        raise RemoteError(f"the server sent an invalid name of a run directory: {printable(id)}")
     place, target = FETCHING / id, RUNS / id
     with _fetch_lock(id), _run_lock(target), disk_errors(place):
         remote = list_run(connection, str(job["run"]))
         _check_same_run(target, remote.manifest)
         _receive(connection, remote, place, target)
-        proof = read_json(target / PROOF) if (target / PROOF).is_file() else {}
-        backups, kept = _keep_local_files(remote, place, target, proof)
+        last_fetch = read_json(target / LAST_FETCH) if (target / LAST_FETCH).is_file() else {}
+        backups, kept = _keep_local_files(remote, place, target, last_fetch)
         altered = _mark_interrupted(remote.manifest, place)
-        proof = {
+        record = {
             "from": str(connection.target),
             "folder": remote.run,
             "fetched": runs.now(),
@@ -61,7 +59,7 @@ def fetch(connection: Connection, job: jobs.Job) -> Path:
             "sha256": {path: file["sha256"] for path, file in remote.files.items()},
             "altered": altered,
         }
-        write_json(place / PROOF, proof)
+        write_json(place / LAST_FETCH, record)
         target.parent.mkdir(parents=True, exist_ok=True)
         replace_dir(place, target)
         switch_link(RUNS / "latest", target)
@@ -73,14 +71,14 @@ def _print_result(
     id: str, remote: RunListing, kept: list[str], backups: list[tuple[Path, str]], altered: bool
 ) -> None:
     for path, why in remote.outside.items():
-        eprint(f"{printable(path)} was not fetched: it is a link to a path outside of the run, {why}")
+        eprint(f"{printable(path)} was not fetched: its target is outside of the run directory ({why})")
     if kept:
-        eprint(f"kept, though the server does not have it: {join_names(kept)}")
+        eprint(f"local-only files kept: {join_names(kept)}")
     if backups:
         listed = join_names([path for _, path in backups])
-        eprint(f"different here and on the server; the local version is in {backups[0][0]}: {listed}")
+        eprint(f"files differ from the server's; local copies saved in {backups[0][0]}: {listed}")
     if altered:
-        eprint(f"run {id} has the status running, and its process has ended: it is marked as interrupted here")
+        eprint(f"run {id} is marked as interrupted locally: its process ended while its status was running")
     print(
         f"fetched run {id}: {len(remote.files)} files, {format_size(remote.bytes)}, every one verified by sha256; "
         f"{RUNS / 'latest'} points to it",
@@ -98,7 +96,7 @@ def _fetch_lock(id: str) -> Iterator[None]:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise RunError(f"run {id} is being fetched already", hint="wait until that ends") from None
+            raise RunError(f"run {id} is already being fetched", hint="wait until the other fetch ends") from None
         yield
         os.unlink(file.name)
 
@@ -111,7 +109,7 @@ def _run_lock(target: Path) -> Iterator[None]:
         return
     run = runs.Run(target)
     if not run.lock():
-        raise RunError(f"run {run.id} is in use here", hint="wait until that ends")
+        raise RunError(f"run {run.id} is in use locally", hint="wait until the other process ends")
     try:
         yield
     finally:
@@ -125,7 +123,7 @@ def _check_same_run(target: Path, manifest: Mapping[str, Any]) -> None:
     ours, theirs = read_json(target / "manifest.json").get("started"), manifest.get("started")
     if ours != theirs:
         raise RunError(
-            f"{target} differs from the server's run: it began at {ours}, and the server's at {theirs}",
+            f"{target} is a different run with the same id: started at {ours}, the server's run at {theirs}",
             hint=f"rename {target}",
         )
 
@@ -155,7 +153,7 @@ class RunListing:
         path = str(entry["path"])
         to = os.path.normpath(os.path.join(os.path.dirname(path), str(entry.get("link", ""))))
         if os.path.isabs(path) or ".." in path.split("/") or os.path.isabs(to) or to.split("/")[0] == "..":
-            raise RemoteError(f"the server names {printable(path)}, which is not a path inside a run")
+            raise RemoteError(f"the server sent a path outside of the run directory: {printable(path)}")
         if "sha256" in entry:
             self.files[path] = {key: entry[key] for key in ("size", "mtime", "sha256")}
         elif "link" in entry:
@@ -214,15 +212,16 @@ def _receive(connection: Connection, remote: RunListing, place: Path, target: Pa
         size = sum(file["size"] - _size(place / path) for path, file in lacking.items())
         if size > disk_free(place):
             raise RunError(
-                f"{format_size(size)} are to be fetched, and {format_size(disk_free(place))} are free here",
+                f"the fetch needs {format_size(size)}, but {format_size(disk_free(place))} are free "
+                "on this machine",
                 hint="free some space",
             )
         transfer.receive(connection, list(lacking), remote.run, place, remote.rsync, size)
         lacking = {path: file for path, file in lacking.items() if not _is_complete(place / path, file)}
     if lacking:
         raise RemoteError(
-            f"{join_names(list(lacking))}: what arrives is not what the server has, {ATTEMPTS} times",
-            hint="fetch again; what has arrived is kept",
+            f"{join_names(list(lacking))}: checksum mismatch after {ATTEMPTS} attempts",
+            hint="fetch again; the transfer resumes",
         )
     for path, file in remote.files.items():
         os.utime(place / path, (file["mtime"], file["mtime"]))
@@ -248,16 +247,16 @@ def _is_complete(path: Path, file: Mapping[str, Any], remove: bool = True) -> bo
 
 
 def _keep_local_files(
-    remote: RunListing, place: Path, target: Path, proof: Mapping[str, Any]
+    remote: RunListing, place: Path, target: Path, last_fetch: Mapping[str, Any]
 ) -> tuple[list[tuple[Path, str]], list[str]]:
     """Keep what the local run has and the server does not, and back up what differs.
 
-    `proof` is that of the previous fetch: a file that is as it was fetched needs no backup.
+    `last_fetch` holds the hashes of the previous fetch: a file that is unchanged since then needs no backup.
     Returns: the backups as (folder, path), and the paths that are kept.
     """
     backups, kept = [], []
     folder = REPLACED / f"{target.name}-{datetime.now():%Y-%m-%d_%H-%M-%S}"
-    fetched, altered = proof.get("sha256", {}), proof.get("altered", {})
+    fetched, altered = last_fetch.get("sha256", {}), last_fetch.get("altered", {})
     for path in _walk(target) if target.is_dir() else []:
         ours, new = target / path, place / path
         if path in LOCAL_FILES or path.endswith(".tmp"):
@@ -289,7 +288,7 @@ def _mark_interrupted(manifest: Mapping[str, Any], place: Path) -> dict[str, str
 
     Returns: the sha256 of each file that was altered, by path.
     """
-    ended = {"status": runs.INTERRUPTED, "error": "its process was gone when it was fetched"}
+    ended = {"status": runs.INTERRUPTED, "error": "the process had ended when the run was fetched"}
     changes: dict[str, Any] = ended if manifest.get("status") == runs.RUNNING else {}
     if manifest.get("evaluation", {}).get("status") == runs.RUNNING:
         changes = changes | {"evaluation": manifest["evaluation"] | ended}

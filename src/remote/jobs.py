@@ -1,4 +1,4 @@
-"""Jobs on the server: started exactly once, followed, found by name, stopped; agent/jobs.py has the other half."""
+"""Client side of jobs on the server: start exactly once, follow, find, stop. Server side: agent/jobs.py."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ RUN_ID = re.compile(r"\w[\w.-]*")
 GRACE_S = 300.0  # for a training run to finish its step and write a checkpoint
 EXIT_CODES = {
     0: "finished",
-    2: "refused",
+    2: "invalid input",
     3: "not promoted",
     4: "inconclusive",
     75: "stopped, with a checkpoint",
@@ -76,10 +76,10 @@ def start(
     job = {"id": id or new_id(), "stage": stage, "words": list(words), "argv": list(argv)}
     if not JOB_ID.fullmatch(str(job["id"])) or job["id"] == "latest":
         raise RemoteError(
-            f"RUN={id} is not a valid id of a run", hint=f"use at most {MAX_ID} letters, digits, '.', '_' and '-'"
+            f"RUN={id} is not a valid run id", hint=f"use at most {MAX_ID} letters, digits, '.', '_' and '-'"
         )
-    unknown = f"it is not known whether run {job['id']} was started"
-    hint = f"check with make ssh-status; the same command with RUN={job['id']} starts it if it was not"
+    unknown = f"run {job['id']} may or may not have been started"
+    hint = f"check with make ssh-status, or repeat the command with RUN={job['id']}: a run is never started twice"
     folder = connection.target.dir
     try:
         started = connection.call("start:start", folder=folder, job=job, environment=dict(environment), code=code)
@@ -90,8 +90,9 @@ def start(
         raise
     if (started["stage"], started["words"]) != (stage, list(words)):
         raise RemoteError(
-            f"run {job['id']} exists and is another command: {' '.join((started['stage'], *started['words']))}",
-            hint="choose another id as RUN, or leave RUN out",
+            f"run {job['id']} already exists, with a different command: "
+            + " ".join((started["stage"], *started["words"])),
+            hint="choose another RUN, or omit RUN",
         )
     return dict(started)
 
@@ -151,9 +152,9 @@ def follow(connection: Connection, id: str, offset: int = 0, wait: bool = True) 
         except LostConnection as error:
             if not connection.was_connected:
                 raise
-            eprint(f"{error.problems[0]}; run {id} continues; reconnecting to follow it")
+            eprint(f"{error.problems[0]}; run {id} continues on the server; reconnecting")
             connection.reconnect()
-            eprint("the connection is back")
+            eprint(f"reconnected to {connection.target}")
 
 
 def follow_to_end(connection: Connection, id: str, offset: int = 0) -> int:
@@ -165,11 +166,14 @@ def follow_to_end(connection: Connection, id: str, offset: int = 0) -> int:
         job = follow(connection, id, offset)
     except (KeyboardInterrupt, RemoteError) as error:
         newline = "\n" if isinstance(error, KeyboardInterrupt) else ""
-        eprint(f"{newline}stopped following: run {id} continues; make ssh-attach RUN={id} follows it again")
+        eprint(
+            f"{newline}stopped following run {id}, which continues on the server; "
+            f"make ssh-attach RUN={id} follows it again"
+        )
         raise
     eprint(format_job(job))
     if job["code"] is None and job["status"] == "interrupted" and not is_finished(job):
-        raise Stopped(f"run {id} was interrupted: its process is gone", hint=resume_command(job))
+        raise Stopped(f"run {id} was interrupted: its process no longer exists", hint=f"run {resume_command(job)}")
     code = job["code"] or 0
     return 128 - code if code < 0 else code
 
@@ -177,7 +181,9 @@ def follow_to_end(connection: Connection, id: str, offset: int = 0) -> int:
 def stop(connection: Connection, job: Job, grace: float = GRACE_S) -> Job:
     """Stop a job after a checkpoint and follow it to its end; the server kills it after `grace` seconds."""
     if job["status"] != "running":
-        raise RemoteError(f"run {job['id']} is not running: it is {format_status(job)}")
+        raise RemoteError(
+            f"run {job['id']} is not running (status: {format_status(job)})", hint="make ssh-status lists the runs"
+        )
     args = {"folder": connection.target.dir, "id": job["id"], "grace": grace}
     stopping = dict(connection.call("jobs:stop", **args))
     return follow(connection, job["id"], offset=stopping["log_size"])
@@ -200,7 +206,7 @@ def find_job(connection: Connection, word: str | None, running: bool = False) ->
     jobs = list_jobs(connection)
     where = f"in {connection.target.dir} on {connection.target}"
     if not jobs:
-        raise RemoteError(f"nothing has been run {where}", hint="make ssh-train does")
+        raise RemoteError(f"no runs {where}", hint="start one with make ssh-train")
     if word in {None, "latest"}:
         alive = [job for job in jobs if running and job["status"] == "running"]
         return (alive or jobs)[0]
@@ -212,14 +218,18 @@ def find_job(connection: Connection, word: str | None, running: bool = False) ->
         return matching[0]
     if matching:
         raise RemoteError(
-            f"{word} is the beginning of {len(matching)} runs: {', '.join(job['id'] for job in matching[:5])}"
+            f"RUN={word} matches {len(matching)} runs: {', '.join(job['id'] for job in matching[:5])}",
+            hint="give more characters of the id",
         )
-    guess = did_you_mean(str(word), [job["id"] for job in jobs]) or "; make ssh-status lists them"
-    raise RemoteError(f"there is no run {word} {where}{guess}")
+    guess = did_you_mean(str(word), [job["id"] for job in jobs]) or "; make ssh-status lists the runs"
+    raise RemoteError(f"no run {word} {where}{guess}")
 
 
 def find_run(connection: Connection, word: str | None) -> Job:
-    """As `find_job`, also by the id of a run directory that no job made; the newest has a run directory."""
+    """Like `find_job`; also finds run directories that no job created.
+
+    None and `latest` name the newest job with a run directory.
+    """
     job, error = None, None
     if word in {None, "latest"}:
         job = next((each for each in list_jobs(connection) if each["run"]), None)
@@ -258,7 +268,7 @@ def is_finished(job: Job) -> bool:
 
 def format_status(job: Job) -> str:
     if job["status"] == "elsewhere":
-        return f"on {job['host']}, not visible from this host"
+        return f"on {job['host']}, cannot be checked from this host"
     if job["status"] != "ended":
         return "finished" if job["status"] == "interrupted" and is_finished(job) else str(job["status"])
     code = int(job["code"])

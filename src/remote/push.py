@@ -1,4 +1,4 @@
-"""Pushes this folder's code to the server: all files that differ are sent, verified, and replaced at once.
+"""Pushes this folder's code to the server: send the files that differ, verify them, replace all at once.
 
 A push sends the files that git tracks or would add, and those of ALSO; never secrets, outputs or environments,
 even if git tracks them.
@@ -34,7 +34,7 @@ ATTEMPTS = 3  # to transfer a file correctly
 MAX_NAMES = 20  # printed
 LOCK = Path("outputs/remote/push.lock")
 OUTPUT_SETTINGS = {"output_dir", "artifacts_dir"}  # their folders are made, and need not be pushed
-GIT_NEEDED = "a push sends the files that git tracks or would add"
+GIT_NEEDED = "a push needs git to list the files"
 NEVER_AT_THE_TOP = {".venv", ".cache", "outputs", "artifacts"}
 HASHES = Path("outputs/remote/hashes.json")  # of ALSO's files, which may be large
 RECENT_NS = 2_000_000_000  # a file changed so recently may change again without a new time stamp
@@ -75,14 +75,14 @@ def push(connection: Connection, also: Sequence[str] = (), words: Sequence[str] 
 
 
 def _send(connection: Connection, also: Sequence[str], named: Sequence[str]) -> tuple[PushFiles, dict[str, Any]]:
-    """Send what the server lacks until it applies the push. Returns: the files, and apply_push.py's report."""
+    """Send missing files and repeat until the server accepts the push. Returns: the files, and its report."""
     push = {"id": uuid.uuid4().hex, "sender": _sender_id()}
     found = collect_files(also)
     for attempt in range(ATTEMPTS + 1):
         wanted = {path: file._asdict() for path, file in found.files.items()}
-        asked = sorted({path for path in named if not _is_pushed(path, found.files)})
+        unpushed = sorted({path for path in named if not _is_pushed(path, found.files)})
         folder = connection.target.dir
-        report = connection.call("apply_push:apply", folder=folder, push=push, wanted=wanted, named=asked)
+        report = connection.call("apply_push:apply", folder=folder, push=push, wanted=wanted, named=unpushed)
         if "lacking" not in report:
             return found, report
         paths = {file.identity: Path(path) for path, file in found.files.items()}
@@ -93,14 +93,14 @@ def _send(connection: Connection, also: Sequence[str], named: Sequence[str]) -> 
             transfer.send(connection, lacking, report["incoming"], report["rsync"], size)
             found = collect_files(also)  # a file may have changed meanwhile
     names = ", ".join(sorted(map(str, lacking.values()))[:3])
-    raise RemoteError(f"{names}: what arrives is not what was sent, {ATTEMPTS} times", hint="push again")
+    raise RemoteError(f"{names}: checksum mismatch after {ATTEMPTS} attempts", hint="push again")
 
 
 def _check_space(server: str, size: int, free: int) -> None:
     if size > free:
         raise RemoteError(
-            f"{server} has {format_size(free)} left, and {format_size(size)} are to be sent",
-            hint="free some space there",
+            f"{server} has {format_size(free)} of free space, but the push needs {format_size(size)}",
+            hint="free some space on the server",
         )
 
 
@@ -143,7 +143,9 @@ def collect_files(also: Sequence[str] = ()) -> PushFiles:
     Raises: RemoteError if it is not the project or not a git checkout, or a path of `also` cannot be pushed.
     """
     if not Path("src/main.py").is_file():
-        raise RemoteError(f"{Path.cwd()} is not the project: it has no src/main.py", hint="run it there")
+        raise RemoteError(
+            f"{Path.cwd()} is not the project root (no src/main.py)", hint="run the command in the project root"
+        )
     notes: list[str] = []
     files: dict[str, PushedFile] = {}
     environments = _VirtualEnvironments()
@@ -156,7 +158,9 @@ def collect_files(also: Sequence[str] = ()) -> PushFiles:
         except FileNotFoundError:  # deleted, and still in git's index
             continue
         except PermissionError:
-            raise RemoteError(f"{path} cannot be read", hint="have git ignore it, or make it readable") from None
+            raise RemoteError(
+                f"{path} cannot be read", hint="make the file readable, or add it to .gitignore"
+            ) from None
     if "src/main.py" not in files:
         raise RemoteError("git ignores src/main.py", hint="run git check-ignore -v src/main.py to see why")
     hashes = _HashCache()
@@ -173,15 +177,15 @@ def _git_files() -> set[str]:
     try:
         done = subprocess.run(command, capture_output=True, env=os.environ | {"LC_ALL": "C"})
     except FileNotFoundError:
-        raise RemoteError(f"git is not installed, and {GIT_NEEDED}", hint="install git") from None
+        raise RemoteError(f"git is not installed, but {GIT_NEEDED}", hint="install git") from None
     if done.returncode == 0:
         return {os.fsdecode(path) for path in done.stdout.split(b"\0") if path}
     lines = os.fsdecode(done.stderr).strip().splitlines() or [f"exit code {done.returncode}"]
     reason = lines[0].removeprefix("fatal: ").split(" (or any")[0]
     if reason.startswith("not a git repository"):
         raise RemoteError(
-            f"{Path.cwd()} is not a git checkout, and {GIT_NEEDED}",
-            hint="run git init in it; no commit is needed",
+            f"{Path.cwd()} is not a git checkout, but {GIT_NEEDED}",
+            hint="run git init in this folder; no commit is needed",
         )
     raise RemoteError(f"git does not list the files of {Path.cwd()}: {reason}")
 
@@ -214,12 +218,12 @@ def _pushed_file(path: str, notes: list[str]) -> PushedFile | None:
     if os.path.islink(path):
         target = os.readlink(path)
         if why := _leads_outside(path, target):
-            notes.append(f"{path} is a link to {target}, {why}: it is not pushed")
+            notes.append(f"{path} is not pushed: the link leads to {target}, {why}")
             return None
         return PushedFile(LINK + target, 0, 0o777, False)
     if os.path.isdir(path):
         name = path.rstrip("/")
-        notes.append(f"{name} is a separate git repository: it is not pushed; ALSO={name} sends it")
+        notes.append(f"{name} is not pushed, because it is a separate git repository; ALSO={name} pushes it")
         return None
     found = os.stat(path)
     if not os.path.isfile(path):
@@ -242,13 +246,15 @@ def _also_files(also: Sequence[str], notes: list[str], environments: _VirtualEnv
     for given in also:
         path = os.path.normpath(os.path.relpath(given) if os.path.isabs(given) else os.path.expanduser(given))
         if path.split("/")[0] == ".." or os.path.isabs(path):
-            raise RemoteError(f"ALSO={given} is outside of this folder", hint="copy it, or link to it from here")
+            raise RemoteError(
+                f"ALSO={given} is outside of this folder", hint="copy or link the path into this folder"
+            )
         if is_never_pushed(path) or f"{path}/x" in environments:
-            raise RemoteError(f"ALSO={given} is never pushed", hint="copy it to another folder, if it must be")
+            raise RemoteError(f"ALSO={given} is never pushed", hint="copy the path to another folder to push it")
         if not os.path.exists(path):
-            raise RemoteError(f"ALSO={given} does not exist")
+            raise RemoteError(f"ALSO={given} does not exist", hint="check the path")
         if path == ".":
-            raise RemoteError(f"ALSO={given} is the entire folder", hint="name the paths to send")
+            raise RemoteError(f"ALSO={given} is the entire folder", hint="list the paths to push")
         for found in [path] if os.path.isfile(path) else _walk(path):
             if is_never_pushed(found) or _is_secret(os.path.basename(os.path.realpath(found))):
                 notes.append(f"{found} is never pushed")
@@ -311,10 +317,10 @@ def _is_pushed(path: str, files: Mapping[str, PushedFile]) -> bool:
 
 def _missing_path(path: str) -> str:
     if os.path.isabs(path) or path.startswith(("../", "~")):
-        return f"{path} is not on the server: it is outside of this folder"
+        return f"{path} is not on the server: paths outside of this folder are not pushed"
     if is_never_pushed(path):
-        return f"{path} is not on the server: it is never pushed"
-    return f"{path} is not on the server: git ignores it; ALSO={path} sends it"
+        return f"{path} is not on the server: such paths are never pushed"
+    return f"{path} is not on the server: git ignores it; ALSO={path} pushes it"
 
 
 def _print_report(where: str, report: Mapping[str, Any]) -> None:
@@ -330,7 +336,7 @@ def _print_report(where: str, report: Mapping[str, Any]) -> None:
         print(f"  and {len(names) - MAX_NAMES} more")
     sys.stdout.flush()
     for path in report["kept"]:
-        eprint(f"{printable(path)} was deleted here and changed on the server: it is kept there")
+        eprint(f"{printable(path)} was deleted locally but modified on the server: not removed")
     if report["replaced"]:
         listed = transfer.join_names(report["replaced"], MAX_NAMES)
-        eprint(f"changed on the server and replaced: {listed}; the server's versions are in {report['aside']}")
+        eprint(f"replaced although modified on the server: {listed}; backups on the server: {report['aside']}")

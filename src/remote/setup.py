@@ -1,4 +1,4 @@
-"""`ssh-init`: prints what the server has, and makes a Python environment that fits it."""
+"""`ssh-init`: prints the hardware of the server, and installs a matching Python environment."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PIP_VARIABLES = re.compile(r"PIP_\w+|(https?|no|all)_proxy", re.IGNORECASE)
 
 
 def init(connection: Connection, environment: Mapping[str, str]) -> int:
-    """Make the environment in REMOTE_DIR, or install what is missing: start a job and follow it.
+    """Create or complete the environment in REMOTE_DIR: start a job and follow it.
 
     `environment` is this process's, with REMOTE_PYTHON and so on.
     Returns: the job's exit code. Raises: RemoteError if the server cannot have an environment.
@@ -32,17 +32,17 @@ def init(connection: Connection, environment: Mapping[str, str]) -> int:
     facts = connection.call("host_info:collect", folder=connection.target.dir, python=named)
     print_facts(f"{connection.target}:{connection.target.dir}", facts)
     if facts["init"]:
-        print(f"run {facts['init']} is making it already", flush=True)
+        print(f"run {facts['init']} is already installing the environment", flush=True)
         return jobs.follow_to_end(connection, facts["init"])
     if not facts["missing"]:
-        print("nothing is missing")
+        print("the environment is complete")
         return 0
     _check_space(facts)
     if facts["runs"]:
-        print(f"warning: {', '.join(facts['runs'])} is running, and a package that it uses may change")
+        print(f"warning: {', '.join(facts['runs'])} is running; the installation may change packages that it uses")
     argv = [facts["python"]["program"], "-m", INSTALLER]
     job = jobs.start(connection, STAGE, argv, [], installer_env(environment), code)
-    print(f"{facts['missing'][0]}: run {job['id']} makes it", flush=True)
+    print(f"{facts['missing'][0]}: run {job['id']} installs the environment", flush=True)
     return jobs.follow_to_end(connection, job["id"])
 
 
@@ -61,9 +61,9 @@ def _check_space(facts: Mapping[str, Any]) -> None:
     needed = SPACE_NEEDED[facts["target"]] if facts["torch"] and not has_torch else 0
     if facts["free"] < needed:
         raise RemoteError(
-            f"{facts['root']} has {format_gb(facts['free'])} left, and torch for {facts['target']} with its "
-            f"dependencies takes {format_gb(needed)}",
-            hint="free some space there, or set REMOTE_DIR to a folder on another disk",
+            f"{facts['root']} has {format_gb(facts['free'])} of free space, but torch for {facts['target']} "
+            f"and its dependencies need {format_gb(needed)}",
+            hint="free some space on the server, or set REMOTE_DIR to a folder on another disk",
         )
 
 
@@ -71,6 +71,7 @@ def _check_space(facts: Mapping[str, Any]) -> None:
 
 
 def print_facts(where: str, facts: Mapping[str, Any]) -> None:
+    """Print the table of the server's hardware and environment, and the warnings below it."""
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
@@ -84,6 +85,7 @@ def print_facts(where: str, facts: Mapping[str, Any]) -> None:
 
 
 def table_rows(facts: Mapping[str, Any]) -> dict[str, str]:
+    """The rows of the table: the text for each title, from the facts of agent/host_info.py."""
     version = ".".join(map(str, facts["python"]["version"]))
     made = facts["ready"]
     state = "; ".join(facts["missing"])
@@ -98,14 +100,14 @@ def table_rows(facts: Mapping[str, Any]) -> dict[str, str]:
         "cores": str(facts["cores"]),
         "memory": format_gb(facts["memory"]),
         "disk": f"{format_gb(facts['free'])} free",
-        "rsync": "yes" if facts["rsync"] else "no: files are sent by SFTP, without differences",
+        "rsync": "yes" if facts["rsync"] else "no; SFTP transfers complete files",
         ".venv": state,
     }
 
 
 def format_gpus(found: Mapping[str, Any]) -> str:
     if not found["gpus"]:
-        return f"none here; Slurm has {found['scheduled']}" if found["scheduled"] else "none"
+        return f"none on this host; Slurm has {found['scheduled']}" if found["scheduled"] else "none"
     kinds = list(dict.fromkeys(map(tuple, found["gpus"])))
     parts = []
     for name, memory in kinds:
@@ -117,6 +119,7 @@ def format_gpus(found: Mapping[str, Any]) -> str:
 
 
 def warnings(facts: Mapping[str, Any]) -> list[str]:
+    """What may prevent runs on this server: an unusable GPU, or logind, which would kill them."""
     found = []
     if facts["accelerator"]["problem"]:
         found.append(facts["accelerator"]["problem"])

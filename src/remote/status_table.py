@@ -29,7 +29,7 @@ class JobRow(NamedTuple):
     last_line: str
 
 
-TITLES = JobRow("run", "stage", "status", "for", "", "last line of its log")
+TITLES = JobRow("run", "stage", "status", "for", "", "last log line")
 
 
 def print_table(jobs: Sequence[Job], server: str, folder: str, everything: bool = False) -> None:
@@ -39,7 +39,7 @@ def print_table(jobs: Sequence[Job], server: str, folder: str, everything: bool 
     last line of the log is ever truncated, and only on a terminal.
     """
     if not jobs:
-        print(f"nothing has been run in {folder} on {server}")
+        print(f"no runs in {folder} on {server}")
         return
     shown = [job for i, job in enumerate(jobs) if everything or i < MAX_JOBS or job["status"] == "running"]
     console = SafeConsole(highlight=False, markup=False, soft_wrap=True)
@@ -49,7 +49,7 @@ def print_table(jobs: Sequence[Job], server: str, folder: str, everything: bool 
     for line, is_title in _one_line_each(rows, width) or _two_lines_each(rows, width or 0):
         console.print(Text(line, style="bold" if is_title else ""))
     if len(shown) < len(jobs):
-        console.print(f"and {len(jobs) - len(shown)} older ones: make ssh-status ALL=1")
+        console.print(f"{len(jobs) - len(shown)} older runs are not shown: make ssh-status ALL=1 lists them")
 
 
 def _row(job: Job) -> JobRow:

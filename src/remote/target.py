@@ -119,7 +119,7 @@ def _option(flag: str, value: str | None) -> list[str]:
 def _ssh_config(host: str, options: list[str]) -> dict[str, tuple[str, ...]]:
     """The configuration of ssh for `host`; where ssh is not installed, its default keys and known_hosts."""
     if host.startswith("-"):
-        raise ConfigError(f"REMOTE_HOST={host} is not a host")
+        raise ConfigError(f"REMOTE_HOST={host} is not a host name")
     if not shutil.which("ssh"):
         keys = [f"~/.ssh/id_{kind}" for kind in ("ed25519", "ecdsa", "rsa")]
         return {"identityfile": tuple(keys), "userknownhostsfile": ("~/.ssh/known_hosts",)}
@@ -193,7 +193,7 @@ def _check_jump_loop(jump: str, config_file: list[str]) -> None:
         jump = further
     raise RemoteError(
         f"ssh's configuration makes {name} jump through itself",
-        hint=f"add to it: Host {name}, ProxyJump none",
+        hint=f"add to ssh's configuration: Host {name}, ProxyJump none",
     )
 
 
@@ -220,12 +220,12 @@ class HostKeyPolicy(MissingHostKeyPolicy):  # type: ignore[misc]
         if target.accept:
             raise RemoteError(
                 f"{hostname} does not have the key of REMOTE_FINGERPRINT={target.accept}: {description}",
-                hint="compare it with the fingerprint that its administrator gives you",
+                hint="compare this fingerprint with the one that the server's administrator gives you",
             )
         raise RemoteError(
             f"{hostname} is not a known host: {description}",
-            hint="compare it with the fingerprint that its administrator gives you, and accept it by "
-            f"REMOTE_FINGERPRINT={found}",
+            hint="compare this fingerprint with the one that the server's administrator gives you, and accept "
+            f"the key with REMOTE_FINGERPRINT={found}",
         )
 
 
@@ -254,9 +254,9 @@ def load_host_keys(client: SSHClient, target: RemoteTarget) -> None:
 def changed_host_key(error: BadHostKeyException, target: RemoteTarget) -> RemoteError:
     files = " or ".join(str(file) for file in target.known_hosts if file.is_file())
     return RemoteError(
-        f"the host key of {error.hostname} has changed: it is {error.key.fingerprint}, and was "
-        f"{error.expected_key.fingerprint}; somebody may be intercepting the connection",
-        hint=f"ask its administrator; if the new key is right, remove the old one from {files}",
+        f"the host key of {error.hostname} has changed from {error.expected_key.fingerprint} to "
+        f"{error.key.fingerprint}; the connection may be intercepted",
+        hint=f"ask the server's administrator; if the new key is correct, remove the old key from {files}",
     )
 
 
@@ -298,14 +298,14 @@ class KeyAuth(AuthStrategy):  # type: ignore[misc]
         if self.locked:
             names = " ".join(map(str, self.locked))
             return RemoteError(
-                f"{self.target} accepted no key: {names} is protected by a passphrase, and no agent holds it",
+                f"{self.target} accepted no key: {names} has a passphrase, and no ssh-agent holds the key",
                 hint=f"run ssh-add {names}",
             )
         tried = [str(path) for path in self.target.keys if path not in self.unreadable]
-        reason = f"it accepts none of {', '.join(tried)}" if tried else "there is no key to offer"
+        reason = f"none of the keys was accepted: {', '.join(tried)}" if tried else "no private key was found"
         broken = f" ({', '.join(map(str, self.unreadable))} cannot be read)" if self.unreadable else ""
         return RemoteError(
-            f"{self.target} refuses {self.target.user}: {reason}{broken}",
+            f"{self.target} rejected the login of {self.target.user}: {reason}{broken}",
             hint=f"check REMOTE_USER and REMOTE_KEY, or install your key: ssh-copy-id {self.target}",
         )
 

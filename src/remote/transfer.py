@@ -137,7 +137,7 @@ def _by_rsync(connection: Connection, words: Sequence[str], stdin: bytes, arrive
     except LostConnection as error:
         reason = error.problems[0]
     if reason:
-        eprint(f"rsync does not work ({reason}): using SFTP")
+        eprint(f"rsync failed ({reason}); using SFTP")
     return not reason
 
 
@@ -148,9 +148,10 @@ def write_error(server: str, stderr: str) -> RemoteError:
     )
     if any(reason in line for reason in DISK_FULL):
         return RemoteError(
-            f"no space is left on the device: {line.strip()}", hint="free some space; what has arrived is kept"
+            f"no space is left on the device: {line.strip()}",
+            hint="free some space and run the command again; the transfer resumes",
         )
-    return RemoteError(f"{server} refuses a file: {line.strip()}")
+    return RemoteError(f"{server} rejected a file: {line.strip()}")
 
 
 # SFTP
@@ -168,7 +169,9 @@ def _by_sftp(connection: Connection, work: Callable[[SFTPClient], None], arrived
             work(sftp)
         except (SSHException, EOFError, TimeoutError, ConnectionError) as error:
             connection.close()
-            raise LostConnection(f"the connection to {target} was lost: {error or 'it was closed'}") from None
+            raise LostConnection(
+                f"the connection to {target} was lost: {error or 'closed by the server'}"
+            ) from None
         except OSError as error:
             if channel.closed or not channel.get_transport().is_active():
                 connection.close()
@@ -176,8 +179,8 @@ def _by_sftp(connection: Connection, work: Callable[[SFTPClient], None], arrived
             if error.errno in LOCAL_ERRORS:
                 raise
             raise RemoteError(
-                f"{target} refuses a file: {str(error).lower()}",
-                hint="is its disk full, or the folder read-only?",
+                f"{target} rejected a file: {str(error).lower()}",
+                hint="check whether the server's disk is full, or its folder read-only",
             ) from None
 
     _retry(connection, attempt, arrived)
@@ -191,11 +194,11 @@ def _put(sftp: SFTPClient, path: Path, remote: bytes) -> None:
         offset = 0
     with path.open("rb") as source, sftp.open(remote, "ab") as target:
         source.seek(offset)
-        target.set_pipelined(True)  # faster, and does not report what the server refuses
+        target.set_pipelined(True)  # faster, and does not report write errors of the server
         _copy(source, target)
         end = source.tell()
     if sftp.stat(remote).st_size != end:
-        raise OSError("it was not written to its end")
+        raise OSError("the file was not written completely")
 
 
 def _get(sftp: SFTPClient, remote: bytes, path: Path) -> None:

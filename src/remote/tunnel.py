@@ -22,7 +22,7 @@ PORTS_TRIED = 100  # from PORT on
 LOOPBACK = "127.0.0.1"
 CHANNEL_TIMEOUT_S = 10.0
 BLOCK = 1 << 15  # bytes
-PROHIBITED = 1  # the server's reason for refusing a channel, RFC 4254, section 5.1
+PROHIBITED = 1  # the server's reason for rejecting a channel, RFC 4254, section 5.1
 START = (
     "import json,os;d=json.loads(bytes.fromhex({given!r}));os.chdir(d[{root!r}]);"
     "os.environ.update(d[{environment!r}]);os.execvp(d[{argv!r}][0],d[{argv!r}])"
@@ -66,7 +66,7 @@ def tensorboard(connection: Connection, port: str | None = None) -> int:
             try:
                 for frame in connection.stream("sessions:tensorboard", folder=connection.target.dir):
                     tunnel.open(connection.ssh.transport, frame["port"], str(connection.target))
-                    print(f"TensorBoard of {connection.target}: {address} (Ctrl-C ends it)", flush=True)
+                    print(f"TensorBoard of {connection.target}: {address} (stop with Ctrl-C)", flush=True)
                 raise LostConnection(f"the connection to {connection.target} was lost")
             except LostConnection as error:
                 if not connection.was_connected:
@@ -84,7 +84,7 @@ def open_listener(requested: str | None) -> socket.socket:
             return socket.create_server((LOOPBACK, port))
         except OSError as error:
             problem = f"port {port} of this machine cannot be used: {(error.strerror or str(error)).lower()}"
-    raise ConfigError(problem, hint="choose another PORT, or leave it out")
+    raise ConfigError(problem, hint="choose another PORT, or omit PORT")
 
 
 class Tunnel:
@@ -103,7 +103,7 @@ class Tunnel:
                 raise LostConnection(f"no response from TensorBoard on {name}: {error.text.lower()}") from None
             raise RemoteError(
                 f"{name} does not permit port forwarding: {error.text.lower()}",
-                hint="AllowTcpForwarding of its sshd must be yes or local",
+                hint="set AllowTcpForwarding to yes or local in the server's sshd_config",
             ) from None
         except (SSHException, OSError, EOFError) as error:
             raise LostConnection(f"the connection to {name} was lost: {error}") from None

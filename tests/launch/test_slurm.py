@@ -181,9 +181,12 @@ def test_a_refusal_of_a_job_is_that_of_the_command(world: World, launch: Any, tm
 @pytest.mark.parametrize(
     ("word", "sentence"),
     [
-        ("partition=nowhere", "sbatch refused: invalid partition specified: nowhere"),
-        ("constraint=a100|h100", "sbatch refused: Batch job submission failed: Invalid feature specification"),
-        ("sbatch={no-such: 1}", "sbatch refused: unrecognized option"),
+        ("partition=nowhere", "sbatch failed: invalid partition specified: nowhere"),
+        (
+            "constraint=a100|h100",
+            "sbatch failed: Batch job submission failed: Invalid feature specification",
+        ),
+        ("sbatch={no-such: 1}", "sbatch failed: unrecognized option"),
     ],
 )
 def test_a_refusal_of_sbatch_is_quoted_and_leaves_no_files(

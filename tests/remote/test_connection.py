@@ -45,7 +45,7 @@ def test_all_missing_variables_are_reported_at_once(user: Client) -> None:
 
 def test_an_unknown_host_name_is_reported(user: Client) -> None:
     printed = user.refused(STATUS, REMOTE_HOST="no-such-host.invalid")
-    assert printed.startswith("there is no host no-such-host.invalid: ") and printed.endswith(
+    assert printed.startswith("the host name no-such-host.invalid cannot be resolved: ") and printed.endswith(
         "; check REMOTE_HOST"
     )
     assert "\n" not in printed
@@ -53,7 +53,7 @@ def test_an_unknown_host_name_is_reported(user: Client) -> None:
 
 def test_a_host_is_never_an_option_of_ssh(user: Client, tmp_path: Path) -> None:
     printed = user.refused(STATUS, REMOTE_HOST=f"-oProxyCommand=touch {tmp_path}/touched")
-    assert printed.endswith("is not a host")
+    assert printed.endswith("is not a host name")
     assert not (tmp_path / "touched").exists()
 
 
@@ -62,7 +62,7 @@ def test_a_closed_port_is_reported(user: Client) -> None:
     printed = user.refused(STATUS, REMOTE_PORT=str(port))
     assert printed == (
         f"127.0.0.1:{port} cannot be reached: connection refused; "
-        "check REMOTE_HOST and REMOTE_PORT, and that an SSH server runs there"
+        "check REMOTE_HOST and REMOTE_PORT, and that an SSH server listens on this port"
     )
 
 
@@ -121,7 +121,7 @@ def test_an_unknown_server_is_refused_until_its_fingerprint_is_accepted(sshd: Se
     user.known_hosts.write_text("")
     printed = user.refused(STATUS)
     assert f"[127.0.0.1]:{sshd.port} is not a known host: its ssh-ed25519 key is {sshd.fingerprint}" in printed
-    assert printed.endswith(f"accept it by REMOTE_FINGERPRINT={sshd.fingerprint}")
+    assert printed.endswith(f"accept the key with REMOTE_FINGERPRINT={sshd.fingerprint}")
     assert user.known_hosts.read_text() == ""
     done = user(STATUS, REMOTE_FINGERPRINT=sshd.fingerprint)
     assert done.returncode == 0 and sshd.fingerprint in done.stdout + done.stderr
@@ -143,8 +143,8 @@ def test_a_changed_host_key_is_refused_whatever_is_accepted(sshd: Server, user: 
     user.known_hosts.write_text(was)
     for accepted in ({}, {"REMOTE_FINGERPRINT": sshd.fingerprint}):
         printed = user.refused(STATUS, **accepted)
-        assert printed.startswith(f"the host key of 127.0.0.1 has changed: it is {sshd.fingerprint}, and was ")
-        assert str(user.known_hosts) in printed
+        assert printed.startswith("the host key of 127.0.0.1 has changed from ")
+        assert f" to {sshd.fingerprint}; " in printed and str(user.known_hosts) in printed
         assert user.known_hosts.read_text() == was
 
 
@@ -161,12 +161,13 @@ def test_strict_host_key_checking_of_ssh_applies(sshd: Server, user: Client) -> 
 def test_a_rejected_key_is_named(user: Client, tmp_path: Path) -> None:
     other = make_key(tmp_path / "other")
     printed = user.refused(STATUS, REMOTE_KEY=str(other))
-    assert f"refuses {user.environment['REMOTE_USER']}: it accepts none of {other}; check REMOTE_USER" in printed
+    login = f"rejected the login of {user.environment['REMOTE_USER']}"
+    assert f"{login}: none of the keys was accepted: {other}; check REMOTE_USER" in printed
 
 
 def test_an_unknown_user_is_named(user: Client) -> None:
     printed = user.refused(STATUS, REMOTE_USER="nobody-of-that-name")
-    assert "refuses nobody-of-that-name" in printed and "check REMOTE_USER" in printed
+    assert "rejected the login of nobody-of-that-name" in printed and "check REMOTE_USER" in printed
 
 
 def test_an_invalid_key_file_is_named(user: Client, tmp_path: Path) -> None:
@@ -180,7 +181,7 @@ def test_a_key_with_a_passphrase_requires_an_agent(sshd: Server, user: Client, t
     user.configure("  IdentityAgent SSH_AUTH_SOCK\n", first=True)
     with sshd.session(locked):
         printed = user.refused(STATUS, REMOTE_KEY=str(locked))
-        assert f"{locked} is protected by a passphrase" in printed and printed.endswith(f"run ssh-add {locked}")
+        assert f"{locked} has a passphrase" in printed and printed.endswith(f"run ssh-add {locked}")
         agent = tmp_path / "agent"
         holding = subprocess.Popen(["ssh-agent", "-D", "-a", str(agent)], stdout=subprocess.DEVNULL)
         try:
@@ -207,7 +208,7 @@ def test_an_alias_of_sshs_configuration_is_resolved(sshd: Server, user: Client, 
     user.known_hosts.write_text("the-gpu " + sshd.known_hosts().partition(" ")[2])
     reached(user, REMOTE_HOST="gpu", REMOTE_PORT="", REMOTE_USER="", REMOTE_KEY="")
     printed = user.refused(STATUS, REMOTE_HOST="gpus", REMOTE_PORT="", REMOTE_USER="", REMOTE_KEY="")
-    assert printed.startswith("there is no host gpus")
+    assert printed.startswith("the host name gpus cannot be resolved")
 
 
 def test_a_jump_host_is_used(sshd: Server, user: Client) -> None:
@@ -294,12 +295,14 @@ def test_a_full_disk_is_reported(sshd: Server, user: Client) -> None:
     assert done.returncode == 0, done.stderr
     user = user.having(REMOTE_DIR="~/small")
     printed = user.refused("ssh-plan")
-    assert re.search(r"has 0 bytes left, and [\d.]+ MB are to be sent; free some space there$", printed)
+    assert re.search(
+        r"has 0 bytes of free space, but the push needs [\d.]+ MB; free some space on the server$", printed
+    )
     sshd.inside(f"rm {small}/big")
     assert user("push").returncode == 0
     sshd.inside(fill)
     assert user.refused("ssh-plan").endswith(
-        "no space left on device; free some space there and run the command again; nothing is lost"
+        "no space left on device; free some space on the server and run the command again; nothing is lost"
     )
 
 
@@ -339,7 +342,7 @@ def test_a_silent_connection_is_replaced(sshd: Server, user: Client, monkeypatch
 
 
 def test_an_unexpected_error_on_the_server_keeps_its_traceback(connection: Connection) -> None:
-    with pytest.raises(RuntimeError, match=r"(?s)Traceback.*TypeError"):
+    with pytest.raises(RuntimeError, match=r"(?s)the agent failed on .*Traceback.*TypeError"):
         connection.call("jobs:list_jobs", nothing=1)
 
 

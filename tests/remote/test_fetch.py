@@ -142,7 +142,7 @@ def test_internal_links_are_fetched_and_others_reported(
     assert (ours / "logs/abs").resolve() == (ours / "model/weights").resolve()
     assert not os.path.lexists(ours / "away")
     assert (
-        "away was not fetched: it is a link to a path outside of the run, /etc/passwd" in capsys.readouterr().err
+        "away was not fetched: its target is outside of the run directory (/etc/passwd)" in capsys.readouterr().err
     )
     assert fetch(sync_connection) == ours and os.readlink(ours / "checkpoints/last") == "../model"
 
@@ -161,7 +161,7 @@ def test_a_run_is_found_by_the_id_of_its_job_or_its_own(
     other = jobs.start(sync_connection, "plan", [jobs.PYTHON, "-c", "true"], [], {}, None)
     until(lambda: jobs.find_job(sync_connection, other["id"])["status"] == "ended")
     assert fetch(sync_connection, "latest").name == ID  # the newest with a run directory
-    with pytest.raises(RemoteError, match="there is no run 2027"):
+    with pytest.raises(RemoteError, match="no run 2027 in"):
         fetch(sync_connection, "2027")
 
 
@@ -181,7 +181,7 @@ def test_a_run_in_progress_is_refused(sync_connection: Connection, local_dir: Pa
     job = jobs.start(sync_connection, "eval", [jobs.PYTHON, "-c", script], [], {}, None, "the-job")
     until(lambda: jobs.find_job(sync_connection, job["id"])["run"])
     with pytest.raises(
-        RemoteError, match=rf"run {ID} is still running: process {job['pid']} works in it; .*ssh-stop"
+        RemoteError, match=rf"run {ID} is still running: process {job['pid']} uses the run directory; .*ssh-stop"
     ):
         fetch(sync_connection)
     jobs.stop(sync_connection, job)
@@ -193,7 +193,9 @@ def test_a_run_locked_by_another_process_is_refused(
 ) -> None:
     with (run / ".lock").open("w") as lock:
         fcntl.lockf(lock, fcntl.LOCK_EX)
-        with pytest.raises(RemoteError, match="is still running: a process of the server has locked it"):
+        with pytest.raises(
+            RemoteError, match="is still running: a process on the server has locked the run directory"
+        ):
             fetch(sync_connection)
     assert fetch(sync_connection).name == ID
 
@@ -202,20 +204,22 @@ def test_a_run_being_evaluated_outside_of_a_job_is_refused(
     sync_connection: Connection, local_dir: Path, run: Path
 ) -> None:
     manifest(run, evaluation={"status": "running", "process": runs.this_process() | {"boot_id": None}})
-    with pytest.raises(RemoteError, match=f"is still running: process {os.getpid()} works in it"):
+    with pytest.raises(RemoteError, match=f"is still running: process {os.getpid()} uses the run directory"):
         fetch(sync_connection)
 
 
 def test_a_job_without_a_run_directory_is_refused(sync_connection: Connection, local_dir: Path) -> None:
     job = jobs.start(sync_connection, "train", [jobs.PYTHON, "-c", "exit 2"], [], {}, None, "no-run")
     until(lambda: jobs.find_job(sync_connection, job["id"])["status"] == "ended")
-    with pytest.raises(RemoteError, match="run no-run has no run directory: it is refused; make ssh-logs"):
+    with pytest.raises(
+        RemoteError, match=r"run no-run has no run directory \(status: invalid input\); .*make ssh-logs"
+    ):
         fetch(sync_connection, "no-run")
 
 
 def test_a_folder_without_manifest_is_refused(sync_connection: Connection, local_dir: Path, run: Path) -> None:
     (run / "manifest.json").unlink()
-    with pytest.raises(RemoteError, match="nothing has been run in"):
+    with pytest.raises(RemoteError, match="no runs in"):
         fetch(sync_connection)
     with pytest.raises(RemoteError, match="is not a run directory: it has no manifest"):
         fetching.fetch(sync_connection, {"id": ID, "run": str(run), "status": "ended"})
@@ -228,7 +232,7 @@ def test_a_different_run_with_the_same_id_is_left_alone(
     ours.mkdir(parents=True)
     manifest(ours, started="2026-01-02T03:04:06+01:00")
     before = tree(ours)
-    with pytest.raises(RunError, match=f"{ID} differs from the server's run: it began at .*; rename"):
+    with pytest.raises(RunError, match=f"{ID} is a different run with the same id: started at .*; rename"):
         fetch(sync_connection)
     assert {p: d for p, d in tree(ours).items() if p != ".lock"} == before
 
@@ -241,7 +245,7 @@ def test_a_local_run_in_use_is_left_alone(sync_connection: Connection, local_dir
     )
     other = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
     assert other.stdout and other.stdout.readline()
-    with pytest.raises(RunError, match=f"run {ID} is in use here"):
+    with pytest.raises(RunError, match=f"run {ID} is in use locally"):
         fetch(sync_connection)
     other.kill()
     other.wait()
@@ -301,8 +305,8 @@ def test_local_only_files_are_kept_and_different_ones_backed_up(
     (folder,) = (local_dir / "outputs/replaced").iterdir()
     assert content(folder) == {"logs/run.log": b"changed here", "gone": b"a file here"}
     message = capsys.readouterr().err
-    assert "kept, though the server does not have it: mine/notes.txt" in message
-    assert f"the local version is in outputs/replaced/{folder.name}: gone, logs/run.log" in message
+    assert "local-only files kept: mine/notes.txt" in message
+    assert f"local copies saved in outputs/replaced/{folder.name}: gone, logs/run.log" in message
 
 
 # A run that died
@@ -315,7 +319,7 @@ def test_a_run_that_died_is_marked_interrupted(
     ours = runs.Run(fetch(sync_connection))
     assert ours.status == "interrupted" == ours.manifest["status"]
     assert (
-        "has the status running, and its process has ended: it is marked as interrupted here"
+        "is marked as interrupted locally: its process ended while its status was running"
         in capsys.readouterr().err
     )
     assert json.loads((run / "manifest.json").read_text())["status"] == "running"
@@ -415,7 +419,7 @@ def test_a_file_corrupted_each_time_makes_no_run(
     sync_connection: Connection, local_dir: Path, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     damaging(monkeypatch, times=3)
-    with pytest.raises(RemoteError, match="model/weights: what arrives is not what the server has, 3 times"):
+    with pytest.raises(RemoteError, match="model/weights: checksum mismatch after 3 attempts"):
         fetch(sync_connection)
     assert not (local_dir / "outputs/runs").exists()
     monkeypatch.undo()
@@ -459,4 +463,6 @@ def test_a_full_local_disk_is_reported(sync_connection: Connection, run: Path, t
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 2 and "3.0 MB are to be fetched, and 2.1 MB are free here" in done.stderr, done
+    assert done.returncode == 2 and "the fetch needs 3.0 MB, but 2.1 MB are free on this machine" in done.stderr, (
+        done
+    )

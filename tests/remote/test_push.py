@@ -194,14 +194,14 @@ def test_a_nested_repository_is_reported(
     write(local_dir, {"other/x": "x"})
     subprocess.run([*GIT, "init", "-q"], cwd=local_dir / "other", check=True)
     pushing.push(sync_connection)
-    assert "other is a separate git repository: it is not pushed; ALSO=other sends it" in printed(capsys)
+    assert "other is not pushed, because it is a separate git repository; ALSO=other pushes it" in printed(capsys)
 
 
 def test_a_folder_without_the_project_is_refused(
     sync_connection: Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(RemoteError, match=r"has no src/main.py"):
+    with pytest.raises(RemoteError, match=r"no src/main.py"):
         pushing.push(sync_connection)
 
 
@@ -219,8 +219,8 @@ def test_a_folder_without_a_git_repository_is_refused_until_git_init(
         pushing.push(sync_connection)
     assert error.value.exit_code == 2
     assert str(error.value) == (
-        f"{local_dir} is not a git checkout, and a push sends the files that git tracks or would add; "
-        "run git init in it; no commit is needed"
+        f"{local_dir} is not a git checkout, but a push needs git to list the files; "
+        "run git init in this folder; no commit is needed"
     )
     assert not server_dir.exists()
     git("init", "-q")
@@ -232,7 +232,7 @@ def test_without_git_a_push_is_refused(
     sync_connection: Connection, local_dir: Path, server_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
-    with pytest.raises(RemoteError, match=r"git is not installed, and a push .*; install git$") as error:
+    with pytest.raises(RemoteError, match=r"git is not installed, but a push .*; install git$") as error:
         pushing.push(sync_connection)
     assert error.value.exit_code == 2 and not server_dir.exists()
 
@@ -362,7 +362,7 @@ def test_only_pushed_files_are_removed(
     (local_dir / "edited.txt").unlink()
     capsys.readouterr()
     pushing.push(sync_connection)
-    assert "edited.txt was deleted here and changed on the server: it is kept there" in printed(capsys)
+    assert "edited.txt was deleted locally but modified on the server: not removed" in printed(capsys)
     mine = {"stays/mine.txt": b"mine", "notes.txt": b"notes", "edited.txt": b"edited there"}
     assert pushed(server_dir) == own(local_dir) | mine
     assert not (server_dir / "gone").exists()
@@ -383,7 +383,7 @@ def test_files_changed_on_the_server_are_backed_up(
     write(server_dir, {"src/model.py": "edited there"})
     pushing.push(sync_connection)
     text = printed(capsys)
-    assert text.count("changed on the server and replaced") == 2
+    assert text.count("replaced although modified on the server") == 2
     kept = sorted((server_dir / "outputs/remote/replaced").glob("*/**/*.*"))
     assert sorted(p.read_text() for p in kept if p.is_file()) == ["by hand, before any push", "edited there"]
     assert pushed(server_dir) == own(local_dir)
@@ -402,7 +402,7 @@ def test_a_file_becomes_a_folder_and_a_folder_a_file(
     assert pushed(server_dir) == own(local_dir)
     (kept,) = (server_dir / "outputs/remote/replaced").glob("*/two/mine")
     assert kept.read_text() == "mine"
-    assert "replaced: two;" in printed(capsys)
+    assert "replaced although modified on the server: two;" in printed(capsys)
 
 
 def test_a_link_to_a_folder_may_become_a_folder(
@@ -421,7 +421,7 @@ def test_a_link_to_a_folder_may_become_a_folder(
 def test_a_push_never_writes_to_protected_paths(sync_connection: Connection, local_dir: Path) -> None:
     for path in ("../up", "/tmp/abs", "outputs/runs/x", ".env", ".venv/bin/python", "a/../../b"):
         wanted = {path: {"identity": "0" * 64, "size": 0, "mode": 0o644, "also": False}}
-        with pytest.raises(RemoteError, match="no push may write to "):
+        with pytest.raises(RemoteError, match="a push must not write to "):
             sync_connection.call(
                 "apply_push:apply",
                 folder=sync_connection.target.dir,
@@ -539,7 +539,7 @@ def test_a_file_corrupted_each_time_replaces_nothing(
     sync_connection.close()
     with (
         sshd.session(PATH=wrapper(tmp_path, server_dir, once=False)),
-        pytest.raises(RemoteError, match=r"README.md, src/more.py: what arrives is not what was sent, 3 times"),
+        pytest.raises(RemoteError, match=r"README.md, src/more.py: checksum mismatch after 3 attempts"),
     ):
         pushing.push(sync_connection)
     assert pushed(server_dir) == before
@@ -574,7 +574,7 @@ def test_a_broken_rsync_is_reported_and_sftp_used(
     (tmp_path / "bin/rsync").chmod(0o755)
     with sshd.session(PATH=f"{tmp_path}/bin:{os.environ['PATH']}"):
         pushing.push(sync_connection)
-    assert "rsync does not work (" in printed(capsys) and pushed(server_dir) == own(local_dir)
+    assert "rsync failed (" in printed(capsys) and pushed(server_dir) == own(local_dir)
 
 
 def test_a_repeated_push_returns_the_same_report(
@@ -645,7 +645,9 @@ def test_a_full_disk_is_reported_before_anything_is_sent(
     server_dir.mkdir()
     sshd.inside(f"mount -t tmpfs -o size=1m tmpfs '{server_dir}'")
     try:
-        with pytest.raises(RemoteError, match=r"has .* left, and 3.0 MB are to be sent; free some space there"):
+        with pytest.raises(
+            RemoteError, match=r"has .* of free space, but the push needs 3.0 MB; free some space on the server"
+        ):
             pushing.push(sync_connection)
     finally:
         sshd.inside(f"umount '{server_dir}'")
@@ -665,7 +667,7 @@ def test_a_disk_that_fills_up_is_reported(
     sshd.inside(f"mount -t tmpfs -o size=2m tmpfs '{server_dir}'")
     try:
         monkeypatch.setattr(pushing, "_check_space", lambda *_: None)
-        with pytest.raises(RemoteError, match=r"no space is left|is its disk full"):
+        with pytest.raises(RemoteError, match=r"no space is left|server's disk is full"):
             pushing.push(sync_connection)
         assert sshd.inside(f"ls '{server_dir}'").stdout == "outputs\n"
     finally:
@@ -736,8 +738,8 @@ def test_a_setting_with_a_local_only_path_is_reported(
     pushing.push(sync_connection, words=words)
     message = capsys.readouterr().err.splitlines()
     assert message == [
-        "models/x is not on the server: git ignores it; ALSO=models/x sends it",
-        "outputs/runs/1 is not on the server: it is never pushed",
+        "models/x is not on the server: git ignores it; ALSO=models/x pushes it",
+        "outputs/runs/1 is not on the server: such paths are never pushed",
     ]
     pushing.push(sync_connection, also=["models/x"], words=words)
     assert "models/x" not in capsys.readouterr().err

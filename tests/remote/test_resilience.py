@@ -77,7 +77,7 @@ def test_a_connection_cut_twenty_times_loses_nothing_and_doubles_nothing(
     printed, outside = tmp_path / "printed", sshd.outside(remote.project)
     followed = user.start("ssh-train", *words(world), to=printed, **ONE_THREAD)
     try:
-        until(lambda: b" started: " in printed.with_suffix(".out").read_bytes())
+        until(lambda: b" started on " in printed.with_suffix(".out").read_bytes())
         for n in range(1, CUTS + 1):
             if n > CUTS // 2:  # half of them during frequent output
                 until(lambda: b"step 2/" in (remote.job / "log").read_bytes(), PATIENCE)
@@ -87,7 +87,7 @@ def test_a_connection_cut_twenty_times_loses_nothing_and_doubles_nothing(
                 sshd.block()
                 until(lambda n=n: printed.with_suffix(".err").read_text().count("was lost") == n)
                 sshd.unblock()
-            until(lambda n=n: printed.with_suffix(".err").read_text().count("the connection is back") == n)
+            until(lambda n=n: printed.with_suffix(".err").read_text().count("reconnected to") == n)
         assert not (remote.job / "exit.json").exists(), "the run was too short for so many cuts"
         assert followed.wait(timeout=PATIENCE) == 0
     finally:
@@ -96,7 +96,7 @@ def test_a_connection_cut_twenty_times_loses_nothing_and_doubles_nothing(
         followed.wait()
     out, log = printed.with_suffix(".out").read_bytes(), (remote.job / "log").read_bytes()
     before = out[: -len(log)].splitlines()
-    assert out.endswith(log) and re.fullmatch(rb"run \S+ started: .*", before[-1])
+    assert out.endswith(log) and re.fullmatch(rb"run \S+ started on .*", before[-1])
     assert json.loads((remote.job / "exit.json").read_text())["code"] == 0
     assert remote.run.name == remote.job.name
     assert adapter(remote.run) == here
@@ -110,7 +110,7 @@ def test_a_run_outlives_its_client_and_resumes_after_a_reboot(
 ) -> None:
     printed = tmp_path / "printed"
     starting = user.start("ssh-train", *words(world), to=printed, **ONE_THREAD)
-    until(lambda: b" started: " in printed.with_suffix(".out").read_bytes())
+    until(lambda: b" started on " in printed.with_suffix(".out").read_bytes())
     starting.send_signal(signal.SIGKILL)
     starting.wait()
     (id,) = re.findall(r"run (\S+) started", printed.with_suffix(".out").read_text())

@@ -175,14 +175,14 @@ def test_an_environment_is_made_and_then_nothing_is_missing(empty: Place, sshd: 
     empty.pins("one==1.0", "two==1.0")
     before = {p.name for p in sshd.home.iterdir()} | {".ssh"}
     printed = empty.init()
-    assert "there is no environment yet" in printed and "Successfully installed one-1.0 two-1.0" in printed
+    assert "the environment does not exist yet" in printed and "Successfully installed one-1.0 two-1.0" in printed
     assert (empty.imports("one"), empty.imports("two")) == ("1.0", "1.0")
     assert empty.ready["accelerator"] == "cpu" and empty.ready["torch"] is None
     assert (empty.folder / ".venv/.installed").exists() and not (empty.folder / ".venv/.installing").exists()
     assert {p.name for p in sshd.home.iterdir()} <= before  # no ~/.cache, no ~/.local
     jobs = list((empty.folder / "outputs/remote/jobs").iterdir())
     again = empty.init()
-    assert again.splitlines()[-1] == "nothing is missing"
+    assert again.splitlines()[-1] == "the environment is complete"
     assert list((empty.folder / "outputs/remote/jobs").iterdir()) == jobs  # nothing was run
     for name in ("Python", "GPU", "cores", "memory", "disk", "rsync"):
         assert any(line.startswith(name) for line in again.splitlines())
@@ -193,7 +193,7 @@ def test_a_changed_pin_is_the_only_thing_that_is_installed(place: Place) -> None
     place.init()
     place.pins("one==1.1", "two==1.0")
     message = place.user.refused("ssh-train")
-    assert message == "requirements.txt has changed since make ssh-init; run it again"
+    assert message == "requirements.txt has changed since make ssh-init; run make ssh-init again"
     printed = place.init()
     assert "Successfully installed one-1.1\n" in printed and "two" not in printed
     assert place.imports("one") == "1.1"
@@ -236,7 +236,7 @@ def test_a_killed_installation_is_resumed(place: Place, sshd: Server) -> None:
     assert "one-1.0 was incomplete" in printed
     assert [place.imports(name) for name in ("one", "two", "slow")] == ["1.0"] * 3
     assert not (packages / "~wo").exists()
-    assert "nothing is missing" in place.init()
+    assert "the environment is complete" in place.init()
 
 
 def test_an_installation_outlives_its_connection_and_is_followed_again(place: Place, sshd: Server) -> None:
@@ -249,13 +249,13 @@ def test_an_installation_outlives_its_connection_and_is_followed_again(place: Pl
     out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, err
     assert b"Successfully installed slow-1.0" in out and b"ready: Python" in out
-    assert b"the connection is back" in err
+    assert b"reconnected to" in err
 
 
 def test_a_second_installation_follows_the_first(place: Place) -> None:
     place.pins(f"slow @ file://{place.shelf.slow()}/source")
     first = place.started()
-    second, printed = place.another("is making it already")
+    second, printed = place.another("is already installing the environment")
     (place.shelf.slow() / "go").touch()
     out = first.communicate(timeout=PATIENCE)[0].decode()
     second.communicate(timeout=PATIENCE)
@@ -271,7 +271,7 @@ def test_two_concurrent_installations_take_turns(place: Place) -> None:
     second = subprocess.Popen(words, cwd=place.folder, stdout=subprocess.PIPE, text=True)
     assert second.stdout and "another ssh-init is in progress" in second.stdout.readline()
     (place.shelf.slow() / "go").touch()
-    assert second.communicate(timeout=PATIENCE)[0] == "nothing is missing\n"
+    assert second.communicate(timeout=PATIENCE)[0] == "the environment is complete\n"
     first.communicate(timeout=PATIENCE)
 
 
@@ -319,7 +319,7 @@ def test_torch_is_installed_first_from_the_named_index(place: Place, tmp_path: P
     over.set()
     watching.join()
     assert seen == set()  # on no command line: it may hold a password
-    assert "torch comes from REMOTE_TORCH_INDEX" in printed
+    assert "installing torch from REMOTE_TORCH_INDEX" in printed
     assert printed.index("Successfully installed torch-0.0.9+mine") < printed.index(
         "Successfully installed one-1.0"
     )
@@ -337,7 +337,10 @@ def test_a_full_disk_is_reported_before_anything_is_downloaded(place: Place, ssh
     assert made.returncode == 0, made.stderr
     try:
         message = place.user.refused("ssh-init")
-        assert " MB left, and torch for cpu with its dependencies takes 3.0 GB; free some space there" in message
+        assert (
+            " MB of free space, but torch for cpu and its dependencies need 3.0 GB; free some space on the server"
+            in message
+        )
         assert not target.exists() or not list((target / "remote/jobs").glob("*"))
     finally:
         sshd.inside(f"umount {place.folder}")
@@ -349,7 +352,7 @@ def test_a_full_disk_is_reported_before_anything_is_downloaded(place: Place, ssh
 def test_ssh_init_reports_a_server_without_python(place: Place, sshd: Server) -> None:
     with sshd.session(PATH="/nowhere"):
         message = place.user.refused("ssh-init")
-    assert "has no python3; install Python 3.11 or newer there" in message
+    assert "has no python3; install Python 3.11 or newer on the server" in message
 
 
 @pytest.mark.parametrize(
@@ -359,8 +362,8 @@ def test_ssh_init_reports_a_server_without_python(place: Place, sshd: Server) ->
             {"python3.10": "[[3,10,2],true]"},
             ["REMOTE_PYTHON=python3.10 is 3.10.2; Python 3.11 or newer is needed"],
         ),
-        ({"python3.10": "[[3,12,0],false]"}, ["cannot make an environment", "apt install python3.12-venv"]),
-        ({}, ["there is no REMOTE_PYTHON=python3.10"]),
+        ({"python3.10": "[[3,12,0],false]"}, ["cannot create an environment", "apt install python3.12-venv"]),
+        ({}, ["REMOTE_PYTHON=python3.10 is not a Python"]),
     ],
 )
 def test_an_unsuitable_python_is_refused(
@@ -439,7 +442,7 @@ def test_a_driver_without_gpu_is_reported(tmp_path: Path) -> None:
     from src.remote.agent import host_info
 
     found = host_info.accelerator(str(fakes(tmp_path, {"nvidia-smi": "!NVIDIA-SMI has failed"})))
-    assert found["kind"] == "cpu" and "nvidia-smi is installed and reports no GPU" in found["problem"]
+    assert found["kind"] == "cpu" and "nvidia-smi is installed but reports no GPU" in found["problem"]
 
 
 def test_no_gpu_is_a_cpu_and_gpus_of_slurms_nodes_are_cuda(tmp_path: Path) -> None:
@@ -467,7 +470,7 @@ def test_an_environment_for_a_gpu_is_kept_while_none_is_detected(tmp_path: Path)
     made("cuda")
     assert venv.missing(str(tmp_path), "cpu") == venv.missing(str(tmp_path), "cuda") == []
     made("cpu")
-    assert venv.missing(str(tmp_path), "cuda") == ["it was made for cpu, and the server has cuda"]
+    assert venv.missing(str(tmp_path), "cuda") == ["the environment was created for cpu, but the server has cuda"]
     made("cuda")
     (tmp_path / "requirements-gpu.txt").write_text("-r requirements.txt\ntwo==1\n")
     assert venv.missing(str(tmp_path), "cpu") != []

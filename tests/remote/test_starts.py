@@ -159,7 +159,7 @@ def test_a_command_repeated_with_its_id_starts_nothing(user: Client, recorded_ar
     (recorded_args.parent / "wait").touch()
     first = user("ssh-eval", "--detach", "--run=mine")
     again = user("ssh-eval", "--detach", "--run=mine")
-    assert "run mine started: " in first.stdout and "run mine was started before: " in again.stdout
+    assert "run mine started on " in first.stdout and "run mine was already started on " in again.stdout
     (recorded_args.parent / "wait").unlink()
     assert user("ssh-attach", "mine").returncode == 0
     assert user("ssh-status").stdout.count("finished") == 1
@@ -172,7 +172,10 @@ def test_ctrl_c_stops_following_and_not_the_run(user: Client, recorded_args: Pat
     following.send_signal(signal.SIGINT)
     assert following.wait(timeout=60) == 130
     printed = (tmp_path / "printed.err").read_text()
-    assert "run mine continues; make ssh-attach RUN=mine" in printed and "Traceback" not in printed
+    assert (
+        "stopped following run mine, which continues on the server; make ssh-attach RUN=mine" in printed
+        and "Traceback" not in printed
+    )
     assert "running" in user("ssh-status").stdout
     (recorded_args.parent / "wait").unlink()
     done = user("ssh-attach")

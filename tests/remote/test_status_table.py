@@ -49,7 +49,7 @@ def test_only_the_last_line_of_a_log_is_truncated(
         "stopped, with a checkpoint",
         "finished",
         "eval-baseline",
-        "not visible from this host",
+        "cannot be checked from this host",
     ):
         assert each in printed
     assert any(LAST[:24] in line for line in lines)
@@ -62,13 +62,13 @@ def test_the_last_line_is_beside_the_rest_if_it_fits_and_below_otherwise(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert shown([job(), FINISHED], monkeypatch, capsys, 80) == [
-        "run                       stage  status    for        last line of its log",
+        "run                       stage  status    for        last log line",
         f"{ID}  train  running   1 h 6 min  step 1234/20000  epoch 15…",
         f"{ID}  train  finished  1 h 6 min  trained in 3 s",
     ]
     assert shown([job(), STOPPED | {"run": None}], monkeypatch, capsys, 80) == [
         "run                       stage  status                      for",
-        "  last line of its log",
+        "  last log line",
         f"{ID}  train  running                     1 h 6 min",
         "  step 1234/20000  epoch 15.00  loss 1.234  eval_loss 5.91  12,345 tokens/s  3…",
         f"{ID}  train  stopped, with a checkpoint  1 h 6 min",

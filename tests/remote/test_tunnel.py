@@ -98,7 +98,7 @@ def test_without_openssh_a_shell_opens_too(odd: tuple[Client, Path], sshd: Serve
 
 
 def test_a_shell_in_a_missing_folder_is_refused(user: Client) -> None:
-    assert "there is no folder" in user.refused("ssh-shell", REMOTE_DIR="~/nowhere")
+    assert "does not exist on the server; run make push" in user.refused("ssh-shell", REMOTE_DIR="~/nowhere")
 
 
 # TensorBoard

@@ -1,4 +1,4 @@
-"""Applies a push on the server: compares files, checks what has arrived, and replaces all that differs at once.
+"""Applies a push on the server: compares files, verifies the received ones, and replaces all that differ at once.
 
 outputs/remote/
   pushed.json                {path: sha256 or "-> target"}: files that pushes have put here and may remove
@@ -70,12 +70,12 @@ def _make_root(root: str) -> None:
     if not os.path.isdir(parent) and not root.startswith(os.path.join(home, "")):
         problem = "is a file" if os.path.lexists(parent) else "does not exist"
         raise AgentError(
-            f"{parent} {problem} on the server", "choose another REMOTE_DIR, or make its folder there"
+            f"{parent} {problem} on the server", "choose another REMOTE_DIR, or create this folder on the server"
         )
     try:
         os.makedirs(root, exist_ok=True)
     except FileNotFoundError:  # such as below /proc
-        raise AgentError(f"{root} cannot be made on the server", "choose another REMOTE_DIR") from None
+        raise AgentError(f"{root} cannot be created on the server", "choose another REMOTE_DIR") from None
 
 
 class _Push:
@@ -92,7 +92,7 @@ class _Push:
         for path in wanted:
             parts = path.split("/")
             if os.path.isabs(path) or ".." in parts or "" in parts or parts[0] in PROTECTED:
-                raise AgentError(f"no push may write to {path}")
+                raise AgentError(f"a push must not write to {path}")
 
     def check_incoming(self) -> None:
         """Find which files have arrived; remove those that have the right size and another content."""
@@ -229,6 +229,7 @@ class _Push:
         return found
 
     def record(self, report: dict[str, Any]) -> None:
+        """Write pushed.json, also.json and push.json, and remove the received files."""
         pushed = {path: entry["identity"] for path, entry in self.wanted.items() if not entry["also"]}
         also = {path: stamp for path, stamp in self.also.items() if path not in pushed}
         for path, entry in self.wanted.items():

@@ -26,13 +26,13 @@ from collections.abc import Sequence
 from typing import Any
 
 PACKAGE = "src.remote.agent"
-# The argument of `python3 -c`. It runs this file, which loads itself again as a module that the others can import.
+# The argument of `python3 -c`: runs this file, which then registers itself as a module for the other modules.
 BOOTSTRAP = 'import json,sys;request=json.loads(sys.stdin.readline());exec(request["sources"]["bootstrap"])'
 PYTHON_OPTIONS = ("-X", "utf8")  # file names are UTF-8 whatever the locale is
 HEARTBEAT_S = 3.0
 MIN_PYTHON = (3, 8)
 
-DISK_FULL = "free some space there and run the command again; nothing is lost"
+DISK_FULL = "free some space on the server and run the command again; nothing is lost"
 NOT_WRITABLE = "REMOTE_DIR must be a folder that REMOTE_USER may write to"
 OS_ERROR_HINTS = {
     errno.ENOSPC: DISK_FULL,
@@ -69,8 +69,8 @@ def serve(request: dict[str, Any]) -> None:
     sys.stdout.flush()
     if sys.version_info < MIN_PYTHON:
         version = ".".join(map(str, sys.version_info[:3]))
-        fact = f"the server's Python is {version}, and 3.8 is the oldest that is supported"
-        sys.stdout.write(f'{{"error": "{fact}", "hint": "set REMOTE_PYTHON to a newer one"}}\n')
+        fact = f"the server's Python is {version}, but 3.8 or newer is required"
+        sys.stdout.write(f'{{"error": "{fact}", "hint": "set REMOTE_PYTHON to the path of a newer Python"}}\n')
         return
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a disconnected client does not end an operation halfway
     load_modules(request["sources"])
@@ -122,7 +122,7 @@ def send(**message: Any) -> None:
 
 
 def _send_heartbeats() -> None:
-    """Send heartbeats; end this process when the client has disconnected, but no uninterrupted operation."""
+    """Send heartbeats; exit when the client has disconnected, after any operation that holds `uninterrupted`."""
     while True:
         time.sleep(HEARTBEAT_S)
         try:

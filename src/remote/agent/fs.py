@@ -16,7 +16,7 @@ def root(folder: str) -> str:
     """The absolute path of the project folder, `~` expanded. Raises: AgentError if `~user` does not exist."""
     found = os.path.expanduser(folder)
     if found.startswith("~"):
-        raise AgentError(f"there is no user {found[1:].split('/')[0]} on the server", "check REMOTE_DIR")
+        raise AgentError(f"user {found[1:].split('/')[0]} does not exist on the server", "check REMOTE_DIR")
     return os.path.abspath(found)
 
 

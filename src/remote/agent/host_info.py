@@ -1,4 +1,4 @@
-"""What the server has: Python, accelerators, disk, memory, and whether logind would kill a run."""
+"""Properties of the server: Python, accelerators, disk, memory, and whether logind would kill a run."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ def find_python(root: str, named: str | None) -> Facts:
     wanted = _find_maker(named)["version"] if named else version
     if wanted[:2] != version[:2]:
         raise AgentError(
-            f"{venv.path(root)} has Python {dotted(version)}, and REMOTE_PYTHON is {dotted(wanted)}",
-            "remove it on the server (make ssh-shell) and run make ssh-init again",
+            f"{venv.path(root)} has Python {dotted(version)}, but REMOTE_PYTHON is {dotted(wanted)}",
+            "remove this environment on the server (make ssh-shell), then run make ssh-init again",
         )
     return {"program": made, "version": version}
 
@@ -94,15 +94,21 @@ def _find_maker(named: str | None) -> Facts:
     if suitable:
         short = f"python{dotted(suitable[0][2][:2])}"
         raise AgentError(
-            f"{suitable[0][1]} cannot make an environment: its module venv or ensurepip is missing",
-            f"have its administrator install it; on Debian and Ubuntu: apt install {short}-venv",
+            f"{suitable[0][1]} cannot create an environment: the module venv or ensurepip is missing",
+            f"ask the administrator to install the module; on Debian and Ubuntu: apt install {short}-venv",
         )
     if named:
-        fact = f"REMOTE_PYTHON={named} is {dotted(found[0][2])}" if found else f"there is no REMOTE_PYTHON={named}"
-        raise AgentError(f"{fact}; Python {oldest} or newer is needed", "name another, or leave it out")
-    fact = ", ".join(f"{name} is {dotted(version)}" for name, _, version, _ in found) or "there is none"
+        fact = (
+            f"REMOTE_PYTHON={named} is {dotted(found[0][2])}"
+            if found
+            else f"REMOTE_PYTHON={named} is not a Python on the server"
+        )
+        raise AgentError(
+            f"{fact}; Python {oldest} or newer is needed", "set REMOTE_PYTHON to another Python, or omit it"
+        )
+    fact = ", ".join(f"{name} is {dotted(version)}" for name, _, version, _ in found)
     raise AgentError(
-        f"Python {oldest} or newer is needed, and {fact}",
+        f"no Python {oldest} or newer was found on the server" + (f": {fact}" if fact else ""),
         f"install python{oldest} and python{oldest}-venv on the server, or set REMOTE_PYTHON",
     )
 
@@ -141,7 +147,7 @@ def accelerator(path: str | None = None) -> Facts:
             runtime = re.search(r"CUDA Version:\s*([\d.]+)", output_of([nvidia]) or "")
             gpus = [[name, int(mib) << 20 if mib.isdigit() else None] for name, mib, _ in rows]
             return dict(found, kind="cuda", gpus=gpus, driver=rows[0][2], runtime=runtime[1] if runtime else None)
-        found["problem"] = f"{nvidia} is installed and reports no GPU"
+        found["problem"] = f"{nvidia} is installed but reports no GPU"
     if amd:
         agents = [t for t in (output_of([amd]) or "").split("Agent ") if re.search(r"Device Type:\s+GPU", t)]
         if agents:
@@ -149,7 +155,7 @@ def accelerator(path: str | None = None) -> Facts:
             names = [re.search(patterns[0], text) or re.search(patterns[1], text) for text in agents]
             gpus = [[name[1].strip() if name else "AMD", None] for name in names]
             return dict(found, kind="rocm", gpus=gpus, runtime=_rocm_version(amd), problem=None)
-        found["problem"] = found["problem"] or f"{amd} is installed and reports no GPU"
+        found["problem"] = found["problem"] or f"{amd} is installed but reports no GPU"
     scheduled = slurm_gpus(path)
     return dict(found, kind="cuda", scheduled=scheduled) if scheduled else found
 

@@ -1,4 +1,4 @@
-"""`python -m src.remote.agent.install` in REMOTE_DIR: makes its Python environment, or installs what is missing.
+"""`python -m src.remote.agent.install` in REMOTE_DIR: creates or completes its Python environment.
 
 It runs on the server as a job, from the pushed code. It resumes an installation that was killed.
 """
@@ -53,7 +53,7 @@ def main() -> int:
             log("; ".join(filter(None, (error.problem, error.hint))))
             return 2
         except ProgramFailed as error:
-            log(f"{error}; see its output above, then run make ssh-init again to continue")
+            log(f"{error}; read the output above, then run make ssh-init again to continue")
             return 1
 
 
@@ -73,7 +73,7 @@ class Installer:
 
     def run(self) -> int:
         if not venv.missing(self.root, self.detected["kind"]):
-            log("nothing is missing")
+            log("the environment is complete")
             return 0
         self.make_environment()
         self.install_torch()
@@ -86,14 +86,14 @@ class Installer:
         """Make the environment if there is none, and repair what a killed installation has left."""
         marker = venv.path(self.root, venv.INSTALLING)
         if not venv.interpreter(self.root):
-            log(f"python {platform.python_version()}: making {venv.path(self.root)}")
+            log(f"Python {platform.python_version()}: creating {venv.path(self.root)}")
             remove(*(venv.path(self.root, name) for name in ("bin", "lib", "lib64", "include", venv.READY)))
             os.makedirs(venv.path(self.root), exist_ok=True)
             fs.write_text(marker, "")
             self.run_program("venv", sys.executable, "-m", "venv", "--without-pip", venv.path(self.root))
         elif os.path.exists(marker):
             for name in remove_incomplete(self.root):
-                log(f"{name} was incomplete; it is installed again")
+                log(f"{name} was partially installed; reinstalling it")
         else:
             fs.write_text(marker, "")
         if host_info.output_of([self.python, "-m", "pip", "--version"]) is None:
@@ -113,22 +113,22 @@ class Installer:
             # Passed on the standard input: it may hold a password, and all users of a machine see command lines.
             stdin = "-r", "/dev/stdin"
             self.pip("torch", "--no-deps", *force, *stdin, stdin=f"--index-url {index}\ntorch=={version}\n")
-            self.pip("what torch needs", *stdin, stdin=f"--extra-index-url {index}\ntorch=={version}\n")
+            self.pip("the dependencies of torch", *stdin, stdin=f"--extra-index-url {index}\ntorch=={version}\n")
         else:
             self.pip("torch", *force, f"torch=={version}")
 
     def torch_index(self, version: str) -> tuple[str | None, str]:
         """The package index for torch, None for the server's own, and the line to log about it."""
         if os.environ.get(INDEX_VARIABLE):
-            return os.environ[INDEX_VARIABLE], "torch comes from REMOTE_TORCH_INDEX"
+            return os.environ[INDEX_VARIABLE], "installing torch from REMOTE_TORCH_INDEX"
         if self.kind == "cuda" or (platform.system(), platform.machine()) != ("Linux", "x86_64"):
             return None, ""  # the ordinary index has the right build
         index, problem = pytorch_index(self.kind, version, self.detected["runtime"])
         if index:
-            return index, f"torch for {self.kind} comes from {index}"
-        size = ", 4 GB more" if self.kind == "cpu" else ""
-        source = f"torch comes from this server's own package index, which may have the build for CUDA{size}"
-        return None, f"{problem}: {source}; REMOTE_TORCH_INDEX names another"
+            return index, f"installing torch for {self.kind} from {index}"
+        size = " (4 GB more)" if self.kind == "cpu" else ""
+        source = f"installing torch from the server's default package index, which may have the CUDA build{size}"
+        return None, f"{problem}: {source}; set REMOTE_TORCH_INDEX to use another index"
 
     def write_state(self) -> None:
         """Record what is installed."""
@@ -151,16 +151,16 @@ class Installer:
         done = subprocess.run([self.python, "-c", TORCH_PROBE], capture_output=True, cwd="/")
         if done.returncode:
             lines = done.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {done.returncode}"]
-            raise ProgramFailed(f"torch was installed and cannot be imported: {lines[-1]}")
+            raise ProgramFailed(f"torch was installed but cannot be imported: {lines[-1]}")
         version, cuda, hip, available = found = json.loads(done.stdout)
         if self.detected["gpus"] and not available:
             built = f"CUDA {cuda}" if cuda else f"ROCm {hip}" if hip else "CPU only"
             driver = {"cuda": "CUDA", "rocm": "ROCm"}[self.kind]
             log(
-                f"warning: torch {version} is built for {built} and finds no GPU; the server's driver is for "
-                f"{driver} {self.detected['runtime'] or 'of an unknown version'}. Have it updated, or set "
-                f"REMOTE_TORCH_INDEX to an index with a build for it, such as {PYTORCH_INDEX}/cu126, remove .venv "
-                "and run ssh-init again"
+                f"warning: torch {version} is built for {built} but finds no GPU; the server's driver supports "
+                f"{driver} {self.detected['runtime'] or 'of an unknown version'}. Update the driver; or set "
+                f"REMOTE_TORCH_INDEX to an index with an older build, such as {PYTORCH_INDEX}/cu126, remove .venv "
+                "and run make ssh-init again"
             )
         return list(found)
 

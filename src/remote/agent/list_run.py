@@ -38,7 +38,9 @@ def list_run(folder: str, run: str, after: str = "") -> Iterator[dict[str, Any]]
         )
     if why := _in_use(folder, run, manifest):
         id = os.path.basename(run)
-        raise AgentError(f"run {id} is still running: {why}", f"wait until it ends, or make ssh-stop RUN={id}")
+        raise AgentError(
+            f"run {id} is still running: {why}", f"wait until the run ends, or stop it with make ssh-stop RUN={id}"
+        )
     yield {"manifest": manifest, "host": socket.gethostname(), "rsync": shutil.which("rsync") is not None}
     top = os.fsencode(run)
     real = os.path.realpath(top)
@@ -80,14 +82,14 @@ def _in_use(folder: str, run: str, manifest: dict[str, Any]) -> str:
     for job in jobs.list_jobs(folder):
         if job["run"] and os.path.realpath(job["run"]) == real:
             if job["status"] == "running":
-                return f"process {job['pid']} works in it"
+                return f"process {job['pid']} uses the run directory"
             if job["status"] == "elsewhere" and job["run_status"] == "running":
-                return f"it was started on {job['host']}, whose processes cannot be seen from {host}"
+                return f"the run was started on {job['host']}, and {host} cannot check its processes"
     if _is_locked(os.path.join(run, ".lock")):
-        return "a process of the server has locked it"
+        return "a process on the server has locked the run directory"
     for record in (manifest, manifest.get("evaluation", {})):
         if record.get("status") == "running" and _is_running(record.get("process") or {}):
-            return f"process {record['process']['pid']} works in it"
+            return f"process {record['process']['pid']} uses the run directory"
     return ""
 
 

@@ -33,7 +33,7 @@ def shell(folder: str) -> Dict[str, Any]:  # noqa: UP006
     """
     root = fs.root(folder)
     if not os.path.isdir(root):
-        raise AgentError(f"there is no folder {root} on the server", "run make push to make it")
+        raise AgentError(f"the folder {root} does not exist on the server", "run make push to create it")
     program = pwd.getpwuid(os.getuid()).pw_shell or "/bin/sh"
     argv, found = [program, "-i"], {"HF_HOME": os.path.join(root, ".cache", "huggingface")}
     if "HF_HOME" in os.environ:
@@ -63,7 +63,7 @@ def tensorboard(folder: str) -> Iterator[Dict[str, Any]]:  # noqa: UP006
     root = fs.root(folder)
     python = venv.interpreter(root)
     if not python:
-        raise AgentError(f"there is no environment in {venv.path(root)}", "run make ssh-init")
+        raise AgentError(f"the environment {venv.path(root)} does not exist", "run make ssh-init to create it")
     temporary = os.path.join(root, ".cache", "tmp")
     os.makedirs(temporary, exist_ok=True)
     process = subprocess.Popen(

@@ -63,7 +63,7 @@ def _copy_missing(snapshot: str, project: str, code: dict[str, Any]) -> None:
             raise AgentError(f"{path} is not on the server", "push again") from None
         if fs.sha256(f"{new}.tmp") != digest:
             raise AgentError(
-                f"{path} on the server differs from the pushed file: somebody else pushed", "push again"
+                f"{path} on the server differs from the pushed file: another push has changed it", "push again"
             )
         os.replace(f"{new}.tmp", new)
     if not os.path.isfile(os.path.join(snapshot, STATE)):

@@ -41,13 +41,13 @@ def start(folder: str, job: jobs.Job, environment: dict[str, str], code: dict[st
     try:
         os.makedirs(place, exist_ok=True)
     except FileNotFoundError:  # such as below /proc
-        raise AgentError(f"{root} cannot be made", bootstrap.NOT_WRITABLE) from None
+        raise AgentError(f"{root} cannot be created on the server", bootstrap.NOT_WRITABLE) from None
     with open(os.path.join(root, jobs.HOME, ".lock"), "a") as lock:
         fcntl.lockf(lock, fcntl.LOCK_EX)  # released when this process ends; child processes do not inherit it
         if os.path.exists(os.path.join(place, "job.json")):
             return dict(jobs.get_job(root, job["id"]), existed=True)
         try:
-            if not os.path.isabs(job["argv"][0]):  # it runs in .venv; the installer, which makes that, does not
+            if not os.path.isabs(job["argv"][0]):  # the installer, which creates .venv, has an absolute path
                 venv.check(root)
             snapshot = snapshots.create(root, code) if code else None
             held = [snapshots.lock(snapshot)] if snapshot else []

@@ -65,14 +65,14 @@ def missing(root: str, detected: str) -> list[str]:
     """Why the environment must be made or completed, as a list of sentences; empty if it is complete."""
     state = read_state(root)
     if not interpreter(root):
-        return ["there is no environment yet"]
+        return ["the environment does not exist yet"]
     if os.path.exists(path(root, INSTALLING)):
-        return ["an installation was not completed"]
+        return ["the last installation was not completed"]
     if state is None:
-        return [f"{FOLDER} was not made by ssh-init"]
+        return [f"{FOLDER} was not created by make ssh-init"]
     wanted = accelerator(root, detected)
     if state["accelerator"] != wanted:
-        return [f"it was made for {state['accelerator']}, and the server has {wanted}"]
+        return [f"the environment was created for {state['accelerator']}, but the server has {wanted}"]
     if state["requirements"] != requirements_hash(root, wanted):
         return [f"{' or '.join(requirements(root, wanted))} has changed"]
     return []
@@ -85,8 +85,8 @@ def check(root: str) -> None:
     """
     state = read_state(root)
     if os.path.exists(path(root, INSTALLING)):
-        raise AgentError(f"the environment in {path(root)} is not complete", "run make ssh-init to complete it")
+        raise AgentError(f"the environment {path(root)} is not complete", "run make ssh-init to complete it")
     if not interpreter(root):
-        raise AgentError(f"there is no environment in {path(root)}", "run make ssh-init")
+        raise AgentError(f"the environment {path(root)} does not exist", "run make ssh-init to create it")
     if state and state["requirements"] != requirements_hash(root, state["accelerator"]):
-        raise AgentError(f"{REQUIREMENTS} has changed since make ssh-init", "run it again")
+        raise AgentError(f"{REQUIREMENTS} has changed since make ssh-init", "run make ssh-init again")
