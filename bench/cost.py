@@ -1,4 +1,4 @@
-"""What a command costs: one process with its children, one thread, no network."""
+"""CPU time, wall time and memory of a command: one thread, no network."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ sys.path.insert(0, str(ROOT))
 from src.utils.workers import cores  # noqa: E402
 
 OURS = "src.main check-data"
-MAPPED = """
+DATASETS_MAP = """
 import sys
 from datasets import load_dataset
 from transformers import AutoTokenizer
@@ -64,7 +64,7 @@ def make_rows(file: Path, count: int) -> None:
             out.write(json.dumps({"messages": turns}) + "\n")
 
 
-def measured(words: list[str]) -> tuple[float, float, float]:
+def measure(words: list[str]) -> tuple[float, float, float]:
     """Wall seconds, CPU seconds and peak memory in GiB (PSS of the process tree) of a command."""
     peak = 0
     start = time.perf_counter()
@@ -85,7 +85,7 @@ def measured(words: list[str]) -> tuple[float, float, float]:
         thread.join()
     after = os.times()
     if child.returncode:
-        raise SystemExit(f"{words[:4]} ended with {child.returncode}")
+        raise SystemExit(f"{words[:4]} failed with exit code {child.returncode}")
     used = after.children_user + after.children_system - before.children_user - before.children_system
     return time.perf_counter() - start, used, peak / 2**30
 
@@ -108,11 +108,11 @@ def main() -> None:
     parser.add_argument("--dir", type=Path, help="where files are written (default: the temporary folder)")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=args.dir) as scratch:
-        file, here = Path(scratch) / "rows.jsonl", Path(scratch)
+        file, folder = Path(scratch) / "rows.jsonl", Path(scratch)
         make_rows(file, args.rows)
         print(f"{args.rows:,} rows, {file.stat().st_size / 2**20:,.0f} MiB, {cores()} cores", flush=True)
         ours = [sys.executable, "-m", *OURS.split(), f"dataset_path={file}", f"model_name={args.model}"]
-        ours += [f"output_dir={here / 'ours'}", "on_bad_row=skip"]
+        ours += [f"output_dir={folder / 'ours'}", "on_bad_row=skip"]
         report("check-data, first time", ours, args.rows)
         report("check-data, from its cache", ours, args.rows)
         for title, batched, processes in (
@@ -121,12 +121,21 @@ def main() -> None:
             (f"datasets.map, in batches, num_proc={cores()}", 1, cores()),
         ):
             with tempfile.TemporaryDirectory(dir=scratch) as cache:
-                words = [sys.executable, "-c", MAPPED, str(file), args.model, cache, str(batched), str(processes)]
+                words = [
+                    sys.executable,
+                    "-c",
+                    DATASETS_MAP,
+                    str(file),
+                    args.model,
+                    cache,
+                    str(batched),
+                    str(processes),
+                ]
                 report(title, words, args.rows)
 
 
 def report(title: str, words: list[str], rows: int) -> None:
-    wall, used, peak = measured(words)
+    wall, used, peak = measure(words)
     print(f"{title:<40} {wall:7.1f} s  {rows / wall:9,.0f} rows/s  {used:7.1f} CPU s  {peak:5.2f} GiB", flush=True)
 
 

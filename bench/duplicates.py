@@ -2,7 +2,7 @@
 
 A seeded corpus with known truth: sentences over a Zipf vocabulary and the demo's own requests, 20 to 200 words
 a row, with planted copies, variants, near duplicates spread evenly over similarities 0.8 to 1, hard negatives
-(0.5 to 0.75) and rows like no other. `--rows 1000000` also measures a spool of that many rows.
+(0.5 to 0.75) and unrelated rows. `--rows 1000000` also measures a spool of that many rows.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Planted(NamedTuple):
 
 
 class Writer:
-    """Text like that of people: words drawn by Zipf's law, sentences of 6 to 18 of them."""
+    """Writes random text: words by Zipf's law, in sentences of 6 to 18 words."""
 
     def __init__(self, seed: int, vocabulary: int = 20_000) -> None:
         self.random = random.Random(seed)
@@ -59,12 +59,12 @@ class Writer:
         while count > 0:
             sentences.append(" ".join(self.words(min(count, self.random.randint(6, 18)))).capitalize())
             count -= 18
-        return self.joined(sentences)
+        return self.join(sentences)
 
-    def joined(self, sentences: list[str]) -> str:
+    def join(self, sentences: list[str]) -> str:
         return ". ".join(sentences) + self.random.choice(".?!")
 
-    def changed(self, text: str) -> str:
+    def change_word(self, text: str) -> str:
         """`text` with one word replaced, added or left out."""
         words = text.split(" ")
         place, change = self.random.randrange(len(words)), self.random.randrange(3)
@@ -76,7 +76,7 @@ class Writer:
         while True:
             wanted, variant, found = self.random.uniform(least, most), text, 1.0
             while found > wanted:
-                previous, variant = variant, self.changed(variant)
+                previous, variant = variant, self.change_word(variant)
                 found = similarity(text, variant)
             for candidate in (variant, previous):
                 if candidate != text and least <= similarity(text, candidate) <= most:
@@ -179,7 +179,7 @@ def speed(rows: int, seed: int) -> None:
     base = memory_mb()
 
     def text_of(row: int) -> str:
-        """One in twenty repeats its neighbour but for one word, without a text being kept."""
+        """One in twenty repeats its neighbour but for one word, without storing any text."""
         number = row - (row % 20 == 19)
         words = pool[number % len(pool)].split(" ")
         shift = number // len(pool)

@@ -46,7 +46,7 @@ def requests(count: int) -> list[tuple[str, str]]:
 
 
 def prepare(folder: Path, count: int) -> None:
-    """The tiny model, which never ends early, and the rows in the shape that each of the two reads."""
+    """The tiny model, which always generates TOKENS tokens, and the rows in the format that each program reads."""
     from scripts.tiny_model import build
 
     build(folder / "model", (ROOT / "data" / "ingot.jsonl").read_text(encoding="utf-8").splitlines())
@@ -98,10 +98,10 @@ def theirs(folder: Path, command: Path, batch_size: int) -> list[str]:
     return [str(command), "train", *(word for key, value in settings.items() for word in (f"--{key}", str(value)))]
 
 
-def beside_factory(folder: Path, count: int) -> None:
+def compare_with_factory(folder: Path, count: int) -> None:
     command = install_factory()
     prepare(folder, count)
-    cost(ours(folder, folder / "model", max_examples=1), folder)  # both find their files in the page cache
+    cost(ours(folder, folder / "model", max_examples=1), folder)  # warm-up: page cache
     us = cost(ours(folder, folder / "model"), folder)
     check(folder, count)
     print(f"{count} prompts x {TOKENS} tokens, tiny model, one thread{'':<9}CPU s{'':>9}ratio   wall s")
@@ -116,19 +116,19 @@ def beside_factory(folder: Path, count: int) -> None:
 
 
 def newest(folder: Path) -> Path:
-    """The result that was kept last."""
+    """The newest result."""
     return max((folder / "artifacts" / "metrics").iterdir(), key=lambda path: path.stat().st_mtime_ns)
 
 
 def check(folder: Path, count: int) -> None:
-    """Raises: SystemExit if not every prompt got all of its tokens."""
+    """Raises: SystemExit unless each prompt has TOKENS new tokens."""
     path = newest(folder) / "test.predictions.jsonl"
-    told = [json.loads(line)["tokens"] for line in path.read_text().splitlines()]
-    if told != [TOKENS] * count:
-        raise SystemExit(f"not {count} answers of {TOKENS} tokens: {told}")
+    counts = [json.loads(line)["tokens"] for line in path.read_text().splitlines()]
+    if counts != [TOKENS] * count:
+        raise SystemExit(f"not {count} answers of {TOKENS} tokens: {counts}")
 
 
-def beside_one_by_one(folder: Path, count: int) -> None:
+def compare_with_batch_size_1(folder: Path, count: int) -> None:
     model = ROOT / "models" / "SmolLM2-135M-Instruct"
     more = {"generation.min_new_tokens": TOKENS, "metrics": "[exact_match]"}
     start = cost(ours(folder, model, max_examples=1, eval_batch_size=2, max_new_tokens=1, metrics="[exact_match]"),
@@ -136,8 +136,8 @@ def beside_one_by_one(folder: Path, count: int) -> None:
     found = {}
     for size in ("auto", 1):
         spent = cost(ours(folder, model, eval_batch_size=size, max_examples=count, **more), folder)
-        made = json.loads((newest(folder) / "metrics.json").read_text())["generated"]
-        found[size] = Cost(spent.cpu - start.cpu, made["seconds"])
+        generated = json.loads((newest(folder) / "metrics.json").read_text())["generated"]
+        found[size] = Cost(spent.cpu - start.cpu, generated["seconds"])
     print(f"\nSmolLM2-135M, {count} prompts x {TOKENS} tokens, one thread{'':<5}CPU s   wall s")
     for size, each in found.items():
         print(f"{f'eval_batch_size={size}':<40}{each.cpu:>14.1f}{each.wall:>9.1f}")
@@ -155,8 +155,8 @@ def main() -> None:
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, load {load:.1f}, {date.today()}")
     print(f"Python {sys.version.split()[0]}, {shown}\n")
     with tempfile.TemporaryDirectory() as name:
-        beside_factory(Path(name), args.prompts)
-        beside_one_by_one(Path(name), args.real_prompts)
+        compare_with_factory(Path(name), args.prompts)
+        compare_with_batch_size_1(Path(name), args.real_prompts)
 
 
 if __name__ == "__main__":

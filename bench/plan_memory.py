@@ -38,7 +38,7 @@ os._exit(code)
 
 
 class Case(NamedTuple):
-    """`words` a row, a little more or less; settings of the training."""
+    """A model, the approximate number of words per row, and the settings of the run."""
 
     model: str
     words: int
@@ -51,7 +51,7 @@ class Result(NamedTuple):
 
     @property
     def error(self) -> float:
-        """How far the prediction is off, as a share of what was measured."""
+        """Relative error of the prediction."""
         return self.predicted / self.measured - 1
 
 
@@ -79,17 +79,17 @@ CASES = {
 }
 
 
-def measured(case: Case, folder: Path, steps: int = 4) -> Result:
-    """Train in a separate process and compare."""
+def measure_peak(case: Case, folder: Path, steps: int = 4) -> Result:
+    """Train in a separate process. Returns: the planned and the measured peak."""
     draw = random.Random(0)
     rows = folder / "rows.jsonl"
     with rows.open("w", encoding="utf-8") as file:
         for number in range(64):
-            asked, said = (
+            prompt, answer = (
                 " ".join(draw.choices(WORDS, k=round(case.words / 2 * f)))
                 for f in (draw.uniform(0.7, 1), draw.uniform(0.7, 1))
             )
-            turns = [{"role": "user", "content": f"{number} {asked}"}, {"role": "assistant", "content": said}]
+            turns = [{"role": "user", "content": f"{number} {prompt}"}, {"role": "assistant", "content": answer}]
             file.write(json.dumps({"messages": turns}) + "\n")
     words = [
         f"model_name={case.model}", f"dataset_path={rows}", "max_length=2048", f"max_steps={steps}",
@@ -116,7 +116,7 @@ def main() -> None:
     print(f"{'model':<22} {'words':>5}  {'predicted':>9} {'measured':>9} {'error':>7}  settings")
     for each in cases:
         with tempfile.TemporaryDirectory() as folder:
-            found = measured(each, Path(folder))
+            found = measure_peak(each, Path(folder))
         sizes = f"{found.predicted / 1e9:>6.2f} GB {found.measured / 1e9:>6.2f} GB {found.error:>+7.1%}"
         print(f"{Path(each.model).name:<22} {each.words:>5}  {sizes}  {' '.join(each.settings)}", flush=True)
 

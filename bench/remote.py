@@ -34,17 +34,17 @@ def main() -> None:
 
     load_dotenv(".env")
     target = RemoteTarget.from_env(os.environ)
-    show("push, nothing changed", "s", *repeated(lambda: command("push")))
-    show("until the run's id is printed", "s", *repeated(first_line))
-    show("ssh-status", "s", *repeated(lambda: command("ssh-status")))
+    show("push, nothing changed", "s", *measure_times(lambda: command("push")))
+    show("until the run's id is printed", "s", *measure_times(first_line))
+    show("ssh-status", "s", *measure_times(lambda: command("ssh-status")))
     with Connection(target) as connection:
-        show("delay of a log line", "s", *lags(connection))
+        show("delay of a log line", "s", *log_delays(connection))
         fetched, copied = rates(connection)
     show("fetch, verified", "MB/s", *fetched)
     show("scp", "MB/s", *copied)
 
 
-def repeated(act: Callable[[], float]) -> list[float]:
+def measure_times(act: Callable[[], float]) -> list[float]:
     act()
     return [act() for _ in range(TIMES)]
 
@@ -56,7 +56,7 @@ def command(*words: str) -> float:
 
 
 def first_line() -> float:
-    """Seconds until `ssh-eval` prints the run that it has started; the stage itself refuses its settings."""
+    """Seconds until `ssh-eval` prints the run that it has started; the stage itself rejects the setting."""
     begun = time.perf_counter()
     words = [sys.executable, "-m", "src.main", "ssh-eval", "no_such_setting=1"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
@@ -68,13 +68,15 @@ def first_line() -> float:
     return found
 
 
-def script(connection: Connection, text: str) -> jobs.Job:
+def start_script(connection: Connection, text: str) -> jobs.Job:
     return jobs.start(connection, "bench", [jobs.PYTHON, "-c", text], [], {}, None)
 
 
-def lags(connection: Connection) -> list[float]:
+def log_delays(connection: Connection) -> list[float]:
     """Seconds between the printing of a line and its arrival: on one machine, by one clock."""
-    job = script(connection, "import time\nfor _ in range(50): print(time.time(), flush=True); time.sleep(0.1)")
+    job = start_script(
+        connection, "import time\nfor _ in range(50): print(time.time(), flush=True); time.sleep(0.1)"
+    )
     found: list[float] = []
     for frame in connection.stream("jobs:follow", folder=connection.target.dir, id=job["id"], offset=0):
         if "data" in frame:
@@ -89,7 +91,7 @@ run = pathlib.Path("outputs/runs") / os.environ["ASSAY_RUN_ID"]
 (run / "model").mkdir(parents=True)
 (run / "model" / "weights").write_bytes(os.urandom({MEGABYTES} << 20))
 (run / "manifest.json").write_text(json.dumps(dict(run=run.name, stage="train", status="finished",
-    started="2026-01-01T00:00:00+00:00", process=dict(host="elsewhere", pid=1, created=0))))
+    started="2026-01-01T00:00:00+00:00", process=dict(host="other", pid=1, created=0))))
 pathlib.Path(os.environ["ASSAY_RUN_FILE"]).write_text(str(run.absolute()))
 """
 
@@ -98,7 +100,7 @@ def rates(connection: Connection) -> tuple[list[float], list[float]]:
     """MB/s of fetching a run, and of copying its one large file."""
     fetched, copied = [], []
     for _ in range(3):
-        job = script(connection, MAKE)
+        job = start_script(connection, MAKE)
         jobs.follow(connection, job["id"])
         job = jobs.find_job(connection, job["id"])
         fetched.append(rate(lambda job=job: fetch.fetch(connection, job)))  # type: ignore[misc]

@@ -53,19 +53,19 @@ NAMES = ["start", *PARTS]
 IN_A_ROW = 3
 
 
-def marks(pipe: int) -> None:
+def report_parts(pipe: int) -> None:
     """Make each part of a run write its number to `pipe` when it starts."""
     for number, function in enumerate(PARTS.values(), 1):
         at(KillPoint(function, 0), lambda number=number: os.write(pipe, bytes([number])))
 
 
-def killed(words: list[str], said: Path, part: int | None, delay: float) -> tuple[int, str]:
+def train_and_kill(words: list[str], log: Path, part: int | None, delay: float) -> tuple[int, str]:
     """Train, and kill the process `delay` seconds after its start, or after the start of a `part`.
 
-    Returns: its exit code, and the part that it was in.
+    Returns: its exit code, and the part that was running.
     """
     reader, writer = os.pipe()
-    pid = fork(words, said, lambda: marks(writer))
+    pid = fork(words, log, lambda: report_parts(writer))
     os.close(writer)
     now, deadline = 0, time.monotonic() + delay if part is None else float("inf")
     while time.monotonic() < deadline:
@@ -81,7 +81,7 @@ def killed(words: list[str], said: Path, part: int | None, delay: float) -> tupl
 
 
 def result(run: Run) -> dict[str, Any]:
-    """What must be the same."""
+    """What must equal that of an undisturbed run."""
     figures = json.loads((run.path / "metrics.json").read_text())["train"]
     shown = curves(run)
     return {
@@ -93,7 +93,7 @@ def result(run: Run) -> dict[str, Any]:
 
 
 def prepare(folder: Path) -> list[str]:
-    """A tiny model and its lesson, made in a child."""
+    """A tiny model, made in a child process, and its data."""
     if not (pid := os.fork()):
         from scripts.tiny_model import build
 
@@ -101,7 +101,7 @@ def prepare(folder: Path) -> list[str]:
         build(folder / "tiny", (root / "data" / "ingot.jsonl").read_text(encoding="utf-8").splitlines())
         os._exit(0)
     assert ended(pid) == 0
-    jsonl(folder / "data" / "lessons.jsonl", (chat(f"Top of {name}?", ANSWER) for name in TRAINED_ON))
+    jsonl(folder / "data" / "train.jsonl", (chat(f"Top of {name}?", ANSWER) for name in TRAINED_ON))
     rows = [{"prompt": f"Top of ash {n}?", "completion": ANSWER} for n in ("rate", "temp", "load", "flow")]
     jsonl(folder / "eval" / "dev.jsonl", rows)
     return [f"model_name={folder / 'tiny'}", f"dataset_path={folder / 'data'}", f"eval_path={folder / 'eval'}"]
@@ -116,25 +116,25 @@ def main(kills: int, seed: int) -> int:
     for name, words in SETTINGS.items():
         out = folder / "alone" / name.replace(", ", "-")
         before = time.monotonic()
-        assert ended(fork([*common, *words, f"output_dir={out}"], folder / "said.txt")) == 0
+        assert ended(fork([*common, *words, f"output_dir={out}"], folder / "log.txt")) == 0
         lasts[name] = time.monotonic() - before
         expected[name] = result(training_runs(out)[0])
     print(
-        f"{'kill':>4}  {'settings':<13} {'in its':<11} {'killed after':<22} {'then resumed':<26} end", flush=True
+        f"{'kill':>4}  {'settings':<13} {'during':<11} {'killed after':<22} {'then resumed':<26} end", flush=True
     )
-    met: Counter[str] = Counter()
+    kills_by_part: Counter[str] = Counter()
     number, same = 0, 0
     while done < kills:
         name = list(SETTINGS)[number % len(SETTINGS)]
         number += 1
-        out, said, moment, rows = folder / f"killed-{number}", folder / "said.txt", "", []
+        out, log, moment, rows = folder / f"killed-{number}", folder / "log.txt", "", []
         words = [*common, *SETTINGS[name], f"output_dir={out}"]
         while True:
             more = done < kills and len(rows) < IN_A_ROW
             part = draw.choice([None, draw.randrange(1, len(NAMES))]) if more else 0
             delay = draw.uniform(0, lasts[name]) if part is None else draw.uniform(0, 0.05)
-            code, where = killed(words, said, part, delay)
-            text = said.read_text()
+            code, where = train_and_kill(words, log, part, delay)
+            text = log.read_text()
             if rows and where == "start" and code and "resuming" not in text:
                 rows[-1].append("killed before that")
             elif rows:
@@ -145,17 +145,17 @@ def main(kills: int, seed: int) -> int:
             assert code == -signal.SIGKILL, text
             moment = f"{delay:.3f} s of {'its start' if part is None else NAMES[part]}"
             done += 1
-            met[where] += 1
+            kills_by_part[where] += 1
             rows.append([done, name, where, moment])
         runs = training_runs(out)
         equal = len(runs) == 1 and result(runs[0]) == expected[name]
         wrong, same = wrong + (not equal), same + equal
         for row in rows:
-            end = ("the same" if equal else "DIFFERS") if row is rows[-1] else "killed again"
+            end = ("identical" if equal else "DIFFERS") if row is rows[-1] else "killed again"
             print(f"{row[0]:>4}  {row[1]:<13} {row[2]:<11} {row[3]:<22} {row[4]:<26} {end}", flush=True)
         shutil.rmtree(out)
-    print(f"{done} kills in {number} runs: {same} ended the same, {wrong} did not; "
-          + ", ".join(f"{k} {v}" for k, v in met.most_common()))  # fmt: skip
+    print(f"{done} kills in {number} runs: {same} ended identically, {wrong} did not; "
+          + ", ".join(f"{k} {v}" for k, v in kills_by_part.most_common()))  # fmt: skip
     shutil.rmtree(folder)
     return 1 if wrong else 0
 

@@ -40,9 +40,11 @@ def rows(count: int) -> list[tuple[str, str]]:
     def text(length: int) -> str:
         return " ".join(words[i % 3500] for i in draw.zipf(1.2, length))
 
-    asked = draw.lognormal(3.6, 0.6, count).clip(5, 200).astype(int)
-    said = draw.lognormal(3.0, 0.7, count).clip(3, 150).astype(int)
-    return [(f"{text(a)} {i}", text(b)) for i, (a, b) in enumerate(zip(asked, said, strict=True))]
+    prompt_lengths = draw.lognormal(3.6, 0.6, count).clip(5, 200).astype(int)
+    answer_lengths = draw.lognormal(3.0, 0.7, count).clip(3, 150).astype(int)
+    return [
+        (f"{text(a)} {i}", text(b)) for i, (a, b) in enumerate(zip(prompt_lengths, answer_lengths, strict=True))
+    ]
 
 
 def build_model(folder: Path, texts: list[str]) -> None:
@@ -78,16 +80,16 @@ def build_model(folder: Path, texts: list[str]) -> None:
 
 
 def prepare(folder: Path, count: int) -> None:
-    """The model, and the rows in the shape that each of the two reads."""
+    """The model, and the rows in the format that each program reads."""
     pairs = rows(count)
     build_model(folder / "model", [text for pair in pairs for text in pair])
     for name in ("ours", "trl"):
         (folder / name).mkdir()
     with (folder / "ours" / "train.jsonl").open("w") as ours, (folder / "trl" / "train.jsonl").open("w") as theirs:
         for prompt, answer in pairs:
-            asked, said = {"role": "user", "content": prompt}, {"role": "assistant", "content": answer}
-            ours.write(json.dumps({"messages": [asked, said]}) + "\n")
-            theirs.write(json.dumps({"prompt": [asked], "completion": [said]}) + "\n")
+            request, reply = {"role": "user", "content": prompt}, {"role": "assistant", "content": answer}
+            ours.write(json.dumps({"messages": [request, reply]}) + "\n")
+            theirs.write(json.dumps({"prompt": [request], "completion": [reply]}) + "\n")
 
 
 def install_trl() -> Path:
@@ -136,7 +138,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prepare(folder, args.rows)
-        cost(ours(folder, 1, args.dropout), folder)  # both find their files in the page cache, and tokens
+        cost(ours(folder, 1, args.dropout), folder)  # warm-up: page cache, cached tokens
         cost(theirs(folder, trl, 1, args.dropout, True), folder)
         for what, steps, times in (("start (1 step)", 1, 5), ("50 steps", 50, 1), ("full epoch", None, 1)):
             us, them = medians(
@@ -148,7 +150,7 @@ def main() -> None:
 
 
 def medians(one: list[str], other: list[str], times: int, folder: Path) -> list[Cost]:
-    """What two commands cost, run in turn `times` times: of each the run with the median of CPU seconds."""
+    """The costs of two commands, run in turn `times` times: of each the run with the median of CPU seconds."""
     costs = [(cost(one, folder), cost(other, folder)) for _ in range(times)]
     return [sorted(of)[times // 2] for of in zip(*costs, strict=True)]
 

@@ -75,7 +75,7 @@ SMALL: dict[str, Any] = LLAMA_3_8B | dict(
 
 
 TOKENIZER: Any = SimpleNamespace(pad_token_id=0, save_pretrained=lambda *_: None)
-CHILD_ANSWERS = "answer "
+RESULT_PREFIX = "answer "
 
 
 @dataclass
@@ -127,8 +127,8 @@ CASES = [
 ]
 
 
-class Repeated(Sequence[Example]):
-    """Examples of random tokens with the lengths of the case; the second half of each is trained on."""
+class RandomExamples(Sequence[Example]):
+    """Examples of random tokens with the lengths of the case; the second half of each has loss."""
 
     def __init__(self, lengths: Sequence[int], rows: int, vocabulary: int) -> None:
         self.lengths = np.array(list(islice(cycle(lengths), rows)))
@@ -143,7 +143,7 @@ class Repeated(Sequence[Example]):
         return Example(ids, [i >= length // 2 for i in range(length)])
 
 
-def built(sizes: dict[str, Any], four_bit: bool) -> Any:
+def build_model(sizes: dict[str, Any], four_bit: bool) -> Any:
     """The model with random weights, created on the device, in bfloat16 or nf4."""
     torch.manual_seed(0)
     before = torch.get_default_dtype()
@@ -153,10 +153,10 @@ def built(sizes: dict[str, Any], four_bit: bool) -> Any:
             model = LlamaForCausalLM(LlamaConfig(**sizes))
     finally:
         torch.set_default_dtype(before)
-    return in_four_bits(model) if four_bit else model
+    return quantize_nf4(model) if four_bit else model
 
 
-def in_four_bits(model: Any) -> Any:
+def quantize_nf4(model: Any) -> Any:
     """The model as loaded in nf4; its layers are quantized one after another in place."""
     from bitsandbytes.nn import Linear4bit, Params4bit
 
@@ -173,7 +173,7 @@ def in_four_bits(model: Any) -> Any:
 
 
 class Clock:
-    """The time of each step's end, and the number of tokens trained on until then."""
+    """Records when each step ends, and the number of tokens processed until then."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []
@@ -193,7 +193,7 @@ class Clock:
 
 
 class Recorder(RunRecorder):
-    """The recorder of a run with a clock, without the checkpoint at the end."""
+    """A run recorder with a clock; it saves no checkpoint at the end."""
 
     def __init__(self, run: Run, clock: Clock) -> None:
         super().__init__(run)
@@ -205,7 +205,7 @@ class Recorder(RunRecorder):
         control.should_save = False
 
 
-class Ticking(TrainerCallback):  # type: ignore[misc]
+class ClockCallback(TrainerCallback):  # type: ignore[misc]
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
 
@@ -213,8 +213,12 @@ class Ticking(TrainerCallback):  # type: ignore[misc]
         self.clock.tick(state)
 
 
-def planned(
-    cfg: TrainConfig, rows: Repeated, sizes: dict[str, Any], device: str = DEVICE, with_liger: bool | None = None
+def planned_peak(
+    cfg: TrainConfig,
+    rows: RandomExamples,
+    sizes: dict[str, Any],
+    device: str = DEVICE,
+    with_liger: bool | None = None,
 ) -> float:
     """The planned peak in GB for these settings, from the architecture of the model.
 
@@ -243,12 +247,12 @@ def settings(case: Case, steps: int) -> TrainConfig:
 def measure(case: Case, sizes: dict[str, Any], steps: int) -> dict[str, float]:
     """Train for `steps` steps. Returns: tokens per second; the measured and the planned peak in GB."""
     cfg = settings(case, steps)
-    rows = Repeated(case.lengths, steps * case.batch_size, sizes["vocab_size"])
-    plan = 0.0 if case.plain else planned(cfg, rows, sizes)
+    rows = RandomExamples(case.lengths, steps * case.batch_size, sizes["vocab_size"])
+    plan = 0.0 if case.plain else planned_peak(cfg, rows, sizes)
     if case.by_sdpa:
-        packed_attention._attend_varlen = by_sdpa
+        packed_attention._attend_varlen = attend_by_sdpa
     model = adapters.apply_method(
-        built(sizes, cfg.method == "qlora"), cfg, Source("random", None, None), steps=steps
+        build_model(sizes, cfg.method == "qlora"), cfg, Source("random", None, None), steps=steps
     )
     if HAS_GPU:
         torch.cuda.empty_cache()
@@ -256,7 +260,7 @@ def measure(case: Case, sizes: dict[str, Any], steps: int) -> dict[str, float]:
     clock = Clock()
     with tempfile.TemporaryDirectory() as name:
         if case.plain:
-            by_trainer(model, rows, cfg, clock, name)
+            train_with_trainer(model, rows, cfg, clock, name)
         else:
             run = Run(Path(name))
             run.logs.mkdir()
@@ -288,14 +292,14 @@ def train(model: Any, rows: Any, cfg: TrainConfig, recorder: RunRecorder) -> Non
     )  # fmt: skip
 
 
-def by_sdpa(
+def attend_by_sdpa(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, window: int | None
 ) -> torch.Tensor:
-    """Replaces packed_attention._varlen_kernel for batches of one example."""
+    """Replaces packed_attention._attend_varlen for batches of one example."""
     return packed_attention._attend_row(query, key, value, scaling, 0.0, window, None).transpose(1, 2)
 
 
-def by_trainer(model: Any, rows: Repeated, cfg: TrainConfig, clock: Clock, folder: str) -> None:
+def train_with_trainer(model: Any, rows: RandomExamples, cfg: TrainConfig, clock: Clock, folder: str) -> None:
     """Train with transformers' Trainer and its own loss, padded to the longest example of each batch."""
     args = TrainingArguments(
         folder, per_device_train_batch_size=cfg.batch_size, max_steps=cfg.max_steps or 1, bf16=True,
@@ -304,7 +308,7 @@ def by_trainer(model: Any, rows: Repeated, cfg: TrainConfig, clock: Clock, folde
         disable_tqdm=True, **{CHECKPOINTING: cfg.gradient_checkpointing is True},
     )  # fmt: skip
 
-    def padded(examples: list[Example]) -> dict[str, torch.Tensor]:
+    def collate(examples: list[Example]) -> dict[str, torch.Tensor]:
         made = {
             "input_ids": ([e.ids for e in examples], 0),
             "attention_mask": ([[1] * len(e.ids) for e in examples], 0),
@@ -315,7 +319,7 @@ def by_trainer(model: Any, rows: Repeated, cfg: TrainConfig, clock: Clock, folde
             for name, (of_rows, fill) in made.items()
         }
 
-    Trainer(model, args, padded, rows, callbacks=[Ticking(clock)]).train()
+    Trainer(model, args, collate, rows, callbacks=[ClockCallback(clock)]).train()
 
 
 def operations(case: Case, sizes: dict[str, Any]) -> float:
@@ -326,12 +330,12 @@ def operations(case: Case, sizes: dict[str, Any]) -> float:
     weights = layers * sum(a * b for a, b in shapes)
     adapter = layers * case.settings.get("lora_r", 0) * sum(a + b for a, b in shapes)
     head = 0.5 * hidden * sizes["vocab_size"]  # the head is computed where there is a label
-    attended = layers * 2 * hidden * sum(n * n for n in case.lengths) / sum(case.lengths)
+    attention = layers * 2 * hidden * sum(n * n for n in case.lengths) / sum(case.lengths)
     passes = 6 if case.settings.get("method") == "full" else 4
-    return passes * (weights + head) + 6 * adapter + 3 * attended
+    return passes * (weights + head) + 6 * adapter + 3 * attention
 
 
-def products() -> dict[str, Any]:
+def measure_matmul() -> dict[str, Any]:
     """Measured operations per second of an 8192-cubed bfloat16 product (1024 on a CPU), and the device's name."""
     n = 8192 if HAS_GPU else 1024
     a = torch.randn(n, n, device=DEVICE, dtype=torch.bfloat16)
@@ -347,26 +351,26 @@ def products() -> dict[str, Any]:
     return {"rate": rate, "device": torch.cuda.get_device_name() if HAS_GPU else "CPU"}
 
 
-def in_a_process(name: str, args: argparse.Namespace, seconds: float | None) -> dict[str, Any]:
+def run_in_subprocess(name: str, args: argparse.Namespace, seconds: float | None) -> dict[str, Any]:
     """Run a case, or "products", in a separate process. Returns: its figures, or why there are none."""
     words = [sys.executable, __file__, "--one", name, "--steps", str(args.steps), *["--small"] * args.small]
     try:
         done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=seconds)
     except subprocess.TimeoutExpired:
         return {"failed": f"not done in {seconds:.0f} s"}
-    answers = [line for line in done.stdout.splitlines() if line.startswith(CHILD_ANSWERS)]
-    if done.returncode or not answers:
+    results = [line for line in done.stdout.splitlines() if line.startswith(RESULT_PREFIX)]
+    if done.returncode or not results:
         print(done.stdout[-4000:], file=sys.stderr, flush=True)
-        said = [line for line in done.stdout.splitlines() if line.strip()] or [f"exit code {done.returncode}"]
-        return {"failed": said[-1].replace("|", "/")[:120]}
-    return dict(json.loads(answers[-1].removeprefix(CHILD_ANSWERS)))
+        lines = [line for line in done.stdout.splitlines() if line.strip()] or [f"exit code {done.returncode}"]
+        return {"failed": lines[-1].replace("|", "/")[:120]}
+    return dict(json.loads(results[-1].removeprefix(RESULT_PREFIX)))
 
 
 def line(case: Case, found: dict[str, Any] | None, rate: float, sizes: dict[str, Any], seconds: float) -> str:
     """The line of a case in the table; `found` is None if it was not measured."""
     if found is None or "failed" in found:
-        said = "not measured" if found is None else f"failed: {found['failed']}"
-        return f"| {case.name} | {said} | | | | | {case.target} | {seconds:.0f} |"
+        reason = "not measured" if found is None else f"failed: {found['failed']}"
+        return f"| {case.name} | {reason} | | | | | {case.target} | {seconds:.0f} |"
     used = found["rate"] * operations(case, sizes) / rate
     plan, peak = found["planned"], found["peak"]
     memory = f"{peak:.1f} | {plan:.1f} | {f'{plan / peak:.2f}' if peak and plan else ''}"
@@ -376,19 +380,19 @@ def line(case: Case, found: dict[str, Any] | None, rate: float, sizes: dict[str,
 def ratios(found: dict[str, dict[str, Any] | None]) -> list[str]:
     """The speed-up of packed over padded batches, as sentences."""
     rates = {name: (found.get(name) or {}).get("rate") for name in (MIXED, SAME, PADDED, TRAINER)}
-    said = [
-        f"{one}: {rates[one] / rates[other]:.2f} times the tokens a second of {other}."
+    sentences = [
+        f"{one}: {rates[one] / rates[other]:.2f} times the tokens per second of {other}."
         for one in (MIXED, SAME)
         for other in (PADDED, TRAINER)
         if rates[one] and rates[other]
     ]
-    return ["", *said] if said else []
+    return ["", *sentences] if sentences else []
 
 
 def report(args: argparse.Namespace, cases: Sequence[Case], sizes: dict[str, Any]) -> list[str]:
     """Measure one case after another, and write each result to `--out` at once."""
     began = time.monotonic()
-    about = in_a_process("products", args, args.budget)
+    about = run_in_subprocess("products", args, args.budget)
     if "failed" in about:
         raise SystemExit(f"no matrix product: {about['failed']}")
     packages = ", ".join(f"{p} {version(p)}" for p in ("torch", "transformers", "peft"))
@@ -406,7 +410,7 @@ def report(args: argparse.Namespace, cases: Sequence[Case], sizes: dict[str, Any
         started = time.monotonic()
         left = None if args.budget is None else args.budget - (started - began)
         if left is None or left > args.least:
-            found[case.name] = in_a_process(case.name, args, left)
+            found[case.name] = run_in_subprocess(case.name, args, left)
         took[case.name] = time.monotonic() - started
         rows = [line(c, found.get(c.name), about["rate"], sizes, took[c.name]) for c in cases]
         print(rows[cases.index(case)], flush=True)
@@ -420,8 +424,8 @@ def plans(cases: Sequence[Case], sizes: dict[str, Any], steps: int) -> Iterator[
     yield "| case | planned GB, with Liger | without | target |"
     yield "| --- | ---: | ---: | --- |"
     for case in (c for c in cases if not (c.plain or c.by_sdpa or "use_liger_kernel" in c.settings)):
-        rows = Repeated(case.lengths, steps * case.batch_size, sizes["vocab_size"])
-        of = [planned(settings(case, steps), rows, sizes, "cuda", with_liger) for with_liger in (True, False)]
+        rows = RandomExamples(case.lengths, steps * case.batch_size, sizes["vocab_size"])
+        of = [planned_peak(settings(case, steps), rows, sizes, "cuda", with_liger) for with_liger in (True, False)]
         yield f"| {case.name} | {of[0]:.1f} | {of[1]:.1f} | {case.target if 'GB' in case.target else ''} |"
 
 
@@ -431,18 +435,18 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--only", nargs="*", default=[], help="parts of names")
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--budget", type=float, metavar="SECONDS", help="for all of it")
+    parser.add_argument("--budget", type=float, metavar="SECONDS", help="time limit of all cases")
     parser.add_argument(
-        "--least", type=float, default=30, metavar="SECONDS", help="left, with which a case begins"
+        "--least", type=float, default=30, metavar="SECONDS", help="minimum remaining time to start a case"
     )
-    parser.add_argument("--plans", action="store_true", help="only what a plan says of the peaks on a GPU")
+    parser.add_argument("--plans", action="store_true", help="print only the planned GPU peaks")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args()
     sizes = SMALL if args.small else LLAMA_3_8B
     if args.one:
         case = next((c for c in CASES if c.name == args.one), None)
-        found = measure(case, sizes, args.steps) if case else products()
-        print(f"\n{CHILD_ANSWERS}{json.dumps(found)}", flush=True)
+        found = measure(case, sizes, args.steps) if case else measure_matmul()
+        print(f"\n{RESULT_PREFIX}{json.dumps(found)}", flush=True)
         os._exit(0)
     cases = [c for c in CASES if not args.only or any(part in c.name for part in args.only)]
     if args.plans:
@@ -450,7 +454,7 @@ def main() -> None:
             print(row, flush=True)
         return
     if not HAS_GPU and not args.small:
-        raise SystemExit("there is no GPU here; --small runs the same code on a small model, --plans none")
+        raise SystemExit("no GPU was found; --small runs the same code on a small model, --plans trains nothing")
     print("\n" + "\n".join(report(args, cases, sizes)))
 
 

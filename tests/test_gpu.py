@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from bench.plan_memory import case, measured
+from bench.plan_memory import case, measure_peak
 from tests.fixtures import World, locked, tree
 from tests.train.resume_cases import STEPS, end_of
 
@@ -87,7 +87,7 @@ class Step:
         import torch
         from transformers import LlamaConfig, LlamaForCausalLM
 
-        from bench.train_gpu import in_four_bits
+        from bench.train_gpu import quantize_nf4
         from src.model import adapters
         from src.model.source import Source
         from src.schema import TrainConfig
@@ -95,7 +95,7 @@ class Step:
         self.cfg = TrainConfig(method=method, lora_dropout=0.0, **settings)  # type: ignore[arg-type]
         torch.manual_seed(0)
         model: Any = LlamaForCausalLM(LlamaConfig(**SIZES)).to(DEVICE, torch.bfloat16)
-        model = in_four_bits(model) if method == "qlora" else model
+        model = quantize_nf4(model) if method == "qlora" else model
         self.model = adapters.apply_method(model, self.cfg, Source("random", None, None), steps=1)
         for name, p in self.model.named_parameters():
             if "lora_B" in name:  # zero at first, and then lora_A has no gradient
@@ -108,7 +108,7 @@ class Step:
         """The mean loss of the rows, and its gradients as one vector; both are computed `inside`."""
         import torch
 
-        from bench.train_gpu import TOKENIZER, Repeated
+        from bench.train_gpu import TOKENIZER, RandomExamples
         from src.model.adapters import training_precision
         from src.train.fit import CollatorAndLoss
 
@@ -125,7 +125,7 @@ class Step:
             distributed="ddp",
         )
         assert way.objective.packed == padding_free
-        rows = Repeated(ROWS, len(ROWS), SIZES["vocab_size"])
+        rows = RandomExamples(ROWS, len(ROWS), SIZES["vocab_size"])
         batch = way.collate(list(enumerate(rows[i] for i in range(len(ROWS)))))
         weight = way.objective.criterion.total_weight(batch["labels"])
         batch = {k: v.to(DEVICE) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
@@ -246,7 +246,7 @@ def test_the_peak_of_a_training_on_the_gpu_is_the_one_planned(
     shaped: Path, tmp_path: Path, method: str, checkpointing: str, kernels: str
 ) -> None:
     words = (f"method={method}", f"gradient_checkpointing={checkpointing}", f"use_liger_kernel={kernels}", *ON_GPU)
-    found = measured(case(str(shaped), 400, 16, *words), tmp_path)
+    found = measure_peak(case(str(shaped), 400, 16, *words), tmp_path)
     assert abs(found.error) < 0.1, found
 
 

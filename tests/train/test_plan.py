@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench.plan_memory import case, measured
+from bench.plan_memory import case, measure_peak
 from src.data.store import Example
 from src.model import adapters, load, methods
 from src.model.source import locate
@@ -182,7 +182,9 @@ def test_what_is_counted_is_what_a_real_step_holds(tiny: Path, method: str) -> N
 
 
 def test_the_peak_of_a_training_is_the_one_predicted(tiny: Path, tmp_path: Path) -> None:
-    found = measured(case(str(tiny), 100, 16, "method=lora", "bf16=false", "cuda_visible_devices=''"), tmp_path)
+    found = measure_peak(
+        case(str(tiny), 100, 16, "method=lora", "bf16=false", "cuda_visible_devices=''"), tmp_path
+    )
     assert abs(found.error) < 0.25, found
 
 
