@@ -1,7 +1,7 @@
-"""Draw a terminal's output as an SVG picture: `python scripts/picture.py TYPESCRIPT docs/demo.svg`.
+"""Render recorded terminal output as SVG: `python scripts/terminal_svg.py TYPESCRIPT docs/demo.svg`.
 
-TYPESCRIPT is what `script -qc COMMAND TYPESCRIPT` recorded, colours and all. Progress bars are left out:
-of each line only what stood last on it is drawn.
+TYPESCRIPT is a recording by `script -qc COMMAND TYPESCRIPT`, with colours. Progress bars are left out:
+only the final text of each line is drawn.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def main() -> None:
     parser.add_argument("svg", type=Path)
     parser.add_argument("--title", default="make demo")
     parser.add_argument("--width", type=int, default=100)
-    parser.add_argument("--from-line", default="", help="begin at the first line that holds this text")
+    parser.add_argument("--from-line", default="", help="start at the first line that contains this text")
     args = parser.parse_args()
     lines = [x.rstrip("\r").rsplit("\r", 1)[-1] for x in args.typescript.read_text(errors="replace").split("\n")]
     lines = [x for x in lines if x.strip() and not x.startswith(("Script started", "Script done"))]
@@ -29,7 +29,7 @@ def main() -> None:
     console = Console(record=True, width=args.width, file=io.StringIO(), force_terminal=True)
     console.print(Text.from_ansi("\n".join(lines[start:])))
     svg = re.sub(r"@font-face \{.*?\}", "", console.export_svg(title=args.title), flags=re.DOTALL)
-    args.svg.write_text(svg, encoding="utf-8")  # the font is the reader's own: nothing is fetched
+    args.svg.write_text(svg, encoding="utf-8")  # without a web font: the viewer's font is used
 
 
 if __name__ == "__main__":
