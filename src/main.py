@@ -1,7 +1,7 @@
 """The entry point: `python -m src.main STAGE key=value ...`.
 
 At the top only the standard library is imported, and a package only when its command runs. So `--help`, `version`,
-`list-configs` and the refusal of a wrong setting take a fraction of a second.
+`list-configs` and the rejection of a wrong setting take a fraction of a second.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ class PreparedData(NamedTuple):
 def load_rows(cfg: TrainConfig) -> RawData:
     """Load and check the data files, and locate the base model, without importing torch.
 
-    Raises: UserError for everything that can be refused without a tokenizer.
+    Raises: UserError for everything that can be validated without a tokenizer.
     """
     environment.release_freed_memory()
     runs.check_writable(cfg.output_dir)
@@ -69,7 +69,7 @@ def tokenize(
 ) -> PreparedData:
     """Choose the device and the precision if they are not given, and tokenize the rows.
 
-    Raises: DataError if the data report has a finding that the settings refuse.
+    Raises: DataError if the data report has a finding that the settings do not allow.
     """
     rows, dev, base = raw
     device = device or environment.choose_device(cfg.cuda_visible_devices)
@@ -115,7 +115,7 @@ def build_model(data: PreparedData, cfg: TrainConfig, steps: int) -> tuple[Any, 
 def check_data(cfg: TrainConfig) -> int:
     """Print which data a run with these settings trains on, and write the report to OUTPUT_DIR/checks.
 
-    Raises: what that run would refuse, after the report is written.
+    Raises: the errors of that run, after the report is written.
     """
     runs.check_writable(cfg.output_dir)
     cache = data_cache(cfg.cache_dir, cfg.output_dir)

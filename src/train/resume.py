@@ -1,4 +1,4 @@
-"""The run that a training command resumes. Imports no torch, so a refusal comes early."""
+"""The run that a training command resumes. Imports no torch, so an error comes early."""
 
 from __future__ import annotations
 
