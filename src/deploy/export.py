@@ -18,12 +18,12 @@ from ..errors import ModelError, RunError
 from ..eval.verdict import Verdict
 from ..model.methods import METHODS, mergeability
 from ..model.profile import base_id, is_local
+from ..model.source import LoadArgs
 from ..runs import Run
 from ..schema import PublishConfig
 from ..utils.files import read_json, sha256, write_json, write_text
 from . import model_card
 from .checks.files import MANIFEST, find_secrets
-from .checks.model import LoadArgs
 
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")

@@ -15,11 +15,12 @@ from typing import Any, NamedTuple
 
 from ..errors import Inconclusive, NotPromoted, UserError
 from ..eval.verdict import Verdict, judge
+from ..model.source import LoadArgs
 from ..runs import Run
 from ..schema import GateArgs
 from ..utils.files import read_json, write_json
 from .checks import files
-from .checks.model import PROMPTS, LoadArgs, check_output, check_reload
+from .checks.model import PROMPTS, check_output, check_reload
 
 RESULTS = "gate_checks.json"
 MAX_LOSS = 10.0  # nats per token: about the loss of a uniform guess among 22,000 tokens

@@ -14,12 +14,11 @@ from ..errors import ModelError
 from ..eval import reevaluate
 from ..eval.merge_check import Measurement, mean_kl, measure
 from ..model import load, methods, tasks
-from ..model.source import locate_tuned
+from ..model.source import LoadArgs, locate_tuned
 from ..runs import Run
 from ..schema import GateArgs
 from ..utils import environment
 from ..utils.logs import log
-from .checks.model import LoadArgs
 
 MAX_EXAMPLES = 32  # of the gate's split, on which both models are compared
 

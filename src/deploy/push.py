@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 from .. import runs
 from ..errors import RunError
 from ..eval.verdict import Verdict
+from ..model.source import LoadArgs
 from ..schema import PublishConfig
 from ..utils.files import atomic_dir, disk_errors, switch_link
 from ..utils.logs import log
 from . import hub_settings
-from .checks.model import LoadArgs
 from .export import assemble, check_form, published_name
 from .gate import GATE, GATE_WITH_MODEL, CheckTarget, check_gate, check_health, run_checks, save_results
 from .hub import Publication
@@ -32,7 +32,8 @@ def publish(cfg: PublishConfig) -> int:
         NotPromoted (exit code 3) or Inconclusive (4) if the gate refuses it.
     """
     target = TARGETS[cfg.target]
-    target.check(cfg)
+    if target.check:
+        target.check(cfg)
     _, run = runs.find_model(cfg.model_path, cfg.output_dir)
     if run is None:
         raise RunError(f"{cfg.model_path} is not a run directory", hint="publish a run that has been evaluated")
@@ -95,20 +96,16 @@ def publish_hub(run: runs.Run, cfg: PublishConfig, verdict: Verdict) -> str:
     return f"{facts['url']} ({visibility}; commit {facts['commit'][:12]}; {len(files)} files, all verified)"
 
 
-def no_check(cfg: PublishConfig) -> None:
-    """The check of a target without settings of its own."""
-
-
 class PublishTarget(NamedTuple):
     """A place to publish to.
 
     Args:
         publish: publishes a run that passed the gate; returns the place, for the log.
-        check: raises ConfigError if a setting is missing, before the run is read.
+        check: raises ConfigError if a setting is missing, before the run is read; None: there is nothing to check.
     """
 
     publish: Callable[[runs.Run, PublishConfig, Verdict], str]
-    check: Callable[[PublishConfig], None] = no_check
+    check: Callable[[PublishConfig], None] | None = None
 
 
 TARGETS: dict[str, PublishTarget] = {

@@ -10,10 +10,10 @@ from rich.table import Table
 from .. import runs
 from ..errors import RunError
 from ..model.profile import PROFILE, TRAINING_INFO
+from ..model.source import LoadArgs
 from ..schema import ValidateConfig
 from ..utils.files import write_json
 from ..utils.logs import SafeConsole, log
-from .checks.model import LoadArgs
 from .gate import VALIDATE, CheckResult, CheckTarget, run_checks, to_rows
 
 REPORT = "validation_report.json"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf
 
@@ -19,7 +19,7 @@ from ..data.store import Example
 from ..errors import RunError
 from ..model import tasks
 from ..model.methods import merge
-from ..model.source import TunedModel
+from ..model.source import LoadArgs, TunedModel
 from ..runs import Run
 from ..schema import EvalArgs, EvalConfig, GateArgs, SeedArgs, Task
 from ..utils import environment
@@ -29,15 +29,6 @@ from .batching import batch_indices
 from .setup import read_splits
 
 BATCH_SIZE = 32  # of prompts that no evaluation has batched before
-
-
-class LoadSettings(Protocol):
-    """The settings that decide where a model is loaded, and whether code of its repository may run."""
-
-    @property
-    def cuda_visible_devices(self) -> str: ...
-    @property
-    def trust_remote_code(self) -> bool: ...
 
 
 class Reevaluation(NamedTuple):
@@ -115,7 +106,7 @@ def save_tokenizer(chat: ChatTokenizer, folder: Path) -> None:
 
 
 def load_model(
-    settings: LoadSettings,
+    load_args: LoadArgs,
     tuned: TunedModel,
     task: Task,
     labels: Sequence[str],
@@ -126,9 +117,9 @@ def load_model(
     """The tuned model in the precision `dtype`, its adapter `merged` or not, and its tokenizer. Imports torch."""
     from ..model import load
 
-    device = environment.choose_device(settings.cuda_visible_devices).value
+    device = environment.choose_device(load_args.cuda_visible_devices).value
     model, tokenizer, _ = load.load_tuned(
-        tuned, dtype, device, trust_remote_code=settings.trust_remote_code, task=task, labels=labels
+        tuned, dtype, device, trust_remote_code=load_args.trust_remote_code, task=task, labels=labels
     )
     return (merge(model) if merged else model), ChatTokenizer(tokenizer)
 

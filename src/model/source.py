@@ -18,6 +18,13 @@ LOCAL_PREFIXES = (".", "/", "~", "models/", "outputs/", "artifacts/")
 IDENTITY_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", "tokenizer*", "*.jinja")
 
 
+class LoadArgs(NamedTuple):
+    """Where a model is loaded, and whether code of its repository may run."""
+
+    cuda_visible_devices: str = ""
+    trust_remote_code: bool = False
+
+
 @dataclass(frozen=True)
 class Source:
     """A base model.

@@ -6,9 +6,9 @@ import json
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from ...model.source import locate_tuned
+from ...model.source import LoadArgs, locate_tuned
 from ...model.tasks import detect_task
 from ...runs import Run
 from ...schema import GateArgs
@@ -21,13 +21,6 @@ PROBABILITY_TOLERANCE = 0.01  # a classifier reproduces a label if its probabili
 MAX_DIFFERING = 1 / 8  # of the predictions, where kernels round differently: 16 bits, or another device
 REPETITIVE = 4.0  # a text that zlib compresses by more than this factor repeats itself
 MIN_LENGTH = 64  # characters; a shorter text may compress well without repetition
-
-
-class LoadArgs(NamedTuple):
-    """Where a model is loaded, and whether code of its repository may run."""
-
-    cuda_visible_devices: str = ""
-    trust_remote_code: bool = False
 
 
 def check_reload(run: Run | None, gate: GateArgs, load: LoadArgs) -> tuple[bool, str]:
