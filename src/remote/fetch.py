@@ -266,7 +266,7 @@ def _keep_local_files(
                 _link(ours, new)
                 kept.append(path)
                 continue
-            except (FileExistsError, NotADirectoryError):  # a folder here is a file on the server, or vice versa
+            except (FileExistsError, NotADirectoryError):  # a local folder is a file on the server, or vice versa
                 pass
         elif _is_same(ours, new, remote.files.get(path)) or (
             not ours.is_symlink() and sha256(ours) in {fetched.get(path), altered.get(path)}
@@ -284,7 +284,7 @@ def _is_same(ours: Path, new: Path, file: Mapping[str, Any] | None) -> bool:
 
 
 def _mark_interrupted(manifest: Mapping[str, Any], place: Path) -> dict[str, str]:
-    """Write the status `interrupted` for a run that died while running: its process cannot be checked here.
+    """Write the status `interrupted` for a run that died while running: this machine cannot check its process.
 
     Returns: the sha256 of each file that was altered, by path.
     """

@@ -58,8 +58,7 @@ class PushFiles(NamedTuple):
 def push(connection: Connection, also: Sequence[str] = (), words: Sequence[str] = ()) -> dict[str, Any]:
     """Make REMOTE_DIR hold this folder's code and the paths `also`, and print what was changed.
 
-    `words` are the settings of a command that will run on the server: a path among them that is missing there is
-    reported.
+    `words`: settings of the command to run on the server; paths among them that the server lacks are reported.
     Returns: the code, as agent/snapshots.py `create` takes it.
     Raises: RemoteError; nothing on the server has changed then.
     """
@@ -172,7 +171,7 @@ def collect_files(also: Sequence[str] = ()) -> PushFiles:
 
 
 def _git_files() -> set[str]:
-    """The paths that git tracks or would add. Raises: RemoteError if there is no git, or no checkout."""
+    """The paths that git tracks or would add. Raises: RemoteError without git or a checkout."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     try:
         done = subprocess.run(command, capture_output=True, env=os.environ | {"LC_ALL": "C"})

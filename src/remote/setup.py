@@ -87,12 +87,11 @@ def print_facts(where: str, facts: Mapping[str, Any]) -> None:
 def table_rows(facts: Mapping[str, Any]) -> dict[str, str]:
     """The rows of the table: the text for each title, from the facts of agent/host_info.py."""
     version = ".".join(map(str, facts["python"]["version"]))
-    made = facts["ready"]
+    ready = facts["ready"]
     state = "; ".join(facts["missing"])
     if not state:
-        state = (
-            f"complete, torch {made['torch']} for {made['accelerator']}" if made["torch"] else "complete, no torch"
-        )
+        build = f"torch {ready['torch']} for {ready['accelerator']}" if ready["torch"] else "no torch"
+        state = f"complete, {build}"
     return {
         "system": facts["system"],
         "Python": f"{version}, {facts['python']['program'].replace(facts['root'] + '/', '')}",

@@ -314,7 +314,7 @@ def _agent_keys(socket: str | None) -> list[AgentKey]:
     if not socket:
         return []
     before = os.environ.get("SSH_AUTH_SOCK")
-    os.environ["SSH_AUTH_SOCK"] = socket  # paramiko looks only there
+    os.environ["SSH_AUTH_SOCK"] = socket  # the only place where paramiko looks
     try:
         return list(Agent().get_keys())
     except (OSError, SSHException):

@@ -39,7 +39,7 @@ def send(connection: Connection, files: Mapping[str, Path], folder: str, rsync: 
     Args:
         rsync: whether the server has it.
         size: bytes in all, for the progress.
-    Raises: RemoteError if they cannot be written there; LostConnection.
+    Raises: RemoteError if the server cannot write them; LostConnection.
     """
 
     def arrived() -> int:

@@ -1,7 +1,7 @@
 """Applies a push on the server: compares files, verifies the received ones, and replaces all that differ at once.
 
 outputs/remote/
-  pushed.json                {path: sha256 or "-> target"}: files that pushes have put here and may remove
+  pushed.json                {path: sha256 or "-> target"}: files that pushes have created and may remove
   also.json                  {path: [sha256, size, mtime in ns]}: files of ALSO, which no push removes
   incoming/<sender>/<sha256> files in transfer, named by their content; an interrupted push resumes with them
   replaced/<time>/<path>     backups of files that were changed on the server and replaced
@@ -22,7 +22,7 @@ from . import fs, snapshots
 from .bootstrap import AgentError, uninterrupted
 
 HOME = "outputs/remote"
-PROTECTED = (".git", ".venv", ".cache", "outputs", "artifacts", ".env")  # no push writes there
+PROTECTED = (".git", ".venv", ".cache", "outputs", "artifacts", ".env")  # never written by a push
 LINK = "-> "
 Entry = Dict[str, Any]  # noqa: UP006  {"identity": sha256 or "-> target", "size", "mode", "also"}
 
@@ -33,10 +33,10 @@ def apply(folder: str, push: dict[str, str], wanted: dict[str, Entry], named: li
     Args:
         push: `{"id", "sender"}`; a repeated request with the same id returns the same report.
         named: paths whose existence is reported.
-    Returns: `root`, `named` as `{path: whether it exists}`, whether there is an `rsync`, the bytes `free`, the
+    Returns: `root`, `named` as `{path: whether it exists}`, whether `rsync` is installed, the `free` bytes, the
         folder `incoming`, and either `lacking`, `{sha256: bytes that have arrived}`, or what was done: the `new`,
         `changed`, `removed`, `kept` and `replaced` paths, and `aside`, the folder of the backups.
-    Raises: AgentError if the folder cannot be made, or a path is protected; OSError.
+    Raises: AgentError if the folder cannot be created, or a path is protected; OSError.
     """
     root = fs.root(folder)
     _make_root(root)
@@ -59,7 +59,7 @@ def apply(folder: str, push: dict[str, str], wanted: dict[str, Entry], named: li
 
 
 def _make_root(root: str) -> None:
-    """Make the project folder; parent folders are made only below the home folder."""
+    """Create the project folder; parent folders are created only below the home folder."""
     if os.path.isdir(root):
         return
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):

@@ -32,7 +32,7 @@ def collect(folder: str, python: str | None = None) -> Facts:
     """Everything that ssh-init prints about the server, and what its environment lacks. Sizes are in bytes.
 
     `python` is REMOTE_PYTHON.
-    Raises: AgentError if an environment is missing and no Python can make one.
+    Raises: AgentError if an environment is missing and no Python can create one.
     """
     root = fs.root(folder)
     detected = accelerator()
@@ -61,21 +61,21 @@ def collect(folder: str, python: str | None = None) -> Facts:
 
 
 def find_python(root: str, named: str | None) -> Facts:
-    """The Python of the environment, or the one to make it with: `{"program", "version"}`.
+    """The Python of the environment, or the one to create it with: `{"program", "version"}`.
 
     Raises: AgentError if no Python is suitable, or REMOTE_PYTHON differs from the environment's version.
     """
-    made = venv.interpreter(root)
-    if made is None:
+    existing = venv.interpreter(root)
+    if existing is None:
         return _find_maker(named)
-    version = (_probe(made) or ([], False))[0]
+    version = (_probe(existing) or ([], False))[0]
     wanted = _find_maker(named)["version"] if named else version
     if wanted[:2] != version[:2]:
         raise AgentError(
             f"{venv.path(root)} has Python {dotted(version)}, but REMOTE_PYTHON is {dotted(wanted)}",
             "remove this environment on the server (make ssh-shell), then run make ssh-init again",
         )
-    return {"program": made, "version": version}
+    return {"program": existing, "version": version}
 
 
 def _find_maker(named: str | None) -> Facts:
@@ -114,7 +114,7 @@ def _find_maker(named: str | None) -> Facts:
 
 
 def _probe(program: str) -> tuple[list[int], bool] | None:
-    """The version of a Python, and whether it can make an environment; None if it is no Python."""
+    """The version of a Python, and whether it can create an environment; None if it is no Python."""
     try:
         version, has_venv = json.loads(output_of([program, "-c", PYTHON_PROBE]) or "")
     except ValueError:

@@ -83,7 +83,7 @@ class Installer:
         return 0
 
     def make_environment(self) -> None:
-        """Make the environment if there is none, and repair what a killed installation has left."""
+        """Create the environment if it is missing; repair partially written packages of a killed installation."""
         marker = venv.path(self.root, venv.INSTALLING)
         if not venv.interpreter(self.root):
             log(f"Python {platform.python_version()}: creating {venv.path(self.root)}")
@@ -109,7 +109,7 @@ class Installer:
         index, reason = self.torch_index(version)
         if reason:
             log(reason)
-        if index:  # only torch comes from there: --no-deps leaves other packages out
+        if index:  # --no-deps: only torch comes from this index
             # Passed on the standard input: it may hold a password, and all users of a machine see command lines.
             stdin = "-r", "/dev/stdin"
             self.pip("torch", "--no-deps", *force, *stdin, stdin=f"--index-url {index}\ntorch=={version}\n")

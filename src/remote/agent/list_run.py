@@ -18,7 +18,7 @@ FLOCK = "hhqqi4x"  # struct flock of a 64-bit Linux
 
 
 def find_run(folder: str, id: str) -> str | None:
-    """The run directory with this id, whoever made it."""
+    """The run directory with this id, whether or not a job created it."""
     path = os.path.join(fs.root(folder), RUNS, id)
     return path if os.path.isfile(os.path.join(path, "manifest.json")) else None
 

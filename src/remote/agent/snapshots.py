@@ -27,7 +27,7 @@ SQUEUE_TIMEOUT_S = 10.0
 
 
 def create(folder: str, code: dict[str, Any]) -> str:
-    """The folder of the snapshot of the pushed code, made if it does not exist; missing files are copied again.
+    """The folder of the snapshot of the pushed code, created if missing; missing files are copied again.
 
     Args:
         code: `{"digest", "files": {path: sha256}, "state"}`: the snapshot's name, its files, and the content of
@@ -44,7 +44,7 @@ def create(folder: str, code: dict[str, Any]) -> str:
         _copy_missing(temporary, project, code)
         os.rename(temporary, target)
     except OSError:
-        if not os.path.isdir(target):  # another process has not made it meanwhile
+        if not os.path.isdir(target):  # no other process has created it meanwhile
             raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

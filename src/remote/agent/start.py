@@ -34,7 +34,7 @@ def start(folder: str, job: jobs.Job, environment: dict[str, str], code: dict[st
         environment: variables that the job gets in addition to the session's.
         code: what it runs from, see snapshots.create; None for the project folder itself.
     Returns: the job as jobs.get_job returns it, and in `existed` whether it existed before.
-    Raises: AgentError if the folder cannot be made, or the job's environment is missing.
+    Raises: AgentError if the folder cannot be created, or the job's environment is missing.
     """
     root = fs.root(folder)
     place = jobs.job_dir(root, job["id"])

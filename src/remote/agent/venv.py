@@ -1,4 +1,4 @@
-"""The server's Python environment, REMOTE_DIR/.venv: what it was made for, and what is missing from it.
+"""The server's Python environment, REMOTE_DIR/.venv: its accelerator, and what is missing from it.
 
 .venv/
   .ready.json   {"python", "accelerator", "requirements", "torch"}: what was installed; written last
@@ -53,16 +53,16 @@ def read_state(root: str) -> State | None:
 
 
 def accelerator(root: str, detected: str) -> str:
-    """What the environment is to be made for, given the accelerator that is detected now.
+    """The accelerator that the environment is for, given the one that is detected now.
 
-    An environment made for a GPU is kept while no GPU is detected: the driver may be broken for a day.
+    An environment created for a GPU is kept while no GPU is detected: the driver may be broken for a day.
     """
-    made = (read_state(root) or {}).get("accelerator", "cpu")
-    return str(made) if detected == "cpu" else detected
+    recorded = (read_state(root) or {}).get("accelerator", "cpu")
+    return str(recorded) if detected == "cpu" else detected
 
 
 def missing(root: str, detected: str) -> list[str]:
-    """Why the environment must be made or completed, as a list of sentences; empty if it is complete."""
+    """Why the environment must be created or completed, as a list of sentences; empty if it is complete."""
     state = read_state(root)
     if not interpreter(root):
         return ["the environment does not exist yet"]
@@ -81,7 +81,7 @@ def missing(root: str, detected: str) -> list[str]:
 def check(root: str) -> None:
     """Raises: AgentError if the environment is missing, incomplete or out of date.
 
-    An environment that ssh-init did not make is not checked for its packages.
+    An environment that ssh-init did not create is not checked for its packages.
     """
     state = read_state(root)
     if os.path.exists(path(root, INSTALLING)):
