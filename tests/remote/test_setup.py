@@ -19,7 +19,7 @@ import pytest
 
 from tests.remote.client import Client
 from tests.remote.server import Server, needs_own_mounts, needs_ssh
-from tests.remote.test_arguments import watch
+from tests.remote.test_commands import watch
 
 pytest_plugins = ["tests.remote.server", "tests.remote.client"]
 pytestmark = needs_ssh

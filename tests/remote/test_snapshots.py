@@ -17,7 +17,7 @@ from src.remote.agent.snapshots import KEEP
 from tests.remote.client import Client
 from tests.remote.kill_points import KillPoints
 from tests.remote.server import Server, needs_ssh, until
-from tests.remote.test_starts import python
+from tests.remote.test_start import python
 from tests.slurm import Cluster, needs_slurm
 
 pytest_plugins = ["tests.remote.server", "tests.remote.client", "tests.slurm"]
