@@ -109,7 +109,7 @@ def root_cause(error: BaseException) -> BaseException:
 
 
 def reason(error: BaseException) -> str:
-    """The server's message of why it refuses, in one line."""
+    """The server's error message, in one line."""
     if isinstance(error, HfHubHTTPError):
         status = error.response.status_code
         message = " ".join((error.server_message or "").split())

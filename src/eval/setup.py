@@ -67,7 +67,7 @@ class EvalContext(NamedTuple):
 
 
 def check_settings(task: Task, args: EvalArgs) -> None:
-    """Raises: ConfigError for every combination of settings that can be refused without torch."""
+    """Raises: ConfigError for every unsupported combination of settings that can be found without torch."""
     names = args.metrics or []
     metrics.check(names)
     if task == "classification" and (args.generation or args.stop):

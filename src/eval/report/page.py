@@ -24,7 +24,7 @@ from . import charts, examples, lineage, view_model
 
 REPORT = "report.html"
 CURVES = (  # title, {tag: (name of the line, its CSS class)}
-    ("Loss", {"train/loss": ("training", "train"), "eval/loss": ("held out", "held-out")}),
+    ("Loss", {"train/loss": ("training", "train"), "eval/loss": ("dev", "held-out")}),
     ("Learning rate", {"train/learning_rate": ("learning rate", "train")}),
     ("Gradient norm", {"train/grad_norm": ("gradient norm", "train")}),
     ("Tokens a second", {"train/tokens_per_second": ("tokens a second", "train")}),
