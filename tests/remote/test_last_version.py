@@ -41,7 +41,7 @@ STATUSES = {
     f"{DAY}_09-00-00-0000": "finished",
     FINISHED: "finished",
     f"{DAY}_11-00-00-bbbb": "stopped, with a checkpoint",
-    f"{DAY}_12-00-00-cccc": "refused",
+    f"{DAY}_12-00-00-cccc": "invalid input",
     f"{DAY}_13-00-00-dddd": "interrupted",
     RUNNING: "running",
     f"{DAY}_15-00-00-ffff": "finished",

@@ -233,7 +233,7 @@ def test_a_killed_installation_is_resumed(place: Place, sshd: Server) -> None:
     (packages / "~wo").mkdir()
     (place.shelf.slow() / "go").touch()
     printed = place.init()
-    assert "one-1.0 was incomplete" in printed
+    assert "one-1.0 was partially installed" in printed
     assert [place.imports(name) for name in ("one", "two", "slow")] == ["1.0"] * 3
     assert not (packages / "~wo").exists()
     assert "the environment is complete" in place.init()
