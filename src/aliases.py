@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
+
+import yaml
 
 from .errors import ConfigError
 
@@ -54,14 +56,18 @@ SPACE = "search.space"  # holds settings of the run, by their names
 _announced: set[str] = set()
 
 
-def current_settings(values: Mapping[str, Any], announce: bool = False) -> dict[str, Any]:
-    """`values` with today's names, in their order.
+def current_settings(
+    values: Mapping[str, Any], announce: bool = False, known: Collection[str] | None = None, group: str = ""
+) -> dict[str, Any]:
+    """`values` with today's names, in their order, also in references such as `${near_threshold}`.
 
     Args:
         announce: write a line to stderr for each name that was replaced, once per process.
+        known: the settings of the stage; others keep their names. None: every former name is replaced.
+        group: the group that `values` belong to, such as `gate`.
     Raises: ConfigError if a setting has two values, one under each of its names.
     """
-    return _rename(values, RENAMED, "", announce)
+    return _rename(values, _table(known), f"{group}." if group else "", announce)
 
 
 def former_settings(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -69,22 +75,43 @@ def former_settings(values: Mapping[str, Any]) -> dict[str, Any]:
     return _rename(values, {new: old for old, new in RENAMED.items()}, "", False)
 
 
-def current_override(text: str) -> str:
-    """An override (`key=value`, `+key=value`, `~key`) with today's name, also within a value like `{key: ...}`."""
+def current_override(text: str, known: Collection[str] | None = None) -> str:
+    """An override (`key=value`, `+key=value`, `~key`) with today's names, also in a value like `{key: ...}`.
+
+    Raises: ConfigError if such a value has both names of a setting.
+    """
+    table = _table(known)
     marks, key, rest = re.fullmatch(r"([+~]*)([^=]*)(.*)", text, re.DOTALL).groups()  # type: ignore[union-attr]
+    rest = _current_references(rest, table)
     scope, name = _scope(key)
-    if name in RENAMED:
+    if name in table:
         _announce(name)
-        return f"{marks}{scope}{RENAMED[name]}{rest}"
+        return f"{marks}{scope}{table[name]}{rest}"
     group = "" if key == SPACE else name
-    for old, new in RENAMED.items():
+    for old, new in table.items():
         parent, _, leaf = old.rpartition(".")
-        if parent == group and rest.startswith("={"):
-            changed = re.sub(rf"(?<=[{{,\s]){leaf}(?=\s*:)", new.rpartition(".")[2], rest)
-            if changed != rest:
-                _announce(old)
-            rest = changed
+        if parent == group and rest.startswith("={") and re.search(_key_pattern(leaf), rest):
+            if re.search(_key_pattern(new.rpartition(".")[2]), rest):
+                raise ConfigError(f"{text} has {old} and {new}, which are one setting", hint=f"write {new} only")
+            _announce(old)
+            rest = re.sub(_key_pattern(leaf), new.rpartition(".")[2], rest)
     return f"{marks}{key}{rest}"
+
+
+def _table(known: Collection[str] | None) -> dict[str, str]:
+    return {old: new for old, new in RENAMED.items() if known is None or new in known}
+
+
+def _key_pattern(name: str) -> str:
+    """Matches a key of a dictionary in Hydra's grammar."""
+    return rf"(?<=[{{,\s]){name}(?=\s*:)"
+
+
+def _current_references(value: Any, table: Mapping[str, str]) -> Any:
+    """A value with today's names in `${...}`."""
+    if isinstance(value, str):
+        return re.sub(r"\$\{([\w.]+)\}", lambda m: f"${{{table.get(m[1], m[1])}}}", value)
+    return [_current_references(v, table) for v in value] if isinstance(value, list) else value
 
 
 def conflicts(overrides: list[str]) -> list[str]:
@@ -93,7 +120,7 @@ def conflicts(overrides: list[str]) -> list[str]:
     return [
         f"{_two_names(old, typed[old], typed[new])}; write {new} only"
         for old, new in RENAMED.items()
-        if old in typed and typed.get(new, typed[old]) != typed[old]
+        if old in typed and new in typed and not _equal(typed[old], typed[new])
     ]
 
 
@@ -108,12 +135,12 @@ def _rename(values: Mapping[str, Any], table: Mapping[str, str], prefix: str, an
                 raise ConfigError(_two_names(name, value, values[leaf]), hint=f"write {new} only")
             if announce:
                 _announce(name)
-            found[leaf] = value
+            found[leaf] = _current_references(value, table)
         elif isinstance(value, Mapping):
             inner = "" if name == SPACE else f"{name}."
             found[key] = _rename(value, table, inner, announce)
         else:
-            found[key] = value
+            found[key] = _current_references(value, table)
     return found
 
 
@@ -121,6 +148,14 @@ def _scope(key: str) -> tuple[str, str]:
     """A key of the search space as its scope and the setting that it draws; any other without a scope."""
     start = f"{SPACE}."
     return (start, key.removeprefix(start)) if key.startswith(start) else ("", key)
+
+
+def _equal(a: str, b: str) -> bool:
+    """Whether two texts are one YAML value, as 0.7 and 0.70 are."""
+    try:
+        return bool(yaml.safe_load(a) == yaml.safe_load(b))
+    except yaml.YAMLError:
+        return a == b
 
 
 def _two_names(old: str, value: Any, other: Any) -> str:

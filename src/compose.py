@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -62,20 +62,24 @@ class RedactSecrets(Callback):
 class FileConfigSource(file_config_source.FileConfigSource):
     """Hydra's YAML reader, which also replaces former names of settings. Hydra requires this class name."""
 
+    known: Collection[str] = ()  # the settings of the stage
+
     def load_config(self, config_path: str) -> ConfigResult:
         result = super().load_config(config_path)
+        found: Any = OmegaConf.to_container(result.config)
+        if not isinstance(found, dict):
+            return result
         is_record = Path(config_path).stem == "config_used"
-        return replace(result, config=_with_current_names(result.config, announce=not is_record))
-
-
-def _with_current_names(node: Any, announce: bool = True) -> Any:
-    found: Any = OmegaConf.to_container(node)
-    return OmegaConf.create(aliases.current_settings(found, announce)) if isinstance(found, dict) else node
+        package = result.header.get("package") or ""
+        group = "" if package in {"_global_", "_group_"} else package
+        settings = aliases.current_settings(found, not is_record, self.known, group)
+        return replace(result, config=OmegaConf.create(settings))
 
 
 def register_root(call: Call) -> None:
     """Register the root configuration with Hydra: schema defaults, the stage's file, then the preset groups."""
     SourcesRegistry.instance().types[FileConfigSource.scheme()] = FileConfigSource
+    FileConfigSource.known = _setting_names(call)
     store = ConfigStore.instance()
     store.store(name="assay_schema", node=config.defaults(call.stage))
     groups: list[Any] = [{g: None} for g in GROUPS]
@@ -98,10 +102,23 @@ def register_root(call: Call) -> None:
     )  # fmt: skip
 
 
+def _current_preset(call: Call, path: str) -> Any:
+    """The content of a preset file, with today's names of settings."""
+    found = OmegaConf.to_container(OmegaConf.load(path))
+    known = _setting_names(call)
+    return aliases.current_settings(found, announce=True, known=known) if isinstance(found, dict) else found  # type: ignore[arg-type]
+
+
+def _setting_names(call: Call) -> set[str]:
+    return set(config.flat_keys(config.schema_of(call.stage)))
+
+
 def prepare_overrides(call: Call) -> tuple[list[str], list[str]]:
     """The overrides in the form that Hydra accepts for any key; and the problems of those that it cannot parse."""
     ready, problems = [], aliases.conflicts(call.overrides)
-    for text in map(aliases.current_override, call.overrides):
+    known = _setting_names(call)
+    for typed in call.overrides:
+        text = aliases.current_override(typed, known)
         try:
             text, parsed = _parsed(call, text)
         except HydraException as error:
@@ -167,7 +184,7 @@ def _register_preset_files(call: Call, text: str, parsed: Override) -> tuple[str
         if path.endswith((".yaml", ".yml")) and Path(path).is_file():
             name = f"{Path(path).stem}_{hashlib.sha256(os.path.abspath(path).encode()).hexdigest()[:6]}"
             try:
-                node = OmegaConf.create(redact(OmegaConf.to_container(_with_current_names(OmegaConf.load(path)))))
+                node = OmegaConf.create(redact(_current_preset(call, path)))
             except (YAMLError, OSError, ValueError) as error:
                 raise ConfigError(f"{path} cannot be read as YAML: {yaml_error(error)}") from None
             ConfigStore.instance().store(group=parsed.key_or_group, name=name, node=node, package="_global_")

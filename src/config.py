@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from typing_extensions import Doc
 
 from . import schema
-from .aliases import OTHER_TOOLS, current_settings
+from .aliases import OTHER_TOOLS, RENAMED, current_settings
 from .errors import ConfigError, did_you_mean
 from .schema import SLURM_KEYS, SOURCE_KEYS, DataSource
 from .stages import STAGES, SWEEP_STAGE
@@ -55,7 +55,7 @@ def validate(schema: type, values: Mapping[str, Any], check: Check = no_problems
     Returns: an instance of `schema`.
     Raises: ConfigError that lists every problem.
     """
-    values = current_settings(values)
+    values = current_settings(values, known=flat_keys(schema))
     problems: list[str] = []
     config: Any = None
     try:
@@ -172,7 +172,11 @@ def suggestion(schema: type, key: str) -> str:
     """`; did you mean lr?` if `key` is similar to a setting of `schema`, or another tool's name for one."""
     known = [*flat_keys(schema), *SLURM_KEYS]
     ours = OTHER_TOOLS.get(key)
-    return f"; did you mean {ours}?" if ours in known else did_you_mean(key, known)
+    if ours in known:
+        return f"; did you mean {ours}?"
+    former = {f"; did you mean {old}?": f"; did you mean {new}?" for old, new in RENAMED.items() if new in known}
+    found = did_you_mean(key, [*known, *(old for old, new in RENAMED.items() if new in known)])
+    return former.get(found, found)
 
 
 def _first_key(schema: type, key: str) -> str:

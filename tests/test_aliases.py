@@ -253,3 +253,50 @@ def sweep_of(words: list[str]) -> sweep.SweepPlan:
     compose.register_root(call)
     fixed, _ = search_space.split(overrides)
     return sweep.plan_sweep(compose.compose_values(call, fixed)[0], {}, overrides, schema.SearchArgs(), [])
+
+
+def test_a_reference_to_a_former_name_is_the_value_of_todays(tmp_path: Path) -> None:
+    cfg = load("train", "near_threshold=0.7", "focal_gamma=${near_threshold}")
+    assert (cfg.dedup_threshold, cfg.focal_gamma) == (0.7, 0.7)
+    file = tmp_path / "own.yaml"
+    file.write_text("near_threshold: 0.6\nfocal_gamma: ${near_threshold}\n")
+    assert load("train", "--config-name", str(file)).focal_gamma == 0.6
+
+
+def test_a_preset_of_a_group_may_have_a_former_name(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "strict.yaml").write_text("# @package gate\nreload_examples: 4\n")
+    (tmp_path / "publish.yaml").write_text("{}")
+    cfg = load("publish", "--config-path", str(tmp_path), "--config-name", "publish", "experiment=strict")
+    assert cfg.gate.verify_examples == 4
+
+
+@pytest.mark.parametrize(
+    ("stage", "word", "problem"),
+    [
+        ("train", "datta_workers=3", "datta_workers is not a setting; did you mean num_proc?"),
+        (
+            "publish",
+            "gate.reload_example=3",
+            "gate.reload_example is not a setting; did you mean gate.verify",
+        ),
+        ("train", "fresh=true", "fresh is not a setting; did you mean force?"),
+        ("eval", "near_threshold=0.7", "near_threshold is not a setting"),
+    ],
+)
+def test_a_problem_names_what_was_typed_and_a_setting_of_the_stage(
+    stage: str, word: str, problem: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        load(stage, word)
+    assert str(error.value).startswith(problem)
+    assert capsys.readouterr().err == ""
+
+
+def test_both_names_of_a_setting_in_one_value_are_refused() -> None:
+    with pytest.raises(ConfigError, match="which are one setting"):
+        load("publish", "gate={reload_examples:5,verify_examples:4}")
+
+
+def test_one_value_may_be_written_in_two_ways() -> None:
+    assert load("train", "near_threshold=0.70", "dedup_threshold=0.7").dedup_threshold == 0.7
