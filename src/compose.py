@@ -118,7 +118,11 @@ def prepare_overrides(call: Call) -> tuple[list[str], list[str]]:
     ready, problems = [], aliases.conflicts(call.overrides)
     known = _setting_names(call)
     for typed in call.overrides:
-        text = aliases.current_override(typed, known)
+        try:
+            text = aliases.current_override(typed, known)
+        except ConfigError as error:
+            problems += error.problems
+            continue
         try:
             text, parsed = _parsed(call, text)
         except HydraException as error:

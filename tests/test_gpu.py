@@ -114,7 +114,7 @@ class Step:
 
         self.cfg.padding_free = padding_free
         cfg = self.cfg
-        way = CollatorAndLoss.for_model(
+        processing = CollatorAndLoss.for_model(
             self.model,
             TOKENIZER,
             "bfloat16",
@@ -124,15 +124,15 @@ class Step:
             loss=cfg,
             distributed="ddp",
         )
-        assert way.objective.packed == padding_free
+        assert processing.objective.packed == padding_free
         rows = RandomExamples(ROWS, len(ROWS), SIZES["vocab_size"])
-        batch = way.collate(list(enumerate(rows[i] for i in range(len(ROWS)))))
-        weight = way.objective.criterion.total_weight(batch["labels"])
+        batch = processing.collate(list(enumerate(rows[i] for i in range(len(ROWS)))))
+        weight = processing.objective.criterion.total_weight(batch["labels"])
         batch = {k: v.to(DEVICE) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
         self.model.zero_grad()
         computed = training_precision(self.model, "bfloat16")
-        with inside or nullcontext(), way.objective.attention(self.model), computed:
-            loss = way.objective.summed_loss(self.model, batch) / weight.to(DEVICE)
+        with inside or nullcontext(), processing.objective.attention(self.model), computed:
+            loss = processing.objective.summed_loss(self.model, batch) / weight.to(DEVICE)
             loss.backward()
         trained = [p for p in self.model.parameters() if p.requires_grad]
         assert all(p.grad is not None for p in trained)

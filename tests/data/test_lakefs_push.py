@@ -299,7 +299,7 @@ def test_a_commit_without_an_answer_is_not_sent_twice(own: Lake, folder: Path) -
 # By the command line
 
 
-def door(lake: Lake, *words: str, make: bool = False) -> subprocess.CompletedProcess[str]:
+def run_command(lake: Lake, *words: str, make: bool = False) -> subprocess.CompletedProcess[str]:
     command = (
         ["make", f"PY={sys.executable}", "data-push"] if make else [sys.executable, "-m", "src.main", "data-push"]
     )
@@ -317,7 +317,7 @@ MESSAGES = [
 
 @pytest.mark.parametrize("message", MESSAGES)
 def test_make_hands_a_message_on_as_it_was_typed(own: Lake, folder: Path, message: str) -> None:
-    done = door(own, f"MESSAGE={message}", f"dataset_path={folder}", make=True)
+    done = run_command(own, f"MESSAGE={message}", f"dataset_path={folder}", make=True)
     assert done.returncode == 0, done.stderr
     head = own.branch().get_commit()
     assert head.message == message
@@ -325,14 +325,14 @@ def test_make_hands_a_message_on_as_it_was_typed(own: Lake, folder: Path, messag
 
 
 def test_without_a_message_make_shows_an_example(own: Lake, folder: Path) -> None:
-    done = door(own, f"dataset_path={folder}", make=True)
+    done = run_command(own, f"dataset_path={folder}", make=True)
     assert done.returncode == 2
     assert 'message is not set: a commit needs one; write make data-push MESSAGE="what is new"' in done.stderr
     assert "Traceback" not in done.stderr
 
 
 def test_the_stage_accepts_a_message_and_shows_no_keys(own: Lake, folder: Path) -> None:
-    done = door(own, "message=two words", f"dataset_path={folder}")
+    done = run_command(own, "message=two words", f"dataset_path={folder}")
     assert done.returncode == 0, done.stderr
     assert own.branch().get_commit().message == "two words"
     assert not [s for s in own.secrets if s in done.stdout + done.stderr]

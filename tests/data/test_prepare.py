@@ -226,14 +226,14 @@ def test_num_proc_processes_work_if_there_is_enough_data(make: Maker, monkeypatc
         asked.append(processes)
         return map(work, items)
 
-    for room in (loader, tokens):
-        monkeypatch.setattr(room, "map_ordered", noted)
-        monkeypatch.setattr(room, "cores", lambda: 7)
+    for module in (loader, tokens):
+        monkeypatch.setattr(module, "map_ordered", noted)
+        monkeypatch.setattr(module, "cores", lambda: 7)
     make.file("a.jsonl", sums(5))
     make.tokens(num_proc=3)
     assert asked == [1, 1]  # few rows are processed by one process
-    for room in (loader, tokens):
-        monkeypatch.setattr(room, "SMALL", 0)
+    for module in (loader, tokens):
+        monkeypatch.setattr(module, "SMALL", 0)
     make.tokens(num_proc=3, cache_dir=str(make.folder / "three"))
     make.tokens(cache_dir=str(make.folder / "all"))
     assert asked[2:] == [3, 3, 7, 7]
