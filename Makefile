@@ -20,6 +20,7 @@ PUBLISH_CONFIG ?= publish
 PY ?= $(VENV)/bin/python
 READY := $(if $(filter file,$(origin PY)),$(VENV)/.installed)
 READY_DEV := $(if $(filter file,$(origin PY)),$(VENV)/.installed-dev)
+READY_DOCS := $(if $(filter file,$(origin PY)),$(VENV)/.installed-docs)
 
 # NAME=VALUE on the command line is a setting if NAME has a lower-case letter, else a variable of make. Only the names
 # come from MAKEOVERRIDES, where make escapes the values; each value is used as it was typed.
@@ -73,7 +74,7 @@ MODEL_IF = $(if $(filter $(1),$(2)),$(MODEL))
 
 .PHONY: help venv install convert data-push model tiny-model check-data plan train eval eval-baseline compare report validate publish publish-hf runs demo \
 	push ssh-init $(SSH_STAGES) ssh-status ssh-logs ssh-attach ssh-stop ssh-fetch ssh-shell ssh-tensorboard \
-	test lint format clean
+	test lint format docs clean
 
 help:  ## List these commands
 	@echo "Assay: fine-tune a language model, prove that it is better, publish it."
@@ -191,6 +192,9 @@ format: $(READY_DEV)  ## Format the code
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
+docs: $(READY_DOCS)  ## Build the documentation site in site/; a broken link or anchor fails
+	$(PY) -m zensical build --clean --strict
+
 clean:  ## Remove caches, and outputs/ after asking (YES=1: without asking)
 	@$(PYTHON) scripts/clean.py $(if $(filter 1,$(YES)),--yes)
 
@@ -204,6 +208,10 @@ $(VENV)/.installed: requirements.txt | $(VENV)/bin/python
 
 $(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
 	$(VENV)/bin/pip install --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+$(VENV)/.installed-docs: requirements-docs.txt | $(VENV)/bin/python
+	$(VENV)/bin/pip install --disable-pip-version-check -r requirements-docs.txt
 	@touch $@
 
 $(DEMO): | $(READY)  # order-only: an existing folder is kept whatever its time stamp

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-CACHES = (".pytest_cache", ".ruff_cache", ".mypy_cache")
+CACHES = (".pytest_cache", ".ruff_cache", ".mypy_cache", ".cache", "site")
 
 
 def main() -> int:

@@ -12,7 +12,15 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 KEPT = ["configs/train.yaml", "models/m/model.safetensors", "artifacts/models/x/config.json", "data/__pycache__/x"]
-CACHES = [".pytest_cache/x", ".ruff_cache/x", ".mypy_cache/x", "src/__pycache__/x", "tests/a/b/__pycache__/x"]
+CACHES = [
+    ".pytest_cache/x",
+    ".ruff_cache/x",
+    ".mypy_cache/x",
+    ".cache/x",
+    "site/x",
+    "src/__pycache__/x",
+    "tests/a/b/__pycache__/x",
+]
 
 
 @pytest.fixture
