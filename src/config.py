@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields, is_dataclass
 from functools import cache
-from importlib.util import find_spec
-from typing import Annotated, Any, cast, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
 from omegaconf import OmegaConf
 from pydantic import TypeAdapter, ValidationError
@@ -18,6 +18,7 @@ from .aliases import OTHER_TOOLS, RENAMED, current_settings
 from .errors import ConfigError, did_you_mean
 from .schema import SLURM_KEYS, SOURCE_KEYS, DataSource
 from .stages import STAGES, SWEEP_STAGE
+from .utils import trackers
 from .utils.secrets import redact
 from .utils.signatures import check_passthrough
 
@@ -55,7 +56,7 @@ def validate(schema: type, values: Mapping[str, Any], check: Check = no_problems
     Returns: an instance of `schema`.
     Raises: ConfigError that lists every problem.
     """
-    values = current_settings(values, known=flat_keys(schema))
+    values = with_lists(schema, current_settings(values, known=flat_keys(schema)))
     problems: list[str] = []
     config: Any = None
     try:
@@ -73,6 +74,22 @@ def validate(schema: type, values: Mapping[str, Any], check: Check = no_problems
     return config
 
 
+# Words of other tools for a list: no tracker; every linear layer.
+LIST_WORDS: dict[str, dict[str, list[str] | None]] = {
+    "report_to": {"none": []},
+    "lora_target_modules": {"all-linear": None, "all": None},
+}
+
+
+def with_lists(schema: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` in which a single word for a list of texts is a list: `metrics: bleu` becomes `metrics: [bleu]`."""
+    found = dict(values)
+    for key, value in values.items():
+        if isinstance(value, str | int | float) and not isinstance(value, bool) and is_word_list(schema, key):
+            found[key] = LIST_WORDS.get(key, {}).get(str(value), [value])
+    return found
+
+
 def cross_checks(values: Mapping[str, Any]) -> list[str]:
     """Problems that concern several settings, or the arguments passed through to a library."""
     problems = [problem for key in ("trainer", "generation") for problem in check_passthrough(key, values)]
@@ -86,11 +103,7 @@ def cross_checks(values: Mapping[str, Any]) -> list[str]:
     name = values.get("publish_name")
     if isinstance(name, str) and not re.fullmatch(r"\w[\w.-]*", name):
         problems.append(f"publish_name={name}: should be a name of letters, digits, '.', '_' and '-'")
-    problems += [
-        f"report_to={name}: {name} is not installed; pip install {name}"
-        for name in values.get("report_to") or []
-        if name in {"mlflow", "wandb"} and not find_spec(name)
-    ]
+    problems += trackers.problems(n for n in values.get("report_to") or [] if isinstance(n, str))
     if (values.get("loss") == "weighted") != bool(values.get("class_weights")):
         problems.append("class_weights and loss=weighted need each other; set both or none")
     if values.get("packing") is True and values.get("padding_free") is False:
@@ -149,7 +162,10 @@ def _source_problems(values: Mapping[str, Any]) -> list[str]:
 
 def _format_error(schema: type, error: Any) -> str:
     """One validation error as a sentence; the branches of a union become one."""
-    key = ".".join(str(part) for part in error["loc"] if not _is_union_branch(part))
+    parts = [str(part) for part in error["loc"] if not _is_union_branch(part)]
+    if parts[-1].isdigit() and is_word_list(schema, parts[0]):
+        parts.pop()  # the item itself is in the message
+    key = ".".join(parts)
     if error["type"] == "unexpected_keyword_argument":
         return f"{key} is not a setting{suggestion(schema, key)}"
     if error["type"] == "list_type":
@@ -206,6 +222,23 @@ def choices(schema: type, key: str) -> list[str]:
     if rest:
         return choices(hint, rest) if is_dataclass(hint) and isinstance(hint, type) else []
     return _literals(hint)
+
+
+def is_word_list(schema: type, key: str) -> bool:
+    """Whether a setting is a list of texts, or null."""
+    return any(get_origin(t) is list and _is_word(get_args(t)[0]) for t in _alternatives(_type_of(schema, key)))
+
+
+def _is_word(hint: Any) -> bool:
+    return hint is str or (get_origin(hint) is Literal and all(isinstance(a, str) for a in get_args(hint)))
+
+
+def _alternatives(hint: Any) -> list[Any]:
+    """The types of a union without their annotations, or `hint` itself."""
+    hint = get_args(hint)[0] if get_origin(hint) is Annotated else hint
+    return (
+        [t for a in get_args(hint) for t in _alternatives(a)] if get_origin(hint) in {Union, UnionType} else [hint]
+    )
 
 
 def is_text(schema: type, key: str) -> bool:

@@ -397,7 +397,7 @@ def test_a_sweep_without_its_flag_is_refused_with_both_remedies() -> None:
         (["--learning_rate=1e-4"], "--learning_rate is not a flag of train; write lr=1e-4"),
         (["--lora-r", "lr=1"], "--lora-r is not a flag of train; write lora_r=VALUE"),
         (["--nonsense"], "--nonsense is not a flag of train"),
-        (["report_to=wandb"], "report_to=wandb: should be a list, as [wandb]"),
+        (["report_to=true"], "report_to=True: should be a list, as [True]"),
         (["dataset_path="], "dataset_path=: should not be empty"),
         (["data_source=lakefs"], "data_source=lakefs: is a group of settings; set for example data_source.type"),
     ],

@@ -81,7 +81,9 @@ def test_all_problems_are_reported_at_once() -> None:
         ("train", "max_grad_norm", 0, "max_grad_norm=0: should be greater than 0"),
         ("train", "seed", -1, "seed=-1: should be greater than or equal to 0"),
         ("train", "lora_target_modules", [], "lora_target_modules=[]: "),
-        ("train", "lora_target_modules", "q_proj", "lora_target_modules=q_proj: should be a list, as [q_proj]"),
+        ("train", "lora_target_modules", True, "lora_target_modules=True: should be a list, as [True]"),
+        ("train", "report_to", "wandbb", "report_to=wandbb: should be one of tensorboard, mlflow, wandb; did you"),
+        ("train", "report_to", ["tensorboard", "no"], "report_to=no: should be one of tensorboard, mlflow, wandb"),
         ("train", "model_name", "", "model_name=: "),
         ("train", "bf16", "maybe", "bf16=maybe: should be one of true, false, auto"),
         ("train", "method", "Lora", f"method=Lora: should be one of {', '.join(METHODS)}; did you mean lora?"),
@@ -116,7 +118,7 @@ def test_all_problems_are_reported_at_once() -> None:
         ),
         ("publish", "gate", {"metrc": "bleu"}, "gate.metrc is not a setting; did you mean gate.metric?"),
         ("eval", "metrics", [], "metrics=[]: "),
-        ("eval", "splits", "test", "splits=test: should be a list, as [test]"),
+        ("eval", "splits", {"test": 1}, "splits={'test': 1}: should be a list"),
         ("eval", "max_examples", 0, "max_examples=0: should be greater than or equal to 1"),
         ("eval", "lr", 1e-4, "lr is not a setting"),
     ],
@@ -133,6 +135,23 @@ def test_text_becomes_numbers_and_numbers_become_text() -> None:
     )
     assert (loaded.lr, loaded.epochs) == (1e-4, 2.0)
     assert (loaded.cuda_visible_devices, loaded.model_revision) == ("1", "1234567")
+
+
+@pytest.mark.parametrize(
+    ("stage", "key", "word", "value"),
+    [
+        ("train", "report_to", "tensorboard", ["tensorboard"]),
+        ("train", "report_to", "none", []),
+        ("train", "lora_target_modules", "q_proj", ["q_proj"]),
+        ("train", "lora_target_modules", "all-linear", None),
+        ("train", "lora_target_modules", "all", None),
+        ("eval", "metrics", "bleu", ["bleu"]),
+        ("eval", "splits", 2024, ["2024"]),
+        ("eval", "stop", "###", ["###"]),
+    ],
+)
+def test_a_word_for_a_list_is_a_list_of_one(stage: str, key: str, word: Any, value: Any) -> None:
+    assert getattr(config.load(stage, {key: word}), key) == value
 
 
 @pytest.mark.parametrize("devices", ["", "0", "0,1", "0, 1", "-1", "GPU-5ba2,GPU-77", "MIG-1f"])

@@ -354,9 +354,10 @@ def test_curves_go_to_mlflow_if_it_is_set(world: World, tmp_path: Path, monkeypa
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlflow").as_uri())
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
-    run = world.train("max_steps=4", "logging_steps=2", "report_to=[mlflow]")
+    run = world.train("max_steps=4", "logging_steps=2", "report_to=mlflow")
     client = mlflow.MlflowClient(tracking_uri=(tmp_path / "mlflow").as_uri())
     (found,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    assert found.info.run_name == run.id
     losses = [(m.step, m.value) for m in client.get_metric_history(found.info.run_id, "loss")]
     assert losses == [(step, pytest.approx(value)) for step, value in curves(run)["train/loss"]]
 
