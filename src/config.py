@@ -82,10 +82,17 @@ LIST_WORDS: dict[str, dict[str, list[str] | None]] = {
 
 
 def with_lists(schema: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` in which a single word for a list of texts is a list: `metrics: bleu` becomes `metrics: [bleu]`."""
+    """`values` in which a single word for a list of texts is a list: `metrics: bleu` becomes `metrics: [bleu]`.
+
+    Null is the empty list if the setting has no null of its own.
+    """
     found = dict(values)
     for key, value in values.items():
-        if isinstance(value, str | int | float) and not isinstance(value, bool) and is_word_list(schema, key):
+        if not is_word_list(schema, key):
+            continue
+        if value is None and not _is_optional(schema, key):
+            found[key] = []
+        elif isinstance(value, str | int | float) and not isinstance(value, bool):
             found[key] = LIST_WORDS.get(key, {}).get(str(value), [value])
     return found
 
@@ -103,7 +110,8 @@ def cross_checks(values: Mapping[str, Any]) -> list[str]:
     name = values.get("publish_name")
     if isinstance(name, str) and not re.fullmatch(r"\w[\w.-]*", name):
         problems.append(f"publish_name={name}: should be a name of letters, digits, '.', '_' and '-'")
-    problems += trackers.problems(n for n in values.get("report_to") or [] if isinstance(n, str))
+    reporters = values.get("report_to")
+    problems += trackers.problems(str(n) for n in reporters) if isinstance(reporters, list) else []
     if (values.get("loss") == "weighted") != bool(values.get("class_weights")):
         problems.append("class_weights and loss=weighted need each other; set both or none")
     if values.get("packing") is True and values.get("padding_free") is False:
@@ -227,6 +235,10 @@ def choices(schema: type, key: str) -> list[str]:
 def is_word_list(schema: type, key: str) -> bool:
     """Whether a setting is a list of texts, or null."""
     return any(get_origin(t) is list and _is_word(get_args(t)[0]) for t in _alternatives(_type_of(schema, key)))
+
+
+def _is_optional(schema: type, key: str) -> bool:
+    return type(None) in _alternatives(_type_of(schema, key))
 
 
 def _is_word(hint: Any) -> bool:

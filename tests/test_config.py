@@ -142,6 +142,8 @@ def test_text_becomes_numbers_and_numbers_become_text() -> None:
     [
         ("train", "report_to", "tensorboard", ["tensorboard"]),
         ("train", "report_to", "none", []),
+        ("train", "report_to", None, []),
+        ("train", "lora_target_modules", None, None),
         ("train", "lora_target_modules", "q_proj", ["q_proj"]),
         ("train", "lora_target_modules", "all-linear", None),
         ("train", "lora_target_modules", "all", None),
