@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -638,6 +639,12 @@ def write(files: dict[str, list[Row]], out: Path) -> None:
             path.write_bytes("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
 
 
+def write_owner(folder: Path, trained: Path) -> None:
+    """Record in an evaluation folder the training file that it belongs to: others do not get it by default."""
+    record = {"training_files": {trained.name: hashlib.sha256(trained.read_bytes()).hexdigest()}}
+    (folder / "belongs_to.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
 def main(argv: list[str] | None = None) -> None:
     """Write the files and say how many rows each holds."""
     parser = argparse.ArgumentParser(description="Write the demo's INGOT training and evaluation files.")
@@ -647,6 +654,8 @@ def main(argv: list[str] | None = None) -> None:
     files = build(args.seed)
     files |= in_other_shapes(files)
     write(files, args.out)
+    for folder, trained in {"eval": "ingot.jsonl", "labels/eval": "labels/train.jsonl"}.items():
+        write_owner(args.out / folder, args.out / trained)
     for name, rows in files.items():
         print(f"{args.out / name}: {len(rows)} rows")
 

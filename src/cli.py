@@ -21,7 +21,7 @@ from .cli_args import CONFIGS, Call
 from .compose import first_line, is_sweep, plain_value
 from .errors import ConfigError, UserError
 from .search_space import quoted
-from .stages import STAGES, SWEEP_STAGE
+from .stages import NO_EVAL_LOSS, STAGES, SWEEP_STAGE, import_function
 from .utils.secrets import redact
 
 OPTUNA_SWEEPER = "hydra/sweeper=optuna"
@@ -184,13 +184,20 @@ def _add_search(call: Call, overrides: list[str]) -> tuple[list[str], schema.Sea
     drawn = OPTUNA_SWEEPER in overrides or any(not d.options for d in dimensions)
     if "--cfg" in call.flags or not (search.space or (call.multirun and drawn)):
         return overrides, search, problems
-    dev = Path(str(values.get("eval_path"))) / "dev.jsonl"
-    if search.metric == "eval_loss" and not dev.is_file():
-        problems.append(f"search.metric=eval_loss needs {dev}, which does not exist")
+    if search.metric == "eval_loss" and (reason := _no_eval_loss(call, values)):
+        problems.append(f"search.metric=eval_loss needs an evaluation loss, and {reason}")
     if not call.multirun:
         call.multirun = True
         call.flags.append("--multirun")
     return [*(text for text in overrides if text != OPTUNA_SWEEPER), *added, OPTUNA_SWEEPER], search, problems
+
+
+def _no_eval_loss(call: Call, values: dict[str, Any]) -> str:
+    """Why a run with these settings has no evaluation loss; empty if it has one, or if a setting is wrong."""
+    try:
+        return str(import_function(NO_EVAL_LOSS)(_load(call, values)))
+    except ConfigError:  # reported with those of all jobs
+        return ""
 
 
 def _sweep_dir(folder: Path) -> str:

@@ -357,9 +357,10 @@ class LoopArgs:
 
 @dataclass
 class EvalDataArgs:
-    eval_path: Annotated[str, Len(1), Doc("folder with the splits: test.jsonl, dev.jsonl, adversarial.jsonl")] = (
-        "./data/eval"
-    )
+    eval_path: Annotated[
+        Annotated[str, Len(1)] | None,
+        Doc("folder with a file for each split, test.jsonl ...; null: eval/ in or beside dataset_path, if any"),
+    ] = None
 
 
 @dataclass

@@ -133,4 +133,5 @@ STAGES = {
     ),
 }  # fmt: skip
 
+NO_EVAL_LOSS = ".data.eval_files:why_no_eval_loss"  # of the settings of a training run
 SWEEP_STAGE = "train"  # its jobs are the trials of a sweep, ranked by a figure of their runs

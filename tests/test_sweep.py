@@ -409,7 +409,7 @@ def test_the_same_settings_are_not_trained_twice() -> None:
         (["search.trials=0"], "search.trials=0: should be greater than or equal to 1"),
         (["search.direction=down"], "search.direction=down: should be one of minimize, maximize"),
         (["search=lorra"], "search=lorra is not a preset; did you mean lora?"),
-        (["search=lora", "eval_path=nowhere"], "search.metric=eval_loss needs nowhere/dev.jsonl, which"),
+        (["search=lora", "eval_path=nowhere"], "search.metric=eval_loss needs an evaluation loss, and nowhere"),
         (["-m", "cuda_visible_devices='0','1'"], "cuda_visible_devices differs between jobs of one process"),
     ],
 )  # fmt: skip

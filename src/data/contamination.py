@@ -57,14 +57,14 @@ def exchange_text(request: str, answer: str) -> str:
 
 
 class EvaluationRows:
-    """The rows of the evaluation files of `eval_path`, with which training rows are compared.
+    """The rows of the evaluation files, with which training rows are compared.
 
     A training row matches if one of its requests equals the request of an evaluation row, exactly or normalised,
     or if a request and its answer together are near those of an evaluation row.
     """
 
-    def __init__(self, eval_path: str | Path, dedup_threshold: float) -> None:
-        self.files = sorted(Path(eval_path).glob("*.jsonl"))
+    def __init__(self, files: Sequence[Path], dedup_threshold: float) -> None:
+        self.files = files
         self.identity = [[str(file), sha256(file)] for file in self.files]
         self._requests: dict[str, tuple[str, int, str]] = {}
         pairs = [text for file in self.files for text in self._read(file)]

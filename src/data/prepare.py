@@ -18,6 +18,7 @@ from . import loader, report, sources
 from .chat import ChatTokenizer
 from .contamination import EvaluationRows
 from .encode import EncodingOptions
+from .eval_files import split_files
 from .formats import Rejection
 from .sources import DataPart
 from .store import Array, RowStore, TokenCounts, TokenStore, build_once, content_key
@@ -40,18 +41,21 @@ class TrainingRows(NamedTuple):
         return {"sources": [part.version | {"weight": part.weight} for part in self.parts]}
 
 
-def load_training_rows(args: TrainDataArgs, *, task: Task, eval_path: str, cache: Path, seed: int) -> TrainingRows:
+def load_training_rows(
+    args: TrainDataArgs, *, task: Task, eval_path: str | None, cache: Path, seed: int
+) -> TrainingRows:
     """Fetch and read the training files, and find duplicates and contamination. Imports no heavy library.
 
     Raises: DataError if a file cannot be fetched or read.
     """
     parts = sources.fetch_parts(args, cache)
-    report.refuse_evaluation_files([file for part in parts for file in part.files], eval_path)
-    evaluation = EvaluationRows(eval_path, args.dedup_threshold)
+    eval_files = sorted(split_files(eval_path).values())
+    report.refuse_evaluation_files([file for part in parts for file in part.files], eval_files)
+    evaluation = EvaluationRows(eval_files, args.dedup_threshold)
     store = loader.load_rows(parts, evaluation, args.dedup_threshold, cache, args.num_proc)
     dropped = list(_drop_rows(parts, store, args, seed))
     labels = _labels(store, dropped) if task == "classification" else ()
-    return TrainingRows(parts, store, dropped, evaluation.files, labels)
+    return TrainingRows(parts, store, dropped, eval_files, labels)
 
 
 def refuse_bad_rows(data: TrainingRows, args: TrainDataArgs, task: Task) -> None:

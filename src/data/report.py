@@ -25,9 +25,9 @@ MAX_SHOWN_CHARS = 1_500  # of an example
 SHARES = {"min": 0.0, "p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "max": 1.0}
 
 
-def refuse_evaluation_files(files: Sequence[Path], eval_path: str | Path) -> None:
+def refuse_evaluation_files(files: Sequence[Path], eval_files: Sequence[Path]) -> None:
     """Raises: DataError if a training file is one of the evaluation files, by path or by content."""
-    evaluation = {(p.stat().st_size, sha256(p)): p for p in sorted(Path(eval_path).glob("*.jsonl"))}
+    evaluation = {(p.stat().st_size, sha256(p)): p for p in eval_files}
     sizes = {size for size, _ in evaluation}  # only files of equal size need to be hashed
     candidates = [(f, f.stat().st_size) for f in files if f.stat().st_size in sizes]
     same = [(f, evaluation[key]) for f, size in candidates if (key := (size, sha256(f))) in evaluation]

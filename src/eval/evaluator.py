@@ -7,13 +7,16 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from .. import runs
 from ..config import to_yaml
 from ..data import task_encoding
 from ..data.chat import ChatTokenizer
+from ..data.eval_files import find_eval_path
 from ..model import tasks
 from ..model.source import Source, TunedModel, locate, locate_tuned
-from ..schema import BaselineConfig, EvalConfig
+from ..schema import BaselineConfig, DataArgs, EvalConfig
 from ..utils import environment
 from ..utils.environment import Reasoned
 from ..utils.event_files import Curves
@@ -41,6 +44,7 @@ def evaluate(cfg: EvalConfig) -> int:
     setup.refuse_corrupt(tuned, run)
     task, labels = tasks.detect_task(tuned, cfg.task)
     cfg = replace(cfg, task=task, metrics=cfg.metrics or setup.default_metrics(task, cfg.engine))
+    cfg = replace(cfg, eval_path=_eval_path(cfg, run))
     splits, dtype, device = _read_inputs(cfg)
     if labels:
         task_encoding.refuse_unknown_labels([row for rows in splits.rows.values() for row in rows], labels)
@@ -77,6 +81,7 @@ def evaluate_baseline(cfg: BaselineConfig) -> int:
     """
     runs.check_writable(cfg.artifacts_dir, "artifacts_dir")
     cfg = replace(cfg, metrics=cfg.metrics or setup.default_metrics(cfg.task, cfg.engine))
+    cfg = replace(cfg, eval_path=_eval_path(cfg, None))
     splits, dtype, device = _read_inputs(cfg)
     source = locate(cfg.model_name, cfg.model_revision)
     tasks.check_source(source, cfg.task)
@@ -94,6 +99,16 @@ def evaluate_baseline(cfg: BaselineConfig) -> int:
 
 
 # Setup
+
+
+def _eval_path(cfg: EvalConfig | BaselineConfig, run: runs.Run | None) -> str | None:
+    """The setting, else the path that the run was trained with, else the folder of the default training data."""
+    record = run.path / "config_used.yaml" if run else None
+    if cfg.eval_path is None and record and record.is_file():
+        trained: Any = OmegaConf.to_container(OmegaConf.load(record))
+        return trained.get("eval_path")
+    found = find_eval_path(cfg.eval_path, DataArgs.dataset_path)
+    return None if found is None else str(found)
 
 
 def _read_inputs(cfg: EvalConfig | BaselineConfig) -> tuple[EvalSplits, Reasoned, Reasoned]:

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 
 from .. import config
 from ..data.chat import IDENTITY_FILE, ChatTokenizer
+from ..data.eval_files import split_files
 from ..data.formats import Row
 from ..data.store import Example
 from ..errors import RunError
@@ -58,7 +59,7 @@ def of_run(run: Run, gate: GateArgs, labels: Sequence[str]) -> Reevaluation:
     values: Any = OmegaConf.to_container(OmegaConf.load(settings), resolve=True)
     cfg: EvalConfig = config.load("eval", values)
     conditions = read_json(run.path / "metrics.json")["conditions"]
-    path = Path(cfg.eval_path) / f"{gate.split}.jsonl"
+    path = split_files(cfg.eval_path).get(gate.split, Path(f"{cfg.eval_path}/{gate.split}.jsonl"))
     if gate.split not in conditions["data"]:
         known = ", ".join(conditions["data"])
         raise RunError(

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from ..data import loader, task_encoding
 from ..data.chat import IDENTITY_FILE, ChatTokenizer
+from ..data.eval_files import split_files
 from ..errors import ConfigError, DataError, ModelError, RunError
 from ..model import tasks
 from ..model.source import Source, TunedModel, is_quantised
@@ -81,15 +82,18 @@ def check_settings(task: Task, args: EvalArgs) -> None:
         raise ConfigError(f"metrics: {unsupported}: reference answers are not scored with {setting}")
 
 
-def read_splits(args: EvalArgs, eval_path: str) -> EvalSplits:
+def read_splits(args: EvalArgs, eval_path: str | None) -> EvalSplits:
     """The rows of each split, prompt and completion.
 
     Raises: DataError naming missing and empty files, and every bad row of all of them.
     """
-    paths = {name: Path(eval_path) / f"{name}.jsonl" for name in args.splits}
-    missing = [p for p in paths.values() if not p.is_file()]
+    if eval_path is None:
+        raise DataError("there is no evaluation data", hint="set eval_path to a folder with test.jsonl")
+    files = split_files(eval_path)
+    missing = [Path(eval_path) / f"{name}.jsonl" for name in args.splits if name not in files]
     if missing:
         raise DataError(*(f"{p} does not exist" for p in missing), hint="set eval_path or splits")
+    paths = {name: files[name] for name in args.splits}
     rows, hashes = RowsOfSplits(), dict[str, str]()
     bad: list[DataError] = []
     for name, path in paths.items():

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from .. import runs
 from ..config import to_yaml
 from ..data.chat import IDENTITY_FILE, ChatTokenizer
+from ..data.eval_files import split_files
 from ..data.prepare import TrainingRows
 from ..data.store import Example, RowStore, TokenStore
 from ..errors import RunError, Stopped
@@ -23,12 +24,12 @@ from ..runs import Run
 from ..schema import TrainConfig
 from ..utils import environment
 from ..utils.environment import Reasoned
-from ..utils.files import atomic_dir, hash_files, write_json
+from ..utils.files import atomic_dir, hash_files, sha256, write_json
 from ..utils.logs import log, log_to
 from ..utils.process_info import ProcessInfo, process_info
 from . import launch_plan, mirror, resume
 from .plan import check_fits, plan_memory, resolve_checkpointing
-from .prepare import PreparedData, build_model, load_chat, load_rows, tokenize
+from .prepare import PreparedData, build_model, load_chat, load_rows, tokenize, with_eval_path
 
 SET_VALUED_KEYS = {"target_modules", "exclude_modules"}  # peft holds these settings as sets
 
@@ -60,6 +61,7 @@ def train(cfg: TrainConfig) -> int:
     All validation happens before the run directory is created, and most of it before torch is imported. A
     distributed run launches its processes here, and each of them calls this function again.
     """
+    cfg = with_eval_path(cfg)
     launch = launch_plan.plan_launch(cfg, cfg.cuda_visible_devices)
     if launch is None:
         return _train(cfg, process_info())
@@ -199,6 +201,11 @@ def save_model(model: Any, chat: ChatTokenizer, folder: Path, weights: dict[str,
             write_json(adapter_config, found)
 
 
+def _evaluation_data(cfg: TrainConfig) -> dict[str, Any]:
+    files = {split: sha256(file) for split, file in split_files(cfg.eval_path).items()}
+    return {"path": cfg.eval_path, "held_out": None, "files": files}
+
+
 def _manifest_facts(cfg: TrainConfig, base: Source, data: PreparedData) -> dict[str, Any]:
     return {
         "method": cfg.method,
@@ -206,6 +213,7 @@ def _manifest_facts(cfg: TrainConfig, base: Source, data: PreparedData) -> dict[
         "base_model": {"name": base.name, "revision": base.revision},
         "tokenization": data.chat.identity,
         "data": data.rows.version | {"files": data.examples.report["files"]},
+        "evaluation_data": _evaluation_data(cfg),
         "seed": cfg.seed,
         "precision": data.dtype._asdict(),
         "processes": process_info().world_size,

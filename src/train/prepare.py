@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from .. import runs
 from ..config import to_yaml
 from ..data import loader, prepare, report, task_encoding
 from ..data.chat import ChatTokenizer
 from ..data.encode import EncodingOptions
+from ..data.eval_files import DEV, eval_path_of, foreign_eval_path, split_files, why_no_eval_loss
 from ..data.formats import Row, RowError
 from ..data.report import print_report
 from ..data.sources import data_cache
@@ -24,6 +26,8 @@ from ..utils.environment import Reasoned
 from ..utils.files import write_json, write_text
 from ..utils.logs import log
 from ..utils.process_info import OPTIONAL, block_imports, freeze_gc
+
+Config = TypeVar("Config", bound=TrainConfig)
 
 
 class RawData(NamedTuple):
@@ -45,6 +49,16 @@ class PreparedData(NamedTuple):
     chat: ChatTokenizer
     held_out: list[Example]
     labels: tuple[str, ...]  # of a classifier
+
+
+def with_eval_path(cfg: Config) -> Config:
+    """The settings with `eval_path` resolved; null if the training data has no evaluation data."""
+    found = eval_path_of(cfg, cfg.eval_path)
+    if found is None:
+        foreign = foreign_eval_path(cfg.dataset_path, cfg.datasets)
+        skipped = f" ({foreign} belongs to other training files)" if foreign else ""
+        log.warning("no evaluation data%s: set eval_path to a folder with test.jsonl to evaluate the run", skipped)
+    return replace(cfg, eval_path=found)
 
 
 def load_rows(cfg: TrainConfig) -> RawData:
@@ -117,6 +131,7 @@ def check_data(cfg: TrainConfig) -> int:
 
     Raises: the errors of that run, after the report is written.
     """
+    cfg = with_eval_path(cfg)
     runs.check_writable(cfg.output_dir)
     cache = data_cache(cfg.cache_dir, cfg.output_dir)
     rows = prepare.load_training_rows(cfg, task=cfg.task, eval_path=cfg.eval_path, cache=cache, seed=cfg.seed)
@@ -175,12 +190,13 @@ def _read_dev_rows(cfg: TrainConfig, labels: Sequence[str]) -> list[Row]:
     Raises: DataError if a row cannot be read, or has a label that is not in `labels`; ConfigError if a setting
         needs the evaluation loss and the file does not exist.
     """
-    path = Path(cfg.eval_path) / "dev.jsonl"
-    if not path.is_file() and (cfg.load_best_model_at_end or cfg.early_stopping_patience):
+    path = split_files(cfg.eval_path).get(DEV)
+    if path is None and (cfg.load_best_model_at_end or cfg.early_stopping_patience):
         setting = "load_best_model_at_end" if cfg.load_best_model_at_end else "early_stopping_patience"
-        raise ConfigError(f"{setting} needs an evaluation loss, and {path} does not exist", hint="set eval_path")
-    if not path.is_file():
-        log.warning("%s does not exist: no evaluation loss", path)
+        raise ConfigError(f"{setting} needs an evaluation loss, and {why_no_eval_loss(cfg)}")
+    if path is None:
+        if cfg.eval_path:  # without one, another line says so
+            log.warning("no evaluation loss: %s", why_no_eval_loss(cfg))
         return []
     rows = loader.read_rows(path)
     if cfg.task == "classification":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -181,4 +182,7 @@ def _comparable_settings(text: str) -> dict[str, Any]:
     read: Any = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
     found = current_settings(read)
     devices = str(found.get("cuda_visible_devices") or "")
-    return found | {"cuda_visible_devices": len(devices.split(",")) if devices else 0}
+    comparable: dict[str, Any] = {"cuda_visible_devices": len(devices.split(",")) if devices else 0}
+    if found.get("eval_path"):
+        comparable["eval_path"] = os.path.normpath(str(found["eval_path"]))
+    return found | comparable

@@ -24,9 +24,13 @@ def asked(*requests: str, answer: str = "yes") -> list[dict[str, str]]:
     return [{"prompt": request, "completion": answer} for request in requests]
 
 
+def files_of(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.jsonl"))
+
+
 def found(folder: Path, *turns: str) -> tuple[int, str] | None:
     """The line of the evaluation row that a conversation matches, and the kind of the match."""
-    (match,) = EvaluationRows(folder, 0.8).matches([chat(*turns)["messages"]], {})
+    (match,) = EvaluationRows(files_of(folder), 0.8).matches([chat(*turns)["messages"]], {})
     return (match.line, match.kind) if match else None
 
 
@@ -60,10 +64,10 @@ def test_the_strongest_match_of_all_exchanges_counts(tmp_path: Path, backwards: 
     assert strongest("Hm?", near, "FIRST?") == (1, "normalised")
     assert strongest("Hm?", near) == (3, "near")
     assert strongest("First?", "Third?") == ((4, "exact") if backwards else (1, "exact"))  # of equals the first
-    (match,) = EvaluationRows(tmp_path, 0.5).matches(
+    (match,) = EvaluationRows(files_of(tmp_path), 0.5).matches(
         [chat(*(t for r in ((nearer, near) if backwards else (near, nearer)) for t in (r, "yes")))["messages"]], {}
     )
-    (alone,) = EvaluationRows(tmp_path, 0.5).matches([chat(nearer, "yes")["messages"]], {})
+    (alone,) = EvaluationRows(files_of(tmp_path), 0.5).matches([chat(nearer, "yes")["messages"]], {})
     assert match == alone
 
 
@@ -76,10 +80,12 @@ def test_an_exchange_is_near_by_its_request_and_its_answer_together(tmp_path: Pa
 def test_a_document_matches_a_request_or_a_complete_exchange(tmp_path: Path) -> None:
     jsonl(tmp_path / "test.jsonl", asked("Held out?"))
     for text, kind in (("Held out?", "exact"), ("Held out?\nyes", "exact"), ("HELD OUT?\nyes", "normalised")):
-        (match,) = EvaluationRows(tmp_path, 0.8).matches([[{"role": "text", "content": text}]], {})
+        (match,) = EvaluationRows(files_of(tmp_path), 0.8).matches([[{"role": "text", "content": text}]], {})
         assert match is not None
         assert (match.line, match.kind) == (1, kind)
-    assert EvaluationRows(tmp_path, 0.8).matches([[{"role": "text", "content": "Nothing."}]], {}) == [None]
+    assert EvaluationRows(files_of(tmp_path), 0.8).matches([[{"role": "text", "content": "Nothing."}]], {}) == [
+        None
+    ]
 
 
 def test_evaluation_rows_that_cannot_be_read_are_counted_and_the_others_compared(
@@ -91,7 +97,7 @@ def test_evaluation_rows_that_cannot_be_read_are_counted_and_the_others_compared
     assert found(tmp_path, "Held out?", "no") == (2, "exact")
     assert f"{path}: 4 rows cannot be read" in capsys.readouterr().out
     jsonl(path, asked("Held out?"))
-    EvaluationRows(tmp_path, 0.8)
+    EvaluationRows(files_of(tmp_path), 0.8)
     assert "cannot be read" not in capsys.readouterr().out
 
 

@@ -24,7 +24,7 @@ pytest_plugins = ["tests.fixtures", "tests.data.fixtures"]
 def test_an_evaluation_file_among_the_training_files_is_refused(tmp_path: Path) -> None:
     held = jsonl(tmp_path / "test.jsonl", [chat("2+2?", "4")])
     with pytest.raises(DataError, match=r"training file .*test\.jsonl is the evaluation file"):
-        refuse_evaluation_files([held], tmp_path)
+        refuse_evaluation_files([held], [held])
 
 
 def test_each_copy_of_an_evaluation_file_is_refused_whatever_its_name(tmp_path: Path) -> None:
@@ -33,13 +33,13 @@ def test_each_copy_of_an_evaluation_file_is_refused_whatever_its_name(tmp_path: 
     copies = [Path(shutil.copy(held, tmp_path / name)) for name in ("a.jsonl", "b.jsonl")]
     own = jsonl(tmp_path / "c.jsonl", [chat("3+3?", "6")])
     with pytest.raises(DataError) as caught:
-        refuse_evaluation_files([*copies, own, other], tmp_path / "eval")
+        refuse_evaluation_files([*copies, own, other], [held, other])
     assert caught.value.problems == tuple(
         f"training file {c} is the evaluation file {e}"
         for c, e in ((copies[0], held), (copies[1], held), (other, other))
     )
-    refuse_evaluation_files([own], tmp_path / "eval")
-    refuse_evaluation_files([own], tmp_path / "there is none")
+    refuse_evaluation_files([own], [held, other])
+    refuse_evaluation_files([own], [])
 
 
 def test_the_report_accounts_for_every_row(make: Maker) -> None:

@@ -15,12 +15,13 @@ from ...utils import environment
 from ...utils.environment import Reasoned
 from ...utils.files import disk_free
 from ...utils.logs import SafeConsole, log
-from ..prepare import PreparedData, load_rows, tokenize
+from ..prepare import PreparedData, load_rows, tokenize, with_eval_path
 from .memory import CUDA_CONTEXT, MOMENTS, Alternative, MemoryPlan, ProbeResult, format_gb
 
 
 def plan(cfg: PlanConfig) -> int:
     """Print what a training run with these settings needs. Returns 0 if it fits, 2 if not."""
+    cfg = with_eval_path(cfg)
     device = environment.choose_device(cfg.cuda_visible_devices).value
     if cfg.probe and cfg.plan_device not in (None, device):
         raise ConfigError(

@@ -1,0 +1,138 @@
+"""Evaluation files: where the evaluation data of a training run is, and which file holds which split.
+
+The default of `eval_path` is the folder `eval/` inside `dataset_path` or beside it. Such a folder may hold a file
+belongs_to.json, `{"training_files": {name: sha256}}`: it is then the default for these training files only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from ..errors import DataError
+from ..schema import Dataset, TrainConfig, TrainDataArgs
+from ..utils.files import read_json, sha256
+from .readers import is_data_file
+from .readers.stream import ARCHIVES
+
+FOLDER = "eval"
+BELONGS_TO = "belongs_to.json"
+DEV = "dev"  # the split of the evaluation loss
+ONLY_SPLIT = "test"  # the split of an eval_path that is a file
+
+
+class TrainingFiles(NamedTuple):
+    """The training files of one local data set: a file, or those of a folder that match `pattern` (None: all)."""
+
+    path: Path
+    pattern: str | None = None
+
+
+def find_eval_path(
+    eval_path: str | None, dataset_path: str, datasets: Sequence[Dataset] = (), pattern: str | None = None
+) -> Path | None:
+    """`eval_path`, or where it is not set the evaluation folder of the training data; None if there is none.
+
+    Args:
+        datasets: several data sets instead of `dataset_path`. The first one that has an evaluation folder counts.
+        pattern: glob of the training files in `dataset_path`; None: any.
+    """
+    if eval_path is not None:
+        return Path(eval_path)
+    return next((folder for place in _places(dataset_path, datasets, pattern) for folder in _folders(place)), None)
+
+
+def eval_path_of(args: TrainDataArgs, eval_path: str | None) -> str | None:
+    """`find_eval_path` for the data of a training run. Only local data sets have a default."""
+    from .sources import parse_train_data_config  # which imports the clients of remote sources
+
+    if eval_path is not None:
+        return eval_path
+    datasets = list(args.datasets)
+    if args.trainDataConfig and not datasets:
+        datasets = parse_train_data_config(args.trainDataConfig)
+    if args.data_source.type != "local" and not datasets:
+        return None
+    found = find_eval_path(None, args.dataset_path, datasets, args.dataset_pattern)
+    return None if found is None else str(found)
+
+
+def why_no_eval_loss(cfg: TrainConfig) -> str:
+    """Why a training run has no evaluation loss, as the end of a sentence; empty if it has one."""
+    found = eval_path_of(cfg, cfg.eval_path)
+    if DEV in split_files(found):
+        return ""
+    if found is None:
+        return "there is no evaluation data; set eval_path to a folder with dev.jsonl"
+    return f"{found} has no file dev.jsonl"
+
+
+def foreign_eval_path(dataset_path: str, datasets: Sequence[Dataset] = ()) -> Path | None:
+    """An evaluation folder beside the training data that belongs to other training files, for a message."""
+    folders = (folder for place in _places(dataset_path, datasets, None) for folder in _candidates(place.path))
+    return next((folder for folder in folders if (folder / BELONGS_TO).is_file()), None)
+
+
+def split_files(eval_path: str | Path | None, held_out: Path | None = None) -> dict[str, Path]:
+    """The file of each split, by the name of the split, sorted.
+
+    A folder has one split for each of its data files, named by the file without its suffixes. A file is the split
+    `test`. Empty if nothing is there.
+
+    Args:
+        held_out: file of the rows that a run held out of its training data: one more split, named likewise.
+    Raises: DataError if two files have the name of the same split.
+    """
+    found = [held_out] if held_out else []
+    folder = Path(eval_path) if eval_path is not None else None
+    if folder and folder.is_file():
+        return _by_split([(ONLY_SPLIT, folder), *((_split_name(file), file) for file in found)])
+    if folder and folder.is_dir():
+        found += [file for file in folder.iterdir() if _is_split(file)]
+    return _by_split([(_split_name(file), file) for file in found])
+
+
+def _by_split(files: Sequence[tuple[str, Path]]) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for name, file in sorted(files):
+        if name in found:
+            raise DataError(f"{found[name]} and {file} both are the split {name}", hint="rename one of them")
+        found[name] = file
+    return found
+
+
+def _is_split(file: Path) -> bool:
+    return file.is_file() and is_data_file(file) and file.name != BELONGS_TO and not file.name.startswith(".")
+
+
+def _split_name(file: Path) -> str:
+    return Path(file.stem).stem if file.suffix.lower() in ARCHIVES else file.stem
+
+
+def _places(dataset_path: str, datasets: Sequence[Dataset], pattern: str | None) -> list[TrainingFiles]:
+    if not datasets:
+        return [TrainingFiles(Path(dataset_path), pattern)]
+    return [TrainingFiles(Path(d.path), d.pattern) for d in datasets if d.data_source.type == "local"]
+
+
+def _candidates(path: Path) -> Iterator[Path]:
+    """The folders that may be the evaluation folder of the training data at `path`."""
+    folders = [path / FOLDER] if path.is_dir() else []
+    yield from (folder for folder in (*folders, path.parent / FOLDER) if folder.is_dir() and split_files(folder))
+
+
+def _folders(place: TrainingFiles) -> Iterator[Path]:
+    return (folder for folder in _candidates(place.path) if _belongs(folder, place))
+
+
+def _belongs(folder: Path, place: TrainingFiles) -> bool:
+    """Whether a folder is the evaluation folder of these training files."""
+    if not (folder / BELONGS_TO).is_file():
+        return True
+    known = read_json(folder / BELONGS_TO).get("training_files", {})
+    if place.path.is_file():
+        return place.path.name in known and sha256(place.path) == known[place.path.name]
+    files = [(place.path.absolute() / name, digest) for name, digest in known.items()]
+    trained = [(file, digest) for file, digest in files if file.is_file() and file.match(place.pattern or "*")]
+    return any(sha256(file) == digest for file, digest in trained)
