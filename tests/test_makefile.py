@@ -12,21 +12,35 @@ from pathlib import Path
 
 import pytest
 
+from src.remote.commands import COMMANDS
 from src.stages import STAGES
 
 ROOT = Path(__file__).resolve().parents[1]
 CALLS = "calls.jsonl"
 
 DOCUMENTED = [
-    *("help", "venv", "install", "convert", "train", "eval", "eval-baseline", "report", "publish", "publish-hf"),
-    *("push", "ssh-init", "ssh-status", "ssh-logs", "ssh-attach", "ssh-stop", "ssh-fetch"),
-    *("ssh-shell", "ssh-tensorboard", *(f"ssh-{stage}" for stage in STAGES)),
-    *("demo", "test", "lint", "format", "clean"),
+    *(
+        "help",
+        "venv",
+        "install",
+        "convert",
+        "model",
+        "tiny-model",
+        *STAGES,
+        "runs",
+        "list-configs",
+        "demo",
+        *COMMANDS,
+    ),
+    *(f"ssh-{stage}" for stage in STAGES),
+    *("test", "lint", "format", "docs", "clean"),
 ]
 
-# Takes the place of Python: writes down the words that it gets, one JSON list a call.
+# Takes the place of Python: writes down the words that it gets, one JSON list a call. The real one runs target.py.
 PYTHON = f"""#!{sys.executable}
-import json, sys
+import json, os, sys
+if sys.argv[1] == "scripts/target.py":
+    os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 with open({CALLS!r}, "a") as file:
     print(json.dumps(sys.argv[1:]), file=file)
 """
@@ -40,8 +54,8 @@ class Make:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         shutil.copy(ROOT / "Makefile", folder)
-        (folder / "scripts").mkdir()
-        (folder / "scripts/build_demo_model.py").touch()
+        for name in ("src", "configs", "scripts"):
+            (folder / name).symlink_to(ROOT / name)
         (folder / "python").write_text(PYTHON)
         (folder / "python").chmod(0o755)
 
@@ -56,6 +70,15 @@ class Make:
         done = self("PY=./python", *words, **variables)
         assert done.returncode == 0, done.stderr
         return [json.loads(line) for line in (self.folder / CALLS).read_text().splitlines()]
+
+    def refusal(self, *words: str) -> str:
+        """What `make WORDS` says when it runs nothing, in a folder where nothing is installed."""
+        for name in ("requirements.txt", "requirements-dev.txt", "requirements-docs.txt"):
+            (self.folder / name).write_text("torch==0\n")
+        done = self(*words)
+        assert done.returncode == 2 and "Traceback" not in done.stderr, done.stdout + done.stderr
+        assert not (self.folder / CALLS).exists() and not (self.folder / ".venv").exists()
+        return done.stderr
 
     def environment(self, *words: str) -> dict[str, str]:
         """What the command finds that `make WORDS` runs."""
@@ -89,43 +112,33 @@ def test_make_alone_lists_every_documented_command(make: Make) -> None:
     assert all(listed.values())
 
 
-@pytest.mark.parametrize("name", DOCUMENTED)
-def test_a_documented_command_exists(make: Make, name: str) -> None:
-    (make.folder / "requirements.txt").write_text("torch==0\n")
-    (make.folder / "requirements-dev.txt").touch()
-    done = make("-n", name)
+def test_the_commands_that_prepare_and_check_exist(make: Make) -> None:
+    for name in ("", "-dev", "-docs"):
+        (make.folder / f"requirements{name}.txt").write_text("torch==0\n")
+    done = make("-n", "venv", "install", "lint", "format", "docs", "clean")
     assert done.returncode == 0, done.stderr
-    assert done.stdout
+    for word in ("venv .venv", "-r requirements.txt", "-m mypy", "ruff format .", "zensical build", "clean.py"):
+        assert word in done.stdout
 
 
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        ("train", ["train", "--config-name", "train"]),
-        ("eval", ["eval", "--config-name", "eval"]),
-        ("eval-baseline", ["eval-baseline", "--config-name", "eval_baseline"]),
-        ("report", ["report", "--config-name", "report"]),
-        ("publish", ["publish", "--config-name", "publish"]),
-        ("publish-hf", ["publish-hf", "--config-name", "publish"]),
-        ("compare", ["compare", "--config-name", "compare"]),
-        ("runs", ["runs"]),
-    ],
-)
-def test_a_command_is_one_stage_with_its_configuration(make: Make, name: str, words: list[str]) -> None:
-    assert make.stage(name) == words
+@pytest.mark.parametrize("name", [*STAGES, "runs", "list-configs"])
+def test_a_command_is_one_stage(make: Make, name: str) -> None:
+    assert make.stage(name) == [name]
 
 
 @pytest.mark.parametrize("name", [name for name in STAGES if name != "data-push"])
 def test_a_stage_on_the_server_gets_the_words_of_the_local_stage(make: Make, name: str) -> None:
     config = STAGES[name].config_name.upper().removeprefix("EVAL_")  # TRAIN, EVAL, BASELINE ...
     words = ["lr=it's 1 $x", f"{config}_CONFIG=mine", "ARGS=--multirun 'a=b c'"]
+    words += ["RUN=it"] if STAGES[name].positionals else []
     here, there = make.stage(name, *words), make.stage(f"ssh-{name}", *words)
     assert here[:3] == [name, "--config-name", "mine"] and "lr=it's 1 $x" in here
+    assert ("it" in here) == bool(STAGES[name].positionals)
     assert there == [f"ssh-{name}", *here[1:]]
 
 
 def test_two_runs_are_compared_on_the_server(make: Make) -> None:
-    assert make.stage("ssh-compare", "A=it-1", "B=baseline")[3:] == ["it-1", "baseline"]
+    assert make.stage("ssh-compare", "A=it-1", "B=baseline")[1:] == ["it-1", "baseline"]
 
 
 def test_a_message_for_lakefs_is_passed_in_the_environment(make: Make) -> None:
@@ -152,9 +165,10 @@ def test_a_message_for_lakefs_is_passed_in_the_environment(make: Make) -> None:
         (["ssh-tensorboard", "PORT=7000"], ["ssh-tensorboard", "--port=7000"]),
         (
             ["ssh-train", "DETACH=1", "ALSO=a b", "RUN=x", "lr=1"],
-            ["ssh-train", "--config-name", "train", "--detach", "--also=a b", "--run=x", "lr=1"],
+            ["ssh-train", "--detach", "--also=a b", "--run=x", "lr=1"],
         ),
-        (["ssh-train", "DETACH=0"], ["ssh-train", "--config-name", "train"]),
+        (["ssh-train", "DETACH=0"], ["ssh-train"]),
+        (["ssh-publish", "RUN=x"], ["ssh-publish", "x"]),
         (
             ["ssh-eval-baseline", "BASELINE_CONFIG=mine"],
             ["ssh-eval-baseline", "--config-name", "mine"],
@@ -166,20 +180,23 @@ def test_a_command_about_the_server_takes_its_words(make: Make, typed: list[str]
 
 
 def test_a_variable_of_the_environment_is_not_passed_to_the_server(make: Make) -> None:
-    found = {"RUN": "1", "PORT": "8000", "DETACH": "1", "ALSO": "x", "GRACE": "1", "ALL": "1"}
-    assert make.stage("ssh-train", **found) == ["ssh-train", "--config-name", "train"]
-    assert make.stage("ssh-tensorboard", **found) == ["ssh-tensorboard"]
+    found = {"RUN": "1", "PORT": "8000", "DETACH": "1", "ALSO": "x", "GRACE": "1", "ALL": "1", "A": "a", "B": "b"}
+    found |= {"ARGS": "--multirun", "TRAIN_CONFIG": "mine", "MESSAGE": "x", "lr": "1"}
+    for name in ("ssh-train", "ssh-tensorboard", "publish", "compare", "data-push", "train"):
+        assert make.stage(name, **found) == [name]
 
 
 def test_the_server_can_be_named_on_the_command_line_of_make(make: Make) -> None:
     found = make.environment("ssh-train", "REMOTE_HOST=a", "REMOTE_DIR=~/it's here", "lr=1")
     assert found["REMOTE_HOST"] == "a" and found["REMOTE_DIR"] == "~/it's here"
-    assert make.stage("ssh-train", "REMOTE_HOST=a", "lr=1")[3:] == ["lr=1"]
+    assert make.stage("ssh-train", "REMOTE_HOST=a", "lr=1")[1:] == ["lr=1"]
 
 
 def test_two_runs_are_compared_by_name(make: Make) -> None:
-    words = ["compare", "--config-name", "compare", "it-1", "baseline", "gate.split=dev"]
-    assert make.stage("compare", "A=it-1", "B=baseline", "gate.split=dev") == words
+    words = ["compare", "it-1", "baseline", "gate.split=dev"]
+    assert make.stage("compare", "B=baseline", "A=it-1", "gate.split=dev") == words
+    assert make.stage("compare", "RUN=it-1") == ["compare", "it-1"]
+    assert make.stage("runs", "A=it-1", "B=it-2") == ["runs", "diff", "it-1", "it-2"]
     assert make.stage("runs", "ARGS=diff it-1 it-2") == ["runs", "diff", "it-1", "it-2"]
 
 
@@ -213,33 +230,88 @@ def test_conversion_takes_its_files(make: Make) -> None:
 
 
 def test_lower_case_words_are_settings(make: Make) -> None:
-    words = make.stage("train", "lr=1e-4", "method=qlora", "data_source.type=local")
-    assert words[:3] == ["train", "--config-name", "train"]
-    assert sorted(words[3:]) == ["data_source.type=local", "lr=1e-4", "method=qlora"]
+    words = ["train", "lr=1e-4", "method=qlora", "data_source.type=local"]
+    assert make.stage(*words) == words
 
 
 @pytest.mark.parametrize("name", ["eval", "eval-baseline", "publish", "publish-hf"])
 def test_every_stage_takes_settings(make: Make, name: str) -> None:
-    assert make.stage(name, "output_dir=x")[3:] == ["output_dir=x"]
+    assert make.stage(name, "output_dir=x")[1:] == ["output_dir=x"]
 
 
 def test_the_target_of_a_publication_is_a_setting(make: Make) -> None:
-    assert make.stage("publish", "target=hub") == ["publish", "--config-name", "publish", "target=hub"]
+    assert make.stage("publish", "target=hub") == ["publish", "target=hub"]
 
 
-def test_upper_case_words_are_not(make: Make) -> None:
-    words = ["HF_TOKEN=hf_secret", "CUDA_VISIBLE_DEVICES=1", "YES=1", "lr=1"]
-    assert make.stage("train", *words)[3:] == ["lr=1"]
+def test_variables_of_the_environment_are_not(make: Make) -> None:
+    words = ["HF_TOKEN=hf_secret", "CUDA_VISIBLE_DEVICES=1", "lr=1"]
+    assert make.stage("train", *words)[1:] == ["lr=1"]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["train", "LR=1e-4"], "LR is not a variable of make train; did you mean lr=1e-4?"),
+        (["check-data", "DATASET_PATH=a b"], "did you mean dataset_path='a b'?"),
+        (["train", "TRAIN_CONFIGS=x"], "did you mean TRAIN_CONFIG?"),
+        (["train", "RUN=x"], "RUN is not a variable of make train; resume=x continues a run"),
+        (["eval", "TRAIN_CONFIG=x"], "TRAIN_CONFIG is not a variable of make eval; did you mean EVAL_CONFIG?"),
+        (["ssh-train", "DETATCH=1", "lr=1"], "did you mean DETACH?"),
+        (["ssh-train", "REMOTE_HOTS=1"], "did you mean REMOTE_HOST?"),
+        (["train", "NCCL_DEBUG=INFO"], "is written before make: NCCL_DEBUG=INFO make train"),
+        (["publish", "RUN="], "RUN= names no run"),
+        (["push", "lr=1"], "lr=1: make push takes no settings"),
+        (["lr=1"], "lr=1: make help takes no settings"),
+        *(
+            ([name, "FOO=1"], f"FOO is not a variable of make {name}")
+            for name in ("install", "venv", "test", "docs")
+        ),
+        *(
+            ([name, "FOO=1"], f"FOO is not a variable of make {name}")
+            for name in ("help", "clean", "model", "runs")
+        ),
+        (["train", "ARGS='"], "ARGS=' opens a quotation that it does not close"),
+    ],
+)
+def test_an_unknown_name_is_refused_before_anything_is_installed(
+    make: Make, words: list[str], sentence: str
+) -> None:
+    assert sentence in make.refusal(*words)
+
+
+def test_all_unknown_names_are_reported_at_once_and_those_of_another_goal_are_known(make: Make) -> None:
+    said = make.refusal("train", "eval", "LR=1", "EPOCHS=2", "EVAL_CONFIG=x")
+    assert "did you mean lr=1?" in said and "did you mean epochs=2?" in said
+    assert "EVAL_CONFIG is not" not in said
+
+
+def test_every_variable_of_the_environment_file_may_be_typed(make: Make) -> None:
+    documented = re.findall(r"export (\w+)=", (ROOT / ".env.example").read_text())
+    assert make.stage("train", *(f"{name}=x" for name in documented)) == ["train"]
+
+
+def test_make_n_prints_the_command(make: Make) -> None:
+    done = make("-n", "PY=./python", "train", "lr=1", "model_name=a b")
+    assert done.stdout.endswith("./python -m src.main train lr=1 'model_name=a b'\n")
+    assert not (make.folder / CALLS).exists()
+
+
+def test_outside_of_the_folder_one_sentence_says_so(tmp_path: Path) -> None:
+    done = subprocess.run(
+        ["make", "-f", str(ROOT / "Makefile"), "train"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1 and "is not the folder of Assay; run make in it" in done.stderr
 
 
 def test_a_misspelt_upper_case_setting_is_not_lost(make: Make) -> None:
-    assert sorted(make.stage("train", "Lr=1", "data_source.Type=x")[3:]) == ["Lr=1", "data_source.Type=x"]
+    assert make.stage("train", "Lr=1", "data_source.Type=x")[1:] == ["Lr=1", "data_source.Type=x"]
 
 
 def test_a_setting_is_no_variable_of_the_environment(make: Make) -> None:
     found = make.environment("train", "question_key=question", "lr=1", "HF_TOKEN=hf_secret")
     assert found.keys().isdisjoint({"question_key", "lr"})  # question would be the secret of question_key
-    assert found["HF_TOKEN"] == "hf_secret"
+    assert found["HF_TOKEN"] == "hf_secret" and found["ASSAY_PROGRAM"] == "make" and "MAKEFLAGS" not in found
 
 
 def test_the_configuration_is_chosen_by_name(make: Make) -> None:
@@ -269,19 +341,21 @@ def test_the_configuration_is_chosen_by_name(make: Make) -> None:
         "",
         r"C:\data",
         "${oc.env:X}",
+        "$(HOME) $$ $x",
+        "a\nb\n",
+        "a \\ \t ",
+        "-- x=1",
+        "日本語, “x”",
     ],
 )
 def test_a_value_arrives_as_it_was_typed(make: Make, value: str) -> None:
-    assert make.stage("train", f"dataset_path={value}", "lr=1")[3:] in (
-        [f"dataset_path={value}", "lr=1"],
-        ["lr=1", f"dataset_path={value}"],
-    )
+    assert make.stage("train", f"dataset_path={value}", "lr=1")[1:] == [f"dataset_path={value}", "lr=1"]
 
 
 def test_args_are_words_of_the_shell(make: Make) -> None:
-    args = """--multirun lr=1e-4,1e-3 'dataset_path=/a b/c' "model_name=it's" """
-    assert make.stage("train", "seed=1", f"ARGS={args}")[3:] == [
-        "seed=1", "--multirun", "lr=1e-4,1e-3", "dataset_path=/a b/c", "model_name=it's",
+    args = """--multirun lr=1e-4,1e-3 'dataset_path=/a b/c' "model_name=it's" 'user_prompt=$x ${y}' """
+    assert make.stage("train", "seed=1", f"ARGS={args}")[1:] == [
+        "seed=1", "--multirun", "lr=1e-4,1e-3", "dataset_path=/a b/c", "model_name=it's", "user_prompt=$x ${y}",
     ]  # fmt: skip
 
 
@@ -305,6 +379,9 @@ def test_args_are_words_of_the_shell(make: Make) -> None:
         (["train", "model=llama3_8b"], []),
         (["train", "experiment=custom_dsl_llama3_8b"], []),
         (["train", "TRAIN_CONFIG=train_custom"], []),
+        (["train", "TRAIN_CONFIG=smoke", "ARGS=--config-path configs/experiment"], [TINY]),
+        (["train", "model=smollm2_135m"], [DEMO]),
+        (["train", "model=smollm2_135m", "model_name=some/other"], []),
         (["train", "ARGS=--config-name mine"], []),
         (["eval-baseline"], [DEMO]),
         (["eval-baseline", "model_name=models/tiny-random-llama"], [TINY]),
@@ -336,18 +413,19 @@ def test_an_existing_model_is_not_built_again(make: Make) -> None:
 def test_a_given_python_installs_nothing(make: Make) -> None:
     done = make("-n", "PY=python", "train")
     assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "python -m src.main train" and "build_demo_model" in done.stdout
     assert "pip install" not in done.stdout and "venv" not in done.stdout
 
 
 def test_otherwise_the_environment_is_made_first_and_torch_is_installed_first(make: Make) -> None:
     (make.folder / "requirements.txt").write_text("numpy==1\ntorch==2.13.0\n")
-    done = make("-n", "train")
+    done = make("-n", "train", "lr=1")
     assert done.returncode == 0, done.stderr
     steps = [
         "-m venv .venv",
         "pip install .* torch==2.13.0",
         "pip install .* -r requirements.txt",
-        "-m src.main train",
+        "-m src.main train lr=1",
     ]
     found = [re.search(step, done.stdout) for step in steps]
     assert all(found)

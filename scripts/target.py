@@ -1,0 +1,332 @@
+"""What `make TARGET NAME=VALUE ...` runs: the Makefile calls `python scripts/target.py GOALS TARGET PYTHON`.
+
+A NAME with a lower-case letter is a setting. The others are variables: each target takes its own, and those of
+ENVIRONMENT. Only what is typed on make's command line counts, not what the shell exports: names such as RUN are
+common. Values come from MAKEFLAGS, where make quotes them, so that every character arrives as it was typed.
+
+Standard library only, in Python 3.8's grammar: it runs before anything is installed, to refuse a misspelt name.
+"""
+
+from __future__ import annotations
+
+import difflib
+import glob
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from src.stages import STAGES
+
+SUPPORTED = (3, 10)  # the oldest Python that requirements.txt can be installed in
+SETUP = {"PY", "PYTHON", "VENV"}  # read by the Makefile itself
+ENVIRONMENT = {
+    *("HF_TOKEN", "HF_REPO_ID", "HF_ENDPOINT", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "TRANSFORMERS_CACHE"),
+    *("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "TMPDIR", "ASSAY_RUN_ID", "ASSAY_RUN_FILE"),
+    *("REMOTE_HOST", "REMOTE_DIR", "REMOTE_USER", "REMOTE_PORT", "REMOTE_KEY", "REMOTE_SSH_CONFIG", "REMOTE_ENV"),
+    *("REMOTE_FINGERPRINT", "REMOTE_PYTHON", "REMOTE_TORCH_INDEX", "REMOTE_ALSO"),
+    *("LAKEFS_ENDPOINT", "LAKEFS_ACCESS_KEY", "LAKEFS_SECRET_KEY"),
+    *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL"),
+    *("WANDB_PROJECT", "WANDB_API_KEY", "WANDB_MODE", "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"),
+}
+CONFIG_VARIABLES = {"eval-baseline": "BASELINE_CONFIG", "publish-hf": "PUBLISH_CONFIG"}
+CONFIG_VARIABLES.update(dict.fromkeys(("check-data", "plan"), "TRAIN_CONFIG"))
+REMOTE = {
+    "push": ("ALSO",), "ssh-init": (), "ssh-status": ("ALL",), "ssh-logs": ("RUN",), "ssh-attach": ("RUN",),
+    "ssh-stop": ("RUN", "GRACE"), "ssh-fetch": ("RUN",), "ssh-shell": (), "ssh-tensorboard": ("PORT",),
+}  # fmt: skip
+OTHERS = {
+    "runs": ("A", "B"), "list-configs": (), "convert": (), "test": (), "demo": (), "clean": ("YES",),
+    "model": (), "tiny-model": (),
+}  # fmt: skip
+WITHOUT_ARGS = {"clean", "model", "tiny-model"}
+SWITCHES = {"ALL": "--all", "DETACH": "--detach", "YES": "--yes"}  # on unless OFF
+OFF = {"", "0", "no", "false"}
+FLAGS = {"ALSO": "--also", "GRACE": "--grace", "PORT": "--port"}  # --also=VALUE
+RUNS = ("RUN", "A", "B")
+
+DEMO = "models/SmolLM2-135M-Instruct"
+TINY = "models/tiny-random-"
+BUILD = ["scripts/build_demo_model.py"]
+ON_BASE_MODELS = {"check-data", "plan", "train", "eval-baseline"}
+DEMO_SETTINGS = {  # of `make demo`: each of its stages takes some of the settings
+    "eval": {"output_dir", "artifacts_dir", "bf16", "cuda_visible_devices"},
+    "publish": {"output_dir", "artifacts_dir", "cuda_visible_devices"},
+}
+
+
+def main(argv: list[str]) -> int:
+    """Check the words of make for all its `goals`; then run the target, if one is given, with `python`."""
+    goals, target, python = (argv[0] or "help").split(), argv[1:2], argv[2:]
+    flags, typed = read_makeflags(os.environ.get("MAKEFLAGS", ""))
+    found = problems(goals, typed) or python_problems(target)
+    if found:
+        print("\n".join(found), file=sys.stderr)
+        return 2
+    if not target:
+        return 0
+    set_environment(target[0], typed)
+    commands = [[*python, *command] for command in commands_of(target[0], typed)]
+    return run(commands, dry=bool(set("nqt") & set(flags)))
+
+
+# What was typed
+
+
+def read_makeflags(text: str) -> tuple[str, dict[str, str]]:
+    """The one-letter flags of make, and NAME=VALUE as typed, in their order."""
+    words = re.findall(r"(?:\\.|[^\\ \t])+", text, re.DOTALL)
+    flags = words[0] if words and not words[0].startswith("-") and not text.startswith(" ") else ""
+    typed = {}
+    for word in reversed(words[words.index("--") + 1 :] if "--" in words else []):
+        name, _, value = re.sub(r"\\(.)", r"\1", word, flags=re.DOTALL).replace("$$", "$").partition("=")
+        typed[name.rstrip(":")] = value
+    return flags, typed
+
+
+def is_setting(name: str) -> bool:
+    return any(letter.islower() for letter in name)
+
+
+def variables(target: str) -> list[str]:
+    """The variables that a target takes, in addition to SETUP and ENVIRONMENT."""
+    args = [] if target in WITHOUT_ARGS else ["ARGS"]
+    if target in REMOTE:
+        return [*REMOTE[target], *args]
+    if target in OTHERS:
+        return [*OTHERS[target], *args]
+    stage = target[4:] if target.startswith("ssh-") else target
+    if stage not in STAGES:  # venv, install, lint ...
+        return []
+    found = [] if stage == "data-push" else [config_variable(stage)]
+    found += ["MESSAGE"] if stage == "data-push" else []
+    found += ["A", "B", "RUN"] if stage == "compare" else ["RUN"] if STAGES[stage].positionals else []
+    if stage != target:
+        found += ["DETACH", "ALSO", *([] if "RUN" in found else ["RUN"])]
+    return [*found, *args]
+
+
+def config_variable(stage: str) -> str:
+    return CONFIG_VARIABLES.get(stage, stage.upper() + "_CONFIG")
+
+
+def takes_settings(target: str) -> bool:
+    return target == "demo" or target in STAGES or (target.startswith("ssh-") and target[4:] in STAGES)
+
+
+def problems(goals: Sequence[str], typed: dict[str, str]) -> list[str]:
+    """What is wrong with the names that were typed: one sentence each, then the remedy."""
+    called = "make " + " ".join(goals)
+    known = {*SETUP, *(name for goal in goals for name in variables(goal))}
+    found = []
+    for name, value in typed.items():
+        if is_setting(name):
+            if not any(map(takes_settings, goals)):
+                found.append(f"{name}={value}: {called} takes no settings")
+        elif name not in known | ENVIRONMENT:
+            found.append(f"{name} is not a variable of {called}{guess(name, value, goals, known)}")
+        elif name in RUNS and not value.strip():
+            found.append(f"{name}= names no run")
+        elif name == "ARGS" and split_args(value) is None:
+            found.append(f"ARGS={value} opens a quotation that it does not close")
+    if found:
+        settings = "settings in lower case (lr=1e-4), and " if any(map(takes_settings, goals)) else ""
+        found.append(f"{called} takes {settings}{listed(known - SETUP) or 'no variables'}")
+    return found
+
+
+def guess(name: str, value: str, goals: Sequence[str], known: Iterable[str]) -> str:
+    """`; did you mean lr=1e-4?`, or what else to write."""
+    settings = setting_names() if any(map(takes_settings, goals)) else []
+    given = shlex.quote(value)
+    if name.lower() in settings:
+        return f"; did you mean {name.lower()}={given}?"
+    if name == "RUN" and "train" in goals:
+        return f"; resume={given} continues a run"
+    if close := difflib.get_close_matches(name, {*known, *ENVIRONMENT}, n=1, cutoff=0.65):
+        return f"; did you mean {close[0]}?"
+    if close := difflib.get_close_matches(name.lower(), settings, n=1, cutoff=0.7):
+        return f"; did you mean {close[0]}={given}?"
+    return f"; a variable of the environment is written before make: {name}={given} make {' '.join(goals)}"
+
+
+def setting_names() -> list[str]:
+    """The names of all settings, read from their file: its libraries may not be installed yet."""
+    schema = Path(__file__).resolve().parents[1] / "src" / "schema.py"
+    presets = [folder.name for folder in (schema.parents[1] / "configs").iterdir() if folder.is_dir()]
+    return [*re.findall(r"^    (\w+): ", schema.read_text(encoding="utf-8"), re.MULTILINE), *presets]
+
+
+def listed(names: Iterable[str]) -> str:
+    *most, last = sorted(names) or [""]
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def python_problems(target: list[str]) -> list[str]:
+    """A Python in which the requirements cannot be installed, unless the target needs none."""
+    if sys.version_info >= SUPPORTED or target in (["clean"], ["help"]):
+        return []
+    version = ".".join(map(str, sys.version_info[:2]))
+    return [
+        f"{sys.executable} is Python {version}, and Assay needs 3.10 or newer; write make PYTHON=python3.12 ..."
+    ]
+
+
+# What runs
+
+
+def set_environment(target: str, typed: dict[str, str]) -> None:
+    """Export the variables of ENVIRONMENT that were typed, exactly so; remove what make exported besides."""
+    for name, value in typed.items():
+        os.environ.pop(name, None)
+        if name in ENVIRONMENT or name == "MESSAGE":
+            os.environ[name] = value  # a setting is never exported: question_key would be redacted as a secret
+    for name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL"):
+        os.environ.pop(name, None)
+    if target != "test":
+        os.environ["ASSAY_PROGRAM"] = "make"  # messages name commands as make TARGET
+
+
+def commands_of(target: str, typed: dict[str, str]) -> list[list[str]]:
+    """The calls of Python that a target makes, one after the other."""
+    settings = [f"{name}={value}" for name, value in typed.items() if is_setting(name)]
+    args = split_args(typed.get("ARGS", "")) or []
+    if target == "convert":
+        return [["scripts/convert_data.py", *(path for word in args for path in expanded(word))]]
+    if target == "test":
+        tools = (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"])
+        return [*(["-m", *tool] for tool in tools), ["-m", "pytest", "-n", "auto", "--dist", "worksteal", *args]]
+    if target == "clean":
+        return [["scripts/clean.py", *switches(typed, "YES")]]
+    if target == "model":
+        return build(DEMO)
+    if target == "tiny-model":
+        return build(f"{TINY}llama")
+    if target == "demo":
+        stages = [["train", *settings, *args]]
+        for stage, kept in DEMO_SETTINGS.items():
+            stages.append([stage, *(setting for setting in settings if setting.split("=")[0] in kept)])
+        return [*build(DEMO), *(["-m", "src.main", *words] for words in stages)]
+    words = [*stage_words(target, typed), *settings, *args]
+    models = base_models(target, words) if target in ON_BASE_MODELS else []
+    return [*(call for model in models for call in build(model)), ["-m", "src.main", target, *words]]
+
+
+def stage_words(target: str, typed: dict[str, str]) -> list[str]:
+    """The words that the variables of a target stand for."""
+    stage = target[4:] if target.startswith("ssh-") else target
+    words = []
+    if typed.get(config_variable(stage)):
+        words += ["--config-name", typed[config_variable(stage)]]
+    words += switches(typed, "ALL", "DETACH")
+    words += [f"{flag}={typed[name]}" for name, flag in FLAGS.items() if typed.get(name)]
+    if stage == "data-push" and typed.get("MESSAGE"):
+        words.append("message=${oc.env:MESSAGE}")  # Hydra's grammar does not accept an apostrophe
+    named = [typed[name] for name in RUNS if name in typed]
+    if stage == "runs":
+        words += ["diff", *named] if "A" in typed or "B" in typed else named
+    elif stage != target and stage in STAGES and not STAGES[stage].positionals:
+        words += [f"--run={run}" for run in named]  # the id of the new run
+    else:
+        words += named
+    return words
+
+
+def switches(typed: dict[str, str], *names: str) -> list[str]:
+    return [SWITCHES[name] for name in names if typed.get(name, "").lower() not in OFF]
+
+
+def split_args(text: str) -> list[str] | None:
+    """The words of ARGS, split as a shell does, with nothing in them replaced; None if a quotation is open."""
+    try:
+        return shlex.split(text)
+    except ValueError:
+        return None
+
+
+def expanded(word: str) -> list[str]:
+    """The files that a word of `make convert` matches."""
+    return sorted(glob.glob(os.path.expanduser(word))) or [word]
+
+
+def base_models(stage: str, words: list[str]) -> list[str]:
+    """The base models that the settings name: by the stage's file, then presets, then the command line.
+
+    None if that is not known without Hydra: for a resumed or named run, and a file that does not exist.
+    """
+    folder, name, settings = "configs", STAGES[stage].config_name, {}
+    left = iter(words)
+    for word in left:
+        key, equals, value = word.partition("=")
+        if key in {"--config-name", "-cn"}:
+            name = value or next(left, "")
+        elif key in {"--config-path", "-cp"}:
+            folder = value or next(left, "")
+        elif equals:
+            settings[key.lstrip("+")] = value.strip("'\"")
+    if settings.get("resume", "auto") not in {"auto", "never"} or "model_path" in settings:
+        return []
+    models = [DEMO]  # the default of the schema
+    files = [[name if name.endswith((".yaml", ".yml")) else f"{folder}/{name}.yaml"]]
+    for group in ("model", "experiment"):
+        presets = settings.get(group, "").split(",") if group in settings else []
+        files.append([p if p.endswith((".yaml", ".yml")) else f"configs/{group}/{p}.yaml" for p in presets])
+    for several in files:
+        if not all(map(os.path.isfile, several)):
+            return []
+        texts = [Path(path).read_text(encoding="utf-8", errors="replace") for path in several]
+        models = [
+            m for text in texts for m in re.findall(r"^model_name:\s*['\"]?([^\s'\"#]+)", text, re.M)
+        ] or models
+    return settings["model_name"].split(",") if "model_name" in settings else models
+
+
+def build(model: str) -> list[list[str]]:
+    """The call that builds one of the demo's models, unless it is there or another model is meant."""
+    model = os.path.normpath(model)
+    if os.path.isfile(f"{model}/config.json"):
+        return []
+    if model == DEMO:
+        return [BUILD]
+    return [[*BUILD, "--tiny", model[len(TINY) :]]] if model.startswith(TINY) else []
+
+
+def run(commands: Sequence[list[str]], dry: bool) -> int:
+    """Run commands until one fails; the last replaces this process. `dry`: only print them. Returns: exit code."""
+    if dry:
+        print("\n".join(map(join, commands)))
+        return 0
+    for number, command in enumerate(commands, 1):
+        if len(commands) > 1:
+            print(join(command), flush=True)
+        try:
+            if number == len(commands):
+                os.execvp(command[0], command)
+            code = wait(subprocess.Popen(command))
+        except OSError as error:
+            print(f"{command[0]} cannot be run: {error.strerror}; make install makes .venv", file=sys.stderr)
+            return 2
+        if code:
+            return code if code > 0 else 128 - code
+    return 0
+
+
+def wait(child: subprocess.Popen[bytes]) -> int:
+    while True:
+        try:
+            return child.wait()
+        except KeyboardInterrupt:  # the child gets it too, and ends in its own way
+            continue
+
+
+def join(command: list[str]) -> str:
+    return " ".join(map(shlex.quote, command))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
