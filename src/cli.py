@@ -16,7 +16,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from . import MAIN, compose, config, runs, schema, search_space
+from . import MAIN, compose, config, outcome, runs, schema, search_space
 from .cli_args import CONFIGS, Call
 from .compose import first_line, is_sweep, plain_value
 from .errors import ConfigError, UserError
@@ -53,7 +53,7 @@ def run_jobs(call: Call, task: Callable[[Any], int | None]) -> int:
     def job(composed: DictConfig) -> None:
         if call.multirun:
             current = HydraConfig.get().job
-            print(f"job {current.num}:", current.override_dirname.replace("++", ""), flush=True)
+            outcome.show(f"job {current.num}: " + current.override_dirname.replace("++", ""))
         codes.append(task(_load_job(call, composed)) or 0)
 
     _run_locally(call, overrides, job)

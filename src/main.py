@@ -10,9 +10,9 @@ import os
 import signal
 import sys
 import threading
-from typing import Any
+from typing import IO, Any
 
-from . import NAME, VERSION
+from . import NAME, VERSION, outcome
 from .stages import STAGES, Stage, import_function
 
 UTILITIES = {
@@ -33,31 +33,66 @@ def main(argv: list[str] | None = None) -> int:
         76: another process of the training run ended; its error is the cause.
         130: interrupted (SIGINT). 143: terminated (SIGTERM).
     """
-    argv = sys.argv[1:] if argv is None else argv
-    from .errors import UserError
-
+    argv = outcome.take_flags(sys.argv[1:] if argv is None else argv)
     previous = _raise_on_sigterm()
     try:
-        code = _dispatch(argv[0], argv[1:]) if argv else _print_usage(2)
-        sys.stdout.flush()
+        with outcome.streams() as documents:
+            code, error = _run(argv)
+            _end(argv, code, error, documents)
         return code
-    except UserError as error:
-        from .utils.secrets import redact
-
-        print(redact(str(error)), file=sys.stderr)
-        return error.exit_code
-    except Terminated:
-        print("terminated", file=sys.stderr)
-        return 143
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
     except BrokenPipeError:  # of `... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     finally:
         if previous is not None:
             signal.signal(signal.SIGTERM, previous)
+
+
+def _run(argv: list[str]) -> tuple[int, dict[str, Any]]:
+    """Run one command. Returns: its exit code and, if it failed, `error` (sentences) and `hint`."""
+    from .errors import UserError
+
+    try:
+        code = _dispatch(argv[0], argv[1:]) if argv else _print_usage(2)
+        sys.stdout.flush()
+        return code, {}
+    except UserError as error:
+        return error.exit_code, {"error": list(error.problems), "hint": error.hint}
+    except SystemExit as error:
+        if not (outcome.output.ends_elsewhere and isinstance(error.code, int)):
+            raise
+        return error.code, {}
+    except Terminated:
+        return 143, {"error": ["terminated"]}
+    except KeyboardInterrupt:
+        return 130, {"error": ["interrupted"]}
+
+
+def _end(argv: list[str], code: int, error: dict[str, Any], documents: IO[str]) -> None:
+    """Print how the command ended: warnings, verdict or error, the next command; with --json the document too."""
+    from .errors import UserError
+    from .utils.secrets import redact, redact_argv
+
+    text = str(UserError(*error["error"], hint=error.get("hint", ""))) if error else ""
+    following = ""
+    if outcome.output.jobs and not outcome.output.ends_elsewhere:
+        from .next_command import next_line
+
+        following = next_line(outcome.last_job(), code, redact_argv(_typed_words(argv)))
+    outcome.print_end(str(redact(text)), following)
+    if outcome.output.json:
+        import json
+
+        found = outcome.document(argv[0] if argv else "", code, error, following)
+        print(json.dumps(redact(found), indent=2, default=str), file=documents, flush=True)
+
+
+def _typed_words(argv: list[str]) -> list[str]:
+    """The words after the stage, of this process or of its launcher."""
+    from .utils.process_info import launcher_command
+
+    typed = launcher_command() or argv
+    return [word for word in typed[typed.index(argv[0]) + 1 :] if word not in outcome.FLAGS]
 
 
 class Terminated(KeyboardInterrupt):
@@ -104,17 +139,20 @@ def _dispatch(name: str, rest: list[str]) -> int:
     if (settings := _inherited_settings()) is not None:
         from . import config
 
-        return _run_stage(stage, config.load(name, settings))
+        return _run_stage(name, stage, config.load(name, settings))
     from . import cli, cli_args
 
-    return cli.run_jobs(cli_args.parse(name, rest), lambda config: _run_stage(stage, config))
+    return cli.run_jobs(cli_args.parse(name, rest), lambda config: _run_stage(name, stage, config))
 
 
-def _run_stage(stage: Stage, config: object) -> int:
+def _run_stage(name: str, stage: Stage, config: object) -> int:
     """Set the environment of the libraries, then import and run the stage."""
+    outcome.begin(name)
+    outcome.report(output_dir=getattr(config, "output_dir", ""))
     from .utils.logs import start_logging
     from .utils.process_info import process_info
 
+    outcome.output.ends_elsewhere |= not process_info().is_main
     start_logging(silent=not process_info().is_main)
     if hasattr(config, "cuda_visible_devices"):  # before torch is imported
         os.environ["CUDA_VISIBLE_DEVICES"] = config.cuda_visible_devices

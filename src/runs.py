@@ -25,7 +25,7 @@ from typing import Any
 import psutil
 import yaml
 
-from . import MAIN
+from . import MAIN, outcome
 from .aliases import current_settings
 from .errors import DivergedError, RunError, Stopped, did_you_mean
 from .utils import slurm
@@ -141,6 +141,7 @@ class Run:
 
     def _write_run_file(self) -> None:
         """Write the path of this run to the file that RUN_FILE names, for the caller of the command."""
+        outcome.report(run=self.path)
         if file := os.environ.get(RUN_FILE):
             write_text(Path(file), f"{self.path.absolute()}\n")
 

@@ -23,7 +23,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from . import aliases, runs, search_space
+from . import aliases, outcome, runs, search_space
 from .errors import ConfigError, RunError, Stopped, UserError, did_you_mean
 from .runs import FAILED, FINISHED, INTERRUPTED, RUNNING
 from .schema import SearchArgs
@@ -114,8 +114,8 @@ class Sweep:
         self.trials: list[Trial] = []
         self.status = RUNNING
         if found:
-            print(f"resuming {found}: {len(self.completed)} of {plan.num_trials} trials are done; "
-                  "search.resume=false starts a new sweep", flush=True)  # fmt: skip
+            done = f"{len(self.completed)} of {plan.num_trials} trials are done"
+            outcome.show(f"resuming {found}: {done}; search.resume=false starts a new sweep")
         self._save()
 
     def __enter__(self) -> Sweep:
@@ -146,7 +146,7 @@ class Sweep:
                         "run": None, "error": None, "exit_code": 0}  # fmt: skip
         shown = " ".join(f"{k}={v}" for k, v in trial["settings"].items())
         known = next((t for t in self.trials + self.completed if t["settings"] == trial["settings"]), None)
-        print(f"trial {number}: {shown}" + ("  (done before)" if known else ""), flush=True)
+        outcome.show(f"trial {number}: {shown}" + ("  (done before)" if known else ""))
         submitted = next((t for t in self.submitted if t["settings"] == trial["settings"]), {})
         self.trials.append(trial | (known or submitted) | {"number": number})
         self._save()
@@ -257,18 +257,25 @@ class Sweep:
         complete = len(_done({"trials": self.trials})) >= self.plan.num_trials
         self.status = FINISHED if complete else INTERRUPTED
         self._save()
-        text = self.table()
-        if best := self.best:
+        best, preset = self.best, None
+        verdict = f"no trial has the metric {self.plan.search['metric']}"
+        if best:
             preset = self._preset(best)
             command = shlex.join([*self.plan.command, f"experiment={preset}"])
-            text += f"\nbest: {self._describe(best)}; train it again with\n  {command}"
-        else:
-            text += f"\nno trial has the metric {self.plan.search['metric']}"
+            verdict = f"best: {self._describe(best)}; train it again with\n  {command}"
         if not complete:
-            text += "\nunfinished: run the command again to resume it"
+            verdict += "\nunfinished: run the command again to resume it"
+        table, verdict = str(redact(self.table())), str(redact(verdict))
         with disk_errors(self.folder):
-            write_text(self.folder / TABLE, str(redact(text)) + "\n")
-        print(f"\n{redact(text)}", flush=True)
+            write_text(self.folder / TABLE, f"{table}\n{verdict}\n")
+        outcome.show(f"\n{table}")
+        self._report(verdict, preset if complete else None)
+
+    def _report(self, verdict: str, preset: Path | None) -> None:
+        """Report the end of the sweep. `preset`: the best trial's, of a complete sweep."""
+        record = {"sweep": str(self.folder), "status": self.status, "best": self.best, "trials": self.trials}
+        facts = {"sweep": True, "best_preset": preset and str(preset)}
+        outcome.output.summary = outcome.Outcome("train", None, verdict, record, facts)
 
     def table(self) -> str:
         """One line a trial: number, objective, settings, run, status and error."""

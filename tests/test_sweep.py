@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import yaml
 
-from src import cli, cli_args, config, runs
+from src import cli, cli_args, config, outcome, runs
 from src.errors import ConfigError, DataError, Stopped
 from src.sweep import TABLE, TRIALS
 from tests.fixtures import ROOT, World, tree
@@ -84,6 +84,12 @@ def drawn() -> list[Any]:
 # The table
 
 
+def ended(capsys: Said) -> str:
+    """The output, with what the command prints at its end."""
+    outcome.print_end("", "")
+    return capsys.readouterr().out
+
+
 def test_a_grid_ends_in_a_table_of_its_trials(capsys: Said) -> None:
     code, training = sweep("--multirun", "lr=0.1,0.01,0.2", "lora_r=8,9", "max_steps=2")
     assert code == 0 and len(training.seen) == 6
@@ -95,7 +101,7 @@ def test_a_grid_ends_in_a_table_of_its_trials(capsys: Said) -> None:
         assert trial["objective"] == loss_of(cfg) and trial["status"] == "finished"
         used = yaml.safe_load((folders()[-1] / trial["run"] / "config_used.yaml").read_text())
         assert used["lr"] == cfg.lr and used["lora_r"] == cfg.lora_r and "search" not in used
-    said = capsys.readouterr().out
+    said = ended(capsys)
     assert (folders()[-1] / TABLE).read_text() in said
     assert "2 *    0          0.01  8" in said
 
@@ -109,7 +115,7 @@ def test_trials_are_ranked_by_any_metric_in_either_direction() -> None:
 def test_a_grid_without_the_metric_is_trained(capsys: Said) -> None:
     code, training = sweep("--multirun", "seed=1,2", "search.metric=bleu")
     assert (code, len(training.seen), record()["best"]) == (0, 2, None)
-    assert "no trial has the metric bleu" in capsys.readouterr().out
+    assert "no trial has the metric bleu" in ended(capsys)
 
 
 def test_a_search_without_the_metric_ends_with_its_first_trial() -> None:
@@ -139,7 +145,7 @@ def test_the_best_trial_is_a_preset_that_composes_to_its_settings(words: list[st
         "weight_decay=0.5",
         "seed=42",
     )
-    said = capsys.readouterr().out
+    said = ended(capsys)
     preset = folders()[-1] / "best.yaml"
     assert f"experiment={preset}" in said and ("make train" in said) == (not words)
     keys = set(yaml.safe_load(preset.read_text()))
@@ -230,7 +236,7 @@ def test_an_interrupted_grid_keeps_its_trials_and_resumes(capsys: Said) -> None:
     found = record()
     assert [t["status"] for t in found["trials"]] == ["finished", "interrupted"]
     assert (found["status"], found["best"]) == ("interrupted", 0)
-    assert "unfinished: run the command again to resume it" in capsys.readouterr().out
+    assert "unfinished: run the command again to resume it" in ended(capsys)
 
     code, training = sweep(*words)
     assert code == 0 and [c.lora_r for c in training.seen] == [9, 8]

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from rich.text import Text
 
+from .. import outcome
 from ..errors import MAX_LISTED, DataError
 from ..utils.files import sha256
 from ..utils.logs import SafeConsole, log, silence_stdout
@@ -192,7 +193,8 @@ def print_report(tokens: TokenStore, chat: ChatTokenizer, max_length: int) -> No
             shown = _coloured(tokens[number], number, chat, labels, coloured=console.color_system is not None)
             console.print(shown, soft_wrap=True)
     try:
-        print(captured.get(), end="", flush=True)
+        if not outcome.output.quiet:
+            print(captured.get(), end="", flush=True)
     except BrokenPipeError:
         silence_stdout()
     for finding in tokens.report["findings"]:

@@ -11,13 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .. import runs
+from .. import outcome, runs
 from ..errors import RunError
 from ..eval.verdict import Verdict
 from ..model.source import LoadArgs
 from ..schema import PublishConfig
 from ..utils.files import atomic_dir, disk_errors, switch_link
-from ..utils.logs import log
+from ..utils.logs import log, log_verdict
 from . import hub_settings
 from .export import assemble, check_form, published_name
 from .gate import GATE, GATE_WITH_MODEL, CheckTarget, check_gate, check_health, run_checks, save_results
@@ -39,6 +39,7 @@ def publish(cfg: PublishConfig) -> int:
         raise RunError(f"{cfg.model_path} is not a run directory", hint="publish a run that has been evaluated")
     if run.status != runs.FINISHED:
         raise RunError(f"run {run.id} is {run.status}, not finished", hint="publish a finished run")
+    outcome.report(run=run.path)
     log.info("publishing run %s", run.id)
     check_form(run, cfg.export)
     load = LoadArgs(cfg.cuda_visible_devices, cfg.trust_remote_code)
@@ -50,7 +51,9 @@ def publish(cfg: PublishConfig) -> int:
         check_health(results, cfg.force)
     save_results(run, results)
     log.info("%s: %s", "promoted" if verdict.promoted else "forced", verdict.sentence)
-    log.info("published to %s", target.publish(run, cfg, verdict))
+    where = target.publish(run, cfg, verdict)
+    entry = run.manifest["published"][-1]
+    log_verdict(f"published to {where}", document={"published": entry}, published=entry["where"])
     return 0
 
 

@@ -13,7 +13,8 @@ from ..model.profile import PROFILE, TRAINING_INFO
 from ..model.source import LoadArgs
 from ..schema import ValidateConfig
 from ..utils.files import write_json
-from ..utils.logs import SafeConsole, log
+from ..utils.logs import SafeConsole, log_verdict
+from ..utils.units import count
 from .gate import VALIDATE, CheckResult, CheckTarget, run_checks, to_rows
 
 REPORT = "validation_report.json"
@@ -31,9 +32,13 @@ def validate(cfg: ValidateConfig) -> int:
     name = f"run {target.run.id}" if target.run else str(target.model)
     print_results(results, name)
     folder = target.run.path if target.run else (target.training_info or target.model / PROFILE).parent
-    write_json(folder / REPORT, report(results, target, name))
+    found = report(results, target, name)
+    write_json(folder / REPORT, found)
     failed = [r for r in results if not r.passed]
-    log.info("%d of %d checks passed; report in %s", len(results) - len(failed), len(results), folder / REPORT)
+    passed = f"{len(results) - len(failed)} of {count(len(results), 'check')} passed"
+    log_verdict(
+        f"{passed}; report in {folder / REPORT}", run=target.run.path if target.run else None, document=found
+    )
     return FAILED if failed else 0
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from .. import runs
+from .. import outcome, runs
 from ..errors import UserError
 from ..runs import Run
 from ..schema import CompareConfig, GateArgs
@@ -31,6 +31,9 @@ def compare_runs(cfg: CompareConfig) -> int:
     else:
         second = EvalResult.of_run(runs.find_run(cfg.run_b, cfg.output_dir))
     comparison = compare(first, second, cfg.gate)
+    outcome.report(
+        run=first.folder, document={"comparison": comparison, "first": first.name, "second": second.name}
+    )
     columns = ("base", "tuned") if cfg.run_b == BASELINE else ("second", "first")
     show(comparison, f"{first.name} against {second.name}", columns)
     return 0
@@ -96,6 +99,7 @@ def record(run: Run, baseline: Path, gate: GateArgs) -> dict[str, Any]:
     tuned, base = EvalResult.of_run(run), EvalResult.of_base(baseline)
     comparison = compare(tuned, base, gate)
     write_json(run.path / "comparison.json", comparison)
+    outcome.report(run=run.path, document={"comparison": comparison})
     show(comparison, f"{run.id} against {base.name}")
     return comparison
 
@@ -107,7 +111,7 @@ def is_significant(row: Mapping[str, Any], confidence: float) -> bool:
 
 
 def show(comparison: Mapping[str, Any], title: str, columns: tuple[str, str] = ("base", "tuned")) -> None:
-    """Print a table with the rows of each split, then the verdict.
+    """Print a table with the rows of each split, and report the verdict, which the command prints last.
 
     The table fits 80 columns unless perplexities are in the thousands, and is never truncated.
     """
@@ -116,10 +120,10 @@ def show(comparison: Mapping[str, Any], title: str, columns: tuple[str, str] = (
     console.print(table)
     console.print("* significant: the interval excludes 0 and the paired test agrees", highlight=False)
     if comparison["verdict"]:
-        outcome, sentence = (comparison["verdict"][key] for key in ("outcome", "sentence"))
+        found, sentence = (comparison["verdict"][key] for key in ("outcome", "sentence"))
         prefixed = sentence.startswith(verdict.PREFIXES)
-        text = sentence if prefixed else f"{outcome.replace('_', ' ')}: {sentence}"
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
+        text = sentence if prefixed else f"{found.replace('_', ' ')}: {sentence}"
+        outcome.report(verdict=text)
 
 
 def _table(comparison: Mapping[str, Any], title: str, columns: tuple[str, str]) -> Table:

@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from .. import runs
+from .. import outcome, runs
 from ..config import to_yaml
 from ..data import task_encoding
 from ..data.chat import ChatTokenizer
@@ -253,6 +253,7 @@ def _evaluate_base(
             write_json(temporary / "metrics.json", result)
         file.close(remove=True)
     log.info("baseline cached in %s", target)
+    outcome.report(document=_document(result) | {"baseline": str(target)})
     return result, target
 
 
@@ -301,12 +302,18 @@ def _write_result(run: runs.Run, predictions: Predictions, result: dict[str, Any
     before = read_json(run.path / "metrics.json") if (run.path / "metrics.json").exists() else {}
     (run.path / "comparison.json").unlink(missing_ok=True)  # it compared the result that is replaced
     write_json(run.path / "metrics.json", before | result)
+    outcome.report(document=_document(result))
     curves = Curves(run.logs)
     step = before.get("train", {}).get("steps", 0)
     for split, scores in result["eval"].items():
         for name, value in scores.items():
             curves.add(f"eval_{split}/{name}", value, step)
     curves.close()
+
+
+def _document(result: Mapping[str, Any]) -> dict[str, Any]:
+    """What --json prints of a result."""
+    return {"scores": result["eval"], "metrics": result["metrics"], "base_model": result["base_model"]}
 
 
 def _write_predictions(folder: Path, predictions: Predictions) -> None:

@@ -6,7 +6,6 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,12 +19,14 @@ from ..schema import LoopArgs
 from ..utils.event_files import Curves
 from ..utils.files import read_json, write_text
 from ..utils.logs import log
+from ..utils.units import format_duration, format_rate
 from . import checkpoint
 from .mirror import CheckpointMirror
 from .signals import StopRequest
 
 CURVE_TAGS = {"loss": "train/loss", "learning_rate": "train/learning_rate", "grad_norm": "train/grad_norm",
          "eval_loss": "eval/loss"}  # fmt: skip
+LOGGED = {"loss": "loss", "learning_rate": "lr", "grad_norm": "grad_norm", "eval_loss": "eval_loss"}
 THROUGHPUT_TAG = "train/tokens_per_second"
 ADALORA_STATE = "adalora.pt"
 MOVING_AVERAGES = ("ipt", "exp_avg_ipt", "exp_avg_unc")  # of the gradients, by parameter
@@ -120,29 +121,30 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         if not self.writes or self.curves is None:
             return
-        logs = logs or {}
+        logs, rate = logs or {}, None
         if "loss" in logs:
             trained, self.tokens = int(state.num_input_tokens_seen) - self.tokens, int(state.num_input_tokens_seen)
             rate = trained / max(time.monotonic() - self.last_log, 1e-9)
             self.curves.add(THROUGHPUT_TAG, rate, state.global_step)
             self.last_log = time.monotonic()
-            logs = logs | {"tokens/s": rate}
         for name, tag in CURVE_TAGS.items():
             if name in logs:
                 self.curves.add(tag, float(logs[name]), state.global_step)
-        parts = [f"{k} {logs[k]:.4g}" for k in [*CURVE_TAGS, "tokens/s"] if k in logs]
-        if "loss" in logs and (left := self._time_left(state)) is not None:
-            parts.append(f"left {left}")
+        parts = [f"{short} {logs[name]:.4g}" for name, short in LOGGED.items() if name in logs]
+        if rate is not None:
+            parts.append(f"{format_rate(rate)} tokens/s")
+            if (left := self._seconds_left(state)) >= 1:
+                parts.append(f"{format_duration(left)} left")
         if parts:
-            step = f"step {state.global_step}/{state.max_steps}  epoch {state.epoch or 0:.2f}"
+            step = f"step {state.global_step:,}/{state.max_steps:,}  epoch {state.epoch or 0:.2f}"
             log.info("%s", "  ".join([step, *parts]))
 
-    def _time_left(self, state: Any) -> timedelta | None:
-        """The time to the last step at the mean pace of this attempt, evaluations included; None at the end."""
+    def _seconds_left(self, state: Any) -> float:
+        """The seconds to the last step at the mean pace of this attempt, evaluations included; 0 at the end."""
         done, left = state.global_step - self.first_step, state.max_steps - state.global_step
         if left <= 0 or done <= 0:
-            return None
-        return timedelta(seconds=round((time.monotonic() - self.started) / done * left))
+            return 0.0
+        return (time.monotonic() - self.started) / done * left
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.stop.on_saved()

@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FrameType
@@ -24,8 +24,9 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalEx
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from .. import MAIN, runs
+from .. import MAIN, outcome, runs
 from ..errors import ConfigError, PeerLost, Stopped, UserError
+from ..utils.files import read_json
 from ..utils.logs import log
 from ..utils.process_info import launch_env
 from ..utils.secrets import redact
@@ -51,11 +52,12 @@ def launch(plan: LaunchPlan, settings: Mapping[str, Any], output_dir: str) -> in
     log.info("starting %s", _describe(plan))
     with (
         TemporaryDirectory(prefix="assay-") as folder,
-        _worker_environment(settings, plan.processes),
+        _worker_environment(settings, plan.processes, Path(folder) / "run"),
         _forward_signals() as received,
     ):
         try:
             elastic_launch(_elastic_config(plan, folder), sys.executable)("-m", MAIN, "train")
+            _report_run(os.environ[runs.RUN_FILE])
             return 0
         except ChildFailedError as error:
             raise SystemExit(_report_failure(error.failures, Path(folder), output_dir, received)) from None
@@ -66,6 +68,14 @@ def launch(plan: LaunchPlan, settings: Mapping[str, Any], output_dir: str) -> in
             raise ConfigError(
                 f"the machines did not connect at {at}: {error}", hint="see docs/distributed.md"
             ) from error
+
+
+def _report_run(run_file: str) -> None:
+    """Report the run that the workers wrote, which only the first machine has in its file."""
+    with suppress(OSError):
+        run = runs.Run(Path(Path(run_file).read_text(encoding="utf-8").strip()))
+        metrics = read_json(run.path / "metrics.json")["train"]
+        outcome.report(run=run.path, document={"metrics": metrics, "model": str(run.model)})
 
 
 def _describe(plan: LaunchPlan) -> str:
@@ -95,11 +105,17 @@ def _elastic_config(plan: LaunchPlan, folder: str) -> LaunchConfig:
 
 
 @contextmanager
-def _worker_environment(settings: Mapping[str, Any], processes: int) -> Iterator[None]:
-    """Set the environment variables that the workers inherit."""
+def _worker_environment(settings: Mapping[str, Any], processes: int, run_file: Path) -> Iterator[None]:
+    """Set the environment variables that the workers inherit.
+
+    run_file: where they write the path of their run, unless the caller of this process names a file.
+    """
     # the id of the run is for the workers, and is used only once
     before = {name: value for name, value in os.environ.items() if name != runs.RUN_ID}
     os.environ.update(launch_env(settings, runs.command()))
+    os.environ.setdefault(runs.RUN_FILE, str(run_file))
+    os.environ[outcome.QUIET] = str(int(outcome.output.quiet))
+    outcome.output.ends_elsewhere = not outcome.output.json  # the first worker prints the end of the stage
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // processes)))
     for name in ("torch.distributed.elastic", "torch.distributed.launcher"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # _report_failure prints one sentence instead

@@ -25,8 +25,9 @@ from ..schema import TrainConfig
 from ..utils import environment
 from ..utils.environment import Reasoned
 from ..utils.files import atomic_dir, hash_files, sha256, write_json
-from ..utils.logs import log, log_to
+from ..utils.logs import log, log_to, log_verdict
 from ..utils.process_info import ProcessInfo, process_info
+from ..utils.units import format_duration
 from . import launch_plan, mirror, resume
 from .plan import check_fits, plan_memory, resolve_checkpointing
 from .prepare import PreparedData, build_model, load_chat, load_rows, tokenize, with_eval_path
@@ -164,7 +165,9 @@ def _fit_and_save(
             write_json(run.path / "metrics.json", {"train": metrics})
             run.update(model_files=hash_files(run.model))  # to detect later damage
             profile.write_profile(run)
-    log.info("trained in %.0f s, loss %.4f; model in %s", metrics["seconds"], metrics["train_loss"], run.model)
+    if info.is_main:
+        trained = f"trained in {format_duration(metrics['seconds'])}, loss {metrics['train_loss']:.4f}"
+        log_verdict(f"{trained}; model in {run.model}", document={"metrics": metrics, "model": str(run.model)})
     return 0
 
 

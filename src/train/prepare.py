@@ -24,8 +24,9 @@ from ..schema import PlanConfig, TrainConfig
 from ..utils import environment
 from ..utils.environment import Reasoned
 from ..utils.files import write_json, write_text
-from ..utils.logs import log
+from ..utils.logs import log, log_verdict
 from ..utils.process_info import OPTIONAL, block_imports, freeze_gc
+from ..utils.units import count
 
 Config = TypeVar("Config", bound=TrainConfig)
 
@@ -142,7 +143,10 @@ def check_data(cfg: TrainConfig) -> int:
     write_text(folder / "config_used.yaml", to_yaml(cfg))
     write_json(folder / "data_report.json", examples.report)
     print_report(examples, chat, cfg.max_length)
-    log.info("report in %s", folder / "data_report.json")
+    report_path = folder / "data_report.json"
+    counts = f"{examples.report['rows_trained']:,} of {count(examples.report['rows_in'], 'row')} would be trained"
+    log_verdict(f"{counts}; report in {report_path}",
+                document={"data": examples.report, "report": str(report_path)})  # fmt: skip
     prepare.refuse_bad_rows(rows, cfg, cfg.task)
     report.refuse_findings(examples.report, strict=cfg.strict_data)
     return 0

@@ -11,10 +11,12 @@ import os
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from tqdm import tqdm
 
+from .. import outcome
 from .secrets import redact
 
 log = logging.getLogger("assay")
@@ -22,7 +24,10 @@ _buffer = logging.handlers.MemoryHandler(capacity=100_000, flushLevel=logging.CR
 
 
 class SafeConsole(Console):
-    """rich's console, without its exit when the reader closes the pipe."""
+    """rich's console, without its exit when the reader closes the pipe. With --quiet it prints nothing."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"quiet": outcome.output.quiet} | options)
 
     def on_broken_pipe(self) -> None:
         silence_stdout()
@@ -38,19 +43,43 @@ def eprint(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def log_verdict(text: str, **reported: Any) -> None:
+    """Log how the stage ended. The terminal shows it at the very end, after the warnings; see outcome.report."""
+    log.info("%s", text, extra={"at_end": True})
+    outcome.report(verdict=str(redact(text)), **reported)
+
+
 class _TerminalHandler(logging.StreamHandler):  # type: ignore[type-arg]
     """Writes above a progress bar, not through it; a closed pipe does not end a training run."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        if outcome.output.quiet and record.levelno < logging.WARNING:
+            return
         try:
-            tqdm.write(self.format(record), file=sys.stdout)
+            tqdm.write(outcome.fit(self.format(record), sys.stdout), file=sys.stdout)
         except BrokenPipeError:
             silence_stdout()
+
+
+class _WarningCollector(logging.Handler):
+    """Keeps the warnings for the end of the command."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno >= logging.WARNING:
+            outcome.output.warnings.append(str(redact(record.getMessage())))
 
 
 class _RedactingFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         return str(redact(super().format(record)))
+
+
+class _TerminalFormatter(_RedactingFormatter):
+    """A warning says that it is one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        prefix = "warning: " if record.levelno >= logging.WARNING else ""
+        return prefix + super().format(record)
 
 
 def start_logging(silent: bool = False) -> None:
@@ -65,8 +94,12 @@ def start_logging(silent: bool = False) -> None:
     _buffer.setTarget(None)
     _buffer.buffer.clear()
     terminal = _TerminalHandler()
-    terminal.setFormatter(_RedactingFormatter("%(message)s"))
-    log.handlers = [logging.NullHandler()] if silent else [terminal, _buffer]
+    terminal.setFormatter(_TerminalFormatter("%(message)s"))
+    terminal.addFilter(lambda record: not getattr(record, "at_end", False))
+    if outcome.output.quiet or outcome.output.json or not sys.stderr.isatty():
+        for library in ("HF_HUB", "HF_DATASETS"):  # HF_HUB's holds for transformers too
+            os.environ[f"{library}_DISABLE_PROGRESS_BARS"] = "1"
+    log.handlers = [logging.NullHandler()] if silent else [terminal, _buffer, _WarningCollector()]
     log.setLevel(logging.INFO)
     log.propagate = False
     logging.raiseExceptions = False  # a log that cannot be written, as on a full disk, must not end the run

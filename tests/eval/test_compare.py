@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from src import outcome
 from src.errors import RunError
 from src.eval.compare import compare, record, show
 from src.eval.fingerprint import baseline_folder, fingerprint
@@ -170,6 +171,7 @@ def test_a_comparison_is_written_and_printed_with_stars_where_significant(
     gate = GateArgs(guards=[Guard("rougeL", "dev", 0.2)])
     made = record(run, base.folder, gate)
     assert json.loads((run.path / "comparison.json").read_text()) == made
+    outcome.print_end("", "")
     output = capsys.readouterr().out
     row = made["rows"][0]
     cells = f"rougeL 0-1 0.700 0.750 +0.050 {row['low']:+.3f} to {row['high']:+.3f}"

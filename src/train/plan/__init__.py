@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from datetime import timedelta
 
 from rich import box
 from rich.table import Table
 
+from ... import outcome
 from ...errors import ConfigError, RunError
 from ...schema import PlanConfig, TrainConfig
 from ...utils import environment
 from ...utils.environment import Reasoned
 from ...utils.files import disk_free
-from ...utils.logs import SafeConsole, log
+from ...utils.logs import SafeConsole, log, log_verdict
+from ...utils.units import count, format_duration, format_rate, format_size
 from ..prepare import PreparedData, load_rows, tokenize, with_eval_path
 from .memory import CUDA_CONTEXT, MOMENTS, Alternative, MemoryPlan, ProbeResult, format_gb
 
@@ -33,10 +35,14 @@ def plan(cfg: PlanConfig) -> int:
     found = plan_memory(data, cfg)
     if found is None:
         return 2
+    outcome.report(document={"plan": found.as_dict()})
     if cfg.probe and (found.fits or cfg.force):
         from .probe import probe
 
-        log_probe(probe(data, resolve_checkpointing(cfg, found), found), found)
+        measured = probe(data, resolve_checkpointing(cfg, found), found)
+        outcome.report(document={"probe": measured._asdict()})
+        log_probe(measured, found)
+    report_verdict(found)
     return 0 if found.fits else 2
 
 
@@ -98,11 +104,23 @@ def check_fits(found: MemoryPlan | None, cfg: TrainConfig) -> None:
         raise RunError(*problems, hint="the plan above lists settings that need less; force=true trains anyway")
 
 
+def report_verdict(found: MemoryPlan) -> None:
+    """Report in one sentence whether the run fits: the end of the stage."""
+    needs = f"{format_gb(found.memory.peak)} of {format_gb(found.available.bytes)} GB of memory"
+    if found.fits:
+        log_verdict(f"fits: {needs}, {count(found.steps, 'step')}")
+        return
+    full = [f"{place} has {format_size(free)} free of {format_size(n)}" for place, n, free in found.full_disks]
+    log_verdict("does not fit: " + "; ".join([*([] if found.fits_memory else [f"needs {needs}"]), *full]))
+
+
 # Tables in the log
 
 
 def log_alternatives(found: Sequence[Alternative], available: int) -> None:
     """Log which changes of settings need less memory."""
+    fitting = [each.change for each in found if each.peak <= available]
+    outcome.report(document={"alternatives": [each._asdict() for each in found]}, fitting=(*fitting, "")[0])
     if found:
         verdicts = ["fits" if each.peak <= available else "is still too much" for each in found]
         rows = [(f"{format_gb(a.peak)} GB {v}", a.change) for a, v in zip(found, verdicts, strict=True)]
@@ -115,10 +133,10 @@ def log_probe(found: ProbeResult, plan: MemoryPlan) -> None:
     seconds = plan.tokens / found.tokens_per_second + other
     predicted = plan.memory.peak - (CUDA_CONTEXT if plan.device == "cuda" else 0)
     rows = [
-        ("tokens/s", f"{found.tokens_per_second:,.0f}"),
+        ("tokens/s", format_rate(found.tokens_per_second)),
         ("time", f"{found.step:.3g} s per step, {found.evaluation:.3g} s per evaluation, "
          f"{found.checkpoint:.3g} s per checkpoint"),
-        ("complete run", f"{timedelta(seconds=round(seconds))} (h:mm:ss), {other:.3g} s of it evaluations and "
+        ("complete run", f"{format_duration(seconds)}, {format_duration(other)} of it evaluations and "
          "checkpoints"),
         ("peak memory", f"{format_gb(found.peak)} GB measured, {format_gb(predicted)} GB planned "
          f"({predicted / found.peak - 1:+.0%})"),
@@ -132,7 +150,9 @@ def _log_table(title: str, rows: Sequence[tuple[str, str]] | Iterator[tuple[str,
     table.add_column(overflow="fold")
     for row in rows:
         table.add_row(*row)
-    console = SafeConsole(width=110, color_system=None)
+    console = SafeConsole(
+        width=min(110, shutil.get_terminal_size((110, 24)).columns), color_system=None, quiet=False
+    )
     with console.capture() as captured:
         console.print(table)
     for line in captured.get().splitlines():
