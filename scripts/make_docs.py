@@ -1,6 +1,7 @@
 """Write the pages that come from the code: `python scripts/make_docs.py`. A test fails when one is stale.
 
-docs/settings.md is what `--help` prints; the tree in docs/architecture.md has the first sentence of each module.
+docs/settings.md is what `--help` prints; the tree in docs/architecture.md has the first sentence of each module;
+configs/schemas describes the YAML files to editors.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from src.help import help_text, list_configs  # noqa: E402
+from src.json_schema import schema_files  # noqa: E402
 from src.stages import STAGES  # noqa: E402
 
 SETTINGS, ARCHITECTURE = ROOT / "docs" / "settings.md", ROOT / "docs" / "architecture.md"
+SCHEMAS = ROOT / "configs" / "schemas"
 BEGIN, END = "<!-- the tree, by scripts/make_docs.py -->\n", "<!-- end of the tree -->"
 
 
@@ -50,7 +53,14 @@ def _summary(module: Path) -> str:
     return " ".join(text.split("\n\n")[0].split())
 
 
+def generated_files() -> dict[Path, str]:
+    """The content of every file that this script writes."""
+    schemas = {SCHEMAS / name: text for name, text in schema_files().items()}
+    return {SETTINGS: settings_page(), ARCHITECTURE: architecture_page(), **schemas}
+
+
 if __name__ == "__main__":
-    for page, text in ((SETTINGS, settings_page()), (ARCHITECTURE, architecture_page())):
-        page.write_text(text, encoding="utf-8")
-        print(f"wrote {page.relative_to(ROOT)}")
+    SCHEMAS.mkdir(exist_ok=True)
+    for file, content in generated_files().items():
+        file.write_text(content, encoding="utf-8")
+        print(f"wrote {file.relative_to(ROOT)}")

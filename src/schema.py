@@ -441,6 +441,8 @@ class Guard:
 
 @dataclass
 class GateArgs:
+    """The promotion gate: when a tuned model counts as better than its base."""
+
     metric: Annotated[str | None, Doc("deciding metric; null: rougeL, or accuracy for classification")] = None
     split: Annotated[str, Len(1), Doc("split of the deciding metric")] = "test"
     min_delta: Annotated[float, Doc("required gain over the base model, in the metric's units")] = 0.0
