@@ -213,13 +213,13 @@ def _is_union_branch(part: object) -> bool:
 
 
 @cache
-def annotations(schema: type) -> dict[str, Any]:
+def type_hints(schema: type) -> dict[str, Any]:
     return get_type_hints(schema, include_extras=True)
 
 
 def _type_of(schema: type, key: str) -> Any:
     """The type of a setting without its annotations; None if there is no such setting."""
-    hint = annotations(schema).get(key)
+    hint = type_hints(schema).get(key)
     return get_args(hint)[0] if get_origin(hint) is Annotated else hint
 
 
@@ -275,7 +275,7 @@ def _literals(hint: Any) -> list[str]:
 def flat_keys(schema: type, prefix: str = "") -> dict[str, tuple[Any, str]]:
     """`{"data_source.type": (default, meaning)}` for each setting of `schema`, in order."""
     found: dict[str, tuple[Any, str]] = {}
-    hints = annotations(schema)
+    hints = type_hints(schema)
     defaults = schema()
     for item in fields(schema):
         value = getattr(defaults, item.name)

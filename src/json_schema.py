@@ -37,7 +37,7 @@ def schema_command(words: list[str]) -> str:
     if len(words) > 1 or (words and words[0] not in names):
         guess = did_you_mean(words[0], names) or "; there are: " + ", ".join(names)
         raise UserError(f"{words[-1]} is not a stage{guess}", hint="write schema [STAGE]")
-    return to_text(preset_schema() if words in ([], [PRESET]) else stage_schema(words[0]))
+    return to_text(preset_schema() if words in ([], [PRESET]) else stage_schema(words[0])).strip()
 
 
 def schema_files() -> dict[str, str]:
@@ -92,12 +92,12 @@ def _group(cls: type) -> Node:
     defaults, meanings = cls(), {key: doc for key, (_, doc) in config.flat_keys(cls).items()}
     properties: dict[str, Node] = {}
     for item in fields(cls):
-        node = _value(config.annotations(cls)[item.name])
+        node = _value(config.type_hints(cls)[item.name])
         value = getattr(defaults, item.name)
         about: Node = {"description": meanings.get(item.name) or _purpose(type(value))}
         about |= {} if is_dataclass(value) or _holds_groups(value) else {"default": value}
         if words := config.LIST_WORDS.get(item.name):
-            node = {"anyOf": [*node["anyOf"], {"enum": [*words, None]}]}
+            node = {"anyOf": [*node["anyOf"], {"enum": list(words)}]}
         properties[item.name] = about | node
     return {
         "type": "object",
@@ -138,14 +138,16 @@ def _value(hint: Any) -> Node:
 
 
 def _accepted(branch: Node) -> list[Node]:
-    """What is accepted for a type: a number for a text, and one word for a list of words."""
+    """What is accepted for a type: a number for a text; one word or null for a list of words."""
     if _is_text(branch):
         return [branch | {"type": ["string", "number"]}]
     if branch.get("type") != "array":
         return [branch]
     item = branch["items"]
     (widened,) = _accepted(item)
-    return [branch | {"items": _simplified([widened])}, *([widened] if item.get("type") == "string" else [])]
+    words = [widened] if item.get("type") == "string" else []
+    empty = [{"type": "null"}] if words and "minItems" not in branch else []
+    return [branch | {"items": _simplified([widened])}, *words, *empty]
 
 
 def _simplified(options: list[Node]) -> Node:

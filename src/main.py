@@ -18,8 +18,11 @@ from .stages import STAGES, Stage, import_function
 UTILITIES = {
     "runs": "List the runs with their scores and verdicts, or compare two of them.",
     "list-configs": "List the configuration files and presets.",
+    "schema": "Print the JSON schema of the YAML files of a stage, or of presets, for an editor.",
     "version": "Print the versions of Assay and of the libraries that it uses.",
 }
+# Utilities that take words, with the function that returns their output, and what --help calls the words.
+OUTPUT_OF = {"schema": (".json_schema:schema_command", "[STAGE]")}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -174,7 +177,11 @@ def _run_utility(name: str, rest: list[str]) -> int:
         print(runs_output(rest))
         return 0
     if {"-h", "--help"} & set(rest):
-        print(f"usage: python -m src.main {name}\n\n{UTILITIES[name]}")
+        words = OUTPUT_OF[name][1] if name in OUTPUT_OF else ""
+        print(f"usage: python -m src.main {name} {words}".rstrip() + f"\n\n{UTILITIES[name]}")
+        return 0
+    if name in OUTPUT_OF:
+        print(import_function(OUTPUT_OF[name][0])(rest))
         return 0
     if rest:
         from .errors import UserError

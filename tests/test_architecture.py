@@ -39,6 +39,8 @@ CORE = {
     "cli_args",
     "compose",
     "help",
+    "json_schema",
+    "completion",
     "launch",
     "next_command",
     "outcome",

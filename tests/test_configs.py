@@ -154,10 +154,10 @@ def test_every_folder_of_presets_is_a_group() -> None:
 
 @pytest.fixture
 def pasted(tmp_path: Path) -> Path:
-    """The documented train.yaml, which the experiment holds word for word below its own two lines."""
+    """The documented train.yaml, which the experiment holds word for word below its own three lines."""
     text = (CONFIGS / "experiment/custom_dsl_llama3_8b.yaml").read_text(encoding="utf-8")
     path = tmp_path / "train_seed.yaml"
-    path.write_text(text.split("\n", 2)[2], encoding="utf-8")
+    path.write_text(text.split("\n", 3)[3], encoding="utf-8")
     return path
 
 
