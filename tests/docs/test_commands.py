@@ -1,0 +1,189 @@
+"""The commands of the documents: each goes through make or the shell, and what reaches Assay is composed or run.
+
+The blocks of a page run in order, in one folder that looks like a fresh checkout with one finished run, RUN. `python`,
+`pip`, `assay` and make's Python are programs that only record their arguments, and no other program is there but TOOLS: a
+block that needs one is marked `not run`. Of the recorded calls,
+
+- a command of a block marked `run` is run, and what it prints is compared with what a `console` block shows;
+- any other command is composed and validated (--cfg job), which refuses what the stage would refuse at its start.
+
+Nothing in a command is replaced. A model that a page names is a link to the tiny random Llama in that folder (MODELS),
+and the reader's own files (FILES) are small.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from src import cli, cli_args
+from src.stages import STAGES
+from tests.docs.blocks import PAGES, ROOT, Block, blocks, commands
+from tests.fixtures import World, call, chat, jsonl
+
+pytest_plugins = ["tests.fixtures"]
+
+RUN = "2026-01-15_10-30-45"  # the run that the documents name
+MODELS = ("models/SmolLM2-135M-Instruct", "models/tiny-random-llama", "meta-llama/Meta-Llama-3-8B")
+CALLS = "calls.jsonl"
+
+TOOLS = ("awk", "bash", "cat", "cp", "grep", "head", "ls", "make", "mkdir", "mv", "rm", "sed", "tail", "touch")
+
+# Takes the place of Python, pip and assay: writes down its arguments, and the program that messages are to name.
+RECORDER = f"""#!{sys.executable}
+import json, os, sys
+if sys.argv[1:2] == ["scripts/target.py"]:
+    os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+given = [os.path.basename(sys.argv[0]), os.environ.get("ASSAY_PROGRAM"), sys.argv[1:]]
+with open(os.environ["RECORDED"], "a") as file:
+    print(json.dumps(given), file=file)
+"""
+
+
+class Checkout:
+    """A folder in which a page's commands are typed."""
+
+    def __init__(self, folder: Path, world: World) -> None:
+        self.folder = folder
+        for name in ("Makefile", "README.md", ".env.example", "zensical.toml", *_requirements()):
+            shutil.copy(ROOT / name, folder)
+        for name in ("configs", "data"):
+            shutil.copytree(ROOT / name, folder / name)
+        for name in ("scripts", "src", "docs"):
+            (folder / name).symlink_to(ROOT / name)
+        for name in MODELS:
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).symlink_to(world.model)
+        self._own_files()
+        self._finished_run(world)
+        programs = folder / ".programs"
+        programs.mkdir()
+        for name in ("python", "pip", "assay"):
+            (programs / name).write_text(RECORDER)
+            (programs / name).chmod(0o755)
+        for name in TOOLS:
+            (programs / name).symlink_to(str(shutil.which(name)))
+        self.recorded = folder / CALLS
+        self.environment = {
+            "PATH": str(programs),
+            "PY": str(programs / "python"),
+            "LANG": "C.UTF-8",
+            "HOME": str(folder),
+            "RECORDED": str(self.recorded),
+        }
+
+    def _own_files(self) -> None:
+        """The reader's own data."""
+        rows = [chat(f"Where is order {n}?", f"Order {n} is on its way.") for n in range(40)]
+        jsonl(self.folder / "my_data" / "train.jsonl", rows)
+        jsonl(self.folder / "my.jsonl", rows)
+        (self.folder / "faq.csv").write_text("question,answer\nWhere is it?,On its way.\nWhen?,Tomorrow.\n")
+
+    def _finished_run(self, world: World) -> None:
+        outputs = self.folder / "outputs"
+        shutil.copytree(world.output, outputs, symlinks=True)
+        shutil.copytree(world.artifacts, self.folder / "artifacts", symlinks=True)
+        (outputs / "runs" / world.newest.path.name).rename(outputs / "runs" / RUN)
+        (outputs / "runs" / "latest").unlink()
+        (outputs / "runs" / "latest").symlink_to(RUN)
+
+    def shell(self, line: str) -> tuple[str, list[tuple[str, str | None, list[str]]]]:
+        """Run a line of a shell. Returns: what it printed, and the recorded calls of Python and assay."""
+        self.recorded.unlink(missing_ok=True)
+        done = subprocess.run(
+            ["bash", "-e", "-o", "pipefail", "-c", line], cwd=self.folder, env=self.environment,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, text=True, timeout=60,
+        )  # fmt: skip
+        if done.returncode:
+            raise AssertionError(f"this fails: {line}\n{done.stdout}")
+        recorded = self.recorded.read_text().splitlines() if self.recorded.exists() else []
+        return done.stdout, [tuple(json.loads(found)) for found in recorded]
+
+
+def _requirements() -> list[str]:
+    return [p.name for p in ROOT.glob("requirements*.txt")] + ["pyproject.toml"]
+
+
+def words_of(program: str, arguments: list[str]) -> list[str] | None:
+    """The words of a call of Assay, None if it is a call of something else."""
+    if program == "assay":
+        return arguments
+    return arguments[2:] if arguments[:2] == ["-m", "src.main"] else None
+
+
+def compose(words: list[str]) -> None:
+    """Check the command as its stage does before it starts."""
+    stage = words[0].removeprefix("ssh-")
+    if stage in STAGES and stage == words[0] and not {"--help", "-h"} & set(words):
+        cli.run_jobs(cli_args.parse(stage, [*words[1:], "--cfg", "job"]), lambda _: 0)
+    else:
+        assert call(words[0], *([] if stage != words[0] else words[1:]), "--help") == 0
+
+
+def normal(line: str, numbers_vary: bool) -> str:
+    """A printed line without what differs from run to run."""
+    line = re.sub(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d(-[0-9a-f]{4})?", "RUN", line.rstrip())
+    return re.sub(r"[\d.,:]*\d(e-?\d+)?", "0", line) if numbers_vary else line
+
+
+def compare(expected: list[str], printed: str, block: Block) -> None:
+    """Every expected line occurs in this order; lines that are not shown are allowed only where `...` is."""
+    left = [normal(line, block.numbers_vary) for line in printed.splitlines() if line.strip()]
+    gap = False
+    for line in (normal(text, block.numbers_vary) for text in expected if text.strip()):
+        if line.strip() == "...":
+            gap = True
+        elif line in left and (gap or left[0] == line):
+            del left[: left.index(line) + 1]
+            gap = False
+        else:
+            raise AssertionError(f"{block.place}: this is not printed here: {line}\n--- left:\n" + "\n".join(left))
+    assert gap or not left, f"{block.place}: this is printed, but not shown:\n" + "\n".join(left)
+
+
+PAGES_WITH_COMMANDS = {
+    str(page.relative_to(ROOT)): found
+    for page in PAGES
+    if (found := [b for b in blocks(page) if b.language in {"bash", "console"} and b.kind != "not run"])
+}
+
+
+@pytest.mark.parametrize("page", PAGES_WITH_COMMANDS)
+def test_the_commands_of_a_page_are_accepted_and_print_what_it_shows(
+    page: str, finished: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    checkout = Checkout(tmp_path, finished)
+    monkeypatch.chdir(tmp_path)
+    for name, value in {"CUDA_VISIBLE_DEVICES": "", "COLUMNS": "80", "HF_HUB_OFFLINE": "1"}.items():
+        monkeypatch.setenv(name, value)
+    for block in PAGES_WITH_COMMANDS[page]:
+        for line, expected in commands(block):
+            printed, recorded = checkout.shell(line)
+            for program, name, arguments in recorded:
+                if (words := words_of(program, arguments)) is None:
+                    continue
+                try:
+                    printed += _run(words, name, capfd, monkeypatch) if block.kind == "run" else compose(words) or ""
+                except Exception as error:
+                    raise AssertionError(f"{block.place}: {line}\n{error}") from error
+            if block.language == "console":
+                compare(expected, printed, block)
+
+
+def _run(
+    words: list[str], program: str | None, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> str:
+    """Run a command in this process. Returns: what it printed to both streams."""
+    monkeypatch.setenv("ASSAY_PROGRAM", program) if program else monkeypatch.delenv("ASSAY_PROGRAM", raising=False)
+    capfd.readouterr()
+    code = call(*words)
+    printed = capfd.readouterr()
+    assert code in {0, 2, 3, 4}, printed.err
+    return printed.err + printed.out if code else printed.out + printed.err
