@@ -1,7 +1,7 @@
 """The fenced blocks of the documents, with the comment above each that says how it is tested.
 
-A block without a comment is tested as its language says (see test_blocks.py and test_commands.py). A comment on the
-line above the fence changes that:
+A block without a comment is tested as its language says (see test_blocks.py and test_commands.py). A comment on
+the line above the fence changes that:
 
     <!-- not run: REASON -->          it is not tested; the reason is required
     <!-- run -->                      its commands are really run, not only checked
@@ -16,7 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "data" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-COMMAND = re.compile(r"^\s*(?:\$ )?(?:make|assay|python|pip|torchrun|srun|ssh|export|git) [^|]*$")
+COMMAND = re.compile(r"^(?:\$ )?(?:make|assay|python|pip|torchrun|srun|ssh|export|git) [^|]*$")
 
 _FENCE = re.compile(r"^(?P<indent> *)```(?P<language>\w*)[^\n]*\n(?P<text>.*?)^(?P=indent)```$", re.M | re.S)
 _MARK = re.compile(r"<!-- (?P<kind>not run|run)(?P<vary>, numbers vary)?(?:: (?P<reason>[^>]+))? -->\n\s*\Z")

@@ -31,7 +31,7 @@ def test_commands_are_in_blocks_of_commands() -> None:
         f"{page.relative_to(ROOT)}: {line}"
         for page in PAGES
         for line in outside(page)
-        if line.startswith("    ") and COMMAND.match(line)
+        if line.startswith("    ") and COMMAND.match(line[4:])
     ]
     assert hidden + indented == []
 
@@ -56,7 +56,7 @@ def test_settings_are_those_of_a_stage(block: Block, tmp_path: Path) -> None:
     values = yaml.safe_load(block.text)
     if "# @package _global_" in block.text:
         (tmp_path / "preset.yaml").write_text(block.text, encoding="utf-8")
-        group = "search" if "search" in values else "experiment"
+        group = "search" if "search" in values else "launch" if "partition" in values else "experiment"
         words = [f"{group}={tmp_path / 'preset.yaml'}", "cuda_visible_devices=''", "--cfg", "job"]
         assert cli.run_jobs(cli_args.parse("train", words), lambda _: 0) == 0
         return
