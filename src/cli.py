@@ -12,20 +12,20 @@ from typing import Any
 
 from hydra import main as hydra_main
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from . import MAIN, compose, config, outcome, runs, schema, search_space
-from .cli_args import CONFIGS, Call
-from .compose import first_line, is_sweep, plain_value
+from .cli_args import Call
+from .compose import OPTUNA, SLURM, first_line, is_sweep, plain_value
 from .errors import ConfigError, UserError
 from .search_space import quoted
 from .stages import NO_EVAL_LOSS, STAGES, SWEEP_STAGE, import_function
 from .utils.secrets import redact
 
 OPTUNA_SWEEPER = "hydra/sweeper=optuna"
-SLURM_LAUNCHER = "hydra_plugins.assay_slurm.Launcher"
 CHECKPOINT_SHARE = 0.75  # of signal_delay_s; the rest is for requeueing the job
 MAX_CHECKED_JOBS = 256
 
@@ -68,7 +68,7 @@ def _slurm_settings(call: Call, overrides: list[str]) -> tuple[schema.SlurmArgs 
     except (HydraException, OmegaConfBaseException):
         return None, []  # _check_jobs reports it
     given = {key: plain_value(composed, key) for key in schema.SLURM_KEYS if key in composed}
-    if composed.hydra.launcher._target_ != SLURM_LAUNCHER:
+    if composed.hydra.launcher._target_ != SLURM:
         return None, [f"{key}={value} is only supported with launch=slurm" for key, value in given.items()]
     problems = [f"{key} cannot differ between the jobs of a command" for key in swept if key in schema.SLURM_KEYS]
     try:
@@ -98,7 +98,7 @@ def _run_sweep(
     """Run the jobs as trials of a sweep, which records and prints its results however it ends."""
     from .sweep import Sweep, plan_sweep
 
-    shipped = call.config_dir == CONFIGS and call.config_name == call.stage
+    shipped = not call.config_path and call.config_name == call.stage
     file = ["--config-path", str(call.config_dir), "--config-name", call.config_name]
     command = ["make", call.stage] if shipped else ["python", "-m", MAIN, call.stage, *file]
     fixed, dimensions = search_space.split(overrides)
@@ -145,6 +145,7 @@ def _run_locally(call: Call, overrides: list[str], job: Callable[[DictConfig], A
 
 def _call_hydra(call: Call, overrides: list[str], function: Callable[[DictConfig], Any]) -> None:
     """Run Hydra's main function. Raises: ConfigError with its message."""
+    _register_plugins(call, overrides)
     argv, sys.argv = sys.argv, [f"assay-{call.stage}", *call.flags, *overrides]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach src.main unchanged
     try:
@@ -153,6 +154,17 @@ def _call_hydra(call: Call, overrides: list[str], function: Callable[[DictConfig
         raise ConfigError(first_line(error)) from error
     finally:
         sys.argv = argv
+
+
+def _register_plugins(call: Call, overrides: list[str]) -> None:
+    """Give Hydra the classes of the sweeper and the launcher, if this call uses them."""
+    kept = [text for text in overrides if not text.startswith("hydra.sweep.dir=") and not is_sweep(text)]
+    used = compose.compose_job(call, kept).hydra
+    known = Plugins.instance().class_name_to_class
+    if used.sweeper._target_ == OPTUNA:
+        known[OPTUNA] = import_function(".optuna_sweeper:OptunaSweeper")
+    if used.launcher._target_ == SLURM:
+        known[SLURM] = import_function(".launch.hydra_launcher:Launcher")
 
 
 def _load_job(call: Call, composed: DictConfig) -> Any:

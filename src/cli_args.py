@@ -10,13 +10,11 @@ from pathlib import Path
 import yaml
 from omegaconf import DictConfig
 
-from . import aliases, config, runs, schema
+from . import aliases, config, config_files, runs, schema
 from .errors import ConfigError, RunError, did_you_mean
 from .search_space import quoted
 from .stages import STAGES
 from .utils.secrets import redact_argv
-
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
 
 @dataclass
@@ -24,7 +22,9 @@ class Call:
     """A parsed command line.
 
     Args:
-        config_dir, config_name: the configuration file, config_name without .yaml.
+        config_dir, config_name: the configuration file, config_name without .yaml. If config_dir has no such file,
+            another of config_files.folders() has.
+        config_path: whether config_dir was given.
         overrides: `key=value` words.
         flags: flags for Hydra.
         preset_files: names under which Hydra knows presets that are given as files.
@@ -35,6 +35,7 @@ class Call:
     stage: str
     config_dir: Path
     config_name: str
+    config_path: bool = False
     overrides: list[str] = field(default_factory=list)
     flags: list[str] = field(default_factory=list)
     multirun: bool = False
@@ -48,7 +49,7 @@ def parse(stage: str, argv: list[str]) -> Call:
 
     Raises: ConfigError if the configuration file is missing or is not YAML. Other problems are collected.
     """
-    call = Call(stage, CONFIGS, STAGES[stage].config_name)
+    call = Call(stage, config_files.folders()[0], STAGES[stage].config_name)
     words = iter(redact_argv(argv))
     positionals = list(STAGES[stage].positionals)
     for word in words:
@@ -79,7 +80,7 @@ def _parse_flag(call: Call, word: str, words: Iterator[str]) -> None:
     if name in {"--config-name", "-cn"}:
         call.config_name = value() or call.config_name
     elif name in {"--config-path", "-cp"}:
-        call.config_dir = Path(value() or call.config_dir)
+        call.config_dir, call.config_path = Path(value() or call.config_dir), True
     elif name in {"--multirun", "-m"}:
         call.multirun = True
         call.flags.append("--multirun")
@@ -107,7 +108,7 @@ def _setting_hint(call: Call, flag: str, value: str) -> str:
 
 def _use_settings_of_resumed_run(call: Call) -> None:
     """Use config_used.yaml of the run that `resume` names, unless another configuration file is given."""
-    if call.stage != "train" or (call.config_dir, call.config_name) != (CONFIGS, "train"):
+    if call.stage != "train" or call.config_path or call.config_name != "train":
         return
     typed = {key: value.strip("'\"") for key, _, value in (o.lstrip("+").partition("=") for o in call.overrides)}
     if (wanted := typed.get("resume", "auto")) in {"auto", "never"}:
@@ -115,25 +116,27 @@ def _use_settings_of_resumed_run(call: Call) -> None:
     with suppress(RunError):  # the stage reports it: it also searches the checkpoint mirror
         run = runs.find_training(wanted, typed.get("output_dir", schema.OutputArgs.output_dir))
         if (run.path / "config_used.yaml").is_file():
-            call.config_dir, call.config_name = run.path, "config_used"
+            call.config_dir, call.config_name, call.config_path = run.path, "config_used", True
 
 
 def _find_config_file(call: Call) -> None:
     """Find the configuration file: a name in --config-path, or a path to a YAML file."""
     named = Path(call.config_name)
     if named.suffix in {".yaml", ".yml"} and named.is_file():
-        call.config_dir, call.config_name = named.parent, named.stem
+        call.config_dir, call.config_name, call.config_path = named.parent, named.stem, True
     call.config_dir = call.config_dir.resolve()
     call.config_name = call.config_name.removesuffix(".yaml")
     if not call.config_dir.is_dir():
         raise ConfigError(f"--config-path {call.config_dir} is not a folder")
-    if not (call.config_dir / f"{call.config_name}.yaml").is_file():
-        names = [p.stem for p in call.config_dir.glob("*.yaml")]
+    searched = [call.config_dir] if call.config_path else config_files.folders()
+    files = [path for folder in searched if (path := folder / f"{call.config_name}.yaml").is_file()]
+    if not files:
+        names = [path.stem for folder in searched for path in folder.glob("*.yaml")]
         raise ConfigError(
-            f"there is no configuration {call.config_name} in {call.config_dir}"
+            f"there is no configuration {call.config_name} in {' or '.join(map(str, searched))}"
             f"{did_you_mean(call.config_name, names) or '; list-configs shows all'}"
         )
-    _check_yaml(call.config_dir / f"{call.config_name}.yaml")
+    _check_yaml(files[0])
 
 
 def _check_yaml(path: Path) -> None:

@@ -34,8 +34,8 @@ from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError
 
-from . import aliases, config, schema
-from .cli_args import CONFIGS, Call, yaml_error
+from . import aliases, config, config_files, schema
+from .cli_args import Call, yaml_error
 from .errors import ConfigError, did_you_mean
 from .search_space import quoted
 from .utils.secrets import redact
@@ -43,6 +43,8 @@ from .utils.secrets import redact
 # Later groups win: method=dora over the method that hardware=gpu_24gb suggests.
 GROUPS = ("model", "data", "hardware", "method", "parallel", "launch", "search", "experiment")
 ROOT = "assay_root"
+# Hydra accepts only classes below hydra_plugins. Nothing is there: cli.py registers these when they are used.
+OPTUNA, SLURM = "hydra_plugins.assay.OptunaSweeper", "hydra_plugins.assay.SlurmLauncher"
 
 
 class RedactSecrets(Callback):
@@ -82,6 +84,8 @@ def register_root(call: Call) -> None:
     FileConfigSource.known = _setting_names(call)
     store = ConfigStore.instance()
     store.store(name="assay_schema", node=config.defaults(call.stage))
+    store.store(group="hydra/sweeper", name="optuna", node={"_target_": OPTUNA}, provider="assay")
+    store.store(group="hydra/launcher", name="assay_slurm", node={"_target_": SLURM}, provider="assay")
     groups: list[Any] = [{g: None} for g in GROUPS]
     store.store(
         name=ROOT,
@@ -96,7 +100,7 @@ def register_root(call: Call) -> None:
                 "callbacks": {"assay": {"_target_": f"{__name__}.RedactSecrets"}},
                 "run": {"dir": "."},
                 "sweep": {"dir": "outputs/multirun/${now:%Y-%m-%d_%H-%M-%S}", "subdir": "."},
-                "searchpath": [f"file://{CONFIGS}"],
+                "searchpath": [f"file://{folder}" for folder in config_files.folders()],
             },
         },
     )  # fmt: skip
@@ -204,8 +208,8 @@ def _preset_names(parsed: Override) -> list[str]:
 
 
 def _unknown_preset(call: Call, parsed: Override) -> list[str]:
-    folders = {call.config_dir / parsed.key_or_group, CONFIGS / parsed.key_or_group}
-    known = sorted(p.stem for folder in folders for p in folder.glob("*.yaml"))
+    own = {path.stem for path in (call.config_dir / parsed.key_or_group).glob("*.yaml")}
+    known = sorted(own.union(config_files.presets(parsed.key_or_group)))
     return [
         f"{parsed.key_or_group}={name} is not a preset"
         f"{did_you_mean(name, known) or '; there are: ' + (', '.join(known) or 'none')}"

@@ -6,8 +6,7 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from . import config
-from .cli_args import CONFIGS
+from . import config, config_files
 from .compose import GROUPS
 from .schema import SlurmConfig, SweepConfig
 from .stages import STAGES, SWEEP_STAGE
@@ -27,7 +26,7 @@ def help_text(name: str) -> str:
         lines += _settings(SweepConfig)
     lines += ["", "settings of a Slurm job (launch=slurm, docs/slurm.md):", *_settings(SlurmConfig)]
     groups = [group for group in GROUPS if group != "search" or name == SWEEP_STAGE]
-    lines += ["", "presets:", *(f"  {g}=" + "|".join(names) for g in groups if (names := presets(g)))]
+    lines += ["", "presets:", *(f"  {g}=" + "|".join(names) for g in groups if (names := config_files.presets(g)))]
     lines += [
         "",
         "flags:",
@@ -67,18 +66,13 @@ def _format_default(value: Any) -> str:
     return text if len(text) <= 24 else text[:21] + "..."
 
 
-def presets(group: str) -> list[str]:
-    return sorted(p.stem for p in (CONFIGS / group).glob("*.yaml"))
-
-
 def list_configs() -> str:
-    """Each file in configs/ with its description, the first line of its comments."""
-    lines = []
-    for path in sorted(CONFIGS.glob("*.yaml")) + sorted(CONFIGS.glob("*/*.yaml")):
-        name = path.relative_to(CONFIGS).with_suffix("")
-        title = str(name) if name.parent == Path() else f"{name.parent}={name.name}"
-        lines.append(f"{title:<36} {_description(path)}")
-    return "\n".join(lines)
+    """Each configuration file and preset with its description, the first line of its comments."""
+    return "\n".join(
+        f"{name.replace('/', '='):<36} {_description(path)}"
+        for name in config_files.names()
+        if (path := config_files.find(name))
+    )
 
 
 def _description(path: Path) -> str:

@@ -34,6 +34,8 @@ CORE = {
     "aliases",
     "src",
     "config",
+    "config_files",
+    "optuna_sweeper",
     "schema",
     "cli",
     "cli_args",

@@ -122,10 +122,22 @@ def test_two_runs_are_compared_without_a_heavy_import(assay: Any) -> None:
     refused(assay("runs", "diff", "a", "c"), "there is no run c in outputs/runs")
 
 
-def test_the_shipped_files_are_found_from_any_working_directory(assay: Any) -> None:
-    (assay.cwd / "configs").mkdir()
-    (assay.cwd / "configs/train.yaml").write_text("seed: 7\n")
-    assert "\nseed: 42\n" in assay("train", "--cfg", "job").stdout
+def test_configurations_are_found_from_any_working_directory_and_those_in_it_come_first(assay: Any) -> None:
+    assert "\nlora_r: 16\n" in assay("train", "--cfg", "job").stdout
+    (assay.cwd / "configs/method").mkdir(parents=True)
+    (assay.cwd / "configs/method/lora.yaml").write_text("# @package _global_\nmethod: lora\nlora_r: 5\n")
+    (assay.cwd / "configs/method/mine.yaml").write_text("# @package _global_\n# mine\nmethod: dora\nlora_r: 6\n")
+    (assay.cwd / "configs/eval.yaml").write_text("seed: 7\n")
+    for words, line in (
+        (["train", "method=lora"], "lora_r: 5"),
+        (["train", "method=mine"], "lora_r: 6"),
+        (["train", "method=qlora"], "method: qlora"),
+        (["eval"], "seed: 7"),
+        (["publish"], "force: false"),
+    ):
+        assert f"\n{line}\n" in assay(*words, "--cfg", "job").stdout
+    assert "method=mine                          mine\n" in assay("list-configs").stdout
+    refused(assay("train", "method=minee"), "method=minee is not a preset; did you mean mine?")
 
 
 # Quick refusals

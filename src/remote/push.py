@@ -29,7 +29,7 @@ from . import transfer
 from .connection import Connection
 from .transfer import format_size, printable
 
-CODE = ("src/", "configs/", "hydra_plugins/")  # what a snapshot holds
+CODE = ("src/", "configs/")  # what a snapshot holds
 ATTEMPTS = 3  # to transfer a file correctly
 MAX_NAMES = 20  # printed
 LOCK = Path("outputs/remote/push.lock")

@@ -22,7 +22,7 @@ from src.remote.target import RemoteTarget
 from src.stages import STAGES
 from tests.remote.server import ROOT, Server
 
-CODE = ("src", "configs", "hydra_plugins", "scripts")
+CODE = ("src", "configs", "scripts")
 FILES = (".gitignore", "Makefile", "pyproject.toml")
 GIT = ("git", "-c", "user.name=a", "-c", "user.email=a@localhost", "-c", "init.defaultBranch=main")
 PATIENCE = 300  # seconds, until a command is killed

@@ -1,7 +1,6 @@
 """hydra/launcher=assay_slurm: Hydra's submitit launcher, with the output of the jobs shown while it waits.
 
-A job runs `src.launch.job`. Hydra imports this module at each start; submitit is imported only
-when jobs are submitted.
+A job runs `job.py`. submitit is imported only when jobs are submitted.
 """
 
 from __future__ import annotations
@@ -10,19 +9,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from hydra.core.config_store import ConfigStore
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher
 
-from src.launch import slurm
-
-ConfigStore.instance().store(
-    group="hydra/launcher",
-    name="assay_slurm",
-    node={"_target_": "hydra_plugins.assay_slurm.Launcher"},
-    provider="assay",
-)
+from . import slurm
 
 
 class Launcher(SlurmLauncher):  # type: ignore[misc]

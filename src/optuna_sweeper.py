@@ -1,29 +1,17 @@
-"""hydra/sweeper=optuna: a Hydra sweeper whose trials Optuna's TPE sampler draws, one after the other.
-
-Hydra finds it by the name of the folder, and imports it at each start; optuna is imported only when a search
-starts. The folder has no __init__.py, since `hydra_plugins` is a namespace package shared with other plugins.
-"""
+"""hydra/sweeper=optuna: a Hydra sweeper whose trials Optuna's TPE sampler draws, one after the other."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from src import search_space
-from src.config import validate
-from src.schema import SweepConfig
-
-ConfigStore.instance().store(
-    group="hydra/sweeper",
-    name="optuna",
-    node={"_target_": "hydra_plugins.assay_optuna.OptunaSweeper"},
-    provider="assay",
-)
+from . import search_space
+from .config import validate
+from .schema import SweepConfig
 
 
 class OptunaSweeper(Sweeper):

@@ -1,0 +1,35 @@
+"""The configuration files: those in configs/ of the current folder come before the ones that Assay ships."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_PACKAGE = Path(__file__).resolve().parent
+SHIPPED = _PACKAGE.parent / "configs"
+
+
+def folders() -> list[Path]:
+    """The folders that are searched, file by file, the first one first.
+
+    A job on a server runs from a snapshot of the code, which has the configurations of its push: only these count.
+    """
+    own = Path("configs").resolve()
+    is_snapshot = (_PACKAGE / "code.json").is_file()
+    return [SHIPPED] if is_snapshot or own == SHIPPED or not own.is_dir() else [own, SHIPPED]
+
+
+def find(name: str) -> Path | None:
+    """The file of a configuration such as `train` or `method/lora`; None if there is none."""
+    return next((path for folder in folders() if (path := folder / f"{name}.yaml").is_file()), None)
+
+
+def names() -> list[str]:
+    """Every configuration, then every preset as `group/name`; `find` gives the file of each."""
+    found = {path.relative_to(folder) for folder in folders() for path in folder.glob("*.yaml")}
+    presets = {path.relative_to(folder) for folder in folders() for path in folder.glob("*/*.yaml")}
+    return [path.with_suffix("").as_posix() for path in (*sorted(found), *sorted(presets))]
+
+
+def presets(group: str) -> list[str]:
+    """The names of the presets of a group."""
+    return [name.partition("/")[2] for name in names() if name.startswith(f"{group}/")]
