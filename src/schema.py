@@ -322,6 +322,9 @@ class SeedArgs:
 
 @dataclass
 class LoopArgs:
+    run_name: Annotated[
+        str | None, Doc("name of the run in tables and trackers; null: made from method, lr and data")
+    ] = None
     logging_steps: Annotated[int, Ge(1), Doc("log the loss every N steps")] = 5
     eval_steps: Annotated[
         int | None, Ge(1), Doc("evaluate the loss on the dev split every N steps; null: every eval_epochs")

@@ -46,6 +46,7 @@ CORE = {
     "launch",
     "next_command",
     "outcome",
+    "run_names",
     "runs",
     "runs_table",
     "search_space",
