@@ -18,11 +18,15 @@ from .stages import STAGES, Stage, import_function
 UTILITIES = {
     "runs": "List the runs with their scores and verdicts, or compare two of them.",
     "list-configs": "List the configuration files and presets.",
+    "completion": "Print the script of tab completion for a shell.",
     "schema": "Print the JSON schema of the YAML files of a stage, or of presets, for an editor.",
     "version": "Print the versions of Assay and of the libraries that it uses.",
 }
 # Utilities that take words, with the function that returns their output, and what --help calls the words.
-OUTPUT_OF = {"schema": (".json_schema:schema_command", "[STAGE]")}
+OUTPUT_OF = {
+    "completion": (".completion:completion_command", "bash|zsh|fish"),
+    "schema": (".json_schema:schema_command", "[STAGE]"),
+}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -43,6 +43,7 @@ CORE = {
     "help",
     "json_schema",
     "completion",
+    "shell_scripts",
     "launch",
     "next_command",
     "outcome",
