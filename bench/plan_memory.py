@@ -93,7 +93,7 @@ def measure_peak(case: Case, folder: Path, steps: int = 4) -> Result:
             file.write(json.dumps({"messages": turns}) + "\n")
     words = [
         f"model_name={case.model}", f"dataset_path={rows}", "max_length=2048", f"max_steps={steps}",
-        "resume=never", f"output_dir={folder / 'outputs'}", f"eval_path={folder / 'none'}", *case.settings,
+        "resume=never", f"output_dir={folder / 'outputs'}", "eval_path=none", *case.settings,
     ]  # fmt: skip
     paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(

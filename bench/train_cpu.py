@@ -107,7 +107,7 @@ def install_trl() -> Path:
 
 def ours(folder: Path, steps: int | None, dropout: float) -> list[str]:
     settings = {
-        "model_name": folder / "model", "dataset_path": folder / "ours", "eval_path": folder / "none",
+        "model_name": folder / "model", "dataset_path": folder / "ours", "eval_path": "none",
         "output_dir": folder / "outputs", "resume": "never", "epochs": 1, "batch_size": 8, "lr": 1e-3,
         "max_length": 512, "lora_r": 16, "lora_alpha": 32, "lora_dropout": dropout, "lora_target_modules": "null",
         "logging_steps": 10, "max_steps": steps or "null",

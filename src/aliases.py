@@ -50,6 +50,8 @@ OTHER_TOOLS = {
     "per_device_train_batch_size": "batch_size",
     "sample_packing": "packing",
     "sequence_len": "max_length",
+    "val_set_size": "eval_split",
+    "val_size": "eval_split",
 }
 
 SPACE = "search.space"  # holds settings of the run, by their names

@@ -93,7 +93,7 @@ def after_run(ended: Ended) -> str:
 def _evaluate(ended: Ended, run: Run) -> str:
     """Evaluate the run; without evaluation data, train with rows held out."""
     data = run.manifest.get("evaluation_data")
-    if data is not None and not data.get("path"):
+    if data is not None and not (data.get("path") or data.get("held_out")):
         words = [w for w in _same_words(ended, "train") if w.split("=", 1)[0] not in OWN_HINT]
         return command("train", *words, eval_split=0.1)
     return command("eval", run.id, **_folders(ended))

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Interval, Len
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Strict
 from typing_extensions import Doc
 
 DEMO_MODEL = "models/SmolLM2-135M-Instruct"
@@ -147,6 +147,10 @@ class RowArgs:
         OnOverlength,
         Doc("examples over max_length: drop, shorten the prompt, cut the end, or split into several examples"),
     ] = "reject"
+    eval_split: Annotated[
+        Annotated[int, Strict(), Ge(1)] | Annotated[float, Interval(gt=0, lt=1)] | None,
+        Doc("hold rows out of the training data as the split test: a share such as 0.1, or a number of rows"),
+    ] = None
     on_duplicate: Annotated[
         Literal["keep", "reject"],
         Doc("repeated rows (exact, normalized or near duplicates): keep or drop all but the first"),
@@ -322,14 +326,14 @@ class SeedArgs:
 
 @dataclass
 class LoopArgs:
-    run_name: Annotated[
-        str | None, Doc("name of the run in tables and trackers; null: made from method, lr and data")
-    ] = None
     logging_steps: Annotated[int, Ge(1), Doc("log the loss every N steps")] = 5
+    dev_split: Annotated[
+        str, Len(1), Doc("split of the evaluation loss: a file of eval_path, or test with eval_split")
+    ] = "dev"
     eval_steps: Annotated[
-        int | None, Ge(1), Doc("evaluate the loss on the dev split every N steps; null: every eval_epochs")
+        int | None, Ge(1), Doc("evaluate the loss on dev_split every N steps; null: every eval_epochs")
     ] = None
-    eval_epochs: Annotated[float, Gt(0), Doc("evaluate the loss on the dev split every N epochs")] = 1
+    eval_epochs: Annotated[float, Gt(0), Doc("evaluate the loss on dev_split every N epochs")] = 1
     save_steps: Annotated[int | None, Ge(1), Doc("save a checkpoint every N steps; null: every epoch")] = None
     save_total_limit: Annotated[int, Ge(1), Doc("checkpoints to keep, in addition to the best one")] = 2
     early_stopping_patience: Annotated[
@@ -362,7 +366,7 @@ class LoopArgs:
 class EvalDataArgs:
     eval_path: Annotated[
         Annotated[str, Len(1)] | None,
-        Doc("folder with a file for each split, test.jsonl ...; null: eval/ in or beside dataset_path, if any"),
+        Doc("folder with a file for each split, test.jsonl ...; null: eval/ in or beside dataset_path; or none"),
     ] = None
 
 

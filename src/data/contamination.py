@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -52,41 +52,47 @@ def exchanges(turns: Sequence[Message]) -> list[tuple[str, str]]:
     return [(a["content"], b["content"]) for a, b in pairs if a["role"] == "user" and b["role"] == "assistant"]
 
 
+def request_text(turns: Sequence[Message]) -> str:
+    """What is asked by a conversation before its last answer: its user turns, or a document."""
+    return "\n".join(turn["content"] for turn in turns if turn["role"] in ("user", TEXT))
+
+
+def _requests(turns: Sequence[Message], several: bool) -> list[tuple[str, str]]:
+    """`exchanges` and, where `several` is set, each answer with all requests before it."""
+    found = exchanges(turns)
+    if not several or len(found) < 2:
+        return found
+    ends = [end for end in range(2, len(turns)) if turns[end - 1]["role"] == "user"]
+    return found + [(request_text(turns[:end]), turns[end]["content"]) for end in ends[1:]]
+
+
 def exchange_text(request: str, answer: str) -> str:
     return f"{request}\n{answer}" if answer else request
 
 
-class EvaluationRows:
-    """The rows of the evaluation files, with which training rows are compared.
+class HeldOutRows:
+    """Rows that are evaluated, with which training rows are compared.
 
     A training row matches if one of its requests equals the request of an evaluation row, exactly or normalised,
-    or if a request and its answer together are near those of an evaluation row.
+    or if a request and its answer together are near those of an evaluation row. The request of an evaluation row
+    with several is all of them.
+
+    Args:
+        rows: file, line and messages of each.
+        dedup_threshold: least Jaccard similarity of near duplicates, 0 to 1.
     """
 
-    def __init__(self, files: Sequence[Path], dedup_threshold: float) -> None:
-        self.files = files
-        self.identity = [[str(file), sha256(file)] for file in self.files]
+    def __init__(self, rows: Iterable[tuple[str, int, Sequence[Message]]], dedup_threshold: float) -> None:
         self._requests: dict[str, tuple[str, int, str]] = {}
-        pairs = [text for file in self.files for text in self._read(file)]
-        self._pairs = HeldOutIndex(pairs, dedup_threshold) if pairs else None
-
-    def _read(self, file: Path) -> list[HeldOutText]:
-        found, unreadable = [], 0
-        for line, value in read_values(file):
-            try:
-                if isinstance(value, RowError):
-                    raise value
-                turns = to_messages(value, evaluation_messages)
-            except RowError:
-                unreadable += 1
-                continue
-            request, answer = turns[0]["content"], turns[-1]["content"]
+        self._several = False
+        pairs = []
+        for file, line, turns in rows:
+            request = request_text(turns)
+            self._several |= sum(turn["role"] == "user" for turn in turns) > 1
             for key in (normalise(request), request):
-                self._requests.setdefault(key, (str(file), line, request))
-            found.append(HeldOutText(str(file), line, exchange_text(request, answer)))
-        if unreadable:
-            log.warning("%s: %d rows cannot be read; no training row was compared with them", file, unreadable)
-        return found
+                self._requests.setdefault(key, (file, line, request))
+            pairs.append(HeldOutText(file, line, exchange_text(request, turns[-1]["content"])))
+        self._pairs = HeldOutIndex(pairs, dedup_threshold) if pairs else None
 
     def matches(
         self, conversations: Sequence[Sequence[Message]], known: Mapping[str, Fingerprint]
@@ -98,7 +104,7 @@ class EvaluationRows:
         """
         if not self._pairs:
             return [None] * len(conversations)
-        pairs = [(i, *pair) for i, turns in enumerate(conversations) for pair in exchanges(turns)]
+        pairs = [(i, *pair) for i, turns in enumerate(conversations) for pair in _requests(turns, self._several)]
         texts = [exchange_text(request, answer) for _, request, answer in pairs]
         unknown = [text for text in texts if text not in known]
         found = {**known, **dict(zip(unknown, fingerprints(unknown), strict=True))}
@@ -122,6 +128,27 @@ class EvaluationRows:
 
 def _strength(match: HeldOutMatch) -> tuple[int, float]:
     return -KINDS.index(match.kind), match.similarity
+
+
+class EvaluationRows(HeldOutRows):
+    """The rows of the evaluation files. `identity` has the path and the hash of each file."""
+
+    def __init__(self, files: Sequence[Path], dedup_threshold: float) -> None:
+        self.identity = [[str(file), sha256(file)] for file in files]
+        super().__init__((row for file in files for row in _read(file)), dedup_threshold)
+
+
+def _read(file: Path) -> Iterator[tuple[str, int, list[Message]]]:
+    unreadable = 0
+    for line, value in read_values(file):
+        try:
+            if isinstance(value, RowError):
+                raise value
+            yield str(file), line, to_messages(value, evaluation_messages)
+        except RowError:
+            unreadable += 1
+    if unreadable:
+        log.warning("%s: %d rows cannot be read; no training row was compared with them", file, unreadable)
 
 
 class HeldOutIndex:

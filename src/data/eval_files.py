@@ -16,10 +16,10 @@ from ..utils.files import read_json, sha256
 from .readers import is_data_file
 from .readers.stream import ARCHIVES
 
+NO_DATA = "none"  # value of eval_path: no evaluation data, although there is a folder
 FOLDER = "eval"
 BELONGS_TO = "belongs_to.json"
-DEV = "dev"  # the split of the evaluation loss
-ONLY_SPLIT = "test"  # the split of an eval_path that is a file
+ONLY_SPLIT = "test"  # the split of an eval_path that is a file, and of the rows that a run holds out
 
 
 class TrainingFiles(NamedTuple):
@@ -58,14 +58,22 @@ def eval_path_of(args: TrainDataArgs, eval_path: str | None) -> str | None:
     return None if found is None else str(found)
 
 
+def held_out_split(eval_path: str | None) -> str:
+    """The split of the rows that `eval_split` holds out: test, or held_out where there is a file for test."""
+    return "held_out" if ONLY_SPLIT in split_files(eval_path) else ONLY_SPLIT
+
+
 def why_no_eval_loss(cfg: TrainConfig) -> str:
-    """Why a training run has no evaluation loss, as the end of a sentence; empty if it has one."""
-    found = eval_path_of(cfg, cfg.eval_path)
-    if DEV in split_files(found):
+    """Why a training run has no evaluation loss, as the end of a sentence with the remedy; empty if it has one."""
+    path = eval_path_of(cfg, cfg.eval_path)
+    splits = [*split_files(path), *([held_out_split(path)] if cfg.eval_split else [])]
+    if cfg.dev_split in splits:
         return ""
-    if found is None:
-        return "there is no evaluation data; set eval_path to a folder with dev.jsonl"
-    return f"{found} has no file dev.jsonl"
+    if not splits:
+        return f"there is no evaluation data; eval_split=0.1 with dev_split={ONLY_SPLIT} holds rows out for it"
+    chosen = ONLY_SPLIT if ONLY_SPLIT in splits else splits[0]
+    known = ", ".join(splits)
+    return f"there is no split {cfg.dev_split} (there is {known}); dev_split={chosen} computes it on {chosen}"
 
 
 def foreign_eval_path(dataset_path: str, datasets: Sequence[Dataset] = ()) -> Path | None:
@@ -85,7 +93,7 @@ def split_files(eval_path: str | Path | None, held_out: Path | None = None) -> d
     Raises: DataError if two files have the name of the same split.
     """
     found = [held_out] if held_out else []
-    folder = Path(eval_path) if eval_path is not None else None
+    folder = Path(eval_path) if eval_path not in (None, NO_DATA) else None
     if folder and folder.is_file():
         return _by_split([(ONLY_SPLIT, folder), *((_split_name(file), file) for file in found)])
     if folder and folder.is_dir():

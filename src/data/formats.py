@@ -184,8 +184,13 @@ FORMATS: dict[str, Format] = {
 
 
 def evaluation_messages(row: RawRow) -> list[Message]:
-    """The messages of a row of an evaluation file: a prompt and its completion, or a text and its label."""
-    return (classification if "label" in row and "prompt" not in row else prompt_completion)(row)
+    """The messages of a row of an evaluation file, by its columns: in any format that has an answer."""
+    if "prompt" in row:
+        return prompt_completion(row)
+    if "label" in row:
+        return classification(row)
+    found = (each.translate for name, each in FORMATS.items() if name != TEXT and each.columns <= row.keys())
+    return next(found, prompt_completion)(row)
 
 
 def count_formats(rows: Iterable[object]) -> Counter[str]:

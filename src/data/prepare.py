@@ -13,17 +13,21 @@ import numpy as np
 
 from ..errors import MAX_LISTED, DataError
 from ..schema import RowArgs, Task, TrainDataArgs
-from ..utils.files import write_json
+from ..utils.files import sha256, write_json
 from . import loader, report, sources
 from .chat import ChatTokenizer
 from .contamination import EvaluationRows
 from .encode import EncodingOptions
-from .eval_files import split_files
+from .eval_files import held_out_split, split_files
 from .formats import Rejection
+from .held_out import NOTHING, HeldOut, hold_out, write_held_out
 from .sources import DataPart
 from .store import Array, RowStore, TokenCounts, TokenStore, build_once, content_key
 from .task_encoding import trained_answers
-from .tokens import Dropped, rows_to_verify, write_tokens
+from .tokens import Dropped, check_rows, rows_to_verify, write_tokens
+
+HELD_OUT_FILE = "held_out.jsonl"  # in the folder of a token store
+UNLIMITED = 10**9  # tokens
 
 
 class TrainingRows(NamedTuple):
@@ -34,6 +38,8 @@ class TrainingRows(NamedTuple):
     dropped: list[Dropped]  # usable rows that the settings leave out
     eval_files: list[Path]
     labels: tuple[str, ...] = ()  # of a classification, sorted
+    held_out: HeldOut = NOTHING
+    held_out_split: str = ""  # its name, with `eval_split`
 
     @property
     def version(self) -> dict[str, Any]:
@@ -53,9 +59,14 @@ def load_training_rows(
     report.refuse_evaluation_files([file for part in parts for file in part.files], eval_files)
     evaluation = EvaluationRows(eval_files, args.dedup_threshold)
     store = loader.load_rows(parts, evaluation, args.dedup_threshold, cache, args.num_proc)
-    dropped = list(_drop_rows(parts, store, args, seed))
-    labels = _labels(store, dropped) if task == "classification" else ()
-    return TrainingRows(parts, store, dropped, eval_files, labels)
+    unusable = list(_unusable_rows(store, args))
+    excluded = {row.row for row in unusable} | {m.row for m in store.matches("contamination")}
+    held = hold_out(store, excluded, args, task=task, cache=cache, seed=seed)
+    dropped = [*unusable, *_left_out(parts, store, args, seed, held, unusable)]
+    out = {row.row for row in dropped}.union(held.rows.tolist())
+    labels = _labels(store, out) if task == "classification" else ()
+    split = held_out_split(eval_path) if args.eval_split else ""
+    return TrainingRows(parts, store, dropped, eval_files, labels, held, split)
 
 
 def refuse_bad_rows(data: TrainingRows, args: TrainDataArgs, task: Task) -> None:
@@ -69,11 +80,11 @@ def refuse_bad_rows(data: TrainingRows, args: TrainDataArgs, task: Task) -> None
         hint = "fix the rows or set on_bad_row=skip"
         loader.raise_rejected(others, f"data_format={args.data_format}", hint, also=unusable.values())
     if args.on_contamination == "refuse":
-        matches = data.store.matches("contamination")
+        matches = [*data.store.matches("contamination"), *data.held_out.matches]
         overlaps = [data.store.rejection(m.row, "contamination", m.detail) for m in matches]
         if overlaps:
             loader.raise_rejected(overlaps, "", "remove the rows, or set on_contamination=reject")
-    if len(data.store) == len(data.dropped):
+    if len(data.store) == len(data.dropped) + len(data.held_out.rows):
         files = ", ".join(str(f) for f in data.store.files)
         dropped = [str(data.store.rejection(*row)) for row in data.dropped[:MAX_LISTED]]
         raise DataError(*dropped, f"{files}: no row to train on", hint="set dataset_path and dataset_pattern")
@@ -98,21 +109,30 @@ def tokenize(
         weights=[part.weight for part in data.parts],
         rules=options,
         mask=args.check_mask,
+        held_out=[data.held_out.identity, data.held_out_split],
         seed=seed,
         chat=[chat.identity, chat.template_date],
     )
     folder = cache / "tokens" / key
 
     def build(temporary: Path) -> None:
-        kept = np.setdiff1d(np.arange(len(data.store)), [row.row for row in data.dropped])
+        out = [*(row.row for row in data.dropped), *data.held_out.rows.tolist()]
+        kept = np.setdiff1d(np.arange(len(data.store)), out)
         verified = rows_to_verify(len(data.store), args.check_mask == "all", seed)
         stats, rows = write_tokens(temporary, data.store, kept, chat, options, verified, args.num_proc)
         np.save(temporary / "order.npy", _epoch_order(data, rows, seed))
+        held, failed = check_rows(data.store, data.held_out.rows, chat, _uncut(options), args.num_proc)
+        stats.rejected += failed
+        write_held_out(temporary / HELD_OUT_FILE, map(data.store.row, held.tolist()))
         counts = TokenCounts.of(temporary)
         if data.labels:  # the last element of an example is the label's index, not a token
             counts = counts._replace(tokens=counts.tokens - 1)
         data_report = report.build_report(data.store, data.dropped, stats, rows, counts, data.eval_files)
         data_report |= report.label_counts(temporary, data.labels)
+        if args.eval_split:
+            split = {"split": data.held_out_split, "eval_split": args.eval_split, "seed": seed}
+            split["sha256"] = sha256(temporary / HELD_OUT_FILE)
+            report.add_held_out(data_report, data.store, held, data.held_out.matches, split)
         write_json(temporary / "data_report.json", data_report)
 
     build_once(folder, build)
@@ -133,15 +153,21 @@ def _files_without_usable_rows(store: RowStore, bad: Sequence[Rejection]) -> Ite
             yield path, loader.explain_misfit(first[path], file["rows_in"], file["format"])
 
 
-def _labels(store: RowStore, dropped: Sequence[Dropped]) -> tuple[str, ...]:
-    """The distinct labels of the rows that are trained on, sorted."""
-    out = {row.row for row in dropped}
+def _uncut(options: EncodingOptions) -> EncodingOptions:
+    """The rules for rows that are held out, which are not cut: an evaluation reads them completely."""
+    if options.on_overlength == "reject":
+        return options
+    return options._replace(on_overlength="reject", max_length=UNLIMITED)
+
+
+def _labels(store: RowStore, out: set[int]) -> tuple[str, ...]:
+    """The distinct labels of the rows that are trained on, all except `out`; sorted."""
     kept = (number for number in range(len(store)) if number not in out)
     return tuple(sorted({label for number in kept for label in trained_answers(store.row(number))}))
 
 
-def _drop_rows(parts: Sequence[DataPart], store: RowStore, args: RowArgs, seed: int) -> Iterator[Dropped]:
-    """The rows that the settings leave out, each once, with the first reason that applies."""
+def _unusable_rows(store: RowStore, args: RowArgs) -> Iterator[Dropped]:
+    """The rows that are neither trained on nor held out, each once, with the first reason that applies."""
     dropped: set[int] = set()
     if args.on_contamination != "keep":
         dropped |= {m.row for m in store.matches("contamination")}
@@ -150,6 +176,22 @@ def _drop_rows(parts: Sequence[DataPart], store: RowStore, args: RowArgs, seed: 
         found = [m for m in store.matches("duplicates") if m.row not in dropped]
         dropped |= {m.row for m in found}
         yield from (Dropped(m.row, "duplicate", m.detail) for m in found)
+
+
+def _left_out(
+    parts: Sequence[DataPart],
+    store: RowStore,
+    args: RowArgs,
+    seed: int,
+    held: HeldOut,
+    unusable: Sequence[Dropped],
+) -> Iterator[Dropped]:
+    """The other rows that are not trained on, without those that are held out."""
+    dropped = {row.row for row in unusable}.union(held.rows.tolist())
+    if args.on_contamination != "keep":
+        found = [m for m in held.matches if m.row not in dropped]
+        dropped |= {m.row for m in found}
+        yield from (Dropped(m.row, "contamination", f"{m.detail}, which is held out") for m in found)
     weights = [parts[file["part"]].weight for file in store.about["files"]]
     unseen = np.flatnonzero(_repeats(parts, store, seed) == 0)
     for row, file in zip(unseen.tolist(), store.file_indices(unseen).tolist(), strict=True):

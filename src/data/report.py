@@ -1,7 +1,8 @@
-"""The data report: what became of every row (rows in = rows trained + rows rejected), as JSON and for people."""
+"""The data report: what became of every row (rows in = trained + rejected + held out), as JSON and for people."""
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
@@ -16,12 +17,16 @@ from ..errors import MAX_LISTED, DataError
 from ..utils.files import sha256
 from ..utils.logs import SafeConsole, log, silence_stdout
 from ..utils.secrets import redact
+from ..utils.units import count
 from .chat import ChatTokenizer
 from .duplicates import KINDS
 from .store import Array, DuplicateMatch, Example, RowStore, TokenCounts, TokenStore
 from .tokens import Dropped, TokenizeStats
 
+HELD_OUT = "held_out"  # folder of a run, with the rows that are held out
 EXPECTED_REASONS = {"not_sampled"}  # reasons that follow from a setting and are not findings
+CONTAMINATION = re.compile(r"contamination$|rows occur in the evaluation (files|data)$")  # in a finding
+LARGE = 0.1  # share of the rows from which contamination is reported by itself
 MAX_SHOWN_CHARS = 1_500  # of an example
 SHARES = {"min": 0.0, "p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "max": 1.0}
 
@@ -41,6 +46,8 @@ def refuse_evaluation_files(files: Sequence[Path], eval_files: Sequence[Path]) -
 
 def refuse_findings(report: dict[str, Any], *, strict: bool) -> None:
     """Raises: DataError if no row is left or, with `strict`, if there is any finding."""
+    if "held_out" in report and not report["rows_held_out"]:
+        raise DataError("no row is left to hold out", hint="the data report names the reason for each row")
     if not report["rows_trained"]:
         problems = [f"{r['file']}:{r['line']} {r['detail']}" for r in report["rejected"][:MAX_LISTED]]
         raise DataError(*problems, hint="no row is left to train on; raise max_length")
@@ -73,6 +80,7 @@ def build_report(
     found: dict[str, Any] = {
         "rows_in": sum(file["rows_in"] for file in store.about["files"]),
         "rows_trained": len(trained),
+        "rows_held_out": 0,
         "examples": len(rows),
         "rejected": [
             {"file": str(r.file), "line": r.line, "reason": r.reason, "detail": r.detail} for r in rejected
@@ -94,6 +102,31 @@ def build_report(
         "no_end_of_turn": stats.no_end_of_turn,
     }
     return found | {"findings": _findings(found)}
+
+
+def add_held_out(
+    found: dict[str, Any], store: RowStore, rows: Array, matches: Sequence[DuplicateMatch], split: dict[str, Any]
+) -> None:
+    """Add what `eval_split` holds out to a data report.
+
+    Args:
+        rows: (held out rows,), their indices.
+        matches: other rows that match one of them: contamination.
+        split: name of the split, the settings that it depends on, and the hash of its file.
+    """
+    found["rows_held_out"] = len(rows)
+    places = [_location(store, Dropped(row, "", "")) for row in rows.tolist()]
+    found["held_out"] = split | {"rows": places}
+    counts = np.bincount(store.file_indices(rows), minlength=len(store.files)).tolist()
+    for each, number in zip(found["files"], counts, strict=True):
+        each["rows_held_out"] = number
+    kinds = Counter(match.kind for match in matches)
+    contamination = found["contamination"]
+    contamination["files"][f"{HELD_OUT}/{split['split']}.jsonl"] = {kind: kinds[kind] for kind in KINDS}
+    for kind in KINDS:
+        contamination[kind] += kinds[kind]
+    contamination["rows"] += [_match_row(store, match) for match in matches]
+    found["findings"] = _findings(found)
 
 
 def label_counts(tokens: Path, names: Sequence[str]) -> dict[str, Any]:
@@ -162,7 +195,7 @@ def _findings(found: dict[str, Any]) -> list[str]:
     more = {
         "rows are cut to max_length": len(found["cut"]),
         f"rows are duplicates of earlier ones ({_kinds(duplicates)})": sum(duplicates.values()),
-        "rows occur in the evaluation files": overlap,
+        f"rows occur in the evaluation {'data' if 'held_out' in found else 'files'}": overlap,
         "masks could not be compared with a second derivation": sum(found["mask"]["not_comparable"].values()),
         "rows have an answer without an end-of-turn token: the model does not learn to stop": found[
             "no_end_of_turn"
@@ -185,7 +218,7 @@ def print_report(tokens: TokenStore, chat: ChatTokenizer, max_length: int) -> No
     for what, value in lines:
         log.info("%s", f"{what:<{width}}  {value}".rstrip())
     for line in _rejections(tokens.report):
-        log.warning("%s", line)
+        log.info("%s", line)
     console = SafeConsole()
     with console.capture() as captured:
         for number in _spread(len(tokens)):
@@ -197,21 +230,39 @@ def print_report(tokens: TokenStore, chat: ChatTokenizer, max_length: int) -> No
             print(captured.get(), end="", flush=True)
     except BrokenPipeError:
         silence_stdout()
+    large = _large_contamination(tokens.report)
     for finding in tokens.report["findings"]:
-        log.warning("finding: %s", finding)
+        if not (large and CONTAMINATION.search(finding)):
+            log.warning("finding: %s", finding)
+    if large:
+        log.warning("%s", large)
+
+
+def _large_contamination(report: Mapping[str, Any]) -> str:
+    """What contamination takes from the training rows, if it is more than LARGE of them."""
+    lost = report["rejected_by_reason"].get("contamination", 0)
+    if lost <= LARGE * report["rows_in"]:
+        return ""
+    found = [file for file, kinds in report["contamination"]["files"].items() if any(kinds.values())]
+    rows = f"{lost:,} of {count(report['rows_in'], 'row')} ({100 * lost / report['rows_in']:.0f} %)"
+    reason = f"they occur in {', '.join(found)}"
+    return f"{rows} are not trained on, because {reason}; on_contamination=keep trains them"
 
 
 def _summary(report: Mapping[str, Any], max_length: int) -> Iterator[tuple[str, str]]:
     for file in report["files"]:
         yield (
             "file",
-            f"{file['file']}  {file['format']}, {file['rows_in']:,} rows in, {file['rows_trained']:,} trained",
+            f"{file['file']}  {file['format']}, {file['rows_in']:,} rows in, {file['rows_trained']:,} trained"
+            + (f", {file['rows_held_out']:,} held out" if "rows_held_out" in file else ""),
         )
-    rejected = len(report["rejected"])
-    several = f" ({report['examples']:,} examples)" if report["examples"] != report["rows_trained"] else ""
-    yield "rows", f"{report['rows_in']:,} in = {report['rows_trained']:,} trained{several} + {rejected:,} rejected"
-    for reason, count in report["rejected_by_reason"].items():
-        yield "  rejected", f"{count:,} {reason}"
+    yield "rows", _equation(report)
+    for reason, number in report["rejected_by_reason"].items():
+        yield "  rejected", f"{number:,} {reason}"
+    if "held_out" in report:
+        held = report["held_out"]
+        setting = f"eval_split={held['eval_split']:g} and seed={held['seed']}"
+        yield "held out", f"{report['rows_held_out']:,} as the split {held['split']}, by {setting}"
     tokens = report["tokens"]
     share = 100 * tokens["with_loss"] / max(1, tokens["total"])
     with_loss = f", {tokens['with_loss']:,} of them with loss ({share:.1f} %)" if "labels" not in report else ""
@@ -226,6 +277,14 @@ def _summary(report: Mapping[str, Any], max_length: int) -> Iterator[tuple[str, 
         yield "also in", f"{file}: {_kind_counts(kinds)}"
     if report["mask"]["checked"]:
         yield "mask", _mask_line(report["mask"])
+
+
+def _equation(report: Mapping[str, Any]) -> str:
+    """Rows in = rows trained + rows rejected + rows held out."""
+    several = f" ({report['examples']:,} examples)" if report["examples"] != report["rows_trained"] else ""
+    equation = f"{report['rows_in']:,} in = {report['rows_trained']:,} trained{several}"
+    equation += f" + {len(report['rejected']):,} rejected"
+    return equation + (f" + {report['rows_held_out']:,} held out" if "held_out" in report else "")
 
 
 def _most(labels: Mapping[str, int]) -> list[tuple[str, int]]:

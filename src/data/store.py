@@ -2,7 +2,8 @@
 
 CACHE/rows/<key>/    rows.jsonl (one usable row a line), places.npy, rejected.jsonl, duplicates.jsonl,
                      contamination.jsonl, about.json
-CACHE/tokens/<key>/  ids.bin, loss_mask.bin, ends.npy, rows.npy, order.npy, data_report.json
+CACHE/held_out/<key>/  rows.npy, matches.jsonl: the choice of `eval_split`
+CACHE/tokens/<key>/  ids.bin, loss_mask.bin, ends.npy, rows.npy, order.npy, data_report.json, held_out.jsonl
 """
 
 from __future__ import annotations
@@ -114,12 +115,12 @@ class RowStore:
         return Row(self.files[file], line, messages, tools)
 
     def rejected(self) -> Iterator[Rejection]:
-        for file, line, reason, detail in _read_lines(self.folder / "rejected.jsonl"):
+        for file, line, reason, detail in read_lines(self.folder / "rejected.jsonl"):
             yield Rejection(self.files[file], line, reason, detail)
 
     def matches(self, what: str) -> Iterator[DuplicateMatch]:
         """The matches of a kind: `duplicates` or `contamination`."""
-        yield from (DuplicateMatch(*found) for found in _read_lines(self.folder / f"{what}.jsonl"))
+        yield from (DuplicateMatch(*found) for found in read_lines(self.folder / f"{what}.jsonl"))
 
 
 class TokenCounts(NamedTuple):
@@ -177,7 +178,8 @@ def write_lines(path: Path, values: Iterator[Any]) -> None:
         file.writelines(json.dumps(value, ensure_ascii=False) + "\n" for value in values)
 
 
-def _read_lines(path: Path) -> Iterator[Any]:
+def read_lines(path: Path) -> Iterator[Any]:
+    """The JSON value of each line."""
     with path.open(encoding="utf-8") as file:
         for line in file:
             yield json.loads(line)

@@ -95,6 +95,23 @@ def write_tokens(
     return stats, np.concatenate(rows)
 
 
+def check_rows(
+    store: RowStore, rows: Array, chat: ChatTokenizer, options: EncodingOptions, workers: int | None
+) -> tuple[Array, list[Dropped]]:
+    """The indices `rows` that can be encoded, in order, and why the others cannot."""
+    if not len(rows):
+        return rows, []
+
+    def work(batch: Array) -> list[Dropped]:
+        encoded = TASK_ENCODINGS[options.task].encode([store.row(int(number)) for number in batch], chat, options)
+        failed = [(n, e) for n, e in zip(batch.tolist(), encoded, strict=True) if isinstance(e, RowError)]
+        return [Dropped(number, error.reason, error.detail) for number, error in failed]
+
+    processes = 1 if len(rows) < SMALL else workers or cores()
+    failed = [row for found in map_ordered(work, _batches(rows), processes) for row in found]
+    return np.setdiff1d(rows, [row.row for row in failed]), failed
+
+
 def rows_to_verify(rows: int, every: bool, seed: int) -> Array:
     """(rows,): whether the mask of each row is to be verified."""
     if every:

@@ -16,6 +16,7 @@ from ..config import to_yaml
 from ..data.chat import IDENTITY_FILE, ChatTokenizer
 from ..data.eval_files import split_files
 from ..data.prepare import TrainingRows
+from ..data.report import HELD_OUT
 from ..data.store import Example, RowStore, TokenStore
 from ..errors import RunError, Stopped
 from ..model import profile, tasks
@@ -30,7 +31,7 @@ from ..utils.process_info import ProcessInfo, process_info
 from ..utils.units import format_duration
 from . import launch_plan, mirror, resume
 from .plan import check_fits, plan_memory, resolve_checkpointing
-from .prepare import PreparedData, build_model, load_chat, load_rows, tokenize, with_eval_path
+from .prepare import PreparedData, build_model, copy_held_out, load_chat, load_rows, tokenize, with_eval_path
 
 SET_VALUED_KEYS = {"target_modules", "exclude_modules"}  # peft holds these settings as sets
 
@@ -67,7 +68,7 @@ def train(cfg: TrainConfig) -> int:
     if launch is None:
         return _train(cfg, process_info())
     if launch.node_rank == 0:
-        resume.find_resumable(cfg, mirror.open_store(cfg), announce=False)
+        resume.find_resumable(cfg, mirror.open_store(cfg))
         load_rows(cfg)
 
     from . import launcher  # imports torch
@@ -179,14 +180,11 @@ def _open_run(
 
     facts = _manifest_facts(cfg, base, main.data)
     run = resume.resume_first(main.resumable, facts, requested, requested.output_dir)
-    if run is None:
-        resume.log_repetition(requested, facts)
-        run = runs.create(cfg.output_dir, "train", to_yaml(requested), facts | {"plan": main.plan})
-    if cfg.run_name:
-        run.update(run_name=cfg.run_name)
+    run = run or runs.create(cfg.output_dir, "train", to_yaml(requested), facts | {"plan": main.plan})
     log_to(run.logs)
     log.info("run %s", run.path)
     write_json(run.path / "data_report.json", main.data.examples.report)
+    copy_held_out(main.data.examples, run.path)
     return run, checkpoint.find_newest(run.checkpoints, with_best=cfg.load_best_model_at_end)
 
 
@@ -208,9 +206,20 @@ def save_model(model: Any, chat: ChatTokenizer, folder: Path, weights: dict[str,
             write_json(adapter_config, found)
 
 
-def _evaluation_data(cfg: TrainConfig) -> dict[str, Any]:
+def _evaluation_data(cfg: TrainConfig, held_out: dict[str, Any] | None) -> dict[str, Any]:
+    """The evaluation files of the run, with hashes. `held_out` is relative to the run directory."""
     files = {split: sha256(file) for split, file in split_files(cfg.eval_path).items()}
-    return {"path": cfg.eval_path, "held_out": None, "files": files}
+    path = cfg.eval_path if files else None
+    if held_out is None:
+        return {"path": path, "held_out": None, "files": files}
+    files |= {held_out["split"]: held_out["sha256"]}
+    return {"path": path, "held_out": f"{HELD_OUT}/{held_out['split']}.jsonl", "files": files}
+
+
+def _data_files(report: dict[str, Any]) -> dict[str, Any]:
+    """The training files, and the hash of the rows that are held out: both must be the same when a run resumes."""
+    held_out = {HELD_OUT: {"sha256": report[HELD_OUT]["sha256"]}} if HELD_OUT in report else {}
+    return {"files": report["files"]} | held_out
 
 
 def _manifest_facts(cfg: TrainConfig, base: Source, data: PreparedData) -> dict[str, Any]:
@@ -219,8 +228,8 @@ def _manifest_facts(cfg: TrainConfig, base: Source, data: PreparedData) -> dict[
         "task": cfg.task,
         "base_model": {"name": base.name, "revision": base.revision},
         "tokenization": data.chat.identity,
-        "data": data.rows.version | {"files": data.examples.report["files"]},
-        "evaluation_data": _evaluation_data(cfg),
+        "data": data.rows.version | _data_files(data.examples.report),
+        "evaluation_data": _evaluation_data(cfg, data.examples.report.get(HELD_OUT)),
         "seed": cfg.seed,
         "precision": data.dtype._asdict(),
         "processes": process_info().world_size,

@@ -12,9 +12,9 @@ from ..config import to_yaml
 from ..data import loader, prepare, report, task_encoding
 from ..data.chat import ChatTokenizer
 from ..data.encode import EncodingOptions
-from ..data.eval_files import DEV, eval_path_of, foreign_eval_path, split_files, why_no_eval_loss
+from ..data.eval_files import NO_DATA, ONLY_SPLIT, eval_path_of, foreign_eval_path, split_files, why_no_eval_loss
 from ..data.formats import Row, RowError
-from ..data.report import print_report
+from ..data.report import HELD_OUT, print_report
 from ..data.sources import data_cache
 from ..data.store import Example, TokenStore
 from ..errors import ConfigError
@@ -53,13 +53,21 @@ class PreparedData(NamedTuple):
 
 
 def with_eval_path(cfg: Config) -> Config:
-    """The settings with `eval_path` resolved; null if the training data has no evaluation data."""
-    found = eval_path_of(cfg, cfg.eval_path)
-    if found is None:
+    """The settings with `eval_path` resolved; null if there is no evaluation folder for the training data.
+
+    Raises: ConfigError if `eval_path` is set and holds no data file.
+    """
+    path = eval_path_of(cfg, cfg.eval_path)
+    if path not in (None, NO_DATA) and not split_files(path):
+        fact = "holds no data file" if Path(str(path)).exists() else "is not a folder or a file"
+        hint = f"set it to a folder with test.jsonl, or to {NO_DATA} to train without evaluation data"
+        raise ConfigError(f"eval_path {path} {fact}", hint=hint)
+    if path is None and not cfg.eval_split:
         foreign = foreign_eval_path(cfg.dataset_path, cfg.datasets)
         skipped = f" ({foreign} belongs to other training files)" if foreign else ""
-        log.warning("no evaluation data%s: set eval_path to a folder with test.jsonl to evaluate the run", skipped)
-    return replace(cfg, eval_path=found)
+        ways = "eval_split=0.1 holds rows out for it, or eval_path names a folder with test.jsonl"
+        log.warning("no evaluation data%s: the run cannot be judged; %s", skipped, ways)
+    return replace(cfg, eval_path=path)
 
 
 def load_rows(cfg: TrainConfig) -> RawData:
@@ -98,6 +106,8 @@ def tokenize(
     print_report(examples, chat, cfg.max_length)
     report.refuse_findings(examples.report, strict=cfg.strict_data)
     labels = tuple(examples.report.get("labels", ()))
+    if cfg.dev_split == rows.held_out_split:
+        dev = loader.read_rows(examples.folder / prepare.HELD_OUT_FILE)
     held_out = _encode_dev_rows(dev, chat, prepare.encoding_options(cfg, cfg.task, labels))
     return PreparedData(rows, base, device, dtype, examples, chat, held_out, labels)
 
@@ -142,6 +152,7 @@ def check_data(cfg: TrainConfig) -> int:
     folder = runs.new_folder(Path(cfg.output_dir) / "checks")
     write_text(folder / "config_used.yaml", to_yaml(cfg))
     write_json(folder / "data_report.json", examples.report)
+    copy_held_out(examples, folder)
     print_report(examples, chat, cfg.max_length)
     report_path = folder / "data_report.json"
     counts = f"{examples.report['rows_trained']:,} of {count(examples.report['rows_in'], 'row')} would be trained"
@@ -150,6 +161,14 @@ def check_data(cfg: TrainConfig) -> int:
     prepare.refuse_bad_rows(rows, cfg, cfg.task)
     report.refuse_findings(examples.report, strict=cfg.strict_data)
     return 0
+
+
+def copy_held_out(examples: TokenStore, folder: Path) -> None:
+    """Write the rows that `eval_split` holds out to `folder`/held_out, as the evaluation file of their split."""
+    if HELD_OUT in examples.report:
+        split = examples.report[HELD_OUT]["split"]
+        rows = (examples.folder / prepare.HELD_OUT_FILE).read_text(encoding="utf-8")
+        write_text(folder / HELD_OUT / f"{split}.jsonl", rows)
 
 
 def load_chat(base: Source, cfg: TrainConfig) -> ChatTokenizer:
@@ -189,20 +208,22 @@ def _unused_packages(cfg: TrainConfig, base: Source) -> list[str]:
 
 
 def _read_dev_rows(cfg: TrainConfig, labels: Sequence[str]) -> list[Row]:
-    """The rows of the dev split for the evaluation loss; empty if the file does not exist.
+    """The rows of the file of `dev_split`, for the evaluation loss; empty if there is none.
 
     Raises: DataError if a row cannot be read, or has a label that is not in `labels`; ConfigError if a setting
-        needs the evaluation loss and the file does not exist.
+        needs the evaluation loss and there is none.
     """
-    path = split_files(cfg.eval_path).get(DEV)
-    if path is None and (cfg.load_best_model_at_end or cfg.early_stopping_patience):
-        setting = "load_best_model_at_end" if cfg.load_best_model_at_end else "early_stopping_patience"
-        raise ConfigError(f"{setting} needs an evaluation loss, and {why_no_eval_loss(cfg)}")
-    if path is None:
-        if cfg.eval_path:  # without one, another line says so
-            log.warning("no evaluation loss: %s", why_no_eval_loss(cfg))
-        return []
-    rows = loader.read_rows(path)
+    reason = why_no_eval_loss(cfg)
+    chooses = "load_best_model_at_end" if cfg.load_best_model_at_end else "early_stopping_patience"
+    needed = cfg.load_best_model_at_end or cfg.early_stopping_patience
+    if reason and needed:
+        raise ConfigError(f"{chooses} needs an evaluation loss, and {reason}")
+    if reason and (cfg.eval_path or cfg.eval_split):  # without evaluation data, another line says so
+        log.warning("no evaluation loss: %s", reason)
+    if needed and cfg.dev_split == ONLY_SPLIT:
+        log.warning("%s chooses the model on the split test, which makes a verdict on test optimistic", chooses)
+    path = split_files(cfg.eval_path).get(cfg.dev_split)
+    rows = loader.read_rows(path) if path else []
     if cfg.task == "classification":
         task_encoding.refuse_unknown_labels(rows, labels)
     return rows

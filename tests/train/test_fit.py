@@ -330,7 +330,7 @@ def test_the_evaluation_loss_comes_every_eval_steps(world: World) -> None:
 def test_without_a_dev_split_there_is_no_evaluation_loss_and_the_log_says_so(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = world.train("max_steps=2", f"eval_path={tmp_path / 'none'}")
+    run = world.train("max_steps=2", "eval_path=none")
     assert "eval/loss" not in curves(run)
     assert "eval_loss" not in report(run, "metrics")["train"]
     assert "no evaluation loss: " in capsys.readouterr().out
