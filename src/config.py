@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import Doc
 
-from . import schema
+from . import run_names, schema
 from .aliases import OTHER_TOOLS, RENAMED, current_settings
 from .errors import ConfigError, did_you_mean
 from .schema import SLURM_KEYS, SOURCE_KEYS, DataSource
@@ -110,6 +110,8 @@ def cross_checks(values: Mapping[str, Any]) -> list[str]:
     name = values.get("publish_name")
     if isinstance(name, str) and not re.fullmatch(r"\w[\w.-]*", name):
         problems.append(f"publish_name={name}: should be a name of letters, digits, '.', '_' and '-'")
+    if problem := run_names.problem_of(values.get("run_name")):
+        problems.append(problem)
     reporters = values.get("report_to")
     problems += trackers.problems(str(n) for n in reporters) if isinstance(reporters, list) else []
     if (values.get("loss") == "weighted") != bool(values.get("class_weights")):

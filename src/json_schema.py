@@ -41,11 +41,12 @@ def schema_command(words: list[str]) -> str:
 
 
 def schema_files() -> dict[str, str]:
-    """The content of each file in configs/schemas, by its name: one for each file of a stage, and PRESET."""
-    stages = {
-        stage.config_name: name for name, stage in STAGES.items() if name.replace("-", "_") == stage.config_name
-    }
-    made = {file: stage_schema(name) for file, name in sorted(stages.items())} | {PRESET: preset_schema()}
+    """The content of each file in configs/schemas: PRESET, and one for each stage with own file or settings."""
+    made = {PRESET: preset_schema()}
+    for name, stage in STAGES.items():
+        shared = any(other.schema == stage.schema for other in STAGES.values() if other is not stage)
+        if name.replace("-", "_") == stage.config_name or not shared:
+            made[name.replace("-", "_")] = stage_schema(name)
     return {f"{name}.json": to_text(schema) for name, schema in made.items()}
 
 

@@ -18,11 +18,15 @@ from .stages import STAGES, Stage, import_function
 UTILITIES = {
     "runs": "List the runs with their scores and verdicts, or compare two of them.",
     "list-configs": "List the configuration files and presets.",
+    "completion": "Print the script of tab completion for a shell.",
     "schema": "Print the JSON schema of the YAML files of a stage, or of presets, for an editor.",
     "version": "Print the versions of Assay and of the libraries that it uses.",
 }
 # Utilities that take words, with the function that returns their output, and what --help calls the words.
-OUTPUT_OF = {"schema": (".json_schema:schema_command", "[STAGE]")}
+OUTPUT_OF = {
+    "completion": (".completion:completion_command", "bash|zsh|fish"),
+    "schema": (".json_schema:schema_command", "[STAGE]"),
+}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -78,7 +82,7 @@ def _end(argv: list[str], code: int, error: dict[str, Any], documents: IO[str]) 
 
     text = str(UserError(*error["error"], hint=error.get("hint", ""))) if error else ""
     following = ""
-    if outcome.output.jobs and not outcome.output.ends_elsewhere:
+    if outcome.last_job().stage and not outcome.output.ends_elsewhere:
         from .next_command import next_line
 
         following = next_line(outcome.last_job(), code, redact_argv(_typed_words(argv)))
@@ -209,11 +213,14 @@ def _run_remote(name: str, rest: list[str]) -> int:
 def version() -> str:
     from .utils.environment import git_state, versions
 
-    lines = [f"{NAME} {VERSION} (commit {git_state()['commit'] or 'unknown'})"]
+    commit = git_state()["commit"]
+    lines = [f"{NAME} {VERSION} (commit {commit or 'unknown'})"]
     installed = versions()
+    python = sys.version.split()[0]
+    outcome.report(document={"version": VERSION, "commit": commit, "python": python, "packages": installed})
     for package in ("torch", "transformers", "peft", "hydra-core", "sacrebleu"):
         lines.append(f"{package} {installed.get(package, 'not installed')}")
-    return "\n".join([*lines, f"Python {sys.version.split()[0]}"])
+    return "\n".join([*lines, f"Python {python}"])
 
 
 def usage() -> str:

@@ -28,7 +28,7 @@ import yaml
 from . import MAIN, outcome
 from .aliases import current_settings
 from .errors import DivergedError, RunError, Stopped, did_you_mean
-from .utils import slurm
+from .utils import commands, slurm
 from .utils.files import disk_errors, read_json, switch_link, write_json, write_text
 from .utils.logs import log
 from .utils.process_info import launcher_command, launcher_pid
@@ -341,7 +341,7 @@ def newest(output_dir: str | Path) -> Run:
     """The newest run, whatever its status. Raises: RunError if no run exists."""
     for run in newest_first(output_dir):
         return run
-    raise RunError(f"no runs in {output_dir}/runs", hint="make train makes one")
+    raise RunError(f"no runs in {output_dir}/runs", hint=f"{commands.command('train')} makes one")
 
 
 def newest_finished(output_dir: str | Path) -> Run:
@@ -354,7 +354,7 @@ def newest_finished(output_dir: str | Path) -> Run:
         if run.status == FINISHED and run.model.is_dir():
             return run
     other = f"; the newest, {runs[0].id}, is {runs[0].status}" if runs else ""
-    raise RunError(f"no finished run in {output_dir}/runs{other}", hint="make train makes one")
+    raise RunError(f"no finished run in {output_dir}/runs{other}", hint=f"{commands.command('train')} makes one")
 
 
 def find_model(path: str | None, output_dir: str | Path) -> tuple[Path, Run | None]:
@@ -399,7 +399,7 @@ def find_training(word: str, output_dir: str | Path) -> Run:
 
 
 def find_run(word: str, output_dir: str | Path) -> Run:
-    """The run that `word` names by its directory, its id, a prefix of its id, or `latest`.
+    """The run that `word` names by its directory, its id, its run_name, a prefix of its id, or `latest`.
 
     Raises: RunError if no run matches, or several do.
     """
@@ -411,10 +411,13 @@ def find_run(word: str, output_dir: str | Path) -> Run:
             raise RunError(f"{path} has no readable manifest.json", hint="restore it, or start a new run")
     if word == "latest":  # a dangling link
         return newest(output_dir)
-    matches = [name for name in known if name.startswith(word)]
+    named = [run for run in known.values() if run.manifest.get("run_name") == word]
+    if len(named) > 1:
+        raise RunError(f"{word} is the name of {len(named)} runs: {', '.join(run.id for run in named[:5])}")
+    matches = [run.id for run in named] or [name for name in known if name.startswith(word)]
     if len(matches) == 1:
         return known[matches[0]]
     if matches:
         raise RunError(f"{word} is a prefix of {len(matches)} runs: {', '.join(matches[:5])}")
-    guess = did_you_mean(word, known) or "; make runs lists them"
+    guess = did_you_mean(word, known) or f"; {commands.command('runs')} lists them"
     raise RunError(f"there is no run {word} in {output_dir}/runs{guess}")

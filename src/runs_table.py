@@ -8,9 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from . import runs
+from . import outcome, runs
 from .errors import RunError, UserError, did_you_mean
+from .run_names import data_name, format_lr, run_name
 from .runs import Run
+from .utils.commands import command
 from .utils.files import read_json
 
 USAGE = """usage: python -m src.main runs [OUTPUT_DIR] [--sort KEY]
@@ -22,7 +24,7 @@ List the runs with their scores and verdicts, or compare two of them.
             eval_loss ...; the name of a score in metrics.json is SPLIT/METRIC
 A RUN is the id of a run, a prefix of one, its directory, or latest."""
 OUTPUT_DIR = "outputs"
-FACTS = ("started", "run", "stage", "status", "method", "base", "data", "verdict")
+FACTS = ("started", "name", "run", "stage", "status", "method", "base", "data", "lr", "verdict")
 LOSSES = ("eval_loss", "train_loss", "loss")  # lower is better
 MAX_SCORES = 4
 PIPED_WIDTH = 200  # if stdout is not a terminal
@@ -42,7 +44,7 @@ class RunSummary(NamedTuple):
 
 
 def runs_output(words: Sequence[str]) -> str:
-    """The output of `runs WORDS`. Raises: UserError."""
+    """The output of `runs WORDS`; its JSON document is reported. Raises: UserError."""
     if {"-h", "--help"} & set(words):
         return USAGE
     if words and words[0] == "diff":
@@ -83,12 +85,15 @@ def format_runs(output_dir: str | Path, sort: str | None = None, width: int | No
     Raises: UserError if no run has that key.
     """
     found = [_summarise(run) for run in runs.all_runs(output_dir)]
+    found = _sorted(found, sort) if sort else found
+    outcome.report(document=_document(found, runs.unreadable_runs(output_dir)))
     if not found and not runs.unreadable_runs(output_dir):
-        return f"no runs in {output_dir}/runs; make train makes one"
-    if sort:
-        found = _sorted(found, sort)
+        return f"no runs in {output_dir}/runs; {command('train')} makes one"
     shown = _scores_shown(found, sort)
-    columns = ["run", "stage", "status", "method", "base", "data", *shown, "verdict"]
+    if all(line.facts["stage"] == "train" for line in found):
+        for line in found:
+            line.facts["stage"] = ""
+    columns = ["run", "name", "stage", "status", "method", "base", "data", "lr", "verdict", *shown]
     cells = [[line.facts.get(c) or _format_score(line.scores.get(c)) for c in columns] for line in found]
     lines = _format_table(columns, cells, width or _width())
     return "\n".join(
@@ -96,24 +101,34 @@ def format_runs(output_dir: str | Path, sort: str | None = None, width: int | No
     )
 
 
+def _document(found: Sequence[RunSummary], unreadable: Sequence[Run]) -> dict[str, Any]:
+    """What --json prints of the runs, in the order of the table."""
+    names = ("run", "name", "stage", "status", "started", "method", "base", "data", "lr", "verdict")
+    entries = [{name: x.facts[name] or None for name in names} | {"scores": x.scores} for x in found]
+    return {"runs": entries, "unreadable": [run.id for run in unreadable]}
+
+
 def _width() -> int:
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else PIPED_WIDTH
 
 
 def _summarise(run: Run) -> RunSummary:
-    manifest = run.manifest
+    manifest, settings = run.manifest, _settings(run)
     metrics = _read(run.path / "metrics.json")
     verdict = _read(run.path / "comparison.json").get("verdict") or {}
     outcome = str(verdict.get("outcome", ""))
     error = f": {manifest['error']}" if manifest.get("error") else ""
     facts = {
         "started": str(manifest["started"]),
+        "name": run_name(manifest, settings) if manifest["stage"] == "train" else "",
         "run": run.id,
         "stage": str(manifest["stage"]),
         "status": " ".join((run.status_text + error).split()),
         "method": str(manifest.get("method", "")),
         "base": str(manifest.get("base_model", {}).get("name", "")).rstrip("/").rsplit("/", 1)[-1],
-        "data": _data_version(manifest.get("data", {})),
+        "data": data_name(manifest.get("data", {})),
+        "data version": _data_version(manifest.get("data", {})),
+        "lr": format_lr(settings.get("lr")) if manifest["stage"] == "train" else "",
         "verdict": "inconclusive" if outcome == "cannot_tell" else outcome.replace("_", " "),
     }
     scores = {k: float(v) for k, v in metrics.get("train", {}).items() if k in LOSSES and _is_number(v)}
@@ -124,6 +139,7 @@ def _summarise(run: Run) -> RunSummary:
             if metrics.get("metrics", {}).get(metric, {}).get("better") == "lower":
                 lower.add(f"{split}/{metric}")
     decided = f"{verdict.get('split')}/{verdict.get('metric')}"
+    facts["named"] = str(manifest.get("run_name") or "")
     facts["decided by"] = decided if decided in scores else ""
     return RunSummary(facts, scores, frozenset(lower))
 
@@ -164,31 +180,29 @@ def _sorted(lines: list[RunSummary], key: str) -> list[RunSummary]:
     return having + [x for x in lines if key not in x.scores]
 
 
-OPTIONAL_COLUMNS = (
-    "base",
-    "stage",
-    "train_loss",
-    "eval_loss",
-    "data",
-)  # dropped from narrow tables, in this order
-MIN_STATUS_WIDTH = 12
+# Dropped from narrow tables, in this order. A name that was made holds method, data and lr.
+OPTIONAL_COLUMNS = ("base", "stage", "train_loss", "method", "eval_loss", "data", "lr")
+FLEXIBLE = {"status": 12, "name": 20}  # columns that are cut, and the least width of each
 
 
 def _format_table(columns: Sequence[str], cells: Sequence[Sequence[str]], width: int) -> list[str]:
-    """Lines of at most `width` characters: a long status is cut first, then optional columns are dropped."""
+    """Lines of at most `width` characters: optional columns are dropped, then scores, and long texts are cut."""
     rows = [list(columns), *(list(row) for row in cells)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(columns))]
-    status = list(columns).index("status")
     kept = [i for i in range(len(columns)) if any(row[i] for row in rows[1:]) or not cells]
+    least = [min(w, FLEXIBLE.get(name, w)) for w, name in zip(widths, columns, strict=True)]
 
-    def needed(status_width: int) -> int:
-        return sum(widths[i] if i != status else status_width for i in kept) + 2 * (len(kept) - 1)
+    def excess(sizes: Sequence[int]) -> int:
+        return sum(sizes[i] for i in kept) + 2 * (len(kept) - 1) - width
 
-    for name in OPTIONAL_COLUMNS:
-        if needed(min(widths[status], MIN_STATUS_WIDTH)) > width and name in columns:
+    scores = [name for name in columns if "/" in name]
+    for name in (*OPTIONAL_COLUMNS, *reversed(scores[1:])):
+        if excess(least) > 0:
             kept = [i for i in kept if columns[i] != name]
-    available = max(MIN_STATUS_WIDTH, width - needed(0))
-    widths[status] = min(widths[status], available)
+    for name, smallest in FLEXIBLE.items():
+        i = list(columns).index(name)
+        if i in kept:
+            widths[i] = max(min(widths[i], smallest), widths[i] - max(0, excess(widths)))
     return ["  ".join(_cell(row[i], widths[i], columns[i]) for i in kept).rstrip() for row in rows]
 
 
@@ -202,10 +216,13 @@ def diff_runs(first: Run, second: Run) -> str:
     if first.path == second.path:
         raise RunError(f"both arguments are the run {first.id}", hint="name two different runs")
     lines = []
+    document: dict[str, Any] = {"runs": [first.id, second.id]}
     for title, (a, b) in _compared(first, second):
         keys = [key for key in dict.fromkeys([*a, *b]) if a.get(key) != b.get(key)]
+        document[title] = {key: [a.get(key), b.get(key)] for key in keys}
         if keys:
             lines += ["", title, *(_change(key, a.get(key), b.get(key)) for key in keys)]
+    outcome.report(document=document)
     output = [f"{first.id} -> {second.id}", *lines]
     return "\n".join(output if lines else [*output, "", "no difference in settings, data or scores"])
 
@@ -214,7 +231,7 @@ def _compared(first: Run, second: Run) -> Iterator[tuple[str, tuple[dict[str, An
     pair = (first, second)
     yield "settings", _both([_flat(_settings(run)) for run in pair])
     lines = [_summarise(run) for run in pair]
-    names = ("stage", "status", "method", "base", "data", "verdict")
+    names = ("stage", "status", "method", "base", "data", "data version", "verdict")
     code = [{"code": str(run.manifest.get("code", {}).get("commit") or "")[:12]} for run in pair]
     yield "facts", _both([{n: x.facts[n] for n in names} | c for x, c in zip(lines, code, strict=True)])
     yield "scores", _both([line.scores for line in lines])

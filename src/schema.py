@@ -326,6 +326,9 @@ class SeedArgs:
 
 @dataclass
 class LoopArgs:
+    run_name: Annotated[
+        str | None, Doc("name of the run in tables and trackers; null: made from method, lr and data")
+    ] = None
     logging_steps: Annotated[int, Ge(1), Doc("log the loss every N steps")] = 5
     dev_split: Annotated[
         str, Len(1), Doc("split of the evaluation loss: a file of eval_path, or test with eval_split")

@@ -75,6 +75,7 @@ sys.meta_path.insert(0, Forbid())
 
 MOST_NEEDED = 3 << 30  # bytes that the tests of one process take at most, their children included
 
+os.environ["ASSAY_PROGRAM"] = "make"  # messages name commands as make has them
 if "PYTEST_XDIST_WORKER" in os.environ:  # each of the processes has one core, and so have those that it starts
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 

@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from src.errors import UserError
-from src.runs import FAILED, FINISHED, Run
+from src.run_names import data_name
+from src.runs import FAILED, FINISHED, Run, find_run
 from src.runs_table import format_runs, runs_output
 
 ABOUT = {"rougeL": {"better": "higher"}, "perplexity": {"better": "lower"}}
@@ -29,7 +30,10 @@ def run_of(out: Path, day: int, scores: dict[str, float] | None = None, **facts:
         "started": f"2026-01-{day:02}T10:00:00+00:00",
         "method": "lora",
         "base_model": {"name": "some/base-model"},
-        "data": {"type": "local", "files": [{"sha256": "0123456789abcdef"}, {"sha256": "f" * 64}]},
+        "data": {
+            "sources": [{"type": "local"}],
+            "files": [{"file": "x/tickets.jsonl", "sha256": "0123456789abcdef"}],
+        },
     }
     (run.path / "manifest.json").write_text(json.dumps(told | facts))
     (run.path / "config_used.yaml").write_text(yaml.safe_dump(settings))
@@ -44,7 +48,7 @@ def run_of(out: Path, day: int, scores: dict[str, float] | None = None, **facts:
 
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
-    run_of(tmp_path, 1, {"rougeL": 0.5, "perplexity": 9.0})
+    run_of(tmp_path, 1, {"rougeL": 0.5, "perplexity": 9.0}, run_name="mine")
     run_of(tmp_path, 2, {"rougeL": 0.75, "perplexity": 12.0}, method="dora", outcome="not_better")
     run_of(tmp_path, 3, status=FAILED, error="OutOfMemoryError: 1 GiB", data={"commit": "c0ffee" * 5})
     return tmp_path
@@ -56,12 +60,23 @@ def days(text: str) -> list[int]:
 
 def test_each_run_is_listed_once_with_its_scores_and_its_error(out: Path) -> None:
     head, third, second, first = (line.split() for line in format_runs(out).splitlines())
-    assert head == ["run", "stage", "status", "method", "base", "data", "test/rougeL", "train_loss", "verdict"]
+    assert head == [
+        "run",
+        "name",
+        "status",
+        "method",
+        "base",
+        "data",
+        "lr",
+        "verdict",
+        "test/rougeL",
+        "train_loss",
+    ]
     failed = ["failed:", "OutOfMemoryError:", "1", "GiB"]
-    assert third == ["2026-01-03_10-00-00", "train", *failed, "lora", "base-model", "c0ffeec0ffee", "0.3333"]
-    data = ["0123456789ab", "+1"]
-    assert second[1:] == ["train", "finished", "dora", "base-model", *data, "0.75", "0.5", "not", "better"]
-    assert first[1:] == ["train", "finished", "lora", "base-model", *data, "0.5", "1", "promoted"]
+    assert third == ["2026-01-03_10-00-00", "lora-1e-3", *failed, "lora", "base-model", "1e-3", "0.3333"]
+    more = ["base-model", "tickets", "1e-3"]
+    assert second[1:] == ["dora-1e-3-tickets", "finished", "dora", *more, "not", "better", "0.75", "0.5"]
+    assert first[1:] == ["mine", "finished", "lora", *more, "promoted", "0.5", "1"]
 
 
 @pytest.mark.parametrize(
@@ -87,9 +102,31 @@ def test_the_table_fits_its_width_and_drops_optional_columns(out: Path, width: i
     run_of(out, 4, {"rougeL": 0.1, "perplexity": 3.0}, status=FAILED, error="a long story " * 30)
     lines = format_runs(out, width=width).splitlines()
     assert max(map(len, lines)) <= width
-    assert all(word in lines[0] for word in ("run", "status", "method", "test/rougeL", "verdict"))
-    assert ("base" in lines[0].split()) is (width > 100)
+    assert all(word in lines[0] for word in ("run", "name", "status", "test/rougeL", "verdict"))
+    assert ("base" in lines[0].split()) is (width > 120)
     assert "…" in lines[1] and len(lines) == 5
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        ({"files": [{"file": "data/my.tickets.jsonl.gz"}]}, "my.tickets"),
+        ({"files": [{"file": "data/a.jsonl"}, {"file": "data/b.csv"}]}, "data"),
+        ({"files": [{"file": "a.jsonl"}, {"file": "b.csv"}]}, "a+1"),
+        ({"sources": [{"type": "hub", "repo": "user/set", "commit": "c"}], "files": [{"file": "x"}]}, "set"),
+        ({"sources": [{"type": "url", "url": "https://x.org/d/rows.jsonl?k=1"}, {"repo": "b"}]}, "rows+1"),
+        ({"commit": "c0ffee"}, ""),  # of an older version
+    ],
+)
+def test_data_are_named_without_path_and_extension(data: dict[str, Any], name: str) -> None:
+    assert data_name(data) == name
+
+
+def test_a_run_is_found_by_its_name_if_only_one_has_it(out: Path) -> None:
+    assert find_run("mine", out).id == "2026-01-01_10-00-00"
+    run_of(out, 6, run_name="mine")
+    with pytest.raises(UserError, match="mine is the name of 2 runs: 2026-01-06_10-00-00, 2026-01-01_10-00-00"):
+        find_run("mine", out)
 
 
 def test_a_run_with_corrupt_files_is_listed(out: Path) -> None:

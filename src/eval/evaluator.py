@@ -18,6 +18,7 @@ from ..model import tasks
 from ..model.source import Source, TunedModel, locate, locate_tuned
 from ..schema import BaselineConfig, DataArgs, EvalConfig
 from ..utils import environment
+from ..utils.commands import command
 from ..utils.environment import Reasoned
 from ..utils.event_files import Curves
 from ..utils.files import atomic_dir, read_json, write_json, write_jsonl, write_text
@@ -331,7 +332,7 @@ def _compare_with_base(run: runs.Run, result: dict[str, Any], cfg: EvalConfig) -
         return
     compare.show_one(result, f"{run.id}, tuned")
     if cfg.baseline != "never":
-        log.info("make eval-baseline evaluates the base model under these conditions and compares")
+        log.info("%s evaluates the base model under these conditions and compares", command("eval-baseline"))
 
 
 def _compare_newest_run(result: dict[str, Any], folder: Path, cfg: BaselineConfig) -> None:

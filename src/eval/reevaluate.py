@@ -24,6 +24,7 @@ from ..model.source import LoadArgs, TunedModel
 from ..runs import Run
 from ..schema import EvalArgs, EvalConfig, GateArgs, SeedArgs, Task
 from ..utils import environment
+from ..utils.commands import command
 from ..utils.files import read_json, sha256, write_json
 from . import inference, metrics
 from .batching import batch_indices
@@ -55,7 +56,7 @@ def of_run(run: Run, gate: GateArgs, labels: Sequence[str]) -> Reevaluation:
     """
     settings = run.path / "evals" / "config_used.yaml"
     if not settings.is_file():
-        raise RunError(f"run {run.id} has not been evaluated", hint="make eval does that")
+        raise RunError(f"run {run.id} has not been evaluated", hint=f"{command('eval', run.id)} does that")
     values: Any = OmegaConf.to_container(OmegaConf.load(settings), resolve=True)
     cfg: EvalConfig = config.load("eval", values)
     conditions = read_json(run.path / "metrics.json")["conditions"]
@@ -67,7 +68,8 @@ def of_run(run: Run, gate: GateArgs, labels: Sequence[str]) -> Reevaluation:
         )
     if not path.is_file() or sha256(path) != conditions["data"][gate.split]:
         raise RunError(
-            f"{path} is not the file that run {run.id} was evaluated on", hint="restore it, or run make eval again"
+            f"{path} is not the file that run {run.id} was evaluated on",
+            hint=f"restore it, or run {command('eval', run.id)} again",
         )
     cfg.splits = [gate.split]
     task: Task = run.manifest.get("task", "causal_lm")

@@ -13,6 +13,7 @@ import numpy as np
 from .. import runs
 from ..errors import RunError
 from ..runs import Run
+from ..utils.commands import command
 from ..utils.files import read_json
 from ..utils.logs import log
 from . import significance
@@ -21,7 +22,7 @@ from .metric_functions import Row
 from .metrics import METRICS
 
 LARGEST_CHANGE = {"0-1": 1.0, "0-100": 100.0}  # of an example's score, by the metric's scale
-BASELINE_HINT = "run make eval-baseline with the settings of make eval"
+BASELINE_HINT = f"run {command('eval-baseline')} with the settings of {command('eval')}"
 
 
 class EvalResult:
@@ -40,7 +41,7 @@ class EvalResult:
         found = cls(run.id, run.path, run.path / "evals")
         if not (run.path / "metrics.json").is_file() or "eval" not in found.result:
             raise RunError(
-                f"run {run.id} has not been evaluated", hint=f"make eval model_path={run.path} does that"
+                f"run {run.id} has not been evaluated", hint=f"{command('eval', str(run.path))} does that"
             )
         return found
 

@@ -17,6 +17,7 @@ from ..errors import RunError
 from ..model.tasks import TASKS
 from ..runs import Run
 from ..schema import GateArgs, Guard
+from ..utils.commands import command
 from ..utils.files import read_json
 from . import results, significance
 from .fingerprint import baseline_folder
@@ -73,7 +74,7 @@ def judge(run: Run, gate: GateArgs, artifacts_dir: str | None = None) -> Verdict
     if not path.exists():
         raise RunError(
             f"run {run.id} has not been compared with its base model",
-            hint="make eval and make eval-baseline, in either order, do that",
+            hint=f"{command('eval', run.id)} and {command('eval-baseline')}, in either order, do that",
         )
     tuned, folder = EvalResult.of_run(run), Path(read_json(path).get("baseline") or "")
     if artifacts_dir and not (folder / "metrics.json").is_file():  # the artifacts were moved

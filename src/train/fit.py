@@ -212,7 +212,7 @@ def build_training_arguments(
         greater_is_better=False,
         seed=cfg.seed,
         data_seed=cfg.seed,
-        run_name=folder.parent.name,  # trackers show the id of the run
+        run_name=cfg.run_name or folder.parent.name,  # trackers show it
         report_to=[r for r in cfg.report_to if r != "tensorboard"],
         include_num_input_tokens_seen="all",
         remove_unused_columns=False,

@@ -68,7 +68,7 @@ def train(cfg: TrainConfig) -> int:
     if launch is None:
         return _train(cfg, process_info())
     if launch.node_rank == 0:
-        resume.find_resumable(cfg, mirror.open_store(cfg))
+        resume.find_resumable(cfg, mirror.open_store(cfg), announce=False)
         load_rows(cfg)
 
     from . import launcher  # imports torch
@@ -180,7 +180,11 @@ def _open_run(
 
     facts = _manifest_facts(cfg, base, main.data)
     run = resume.resume_first(main.resumable, facts, requested, requested.output_dir)
-    run = run or runs.create(cfg.output_dir, "train", to_yaml(requested), facts | {"plan": main.plan})
+    if run is None:
+        resume.log_repetition(requested, facts)
+        run = runs.create(cfg.output_dir, "train", to_yaml(requested), facts | {"plan": main.plan})
+    if cfg.run_name:
+        run.update(run_name=cfg.run_name)
     log_to(run.logs)
     log.info("run %s", run.path)
     write_json(run.path / "data_report.json", main.data.examples.report)

@@ -16,23 +16,29 @@ from ..config import to_yaml
 from ..errors import RunError
 from ..runs import Run
 from ..schema import LoopArgs, TrainConfig
+from ..utils.commands import command
 from ..utils.logs import log
 from . import mirror
 
 # Settings that may differ when a run resumes: they do not change the trained weights.
 NEUTRAL_KEYS = {
-    "resume", "output_dir", "artifacts_dir", "cache_dir", "num_proc", "report_to", "checkpoint_mirror",
+    "resume", "run_name", "output_dir", "artifacts_dir", "cache_dir", "num_proc", "report_to", "checkpoint_mirror",
     "checkpoint_mirror_endpoint", "save_total_limit", "save_steps", "logging_steps", "num_processes", "num_nodes",
     "node_rank", "master_addr", "master_port", "memory_gb", "force",
 }  # fmt: skip
 # Parts of the manifest that must be equal when a run resumes.
 IDENTITY_FACTS = ("method", "base_model", "tokenization", "data", "precision", "processes", "packages")
-MAX_SETTINGS_SHOWN = 3
+MAX_SETTINGS_SHOWN, MAX_VALUE_CHARS = 3, 20
+WAS = ", but the run was started with "
 NUMERIC_PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")  # compared in `packages`
 
 
-def find_resumable(cfg: TrainConfig, store: mirror.MirrorStore | None = None) -> list[Run | mirror.MirroredRun]:
+def find_resumable(
+    cfg: TrainConfig, store: mirror.MirrorStore | None = None, announce: bool = True
+) -> list[Run | mirror.MirroredRun]:
     """The runs that the command may resume, newest first, runs of the mirror `store` last; empty for a new run.
+
+    announce: log why the newest unfinished run is not resumed.
 
     Raises: RunError if `resume` names a run that cannot be resumed, or that has different settings.
     """
@@ -41,7 +47,7 @@ def find_resumable(cfg: TrainConfig, store: mirror.MirrorStore | None = None) ->
     if cfg.resume == "auto":
         local = {path.name for path in (Path(cfg.output_dir) / "runs").glob("*")}
         mirrored = [run for run in mirror.list_mirrored_runs(store) if run.id not in local] if store else []
-        return _with_equal_settings([*runs.training_runs(cfg.output_dir), *mirrored], cfg)
+        return _with_equal_settings([*runs.training_runs(cfg.output_dir), *mirrored], cfg, announce)
     run = _find_named(cfg.resume, cfg.output_dir, store)
     if reason := _blocked_reason(run, by_name=True):
         raise _refusal(run, reason, cfg.resume)
@@ -70,6 +76,18 @@ def resume_first(
     return None
 
 
+def log_repetition(cfg: TrainConfig, facts: Mapping[str, Any]) -> None:
+    """Log that a finished run has done the same training before, if one has."""
+    for run in runs.training_runs(cfg.output_dir):
+        finished = run.manifest["status"] == runs.FINISHED
+        if finished and not _setting_differences(run, cfg) and not _fact_differences(run, facts):
+            log.info(
+                "run %s did this already, with the same settings and data; training again (%s evaluates that run)",
+                run.id, command("eval", run.id),
+            )  # fmt: skip
+            return
+
+
 def _claim(run: Run | mirror.MirroredRun, args: LoopArgs, output_dir: str) -> Run | str:
     """Lock and reopen the run, downloaded if necessary. Returns: the run, or why it cannot be resumed."""
     if isinstance(run, mirror.MirroredRun):
@@ -91,21 +109,30 @@ def _refusal(run: Run | mirror.MirroredRun, reason: str, resume: str) -> RunErro
 
 
 def _with_equal_settings(
-    known: Sequence[Run | mirror.MirroredRun], cfg: TrainConfig
+    known: Sequence[Run | mirror.MirroredRun], cfg: TrainConfig, announce: bool
 ) -> list[Run | mirror.MirroredRun]:
     """The unfinished runs with the settings of `cfg`. If there is none, the log says why the newest is not."""
     found, others = [], []
     for run in known:
         reason = _blocked_reason(run)
         if reason is None and (differences := _setting_differences(run, cfg)):
-            reason = f"had other settings: {'; '.join(differences[:MAX_SETTINGS_SHOWN])}"
+            reason = f"had other settings: {_in_short(differences)}"
         if reason is None:
             found.append(run)
         elif run.manifest["status"] != runs.FINISHED:
             others.append(f"not resuming run {run.id}: it {reason}")
-    if others and not found:
+    if others and not found and announce:
         log.info(others[0])
     return found
+
+
+def _in_short(differences: Sequence[str]) -> str:
+    """`lr=0.003, seed=5 and 2 more`: what the run was started with, from sentences of _setting_differences."""
+    pairs = (each.partition(WAS) for each in differences[:MAX_SETTINGS_SHOWN])
+    shown = [f"{now.split(' ', 1)[0]}={was}" if len(was) <= MAX_VALUE_CHARS else now.split(" ", 1)[0]
+             for now, _, was in pairs]  # fmt: skip
+    more = f" and {len(differences) - len(shown)} more" if len(differences) > len(shown) else ""
+    return ", ".join(shown) + more
 
 
 def _fact_differences(run: Run | mirror.MirroredRun, facts: Mapping[str, Any]) -> str | None:
@@ -170,11 +197,7 @@ def _setting_differences(run: Run | mirror.MirroredRun, cfg: TrainConfig) -> lis
     before = _comparable_settings(to_yaml(TrainConfig())) | _comparable_settings(text)  # of settings since then
     now = _comparable_settings(to_yaml(cfg))
     keys = sorted((before.keys() | now.keys()) - NEUTRAL_KEYS)
-    return [
-        f"{k} is {now.get(k)}, but the run was started with {before.get(k)}"
-        for k in keys
-        if before.get(k) != now.get(k)
-    ]
+    return [f"{k} is {now.get(k)}{WAS}{before.get(k)}" for k in keys if before.get(k) != now.get(k)]
 
 
 def _comparable_settings(text: str) -> dict[str, Any]:

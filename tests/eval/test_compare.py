@@ -271,5 +271,5 @@ def test_runs_under_other_conditions_are_refused_by_name(two: Path, capsys: Capt
 def test_a_run_that_was_not_evaluated_is_refused(two: Path, capsys: Capture) -> None:
     (two / "outputs/runs/latest/metrics.json").write_text('{"train": {}}')
     assert compared(two) == 2
-    message = "run 2026-01-02_10-00-00 has not been evaluated; make eval model_path="
+    message = "run 2026-01-02_10-00-00 has not been evaluated; make eval RUN="
     assert message in capsys.readouterr().err

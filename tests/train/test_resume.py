@@ -195,11 +195,13 @@ def test_a_finished_run_is_not_resumed_and_other_settings_start_a_new_run(killed
     (old,) = killed.world.runs
     code, said = killed("lr=0.02", "max_steps=1")
     assert code == 0
-    differences = "lr is 0.02, but the run was started with 0.003; max_steps is"
+    differences = "lr=0.003, max_steps="
     assert f"not resuming run {old.id}: it had other settings: {differences}" in said
     assert len(killed.world.runs) == 2
     code, said = killed("lr=0.02", "max_steps=1")  # the same as one that is finished
     assert (code, len(killed.world.runs)) == (0, 3)
+    done = min(r.id for r in killed.world.runs if r.id != old.id)
+    assert f"run {done} did this already, with the same settings and data; training again" in said
     code, said = killed("resume=never", "max_steps=1")
     assert (code, len(killed.world.runs), "not resuming" in said) == (0, 4, False)
     assert old.status == runs.INTERRUPTED

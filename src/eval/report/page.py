@@ -60,6 +60,7 @@ def render_page(run: runs.Run, artifacts_dir: Path) -> str:
         "version": VERSION,
         "made": runs.now(),
         "run": run.id,
+        "run_name": str(manifest.get("run_name") or ""),
         "status": run.status_text,
         "manifest": manifest,
         "verdict": view_model.verdict(run.status_text, manifest, result, comparison),
