@@ -103,7 +103,7 @@ def _undecided(run: Run, verdict: Mapping[str, Any]) -> str:
     """What would decide: more examples, or other settings."""
     split, examples = verdict.get("split", "test"), verdict.get("examples")
     if verdict.get("outcome") == "cannot_tell":
-        return f"evaluate more than the {examples} examples of the split {split}, then {command('eval', run.id)}"
+        return f"evaluate more rows than the {examples} of the split {split}, then {command('eval', run.id)}"
     return f"read {run.path / 'report.html'}, train with other settings, and compare: {command('runs')}"
 
 

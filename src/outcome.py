@@ -6,6 +6,7 @@ Stages `report` what they have found while they run. Nothing but the standard li
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 import textwrap
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from . import MAIN
 from .utils.units import count
 
 FLAGS = {"--json", "--quiet"}
@@ -129,7 +131,7 @@ def print_end(error: str, next_line: str) -> None:
     for line in lines:
         print(fit(line, stream), file=stream)
     if next_line:
-        print(f"next: {next_line}", file=stream)
+        print(_fit_command(f"next: {next_line}", stream), file=stream)
     stream.flush()
 
 
@@ -167,10 +169,21 @@ def fit(text: str, stream: IO[str]) -> str:
     return "\n".join(_wrapped(line, width) for line in text.split("\n"))
 
 
+def _fit_command(text: str, stream: IO[str]) -> str:
+    """A line with a command. On a narrow terminal it is continued as a shell understands it."""
+    is_command = re.match(rf"next: (make|assay|python -m {re.escape(MAIN)}) ", text)
+    width = shutil.get_terminal_size().columns
+    if not is_command or not stream.isatty() or len(text) <= width or "'" in text:
+        return fit(text, stream)
+    return _wrapped(text, width - 2).replace("\n", " \\\n")
+
+
 def _wrapped(line: str, width: int) -> str:
-    indent = " " * (len(line) - len(line.lstrip()) + 2)
-    if len(line) <= width or width <= 2 * len(indent):
+    if len(line) <= width:
         return line
+    label = re.match(r" *\S+(?: \S+)* {2,}", line)  # of a table with two columns
+    own = len(line) - len(line.lstrip()) + 2
+    indent = " " * (len(label[0]) if label and len(label[0]) <= width // 3 else min(own, width // 3))
     return textwrap.fill(
         line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False,
         replace_whitespace=False, drop_whitespace=True,

@@ -32,7 +32,7 @@ def format_lr(value: Any) -> str:
         return ""
     if value >= 0.01 or value <= 0:
         return f"{value:g}"
-    digits, exponent = f"{value:.3e}".split("e")
+    digits, exponent = f"{value:.2e}".split("e")
     return f"{digits.rstrip('0').rstrip('.')}e{int(exponent)}"
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..utils.files import sha256
 from ..utils.logs import log
+from ..utils.units import count
 from .duplicates import (
     BANDS,
     FINGERPRINT,
@@ -148,7 +149,8 @@ def _read(file: Path) -> Iterator[tuple[str, int, list[Message]]]:
         except RowError:
             unreadable += 1
     if unreadable:
-        log.warning("%s: %d rows cannot be read; no training row was compared with them", file, unreadable)
+        rows = count(unreadable, "row")
+        log.warning("%s: %s cannot be read, and no training row was compared with it", file, rows)
 
 
 class HeldOutIndex:

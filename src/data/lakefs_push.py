@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 from ..errors import MAX_LISTED, ConfigError, DataError
 from ..schema import DataPushConfig
-from ..utils.logs import log
+from ..utils.logs import log, log_verdict
+from ..utils.units import count
 from .download import run_parallel
 from .from_lakefs import unusable
 from .lakefs_client import TIMEOUT, Repository, connect, failure_reason, server_message
@@ -43,12 +44,12 @@ def push_dataset(cfg: DataPushConfig) -> int:
         missing = _missing(repository, branch, prefix, local)
     _upload_all(repository, branch, prefix, missing)
     commit = _commit(repository, branch, str(cfg.message))
-    summary = f"{len(missing)} files uploaded, {len(local) - len(missing)} unchanged"
+    summary = f"{count(len(missing), 'file')} uploaded, {len(local) - len(missing)} unchanged"
     if commit:
         log.info("%s: %s, committed to branch %s", repository.name, summary, branch)
-        log.info("data_source.commit=%s", commit)
+        log_verdict(f"data_source.commit={commit}", document={"commit": commit, "branch": branch}, commit=commit)
     else:
-        log.info("%s: %s, nothing to commit to branch %s", repository.name, summary, branch)
+        log_verdict(f"{repository.name}: {summary}, nothing to commit to branch {branch}")
     return 0
 
 
@@ -160,7 +161,7 @@ def _upload_all(repository: Repository, branch: str, prefix: str, missing: Mappi
     except DataError as error:
         raise DataError(
             *error.problems,
-            f"nothing was committed; {len(done)} of {len(missing)} files are uncommitted on branch {branch}",
+            f"nothing was committed; branch {branch} has {count(len(done), 'uncommitted file')} of {len(missing)}",
             hint=f"run the command again to resume, or discard them: {_reset(repository, branch)}",
         ) from None
 

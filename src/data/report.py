@@ -186,22 +186,32 @@ def _mask(stats: TokenizeStats) -> dict[str, Any]:
 def _findings(found: dict[str, Any]) -> list[str]:
     """What deserves a look before training, one sentence each."""
     rejected = [
-        f"{n} rows are rejected: {reason}"
+        f"{count(n, 'row is', 'rows are')} rejected: {reason}"
         for reason, n in found["rejected_by_reason"].items()
         if reason not in EXPECTED_REASONS
     ]
     duplicates: dict[str, int] = {kind: found["duplicates"][kind] for kind in KINDS}
     overlap = sum(found["contamination"][kind] for kind in KINDS)
-    more = {
-        "rows are cut to max_length": len(found["cut"]),
-        f"rows are duplicates of earlier ones ({_kinds(duplicates)})": sum(duplicates.values()),
-        f"rows occur in the evaluation {'data' if 'held_out' in found else 'files'}": overlap,
-        "masks could not be compared with a second derivation": sum(found["mask"]["not_comparable"].values()),
-        "rows have an answer without an end-of-turn token: the model does not learn to stop": found[
-            "no_end_of_turn"
-        ],
-    }
-    return rejected + [f"{count} {what}" for what, count in more.items() if count]
+    more = [
+        (len(found["cut"]), "row is", "rows are", "cut to max_length"),
+        (
+            sum(duplicates.values()), "row is a duplicate", "rows are duplicates",
+            f"of earlier ones ({_kinds(duplicates)})",
+        ),
+        (
+            overlap, "row occurs", "rows occur",
+            f"in the evaluation {'data' if 'held_out' in found else 'files'}",
+        ),
+        (
+            sum(found["mask"]["not_comparable"].values()), "mask", "masks",
+            "could not be compared with a second derivation",
+        ),
+        (
+            found["no_end_of_turn"], "row has", "rows have",
+            "an answer without an end-of-turn token: the model does not learn to stop",
+        ),
+    ]  # fmt: skip
+    return rejected + [f"{count(number, one, many)} {what}" for number, one, many, what in more if number]
 
 
 def _kinds(counts: dict[str, int]) -> str:
@@ -224,7 +234,7 @@ def print_report(tokens: TokenStore, chat: ChatTokenizer, max_length: int) -> No
         for number in _spread(len(tokens)):
             labels = list(tokens.report.get("labels", []))
             shown = _coloured(tokens[number], number, chat, labels, coloured=console.color_system is not None)
-            console.print(shown, soft_wrap=True)
+            console.print(shown, soft_wrap=not console.is_terminal)
     try:
         if not outcome.output.quiet:
             print(captured.get(), end="", flush=True)
@@ -233,7 +243,7 @@ def print_report(tokens: TokenStore, chat: ChatTokenizer, max_length: int) -> No
     large = _large_contamination(tokens.report)
     for finding in tokens.report["findings"]:
         if not (large and CONTAMINATION.search(finding)):
-            log.warning("finding: %s", finding)
+            log.warning("%s", finding)
     if large:
         log.warning("%s", large)
 
@@ -253,7 +263,8 @@ def _summary(report: Mapping[str, Any], max_length: int) -> Iterator[tuple[str, 
     for file in report["files"]:
         yield (
             "file",
-            f"{file['file']}  {file['format']}, {file['rows_in']:,} rows in, {file['rows_trained']:,} trained"
+            f"{file['file']}  {file['format']}, {count(file['rows_in'], 'row')} in, "
+            f"{file['rows_trained']:,} trained"
             + (f", {file['rows_held_out']:,} held out" if "rows_held_out" in file else ""),
         )
     yield "rows", _equation(report)
@@ -323,9 +334,9 @@ def _coloured(
     example: Example, number: int, chat: ChatTokenizer, labels: Sequence[str], *, coloured: bool
 ) -> Text:
     """The text of an example. Tokens with loss are green or, without colour, between ⟦ and ⟧."""
-    count = f"{len(example.ids) - 1} tokens" if labels else f"{len(example.ids)} tokens"
+    length = count(len(example.ids) - bool(labels), "token")
     with_loss = "the label" if labels else sum(example.loss_mask)
-    heading = f"\nexample {number + 1}, {count}, {with_loss} with loss:\n"
+    heading = f"\nexample {number + 1:,}, {length}, {with_loss} with loss:\n"
     shown = Text().append(heading, style="bold")
     for trained, tokens in groupby(zip(example.ids, example.loss_mask, strict=True), key=lambda pair: pair[1]):
         ids = [token for token, _ in tokens]

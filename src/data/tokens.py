@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..utils.progress import progress
 from ..utils.workers import cores, map_ordered
 from .chat import ChatTokenizer
 from .encode import EncodedRow, EncodingOptions
@@ -84,12 +85,14 @@ def write_tokens(
     with ExitStack() as stack:
         ids = stack.enter_context((folder / "ids.bin").open("wb"))
         mask = stack.enter_context((folder / "loss_mask.bin").open("wb"))
-        for found in map_ordered(work, _batches(kept), processes):
+        bar = stack.enter_context(progress("tokenizing", len(kept), "row"))
+        for batch, found in zip(_batches(kept), map_ordered(work, _batches(kept), processes), strict=True):
             ids.write(found.ids.tobytes())
             mask.write(found.loss_mask.tobytes())
             lengths.append(found.lengths)
             rows.append(found.rows)
             stats.add(found.stats)
+            bar.add(len(batch))
     np.save(folder / "ends.npy", np.cumsum(np.concatenate(lengths)))
     np.save(folder / "rows.npy", np.concatenate(rows))
     return stats, np.concatenate(rows)

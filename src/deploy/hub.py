@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from .. import NAME
 from ..errors import RunError, UserError
 from ..utils.logs import log
+from ..utils.units import count, format_size
 from .checks.files import MANIFEST
 from .hub_settings import RESUME, endpoint, new_token_hint, token
 
@@ -227,7 +228,8 @@ class Publication:
             log.info("commit %s of %s already contains this model", head[:12], self.repo)
             return head
         self.state = f"{self.repo} exists; nothing was committed"
-        log.info("sending %d files to %s", len(differing), self.repo)
+        size = sum((self.folder / path).stat().st_size for path in differing)
+        log.info("sending %s, %s, to %s", count(len(differing), "file"), format_size(size), self.repo)
         operations = [self._addition(path) for path in differing]
         try:
             return api.create_commit(

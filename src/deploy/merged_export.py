@@ -19,6 +19,7 @@ from ..runs import Run
 from ..schema import GateArgs
 from ..utils import environment
 from ..utils.logs import log
+from ..utils.units import count
 
 MAX_EXAMPLES = 32  # of the gate's split, on which both models are compared
 
@@ -113,7 +114,7 @@ class _MergeComparison:
 
     def change(self, result: MergeResult) -> str:
         """`rougeL -0.01 on 32 examples of test`"""
-        where = f"{len(self.evaluation.rows)} examples of {self.evaluation.split}"
+        where = f"{count(len(self.evaluation.rows), 'example')} of {self.evaluation.split}"
         return f"{self.evaluation.metric} {0.0 - result.drop:+.4g} on {where}"
 
     def check(self, result: MergeResult, limits: Limits) -> None:

@@ -19,6 +19,7 @@ from ..model.tasks import TASKS
 from ..runs import Run
 from ..utils.files import read_json
 from ..utils.secrets import redact
+from ..utils.units import count
 from .gate import overridden_failures
 from .usage_snippets import usage
 
@@ -133,7 +134,7 @@ def _merge(merge: Mapping[str, Any]) -> str:
     """How the merged model compares with the adapter, and with the other merge that was tried."""
     others = [t for t in merge["tried"] if t["merged_into"] != merge["merged_into"]]
     return (
-        f"The adapter is merged into the {merge['merged_into']}. On {merge['examples']} examples of "
+        f"The adapter is merged into the {merge['merged_into']}. On {count(merge['examples'], 'example')} of "
         f"{merge['split']}, {merge['metric']} is {merge['adapter_score']:.4g} with the adapter and "
         f"{merge['merged_score']:.4g} merged; the mean KL divergence between both is "
         f"{merge['mean_kl']:.2g} nats per token."

@@ -13,11 +13,11 @@ from itertools import groupby
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from ..errors import OutOfMemory
 from ..utils.environment import Capacity, Reasoned
 from ..utils.logs import log
+from ..utils.progress import progress
 from .partial_results import Part
 
 # On a CPU a step costs little more for 64 prompts than for 8, as it is bound by reading the weights; beyond that
@@ -154,12 +154,12 @@ def run_batched(
 
 
 def _run(predict: Predict, lengths: Sequence[int], size: int, part: Part, unpadded: bool) -> None:
-    with tqdm(total=len(lengths), initial=len(part.rows), desc=part.name, unit="row", disable=None) as bar:
+    with progress(part.name, len(lengths), "row", done=len(part.rows)) as bar:
         for number, indices in enumerate(batch_indices(lengths, size, unpadded=unpadded)):
             if part.rows.keys() >= set(indices):
                 continue
             part.add({i: dict(row) for i, row in zip(indices, predict(indices, number), strict=True)})
-            bar.update(len(indices))
+            bar.add(len(indices))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -15,6 +15,7 @@ from ..runs import Run
 from ..schema import CompareConfig, GateArgs
 from ..utils.files import write_json
 from ..utils.logs import SafeConsole, log
+from ..utils.units import count
 from . import results, significance, verdict
 from .results import EvalResult
 from .significance import Comparison
@@ -147,7 +148,7 @@ def _table(comparison: Mapping[str, Any], title: str, columns: tuple[str, str]) 
         if previous != row["split"]:
             if previous:
                 table.add_row()
-            table.add_row(f"[bold]{row['split']}[/], {row['examples']} rows")
+            table.add_row(f"[bold]{row['split']}[/], {count(row['examples'], 'row')}")
         table.add_row(*_cells(row, confidence))
         previous = row["split"]
     return table

@@ -17,6 +17,7 @@ from ..model import tasks
 from ..schema import EvalArgs, Task
 from ..utils.environment import memory_total
 from ..utils.logs import log
+from ..utils.units import count
 from .partial_results import PartialResults
 
 RowsOfSplits = dict[str, list[Row]]
@@ -135,7 +136,8 @@ def _encoded(rows: Sequence[Row], encoded: Sequence[T | RowError], problems: lis
 def warn_of_cut_prompts(requests: EvalRequests, max_tokens: int | None) -> None:
     full = sum(len(ids) == max_tokens for prompts in requests.prompts.values() for ids in prompts)
     if full:
-        log.warning("%d prompts fill the %d positions of the model; longer ones were cut", full, max_tokens)
+        fill = count(full, "prompt fills", "prompts fill")
+        log.warning("%s the %d positions of the model; longer ones were cut", fill, max_tokens)
 
 
 # Running

@@ -19,6 +19,7 @@ from ..errors import RunError
 from ..utils.files import disk_errors
 from ..utils.logs import log
 from ..utils.secrets import redact, restore_secrets
+from ..utils.units import count
 
 SUFFIX = ".unfinished.jsonl"
 
@@ -46,8 +47,10 @@ class PartialResults:
             self.write(identity)
         for line in lines[1:]:
             self._read(json.loads(line))
-        if count := sum(len(part.rows) for part in self.parts.values()):
-            log.info("resuming with the %d rows of %s; overwrite_answers=true predicts all again", count, path)
+        if known := sum(len(part.rows) for part in self.parts.values()):
+            log.info(
+                "resuming with %s of %s; overwrite_answers=true predicts all again", count(known, "row"), path
+            )
 
     def __enter__(self) -> PartialResults:
         return self

@@ -19,6 +19,7 @@ from ..runs import Run
 from ..schema import GateArgs, Guard
 from ..utils.commands import command
 from ..utils.files import read_json
+from ..utils.units import count
 from . import results, significance
 from .fingerprint import baseline_folder
 from .metrics import METRICS
@@ -196,7 +197,7 @@ def describe(measured: MetricComparison, gate: GateArgs | None = None) -> str:
         f"{c.difference:+.{d}f}",
         f"{percent}interval {c.low:.{d}f} to {c.high:.{d}f}",
         f"p {c.p_value:.2g}",
-        f"{c.examples} examples",
+        count(c.examples, "example"),
     ]
     terms = _terms(measured, gate) if gate else ""
     return f"{measured.metric} on {measured.split} {change} {scores} ({', '.join(figures)}{terms})"

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from tqdm import tqdm
-
 from ..errors import ModelError
 from ..schema import DEMO_MODEL
 from ..utils.logs import log
+from ..utils.progress import BYTES, progress
 
 LOCAL_PREFIXES = (".", "/", "~", "models/", "outputs/", "artifacts/")
 IDENTITY_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", "tokenizer*", "*.jinja")
@@ -86,13 +85,13 @@ def content_hash(folder: Path) -> str:
     files = sorted({p for pattern in IDENTITY_FILES for p in folder.glob(pattern)})
     total = sum(p.stat().st_size for p in files)
     total_digest = hashlib.sha256()
-    with tqdm(total=total, unit="B", unit_scale=True, desc="hashing the model", leave=False, delay=1) as bar:
+    with progress("hashing the model", total, BYTES) as bar:
         for path in files:
             digest = hashlib.sha256()
             with path.open("rb") as file:
                 for block in iter(lambda: file.read(1 << 22), b""):
                     digest.update(block)
-                    bar.update(len(block))
+                    bar.add(len(block))
             total_digest.update(f"{path.name} {digest.hexdigest()}\n".encode())
     return f"sha256:{total_digest.hexdigest()}"
 

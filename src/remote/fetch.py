@@ -17,9 +17,10 @@ from .. import runs
 from ..errors import RemoteError, RunError
 from ..utils.files import disk_errors, disk_free, read_json, replace_dir, sha256, switch_link, write_json
 from ..utils.logs import eprint
+from ..utils.units import count, format_size
 from . import jobs, transfer
 from .connection import Connection
-from .transfer import format_size, join_names, printable
+from .transfer import join_names, printable
 
 RUNS, FETCHING, REPLACED = Path("outputs/runs"), Path("outputs/fetching"), Path("outputs/replaced")
 LAST_FETCH = "fetched.json"
@@ -80,8 +81,8 @@ def _print_result(
     if altered:
         eprint(f"run {id} is marked as interrupted locally: its process ended while its status was running")
     print(
-        f"fetched run {id}: {len(remote.files)} files, {format_size(remote.bytes)}, every one verified by sha256; "
-        f"{RUNS / 'latest'} points to it",
+        f"fetched run {id}: {count(len(remote.files), 'file')}, {format_size(remote.bytes)}, every one verified "
+        f"by sha256; {RUNS / 'latest'} points to it",
         flush=True,
     )
 
@@ -178,7 +179,9 @@ def list_run(connection: Connection, run: str) -> RunListing:
         for entry in stream:
             found[0].add(entry)
             last = entry["path"]
-            _show_progress(f"hashed {len(found[0].files)} files on the server, {format_size(found[0].bytes)}")
+            _show_progress(
+                f"hashed {count(len(found[0].files), 'file')} on the server, {format_size(found[0].bytes)}"
+            )
 
     connection.retry(attempt)
     _show_progress("")

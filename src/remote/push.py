@@ -25,9 +25,10 @@ from ..errors import RemoteError
 from ..utils.environment import git_state
 from ..utils.files import disk_errors, sha256, write_text
 from ..utils.logs import eprint
+from ..utils.units import format_size
 from . import transfer
 from .connection import Connection
-from .transfer import format_size, printable
+from .transfer import printable
 
 CODE = ("src/", "configs/")  # what a snapshot holds
 ATTEMPTS = 3  # to transfer a file correctly

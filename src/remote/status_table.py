@@ -12,6 +12,7 @@ from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
 from ..utils.logs import SafeConsole
+from ..utils.units import count
 from .jobs import Job, format_status, run_id
 
 MAX_JOBS = 20
@@ -49,7 +50,7 @@ def print_table(jobs: Sequence[Job], server: str, folder: str, everything: bool 
     for line, is_title in _one_line_each(rows, width) or _two_lines_each(rows, width or 0):
         console.print(Text(line, style="bold" if is_title else ""))
     if len(shown) < len(jobs):
-        console.print(f"{len(jobs) - len(shown)} older runs are not shown: make ssh-status ALL=1 lists them")
+        console.print(f"{count(len(jobs) - len(shown), 'older run')} not shown: make ssh-status ALL=1 lists them")
 
 
 def _row(job: Job) -> JobRow:

@@ -20,6 +20,7 @@ from paramiko.ssh_exception import SSHException
 
 from ..errors import LostConnection, RemoteError
 from ..utils.logs import eprint
+from ..utils.progress import BYTES, Progress, progress, watched
 from .connection import SILENCE_TIMEOUT_S, Connection
 
 Answer = TypeVar("Answer")
@@ -46,8 +47,9 @@ def send(connection: Connection, files: Mapping[str, Path], folder: str, rsync: 
         return int(connection.call("fs:folder_size", folder=folder))
 
     def put(sftp: SFTPClient) -> None:
-        for name, path in files.items():
-            _put(sftp, path, _remote_path(folder, name))
+        with progress("sending", size, BYTES) as bar:
+            for name, path in files.items():
+                _put(sftp, path, _remote_path(folder, name), bar)
 
     if rsync and _has_local_rsync():
         with tempfile.TemporaryDirectory() as links:
@@ -72,12 +74,14 @@ def receive(connection: Connection, names: Sequence[str], folder: str, to: Path,
         for name in names:
             _get(sftp, _remote_path(folder, name), to / name)
 
-    if rsync and _has_local_rsync():
-        words = ["-r", "--append", "--from0", "--files-from=-", *_progress(size)]
-        words += [f"{_rsync_host(connection)}:{folder}/", f"{to}/"]
-        if _by_rsync(connection, words, b"".join(os.fsencode(name) + b"\0" for name in names), arrived):
-            return
-    _by_sftp(connection, get, arrived)
+    before = arrived()
+    with watched("receiving", size, lambda: arrived() - before):
+        if rsync and _has_local_rsync():
+            words = ["-r", "--append", "--from0", "--files-from=-"]
+            words += [f"{_rsync_host(connection)}:{folder}/", f"{to}/"]
+            if _by_rsync(connection, words, b"".join(os.fsencode(name) + b"\0" for name in names), arrived):
+                return
+        _by_sftp(connection, get, arrived)
 
 
 def _retry(connection: Connection, attempt: Callable[[], Answer], arrived: Callable[[], int]) -> Answer:
@@ -186,7 +190,7 @@ def _by_sftp(connection: Connection, work: Callable[[SFTPClient], None], arrived
     _retry(connection, attempt, arrived)
 
 
-def _put(sftp: SFTPClient, path: Path, remote: bytes) -> None:
+def _put(sftp: SFTPClient, path: Path, remote: bytes, bar: Progress) -> None:
     """Send one file, resuming after the bytes that have arrived."""
     try:
         offset = int(sftp.stat(remote).st_size or 0)
@@ -195,7 +199,7 @@ def _put(sftp: SFTPClient, path: Path, remote: bytes) -> None:
     with path.open("rb") as source, sftp.open(remote, "ab") as target:
         source.seek(offset)
         target.set_pipelined(True)  # faster, and does not report write errors of the server
-        _copy(source, target)
+        _copy(source, target, bar)
         end = source.tell()
     if sftp.stat(remote).st_size != end:
         raise OSError("the file was not written completely")
@@ -214,20 +218,14 @@ def _remote_path(folder: str, name: str) -> bytes:
     return f"{folder}/{name}".encode("utf-8", "surrogateescape")
 
 
-def _copy(source: IO[bytes], target: IO[bytes]) -> None:
+def _copy(source: IO[bytes], target: IO[bytes], bar: Progress | None = None) -> None:
     while block := source.read(BLOCK):
         target.write(block)
+        if bar is not None:
+            bar.add(len(block))
 
 
 # File names and sizes in messages
-
-
-def format_size(size: int) -> str:
-    """`14.2 MB`, in the unit that fits."""
-    for unit, name in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
-        if size >= unit:
-            return f"{size / unit:.1f} {name}" if size < 100 * unit else f"{size / unit:.0f} {name}"
-    return f"{size} bytes"
 
 
 def printable(path: str) -> str:

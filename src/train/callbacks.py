@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 
+from ..run_names import format_lr
 from ..runs import Run
 from ..schema import LoopArgs
 from ..utils.event_files import Curves
 from ..utils.files import read_json, write_text
-from ..utils.logs import log
+from ..utils.logs import log, shows_bars
 from ..utils.units import format_duration, format_rate
 from . import checkpoint
 from .mirror import CheckpointMirror
@@ -26,7 +28,12 @@ from .signals import StopRequest
 
 CURVE_TAGS = {"loss": "train/loss", "learning_rate": "train/learning_rate", "grad_norm": "train/grad_norm",
          "eval_loss": "eval/loss"}  # fmt: skip
-LOGGED = {"loss": "loss", "learning_rate": "lr", "grad_norm": "grad_norm", "eval_loss": "eval_loss"}
+LOGGED: dict[str, tuple[str, Callable[[float], str]]] = {  # by the Trainer's names
+    "loss": ("loss", "{:.4g}".format),
+    "learning_rate": ("lr", lambda rate: format_lr(rate) if rate else "0"),
+    "grad_norm": ("grad_norm", "{:.3g}".format),
+    "eval_loss": ("eval_loss", "{:.4g}".format),
+}
 THROUGHPUT_TAG = "train/tokens_per_second"
 ADALORA_STATE = "adalora.pt"
 MOVING_AVERAGES = ("ipt", "exp_avg_ipt", "exp_avg_unc")  # of the gradients, by parameter
@@ -130,10 +137,10 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
         for name, tag in CURVE_TAGS.items():
             if name in logs:
                 self.curves.add(tag, float(logs[name]), state.global_step)
-        parts = [f"{short} {logs[name]:.4g}" for name, short in LOGGED.items() if name in logs]
+        parts = [f"{short} {form(logs[name])}" for name, (short, form) in LOGGED.items() if name in logs]
         if rate is not None:
             parts.append(f"{format_rate(rate)} tokens/s")
-            if (left := self._seconds_left(state)) >= 1:
+            if (left := self._seconds_left(state)) >= 1 and not shows_bars():  # a bar has it
                 parts.append(f"{format_duration(left)} left")
         if parts:
             step = f"step {state.global_step:,}/{state.max_steps:,}  epoch {state.epoch or 0:.2f}"
@@ -181,8 +188,15 @@ def _samples_until(samples: Path, step: int) -> list[str]:
     return kept
 
 
-class PlainProgressBar(ProgressCallback):  # type: ignore[misc]
-    """The Trainer's progress bar without its log lines, which RunRecorder writes."""
+class TrainingBar(ProgressCallback):  # type: ignore[misc]
+    """The Trainer's progress bar without its log lines, which RunRecorder writes; it is removed at the end."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.training_bar = tqdm(
+            desc="training", total=state.max_steps, initial=state.global_step, unit="step",
+            dynamic_ncols=True, leave=False,
+        )  # fmt: skip
+        self.current_step = state.global_step
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         pass

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import fields
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
+from transformers.utils.logging import disable_progress_bar
 
 from ..data.store import Example
 from ..errors import ConfigError
@@ -19,11 +19,11 @@ from ..model import methods, packed_attention
 from ..model.adapters import training_precision
 from ..schema import DistributedArgs, LoopArgs, LossArgs, SpeedArgs, TrainConfig
 from ..utils import environment
-from ..utils.logs import log
+from ..utils.logs import log, shows_bars
 from ..utils.process_info import process_info
 from . import checkpoint
 from .batch_sampler import BatchSampler, Schedule
-from .callbacks import AdaLoraCallback, PlainProgressBar, RunRecorder, is_adalora
+from .callbacks import AdaLoraCallback, RunRecorder, TrainingBar, is_adalora
 from .collators import Collator, TokenDataset, build_collator
 from .launch_plan import WEIGHT_SHARDING
 from .losses import Criterion, Objective, class_weights
@@ -136,8 +136,9 @@ def fit(
         )
         trainer.remove_callback(ProgressCallback)
         trainer.remove_callback(PrinterCallback)
-        if info.is_main and sys.stderr.isatty():
-            trainer.add_callback(PlainProgressBar)
+        disable_progress_bar()  # of transformers: it would draw one for each checkpoint
+        if info.is_main and shows_bars():
+            trainer.add_callback(TrainingBar)
         recorder.prepare(stop, loop, bool(held_out), start)
         if is_adalora(model):
             trainer.add_callback(AdaLoraCallback(model))

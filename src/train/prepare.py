@@ -97,7 +97,8 @@ def tokenize(
     rows, dev, base = raw
     device = device or environment.choose_device(cfg.cuda_visible_devices)
     dtype = dtype or environment.choose_dtype(cfg.bf16, cfg.cuda_visible_devices)
-    log.info("%s usable rows in %d files; base model %s", f"{len(rows.store):,}", len(rows.store.files), base.name)
+    usable = f"{count(len(rows.store), 'usable row')} in {count(len(rows.store.files), 'file')}"
+    log.info("%s; base model %s", usable, base.name)
     tf32 = environment.choose_tf32(cfg.tf32, cfg.cuda_visible_devices)
     kernels = environment.choose_kernels(cfg.use_liger_kernel, cfg.cuda_visible_devices, device.value)
     log.info("device %s; precision %s; TF32 %s; kernels %s", device, dtype, tf32, kernels)

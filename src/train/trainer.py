@@ -22,6 +22,7 @@ from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 from ..data.store import Example
 from ..errors import MAX_LISTED, DivergedError, ModelError, OutOfMemory
 from ..model import methods
+from ..utils.units import count
 from . import callbacks, checkpoint
 from .batch_sampler import BatchSampler
 from .callbacks import RunRecorder
@@ -244,7 +245,7 @@ def explain_out_of_memory(step: int, batch: dict[str, Any]) -> Iterator[None]:
         shape = batch["input_ids"].shape
         rows = len(batch.get("lengths", range(shape[0])))
         raise OutOfMemory(
-            f"out of memory at step {step}, in a batch of {rows} examples and {shape.numel():,} tokens",
+            f"out of memory at step {step}, in a batch of {count(rows, 'example')} and {shape.numel():,} tokens",
             hint="set gradient_checkpointing=true, half the batch_size with twice the "
             "gradient_accumulation_steps, a smaller max_length, method=qlora or optim=paged_adamw_8bit; "
             "the stage plan shows what each needs",

@@ -43,6 +43,16 @@ def eprint(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def shows_bars() -> bool:
+    """Whether a person sees progress bars: stderr is a terminal, and the command is not quiet."""
+    return sys.stderr.isatty() and not outcome.output.quiet
+
+
+def _is_shown(record: logging.LogRecord) -> bool:
+    """Whether the terminal shows a line of the log now: not a verdict, nor progress that it shows as a bar."""
+    return not getattr(record, "at_end", False) and not (getattr(record, "bar", False) and shows_bars())
+
+
 def log_verdict(text: str, **reported: Any) -> None:
     """Log how the stage ended. The terminal shows it at the very end, after the warnings; see outcome.report."""
     log.info("%s", text, extra={"at_end": True})
@@ -95,8 +105,8 @@ def start_logging(silent: bool = False) -> None:
     _buffer.buffer.clear()
     terminal = _TerminalHandler()
     terminal.setFormatter(_TerminalFormatter("%(message)s"))
-    terminal.addFilter(lambda record: not getattr(record, "at_end", False))
-    if outcome.output.quiet or outcome.output.json or not sys.stderr.isatty():
+    terminal.addFilter(_is_shown)
+    if not shows_bars():
         for library in ("HF_HUB", "HF_DATASETS"):  # HF_HUB's holds for transformers too
             os.environ[f"{library}_DISABLE_PROGRESS_BARS"] = "1"
     log.handlers = [logging.NullHandler()] if silent else [terminal, _buffer, _WarningCollector()]

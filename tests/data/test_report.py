@@ -78,16 +78,16 @@ def test_the_report_accounts_for_every_row(make: Maker) -> None:
 @pytest.mark.parametrize(
     ("rows", "settings", "finding"),
     [
-        ([{}], {}, "1 rows are rejected: no_messages"),
-        ([chat("2+2?", "4" * 300)], {"max_length": 64}, "1 rows are rejected: over_length"),
+        ([{}], {}, "1 row is rejected: no_messages"),
+        ([chat("2+2?", "4" * 300)], {"max_length": 64}, "1 row is rejected: over_length"),
         (
             [chat("2+2?", "4" * 300)],
             {"max_length": 64, "on_overlength": "truncate"},
-            "1 rows are cut to max_length",
+            "1 row is cut to max_length",
         ),
-        ([chat("3+3?", "6")], {}, "1 rows are duplicates of earlier ones (1 exact)"),
-        ([chat("Held out?", "9")], {"on_contamination": "keep"}, "1 rows occur in the evaluation files"),
-        ([chat("<|end|>?", "4")], {}, "1 rows are rejected: control_token"),
+        ([chat("3+3?", "6")], {}, "1 row is a duplicate of earlier ones (1 exact)"),
+        ([chat("Held out?", "9")], {"on_contamination": "keep"}, "1 row occurs in the evaluation files"),
+        ([chat("<|end|>?", "4")], {}, "1 row is rejected: control_token"),
     ],
 )
 def test_a_finding_is_reported_and_with_strict_data_refused(
@@ -135,7 +135,7 @@ def test_a_row_of_several_examples_is_one_row(make: Maker) -> None:
     pieces = report["examples"] - 1
     assert (report["rows_trained"], [f["rows_trained"] for f in report["files"]]) == (2, [1, 1])
     assert len(tokens) == 1 + 2 * pieces > 4
-    assert report["findings"] == ["1 rows are cut to max_length"]
+    assert report["findings"] == ["1 row is cut to max_length"]
     (cut,) = report["cut"]
     assert (cut["line"], cut["detail"]) == (1, f"split into {pieces} pieces")
 
@@ -209,7 +209,7 @@ def test_the_table_shows_what_became_of_the_rows(make: Maker, seen: Callable[...
         f"also in {held}: 1 exact, 0 normalised, 0 near",
         "mask 2 of 2 checked are the same by a second derivation",
         f"rejected: {path}:3 has no list of messages",
-        "finding: 1 rows are rejected: no_messages",
+        "warning: 1 row is rejected: no_messages",
     ):
         assert line in " ".join(shown.split()), shown
     assert "with loss (" in shown
@@ -287,7 +287,7 @@ def test_the_method_of_the_mask_check_is_reported(
     said = "1 of 3 checked are the same by a second derivation, 1 differ; 1: no offsets"
     assert said in " ".join(shown.split())
     assert f"rejected: {path}:2 has loss elsewhere" in shown
-    assert "finding: 1 masks could not be compared" in shown
+    assert "1 mask could not be compared" in shown
 
 
 def test_an_example_has_its_number_and_its_counts(make: Maker, seen: Callable[..., str]) -> None:

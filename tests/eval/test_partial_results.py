@@ -50,7 +50,7 @@ def test_a_killed_evaluation_resumes_to_the_same_bytes(
             file.write('{"part": "adversarial", "rows": [[0, {"predic')  # as a kill during a write leaves it
     capsys.readouterr()
     assert copied.call("eval", str(run.path), *SAMPLED) == 0
-    assert f"resuming with the {kept} rows" in capsys.readouterr().out
+    assert f"resuming with {kept} rows" in capsys.readouterr().out
     assert predictions(run.path / "evals") == predictions(uninterrupted.newest.path / "evals")
     ours, theirs = (w.artifacts / "metrics" for w in (copied, uninterrupted))
     assert predictions(ours) == predictions(theirs)
@@ -67,7 +67,7 @@ def test_a_killed_baseline_resumes(world: World, fork_server: ForkServer, capsys
     assert code == -signal.SIGKILL, output
     assert len(left(world)) == 1
     assert world.call("eval-baseline", "splits=[test]", "eval_batch_size=8") == 0
-    assert "resuming with the 16 rows" in capsys.readouterr().out
+    assert "resuming with 16 rows" in capsys.readouterr().out
     assert left(world) == []
 
 
@@ -79,7 +79,7 @@ def test_an_evaluation_of_a_bare_folder_resumes_in_its_run(
     run = world.newest
     assert run.status == runs.INTERRUPTED
     assert world.call("eval", str(tiny), "splits=[test]", "eval_batch_size=8") == 0
-    assert "resuming with the 8 rows" in capsys.readouterr().out
+    assert "resuming with 8 rows" in capsys.readouterr().out
     assert world.runs == [run]
     assert run.status == runs.FINISHED
 

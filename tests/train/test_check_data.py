@@ -57,7 +57,7 @@ def test_a_training_shows_and_keeps_the_same(world: World, capsys: pytest.Captur
     ("row", "settings", "told"),
     [
         ({}, (), "x.jsonl:2 has no list of messages"),
-        ({}, ("on_bad_row=skip", "strict_data=true"), "1 rows are rejected: no_messages"),
+        ({}, ("on_bad_row=skip", "strict_data=true"), "1 row is rejected: no_messages"),
         (chat("Top of ore rate?", "TOP(a)"), ("on_contamination=refuse",), "x.jsonl:2 is the exact duplicate of"),
     ],
 )

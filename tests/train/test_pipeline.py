@@ -118,7 +118,7 @@ def test_the_numbers_are_those_of_the_curves(run: Run) -> None:
 
 def test_the_text_log_holds_the_run_from_its_first_line(run: Run) -> None:
     log = (run.logs / "run.log").read_text()
-    assert f"{len(TRAINED_ON)} usable rows in 1 files; base model" in log
+    assert f"{len(TRAINED_ON)} usable rows in 1 file; base model" in log
     assert "precision float32 (bf16=false)" in log
     assert f"run {run.path}\n" in log
     assert f"step {STEPS}/{STEPS}" in log

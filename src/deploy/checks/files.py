@@ -18,6 +18,7 @@ from ...model import profile
 from ...runs import Run
 from ...utils.files import read_json, sha256
 from ...utils.secrets import credentials
+from ...utils.units import count
 from ...utils.weights import find_weight_problems
 
 MANIFEST = "manifest.json"  # of a published folder
@@ -90,7 +91,11 @@ def check_model_files(folder: Path, recorded: Mapping[str, str]) -> tuple[bool, 
     problems += [problem for file in weight_files for problem in find_weight_problems(file)]
     if problems:
         return False, f"the model is damaged: {_first(problems)}"
-    hashes = f"{len(recorded)} files match their recorded hashes" if recorded else "no file hashes were recorded"
+    hashes = (
+        f"the hashes of {count(len(recorded), 'file')} match the recorded ones"
+        if recorded
+        else "no file hashes were recorded"
+    )
     return True, f"{hashes}, and all weights are finite"
 
 
@@ -124,7 +129,7 @@ def check_checkpoints(run: Run | None) -> tuple[bool, str]:
         problems += [f"{folder.name}: {problem}" for problem in found]
     if problems:
         return False, f"checkpoints are damaged: {_first(problems)}"
-    return True, f"{len(folders)} checkpoints are complete" if folders else "the run has no checkpoints"
+    return True, count(len(folders), "complete checkpoint") if folders else "the run has no checkpoints"
 
 
 # Data, credentials, profile
@@ -138,12 +143,14 @@ def check_contamination(run: Run | None) -> tuple[bool, str]:
         return True, "the training rows were not compared with the evaluation files"
     counts = {kind: found[kind] for kind in ("exact", "normalised", "near") if found.get(kind)}
     if not counts:
-        return True, f"no training row occurs in the {len(found['files'])} evaluation files"
-    kinds = ", ".join(f"{count} {kind}" for kind, count in counts.items())
-    rows = f"{sum(counts.values())} training rows occur in the evaluation files ({kinds})"
+        return True, f"no training row occurs in {count(len(found['files']), 'evaluation file')}"
+    kinds = ", ".join(f"{number:,} {kind}" for kind, number in counts.items())
+    total = sum(counts.values())
+    occur = f"{count(total, 'training row')} {'occurs' if total == 1 else 'occur'}"
+    rows, were = f"{occur} in the evaluation files ({kinds})", "was" if total == 1 else "were"
     if run.settings.get("on_contamination") == "keep":
-        return False, f"{rows} and were trained on (on_contamination=keep), so the scores are not valid"
-    return True, f"{rows} and were excluded from training"
+        return False, f"{rows} and {were} trained on (on_contamination=keep), so the scores are not valid"
+    return True, f"{rows} and {were} excluded from training"
 
 
 def check_secrets(folder: Path) -> tuple[bool, str]:

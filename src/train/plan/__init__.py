@@ -170,7 +170,7 @@ def _plan_rows(plan: MemoryPlan) -> Iterator[tuple[str, str]]:
     yield "checkpoints", f"{plan.checkpoints:,}"
     yield "tokens", f"{plan.tokens:,}, {plan.tokens_per_epoch:,} per epoch"
     rows, tokens = plan.longest_batch
-    yield "longest batch", f"{tokens:,} tokens in {rows:,} examples"
+    yield "longest batch", f"{count(tokens, 'token')} in {count(rows, 'example')}"
     yield "gradient_checkpointing", str(plan.checkpointing)
     yield "peak memory", f"{format_gb(plan.memory.peak)} GB, at {MOMENTS[plan.memory.at]}"
     for part, size in plan.memory.parts.items():

@@ -27,6 +27,7 @@ from ...utils import environment
 from ...utils.environment import Capacity, Reasoned
 from ...utils.files import code_hash, read_json, write_json
 from ...utils.process_info import ProcessInfo, process_info
+from ...utils.units import count
 from ..batch_sampler import BatchSampler, Schedule, build_sampler
 from ..fit import build_training_arguments
 from ..launch_plan import plan_launch
@@ -289,7 +290,7 @@ def disk_needs(
     trained = weights.gradient_bytes
     one = trained + memory.optimizer_bytes(optim, weights.trainable)
     kept = min(checkpoints, save_total_limit + 1)  # a new one is complete before an old one is removed
-    yield DiskNeed(f"{kept} checkpoints of {memory.format_gb(one)} GB", output, kept * one)
+    yield DiskNeed(f"{count(kept, 'checkpoint')} of {memory.format_gb(one)} GB", output, kept * one)
     yield DiskNeed("the tuned model", output, trained)
     if base.folder is None:
         cached = [try_to_load_from_cache(base.name, f"model.safetensors{end}") for end in ("", ".index.json")]
