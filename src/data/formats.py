@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, NotRequired, TypedDict
@@ -184,13 +184,28 @@ FORMATS: dict[str, Format] = {
 
 
 def evaluation_messages(row: RawRow) -> list[Message]:
-    """The messages of a row of an evaluation file, by its columns: in any format that has an answer."""
+    """The messages of a row of an evaluation file, by its columns: in any format that has an answer.
+
+    >>> evaluation_messages({"instruction": "Add.", "input": "2 and 2", "output": "4"})[0]["content"]
+    'Add.\\n\\n2 and 2'
+    """
     if "prompt" in row:
         return prompt_completion(row)
     if "label" in row:
         return classification(row)
     found = (each.translate for name, each in FORMATS.items() if name != TEXT and each.columns <= row.keys())
     return next(found, prompt_completion)(row)
+
+
+def prompt_text(turns: Sequence[Message]) -> str:
+    """The turns before an answer as a person reads them: a single one without its role.
+
+    >>> prompt_text([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2+2?"}])
+    'system: Be brief.\\nuser: 2+2?'
+    """
+    if len(turns) == 1:
+        return turns[0]["content"]
+    return "\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)
 
 
 def count_formats(rows: Iterable[object]) -> Counter[str]:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 from ..data import task_encoding
 from ..data.chat import ChatTokenizer
 from ..data.encode import EncodingOptions
-from ..data.formats import Row, RowError
+from ..data.formats import Row, RowError, prompt_text
 from ..data.store import Example
 from ..errors import MAX_LISTED, DataError
 from ..model import tasks
@@ -202,7 +202,7 @@ def predict(
         stats.seconds += time.monotonic() - start
         stats.tokens += sum(row.get("tokens", 0) for i, row in enumerate(rows) if i not in reused)
         found[name] = [
-            {"prompt": row.messages[0]["content"], "reference": row.messages[-1]["content"], **prediction}
+            {"prompt": prompt_text(row.messages[:-1]), "reference": row.messages[-1]["content"], **prediction}
             for row, prediction in zip(requests.rows[name], rows, strict=True)
         ]
     return found
