@@ -70,6 +70,11 @@ def is_quantised(source: Source) -> bool | None:
 
 
 def _check_folder(folder: Path) -> None:
+    if (folder / "adapter_config.json").is_file() and not any(folder.glob("model*.safetensors")):
+        raise ModelError(
+            f"{folder} is an adapter without its base model",
+            hint="publish its run with export=merged, and name the published folder",
+        )
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder} has no config.json", hint="model_name must be a transformers model folder")
     if not list(folder.glob("*.safetensors")):

@@ -315,7 +315,10 @@ def _sampler(examples: Sequence[Example], cfg: TrainConfig) -> BatchSampler:
 
 
 def _main_process(args: DistributedArgs, cuda_visible_devices: str) -> ProcessInfo:
-    """The main process of the planned run."""
+    """The main process of the planned run. A plan for another machine has one for each GPU that is named."""
+    if getattr(args, "plan_device", None) == "cuda" and not environment.gpus(cuda_visible_devices):
+        named = [gpu for gpu in cuda_visible_devices.split(",") if gpu.strip()]
+        return ProcessInfo(world_size=max(1, len(named)) * args.num_nodes)
     info, launch = process_info(), plan_launch(args, cuda_visible_devices)
     return info if info.launched else ProcessInfo(world_size=launch.world_size if launch else 1)
 
