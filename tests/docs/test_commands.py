@@ -7,8 +7,8 @@ block that needs one is marked `not run`. Of the recorded calls,
 - a command of a block marked `run` is run, and what it prints is compared with what a `console` block shows;
 - any other command is composed and checked, also for a sweep or a cluster, as it is before the first job starts.
 
-Nothing in a command is replaced. A model that a page names is a link to the tiny random Llama in that folder
-(MODELS), and the reader's own files are small (Checkout.own_files).
+Nothing in a command is replaced. A model that a page names is a link to a tiny random one in that folder (LLAMAS,
+OTHERS), and the reader's own files are small (Checkout.own_files).
 """
 
 from __future__ import annotations
@@ -26,12 +26,16 @@ import pytest
 from src import cli, cli_args
 from src.stages import STAGES
 from tests.docs.blocks import PAGES, ROOT, Block, blocks, commands
-from tests.fixtures import World, call, chat, jsonl
+from tests.fixtures import World, call, chat, jsonl, locked
 
 pytest_plugins = ["tests.fixtures"]
 
 RUN = "2026-01-15_10-30-45"  # the run that the documents name
-MODELS = ("models/SmolLM2-135M-Instruct", "models/tiny-random-llama", "meta-llama/Meta-Llama-3-8B")
+LLAMAS = ("models/SmolLM2-135M-Instruct", "models/tiny-random-llama", "meta-llama/Meta-Llama-3-8B")
+OTHERS = {  # what else a page names: architecture and chat template of the random model in its place
+    "models/tiny-random-bert": ("bert", None),
+    "Qwen/Qwen2.5-7B-Instruct": ("llama", ROOT / "tests" / "data" / "templates" / "qwen2_5.jinja"),
+}
 CALLS = "calls.jsonl"
 
 TOOLS = ("awk", "bash", "cat", "cp", "grep", "head", "ls", "make", "mkdir", "mv", "rm", "sed", "tail", "touch")
@@ -51,7 +55,7 @@ with open(os.environ["RECORDED"], "a") as file:
 class Checkout:
     """A folder in which a page's commands are typed."""
 
-    def __init__(self, folder: Path, world: World) -> None:
+    def __init__(self, folder: Path, world: World, models: dict[str, Path]) -> None:
         self.folder = folder
         for name in ("Makefile", "README.md", ".env.example", "zensical.toml", *_requirements()):
             shutil.copy(ROOT / name, folder)
@@ -59,9 +63,9 @@ class Checkout:
             shutil.copytree(ROOT / name, folder / name)
         for name in ("scripts", "src", "docs"):
             (folder / name).symlink_to(ROOT / name)
-        for name in MODELS:
+        for name, model in {**dict.fromkeys(LLAMAS, world.model), **models}.items():
             (folder / name).parent.mkdir(exist_ok=True)
-            (folder / name).symlink_to(world.model)
+            (folder / name).symlink_to(model)
         self.own_files()
         self._finished_run(world)
         programs = folder / ".programs"
@@ -81,11 +85,21 @@ class Checkout:
         }
 
     def own_files(self) -> None:
-        """The reader's own data."""
-        rows = [chat(f"Where is order {n}?", f"Order {n} is on its way.") for n in range(40)]
-        jsonl(self.folder / "my_data" / "train.jsonl", rows)
-        jsonl(self.folder / "my.jsonl", rows)
-        (self.folder / "faq.csv").write_text("question,answer\nWhere is it?,On its way.\nWhen?,Tomorrow.\n")
+        """The reader's own data, as the pages describe it."""
+        topics = ("order", "refund", "login", "invoice", "address", "coupon", "parcel", "card")
+        questions = [
+            f"{ask} {topic}?" for topic in topics for ask in ("Where is my", "How do I change my", "Why no")
+        ]
+        rows = [chat(question, f"Your {question.split()[-1][:-1]} is in your account.") for question in questions]
+        for name in ("my.jsonl", "my_data/train.jsonl"):
+            jsonl(self.folder / name, rows)
+        table = "".join(f"{q.split()[-1]},{q},Please see your account.,closed\n" for q in questions)
+        for name in ("faq.csv", "tickets.csv", "more.csv"):
+            (self.folder / name).write_text(f"subject,question,answer,status\n{table}")
+        for split in ("dev", "test"):
+            jsonl(self.folder / "my_eval" / f"{split}.jsonl", [{"prompt": split, "completion": "Yes."}])
+        labels = [{"text": question, "label": ("how", "where")["Where" in question]} for question in questions]
+        jsonl(self.folder / "reviews.jsonl", labels)
 
     def _finished_run(self, world: World) -> None:
         outputs = self.folder / "outputs"
@@ -110,6 +124,22 @@ class Checkout:
 
 def _requirements() -> list[str]:
     return [p.name for p in ROOT.glob("requirements*.txt")] + ["pyproject.toml"]
+
+
+@pytest.fixture(scope="session")
+def models(common: Path) -> dict[str, Path]:
+    """The folders of OTHERS."""
+    from scripts.tiny_model import build
+
+    texts = (ROOT / "data" / "ingot.jsonl").read_text(encoding="utf-8").splitlines()
+    found = {}
+    for name, (architecture, template) in OTHERS.items():
+        found[name] = common / "models" / Path(name).name
+        with locked(found[name]):
+            if not found[name].is_dir():
+                text = {"chat_template": template.read_text(encoding="utf-8")} if template else {}
+                build(found[name], texts, architecture=architecture, **text)
+    return found
 
 
 def words_of(program: str, arguments: list[str]) -> list[str] | None:
@@ -162,9 +192,14 @@ PAGES_WITH_COMMANDS = {
 
 @pytest.mark.parametrize("page", PAGES_WITH_COMMANDS)
 def test_the_commands_of_a_page_are_accepted_and_print_what_it_shows(
-    page: str, finished: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    page: str,
+    finished: World,
+    models: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    checkout = Checkout(tmp_path, finished)
+    checkout = Checkout(tmp_path, finished, models)
     monkeypatch.chdir(tmp_path)
     for name, value in {"CUDA_VISIBLE_DEVICES": "", "COLUMNS": "80", "HF_HUB_OFFLINE": "1"}.items():
         monkeypatch.setenv(name, value)
