@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from itertools import islice, product
+from itertools import islice, pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +169,9 @@ def _register_plugins(call: Call, overrides: list[str]) -> None:
 
 def _load_job(call: Call, composed: DictConfig) -> Any:
     """The validated configuration of one job."""
-    return _load(call, {str(k): plain_value(composed, str(k)) for k in composed})
+    if call.multirun and STAGES[call.stage].inherits:  # Hydra composed all jobs with the run of one of them
+        composed = compose.compose_job(call, list(HydraConfig.get().overrides.task))
+    return _load(call, {str(k): plain_value(composed, str(k)) for k in composed if k != "hydra"})
 
 
 def _load(call: Call, values: dict[str, Any]) -> Any:
@@ -228,6 +230,8 @@ def _check_jobs(call: Call, overrides: list[str], one_process: bool) -> list[str
             _load(call, values)
         except UserError as error:
             problems += error.problems
+    if not one_process and any(a != b for a, b in pairwise(call.inherited.values())):
+        problems.append("launch=slurm: the jobs of one command must be about one run; start a command per run")
     if len(gpus) > 1 and one_process and not any(text.startswith("hydra/launcher=") for text in overrides):
         problems.append("cuda_visible_devices differs between jobs of one process; start one sweep per value")
     return problems

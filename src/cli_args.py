@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import yaml
 from omegaconf import DictConfig
@@ -30,6 +31,7 @@ class Call:
         preset_files: names under which Hydra knows presets that are given as files.
         problems: what is wrong with the words; it is reported together with the problems of the settings.
         composed: composed configurations, by their overrides.
+        inherited: the settings that each of them takes from a run.
     """
 
     stage: str
@@ -42,6 +44,7 @@ class Call:
     preset_files: set[str] = field(default_factory=set)
     problems: list[str] = field(default_factory=list)
     composed: dict[tuple[str, ...], DictConfig] = field(default_factory=dict)
+    inherited: dict[tuple[str, ...], dict[str, Any]] = field(default_factory=dict)
 
 
 def parse(stage: str, argv: list[str]) -> Call:

@@ -2,7 +2,10 @@
 
 Later sources win over earlier ones:
 
-    schema defaults < the stage's file < presets < experiment < command line
+    schema defaults < the run < the stage's file < presets < experiment < command line
+
+The layer of the run holds what a stage takes from the run that it is about (`Stage.inherits`). Which run that is
+depends on the other layers, so a job is composed without it first. Null in the stage's file means as the run says.
 
 The defaults list is made here, so every YAML file (shipped, of a user, or a run's config_used.yaml) is flat. Hydra
 reports one unknown key at a time and silently accepts `+epochz=2`. So every override becomes `++key=value`, and
@@ -14,8 +17,8 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,13 +41,14 @@ from . import aliases, config, config_files, schema
 from .cli_args import Call, yaml_error
 from .errors import ConfigError, did_you_mean
 from .search_space import quoted
+from .stages import STAGES
 from .utils.secrets import redact
 
 # Later groups win: method=dora over the method that hardware=gpu_24gb suggests.
 GROUPS = ("model", "data", "hardware", "method", "parallel", "launch", "search", "experiment")
-ROOT = "assay_root"
 # Hydra accepts only classes below hydra_plugins. Nothing is there: cli.py registers these when they are used.
 OPTUNA, SLURM = "hydra_plugins.assay.OptunaSweeper", "hydra_plugins.assay.SlurmLauncher"
+ROOT, RUN_LAYER, RUN_NULLS = "assay_root", "assay_run", "assay_run_nulls"
 
 
 class RedactSecrets(Callback):
@@ -86,12 +90,14 @@ def register_root(call: Call) -> None:
     store.store(name="assay_schema", node=config.defaults(call.stage))
     store.store(group="hydra/sweeper", name="optuna", node={"_target_": OPTUNA}, provider="assay")
     store.store(group="hydra/launcher", name="assay_slurm", node={"_target_": SLURM}, provider="assay")
+    store.store(name=RUN_LAYER, node={})
+    store.store(name=RUN_NULLS, node={})
     groups: list[Any] = [{g: None} for g in GROUPS]
     store.store(
         name=ROOT,
         node={
             "defaults": [
-                "assay_schema", call.config_name, *groups, "_self_",
+                "assay_schema", RUN_LAYER, call.config_name, RUN_NULLS, *groups, "_self_",
                 {"override hydra/job_logging": "none"}, {"override hydra/hydra_logging": "none"},
             ],
             "hydra": {
@@ -238,13 +244,52 @@ def compose_values(call: Call, overrides: list[str]) -> tuple[dict[str, Any], li
 
 
 def compose_job(call: Call, overrides: list[str]) -> DictConfig:
-    """The configuration of one job with Hydra's part. It is cached: composing takes 0.1 s."""
+    """The configuration of one job with Hydra's part. It is cached: composing takes 0.1 s.
+
+    The job's layer of the run stays in Hydra's store, for Hydra's own composition of the same job.
+    """
     key = tuple(overrides)
     if key not in call.composed:
-        GlobalHydra.instance().clear()
-        with initialize_config_dir(str(call.config_dir), version_base="1.3"), _preset_errors():
-            call.composed[key] = compose(ROOT, overrides=overrides, return_hydra_config=True)
+        call.composed[key] = _compose(call, overrides, {}, {})
+        values = _resolvable(call.composed[key]) if STAGES[call.stage].inherits else {}
+        call.inherited[key] = layer = _settings_of_run(call, values)
+        if layer:
+            call.composed[key] = _compose(call, overrides, layer, _where_null(layer, values))
     return call.composed[key]
+
+
+def _compose(call: Call, overrides: list[str], layer: Mapping[str, Any], nulls: Mapping[str, Any]) -> DictConfig:
+    ConfigStore.instance().store(name=RUN_LAYER, node=layer)
+    ConfigStore.instance().store(name=RUN_NULLS, node=nulls)
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(call.config_dir), version_base="1.3"), _preset_errors():
+        return compose(ROOT, overrides=overrides, return_hydra_config=True)
+
+
+def _settings_of_run(call: Call, values: Mapping[str, Any]) -> dict[str, Any]:
+    """What the stage takes from the run that a job is about: settings of the stage's schema only."""
+    known = config.defaults(call.stage)
+    return {key: value for key, value in STAGES[call.stage].inherited(values).items() if key in known}
+
+
+def _resolvable(composed: DictConfig) -> dict[str, Any]:
+    """The values of a job that can be resolved: what cannot is reported once the job is complete."""
+    values = {}
+    for key in (str(k) for k in composed if k != "hydra"):
+        with suppress(OmegaConfBaseException):
+            values[key] = plain_value(composed, key)
+    return values
+
+
+def _where_null(layer: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of `layer` for which `values`, composed without it, have null."""
+    found = {key: value for key, value in layer.items() if values.get(key) is None}
+    groups = ((key, layer[key], values[key]) for key in layer.keys() - found.keys())
+    return found | {
+        key: _where_null(theirs, mine)
+        for key, theirs, mine in groups
+        if isinstance(theirs, Mapping) and isinstance(mine, Mapping)
+    }
 
 
 @contextmanager

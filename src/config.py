@@ -261,7 +261,8 @@ def is_text(schema: type, key: str) -> bool:
     hint = _type_of(schema, first)
     if rest:
         return is_dataclass(hint) and isinstance(hint, type) and is_text(hint, rest)
-    return hint in (str, str | None)
+    branches = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    return {get_args(b)[0] if get_origin(b) is Annotated else b for b in branches} - {type(None)} == {str}
 
 
 def _literals(hint: Any) -> list[str]:

@@ -374,13 +374,19 @@ class EvalDataArgs:
 
 
 @dataclass
-class EvalArgs:
-    splits: Annotated[Names, Doc("splits to evaluate: files of eval_path, without .jsonl")] = field(
-        default_factory=lambda: ["test", "dev", "adversarial"]
-    )
+class JudgeArgs:
+    """What a model is evaluated on and by: settings of an evaluation that a training run may record."""
+
+    splits: Annotated[
+        Names | None, Doc("splits to evaluate: data files of eval_path, by name; null: all of them")
+    ] = None
     metrics: Annotated[
         Names | None, Doc("metric names, evaluate:NAME or file:PATH.py; null: the metrics of the task")
     ] = None
+
+
+@dataclass
+class EvalArgs(JudgeArgs):
     engine: Annotated[Literal["transformers", "vllm"], Doc("inference engine")] = "transformers"
     eval_batch_size: Annotated[
         Annotated[int, Ge(1)] | Literal["auto"],
@@ -454,17 +460,23 @@ class GateArgs:
     """The promotion gate: when a tuned model counts as better than its base."""
 
     metric: Annotated[str | None, Doc("deciding metric; null: rougeL, or accuracy for classification")] = None
-    split: Annotated[str, Len(1), Doc("split of the deciding metric")] = "test"
+    split: Annotated[
+        Annotated[str, Len(1)] | None, Doc("split of the deciding metric; null: test, or the only split")
+    ] = None
     min_delta: Annotated[float, Doc("required gain over the base model, in the metric's units")] = 0.0
     confidence: Annotated[
         float, Interval(ge=0.5, lt=1), Doc("confidence level of the interval that must be above min_delta")
     ] = 0.95
-    guards: Annotated[list[Guard], Doc("metrics that must not get worse: [{metric, split, max_drop}, ...]")] = (
-        field(default_factory=lambda: [Guard(max_drop=0.02)])
-    )
+    guards: Annotated[
+        list[Guard] | None,
+        Doc("metrics that must not get worse, [{metric, split, max_drop}, ...]; null: gate.metric on adversarial"),
+    ] = None
     min_examples: Annotated[int, Ge(2), Doc("with fewer examples the result is inconclusive")] = 20
     resamples: Annotated[int, Ge(100), Doc("resamples of the paired bootstrap")] = 10_000
     verify_examples: Annotated[int, Ge(0), Doc("answers that the saved model must reproduce; 0: no check")] = 8
+
+
+DEFAULT_GUARD = Guard(split="adversarial", max_drop=0.02)  # where that split was evaluated
 
 
 @dataclass
@@ -569,8 +581,8 @@ _STRICT = ConfigDict(extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=F
 
 @dataclass
 class TrainConfig(
-    OutputArgs, SeedArgs, EvalDataArgs, LoopArgs, DistributedArgs, PlanArgs, HardwareArgs, SpeedArgs, MethodArgs,
-    PrecisionArgs, LossArgs, OptimArgs, TrainDataArgs, TrustArgs, ModelArgs,
+    NestedGateArgs, OutputArgs, SeedArgs, JudgeArgs, EvalDataArgs, LoopArgs, DistributedArgs, PlanArgs,
+    HardwareArgs, SpeedArgs, MethodArgs, PrecisionArgs, LossArgs, OptimArgs, TrainDataArgs, TrustArgs, ModelArgs,
 ):  # fmt: skip
     __pydantic_config__ = _STRICT
 
@@ -610,6 +622,11 @@ class BaselineConfig(
     NestedGateArgs, OutputArgs, SeedArgs, HardwareArgs, PrecisionArgs, EvalArgs, EvalDataArgs, TrustArgs, ModelArgs
 ):
     __pydantic_config__ = _STRICT
+
+    model_name: Annotated[
+        Annotated[str, Len(1)] | None,
+        Doc("Hub id or local folder of the base model; null: the base of the newest run"),
+    ] = None  # type: ignore[assignment]
 
 
 @dataclass

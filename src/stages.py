@@ -32,6 +32,9 @@ class Stage(NamedTuple):
         schema: class of the settings in src/schema.py.
         config_name: its file in configs/, without .yaml.
         summary: what it does, in one sentence.
+        inherits: `.module:name` of a function that returns, for composed settings, those of the run that they are
+            about. They count where neither the stage's file, nor a preset, nor the command line sets them. It must
+            not need torch.
         check: `.module:name` of a function that returns what is wrong with composed settings beyond their schema.
             It must not need torch.
         positionals: settings that are written without their names, in this order.
@@ -43,6 +46,7 @@ class Stage(NamedTuple):
     schema: str
     config_name: str
     summary: str
+    inherits: str = ""
     check: str = ""
     positionals: tuple[str, ...] = ()
     flags: Mapping[str, Flag] = {}
@@ -52,6 +56,10 @@ class Stage(NamedTuple):
         """What `check` finds wrong with composed settings, one sentence each."""
         return list(import_function(self.check)(values)) if self.check else []
 
+    def inherited(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The settings that `inherits` finds for composed settings."""
+        return dict(import_function(self.inherits)(values)) if self.inherits else {}
+
 
 def import_function(path: str) -> Any:
     """The function at `module:name`, the module relative to this package, as in `.train.pipeline:train`."""
@@ -60,6 +68,7 @@ def import_function(path: str) -> Any:
 
 
 METHOD_PROBLEMS = ".model.methods:problems"
+RUN_OF_MODEL = ".eval.inherit:of_model"
 FORCE = {"--force": Flag("force", "true")}
 STOPPING = (
     "stopping: the first SIGTERM or SIGINT ends the run after the step, with a checkpoint and exit code 75;",
@@ -93,16 +102,17 @@ STAGES = {
     "eval": Stage(
         ".eval.evaluator:evaluate", "EvalConfig", "eval",
         "Evaluate a tuned model and compare it with its base.",
-        positionals=("model_path",),
+        inherits=RUN_OF_MODEL, positionals=("model_path",),
     ),
     "eval-baseline": Stage(
         ".eval.evaluator:evaluate_baseline", "BaselineConfig", "eval_baseline",
         "Evaluate the base model.",
+        inherits=".eval.inherit:of_base",
     ),
     "compare": Stage(
         ".eval.compare:compare_runs", "CompareConfig", "compare",
         "Compare two evaluated runs, or a run with its base.",
-        positionals=("run_a", "run_b"),
+        inherits=".eval.inherit:of_compared", positionals=("run_a", "run_b"),
     ),
     "report": Stage(
         ".eval.report.page:report", "ReportConfig", "report",
@@ -112,7 +122,7 @@ STAGES = {
     "validate": Stage(
         ".deploy.validate:validate", "ValidateConfig", "validate",
         "Check that the files of a training run are complete and its model works.",
-        positionals=("model_path",),
+        inherits=RUN_OF_MODEL, positionals=("model_path",),
         flags={
             "--training-info": Flag("training_info", metavar="FILE"),
             "--model-path": Flag("model_path", metavar="DIR"),
@@ -122,12 +132,13 @@ STAGES = {
     "publish": Stage(
         ".deploy.push:publish", "PublishConfig", "publish",
         "Publish a model that beats its base to artifacts/models, or with target=hub to the Hub.",
-        check=".deploy.hub_settings:problems", positionals=("model_path",), flags=FORCE, notes=PUBLISH_CODES,
+        inherits=RUN_OF_MODEL, check=".deploy.hub_settings:problems",
+        positionals=("model_path",), flags=FORCE, notes=PUBLISH_CODES,
     ),
     "publish-hf": Stage(
         ".deploy.push:publish", "PublishHfConfig", "publish",
         "Publish a model that beats its base to the Hub: publish target=hub.",
-        check=".deploy.hub_settings:publish_hf_problems", positionals=("model_path",),
+        inherits=RUN_OF_MODEL, check=".deploy.hub_settings:publish_hf_problems", positionals=("model_path",),
         flags={"--repo": Flag("repo_id", metavar="USER/NAME"), "--public": Flag("private", "false"), **FORCE},
         notes=PUBLISH_CODES,
     ),

@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 
 from src import runs
+from src.eval import evaluations
 from src.main import main
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -58,6 +59,13 @@ def chat(*contents: str, system: str | None = None) -> dict[str, Any]:
 def tree(folder: Path) -> dict[str, bytes]:
     """Every file under `folder` with its bytes."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def evals(run: runs.Run) -> Path:
+    """The folder of the newest evaluation of a run: its predictions, scores and settings."""
+    newest = evaluations.newest(run)
+    assert newest
+    return newest.folder
 
 
 def curves(run: runs.Run) -> dict[str, list[tuple[int, float]]]:

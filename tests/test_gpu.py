@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from bench.plan_memory import case, measure_peak
-from tests.fixtures import World, locked, tree
+from tests.fixtures import World, evals, locked, tree
 from tests.train.resume_cases import STEPS, end_of
 
 pytest_plugins = ["tests.fixtures"]
@@ -269,7 +269,7 @@ def test_a_run_on_the_gpu_learns_and_answers(world: World, words: tuple[str, ...
     figures = json.loads((run.path / "metrics.json").read_text())["train"]
     assert virtual or figures["eval_loss"] < 6  # untrained: ln(512) = 6.2
     done(world, "eval")
-    assert (run.path / "evals").is_dir()
+    assert evals(run).is_dir()
 
 
 def test_two_deterministic_runs_give_the_same_bytes(world: World, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 from src import runs
 from src.main import main
 from src.runs import Run
-from tests.fixtures import World, tree
+from tests.fixtures import World, evals, tree
 from tests.fork_server import ForkServer, KillPoint
 
 pytest_plugins = ["tests.fixtures", "tests.fork_server"]
@@ -134,8 +134,8 @@ def test_a_killed_evaluation_leaves_the_run_and_its_numbers(
     copied: World, fork_server: ForkServer, capsys: Said
 ) -> None:
     run = copied.newest
-    names = ("metrics.json", "comparison.json", "evals/test.predictions.jsonl")
-    before = [(run.path / name).read_bytes() for name in names]
+    files = (run.path / "metrics.json", run.path / "comparison.json", evals(run) / "test.predictions.jsonl")
+    before = [file.read_bytes() for file in files]
     endless = ("eval_batch_size=1", "max_new_tokens=900", "generation.min_new_tokens=900")
     pid = fork_server.start("eval", *copied.settings("eval"), *endless)
     while run.manifest["evaluation"]["process"]["pid"] != pid:
@@ -145,7 +145,7 @@ def test_a_killed_evaluation_leaves_the_run_and_its_numbers(
     fork_server.end()
 
     assert (run.status, run.status_text) == ("finished", "finished, evaluation interrupted")
-    assert [(run.path / name).read_bytes() for name in names] == before
+    assert [file.read_bytes() for file in files] == before
     capsys.readouterr()
     assert main(["runs", str(copied.output)]) == 0
     assert f"{run.id} " in (said := capsys.readouterr().out)
@@ -153,8 +153,8 @@ def test_a_killed_evaluation_leaves_the_run_and_its_numbers(
     assert copied.call("publish") == 0
     assert copied.call("eval") == 0
     assert run.status_text == "finished"
-    assert (run.path / names[2]).read_bytes() == before[2]
-    comparisons = [json.loads(content) for content in (before[1], (run.path / names[1]).read_bytes())]
+    assert files[2].read_bytes() == before[2]
+    comparisons = [json.loads(content) for content in (before[1], files[1].read_bytes())]
     for each in comparisons:
         del each["baseline"]  # the folder, which is another copy's
     assert comparisons[0] == comparisons[1]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fixtures import ANSWER, ROOT, TRAINED_ON, World, call, chat, jsonl, tree
+from tests.fixtures import ANSWER, ROOT, TRAINED_ON, World, call, chat, evals, jsonl, tree
 
 pytest_plugins = ["tests.fixtures"]
 
@@ -75,7 +75,7 @@ def test_no_secret_reaches_a_file_of_any_stage(secretive: World, capsys: pytest.
 
     # What was looked for is where it should be: it has been replaced, not left out.
     assert "${oc.env:HF_TOKEN}" in (run.path / "config_used.yaml").read_text()
-    predictions = (run.path / "evals" / "test.predictions.jsonl").read_text()
+    predictions = (evals(run) / "test.predictions.jsonl").read_text()
     assert all(f"${{oc.env:{name}}}" in predictions for name in CANARIES)
 
     assert leaks(world.output, world.artifacts) == []

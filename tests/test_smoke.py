@@ -11,7 +11,7 @@ import pytest
 
 from src.main import main
 from src.runs import Run
-from tests.fixtures import ROOT, call, curves, read_jsonl
+from tests.fixtures import ROOT, call, curves, evals, read_jsonl
 
 pytest_plugins = ["tests.fixtures"]
 
@@ -60,7 +60,14 @@ def test_the_demo_model_learns_the_formula_language(
 ) -> None:
     monkeypatch.chdir(ROOT)
     places = (f"output_dir={tmp_path / 'outputs'}", f"artifacts_dir={tmp_path / 'artifacts'}")
-    brief = (*places, "splits=[test]", "max_examples=8", "max_new_tokens=32", "cuda_visible_devices=''")
+    brief = (
+        *places,
+        "eval_path=data/eval",
+        "splits=[test]",
+        "max_examples=8",
+        "max_new_tokens=32",
+        "cuda_visible_devices=''",
+    )
     steps = ("max_steps=12", "batch_size=8", "lr=0.003", "warmup_ratio=0", "logging_steps=2", "save_steps=1000")
 
     def answers(folder: Path) -> list[str]:
@@ -75,7 +82,7 @@ def test_the_demo_model_learns_the_formula_language(
 
     assert call("eval", *brief) == 0
     assert call("eval-baseline", f"model_name={smollm2}", *brief) == 0
-    tuned = answers(run.path / "evals")
+    tuned = answers(evals(run))
     base = answers(next((tmp_path / "artifacts" / "metrics").iterdir()))
     assert len(tuned) == len(base) == 8
     assert sum(bool(FORMULA.match(text)) for text in tuned) >= 4

@@ -11,6 +11,7 @@ import yaml
 from huggingface_hub import ModelCard, try_to_load_from_cache
 
 from .. import NAME, VERSION
+from ..eval import evaluations
 from ..eval.fingerprint import baseline_folder
 from ..eval.verdict import Verdict
 from ..model.methods import mergeability
@@ -87,10 +88,11 @@ def worst_regressions(run: Run, artifacts_dir: str, metric: str | None) -> list[
     comparison = read_json(run.path / "comparison.json")
     metric = metric or TASKS[run.manifest.get("task", "causal_lm")].gate_metric
     base_folder = baseline_folder(artifacts_dir, comparison["base_model"], comparison["conditions"])
+    tuned_folder = evaluations.require(run).folder
     found = []
     for row in (row for row in comparison["rows"] if row["metric"] == metric):
         split, sign = row["split"], -1 if row.get("better") == "lower" else 1
-        pairs = zip(_predictions(base_folder, split), _predictions(run.path / "evals", split), strict=False)
+        pairs = zip(_predictions(base_folder, split), _predictions(tuned_folder, split), strict=False)
         for base, tuned in pairs:
             before, after = (each.get("scores", {}).get(metric) for each in (base, tuned))
             if base["prompt"] == tuned["prompt"] and None not in (before, after) and sign * (before - after) > 0:
@@ -110,7 +112,8 @@ def _verdict(run: Run, verdict: Verdict) -> str:
     sentence = verdict.sentence if verdict.promoted else f"**published against the gate**: {verdict.sentence}"
     overridden = [f"- {sentence}" for sentence in overridden_failures(run)]
     heading = ["", "Checks that failed and were overridden:", ""] if overridden else []
-    return "\n".join([f"Verdict: {sentence}.", *heading, *overridden])
+    notes = "".join(f" {note[0].upper()}{note[1:]}." for note in verdict.facts.get("notes", []))
+    return "\n".join([f"Verdict: {sentence}.{notes}", *heading, *overridden])
 
 
 def _description(run: Run, manifest: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
@@ -214,7 +217,8 @@ def _datasets(data: Mapping[str, Any]) -> list[str]:
 
 def _example_prompt(run: Run, splits: Sequence[str]) -> str:
     """A prompt of the evaluation."""
-    rows = [row for split in splits for row in _predictions(run.path / "evals", split)[:1]]
+    folder = evaluations.require(run).folder
+    rows = [row for split in splits for row in _predictions(folder, split)[:1]]
     prompt = str(rows[0]["prompt"]) if rows else ""
     return prompt if prompt and "```" not in prompt else "Hello!"
 

@@ -14,9 +14,10 @@ from ..errors import UserError
 from ..runs import Run
 from ..schema import CompareConfig, GateArgs
 from ..utils.files import write_json
-from ..utils.logs import SafeConsole, log
+from ..utils.logs import SafeConsole
 from ..utils.units import count
-from . import results, significance, verdict
+from . import evaluations, results, significance, verdict, verdict_text
+from .evaluations import Evaluation
 from .results import EvalResult
 from .significance import Comparison
 
@@ -26,17 +27,17 @@ BASELINE = "baseline"
 
 def compare_runs(cfg: CompareConfig) -> int:
     """Compare two evaluated runs, or a run with its base, and print whether the first is better."""
-    first = EvalResult.of_run(runs.find_run(cfg.run_a, cfg.output_dir))
+    run = runs.find_run(cfg.run_a, cfg.output_dir)
     if cfg.run_b == BASELINE:
+        first = EvalResult.of_run(run)
         second = results.baseline_of(first, cfg.artifacts_dir)
     else:
-        second = EvalResult.of_run(runs.find_run(cfg.run_b, cfg.output_dir))
+        first, second = results.comparable(run, runs.find_run(cfg.run_b, cfg.output_dir))
     comparison = compare(first, second, cfg.gate)
-    outcome.report(
-        run=first.folder, document={"comparison": comparison, "first": first.name, "second": second.name}
-    )
+    outcome.report(run=run.path, document={"comparison": comparison, "first": first.name, "second": second.name})
     columns = ("base", "tuned") if cfg.run_b == BASELINE else ("second", "first")
     show(comparison, f"{first.name} against {second.name}", columns)
+    verdict_text.report(comparison, run)
     return 0
 
 
@@ -46,13 +47,15 @@ def compare(tuned: EvalResult, base: EvalResult, gate: GateArgs) -> dict[str, An
     Raises: RunError if the models were evaluated under different conditions, naming what differs.
     """
     results.require_same_conditions(tuned, base)
+    judged, why = _verdict(tuned, base, gate)
     return {
         "base_model": base.result["base_model"],
         "baseline": str(base.folder),
         "conditions": tuned.result["conditions"],
         "confidence": gate.confidence,
         "rows": [row for split in tuned.result["eval"] for row in _rows(tuned, base, split, gate)],
-        "verdict": _verdict(tuned, base, gate),
+        "verdict": judged,
+        "no_verdict": why,
     }
 
 
@@ -86,20 +89,24 @@ def _row(tuned: EvalResult, base: EvalResult, split: str, metric: str, found: Co
     }
 
 
-def _verdict(tuned: EvalResult, base: EvalResult, gate: GateArgs) -> Mapping[str, Any] | None:
-    """None if the gate cannot decide with what was evaluated; `publish` then refuses the run for that reason."""
+def _verdict(tuned: EvalResult, base: EvalResult, gate: GateArgs) -> tuple[Mapping[str, Any] | None, str | None]:
+    """The verdict; or None and why the gate cannot decide with what was evaluated, for which `publish` refuses."""
     try:
-        return verdict.as_json(verdict.decide(tuned, base, gate))
+        return verdict.as_json(verdict.decide(tuned, base, gate)), None
     except UserError as error:
-        log.warning("no verdict: %s", error)
-        return None
+        return None, str(error)
 
 
-def record(run: Run, baseline: Path, gate: GateArgs) -> dict[str, Any]:
-    """Compare the run with its base, write `comparison.json`, and print table and verdict."""
-    tuned, base = EvalResult.of_run(run), EvalResult.of_base(baseline)
+def record(run: Run, baseline: Path, gate: GateArgs, evaluation: Evaluation | None = None) -> dict[str, Any]:
+    """Compare an evaluation of the run, by default the newest, with its base; write comparison.json.
+
+    Prints the table.
+    """
+    found = evaluation or evaluations.require(run)
+    tuned, base = EvalResult.of_run(run, found), EvalResult.of_base(baseline)
     comparison = compare(tuned, base, gate)
-    write_json(run.path / "comparison.json", comparison)
+    for folder in {found.records, found.folder}:
+        write_json(folder / evaluations.COMPARISON, comparison)
     outcome.report(run=run.path, document={"comparison": comparison})
     show(comparison, f"{run.id} against {base.name}")
     return comparison
@@ -112,26 +119,20 @@ def is_significant(row: Mapping[str, Any], confidence: float) -> bool:
 
 
 def show(comparison: Mapping[str, Any], title: str, columns: tuple[str, str] = ("base", "tuned")) -> None:
-    """Print a table with the rows of each split, and report the verdict, which the command prints last.
+    """Print a table with the rows of each split.
 
     The table fits 80 columns unless perplexities are in the thousands, and is never truncated.
     """
-    table = _table(comparison, title, columns)
+    table = _table(comparison, columns)
     console = SafeConsole(width=max(SafeConsole().width, SafeConsole(width=200).measure(table).maximum))
+    console.print(title, style="italic", highlight=False, soft_wrap=True)
     console.print(table)
     console.print("* significant: the interval excludes 0 and the paired test agrees", highlight=False)
-    if comparison["verdict"]:
-        found, sentence = (comparison["verdict"][key] for key in ("outcome", "sentence"))
-        prefixed = sentence.startswith(verdict.PREFIXES)
-        text = sentence if prefixed else f"{found.replace('_', ' ')}: {sentence}"
-        outcome.report(verdict=text)
 
 
-def _table(comparison: Mapping[str, Any], title: str, columns: tuple[str, str]) -> Table:
+def _table(comparison: Mapping[str, Any], columns: tuple[str, str]) -> Table:
     confidence = comparison["confidence"]
     table = Table(
-        title=title,
-        title_justify="left",
         header_style="bold",
         box=box.SIMPLE_HEAD,
         show_edge=False,
@@ -171,16 +172,18 @@ def _cells(row: Mapping[str, Any], confidence: float) -> list[str]:
     ]
 
 
-def show_one(result: Result, title: str) -> None:
+def show_one(found: EvalResult, title: str) -> None:
     """Print the scores of one model."""
-    table = Table(title=title, title_justify="left", header_style="bold")
+    result = found.result
+    table = Table(header_style="bold")
     table.add_column("metric")
     table.add_column("scale")
     for split in result["eval"]:
-        table.add_column(split, justify="right")
+        table.add_column(f"{split}, {count(len(found.rows(split)), 'row')}", justify="right")
     for metric, about in result["metrics"].items():
         digits = verdict.digits(about["scale"])
-        table.add_row(
-            metric, about["scale"], *(f"{scores[metric]:.{digits}f}" for scores in result["eval"].values())
-        )
-    SafeConsole().print(table)
+        scores = (f"{scores[metric]:.{digits}f}" for scores in result["eval"].values())
+        table.add_row(metric, about["scale"], *scores)
+    console = SafeConsole()
+    console.print(title, style="italic", highlight=False, soft_wrap=True)
+    console.print(table)

@@ -7,27 +7,37 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from .. import outcome, runs
 from ..config import to_yaml
 from ..data import task_encoding
 from ..data.chat import ChatTokenizer
-from ..data.eval_files import find_eval_path
 from ..model import tasks
 from ..model.source import Source, TunedModel, locate, locate_tuned
-from ..schema import BaselineConfig, DataArgs, EvalConfig
+from ..schema import DEMO_MODEL, BaselineConfig, EvalConfig
 from ..utils import environment
-from ..utils.commands import command
 from ..utils.environment import Reasoned
 from ..utils.event_files import Curves
 from ..utils.files import atomic_dir, read_json, write_json, write_jsonl, write_text
 from ..utils.logs import log, log_to
 from ..utils.process_info import block_imports, freeze_gc
-from . import compare, fingerprint, inference, metrics, partial_results, results, setup, vllm_engine
+from . import (
+    compare,
+    eval_data,
+    evaluations,
+    fingerprint,
+    inference,
+    inherit,
+    metrics,
+    partial_results,
+    results,
+    setup,
+    verdict_text,
+    vllm_engine,
+)
 from .inference import GenerationStats, Predictions
 from .partial_results import PartialResults
 from .report import page as report
+from .results import EvalResult
 from .setup import EvalContext, EvalSplits
 
 
@@ -44,9 +54,9 @@ def evaluate(cfg: EvalConfig) -> int:
     tuned = locate_tuned(folder, cfg.allow_base_mismatch)
     setup.refuse_corrupt(tuned, run)
     task, labels = tasks.detect_task(tuned, cfg.task)
+    typed, inherited = cfg, inherit.of_model({"model_path": cfg.model_path, "output_dir": cfg.output_dir})
     cfg = replace(cfg, task=task, metrics=cfg.metrics or setup.default_metrics(task, cfg.engine))
-    cfg = replace(cfg, eval_path=_eval_path(cfg, run))
-    splits, dtype, device = _read_inputs(cfg)
+    splits, dtype, device = _read_inputs(cfg, run, folder, inherit.describe(typed, inherited))
     if labels:
         task_encoding.refuse_unknown_labels([row for rows in splits.rows.values() for row in rows], labels)
     block_imports(*setup.unused_packages(cfg, tuned.base))
@@ -60,18 +70,19 @@ def evaluate(cfg: EvalConfig) -> int:
     base_info = fingerprint.base_model(base, recorded_base)
     identity = fingerprint.model_identity(context.conditions, base, tuned, cfg.merge_adapter)
     part = "evaluation" if run else None
-    run = run or _run_for(folder, cfg, identity, base_info)
+    run = run or _run_for(folder, typed, identity, base_info)
     log_to(run.logs)
     stats = GenerationStats()
     with run.record_status(part), PartialResults(_partial_path(run), identity, cfg.overwrite_answers) as file:
         model = _tuned_model(cfg, context, tuned, stats)
         predictions = _predict(model, context, file, stats)
         result = _result(predictions, context, base_info, stats)
-        _write_result(run, predictions, result, to_yaml(cfg))
+        _write_result(run, predictions, result, to_yaml(typed))
         file.close(remove=True)
     _log_metrics(result)
-    _compare_with_base(run, result, cfg)
+    comparison = _compare_with_base(run, result, cfg)
     report.write_report(run, cfg.artifacts_dir)
+    verdict_text.report(comparison, run, splits.files)
     return 0
 
 
@@ -81,10 +92,12 @@ def evaluate_baseline(cfg: BaselineConfig) -> int:
     Also compares it with the newest run that was evaluated under the same conditions.
     """
     runs.check_writable(cfg.artifacts_dir, "artifacts_dir")
-    cfg = replace(cfg, metrics=cfg.metrics or setup.default_metrics(cfg.task, cfg.engine))
-    cfg = replace(cfg, eval_path=_eval_path(cfg, None))
-    splits, dtype, device = _read_inputs(cfg)
-    source = locate(cfg.model_name, cfg.model_revision)
+    run = inherit.run_of_base(cfg.model_name, cfg.output_dir)
+    typed, inherited = cfg, inherit.of_base({"model_name": cfg.model_name, "output_dir": cfg.output_dir})
+    model_name = cfg.model_name or DEMO_MODEL
+    cfg = replace(cfg, model_name=model_name, metrics=cfg.metrics or setup.default_metrics(cfg.task, cfg.engine))
+    splits, dtype, device = _read_inputs(cfg, run, None, inherit.describe(typed, inherited))
+    source = locate(model_name, cfg.model_revision)
     tasks.check_source(source, cfg.task)
     log.info("evaluating the base model %s", source.name)
     block_imports(*setup.unused_packages(cfg, source))
@@ -95,27 +108,24 @@ def evaluate_baseline(cfg: BaselineConfig) -> int:
         _log_labels(model, context.labels, cfg.seed)
     result, folder = _evaluate_base(model, context, source, cfg)
     _log_metrics(result)
-    _compare_newest_run(result, folder, cfg)
+    _compare_newest_run(result, folder, cfg, splits)
     return 0
 
 
 # Setup
 
 
-def _eval_path(cfg: EvalConfig | BaselineConfig, run: runs.Run | None) -> str | None:
-    """The setting, else the path that the run was trained with, else the folder of the default training data."""
-    record = run.path / "config_used.yaml" if run else None
-    if cfg.eval_path is None and record and record.is_file():
-        trained: Any = OmegaConf.to_container(OmegaConf.load(record))
-        return trained.get("eval_path")
-    found = find_eval_path(cfg.eval_path, DataArgs.dataset_path)
-    return None if found is None else str(found)
-
-
-def _read_inputs(cfg: EvalConfig | BaselineConfig) -> tuple[EvalSplits, Reasoned, Reasoned]:
+def _read_inputs(
+    cfg: EvalConfig | BaselineConfig, run: runs.Run | None, folder: Path | None, inherited: str
+) -> tuple[EvalSplits, Reasoned, Reasoned]:
     """Rows, precision and device. Rejects whatever can be rejected without torch."""
     setup.check_settings(cfg.task or "causal_lm", cfg)
-    splits = setup.read_splits(cfg, cfg.eval_path)
+    splits = setup.read_splits(eval_data.find_files(cfg.eval_path, cfg.splits, run, folder), cfg.max_examples)
+    log.info("evaluation data: %s", splits.summary)
+    for change in eval_data.changes_since_training(run, splits.files, splits.sha256) if run else []:
+        log.warning("%s", change)
+    if run and inherited:
+        log.info("as run %s was trained or last evaluated: %s", run.id, inherited)
     device = environment.choose_device(cfg.cuda_visible_devices)
     dtype = environment.choose_dtype(cfg.bf16, cfg.cuda_visible_devices)
     log.info("device %s; precision %s", device, dtype)
@@ -248,10 +258,7 @@ def _evaluate_base(
         predictions = _predict(model, context, file, stats)
         result = _result(predictions, context, base, stats)
         target = fingerprint.baseline_folder(cfg.artifacts_dir, base, result["conditions"])
-        with atomic_dir(target) as temporary:
-            _write_predictions(temporary, predictions)
-            write_text(temporary / "config_used.yaml", to_yaml(cfg))
-            write_json(temporary / "metrics.json", result)
+        _write_evaluation(target, predictions, result, to_yaml(cfg))
         file.close(remove=True)
     log.info("baseline cached in %s", target)
     outcome.report(document=_document(result) | {"baseline": str(target)})
@@ -289,6 +296,7 @@ def _result(
         "conditions": context.conditions,
         "base_model": dict(base),
         "generated": {
+            "at": runs.now(),
             "engine": fingerprint.engine_version(context.args.engine),
             "batch_size": plan.sizes,
             "batch_size_because": plan.reason,
@@ -298,12 +306,14 @@ def _result(
 
 
 def _write_result(run: runs.Run, predictions: Predictions, result: dict[str, Any], config_yaml: str) -> None:
-    _write_predictions(run.path / "evals", predictions)
-    write_text(run.path / "evals" / "config_used.yaml", config_yaml)
+    """Write the evaluation into its folder; then its scores into the run, which is judged by it from now on."""
+    evaluations.keep_former(run)
+    folder = evaluations.folder_of(run, result["conditions"])
+    _write_evaluation(folder, predictions, result, config_yaml)
     before = read_json(run.path / "metrics.json") if (run.path / "metrics.json").exists() else {}
     (run.path / "comparison.json").unlink(missing_ok=True)  # it compared the result that is replaced
-    write_json(run.path / "metrics.json", before | result)
-    outcome.report(document=_document(result))
+    write_json(run.path / "metrics.json", before | result | {evaluations.NAME: folder.name})
+    outcome.report(run=run.path, document=_document(result))
     curves = Curves(run.logs)
     step = before.get("train", {}).get("steps", 0)
     for split, scores in result["eval"].items():
@@ -317,31 +327,36 @@ def _document(result: Mapping[str, Any]) -> dict[str, Any]:
     return {"scores": result["eval"], "metrics": result["metrics"], "base_model": result["base_model"]}
 
 
-def _write_predictions(folder: Path, predictions: Predictions) -> None:
-    for split, rows in predictions.items():
-        write_jsonl(folder / f"{split}.predictions.jsonl", rows)
+def _write_evaluation(folder: Path, predictions: Predictions, result: Mapping[str, Any], config_yaml: str) -> None:
+    with atomic_dir(folder) as temporary:
+        for split, rows in predictions.items():
+            write_jsonl(temporary / f"{split}.predictions.jsonl", rows)
+        write_text(temporary / evaluations.SETTINGS, config_yaml)
+        write_json(temporary / evaluations.METRICS, result)
 
 
 # Comparison
 
 
-def _compare_with_base(run: runs.Run, result: dict[str, Any], cfg: EvalConfig) -> None:
+def _compare_with_base(run: runs.Run, result: dict[str, Any], cfg: EvalConfig) -> Mapping[str, Any] | None:
+    """Compare with the cached result of the base. Returns: the comparison; None if there is no such result."""
     folder = fingerprint.baseline_folder(cfg.artifacts_dir, result["base_model"], result["conditions"])
     if cfg.baseline != "never" and (folder / "metrics.json").exists():
-        compare.record(run, folder, cfg.gate)
-        return
-    compare.show_one(result, f"{run.id}, tuned")
-    if cfg.baseline != "never":
-        log.info("%s evaluates the base model under these conditions and compares", command("eval-baseline"))
+        return compare.record(run, folder, cfg.gate)
+    compare.show_one(EvalResult.of_run(run), f"{run.id}, tuned")
+    return None
 
 
-def _compare_newest_run(result: dict[str, Any], folder: Path, cfg: BaselineConfig) -> None:
-    run = results.newest_comparable(cfg.output_dir, result)
-    if run is None:
-        compare.show_one(result, f"{result['base_model']['name']}, base")
+def _compare_newest_run(result: dict[str, Any], folder: Path, cfg: BaselineConfig, splits: EvalSplits) -> None:
+    found = results.newest_comparable(cfg.output_dir, result)
+    if found is None:
+        compare.show_one(EvalResult.of_base(folder), f"{result['base_model']['name']}, base")
+        verdict_text.report_uncompared(cfg.output_dir, str(cfg.model_name))
         return
-    compare.record(run, folder, cfg.gate)
+    run, evaluation = found
+    comparison = compare.record(run, folder, cfg.gate, evaluation)
     report.write_report(run, cfg.artifacts_dir)
+    verdict_text.report(comparison, run, splits.files)
 
 
 # Log lines

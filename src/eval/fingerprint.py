@@ -17,6 +17,7 @@ from ..schema import EvalArgs
 from ..utils.files import sha256
 from ..utils.secrets import redact
 from . import metrics
+from .evaluations import fingerprint
 
 
 def eval_conditions(
@@ -66,11 +67,6 @@ def differing_conditions(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> 
         else:
             found.append(key)
     return found
-
-
-def fingerprint(conditions: Mapping[str, Any]) -> str:
-    """Twelve hexadecimal digits of the conditions' sha256."""
-    return hashlib.sha256(json.dumps(conditions, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def baseline_folder(artifacts_dir: str, base: Mapping[str, Any], conditions: Mapping[str, Any]) -> Path:

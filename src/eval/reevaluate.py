@@ -14,7 +14,6 @@ from omegaconf import OmegaConf
 
 from .. import config
 from ..data.chat import IDENTITY_FILE, ChatTokenizer
-from ..data.eval_files import split_files
 from ..data.formats import Row
 from ..data.store import Example
 from ..errors import RunError
@@ -25,8 +24,8 @@ from ..runs import Run
 from ..schema import EvalArgs, EvalConfig, GateArgs, SeedArgs, Task
 from ..utils import environment
 from ..utils.commands import command
-from ..utils.files import read_json, sha256, write_json
-from . import inference, metrics
+from ..utils.files import sha256, write_json
+from . import eval_data, evaluations, inference, metrics, verdict
 from .batching import batch_indices
 from .setup import read_splits
 
@@ -54,34 +53,35 @@ def of_run(run: Run, gate: GateArgs, labels: Sequence[str]) -> Reevaluation:
 
     Raises: RunError if the run was not evaluated on that split, or the file has changed since.
     """
-    settings = run.path / "evals" / "config_used.yaml"
+    evaluation = evaluations.require(run)
+    settings = evaluation.folder / evaluations.SETTINGS
     if not settings.is_file():
-        raise RunError(f"run {run.id} has not been evaluated", hint=f"{command('eval', run.id)} does that")
+        raise RunError(f"{settings} does not exist", hint=f"{command('eval', run.id)} makes it")
     values: Any = OmegaConf.to_container(OmegaConf.load(settings), resolve=True)
     cfg: EvalConfig = config.load("eval", values)
-    conditions = read_json(run.path / "metrics.json")["conditions"]
-    path = split_files(cfg.eval_path).get(gate.split, Path(f"{cfg.eval_path}/{gate.split}.jsonl"))
-    if gate.split not in conditions["data"]:
+    result = evaluation.result
+    conditions = result["conditions"]
+    gate, _ = verdict.resolve(gate, result)
+    split = str(gate.split)
+    if split not in conditions["data"]:
         known = ", ".join(conditions["data"])
-        raise RunError(
-            f"run {run.id} was not evaluated on {gate.split}", hint=f"set gate.split to one of: {known}"
-        )
-    if not path.is_file() or sha256(path) != conditions["data"][gate.split]:
+        raise RunError(f"run {run.id} was not evaluated on {split}", hint=f"set gate.split to one of: {known}")
+    (path,) = eval_data.find_files(cfg.eval_path, [split], run).values()
+    if sha256(path) != conditions["data"][split]:
         raise RunError(
             f"{path} is not the file that run {run.id} was evaluated on",
             hint=f"restore it, or run {command('eval', run.id)} again",
         )
-    cfg.splits = [gate.split]
     task: Task = run.manifest.get("task", "causal_lm")
     return Reevaluation(
-        rows=read_splits(cfg, cfg.eval_path).rows[gate.split],
-        split=gate.split,
-        metric=gate.metric or tasks.TASKS[task].gate_metric,
+        rows=read_splits({split: path}, cfg.max_examples).rows[split],
+        split=split,
+        metric=str(gate.metric),
         task=task,
         labels=list(labels),
         args=cfg,
         seed=cfg.seed,
-        batch_size=conditions["batch_size"][gate.split],
+        batch_size=conditions["batch_size"][split],
     )
 
 

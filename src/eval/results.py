@@ -16,7 +16,8 @@ from ..runs import Run
 from ..utils.commands import command
 from ..utils.files import read_json
 from ..utils.logs import log
-from . import significance
+from . import evaluations, significance
+from .evaluations import Evaluation
 from .fingerprint import baseline_folder, differing_conditions
 from .metric_functions import Row
 from .metrics import METRICS
@@ -28,7 +29,7 @@ BASELINE_HINT = f"run {command('eval-baseline')} with the settings of {command('
 class EvalResult:
     """The evaluation of a model: its `metrics.json`, and the rows that the scores come from.
 
-    name: of the model, for tables. predictions: the folder with `<split>.predictions.jsonl`.
+    name: of the model, for tables. folder: has metrics.json. predictions: has `<split>.predictions.jsonl`.
     """
 
     def __init__(self, name: str, folder: Path, predictions: Path) -> None:
@@ -36,14 +37,10 @@ class EvalResult:
         self._rows: dict[str, list[Row]] = {}
 
     @classmethod
-    def of_run(cls, run: Run) -> EvalResult:
-        """Raises: RunError if the run has not been evaluated."""
-        found = cls(run.id, run.path, run.path / "evals")
-        if not (run.path / "metrics.json").is_file() or "eval" not in found.result:
-            raise RunError(
-                f"run {run.id} has not been evaluated", hint=f"{command('eval', str(run.path))} does that"
-            )
-        return found
+    def of_run(cls, run: Run, evaluation: Evaluation | None = None) -> EvalResult:
+        """An evaluation of a run, by default the newest. Raises: RunError if the run has not been evaluated."""
+        found = evaluation or evaluations.require(run)
+        return cls(run.id, found.records, found.folder)
 
     @classmethod
     def of_base(cls, folder: Path) -> EvalResult:
@@ -87,19 +84,32 @@ def baseline_of(tuned: EvalResult, artifacts_dir: str) -> EvalResult:
     raise RunError(problem, hint=BASELINE_HINT)
 
 
-def newest_comparable(output_dir: str, base: Mapping[str, Any]) -> Run | None:
-    """The newest run with the base model of the result `base`, evaluated under the same conditions."""
+def newest_comparable(output_dir: str, base: Mapping[str, Any]) -> tuple[Run, Evaluation] | None:
+    """The newest run with the base model of the result `base` and its evaluation under the same conditions."""
     for run in runs.all_runs(output_dir):
-        path = run.path / "metrics.json"
         try:
-            result = read_json(path) if path.exists() else {}
+            for evaluation in evaluations.all_of(run):
+                result = evaluation.result
+                same_base = result.get("base_model", {}).get("revision") == base["base_model"]["revision"]
+                if same_base and result.get("conditions") == base["conditions"]:
+                    return run, evaluation
         except RunError as error:
             log.warning("%s", error.problems[0])
-            continue
-        same_base = result.get("base_model", {}).get("revision") == base["base_model"]["revision"]
-        if same_base and result.get("conditions") == base["conditions"]:
-            return run
     return None
+
+
+def comparable(first: Run, second: Run) -> tuple[EvalResult, EvalResult]:
+    """The newest evaluations of two runs that were made under the same conditions; without any, the newest ones.
+
+    Raises: RunError if one of the runs has not been evaluated.
+    """
+    newest = EvalResult.of_run(first), EvalResult.of_run(second)
+    for mine in evaluations.all_of(first):
+        conditions = mine.result.get("conditions")
+        for other in evaluations.all_of(second):
+            if other.result.get("conditions") == conditions:
+                return EvalResult.of_run(first, mine), EvalResult.of_run(second, other)
+    return newest
 
 
 def require_same_conditions(tuned: EvalResult, base: EvalResult) -> None:

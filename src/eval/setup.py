@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 from ..data import loader, task_encoding
 from ..data.chat import IDENTITY_FILE, ChatTokenizer
-from ..data.eval_files import split_files
 from ..errors import ConfigError, DataError, ModelError, RunError
 from ..model import tasks
 from ..model.source import Source, TunedModel, is_quantised
@@ -18,16 +17,23 @@ from ..utils.environment import Reasoned
 from ..utils.files import read_json, sha256
 from ..utils.logs import log
 from ..utils.process_info import OPTIONAL
+from ..utils.units import count
 from ..utils.weights import find_weight_corruption
-from . import metrics, vllm_engine
+from . import evaluations, metrics, vllm_engine
 from .inference import BatchPlan, EvalRequests, RowsOfSplits
 
 
 class EvalSplits(NamedTuple):
-    """The rows of each split, and the sha256 of the file that they were read from."""
+    """The rows of each split, the file that they were read from, and its sha256."""
 
     rows: RowsOfSplits
     sha256: dict[str, str]
+    files: dict[str, Path]
+
+    @property
+    def summary(self) -> str:
+        """`my/eval/test.jsonl (24 rows), my/eval/hard.jsonl (30 rows)`."""
+        return ", ".join(f"{file} ({count(len(self.rows[name]), 'row')})" for name, file in self.files.items())
 
 
 class EvalContext(NamedTuple):
@@ -82,31 +88,24 @@ def check_settings(task: Task, args: EvalArgs) -> None:
         raise ConfigError(f"metrics: {unsupported}: reference answers are not scored with {setting}")
 
 
-def read_splits(args: EvalArgs, eval_path: str | None) -> EvalSplits:
+def read_splits(files: Mapping[str, Path], max_examples: int | None) -> EvalSplits:
     """The rows of each split, prompt and completion.
 
-    Raises: DataError naming missing and empty files, and every bad row of all of them.
+    Raises: DataError naming empty files, and every bad row of all of them.
     """
-    if eval_path is None:
-        raise DataError("there is no evaluation data", hint="set eval_path to a folder with test.jsonl")
-    files = split_files(eval_path)
-    missing = [Path(eval_path) / f"{name}.jsonl" for name in args.splits if name not in files]
-    if missing:
-        raise DataError(*(f"{p} does not exist" for p in missing), hint="set eval_path or splits")
-    paths = {name: files[name] for name in args.splits}
     rows, hashes = RowsOfSplits(), dict[str, str]()
     bad: list[DataError] = []
-    for name, path in paths.items():
+    for name, path in files.items():
         try:
             hashes[name] = sha256(path)
-            rows[name] = loader.read_rows(path)[: args.max_examples]
+            rows[name] = loader.read_rows(path)[:max_examples]
         except DataError as error:
             bad.append(error)
     if bad:
         raise DataError(*(problem for error in bad for problem in error.problems), hint=bad[0].hint)
-    if empty := [paths[name] for name, found in rows.items() if not found]:
+    if empty := [files[name] for name, found in rows.items() if not found]:
         raise DataError(*(f"{p} holds no rows" for p in empty), hint="fill it, or leave it out of splits")
-    return EvalSplits(rows, hashes)
+    return EvalSplits(rows, hashes, dict(files))
 
 
 def default_metrics(task: Task, engine: str) -> list[str]:
@@ -142,8 +141,8 @@ def refuse_corrupt(tuned: TunedModel, run: Run | None) -> None:
     if problems or not files:
         what = f"the model in {tuned.folder} is corrupt: {'; '.join(problems) or 'it has no weights'}"
         raise RunError(what, hint="restore it, or give another run")
-    if run and (run.path / "metrics.json").exists():
-        read_json(run.path / "metrics.json")
+    if run:
+        evaluations.newest(run)
 
 
 def check_tokenization(

@@ -9,14 +9,14 @@ cannot_tell inconclusive, everything else: too few examples for a difference of 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from ..errors import RunError
 from ..model.tasks import TASKS
 from ..runs import Run
-from ..schema import GateArgs, Guard
+from ..schema import DEFAULT_GUARD, GateArgs, Guard
 from ..utils.commands import command
 from ..utils.files import read_json
 from ..utils.units import count
@@ -28,11 +28,12 @@ from .significance import Comparison
 
 Outcome = Literal["promoted", "not_better", "cannot_tell"]
 PREFIXES = NOT_BETTER, INCONCLUSIVE = "not better than the base: ", "inconclusive: "
+DEFAULT_SPLIT = "test"
 DIGITS = {"0-1": 3, "0-100": 1}
 
 
 class Verdict(NamedTuple):
-    """facts: the figures of the gate's metric and of its guards, and the gate's settings."""
+    """facts: the figures of the gate's metric and of its guards, the gate's settings, and notes on these."""
 
     outcome: Outcome
     sentence: str
@@ -89,11 +90,11 @@ def decide(tuned: EvalResult, base: EvalResult, gate: GateArgs) -> Verdict:
     Raises: RunError if they are not comparable, or were not evaluated by the gate's metrics and splits.
     """
     results.require_same_conditions(tuned, base)
-    metric = gate.metric or TASKS[tuned.result["conditions"].get("task", "causal_lm")].gate_metric
-    guards = [Guard(g.metric or metric, g.split, g.max_drop) for g in gate.guards]
-    wanted = [("gate", metric, gate.split), *(("gate.guards", str(g.metric), g.split) for g in guards)]
+    gate, notes = resolve(gate, tuned.result)
+    metric, split, guards = str(gate.metric), str(gate.split), gate.guards or []
+    wanted = [("gate", metric, split), *(("gate.guards", str(g.metric), g.split) for g in guards)]
     _refuse_unmeasured(tuned, wanted)
-    mine = _confirmed(_measure(tuned, base, metric, gate.split, gate, gate.min_delta), tuned, base, gate)
+    mine = _confirmed(_measure(tuned, base, metric, split, gate, gate.min_delta), tuned, base, gate)
     held = [_measure(tuned, base, str(g.metric), g.split, gate) for g in guards]
     broken = [_broken(m, g) for m, g in zip(held, guards, strict=True) if -m.gain > g.max_drop]
     outcome = decide_outcome(mine, gate)
@@ -103,10 +104,34 @@ def decide(tuned: EvalResult, base: EvalResult, gate: GateArgs) -> Verdict:
         outcome, sentence = "not_better", f"{prefix}{describe(mine, gate)}, but {'; '.join(broken)}"
     facts = {
         **_facts(mine),
-        "gate": asdict(gate) | {"metric": metric, "guards": [asdict(g) for g in guards]},
+        "gate": asdict(gate),
         "guards": [_facts(m) | {"max_drop": g.max_drop} for m, g in zip(held, guards, strict=True)],
+        "notes": notes,
     }
     return Verdict(outcome, sentence, facts)
+
+
+def resolve(gate: GateArgs, result: Mapping[str, Any]) -> tuple[GateArgs, list[str]]:
+    """The gate with everything that its settings leave to the evaluation `result`: metric, split and guards.
+
+    Returns: also a sentence about the default guard if it is left out because its split was not evaluated.
+    Raises: RunError if no split is named, and several were evaluated of which none is `test`.
+    """
+    metric = gate.metric or TASKS[result["conditions"].get("task", "causal_lm")].gate_metric
+    splits = list(result["eval"])
+    split = gate.split or (DEFAULT_SPLIT if DEFAULT_SPLIT in splits or len(splits) > 1 else splits[0])
+    if not gate.split and split not in splits:
+        raise RunError(
+            f"it is not said which split decides: of {', '.join(splits)}, none is named {DEFAULT_SPLIT}",
+            hint=f"set gate.split={splits[0]}, or to another of them",
+        )
+    notes = []
+    guards = [DEFAULT_GUARD] if gate.guards is None else gate.guards
+    if gate.guards is None and DEFAULT_GUARD.split not in splits:
+        guards = []
+        notes = [f"the default guard is left out: there is no split {DEFAULT_GUARD.split}"]
+    guards = [Guard(guard.metric or metric, guard.split, guard.max_drop) for guard in guards]
+    return replace(gate, metric=metric, split=split, guards=guards), notes
 
 
 def decide_outcome(mine: MetricComparison, gate: GateArgs) -> Outcome:

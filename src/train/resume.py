@@ -25,6 +25,7 @@ NEUTRAL_KEYS = {
     "resume", "run_name", "output_dir", "artifacts_dir", "cache_dir", "num_proc", "report_to", "checkpoint_mirror",
     "checkpoint_mirror_endpoint", "save_total_limit", "save_steps", "logging_steps", "num_processes", "num_nodes",
     "node_rank", "master_addr", "master_port", "memory_gb", "force",
+    "splits", "metrics", "gate",
 }  # fmt: skip
 # Parts of the manifest that must be equal when a run resumes.
 IDENTITY_FACTS = ("method", "base_model", "tokenization", "data", "precision", "processes", "packages")

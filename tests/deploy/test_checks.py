@@ -16,7 +16,7 @@ from src.deploy.checks.model import is_degenerate
 from src.deploy.gate import CheckResult, CheckTarget, run_checks
 from src.runs import Run
 from src.utils.files import hash_files
-from tests.fixtures import World, jsonl, read_jsonl, tree
+from tests.fixtures import World, evals, jsonl, read_jsonl, tree
 
 pytest_plugins = ["tests.fixtures"]
 
@@ -143,7 +143,7 @@ def test_a_saved_model_with_other_predictions_is_found(copied: World) -> None:
 
 def test_one_differing_prediction_fails_in_float32_but_not_in_16_bits(copied: World) -> None:
     run = copied.newest
-    path = run.path / "evals" / "test.predictions.jsonl"
+    path = evals(run) / "test.predictions.jsonl"
     rows = read_jsonl(path)
     longest = max(range(len(rows)), key=lambda i: rows[i]["prompt_tokens"])
     rows[longest]["prediction"] = "something else"
@@ -181,7 +181,7 @@ def test_a_damaged_run_is_not_published_and_every_problem_is_reported(copied: Wo
 
 
 def test_a_published_model_was_loaded_and_evaluated_again(copied: World, capsys: Capture) -> None:
-    rows = read_jsonl(path := copied.newest.path / "evals" / "test.predictions.jsonl")
+    rows = read_jsonl(path := evals(copied.newest) / "test.predictions.jsonl")
     jsonl(path, [row | {"prediction": "another"} for row in rows])
     assert copied.call("publish") == 3
     assert "not published: the saved model reproduces 0 of 8 predictions on test" in capsys.readouterr().err

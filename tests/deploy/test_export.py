@@ -22,7 +22,7 @@ from src.runs import Run
 from src.schema import MethodArgs, PublishConfig
 from src.utils.files import hash_files
 from tests.deploy.cards import PROMOTED, answer_of
-from tests.fixtures import ANSWER, World, tree
+from tests.fixtures import ANSWER, World, evals, tree
 
 pytest_plugins = ["tests.fixtures"]
 
@@ -141,8 +141,8 @@ def test_a_merge_that_exceeds_a_limit_is_refused_with_both_figures(
 
 
 def test_a_run_that_was_not_evaluated_cannot_be_compared(copied: World, tmp_path: Path) -> None:
-    (copied.newest.path / "evals" / "config_used.yaml").unlink()
-    with pytest.raises(RunError, match="has not been evaluated; make eval"):
+    (evals(copied.newest) / "config_used.yaml").unlink()
+    with pytest.raises(RunError, match=r"config_used\.yaml does not exist; "):
         export.write_model(copied.newest, MERGED, tmp_path)
 
 

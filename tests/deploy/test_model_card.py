@@ -18,7 +18,7 @@ from src.eval.fingerprint import baseline_folder
 from src.runs import Run
 from src.schema import PublishConfig
 from tests.deploy.cards import PROMOTED, answer_of, program
-from tests.fixtures import ANSWER, EPOCHS, ROOT, World, jsonl, read_jsonl
+from tests.fixtures import ANSWER, EPOCHS, ROOT, World, evals, jsonl, read_jsonl
 
 pytest_plugins = ["tests.fixtures"]
 
@@ -135,15 +135,15 @@ def test_regressions_are_listed_with_the_worst_examples(copied: World, monkeypat
             row |= {"base": 0.75, "tuned": 0.5, "difference": -0.25, "better": "lower"}
     edit(run.path / "comparison.json", rows=comparison["rows"])
     kept = baseline_folder(str(copied.artifacts), comparison["base_model"], comparison["conditions"])
-    for path, scores in ((kept, (0.4, 0.9, 0.7, 1.0)), (run.path / "evals", (0.4, 0.5, 0.6, 0.0))):
+    for path, scores in ((kept, (0.4, 0.9, 0.7, 1.0)), (evals(run), (0.4, 0.5, 0.6, 0.0))):
         rows = read_jsonl(path / "adversarial.predictions.jsonl")
         for row, score in zip(rows, scores, strict=False):
             row["scores"]["rougeL"] = score
         jsonl(path / "adversarial.predictions.jsonl", rows)
-    rows = read_jsonl(run.path / "evals" / "adversarial.predictions.jsonl")
+    rows = read_jsonl(evals(run) / "adversarial.predictions.jsonl")
     monkeypatch.setenv("MY_TOKEN", "s3cr3t-value")
     rows[3] |= {"prediction": "a | s3cr3t-value " + "so long " * 50}
-    jsonl(run.path / "evals" / "adversarial.predictions.jsonl", rows)
+    jsonl(evals(run) / "adversarial.predictions.jsonl", rows)
     limits = card_of(run, **settings).split("## Limitations\n\n")[1].split("\n\n##")[0].splitlines()
     assert limits[:2] == [
         "- rougeL on adversarial is worse than the base's: 0.5, base 0.75.",
@@ -215,7 +215,7 @@ def test_the_programs_of_the_other_tasks_give_the_evaluated_answers(
     run = of_a_task(tmp_path, architecture, task, method)
     (tmp_path / "published").mkdir()
     export.write_model(run, PublishConfig(), tmp_path / "published")
-    first = read_jsonl(run.path / "evals" / "test.predictions.jsonl")[0]
+    first = read_jsonl(evals(run) / "test.predictions.jsonl")[0]
     answer = answer_of(card_of(run), tmp_path / "published", tmp_path / architecture)
     assert answer.strip() == first["prediction"].strip()
     if method != "full":

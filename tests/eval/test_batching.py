@@ -21,7 +21,7 @@ from src.eval.batching import (
 )
 from src.eval.partial_results import PartialResults
 from src.utils.environment import Capacity
-from tests.fixtures import World, read_jsonl
+from tests.fixtures import World, evals, read_jsonl
 
 pytest_plugins = ["tests.fixtures"]
 
@@ -124,4 +124,4 @@ def test_the_batch_size_that_was_used_is_a_condition(
     comparison = json.loads((copied.newest.path / "comparison.json").read_text())
     sizes = comparison["conditions"]["batch_size"]  # the base's, and so the tuned model's
     assert sizes == {"test": 8, "test/references": 8}
-    assert len(read_jsonl(copied.newest.path / "evals" / "test.predictions.jsonl")) == 24
+    assert len(read_jsonl(evals(copied.newest) / "test.predictions.jsonl")) == 24

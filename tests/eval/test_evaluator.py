@@ -22,7 +22,7 @@ from src.model import load, methods
 from src.model.source import content_hash
 from src.model.tasks import TASKS
 from src.runs import Run
-from tests.fixtures import ANSWER, MEASURES, SPLITS, STEPS, World, call, jsonl, read_jsonl, tree
+from tests.fixtures import ANSWER, MEASURES, SPLITS, STEPS, World, call, evals, jsonl, read_jsonl, tree
 
 pytest_plugins = ["tests.fixtures"]
 
@@ -47,7 +47,7 @@ SCORED = {name: METRICS[name] for name in TASKS["causal_lm"].metrics}
 def test_each_prediction_is_stored_with_prompt_reference_and_scores(finished: World, split: str) -> None:
     requests = read_jsonl(finished.splits / f"{split}.jsonl")
     (base,) = baselines(finished)
-    for folder in (finished.newest.path / "evals", base):
+    for folder in (evals(finished.newest), base):
         rows = read_jsonl(folder / f"{split}.predictions.jsonl")
         assert [row["prompt"] for row in rows] == [row["prompt"] for row in requests]
         assert [row["reference"] for row in rows] == [row["completion"] for row in requests]
@@ -59,7 +59,7 @@ def test_each_prediction_is_stored_with_prompt_reference_and_scores(finished: Wo
 
 def test_the_tuned_model_predicts_what_it_was_trained_on_and_the_base_does_not(finished: World) -> None:
     (base,) = baselines(finished)
-    for folder, right in ((finished.newest.path / "evals", True), (base, False)):
+    for folder, right in ((evals(finished.newest), True), (base, False)):
         rows = read_jsonl(folder / "test.predictions.jsonl")
         assert all((row["prediction"] == ANSWER) is right for row in rows)
         assert all(row["scores"]["exact_match"] == float(right) for row in rows)
@@ -67,7 +67,7 @@ def test_the_tuned_model_predicts_what_it_was_trained_on_and_the_base_does_not(f
 
 def test_the_score_of_a_split_comes_from_its_rows(finished: World) -> None:
     (base,) = baselines(finished)
-    for folder, metrics in ((finished.newest.path / "evals", finished.newest.path), (base, base)):
+    for folder, metrics in ((evals(finished.newest), finished.newest.path), (base, base)):
         scores = json.loads((metrics / "metrics.json").read_text())["eval"]
         for split in SPLITS:
             rows = read_jsonl(folder / f"{split}.predictions.jsonl")
@@ -117,12 +117,12 @@ def test_scales_and_implementations_are_logged(copied: World, capsys: Capture) -
 
 
 def test_the_configuration_of_an_evaluation_repeats_it(copied: World) -> None:
-    evals = copied.newest.path / "evals"
-    before = {k: v for k, v in tree(evals).items() if k.endswith(".jsonl")}
-    used = Path(shutil.copy(evals / "config_used.yaml", evals.parent / "again.yaml"))
-    shutil.rmtree(evals)
+    folder = evals(copied.newest)
+    before = {k: v for k, v in tree(folder).items() if k.endswith(".jsonl")}
+    used = Path(shutil.copy(folder / "config_used.yaml", folder.parent / "again.yaml"))
+    shutil.rmtree(folder)
     assert call("eval", "--config-name", str(used), f"output_dir={copied.output}") == 0
-    assert {k: v for k, v in tree(evals).items() if k.endswith(".jsonl")} == before
+    assert {k: v for k, v in tree(folder).items() if k.endswith(".jsonl")} == before
 
 
 # --- which model -----------------------------------------------------------------------------------------
@@ -165,7 +165,7 @@ def test_a_bare_model_folder_is_evaluated_in_a_separate_run(world: World, tiny: 
     run = world.newest
     assert (run.manifest["stage"], run.status, run.manifest["model_path"]) == ("eval", "finished", str(tiny))
     assert read(run, "metrics.json")["eval"].keys() == {"test"}
-    assert len(read_jsonl(run.path / "evals" / "test.predictions.jsonl")) == len(MEASURES)
+    assert len(read_jsonl(evals(run) / "test.predictions.jsonl")) == len(MEASURES)
     assert world.call("eval-baseline", "splits=[test]") == 0
     assert {row["difference"] for row in read(run, "comparison.json")["rows"]} == {0}
 
@@ -278,7 +278,8 @@ def test_an_evaluation_under_other_conditions_is_compared_with_a_baseline_under_
     capsys.readouterr()
     assert copied.call("eval", word, "baseline=cached") == 0
     assert not (run.path / "comparison.json").exists()
-    assert "make eval-baseline evaluates the base model under these conditions" in capsys.readouterr().out
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("no verdict: the base model was not evaluated under these conditions; ")
     assert copied.call("eval-baseline", word) == 0
     assert read(run, "comparison.json")["conditions"] == read(run, "metrics.json")["conditions"]
     assert len(baselines(copied)) == 2
@@ -312,7 +313,7 @@ def test_only_the_rows_splits_and_metrics_asked_for_are_evaluated(copied: World)
     assert copied.call("eval", "splits=[dev]", "metrics=[rougeL]", "max_examples=3") == 0
     run = copied.newest
     assert read(run, "metrics.json")["eval"] == {"dev": {"rougeL": 1.0}}
-    assert len(read_jsonl(run.path / "evals" / "dev.predictions.jsonl")) == 3
+    assert len(read_jsonl(evals(run) / "dev.predictions.jsonl")) == 3
 
 
 def test_generation_settings_reach_the_model(copied: World) -> None:
@@ -320,7 +321,7 @@ def test_generation_settings_reach_the_model(copied: World) -> None:
     answers = []
     for seed in (1, 1, 2):
         assert copied.call("eval", *common, f"seed={seed}") == 0
-        answers.append([r["prediction"] for r in read_jsonl(copied.newest.path / "evals/test.predictions.jsonl")])
+        answers.append([r["prediction"] for r in read_jsonl(evals(copied.newest) / "test.predictions.jsonl")])
     assert answers[0] == answers[1] != answers[2]
     assert read(copied.newest, "metrics.json")["conditions"]["decoding"]["temperature"] == 5.0
 
@@ -329,7 +330,10 @@ def test_generation_settings_reach_the_model(copied: World) -> None:
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("splits=[test,tset]", r"tset\.jsonl does not exist; set eval_path or splits"),
+        (
+            "splits=[test,tset]",
+            r"tset\.jsonl does not exist; set splits to some of test, dev, adversarial",
+        ),
         ("metrics=[bleu,rouge]", r"metrics: rouge is not a metric; did you mean rouge\w"),
         ("generation.temprature=1", r"generation\.temprature is not an argument of GenerationConfig"),
     ],
@@ -523,7 +527,7 @@ def test_few_files_are_between_the_command_and_generate(copied: World, monkeypat
 def merged(world: World, *words: str) -> tuple[str, str, list[Any]]:
     assert world.call("eval", "splits=[test]", "baseline=never", *words) == 0
     generated = read(world.newest, "metrics.json")["generated"]
-    rows = read_jsonl(world.newest.path / "evals" / "test.predictions.jsonl")
+    rows = read_jsonl(evals(world.newest) / "test.predictions.jsonl")
     return generated["adapter_merged"], generated["adapter_merged_because"], rows
 
 

@@ -12,7 +12,7 @@ import pytest
 from src import runs
 from src.errors import RunError
 from src.eval.partial_results import SUFFIX, PartialResults
-from tests.fixtures import World, jsonl, read_jsonl, tree
+from tests.fixtures import World, evals, jsonl, read_jsonl, tree
 from tests.fork_server import ForkServer, KillPoint
 
 pytest_plugins = ["tests.fixtures", "tests.fork_server"]
@@ -33,7 +33,10 @@ def left(world: World) -> list[Path]:
     ("moment", "kept"),
     [
         (KillPoint("src.eval.partial_results:Part.add", 1, after=True), 8),  # of the base, in its first split
-        (KillPoint("src.eval.evaluator:_write_predictions", 2, after=True), 72),  # all is written but the metrics
+        (
+            KillPoint("src.eval.evaluator:_write_evaluation", 2, after=True),
+            72,
+        ),  # all but the metrics of the run
     ],
 )
 def test_a_killed_evaluation_resumes_to_the_same_bytes(
@@ -51,7 +54,7 @@ def test_a_killed_evaluation_resumes_to_the_same_bytes(
     capsys.readouterr()
     assert copied.call("eval", str(run.path), *SAMPLED) == 0
     assert f"resuming with {kept} rows" in capsys.readouterr().out
-    assert predictions(run.path / "evals") == predictions(uninterrupted.newest.path / "evals")
+    assert predictions(evals(run)) == predictions(evals(uninterrupted.newest))
     ours, theirs = (w.artifacts / "metrics" for w in (copied, uninterrupted))
     assert predictions(ours) == predictions(theirs)
     assert left(copied) == []

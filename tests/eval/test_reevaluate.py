@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from scripts.tiny_model import build
-from tests.fixtures import ROOT, SPLITS, World, jsonl, read_jsonl
+from tests.fixtures import ROOT, SPLITS, World, evals, jsonl, read_jsonl
 
 pytest_plugins = ["tests.fixtures"]
 
@@ -68,7 +68,7 @@ def test_a_text_longer_than_the_positions_is_published_as_it_is_evaluated(
 
 def test_a_merged_model_is_scored_by_perplexity_as_in_the_evaluation(copied: World) -> None:
     run = copied.newest
-    rows = read_jsonl(run.path / "evals" / "test.predictions.jsonl")
+    rows = read_jsonl(evals(run) / "test.predictions.jsonl")
     assert copied.call("publish", "export=merged", "gate.metric=perplexity", "gate.guards=[]", "force=true") == 0
     (folder,) = (copied.artifacts / "models").glob("*/latest")
     manifest = json.loads((folder / "manifest.json").read_text())

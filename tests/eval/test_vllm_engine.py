@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fixtures import World, read_jsonl
+from tests.fixtures import World, evals, read_jsonl
 
 pytest_plugins = ["tests.fixtures"]
 
@@ -106,13 +106,15 @@ def test_both_engines_give_the_same_predictions_and_are_not_compared(
     copied: World, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = copied.newest
-    kept = {path: read_jsonl(path) for path in run.path.glob("evals/*.predictions.jsonl")}
+    kept = {path.name: read_jsonl(path) for path in evals(run).glob("*.predictions.jsonl")}
     assert copied.call("eval", "engine=vllm") == 0
     assert not (run.path / "comparison.json").exists()  # the base has answered by the other engine
     assert '"engine": "vllm 0.33.0"' in (run.path / "metrics.json").read_text()
     keys = ("prompt", "reference", "prediction", "prompt_tokens", "tokens", "stop")
-    for path, rows in kept.items():
-        assert [[r[k] for k in keys] for r in read_jsonl(path)] == [[r[k] for k in keys] for r in rows]
+    for name, rows in kept.items():
+        assert [[r[k] for k in keys] for r in read_jsonl(evals(run) / name)] == [
+            [r[k] for k in keys] for r in rows
+        ]
 
     assert copied.call("eval-baseline", "engine=vllm") == 0
     assert "promoted: rougeL on test rose from 0.000 to 1.000" in capsys.readouterr().out
@@ -121,10 +123,10 @@ def test_both_engines_give_the_same_predictions_and_are_not_compared(
 @pytest.mark.usefixtures("vllm")
 def test_a_stop_string_and_the_length_end_a_generation(copied: World) -> None:
     assert copied.call("eval", "engine=vllm", "splits=[test]", "stop=['(a']") == 0
-    rows = read_jsonl(copied.newest.path / "evals" / "test.predictions.jsonl")
+    rows = read_jsonl(evals(copied.newest) / "test.predictions.jsonl")
     assert {(row["prediction"], row["stop"]) for row in rows} == {("TOP", "stop")}
-    assert copied.call("eval", "engine=vllm", "splits=[test]", "max_new_tokens=2") == 0
-    rows = read_jsonl(copied.newest.path / "evals" / "test.predictions.jsonl")
+    assert copied.call("eval", "engine=vllm", "splits=[test]", "stop=[]", "max_new_tokens=2") == 0
+    rows = read_jsonl(evals(copied.newest) / "test.predictions.jsonl")
     assert {(row["tokens"], row["stop"]) for row in rows} == {(2, "length")}
 
 

@@ -20,7 +20,7 @@ from src.model.source import content_hash
 from src.runs import Run
 from src.runs_table import format_runs
 from src.train.checkpoint import COMPLETE
-from tests.fixtures import EPOCHS, LESSON, ROOT, STEPS, TRAINED_ON, World, call, chat, curves, jsonl, tree
+from tests.fixtures import EPOCHS, LESSON, ROOT, STEPS, TRAINED_ON, World, call, chat, curves, evals, jsonl, tree
 
 pytest_plugins = ["tests.fixtures"]
 
@@ -43,7 +43,10 @@ def test_a_run_writes_every_file_of_a_run_directory(run: Run) -> None:
         "config_used.yaml", "manifest.json", "data_report.json", "metrics.json", "comparison.json", "logs/run.log",
         "model/adapter_model.safetensors", "model/adapter_config.json", "model/tokenizer.json",
         "model/tokenizer_config.json", "model/chat_template.jinja",
-        "evals/test.predictions.jsonl", "evals/dev.predictions.jsonl", "evals/adversarial.predictions.jsonl",
+    }  # fmt: skip
+    assert {file.name for file in evals(run).iterdir()} == {
+        "test.predictions.jsonl", "dev.predictions.jsonl", "adversarial.predictions.jsonl", "metrics.json",
+        "comparison.json", "config_used.yaml",
     }  # fmt: skip
     assert [p for p in (run.path / "checkpoints").iterdir() if not (p / COMPLETE).is_file()] == []
     assert len(list((run.path / "checkpoints").iterdir())) == 2

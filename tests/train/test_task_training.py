@@ -22,7 +22,7 @@ from src.model.tokenizer import load_tokenizer
 from src.schema import MethodArgs
 from src.train.collators import COLLATORS
 from src.train.pipeline import save_model
-from tests.fixtures import ROOT, SPLITS, World, jsonl, read_jsonl
+from tests.fixtures import ROOT, SPLITS, World, evals, jsonl, read_jsonl
 
 pytest_plugins = ["tests.fixtures"]
 
@@ -96,7 +96,7 @@ def test_a_model_of_each_kind_goes_through_every_stage(world_of: Any, name: str,
     assert world.call("eval", "splits=[test]") == 0
     assert world.call("eval-baseline", "splits=[test]", f"task={task}") == 0
 
-    rows = read_jsonl(run.path / "evals" / "test.predictions.jsonl")
+    rows = read_jsonl(evals(run) / "test.predictions.jsonl")
     assert [r["reference"] for r in rows] == [list(row(task, "ore", w).values())[1] for w in ANSWERS]
     assert all(r["scores"][metric] == float(r["prediction"] == r["reference"]) for r in rows)
     compared = {r["metric"]: r for r in read(run.path / "comparison.json")["rows"]}
@@ -121,7 +121,7 @@ def test_a_classification_says_the_probability_and_accounts_for_its_labels(world
     assert read(run.model / "config.json")["label2id"] == {"heat": 0, "mass": 1, "speed": 2}
     assert "⟦speed⟧" in capsys.readouterr().out
     assert world.call("eval", "splits=[test]") == 0
-    rows = read_jsonl(run.path / "evals" / "test.predictions.jsonl")
+    rows = read_jsonl(evals(run) / "test.predictions.jsonl")
     assert all(1 / 3 <= r["probability"] <= 1 and r["prediction"] in report["labels"] for r in rows)
 
 
@@ -130,7 +130,7 @@ def test_a_label_of_greater_weight_is_predicted_at_the_cost_of_the_others(world_
     asked = words("classification", "loss=weighted", "epochs=2")
     world.train(*asked, "class_weights={heat: 1000}")
     assert world.call("eval", "splits=[test]") == 0
-    rows = read_jsonl(world.newest.path / "evals" / "test.predictions.jsonl")
+    rows = read_jsonl(evals(world.newest) / "test.predictions.jsonl")
     assert {r["prediction"] for r in rows} == {"heat"}
     told = refused(world, capsys, "train", *asked, "class_weights={noise: 2}")
     assert "class_weights: 'noise' is neither a label nor one token" in told

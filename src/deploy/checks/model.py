@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ...eval import evaluations
 from ...model.source import LoadArgs, locate_tuned
 from ...model.tasks import detect_task
 from ...runs import Run
 from ...schema import GateArgs
 from ...utils import environment
-from ...utils.files import read_json
 
 # For a model that was never evaluated.
 PROMPTS = ("What can you do?", "Name three colours.", "Write one sentence about the sea.", "What is 2 + 2?")
@@ -39,9 +39,10 @@ def check_reload(run: Run | None, gate: GateArgs, load: LoadArgs) -> tuple[bool,
     tuned = locate_tuned(run.model)
     task, labels = detect_task(tuned, None)
     evaluation = reevaluate.of_run(run, gate, labels)
-    result = read_json(run.path / "metrics.json")
+    stored = evaluations.require(run)
+    result = stored.result
     conditions, merged = result["conditions"], result["generated"].get("adapter_merged") == "yes"
-    scored = _predictions(run.path / "evals" / f"{evaluation.split}.predictions.jsonl")
+    scored = _predictions(stored.predictions(evaluation.split))
     model, chat = reevaluate.load_model(load, tuned, task, labels, conditions["precision"], merged=merged)
     device = environment.choose_device(load.cuda_visible_devices).value
     deterministic = conditions["precision"] == "float32" and not evaluation.args.generation.get("do_sample")
@@ -71,7 +72,8 @@ def check_output(folder: Path, run: Run | None, num_prompts: int, load: LoadArgs
 
     tuned = locate_tuned(folder)
     task, labels = detect_task(tuned, None)
-    evaluated = sorted((run.path / "evals").glob("*.predictions.jsonl")) if run else []
+    newest = evaluations.newest(run) if run else None
+    evaluated = sorted(newest.folder.glob("*.predictions.jsonl")) if newest else []
     texts = [row["prompt"] for path in evaluated for row in _predictions(path)] or PROMPTS
     dtype = environment.choose_dtype("auto", load.cuda_visible_devices).value
     precision = run.manifest["precision"]["value"] if run else dtype

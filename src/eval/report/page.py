@@ -20,6 +20,7 @@ from ...schema import ReportConfig
 from ...utils.files import read_json, write_text
 from ...utils.logs import log
 from ...utils.secrets import redact
+from .. import evaluations
 from . import charts, examples, lineage, view_model
 
 REPORT = "report.html"
@@ -53,7 +54,8 @@ def render_page(run: runs.Run, artifacts_dir: Path) -> str:
         _read(run, name, notes) for name in ("manifest", "metrics", "comparison", "data_report")
     )
     gate = view_model.gate_view(comparison, result, str(manifest.get("task", "")))
-    splits = _splits(run, artifacts_dir, result, comparison, gate, notes)
+    folder = _evaluation_folder(run)
+    splits = _splits(folder, artifacts_dir, result, comparison, gate, notes)
     scores = view_model.scores(comparison, result)
     values = {
         "name": NAME,
@@ -75,8 +77,8 @@ def render_page(run: runs.Run, artifacts_dir: Path) -> str:
         "curves": _curves(run, notes),
         "train": result.get("train") or {},
         "data": data,
-        "settings": lineage.settings(redact(_text(run, "config_used.yaml"))),
-        "evaluated_with": redact(_text(run, "evals/config_used.yaml")),
+        "settings": lineage.settings(redact(_text(run.path / "config_used.yaml"))),
+        "evaluated_with": redact(_text(folder / "config_used.yaml")),
         "lineage": lineage.lineage(manifest, result),
         "files": lineage.files(manifest, result),
         "packages": manifest.get("packages") or {},
@@ -118,13 +120,21 @@ def _read(run: runs.Run, name: str, notes: list[str]) -> dict[str, Any]:
     return found
 
 
-def _text(run: runs.Run, name: str) -> str:
-    path = run.path / name
+def _text(path: Path) -> str:
     return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
 
 
+def _evaluation_folder(run: runs.Run) -> Path:
+    """The folder with the predictions of the newest evaluation."""
+    try:
+        newest = evaluations.newest(run)
+    except RunError:  # another note says so
+        newest = None
+    return newest.folder if newest else run.path / evaluations.EVALS
+
+
 def _splits(
-    run: runs.Run, artifacts_dir: Path, result: Mapping[str, Any], comparison: Mapping[str, Any],
+    folder: Path, artifacts_dir: Path, result: Mapping[str, Any], comparison: Mapping[str, Any],
     gate: view_model.GateView, notes: list[str],
 ) -> list[examples.SplitView]:  # fmt: skip
     """The predictions on each split, the split that decides first."""
@@ -139,9 +149,7 @@ def _splits(
     found = []
     for name in names:
         file = f"{name}.predictions.jsonl"
-        split = examples.read_split(
-            name, run.path / "evals" / file, base / file if base else None, gate.metric, lower
-        )
+        split = examples.read_split(name, folder / file, base / file if base else None, gate.metric, lower)
         if split is not None:
             found.append(split)
     return found

@@ -1,0 +1,121 @@
+"""The evaluation files of a run: those that it was trained with, unless others are named.
+
+Imports neither torch nor numpy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .. import config
+from ..data.eval_files import eval_path_of, find_eval_path, split_files
+from ..errors import DataError, UserError
+from ..runs import Run
+from ..schema import DataArgs, TrainConfig
+from ..utils.commands import command
+from .inherit import FORMER_DEFAULTS
+
+ORDER = ("test", "dev", "adversarial")  # the first splits of every table, then the others by name
+
+
+def find_files(
+    eval_path: str | None, splits: list[str] | None, run: Run | None, folder: Path | None = None
+) -> dict[str, Path]:
+    """The file of each split that is evaluated.
+
+    Args:
+        eval_path: None, or as the run was trained: its evaluation files, with the rows that it held out.
+        splits: None: every split that is there.
+        run: the run that is evaluated; None for a model without a run.
+        folder: the model of such an evaluation, for the message; None: a base model, evaluated on the files of the
+            default training data.
+    Raises: DataError if there are no evaluation files, or none for a named split.
+    """
+    recorded = _recorded(run) if run else None
+    held_out = _held_out(run) if run and eval_path in (None, recorded) else None
+    path = eval_path or recorded
+    if run is None and folder is None:
+        path = eval_path or _text(find_eval_path(None, DataArgs.dataset_path))
+    found = split_files(path, held_out)
+    if not found:
+        raise DataError(*_none_found(path, run, folder), hint=_remedy(run))
+    missing = [name for name in splits or [] if name not in found]
+    if missing:
+        held = [str(path)] if path else [str(held_out)]
+        raise DataError(
+            *(f"{Path(held[0]) / name}.jsonl does not exist" for name in missing),
+            hint=f"set splits to some of {', '.join(_ordered(found))}, or set eval_path",
+        )
+    return {name: found[name] for name in splits or _ordered(found)}
+
+
+def _ordered(names: Mapping[str, Any]) -> list[str]:
+    return sorted(names, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
+
+
+def _recorded(run: Run) -> str | None:
+    """The evaluation path that a run was trained with."""
+    manifest = run.manifest
+    if "evaluation_data" in manifest:
+        return _text((manifest["evaluation_data"] or {}).get("path"))
+    try:
+        settings = run.settings
+        typed = settings.get("eval_path")
+        if typed != FORMER_DEFAULTS["eval_path"] or manifest["stage"] != "train":
+            return _text(typed)
+        known = {key: value for key, value in settings.items() if key in config.defaults("train")}
+        cfg: TrainConfig = config.load("train", known | {"eval_path": None})
+    except UserError:
+        return None
+    return eval_path_of(cfg, None)  # the last version recorded its default, for any training data
+
+
+def _held_out(run: Run) -> Path | None:
+    """The file of the rows that `eval_split` held out of the run's training data."""
+    name = (run.manifest.get("evaluation_data") or {}).get("held_out")
+    return run.path / name if name else None
+
+
+def _text(path: object) -> str | None:
+    return None if path is None else str(path)
+
+
+def _none_found(path: str | None, run: Run | None, folder: Path | None) -> list[str]:
+    if path is not None:
+        there = Path(path).exists()
+        return [f"{path} {'holds no data files' if there else 'does not exist'}"]
+    if run:
+        return [f"run {run.id} was trained without evaluation data"]
+    return [f"{folder} does not say on what it is evaluated" if folder else "there is no evaluation data"]
+
+
+def _remedy(run: Run | None) -> str:
+    named = "set eval_path to a folder with test.jsonl"
+    if run is None or run.manifest["stage"] != "train":
+        return named
+    typed = command("eval", run.id, eval_path="FOLDER")
+    return f"{named}: {typed}; or train with eval_split=0.1, which holds rows out"
+
+
+def changes_since_training(run: Run, files: Mapping[str, Path], hashes: Mapping[str, str]) -> list[str]:
+    """A sentence for each evaluation file that is not as it was when the run was trained.
+
+    Training rows were not compared with such a file, and may occur in it. Runs of earlier versions have no record.
+    """
+    known = (run.manifest.get("evaluation_data") or {}).get("files")
+    if known is None:
+        return []
+    found = []
+    for split, file in files.items():
+        if hashes[split] in known.values():
+            continue
+        how = "has changed since" if split in known and file.parent == _parent(run) else "was not there when"
+        found.append(f"{file} {how} run {run.id} was trained: its rows may be among the training rows")
+    return found
+
+
+def _parent(run: Run) -> Path | None:
+    recorded = _recorded(run)
+    return Path(recorded) if recorded else None

@@ -1,0 +1,138 @@
+"""Settings that a stage takes from the run that it is about, so that nothing has to be typed twice.
+
+A run is judged by what it was trained with: what its training settings say, then what its newest evaluation used.
+The result is a layer of the configuration below the stage's own file (see compose.py). Nothing is refused here: a
+run that is missing or cannot be read gives an empty layer, and the stage reports it.
+
+Imports neither torch nor numpy.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from .. import runs
+from ..errors import UserError
+from ..model.tasks import TASKS
+from ..runs import FINISHED, Run
+from ..schema import DEFAULT_GUARD
+from . import evaluations
+
+Settings = dict[str, Any]
+JUDGED_BY = ("eval_path", "splits", "metrics", "gate")
+DECODED_BY = ("max_new_tokens", "stop", "generation")
+CONDITIONS = ("engine", "eval_batch_size", "max_examples", "seed", "bf16")  # equal, or base and tuned differ
+SHOWN_ELSEWHERE = {"eval_path", "model_name"}
+BY_DATA = ("split", "guards")  # settings of the gate that name splits
+# What the last version recorded although nobody had set it.
+FORMER_DEFAULTS = {"eval_path": "./data/eval", "splits": ["test", "dev", "adversarial"]}
+FORMER_GATE = {"split": "test", "guards": [asdict(DEFAULT_GUARD)]}
+
+
+def of_model(values: Mapping[str, Any]) -> Settings:
+    """For `eval`, `publish` and `validate`: how the run of `model_path` is judged."""
+    try:
+        _, run = runs.find_model(values.get("model_path"), str(values.get("output_dir")))
+    except UserError:
+        return {}
+    return _judged_by(run, values) if run else {}
+
+
+def of_compared(values: Mapping[str, Any]) -> Settings:
+    """For `compare`: how `run_a` is judged."""
+    try:
+        return _judged_by(runs.find_run(str(values.get("run_a")), str(values.get("output_dir"))), values)
+    except UserError:
+        return {}
+
+
+def of_base(values: Mapping[str, Any]) -> Settings:
+    """For `eval-baseline`: the base model of the newest run, and the conditions of its evaluation."""
+    run = run_of_base(values.get("model_name"), str(values.get("output_dir")))
+    if run is None:
+        return {}
+    manifest = run.manifest
+    base = manifest["base_model"]
+    revision = base.get("revision")
+    found: Settings = {"model_name": base["name"], "task": manifest.get("task", "causal_lm")}
+    if isinstance(revision, str) and not revision.startswith("sha256:"):  # of the Hub
+        found["model_revision"] = revision
+    return found | _judged_by(run, values, CONDITIONS)
+
+
+def run_of_base(model_name: str | None, output_dir: str) -> Run | None:
+    """The newest run, a finished one if there is any; with `model_name`, of the runs with that base model."""
+    known = [run for run in runs.newest_first(output_dir) if _has_base(run, model_name)]
+    return next((run for run in known if run.status == FINISHED), next(iter(known), None))
+
+
+def _has_base(run: Run, model_name: str | None) -> bool:
+    name = (run.manifest.get("base_model") or {}).get("name")
+    if not name or model_name is None:
+        return bool(name)
+    return name == model_name or (Path(model_name).exists() and Path(name).resolve() == Path(model_name).resolve())
+
+
+def _judged_by(run: Run, values: Mapping[str, Any], also: Iterable[str] = ()) -> Settings:
+    """How a run is judged. Names of splits are not inherited for an `eval_path` that is not the run's."""
+    trained, evaluated = _training(run), _evaluation(run, also)
+    found = {**trained, **evaluated}
+    found["gate"] = {**trained.get("gate", {}), **evaluated.get("gate", {})}
+    typed = values.get("eval_path")
+    if typed is not None and typed not in (trained.get("eval_path"), evaluated.get("eval_path")):
+        found.pop("splits", None)
+        found["gate"] = {key: value for key, value in found["gate"].items() if key not in BY_DATA}
+    return found
+
+
+def _training(run: Run) -> Settings:
+    try:
+        settings = run.settings
+    except UserError:
+        return {}
+    return _current(settings, JUDGED_BY, "evaluation_data" not in run.manifest)
+
+
+def _evaluation(run: Run, also: Iterable[str]) -> Settings:
+    try:
+        newest = evaluations.newest(run)
+    except UserError:
+        return {}
+    if newest is None:
+        return {}
+    return _current(newest.settings, (*JUDGED_BY, *DECODED_BY, *also), newest.is_former)
+
+
+def _current(settings: Mapping[str, Any], keys: Iterable[str], is_former: bool) -> Settings:
+    """The settings `keys`; of the last version without what were its defaults."""
+    found = {key: settings[key] for key in keys if key in settings}
+    if not is_former:
+        return found
+    gate = {k: v for k, v in (found.get("gate") or {}).items() if v != FORMER_GATE.get(k, ...)}
+    found = {k: v for k, v in found.items() if v != FORMER_DEFAULTS.get(k, ...)} | ({"gate": gate} if gate else {})
+    if any(found.get("metrics") == list(task.metrics) for task in TASKS.values()):
+        del found["metrics"]
+    return found
+
+
+def describe(cfg: Any, inherited: Mapping[str, Any]) -> str:
+    """The settings that are the run's and not the defaults: `gate.min_delta=0.1, max_new_tokens=128`."""
+    values, defaults = asdict(cfg), asdict(type(cfg)())
+    found = []
+    for key in (key for key in inherited if key in values and key not in SHOWN_ELSEWHERE):
+        if isinstance(inherited[key], Mapping) and key == "gate":
+            pairs = {f"gate.{k}": (v, values[key].get(k), defaults[key].get(k)) for k, v in inherited[key].items()}
+        else:
+            pairs = {key: (inherited[key], values[key], defaults[key])}
+        found += [
+            f"{name}={_text(mine)}" for name, (run, mine, default) in pairs.items() if run == mine != default
+        ]
+    return ", ".join(found)
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, list | Mapping | bool) else str(value)
