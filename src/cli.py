@@ -17,7 +17,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from . import MAIN, compose, config, outcome, runs, schema, search_space
+from . import MAIN, compose, config, gpus, outcome, runs, schema, search_space
 from .cli_args import Call
 from .compose import OPTUNA, SLURM, first_line, is_sweep, plain_value
 from .errors import ConfigError, UserError
@@ -221,18 +221,26 @@ def _sweep_dir(folder: Path) -> str:
 def _check_jobs(call: Call, overrides: list[str], one_process: bool) -> list[str]:
     """The problems of all jobs, without running one. `one_process`: this process runs all of them."""
     problems: list[str] = []
-    gpus: set[str] = set()
+    devices: set[str] = set()
+    warnings: dict[str, None] = {}
     for each in _expand_jobs(call, overrides):
         values, unresolved = compose.compose_values(call, each)
         problems += unresolved
-        gpus.add(str(values.get("cuda_visible_devices")))
+        devices.add(str(values.get("cuda_visible_devices")))
+        if one_process:
+            absent, notes = gpus.check(call, each, values)
+            problems += absent
+            warnings |= dict.fromkeys(notes)
         try:
             _load(call, values)
         except UserError as error:
             problems += error.problems
     if not one_process and any(a != b for a, b in pairwise(call.inherited.values())):
         problems.append("launch=slurm: the jobs of one command must be about one run; start a command per run")
-    if len(gpus) > 1 and one_process and not any(text.startswith("hydra/launcher=") for text in overrides):
+    if not problems and "--cfg" not in call.flags:
+        for warning in warnings:
+            outcome.warn(warning)
+    if len(devices) > 1 and one_process and not any(text.startswith("hydra/launcher=") for text in overrides):
         problems.append("cuda_visible_devices differs between jobs of one process; start one sweep per value")
     return problems
 

@@ -92,6 +92,12 @@ def show(text: str) -> None:
         print(fit(text, sys.stdout), flush=True)
 
 
+def warn(text: str) -> None:
+    """Print a warning before the log begins, and once more at the end."""
+    output.warnings.append(text)
+    print(fit(f"warning: {text}", sys.stderr), file=sys.stderr, flush=True)
+
+
 def take_flags(argv: Sequence[str]) -> list[str]:
     """The words without the flags of every command, --json and --quiet, which are set."""
     global output

@@ -53,6 +53,7 @@ CORE = {
     "search_space",
     "sweep",
     "errors",
+    "gpus",
     "utils",
 }
 PACKAGES: dict[str, set[str]] = {  # package -> the packages that it may import in addition to the core modules

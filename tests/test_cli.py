@@ -57,6 +57,12 @@ def problems(stage: str, *words: str) -> list[str]:
     return list(caught.value.problems)
 
 
+@pytest.fixture
+def all_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every GPU that is named responds."""
+    monkeypatch.setattr("src.gpus.missing", lambda visible: [])
+
+
 def write(path: str, text: str) -> None:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_text(text, encoding="utf-8")
@@ -185,7 +191,7 @@ def test_wrong_settings_of_a_file_and_of_the_command_line_are_reported_together(
 # The snapshot of a run repeats the run
 
 
-def test_the_snapshot_of_a_training_run_repeats_it() -> None:
+def test_the_snapshot_of_a_training_run_repeats_it(all_gpus: None) -> None:
     words = [
         "experiment=smoke", "method=dora", "lr=1e-05", "max_steps=3", "lora_target_modules=null", "epochs=0.5",
         "dataset_path='./my données: 100% #1'", "peft.alpha_pattern={q_proj: 8, a.b: 4}",
@@ -411,8 +417,38 @@ def test_every_name_of_another_tool_leads_to_a_setting() -> None:
     assert set(aliases.OTHER_TOOLS.values()) <= keys.keys() and not aliases.OTHER_TOOLS.keys() & keys.keys()
 
 
-def test_a_list_of_gpus_needs_no_quotes() -> None:
+def test_a_list_of_gpus_needs_no_quotes(all_gpus: None) -> None:
     assert one("train", "cuda_visible_devices=0,1").cuda_visible_devices == "0,1"
+
+
+def test_a_typed_gpu_that_does_not_respond_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("src.utils.environment.gpus", lambda visible: ["a GPU"] if visible == "0" else [])
+    fact = "cuda_visible_devices=0,3: this machine has no GPU 3; name GPUs of this machine"
+    assert [p[: len(fact)] for p in problems("train", "cuda_visible_devices=0,3")] == [fact]
+    assert one("train", "cuda_visible_devices=0").cuda_visible_devices == "0"
+    assert one("plan", "cuda_visible_devices=0,3", "plan_device=cuda").plan_device == "cuda"
+
+
+@pytest.mark.parametrize(
+    ("text", "variable", "warns"),
+    [("", None, False), ('cuda_visible_devices: "0"', None, True), ('cuda_visible_devices: "0,1"', None, True),
+     ('cuda_visible_devices: ${oc.env:CUDA_VISIBLE_DEVICES,"0"}', None, False), ("", "0", True),
+     ('cuda_visible_devices: ${oc.env:CUDA_VISIBLE_DEVICES,"0"}', "1", True)],
+)  # fmt: skip
+def test_a_gpu_that_a_file_or_the_environment_names_is_warned_of_if_it_does_not_respond(
+    text: str,
+    variable: str | None,
+    warns: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """The default, GPU 0, is not a wish."""
+    monkeypatch.setattr("src.utils.environment.gpus", lambda visible: [])
+    if variable:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", variable)
+    write("mine.yaml", text + "\nseed: 1\n")
+    assert one("train", "--config-name", "mine.yaml").seed == 1
+    assert ("warning: cuda_visible_devices=" in capsys.readouterr().err) is warns
 
 
 def test_a_refused_job_ends_the_jobs_of_a_stage_that_has_no_trials() -> None:

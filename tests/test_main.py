@@ -248,7 +248,16 @@ def probe(assay: Any, body: str, *words: str, **variables: str) -> subprocess.Co
     """Run the stage `train` with the function of `body` instead of the real one."""
     (assay.site / "probed.py").write_text(PROBED)
     (assay.site / "probe.py").write_text(body)
+    tool = assay.site / "nvidia-smi"
+    tool.write_text(EVERY_GPU)
+    tool.chmod(0o755)
+    variables.setdefault("PATH", f"{assay.site}{os.pathsep}{os.environ['PATH']}")
     return assay(*words, module="probed", **variables)
+
+
+EVERY_GPU = (  # an nvidia-smi that reports every GPU of the query
+    "#!/bin/sh\nfor each in $(echo ${1#--id=} | tr , ' '); do echo 'NVIDIA H100, 81559, 9.0, 580'; done\n"
+)
 
 
 SEEN = """
@@ -317,7 +326,7 @@ def test_a_user_error_is_one_sentence_without_secrets(assay: Any) -> None:
 
 def test_an_interrupted_stage_is_no_crash(assay: Any) -> None:
     done = probe(assay, "def train(config): raise KeyboardInterrupt")
-    assert done.returncode == 130 and done.stderr == "interrupted\nnext: make train\n"
+    assert done.returncode == 130 and done.stderr == "interrupted\nnext: python -m src.main train\n"
 
 
 def test_an_unexpected_exception_keeps_its_traceback(assay: Any) -> None:
