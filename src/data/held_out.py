@@ -15,7 +15,6 @@ import numpy as np
 
 from ..errors import DataError
 from ..schema import RowArgs, Task
-from ..utils.logs import log
 from ..utils.secrets import redact
 from ..utils.units import count
 from ..utils.workers import cores, map_ordered
@@ -26,7 +25,6 @@ from .store import Array, DuplicateMatch, RowStore, build_once, content_key, rea
 
 BATCH = 500  # rows that a process receives at once
 SMALL = 4_000  # with fewer rows, further processes cost more than they save
-FEW = 20  # rows: the default of gate.min_examples, below which a verdict is inconclusive
 NO_GROUP = 0  # the key of a row that cannot be held out
 
 
@@ -74,9 +72,6 @@ def hold_out(store: RowStore, excluded: set[int], args: RowArgs, *, task: Task, 
 
     build_once(folder, build)
     rows = np.load(folder / "rows.npy")
-    if len(rows) < FEW:
-        held = count(len(rows), "row")
-        log.warning("eval_split=%s holds out %s, and a verdict needs %d or more", args.eval_split, held, FEW)
     matches = [DuplicateMatch(*found) for found in read_lines(folder / "matches.jsonl")]
     return HeldOut(rows, matches, key)
 

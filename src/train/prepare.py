@@ -14,7 +14,8 @@ from ..data.chat import ChatTokenizer
 from ..data.encode import EncodingOptions
 from ..data.eval_files import NO_DATA, ONLY_SPLIT, eval_path_of, foreign_eval_path, split_files, why_no_eval_loss
 from ..data.formats import Row, RowError
-from ..data.report import HELD_OUT, print_report
+from ..data.report import HELD_OUT
+from ..data.report_text import print_report
 from ..data.sources import data_cache
 from ..data.store import Example, TokenStore
 from ..errors import ConfigError
@@ -62,12 +63,27 @@ def with_eval_path(cfg: Config) -> Config:
         fact = "holds no data file" if Path(str(path)).exists() else "is not a folder or a file"
         hint = f"set it to a folder with test.jsonl, or to {NO_DATA} to train without evaluation data"
         raise ConfigError(f"eval_path {path} {fact}", hint=hint)
-    if path is None and not cfg.eval_split:
+    return replace(cfg, eval_path=path)
+
+
+def warn_of_missing_evaluation(cfg: TrainConfig) -> None:
+    """Say what a run with these settings cannot be judged by, and what makes its verdict optimistic."""
+    if cfg.eval_path is None and not cfg.eval_split:
         foreign = foreign_eval_path(cfg.dataset_path, cfg.datasets)
         skipped = f" ({foreign} belongs to other training files)" if foreign else ""
         ways = "eval_split=0.1 holds rows out for it, or eval_path names a folder with test.jsonl"
         log.warning("no evaluation data%s: the run cannot be judged; %s", skipped, ways)
-    return replace(cfg, eval_path=path)
+    elif reason := why_no_eval_loss(cfg):
+        log.warning("no evaluation loss: %s", reason)
+    if (chooses := _chooses_by_loss(cfg)) and cfg.dev_split == ONLY_SPLIT:
+        log.warning("%s chooses the model on the split test, which makes a verdict on test optimistic", chooses)
+
+
+def _chooses_by_loss(cfg: TrainConfig) -> str:
+    """The setting that chooses the model by its evaluation loss; empty if there is none."""
+    if cfg.load_best_model_at_end:
+        return "load_best_model_at_end"
+    return "early_stopping_patience" if cfg.early_stopping_patience else ""
 
 
 def load_rows(cfg: TrainConfig) -> RawData:
@@ -99,6 +115,7 @@ def tokenize(
     dtype = dtype or environment.choose_dtype(cfg.bf16, cfg.cuda_visible_devices)
     usable = f"{count(len(rows.store), 'usable row')} in {count(len(rows.store.files), 'file')}"
     log.info("%s; base model %s", usable, base.name)
+    warn_of_missing_evaluation(cfg)
     tf32 = environment.choose_tf32(cfg.tf32, cfg.cuda_visible_devices)
     kernels = environment.choose_kernels(cfg.use_liger_kernel, cfg.cuda_visible_devices, device.value)
     log.info("device %s; precision %s; TF32 %s; kernels %s", device, dtype, tf32, kernels)
@@ -149,6 +166,7 @@ def check_data(cfg: TrainConfig) -> int:
     rows = prepare.load_training_rows(cfg, task=cfg.task, eval_path=cfg.eval_path, cache=cache, seed=cfg.seed)
     base = locate(cfg.model_name, cfg.model_revision)
     tasks.check_source(base, cfg.task, cfg.max_length)
+    warn_of_missing_evaluation(cfg)
     examples, chat = _tokenize_rows(rows, base, cfg)
     folder = runs.new_folder(Path(cfg.output_dir) / "checks")
     write_text(folder / "config_used.yaml", to_yaml(cfg))
@@ -214,15 +232,8 @@ def _read_dev_rows(cfg: TrainConfig, labels: Sequence[str]) -> list[Row]:
     Raises: DataError if a row cannot be read, or has a label that is not in `labels`; ConfigError if a setting
         needs the evaluation loss and there is none.
     """
-    reason = why_no_eval_loss(cfg)
-    chooses = "load_best_model_at_end" if cfg.load_best_model_at_end else "early_stopping_patience"
-    needed = cfg.load_best_model_at_end or cfg.early_stopping_patience
-    if reason and needed:
+    if (chooses := _chooses_by_loss(cfg)) and (reason := why_no_eval_loss(cfg)):
         raise ConfigError(f"{chooses} needs an evaluation loss, and {reason}")
-    if reason and (cfg.eval_path or cfg.eval_split):  # without evaluation data, another line says so
-        log.warning("no evaluation loss: %s", reason)
-    if needed and cfg.dev_split == ONLY_SPLIT:
-        log.warning("%s chooses the model on the split test, which makes a verdict on test optimistic", chooses)
     path = split_files(cfg.eval_path).get(cfg.dev_split)
     rows = loader.read_rows(path) if path else []
     if cfg.task == "classification":

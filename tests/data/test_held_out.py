@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from src.data import loader, report
+from src.data import loader
 from src.data.chat import ChatTokenizer
 from src.data.held_out import choose_rows
 from src.data.prepare import HELD_OUT_FILE, TrainingRows
+from src.data.report_text import print_report
 from src.data.store import TokenStore
 from src.errors import ConfigError, DataError
 from src.eval.inference import encode_prompts
@@ -237,7 +238,7 @@ def test_a_large_contamination_is_said_last(make: Maker, capsys: pytest.CaptureF
         make.held_out([{"prompt": row["messages"][0]["content"], "completion": "x"} for row in rows[:count]])
         make.file("a.jsonl", rows)
         start_logging()
-        report.print_report(make.tokens(), ChatTokenizer(make.tokenizer), 512)
+        print_report(make.tokens(), ChatTokenizer(make.tokenizer), 512)
         last = capsys.readouterr().out.splitlines()[-1]
         file = Path(make.folder) / "eval" / "test.jsonl"
         told = (

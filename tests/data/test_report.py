@@ -12,7 +12,8 @@ import pytest
 
 from src.data.chat import ChatTokenizer
 from src.data.mask_check import MaskCheck, MaskVerifier
-from src.data.report import print_report, refuse_evaluation_files
+from src.data.report import refuse_evaluation_files
+from src.data.report_text import print_report
 from src.errors import MAX_LISTED, DataError
 from src.utils.logs import start_logging
 from tests.data.fixtures import Maker
