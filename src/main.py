@@ -15,6 +15,7 @@ from typing import IO, Any
 from . import NAME, VERSION, outcome
 from .stages import STAGES, Stage, import_function
 
+OLDEST_PYTHON = (3, 10)
 UTILITIES = {
     "runs": "List the runs with their scores and verdicts, or compare two of them.",
     "list-configs": "List the configuration files and presets.",
@@ -40,6 +41,10 @@ def main(argv: list[str] | None = None) -> int:
         76: another process of the training run ended; its error is the cause.
         130: interrupted (SIGINT). 143: terminated (SIGTERM).
     """
+    if sys.version_info < OLDEST_PYTHON:
+        found, oldest = (".".join(map(str, version[:2])) for version in (sys.version_info, OLDEST_PYTHON))
+        print(f"{sys.executable} is Python {found}; {NAME} needs {oldest} or newer", file=sys.stderr)
+        return 2
     argv = outcome.take_flags(sys.argv[1:] if argv is None else argv)
     previous = _raise_on_sigterm()
     try:
@@ -69,10 +74,29 @@ def _run(argv: list[str]) -> tuple[int, dict[str, Any]]:
         if not (outcome.output.ends_elsewhere and isinstance(error.code, int)):
             raise
         return error.code, {}
+    except ModuleNotFoundError as error:
+        if problem := _missing_library(error):
+            return 2, problem
+        raise
     except Terminated:
         return 143, {"error": ["terminated"]}
     except KeyboardInterrupt:
         return 130, {"error": ["interrupted"]}
+
+
+def _missing_library(error: ModuleNotFoundError) -> dict[str, Any]:
+    """`error` and `hint` of a library that is not installed; empty if a module of this package is missing."""
+    from importlib.util import find_spec
+
+    library = (error.name or "").partition(".")[0]
+    if not library or library in sys.modules or library == __package__.partition(".")[0] or find_spec(library):
+        return {}
+    if os.path.isfile("requirements.txt") and os.path.isfile("src/main.py"):
+        here = os.path.isfile(".venv/bin/python") and not sys.prefix.endswith(".venv")
+        hint = "use .venv/bin/python" if here else "make install installs everything into .venv"
+    else:
+        hint = f"{sys.executable} -m pip install {library}"
+    return {"error": [f"{library} is not installed for {sys.executable}"], "hint": hint}
 
 
 def _end(argv: list[str], code: int, error: dict[str, Any], documents: IO[str]) -> None:
@@ -182,7 +206,7 @@ def _run_utility(name: str, rest: list[str]) -> int:
         return 0
     if {"-h", "--help"} & set(rest):
         words = OUTPUT_OF[name][1] if name in OUTPUT_OF else ""
-        print(f"usage: python -m src.main {name} {words}".rstrip() + f"\n\n{UTILITIES[name]}")
+        print(f"usage: {program()} {name} {words}".rstrip() + f"\n\n{UTILITIES[name]}")
         return 0
     if name in OUTPUT_OF:
         print(import_function(OUTPUT_OF[name][0])(rest))
@@ -225,12 +249,12 @@ def version() -> str:
 
 def usage() -> str:
     lines = [f"{NAME} {VERSION}: fine-tune a language model, prove that it is better, publish it.", ""]
-    lines += ["usage: python -m src.main STAGE [key=value ...]", "", "stages:"]
+    lines += [f"usage: {program()} STAGE [key=value ...]", "", "stages:"]
     lines += [f"  {name:<14} {stage.summary}" for name, stage in STAGES.items()]
     lines += [f"  {name:<14} {summary}" for name, summary in UTILITIES.items()]
     lines += ["", "on a server over SSH (REMOTE_HOST, REMOTE_DIR):"]
     lines += [f"  {name:<16} {summary}" for name, summary in import_function(".remote.commands:summaries")()]
-    return "\n".join([*lines, "", "python -m src.main STAGE --help lists the settings of a stage."])
+    return "\n".join([*lines, "", f"{program()} STAGE --help lists the settings of a stage."])
 
 
 def _inherited_settings() -> dict[str, object] | None:
@@ -252,11 +276,22 @@ def _load_dotenv() -> None:
         load_dotenv(".env", override=False)
 
 
-if __name__ == "__main__":
+def run_process() -> int:
+    """Run the command line of this process, which ends with it. Returns: the exit code."""
     from .utils.process_info import mark_cli_process
     from .utils.secrets import redact_tracebacks
 
     redact_tracebacks()
     if not {"-m", "--multirun"} & set(sys.argv):
         mark_cli_process()
-    sys.exit(main())
+    return main()
+
+
+def console() -> int:
+    """The command `assay` of an installed package."""
+    os.environ["ASSAY_PROGRAM"] = "assay"  # messages name commands as assay STAGE
+    return run_process()
+
+
+if __name__ == "__main__":
+    sys.exit(run_process())
