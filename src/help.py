@@ -10,6 +10,7 @@ from . import config, config_files
 from .compose import GROUPS
 from .schema import SlurmConfig, SweepConfig
 from .stages import STAGES, SWEEP_STAGE
+from .utils.commands import program
 
 
 def help_text(name: str) -> str:
@@ -17,7 +18,7 @@ def help_text(name: str) -> str:
     stage = STAGES[name]
     words = [f"[{key.upper()}]" for key in stage.positionals]
     words += [f"[{' '.join(filter(None, (flag, about.metavar)))}]" for flag, about in stage.flags.items()]
-    usage = " ".join(["usage: python -m src.main", name, *words, "[--config-name CONFIG] [key=value ...]"])
+    usage = " ".join([f"usage: {program()}", name, *words, "[--config-name CONFIG] [key=value ...]"])
     lines = [usage, "", stage.summary, ""]
     lines += [f"settings with their defaults, which configs/{stage.config_name}.yaml overrides:"]
     lines += _settings(config.schema_of(name))

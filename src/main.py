@@ -14,6 +14,7 @@ from typing import IO, Any
 
 from . import NAME, VERSION, outcome
 from .stages import STAGES, Stage, import_function
+from .utils.commands import program
 
 OLDEST_PYTHON = (3, 10)
 UTILITIES = {

@@ -250,6 +250,9 @@ def command() -> list[str]:
     if typed := launcher_command():
         return typed
     words = sys.orig_argv
+    script = next((i for i, word in enumerate(words[:3]) if Path(word).name == "assay"), None)
+    if script is not None:
+        return ["assay", *words[script + 1 :]]
     return ["python", "-m", *words[words.index(MAIN) :]] if MAIN in words else list(words)
 
 

@@ -12,11 +12,11 @@ from . import outcome, runs
 from .errors import RunError, UserError, did_you_mean
 from .run_names import data_name, format_lr, run_name
 from .runs import Run
-from .utils.commands import command
+from .utils.commands import command, program
 from .utils.files import read_json
 
-USAGE = """usage: python -m src.main runs [OUTPUT_DIR] [--sort KEY]
-       python -m src.main runs diff RUN RUN [OUTPUT_DIR]
+USAGE = """usage: {program} runs [OUTPUT_DIR] [--sort KEY]
+       {program} runs diff RUN RUN [OUTPUT_DIR]
 
 List the runs with their scores and verdicts, or compare two of them.
 
@@ -46,7 +46,7 @@ class RunSummary(NamedTuple):
 def runs_output(words: Sequence[str]) -> str:
     """The output of `runs WORDS`; its JSON document is reported. Raises: UserError."""
     if {"-h", "--help"} & set(words):
-        return USAGE
+        return USAGE.format(program=program())
     if words and words[0] == "diff":
         return _diff_output(words[1:])
     plain, sort = _parsed(words)

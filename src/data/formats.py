@@ -11,7 +11,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, NotRequired, TypedDict
+from typing import Any, NamedTuple, TypedDict
+
+from typing_extensions import NotRequired
 
 ROLES = ("system", "user", "assistant", "tool")
 TEXT = "text"  # the role of a document, to which no chat template is applied

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import ConfigError, did_you_mean
+from ..utils.commands import program
 
 if TYPE_CHECKING:  # Fabric is imported when a command runs; --help does not need it
     from .connection import Connection
@@ -268,8 +269,8 @@ def help_of(name: str, stages: Mapping[str, Any]) -> str:
 
         stage = name.removeprefix(PREFIX)
         text = help_text(stage)
-        return f"{text.replace(f'src.main {stage}', f'src.main {name} [--detach]', 1)}\n\n{STAGE_HELP}"
+        return f"{text.replace(f'{program()} {stage}', f'{program()} {name} [--detach]', 1)}\n\n{STAGE_HELP}"
     words = [f"[{flag}]" if flag in BARE_FLAGS else f"[{flag}=...]" for flag in command.flags]
     words += ["RUN" if command.min_args else "[RUN]"] if command.max_args else []
-    usage = " ".join(["usage: python -m src.main", name, *words])
+    usage = " ".join([f"usage: {program()}", name, *words])
     return "\n".join(filter(None, (usage, "", command.summary, command.help))).replace(usage, f"{usage}\n", 1)

@@ -16,6 +16,11 @@ _NAME = re.compile(r"[A-Za-z][\w.\-/@]*=")  # what make takes as NAME=VALUE
 _CONFIG_VARIABLES = {"eval-baseline": "BASELINE_CONFIG", "check-data": "TRAIN_CONFIG", "plan": "TRAIN_CONFIG"}
 
 
+def program() -> str:
+    """How this program is called in a usage line: `assay`, or `python -m src.main`."""
+    return "assay" if os.environ.get(PROGRAM) == "assay" else f"python -m {MAIN}"
+
+
 def command(stage: str, *words: str, **settings: object) -> str:
     """The command line of a stage, quoted for a shell: `make eval RUN=2026-01-15_10-30-45`.
 

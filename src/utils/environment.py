@@ -159,12 +159,13 @@ def choose_kernels(use_liger: bool | str, visible: str, planned_for: str | None 
 def git_state() -> dict[str, str | None]:
     """`commit` of the code, and `diff_sha256` of its uncommitted changes (None without changes).
 
-    A copy without its git history has both in CODE: a parent folder may be the checkout of another project.
+    A copy without its git history has both in CODE, an installed package in neither: a parent folder may be the
+    checkout of another project.
     """
     root = CODE.parents[1]
-    if CODE.is_file() and not (root / ".git").exists():
-        recorded = json.loads(CODE.read_text(encoding="utf-8"))
-        return {"commit": recorded["commit"], "diff_sha256": recorded["diff_sha256"]}
+    if not (root / ".git").exists():
+        recorded = json.loads(CODE.read_text(encoding="utf-8")) if CODE.is_file() else {}
+        return {"commit": recorded.get("commit"), "diff_sha256": recorded.get("diff_sha256")}
 
     def git(*words: str) -> str | None:
         done = subprocess.run(["git", *words], capture_output=True, cwd=root)

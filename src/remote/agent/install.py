@@ -186,7 +186,7 @@ class Installer:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             pass_fds=(self.lock,),
-            process_group=0,
+            preexec_fn=os.setpgrp,
         )
         try:
             assert process.stdin
