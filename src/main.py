@@ -167,17 +167,17 @@ def _dispatch(name: str, rest: list[str]) -> int:
 
         print(help_text(name))
         return 0
-    _load_dotenv()
+    load_dotenv()
     if (settings := _inherited_settings()) is not None:
         from . import config
 
-        return _run_stage(name, stage, config.load(name, settings))
+        return run_stage(name, stage, config.load(name, settings))
     from . import cli, cli_args
 
-    return cli.run_jobs(cli_args.parse(name, rest), lambda config: _run_stage(name, stage, config))
+    return cli.run_jobs(cli_args.parse(name, rest), lambda config: run_stage(name, stage, config))
 
 
-def _run_stage(name: str, stage: Stage, config: object) -> int:
+def run_stage(name: str, stage: Stage, config: object) -> int:
     """Set the environment of the libraries, then import and run the stage."""
     outcome.begin(name)
     outcome.report(output_dir=getattr(config, "output_dir", ""))
@@ -230,7 +230,7 @@ def _run_remote(name: str, rest: list[str]) -> int:
     if {"-h", "--help"} & set(rest):
         print(import_function(".remote.commands:help_of")(name, STAGES))
         return 0
-    _load_dotenv()
+    load_dotenv()
     run = import_function(".remote.commands:run")
     return int(run(name, rest, list(STAGES)))
 
@@ -269,7 +269,7 @@ def _inherited_settings() -> dict[str, object] | None:
     return inherited_settings()
 
 
-def _load_dotenv() -> None:
+def load_dotenv() -> None:
     """Set the variables of `.env`, if it exists, unless they are set already."""
     if os.path.exists(".env"):
         from dotenv import load_dotenv

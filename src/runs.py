@@ -15,7 +15,7 @@ import re
 import shutil
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -38,6 +38,7 @@ LOCK = ".lock"
 RUN_ID = "ASSAY_RUN_ID"  # environment variable: id of the first run that this command creates
 RUN_FILE = "ASSAY_RUN_FILE"  # environment variable: file to write the path of this command's run to
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")  # differs after each boot
+_called: list[str] = []  # the command line that a call in Python stands for
 _locks: dict[Path, Any] = {}  # open lock files of the runs that this process writes into
 
 
@@ -62,6 +63,24 @@ class Run:
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """metrics.json: figures of training, and the scores of the newest evaluation; empty if it is missing."""
+        return self._optional("metrics.json")
+
+    @property
+    def comparison(self) -> dict[str, Any]:
+        """comparison.json: the newest evaluation against its base, with its verdict; empty if it is missing."""
+        return self._optional("comparison.json")
+
+    def _optional(self, name: str) -> dict[str, Any]:
+        path = self.path / name
+        return dict(read_json(path)) if path.is_file() else {}
 
     @property
     def manifest(self) -> dict[str, Any]:
@@ -246,14 +265,24 @@ def now() -> str:
 
 
 def command() -> list[str]:
-    """The command line of this process, or of its launcher, as the user typed it."""
-    if typed := launcher_command():
-        return typed
+    """The command line of this process, of its launcher or of the call in Python, as the user typed it."""
+    if typed := launcher_command() or _called:
+        return list(typed)
     words = sys.orig_argv
     script = next((i for i, word in enumerate(words[:3]) if Path(word).name == "assay"), None)
     if script is not None:
         return ["assay", *words[script + 1 :]]
     return ["python", "-m", *words[words.index(MAIN) :]] if MAIN in words else list(words)
+
+
+@contextmanager
+def called_as(words: Sequence[str]) -> Iterator[None]:
+    """Within the `with` statement, this process does what the command line `words` does."""
+    _called[:] = words
+    try:
+        yield
+    finally:
+        _called.clear()
 
 
 def status_of(record: Mapping[str, Any]) -> str:

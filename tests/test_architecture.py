@@ -122,7 +122,7 @@ def crossings(module: str) -> Iterator[tuple[str, str]]:
 
 
 def test_every_part_of_src_is_known() -> None:
-    assert {part_of(m) for m in MODULES} <= {*PACKAGES, *CORE, "main"}
+    assert {part_of(m) for m in MODULES} <= {*PACKAGES, *CORE, "main", "api"}
 
 
 @pytest.mark.parametrize("package", [r for r in PACKAGES if (SRC / r).is_dir()])
@@ -138,6 +138,7 @@ def test_core_modules_import_no_package() -> None:
 
 def test_the_entry_point_imports_no_package_at_its_top() -> None:
     assert [place for place, to in crossings("src.main") if to not in CORE] == []
+    assert [place for place, to in crossings("src.api") if to not in {*CORE, "main"}] == []
 
 
 def test_the_entry_point_imports_only_the_standard_library_at_its_top() -> None:
