@@ -14,7 +14,7 @@ from typing import Any
 
 from jinja2 import ChainableUndefined, Environment, FileSystemLoader
 
-from ... import NAME, VERSION, runs
+from ... import NAME, VERSION, outcome, runs
 from ...errors import RunError
 from ...schema import ReportConfig
 from ...utils.files import read_json, write_text
@@ -35,7 +35,8 @@ CURVES = (  # title, {tag: (name of the line, its CSS class)}
 def report(cfg: ReportConfig) -> int:
     """Write the report of a run in any state. Returns: 0."""
     run = runs.find_run(cfg.model_path, cfg.output_dir) if cfg.model_path else runs.newest(cfg.output_dir)
-    write_report(run, cfg.artifacts_dir)
+    path = write_report(run, cfg.artifacts_dir)
+    outcome.report(run=run.path, document={"report": str(path)})
     return 0
 
 
