@@ -112,7 +112,11 @@ class AssayCommand:
     ) -> subprocess.CompletedProcess[str]:
         """Run it to its end; `variables` are added to an environment that holds little else."""
         kept = {k: os.environ[k] for k in ("PATH", "HOME", "TMPDIR", "LD_LIBRARY_PATH") if k in os.environ}
-        paths = {"PYTHONPATH": os.pathsep.join([str(self.site), str(ROOT)]), "LANG": "C.UTF-8"}
+        paths = {
+            "PYTHONPATH": os.pathsep.join([str(self.site), str(ROOT)]),
+            "LANG": "C.UTF-8",
+            "ASSAY_PROGRAM": "make",
+        }
         return subprocess.run(
             [sys.executable, "-m", module, *words],
             cwd=self.cwd,
