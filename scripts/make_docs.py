@@ -1,7 +1,7 @@
 """Write the pages that come from the code: `python scripts/make_docs.py`. A test fails when one is stale.
 
 docs/settings.md is what `--help` prints; the tree in docs/architecture.md has the first sentence of each module;
-configs/schemas describes the YAML files to editors.
+configs/schemas describes the YAML files to editors; README.md and docs/demo.svg show what `make demo` reached.
 """
 
 from __future__ import annotations
@@ -13,13 +13,16 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from scripts.demo_figures import figures, picture  # noqa: E402
 from src.help import help_text, list_configs  # noqa: E402
 from src.json_schema import schema_files  # noqa: E402
 from src.stages import STAGES  # noqa: E402
 
 SETTINGS, ARCHITECTURE = ROOT / "docs" / "settings.md", ROOT / "docs" / "architecture.md"
 SCHEMAS = ROOT / "configs" / "schemas"
-BEGIN, END = "<!-- the tree, by scripts/make_docs.py -->\n", "<!-- end of the tree -->"
+README, PICTURE = ROOT / "README.md", ROOT / "docs" / "demo.svg"
+TREE = "<!-- the tree, by scripts/make_docs.py -->\n", "<!-- end of the tree -->"
+FIGURES = "<!-- the figures, by scripts/make_docs.py -->\n", "<!-- end of the figures -->"
 
 
 def settings_page() -> str:
@@ -31,9 +34,19 @@ def settings_page() -> str:
 
 
 def architecture_page() -> str:
-    """docs/architecture.md with the tree of today's modules between BEGIN and END."""
-    before, _, rest = ARCHITECTURE.read_text(encoding="utf-8").partition(BEGIN)
-    return f"{before}{BEGIN}```\n{_tree(ROOT / 'src')}\n```\n{END}{rest.partition(END)[2]}"
+    """docs/architecture.md with the tree of today's modules."""
+    return _between(ARCHITECTURE, TREE, f"```\n{_tree(ROOT / 'src')}\n```\n")
+
+
+def readme() -> str:
+    """README.md with the figures of the recorded demo."""
+    return _between(README, FIGURES, figures())
+
+
+def _between(page: Path, marks: tuple[str, str], text: str) -> str:
+    """The page with `text` between two marks."""
+    before, _, rest = page.read_text(encoding="utf-8").partition(marks[0])
+    return f"{before}{marks[0]}{text}{marks[1]}{rest.partition(marks[1])[2]}"
 
 
 def _tree(package: Path, depth: int = 0) -> str:
@@ -56,7 +69,8 @@ def _summary(module: Path) -> str:
 def generated_files() -> dict[Path, str]:
     """The content of every file that this script writes."""
     schemas = {SCHEMAS / name: text for name, text in schema_files().items()}
-    return {SETTINGS: settings_page(), ARCHITECTURE: architecture_page(), **schemas}
+    pages = {SETTINGS: settings_page(), ARCHITECTURE: architecture_page(), README: readme(), PICTURE: picture()}
+    return {**pages, **schemas}
 
 
 if __name__ == "__main__":

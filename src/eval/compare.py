@@ -123,16 +123,17 @@ def show(comparison: Mapping[str, Any], title: str, columns: tuple[str, str] = (
 
     The table fits 80 columns unless perplexities are in the thousands, and is never truncated.
     """
-    table = _table(comparison, columns)
-    console = SafeConsole(width=max(SafeConsole().width, SafeConsole(width=200).measure(table).maximum))
+    shown = table(comparison, columns)
+    console = SafeConsole(width=max(SafeConsole().width, SafeConsole(width=200).measure(shown).maximum))
     console.print(title, style="italic", highlight=False, soft_wrap=True)
-    console.print(table)
+    console.print(shown)
     console.print("* significant: the interval excludes 0 and the paired test agrees", highlight=False)
 
 
-def _table(comparison: Mapping[str, Any], columns: tuple[str, str]) -> Table:
+def table(comparison: Mapping[str, Any], columns: tuple[str, str]) -> Table:
+    """A row for each metric of each split, as it is printed."""
     confidence = comparison["confidence"]
-    table = Table(
+    found = Table(
         header_style="bold",
         box=box.SIMPLE_HEAD,
         show_edge=False,
@@ -140,19 +141,19 @@ def _table(comparison: Mapping[str, Any], columns: tuple[str, str]) -> Table:
         padding=(0, 1, 0, 0),
     )
     for name in ("metric", "scale"):
-        table.add_column(name, no_wrap=True)
+        found.add_column(name, no_wrap=True)
     for name in (*columns, "difference", f"{100 * confidence:g}% interval"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("")
+        found.add_column(name, justify="right", no_wrap=True)
+    found.add_column("")
     previous = None
     for row in comparison["rows"]:
         if previous != row["split"]:
             if previous:
-                table.add_row()
-            table.add_row(f"[bold]{row['split']}[/], {count(row['examples'], 'row')}")
-        table.add_row(*_cells(row, confidence))
+                found.add_row()
+            found.add_row(f"[bold]{row['split']}[/], {count(row['examples'], 'row')}")
+        found.add_row(*_cells(row, confidence))
         previous = row["split"]
-    return table
+    return found
 
 
 def _cells(row: Mapping[str, Any], confidence: float) -> list[str]:
