@@ -1,7 +1,7 @@
 """What the README shows of `make demo`: the picture of its table, and the figures. Used by `make_docs.py`.
 
-docs/figures/demo.json is the comparison.json of a run of `make demo`. After another run, copy its comparison.json there
-and run `python scripts/make_docs.py`.
+docs/figures/demo.json is the comparison.json of a run of `make demo`. After another run, copy its comparison.json
+there and run `python scripts/make_docs.py`.
 """
 
 from __future__ import annotations
@@ -55,7 +55,9 @@ def picture() -> str:
     split = found["verdict"]["split"]
     others = [count(row["examples"], "row") for row in found["rows"] if row["split"] != split]
     console = Console(record=True, width=WIDTH, file=io.StringIO(), force_terminal=True)
-    console.print(table({**found, "rows": [row for row in found["rows"] if row["split"] == split]}, ("base", "tuned")))
+    console.print(
+        table({**found, "rows": [row for row in found["rows"] if row["split"] == split]}, ("base", "tuned"))
+    )
     if others:
         console.print("... and the other splits", style="dim")
     console.print()

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import pytest
 
-from src import cli, cli_args
+from src import cli, cli_args, gpus
 from src.stages import STAGES
 from tests.docs.blocks import PAGES, ROOT, Block, blocks, commands
 from tests.fixtures import World, call, chat, jsonl, locked
@@ -155,6 +155,7 @@ def compose(words: list[str], patch: pytest.MonkeyPatch) -> str:
     if stage in STAGES and not {"--help", "-h"} & set(words):
         for start in ("_run_locally", "_run_sweep", "_run_on_slurm"):  # they follow the checks
             patch.setattr(cli, start, lambda *_, **__: 0)
+        patch.setattr(gpus, "missing", lambda visible: [])  # as where the GPUs are that the pages name
         cli.run_jobs(cli_args.parse(stage, words[1:]), lambda _: 0)
     elif call(stage, "--help") != 0:
         raise AssertionError(f"there is no command {stage}")
