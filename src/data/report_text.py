@@ -66,10 +66,14 @@ def _large_contamination(report: Mapping[str, Any]) -> str:
     lost = report["rejected_by_reason"].get("contamination", 0)
     if lost <= LARGE * report["rows_in"]:
         return ""
-    found = [file for file, kinds in report["contamination"]["files"].items() if any(kinds.values())]
     rows = f"{lost:,} of {count(report['rows_in'], 'row')} ({100 * lost / report['rows_in']:.0f} %)"
-    reason = f"they occur in {', '.join(found)}"
-    return f"{rows} are not trained on, because {reason}; on_contamination=keep trains them"
+    found = [
+        f"{file} ({', '.join(f'{number:,} {kind}' for kind, number in kinds.items() if number)})"
+        for file, kinds in report["contamination"]["files"].items()
+        if any(kinds.values())
+    ]
+    reason = f"they repeat rows of {' and '.join(found)}"
+    return f"{rows} are not trained on: {reason}; on_contamination=keep trains them"
 
 
 def _summary(report: Mapping[str, Any], max_length: int) -> Iterator[tuple[str, str]]:
