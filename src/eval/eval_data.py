@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import config
-from ..data.eval_files import eval_path_of, find_eval_path, split_files
+from ..data.eval_files import NO_DATA, eval_path_of, find_eval_path, split_files
 from ..errors import DataError, UserError
 from ..runs import Run
 from ..schema import DataArgs, TrainConfig
@@ -33,6 +33,7 @@ def find_files(
             default training data.
     Raises: DataError if there are no evaluation files, or none for a named split.
     """
+    eval_path = None if eval_path == NO_DATA else eval_path
     recorded = _recorded(run) if run else None
     held_out = _held_out(run) if run and eval_path in (None, recorded) else None
     path = eval_path or recorded

@@ -241,7 +241,5 @@ def test_a_large_contamination_is_said_last(make: Maker, capsys: pytest.CaptureF
         print_report(make.tokens(), ChatTokenizer(make.tokenizer), 512)
         last = capsys.readouterr().out.splitlines()[-1]
         file = Path(make.folder) / "eval" / "test.jsonl"
-        told = (
-            f"2 of 10 rows (20 %) are not trained on, because they occur in {file}; on_contamination=keep trains"
-        )
+        told = f"2 of 10 rows (20 %) are not trained on: they repeat rows of {file} (2 exact); on_contamination="
         assert (told in last) == loud

@@ -9,7 +9,7 @@ import pytest
 
 from src.runs import Run
 from src.utils.files import read_json, sha256, write_json
-from tests.fixtures import ANSWER, ROOT, World, call, chat, curves, jsonl, read_jsonl
+from tests.fixtures import ANSWER, ON_CPU, ROOT, World, call, chat, curves, jsonl, read_jsonl
 
 pytest_plugins = ["tests.fixtures"]
 
@@ -51,6 +51,12 @@ def test_a_run_writes_the_rows_that_it_holds_out_and_repeats_and_resumes_with_th
     assert [step for step, _ in curves(run)["eval/loss"]] == [2]
     shown = capsys.readouterr().out
     assert "48 in = 36 trained + 0 rejected + 12 held out" in shown and "no evaluation data" not in shown
+
+    places = (f"output_dir={world.output}", f"artifacts_dir={world.artifacts}", *ON_CPU)
+    assert call("eval", run.id, *places, "max_new_tokens=4") == 0
+    judged = read_json(run.path / "comparison.json")
+    assert judged["conditions"]["data"] == {"test": sha256(file)}
+    assert (judged["verdict"]["split"], judged["verdict"]["examples"]) == ("test", 12)
 
     assert call("train", "--config-path", str(run.path), "--config-name", "config_used", "resume=never") == 0
     repeated = world.newest
