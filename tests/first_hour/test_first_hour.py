@@ -97,7 +97,7 @@ def test_a_person_reaches_a_verdict_on_their_own_questions(
     job = JOBS[name]
     clone = Clone(tmp_path / "clone", tiny_classifier if job.model == "bert" else tiny)
     job.write(clone.folder / "mine" / name)
-    settings = (f"model_name={clone.model}", *job.settings, *LESSON)
+    settings = (f"model_name={clone.model}", *LESSON, *job.settings)
 
     checked = clone.make("check-data", *settings)
     assert checked.returncode == 0, checked.stdout
