@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,9 +16,13 @@ from transformers.quantizers import AutoHfQuantizer
 
 from ..errors import ModelError
 from ..schema import Task
+from ..utils.logs import log
 from .source import Source, TunedModel
 from .tasks import TASKS, check_architecture
 from .tokenizer import from_pretrained, hub_revision, load_config, load_tokenizer
+
+# load_base logs in its own words what transformers' coloured table lists.
+logging.getLogger("transformers.modeling_utils").addFilter(lambda record: "LOAD REPORT" not in record.getMessage())
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -68,6 +73,10 @@ def load_base(
     )
     new = [*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])]
     model.untrained_modules = sorted({_layer_of(key, model.base_model_prefix) for key in new} - {""})
+    if model.untrained_modules and not labels:
+        log.warning("%s has no weights for %s, which are random", source.name, ", ".join(model.untrained_modules))
+    if unused := sorted({key.split(".")[0] for key in found["unexpected_keys"]}):
+        log.info("%s: weights that this task does not use: %s", source.name, ", ".join(unused))
     if four_bit and device == "cpu":
         _unmap_file(model)
     return (model if four_bit else model.to(device)), resolve_revision(source, model.config)

@@ -146,6 +146,8 @@ def build_model(data: PreparedData, cfg: TrainConfig, steps: int) -> tuple[Any, 
     tasks.check_method(model.config.to_dict(), cfg.task, cfg.method, model.untrained_modules)
     if data.labels:
         load.set_pad_token(model, data.chat.tokenizer)
+        new = ", ".join(model.untrained_modules)
+        log.info("labels: %s%s", ", ".join(data.labels), f"; {new} starts from random weights" if new else "")
     load.seed_everything(cfg.seed)
     model = adapters.apply_method(model, cfg, base, steps=steps, task=cfg.task)
     trainable, total = adapters.count_parameters(model)
