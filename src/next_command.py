@@ -83,6 +83,8 @@ def after_run(ended: Ended) -> str:
     if not comparison:
         return command("eval-baseline", *_same_words(ended, "eval-baseline"))
     verdict = comparison.get("verdict") or {}
+    if decides := ended.facts.get("decides"):
+        return str(decides)
     if not verdict:
         return f"set gate.metric and gate.split to what was evaluated, then {command('eval', run.id)}"
     if verdict.get("outcome") == "promoted":
@@ -108,6 +110,8 @@ def _undecided(run: Run, verdict: Mapping[str, Any]) -> str:
 
 
 def _after_eval_baseline(ended: Ended) -> str:
+    if decides := ended.facts.get("decides"):
+        return str(decides)
     if ended.run:
         return after_run(ended)
     output_dir = ended.facts.get("output_dir") or "outputs"

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from .. import outcome, runs
 from ..errors import RunError
 from ..eval.verdict import Verdict
+from ..eval.verdict_text import evaluation_text
 from ..model.source import LoadArgs
 from ..schema import PublishConfig
 from ..utils.files import atomic_dir, disk_errors, switch_link
@@ -46,11 +47,14 @@ def publish(cfg: PublishConfig) -> int:
     to_check = CheckTarget(run.model, run, gate=cfg.gate, load=load)
     results = run_checks(to_check, GATE)
     verdict = check_gate(run, cfg.gate, cfg.force, results, cfg.artifacts_dir)
+    log.info("judged by %s", evaluation_text(run))
     if all(r.passed for r in results):  # damaged files are not loaded
         results += run_checks(to_check, GATE_WITH_MODEL)
         check_health(results, cfg.force)
     save_results(run, results)
     log.info("%s: %s", "promoted" if verdict.promoted else "forced", verdict.sentence)
+    for note in verdict.facts.get("notes", []):
+        log.info("%s", note)
     where = target.publish(run, cfg, verdict)
     entry = run.manifest["published"][-1]
     log_verdict(f"published to {where}", document={"published": entry}, published=entry["where"])

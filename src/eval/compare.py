@@ -89,12 +89,14 @@ def _row(tuned: EvalResult, base: EvalResult, split: str, metric: str, found: Co
     }
 
 
-def _verdict(tuned: EvalResult, base: EvalResult, gate: GateArgs) -> tuple[Mapping[str, Any] | None, str | None]:
-    """The verdict; or None and why the gate cannot decide with what was evaluated, for which `publish` refuses."""
+def _verdict(
+    tuned: EvalResult, base: EvalResult, gate: GateArgs
+) -> tuple[Mapping[str, Any] | None, Mapping[str, str] | None]:
+    """The verdict; or why the gate cannot decide with what was evaluated, for which `publish` refuses the run."""
     try:
         return verdict.as_json(verdict.decide(tuned, base, gate)), None
     except UserError as error:
-        return None, str(error)
+        return None, {"reason": "; ".join(error.problems), "hint": error.hint}
 
 
 def record(run: Run, baseline: Path, gate: GateArgs, evaluation: Evaluation | None = None) -> dict[str, Any]:

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,7 @@ FORMER_GATE = {"split": "test", "guards": [asdict(DEFAULT_GUARD)]}
 def of_model(values: Mapping[str, Any]) -> Settings:
     """For `eval`, `publish` and `validate`: how the run of `model_path` is judged."""
     try:
-        _, run = runs.find_model(values.get("model_path"), str(values.get("output_dir")))
+        _, run = runs.find_model(_word(values.get("model_path")), str(values.get("output_dir")))
     except UserError:
         return {}
     return _judged_by(run, values) if run else {}
@@ -52,7 +54,7 @@ def of_compared(values: Mapping[str, Any]) -> Settings:
 
 def of_base(values: Mapping[str, Any]) -> Settings:
     """For `eval-baseline`: the base model of the newest run, and the conditions of its evaluation."""
-    run = run_of_base(values.get("model_name"), str(values.get("output_dir")))
+    run = run_of_base(_word(values.get("model_name")), str(values.get("output_dir")))
     if run is None:
         return {}
     manifest = run.manifest
@@ -64,10 +66,34 @@ def of_base(values: Mapping[str, Any]) -> Settings:
     return found | _judged_by(run, values, CONDITIONS)
 
 
+def _word(value: Any) -> str | None:
+    """A setting that has not been validated: a run named 2026 is a number."""
+    return None if value is None else str(value)
+
+
 def run_of_base(model_name: str | None, output_dir: str) -> Run | None:
-    """The newest run, a finished one if there is any; with `model_name`, of the runs with that base model."""
+    """The run that was trained or evaluated last, a finished one if there is any.
+
+    Args: model_name: of the runs with this base model only; None: of all.
+    """
     known = [run for run in runs.newest_first(output_dir) if _has_base(run, model_name)]
+    evaluated = max(known, key=_evaluated_at, default=None)
+    if evaluated and _evaluated_at(evaluated) > _made_latest_at(output_dir):
+        known = [evaluated, *known]
     return next((run for run in known if run.status == FINISHED), next(iter(known), None))
+
+
+def _evaluated_at(run: Run) -> datetime:
+    """When the newest evaluation of a run began; the epoch if it was not evaluated."""
+    with suppress(KeyError, ValueError, TypeError):
+        return datetime.fromisoformat(run.manifest["evaluation"]["started"])
+    return datetime.fromtimestamp(0, timezone.utc)
+
+
+def _made_latest_at(output_dir: str) -> datetime:
+    """When the newest run was created, resumed or fetched."""
+    link = Path(output_dir) / "runs" / "latest"
+    return datetime.fromtimestamp(link.lstat().st_mtime if link.is_symlink() else 0, timezone.utc)
 
 
 def _has_base(run: Run, model_name: str | None) -> bool:

@@ -194,13 +194,19 @@ def _refuse_unmeasured(tuned: EvalResult, wanted: list[tuple[str, str, str]]) ->
         for split, metrics in scores.items():
             by_metrics.setdefault(", ".join(metrics), []).append(split)
         known = "; ".join(f"{', '.join(splits)}: {metrics}" for metrics, splits in by_metrics.items())
-        others = "gate.metric, gate.split and gate.guards to what was evaluated"
-        only_guards = not any(each.startswith("gate:") for each in missing)
         raise RunError(
             f"the gate needs scores of {tuned.name} that were not computed: {'; '.join(missing)}; "
             f"available: {known}",
-            hint=f"evaluate them, or set {'gate.guards=[], or to what was evaluated' if only_guards else others}",
+            hint=f"evaluate them, or set {_computed(scores, *wanted[0][1:])}, or to another that was evaluated",
         )
+
+
+def _computed(scores: Mapping[str, Mapping[str, float]], metric: str, split: str) -> str:
+    """A setting with which the gate needs only scores that were computed."""
+    if metric in scores.get(split, {}):
+        return "gate.guards=[]"
+    having = [name for name, metrics in scores.items() if metric in metrics]
+    return f"gate.split={having[0]}" if having else f"gate.metric={next(iter(next(iter(scores.values()))))}"
 
 
 def _broken(guarded: MetricComparison, guard: Guard) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,56 +11,77 @@ from .. import outcome
 from ..errors import UserError
 from ..runs import Run
 from ..utils.commands import command
+from ..utils.files import read_json
 from ..utils.units import count
 from . import evaluations, inherit, verdict
 
 
 def report(comparison: Mapping[str, Any] | None, run: Run, files: Mapping[str, Path] | None = None) -> None:
-    """Report the verdict of a comparison (None: the base was not evaluated), or what gives one.
+    """Report the verdict of a comparison (None: the base was not evaluated), and what gives one if there is none.
 
     Args: files: the evaluation files, by split.
     """
-    outcome.report(verdict=text(comparison, run, files or {}))
-
-
-def text(comparison: Mapping[str, Any] | None, run: Run, files: Mapping[str, Path]) -> str:
     if comparison is None:
-        reason = "the base model was not evaluated under these conditions"
-        return f"no verdict: {reason}; {command('eval-baseline')} does that and compares"
-    judged = comparison["verdict"]
-    if judged is None:
-        return f"no verdict: {comparison['no_verdict']}"
-    found, sentence = judged["outcome"], judged["sentence"]
-    said = sentence if sentence.startswith(verdict.PREFIXES) else f"{found.replace('_', ' ')}: {sentence}"
-    more = [_more_rows(comparison, run, files)] if found == "cannot_tell" else []
-    return "\n".join([said, *judged.get("notes", []), *more])
+        outcome.report(verdict="no verdict: the base model has not been evaluated under these conditions")
+    elif comparison["verdict"] is None:
+        why = comparison["no_verdict"]
+        outcome.report(
+            verdict=f"no verdict: {why['reason']}; {why['hint']}", decides=_with_settings(why["hint"], run)
+        )
+    else:
+        found = comparison["verdict"]
+        decides = _more_rows(comparison, run, files or {}) if found["outcome"] == "cannot_tell" else ""
+        outcome.report(verdict="\n".join([sentence(found), *found.get("notes", [])]), decides=decides)
+
+
+def sentence(found: Mapping[str, Any]) -> str:
+    """The verdict's sentence, which begins with its outcome."""
+    text: str = found["sentence"]
+    return text if text.startswith(verdict.PREFIXES) else f"{found['outcome'].replace('_', ' ')}: {text}"
 
 
 def report_uncompared(output_dir: str, model_name: str) -> None:
     """Report that no run can be compared with the result of a base model, and the command that evaluates one."""
     run = inherit.run_of_base(model_name, output_dir)
     if run is None:
-        made = command("train", model_name=model_name)
-        outcome.report(verdict=f"no verdict: no run has the base model {model_name}; {made} makes one")
+        outcome.report(
+            verdict=f"no verdict: no run has the base model {model_name}",
+            decides=command("train", model_name=model_name),
+        )
         return
     try:
         evaluated = evaluations.newest(run) is not None
     except UserError:
         evaluated = False
     how = "was evaluated under other conditions" if evaluated else "has not been evaluated"
-    outcome.report(verdict=f"no verdict: run {run.id} {how}; {command('eval', run.id)} compares it with its base")
+    outcome.report(verdict=f"no verdict: run {run.id} {how}", decides=command("eval", run.id))
+
+
+def evaluation_text(run: Run) -> str:
+    """The evaluation that a run is judged by: `its newest evaluation (test, 24 rows), not by 2 earlier ones`."""
+    newest, *earlier = evaluations.all_of(run)
+    rows: dict[str, int] = {}
+    for row in read_json(newest.records / evaluations.COMPARISON).get("rows", []):
+        rows[row["split"]] = row.get("examples", 0)
+    splits = "; ".join(f"{split}, {count(number, 'row')}" for split, number in rows.items())
+    others = f", not by {count(len(earlier), 'earlier one')}" if earlier else ""
+    return f"its newest evaluation ({splits}){others}"
+
+
+def _with_settings(hint: str, run: Run) -> str:
+    """The evaluation with the settings that a hint names: `make eval RUN=ID gate.split=dev`."""
+    return command("eval", run.id, *re.findall(r"\bgate\.\w+=[^\s,;]+", hint))
 
 
 def _more_rows(comparison: Mapping[str, Any], run: Run, files: Mapping[str, Path]) -> str:
     """What makes an inconclusive evaluation conclusive."""
-    split, gate = comparison["verdict"]["split"], comparison["verdict"]["gate"]
-    again = command("eval", run.id)
+    found = comparison["verdict"]
+    split, examples = found["split"], found["examples"]
     if comparison["conditions"].get("max_examples"):
-        return f"more rows decide: {command('eval', run.id, max_examples='null')} evaluates all of {split}"
-    examples = comparison["verdict"]["examples"]
-    lacking = gate["min_examples"] - examples
-    amount = f"at least {count(lacking, 'row')} more" if lacking > 0 else "more rows"
+        return command("eval", run.id, max_examples="null")
     file = files.get(split)
     if file is not None and file.is_relative_to(run.path):
-        return f"{amount} of {split} decide: hold more out, as with {command('train', eval_split=2 * examples)}"
-    return f"{amount} decide: add them to {file or f'the file of {split}'}, then {again}"
+        return f"hold out more than {count(examples, 'row')}: {command('train', eval_split=2 * examples)}"
+    lacking = found["gate"]["min_examples"] - examples
+    amount = f"at least {count(lacking, 'row')}" if lacking > 0 else "rows"
+    return f"add {amount} to {file or f'the file of the split {split}'}, then {command('eval', run.id)}"

@@ -11,6 +11,7 @@ import pytest
 
 from src import outcome
 from src.errors import RunError
+from src.eval import verdict_text
 from src.eval.compare import compare, record, show
 from src.eval.fingerprint import baseline_folder, fingerprint
 from src.eval.metrics import METRICS
@@ -171,13 +172,14 @@ def test_a_comparison_is_written_and_printed_with_stars_where_significant(
     gate = GateArgs(guards=[Guard("rougeL", "dev", 0.2)])
     made = record(run, base.folder, gate)
     assert json.loads((run.path / "comparison.json").read_text()) == made
+    verdict_text.report(made, run)
     outcome.print_end("", "")
     output = capsys.readouterr().out
     row = made["rows"][0]
     cells = f"rougeL 0-1 0.700 0.750 +0.050 {row['low']:+.3f} to {row['high']:+.3f}"
     assert cells.split() in cells_of(output)  # no star: two examples of forty
     assert "…" not in output
-    assert output.splitlines()[-1].startswith("* significant")  # the verdict is said last, by the stage
+    assert output.splitlines()[-1] == made["verdict"]["sentence"]
     record(run, base_of(tmp_path / "other", 0.1, *names).folder, gate)
     lines = cells_of(capsys.readouterr().out)
     place = lines.index(["test,", "40", "rows"])

@@ -175,7 +175,7 @@ def test_a_broken_guard_is_named_also_with_too_few_examples(tmp_path: Path) -> N
         ),
         (
             gate(guards=[Guard("bleu", "dev")]),
-            r"computed: gate\.guards: bleu on dev; available: test: ex.*; evaluate them, or set gate.guards=\[\]",
+            r"computed: gate\.guards: bleu on dev; available: test: ex.*; evaluate them, or set gate\.guards=\[\]",
         ),
         (
             gate("chrf", guards=[Guard()]),

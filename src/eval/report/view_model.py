@@ -115,12 +115,13 @@ def verdict(status: str, manifest: File, result: File, comparison: File) -> Verd
     """The verdict of the comparison; without a comparison, why there is none and the command that makes it."""
     judged = comparison.get("verdict")
     if isinstance(judged, Mapping) and judged.get("outcome") in OUTCOMES:
-        outcome, sentence = str(judged["outcome"]), str(judged.get("sentence", ""))
+        outcome = str(judged["outcome"])
+        sentence = "; ".join([str(judged.get("sentence", "")), *judged.get("notes", [])])
     elif comparison:
         outcome, sentence = (
             "not_judged",
             (
-                "Base and tuned model were compared, but not by the gate's metric on the gate's split."
+                _why_no_verdict(comparison)
                 if "verdict" in comparison
                 else "Base and tuned model were compared without intervals, so it is not known whether the "
                 "difference is due to chance. make eval compares them again."
@@ -129,6 +130,14 @@ def verdict(status: str, manifest: File, result: File, comparison: File) -> Verd
     else:
         outcome, sentence = "not_compared", _why_not_compared(status, manifest, result)
     return VerdictView(outcome, *OUTCOMES[outcome], sentence)
+
+
+def _why_no_verdict(comparison: File) -> str:
+    why = comparison.get("no_verdict") or {}
+    if not why:
+        return "Base and tuned model were compared, but not by the gate's metric on the gate's split."
+    text = f"{why.get('reason')}; {why.get('hint')}."
+    return text[0].upper() + text[1:]
 
 
 def _why_not_compared(status: str, manifest: File, result: File) -> str:
