@@ -81,7 +81,7 @@ def after_run(ended: Ended) -> str:
     if not _read(run.path / "metrics.json").get("eval"):
         return _evaluate(ended, run)
     if not comparison:
-        return command("eval-baseline", *_same_words(ended, "eval-baseline"))
+        return command("eval-baseline", **_folders(ended))
     verdict = comparison.get("verdict") or {}
     if decides := ended.facts.get("decides"):
         return str(decides)

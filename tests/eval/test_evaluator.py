@@ -22,7 +22,7 @@ from src.model import load, methods
 from src.model.source import content_hash
 from src.model.tasks import TASKS
 from src.runs import Run
-from tests.fixtures import ANSWER, MEASURES, SPLITS, STEPS, World, call, evals, jsonl, read_jsonl, tree
+from tests.fixtures import ANSWER, MEASURES, ON_CPU, SPLITS, STEPS, World, call, evals, jsonl, read_jsonl, tree
 
 pytest_plugins = ["tests.fixtures"]
 
@@ -278,9 +278,10 @@ def test_an_evaluation_under_other_conditions_is_compared_with_a_baseline_under_
     capsys.readouterr()
     assert copied.call("eval", word, "baseline=cached") == 0
     assert not (run.path / "comparison.json").exists()
-    last = capsys.readouterr().out.splitlines()[-1]
-    assert last.startswith("no verdict: the base model was not evaluated under these conditions; ")
-    assert copied.call("eval-baseline", word) == 0
+    verdict, _ = capsys.readouterr().out.splitlines()[-2:]
+    assert verdict == "no verdict: the base model has not been evaluated under these conditions"
+    places = (f"output_dir={copied.output}", f"artifacts_dir={copied.artifacts}")
+    assert call("eval-baseline", *places, ON_CPU[0]) == 0, "with the conditions of the evaluation"
     assert read(run, "comparison.json")["conditions"] == read(run, "metrics.json")["conditions"]
     assert len(baselines(copied)) == 2
 
