@@ -47,7 +47,7 @@ def _is_wish(call: Call, visible: str) -> bool:
     if visible == os.environ.get(VARIABLE) or visible != schema.HardwareArgs.cuda_visible_devices:
         return True
     path = call.config_dir / f"{call.config_name}.yaml"
-    if config_files.SHIPPED in path.parents or call.config_name == "config_used":
+    if not path.is_file() or config_files.SHIPPED in path.parents or call.config_name == "config_used":
         return False
     written = yaml.safe_load(path.read_text(encoding="utf-8-sig")) or {}
     return KEY in written and not OmegaConf.is_interpolation(OmegaConf.create(written), KEY)

@@ -107,7 +107,8 @@ def _end(argv: list[str], code: int, error: dict[str, Any], documents: IO[str]) 
 
     text = str(UserError(*error["error"], hint=error.get("hint", ""))) if error else ""
     following = ""
-    if outcome.last_job().stage and not outcome.output.ends_elsewhere:
+    unfollowed = outcome.FOLLOWED not in os.environ
+    if outcome.last_job().stage and not outcome.output.ends_elsewhere and unfollowed:
         from .next_command import next_line
 
         following = next_line(outcome.last_job(), code, redact_argv(_typed_words(argv)))

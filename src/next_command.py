@@ -43,7 +43,7 @@ def next_line(outcome: Outcome, code: int, words: Sequence[str]) -> str:
     run = run if run and run.readable else None
     ended = Ended(outcome.stage, code, tuple(words), run, outcome.facts)
     if code in STOPPED_CODES:
-        return _resume(ended)
+        return _after_stopped_job(ended) if outcome.stage.startswith("ssh-") else _resume(ended)
     if fitting := ended.facts.get("fitting"):
         changed = {word.partition("=")[0] for word in fitting.split()}
         kept = [word for word in _same_words(ended, "train") if word.partition("=")[0] not in changed]
@@ -51,6 +51,8 @@ def next_line(outcome: Outcome, code: int, words: Sequence[str]) -> str:
     if code and code not in {NotPromoted.exit_code, Inconclusive.exit_code}:
         return ""
     follows = NEXT.get(outcome.stage)
+    if outcome.stage.startswith("ssh-"):
+        follows = NEXT.get(outcome.stage, _after_stage_on_server)
     return follows(ended) if follows else ""
 
 
@@ -69,7 +71,7 @@ def _train(ended: Ended) -> str:
 def _after_train(ended: Ended) -> str:
     if preset := ended.facts.get("best_preset"):
         return command("train", *_file_words(ended), f"experiment={preset}")
-    return after_run(ended)
+    return command("runs") if "sweep" in ended.facts else after_run(ended)
 
 
 def after_run(ended: Ended) -> str:
@@ -125,11 +127,13 @@ def _after_eval_baseline(ended: Ended) -> str:
 def _after_publish(ended: Ended) -> str:
     if not ended.code:
         where = ended.facts.get("published", "")
-        return f"use the model as its card shows: {where}" if where else ""
-    if ended.code == Inconclusive.exit_code or ended.facts.get("verdict"):
-        verdict = _read(ended.run.path / "comparison.json").get("verdict") if ended.run else None
-        return _undecided(ended.run, verdict) if ended.run and verdict else ""
-    return command("validate", ended.run.id) if ended.run else ""
+        return f"use the model: {where}/README.md shows how" if where else ""
+    if ended.run is None:
+        return ""
+    verdict = _read(ended.run.path / "comparison.json").get("verdict") or {}
+    if verdict and verdict.get("outcome") != "promoted":
+        return _undecided(ended.run, verdict)
+    return command("validate", ended.run.id, **_folders(ended))  # a health check failed
 
 
 def _after_validate(ended: Ended) -> str:
@@ -140,6 +144,35 @@ def _after_data_push(ended: Ended) -> str:
     commit = ended.facts.get("commit")
     words = [word for word in ended.words if word.startswith("data_source.") and "branch=" not in word]
     return command("check-data", *words, *([f"data_source.commit={commit}"] if commit else []))
+
+
+# On a server
+
+
+def _after_setup(ended: Ended) -> str:
+    return command("ssh-train")
+
+
+def _after_stage_on_server(ended: Ended) -> str:
+    """After a job has ended, or was started in the background. Its fact `stage` is that of the job."""
+    job, stage = ended.facts.get("job"), str(ended.facts.get("stage") or ended.stage.removeprefix("ssh-"))
+    if job is None:
+        return ""
+    if ended.facts.get("detached"):
+        return command("ssh-attach", job)
+    if stage in {"check-data", "plan"}:
+        return command("ssh-train", *_same_words(ended._replace(stage=stage), "train"))
+    return command("ssh-fetch", ended.facts.get("remote_run") or job)
+
+
+def _after_stopped_job(ended: Ended) -> str:
+    """After a job has stopped with a checkpoint, or the person has stopped following it (exit code 130)."""
+    job, stage = ended.facts.get("job"), ended.facts.get("stage")
+    if job is None:
+        return ""
+    if ended.facts.get("running"):
+        return command("ssh-attach", job)
+    return command(f"ssh-{stage}", *([f"resume={ended.facts['remote_run']}"] if stage == "train" else []))
 
 
 NEXT: dict[str, Callable[[Ended], str]] = {
@@ -154,6 +187,9 @@ NEXT: dict[str, Callable[[Ended], str]] = {
     "validate": _after_validate,
     "publish": _after_publish,
     "publish-hf": _after_publish,
+    "push": _after_setup,
+    "ssh-init": _after_setup,
+    "ssh-fetch": after_run,
 }
 
 

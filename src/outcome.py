@@ -53,7 +53,7 @@ class Output:
     warnings: list[str] = field(default_factory=list)
     jobs: list[Outcome] = field(default_factory=list)
     summary: Outcome | None = None  # of a sweep over its jobs
-    ends_elsewhere: bool = False  # another process prints the end: the main process, or the client of a server
+    ends_elsewhere: bool = False  # another process prints the end: the main one of a process group
 
 
 output = Output()
@@ -102,7 +102,7 @@ def take_flags(argv: Sequence[str]) -> list[str]:
     """The words without the flags of every command, --json and --quiet, which are set."""
     global output
     quiet = "--quiet" in argv or os.environ.get(QUIET) == "1"
-    output = Output("--json" in argv, quiet, ends_elsewhere=FOLLOWED in os.environ)
+    output = Output("--json" in argv, quiet)
     return [word for word in argv if word not in FLAGS]
 
 

@@ -326,7 +326,7 @@ def test_a_user_error_is_one_sentence_without_secrets(assay: Any) -> None:
 
 def test_an_interrupted_stage_is_no_crash(assay: Any) -> None:
     done = probe(assay, "def train(config): raise KeyboardInterrupt")
-    assert done.returncode == 130 and done.stderr == "interrupted\nnext: python -m src.main train\n"
+    assert done.returncode == 130 and done.stderr == "interrupted\nnext: make train\n"
 
 
 def test_an_unexpected_exception_keeps_its_traceback(assay: Any) -> None:

@@ -6,8 +6,10 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .. import outcome
 from ..errors import ConfigError, did_you_mean
-from ..utils.commands import program
+from ..utils.commands import PROGRAM, program
+from ..utils.commands import command as command_line
 
 if TYPE_CHECKING:  # Fabric is imported when a command runs; --help does not need it
     from .connection import Connection
@@ -86,14 +88,16 @@ def stop(connection: Connection, line: CommandLine) -> int:
         seconds = -1
     if not 0 <= seconds < float("inf"):
         raise ConfigError(f"GRACE={grace}: should be a number of seconds")
-    print(jobs.format_job(jobs.stop(connection, jobs.find_job(connection, line.run, running=True), seconds)))
+    job = jobs.stop(connection, jobs.find_job(connection, line.run, running=True), seconds)
+    print(jobs.format_job(job))
+    jobs.report_end(job)
     return 0
 
 
 def fetch(connection: Connection, line: CommandLine) -> int:
     from . import fetch, jobs
 
-    fetch.fetch(connection, jobs.find_run(connection, line.run))
+    outcome.report(run=fetch.fetch(connection, jobs.find_run(connection, line.run)))
     return 0
 
 
@@ -118,14 +122,16 @@ def stage(name: str) -> Callable[[Connection, CommandLine], int]:
         from .push import push as push_code
 
         typed = redact_argv(line.rest)
-        environment = jobs.forwarded_env(typed, os.environ) | jobs.terminal_width()
+        environment = jobs.forwarded_env(typed, os.environ) | jobs.terminal_width() | {outcome.FOLLOWED: "1"}
+        environment |= {PROGRAM: os.environ[PROGRAM]} if PROGRAM in os.environ else {}
         code = push_code(connection, also=_also_paths(line), words=typed)
         argv = [jobs.PYTHON, "-m", "src.main", name, *typed]
         job = jobs.start(connection, name, argv, typed, environment, code, line.flags.get("--run"))
         what = "was already started on" if job["existed"] else "started on"
         print(f"run {job['id']} {what} {connection.target}, process {job['pid']}", flush=True)
         if "--detach" in line.flags:
-            print(f"make ssh-attach RUN={job['id']} follows it; make ssh-status lists all runs")
+            print(f"it runs in the background; {command_line('ssh-status')} lists all runs", flush=True)
+            outcome.report(job=job["id"], detached=True)
             return 0
         return jobs.follow_to_end(connection, job["id"])
 
@@ -209,6 +215,7 @@ def run(name: str, argv: Sequence[str], stages: Sequence[str]) -> int:
     from .target import RemoteTarget
 
     start_logging()
+    outcome.begin(name)
     with Connection(RemoteTarget.from_env(os.environ)) as connection:
         return command.act(connection, line)
 

@@ -13,7 +13,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from .. import outcome
 from ..errors import ConfigError, LostConnection, RemoteError, Stopped, did_you_mean
+from ..utils.commands import command
 from ..utils.logs import eprint
 from .connection import Connection
 
@@ -162,27 +164,35 @@ def follow_to_end(connection: Connection, id: str, offset: int = 0) -> int:
 
     Returns: the exit code of the job. Raises: Stopped if the job was interrupted.
     """
+    outcome.report(job=id, running=True)
     try:
         job = follow(connection, id, offset)
     except (KeyboardInterrupt, RemoteError) as error:
         newline = "\n" if isinstance(error, KeyboardInterrupt) else ""
         eprint(
             f"{newline}stopped following run {id}, which continues on the server; "
-            f"make ssh-attach RUN={id} follows it again"
+            f"{command('ssh-attach', id)} follows it again"
         )
         raise
     eprint(format_job(job))
+    report_end(job)
     if job["code"] is None and job["status"] == "interrupted" and not is_finished(job):
         raise Stopped(f"run {id} was interrupted: its process no longer exists", hint=f"run {resume_command(job)}")
     code = job["code"] or 0
     return 128 - code if code < 0 else code
 
 
+def report_end(job: Job) -> None:
+    """Report what the choice of the next command depends on."""
+    outcome.report(job=job["id"], stage=job["stage"], remote_run=run_id(job), running=False)
+
+
 def stop(connection: Connection, job: Job, grace: float = GRACE_S) -> Job:
     """Stop a job after a checkpoint and follow it to its end; the server kills it after `grace` seconds."""
     if job["status"] != "running":
         raise RemoteError(
-            f"run {job['id']} is not running (status: {format_status(job)})", hint="make ssh-status lists the runs"
+            f"run {job['id']} is not running (status: {format_status(job)})",
+            hint=f"{command('ssh-status')} lists the runs",
         )
     args = {"folder": connection.target.dir, "id": job["id"], "grace": grace}
     stopping = dict(connection.call("jobs:stop", **args))
@@ -206,7 +216,7 @@ def find_job(connection: Connection, word: str | None, running: bool = False) ->
     jobs = list_jobs(connection)
     where = f"in {connection.target.dir} on {connection.target}"
     if not jobs:
-        raise RemoteError(f"no runs {where}", hint="start one with make ssh-train")
+        raise RemoteError(f"no runs {where}", hint=f"start one with {command('ssh-train')}")
     if word in {None, "latest"}:
         alive = [job for job in jobs if running and job["status"] == "running"]
         return (alive or jobs)[0]
@@ -221,7 +231,7 @@ def find_job(connection: Connection, word: str | None, running: bool = False) ->
             f"RUN={word} matches {len(matching)} runs: {', '.join(job['id'] for job in matching[:5])}",
             hint="give more characters of the id",
         )
-    guess = did_you_mean(str(word), [job["id"] for job in jobs]) or "; make ssh-status lists the runs"
+    guess = did_you_mean(str(word), [job["id"] for job in jobs]) or f"; {command('ssh-status')} lists the runs"
     raise RemoteError(f"no run {word} {where}{guess}")
 
 
@@ -281,4 +291,4 @@ def format_job(job: Job) -> str:
 
 
 def resume_command(job: Job) -> str:
-    return f"make ssh-{job['stage']}" + (f" resume={run_id(job)}" if job["stage"] == "train" else "")
+    return command(f"ssh-{job['stage']}", *([f"resume={run_id(job)}"] if job["stage"] == "train" else []))

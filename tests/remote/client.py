@@ -51,7 +51,13 @@ class Client:
         process = subprocess.Popen(
             [sys.executable, "-m", "src.main", *words],
             cwd=self.project,
-            env={"PATH": os.environ["PATH"], "LANG": "C.UTF-8", **self.environment, **variables},
+            env={
+                "PATH": os.environ["PATH"],
+                "LANG": "C.UTF-8",
+                "ASSAY_PROGRAM": "make",
+                **self.environment,
+                **variables,
+            },
             stdin=subprocess.DEVNULL,
             stdout=streams[0],
             stderr=streams[1],

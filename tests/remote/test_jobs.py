@@ -302,7 +302,7 @@ def test_a_long_list_shows_the_newest_and_running_jobs(
     capsys.readouterr()
     status_table.print_table(jobs.list_jobs(connection), str(connection.target), connection.target.dir)
     shown = capsys.readouterr().out
-    assert "new" in shown and "running" in shown and "old " not in shown and "1 older runs are not shown" in shown
+    assert "new" in shown and "running" in shown and "old " not in shown and "1 older run not shown" in shown
     jobs.stop(connection, running)
 
 
