@@ -280,7 +280,9 @@ def _data(data: Mapping[str, Any]) -> str:
         ", ".join(f"{key} {source[key]}" for key in SOURCE_KEYS if source.get(key))
         for source in data.get("sources", [])
     ]
-    return "\n".join([*lines, "", *(f"Source: {v}." for v in versions)])
+    held_out = sum(f.get("rows_held_out", 0) for f in data["files"])
+    held = [f"{held_out:,} of the rows were held out for evaluation."] if held_out else []
+    return "\n".join([*lines, "", *held, *(f"Source: {v}." for v in versions)])
 
 
 def _settings(run: Run) -> str:

@@ -75,8 +75,10 @@ def warn_of_missing_evaluation(cfg: TrainConfig) -> None:
         log.warning("no evaluation data%s: the run cannot be judged; %s", skipped, ways)
     elif reason := why_no_eval_loss(cfg):
         log.warning("no evaluation loss: %s", reason)
-    if (chooses := _chooses_by_loss(cfg)) and cfg.dev_split == ONLY_SPLIT:
-        log.warning("%s chooses the model on the split test, which makes a verdict on test optimistic", chooses)
+    judge = cfg.gate.split or ONLY_SPLIT
+    if (chooses := _chooses_by_loss(cfg)) and cfg.dev_split == judge:
+        log.warning("%s chooses the model on the split %s, by which the gate judges it: an optimistic verdict",
+                    chooses, judge)  # fmt: skip
 
 
 def _chooses_by_loss(cfg: TrainConfig) -> str:

@@ -37,7 +37,7 @@ def held_out(run: Run) -> list[Any]:
 def test_a_run_writes_the_rows_that_it_holds_out_and_repeats_and_resumes_with_the_same(
     world: World, mine: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = (f"dataset_path={mine}", *SHORT, "eval_split=0.25", "dev_split=test")
+    words = (f"dataset_path={mine}", *SHORT, "eval_split=0.25", "dev_split=test", "load_best_model_at_end=true")
     run = world.train(*words)
     file = run.path / "held_out" / "test.jsonl"
     rows = held_out(run)
@@ -51,9 +51,11 @@ def test_a_run_writes_the_rows_that_it_holds_out_and_repeats_and_resumes_with_th
     assert [step for step, _ in curves(run)["eval/loss"]] == [2]
     shown = capsys.readouterr().out
     assert "48 in = 36 trained + 0 rejected + 12 held out" in shown and "no evaluation data" not in shown
+    assert "load_best_model_at_end chooses the model on the split test, by which the gate judges it" in shown
 
     places = (f"output_dir={world.output}", f"artifacts_dir={world.artifacts}", *ON_CPU)
     assert call("eval", run.id, *places, "max_new_tokens=4") == 0
+    assert "12</b> held out" in (run.path / "report.html").read_text(encoding="utf-8")
     judged = read_json(run.path / "comparison.json")
     assert judged["conditions"]["data"] == {"test": sha256(file)}
     assert (judged["verdict"]["split"], judged["verdict"]["examples"]) == ("test", 12)
