@@ -6,6 +6,7 @@ Both steps cache what they make, under a hash of everything that it depends on.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ import numpy as np
 from ..errors import MAX_LISTED, DataError
 from ..schema import RowArgs, Task, TrainDataArgs
 from ..utils.files import sha256, write_json
+from ..utils.logs import log
 from . import loader, report, sources
 from .chat import ChatTokenizer
 from .contamination import EvaluationRows
@@ -54,8 +56,8 @@ def load_training_rows(
 
     Raises: DataError if a file cannot be fetched or read.
     """
-    parts = sources.fetch_parts(args, cache)
     eval_files = sorted(split_files(eval_path).values())
+    parts = [_without_eval_files(part, eval_files) for part in sources.fetch_parts(args, cache)]
     report.refuse_evaluation_files([file for part in parts for file in part.files], eval_files)
     evaluation = EvaluationRows(eval_files, args.dedup_threshold)
     store = loader.load_rows(parts, evaluation, args.dedup_threshold, cache, args.num_proc)
@@ -67,6 +69,17 @@ def load_training_rows(
     labels = _labels(store, out) if task == "classification" else ()
     split = held_out_split(eval_path) if args.eval_split else ""
     return TrainingRows(parts, store, dropped, eval_files, labels, held, split)
+
+
+def _without_eval_files(part: DataPart, eval_files: Sequence[Path]) -> DataPart:
+    """The part without the evaluation files that lie in its folder, unless it consists of them."""
+    own = {file.resolve() for file in eval_files}
+    files = [file for file in part.files if file.resolve() not in own]
+    if not files or len(files) == len(part.files):
+        return part
+    left_out = ", ".join(str(file) for file in part.files if file not in files)
+    log.info("not trained on, since they are evaluation files: %s", left_out)
+    return replace(part, files=files)
 
 
 def refuse_bad_rows(data: TrainingRows, args: TrainDataArgs, task: Task) -> None:

@@ -149,6 +149,15 @@ def test_groups_fill_the_number_as_far_as_they_fit() -> None:
 # What is trained on, and what is written
 
 
+def test_evaluation_files_in_the_folder_of_the_training_files_are_not_trained_on(make: Maker) -> None:
+    make.file("a.jsonl", questions(2))
+    held = make.file("eval/test.jsonl", questions(4)[2:])
+    settings: dict[str, Any] = {"dataset_pattern": "**/*.jsonl", "eval_path": str(held.parent)}
+    assert trained_requests(make.read(**settings)) == {"What is ash 0?", "What is bell 1?"}
+    with pytest.raises(DataError, match=r"training file .* is the evaluation file"):  # it names nothing else
+        make.read(dataset_path=str(held.parent), eval_path=str(held.parent))
+
+
 def test_a_row_near_one_that_is_held_out_is_contamination(make: Maker) -> None:
     long = "Please tell me in a few words what the number of my order from the {} of May at the shop was."
     near = [chat(long.format(day), "It is on the invoice.") for day in ("first", "second")]
