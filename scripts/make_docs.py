@@ -7,7 +7,10 @@ configs/schemas describes the YAML files to editors; README.md and docs/demo.svg
 from __future__ import annotations
 
 import ast
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -19,6 +22,8 @@ from src.json_schema import schema_files  # noqa: E402
 from src.stages import STAGES  # noqa: E402
 
 SETTINGS, ARCHITECTURE = ROOT / "docs" / "settings.md", ROOT / "docs" / "architecture.md"
+SAME = {"check-data": "train", "plan": "train", "publish-hf": "publish"}  # a stage with the settings of another
+VARIABLES = ("CUDA_VISIBLE_DEVICES", "HF_REPO_ID", "ASSAY_PROGRAM")
 SCHEMAS = ROOT / "configs" / "schemas"
 README, PICTURE = ROOT / "README.md", ROOT / "docs" / "demo.svg"
 TREE = "<!-- the tree, by scripts/make_docs.py -->\n", "<!-- end of the tree -->"
@@ -28,7 +33,7 @@ FIGURES = "<!-- the figures, by scripts/make_docs.py -->\n", "<!-- end of the fi
 def settings_page() -> str:
     """The page: what each stage's `--help` prints, and the configurations shipped."""
     parts = ["# Settings", "Made from the code by `python scripts/make_docs.py`."]
-    parts += [f"## {name}\n\n```\n{help_text(name)}\n```" for name in STAGES]
+    parts += [f"## {name}\n\n```\n{help_text(name, beyond=SAME.get(name, ''))}\n```" for name in STAGES]
     parts.append(f"## Configurations and presets\n\n```\n{list_configs()}\n```")
     return "\n\n".join(parts) + "\n"
 
@@ -67,7 +72,22 @@ def _summary(module: Path) -> str:
 
 
 def generated_files() -> dict[Path, str]:
-    """The content of every file that this script writes."""
+    """The content of every file that this script writes, whatever the environment says."""
+    with _plain_environment():
+        return _generated_files()
+
+
+@contextmanager
+def _plain_environment() -> Iterator[None]:
+    """No variable that is the default of a setting, or the way in which a command is typed."""
+    kept = {name: os.environ.pop(name) for name in VARIABLES if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(kept)
+
+
+def _generated_files() -> dict[Path, str]:
     schemas = {SCHEMAS / name: text for name, text in schema_files().items()}
     pages = {SETTINGS: settings_page(), ARCHITECTURE: architecture_page(), README: readme(), PICTURE: picture()}
     return {**pages, **schemas}

@@ -105,8 +105,13 @@ def _parse_flag(call: Call, word: str, words: Iterator[str]) -> None:
 def _setting_hint(call: Call, flag: str, value: str) -> str:
     """`; write lr=VALUE` if a flag is the name of a setting, a former one, or that of another tool."""
     key = flag.lstrip("-").replace("-", "_")
-    key = {**aliases.OTHER_TOOLS, **aliases.RENAMED}.get(key, key)
-    return f"; write {key}={value or 'VALUE'}" if key in config.flat_keys(config.schema_of(call.stage)) else ""
+    schema = config.schema_of(call.stage)
+    ours = config.others_name(schema, key) or aliases.RENAMED.get(key, key)
+    if "=" in ours:
+        return f"; write {ours}"
+    if ours in config.flat_keys(schema) or "." in ours:
+        return f"; write {ours}={value or 'VALUE'}"
+    return f"; {aliases.ELSEWHERE[key]}" if key in aliases.ELSEWHERE else ""
 
 
 def _use_settings_of_resumed_run(call: Call) -> None:

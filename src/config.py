@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from typing_extensions import Doc
 
 from . import run_names, schema
-from .aliases import OTHER_TOOLS, RENAMED, current_settings
+from .aliases import ELSEWHERE, OTHER_TOOLS, RENAMED, current_settings
 from .errors import ConfigError, did_you_mean
 from .schema import SLURM_KEYS, SOURCE_KEYS, DataSource
 from .stages import STAGES, SWEEP_STAGE
@@ -197,12 +197,21 @@ def _format_error(schema: type, error: Any) -> str:
 def suggestion(schema: type, key: str) -> str:
     """`; did you mean lr?` if `key` is similar to a setting of `schema`, or another tool's name for one."""
     known = [*flat_keys(schema), *SLURM_KEYS]
-    ours = OTHER_TOOLS.get(key)
-    if ours in known:
+    if ours := others_name(schema, key):
         return f"; did you mean {ours}?"
+    if key in ELSEWHERE:
+        return f"; {ELSEWHERE[key]}"
     former = {f"; did you mean {old}?": f"; did you mean {new}?" for old, new in RENAMED.items() if new in known}
     found = did_you_mean(key, [*known, *(old for old, new in RENAMED.items() if new in known)])
     return former.get(found, found)
+
+
+def others_name(schema: type, key: str) -> str:
+    """The setting of `schema`, or setting=value, that another tool calls `key`; empty if there is none."""
+    ours = OTHER_TOOLS.get(key, "")
+    setting = ours.partition("=")[0]
+    known = flat_keys(schema)
+    return ours if setting in known or setting.partition(".")[0] in known else ""
 
 
 def _first_key(schema: type, key: str) -> str:
@@ -275,15 +284,15 @@ def _literals(hint: Any) -> list[str]:
     return found if any(n not in {"true", "false"} for n in found) else []
 
 
-def flat_keys(schema: type, prefix: str = "") -> dict[str, tuple[Any, str]]:
+def flat_keys(schema: type, prefix: str = "", defaults: Any = None) -> dict[str, tuple[Any, str]]:
     """`{"data_source.type": (default, meaning)}` for each setting of `schema`, in order."""
     found: dict[str, tuple[Any, str]] = {}
     hints = type_hints(schema)
-    defaults = schema()
+    defaults = defaults or schema()
     for item in fields(schema):
         value = getattr(defaults, item.name)
         if is_dataclass(value):
-            found |= flat_keys(type(value), f"{prefix}{item.name}.")
+            found |= flat_keys(type(value), f"{prefix}{item.name}.", value)
         else:
             doc = [m.documentation for m in get_args(hints[item.name])[1:] if isinstance(m, Doc)]
             found[prefix + item.name] = (value, doc[0] if doc else "")

@@ -44,7 +44,7 @@ def check(call: Call, overrides: Sequence[str], values: Mapping[str, Any]) -> tu
 
 def _is_wish(call: Call, visible: str) -> bool:
     """Whether a person has chosen the value: in the environment, in an own file, or in a preset."""
-    if visible == os.environ.get(VARIABLE) or visible != schema.HardwareArgs.cuda_visible_devices:
+    if visible == os.environ.get(VARIABLE) or visible != schema.DEFAULT_GPUS:
         return True
     path = call.config_dir / f"{call.config_name}.yaml"
     if not path.is_file() or config_files.SHIPPED in path.parents or call.config_name == "config_used":

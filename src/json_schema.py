@@ -88,13 +88,13 @@ def _document(title: str, settings: dict[str, Node]) -> Node:
     }  # fmt: skip
 
 
-def _group(cls: type) -> Node:
+def _group(cls: type, defaults: Any = None) -> Node:
     """The schema of a dataclass. Former names of its settings are marked as deprecated."""
-    defaults, meanings = cls(), {key: doc for key, (_, doc) in config.flat_keys(cls).items()}
+    defaults, meanings = defaults or cls(), {key: doc for key, (_, doc) in config.flat_keys(cls).items()}
     properties: dict[str, Node] = {}
     for item in fields(cls):
-        node = _value(config.type_hints(cls)[item.name])
         value = getattr(defaults, item.name)
+        node = _value(config.type_hints(cls)[item.name], value)
         about: Node = {"description": meanings.get(item.name) or _purpose(type(value))}
         about |= {} if is_dataclass(value) or _holds_groups(value) else {"default": value}
         if words := config.LIST_WORDS.get(item.name):
@@ -126,16 +126,22 @@ def _holds_groups(value: Any) -> bool:
     return isinstance(value, list) and any(is_dataclass(item) for item in value)
 
 
-def _value(hint: Any) -> Node:
+def _value(hint: Any, default: Any) -> Node:
     """The schema of a value. A reference such as ${seed} is valid in place of each that is not free text."""
     plain = get_args(hint)[0] if get_origin(hint) is Annotated else hint
-    if isinstance(plain, type) and is_dataclass(plain):
-        return {"anyOf": [_group(plain), REFERENCE]}
-    (item,) = get_args(plain) if get_origin(plain) is list else (None,)
-    if isinstance(item, type) and is_dataclass(item):
-        return {"anyOf": [{"type": "array", "items": _group(item)}, REFERENCE]}
+    if _is_group(plain):
+        return {"anyOf": [_group(plain, default), REFERENCE]}
+    lists = [t for t in (plain, *get_args(plain)) if get_origin(t) is list and _is_group(get_args(t)[0])]
+    if lists:
+        empty = [{"type": "null"}] if type(None) in get_args(plain) else []
+        return {"anyOf": [{"type": "array", "items": _group(get_args(lists[0])[0])}, *empty, REFERENCE]}
     made = TypeAdapter(hint).json_schema()
     return _simplified([option for branch in _options(made) for option in _accepted(branch)])
+
+
+def _is_group(hint: Any) -> bool:
+    """Whether a type is a group of settings."""
+    return isinstance(hint, type) and is_dataclass(hint)
 
 
 def _accepted(branch: Node) -> list[Node]:

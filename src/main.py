@@ -166,7 +166,7 @@ def _dispatch(name: str, rest: list[str]) -> int:
     if {"-h", "--help"} & set(rest):
         from .help import help_text
 
-        print(help_text(name))
+        print(help_text(name, rest))
         return 0
     load_dotenv()
     if (settings := _inherited_settings()) is not None:

@@ -9,6 +9,7 @@ Two mixins must not share a field name, since Python would merge them silently; 
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal
 
@@ -16,6 +17,7 @@ from annotated_types import Ge, Gt, Interval, Len
 from pydantic import ConfigDict, Strict
 from typing_extensions import Doc
 
+DEFAULT_GPUS = "0"
 DEMO_MODEL = "models/SmolLM2-135M-Instruct"
 
 Bf16 = bool | Literal["auto"]
@@ -181,7 +183,7 @@ class TrainDataArgs(RowArgs, ColumnArgs, DataArgs):
 class DataPushArgs:
     dataset_path: Annotated[str, Len(1), Doc("folder to commit, or one file")] = "./data"
     dataset_pattern: Annotated[str, Len(1), Doc("glob of the files to commit; ** includes subfolders")] = "**/*"
-    data_source: DataSource = field(default_factory=lambda: DataSource(type="lakefs"))
+    data_source: DataSource = field(default_factory=lambda: DataSource(type="lakefs", branch="main"))
     message: Annotated[str | None, Doc("commit message")] = None
 
 
@@ -265,7 +267,7 @@ class MethodArgs:
     lora_alpha: Annotated[
         float, Gt(0), Doc("LoRA alpha: the update is scaled by alpha / r; usually 2 x lora_r")
     ] = 32
-    lora_dropout: Annotated[float, Interval(ge=0, lt=1), Doc("LoRA dropout")] = 0.05
+    lora_dropout: Annotated[float, Interval(ge=0, lt=1), Doc("LoRA dropout")] = 0.0
     lora_target_modules: Annotated[Names | None, Doc("modules that get an adapter; null: every linear layer")] = (
         None
     )
@@ -292,7 +294,9 @@ class ProbeArgs:
 
 @dataclass
 class HardwareArgs:
-    cuda_visible_devices: Annotated[str, Doc('GPUs to use, e.g. "0" or "0,1"; empty: CPU')] = "0"
+    cuda_visible_devices: Annotated[
+        str, Doc('GPUs to use, e.g. "0" or "0,1"; empty: CPU; default: CUDA_VISIBLE_DEVICES, else 0')
+    ] = field(default_factory=lambda: os.environ.get("CUDA_VISIBLE_DEVICES", DEFAULT_GPUS))
 
 
 @dataclass
@@ -502,7 +506,9 @@ class PublishArgs:
         Doc("where to publish: local, ARTIFACTS_DIR/models; hub, the Hugging Face Hub"),
     ] = "local"
     publish_name: Annotated[str | None, Doc("name of the published model; null: <base>-<method>")] = None
-    repo_id: Annotated[str | None, Doc("Hub repository, user/name")] = None
+    repo_id: Annotated[str | None, Doc("Hub repository, user/name; default: HF_REPO_ID")] = field(
+        default_factory=lambda: os.environ.get("HF_REPO_ID")
+    )
     private: Annotated[bool, Doc("make the Hub repository private")] = True
     force: Annotated[bool, Doc("publish even if the gate rejects the model")] = False
     export: Annotated[

@@ -39,7 +39,7 @@ class Stage(NamedTuple):
             It must not need torch.
         positionals: settings that are written without their names, in this order.
         flags: flags in addition to those of every stage.
-        notes: lines for the end of `--help`.
+        notes: paragraphs for the end of `--help`.
     """
 
     function: str
@@ -71,12 +71,12 @@ METHOD_PROBLEMS = ".model.methods:problems"
 RUN_OF_MODEL = ".eval.inherit:of_model"
 FORCE = {"--force": Flag("force", "true")}
 STOPPING = (
-    "stopping: the first SIGTERM or SIGINT ends the run after the step, with a checkpoint and exit code 75;",
-    "  a second one at once, with 143 or 130. touch RUN/checkpoint-now saves a checkpoint and continues.",
+    "stopping: the first SIGTERM or SIGINT ends the run after the step, with a checkpoint and exit code 75; "
+    "a second one at once, with 143 or 130. touch RUN/checkpoint-now saves a checkpoint and continues.",
 )
 PUBLISH_CODES = (
-    "exit codes: 0 published; 2 wrong input; 3 not better than the base, or damaged; 4 inconclusive (too",
-    "  few examples). force=true publishes in spite of 3 and 4, which the model card states.",
+    "exit codes: 0 published; 2 wrong input; 3 not better than the base, or damaged; 4 inconclusive (too "
+    "few examples). force=true publishes in spite of 3 and 4, which the model card states.",
 )
 
 STAGES = {

@@ -403,6 +403,10 @@ def test_a_sweep_without_its_flag_is_refused_with_both_remedies() -> None:
         (["--learning_rate=1e-4"], "--learning_rate is not a flag of train; write lr=1e-4"),
         (["--lora-r", "lr=1"], "--lora-r is not a flag of train; write lora_r=VALUE"),
         (["--nonsense"], "--nonsense is not a flag of train"),
+        (["--load_in_4bit"], "--load_in_4bit is not a flag of train; write method=qlora"),
+        (["--template=x"], "--template is not a flag of train; the chat template is that of the tokenizer"),
+        (["val_size=0.1"], "val_size is not a setting; did you mean eval_split?"),
+        (["wandb_project=x"], "wandb_project is not a setting; set the environment variable WANDB_PROJECT"),
         (["report_to=true"], "report_to=True: should be a list, as [True]"),
         (["dataset_path="], "dataset_path=: should not be empty"),
         (["data_source=lakefs"], "data_source=lakefs: is a group of settings; set for example data_source.type"),
@@ -413,8 +417,35 @@ def test_names_of_other_tools_are_answered_with_the_setting(words: list[str], se
 
 
 def test_every_name_of_another_tool_leads_to_a_setting() -> None:
-    keys = config.flat_keys(schema.TrainConfig)
-    assert set(aliases.OTHER_TOOLS.values()) <= keys.keys() and not aliases.OTHER_TOOLS.keys() & keys.keys()
+    keys = {key for name in STAGES for key in config.flat_keys(config.schema_of(name))}
+    named = {name: ours.partition("=")[0] for name, ours in aliases.OTHER_TOOLS.items()}
+    assert {n for n, ours in named.items() if ours not in keys and ours.partition(".")[0] not in keys} == set()
+    assert not (named.keys() | aliases.ELSEWHERE.keys()) & keys
+
+
+# What a person types who copies a configuration of LLaMA-Factory, of Axolotl, and of TRL.
+COPIED = """
+model_name_or_path template finetuning_type lora_target lora_rank dataset dataset_dir cutoff_len val_size
+per_device_train_batch_size learning_rate num_train_epochs overwrite_output_dir preprocessing_num_workers do_train
+stage quantization_bit flash_attn fp16 warmup_steps resume_from_checkpoint neat_packing enable_liger_kernel
+base_model adapter load_in_4bit sequence_len sample_packing micro_batch_size num_epochs optimizer lr_scheduler
+val_set_size lora_target_linear wandb_project wandb_entity train_on_inputs evals_per_epoch saves_per_epoch
+flash_attention chat_template deepspeed fsdp dataset_prepared_path
+dataset_name max_seq_length use_peft completion_only_loss eval_strategy save_strategy attn_implementation
+gradient_clipping push_to_hub dataset_num_proc logging_dir
+"""
+SAME_NAMES = """
+output_dir logging_steps save_steps eval_steps gradient_accumulation_steps lr_scheduler_type warmup_ratio bf16 seed
+lora_alpha lora_dropout lora_r gradient_checkpointing packing optim max_grad_norm weight_decay report_to run_name
+trust_remote_code neftune_noise_alpha early_stopping_patience tf32 datasets max_length max_steps save_total_limit
+"""
+
+
+def test_a_copied_configuration_is_answered_name_by_name() -> None:
+    reported = problems("train", *(f"{name}=1" for name in COPIED.split()))
+    assert [r for r in reported if r.endswith(" is not a setting")] == []
+    assert sum(" is not a setting; " in r for r in reported) == len(COPIED.split())
+    assert set(SAME_NAMES.split()) <= config.flat_keys(schema.TrainConfig).keys()
 
 
 def test_a_list_of_gpus_needs_no_quotes(all_gpus: None) -> None:

@@ -114,7 +114,7 @@ def test_what_is_wrong_is_named(stage: str, line: str, key: str) -> None:
 
 
 VALUES: list[Any] = [
-    None, True, -1, 0, 1, 7, 0.5, 1.5, 1e9, "auto", "x", "", [], ["x"], [1], {}, {"x": 1}, {"type": "s3"}, [{}],
+    None, True, -1, 0, 1, 7, 0.5, 1.5, 1000, "auto", "x", "", [], ["x"], [1], {}, {"x": 1}, {"type": "s3"}, [{}],
 ]  # fmt: skip
 
 

@@ -62,14 +62,6 @@ def test_version_names_assay_and_its_libraries(assay: Any) -> None:
     assert "torch " in done.stdout and "hydra-core " in done.stdout and "Python " in done.stdout
 
 
-def test_list_configs_lists_every_file_and_preset_with_a_description(assay: Any) -> None:
-    done = assay("list-configs")
-    assert done.returncode == 0, done.stderr
-    lines = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
-    shipped = [p.relative_to(ROOT / "configs").with_suffix("") for p in (ROOT / "configs").rglob("*.yaml")]
-    assert set(lines) == {str(p).replace("/", "=") for p in shipped}
-
-
 @pytest.mark.parametrize("name", STAGES)
 def test_a_stage_lists_its_settings(assay: Any, name: str) -> None:
     done = assay(name, "--help")
@@ -136,7 +128,7 @@ def test_configurations_are_found_from_any_working_directory_and_those_in_it_com
         (["publish"], "force: false"),
     ):
         assert f"\n{line}\n" in assay(*words, "--cfg", "job").stdout
-    assert "method=mine                          mine\n" in assay("list-configs").stdout
+    assert "  mine                        mine [./configs]\n" in assay("list-configs").stdout
     refused(assay("train", "method=minee"), "method=minee is not a preset; did you mean mine?")
 
 

@@ -275,8 +275,7 @@ def help_of(name: str, stages: Mapping[str, Any]) -> str:
         from ..help import help_text
 
         stage = name.removeprefix(PREFIX)
-        text = help_text(stage)
-        return f"{text.replace(f'{program()} {stage}', f'{program()} {name} [--detach]', 1)}\n\n{STAGE_HELP}"
+        return f"{help_text(stage, shown_name=f'{name} [--detach]')}\n\n{STAGE_HELP}"
     words = [f"[{flag}]" if flag in BARE_FLAGS else f"[{flag}=...]" for flag in command.flags]
     words += ["RUN" if command.min_args else "[RUN]"] if command.max_args else []
     usage = " ".join([f"usage: {program()}", name, *words])
