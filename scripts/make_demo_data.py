@@ -639,9 +639,14 @@ def write(files: dict[str, list[Row]], out: Path) -> None:
             path.write_bytes("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
 
 
+def hashes(files: list[Path]) -> dict[str, str]:
+    """The sha256 of each file, by its name."""
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
 def write_owner(folder: Path, trained: Path) -> None:
     """Record in an evaluation folder the training file that it belongs to: others do not get it by default."""
-    record = {"training_files": {trained.name: hashlib.sha256(trained.read_bytes()).hexdigest()}}
+    record = {"training_files": hashes([trained]), "files": hashes(sorted(folder.glob("*.jsonl")))}
     (folder / "belongs_to.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 

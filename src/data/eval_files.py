@@ -1,7 +1,8 @@
 """Evaluation files: where the evaluation data of a training run is, and which file holds which split.
 
 The default of `eval_path` is the folder `eval/` inside `dataset_path` or beside it. Such a folder may hold a file
-belongs_to.json, `{"training_files": {name: sha256}}`: it is then the default for these training files only.
+belongs_to.json, `{"training_files": {name: sha256}, "files": {name: sha256}}`. As long as it holds no other
+evaluation files than these, it is the default for these training files only.
 """
 
 from __future__ import annotations
@@ -82,6 +83,25 @@ def foreign_eval_path(dataset_path: str, datasets: Sequence[Dataset] = ()) -> Pa
     return next((folder for folder in folders if (folder / BELONGS_TO).is_file()), None)
 
 
+def mixed_files(eval_path: str | None, args: TrainDataArgs) -> list[Path]:
+    """The evaluation files that belong to other training files, in a folder that holds the user's own too."""
+    folder = Path(eval_path or "")
+    if eval_path is None or not (folder / BELONGS_TO).is_file():
+        return []
+    theirs = _recorded_files(folder)
+    training = read_json(folder / BELONGS_TO).get("training_files", {})
+    places = _places(args.dataset_path, args.datasets, args.dataset_pattern)
+    mixed = len(theirs) < len(split_files(folder)) and not any(_trains_on(training, place) for place in places)
+    return theirs if mixed else []
+
+
+def _recorded_files(folder: Path) -> list[Path]:
+    """The evaluation files that belongs_to.json names, unless they have changed; all of them if it names none."""
+    files = list(split_files(folder).values())
+    known = read_json(folder / BELONGS_TO).get("files")
+    return [f for f in files if known is None or (f.name in known and sha256(f) == known[f.name])]
+
+
 def split_files(eval_path: str | Path | None, held_out: Path | None = None) -> dict[str, Path]:
     """The file of each split, by the name of the split, sorted.
 
@@ -136,9 +156,15 @@ def _folders(place: TrainingFiles) -> Iterator[Path]:
 
 def _belongs(folder: Path, place: TrainingFiles) -> bool:
     """Whether a folder is the evaluation folder of these training files."""
-    if not (folder / BELONGS_TO).is_file():
+    record = folder / BELONGS_TO
+    if not record.is_file() or len(_recorded_files(folder)) < len(split_files(folder)):
         return True
-    known = read_json(folder / BELONGS_TO).get("training_files", {})
+    known = read_json(record).get("training_files", {})
+    return _trains_on(known, place)
+
+
+def _trains_on(known: dict[str, str], place: TrainingFiles) -> bool:
+    """Whether one of the training files is among the `known` ones, by name and hash."""
     if place.path.is_file():
         return place.path.name in known and sha256(place.path) == known[place.path.name]
     files = [(place.path.absolute() / name, digest) for name, digest in known.items()]

@@ -12,7 +12,15 @@ from ..config import to_yaml
 from ..data import loader, prepare, report, task_encoding
 from ..data.chat import ChatTokenizer
 from ..data.encode import EncodingOptions
-from ..data.eval_files import NO_DATA, ONLY_SPLIT, eval_path_of, foreign_eval_path, split_files, why_no_eval_loss
+from ..data.eval_files import (
+    NO_DATA,
+    ONLY_SPLIT,
+    eval_path_of,
+    foreign_eval_path,
+    mixed_files,
+    split_files,
+    why_no_eval_loss,
+)
 from ..data.formats import Row, RowError
 from ..data.report import HELD_OUT
 from ..data.report_text import print_report
@@ -75,6 +83,9 @@ def warn_of_missing_evaluation(cfg: TrainConfig) -> None:
         log.warning("no evaluation data%s: the run cannot be judged; %s", skipped, ways)
     elif reason := why_no_eval_loss(cfg):
         log.warning("no evaluation loss: %s", reason)
+    if mixed := mixed_files(cfg.eval_path, cfg):
+        names = ", ".join(str(file) for file in mixed)
+        log.warning("%s: evaluation files of other training files among yours; remove them", names)
     judge = cfg.gate.split or ONLY_SPLIT
     if (chooses := _chooses_by_loss(cfg)) and cfg.dev_split == judge:
         log.warning("%s chooses the model on the split %s, by which the gate judges it: an optimistic verdict",

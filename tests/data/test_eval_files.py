@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from src.data.eval_files import BELONGS_TO, eval_path_of, find_eval_path, split_files
+from src.data.eval_files import BELONGS_TO, eval_path_of, find_eval_path, mixed_files, split_files
 from src.errors import DataError
 from src.schema import DataArgs, Dataset, DataSource, TrainDataArgs
 from src.utils.files import sha256
@@ -20,9 +21,11 @@ def splits(folder: Path, *names: str) -> Path:
     return folder
 
 
-def of_files(folder: Path, *files: Path) -> None:
-    digests = {file.name: sha256(file) for file in files}
-    (folder / BELONGS_TO).write_text(json.dumps({"training_files": digests}), encoding="utf-8")
+def of_files(folder: Path, *files: Path, evaluation: Sequence[Path] = ()) -> None:
+    record = {"training_files": {file.name: sha256(file) for file in files}}
+    if evaluation:
+        record["files"] = {file.name: sha256(file) for file in evaluation}
+    (folder / BELONGS_TO).write_text(json.dumps(record), encoding="utf-8")
 
 
 def test_the_evaluation_folder_is_inside_the_training_data_or_beside_it(tmp_path: Path) -> None:
@@ -49,6 +52,21 @@ def test_an_evaluation_folder_that_belongs_to_other_files_is_not_taken(tmp_path:
     assert find_eval_path(None, ".", [Dataset(path=str(other)), Dataset(path=str(own))]) == folder
     own.write_text("changed", encoding="utf-8")
     assert find_eval_path(None, str(own)) is None
+
+
+def test_files_that_the_user_adds_to_such_a_folder_make_it_the_users(tmp_path: Path) -> None:
+    theirs = splits(tmp_path, "theirs.jsonl") / "theirs.jsonl"
+    mine = jsonl(tmp_path / "mine.jsonl", [{"prompt": "x", "completion": "y"}])
+    folder = splits(tmp_path / "eval", "test.jsonl", "dev.jsonl")
+    of_files(folder, theirs, evaluation=[folder / "test.jsonl", folder / "dev.jsonl"])
+    assert find_eval_path(None, str(mine)) is None
+    jsonl(folder / "test.jsonl", [{"prompt": "my question", "completion": "y"}])
+    assert find_eval_path(None, str(mine)) == folder
+    args = TrainDataArgs(dataset_path=str(mine))
+    assert mixed_files(str(folder), args) == [folder / "dev.jsonl"]
+    assert mixed_files(str(folder), TrainDataArgs(dataset_path=str(theirs))) == []
+    (folder / "dev.jsonl").unlink()
+    assert mixed_files(str(folder), args) == mixed_files(None, args) == []
 
 
 def test_only_local_data_has_a_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
