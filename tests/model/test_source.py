@@ -85,6 +85,13 @@ def test_a_folder_without_config_json_is_refused(folder: Path) -> None:
         locate(str(folder))
 
 
+def test_an_adapter_as_the_base_model_is_refused_with_what_to_do(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(ModelError, match=r"is an adapter without its base model; .*export=merged"):
+        locate(str(folder))
+
+
 def test_pickled_weights_are_refused_and_named(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(ModelError, match=r"no safetensors weights \(it has: pytorch_model\.bin\)"):

@@ -299,6 +299,10 @@ def test_a_plan_for_a_gpu_needs_no_gpu(world: World, capsys: pytest.CaptureFixtu
     assert re.search(rf"fixed +{(memory.CUDA_CONTEXT + memory.CUDA_WORKSPACES) / 1e9:.2f} GB", shown)
     assert plan(world, "plan_device=cuda", "memory_gb=24", "use_liger_kernel=true") == 0
     assert "kernels liger" in capsys.readouterr().out
+    alone = re.search(r"steps +(\d+)", shown)
+    assert plan(world, "plan_device=cuda", "memory_gb=24", "cuda_visible_devices=0,1", "distributed=fsdp2") == 0
+    two = re.search(r"steps +(\d+)", capsys.readouterr().out)
+    assert alone and two and int(alone[1]) == 2 * int(two[1])  # one process for each GPU that is named
 
 
 def test_a_model_whose_code_needs_numbers_is_trained_without_a_plan(
