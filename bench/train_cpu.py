@@ -97,7 +97,7 @@ def install_trl() -> Path:
     command = VENV / "bin" / "trl"
     if not command.exists():
         subprocess.run([sys.executable, "-m", "venv", VENV], check=True)
-        pins = [p for p in (ROOT / "requirements.txt").read_text().split() if "==" in p]
+        pins = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if "==" in line]
         shared = [p for p in pins if p.split("==")[0] in {"transformers", "peft", "accelerate", "numpy"}]
         torch = [p for p in pins if p.startswith("torch==")]
         for packages in (torch, [TRL, *shared]):

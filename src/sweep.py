@@ -196,7 +196,7 @@ class Sweep:
             touched = [
                 runs.Run(root / name) for name, mtime in _manifest_times(root).items() if before.get(name) != mtime
             ]
-            mine = [run for run in touched if run.readable and run.manifest["process"] == runs.this_process()]
+            mine = [run for run in touched if run.readable and _is_ours(run.manifest["process"])]
             if mine:  # the run that it created or resumed
                 trial["run"] = os.path.relpath(mine[-1].path, self.folder)
             self._save()
@@ -275,6 +275,7 @@ class Sweep:
         """Report the end of the sweep. `preset`: the best trial's, of a complete sweep."""
         record = {"sweep": str(self.folder), "status": self.status, "best": self.best, "trials": self.trials}
         facts = {"sweep": True, "best_preset": preset and str(preset)}
+        outcome.output.ends_elsewhere = outcome.FOLLOWED in os.environ  # not in the workers of a trial
         outcome.output.summary = outcome.Outcome("train", None, verdict, record, facts)
 
     def table(self) -> str:
@@ -345,6 +346,13 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _done(record: Mapping[str, Any]) -> list[Trial]:
     return [t for t in record["trials"] if t["status"] in {FINISHED, FAILED}]
+
+
+def _is_ours(process: Mapping[str, Any]) -> bool:
+    """Whether this process, or a worker that it launched, is the recorded one."""
+    own = runs.this_process()
+    launched = (process.get("launcher"), process["host"]) == (own["pid"], own["host"])
+    return launched or process == own
 
 
 def _manifest_times(root: Path) -> dict[str, int]:

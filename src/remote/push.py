@@ -144,7 +144,8 @@ def collect_files(also: Sequence[str] = ()) -> PushFiles:
     """
     if not Path("src/main.py").is_file():
         raise RemoteError(
-            f"{Path.cwd()} is not the project root (no src/main.py)", hint="run the command in the project root"
+            f"{Path.cwd()} is not a checkout of Assay (no src/main.py)",
+            hint="a push sends its code: run it in the checkout",
         )
     notes: list[str] = []
     files: dict[str, PushedFile] = {}
