@@ -80,7 +80,7 @@ def test_the_pins_can_be_installed(tmp_path: Path) -> None:
     options = ["-q", "--dry-run", "--no-deps", "--only-binary=:all:", "--no-binary=rouge-score"]
     started = {
         version: subprocess.Popen(
-            [*pip, "install", *options, "--python-version", version, "--target", tmp_path / version, *pins(version)],
+            [*pip, "install", *options, "--python-version", version, "-t", tmp_path, *pins(version)],
             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         )
         for version in SUPPORTED
