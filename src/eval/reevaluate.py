@@ -6,17 +6,20 @@ converted model does.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf
 
 from .. import config
+from ..data import loader
 from ..data.chat import IDENTITY_FILE, ChatTokenizer
 from ..data.formats import Row
 from ..data.store import Example
-from ..errors import RunError
+from ..errors import RunError, UserError
 from ..model import tasks
 from ..model.methods import merge
 from ..model.source import LoadArgs, TunedModel
@@ -27,6 +30,7 @@ from ..utils.commands import command
 from ..utils.files import sha256, write_json
 from . import eval_data, evaluations, inference, metrics, verdict
 from .batching import batch_indices
+from .inherit import DECODED_BY
 from .setup import read_splits
 
 BATCH_SIZE = 32  # of prompts that no evaluation has batched before
@@ -85,14 +89,28 @@ def of_run(run: Run, gate: GateArgs, labels: Sequence[str]) -> Reevaluation:
     )
 
 
-def of_texts(texts: Sequence[str], task: Task, labels: Sequence[str]) -> Reevaluation:
-    """Prompts without reference answers, decoded by the default settings."""
+def prompts_of(run: Run) -> list[str]:
+    """The prompts of the run's newest evaluation; without one, of its evaluation data; empty if it has none."""
+    if newest := evaluations.newest(run):
+        files = sorted(newest.folder.glob("*.predictions.jsonl"))
+        return [json.loads(line)["prompt"] for file in files for line in file.read_bytes().splitlines()]
+    with suppress(UserError):
+        (file, *_) = eval_data.find_files(None, None, run).values()
+        return [row.messages[-2]["content"] for row in loader.read_rows(file) if len(row.messages) > 1]
+    return []
+
+
+def of_texts(texts: Sequence[str], task: Task, labels: Sequence[str], run: Run | None = None) -> Reevaluation:
+    """Prompts without reference answers, decoded as in the newest evaluation of `run`, else by the defaults."""
+    newest = evaluations.newest(run) if run else None
+    decoding = {key: value for key, value in (newest.settings if newest else {}).items() if key in DECODED_BY}
     rows = [
         Row(Path("prompt"), n, [{"role": "user", "content": t}, {"role": "assistant", "content": ""}])
         for n, t in enumerate(texts)
     ]
     metric = tasks.TASKS[task].gate_metric
-    return Reevaluation(rows, "prompt", metric, task, list(labels), EvalArgs(), SeedArgs().seed, BATCH_SIZE)
+    args = EvalArgs(**decoding)
+    return Reevaluation(rows, "prompt", metric, task, list(labels), args, SeedArgs().seed, BATCH_SIZE)
 
 
 def load_chat(folder: Path, task: Task) -> ChatTokenizer:

@@ -72,13 +72,11 @@ def check_output(folder: Path, run: Run | None, num_prompts: int, load: LoadArgs
 
     tuned = locate_tuned(folder)
     task, labels = detect_task(tuned, None)
-    newest = evaluations.newest(run) if run else None
-    evaluated = sorted(newest.folder.glob("*.predictions.jsonl")) if newest else []
-    texts = [row["prompt"] for path in evaluated for row in _predictions(path)] or PROMPTS
+    texts = (reevaluate.prompts_of(run) if run else []) or PROMPTS
     dtype = environment.choose_dtype("auto", load.cuda_visible_devices).value
     precision = run.manifest["precision"]["value"] if run else dtype
     model, chat = reevaluate.load_model(load, tuned, task, labels, precision)
-    evaluation = reevaluate.of_texts(texts[:num_prompts], task, labels)
+    evaluation = reevaluate.of_texts(texts[:num_prompts], task, labels, run)
     generations = [row["prediction"] for row in reevaluate.predict(model, chat, evaluation)]
     bad = sum(task != "classification" and is_degenerate(text) for text in generations)
     return bad * 2 <= len(generations), (
