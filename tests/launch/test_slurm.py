@@ -16,7 +16,7 @@ import yaml
 
 from src import runs
 from src.runs import Run
-from tests.fixtures import ROOT, World, start, tree
+from tests.fixtures import ON_CPU, ROOT, World, start, tree
 from tests.slurm import Cluster, needs_slurm, wait_for
 from tests.test_no_secret import CANARIES, TYPED, spellings
 from tests.train.resume_cases import STEPS
@@ -126,6 +126,17 @@ def launch(world: World, cluster: Cluster) -> Iterator[Any]:
 def id_of(said: str) -> str:
     """The first job that is named."""
     return said.split("slurm job", 1)[1].lstrip("s ").split()[0].rstrip(":;")
+
+
+def test_a_job_evaluates_a_run_as_it_was_trained(copied: World, cluster: Cluster, tmp_path: Path) -> None:
+    """The command says which run; its questions, gate and decoding are those of the run."""
+    run, places = copied.newest, (f"output_dir={copied.output}", f"artifacts_dir={copied.artifacts}")
+    before = json.loads((run.path / "metrics.json").read_text())["conditions"]
+    launched = Launched(start("eval", run.id, *places, ON_CPU[0], "bf16=false", *SLURM, **cluster.environment))
+    code, said = launched.end()
+    assert code == 0, said
+    assert f"{copied.splits}/test.jsonl (24 rows)" in said and "max_new_tokens=16" in said
+    assert json.loads((run.path / "metrics.json").read_text())["conditions"] == before
 
 
 # --- one job ---------------------------------------------------------------------------------------------
