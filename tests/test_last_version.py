@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from src.eval import evaluations
+from src.runs import Run
 from tests.fixtures import ROOT, call, tree
 
 FINISHED, STOPPED = "2026-11-30_13-19-20", "2026-11-30_13-20-29"
@@ -58,6 +60,15 @@ def test_a_finished_run_is_evaluated_against_the_cached_baseline(
         key: before[key] for key in ("eval", "conditions")
     }
     assert tree(folder / "artifacts" / "metrics") == baseline, "the base model was evaluated again"
+
+
+def test_a_finished_run_keeps_its_evaluation_when_it_is_evaluated_otherwise(folder: Path) -> None:
+    run = Run(folder / "outputs" / "runs" / FINISHED)
+    before = {path.name: path.read_bytes() for path in (run.path / "evals").glob("*.predictions.jsonl")}
+    assert call("eval", FINISHED, *EVALUATION, "splits=[dev]", "baseline=never") == 0
+    newest, former = evaluations.all_of(run)
+    assert newest.result["eval"].keys() == {"dev"} and former.result["eval"].keys() > {"dev"}
+    assert {path.name: path.read_bytes() for path in former.folder.glob("*.predictions.jsonl")} == before
 
 
 @pytest.mark.parametrize("stage", ["compare", "report", "validate"])
