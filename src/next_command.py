@@ -108,7 +108,7 @@ def _undecided(run: Run, verdict: Mapping[str, Any]) -> str:
     split, examples = verdict.get("split", "test"), verdict.get("examples")
     if verdict.get("outcome") == "cannot_tell":
         return f"evaluate more rows than the {examples} of the split {split}, then {command('eval', run.id)}"
-    return f"read {run.path / 'report.html'}, train with other settings, and compare: {command('runs')}"
+    return f"read {_shown(run.path / 'report.html')}, train with other settings, and compare: {command('runs')}"
 
 
 def _after_eval_baseline(ended: Ended) -> str:
@@ -127,7 +127,7 @@ def _after_eval_baseline(ended: Ended) -> str:
 def _after_publish(ended: Ended) -> str:
     if not ended.code:
         where = ended.facts.get("published", "")
-        return f"use the model: {where}/README.md shows how" if where else ""
+        return f"use the model: {_shown(where)}/README.md shows how" if where else ""
     if ended.run is None:
         return ""
     verdict = _read(ended.run.path / "comparison.json").get("verdict") or {}
@@ -172,6 +172,8 @@ def _after_stopped_job(ended: Ended) -> str:
         return ""
     if ended.facts.get("running"):
         return command("ssh-attach", job)
+    if stage is None:
+        return ""
     return command(f"ssh-{stage}", *([f"resume={ended.facts['remote_run']}"] if stage == "train" else []))
 
 
@@ -190,6 +192,7 @@ NEXT: dict[str, Callable[[Ended], str]] = {
     "push": _after_setup,
     "ssh-init": _after_setup,
     "ssh-fetch": after_run,
+    "ssh-stop": _after_stopped_job,
 }
 
 
@@ -240,6 +243,13 @@ def _folders(ended: Ended) -> dict[str, str]:
     """`output_dir` and `artifacts_dir` as they were typed: later stages look there."""
     pairs = (word.lstrip("+").partition("=") for word in ended.words)
     return {key: value for key, _, value in pairs if key in {"output_dir", "artifacts_dir"}}
+
+
+def _shown(path: Path | str) -> str:
+    """A path below the working directory without it; URLs stay."""
+    found = Path(path)
+    below = found.is_absolute() and found.resolve().is_relative_to(Path.cwd())
+    return str(found.resolve().relative_to(Path.cwd())) if below else str(path)
 
 
 def _read(path: Path) -> Mapping[str, Any]:

@@ -123,16 +123,19 @@ def is_significant(row: Mapping[str, Any], confidence: float) -> bool:
 def show(comparison: Mapping[str, Any], title: str, columns: tuple[str, str] = ("base", "tuned")) -> None:
     """Print a table with the rows of each split.
 
-    The table fits 80 columns unless perplexities are in the thousands, and is never truncated.
+    Where the terminal is narrow, the scales are left out. No figure is truncated.
     """
+    available, unlimited = SafeConsole().width, SafeConsole(width=200)
     shown = table(comparison, columns)
-    console = SafeConsole(width=max(SafeConsole().width, SafeConsole(width=200).measure(shown).maximum))
+    if unlimited.measure(shown).maximum > available:
+        shown = table(comparison, columns, scales=False)
+    console = SafeConsole(width=max(available, unlimited.measure(shown).maximum))
     console.print(title, style="italic", highlight=False, soft_wrap=True)
     console.print(shown)
     console.print("* significant: the interval excludes 0 and the paired test agrees", highlight=False)
 
 
-def table(comparison: Mapping[str, Any], columns: tuple[str, str]) -> Table:
+def table(comparison: Mapping[str, Any], columns: tuple[str, str], scales: bool = True) -> Table:
     """A row for each metric of each split, as it is printed."""
     confidence = comparison["confidence"]
     found = Table(
@@ -142,7 +145,7 @@ def table(comparison: Mapping[str, Any], columns: tuple[str, str]) -> Table:
         pad_edge=False,
         padding=(0, 1, 0, 0),
     )
-    for name in ("metric", "scale"):
+    for name in ("metric", "scale") if scales else ("metric",):
         found.add_column(name, no_wrap=True)
     for name in (*columns, "difference", f"{100 * confidence:g}% interval"):
         found.add_column(name, justify="right", no_wrap=True)
@@ -153,7 +156,8 @@ def table(comparison: Mapping[str, Any], columns: tuple[str, str]) -> Table:
             if previous:
                 found.add_row()
             found.add_row(f"[bold]{row['split']}[/], {count(row['examples'], 'row')}")
-        found.add_row(*_cells(row, confidence))
+        metric, scale, *cells = _cells(row, confidence)
+        found.add_row(metric, *([scale] if scales else []), *cells)
         previous = row["split"]
     return found
 

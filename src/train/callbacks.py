@@ -31,7 +31,7 @@ CURVE_TAGS = {"loss": "train/loss", "learning_rate": "train/learning_rate", "gra
 LOGGED: dict[str, tuple[str, Callable[[float], str]]] = {  # by the Trainer's names
     "loss": ("loss", "{:.4g}".format),
     "learning_rate": ("lr", lambda rate: format_lr(rate) if rate else "0"),
-    "grad_norm": ("grad_norm", "{:.3g}".format),
+    "grad_norm": ("grad", "{:.3g}".format),
     "eval_loss": ("eval_loss", "{:.4g}".format),
 }
 THROUGHPUT_TAG = "train/tokens_per_second"
