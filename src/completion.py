@@ -16,12 +16,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from . import shell_scripts
+from . import config_files, shell_scripts
 from .errors import UserError, did_you_mean
 from .outcome import FLAGS as GLOBAL_FLAGS
 from .stages import STAGES, import_function
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 FLAGS = {  # of every stage, with what they are
     "--help": "list the settings", "--config-name": "another configuration file", "--config-path": "its folder",
     "--cfg": "print the configuration", "--multirun": "one job for each combination of key=a,b",
@@ -204,7 +203,7 @@ def _paths(typed: str) -> Iterator[str]:
 @cache
 def _settings(stage: str) -> dict[str, Any]:
     """The schema of each setting of a stage, by its dotted name. Former names are left out."""
-    schemas = CONFIGS / "schemas"
+    schemas = config_files.SHIPPED / "schemas"
     names = (stage.replace("-", "_"), STAGES[stage].config_name)
     path = next(p for p in (schemas / f"{name}.json" for name in names) if p.is_file())
     properties = json.loads(path.read_text(encoding="utf-8"))["properties"]
@@ -228,22 +227,16 @@ def _choices(node: dict[str, Any]) -> dict[str, str]:
     return found
 
 
-def _folders() -> list[Path]:
-    return list(dict.fromkeys(p.resolve() for p in (Path("configs"), CONFIGS) if p.is_dir()))
-
-
 def _groups() -> list[str]:
-    return sorted({p.parent.name for folder in _folders() for p in folder.glob("*/*.yaml")})
+    return sorted({name.partition("/")[0] for name in config_files.names() if "/" in name})
 
 
 def _presets(group: str) -> dict[str, str]:
-    if not re.fullmatch(r"\w+", group):
-        return {}
-    return dict.fromkeys(sorted(p.stem for folder in _folders() for p in folder.glob(f"{group}/*.yaml")), "")
+    return dict.fromkeys(config_files.presets(group), "")
 
 
 def _config_files() -> list[str]:
-    return sorted({p.stem for folder in _folders() for p in folder.glob("*.yaml")})
+    return [name for name in config_files.names() if "/" not in name]
 
 
 # make

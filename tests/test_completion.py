@@ -68,7 +68,7 @@ def test_the_first_word_is_a_command(program: str) -> None:
         ("train +on_bad_row=s", ["+on_bad_row=skip"]),
         ("train bf16=", ["bf16=true", "bf16=false", "bf16=auto"]),
         ("train report_to=w", ["report_to=wandb"]),
-        ("train met", ["method="]),
+        ("train meth", ["method="]),
         ("train method=q", ["method=qlora"]),
         ("train -m method=dora,q", ["method=dora,qlora"]),
         ("train launch=slurm qo", ["qos="]),
@@ -162,7 +162,7 @@ SETUP = {  # functions show which words a completed line has
     "fish": "{script} | source; for f in make python assay; function $f; printf '<%s>' $argv; echo; end; end",
 }
 LINES = [  # what is typed, and the words of the completed line
-    ("make tra\t met\tqlo\t\n", "<train><method=qlora>"),
+    ("make tra\t meth\tqlo\t\n", "<train><method=qlora>"),
     ("python -m src.main eval-b\t on\t\n", "<-m><src.main><eval-baseline><on>"),
     ("assay train data_source.ty\tlak\t lora_r\t8\n", "<train><data_source.type=lakefs><lora_r=8>"),
     ("assay train dataset_path=dat\tfor\t\n", "<train><dataset_path=data/formats/>"),
