@@ -33,7 +33,8 @@ class HeldOut(NamedTuple):
 
     rows: Array  # (held out rows,), indices in the row store, ascending
     matches: Sequence[DuplicateMatch] = ()
-    identity: str = ""  # of the choice, for cache keys; empty without `eval_split`
+    identity: str = ""  # of the choice, for cache keys; empty if no row is held out
+    problem: DataError | None = None  # why no row can be held out
 
 
 NOTHING = HeldOut(np.zeros(0, np.int64))
@@ -48,7 +49,6 @@ def hold_out(store: RowStore, excluded: set[int], args: RowArgs, *, task: Task, 
 
     Args:
         excluded: rows that are neither held out nor trained on.
-    Raises: DataError if there are too few rows.
     """
     if args.eval_split is None:
         return NOTHING
@@ -70,7 +70,10 @@ def hold_out(store: RowStore, excluded: set[int], args: RowArgs, *, task: Task, 
         matches = _matches(store, rows, others, args.dedup_threshold, processes)
         write_lines(temporary / "matches.jsonl", (redact(list(match)) for match in matches))
 
-    build_once(folder, build)
+    try:
+        build_once(folder, build)
+    except DataError as error:  # raised after what is wrong with the rows
+        return NOTHING._replace(problem=error)
     rows = np.load(folder / "rows.npy")
     matches = [DuplicateMatch(*found) for found in read_lines(folder / "matches.jsonl")]
     return HeldOut(rows, matches, key)
@@ -93,10 +96,13 @@ def choose_rows(groups: Array, labels: Array, eval_split: float, seed: int) -> A
             f"{setting}: no row has a request and an answer to hold out",
             hint="leave eval_split out; for documents, set eval_path and dev_split to have an evaluation loss",
         )
-    if wanted >= len(able) or wanted < 1:
-        what = "leaves none to train on" if wanted >= len(able) else "is less than one row"
-        fact = f"{setting} of {count(len(able), 'row')} that can be held out {what}"
-        raise DataError(fact, hint="set eval_split to a share such as 0.1, or to a number of rows below that")
+    rows = count(len(able), "row")
+    if wanted >= len(able):
+        fact = f"{setting} of {rows} that can be held out leaves none to train on"
+        raise DataError(fact, hint="set eval_split to a smaller share or number, or add rows")
+    if wanted < 1:
+        fact = f"{setting} of {rows} that can be held out is less than one row"
+        raise DataError(fact, hint="set eval_split to a number of rows from 1, or add rows")
     _, first, inverse, sizes = np.unique(groups[able], return_index=True, return_inverse=True, return_counts=True)
     ranks = _mix(groups[able][first] ^ _mix(np.array([seed], np.uint64)))
     chosen = _choose_groups(ranks, sizes, labels[able][first], wanted)
@@ -106,8 +112,8 @@ def choose_rows(groups: Array, labels: Array, eval_split: float, seed: int) -> A
             f"{count(wanted, 'row')}",
             hint="set a larger eval_split, or eval_path to a file of other questions",
         )
-    rows: Array = able[chosen[inverse.ravel()]]
-    return rows
+    held: Array = able[chosen[inverse.ravel()]]
+    return held
 
 
 def _choose_groups(ranks: Array, sizes: Array, labels: Array, wanted: int) -> Array:

@@ -97,6 +97,8 @@ def refuse_bad_rows(data: TrainingRows, args: TrainDataArgs, task: Task) -> None
         overlaps = [data.store.rejection(m.row, "contamination", m.detail) for m in matches]
         if overlaps:
             loader.raise_rejected(overlaps, "", "remove the rows, or set on_contamination=reject")
+    if data.held_out.problem and len(data.store):
+        raise data.held_out.problem
     if len(data.store) == len(data.dropped) + len(data.held_out.rows):
         files = ", ".join(str(f) for f in data.store.files)
         dropped = [str(data.store.rejection(*row)) for row in data.dropped[:MAX_LISTED]]
@@ -142,7 +144,7 @@ def tokenize(
             counts = counts._replace(tokens=counts.tokens - 1)
         data_report = report.build_report(data.store, data.dropped, stats, rows, counts, data.eval_files)
         data_report |= report.label_counts(temporary, data.labels)
-        if args.eval_split:
+        if data.held_out.identity:
             split = {"split": data.held_out_split, "eval_split": args.eval_split, "seed": seed}
             split["sha256"] = sha256(temporary / HELD_OUT_FILE)
             report.add_held_out(data_report, data.store, held, data.held_out.matches, split)

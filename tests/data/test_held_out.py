@@ -133,6 +133,15 @@ def test_too_few_rows_are_one_sentence(make: Maker, rows: Any, settings: dict[st
         make.read(**settings)
 
 
+def test_rows_that_cannot_be_read_are_named_before_too_few_rows(make: Maker) -> None:
+    make.file("a.jsonl", [{}, {}, *questions(1)])
+    with pytest.raises(DataError, match=r"a\.jsonl:1 has no list of messages"):
+        make.read(eval_split=1, on_bad_row="refuse")
+    (make.folder / "data" / "a.jsonl").write_text("{}\n", encoding="utf-8")
+    with pytest.raises(DataError, match="none of its 1 rows can be used as messages"):
+        make.read(eval_split=1)
+
+
 @pytest.mark.parametrize("value", [0, -1, 1.0, 1.5, "half"])
 def test_eval_split_is_a_share_or_a_number(make: Maker, value: Any) -> None:
     with pytest.raises(ConfigError, match="eval_split"):
