@@ -280,9 +280,10 @@ def base_models(stage: str, words: list[str]) -> list[str]:
         if not all(map(os.path.isfile, several)):
             return []
         texts = [Path(path).read_text(encoding="utf-8", errors="replace") for path in several]
-        models = [
-            m for text in texts for m in re.findall(r"^model_name:\s*['\"]?([^\s'\"#]+)", text, re.M)
-        ] or models
+        found = [m for text in texts for m in re.findall(r"^model_name:\s*['\"]?([^\s'\"#]+)", text, re.M)]
+        if "null" in found and glob.glob(f"{settings.get('output_dir', 'outputs')}/runs/*/manifest.json"):
+            return []  # the base model of the newest run
+        models = [model for model in found if model != "null"] or models
     return settings["model_name"].split(",") if "model_name" in settings else models
 
 

@@ -407,6 +407,12 @@ def test_an_existing_model_is_not_built_again(make: Make) -> None:
     assert make.built("train") == make.built("train", "experiment=smoke") == []
 
 
+def test_the_base_model_of_a_run_is_not_built(make: Make) -> None:
+    (make.folder / "outputs/runs/it").mkdir(parents=True)
+    (make.folder / "outputs/runs/it/manifest.json").touch()
+    assert make.built("eval-baseline") == [] and make.built("eval-baseline", "output_dir=other") == [DEMO]
+
+
 # Set-up
 
 
