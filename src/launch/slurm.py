@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .. import runs, search_space
+from .. import outcome, runs, search_space
 from ..errors import Stopped, UserError
 from ..schema import SlurmArgs
 from ..sweep import Sweep
@@ -228,7 +228,7 @@ class JobTracker:
     """Tracks the jobs of a command that is not a sweep; the command's exit code is the highest of theirs."""
 
     def __init__(self, stage: str, args: SlurmArgs, output_dir: str, several: bool = False) -> None:
-        self.args, self.several, self.name = args, several, f"assay-{stage}"
+        self.args, self.several, self.stage, self.name = args, several, stage, f"assay-{stage}"
         require_slurm()
         runs.check_writable(output_dir)
         self.folder = runs.new_folder(Path(output_dir) / "slurm")
@@ -250,6 +250,9 @@ class JobTracker:
     def record_result(self, number: int, result: JobResult) -> float | None:
         """Record how a job ended. Returns: its objective, if it is a trial that has one."""
         self.codes.append(result.code)
+        if outcome.output.json:  # the job's own log holds the end of its stage
+            outcome.begin(self.stage)
+            outcome.report(run=Path(result.run) if result.run else None, document={"code": result.code})
         if result.error:
             print(redact(result.error), file=sys.stderr, flush=True)
         return None

@@ -123,6 +123,7 @@ def stage(name: str) -> Callable[[Connection, CommandLine], int]:
 
         typed = redact_argv(line.rest)
         environment = jobs.forwarded_env(typed, os.environ) | jobs.terminal_width() | {outcome.FOLLOWED: "1"}
+        environment |= {outcome.QUIET: "1"} if outcome.output.quiet else {}
         environment |= {PROGRAM: os.environ[PROGRAM]} if PROGRAM in os.environ else {}
         code = push_code(connection, also=_also_paths(line), words=typed)
         argv = [jobs.PYTHON, "-m", "src.main", name, *typed]

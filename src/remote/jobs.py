@@ -184,7 +184,8 @@ def follow_to_end(connection: Connection, id: str, offset: int = 0) -> int:
 
 def report_end(job: Job) -> None:
     """Report what the choice of the next command depends on."""
-    outcome.report(job=job["id"], stage=job["stage"], remote_run=run_id(job), running=False)
+    facts = {"job": job["id"], "stage": job["stage"], "remote_run": run_id(job)}
+    outcome.report(**facts, running=False, document=facts | {"status": format_status(job)})
 
 
 def stop(connection: Connection, job: Job, grace: float = GRACE_S) -> Job:
