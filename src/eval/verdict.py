@@ -8,7 +8,8 @@ cannot_tell inconclusive, everything else: too few examples for a difference of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -94,6 +95,7 @@ def decide(tuned: EvalResult, base: EvalResult, gate: GateArgs) -> Verdict:
     metric, split, guards = str(gate.metric), str(gate.split), gate.guards or []
     wanted = [("gate", metric, split), *(("gate.guards", str(g.metric), g.split) for g in guards)]
     _refuse_unmeasured(tuned, wanted)
+    notes += _notes_on_script(metric, split, [str(row["reference"]) for row in tuned.rows(split)])
     mine = _confirmed(_measure(tuned, base, metric, split, gate, gate.min_delta), tuned, base, gate)
     held = [_measure(tuned, base, str(g.metric), g.split, gate) for g in guards]
     broken = [_broken(m, g) for m, g in zip(held, guards, strict=True) if -m.gain > g.max_drop]
@@ -132,6 +134,17 @@ def resolve(gate: GateArgs, result: Mapping[str, Any]) -> tuple[GateArgs, list[s
         notes = [f"the default guard is left out: there is no split {DEFAULT_GUARD.split}"]
     guards = [Guard(guard.metric or metric, guard.split, guard.max_drop) for guard in guards]
     return replace(gate, metric=metric, split=split, guards=guards), notes
+
+
+def _notes_on_script(metric: str, split: str, references: Sequence[str]) -> list[str]:
+    """A sentence if ROUGE cannot see most references: rouge_score drops all but Latin letters and digits."""
+    unseen = sum(not re.search(r"[a-z0-9]", text.lower()) for text in references)
+    if not metric.startswith("rouge") or 2 * unseen <= len(references):
+        return []
+    return [
+        f"{metric} counts Latin letters and digits only, and {unseen} of {count(len(references), 'reference')} of "
+        f"{split} have none: gate.metric=chrf decides by characters"
+    ]
 
 
 def decide_outcome(mine: MetricComparison, gate: GateArgs) -> Outcome:

@@ -101,6 +101,17 @@ def test_the_facts_hold_the_figures_and_the_settings_of_the_gate(tmp_path: Path)
     json.dumps(verdict.facts)
 
 
+def test_a_metric_that_cannot_see_the_script_is_named_with_one_that_can(tmp_path: Path) -> None:
+    right_answers, wrong = [("退款会到账", "退款会到账")] * 40, [("不知道", "退款会到账")] * 40
+    run = run_of(tmp_path, {"test": wrong}, {"test": right_answers}, "rougeL", "chrf")
+    assert judge(run, gate("rougeL")).facts["notes"] == [
+        "rougeL counts Latin letters and digits only, and 40 of 40 references of test have none: gate.metric=chrf "
+        "decides by characters"
+    ]
+    found = judge(run, gate("chrf"))
+    assert found.promoted and found.facts["notes"] == []
+
+
 def test_by_default_the_metric_of_the_task_decides(tmp_path: Path) -> None:
     labels = [("a", "a")] * 40, [("b", "a")] * 40
     run = run_of(tmp_path, {"test": labels[1]}, {"test": labels[0]}, "accuracy", "f1_macro", task="classification")
