@@ -41,7 +41,7 @@ REMOTE = {
     "ssh-stop": ("RUN", "GRACE"), "ssh-fetch": ("RUN",), "ssh-shell": (), "ssh-tensorboard": ("PORT",),
 }  # fmt: skip
 OTHERS = {
-    "runs": ("A", "B"), "list-configs": (), "convert": (), "test": (), "demo": (), "clean": ("YES",),
+    "runs": ("RUN", "A", "B"), "list-configs": (), "convert": (), "test": (), "demo": (), "clean": ("YES",),
     "model": (), "tiny-model": (),
 }  # fmt: skip
 WITHOUT_ARGS = {"clean", "model", "tiny-model"}
@@ -229,7 +229,7 @@ def stage_words(target: str, typed: dict[str, str]) -> list[str]:
         words.append("message=${oc.env:MESSAGE}")  # Hydra's grammar does not accept an apostrophe
     named = [typed[name] for name in RUNS if name in typed]
     if stage == "runs":
-        words += ["diff", *named] if "A" in typed or "B" in typed else named
+        words += ["diff", *named] if "A" in typed or "B" in typed else [f"--run={run}" for run in named]
     elif stage != target and stage in STAGES and not STAGES[stage].positionals:
         words += [f"--run={run}" for run in named]  # the id of the new run
     else:

@@ -15,15 +15,17 @@ from .runs import Run
 from .utils.commands import command, program
 from .utils.files import read_json
 
-USAGE = """usage: {program} runs [OUTPUT_DIR] [--sort KEY]
+USAGE = """usage: {program} runs [OUTPUT_DIR] [--sort KEY] [--run RUN]
        {program} runs diff RUN RUN [OUTPUT_DIR]
 
 List the runs with their scores and verdicts, or compare two of them.
 
 --sort KEY  a column or a score, the best or the newest first: started, status, method, verdict, test/rougeL,
             eval_loss ...; the name of a score in metrics.json is SPLIT/METRIC
+--run RUN   only this run
 A RUN is the id of a run, a prefix of one, its directory, or latest."""
 OUTPUT_DIR = "outputs"
+FLAGS = {"--sort": ("a key", "test/rougeL"), "--run": ("a run", "latest")}  # what each needs, and an example
 FACTS = ("started", "name", "run", "stage", "status", "method", "base", "data", "lr", "verdict")
 LOSSES = ("eval_loss", "train_loss", "loss")  # lower is better
 MAX_SCORES = 4
@@ -49,27 +51,27 @@ def runs_output(words: Sequence[str]) -> str:
         return USAGE.format(program=program())
     if words and words[0] == "diff":
         return _diff_output(words[1:])
-    plain, sort = _parsed(words)
+    plain, flags = _parsed(words)
     if len(plain) > 1:
-        raise UserError(f"runs does not take {plain[1]}", hint="write runs [OUTPUT_DIR] [--sort KEY]")
-    return format_runs(plain[0] if plain else OUTPUT_DIR, sort)
+        raise UserError(f"runs does not take {plain[1]}", hint="write runs [OUTPUT_DIR] [--sort KEY] [--run RUN]")
+    return format_runs(plain[0] if plain else OUTPUT_DIR, flags.get("--sort"), run=flags.get("--run"))
 
 
-def _parsed(words: Sequence[str]) -> tuple[list[str], str | None]:
-    """The positional arguments, and the key to sort by."""
-    plain, sort = [], None
+def _parsed(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """The positional arguments, and the values of FLAGS."""
+    plain, flags = [], {}
     left = iter(words)
     for word in left:
         name, _, value = word.partition("=")
-        if name == "--sort":
-            sort = value or next(left, "")
-            if not sort:
-                raise UserError("--sort needs a key", hint="such as --sort test/rougeL")
+        if name in FLAGS:
+            flags[name] = value or next(left, "")
+            if not flags[name]:
+                raise UserError(f"{name} needs {FLAGS[name][0]}", hint=f"such as {name} {FLAGS[name][1]}")
         elif word.startswith("-"):
             raise UserError(f"{word} is not a flag of runs", hint="runs --help lists the flags")
         else:
             plain.append(word)
-    return plain, sort
+    return plain, flags
 
 
 def _diff_output(words: Sequence[str]) -> str:
@@ -79,12 +81,15 @@ def _diff_output(words: Sequence[str]) -> str:
     return diff_runs(*(runs.find_run(word, output_dir) for word in words[:2]))
 
 
-def format_runs(output_dir: str | Path, sort: str | None = None, width: int | None = None) -> str:
-    """The table of all runs, the newest first or sorted by the key `sort`.
+def format_runs(
+    output_dir: str | Path, sort: str | None = None, width: int | None = None, run: str | None = None
+) -> str:
+    """The table of all runs, the newest first or sorted by the key `sort`; or of one `run`.
 
-    Raises: UserError if no run has that key.
+    Raises: UserError if no run has that key; RunError if there is no such run.
     """
-    found = [_summarise(run) for run in runs.all_runs(output_dir)]
+    listed = [runs.find_run(run, output_dir)] if run else runs.all_runs(output_dir)
+    found = [_summarise(each) for each in listed]
     found = _sorted(found, sort) if sort else found
     outcome.report(document=_document(found, runs.unreadable_runs(output_dir)))
     if not found and not runs.unreadable_runs(output_dir):
@@ -96,6 +101,8 @@ def format_runs(output_dir: str | Path, sort: str | None = None, width: int | No
     columns = ["run", "name", "stage", "status", "method", "base", "data", "lr", "verdict", *shown]
     cells = [[line.facts.get(c) or _format_score(line.scores.get(c)) for c in columns] for line in found]
     lines = _format_table(columns, cells, width or _width())
+    if run:
+        return "\n".join(lines)
     return "\n".join(
         [*lines, *(f"{r.id}  its manifest.json cannot be read" for r in runs.unreadable_runs(output_dir))]
     )

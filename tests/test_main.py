@@ -111,6 +111,7 @@ def test_two_runs_are_compared_without_a_heavy_import(assay: Any) -> None:
         rows(folder / "config_used.yaml", {"lr": rate})
     assert assay("runs", "diff", "a", "b").stdout.splitlines()[-1].split() == ["lr", "0.1", "->", "0.2", "(+0.1)"]
     assert assay("runs", "--sort", "started").stdout.splitlines()[1].startswith("b  ")
+    assert [line.split()[0] for line in assay("runs", "--run=a").stdout.splitlines()] == ["run", "a"]
     refused(assay("runs", "diff", "a", "c"), "there is no run c in outputs/runs")
 
 

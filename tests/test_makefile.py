@@ -196,6 +196,7 @@ def test_two_runs_are_compared_by_name(make: Make) -> None:
     words = ["compare", "it-1", "baseline", "gate.split=dev"]
     assert make.stage("compare", "B=baseline", "A=it-1", "gate.split=dev") == words
     assert make.stage("compare", "RUN=it-1") == ["compare", "it-1"]
+    assert make.stage("runs", "RUN=it-1") == ["runs", "--run=it-1"]
     assert make.stage("runs", "A=it-1", "B=it-2") == ["runs", "diff", "it-1", "it-2"]
     assert make.stage("runs", "ARGS=diff it-1 it-2") == ["runs", "diff", "it-1", "it-2"]
 
