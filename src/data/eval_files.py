@@ -70,6 +70,8 @@ def why_no_eval_loss(cfg: TrainConfig) -> str:
     splits = [*split_files(path), *([held_out_split(path)] if cfg.eval_split else [])]
     if cfg.dev_split in splits:
         return ""
+    if not splits and path not in (None, NO_DATA):
+        return f"{path} holds no data file; set eval_path to a folder with {cfg.dev_split}.jsonl"
     if not splits:
         return f"there is no evaluation data; eval_split=0.1 with dev_split={ONLY_SPLIT} holds rows out for it"
     chosen = ONLY_SPLIT if ONLY_SPLIT in splits else splits[0]

@@ -96,8 +96,10 @@ def test_a_row_of_an_evaluation_file_or_without_an_answer_to_score_is_not_held_o
     for contamination in ("reject", "keep"):
         data = make.read(eval_split=1, on_contamination=contamination)
         assert held_requests(data) <= {"What is ash 0?", "What is coal 2?"}
-    with pytest.raises(DataError, match=r"eval_split=2 of 2 rows that can be held out leaves none to train on"):
-        make.read(eval_split=2)
+        with pytest.raises(
+            DataError, match=r"eval_split=2 of 2 rows that can be held out leaves none to train on"
+        ):
+            make.read(eval_split=2, on_contamination=contamination)
 
 
 def test_the_rows_of_each_label_are_split_and_every_label_is_trained(make: Maker) -> None:
