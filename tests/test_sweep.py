@@ -35,6 +35,7 @@ SPACE = "search.space={lr: 'tag(log, interval(1e-5, 1e-1))', lora_r: [4, 8, 16]}
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A working directory with nothing but a dev split, and an environment that is put back."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("src.gpus.missing", lambda visible: [])
     (tmp_path / "data" / "eval").mkdir(parents=True)
     (tmp_path / "data" / "eval" / "dev.jsonl").touch()
     before = dict(os.environ)

@@ -140,7 +140,7 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
         parts = [f"{short} {form(logs[name])}" for name, (short, form) in LOGGED.items() if name in logs]
         if rate is not None:
             parts.append(f"{format_rate(rate)} tokens/s")
-            if (left := self._seconds_left(state)) >= 1 and not shows_bars():  # a bar has it
+            if (left := self._seconds_left(state)) and not shows_bars():  # a bar has it
                 parts.append(f"{format_duration(left)} left")
         if parts:
             step = f"step {state.global_step:,}/{state.max_steps:,}  epoch {state.epoch or 0:.2f}"
