@@ -68,6 +68,10 @@ def import_function(path: str) -> Any:
 
 
 METHOD_PROBLEMS = ".model.methods:problems"
+FROM_RUN = (
+    "what is not set comes from the run: from its training settings, then from its last evaluation; setting=null",
+    "  typed on the command line means none of both (docs/evaluation.md).",
+)
 RUN_OF_MODEL = ".eval.inherit:of_model"
 FORCE = {"--force": Flag("force", "true")}
 STOPPING = (
@@ -102,17 +106,17 @@ STAGES = {
     "eval": Stage(
         ".eval.evaluator:evaluate", "EvalConfig", "eval",
         "Evaluate a tuned model and compare it with its base.",
-        inherits=RUN_OF_MODEL, positionals=("model_path",),
+        inherits=RUN_OF_MODEL, positionals=("model_path",), notes=FROM_RUN,
     ),
     "eval-baseline": Stage(
         ".eval.evaluator:evaluate_baseline", "BaselineConfig", "eval_baseline",
         "Evaluate the base model.",
-        inherits=".eval.inherit:of_base",
+        inherits=".eval.inherit:of_base", notes=FROM_RUN,
     ),
     "compare": Stage(
         ".eval.compare:compare_runs", "CompareConfig", "compare",
         "Compare two evaluated runs, or a run with its base.",
-        inherits=".eval.inherit:of_compared", positionals=("run_a", "run_b"),
+        inherits=".eval.inherit:of_compared", positionals=("run_a", "run_b"), notes=FROM_RUN,
     ),
     "report": Stage(
         ".eval.report.page:report", "ReportConfig", "report",

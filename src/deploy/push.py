@@ -46,8 +46,9 @@ def publish(cfg: PublishConfig) -> int:
     load = LoadArgs(cfg.cuda_visible_devices, cfg.trust_remote_code)
     to_check = CheckTarget(run.model, run, gate=cfg.gate, load=load)
     results = run_checks(to_check, GATE)
+    if judged_by := evaluation_text(run):
+        log.info("judged by %s", judged_by)
     verdict = check_gate(run, cfg.gate, cfg.force, results, cfg.artifacts_dir)
-    log.info("judged by %s", evaluation_text(run))
     if all(r.passed for r in results):  # damaged files are not loaded
         results += run_checks(to_check, GATE_WITH_MODEL)
         check_health(results, cfg.force)

@@ -58,10 +58,16 @@ def report_uncompared(output_dir: str, model_name: str) -> None:
 
 
 def evaluation_text(run: Run) -> str:
-    """The evaluation that a run is judged by: `its newest evaluation (test, 24 rows), not by 2 earlier ones`."""
-    newest, *earlier = evaluations.all_of(run)
+    """The evaluation that a run is judged by: `its newest evaluation (test, 24 rows), not by 2 earlier ones`.
+
+    Empty if the run was not compared with its base.
+    """
+    path = run.path / evaluations.COMPARISON
+    if not path.is_file():
+        return ""
+    earlier = evaluations.all_of(run)[1:]
     rows: dict[str, int] = {}
-    for row in read_json(newest.records / evaluations.COMPARISON).get("rows", []):
+    for row in read_json(path).get("rows", []):
         rows[row["split"]] = row.get("examples", 0)
     splits = "; ".join(f"{split}, {count(number, 'row')}" for split, number in rows.items())
     others = f", not by {count(len(earlier), 'earlier one')}" if earlier else ""
