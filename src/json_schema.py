@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
+from functools import cache
 from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import TypeAdapter
@@ -58,6 +59,7 @@ def to_text(schema: Node) -> str:
     return "\n".join(["{", *lines, '  "properties": {', ",\n".join(settings), "  }", "}\n"])
 
 
+@cache
 def stage_schema(stage: str) -> Node:
     """The schema of a file for `--config-name` of a stage."""
     settings = _group(config.schema_of(stage))["properties"]
@@ -65,6 +67,7 @@ def stage_schema(stage: str) -> Node:
     return _document(f"{NAME} {stage}", settings | _group(SlurmConfig)["properties"])
 
 
+@cache
 def preset_schema() -> Node:
     """The schema of a preset: any setting of any stage. Where stages differ in a setting, either type is valid."""
     settings: dict[str, Node] = {}
