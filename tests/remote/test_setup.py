@@ -182,7 +182,7 @@ def test_an_environment_is_made_and_then_nothing_is_missing(empty: Place, sshd: 
     assert {p.name for p in sshd.home.iterdir()} <= before  # no ~/.cache, no ~/.local
     jobs = list((empty.folder / "outputs/remote/jobs").iterdir())
     again = empty.init()
-    assert again.splitlines()[-1] == "the environment is complete"
+    assert again.splitlines()[-2:] == ["the environment is complete", "next: make ssh-train"]
     assert list((empty.folder / "outputs/remote/jobs").iterdir()) == jobs  # nothing was run
     for name in ("Python", "GPU", "cores", "memory", "disk", "rsync"):
         assert any(line.startswith(name) for line in again.splitlines())
