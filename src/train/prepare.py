@@ -82,7 +82,7 @@ def warn_of_missing_evaluation(cfg: TrainConfig) -> None:
         ways = "eval_split=0.1 holds rows out for it, or eval_path names a folder with test.jsonl"
         log.warning("no evaluation data%s: the run cannot be judged; %s", skipped, ways)
     elif reason := why_no_eval_loss(cfg):
-        log.warning("no evaluation loss: %s", reason)
+        log.info("no evaluation loss: %s", reason)
     if mixed := mixed_files(cfg.eval_path, cfg):
         names = ", ".join(str(file) for file in mixed)
         log.warning("%s: evaluation files of other training files among yours; remove them", names)
