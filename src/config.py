@@ -57,21 +57,31 @@ def validate(schema: type, values: Mapping[str, Any], check: Check = no_problems
     Raises: ConfigError that lists every problem.
     """
     values = with_lists(schema, current_settings(values, known=flat_keys(schema)))
+    booleans = _booleans_for_numbers(schema, values)
     problems: list[str] = []
     config: Any = None
     try:
         config = _adapter(schema).validate_python(values)
     except ValidationError as error:
-        problems += dict.fromkeys(_format_error(schema, e) for e in error.errors(include_url=False))
-    problems += [
-        f"{key}={str(values[key]).lower()}: should be a number"
-        for key, (default, _) in flat_keys(schema).items()
-        if isinstance(values.get(key), bool) and type(default) in {int, float}
-    ]
+        found = [e for e in error.errors(include_url=False) if _key_of(e) not in booleans]
+        problems += dict.fromkeys(_format_error(schema, e) for e in found)
+    problems += [f"{key}={text}: should be a number" for key, text in booleans.items()]
     problems += [*cross_checks(values), *check(values)]
     if problems:
         raise ConfigError(*problems)
     return config
+
+
+def _booleans_for_numbers(schema: type, values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """The settings that are numbers, and are set to true or false, which Python takes for 1 and 0."""
+    found: dict[str, str] = {}
+    for key, value in values.items():
+        hint = _type_of(schema, key)
+        if is_dataclass(hint) and isinstance(hint, type) and isinstance(value, Mapping):
+            found |= _booleans_for_numbers(hint, value, f"{prefix}{key}.")
+        elif isinstance(value, bool) and {int, float} & (kinds := set(_alternatives(hint))) and bool not in kinds:
+            found[f"{prefix}{key}"] = str(value).lower()
+    return found
 
 
 # Words of other tools for a list: no tracker; every linear layer.
@@ -124,7 +134,7 @@ def cross_checks(values: Mapping[str, Any]) -> list[str]:
 def _launch_problems(values: Mapping[str, Any]) -> list[str]:
     """Contradictions between the settings of distributed training."""
     problems = []
-    sharding = values.get("distributed", "ddp")
+    sharding = str(values.get("distributed", "ddp"))
     nodes, node = values.get("num_nodes"), values.get("node_rank")
     if isinstance(nodes, int) and isinstance(node, int) and node >= nodes:
         problems.append(f"node_rank={node}: should be less than num_nodes={nodes}")
@@ -158,9 +168,9 @@ def _source_problems(values: Mapping[str, Any]) -> list[str]:
     problems = []
     for prefix, holder in holders.items():
         source = holder.get("data_source") if isinstance(holder, Mapping) else None
-        if not isinstance(source, Mapping) or source.get("type", "local") not in SOURCE_KEYS:
+        if not isinstance(source, Mapping) or str(source.get("type", "local")) not in SOURCE_KEYS:
             continue
-        kind, default = source.get("type", "local"), asdict(DataSource())
+        kind, default = str(source.get("type", "local")), asdict(DataSource())
         ignored = [
             k
             for k, v in source.items()
@@ -172,10 +182,10 @@ def _source_problems(values: Mapping[str, Any]) -> list[str]:
 
 def _format_error(schema: type, error: Any) -> str:
     """One validation error as a sentence; the branches of a union become one."""
-    parts = [str(part) for part in error["loc"] if not _is_union_branch(part)]
+    key = _key_of(error)
+    parts = key.split(".")
     if parts[-1].isdigit() and is_word_list(schema, parts[0]):
-        parts.pop()  # the item itself is in the message
-    key = ".".join(parts)
+        key = ".".join(parts[:-1])  # the item itself is in the message
     if error["type"] == "unexpected_keyword_argument":
         return f"{key} is not a setting{suggestion(schema, key)}"
     if error["type"] == "list_type":
@@ -188,10 +198,17 @@ def _format_error(schema: type, error: Any) -> str:
     message = message.removesuffix(", unable to parse string as an integer")
     message = message.replace("Input should be", "should be").replace("valid number", "number")
     expected = choices(schema, key)
-    if expected:
+    if wanted := _alternatives_text(schema, key):
+        message = f"should be {wanted}"
+    elif expected:
         guess = did_you_mean(str(error["input"]), expected)
         message = f"should be one of {', '.join(expected)}{guess}"
     return f"{key}={error['input']}: {message[0].lower()}{message[1:]}"
+
+
+def _key_of(error: Any) -> str:
+    """The dotted setting that a validation error is about."""
+    return ".".join(str(part) for part in error["loc"] if not _is_union_branch(part))
 
 
 def suggestion(schema: type, key: str) -> str:
@@ -219,8 +236,9 @@ def _first_key(schema: type, key: str) -> str:
 
 
 def _is_union_branch(part: object) -> bool:
-    """Whether a part of pydantic's `loc` is the branch of a union: `literal['auto']`, `bool`, `int`."""
-    return isinstance(part, str) and (part in {"bool", "int", "str", "float"} or "[" in part)
+    """Whether a part of pydantic's `loc` is the branch of a union: `literal['auto']`, `int`, `constrained-int`."""
+    plain = str(part).removeprefix("constrained-")
+    return isinstance(part, str) and (plain in {"bool", "int", "str", "float"} or "[" in part)
 
 
 @cache
@@ -262,6 +280,25 @@ def _alternatives(hint: Any) -> list[Any]:
     return (
         [t for a in get_args(hint) for t in _alternatives(a)] if get_origin(hint) in {Union, UnionType} else [hint]
     )
+
+
+def _alternatives_text(schema: type, key: str) -> str:
+    """`auto or a whole number from 1`, for a setting that accepts values of several kinds; else empty."""
+    hint = _type_of(schema, key)
+    branches = [b for b in get_args(hint) if b is not type(None)] if get_origin(hint) in {Union, UnionType} else []
+    if len(branches) < 2 or all(_literals(b) for b in branches):
+        return ""
+    return " or ".join(", ".join(_literals(b)) or _described(b) for b in branches)
+
+
+def _described(hint: Any) -> str:
+    """A type with its bounds, in words."""
+    kind, *bounds = get_args(hint) if get_origin(hint) is Annotated else [hint]
+    words = {int: "a whole number", float: "a number", str: "a text"}.get(kind, "a group of settings")
+    low, high = (next((v for b in bounds if (v := getattr(b, n, None)) is not None), None) for n in ("ge", "lt"))
+    if high is not None:
+        return f"{words} between 0 and {high}"
+    return words if low is None else f"{words} from {low}"
 
 
 def is_text(schema: type, key: str) -> bool:

@@ -120,6 +120,18 @@ def test_all_problems_are_reported_at_once() -> None:
         ("eval", "metrics", [], "metrics=[]: "),
         ("eval", "splits", {"test": 1}, "splits={'test': 1}: should be a list"),
         ("eval", "max_examples", 0, "max_examples=0: should be greater than or equal to 1"),
+        *(
+            ("train", "eval_split", v, f"eval_split={v}: should be a whole number from 1 or a number between")
+            for v in (0, 1.0, "10%", "", [1])
+        ),
+        ("eval", "eval_batch_size", 0, "eval_batch_size=0: should be a whole number from 1 or auto"),
+        ("train", "trainDataConfig", [1], "trainDataConfig=[1]: should be a text or a group of settings"),
+        ("train", "eval_split", True, "eval_split=true: should be a number"),
+        ("train", "max_length", True, "max_length=true: should be a number"),
+        ("eval", "max_examples", True, "max_examples=true: should be a number"),
+        ("eval", "gate", {"min_examples": True}, "gate.min_examples=true: should be a number"),
+        ("train", "distributed", ["ddp"], "distributed=['ddp']: should be one of"),
+        ("train", "data_source", {"type": ["s3"]}, "data_source.type=['s3']: should be one of"),
         ("eval", "lr", 1e-4, "lr is not a setting"),
     ],
 )  # fmt: skip

@@ -7,13 +7,15 @@ evaluation files than these, it is the default for these training files only.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from os.path import isfile  # false, unlike Path.is_file, for a name that no file can have
 from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import DataError
 from ..schema import Dataset, TrainConfig, TrainDataArgs
-from ..utils.files import read_json, sha256
+from ..utils.files import sha256
 from .readers import is_data_file
 from .readers.stream import ARCHIVES
 
@@ -90,18 +92,43 @@ def mixed_files(eval_path: str | None, args: TrainDataArgs) -> list[Path]:
     folder = Path(eval_path or "")
     if eval_path is None or not (folder / BELONGS_TO).is_file():
         return []
-    theirs = _recorded_files(folder)
-    training = read_json(folder / BELONGS_TO).get("training_files", {})
+    record = _read_record(folder)
+    theirs = _recorded_files(folder, record)
     places = _places(args.dataset_path, args.datasets, args.dataset_pattern)
-    mixed = len(theirs) < len(split_files(folder)) and not any(_trains_on(training, place) for place in places)
+    is_mixed = len(theirs) < len(split_files(folder))
+    mixed = is_mixed and not any(_trains_on(record.training_files, place) for place in places)
     return theirs if mixed else []
 
 
-def _recorded_files(folder: Path) -> list[Path]:
+class _Record(NamedTuple):
+    """The content of belongs_to.json: the sha256 of each file by its name. files: None if it names none."""
+
+    training_files: Mapping[str, str]
+    files: Mapping[str, str] | None
+
+
+def _read_record(folder: Path) -> _Record:
+    """Raises: DataError if the file is not of this form."""
+    path = folder / BELONGS_TO
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path} is not JSON ({error})", hint="mend it, or remove it") from None
+    record = _Record(found.get("training_files", {}), found.get("files")) if isinstance(found, dict) else None
+    if record is None or not all(_are_hashes(names) for names in record if names is not None):
+        form = '{"training_files": {"NAME": "SHA256"}, "files": {"NAME": "SHA256"}}'
+        raise DataError(f"{path} is not of the form {form}", hint="mend it, or remove it")
+    return record
+
+
+def _are_hashes(names: object) -> bool:
+    return isinstance(names, dict) and all(isinstance(value, str) for value in names.values())
+
+
+def _recorded_files(folder: Path, record: _Record) -> list[Path]:
     """The evaluation files that belongs_to.json names, unless they have changed; all of them if it names none."""
-    files = list(split_files(folder).values())
-    known = read_json(folder / BELONGS_TO).get("files")
-    return [f for f in files if known is None or (f.name in known and sha256(f) == known[f.name])]
+    files, known = list(split_files(folder).values()), record.files
+    return [f for f in files if known is None or (f.name in known and sha256(f) == known[f.name].lower())]
 
 
 def split_files(eval_path: str | Path | None, held_out: Path | None = None) -> dict[str, Path]:
@@ -158,17 +185,17 @@ def _folders(place: TrainingFiles) -> Iterator[Path]:
 
 def _belongs(folder: Path, place: TrainingFiles) -> bool:
     """Whether a folder is the evaluation folder of these training files."""
-    record = folder / BELONGS_TO
-    if not record.is_file() or len(_recorded_files(folder)) < len(split_files(folder)):
+    if not (folder / BELONGS_TO).is_file():
         return True
-    known = read_json(record).get("training_files", {})
-    return _trains_on(known, place)
+    record = _read_record(folder)
+    is_mixed = len(_recorded_files(folder, record)) < len(split_files(folder))
+    return is_mixed or _trains_on(record.training_files, place)
 
 
-def _trains_on(known: dict[str, str], place: TrainingFiles) -> bool:
+def _trains_on(known: Mapping[str, str], place: TrainingFiles) -> bool:
     """Whether one of the training files is among the `known` ones, by name and hash."""
     if place.path.is_file():
-        return place.path.name in known and sha256(place.path) == known[place.path.name]
+        return place.path.name in known and sha256(place.path) == known[place.path.name].lower()
     files = [(place.path.absolute() / name, digest) for name, digest in known.items()]
-    trained = [(file, digest) for file, digest in files if file.is_file() and file.match(place.pattern or "*")]
-    return any(sha256(file) == digest for file, digest in trained)
+    trained = [(f, digest) for f, digest in files if isfile(f) and f.match(place.pattern or "*")]
+    return any(sha256(file) == digest.lower() for file, digest in trained)

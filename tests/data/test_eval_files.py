@@ -54,6 +54,23 @@ def test_an_evaluation_folder_that_belongs_to_other_files_is_not_taken(tmp_path:
     assert find_eval_path(None, str(own)) is None
 
 
+@pytest.mark.parametrize(
+    "text", ["", "[]", "null", '"x"', '{"training_files": []}', '{"files": {"test.jsonl": 1}}', "[" * 10_000]
+)
+def test_a_record_of_another_form_is_one_sentence(tmp_path: Path, text: str) -> None:
+    mine = jsonl(tmp_path / "mine.jsonl", [{"prompt": "x", "completion": "y"}])
+    record = splits(tmp_path / "eval") / BELONGS_TO
+    record.write_text(text, encoding="utf-8")
+    for read in (
+        lambda: find_eval_path(None, str(mine)),
+        lambda: mixed_files(str(record.parent), TrainDataArgs(dataset_path=str(mine))),
+    ):
+        with pytest.raises(DataError, match=rf"{BELONGS_TO} is not (JSON|of the form) .*mend it, or remove it"):
+            read()
+    record.write_text(json.dumps({"training_files": {"x" * 300: "", "\0": ""}}), encoding="utf-8")
+    assert find_eval_path(None, str(tmp_path)) is None
+
+
 def test_files_that_the_user_adds_to_such_a_folder_make_it_the_users(tmp_path: Path) -> None:
     theirs = splits(tmp_path, "theirs.jsonl") / "theirs.jsonl"
     mine = jsonl(tmp_path / "mine.jsonl", [{"prompt": "x", "completion": "y"}])
