@@ -22,12 +22,16 @@ endif
 
 # CHECK refuses unknown names before anything is installed; ASSAY does so too, and then runs the target.
 FIRST := $(if $(READY),$(or $(wildcard $(VENV)/bin/python),$(PYTHON)),$(PY))
-CHECK := +@$(FIRST) scripts/target.py "$(MAKECMDGOALS)"
+CHECK := +@$(FIRST) scripts/target.py '$(subst ','\'',$(MAKECMDGOALS))'
 ASSAY = $(CHECK) $@ $(PY)
+
+# make expands what it exports, so that run_name='$(shell ...)' would run a command: target.py reads MAKEFLAGS instead.
+$(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(if $(findstring $$,$(value $(name))),$(eval unexport $(name)))))
 
 STAGES := check-data plan train eval eval-baseline compare report validate publish publish-hf data-push
 COMMANDS := $(STAGES) runs list-configs demo convert model tiny-model \
 	push ssh-init ssh-status ssh-logs ssh-attach ssh-stop ssh-fetch ssh-shell ssh-tensorboard $(STAGES:%=ssh-%)
+.NOTPARALLEL:  # with -j, train and eval would run at once
 .PHONY: help venv install $(COMMANDS) test lint format docs clean
 
 help:  ## List these commands
@@ -95,6 +99,10 @@ format: $(READY_DEV)  ## Format the code
 docs: $(READY_DOCS)  ## Build the documentation site in site/; a broken link or anchor fails
 	$(CHECK)
 	$(PY) -m zensical build --clean --strict
+
+# A word that is no command: CHECK refuses it, before or after the others.
+.DEFAULT:
+	$(CHECK)
 
 clean:  ## Remove caches, and outputs/ after asking (YES=1: without asking)
 	$(CHECK) $@ $(FIRST)

@@ -1,61 +1,37 @@
 """What `make TARGET NAME=VALUE ...` runs: the Makefile calls `python scripts/target.py GOALS TARGET PYTHON`.
 
-A NAME with a lower-case letter is a setting. The others are variables: each target takes its own, and those of
-ENVIRONMENT. Only what is typed on make's command line counts, not what the shell exports: names such as RUN are
-common. Values come from MAKEFLAGS, where make quotes them, so that every character arrives as it was typed.
-
-Standard library only, in Python 3.8's grammar: it runs before anything is installed, to refuse a misspelt name.
+The words are read and checked by scripts/make_words.py. Standard library only, in Python 3.8's grammar.
 """
 
 from __future__ import annotations
 
-import difflib
 import glob
 import os
 import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from scripts.make_words import (
+    ENVIRONMENT,
+    RUNS,
+    config_variable,
+    is_setting,
+    problems,
+    python_problems,
+    read_makeflags,
+    split_args,
+    variables,
+)
 from src.stages import STAGES
 
-SUPPORTED = (3, 10)  # the oldest Python that requirements.txt can be installed in
-SETUP = {"PY", "PYTHON", "VENV"}  # read by the Makefile itself
-ENVIRONMENT = {
-    *("HF_TOKEN", "HF_REPO_ID", "HF_ENDPOINT", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "TRANSFORMERS_CACHE"),
-    *("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "TMPDIR", "ASSAY_RUN_ID", "ASSAY_RUN_FILE", "ASSAY_QUIET"),
-    *("REMOTE_HOST", "REMOTE_DIR", "REMOTE_USER", "REMOTE_PORT", "REMOTE_KEY", "REMOTE_SSH_CONFIG", "REMOTE_ENV"),
-    *("REMOTE_FINGERPRINT", "REMOTE_PYTHON", "REMOTE_TORCH_INDEX", "REMOTE_ALSO"),
-    *("LAKEFS_ENDPOINT", "LAKEFS_ACCESS_KEY", "LAKEFS_SECRET_KEY"),
-    *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL"),
-    *(
-        "WANDB_PROJECT",
-        "WANDB_ENTITY",
-        "WANDB_API_KEY",
-        "WANDB_MODE",
-        "MLFLOW_TRACKING_URI",
-        "MLFLOW_EXPERIMENT_NAME",
-    ),
-}
-CONFIG_VARIABLES = {"eval-baseline": "BASELINE_CONFIG", "publish-hf": "PUBLISH_CONFIG"}
-CONFIG_VARIABLES.update(dict.fromkeys(("check-data", "plan"), "TRAIN_CONFIG"))
-REMOTE = {
-    "push": ("ALSO",), "ssh-init": (), "ssh-status": ("ALL",), "ssh-logs": ("RUN",), "ssh-attach": ("RUN",),
-    "ssh-stop": ("RUN", "GRACE"), "ssh-fetch": ("RUN",), "ssh-shell": (), "ssh-tensorboard": ("PORT",),
-}  # fmt: skip
-OTHERS = {
-    "runs": ("RUN", "A", "B"), "list-configs": (), "convert": (), "test": (), "demo": (), "clean": ("YES",),
-    "model": (), "tiny-model": (),
-}  # fmt: skip
-WITHOUT_ARGS = {"clean", "model", "tiny-model"}
 SWITCHES = {"ALL": "--all", "DETACH": "--detach", "YES": "--yes"}  # on unless OFF
 OFF = {"", "0", "no", "false"}
 FLAGS = {"ALSO": "--also", "GRACE": "--grace", "PORT": "--port"}  # --also=VALUE
-RUNS = ("RUN", "A", "B")
 
 DEMO = "models/SmolLM2-135M-Instruct"
 TINY = "models/tiny-random-"
@@ -82,108 +58,6 @@ def main(argv: list[str]) -> int:
     return run(commands, dry=bool(set("nqt") & set(flags)))
 
 
-# What was typed
-
-
-def read_makeflags(text: str) -> tuple[str, dict[str, str]]:
-    """The one-letter flags of make, and NAME=VALUE as typed, in their order."""
-    words = re.findall(r"(?:\\.|[^\\ \t])+", text, re.DOTALL)
-    flags = words[0] if words and not words[0].startswith("-") and not text.startswith(" ") else ""
-    typed = {}
-    for word in reversed(words[words.index("--") + 1 :] if "--" in words else []):
-        name, _, value = re.sub(r"\\(.)", r"\1", word, flags=re.DOTALL).replace("$$", "$").partition("=")
-        typed[name.rstrip(":")] = value
-    return flags, typed
-
-
-def is_setting(name: str) -> bool:
-    return any(letter.islower() for letter in name)
-
-
-def variables(target: str) -> list[str]:
-    """The variables that a target takes, in addition to SETUP and ENVIRONMENT."""
-    args = [] if target in WITHOUT_ARGS else ["ARGS"]
-    if target in REMOTE:
-        return [*REMOTE[target], *args]
-    if target in OTHERS:
-        return [*OTHERS[target], *args]
-    stage = target[4:] if target.startswith("ssh-") else target
-    if stage not in STAGES:  # venv, install, lint ...
-        return []
-    found = [] if stage == "data-push" else [config_variable(stage)]
-    found += ["MESSAGE"] if stage == "data-push" else []
-    found += ["A", "B", "RUN"] if stage == "compare" else ["RUN"] if STAGES[stage].positionals else []
-    if stage != target:
-        found += ["DETACH", "ALSO", *([] if "RUN" in found else ["RUN"])]
-    return [*found, *args]
-
-
-def config_variable(stage: str) -> str:
-    return CONFIG_VARIABLES.get(stage, stage.upper() + "_CONFIG")
-
-
-def takes_settings(target: str) -> bool:
-    return target == "demo" or target in STAGES or (target.startswith("ssh-") and target[4:] in STAGES)
-
-
-def problems(goals: Sequence[str], typed: dict[str, str]) -> list[str]:
-    """What is wrong with the names that were typed: one sentence each, then the remedy."""
-    called = "make " + " ".join(goals)
-    known = {*SETUP, *(name for goal in goals for name in variables(goal))}
-    found = []
-    for name, value in typed.items():
-        if is_setting(name):
-            if not any(map(takes_settings, goals)):
-                found.append(f"{name}={value}: {called} takes no settings")
-        elif name not in known | ENVIRONMENT:
-            found.append(f"{name} is not a variable of {called}{guess(name, value, goals, known)}")
-        elif name in RUNS and not value.strip():
-            found.append(f"{name}= names no run")
-        elif name == "ARGS" and split_args(value) is None:
-            found.append(f"ARGS={value} opens a quotation that it does not close")
-    if found:
-        settings = "settings in lower case (lr=1e-4), and " if any(map(takes_settings, goals)) else ""
-        found.append(f"{called} takes {settings}{listed(known - SETUP) or 'no variables'}")
-    return found
-
-
-def guess(name: str, value: str, goals: Sequence[str], known: Iterable[str]) -> str:
-    """`; did you mean lr=1e-4?`, or what else to write."""
-    settings = setting_names() if any(map(takes_settings, goals)) else []
-    given = shlex.quote(value)
-    if name.lower() in settings:
-        return f"; did you mean {name.lower()}={given}?"
-    if name == "RUN" and "train" in goals:
-        return f"; resume={given} continues a run"
-    if close := difflib.get_close_matches(name, {*known, *ENVIRONMENT}, n=1, cutoff=0.65):
-        return f"; did you mean {close[0]}?"
-    if close := difflib.get_close_matches(name.lower(), settings, n=1, cutoff=0.7):
-        return f"; did you mean {close[0]}={given}?"
-    return f"; a variable of the environment is written before make: {name}={given} make {' '.join(goals)}"
-
-
-def setting_names() -> list[str]:
-    """The names of all settings, read from their file: its libraries may not be installed yet."""
-    schema = Path(__file__).resolve().parents[1] / "src" / "schema.py"
-    presets = [folder.name for folder in (schema.parents[1] / "configs").iterdir() if folder.is_dir()]
-    return [*re.findall(r"^    (\w+): ", schema.read_text(encoding="utf-8"), re.MULTILINE), *presets]
-
-
-def listed(names: Iterable[str]) -> str:
-    *most, last = sorted(names) or [""]
-    return f"{', '.join(most)} and {last}" if most else last
-
-
-def python_problems(target: list[str]) -> list[str]:
-    """A Python in which the requirements cannot be installed, unless the target needs none."""
-    if sys.version_info >= SUPPORTED or target in (["clean"], ["help"]):
-        return []
-    version = ".".join(map(str, sys.version_info[:2]))
-    return [
-        f"{sys.executable} is Python {version}, and Assay needs 3.10 or newer; write make PYTHON=python3.12 ..."
-    ]
-
-
 # What runs
 
 
@@ -202,6 +76,7 @@ def set_environment(target: str, typed: dict[str, str]) -> None:
 def commands_of(target: str, typed: dict[str, str]) -> list[list[str]]:
     """The calls of Python that a target makes, one after the other."""
     settings = [f"{name}={value}" for name, value in typed.items() if is_setting(name)]
+    typed = {name: value for name, value in typed.items() if name in variables(target)}  # not those of other goals
     args = split_args(typed.get("ARGS", "")) or []
     if target == "convert":
         return [["scripts/convert_data.py", *(path for word in args for path in expanded(word))]]
@@ -246,14 +121,6 @@ def stage_words(target: str, typed: dict[str, str]) -> list[str]:
 
 def switches(typed: dict[str, str], *names: str) -> list[str]:
     return [SWITCHES[name] for name in names if typed.get(name, "").lower() not in OFF]
-
-
-def split_args(text: str) -> list[str] | None:
-    """The words of ARGS, split as a shell does, with nothing in them replaced; None if a quotation is open."""
-    try:
-        return shlex.split(text)
-    except ValueError:
-        return None
 
 
 def expanded(word: str) -> list[str]:

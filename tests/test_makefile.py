@@ -272,6 +272,17 @@ def test_variables_of_the_environment_are_not(make: Make) -> None:
             for name in ("help", "clean", "model", "runs")
         ),
         (["train", "ARGS='"], "ARGS=' opens a quotation that it does not close"),
+        (["train", "epochs:2"], "epochs:2 is not a command of make; a setting is written epochs=2"),
+        (["train", "lr", "1e-4"], "lr is not a command of make; a setting is written lr=1e-4"),
+        (["eval", "2026-11-30"], "2026-11-30 is not a command of make; a run is written RUN=2026-11-30"),
+        (["trian"], "trian is not a command of make; did you mean make train?"),
+        (["train", "$(touch x)"], "$(touch is not a command of make"),
+        (["train", "a'b\";touch x"], "a'b\";touch is not a command of make"),
+        (["train", "-lr=1e-4"], "-lr=1e-4: make reads this as flags of its own; write lr=1e-4, without the dash"),
+        (["train", "-output_dir=a b"], "write output_dir='a b', without the dash"),
+        (["train", "-lr", "1e-4"], "-lr: make reads this"),
+        (["train", "eval", "RUN=x"], "RUN is not a variable of make train; resume=x continues a run"),
+        (["compare", "B=it"], "B=it is the second of two runs; write A=RUN B=it"),
     ],
 )
 def test_an_unknown_name_is_refused_before_anything_is_installed(
@@ -353,6 +364,22 @@ def test_the_configuration_is_chosen_by_name(make: Make) -> None:
 )
 def test_a_value_arrives_as_it_was_typed(make: Make, value: str) -> None:
     assert make.stage("train", f"dataset_path={value}", "lr=1")[1:] == [f"dataset_path={value}", "lr=1"]
+
+
+def test_nothing_that_is_typed_runs_as_a_command(make: Make) -> None:
+    words = ["run_name=$(shell touch ran)", "user_prompt=$(x", "stop=$(error x)", "HF_TOKEN=$(shell touch ran)"]
+    assert make.stage("train", *words, "ARGS='seed=$(shell touch ran)'")[1:] == [
+        *words[:3], "seed=$(shell touch ran)",
+    ]  # fmt: skip
+    assert make.stage("eval", "RUN=$(shell touch ran)", "EVAL_CONFIG=$(shell touch ran)")[3] == words[3][9:]
+    make("PY=./python", "train", "$(shell touch ran)", "`touch ran`", "';touch ran;'")
+    assert not (make.folder / "ran").exists()
+
+
+def test_flags_of_make_and_of_other_goals_do_not_reach_a_command(make: Make) -> None:
+    assert make.stage("-k", "-j4", "-l", "3", "train", "lr=1") == ["train", "lr=1"]
+    both = make.calls("ssh-train", "eval", "DETACH=1", "EVAL_CONFIG=mine")
+    assert [call[2:] for call in both] == [["ssh-train", "--detach"], ["eval", "--config-name", "mine"]]
 
 
 def test_args_are_words_of_the_shell(make: Make) -> None:
