@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..data.readers import BELONGS_TO
 from ..data.readers.json_rows import JsonValue, fits_utf8, one_line, read_json_values
 from .chatgpt import chatgpt_conversations, is_conversation, left_out_summary
 
@@ -102,6 +103,7 @@ def _find(path: Path) -> Iterator[tuple[Path, ConversionResult | None]]:
     for folder, subfolders, names in os.walk(path, onerror=unreadable.append):
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
         wanted = [name for name in names if name.lower().endswith((".json", ".jsonl")) and name[0] != "."]
+        wanted = [name for name in wanted if name != BELONGS_TO]
         for file in (Path(folder, name) for name in subfolders + wanted):
             if file.is_symlink():
                 detail = ": skipped, a symbolic link. Give the path of its target to convert it."

@@ -25,7 +25,8 @@ from .formats import (
     turns_of,
 )
 
-PLACEHOLDER = re.compile(r"\{(\w+)\}")
+PLACEHOLDER = re.compile(r"\{([^{}]+)\}")
+NAME = re.compile(r"\w+(?:[ .\-/]+\w+)*")  # what is taken for the name of a column, although no column has it
 
 
 def strategy_of(args: ColumnArgs) -> str | None:
@@ -85,11 +86,14 @@ STRATEGIES: dict[str, Callable[[ColumnArgs], Translation]] = {"QA": _qa, "Chat":
 
 
 def _fill(template: str, columns: Mapping[str, Any]) -> str:
-    """`template` with each `{column}` replaced. Other braces are kept."""
+    """`template` with each `{column}` replaced. Braces around what is neither a column nor a name are kept."""
 
     def value(found: re.Match[str]) -> str:
+        if found[1] not in columns and not NAME.fullmatch(found[1]):
+            return found[0]
         if not isinstance(columns.get(found[1]), str):
-            raise RowError(f"no_{found[1]}", f"has no text under {found[1]!r}, which user_prompt names")
+            reason = re.sub(r"\W+", "_", found[1])
+            raise RowError(f"no_{reason}", f"has no text under {found[1]!r}, which user_prompt names")
         return str(columns[found[1]])
 
     return PLACEHOLDER.sub(value, template)

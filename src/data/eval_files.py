@@ -16,12 +16,11 @@ from typing import NamedTuple
 from ..errors import DataError
 from ..schema import Dataset, TrainConfig, TrainDataArgs
 from ..utils.files import sha256
-from .readers import is_data_file
+from .readers import BELONGS_TO, is_data_file
 from .readers.stream import ARCHIVES
 
 NO_DATA = "none"  # value of eval_path: no evaluation data, although there is a folder
 FOLDER = "eval"
-BELONGS_TO = "belongs_to.json"
 ONLY_SPLIT = "test"  # the split of an eval_path that is a file, and of the rows that a run holds out
 
 
@@ -160,7 +159,7 @@ def _by_split(files: Sequence[tuple[str, Path]]) -> dict[str, Path]:
 
 
 def _is_split(file: Path) -> bool:
-    return file.is_file() and is_data_file(file) and file.name != BELONGS_TO and not file.name.startswith(".")
+    return file.is_file() and is_data_file(file) and not file.name.startswith(".")
 
 
 def _split_name(file: Path) -> str:

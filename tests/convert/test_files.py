@@ -629,6 +629,7 @@ def test_lone_surrogates_in_an_export(tmp_path: Path) -> None:
 def test_command_converts_the_data_folder_and_reports_it(tmp_path: Path) -> None:
     put(tmp_path, "data/x.json", PRETTY)
     put(tmp_path, "data/y.jsonl", "{}\n")
+    put(tmp_path, "data/eval/belongs_to.json", '{\n"training_files": {}}')  # no data
     checked = run("--check", cwd=tmp_path)
     assert (checked.returncode, (tmp_path / "data/x.jsonl").exists()) == (1, False)
     assert "data/x.json: would be converted (2 rows) to data/x.jsonl" in checked.stdout

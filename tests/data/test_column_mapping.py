@@ -100,6 +100,11 @@ def test_a_question_is_put_into_the_users_words() -> None:
     assert taken(other, **columns, user_prompt="{question}")[0]["content"] == "2+2?"
     # what a column holds is text, no template
     assert taken({**row, "q": "{topic}"}, **columns, user_prompt="{question}")[0]["content"] == "{topic}"
+    spaced = {**row, "Customer message": "Hello", "a{": "x"}
+    prompt = 'On {topic}: {Customer message} {"a": {}} { } {b: 1}'
+    assert taken(spaced, **columns, user_prompt=prompt)[0]["content"] == 'On sums: Hello {"a": {}} { } {b: 1}'
+    with pytest.raises(RowError, match="'Customer message', which user_prompt names"):
+        taken(row, **columns, user_prompt=prompt)
     with pytest.raises(RowError, match="'level', which user_prompt names"):
         taken(row, **columns, user_prompt="{level}: {question}")
 

@@ -15,6 +15,8 @@ from .json_rows import read_json, read_jsonl
 from .stream import ARCHIVES, CorruptFile, Values, open_data
 from .tables import read_csv, read_parquet, read_tsv
 
+BELONGS_TO = "belongs_to.json"  # says which training files a folder of evaluation files is for; no data
+
 READERS: dict[str, Callable[[io.BufferedReader, Path], Values]] = {
     ".jsonl": read_jsonl,
     ".ndjson": read_jsonl,
@@ -65,8 +67,8 @@ def file_kind(path: Path) -> str:
 
 
 def is_data_file(path: Path) -> bool:
-    """Whether a file of this name has a reader."""
+    """Whether a file of this name has a reader, and is data."""
     try:
-        return bool(file_kind(path))
+        return bool(file_kind(path)) and path.name != BELONGS_TO
     except DataError:
         return False
