@@ -34,12 +34,29 @@ from .utils.logs import log
 from .utils.process_info import launcher_command, launcher_pid
 
 FINISHED, RUNNING, FAILED, INTERRUPTED = "finished", "running", "failed", "interrupted"
+CONFIG = "config_used.yaml"
 LOCK = ".lock"
 RUN_ID = "ASSAY_RUN_ID"  # environment variable: id of the first run that this command creates
 RUN_FILE = "ASSAY_RUN_FILE"  # environment variable: file to write the path of this command's run to
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")  # differs after each boot
 _called: list[str] = []  # the command line that a call in Python stands for
 _locks: dict[Path, Any] = {}  # open lock files of the runs that this process writes into
+
+
+def read_settings(path: Path, hint: str) -> dict[str, Any]:
+    """The content of a config_used.yaml, under the current names of settings.
+
+    Raises: RunError with the remedy `hint` if it is missing or holds no settings.
+    """
+    try:
+        found = current_settings(yaml.safe_load(path.read_text(encoding="utf-8")))
+        if not isinstance(found.get("gate") or {}, Mapping):
+            raise ValueError("gate is no group of settings")
+        return found
+    except FileNotFoundError:
+        raise RunError(f"{path} does not exist", hint=hint) from None
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError, yaml.YAMLError):
+        raise RunError(f"{path} cannot be read as settings", hint=hint) from None
 
 
 @dataclass(frozen=True)
@@ -92,13 +109,7 @@ class Run:
 
         Raises: RunError if it is missing or not a YAML mapping.
         """
-        path = self.path / "config_used.yaml"
-        try:
-            return current_settings(yaml.safe_load(path.read_text(encoding="utf-8")))
-        except FileNotFoundError:
-            raise RunError(f"{path} does not exist", hint="restore it, or start a new run") from None
-        except (ValueError, TypeError, AttributeError, yaml.YAMLError):
-            raise RunError(f"{path} cannot be read as settings", hint="restore it, or start a new run") from None
+        return read_settings(self.path / CONFIG, "restore it, or start a new run")
 
     @property
     def readable(self) -> bool:
@@ -215,7 +226,7 @@ def create(output_dir: str | Path, stage: str, config_yaml: str, facts: Mapping[
     root = Path(output_dir) / "runs"
     run = Run(new_folder(root, requested_run_id()))
     run.lock()
-    write_text(run.path / "config_used.yaml", config_yaml)
+    write_text(run.path / CONFIG, config_yaml)
     run.logs.mkdir()
     write_json(
         run.path / "manifest.json",
@@ -406,7 +417,7 @@ def find_model(path: str | None, output_dir: str | Path) -> tuple[Path, Run | No
     resolved = folder.resolve()
     run = Run(resolved.parent if resolved.name == "model" else resolved)
     if not (run.path / "manifest.json").is_file():
-        if run.path == resolved and (run.path / "config_used.yaml").is_file():
+        if run.path == resolved and (run.path / CONFIG).is_file():
             raise RunError(f"{path} has no manifest.json", hint=f"restore it, or give {path}/model")
         return folder, None  # a model without a run, such as a downloaded one
     if "process" not in run.manifest:
@@ -439,7 +450,7 @@ def find_run(word: str, output_dir: str | Path) -> Run:
     for path in (Path(output_dir) / "runs" / word, Path(word)):
         if (path / "manifest.json").is_file() and Run(path.resolve()).readable:
             return Run(path.resolve())
-        if (path / "manifest.json").is_file() or (path / "config_used.yaml").is_file():
+        if (path / "manifest.json").is_file() or (path / CONFIG).is_file():
             raise RunError(f"{path} has no readable manifest.json", hint="restore it, or start a new run")
     if word == "latest":  # a dangling link
         return newest(output_dir)

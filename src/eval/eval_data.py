@@ -44,12 +44,17 @@ def find_files(
         raise DataError(*_none_found(path, run, folder), hint=_remedy(run))
     missing = [name for name in splits or [] if name not in found]
     if missing:
-        held = [str(path)] if path else [str(held_out)]
+        in_folder = path is not None and Path(path).is_dir()
+        fact = f"{path}/{{}}.jsonl does not exist" if in_folder else "there is no split {}"
         raise DataError(
-            *(f"{Path(held[0]) / name}.jsonl does not exist" for name in missing),
+            *(fact.replace("{}", name) for name in missing),
             hint=f"set splits to some of {', '.join(_ordered(found))}, or set eval_path",
         )
-    return {name: found[name] for name in splits or _ordered(found)}
+    chosen = {name: found[name] for name in splits or _ordered(found)}
+    if run and held_out and held_out in chosen.values() and not held_out.is_file():
+        fact = f"{held_out}, the rows that run {run.id} held out of its training data, does not exist"
+        raise DataError(fact, hint=f"restore it, or {_remedy(run)}")
+    return chosen
 
 
 def _ordered(names: Mapping[str, Any]) -> list[str]:
@@ -112,11 +117,13 @@ def changes_since_training(run: Run, files: Mapping[str, Path], hashes: Mapping[
     for split, file in files.items():
         if hashes[split] in known.values():
             continue
-        how = "has changed since" if split in known and file.parent == _parent(run) else "was not there when"
+        how = "has changed since" if split in known and _was_there(run, file) else "was not there when"
         found.append(f"{file} {how} run {run.id} was trained: its rows may be among the training rows")
     return found
 
 
-def _parent(run: Run) -> Path | None:
+def _was_there(run: Run, file: Path) -> bool:
+    """Whether a file is where the run had its evaluation data: its folder, its file, or its held-out rows."""
     recorded = _recorded(run)
-    return Path(recorded) if recorded else None
+    places = {Path(recorded)} if recorded else set()
+    return bool({file, file.parent} & places) or file == _held_out(run)

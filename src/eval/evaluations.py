@@ -16,16 +16,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
-from ..aliases import current_settings
 from ..errors import RunError
-from ..runs import Run
+from ..runs import CONFIG, Run, read_settings
 from ..utils.commands import command
 from ..utils.files import atomic_dir, read_json, write_json
 
 EVALS, NAME = "evals", "evaluation"  # NAME: key of RUN/metrics.json, the folder of the newest evaluation
-METRICS, COMPARISON, SETTINGS = "metrics.json", "comparison.json", "config_used.yaml"
+METRICS, COMPARISON = "metrics.json", "comparison.json"
 
 
 class Evaluation(NamedTuple):
@@ -49,12 +46,12 @@ class Evaluation(NamedTuple):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The settings, under their current names; empty if they are not stored or cannot be read."""
-        try:
-            found = yaml.safe_load((self.folder / SETTINGS).read_text(encoding="utf-8"))
-            return current_settings(found) if isinstance(found, dict) else {}
-        except (OSError, ValueError, yaml.YAMLError):
-            return {}
+        """The settings, under their current names; empty if they are not stored.
+
+        Raises: RunError if they cannot be read.
+        """
+        path = self.folder / CONFIG
+        return read_settings(path, "restore it, or remove it and evaluate again") if path.exists() else {}
 
     @property
     def is_former(self) -> bool:
@@ -111,7 +108,7 @@ def keep_former(run: Run) -> None:
     if found is None or not found.is_former or not found.folder.is_dir():
         return
     result = found.result
-    files = [*found.folder.glob("*.predictions.jsonl"), found.folder / SETTINGS, run.path / COMPARISON]
+    files = [*found.folder.glob("*.predictions.jsonl"), found.folder / CONFIG, run.path / COMPARISON]
     with atomic_dir(folder_of(run, result.get("conditions", {}))) as temporary:
         for file in filter(Path.is_file, files):
             shutil.copy2(file, temporary / file.name)

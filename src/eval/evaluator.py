@@ -161,7 +161,7 @@ def _set_up(
     conditions = fingerprint.eval_conditions(
         task, cfg, cfg.seed, data=splits.sha256, prompts=requests.prompts, tokenization=chat.identity,
         batch_sizes=plan.sizes, dtype=dtype.value, device=device.value,
-    )  # fmt: skip
+    ) | ({"tool_calls": calls} if (calls := requests.calls) else {})  # fmt: skip
     context = EvalContext(
         task, cfg, cfg.seed, cfg.trust_remote_code, chat, requests, dtype, device, plan, labels, conditions
     )
@@ -331,7 +331,7 @@ def _write_evaluation(folder: Path, predictions: Predictions, result: Mapping[st
     with atomic_dir(folder) as temporary:
         for split, rows in predictions.items():
             write_jsonl(temporary / f"{split}.predictions.jsonl", rows)
-        write_text(temporary / evaluations.SETTINGS, config_yaml)
+        write_text(temporary / runs.CONFIG, config_yaml)
         write_json(temporary / evaluations.METRICS, result)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,11 +30,23 @@ T = TypeVar("T")
 
 
 class EvalRequests(NamedTuple):
-    """By split: rows, prompts as token ids and, where a metric needs them, prompts with reference answers."""
+    """By split: rows, prompts as token ids and, where a metric needs them, prompts with reference answers.
+
+    answers: the reference answers as text, which predictions are compared with.
+    """
 
     rows: RowsOfSplits
     prompts: dict[str, list[list[int]]]
     references: dict[str, list[Example]]
+    answers: dict[str, list[str]]
+
+    @property
+    def calls(self) -> dict[str, str]:
+        """The sha256 of the answers of each split that has tool calls among them."""
+        texts = {
+            name: json.dumps(self.answers[name]) for name, rows in self.rows.items() if any(map(_calls, rows))
+        }
+        return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
 
 
 @dataclass
@@ -82,14 +96,38 @@ def encode_requests(
     max_tokens = tasks.max_positions(config)
     prompts: dict[str, list[list[int]]] = {}
     examples: dict[str, list[Example]] = {}
+    answers: dict[str, list[str]] = {}
     problems: list[str] = []
     for name, rows in splits.items():
+        answers[name] = _encoded(rows, answer_texts(rows, chat, task, max_tokens), problems)
         prompts[name] = _encoded(rows, encode_prompts(rows, chat, task, max_tokens), problems)
         if references and not problems:
             examples[name] = _encoded(rows, encode_references(rows, chat, task, max_tokens), problems)
     if problems:
-        raise DataError(*problems[:MAX_LISTED], hint="fix the rows or the model's chat template")
-    return EvalRequests(splits, prompts, examples)
+        raise DataError(
+            *list(dict.fromkeys(problems))[:MAX_LISTED], hint="fix the rows or the model's chat template"
+        )
+    return EvalRequests(splits, prompts, examples, answers)
+
+
+def answer_texts(
+    rows: Sequence[Row], chat: ChatTokenizer, task: str, max_tokens: int | None
+) -> list[str | RowError]:
+    """The reference answer of each row; one that calls a tool as the chat template writes it."""
+    calls = [row for row in rows if _calls(row)]
+    encoded = iter(encode_references(calls, chat, task, max_tokens))
+    return [_call_text(next(encoded), chat) if _calls(row) else row.messages[-1]["content"] for row in rows]
+
+
+def _calls(row: Row) -> bool:
+    return bool(row.messages[-1].get("tool_calls"))
+
+
+def _call_text(answer: Example | RowError, chat: ChatTokenizer) -> str | RowError:
+    if isinstance(answer, RowError):
+        return answer
+    ids = [token for token, is_answer in zip(answer.ids, answer.loss_mask, strict=True) if is_answer]
+    return str(chat.tokenizer.decode(ids, skip_special_tokens=True))
 
 
 def encode_prompts(
@@ -202,8 +240,8 @@ def predict(
         stats.seconds += time.monotonic() - start
         stats.tokens += sum(row.get("tokens", 0) for i, row in enumerate(rows) if i not in reused)
         found[name] = [
-            {"prompt": prompt_text(row.messages[:-1]), "reference": row.messages[-1]["content"], **prediction}
-            for row, prediction in zip(requests.rows[name], rows, strict=True)
+            {"prompt": prompt_text(row.messages[:-1]), "reference": answer, **prediction}
+            for row, answer, prediction in zip(requests.rows[name], requests.answers[name], rows, strict=True)
         ]
     return found
 

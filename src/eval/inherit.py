@@ -1,8 +1,9 @@
 """Settings that a stage takes from the run that it is about, so that nothing has to be typed twice.
 
 A run is judged by what it was trained with: what its training settings say, then what its newest evaluation used.
-The result is a layer of the configuration below the stage's own file (see compose.py). Nothing is refused here: a
-run that is missing or cannot be read gives an empty layer, and the stage reports it.
+The result is a layer of the configuration below the stage's own file (see compose.py). A run that is missing or
+has no manifest gives an empty layer, and the stage reports it. Settings that are damaged are refused, since the
+model would be judged by the defaults instead.
 
 Imports neither torch nor numpy.
 """
@@ -41,15 +42,16 @@ def of_model(values: Mapping[str, Any]) -> Settings:
         _, run = runs.find_model(_word(values.get("model_path")), str(values.get("output_dir")))
     except UserError:
         return {}
-    return _judged_by(run, values) if run else {}
+    return _judged_by(run, values) if run and run.readable else {}
 
 
 def of_compared(values: Mapping[str, Any]) -> Settings:
     """For `compare`: how `run_a` is judged."""
     try:
-        return _judged_by(runs.find_run(str(values.get("run_a")), str(values.get("output_dir"))), values)
+        run = runs.find_run(str(values.get("run_a")), str(values.get("output_dir")))
     except UserError:
         return {}
+    return _judged_by(run, values) if run.readable else {}
 
 
 def of_base(values: Mapping[str, Any]) -> Settings:
@@ -107,7 +109,7 @@ def _judged_by(run: Run, values: Mapping[str, Any], also: Iterable[str] = ()) ->
     """How a run is judged. Names of splits are not inherited for an `eval_path` that is not the run's."""
     trained, evaluated = _training(run), _evaluation(run, also)
     found = {**trained, **evaluated}
-    found["gate"] = {**trained.get("gate", {}), **evaluated.get("gate", {})}
+    found["gate"] = {**(trained.get("gate") or {}), **(evaluated.get("gate") or {})}
     typed = values.get("eval_path")
     if typed is not None and typed not in (trained.get("eval_path"), evaluated.get("eval_path")):
         found.pop("splits", None)
@@ -116,11 +118,9 @@ def _judged_by(run: Run, values: Mapping[str, Any], also: Iterable[str] = ()) ->
 
 
 def _training(run: Run) -> Settings:
-    try:
-        settings = run.settings
-    except UserError:
-        return {}
-    return _current(settings, JUDGED_BY, "evaluation_data" not in run.manifest)
+    is_former = "evaluation_data" not in run.manifest
+    settings = {} if is_former and not (run.path / runs.CONFIG).exists() else run.settings
+    return _current(settings, JUDGED_BY, is_former)
 
 
 def _evaluation(run: Run, also: Iterable[str]) -> Settings:

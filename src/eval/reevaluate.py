@@ -23,7 +23,7 @@ from ..errors import RunError, UserError
 from ..model import tasks
 from ..model.methods import merge
 from ..model.source import LoadArgs, TunedModel
-from ..runs import Run
+from ..runs import CONFIG, Run
 from ..schema import EvalArgs, EvalConfig, GateArgs, SeedArgs, Task
 from ..utils import environment
 from ..utils.commands import command
@@ -58,7 +58,7 @@ def of_run(run: Run, gate: GateArgs, labels: Sequence[str]) -> Reevaluation:
     Raises: RunError if the run was not evaluated on that split, or the file has changed since.
     """
     evaluation = evaluations.require(run)
-    settings = evaluation.folder / evaluations.SETTINGS
+    settings = evaluation.folder / CONFIG
     if not settings.is_file():
         raise RunError(f"{settings} does not exist", hint=f"{command('eval', run.id)} makes it")
     values: Any = OmegaConf.to_container(OmegaConf.load(settings), resolve=True)
@@ -165,7 +165,7 @@ def first_batches(prompts: Sequence[list[int]], batch_size: int, count: int) -> 
 def predict(model: Any, chat: ChatTokenizer, evaluation: Reevaluation) -> list[dict[str, Any]]:
     """`{prediction, reference, ...}` of each row, in order; with `reference_*` where the metric reads those."""
     predictions = _predictions(model, chat, evaluation)
-    references = [row.messages[-1]["content"] for row in evaluation.rows]
+    references = inference.answer_texts(evaluation.rows, chat, evaluation.task, None)
     rows = [row | {"reference": r} for row, r in zip(predictions, references, strict=True)]
     if not metrics.needs_references([evaluation.metric]):
         return rows

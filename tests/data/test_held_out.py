@@ -16,7 +16,7 @@ from src.data.prepare import HELD_OUT_FILE, TrainingRows
 from src.data.report_text import print_report
 from src.data.store import TokenStore
 from src.errors import ConfigError, DataError
-from src.eval.inference import encode_prompts
+from src.eval.inference import encode_prompts, encode_requests
 from tests.data.fixtures import Maker
 from tests.fixtures import chat, jsonl
 
@@ -216,6 +216,22 @@ def test_an_evaluation_of_held_out_rows_asks_what_came_before_the_answer_in_trai
         ids, mask = examples[place]
         answer = max(i for i in range(1, len(ids)) if mask[i] and not mask[i - 1])  # the last one begins
         assert prompt == ids[:answer]
+
+
+def test_an_answer_that_calls_a_tool_is_judged_by_the_call_as_the_template_writes_it(make: Maker) -> None:
+    call = {"messages": [{"role": "user", "content": "Find."}, {"role": "assistant", "tool_calls": [CALL]}]}
+    path = jsonl(make.folder / "calls.jsonl", [{**call, "tools": [TOOL]}, chat("Why?", "So.")])
+    rows = {"test": loader.read_rows(path)}
+    with pytest.raises(DataError, match=r"calls\.jsonl:1 has tool calls, which the chat template leaves out"):
+        encode_requests(rows, ChatTokenizer(make.tokenizer), "causal_lm", {}, references=False)
+    template = Path(__file__).parent / "templates" / "qwen2_5.jinja"
+    make.tokenizer.chat_template = template.read_text(encoding="utf-8")
+    found = encode_requests(rows, ChatTokenizer(make.tokenizer), "causal_lm", {}, references=False)
+    written, plain = found.answers["test"]
+    assert "<tool_call>" in written and '"name": "find"' in written and plain == "So."
+    other = {"test": [rows["test"][1]]}
+    assert list(found.calls) == ["test"]
+    assert encode_requests(other, ChatTokenizer(make.tokenizer), "causal_lm", {}, references=False).calls == {}
 
 
 def test_a_held_out_row_that_cannot_be_encoded_is_rejected(make: Maker) -> None:

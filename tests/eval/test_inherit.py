@@ -134,12 +134,32 @@ def test_the_jobs_of_a_sweep_are_each_about_their_own_run(capsys: pytest.Capture
     assert "the jobs of one command must be about one run" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("damage", ["manifest.json", "config_used.yaml", "metrics.json"])
+@pytest.mark.parametrize("damage", ["manifest.json", "metrics.json"])
 def test_a_run_that_cannot_be_read_is_left_to_the_stage(damage: str) -> None:
     run = run_of("1", evaluation={"splits": ["hard"]})
     (run.path / damage).write_text("{")
     composed("eval", "1")
     composed("eval-baseline")
+
+
+@pytest.mark.parametrize("text", [None, "", "{", "gate: 5", "gate: [1, 2]", "a: \x00"])
+def test_a_run_whose_settings_are_lost_is_not_judged_by_the_defaults(
+    text: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = run_of("1", evaluation={"gate": {"min_delta": 0.2}})
+    newest = evaluations.newest(run)
+    assert newest
+    for path in (newest.folder / "config_used.yaml", run.path / "config_used.yaml"):
+        path.unlink()
+        if text is not None:
+            path.write_text(text)
+        for words in (["eval", "1"], ["eval-baseline"], ["compare", "1"], ["publish", "1"]):
+            if text is not None or path.parent == run.path:
+                assert call(*words) == 2
+                told = f"{path} {'does not exist' if text is None else 'cannot be read as settings'}"
+                assert told in capsys.readouterr().err
+        path.write_text("gate: null")
+    assert composed("publish", "1")["gate"]["min_delta"] == 0
 
 
 def test_what_the_last_version_recorded_without_being_asked_does_not_count() -> None:

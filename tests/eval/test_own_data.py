@@ -193,3 +193,16 @@ def test_held_out_rows_are_the_test_and_go_with_the_run(place: Path, tiny: Path,
     assert call("eval", "moved", "baseline=never", *ON_CPU) == 0
     assert f"{moved}/held_out/test.jsonl (4 rows)" in capsys.readouterr().out
     assert {row["prompt"] for row in read_jsonl(evals(Run(moved)) / "test.predictions.jsonl")} <= set(TICKETS)
+    held_out = moved / "held_out" / "test.jsonl"
+    jsonl(held_out, read_jsonl(held_out)[1:])
+    assert call("eval", "moved", "splits=[nope]") == 2
+    assert capsys.readouterr().err.startswith("there is no split nope; set splits to some of test")
+    assert call("eval", "moved", "baseline=never", *ON_CPU) == 0
+    assert f"{held_out} has changed since run moved was trained" in capsys.readouterr().out
+    held_out.unlink()
+    for stage in ("eval", "eval-baseline"):
+        assert call(stage, *(["moved"] if stage == "eval" else []), *ON_CPU) == 2
+        error = capsys.readouterr().err
+        assert (
+            "the rows that run" in error and "held out of its training data, does not exist; restore it" in error
+        )
