@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -252,7 +252,7 @@ def compose_job(call: Call, overrides: list[str]) -> DictConfig:
     if key not in call.composed:
         call.composed[key] = _compose(call, overrides, {}, {})
         values = _resolvable(call.composed[key]) if STAGES[call.stage].inherits else {}
-        call.inherited[key] = layer = _settings_of_run(call, values)
+        call.inherited[key] = layer = _settings_of_run(call, values, overrides)
         if layer:
             call.composed[key] = _compose(call, overrides, layer, _where_null(layer, values))
     return call.composed[key]
@@ -266,10 +266,15 @@ def _compose(call: Call, overrides: list[str], layer: Mapping[str, Any], nulls: 
         return compose(ROOT, overrides=overrides, return_hydra_config=True)
 
 
-def _settings_of_run(call: Call, values: Mapping[str, Any]) -> dict[str, Any]:
-    """What the stage takes from the run that a job is about: settings of the stage's schema only."""
-    known = config.defaults(call.stage)
-    return {key: value for key, value in STAGES[call.stage].inherited(values).items() if key in known}
+def _settings_of_run(call: Call, values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """What the stage takes from the run that a job is about: settings of the stage's schema only.
+
+    A mapping that is typed as a whole replaces the run's: Hydra would merge the two.
+    """
+    known, flat = config.defaults(call.stage), _setting_names(call)
+    typed = {text.lstrip("+").partition("=")[0] for text in overrides} & flat
+    found = STAGES[call.stage].inherited(values)
+    return {k: v for k, v in found.items() if k in known and not (isinstance(v, Mapping) and k in typed)}
 
 
 def _resolvable(composed: DictConfig) -> dict[str, Any]:

@@ -29,12 +29,13 @@ from . import MAIN, outcome
 from .aliases import current_settings
 from .errors import DivergedError, RunError, Stopped, did_you_mean
 from .utils import commands, slurm
-from .utils.files import disk_errors, read_json, switch_link, write_json, write_text
+from .utils.files import disk_errors, read_object, switch_link, write_json, write_text
 from .utils.logs import log
 from .utils.process_info import launcher_command, launcher_pid
 
 FINISHED, RUNNING, FAILED, INTERRUPTED = "finished", "running", "failed", "interrupted"
 CONFIG = "config_used.yaml"
+FIGURES = ("train", "eval", "metrics", "conditions", "base_model")  # groups of metrics.json
 LOCK = ".lock"
 RUN_ID = "ASSAY_RUN_ID"  # environment variable: id of the first run that this command creates
 RUN_FILE = "ASSAY_RUN_FILE"  # environment variable: file to write the path of this command's run to
@@ -88,20 +89,20 @@ class Run:
     @property
     def metrics(self) -> dict[str, Any]:
         """metrics.json: figures of training, and the scores of the newest evaluation; empty if it is missing."""
-        return self._optional("metrics.json")
+        return self._optional("metrics.json", FIGURES)
 
     @property
     def comparison(self) -> dict[str, Any]:
         """comparison.json: the newest evaluation against its base, with its verdict; empty if it is missing."""
         return self._optional("comparison.json")
 
-    def _optional(self, name: str) -> dict[str, Any]:
+    def _optional(self, name: str, groups: Sequence[str] = ()) -> dict[str, Any]:
         path = self.path / name
-        return dict(read_json(path)) if path.is_file() else {}
+        return read_object(path, groups) if path.is_file() else {}
 
     @property
     def manifest(self) -> dict[str, Any]:
-        return dict(read_json(self.path / "manifest.json"))
+        return read_object(self.path / "manifest.json")
 
     @property
     def settings(self) -> dict[str, Any]:

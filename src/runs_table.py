@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 from . import outcome, runs
 from .errors import RunError, UserError, did_you_mean
 from .run_names import data_name, format_lr, run_name
-from .runs import Run
+from .runs import FIGURES, Run
 from .utils.commands import command, program
-from .utils.files import read_json
+from .utils.files import read_object
 
 USAGE = """usage: {program} runs [OUTPUT_DIR] [--sort KEY] [--run RUN]
        {program} runs diff RUN RUN [OUTPUT_DIR]
@@ -121,7 +121,7 @@ def _width() -> int:
 
 def _summarise(run: Run) -> RunSummary:
     manifest, settings = run.manifest, _settings(run)
-    metrics = _read(run.path / "metrics.json")
+    metrics = _read(run.path / "metrics.json", FIGURES)
     verdict = _read(run.path / "comparison.json").get("verdict") or {}
     outcome = str(verdict.get("outcome", ""))
     error = f": {manifest['error']}" if manifest.get("error") else ""
@@ -271,10 +271,10 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _read(path: Path) -> Mapping[str, Any]:
+def _read(path: Path, groups: Sequence[str] = ()) -> Mapping[str, Any]:
     """A JSON file of a run; empty if it is missing or corrupt, which must not prevent the table."""
     try:
-        return dict(read_json(path)) if path.is_file() else {}
+        return read_object(path, groups) if path.is_file() else {}
     except RunError:
         return {}
 

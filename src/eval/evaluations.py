@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import RunError
-from ..runs import CONFIG, Run, read_settings
+from ..runs import CONFIG, FIGURES, Run, read_settings
 from ..utils.commands import command
-from ..utils.files import atomic_dir, read_json, write_json
+from ..utils.files import atomic_dir, read_object, write_json
 
 EVALS, NAME = "evals", "evaluation"  # NAME: key of RUN/metrics.json, the folder of the newest evaluation
 METRICS, COMPARISON = "metrics.json", "comparison.json"
@@ -42,7 +42,7 @@ class Evaluation(NamedTuple):
     @property
     def result(self) -> dict[str, Any]:
         """The content of metrics.json."""
-        return dict(read_json(self.records / METRICS))
+        return read_object(self.records / METRICS, FIGURES)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -73,10 +73,10 @@ def newest(run: Run) -> Evaluation | None:
     """The newest evaluation of a run; None if there is none. Raises: RunError if metrics.json is corrupt."""
     if not (run.path / METRICS).is_file():
         return None
-    result = read_json(run.path / METRICS)
+    result = read_object(run.path / METRICS, FIGURES)
     if "eval" not in result:
         return None
-    return Evaluation(run.path / EVALS / result.get(NAME, ""), run.path)
+    return Evaluation(run.path / EVALS / str(result.get(NAME, "")), run.path)
 
 
 def all_of(run: Run) -> list[Evaluation]:

@@ -6,7 +6,6 @@ converted model does.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -31,6 +30,7 @@ from ..utils.files import sha256, write_json
 from . import eval_data, evaluations, inference, metrics, verdict
 from .batching import batch_indices
 from .inherit import DECODED_BY
+from .results import EvalResult
 from .setup import read_splits
 
 BATCH_SIZE = 32  # of prompts that no evaluation has batched before
@@ -93,7 +93,9 @@ def prompts_of(run: Run) -> list[str]:
     """The prompts of the run's newest evaluation; without one, of its evaluation data; empty if it has none."""
     if newest := evaluations.newest(run):
         files = sorted(newest.folder.glob("*.predictions.jsonl"))
-        return [json.loads(line)["prompt"] for file in files for line in file.read_bytes().splitlines()]
+        result = EvalResult.of_run(run, newest)
+        splits = [file.name.removesuffix(".predictions.jsonl") for file in files]
+        return [row["prompt"] for split in splits for row in result.rows(split)]
     with suppress(UserError):
         (file, *_) = eval_data.find_files(None, None, run).values()
         return [row.messages[-2]["content"] for row in loader.read_rows(file) if len(row.messages) > 1]

@@ -12,9 +12,9 @@ import numpy as np
 
 from .. import runs
 from ..errors import RunError
-from ..runs import Run
+from ..runs import FIGURES, Run
 from ..utils.commands import command
-from ..utils.files import read_json
+from ..utils.files import read_json, read_object
 from ..utils.logs import log
 from . import evaluations, significance
 from .evaluations import Evaluation
@@ -53,7 +53,7 @@ class EvalResult:
 
     @cached_property
     def result(self) -> Mapping[str, Any]:
-        return dict(read_json(self.folder / "metrics.json"))
+        return read_object(self.folder / "metrics.json", FIGURES)
 
     def rows(self, split: str) -> list[Row]:
         """The predictions with their scores. Raises: RunError if the file is missing."""
@@ -62,7 +62,10 @@ class EvalResult:
             if not path.is_file():
                 raise RunError(f"{path} does not exist", hint="evaluate again")
             lines = path.read_text(encoding="utf-8", errors="surrogatepass").split("\n")
-            self._rows[split] = [json.loads(line) for line in lines if line]
+            try:
+                self._rows[split] = [json.loads(line) for line in lines if line]
+            except ValueError as error:
+                raise RunError(f"{path} is truncated or corrupt: {error}", hint="evaluate again") from None
         return self._rows[split]
 
 

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -162,6 +162,17 @@ def read_json(path: Path) -> Any:
         raise RunError(f"{path} does not exist", hint="check that its folder is a run directory") from None
     except ValueError as error:
         raise RunError(f"{path} is not JSON: {error}", hint="restore it, or start a new run") from None
+
+
+def read_object(path: Path, groups: Collection[str] = ()) -> dict[str, Any]:
+    """A JSON object, in which the values of `groups` are objects too where they are there.
+
+    Raises: RunError, as `read_json`.
+    """
+    found = read_json(path)
+    if not isinstance(found, dict) or not all(isinstance(found.get(key, {}), dict) for key in groups):
+        raise RunError(f"{path} is not a record of a run", hint="restore it, or start a new run")
+    return found
 
 
 def hash_files(folder: Path) -> dict[str, str]:

@@ -89,6 +89,11 @@ def test_the_newest_evaluation_counts_more_than_training_and_the_command_line_mo
     assert (typed["splits"], typed["max_new_tokens"], typed["gate"]["min_delta"]) == (["test"], 9, 0)
     assert typed["gate"]["split"] == "hard"
     assert composed("eval", "splits=null")["splits"] is None
+    run_of("2", evaluation=used | {"generation": {"do_sample": True}})
+    assert composed("eval")["generation"] == {"do_sample": True}
+    assert composed("eval", "generation={}")["generation"] == {}
+    assert composed("eval", "generation={top_k: 3}")["generation"] == {"top_k": 3}
+    assert composed("eval", "generation.top_k=3")["generation"] == {"do_sample": True, "top_k": 3}
 
 
 def test_a_file_of_the_user_counts_more_than_the_run_where_it_says_something(tmp_path: Path) -> None:
@@ -140,6 +145,26 @@ def test_a_run_that_cannot_be_read_is_left_to_the_stage(damage: str) -> None:
     (run.path / damage).write_text("{")
     composed("eval", "1")
     composed("eval-baseline")
+
+
+def test_records_of_another_form_are_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    run = run_of("1", evaluation={"splits": ["test"]})
+    metrics, good = run.path / "metrics.json", (run.path / "metrics.json").read_text()
+    for text in ("null", "[]", '{"eval": []}', "5"):
+        metrics.write_text(text)
+        assert call("compare", "1") == 2
+        assert f"{metrics} is not a record of a run" in capsys.readouterr().err
+        assert call("publish", "1") == 2
+        assert call("runs") == 0
+        assert call("report", "1") == 0
+    metrics.write_text(good)
+    newest = evaluations.newest(run)
+    assert newest
+    newest.predictions("test").write_text('{"prompt": "a", "pre')
+    assert call("compare", "1", "1") == 2
+    assert "test.predictions.jsonl is truncated or corrupt" in capsys.readouterr().err
+    (run.path / "manifest.json").write_text("[]")
+    assert call("runs") == 0
 
 
 @pytest.mark.parametrize("text", [None, "", "{", "gate: 5", "gate: [1, 2]", "a: \x00"])

@@ -17,7 +17,7 @@ from jinja2 import ChainableUndefined, Environment, FileSystemLoader
 from ... import NAME, VERSION, outcome, runs
 from ...errors import RunError
 from ...schema import ReportConfig
-from ...utils.files import read_json, write_text
+from ...utils.files import read_object, write_text
 from ...utils.logs import log
 from ...utils.secrets import redact
 from .. import evaluations
@@ -112,13 +112,10 @@ def _read(run: runs.Run, name: str, notes: list[str]) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        found = redact(read_json(path))
+        return dict(redact(read_object(path, runs.FIGURES if name == "metrics" else ())))
     except RunError:
-        found = None
-    if not isinstance(found, dict):
         notes.append(f"{path.name} cannot be read and is not shown")
         return {}
-    return found
 
 
 def _text(path: Path) -> str:
