@@ -119,7 +119,7 @@ class Dataset(ColumnArgs):
 class DataArgs:
     dataset_path: Annotated[str, Len(1), Doc("folder with the training files, or one file")] = "./data"
     dataset_pattern: Annotated[str, Len(1), Doc("glob of the training files in dataset_path")] = "*.jsonl"
-    data_format: Annotated[DataFormat, Doc("format of the training rows; auto detects it")] = "messages"
+    data_format: Annotated[DataFormat, Doc("format of the training rows; auto detects it")] = "auto"
     data_source: DataSource = field(default_factory=DataSource)
     datasets: Annotated[
         list[Dataset], Doc("several datasets instead of dataset_path: [{path: a, format: auto, weight: 1}, ...]")

@@ -80,12 +80,15 @@ def read_rows(path: Path, data_format: DataFormat | None = None) -> list[Row]:
     return rows
 
 
-def raise_rejected(rejected: Sequence[Rejection], setting: str, hint: str, also: Iterable[str] = ()) -> None:
+def raise_rejected(
+    rejected: Sequence[Rejection], setting: str | Mapping[Path, str], hint: str, also: Iterable[str] = ()
+) -> None:
     """Raises: DataError with the problems `also`, the first rejected rows, and the number of further ones.
 
-    `setting` is shown behind each row.
+    `setting`, or that of its file, is shown behind each row.
     """
-    listed = [f"{r} ({setting})" if setting else str(r) for r in rejected[:MAX_LISTED]]
+    settings = [setting if isinstance(setting, str) else setting[r.file] for r in rejected[:MAX_LISTED]]
+    listed = [f"{r} ({shown})" if shown else str(r) for r, shown in zip(rejected, settings, strict=False)]
     more = len(rejected) - len(listed)
     raise DataError(*also, *listed, *([f"... and {more} more"] if more else []), hint=hint)
 
@@ -246,7 +249,8 @@ def _line(value: object) -> str:
 def resolve_format(path: Path, data_format: DataFormat, columns: ColumnArgs) -> str:
     """The format of a file: the strategy of the column settings, else `data_format`, else the detected one.
 
-    Raises: DataError if no format matches the first rows.
+    A file whose first rows have the columns of no format is read as messages: its rows are then rejected with the
+    reason, together with those of the other files.
     """
     if strategy_of(columns):
         return str(strategy_of(columns))
@@ -255,10 +259,10 @@ def resolve_format(path: Path, data_format: DataFormat, columns: ColumnArgs) -> 
     rows = _first_values(path)
     found = count_formats(rows)
     if not found:
-        fact = f"data_format=auto matches none of its first {len(rows)} rows: {_columns(rows)}"
-        raise DataError(f"{path}: {fact}", hint=BY_COLUMN)
-    name, count = found.most_common(1)[0]
-    log.info("%s: data_format=auto found %s (%d of the first %d rows)", path, name, count, len(rows))
+        return "messages"
+    name, number = found.most_common(1)[0]
+    if (name, number) != ("messages", len(rows)):
+        log.info("%s: data_format=auto found %s (%d of the first %d rows)", path, name, number, len(rows))
     return name
 
 

@@ -91,7 +91,8 @@ def refuse_bad_rows(data: TrainingRows, args: TrainDataArgs, task: Task) -> None
         if not others:
             raise DataError(*unusable.values())
         hint = "fix the rows or set on_bad_row=skip"
-        loader.raise_rejected(others, f"data_format={args.data_format}", hint, also=unusable.values())
+        formats = {Path(f["file"]): f"data_format={f['format']}" for f in data.store.about["files"]}
+        loader.raise_rejected(others, formats, hint, also=unusable.values())
     if args.on_contamination == "refuse":
         matches = [*data.store.matches("contamination"), *data.held_out.matches]
         overlaps = [data.store.rejection(m.row, "contamination", m.detail) for m in matches]

@@ -366,7 +366,7 @@ def test_a_cache_that_lost_a_file_is_made_again(make: Maker) -> None:
         {"on_duplicate": "reject"},
         {"dedup_threshold": 0.99},
         {"check_mask": "all"},
-        {"data_format": "auto"},
+        {"data_format": "messages"},
     ],
 )
 def test_each_setting_by_itself_finds_no_tokens_of_another(
