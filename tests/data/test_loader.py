@@ -217,9 +217,7 @@ def test_auto_finds_the_format_that_most_rows_have(make: Maker) -> None:
 
 def test_auto_names_unknown_columns(make: Maker) -> None:
     make.file("a.jsonl", [{"question": "2+2?", "answer": "4"}])
-    with pytest.raises(
-        DataError, match=r"none of its 1 row.*its rows have answer, question"
-    ) as caught:
+    with pytest.raises(DataError, match=r"none of its 1 row.*its rows have answer, question") as caught:
         make.read(data_format="auto")
     assert "question_key" in str(caught.value)
     assert lines(make, question_key="question", answer_key="answer") == [("a.jsonl", 1)]
