@@ -106,7 +106,7 @@ def config_variable(stage: str) -> str:
 
 
 def takes_settings(target: str) -> bool:
-    return target == "demo" or target in STAGES or (target.startswith("ssh-") and target[4:] in STAGES)
+    return target in {"demo", "runs"} or target in STAGES or (target.startswith("ssh-") and target[4:] in STAGES)
 
 
 def problems(goals: Sequence[str], typed: dict[str, str]) -> list[str]:

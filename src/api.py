@@ -184,11 +184,13 @@ def literal(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, str | os.PathLike):
-        return quoted(os.fspath(value))
+        return quoted(re.sub(r"(?<!\\)\$\{", r"\\${", os.fspath(value)))  # text, no reference to a setting
     if isinstance(value, int | float):
         return repr(value)
     if isinstance(value, Mapping):
         return "{" + ",".join(f"{_dict_key(str(key))}:{literal(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, bytes | bytearray):
+        raise UserError(f"{value!r} is {type(value).__name__}", hint="give text: decode it")
     if isinstance(value, Sequence | set | frozenset):
         return "[" + ",".join(map(literal, value)) + "]"
     if hasattr(value, "path") and isinstance(value.path, Path):  # a Run

@@ -23,6 +23,7 @@ from .compose import OPTUNA, SLURM, first_line, is_sweep, plain_value
 from .errors import ConfigError, UserError
 from .search_space import quoted
 from .stages import NO_EVAL_LOSS, STAGES, SWEEP_STAGE, import_function
+from .utils.commands import command
 from .utils.secrets import redact
 
 OPTUNA_SWEEPER = "hydra/sweeper=optuna"
@@ -43,7 +44,7 @@ def run_jobs(call: Call, task: Callable[[Any], int | None]) -> int:
     slurm, slurm_problems = _slurm_settings(call, overrides)
     job_problems = _check_jobs(call, overrides, one_process=slurm is None)
     if problems := [*call.problems, *problems, *search_problems, *slurm_problems, *job_problems]:
-        raise ConfigError(*dict.fromkeys(problems), hint=f"{call.stage} --help lists every setting")
+        raise ConfigError(*dict.fromkeys(problems), hint=f"{command(call.stage, '--help')} lists every setting")
     if search and call.multirun and "--cfg" not in call.flags:
         return _run_sweep(call, overrides, search, task, slurm)
     if slurm and "--cfg" not in call.flags:

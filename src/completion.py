@@ -181,7 +181,7 @@ def _runs(given: list[str]) -> Iterator[Candidate]:
         try:
             manifest = json.loads((folder / name / "manifest.json").read_text(encoding="utf-8"))
             yield name, f"{manifest['stage']}, {manifest['status']}"
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):  # not a run, or a damaged one
             continue
 
 
@@ -194,7 +194,14 @@ def _paths(typed: str) -> Iterator[str]:
         return
     for entry in entries:
         if entry.name.startswith(tail) and (tail or not entry.name.startswith(".")):
-            yield os.path.join(head, entry.name) + ("/" if entry.is_dir() else "")
+            yield os.path.join(head, entry.name) + ("/" if _is_folder(entry) else "")
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that may not be read
+        return False
 
 
 # Settings and presets
@@ -245,11 +252,13 @@ def _config_files() -> list[str]:
 def _make_candidates(words: list[str], word: str) -> Iterator[Candidate]:
     """Targets; after one, its variables and the settings of its stage."""
     target = next((w for w in words if "=" not in w), None)
+    if not Path("scripts/make_words.py").is_file():  # another Makefile, or none
+        return
     if target is None:
         text = Path("Makefile").read_text(encoding="utf-8")
         yield from re.findall(r"^([a-z-]+):.*?## (.*)", text, re.MULTILINE)
         return
-    targets = import_module("scripts.target")  # of the checkout whose Makefile it is
+    targets = import_module("scripts.make_words")  # of the checkout whose Makefile it is
     name, equals, value = word.partition("=")
     stage = "train" if target == "demo" else target.removeprefix("ssh-")
     if equals and name in RUN_VARIABLES:

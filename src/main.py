@@ -6,6 +6,7 @@ At the top only the standard library is imported, and a package only when its co
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -56,6 +57,12 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # of `... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # a stage names the file that it cannot write
+        if error.errno != errno.ENOSPC or error.filename:
+            raise
+        print(f"the output cannot be written: {error.strerror}", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 2
     finally:
         if previous is not None:
             signal.signal(signal.SIGTERM, previous)

@@ -12,13 +12,15 @@ from typing import Any, NamedTuple
 from . import config
 from .compose import GROUPS
 from .errors import Inconclusive, NotPromoted, Stopped
-from .outcome import Outcome
+from .outcome import Outcome, Step
 from .runs import FINISHED, Run, newest_finished
 from .stages import STAGES
 from .utils.commands import command
 from .utils.files import read_json
 
 STOPPED_CODES = {Stopped.exit_code, 130, 143}
+OUTPUT_DIR = "outputs"
+FOLDERS = {"output_dir", "artifacts_dir"}
 OWN_HINT = {"resume", "eval_split"}  # settings that a next command replaces
 
 
@@ -59,7 +61,7 @@ def next_line(outcome: Outcome, code: int, words: Sequence[str]) -> str:
 def _resume(ended: Ended) -> str:
     """The command that continues an interrupted stage: a training run by its id, the others as they were typed."""
     if ended.stage == "train" and ended.run and "sweep" not in ended.facts:
-        return command("train", resume=ended.run.id, **_folders(ended))
+        return command("train", resume=_run_word(ended, ended.run), **_folders(ended, "train"))
     return command(ended.stage, *_same_words(ended, ended.stage))
 
 
@@ -69,9 +71,9 @@ def _train(ended: Ended) -> str:
 
 
 def _after_train(ended: Ended) -> str:
-    if preset := ended.facts.get("best_preset"):
-        return command("train", *_file_words(ended), f"experiment={preset}")
-    return command("runs") if "sweep" in ended.facts else after_run(ended)
+    if best := ended.facts.get("best_run"):
+        return after_run(ended._replace(run=Run(Path(best))))
+    return command("runs", **_folders(ended, "runs")) if "sweep" in ended.facts else after_run(ended)
 
 
 def after_run(ended: Ended) -> str:
@@ -83,37 +85,78 @@ def after_run(ended: Ended) -> str:
     if not _read(run.path / "metrics.json").get("eval"):
         return _evaluate(ended, run)
     if not comparison:
-        return command("eval-baseline", **_folders(ended))
+        return command("eval-baseline", **_folders(ended, "eval-baseline"))
     verdict = comparison.get("verdict") or {}
     if decides := ended.facts.get("decides"):
-        return str(decides)
+        return _step(ended, decides)
     if not verdict:
-        return f"set gate.metric and gate.split to what was evaluated, then {command('eval', run.id)}"
+        return _step(ended, Step("eval", before="set gate.metric and gate.split to what was evaluated"))
     if verdict.get("outcome") == "promoted":
-        return command("publish", run.id, **_folders(ended))
-    return _undecided(run, verdict)
+        return _of_run(ended, "publish", run)
+    return _undecided(ended, run, verdict)
 
 
 def _evaluate(ended: Ended, run: Run) -> str:
     """Evaluate the run; without evaluation data, train with rows held out."""
     data = run.manifest.get("evaluation_data")
     if data is not None and not (data.get("path") or data.get("held_out")):
-        words = [w for w in _same_words(ended, "train") if w.split("=", 1)[0] not in OWN_HINT]
-        return command("train", *words, eval_split=0.1)
-    return command("eval", run.id, **_folders(ended))
+        return _train_again(ended, run, "eval_split=0.1")
+    return _of_run(ended, "eval", run)
 
 
-def _undecided(run: Run, verdict: Mapping[str, Any]) -> str:
+def _undecided(ended: Ended, run: Run, verdict: Mapping[str, Any]) -> str:
     """What would decide: more examples, or other settings."""
     split, examples = verdict.get("split", "test"), verdict.get("examples")
     if verdict.get("outcome") == "cannot_tell":
-        return f"evaluate more rows than the {examples} of the split {split}, then {command('eval', run.id)}"
-    return f"read {_shown(run.path / 'report.html')}, train with other settings, and compare: {command('runs')}"
+        return _step(ended, Step("eval", before=f"evaluate more rows than the {examples} of the split {split}"))
+    runs = command("runs", **_folders(ended, "runs"))
+    return f"read {_shown(run.path / 'report.html')}, train with other settings, and compare: {runs}"
+
+
+def _step(ended: Ended, step: Step) -> str:
+    """A step that a stage reported, as this person types it."""
+    if step.stage == "train" or ended.run is None:
+        text = _train_again(ended, ended.run, *step.words)
+    else:
+        text = _of_run(ended, step.stage, ended.run, *step.words)
+    return f"{step.before}, then {text}" if step.before else text
+
+
+def _of_run(ended: Ended, stage: str, run: Run, *words: str) -> str:
+    """A stage that acts on a run."""
+    return command(stage, _run_word(ended, run), *words, **_folders(ended, stage))
+
+
+def _train_again(ended: Ended, run: Run | None, *words: str) -> str:
+    """The training of a run with other `words`, by what was typed then, else by its record of settings."""
+    if run is None:
+        return command("train", *_same_words(ended, "train"), *words)
+    replaced = {*OWN_HINT, *(word.partition("=")[0] for word in words)}
+    typed = _typed_for(run) if ended.stage != "train" else ended.words
+    if typed is None or any(word.startswith("resume=") for word in typed):
+        return command("train", "--config-name", _shown(run.path / "config_used.yaml"), *words)
+    same = _same_words(ended._replace(stage="train", words=tuple(typed)), "train")
+    return command("train", *(word for word in same if word.partition("=")[0] not in replaced), *words)
+
+
+def _typed_for(run: Run) -> list[str] | None:
+    """The words after `train` that made a run; None if its manifest does not have them."""
+    recorded = [*run.manifest.get("attempts", []), run.manifest][0].get("command")
+    if not isinstance(recorded, list) or "train" not in recorded:
+        return None
+    return [str(word) for word in recorded[recorded.index("train") + 1 :]]
+
+
+def _run_word(ended: Ended, run: Run) -> str:
+    """A run by its id where the command finds it so, else by its directory."""
+    output_dir = _folders(ended, "eval").get("output_dir", OUTPUT_DIR)
+    found = run.path.parent.resolve() == Path(output_dir).expanduser().resolve() / "runs"
+    return run.id if found else _shown(run.path)
 
 
 def _after_eval_baseline(ended: Ended) -> str:
     if decides := ended.facts.get("decides"):
-        return str(decides)
+        return _step(ended, decides)
     if ended.run:
         return after_run(ended)
     output_dir = ended.facts.get("output_dir") or "outputs"
@@ -121,7 +164,7 @@ def _after_eval_baseline(ended: Ended) -> str:
         run = newest_finished(output_dir)
     except Exception:  # no run, or one that cannot be read: the hint is not worth an error
         return command("train", *_same_words(ended, "train"))
-    return command("eval", run.id, *_same_words(ended, "eval"))
+    return command("eval", _run_word(ended, run), *_same_words(ended, "eval"))
 
 
 def _after_publish(ended: Ended) -> str:
@@ -132,8 +175,8 @@ def _after_publish(ended: Ended) -> str:
         return ""
     verdict = _read(ended.run.path / "comparison.json").get("verdict") or {}
     if verdict and verdict.get("outcome") != "promoted":
-        return _undecided(ended.run, verdict)
-    return command("validate", ended.run.id, **_folders(ended))  # a health check failed
+        return _undecided(ended, ended.run, verdict)
+    return _of_run(ended, "validate", ended.run)  # a health check failed
 
 
 def _after_validate(ended: Ended) -> str:
@@ -204,7 +247,7 @@ def _same_words(ended: Ended, stage: str) -> list[str]:
     known = set(config.flat_keys(config.schema_of(stage)))
     words = _file_words(ended) if STAGES[ended.stage].config_name == STAGES[stage].config_name else []
     positionals = list(STAGES[ended.stage].positionals)
-    left = iter(_without_file(ended.words))
+    left = iter(_split_config(ended.words)[1])
     for word in left:
         key = word.lstrip("+~").partition("=")[0]
         is_positional = positionals and "=" not in word and not word.startswith(("-", "~"))
@@ -213,36 +256,42 @@ def _same_words(ended: Ended, stage: str) -> list[str]:
             words += [word] if stage == ended.stage else []
         elif word.startswith("-"):
             words += [word] if stage == ended.stage or word in {"--multirun", "-m"} else []
-        elif key in known or key.split(".")[0] in known or key in GROUPS or key.startswith("hydra"):
+        elif {key, key.split(".")[0]} & {*known, *GROUPS} or key.startswith("hydra"):
             words.append(word)
     return words
 
 
-def _file_words(ended: Ended) -> list[str]:
-    """`--config-name NAME`, unless it is the stage's own file."""
-    words = list(ended.words)
-    for flag in ("--config-name", "-cn"):
-        if flag in words[:-1]:
-            name = words[words.index(flag) + 1]
-            return ["--config-name", name] if name != STAGES[ended.stage].config_name else []
-    inline = [word.split("=", 1)[1] for word in words if word.startswith(("--config-name=", "-cn="))]
-    return ["--config-name", inline[0]] if inline and inline[0] != STAGES[ended.stage].config_name else []
+CONFIG_FLAGS = {"--config-name": "--config-name", "-cn": "--config-name", "--config-path": "--config-path"}
+CONFIG_FLAGS["-cp"] = "--config-path"
 
 
-def _without_file(words: Sequence[str]) -> list[str]:
-    kept, left = [], iter(words)
+def _split_config(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """The flags that choose the configuration file with their values, and the other words."""
+    chosen: dict[str, str] = {}
+    kept: list[str] = []
+    left = iter(words)
     for word in left:
-        if word in {"--config-name", "-cn"}:
-            next(left, None)
-        elif not word.startswith(("--config-name=", "-cn=")):
+        flag, equals, value = word.partition("=")
+        if flag in CONFIG_FLAGS:
+            chosen[CONFIG_FLAGS[flag]] = value if equals else next(left, "")
+        else:
             kept.append(word)
-    return kept
+    return chosen, kept
 
 
-def _folders(ended: Ended) -> dict[str, str]:
-    """`output_dir` and `artifacts_dir` as they were typed: later stages look there."""
+def _file_words(ended: Ended) -> list[str]:
+    """`--config-name NAME`, unless it is the stage's own file, and `--config-path FOLDER`."""
+    chosen, _ = _split_config(ended.words)
+    if "--config-path" not in chosen and chosen.get("--config-name") == STAGES[ended.stage].config_name:
+        return []
+    return [word for flag in sorted(chosen) for word in (flag, chosen[flag])]
+
+
+def _folders(ended: Ended, stage: str) -> dict[str, str]:
+    """`output_dir` and `artifacts_dir` as they were typed, if `stage` has them: it looks there."""
+    known = FOLDERS & set(config.flat_keys(config.schema_of(stage))) if stage in STAGES else {"output_dir"}
     pairs = (word.lstrip("+").partition("=") for word in ended.words)
-    return {key: value for key, _, value in pairs if key in {"output_dir", "artifacts_dir"}}
+    return {key: value for key, _, value in pairs if key in known}
 
 
 def _shown(path: Path | str) -> str:

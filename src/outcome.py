@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from . import MAIN
 from .utils.units import count
@@ -42,6 +42,19 @@ class Outcome:
     verdict: str = ""
     document: dict[str, Any] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
+
+
+class Step(NamedTuple):
+    """What a person does next: a command of Assay and, before it, what only a person can do.
+
+    Args:
+        words: what follows the stage; the folders that were typed are added.
+        before: half a sentence, such as `add 8 rows to test.jsonl`.
+    """
+
+    stage: str
+    words: tuple[str, ...] = ()
+    before: str = ""
 
 
 @dataclass
@@ -137,7 +150,7 @@ def print_end(error: str, next_line: str) -> None:
     for line in lines:
         print(fit(line, stream), file=stream)
     if next_line:
-        print(_fit_command(f"next: {next_line}", stream), file=stream)
+        print(fit(f"next: {next_line}", stream), file=stream)
     stream.flush()
 
 
@@ -168,20 +181,22 @@ def _of_job(job: Outcome) -> dict[str, Any]:
 
 
 def fit(text: str, stream: IO[str]) -> str:
-    """The text as it is shown: on a terminal, lines break between words, and further ones are indented."""
+    """The text as it is shown: on a terminal, lines break between words, and further ones are indented.
+
+    A command stays on one line; where it is too long, its lines end with a backslash, so that a shell takes them.
+    """
     if not stream.isatty():
         return text
     width = shutil.get_terminal_size().columns
     return "\n".join(_wrapped(line, width) for line in text.split("\n"))
 
 
-def _fit_command(text: str, stream: IO[str]) -> str:
-    """A line with a command. On a narrow terminal it is continued as a shell understands it."""
-    is_command = re.match(rf"next: (make|assay|python -m {re.escape(MAIN)}) ", text)
-    width = shutil.get_terminal_size().columns
-    if not is_command or not stream.isatty() or len(text) <= width or "'" in text:
-        return fit(text, stream)
-    return _wrapped(text, width - 2).replace("\n", " \\\n")
+_WORD = r"(?:'[^']*'|\"[^\"]*\"|\\.|[^\s'\"\\])+"  # of a shell: what is quoted is a part of it
+_COMMAND = re.compile(
+    rf"(?<![\w/])(?:make|assay|python -m {re.escape(MAIN)}) [a-z][a-z-]*"
+    rf"(?: (?:[\w.@/+~-]+=|--?[a-z]){_WORD[:-1]}*)*"
+)
+_SPACE, _MORE = "\0", "\1"  # a space inside a word; the end of a word that more of a command follows
 
 
 def _wrapped(line: str, width: int) -> str:
@@ -190,7 +205,14 @@ def _wrapped(line: str, width: int) -> str:
     label = re.match(r" *\S+(?: \S+)* {2,}", line)  # of a table with two columns
     own = len(line) - len(line.lstrip()) + 2
     indent = " " * (len(label[0]) if label and len(label[0]) <= width // 3 else min(own, width // 3))
-    return textwrap.fill(
-        line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False,
-        replace_whitespace=False, drop_whitespace=True,
+
+    def marked(command: re.Match[str]) -> str:
+        fits = len(indent + command[0]) < width
+        words = [command[0]] if fits else re.findall(_WORD, command[0])
+        return f"{_MORE} ".join(word.replace(" ", _SPACE) for word in words)
+
+    filled = textwrap.fill(
+        _COMMAND.sub(marked, line), width - 1, subsequent_indent=indent, break_long_words=False,
+        break_on_hyphens=False, replace_whitespace=False, drop_whitespace=True,
     )  # fmt: skip
+    return filled.replace(f"{_MORE}\n", " \\\n").replace(_MORE, "").replace(_SPACE, " ")

@@ -15,8 +15,8 @@ from .runs import FIGURES, Run
 from .utils.commands import command, program
 from .utils.files import read_object
 
-USAGE = """usage: {program} runs [OUTPUT_DIR] [--sort KEY] [--run RUN]
-       {program} runs diff RUN RUN [OUTPUT_DIR]
+USAGE = """usage: {program} runs [output_dir=DIR] [--sort KEY] [--run RUN]
+       {program} runs diff RUN RUN [output_dir=DIR]
 
 List the runs with their scores and verdicts, or compare two of them.
 
@@ -53,7 +53,9 @@ def runs_output(words: Sequence[str]) -> str:
         return _diff_output(words[1:])
     plain, flags = _parsed(words)
     if len(plain) > 1:
-        raise UserError(f"runs does not take {plain[1]}", hint="write runs [OUTPUT_DIR] [--sort KEY] [--run RUN]")
+        raise UserError(
+            f"runs does not take {plain[1]}", hint="write runs [output_dir=DIR] [--sort KEY] [--run RUN]"
+        )
     return format_runs(plain[0] if plain else OUTPUT_DIR, flags.get("--sort"), run=flags.get("--run"))
 
 
@@ -67,6 +69,8 @@ def _parsed(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
             flags[name] = value or next(left, "")
             if not flags[name]:
                 raise UserError(f"{name} needs {FLAGS[name][0]}", hint=f"such as {name} {FLAGS[name][1]}")
+        elif name == "output_dir" and value:  # as every stage spells it
+            plain.append(value)
         elif word.startswith("-"):
             raise UserError(f"{word} is not a flag of runs", hint="runs --help lists the flags")
         else:
@@ -75,8 +79,9 @@ def _parsed(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
 
 
 def _diff_output(words: Sequence[str]) -> str:
+    words = [word.removeprefix("output_dir=") for word in words]
     if not 2 <= len(words) <= 3 or any(w.startswith("-") for w in words):
-        raise UserError("runs diff takes two runs", hint="write runs diff RUN RUN [OUTPUT_DIR]")
+        raise UserError("runs diff takes two runs", hint="write runs diff RUN RUN [output_dir=DIR]")
     output_dir = words[2] if len(words) == 3 else OUTPUT_DIR
     return diff_runs(*(runs.find_run(word, output_dir) for word in words[:2]))
 

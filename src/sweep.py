@@ -269,12 +269,12 @@ class Sweep:
         with disk_errors(self.folder):
             write_text(self.folder / TABLE, f"{table}\n{verdict}\n")
         outcome.show(f"\n{table}")
-        self._report(verdict, preset if complete else None)
+        self._report(verdict, best if complete else None)
 
-    def _report(self, verdict: str, preset: Path | None) -> None:
-        """Report the end of the sweep. `preset`: the best trial's, of a complete sweep."""
+    def _report(self, verdict: str, best: Trial | None) -> None:
+        """Report the end of the sweep. `best`: the best trial of a complete sweep."""
         record = {"sweep": str(self.folder), "status": self.status, "best": self.best, "trials": self.trials}
-        facts = {"sweep": True, "best_preset": preset and str(preset)}
+        facts = {"sweep": True, "best_run": best and str(self._run(best))}
         outcome.output.ends_elsewhere = outcome.FOLLOWED in os.environ  # not in the workers of a trial
         outcome.output.summary = outcome.Outcome("train", None, verdict, record, facts)
 

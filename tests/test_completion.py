@@ -38,6 +38,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         run.mkdir(parents=True)
         (run / "manifest.json").write_text(json.dumps({"stage": "train", "status": status}))
     (tmp_path / "outputs" / "runs" / "unreadable").mkdir()
+    (tmp_path / "outputs" / "runs" / "damaged").mkdir()
+    (tmp_path / "outputs" / "runs" / "damaged" / "manifest.json").write_text("[]")
     (tmp_path / "configs" / "method").mkdir(parents=True)
     (tmp_path / "configs" / "method" / "mine.yaml").touch()
     (tmp_path / "my data").mkdir()
@@ -110,6 +112,7 @@ def test_files_and_presets_of_the_working_directory_are_offered(folder: Path) ->
     assert words("assay train 'dataset_path=my data/") == ["dataset_path=my data/rows.jsonl"]
     assert words("assay validate --model-path ./out") == ["./outputs/"]
     assert words("assay train --config-path co") == ["configs/"]
+    assert words("make ") == words("make train l") == []  # there is no Makefile
 
 
 def test_bash_gets_what_follows_its_last_word_break(folder: Path) -> None:

@@ -175,7 +175,7 @@ def test_all_problems_are_reported_together(assay: Any) -> None:
         "metod is not a setting; did you mean method?",
         "peft.alpha_patern is not an argument of LoraConfig; did you mean alpha_pattern?",
     )
-    assert done.stderr.count("train --help lists every setting") == 1
+    assert done.stderr.count("train ARGS=--help lists every setting") == 1
     assert assay.left() == []
 
 
@@ -343,3 +343,12 @@ def test_a_closed_pipe_is_no_crash(assay: Any, word: str, unbuffered: str) -> No
     with os.fdopen(writer, "wb") as pipe:
         done = assay(word, stdout=pipe, PYTHONUNBUFFERED=unbuffered)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+@pytest.mark.parametrize("words", [["runs"], ["runs", "--json"]])
+def test_a_full_disk_is_one_sentence(assay: Any, words: list[str]) -> None:
+    with open("/dev/full", "wb") as full:
+        done = assay(*words, stdout=full)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == "the output cannot be written: No space left on device"

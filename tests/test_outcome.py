@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import pty
+import shlex
 import struct
 import subprocess
 import sys
@@ -90,7 +91,7 @@ def test_an_error_is_a_document_too_and_keeps_its_exit_code(assay: Any) -> None:
     done = assay("train", "epochz=2", "lr=x", "--json")
     found = json.loads(done.stdout)
     assert done.returncode == found["exit_code"] == 2
-    assert len(found["error"]) == 2 and found["hint"] == "train --help lists every setting"
+    assert len(found["error"]) == 2 and found["hint"] == "make train ARGS=--help lists every setting"
     assert "epochz is not a setting" in done.stderr
 
 
@@ -140,8 +141,9 @@ def _read_all(descriptor: int) -> str:
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Path:
-    folder = tmp_path / "runs" / RUN
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "outputs/runs" / RUN
     folder.mkdir(parents=True)
     write(folder / "manifest.json", stage="train", started="2026-01-15", status="finished", run=RUN)
     return folder
@@ -159,6 +161,8 @@ def test_checked_and_planned_data_are_trained_with_the_same_settings(monkeypatch
     words = ("--config-name", "train", "dataset_path=my data.jsonl", "method=qlora", "lora_r=4")
     assert after("check-data", *words) == "make train dataset_path='my data.jsonl' method=qlora lora_r=4"
     assert after("plan", "probe=true", "plan_device=cuda", "lr=1e-4") == "make train lr=1e-4"
+    own = ("--config-path", "/own", "--config-name=train", "lr=1")
+    assert after("plan", *own) == "make train TRAIN_CONFIG=train lr=1 ARGS='--config-path /own'"
     fitting = {"fitting": "batch_size=1 gradient_accumulation_steps=8"}
     expected = "make train lr=1e-4 batch_size=1 gradient_accumulation_steps=8"
     assert after("plan", "batch_size=8", "lr=1e-4", code=2, **fitting) == expected
@@ -167,7 +171,9 @@ def test_checked_and_planned_data_are_trained_with_the_same_settings(monkeypatch
 
 
 def test_a_run_is_evaluated_then_compared_then_published(run: Path) -> None:
-    assert after("train", "output_dir=x", run=run) == f"make eval RUN={RUN} output_dir=x"
+    assert after("train", run=run) == f"make eval RUN={RUN}"
+    assert after("train", "output_dir=outputs", run=run) == f"make eval RUN={RUN} output_dir=outputs"
+    assert after("eval", "output_dir=x", run=run).startswith(f"make eval RUN=outputs/runs/{RUN}")
     write(run / "metrics.json", eval={"test": {"rougeL": 0.5}})
     assert after("eval", RUN, run=run).startswith("make eval-baseline")
     write(run / "comparison.json", verdict={"outcome": "promoted"})
@@ -194,11 +200,30 @@ def test_a_refused_run_says_what_would_decide(run: Path, outcome: str, code: int
     assert after("eval", run=run).startswith(says)
 
 
+def test_what_would_decide_keeps_the_folders_and_the_settings_of_the_run(run: Path) -> None:
+    facts = json.loads((run / "manifest.json").read_text())
+    words = ["dataset_path=a b.jsonl", "eval_split=15", "model_name=m", "output_dir=outputs"]
+    write(run / "manifest.json", **facts, command=["python", "-m", "src.main", "train", *words])
+    write(run / "metrics.json", eval={"test": {"rougeL": 0.5}})
+    write(run / "comparison.json", verdict={"outcome": "cannot_tell", "split": "test", "examples": 24})
+    more = {"decides": outcome.Step("train", ("eval_split=30",), "hold out more")}
+    again = "make train dataset_path='a b.jsonl' model_name=m output_dir=outputs eval_split=30"
+    assert after("eval", RUN, "gate.split=test", run=run, **more) == f"hold out more, then {again}"
+    write(run / "manifest.json", **facts)
+    own = f"make train TRAIN_CONFIG=outputs/runs/{RUN}/config_used.yaml eval_split=30"
+    assert after("eval", run=run, **more).endswith(own)
+    split = {"decides": outcome.Step("eval", ("gate.split=Test set (v2)",))}
+    found = after("eval", "output_dir=outputs", run=run, **split)
+    assert found == f"make eval RUN={RUN} gate.split='Test set (v2)' output_dir=outputs"
+
+
 def test_what_was_interrupted_is_resumed(run: Path) -> None:
     assert after("train", "lr=1", run=run, code=75) == f"make train resume={RUN}"
     assert after("eval", RUN, "splits=[test]", run=run, code=130) == f"make eval RUN={RUN} splits='[test]'"
     assert after("train", "-m", "lr=1,2", code=130, sweep=True) == "make train lr=1,2 ARGS=-m"
-    assert after("train", "lr=1,2", sweep=True, best_preset="s/best.yaml") == "make train experiment=s/best.yaml"
+    words = ("search=lora", "search.trials=3")
+    assert after("train", *words, code=130, sweep=True) == "make train search=lora search.trials=3"
+    assert after("train", *words, sweep=True, best_run=str(run)) == f"make eval RUN={RUN}"
 
 
 def test_what_ran_on_a_server_is_fetched_followed_or_resumed() -> None:
@@ -236,6 +261,14 @@ def test_a_command_on_a_narrow_terminal_continues_as_a_shell_reads_it(monkeypatc
             return True
 
     monkeypatch.setenv("COLUMNS", "40")
-    line = f"next: make eval RUN={RUN} output_dir=/somewhere/else"
-    shown = outcome._fit_command(line, Terminal())  # type: ignore[arg-type]
-    assert max(map(len, shown.split("\n"))) <= 40 and shown.replace(" \\\n", "").split() == line.split()
+    for before, setting in (
+        ("next: ", "output_dir=/somewhere/else"),
+        ("add rows, then ", "user_prompt='a  b'\"'\"'c'"),
+    ):
+        line = f"{before}make eval RUN={RUN} {setting} batch_size=4"
+        shown = outcome.fit(line, Terminal())  # type: ignore[arg-type]
+        assert len(shown) > 40 and max(map(len, shown.split("\n"))) <= 40
+        command = shown[shown.index("make") :]
+        assert shlex.split(command.replace("\\\n", "")) == shlex.split(line[len(before) :])
+    shown = outcome.fit("the words are so many; run make compare RUN=latest", Terminal())  # type: ignore[arg-type]
+    assert shown == "the words are so many; run\n  make compare RUN=latest"

@@ -53,7 +53,7 @@ def test_the_blocks_of_the_page_run_as_they_are_written(
     "value",
     [
         None, True, 3, 1e-7, "", "it's", 'say "x"', "a\\", "a, b", "null", "1", "{x}", "[a]", "a#b", "50 %",
-        "日本語", "a\nb",
+        "日本語", "a\nb", "${x}", "it's ${oc.env:HOME}",
         ["q_proj", "v proj"], {"a": {"b c": 1.5, "d:e": ["x", None]}, "very, negative": 2}, {},
     ],
 )  # fmt: skip

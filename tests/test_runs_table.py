@@ -91,7 +91,7 @@ def test_each_run_is_listed_once_with_its_scores_and_its_error(out: Path) -> Non
     ],
 )
 def test_runs_are_sorted_by_the_given_key(out: Path, key: str, order: list[int]) -> None:
-    for words in ([str(out), "--sort", key], [f"--sort={key}", str(out)]):
+    for words in ([str(out), "--sort", key], [f"--sort={key}", f"output_dir={out}"]):
         said = runs_output(words)
         assert days(said) == order
     assert key not in {"test/perplexity"} or key in said.splitlines()[0]

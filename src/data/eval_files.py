@@ -8,6 +8,7 @@ evaluation files than these, it is the default for these training files only.
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from os.path import isfile  # false, unlike Path.is_file, for a name that no file can have
 from pathlib import Path
@@ -77,7 +78,8 @@ def why_no_eval_loss(cfg: TrainConfig) -> str:
         return f"there is no evaluation data; eval_split=0.1 with dev_split={ONLY_SPLIT} holds rows out for it"
     chosen = ONLY_SPLIT if ONLY_SPLIT in splits else splits[0]
     known = ", ".join(splits)
-    return f"there is no split {cfg.dev_split} (there is {known}); dev_split={chosen} computes it on {chosen}"
+    setting = f"dev_split={shlex.quote(chosen)}"
+    return f"there is no split {cfg.dev_split} (there is {known}); {setting} computes it on {chosen}"
 
 
 def foreign_eval_path(dataset_path: str, datasets: Sequence[Dataset] = ()) -> Path | None:

@@ -9,6 +9,7 @@ cannot_tell inconclusive, everything else: too few examples for a difference of 
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -125,7 +126,7 @@ def resolve(gate: GateArgs, result: Mapping[str, Any]) -> tuple[GateArgs, list[s
     if not gate.split and split not in splits:
         raise RunError(
             f"it is not said which split decides: of {', '.join(splits)}, none is named {DEFAULT_SPLIT}",
-            hint=f"set gate.split={splits[0]}, or to another of them",
+            hint=f"set gate.split={shlex.quote(splits[0])}, or to another of them",
         )
     notes = []
     guards = [DEFAULT_GUARD] if gate.guards is None else gate.guards
@@ -219,7 +220,11 @@ def _computed(scores: Mapping[str, Mapping[str, float]], metric: str, split: str
     if metric in scores.get(split, {}):
         return "gate.guards=[]"
     having = [name for name, metrics in scores.items() if metric in metrics]
-    return f"gate.split={having[0]}" if having else f"gate.metric={next(iter(next(iter(scores.values()))))}"
+    return (
+        f"gate.split={shlex.quote(having[0])}"
+        if having
+        else f"gate.metric={next(iter(next(iter(scores.values()))))}"
+    )
 
 
 def _broken(guarded: MetricComparison, guard: Guard) -> str:

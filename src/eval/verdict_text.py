@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,6 @@ from typing import Any
 from .. import outcome
 from ..errors import UserError
 from ..runs import Run
-from ..utils.commands import command
 from ..utils.files import read_json
 from ..utils.units import count
 from . import evaluations, inherit, verdict
@@ -25,9 +25,7 @@ def report(comparison: Mapping[str, Any] | None, run: Run, files: Mapping[str, P
         outcome.report(verdict="no verdict: the base model has not been evaluated under these conditions")
     elif comparison["verdict"] is None:
         why = comparison["no_verdict"]
-        outcome.report(
-            verdict=f"no verdict: {why['reason']}; {why['hint']}", decides=_with_settings(why["hint"], run)
-        )
+        outcome.report(verdict=f"no verdict: {why['reason']}; {why['hint']}", decides=_with_settings(why["hint"]))
     else:
         found = comparison["verdict"]
         decides = _more_rows(comparison, run, files or {}) if found["outcome"] == "cannot_tell" else ""
@@ -46,7 +44,7 @@ def report_uncompared(output_dir: str, model_name: str) -> None:
     if run is None:
         outcome.report(
             verdict=f"no verdict: no run has the base model {model_name}",
-            decides=command("train", model_name=model_name),
+            decides=outcome.Step("train", (f"model_name={model_name}",)),
         )
         return
     try:
@@ -54,7 +52,7 @@ def report_uncompared(output_dir: str, model_name: str) -> None:
     except UserError:
         evaluated = False
     how = "was evaluated under other conditions" if evaluated else "has not been evaluated"
-    outcome.report(verdict=f"no verdict: run {run.id} {how}", decides=command("eval", run.id))
+    outcome.report(verdict=f"no verdict: run {run.id} {how}", run=run.path, decides=outcome.Step("eval"))
 
 
 def evaluation_text(run: Run) -> str:
@@ -74,20 +72,23 @@ def evaluation_text(run: Run) -> str:
     return f"its newest evaluation ({splits}){others}"
 
 
-def _with_settings(hint: str, run: Run) -> str:
-    """The evaluation with the settings that a hint names: `make eval RUN=ID gate.split=dev`."""
-    return command("eval", run.id, *re.findall(r"\bgate\.\w+=[^\s,;]+", hint))
+def _with_settings(hint: str) -> outcome.Step:
+    """The evaluation with the settings that a hint names, as a shell reads them."""
+    words = re.findall(r"\bgate\.\w+=(?:'[^']*'|[^\s,;'])+", hint)
+    return outcome.Step("eval", tuple(word for quoted in words for word in shlex.split(quoted)))
 
 
-def _more_rows(comparison: Mapping[str, Any], run: Run, files: Mapping[str, Path]) -> str:
+def _more_rows(comparison: Mapping[str, Any], run: Run, files: Mapping[str, Path]) -> outcome.Step:
     """What makes an inconclusive evaluation conclusive."""
     found = comparison["verdict"]
     split, examples = found["split"], found["examples"]
     if comparison["conditions"].get("max_examples"):
-        return command("eval", run.id, max_examples="null")
+        return outcome.Step("eval", ("max_examples=null",))
     file = files.get(split)
     if file is not None and file.is_relative_to(run.path):
-        return f"hold out more than {count(examples, 'row')}: {command('train', eval_split=2 * examples)}"
+        return outcome.Step(
+            "train", (f"eval_split={2 * examples}",), f"hold out more than {count(examples, 'row')}"
+        )
     lacking = found["gate"]["min_examples"] - examples
     amount = f"at least {count(lacking, 'row')}" if lacking > 0 else "rows"
-    return f"add {amount} to {file or f'the file of the split {split}'}, then {command('eval', run.id)}"
+    return outcome.Step("eval", before=f"add {amount} to {file or f'the file of the split {split}'}")

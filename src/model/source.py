@@ -13,6 +13,7 @@ from ..schema import DEMO_MODEL
 from ..utils.logs import log
 from ..utils.progress import BYTES, progress
 
+ON_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"  # what the demo's model is made of
 LOCAL_PREFIXES = (".", "/", "~", "models/", "outputs/", "artifacts/")
 IDENTITY_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", "tokenizer*", "*.jinja")
 
@@ -54,11 +55,18 @@ def locate(name: str, revision: str | None = None) -> Source:
         _check_folder(folder)
         return Source(name, folder, content_hash(folder))
     if name.startswith(LOCAL_PREFIXES) or name.count("/") > 1:
-        makes = "make model builds it" if name == DEMO_MODEL else "set model_name to a folder or a Hub id"
-        if name == "models/tiny-random-llama":
-            makes = "make tiny-model builds it"
-        raise ModelError(f"model_name {name} does not exist", hint=makes)
+        raise ModelError(f"model_name {name} does not exist", hint=_where_from(name))
     return Source(name, None, revision)
+
+
+def _where_from(name: str) -> str:
+    """How to get a model whose folder is missing. A checkout has the scripts that build some."""
+    tiny = name.removeprefix("models/tiny-random-")
+    if (name == DEMO_MODEL or tiny != name) and Path("scripts/build_demo_model.py").is_file():
+        if name == DEMO_MODEL:
+            return "make model builds it"
+        return "make tiny-model builds it" if tiny == "llama" else f"make train model_name={name} builds it"
+    return f"set model_name to a folder or a Hub id, such as model_name={ON_HUB}"
 
 
 def is_quantised(source: Source) -> bool | None:

@@ -68,12 +68,19 @@ def test_a_missing_folder_is_rejected(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "remedy"),
-    [(DEMO_MODEL, "make model builds it"), ("models/tiny-random-llama", "make tiny-model builds it")],
+    [
+        (DEMO_MODEL, "make model builds it"),
+        ("models/tiny-random-llama", "make tiny-model builds it"),
+        ("models/tiny-random-bert", "make train model_name=models/tiny-random-bert builds it"),
+    ],
 )
 def test_a_missing_demo_model_is_refused_with_the_command_that_builds_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, remedy: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelError, match="or a Hub id, such as model_name=HuggingFaceTB/SmolLM2-135M-Instruct"):
+        locate(name)  # where an installed package runs, there is no make
+    (tmp_path / "scripts").symlink_to(ROOT / "scripts")
     with pytest.raises(ModelError, match=remedy):
         locate(name)
     assert f"{remedy.split()[1]}:" in (ROOT / "Makefile").read_text()
