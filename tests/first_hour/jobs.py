@@ -125,18 +125,18 @@ JOBS = {
     ),
     "classifier": Job(
         "bert",
-        ("dataset_path=mine/classifier/reviews.jsonl", "data_format=auto", "task=classification", "max_length=128",
+        ("dataset_path=mine/classifier/reviews.jsonl", "task=classification", "max_length=128",
          "eval_split=40"),
         "Quokka", {"test": 40}, _reviews,
     ),
     "formula": Job(
-        "llama", ("dataset_path=mine/formula", "data_format=auto"), "Vexil", {"test": 35, "hard": 25}, _formulas,
+        "llama", ("dataset_path=mine/formula"), "Vexil", {"test": 35, "hard": 25}, _formulas,
     ),
     "chinese": Job(
         "llama", ("dataset_path=mine/chinese/对话.jsonl", "eval_split=30"), "星河", {"test": 30}, _chinese,
     ),
     "threads": Job(
-        "llama", ("dataset_path=mine/threads", "data_format=auto", "eval_split=26"), "Ibis", {"test": 26},
+        "llama", ("dataset_path=mine/threads", "eval_split=26"), "Ibis", {"test": 26},
         _conversations,
     ),
 }  # fmt: skip
