@@ -136,6 +136,9 @@ def conversations(row: RawRow) -> list[Message]:
             raise RowError("not_an_object", f"has a message {number} that is not an object")
         if "from" in turn or "value" in turn:
             role = turn.get("from")
+            if role == "function_call":
+                found.append(_call(turn.get("value"), number))
+                continue
             known = SHAREGPT_ROLES.get(role) if isinstance(role, str) else None
             found.append(_turn({"role": known or role, "content": turn.get("value")}, number))
         elif "input" in turn or "output" in turn:
@@ -143,6 +146,17 @@ def conversations(row: RawRow) -> list[Message]:
         else:
             found.append(_turn(turn, number))
     return found
+
+
+def _call(value: object, number: int) -> Message:
+    """ShareGPT's function_call: `{"name": ..., "arguments": ...}`, a list of them, or that as JSON text."""
+    read: Any = _parsed(value) if isinstance(value, str) else value
+    calls = read if isinstance(read, list) else [read]
+    if not calls or not all(isinstance(call, dict) and isinstance(call.get("name"), str) for call in calls):
+        raise RowError("bad_call", f"has a function_call {number} that is no object with a name and arguments")
+    functions = [{"name": call["name"], "arguments": call.get("arguments", {})} for call in calls]
+    wrapped = [{"type": "function", "function": function} for function in functions]
+    return _turn({"role": "assistant", "tool_calls": wrapped}, number)
 
 
 def classification(row: RawRow) -> list[Message]:
@@ -156,7 +170,11 @@ def classification(row: RawRow) -> list[Message]:
         label = str(label)
     if not isinstance(label, str):
         raise RowError("no_label", "has no label that is text or a whole number")
-    return single_turn(text_of(row, "text"), label)
+    text = text_of(row, "text")
+    for name, content in (("prompt", text), ("answer", label)):
+        if not content.strip():
+            raise RowError(f"empty_{name}", f"has an empty {'text' if content is text else 'label'}")
+    return single_turn(text, label)
 
 
 def text(row: RawRow) -> list[Message]:

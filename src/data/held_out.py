@@ -106,6 +106,9 @@ def choose_rows(groups: Array, labels: Array, eval_split: float, seed: int) -> A
     _, first, inverse, sizes = np.unique(groups[able], return_index=True, return_inverse=True, return_counts=True)
     ranks = _mix(groups[able][first] ^ _mix(np.array([seed], np.uint64)))
     chosen = _choose_groups(ranks, sizes, labels[able][first], wanted)
+    if not chosen.any() and (np.unique(labels[able], return_counts=True)[1] == 1).all():
+        fact = f"{setting}: each label has one row, which is trained on"
+        raise DataError(fact, hint="add rows, or set eval_path to a file of other rows")
     if not chosen.any():
         raise DataError(
             f"{setting}: rows with the same request are not separated, and every group of them has more than "

@@ -19,6 +19,7 @@ from .tokens import Dropped, TokenizeStats
 
 HELD_OUT = "held_out"  # folder of a run, with the rows that are held out
 EXPECTED_REASONS = {"not_sampled"}  # reasons that follow from a setting and are not findings
+REMEDIES = {"not_utf8": " (iconv -f cp1252 -t utf-8 converts a file that Excel has written)"}
 SHARES = {"min": 0.0, "p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "max": 1.0}
 
 
@@ -41,7 +42,9 @@ def refuse_findings(report: dict[str, Any], *, strict: bool) -> None:
         raise DataError("no row is left to hold out", hint="the data report names the reason for each row")
     if not report["rows_trained"]:
         problems = [f"{r['file']}:{r['line']} {r['detail']}" for r in report["rejected"][:MAX_LISTED]]
-        raise DataError(*problems, hint="no row is left to train on; raise max_length")
+        too_long = report["rejected_by_reason"].get("over_length")
+        remedy = "raise max_length" if too_long else "change the data or the model"
+        raise DataError(*problems, hint=f"no row is left to train on; {remedy}")
     if strict and report["findings"]:
         raise DataError(*report["findings"], hint="fix the data, or set strict_data=false")
 
@@ -177,7 +180,7 @@ def _mask(stats: TokenizeStats) -> dict[str, Any]:
 def _findings(found: dict[str, Any]) -> list[str]:
     """What deserves a look before training, one sentence each."""
     rejected = [
-        f"{count(n, 'row is', 'rows are')} rejected: {reason}"
+        f"{count(n, 'row is', 'rows are')} rejected: {reason}{REMEDIES.get(reason, '')}"
         for reason, n in found["rejected_by_reason"].items()
         if reason not in EXPECTED_REASONS
     ]

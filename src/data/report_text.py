@@ -73,7 +73,8 @@ def _large_contamination(report: Mapping[str, Any]) -> str:
         if any(kinds.values())
     ]
     reason = f"they repeat rows of {' and '.join(found)}"
-    return f"{rows} are not trained on: {reason}; on_contamination=keep trains them"
+    remedy = "eval_path names other questions; on_contamination=keep trains them, and then no verdict is valid"
+    return f"{rows} are not trained on: {reason}; {remedy}"
 
 
 def _summary(report: Mapping[str, Any], max_length: int) -> Iterator[tuple[str, str]]:

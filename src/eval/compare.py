@@ -145,8 +145,10 @@ def table(comparison: Mapping[str, Any], columns: tuple[str, str], scales: bool 
         pad_edge=False,
         padding=(0, 1, 0, 0),
     )
-    for name in ("metric", "scale") if scales else ("metric",):
-        found.add_column(name, no_wrap=True)
+    widest = max((len(row["metric"]) for row in comparison["rows"]), default=0)
+    found.add_column("metric", max_width=max(widest, 20))  # the name of a split wraps, figures do not
+    if scales:
+        found.add_column("scale", no_wrap=True)
     for name in (*columns, "difference", f"{100 * confidence:g}% interval"):
         found.add_column(name, justify="right", no_wrap=True)
     found.add_column("")

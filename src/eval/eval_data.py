@@ -15,8 +15,11 @@ from ..errors import DataError, UserError
 from ..runs import Run
 from ..schema import DataArgs, TrainConfig
 from ..utils.commands import command
+from ..utils.files import read_object
+from ..utils.units import count
 from .inherit import FORMER_DEFAULTS
 
+KINDS = ("exact", "normalised", "near")  # of matches between training and evaluation rows
 ORDER = ("test", "dev", "adversarial")  # the first splits of every table, then the others by name
 
 
@@ -120,6 +123,22 @@ def changes_since_training(run: Run, files: Mapping[str, Path], hashes: Mapping[
         how = "has changed since" if split in known and _was_there(run, file) else "was not there when"
         found.append(f"{file} {how} run {run.id} was trained: its rows may be among the training rows")
     return found
+
+
+def trained_on_evaluation_data(run: Run) -> str:
+    """A sentence if rows that occur in the run's evaluation data were trained on; else empty."""
+    path = run.path / "data_report.json"
+    found = read_object(path, ["contamination"]).get("contamination", {}) if path.is_file() else {}
+    counts = {kind: found[kind] for kind in KINDS if found.get(kind)}
+    if not counts or run.settings.get("on_contamination") != "keep":
+        return ""
+    total = sum(counts.values())
+    kinds = ", ".join(f"{number:,} {kind}" for kind, number in counts.items())
+    occur, were = ("occurs", "was") if total == 1 else ("occur", "were")
+    return (
+        f"{count(total, 'training row')} {occur} in the evaluation files ({kinds}) and {were} trained on "
+        "(on_contamination=keep), so the scores are not valid"
+    )
 
 
 def _was_there(run: Run, file: Path) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -76,7 +77,12 @@ def newest(run: Run) -> Evaluation | None:
     result = read_object(run.path / METRICS, FIGURES)
     if "eval" not in result:
         return None
-    return Evaluation(run.path / EVALS / str(result.get(NAME, "")), run.path)
+    name = str(result.get(NAME, ""))
+    if not re.fullmatch(r"([0-9a-f]{12})?", name):
+        raise RunError(
+            f"{run.path / METRICS} names no evaluation: {name!r}", hint="restore it, or start a new run"
+        )
+    return Evaluation(run.path / EVALS / name, run.path)
 
 
 def all_of(run: Run) -> list[Evaluation]:

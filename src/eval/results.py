@@ -30,7 +30,10 @@ class EvalResult:
     """The evaluation of a model: its `metrics.json`, and the rows that the scores come from.
 
     name: of the model, for tables. folder: has metrics.json. predictions: has `<split>.predictions.jsonl`.
+    run: the run that was evaluated; None for a base model.
     """
+
+    run: Run | None = None
 
     def __init__(self, name: str, folder: Path, predictions: Path) -> None:
         self.name, self.folder, self._predictions = name, folder, predictions
@@ -40,7 +43,9 @@ class EvalResult:
     def of_run(cls, run: Run, evaluation: Evaluation | None = None) -> EvalResult:
         """An evaluation of a run, by default the newest. Raises: RunError if the run has not been evaluated."""
         found = evaluation or evaluations.require(run)
-        return cls(run.id, found.records, found.folder)
+        result = cls(run.id, found.records, found.folder)
+        result.run = run
+        return result
 
     @classmethod
     def of_base(cls, folder: Path) -> EvalResult:
@@ -122,7 +127,7 @@ def require_same_conditions(tuned: EvalResult, base: EvalResult) -> None:
         raise RunError(
             f"not comparable: {tuned.name} and {base.name} were evaluated under different "
             f"{', '.join(differing_conditions(ours, theirs))}",
-            hint=BASELINE_HINT,
+            hint="evaluate both with the same eval_path and settings" if base.run else BASELINE_HINT,
         )
 
 

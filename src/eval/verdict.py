@@ -20,9 +20,9 @@ from ..model.tasks import TASKS
 from ..runs import Run
 from ..schema import DEFAULT_GUARD, GateArgs, Guard
 from ..utils.commands import command
-from ..utils.files import read_json
+from ..utils.files import read_object
 from ..utils.units import count
-from . import results, significance
+from . import eval_data, results, significance
 from .fingerprint import baseline_folder
 from .metrics import METRICS
 from .results import EvalResult
@@ -80,7 +80,7 @@ def judge(run: Run, gate: GateArgs, artifacts_dir: str | None = None) -> Verdict
             f"run {run.id} has not been compared with its base model",
             hint=f"{command('eval', run.id)} and {command('eval-baseline')}, in either order, do that",
         )
-    tuned, folder = EvalResult.of_run(run), Path(read_json(path).get("baseline") or "")
+    tuned, folder = EvalResult.of_run(run), Path(read_object(path).get("baseline") or "")
     if artifacts_dir and not (folder / "metrics.json").is_file():  # the artifacts were moved
         folder = baseline_folder(artifacts_dir, tuned.result["base_model"], tuned.result["conditions"])
     return decide(tuned, EvalResult.of_base(folder), gate)
@@ -105,11 +105,15 @@ def decide(tuned: EvalResult, base: EvalResult, gate: GateArgs) -> Verdict:
     if broken:
         prefix = NOT_BETTER if outcome == "not_better" else ""
         outcome, sentence = "not_better", f"{prefix}{describe(mine, gate)}, but {'; '.join(broken)}"
+    invalid = eval_data.trained_on_evaluation_data(tuned.run) if tuned.run and outcome == "promoted" else ""
+    if invalid:
+        outcome, sentence = "cannot_tell", f"{INCONCLUSIVE}{invalid}; {sentence}"
     facts = {
         **_facts(mine),
         "gate": asdict(gate),
         "guards": [_facts(m) | {"max_drop": g.max_drop} for m, g in zip(held, guards, strict=True)],
         "notes": notes,
+        **({"invalid": invalid} if invalid else {}),
     }
     return Verdict(outcome, sentence, facts)
 
@@ -139,12 +143,12 @@ def resolve(gate: GateArgs, result: Mapping[str, Any]) -> tuple[GateArgs, list[s
 
 def _notes_on_script(metric: str, split: str, references: Sequence[str]) -> list[str]:
     """A sentence if ROUGE cannot see most references: rouge_score drops all but Latin letters and digits."""
-    unseen = sum(not re.search(r"[a-z0-9]", text.lower()) for text in references)
+    unseen = sum(2 * len(re.findall(r"[a-z0-9]", t.lower())) < sum(map(str.isalnum, t)) for t in references)
     if not metric.startswith("rouge") or 2 * unseen <= len(references):
         return []
     return [
         f"{metric} counts Latin letters and digits only, and {unseen} of {count(len(references), 'reference')} of "
-        f"{split} have none: gate.metric=chrf decides by characters"
+        f"{split} consist mostly of others: gate.metric=chrf decides by characters"
     ]
 
 
@@ -239,6 +243,8 @@ def _sentence(mine: MetricComparison, gate: GateArgs, outcome: Outcome) -> str:
 def describe(measured: MetricComparison, gate: GateArgs | None = None) -> str:
     """One clause: the scores, the difference with its interval, and the detectable difference."""
     d, c = measured.digits, measured.comparison
+    shown = [d, *range(d + 1, d + 4)]  # more digits where these hide the difference
+    d = next((n for n in shown if f"{c.base:.{n}f}" != f"{c.tuned:.{n}f}"), d) if c.difference else d
     change = "rose" if c.difference > 0 else "fell" if c.difference < 0 else "stayed the same"
     scores = f"from {c.base:.{d}f} to {c.tuned:.{d}f}" if c.difference else f"at {c.base:.{d}f}"
     percent = f"{100 * gate.confidence:g}% " if gate else ""

@@ -82,6 +82,8 @@ def _more_rows(comparison: Mapping[str, Any], run: Run, files: Mapping[str, Path
     """What makes an inconclusive evaluation conclusive."""
     found = comparison["verdict"]
     split, examples = found["split"], found["examples"]
+    if found.get("invalid"):
+        return f"train again without on_contamination=keep, then {command('eval')}"
     if comparison["conditions"].get("max_examples"):
         return outcome.Step("eval", ("max_examples=null",))
     file = files.get(split)

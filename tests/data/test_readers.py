@@ -391,6 +391,11 @@ def test_records_of_a_csv_file(tmp_path: Path, text: str, start: bytes) -> None:
     assert read_bytes(tmp_path, "x.csv", start + table(text)) == want
 
 
+def test_semicolons_separate_fields_where_the_header_has_no_comma(tmp_path: Path) -> None:
+    assert read_bytes(tmp_path, "x.csv", codecs.BOM_UTF8 + b'a;b\n"1;2";3,4\n') == [(2, {"a": "1;2", "b": "3,4"})]
+    assert read_bytes(tmp_path, "y.csv", b"a;c,b\n1;2,3\n") == [(2, {"a;c": "1;2", "b": "3"})]
+
+
 @pytest.mark.parametrize(
     ("header", "problems"),
     [

@@ -150,10 +150,13 @@ def test_a_run_that_cannot_be_read_is_left_to_the_stage(damage: str) -> None:
 def test_records_of_another_form_are_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     run = run_of("1", evaluation={"splits": ["test"]})
     metrics, good = run.path / "metrics.json", (run.path / "metrics.json").read_text()
-    for text in ("null", "[]", '{"eval": []}', "5"):
+    for text in ("null", "[]", '{"eval": []}', "5", '{"eval": {}, "evaluation": "../1"}'):
         metrics.write_text(text)
         assert call("compare", "1") == 2
-        assert f"{metrics} is not a record of a run" in capsys.readouterr().err
+        assert (
+            f"{metrics} {'names no evaluation' if '..' in text else 'is not a record of a run'}"
+            in capsys.readouterr().err
+        )
         assert call("publish", "1") == 2
         assert call("runs") == 0
         assert call("report", "1") == 0

@@ -12,7 +12,8 @@ import pytest
 
 from src.errors import RunError
 from src.eval.fingerprint import baseline_folder
-from src.eval.verdict import Verdict, judge
+from src.eval.significance import Comparison
+from src.eval.verdict import MetricComparison, Verdict, describe, judge
 from src.runs import Run
 from src.schema import GateArgs, Guard
 from tests.eval.evaluations import BASE, Pairs, evaluated, right
@@ -92,6 +93,27 @@ def test_the_verdict_is_one_sentence_with_its_figures(
     assert re.fullmatch(sentence, verdict.sentence), verdict.sentence
 
 
+def test_no_model_is_promoted_by_rows_that_it_was_trained_on(tmp_path: Path) -> None:
+    run = of_shares(tmp_path, 0.1, 0.6)
+    report = {"contamination": {"exact": 0, "normalised": 0, "near": 91, "files": {"test.jsonl": {}}}}
+    (run.path / "data_report.json").write_text(json.dumps(report))
+    (run.path / "config_used.yaml").write_text("on_contamination: keep")
+    found = judge(run, gate())
+    assert found.outcome == "cannot_tell"
+    assert found.sentence.startswith(
+        "inconclusive: 91 training rows occur in the evaluation files (91 near) and were"
+    )
+    (run.path / "config_used.yaml").write_text("on_contamination: reject")
+    assert judge(run, gate()).promoted
+
+
+def test_a_small_difference_is_shown_with_the_digits_that_it_needs() -> None:
+    found = Comparison(base=0.02, tuned=0.01, difference=-0.01, low=-0.1, high=0.0, p_value=1.0, examples=24,
+                       detectable=1.0, test="t")  # fmt: skip
+    text = describe(MetricComparison("chrf", "test", 1, 1, found))
+    assert text.startswith("chrf on test fell from 0.02 to 0.01 (-0.01")
+
+
 def test_the_facts_hold_the_figures_and_the_settings_of_the_gate(tmp_path: Path) -> None:
     verdict = judge(of_shares(tmp_path, 0.1, 0.6), gate(None, guards=[Guard(split="test", max_drop=0.1)]))
     assert verdict.facts["metric"] == verdict.facts["gate"]["metric"] == "rougeL"
@@ -102,11 +124,11 @@ def test_the_facts_hold_the_figures_and_the_settings_of_the_gate(tmp_path: Path)
 
 
 def test_a_metric_that_cannot_see_the_script_is_named_with_one_that_can(tmp_path: Path) -> None:
-    right_answers, wrong = [("退款会到账", "退款会到账")] * 40, [("不知道", "退款会到账")] * 40
+    right_answers, wrong = [("退款会到账 17", "退款会到账 17")] * 40, [("不知道", "退款会到账 17")] * 40
     run = run_of(tmp_path, {"test": wrong}, {"test": right_answers}, "rougeL", "chrf")
     assert judge(run, gate("rougeL")).facts["notes"] == [
-        "rougeL counts Latin letters and digits only, and 40 of 40 references of test have none: gate.metric=chrf "
-        "decides by characters"
+        "rougeL counts Latin letters and digits only, and 40 of 40 references of test consist mostly of others: "
+        "gate.metric=chrf decides by characters"
     ]
     found = judge(run, gate("chrf"))
     assert found.promoted and found.facts["notes"] == []

@@ -26,17 +26,22 @@ BATCH_ROWS = 1024
 
 
 def read_csv(file: io.BufferedReader, path: Path) -> Values:
-    """Each record after the header as `{column: text}`."""
-    return _read(file, path, ",")
+    """Each record after the header as `{column: text}`.
+
+    Fields are separated by commas, or by semicolons (as Excel in much of Europe) if the header has no comma.
+    """
+    start_text(file, path)
+    header = file.peek(CHUNK_BYTES).split(b"\n", 1)[0]
+    return _read(file, ";" if b";" in header and b"," not in header else ",", path)
 
 
 def read_tsv(file: io.BufferedReader, path: Path) -> Values:
     """As read_csv, with tabs between the fields."""
-    return _read(file, path, "\t")
-
-
-def _read(file: io.BufferedReader, path: Path, delimiter: str) -> Values:
     start_text(file, path)
+    return _read(file, "\t", path)
+
+
+def _read(file: io.BufferedReader, delimiter: str, path: Path) -> Values:
     csv.field_size_limit(MAX_ROW_BYTES)  # global; _Lines limits the size of a record
     records = _records(file, delimiter)
     line, header = next(records, (0, None))

@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import median
 
 from ...errors import RunError
+from ...eval import eval_data
 from ...model import profile
 from ...runs import Run
 from ...utils.files import read_json, sha256
@@ -141,16 +142,16 @@ def check_contamination(run: Run | None) -> tuple[bool, str]:
     found = read_json(run.path / "data_report.json").get("contamination")
     if not found:
         return True, "the training rows were not compared with the evaluation files"
-    counts = {kind: found[kind] for kind in ("exact", "normalised", "near") if found.get(kind)}
+    counts = {kind: found[kind] for kind in eval_data.KINDS if found.get(kind)}
     if not counts:
         return True, f"no training row occurs in {count(len(found['files']), 'evaluation file')}"
     kinds = ", ".join(f"{number:,} {kind}" for kind, number in counts.items())
     total = sum(counts.values())
     occur = f"{count(total, 'training row')} {'occurs' if total == 1 else 'occur'}"
-    rows, were = f"{occur} in the evaluation files ({kinds})", "was" if total == 1 else "were"
-    if run.settings.get("on_contamination") == "keep":
-        return False, f"{rows} and {were} trained on (on_contamination=keep), so the scores are not valid"
-    return True, f"{rows} and {were} excluded from training"
+    if invalid := eval_data.trained_on_evaluation_data(run):
+        return False, invalid
+    were = "was" if total == 1 else "were"
+    return True, f"{occur} in the evaluation files ({kinds}) and {were} excluded from training"
 
 
 def check_secrets(folder: Path) -> tuple[bool, str]:
