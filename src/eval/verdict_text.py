@@ -83,7 +83,7 @@ def _more_rows(comparison: Mapping[str, Any], run: Run, files: Mapping[str, Path
     found = comparison["verdict"]
     split, examples = found["split"], found["examples"]
     if found.get("invalid"):
-        return f"train again without on_contamination=keep, then {command('eval')}"
+        return outcome.Step("train", ("on_contamination=reject",), "train without the evaluation rows")
     if comparison["conditions"].get("max_examples"):
         return outcome.Step("eval", ("max_examples=null",))
     file = files.get(split)
