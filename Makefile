@@ -38,7 +38,11 @@ help:  ## List these commands
 	$(if $(MAKEOVERRIDES),$(CHECK),@:)
 	@echo "Assay: fine-tune a language model, prove that it is better, publish it."
 	@echo
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s", $$1; column = 25; words = split($$2, word, " "); \
+		for (i = 1; i <= words; i++) { if (column + length(word[i]) > 78) { printf "\n%25s", ""; column = 25 } \
+		printf " %s", word[i]; column += length(word[i]) + 1 } print "" }' $(MAKEFILE_LIST)
+	@echo
+	@echo "make train ARGS=--help lists the settings of a command, make list-configs the presets."
 
 $(COMMANDS): $(READY)
 	$(ASSAY)

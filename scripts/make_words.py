@@ -74,8 +74,8 @@ def flag_problems() -> list[str]:
     for word in words[1:]:
         name, equals, value = word[1:].partition("=")
         if word.startswith("-") and not word.startswith("--") and (name in names or equals):
-            setting = f"{name}={shlex.quote(value) if equals else 'VALUE'}"
-            found.append(f"{word}: make reads this as flags of its own; write {setting}, without the dash")
+            setting = f"{name}={shown(name, value) if equals else 'VALUE'}"
+            found.append(f"-{name}: make reads this as flags of its own; write {setting}, without the dash")
     return found
 
 
@@ -119,7 +119,7 @@ def problems(goals: Sequence[str], typed: dict[str, str]) -> list[str]:
     for name, value in typed.items():
         if is_setting(name):
             if not any(map(takes_settings, goals)):
-                found.append(f"{name}={value}: {called} takes no settings")
+                found.append(f"{name}={shown(name, value)}: {called} takes no settings")
         elif name not in known | ENVIRONMENT:
             found.append(f"{name} is not a variable of {called}{guess(name, value, goals, known)}")
         elif name in RUNS and (others := [goal for goal in goals if name not in variables(goal)]):
@@ -160,7 +160,7 @@ def unknown_goal(word: str, goals: Sequence[str], typed: dict[str, str]) -> str:
 def guess(name: str, value: str, goals: Sequence[str], known: Iterable[str]) -> str:
     """`; did you mean lr=1e-4?`, or what else to write."""
     settings = setting_names() if any(map(takes_settings, goals)) else []
-    given = shlex.quote(value)
+    given = shown(name, value)
     if name.lower() in settings:
         return f"; did you mean {name.lower()}={given}?"
     if name in RUNS:
@@ -169,7 +169,7 @@ def guess(name: str, value: str, goals: Sequence[str], known: Iterable[str]) -> 
         return f"; did you mean {close[0]}?"
     if close := difflib.get_close_matches(name.lower(), settings, n=1, cutoff=0.7):
         return f"; did you mean {close[0]}={given}?"
-    return f"; a variable of the environment is written before make: {name}={given} make {' '.join(goals)}"
+    return f"; a variable of the environment is written before make: {name}=... make {' '.join(goals)}"
 
 
 def setting_names() -> list[str]:
@@ -177,6 +177,15 @@ def setting_names() -> list[str]:
     schema = Path(__file__).resolve().parents[1] / "src" / "schema.py"
     presets = [folder.name for folder in (schema.parents[1] / "configs").iterdir() if folder.is_dir()]
     return [*re.findall(r"^    (\w+): ", schema.read_text(encoding="utf-8"), re.MULTILINE), *presets]
+
+
+SECRET = re.compile(r"TOKEN|SECRET|KEY|PASSW|PW$|CREDENTIAL", re.IGNORECASE)  # in a name
+TOKEN = re.compile(r"hf_|sk-|gh[a-z]_|glpat-|AKIA|eyJ|[\w+/=-]{32,}$")  # the beginning of a value
+
+
+def shown(name: str, value: str) -> str:
+    """A value quoted for a shell; `...` where it may be a secret."""
+    return "..." if SECRET.search(name) or TOKEN.match(value) else shlex.quote(value)
 
 
 def listed(names: Iterable[str]) -> str:

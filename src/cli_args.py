@@ -137,6 +137,8 @@ def _find_config_file(call: Call) -> None:
     if not call.config_dir.is_dir():
         raise ConfigError(f"--config-path {call.config_dir} is not a folder")
     searched = [call.config_dir] if call.config_path else config_files.folders()
+    if broken := [text for folder in searched if (text := config_files.not_a_file(folder, call.config_name))]:
+        raise ConfigError(*broken, hint="write it again, or remove it")
     files = [path for folder in searched if (path := folder / f"{call.config_name}.yaml").is_file()]
     if not files:
         names = [path.stem for folder in searched for path in folder.glob("*.yaml")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -21,6 +22,12 @@ def folders() -> list[Path]:
 def find(name: str) -> Path | None:
     """The file of a configuration such as `train` or `method/lora`; None if there is none."""
     return next((path for folder in folders() if (path := folder / f"{name}.yaml").is_file()), None)
+
+
+def not_a_file(folder: Path, name: str) -> str:
+    """Why a file that is there is not read: it is a folder, or a link to nothing. Empty if it is not there."""
+    path = folder / f"{name}.yaml"
+    return f"{path} is no file" if os.path.lexists(path) and not path.is_file() else ""
 
 
 def names() -> list[str]:

@@ -153,7 +153,7 @@ def _raise_on_sigterm() -> Any:
 
 
 def _print_usage(code: int) -> int:
-    print(usage())
+    print(outcome.fit(usage(), sys.stdout))
     return code
 
 

@@ -173,7 +173,7 @@ def _after_publish(ended: Ended) -> str:
         return f"use the model: {_shown(where)}/README.md shows how" if where else ""
     if ended.run is None:
         return ""
-    verdict = _read(ended.run.path / "comparison.json").get("verdict") or {}
+    verdict = ended.facts.get("judged") or _read(ended.run.path / "comparison.json").get("verdict") or {}
     if verdict and verdict.get("outcome") != "promoted":
         return _undecided(ended, ended.run, verdict)
     return _of_run(ended, "validate", ended.run)  # a health check failed

@@ -462,6 +462,7 @@ def find_run(word: str, output_dir: str | Path) -> Run:
     if len(matches) == 1:
         return known[matches[0]]
     if matches:
-        raise RunError(f"{word} is a prefix of {len(matches)} runs: {', '.join(matches[:5])}")
+        more = " ..." if len(matches) > 5 else ""
+        raise RunError(f"{word} is a prefix of {len(matches)} runs: {', '.join(matches[:5])}{more}")
     guess = did_you_mean(word, known) or f"; {commands.command('runs')} lists them"
     raise RunError(f"there is no run {word} in {output_dir}/runs{guess}")

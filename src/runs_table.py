@@ -94,10 +94,12 @@ def format_runs(
     Raises: UserError if no run has that key; RunError if there is no such run.
     """
     listed = [runs.find_run(run, output_dir)] if run else runs.all_runs(output_dir)
-    found = [_summarise(each) for each in listed]
+    unreadable = [f"{r.id}  its manifest.json cannot be read" for r in runs.unreadable_runs(output_dir)]
+    found, damaged = _summaries(listed)
+    unreadable += [f"{r.id}  its metrics.json or comparison.json is damaged" for r in damaged]
     found = _sorted(found, sort) if sort else found
-    outcome.report(document=_document(found, runs.unreadable_runs(output_dir)))
-    if not found and not runs.unreadable_runs(output_dir):
+    outcome.report(document=_document(found, [line.split("  ")[0] for line in unreadable]))
+    if not found and not unreadable:
         return f"no runs in {output_dir}/runs; {command('train')} makes one"
     shown = _scores_shown(found, sort)
     if all(line.facts["stage"] == "train" for line in found):
@@ -106,18 +108,32 @@ def format_runs(
     columns = ["run", "name", "stage", "status", "method", "base", "data", "lr", "verdict", *shown]
     cells = [[line.facts.get(c) or _format_score(line.scores.get(c)) for c in columns] for line in found]
     lines = _format_table(columns, cells, width or _width())
-    if run:
-        return "\n".join(lines)
-    return "\n".join(
-        [*lines, *(f"{r.id}  its manifest.json cannot be read" for r in runs.unreadable_runs(output_dir))]
-    )
+    return "\n".join([*lines, *(line for line in unreadable if not run or line.startswith(listed[0].id))])
 
 
-def _document(found: Sequence[RunSummary], unreadable: Sequence[Run]) -> dict[str, Any]:
+def _summaries(listed: Sequence[Run]) -> tuple[list[RunSummary], list[Run]]:
+    """The columns of the runs; and the runs whose records have another shape, which must not hide the others."""
+    found, damaged = [], []
+    for run in listed:
+        try:
+            found.append(_summary(run))
+        except RunError:
+            damaged.append(run)
+    return found, damaged
+
+
+def _summary(run: Run) -> RunSummary:
+    try:
+        return _summarise(run)
+    except (AttributeError, TypeError, ValueError, KeyError):
+        raise RunError(f"run {run.id}: its metrics.json or comparison.json is damaged") from None
+
+
+def _document(found: Sequence[RunSummary], unreadable: Sequence[str]) -> dict[str, Any]:
     """What --json prints of the runs, in the order of the table."""
     names = ("run", "name", "stage", "status", "started", "method", "base", "data", "lr", "verdict")
     entries = [{name: x.facts[name] or None for name in names} | {"scores": x.scores} for x in found]
-    return {"runs": entries, "unreadable": [run.id for run in unreadable]}
+    return {"runs": entries, "unreadable": list(unreadable)}
 
 
 def _width() -> int:
@@ -242,7 +258,7 @@ def diff_runs(first: Run, second: Run) -> str:
 def _compared(first: Run, second: Run) -> Iterator[tuple[str, tuple[dict[str, Any], dict[str, Any]]]]:
     pair = (first, second)
     yield "settings", _both([_flat(_settings(run)) for run in pair])
-    lines = [_summarise(run) for run in pair]
+    lines = [_summary(run) for run in pair]
     names = ("stage", "status", "method", "base", "data", "data version", "verdict")
     code = [{"code": str(run.manifest.get("code", {}).get("commit") or "")[:12]} for run in pair]
     yield "facts", _both([{n: x.facts[n] for n in names} | c for x, c in zip(lines, code, strict=True)])

@@ -131,6 +131,8 @@ def test_configurations_are_found_from_any_working_directory_and_those_in_it_com
         assert f"\n{line}\n" in assay(*words, "--cfg", "job").stdout
     assert "  mine                        mine [./configs]\n" in assay("list-configs").stdout
     refused(assay("train", "method=minee"), "method=minee is not a preset; did you mean mine?")
+    (assay.cwd / "configs/train.yaml").symlink_to("nowhere")
+    refused(assay("train"), "configs/train.yaml is no file; write it again, or remove it")
 
 
 # Quick refusals

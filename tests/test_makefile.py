@@ -109,6 +109,7 @@ def test_make_alone_lists_every_documented_command(make: Make) -> None:
     assert done.stdout == make("help").stdout
     listed = dict(re.findall(r"^  make (\S+) +(.*)$", done.stdout, re.MULTILINE))
     assert set(DOCUMENTED) <= set(listed)
+    assert max(map(len, done.stdout.splitlines())) <= 86
     assert all(listed.values())
 
 
@@ -259,7 +260,7 @@ def test_variables_of_the_environment_are_not(make: Make) -> None:
         (["eval", "TRAIN_CONFIG=x"], "TRAIN_CONFIG is not a variable of make eval; did you mean EVAL_CONFIG?"),
         (["ssh-train", "DETATCH=1", "lr=1"], "did you mean DETACH?"),
         (["ssh-train", "REMOTE_HOTS=1"], "did you mean REMOTE_HOST?"),
-        (["train", "NCCL_DEBUG=INFO"], "is written before make: NCCL_DEBUG=INFO make train"),
+        (["train", "NCCL_DEBUG=INFO"], "is written before make: NCCL_DEBUG=... make train"),
         (["publish", "RUN="], "RUN= names no run"),
         (["push", "lr=1"], "lr=1: make push takes no settings"),
         (["lr=1"], "lr=1: make help takes no settings"),
@@ -278,7 +279,7 @@ def test_variables_of_the_environment_are_not(make: Make) -> None:
         (["trian"], "trian is not a command of make; did you mean make train?"),
         (["train", "$(touch x)"], "$(touch is not a command of make"),
         (["train", "a'b\";touch x"], "a'b\";touch is not a command of make"),
-        (["train", "-lr=1e-4"], "-lr=1e-4: make reads this as flags of its own; write lr=1e-4, without the dash"),
+        (["train", "-lr=1e-4"], "-lr: make reads this as flags of its own; write lr=1e-4, without the dash"),
         (["train", "-output_dir=a b"], "write output_dir='a b', without the dash"),
         (["train", "-lr", "1e-4"], "-lr: make reads this"),
         (["train", "eval", "RUN=x"], "RUN is not a variable of make train; resume=x continues a run"),
@@ -295,6 +296,13 @@ def test_all_unknown_names_are_reported_at_once_and_those_of_another_goal_are_kn
     said = make.refusal("train", "eval", "LR=1", "EPOCHS=2", "EVAL_CONFIG=x")
     assert "did you mean lr=1?" in said and "did you mean epochs=2?" in said
     assert "EVAL_CONFIG is not" not in said
+
+
+def test_what_may_be_a_secret_is_not_printed(make: Make) -> None:
+    token = "hf_" + "abcDEF123" * 3
+    for words in (["train", f"MYPW={token}"], ["train", f"LR={token}"], ["lint", f"hf_token={token}"],
+                  ["train", f"-lr={token}"], ["train", "QUESTION_KEY=letmein"]):  # fmt: skip
+        assert not re.search("hf_abc|letmein", make.refusal(*words))
 
 
 def test_every_documented_variable_of_the_environment_may_be_typed(make: Make) -> None:

@@ -198,6 +198,9 @@ def test_a_refused_run_says_what_would_decide(run: Path, outcome: str, code: int
     write(run / "comparison.json", verdict={"outcome": outcome, "split": "test", "examples": 24})
     assert after("publish", run=run, code=code).startswith(says)
     assert after("eval", run=run).startswith(says)
+    judged = {"judged": {"outcome": outcome, "split": "test", "examples": 24}}  # publish judges once more
+    write(run / "comparison.json", verdict={"outcome": "promoted", "split": "test", "examples": 24})
+    assert after("publish", run=run, code=code, **judged).startswith(says)
 
 
 def test_what_would_decide_keeps_the_folders_and_the_settings_of_the_run(run: Path) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .. import outcome
 from ..errors import Inconclusive, NotPromoted, UserError
 from ..eval.verdict import Verdict, judge
 from ..model.source import LoadArgs
@@ -114,6 +115,7 @@ def check_gate(
     judged because it was not compared with its base.
     """
     verdict = judge(run, gate, artifacts_dir)
+    outcome.report(judged={**verdict.facts, "outcome": verdict.outcome})
     reasons = [] if verdict.promoted else [f"not published: {verdict.sentence}"]
     if verdict.outcome == "cannot_tell" and all(r.passed for r in results) and not force:
         raise Inconclusive(*reasons, hint="evaluate more examples, or publish anyway with force=true")
