@@ -134,11 +134,11 @@ def test_a_run_with_corrupt_files_is_listed(out: Path) -> None:
     (out / "runs" / "2026-01-02_10-00-00" / "manifest.json").write_text("{")
     said = format_runs(out)
     assert said.splitlines()[-1] == "2026-01-02_10-00-00  its manifest.json cannot be read"
-    (out / "runs/2026-01-01_10-00-00/metrics.json").write_text('{"eval": []}')
+    (out / "runs/2026-01-01_10-00-00/metrics.json").write_text('{"eval": {"test": []}}')
     lines = runs_output([str(out)]).splitlines()
     assert "2026-01-01_10-00-00  its metrics.json or comparison.json is damaged" in lines
     assert len(lines) == len(said.splitlines())
-    with pytest.raises(UserError, match="its metrics.json or comparison.json is damaged"):
+    with pytest.raises(UserError, match="is damaged"):
         runs_output(["diff", "2026-01-01", "2026-01-03", str(out)])
     assert "2026-01-01_10-00-00" in said
 
