@@ -21,7 +21,7 @@ from .chat import ChatTokenizer
 from .contamination import EvaluationRows
 from .encode import EncodingOptions
 from .eval_files import held_out_split, split_files
-from .formats import Rejection
+from .formats import FORMATS, Rejection
 from .held_out import NOTHING, HeldOut, hold_out, write_held_out
 from .sources import DataPart
 from .store import Array, RowStore, TokenCounts, TokenStore, build_once, content_key
@@ -91,7 +91,10 @@ def refuse_bad_rows(data: TrainingRows, args: TrainDataArgs, task: Task) -> None
         if not others:
             raise DataError(*unusable.values())
         hint = "fix the rows or set on_bad_row=skip"
-        formats = {Path(f["file"]): f"data_format={f['format']}" for f in data.store.about["files"]}
+        settings = {
+            f["file"]: "data_format" if f["format"] in FORMATS else "strategy" for f in data.store.about["files"]
+        }
+        formats = {Path(f["file"]): f"{settings[f['file']]}={f['format']}" for f in data.store.about["files"]}
         loader.raise_rejected(others, formats, hint, also=unusable.values())
     if args.on_contamination == "refuse":
         matches = [*data.store.matches("contamination"), *data.held_out.matches]

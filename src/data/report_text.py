@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
@@ -48,8 +49,20 @@ def print_report(tokens: TokenStore, chat: ChatTokenizer, max_length: int) -> No
     for finding in tokens.report["findings"]:
         if not (large and CONTAMINATION.search(finding)):
             log.warning("%s", finding)
-    for line in filter(None, (_few_held_out(tokens.report), large)):
+    for line in filter(None, (_odd_labels(tokens.report), _few_held_out(tokens.report), large)):
         log.warning("%s", line)
+
+
+def _odd_labels(report: Mapping[str, Any]) -> str:
+    """The labels that differ in case or white space only, or have one row; empty if there are none."""
+    labels: Mapping[str, int] = report.get("labels", {})
+    alike = Counter("".join(name.casefold().split()) for name in labels)
+    facts = {
+        "differ in case only": [name for name in labels if alike["".join(name.casefold().split())] > 1],
+        "occur once": [name for name, number in labels.items() if number == 1],
+    }
+    found = [f"{', '.join(names[:MAX_LISTED])} {fact}" for fact, names in facts.items() if names]
+    return f"labels: {'; '.join(found)}; each is a class of its own" if found else ""
 
 
 def _few_held_out(report: Mapping[str, Any]) -> str:

@@ -20,6 +20,7 @@ from ..utils.event_files import Curves
 from ..utils.files import atomic_dir, read_json, write_json, write_jsonl, write_text
 from ..utils.logs import log, log_to
 from ..utils.process_info import block_imports, freeze_gc
+from ..utils.units import count
 from . import (
     compare,
     eval_data,
@@ -122,6 +123,11 @@ def _read_inputs(
     setup.check_settings(cfg.task or "causal_lm", cfg)
     splits = setup.read_splits(eval_data.find_files(cfg.eval_path, cfg.splits, run, folder), cfg.max_examples)
     log.info("evaluation data: %s", splits.summary)
+    for name, number in splits.unjudged_calls.items():
+        rows = count(number, "row")
+        log.warning(
+            "%s of %s: tool calls before the last answer are not judged; a row that ends in one is", rows, name
+        )
     for change in eval_data.changes_since_training(run, splits.files, splits.sha256) if run else []:
         log.warning("%s", change)
     if run and inherited:

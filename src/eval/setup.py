@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from ..data import loader, task_encoding
 from ..data.chat import IDENTITY_FILE, ChatTokenizer
+from ..data.formats import Row
 from ..errors import ConfigError, DataError, ModelError, RunError
 from ..model import tasks
 from ..model.source import Source, TunedModel, is_quantised
@@ -31,9 +32,19 @@ class EvalSplits(NamedTuple):
     files: dict[str, Path]
 
     @property
+    def unjudged_calls(self) -> dict[str, int]:
+        """By split, how many rows call a tool before their last answer, which alone is judged."""
+        calling = {name: sum(map(_calls_before, rows)) for name, rows in self.rows.items()}
+        return {name: number for name, number in calling.items() if number}
+
+    @property
     def summary(self) -> str:
         """`my/eval/test.jsonl (24 rows), my/eval/hard.jsonl (30 rows)`."""
         return ", ".join(f"{file} ({count(len(self.rows[name]), 'row')})" for name, file in self.files.items())
+
+
+def _calls_before(row: Row) -> bool:
+    return any(turn.get("tool_calls") for turn in row.messages[:-1])
 
 
 class EvalContext(NamedTuple):

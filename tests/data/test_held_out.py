@@ -13,10 +13,11 @@ from src.data import loader
 from src.data.chat import ChatTokenizer
 from src.data.held_out import choose_rows
 from src.data.prepare import HELD_OUT_FILE, TrainingRows
-from src.data.report_text import print_report
+from src.data.report_text import _odd_labels, print_report
 from src.data.store import TokenStore
 from src.errors import ConfigError, DataError
 from src.eval.inference import encode_prompts, encode_requests
+from src.eval.setup import EvalSplits
 from tests.data.fixtures import Maker
 from tests.fixtures import chat, jsonl
 
@@ -110,6 +111,14 @@ def test_the_rows_of_each_label_are_split_and_every_label_is_trained(make: Maker
     held = [labels[n] for n in data.held_out.rows.tolist()]
     assert {label: held.count(label) for label in "abc"} == {"a": 12, "b": 3, "c": 0}
     assert data.labels == ("a", "b", "c")
+
+
+def test_labels_that_are_one_row_each_are_all_trained_on(make: Maker) -> None:
+    make.file("a.jsonl", [{"text": f"Text {word}", "label": word} for word in WORDS])
+    with pytest.raises(DataError, match="eval_split=3: each label has one row, which is trained on"):
+        make.read(eval_split=3, task="classification", data_format="classification")
+    told = "labels: urgent, Urgent differ in case only; Urgent occur once; each is a class of its own"
+    assert _odd_labels({"labels": {"urgent": 43, "Urgent": 1, "spam": 5}}) == told
 
 
 @pytest.mark.parametrize(
@@ -229,6 +238,9 @@ def test_an_answer_that_calls_a_tool_is_judged_by_the_call_as_the_template_write
     found = encode_requests(rows, ChatTokenizer(make.tokenizer), "causal_lm", {}, references=False)
     written, plain = found.answers["test"]
     assert "<tool_call>" in written and '"name": "find"' in written and plain == "So."
+    goes_on = [*call["messages"], {"role": "tool", "content": "grey"}, {"role": "assistant", "content": "Grey."}]
+    more = loader.read_rows(jsonl(make.folder / "more.jsonl", [{"messages": goes_on, "tools": [TOOL]}]))
+    assert EvalSplits({"test": rows["test"], "more": more}, {}, {}).unjudged_calls == {"more": 1}
     other = {"test": [rows["test"][1]]}
     assert list(found.calls) == ["test"]
     assert encode_requests(other, ChatTokenizer(make.tokenizer), "causal_lm", {}, references=False).calls == {}
