@@ -71,6 +71,12 @@ class Run:
         return self.path.name
 
     @property
+    def word(self) -> str:
+        """How a command in this working directory names the run: its id, or its directory elsewhere."""
+        here = Path("outputs", "runs").resolve()
+        return self.id if self.path.parent.resolve() == here else str(self.path)
+
+    @property
     def model(self) -> Path:
         return self.path / "model"
 

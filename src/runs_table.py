@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -210,13 +211,14 @@ def _sorted(lines: list[RunSummary], key: str) -> list[RunSummary]:
 
 # Dropped from narrow tables, in this order. A name that was made holds method, data and lr.
 OPTIONAL_COLUMNS = ("base", "stage", "train_loss", "method", "eval_loss", "data", "lr")
+SHORTEST_NAME = 8  # where even the least widths are too wide
 FLEXIBLE = {"status": 12, "name": 20}  # columns that are cut, and the least width of each
 
 
 def _format_table(columns: Sequence[str], cells: Sequence[Sequence[str]], width: int) -> list[str]:
     """Lines of at most `width` characters: optional columns are dropped, then scores, and long texts are cut."""
     rows = [list(columns), *(list(row) for row in cells)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(columns))]
+    widths = [max(_width_of(row[i]) for row in rows) for i in range(len(columns))]
     kept = [i for i in range(len(columns)) if any(row[i] for row in rows[1:]) or not cells]
     least = [min(w, FLEXIBLE.get(name, w)) for w, name in zip(widths, columns, strict=True)]
 
@@ -227,7 +229,7 @@ def _format_table(columns: Sequence[str], cells: Sequence[Sequence[str]], width:
     for name in (*OPTIONAL_COLUMNS, *reversed(scores[1:])):
         if excess(least) > 0:
             kept = [i for i in kept if columns[i] != name]
-    for name, smallest in FLEXIBLE.items():
+    for name, smallest in (*FLEXIBLE.items(), ("name", SHORTEST_NAME)):
         i = list(columns).index(name)
         if i in kept:
             widths[i] = max(min(widths[i], smallest), widths[i] - max(0, excess(widths)))
@@ -235,8 +237,17 @@ def _format_table(columns: Sequence[str], cells: Sequence[Sequence[str]], width:
 
 
 def _cell(text: str, width: int, column: str) -> str:
-    text = text if len(text) <= width else text[: width - 1] + "…"
-    return text.rjust(width) if "/" in column or column in LOSSES else text.ljust(width)
+    if _width_of(text) > width:
+        while _width_of(text) >= width:
+            text = text[:-1]
+        text += "…"
+    space = " " * (width - _width_of(text))
+    return space + text if "/" in column or column in LOSSES else text + space
+
+
+def _width_of(text: str) -> int:
+    """The columns of a terminal that a text takes: Chinese, Japanese and Korean letters take two."""
+    return sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text)
 
 
 def diff_runs(first: Run, second: Run) -> str:

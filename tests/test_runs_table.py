@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,9 @@ def test_the_table_fits_its_width_and_drops_optional_columns(out: Path, width: i
     assert all(word in lines[0] for word in ("run", "name", "status", "test/rougeL", "verdict"))
     assert ("base" in lines[0].split()) is (width > 120)
     assert "…" in lines[1] and len(lines) == 5
+    run_of(out, 7, run_name="客服对话" * 6)
+    (line,) = format_runs(out, width=width, run="2026-01-07").splitlines()[1:]
+    assert len(line) + len(re.findall(r"[\u4e00-\u9fff]", line)) <= width
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,7 @@ def _load_model(task: str) -> str:
 def _load_adapter(manifest: Mapping[str, Any], task: str) -> str:
     """The adapter of a classifier has its labels in its own config.json."""
     auto, base = TASKS[task].auto_class, manifest["base_model"]  # type: ignore[index]
-    comment = "  # path of the base model" if is_local(base) else ""
+    comment = "  # set this to the folder of the base model" if is_local(base) else ""
     options = [] if is_local(base) else [f'revision="{base["revision"]}"']
     names, first = f"{auto}, AutoTokenizer", ""
     if task == "classification":

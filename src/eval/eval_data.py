@@ -104,7 +104,7 @@ def _remedy(run: Run | None) -> str:
     named = "set eval_path to a folder with test.jsonl"
     if run is None or run.manifest["stage"] != "train":
         return named
-    typed = command("eval", run.id, eval_path="FOLDER")
+    typed = command("eval", run.word, eval_path="FOLDER")
     return f"{named}: {typed}; or train with eval_split=0.1, which holds rows out"
 
 

@@ -97,7 +97,7 @@ def require(run: Run) -> Evaluation:
     """The newest evaluation. Raises: RunError if the run was not evaluated."""
     found = newest(run)
     if found is None:
-        raise RunError(f"run {run.id} has not been evaluated", hint=f"{command('eval', str(run.path))} does that")
+        raise RunError(f"run {run.id} has not been evaluated", hint=f"{command('eval', run.word)} does that")
     return found
 
 

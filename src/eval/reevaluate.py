@@ -60,7 +60,7 @@ def of_run(run: Run, gate: GateArgs, labels: Sequence[str]) -> Reevaluation:
     evaluation = evaluations.require(run)
     settings = evaluation.folder / CONFIG
     if not settings.is_file():
-        raise RunError(f"{settings} does not exist", hint=f"{command('eval', run.id)} makes it")
+        raise RunError(f"{settings} does not exist", hint=f"{command('eval', run.word)} makes it")
     values: Any = OmegaConf.to_container(OmegaConf.load(settings), resolve=True)
     cfg: EvalConfig = config.load("eval", values)
     result = evaluation.result
@@ -74,7 +74,7 @@ def of_run(run: Run, gate: GateArgs, labels: Sequence[str]) -> Reevaluation:
     if sha256(path) != conditions["data"][split]:
         raise RunError(
             f"{path} is not the file that run {run.id} was evaluated on",
-            hint=f"restore it, or run {command('eval', run.id)} again",
+            hint=f"restore it, or run {command('eval', run.word)} again",
         )
     task: Task = run.manifest.get("task", "causal_lm")
     return Reevaluation(

@@ -78,7 +78,7 @@ def judge(run: Run, gate: GateArgs, artifacts_dir: str | None = None) -> Verdict
     if not path.exists():
         raise RunError(
             f"run {run.id} has not been compared with its base model",
-            hint=f"{command('eval', run.id)} and {command('eval-baseline')}, in either order, do that",
+            hint=f"{command('eval', run.word)} and {command('eval-baseline')}, in either order, do that",
         )
     tuned, folder = EvalResult.of_run(run), Path(read_object(path).get("baseline") or "")
     if artifacts_dir and not (folder / "metrics.json").is_file():  # the artifacts were moved

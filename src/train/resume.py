@@ -84,7 +84,7 @@ def log_repetition(cfg: TrainConfig, facts: Mapping[str, Any]) -> None:
         if finished and not _setting_differences(run, cfg) and not _fact_differences(run, facts):
             log.info(
                 "run %s did this already, with the same settings and data; training again (%s evaluates that run)",
-                run.id, command("eval", run.id),
+                run.id, command("eval", run.word),
             )  # fmt: skip
             return
 
