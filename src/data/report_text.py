@@ -86,7 +86,7 @@ def _large_contamination(report: Mapping[str, Any]) -> str:
         if any(kinds.values())
     ]
     reason = f"they repeat rows of {' and '.join(found)}"
-    remedy = "eval_path names other questions; on_contamination=keep trains them, and then no verdict is valid"
+    remedy = "on_contamination=keep trains them, and no verdict is valid then; eval_path names other questions"
     return f"{rows} are not trained on: {reason}; {remedy}"
 
 

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +41,7 @@ def write_onnx(run: Run, gate: GateArgs, source: Path, folder: Path) -> dict[str
     model = getattr(transformers, task.auto_class).from_pretrained(source, dtype=torch.float32).eval()
     options = {"use_cache": False} if task.pipeline_tag != "text-classification" else {}
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _without_chatter():
             traced: Any = _inputs(model, torch.tensor([(prompts[0] * MIN_REPEATS)[:MAX_TRACED]] * 2)) | options
             exported = OnnxExporter().export(model, traced, config=OnnxConfig(dynamic=True))
     except (RuntimeError, ValueError, NotImplementedError, TypeError) as error:
@@ -54,6 +59,20 @@ def write_onnx(run: Run, gate: GateArgs, source: Path, folder: Path) -> dict[str
         "form": "onnx", "precision": "float32", "largest_logit_difference": difference, "prompts": len(prompts),
         "opset": _opset(folder / MODEL),
     }  # fmt: skip
+
+
+@contextmanager
+def _without_chatter() -> Iterator[None]:
+    """Neither the progress nor the warnings of torch.onnx, which concern its own code."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")  # action=: Python 3.11
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _encode_prompts(run: Run, gate: GateArgs, source: Path) -> list[list[int]]:
