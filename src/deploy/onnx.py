@@ -63,16 +63,17 @@ def write_onnx(run: Run, gate: GateArgs, source: Path, folder: Path) -> dict[str
 
 @contextmanager
 def _without_chatter() -> Iterator[None]:
-    """Neither the progress nor the warnings of torch.onnx, which concern its own code."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Neither the progress nor the warnings of the exporter, which concern its own code."""
+    loggers = {logging.getLogger(name): logging.getLogger(name).level for name in ("torch.onnx", "transformers")}
     try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
         with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")  # action=: Python 3.11
+            warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in loggers.items():
+            logger.setLevel(level)
 
 
 def _encode_prompts(run: Run, gate: GateArgs, source: Path) -> list[list[int]]:
