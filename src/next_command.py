@@ -85,7 +85,8 @@ def after_run(ended: Ended) -> str:
     if not _read(run.path / "metrics.json").get("eval"):
         return _evaluate(ended, run)
     if not comparison:
-        return command("eval-baseline", **_folders(ended, "eval-baseline"))
+        base = (run.manifest.get("base_model") or {}).get("name")  # not that of a run that is newer by now
+        return command("eval-baseline", model_name=base, **_folders(ended, "eval-baseline"))
     verdict = comparison.get("verdict") or {}
     if decides := ended.facts.get("decides"):
         return _step(ended, decides)

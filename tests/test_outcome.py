@@ -175,7 +175,9 @@ def test_a_run_is_evaluated_then_compared_then_published(run: Path) -> None:
     assert after("train", "output_dir=outputs", run=run) == f"make eval RUN={RUN} output_dir=outputs"
     assert after("eval", "output_dir=x", run=run).startswith(f"make eval RUN=outputs/runs/{RUN}")
     write(run / "metrics.json", eval={"test": {"rougeL": 0.5}})
-    assert after("eval", RUN, run=run).startswith("make eval-baseline")
+    facts = json.loads((run / "manifest.json").read_text())
+    write(run / "manifest.json", **facts, base_model={"name": "a/b"})
+    assert after("eval", RUN, run=run) == "make eval-baseline model_name=a/b"
     write(run / "comparison.json", verdict={"outcome": "promoted"})
     for stage in ("eval", "eval-baseline", "compare", "report", "validate", "ssh-fetch"):
         assert after(stage, run=run) == f"make publish RUN={RUN}"
