@@ -130,7 +130,7 @@ JOBS = {
         "Quokka", {"test": 40}, _reviews,
     ),
     "formula": Job(
-        "llama", ("dataset_path=mine/formula"), "Vexil", {"test": 35, "hard": 25}, _formulas,
+        "llama", ("dataset_path=mine/formula",), "Vexil", {"test": 35, "hard": 25}, _formulas,
     ),
     "chinese": Job(
         "llama", ("dataset_path=mine/chinese/对话.jsonl", "eval_split=30"), "星河", {"test": 30}, _chinese,
