@@ -44,13 +44,22 @@ _called: list[str] = []  # the command line that a call in Python stands for
 _locks: dict[Path, Any] = {}  # open lock files of the runs that this process writes into
 
 
+class _WithoutAliases(yaml.SafeLoader):
+    """Settings that Assay writes have no aliases, which a few lines of a foreign file can nest without end."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("an alias")
+        return super().compose_node(parent, index)
+
+
 def read_settings(path: Path, hint: str) -> dict[str, Any]:
     """The content of a config_used.yaml, under the current names of settings.
 
     Raises: RunError with the remedy `hint` if it is missing or holds no settings.
     """
     try:
-        found = current_settings(yaml.safe_load(path.read_text(encoding="utf-8")))
+        found = current_settings(yaml.load(path.read_text(encoding="utf-8"), _WithoutAliases))
         if not isinstance(found.get("gate") or {}, Mapping):
             raise ValueError("gate is no group of settings")
         return found

@@ -168,7 +168,7 @@ def test_records_of_another_form_are_one_sentence(capsys: pytest.CaptureFixture[
     assert call("runs") == 0
 
 
-@pytest.mark.parametrize("text", [None, "", "{", "gate: 5", "gate: [1, 2]", "a: \x00"])
+@pytest.mark.parametrize("text", [None, "", "{", "gate: 5", "gate: [1, 2]", "a: \x00", "a: &x []\nb: *x"])
 def test_a_run_whose_settings_are_lost_is_not_judged_by_the_defaults(
     text: str | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
