@@ -132,6 +132,7 @@ def _typed_words(argv: list[str]) -> list[str]:
     from .utils.process_info import launcher_command
 
     typed = launcher_command() or argv
+    typed = typed if argv[0] in typed else argv  # the launcher may be another program that calls `main`
     return [word for word in typed[typed.index(argv[0]) + 1 :] if word not in outcome.FLAGS]
 
 

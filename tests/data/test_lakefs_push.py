@@ -82,7 +82,7 @@ def test_only_what_changed_is_uploaded(lake: Lake, folder: Path, heard: pytest.L
     if lake.server:
         lake.own.requests.clear()
     lake.push(folder)
-    assert f"{lake.name}: 1 files uploaded, 2 unchanged, committed to branch main" in heard.messages
+    assert f"{lake.name}: 1 file uploaded, 2 unchanged, committed to branch main" in heard.messages
     assert lake.committed()["a.jsonl"] == (folder / "a.jsonl").read_bytes()
     assert not lake.server or uploads(lake) == 1
 
@@ -261,7 +261,7 @@ def test_an_interrupted_connection_is_reported(own: Lake, folder: Path) -> None:
     own.own.before = die
     with pytest.raises(DataError, match="cannot be uploaded: the connection was interrupted") as caught:
         own.push(folder)
-    assert "nothing was committed; 0 of 3 files" in str(caught.value)
+    assert "nothing was committed; branch main has 0 uncommitted files of 3" in str(caught.value)
     assert own.branch().get_commit().id == before
 
 
@@ -321,7 +321,8 @@ def test_make_hands_a_message_on_as_it_was_typed(own: Lake, folder: Path, messag
     assert done.returncode == 0, done.stderr
     head = own.branch().get_commit()
     assert head.message == message
-    assert done.stdout.splitlines()[-1] == f"data_source.commit={head.id}"
+    assert f"data_source.commit={head.id}" in done.stdout.splitlines()[-2:]
+    assert done.stdout.splitlines()[-1].startswith("next: make check-data ")
 
 
 def test_without_a_message_make_shows_an_example(own: Lake, folder: Path) -> None:

@@ -95,8 +95,9 @@ def test_a_connection_cut_twenty_times_loses_nothing_and_doubles_nothing(
         followed.kill()
         followed.wait()
     out, log = printed.with_suffix(".out").read_bytes(), (remote.job / "log").read_bytes()
-    before = out[: -len(log)].splitlines()
-    assert out.endswith(log) and re.fullmatch(rb"run \S+ started on .*", before[-1])
+    before, shown, after = out.partition(log)
+    assert shown and re.fullmatch(rb"run \S+ started on .*", before.splitlines()[-1])
+    assert re.fullmatch(rb"next: .* ssh-fetch .*\n", after)
     assert json.loads((remote.job / "exit.json").read_text())["code"] == 0
     assert remote.run.name == remote.job.name
     assert adapter(remote.run) == here

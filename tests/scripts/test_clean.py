@@ -102,18 +102,22 @@ def test_runs_behind_a_link_to_a_larger_disk_go_too(
 
 @pytest.mark.parametrize("words", [[], ["YES="]])
 def test_make_asks(repository: Path, words: list[str]) -> None:
-    shutil.copy(ROOT / "Makefile", repository)
     make(repository, *words)
     assert (repository / "outputs/runs/one").exists()
 
 
 def test_make_does_not_ask_with_yes(repository: Path) -> None:
-    shutil.copy(ROOT / "Makefile", repository)
     make(repository, "YES=1")
     assert not (repository / "outputs").exists()
 
 
 def make(repository: Path, *words: str) -> None:
+    """Run `make clean` with the files that it needs."""
+    shutil.copytree(ROOT / "configs", repository / "configs", dirs_exist_ok=True)
+    for name in ("Makefile", *(f"scripts/{n}.py" for n in ("target", "make_words")),
+                 *(f"src/{n}.py" for n in ("__init__", "stages", "schema"))):  # fmt: skip
+        (repository / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, repository / name)
     subprocess.run(
         ["make", "clean", f"PYTHON={sys.executable}", *words],
         cwd=repository,

@@ -144,8 +144,10 @@ def test_an_error_of_every_process_is_printed_once(world: World, fork: Start) ->
     assert world.newest.status == runs.FAILED
 
 
-def test_the_name_of_a_run_is_for_the_processes_of_the_first_training(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_name_of_a_run_is_for_the_processes_of_the_first_training(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv(runs.RUN_ID, "one")
-    with launcher._worker_environment({}, processes=2):
+    with launcher._worker_environment({}, processes=2, run_file=tmp_path / "run"):
         assert os.environ[runs.RUN_ID] == "one"
     assert runs.RUN_ID not in os.environ
