@@ -145,7 +145,8 @@ def print_end(error: str, next_line: str) -> None:
     """Print the warnings once more, the verdict or the error, and the next command as the very last line."""
     sys.stdout.flush()
     stream = sys.stderr if error else sys.stdout
-    verdict = "" if error or output.ends_elsewhere else last_job().verdict
+    shown = not output.ends_elsewhere and (not error or output.summary is not None)  # an interrupted sweep has one
+    verdict = last_job().verdict if shown else ""
     lines = [*_warning_lines(bool(error)), *verdict.splitlines(), *error.splitlines()]
     for line in lines:
         print(fit(line, stream), file=stream)
