@@ -338,8 +338,12 @@ def script(tmp_path: Path, name: str, end: str) -> str:
 def offline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     import evaluate
 
+    cache = tmp_path_factory.mktemp("modules")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate.config, "HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
+        for name in [name for name in sys.modules if name.partition(".")[0] == "evaluate_modules"]:
+            patch.delitem(sys.modules, name)  # that of another test, in another cache
+        patch.syspath_prepend(str(cache))
+        patch.setattr(evaluate.config, "HF_MODULES_CACHE", str(cache))
         patch.setattr("datasets.config.HF_HUB_OFFLINE", True)
         yield
 
