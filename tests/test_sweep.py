@@ -86,7 +86,7 @@ def drawn() -> list[Any]:
 
 
 def ended(capsys: Said) -> str:
-    """The output, with what the command prints at its end, but for warnings of earlier commands of this process."""
+    """The output with what the command prints at its end, without warnings of earlier commands."""
     outcome.output.warnings.clear()
     outcome.print_end("", "")
     return capsys.readouterr().out
