@@ -18,6 +18,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from src.stages import STAGES
+from src.utils.commands import config_variable
 
 SUPPORTED = (3, 10)  # the oldest Python that requirements.txt can be installed in
 SETUP = {"PY", "PYTHON", "VENV"}  # read by the Makefile itself
@@ -37,8 +38,6 @@ ENVIRONMENT = {
         "MLFLOW_EXPERIMENT_NAME",
     ),
 }
-CONFIG_VARIABLES = {"eval-baseline": "BASELINE_CONFIG", "publish-hf": "PUBLISH_CONFIG"}
-CONFIG_VARIABLES.update(dict.fromkeys(("check-data", "plan"), "TRAIN_CONFIG"))
 REMOTE = {
     "push": ("ALSO",), "ssh-init": (), "ssh-status": ("ALL",), "ssh-logs": ("RUN",), "ssh-attach": ("RUN",),
     "ssh-stop": ("RUN", "GRACE"), "ssh-fetch": ("RUN",), "ssh-shell": (), "ssh-tensorboard": ("PORT",),
@@ -99,10 +98,6 @@ def variables(target: str) -> list[str]:
     if stage != target:
         found += ["DETACH", "ALSO", *([] if "RUN" in found else ["RUN"])]
     return [*found, *args]
-
-
-def config_variable(stage: str) -> str:
-    return CONFIG_VARIABLES.get(stage, stage.upper() + "_CONFIG")
 
 
 def takes_settings(target: str) -> bool:

@@ -19,7 +19,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from scripts.make_words import (
     ENVIRONMENT,
     RUNS,
-    config_variable,
     is_setting,
     problems,
     python_problems,
@@ -28,6 +27,7 @@ from scripts.make_words import (
     variables,
 )
 from src.stages import STAGES
+from src.utils.commands import config_variable
 
 SWITCHES = {"ALL": "--all", "DETACH": "--detach", "YES": "--yes"}  # on unless OFF
 OFF = {"", "0", "no", "false"}

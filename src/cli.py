@@ -17,7 +17,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from . import MAIN, compose, config, gpus, outcome, runs, schema, search_space
+from . import compose, config, gpus, outcome, runs, schema, search_space
 from .cli_args import Call
 from .compose import OPTUNA, SLURM, first_line, is_sweep, plain_value
 from .errors import ConfigError, UserError
@@ -100,12 +100,11 @@ def _run_sweep(
     from .sweep import Sweep, plan_sweep
 
     shipped = not call.config_path and call.config_name == call.stage
-    file = ["--config-path", str(call.config_dir), "--config-name", call.config_name]
-    command = ["make", call.stage] if shipped else ["python", "-m", MAIN, call.stage, *file]
+    file = [] if shipped else ["--config-path", str(call.config_dir), "--config-name", call.config_name]
     fixed, dimensions = search_space.split(overrides)
     swept = {d.key for d in dimensions}
     values = config.run_settings(call.stage, compose.compose_values(call, fixed)[0])
-    sweep = Sweep(plan_sweep(values, compose.compose_values(call, [])[0], overrides, search, command))
+    sweep = Sweep(plan_sweep(values, compose.compose_values(call, [])[0], overrides, search, file))
 
     def job(composed: DictConfig) -> float | None:
         current, loaded = HydraConfig.get(), _load_job(call, composed)

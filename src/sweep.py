@@ -13,7 +13,6 @@ import hashlib
 import json
 import math
 import os
-import shlex
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -28,6 +27,8 @@ from .errors import ConfigError, RunError, Stopped, UserError, did_you_mean
 from .runs import FAILED, FINISHED, INTERRUPTED, RUNNING
 from .schema import SearchArgs
 from .search_space import Dimension
+from .stages import SWEEP_STAGE
+from .utils.commands import command
 from .utils.files import disk_errors, read_json, write_json, write_text
 from .utils.secrets import redact
 
@@ -47,8 +48,8 @@ class SweepPlan:
     num_trials: how many trials the sweep has.
     identity: hash that is equal for sweeps of the same command, whatever their number of trials.
     former_identity: that hash under the former names of settings.
-    command: the command line without the sweep; the best preset is added to it.
-    base: the settings of `command`.
+    file: the flags that name the configuration file of the command, unless it is the stage's own.
+    base: the settings of the command without the sweep.
     """
 
     output_dir: str
@@ -57,7 +58,7 @@ class SweepPlan:
     num_trials: int
     identity: str
     former_identity: str
-    command: list[str]
+    file: list[str]
     base: Mapping[str, Any]
 
 
@@ -66,7 +67,7 @@ def plan_sweep(
     base: Mapping[str, Any],
     overrides: list[str],
     search: SearchArgs,
-    command: list[str],
+    file: list[str],
 ) -> SweepPlan:
     """The plan of the sweep over `overrides`; all trials share the settings `values`."""
     _, dimensions = search_space.split(overrides)
@@ -80,7 +81,7 @@ def plan_sweep(
         num_trials=search.trials if searching else math.prod(len(d.options) for d in dimensions),
         identity=_identity(shared, dimensions, searching),
         former_identity=_identity(aliases.former_settings(shared), map(_former, dimensions), searching),
-        command=command,
+        file=file,
         base=base,
     )
 
@@ -261,8 +262,8 @@ class Sweep:
         verdict = f"no trial has the metric {self.plan.search['metric']}"
         if best:
             preset = self._preset(best)
-            command = shlex.join([*self.plan.command, f"experiment={preset}"])
-            verdict = f"best: {self._describe(best)}; train it again with\n  {command}"
+            again = command(SWEEP_STAGE, *self.plan.file, f"experiment={preset}")
+            verdict = f"best: {self._describe(best)}; train it again with\n  {again}"
         if not complete:
             verdict += "\nunfinished: run the command again to resume it"
         table, verdict = str(redact(self.table())), str(redact(verdict))

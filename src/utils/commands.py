@@ -56,7 +56,7 @@ def _make_words(stage: str, words: list[str]) -> list[str]:
     left = iter(words)
     for word in left:
         if word == "--config-name":
-            variables.append(f"{_config_variable(stage)}={next(left, '')}")
+            variables.append(f"{config_variable(stage)}={next(left, '')}")
         elif _NAME.match(word):
             settings.append(word)
         elif names and not rest and not word.startswith("-"):
@@ -66,9 +66,13 @@ def _make_words(stage: str, words: list[str]) -> list[str]:
     return [*variables, *settings, *([f"ARGS={shlex.join(rest)}"] if rest else [])]
 
 
-def _config_variable(stage: str) -> str:
-    name = stage.removeprefix("ssh-")
-    return _CONFIG_VARIABLES.get(name, f"{name.removesuffix('-hf').upper()}_CONFIG")
+def config_variable(stage: str) -> str:
+    """The variable of make that names the configuration file of a stage, or of a stage on a server.
+
+    scripts/make_words.py calls it in any Python from 3.8: it is called before the version is refused.
+    """
+    name = re.sub("^ssh-|-hf$", "", stage)
+    return _CONFIG_VARIABLES.get(name, f"{name.upper()}_CONFIG")
 
 
 def _text(value: object) -> str:

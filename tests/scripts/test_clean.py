@@ -115,8 +115,8 @@ def make(repository: Path, *words: str) -> None:
     """Run `make clean` with the files that it needs."""
     shutil.copytree(ROOT / "configs", repository / "configs", dirs_exist_ok=True)
     for name in ("Makefile", *(f"scripts/{n}.py" for n in ("target", "make_words")),
-                 *(f"src/{n}.py" for n in ("__init__", "stages", "schema"))):  # fmt: skip
-        (repository / name).parent.mkdir(exist_ok=True)
+                 *(f"src/{n}.py" for n in ("__init__", "stages", "schema", "utils/commands"))):  # fmt: skip
+        (repository / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, repository / name)
     subprocess.run(
         ["make", "clean", f"PYTHON={sys.executable}", *words],
