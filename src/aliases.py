@@ -37,6 +37,9 @@ OTHER_TOOLS = {
     "auto_resume_from_checkpoints": "resume",
     "base_model": "model_name",
     "batch": "batch_size",
+    "chat_template_file": "chat_template",
+    "chat_template_jinja": "chat_template",
+    "chat_template_path": "chat_template",
     "completion_only_loss": "train_on",
     "cutoff_len": "max_length",
     "data_seed": "seed",
@@ -52,6 +55,7 @@ OTHER_TOOLS = {
     "devices": "cuda_visible_devices",
     "dtype": "bf16",
     "enable_liger_kernel": "use_liger_kernel",
+    "enable_thinking": "chat_template_kwargs",
     "eval_dataset": "eval_path",
     "eval_strategy": "eval_steps",
     "evals_per_epoch": "eval_epochs",
@@ -100,6 +104,7 @@ OTHER_TOOLS = {
     "system": "system_prompt",
     "target_modules": "lora_target_modules",
     "temperature": "generation.temperature",
+    "template": "chat_template",
     "test_datasets": "eval_path",
     "test_size": "eval_split",
     "top_p": "generation.top_p",
@@ -121,7 +126,6 @@ OTHER_TOOLS = {
 # Settings of other tools that are something else here.
 ELSEWHERE = {
     "attn_implementation": "attention kernels are chosen for the model and the device",
-    "chat_template": "the chat template is that of the tokenizer",
     "do_eval": "write eval",
     "do_train": "write train",
     "flash_attention": "attention kernels are chosen for the model and the device",
@@ -133,7 +137,6 @@ ELSEWHERE = {
     "overwrite_output_dir": "each run has its own directory",
     "push_to_hub": "write publish-hf after eval",
     "stage": "training is supervised fine-tuning",
-    "template": "the chat template is that of the tokenizer",
     "wandb_entity": "set the environment variable WANDB_ENTITY",
     "wandb_project": "set the environment variable WANDB_PROJECT",
 }

@@ -27,7 +27,7 @@ MAX_WIDTH, PIPED_WIDTH = 110, 90
 TOPICS = {  # topic -> the mixins of src/schema.py whose settings it has, in the order of --help
     "model": ("ModelArgs", "TunedArgs", "ReportArgs", "CompareArgs", "TunedTaskArgs", "TokenizationArgs",
               "TrustArgs", "PrecisionArgs"),
-    "data": ("DataArgs", "DataPushArgs", "ColumnArgs", "RowArgs", "EvalDataArgs"),
+    "data": ("DataArgs", "DataPushArgs", "ColumnArgs", "ChatArgs", "RowArgs", "EvalDataArgs"),
     "optimizer and loss": ("OptimArgs", "LossArgs"),
     "method": ("MethodArgs",),
     "evaluation": ("JudgeArgs", "EvalArgs", "TunedEvalArgs"),

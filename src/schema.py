@@ -37,6 +37,19 @@ class ModelArgs:
 
 
 @dataclass
+class ChatArgs:
+    """How conversations are rendered as text."""
+
+    chat_template: Annotated[
+        Annotated[str, Len(1)] | None,
+        Doc("chat template: a file PATH.jinja, or a name that list-configs shows; null: that of the tokenizer"),
+    ] = None
+    chat_template_kwargs: Annotated[
+        dict[str, Any], Doc("variables of the chat template, e.g. {enable_thinking: false}; those of a row win")
+    ] = field(default_factory=dict)
+
+
+@dataclass
 class TrustArgs:
     trust_remote_code: Annotated[bool, Doc("allow Python code from the model repository to run")] = False
 
@@ -83,6 +96,8 @@ DataFormat = Literal[
 Strategy = Literal["QA", "Chat"]
 TrainOn = Literal["completion", "last_turn", "all"]
 OnOverlength = Literal["reject", "truncate_prompt", "truncate", "split"]
+OnDisputedMask = Literal["reject", "warn"]
+EmptyThoughts = Literal["context", "loss"]
 
 
 @dataclass
@@ -168,6 +183,16 @@ class RowArgs:
         Literal["sample", "all"],
         Doc("verify the loss mask of the first 10,000 rows and a sample of the rest, or of all rows"),
     ] = "sample"
+    on_disputed_mask: Annotated[
+        OnDisputedMask,
+        Doc(
+            "rows whose loss mask is not confirmed by its second derivation: drop them, or train on them and warn"
+        ),
+    ] = "reject"
+    empty_thoughts: Annotated[
+        EmptyThoughts,
+        Doc("an empty think block that the chat template writes by itself: context without loss, or loss"),
+    ] = "context"
     strict_data: Annotated[bool, Doc("refuse to start if the data report lists any problem")] = False
     num_proc: Annotated[
         int | None, Ge(1), Doc("processes that read and tokenize data; null: one per CPU core")
@@ -588,7 +613,8 @@ _STRICT = ConfigDict(extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=F
 @dataclass
 class TrainConfig(
     NestedGateArgs, OutputArgs, SeedArgs, JudgeArgs, EvalDataArgs, LoopArgs, DistributedArgs, PlanArgs,
-    HardwareArgs, SpeedArgs, MethodArgs, PrecisionArgs, LossArgs, OptimArgs, TrainDataArgs, TrustArgs, ModelArgs,
+    HardwareArgs, SpeedArgs, MethodArgs, PrecisionArgs, LossArgs, OptimArgs, TrainDataArgs, ChatArgs, TrustArgs,
+    ModelArgs,
 ):  # fmt: skip
     __pydantic_config__ = _STRICT
 
@@ -615,6 +641,7 @@ class EvalConfig(
     EvalArgs,
     EvalDataArgs,
     TunedEvalArgs,
+    ChatArgs,
     TrustArgs,
     TokenizationArgs,
     TunedTaskArgs,
@@ -625,8 +652,9 @@ class EvalConfig(
 
 @dataclass
 class BaselineConfig(
-    NestedGateArgs, OutputArgs, SeedArgs, HardwareArgs, PrecisionArgs, EvalArgs, EvalDataArgs, TrustArgs, ModelArgs
-):
+    NestedGateArgs, OutputArgs, SeedArgs, HardwareArgs, PrecisionArgs, EvalArgs, EvalDataArgs, ChatArgs, TrustArgs,
+    ModelArgs,
+):  # fmt: skip
     __pydantic_config__ = _STRICT
 
     model_name: Annotated[

@@ -404,7 +404,7 @@ def test_a_sweep_without_its_flag_is_refused_with_both_remedies() -> None:
         (["--lora-r", "lr=1"], "--lora-r is not a flag of train; write lora_r=VALUE"),
         (["--nonsense"], "--nonsense is not a flag of train"),
         (["--load_in_4bit"], "--load_in_4bit is not a flag of train; write method=qlora"),
-        (["--template=x"], "--template is not a flag of train; the chat template is that of the tokenizer"),
+        (["--template=x"], "--template is not a flag of train; write chat_template=x"),
         (["val_size=0.1"], "val_size is not a setting; did you mean eval_split?"),
         (["wandb_project=x"], "wandb_project is not a setting; set the environment variable WANDB_PROJECT"),
         (["report_to=true"], "report_to=True: should be a list, as [True]"),
@@ -430,7 +430,7 @@ per_device_train_batch_size learning_rate num_train_epochs overwrite_output_dir 
 stage quantization_bit flash_attn fp16 warmup_steps resume_from_checkpoint neat_packing enable_liger_kernel
 base_model adapter load_in_4bit sequence_len sample_packing micro_batch_size num_epochs optimizer lr_scheduler
 val_set_size lora_target_linear wandb_project wandb_entity train_on_inputs evals_per_epoch saves_per_epoch
-flash_attention chat_template deepspeed fsdp dataset_prepared_path
+flash_attention deepspeed fsdp dataset_prepared_path
 dataset_name max_seq_length use_peft completion_only_loss eval_strategy save_strategy attn_implementation
 gradient_clipping push_to_hub dataset_num_proc logging_dir
 """
@@ -438,6 +438,7 @@ SAME_NAMES = """
 output_dir logging_steps save_steps eval_steps gradient_accumulation_steps lr_scheduler_type warmup_ratio bf16 seed
 lora_alpha lora_dropout lora_r gradient_checkpointing packing optim max_grad_norm weight_decay report_to run_name
 trust_remote_code neftune_noise_alpha early_stopping_patience tf32 datasets max_length max_steps save_total_limit
+chat_template chat_template_kwargs
 """
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from typing import NamedTuple
 
-from ..schema import OnOverlength, TrainOn
+from ..schema import EmptyThoughts, OnDisputedMask, OnOverlength, TrainOn
 from .chat import ChatTokenizer, RenderedChat, Tools
 from .formats import TEXT, Message, Row, RowError
 from .store import Example
@@ -20,6 +20,8 @@ class EncodingOptions(NamedTuple):
     on_overlength: OnOverlength = "reject"
     task: str = "causal_lm"
     labels: tuple[str, ...] = ()  # of a classification; the id of a label is its index
+    on_disputed_mask: OnDisputedMask = "reject"
+    empty_thoughts: EmptyThoughts = "context"
 
 
 class EncodedRow(NamedTuple):

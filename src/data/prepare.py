@@ -160,7 +160,15 @@ def tokenize(
 
 def encoding_options(args: TrainDataArgs, task: Task, labels: tuple[str, ...]) -> EncodingOptions:
     """The settings that decide how training rows become examples."""
-    return EncodingOptions(args.max_length, args.train_on, args.on_overlength, task, labels)
+    return EncodingOptions(
+        args.max_length,
+        args.train_on,
+        args.on_overlength,
+        task,
+        labels,
+        args.on_disputed_mask,
+        args.empty_thoughts,
+    )
 
 
 def _files_without_usable_rows(store: RowStore, bad: Sequence[Rejection]) -> Iterator[tuple[Path, str]]:
