@@ -9,15 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import date
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from .formats import TEMPLATE_KEYS, TEXT, Message, RowError
+from .formats import TEMPLATE_KEYS, TEXT, Conversation, Message, RowError
 
-Tools = Sequence[Any] | None
 IDENTITY_FILE = "tokenization.json"  # holds ChatTokenizer.identity, in the model folder
 CONTEXT_CHARS = 64  # characters before a segment that are searched for its context
 PLACEHOLDER = "\ue000"  # a private-use character, which templates neither contain nor strip
@@ -73,17 +72,22 @@ class Segment(NamedTuple):
 
 
 class ChatTokenizer:
-    """A tokenizer with its chat template."""
+    """A tokenizer with its chat template.
 
-    def __init__(self, tokenizer: Any) -> None:
+    Args:
+        template_kwargs: variables of the template for every conversation. Those of a conversation win.
+    """
+
+    def __init__(self, tokenizer: Any, template_kwargs: Mapping[str, Any] | None = None) -> None:
         self.tokenizer = tokenizer
+        self.template_kwargs = dict(template_kwargs or {})
         added = {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}
         self.special_tokens = tuple(sorted(added | set(tokenizer.all_special_tokens), key=len, reverse=True))
         self.special = re.compile("|".join(map(re.escape, self.special_tokens)) or r"(?!)")
 
     # Text
 
-    def render(self, turns: Sequence[Message], tools: Tools = None, *, prompt: bool = False) -> str:
+    def render(self, conversation: Conversation, *, prompt: bool = False) -> str:
         """The text of a conversation. With `prompt` it ends where the next answer begins.
 
         Raises: RowError if the chat template rejects the turns.
@@ -93,14 +97,24 @@ class ChatTokenizer:
         try:
             return str(
                 self.tokenizer.apply_chat_template(
-                    list(turns), tools=list(tools) if tools else None, tokenize=False, add_generation_prompt=prompt
+                    list(conversation.messages), tokenize=False, add_generation_prompt=prompt,
+                    **self.template_arguments(conversation),
                 )
-            )
+            )  # fmt: skip
         except (TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
             reason = str(error) or type(error).__name__
             raise RowError("template", f"is rejected by the chat template: {reason}") from error
 
-    def training_texts(self, turns: Sequence[Message], tools: Tools = None) -> list[RenderedChat]:
+    def template_arguments(self, conversation: Conversation) -> dict[str, Any]:
+        """The arguments of `apply_chat_template` that follow from a conversation: its tools and variables."""
+        tools = list(conversation.tools) if conversation.tools else None
+        return self.template_kwargs | dict(conversation.template_kwargs or {}) | {"tools": tools}
+
+    def adapt(self, conversation: Conversation) -> Conversation:
+        """The conversation in the form that the chat template reads."""
+        return conversation
+
+    def training_texts(self, conversation: Conversation) -> list[RenderedChat]:
         """The texts to train on. Each answer of the conversation has loss in exactly one text.
 
         One text is enough if the template renders a prefix of a conversation as a prefix of the full text. A
@@ -110,10 +124,12 @@ class ChatTokenizer:
         Raises: RowError if the template rejects the turns, does not render the prompt of an answer as a prefix, or
             omits tool calls.
         """
-        if turns[0]["role"] == TEXT:
-            return [self._document(turns[0]["content"])]
-        answers = self._answer_renderings(turns, tools)
-        self._check_calls(turns, tools, answers[-1].text)
+        first = conversation.messages[0]
+        if first["role"] == TEXT:
+            return [self._document(first["content"])]
+        conversation = self.adapt(conversation)
+        answers = self._answer_renderings(conversation)
+        self._check_calls(conversation, answers[-1].text)
         spans = [a.locate_in(answers[-1].text) for a in answers]
         if all(spans):
             return [RenderedChat(answers[-1].text, tuple(filter(None, spans)), tuple(a.turn for a in answers))]
@@ -135,12 +151,12 @@ class ChatTokenizer:
         text = ("" if text.startswith(start) else start) + text + ("" if text.endswith(eos) else eos)
         return RenderedChat(text, (CharSpan(len(start), len(text)),), (0,))
 
-    def _answer_renderings(self, turns: Sequence[Message], tools: Tools) -> list[AnswerRendering]:
+    def _answer_renderings(self, conversation: Conversation) -> list[AnswerRendering]:
         found = []
-        for i in (i for i, turn in enumerate(turns) if turn["role"] == "assistant"):
+        for i in (i for i, turn in enumerate(conversation.messages) if turn["role"] == "assistant"):
             closing = self._after_answer[1]
-            before = self.render(turns[:i], tools, prompt=True)
-            text = self.render(turns[: i + 1], tools)
+            before = self.render(conversation.upto(i), prompt=True)
+            text = self.render(conversation.upto(i + 1))
             end = len(text.removesuffix(closing))
             span = CharSpan(len(before), end) if text.startswith(before) and len(before) < end else None
             found.append(AnswerRendering(i, text, span))
@@ -161,9 +177,9 @@ class ChatTokenizer:
         first special token or, without any, the common beginning without trailing white space.
         """
         turns: list[Message] = [{"role": "user", "content": "."}, {"role": "assistant", "content": PLACEHOLDER}]
-        last = self.render(turns).rpartition(PLACEHOLDER)[2]
+        last = self.render(Conversation(turns)).rpartition(PLACEHOLDER)[2]
         try:
-            within = self.render([*turns, turns[0]]).partition(PLACEHOLDER)[2]
+            within = self.render(Conversation([*turns, turns[0]])).partition(PLACEHOLDER)[2]
         except RowError:  # the template allows one answer only
             within = ""
         differ = (i for i, (a, b) in enumerate(zip(last, within, strict=False)) if a != b)
@@ -172,15 +188,15 @@ class ChatTokenizer:
         ends = [end for end in specials if end <= shared] or specials[:1] or [len(last[:shared].rstrip())]
         return last[: ends[-1]], last[ends[-1] :]
 
-    def _check_calls(self, turns: Sequence[Message], tools: Tools, text: str) -> None:
+    def _check_calls(self, conversation: Conversation, text: str) -> None:
         """Raises: RowError if the template omits the tool calls, so that answers would lack them."""
-        if not any(turn.get("tool_calls") for turn in turns):
+        if not any(turn.get("tool_calls") for turn in conversation.messages):
             return
-        bare: list[Message] = [{**turn} for turn in turns]
+        bare: list[Message] = [{**turn} for turn in conversation.messages]
         for turn in bare:
             turn.pop("tool_calls", None)
         try:
-            omitted = self.render(bare, tools) == text
+            omitted = self.render(conversation._replace(messages=bare)) == text
         except RowError:  # the template requires them, so it renders them
             return
         if omitted:
@@ -202,9 +218,10 @@ class ChatTokenizer:
     @cached_property
     def _control_tokens(self) -> list[str]:
         turns: list[Message] = [{"role": "user", "content": "."}, {"role": "assistant", "content": "."}]
-        shown = self.render(turns) + self.render(turns[:1], prompt=True) + str(self.tokenizer.chat_template)
+        probe = Conversation(turns)
+        shown = self.render(probe) + self.render(probe.upto(1), prompt=True) + str(self.tokenizer.chat_template)
         with suppress(RowError):  # the template may not allow a system turn
-            shown += self.render([{"role": "system", "content": "."}, *turns])
+            shown += self.render(Conversation([{"role": "system", "content": "."}, *turns]))
         used = {*self.special.findall(shown), *filter(None, (self.tokenizer.bos_token, self.tokenizer.eos_token))}
         return sorted(used, key=len, reverse=True)
 
@@ -268,15 +285,23 @@ class ChatTokenizer:
         backend.no_padding()
         return [e.ids for e in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
-    def prompt_ids(self, turns: Sequence[Message], tools: Tools = None) -> list[int]:
+    def prompt_ids(self, conversation: Conversation) -> list[int]:
         """The token ids of a conversation up to where the next answer begins.
 
         Raises: RowError if the chat template rejects the turns.
         """
-        text = self.render(turns, tools, prompt=True)
-        earlier = tuple(filter(None, (a.locate_in(text) for a in self._answer_renderings(turns, tools))))
+        conversation = self.adapt(conversation)
+        text = self.render(conversation, prompt=True)
+        earlier = tuple(filter(None, (a.locate_in(text) for a in self._answer_renderings(conversation))))
         ids = self.tokenize(self.segments(RenderedChat(text, (), (), earlier)))
         return [token for segment in ids for token in segment]
+
+    @property
+    def stop_token_ids(self) -> list[int]:
+        """The ids of the tokens that end an answer: the end-of-sequence token and the template's end of turn."""
+        *_, last = ["", *self.special.findall(self.end_of_turn)] if self.tokenizer.chat_template else [""]
+        tokens = dict.fromkeys(filter(None, (self.tokenizer.eos_token, last)))
+        return [int(self.tokenizer.convert_tokens_to_ids(token)) for token in tokens]
 
     # Identity
 

@@ -7,8 +7,8 @@ from collections.abc import Set as AbstractSet
 from typing import NamedTuple
 
 from ..schema import EmptyThoughts, OnDisputedMask, OnOverlength, TrainOn
-from .chat import ChatTokenizer, RenderedChat, Tools
-from .formats import TEXT, Message, Row, RowError
+from .chat import ChatTokenizer, RenderedChat
+from .formats import TEXT, Conversation, Message, Row, RowError
 from .store import Example
 
 
@@ -70,7 +70,7 @@ def _render(row: Row, chat: ChatTokenizer, options: EncodingOptions) -> list[Ren
         held = chat.find_control_token(row.messages)
         if held:
             raise RowError("control_token", f"holds the control token {held} as text in a message")
-        texts = _texts(row.messages, row.tools, chat, options)
+        texts = _texts(row.conversation, chat, options)
         if not texts:
             raise RowError("no_loss", "has no token with loss: every answer has weight 0")
         return texts
@@ -78,14 +78,12 @@ def _render(row: Row, chat: ChatTokenizer, options: EncodingOptions) -> list[Ren
         return error
 
 
-def _texts(
-    turns: Sequence[Message], tools: Tools, chat: ChatTokenizer, options: EncodingOptions
-) -> list[RenderedChat]:
+def _texts(conversation: Conversation, chat: ChatTokenizer, options: EncodingOptions) -> list[RenderedChat]:
     """The texts of a conversation that have loss."""
-    texts = chat.training_texts(turns, tools)
+    texts = chat.training_texts(conversation)
     if options.train_on == "all":  # the last text contains all earlier turns
         return texts[-1:]
-    trained = _trained_turns(turns, options.train_on)
+    trained = _trained_turns(conversation.messages, options.train_on)
     return [text for text in texts if not trained.isdisjoint(text.answer_turns)]
 
 
@@ -136,7 +134,7 @@ def _cut(row: Row, chat: ChatTokenizer, options: EncodingOptions, encoded: Encod
         return encoded._replace(examples=cut, note=f"split into {len(cut)} pieces")
     splits = options.on_overlength == "split"
     parts = list(_exchanges(row, chat, options) if splits else _short_prompts(row, chat, options))
-    shorter = [part for part in (_full_examples(turns, row.tools, chat, options) for turns in parts) if part]
+    shorter = [part for part in (_full_examples(turns, row, chat, options) for turns in parts) if part]
     if not shorter:
         raise RowError("over_length", f"{over.detail}, and even its last exchange alone is too long")
     if options.train_on == "last_turn":
@@ -151,16 +149,16 @@ def _cut(row: Row, chat: ChatTokenizer, options: EncodingOptions, encoded: Encod
 
 
 def _full_examples(
-    turns: Sequence[Message], tools: Tools, chat: ChatTokenizer, options: EncodingOptions
+    turns: Sequence[Message], row: Row, chat: ChatTokenizer, options: EncodingOptions
 ) -> list[Example]:
-    """The uncut examples of `turns`; empty if no answer has loss."""
+    """The uncut examples of `turns`, a part of the row; empty if no answer has loss."""
     trained = _trained_turns(turns, options.train_on)
-    texts = [chat.segments(text) for text in _texts(turns, tools, chat, options)]
+    texts = [chat.segments(text) for text in _texts(row.conversation._replace(messages=turns), chat, options)]
     return [_example(list(zip(chat.tokenize(t), (s.turn for s in t), strict=True)), trained) for t in texts]
 
 
 def _is_short_enough(turns: Sequence[Message], row: Row, chat: ChatTokenizer, options: EncodingOptions) -> bool:
-    return all(len(e.ids) <= options.max_length for e in _full_examples(turns, row.tools, chat, options))
+    return all(len(e.ids) <= options.max_length for e in _full_examples(turns, row, chat, options))
 
 
 def _parts(turns: Sequence[Message]) -> tuple[list[Message], list[list[Message]]]:

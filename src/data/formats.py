@@ -49,14 +49,31 @@ class Message(TypedDict):
     weight: NotRequired[int]
 
 
+class Conversation(NamedTuple):
+    """What a chat template renders: messages, the tools that they may call, and variables of the template."""
+
+    messages: Sequence[Message]
+    tools: Sequence[Any] | None = None
+    template_kwargs: Mapping[str, Any] | None = None
+
+    def upto(self, end: int) -> Conversation:
+        """The first `end` messages."""
+        return self._replace(messages=self.messages[:end])
+
+
 @dataclass(frozen=True)
 class Row:
-    """One row: its messages, the tools that they may call, its file and line."""
+    """One row: its file and line, and the parts of its conversation."""
 
     file: Path
     line: int
     messages: list[Message]
     tools: list[Any] | None = None
+    template_kwargs: dict[str, Any] | None = None
+
+    @property
+    def conversation(self) -> Conversation:
+        return Conversation(self.messages, self.tools, self.template_kwargs)
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,12 @@ character offsets.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from functools import cached_property
 from itertools import compress, pairwise
 from typing import NamedTuple
 
-from .chat import CharSpan, ChatTokenizer, RenderedChat, Tools
-from .formats import TEXT, Message, RowError
+from .chat import CharSpan, ChatTokenizer, RenderedChat
+from .formats import TEXT, Conversation, Message, RowError
 from .store import Example
 
 MARK = "\ue000{}\ue001"  # the placeholder of a message, of private-use characters
@@ -43,17 +42,16 @@ class MaskVerifier:
     def method(self) -> str:
         return "generation marks" if self.marks else "offsets"
 
-    def verify(
-        self, turns: Sequence[Message], tools: Tools, rendered: RenderedChat, example: Example
-    ) -> MaskCheck:
+    def verify(self, conversation: Conversation, rendered: RenderedChat, example: Example) -> MaskCheck:
         """Compare a rendered text, and its example with loss on its answers, with the second derivation."""
-        if turns[0]["role"] == TEXT:
+        if conversation.messages[0]["role"] == TEXT:
             return MaskCheck(True)
         if not self.chat.tokenizer.is_fast:
             return MaskCheck(None, "the tokenizer gives no offsets")
-        turns = turns[: rendered.answer_turns[-1] + 1]
+        conversation = self.chat.adapt(conversation.upto(rendered.answer_turns[-1] + 1))
+        turns = conversation.messages
         locate = self._by_marks if self.marks else self._by_placeholders
-        spans = locate(turns, tools, rendered.text)
+        spans = locate(conversation, rendered.text)
         if spans is None:
             return MaskCheck(None, f"{self.method} do not tell where its answers stand")
         wanted = spans[-len(rendered.answer_spans) :]
@@ -81,8 +79,8 @@ class MaskVerifier:
         """What the template writes before an answer that is part of it, such as the tags of its thoughts."""
         request: list[Message] = [{"role": "user", "content": "."}]
         try:
-            before = self.chat.render(request, prompt=True)
-            text = self.chat.render([*request, _placeholder_turn(turn, MARK.format(0))])
+            before = self.chat.render(Conversation(request), prompt=True)
+            text = self.chat.render(Conversation([*request, _placeholder_turn(turn, MARK.format(0))]))
         except RowError:
             return ""
         return text.removeprefix(before).partition(MARK.format(0))[0].strip() if text.startswith(before) else ""
@@ -136,14 +134,14 @@ class MaskVerifier:
             return span
         return CharSpan(span.start, span.end + len(end))
 
-    def _by_marks(self, turns: Sequence[Message], tools: Tools, text: str) -> list[CharSpan] | None:
+    def _by_marks(self, conversation: Conversation, text: str) -> list[CharSpan] | None:
         """The spans of the answers by the template's generation marks; None if the token ids differ."""
         out = self.chat.tokenizer.apply_chat_template(
-            list(turns),
-            tools=list(tools) if tools else None,
+            list(conversation.messages),
             tokenize=True,
             return_dict=True,
             return_assistant_tokens_mask=True,
+            **self.chat.template_arguments(conversation),
         )
         full = self.chat.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         if list(out["input_ids"]) != list(full["input_ids"]):
@@ -158,14 +156,16 @@ class MaskVerifier:
             before = on
         return spans
 
-    def _by_placeholders(self, turns: Sequence[Message], tools: Tools, text: str) -> list[CharSpan] | None:
+    def _by_placeholders(self, conversation: Conversation, text: str) -> list[CharSpan] | None:
         """The spans of the answers by placeholders: each message is rendered as a distinct mark, which is located.
 
         A mark replaces tool calls as well. None if the text contains a message in a modified form.
         """
+        turns = conversation.messages
         marks = [MARK.format(i) if _has_content(turn) else "" for i, turn in enumerate(turns)]
+        placed = [_placeholder_turn(*pair) for pair in zip(turns, marks, strict=True)]
         try:
-            marked = self.chat.render([_placeholder_turn(*pair) for pair in zip(turns, marks, strict=True)], tools)
+            marked = self.chat.render(conversation._replace(messages=placed))
         except RowError:
             return None
         spans: list[CharSpan] = []

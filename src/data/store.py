@@ -111,8 +111,8 @@ class RowStore:
     def row(self, row: int) -> Row:
         start, end = int(self._offsets[row]), int(self._offsets[row + 1])
         # pread, since forked processes share the position of the file
-        file, line, messages, tools = json.loads(os.pread(self._rows.fileno(), end - start, start))
-        return Row(self.files[file], line, messages, tools)
+        file, *rest = json.loads(os.pread(self._rows.fileno(), end - start, start))
+        return Row(self.files[file], *rest)
 
     def rejected(self) -> Iterator[Rejection]:
         for file, line, reason, detail in read_lines(self.folder / "rejected.jsonl"):

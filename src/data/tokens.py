@@ -170,7 +170,7 @@ def _tokenize_batch(
 def _verify(row: Row, encoded: EncodedRow, verifier: MaskVerifier, counts: Counter[str]) -> EncodedRow | RowError:
     """`encoded`, or the reason why its mask is in doubt."""
     for text, example in zip(encoded.texts, encoded.full_examples, strict=True):
-        agrees, detail = verifier.verify(row.messages, row.tools, text, example)
+        agrees, detail = verifier.verify(row.conversation, text, example)
         counts["agrees" if agrees else "disagrees" if agrees is False else detail] += 1
         if agrees is False:
             return RowError("disputed_mask", detail)

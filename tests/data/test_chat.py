@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 
 from src.data.chat import ChatTokenizer, RenderedChat
 from src.data.encode import EncodedRow, EncodingOptions, encode_chats
-from src.data.formats import Message, RowError
+from src.data.formats import Conversation, Message, RowError
 from src.data.store import IGNORE_INDEX
 from tests.data import tokenizers
 from tests.data.tokenizers import (
@@ -165,7 +165,7 @@ def test_a_conversation_has_bos_once_if_the_template_writes_it(name: str) -> Non
     for title in accepted(family):
         turns = CONVERSATIONS[title]
         for example in encoded(name, turns, tools=TOOLS if title == "tools" else None).examples:
-            prompts = [chat.prompt_ids(turns[: 1 + (title == "system")]), example.ids]
+            prompts = [chat.prompt_ids(Conversation(turns[: 1 + (title == "system")])), example.ids]
             if family.bos is None:
                 assert bos is None
             elif name == "smollm2":  # its bos is what begins every turn
@@ -187,7 +187,7 @@ def test_an_evaluation_prompt_is_the_beginning_of_the_training_row(name: str, ti
     for text, example in zip(found.texts, found.examples, strict=True):
         begins = [i for i, on in enumerate(example.loss_mask) if on and not example.loss_mask[i - 1]]
         for turn, begin in zip(text.answer_turns, begins, strict=True):
-            assert chat.prompt_ids(turns[:turn], tools) == example.ids[:begin]
+            assert chat.prompt_ids(Conversation(turns[:turn], tools)) == example.ids[:begin]
             asked.append(turn)
     assert asked == [i for i, turn in enumerate(turns) if turn["role"] == "assistant"]
 
@@ -205,7 +205,7 @@ def test_a_prompt_is_cut_at_earlier_answers_as_in_training() -> None:
     assert isinstance(found, EncodedRow)
     assert len(found.texts) == 3
     for text, example in zip(found.texts, found.examples, strict=True):
-        asked = chat.prompt_ids(turns[: text.answer_turns[0]])
+        asked = chat.prompt_ids(Conversation(turns[: text.answer_turns[0]]))
         assert asked == example.ids[: example.loss_mask.index(True)]
         assert example.ids != chat.tokenizer(text.text)["input_ids"]
 
@@ -233,7 +233,7 @@ def test_a_template_rejects_turns_out_of_order_with_its_message(name: str) -> No
     assert error.reason == "template"
     assert "roles must alternate user/assistant/user/assistant/..." in error.detail
     with pytest.raises(RowError, match="must alternate"):
-        tokenizers.chat(name).prompt_ids([user("a"), user("b")])
+        tokenizers.chat(name).prompt_ids(Conversation([user("a"), user("b")]))
 
 
 @pytest.mark.parametrize("title", SPOKEN)
@@ -241,7 +241,9 @@ def test_a_prompt_that_no_answer_continues_is_refused_and_never_mistaken(title: 
     error = refused(REFUSED.name, SPOKEN[title])
     assert error.reason == "template"
     assert error.detail == "has a prompt that the chat template does not render as a prefix of the conversation"
-    assert tokenizers.chat(REFUSED.name).prompt_ids(SPOKEN[title][:1])  # rendering it as a prompt works
+    assert tokenizers.chat(REFUSED.name).prompt_ids(
+        Conversation(SPOKEN[title][:1])
+    )  # rendering it as a prompt works
 
 
 def test_an_answer_of_which_the_template_writes_nothing_is_refused() -> None:
@@ -359,12 +361,12 @@ def test_no_letter_is_lost_if_a_token_spans_every_context() -> None:
 def test_truncation_and_padding_of_the_tokenizer_are_switched_off(name: str) -> None:
     chat = ChatTokenizer(tokenizers.tokenizer(FAMILIES[name]))
     turns = CONVERSATIONS["several turns"]
-    before = chat.prompt_ids(turns[:3])
+    before = chat.prompt_ids(Conversation(turns[:3]))
     chat.tokenizer(["a", "b c d"], padding=True, truncation=True, max_length=2)
-    assert chat.prompt_ids(turns[:3]) == before
+    assert chat.prompt_ids(Conversation(turns[:3])) == before
     chat.tokenizer.backend_tokenizer.enable_truncation(2)
     chat.tokenizer.backend_tokenizer.enable_padding(length=300)
-    assert chat.prompt_ids(turns[:3]) == before
+    assert chat.prompt_ids(Conversation(turns[:3])) == before
     assert chat.tokenize([]) == []
 
 
@@ -454,7 +456,7 @@ def test_identity_is_the_same_in_another_process(tmp_path: Path) -> None:
 def test_segments_make_up_the_complete_text() -> None:
     chat = tokenizers.chat("qwen3")
     for turns in SPOKEN.values():
-        for text in chat.training_texts(turns):
+        for text in chat.training_texts(Conversation(turns)):
             assert "".join(piece.text for piece in chat.segments(text)) == text.text
     assert chat.segments(RenderedChat("", (), ())) == []
 

@@ -8,7 +8,7 @@ import pytest
 
 from src.data.chat import ChatTokenizer
 from src.data.encode import EncodedRow, EncodingOptions, encode_chats
-from src.data.formats import Message, RowError
+from src.data.formats import Conversation, Message, RowError
 from src.data.store import Example
 from src.schema import OnOverlength
 from tests.data import tokenizers
@@ -151,7 +151,7 @@ def test_split_trains_every_answer_once_and_uncut(name: str, share: float) -> No
     assert found.note.startswith("split into ")
     if FAMILIES[name].system:
         assert all("Be brief." in read(chat, e) for e in found.examples)
-    begins = chat.prompt_ids(turns[: 1 + FAMILIES[name].system])[:3]
+    begins = chat.prompt_ids(Conversation(turns[: 1 + FAMILIES[name].system]))[:3]
     assert all(e.ids[:3] == begins for e in found.examples)  # each begins as the template does
 
 
@@ -199,7 +199,9 @@ def test_a_cut_prompt_keeps_the_system_turn_the_template_and_complete_answers(na
     assert ("Be brief." in text) is bool(header)
     kept = example.ids[: example.loss_mask.index(True)]
     tail = " ".join(WORDS * 30)
-    cut = next(tail[i:] for i in range(len(tail)) if chat.prompt_ids([*header, user(tail[i:])]) == kept)
+    cut = next(
+        tail[i:] for i in range(len(tail)) if chat.prompt_ids(Conversation([*header, user(tail[i:])])) == kept
+    )
     assert cut.endswith("iota kappa") and len(cut) < len(tail)
     assert found.note == f"prompt cut, {longest(name, turns)} tokens before, and 12 earlier messages dropped"
 

@@ -9,7 +9,7 @@ import pytest
 
 from src.data.chat import CharSpan, ChatTokenizer, RenderedChat
 from src.data.encode import EncodedRow, EncodingOptions, encode_chats
-from src.data.formats import Message
+from src.data.formats import Conversation, Message
 from src.data.mask_check import MaskCheck, MaskVerifier
 from src.data.store import Example
 from tests.data import tokenizers
@@ -38,7 +38,7 @@ def proofs(name: str, title: str, wrong: Callable[[Example], Example] = lambda e
     prover, turns = MaskVerifier(tokenizers.chat(name)), CONVERSATIONS[title]
     found = encoded(name, title)
     pairs = zip(found.texts, found.full_examples, strict=True)
-    return [prover.verify(turns, tools_of(turns), text, wrong(example)) for text, example in pairs]
+    return [prover.verify(Conversation(turns, tools_of(turns)), text, wrong(example)) for text, example in pairs]
 
 
 def accepted(name: str) -> list[str]:
@@ -63,7 +63,7 @@ def test_a_document_needs_no_second_derivation() -> None:
     turns: list[Message] = [{"role": "text", "content": "Once."}]
     found = encode_chats([row(turns)], chat, EncodingOptions(100))[0]
     assert isinstance(found, EncodedRow)
-    assert MaskVerifier(chat).verify(turns, None, found.texts[0], found.full_examples[0]).agrees
+    assert MaskVerifier(chat).verify(Conversation(turns), found.texts[0], found.full_examples[0]).agrees
 
 
 # wrong tokens: the places are right, the mask made of them is not
@@ -171,7 +171,7 @@ def test_a_wrong_place_is_found(name: str, wrong: str) -> None:
     # its answers are long enough to be mistaken by three letters
     for text in encoded(name, "several turns").texts:
         mistaken = PLACES[wrong](name)(text)
-        verdict = prover.verify(turns, None, mistaken, made_of(chat, mistaken))
+        verdict = prover.verify(Conversation(turns), mistaken, made_of(chat, mistaken))
         assert verdict.agrees is False, mistaken
         assert verdict.detail.startswith("has ")
 
@@ -181,7 +181,7 @@ def test_a_lost_answer_is_found(name: str) -> None:
     chat, turns = tokenizers.chat(name), CONVERSATIONS["several turns"]
     text = encoded(name, "several turns").texts[0]
     lost = text._replace(answer_spans=text.answer_spans[1:], answer_turns=text.answer_turns[1:])
-    assert MaskVerifier(chat).verify(turns, None, lost, made_of(chat, lost)).agrees is False
+    assert MaskVerifier(chat).verify(Conversation(turns), lost, made_of(chat, lost)).agrees is False
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -200,7 +200,7 @@ def test_generation_marks_at_the_wrong_position_are_found() -> None:
     turns = [user("Hi"), assistant("Hello")]
     found = encode_chats([row(turns)], chat, EncodingOptions(100))[0]
     assert isinstance(found, EncodedRow)
-    verdict = MaskVerifier(chat).verify(turns, None, found.texts[0], found.full_examples[0])
+    verdict = MaskVerifier(chat).verify(Conversation(turns), found.texts[0], found.full_examples[0])
     assert verdict == (
         False,
         "has loss on 'Hello<|im_end|>' by prefix rendering, on 'Hi<|im_end|>' by generation marks",
@@ -233,5 +233,5 @@ def test_a_token_that_one_pass_makes_across_the_edge_is_no_dispute(
     assert isinstance(found, EncodedRow)
     text, example = found.texts[0], found.full_examples[0]
     assert chat.tokenizer(text.text, add_special_tokens=False)["input_ids"] != example.ids
-    verdict = MaskVerifier(chat).verify(turns, None, text, wrong(example) if wrong else example)
+    verdict = MaskVerifier(chat).verify(Conversation(turns), text, wrong(example) if wrong else example)
     assert verdict.agrees is (wrong is None)

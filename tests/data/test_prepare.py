@@ -270,7 +270,7 @@ def test_a_mask_that_the_second_derivation_disputes_is_not_trained_on(
     right = ChatTokenizer.training_texts
 
     def shifted(self: ChatTokenizer, *args: Any) -> list[RenderedChat]:
-        first = args[0][0]["content"] == "1+1?"
+        first = args[0].messages[0]["content"] == "1+1?"
         return [
             r._replace(answer_spans=tuple(CharSpan(s.start - 3 * first, s.end) for s in r.answer_spans))
             for r in right(self, *args)

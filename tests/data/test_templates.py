@@ -16,7 +16,7 @@ import pytest
 
 from src.data.chat import ChatTokenizer, RenderedChat
 from src.data.encode import EncodedRow, EncodingOptions, encode_chats
-from src.data.formats import Message, RowError
+from src.data.formats import Conversation, Message, RowError
 from src.data.mask_check import MaskVerifier
 from src.data.store import Example
 from tests.data import tokenizers
@@ -66,7 +66,7 @@ def told(name: str, title: str, turns: list[Message]) -> Iterator[str]:
     weighted = {i for i, turn in enumerate(turns) if turn.get("weight") != 0}
     prover = MaskVerifier(chat)
     for text, whole, example in zip(encoded.texts, encoded.full_examples, encoded.examples, strict=True):
-        verdict = prover.verify(turns, tools, text, whole)
+        verdict = prover.verify(Conversation(turns, tools), text, whole)
         agrees = {True: "agrees", False: f"DISAGREES, {verdict.detail}", None: f"not comparable, {verdict.detail}"}
         yield marked(text, example, weighted)
         counts = f"{len(example.ids)} tokens, {sum(example.loss_mask)} with loss"

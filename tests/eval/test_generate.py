@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from src.data.chat import ChatTokenizer
+from src.data.formats import Conversation
 from src.eval.batching import batch_indices
 from src.eval.generate import Generation, Generator, end_tokens
 from src.model import adapters, load
@@ -33,7 +34,9 @@ def tuned(finished: World) -> Any:
 
 @pytest.fixture(scope="module")
 def prompts(tokenizer: Any) -> list[list[int]]:
-    return [ChatTokenizer(tokenizer).prompt_ids([{"role": "user", "content": text}]) for text in REQUESTS]
+    return [
+        ChatTokenizer(tokenizer).prompt_ids(Conversation([{"role": "user", "content": text}])) for text in REQUESTS
+    ]
 
 
 def generate(model: Any, tokenizer: Any, prompts: list[list[int]], **others: Any) -> list[Generation]:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from src.data.chat import ChatTokenizer
 from src.data.encode import EncodedRow, EncodingOptions, encode_chats
-from src.data.formats import Row
+from src.data.formats import Conversation, Row
 from src.data.loader import read_rows
 from src.data.store import IGNORE_INDEX, Example
 from src.model import load
@@ -106,7 +106,7 @@ def test_the_first_loss_is_the_cross_entropy_of_the_answers_by_hand(world: World
     model, _ = load.load_base(locate(str(world.model)), "float32", "cpu")
     total, tokens = 0.0, 0
     for row in read_rows(world.data / "lessons.jsonl", "messages"):
-        prompt = ChatTokenizer(tokenizer).prompt_ids(row.messages[:-1])
+        prompt = ChatTokenizer(tokenizer).prompt_ids(Conversation(row.messages[:-1]))
         answer = tokenizer(ANSWER + tokenizer.eos_token, add_special_tokens=False)["input_ids"]
         with torch.inference_mode():
             chances = model(input_ids=torch.tensor([prompt + answer])).logits[0].log_softmax(-1)
