@@ -9,14 +9,17 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple
 
-from typing_extensions import NotRequired
+from .conversation import ROLES
+from .conversation import TEMPLATE_KEYS as TEMPLATE_KEYS
+from .conversation import TEXT as TEXT
+from .conversation import Conversation as Conversation
+from .conversation import Message as Message
+from .conversation import Rejection as Rejection
+from .conversation import Row as Row
+from .conversation import RowError as RowError
 
-ROLES = ("system", "user", "assistant", "tool")
-TEXT = "text"  # the role of a document, to which no chat template is applied
 SHAREGPT_ROLES = {
     "system": "system",
     "human": "user",
@@ -31,77 +34,8 @@ SHAREGPT_ROLES = {
     "observation": "tool",
     "function_response": "tool",
 }
-TEMPLATE_KEYS = (
-    "name",
-    "tool_calls",
-    "tool_call_id",
-    "reasoning_content",
-)  # keys of a turn that chat templates read
-
-
-class Message(TypedDict):
-    role: str
-    content: str
-    name: NotRequired[str]
-    tool_calls: NotRequired[list[Any]]
-    tool_call_id: NotRequired[str]
-    reasoning_content: NotRequired[str]
-    weight: NotRequired[int]
-
-
-class Conversation(NamedTuple):
-    """What a chat template renders: messages, the tools that they may call, and variables of the template."""
-
-    messages: Sequence[Message]
-    tools: Sequence[Any] | None = None
-    template_kwargs: Mapping[str, Any] | None = None
-
-    def upto(self, end: int) -> Conversation:
-        """The first `end` messages."""
-        return self._replace(messages=self.messages[:end])
-
-
-@dataclass(frozen=True)
-class Row:
-    """One row: its file and line, and the parts of its conversation."""
-
-    file: Path
-    line: int
-    messages: list[Message]
-    tools: list[Any] | None = None
-    template_kwargs: dict[str, Any] | None = None
-
-    @property
-    def conversation(self) -> Conversation:
-        return Conversation(self.messages, self.tools, self.template_kwargs)
-
-
-@dataclass(frozen=True)
-class Rejection:
-    """A row that is not trained on, and why."""
-
-    file: Path
-    line: int
-    reason: str
-    detail: str
-
-    def __str__(self) -> str:
-        return f"{self.file}:{self.line} {self.detail}"
-
-
 RawRow = Mapping[str, Any]
 Translation = Callable[[RawRow], list[Message]]
-
-
-class RowError(Exception):
-    """Why a row cannot be used: a short name to count by, and a predicate such as `has no assistant turn`."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        self.reason, self.detail = reason, detail
-        super().__init__(reason, detail)
-
-    def __str__(self) -> str:
-        return self.detail
 
 
 def messages(row: RawRow) -> list[Message]:
