@@ -16,6 +16,8 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from .formats import TEMPLATE_KEYS, TEXT, Conversation, Message, RowError
+from .template_forms import Adapted
+from .template_profile import TemplateProfile
 
 IDENTITY_FILE = "tokenization.json"  # holds ChatTokenizer.identity, in the model folder
 CONTEXT_CHARS = 64  # characters before a segment that are searched for its context
@@ -81,6 +83,7 @@ class ChatTokenizer:
     def __init__(self, tokenizer: Any, template_kwargs: Mapping[str, Any] | None = None) -> None:
         self.tokenizer = tokenizer
         self.template_kwargs = dict(template_kwargs or {})
+        self._profiles: dict[str, TemplateProfile] = {}
         added = {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}
         self.special_tokens = tuple(sorted(added | set(tokenizer.all_special_tokens), key=len, reverse=True))
         self.special = re.compile("|".join(map(re.escape, self.special_tokens)) or r"(?!)")
@@ -92,6 +95,11 @@ class ChatTokenizer:
 
         Raises: RowError if the chat template rejects the turns.
         """
+        adapted = self.adapt(conversation)
+        return adapted.restore(self._render(adapted.conversation, prompt))
+
+    def _render(self, conversation: Conversation, prompt: bool = False) -> str:
+        """The text of a conversation that has the form that the template reads."""
         from jinja2 import TemplateError
 
         try:
@@ -110,9 +118,19 @@ class ChatTokenizer:
         tools = list(conversation.tools) if conversation.tools else None
         return self.template_kwargs | dict(conversation.template_kwargs or {}) | {"tools": tools}
 
-    def adapt(self, conversation: Conversation) -> Conversation:
-        """The conversation in the form that the chat template reads."""
-        return conversation
+    def adapt(self, conversation: Conversation) -> Adapted:
+        """The conversation in the form that the chat template reads.
+
+        Raises: RowError if it has none.
+        """
+        return self.profile(conversation.template_kwargs).adapt(conversation)
+
+    def profile(self, template_kwargs: Mapping[str, Any] | None = None) -> TemplateProfile:
+        """What the chat template wants, with these variables of a conversation."""
+        key = json.dumps(template_kwargs, sort_keys=True, default=str) if template_kwargs else ""
+        if key not in self._profiles:
+            self._profiles[key] = TemplateProfile(self._render, str(self.tokenizer.chat_template), template_kwargs)
+        return self._profiles[key]
 
     def training_texts(self, conversation: Conversation) -> list[RenderedChat]:
         """The texts to train on. Each answer of the conversation has loss in exactly one text.
@@ -127,7 +145,6 @@ class ChatTokenizer:
         first = conversation.messages[0]
         if first["role"] == TEXT:
             return [self._document(first["content"])]
-        conversation = self.adapt(conversation)
         answers = self._answer_renderings(conversation)
         self._check_calls(conversation, answers[-1].text)
         spans = [a.locate_in(answers[-1].text) for a in answers]
@@ -290,7 +307,6 @@ class ChatTokenizer:
 
         Raises: RowError if the chat template rejects the turns.
         """
-        conversation = self.adapt(conversation)
         text = self.render(conversation, prompt=True)
         earlier = tuple(filter(None, (a.locate_in(text) for a in self._answer_renderings(conversation))))
         ids = self.tokenize(self.segments(RenderedChat(text, (), (), earlier)))

@@ -48,7 +48,7 @@ class MaskVerifier:
             return MaskCheck(True)
         if not self.chat.tokenizer.is_fast:
             return MaskCheck(None, "the tokenizer gives no offsets")
-        conversation = self.chat.adapt(conversation.upto(rendered.answer_turns[-1] + 1))
+        conversation = conversation.upto(rendered.answer_turns[-1] + 1)
         turns = conversation.messages
         locate = self._by_marks if self.marks else self._by_placeholders
         spans = locate(conversation, rendered.text)
@@ -136,6 +136,7 @@ class MaskVerifier:
 
     def _by_marks(self, conversation: Conversation, text: str) -> list[CharSpan] | None:
         """The spans of the answers by the template's generation marks; None if the token ids differ."""
+        conversation = self.chat.adapt(conversation).conversation
         out = self.chat.tokenizer.apply_chat_template(
             list(conversation.messages),
             tokenize=True,

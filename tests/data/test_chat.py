@@ -61,7 +61,7 @@ def refused(name: str, turns: list[Message], tools: list[Any] | None = None) -> 
 def written(family: Family, turn: Message) -> str:
     """The text with loss of an answer, from the description of the family."""
     content, thought = turn["content"], turn.get("reasoning_content")
-    if thought and family.name == "qwen3":
+    if thought and family.name in ("qwen3", "smollm3"):
         content = f"<think>\n{thought}\n</think>\n\n{content}"
     before = ""
     if thought and family.name == "gpt_oss":
