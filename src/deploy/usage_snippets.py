@@ -76,7 +76,10 @@ def usage(manifest: Mapping[str, Any], facts: Mapping[str, Any], prompt: str) ->
         numpy = "" if task == "classification" else "import numpy as np\n"
         imports = f"{numpy}from onnxruntime import InferenceSession\nfrom transformers import {names}\n"
         load = f"{imports}\n{LOCAL_FOLDER}tokenizer = AutoTokenizer.from_pretrained(folder)\n"
-        return _fenced(f"{load}{encode}{ONNX_SESSION}{ONNX[task].format(is_stop=is_stop)}", ["transformers", "torch", "onnxruntime"])
+        return _fenced(
+            f"{load}{encode}{ONNX_SESSION}{ONNX[task].format(is_stop=is_stop)}",
+            ["transformers", "torch", "onnxruntime"],
+        )
     adapter = facts["form"] == "adapter"
     load = _load_adapter(manifest, task) if adapter else _load_model(task)
     completion = "" if task == "seq2seq" else ', inputs["input_ids"].shape[1]:'

@@ -168,7 +168,8 @@ def _set_up(
     plan = inference.plan_batches(requests, task, cfg, config, dtype.value, device.value, gpus)
     conditions = fingerprint.eval_conditions(
         task, cfg, cfg.seed, data=splits.sha256, prompts=requests.prompts, tokenization=chat.identity,
-        batch_sizes=plan.sizes, dtype=dtype.value, device=device.value,
+        stop_tokens=setup.extra_stop_tokens(chat, task), batch_sizes=plan.sizes, dtype=dtype.value,
+        device=device.value,
     ) | ({"tool_calls": calls} if (calls := requests.calls) else {})  # fmt: skip
     context = EvalContext(
         task, cfg, cfg.seed, cfg.trust_remote_code, chat, requests, dtype, device, plan, labels, conditions

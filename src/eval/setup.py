@@ -129,6 +129,12 @@ def default_metrics(task: Task, engine: str, rows: RowsOfSplits) -> list[str]:
     return [name for name in names if engine != "vllm" or not metrics.needs_references([name])]
 
 
+def extra_stop_tokens(chat: ChatTokenizer, task: Task) -> list[str]:
+    """The tokens that end an answer, if the chat template ends turns with another one than the tokenizer's."""
+    found = chat.stop_tokens if tasks.TASKS[task].chat_template else []
+    return found if len(found) > 1 else []
+
+
 def unused_packages(args: EvalArgs, base: Source) -> list[str]:
     """Large packages that this evaluation does not import; a metric outside of METRICS may need any."""
     if any(":" in name for name in args.metrics or []) or args.engine == "vllm":

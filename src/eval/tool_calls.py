@@ -1,9 +1,9 @@
-"""Tool calls in generated text, whatever the chat template writes them as, and whether two texts make the same calls.
+"""Tool calls in generated text: find them in any notation, and compare those of two texts.
 
-A template writes calls in one of a few notations. Each is an entry of NOTATIONS, and the first one that finds a call
-in a text reads it:
+A chat template writes calls in one of a few notations. Each is an entry of NOTATIONS, and the first one that finds
+a call in a text reads it:
 
-    json    {"name": "f", "arguments": {"a": 1}}, alone, in a list or between tags; also `parameters` or `tool_name`
+    json    {"name": "f", "arguments": {"a": 1}}, in a list or between tags; also `parameters`, `tool_name`
     xml     <function=f><parameter=a>1</parameter></function>, <invoke name="f">..., f<arg_key>a</arg_key>...
     braces  call:f{a:1}
     named   f{"a": 1}: a name, then an object, with markup between them
@@ -22,7 +22,9 @@ from typing import Any, NamedTuple
 NAMES, ARGUMENTS = ("name", "tool_name"), ("arguments", "parameters", "args", "input", "tool_input")
 WRAPPERS = ("tool_calls", "tool_call", "function_call", "function")
 _JSON = json.JSONDecoder()
-_ELEMENT = re.compile(r"<[^<>\s]*?(function=|invoke name=)\"?([^\"<>]+?)\"?>(.*?)</[^<>\s]*(?:function|invoke)>", re.DOTALL)
+_ELEMENT = re.compile(
+    r"<[^<>\s]*?(?:function=|invoke name=)\"?([^\"<>]+?)\"?>(.*?)</[^<>\s]*(?:function|invoke)>", re.DOTALL
+)
 _PARAMETER = re.compile(
     r"<[^<>\s]*?parameter(?:=| name=)\"?([^\"<>]+?)\"?(?: [^<>]*)?>(.*?)</[^<>\s]*parameter>", re.DOTALL
 )
@@ -46,8 +48,8 @@ def same_calls(prediction: str, reference: str, calls: Sequence[Mapping[str, Any
     """Whether a predicted text makes the calls of the reference: names and arguments, in any order.
 
     Args:
-        calls: those of the row, `{"name", "arguments"}` each. If they are not found in `reference`, which is how the
-            chat template writes them, the texts are compared instead.
+        calls: those of the row, `{"name", "arguments"}` each. If they are not found in `reference`, which has
+            them as the chat template writes them, the texts are compared instead.
     """
     wanted = calls_in(reference)
     if calls and Counter(call.name for call in wanted) != Counter(str(call["name"]) for call in calls):
@@ -87,7 +89,7 @@ def _calls_of_value(value: Any) -> Iterator[Call]:
 
 
 def _xml(text: str) -> Iterator[Call]:
-    for _, name, body in _ELEMENT.findall(text):
+    for name, body in _ELEMENT.findall(text):
         pairs = _PARAMETER.findall(body)
         if pairs or not body.strip():
             yield _call(name, {key: _value(value) for key, value in pairs})
@@ -110,7 +112,8 @@ def _python(text: str) -> Iterator[Call]:
         if len(values) == len(body) and all(isinstance(call, ast.Call) and not call.args for call in calls):
             found = [call for call in calls if isinstance(call, ast.Call)]
             yield from [
-                _call(ast.unparse(c.func), {str(k.arg): ast.literal_eval(k.value) for k in c.keywords}) for c in found
+                _call(ast.unparse(c.func), {str(k.arg): ast.literal_eval(k.value) for k in c.keywords})
+                for c in found
             ]
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return
@@ -144,7 +147,10 @@ def _json_values(text: str) -> Iterator[tuple[int, Any]]:
 
 
 def _call(name: str, arguments: Any) -> Call:
-    return Call(name.removeprefix("functions."), json.dumps(_number(_parsed(arguments)), sort_keys=True, ensure_ascii=False, default=str))
+    return Call(
+        name.removeprefix("functions."),
+        json.dumps(_number(_parsed(arguments)), sort_keys=True, ensure_ascii=False, default=str),
+    )
 
 
 def _parsed(arguments: Any) -> Any:

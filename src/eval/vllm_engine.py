@@ -45,8 +45,8 @@ class VllmGenerator:
     unpadded = False
 
     def __init__(
-        self, location: str, tuned: TunedModel | None, stop_token_ids: Sequence[int], dtype: str, args: EvalArgs, seed: int,
-        trust_remote_code: bool,
+        self, location: str, tuned: TunedModel | None, stop_token_ids: Sequence[int], dtype: str, args: EvalArgs,
+        seed: int, trust_remote_code: bool,
     ) -> None:  # fmt: skip
         from vllm import LLM, SamplingParams
         from vllm.lora.request import LoRARequest
