@@ -319,9 +319,7 @@ class ChatTokenizer:
         """The tokens that end an answer: the end-of-sequence token, and those that end the template's turns."""
         if not self.tokenizer.chat_template:
             return [token for token in [self.tokenizer.eos_token] if token]
-        return stop_tokens(
-            lambda c: self.render(self.adapt(c)), self.special, self.tokenizer.eos_token, self.end_of_turn
-        )
+        return stop_tokens(self.render, self.special, self.tokenizer.eos_token, self.end_of_turn)
 
     @property
     def stop_token_ids(self) -> list[int]:
