@@ -23,7 +23,7 @@ from .metric_functions import Floats, Row
 
 Better = Literal["higher", "lower", "neither"]
 Rows = Sequence[Row]
-CALLS = "tool_call_match"  # added to the default metrics where an evaluation row ends in a call
+CALLS = "tool_call_match"  # a default metric where an evaluation row ends in a call
 
 
 class Metric(NamedTuple):
@@ -144,7 +144,7 @@ METRICS: dict[str, Metric] = {
         statistics=_by_row(metric_functions.length_counts),
         corpus=metric_functions.ratio,
     ),
-    CALLS: Metric(
+    "tool_call_match": Metric(
         lambda row: float(tool_calls.same_calls(row["prediction"], row["reference"], row.get("calls", ()))),
         "0-1",
         _named("assay same tool calls, names and arguments as JSON in any order, mean"),

@@ -39,7 +39,7 @@ _BRACES = re.compile(r"call:([\w.\-]+)\{(.*?)\}(?=$|[\s<,\]]|call:)", re.DOTALL)
 _TAG = re.compile(r"<[^<>]*>|`{3}\w*")
 
 
-class Call(NamedTuple):
+class ToolCall(NamedTuple):
     name: str
     arguments: str  # canonical JSON
 
@@ -57,7 +57,7 @@ def same_calls(prediction: str, reference: str, calls: Sequence[Mapping[str, Any
     return Counter(calls_in(prediction)) == Counter(wanted)
 
 
-def calls_in(text: str) -> list[Call]:
+def calls_in(text: str) -> list[ToolCall]:
     """The calls in a text, in the first notation that finds one."""
     return next(filter(None, (list(find(text)) for find in NOTATIONS.values())), [])
 
@@ -68,12 +68,12 @@ def calls_of(turn: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [{"name": f["name"], "arguments": _parsed(f.get("arguments") or {})} for f in functions]
 
 
-def _json(text: str) -> Iterator[Call]:
+def _json(text: str) -> Iterator[ToolCall]:
     for _, value in _json_values(text):
         yield from _calls_of_value(value)
 
 
-def _calls_of_value(value: Any) -> Iterator[Call]:
+def _calls_of_value(value: Any) -> Iterator[ToolCall]:
     if isinstance(value, list):
         for item in value:
             yield from _calls_of_value(item)
@@ -88,7 +88,7 @@ def _calls_of_value(value: Any) -> Iterator[Call]:
         yield from _calls_of_value(value.get(key))
 
 
-def _xml(text: str) -> Iterator[Call]:
+def _xml(text: str) -> Iterator[ToolCall]:
     for name, body in _ELEMENT.findall(text):
         pairs = _PARAMETER.findall(body)
         if pairs or not body.strip():
@@ -97,14 +97,14 @@ def _xml(text: str) -> Iterator[Call]:
         yield _call(name, {key.strip(): _value(value) for key, value in _KEY_VALUE.findall(body)})
 
 
-def _named(text: str) -> Iterator[Call]:
+def _named(text: str) -> Iterator[ToolCall]:
     for start, value in _json_values(text):
         name = _NAME_BEFORE.search(text, 0, start)
         if name and isinstance(value, dict):
             yield _call(name[1] or name[2], value)
 
 
-def _python(text: str) -> Iterator[Call]:
+def _python(text: str) -> Iterator[ToolCall]:
     try:
         body = ast.parse(_TAG.sub("", text).strip()).body
         values = [line.value for line in body if isinstance(line, ast.Expr)]
@@ -119,12 +119,12 @@ def _python(text: str) -> Iterator[Call]:
         return
 
 
-def _braces(text: str) -> Iterator[Call]:
+def _braces(text: str) -> Iterator[ToolCall]:
     for name, body in _BRACES.findall(text):
-        yield Call(name, " ".join(body.split()))
+        yield ToolCall(name, " ".join(body.split()))
 
 
-NOTATIONS: dict[str, Callable[[str], Iterator[Call]]] = {
+NOTATIONS: dict[str, Callable[[str], Iterator[ToolCall]]] = {
     "json": _json,
     "xml": _xml,
     "braces": _braces,
@@ -146,8 +146,8 @@ def _json_values(text: str) -> Iterator[tuple[int, Any]]:
         yield found.start(), value
 
 
-def _call(name: str, arguments: Any) -> Call:
-    return Call(
+def _call(name: str, arguments: Any) -> ToolCall:
+    return ToolCall(
         name.removeprefix("functions."),
         json.dumps(_number(_parsed(arguments)), sort_keys=True, ensure_ascii=False, default=str),
     )
