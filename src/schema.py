@@ -113,6 +113,13 @@ class ColumnArgs:
         str | None, Doc('template of the user message, with columns in braces: "{question}"')
     ] = None
     system_prompt: Annotated[str | None, Doc("system message for rows without one")] = None
+    csv_delimiter: Annotated[
+        str | None,
+        Doc("separates the fields of CSV files: a character, or comma, semicolon, tab, pipe; null: detected"),
+    ] = None
+    encoding: Annotated[
+        str | None, Doc("encoding of text files that are not UTF-8, such as cp1252; null: such rows are unusable")
+    ] = None
 
 
 @dataclass

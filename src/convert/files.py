@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..data.readers import BELONGS_TO
-from ..data.readers.json_rows import JsonValue, fits_utf8, one_line, read_json_values
 from .chatgpt import chatgpt_conversations, is_conversation, left_out_summary
+from .json_text import JsonValue, fits_utf8, one_line, read_json_values
 
 TYPE_NAMES = {list: "an array", str: "a string", bool: "true or false", type(None): "null"}
 CORRECT_IT = "Correct it and run the command again; nothing was written for this file."

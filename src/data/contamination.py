@@ -27,7 +27,7 @@ from .duplicates import (
     shingles_of,
 )
 from .formats import TEXT, Message, RowError, evaluation_messages, to_messages
-from .readers import read_values
+from .readers import DEFAULTS, ReadOptions, read_values
 
 Fingerprint = np.void  # of duplicates.FINGERPRINT
 
@@ -134,14 +134,14 @@ def _strength(match: HeldOutMatch) -> tuple[int, float]:
 class EvaluationRows(HeldOutRows):
     """The rows of the evaluation files. `identity` has the path and the hash of each file."""
 
-    def __init__(self, files: Sequence[Path], dedup_threshold: float) -> None:
-        self.identity = [[str(file), sha256(file)] for file in files]
-        super().__init__((row for file in files for row in _read(file)), dedup_threshold)
+    def __init__(self, files: Sequence[Path], dedup_threshold: float, options: ReadOptions = DEFAULTS) -> None:
+        self.identity = [[str(file), sha256(file), *options] for file in files]
+        super().__init__((row for file in files for row in _read(file, options)), dedup_threshold)
 
 
-def _read(file: Path) -> Iterator[tuple[str, int, list[Message]]]:
+def _read(file: Path, options: ReadOptions) -> Iterator[tuple[str, int, list[Message]]]:
     unreadable = 0
-    for line, value in read_values(file):
+    for line, value in read_values(file, options):
         try:
             if isinstance(value, RowError):
                 raise value

@@ -64,17 +64,21 @@ class Rejection:
     line: int
     reason: str
     detail: str
+    rows: int = 1  # more for a part of a file that could not be read, by its lines
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line} {self.detail}"
 
 
 class RowError(Exception):
-    """Why a row cannot be used: a short name to count by, and a predicate such as `has no assistant turn`."""
+    """Why a row cannot be used: a short name to count by, and a predicate such as `has no assistant turn`.
 
-    def __init__(self, reason: str, detail: str) -> None:
-        self.reason, self.detail = reason, detail
-        super().__init__(reason, detail)
+    `rows` is the number of rows that it stands for: more than one if a part of a file could not be read.
+    """
+
+    def __init__(self, reason: str, detail: str, rows: int = 1) -> None:
+        self.reason, self.detail, self.rows = reason, detail, rows
+        super().__init__(reason, detail, rows)
 
     def __str__(self) -> str:
         return self.detail

@@ -35,14 +35,20 @@ from .formats import (
     to_messages,
     tools_of,
 )
-from .readers import read_values
+from .readers import ReadOptions, describe, read_options, read_values
 from .sources import DataPart
 from .store import Array, RowStore, build_once, content_key, write_lines
 
 BATCH = 500  # values that a process receives at once
 MAX_DETAIL = 500  # characters
 DETECT_ROWS = 100  # first rows of a file by which its format is detected
-GZIP = b"\x1f\x8b"
+REMEDIES = {"not_utf8": "set encoding, which is cp1252 for most files that Excel writes"}  # by reason
+MARKS = {  # how files begin whose names say something else -> the remedy
+    b"\x1f\x8b": "it is compressed with gzip: name it {name}.gz",
+    b"PAR1": "it is a Parquet file: name it {stem}.parquet",
+    b"ARROW1": "it is an Arrow file: name it {stem}.arrow",
+    b"PK": "it is an Excel workbook or another ZIP archive: name it {stem}.xlsx, or unpack it",
+}
 BY_COLUMN = "name the columns with question_key and answer_key, or set data_format"
 SMALL = 8 << 20  # bytes; with smaller files, further processes cost more than they save
 
@@ -58,7 +64,7 @@ class ParsedBatch(NamedTuple):
     file: int
     rows_in: int
     lines: list[bytes]
-    rejected: list[tuple[int, int, str, str]]  # (file, line, reason, detail)
+    rejected: list[tuple[int, int, str, int, str]]  # (file, line, reason, rows, detail)
     fingerprints: Array
     overlaps: list[tuple[int, duplicates.Kind, float, str, int]]  # index into lines, then as in HeldOutMatch
 
@@ -74,7 +80,7 @@ def read_rows(path: Path, data_format: DataFormat | None = None) -> list[Row]:
         try:
             rows.append(Row(path, line, _messages(value, translate), tools_of(value)))
         except RowError as error:
-            rejected.append(Rejection(path, line, error.reason, error.detail))
+            rejected.append(Rejection(path, line, error.reason, error.detail, error.rows))
     if rejected:
         raise_rejected(rejected, f"data_format={data_format}" if data_format else "", "fix the rows")
     return rows
@@ -117,6 +123,7 @@ def load_rows(
     def build(folder: Path) -> None:
         for file in files:
             part = parts[file["part"]]
+            file["read_as"] = describe(Path(file["file"]), options_of(part.columns))
             file["format"] = resolve_format(Path(file["file"]), part.data_format, part.columns)
         _write_rows(folder, files, columns, held_out, dedup_threshold, workers)
 
@@ -160,7 +167,7 @@ def _parse_files(
         (folder / "rejected.jsonl").open("w", encoding="utf-8") as rejected,
         (folder / "contamination.jsonl").open("w", encoding="utf-8") as overlaps,
     ):
-        for parsed in map_ordered(work, _batches(files), processes):
+        for parsed in map_ordered(work, _batches(files, columns), processes):
             files[parsed.file]["rows_in"] += parsed.rows_in
             files[parsed.file]["usable"] += len(parsed.lines)
             sizes.append(np.fromiter(map(len, parsed.lines), np.int64, len(parsed.lines)))
@@ -178,9 +185,13 @@ def _json_forms(secret: str) -> set[str]:
     return {json.dumps(text, ensure_ascii=False)[1:-1] for text in texts}
 
 
-def _batches(files: Sequence[dict[str, Any]]) -> Iterator[RowBatch]:
+def options_of(columns: ColumnArgs) -> ReadOptions:
+    return read_options(columns.csv_delimiter, columns.encoding)
+
+
+def _batches(files: Sequence[dict[str, Any]], columns: Sequence[ColumnArgs]) -> Iterator[RowBatch]:
     for number, file in enumerate(files):
-        values = iter(read_values(Path(file["file"])))
+        values = iter(read_values(Path(file["file"]), options_of(columns[file["part"]])))
         while batch := list(islice(values, BATCH)):
             yield RowBatch(number, batch)
 
@@ -195,7 +206,7 @@ def _parse_batch(
     """
     lines: list[bytes] = []
     accepted: list[list[Message]] = []
-    rejected: list[tuple[int, int, str, str]] = []
+    rejected: list[tuple[int, int, str, int, str]] = []
     for line, value in batch.values:
         try:
             turns = _messages(value, translate)
@@ -206,12 +217,13 @@ def _parse_batch(
             lines.append(written.encode())
             accepted.append(turns)
         except RowError as error:
-            rejected.append((batch.file, line, error.reason, error.detail))
+            rejected.append((batch.file, line, error.reason, error.rows, error.detail))
     texts = [_full_text(turns) for turns in accepted]
     found = duplicates.fingerprints(texts)
     matches = held_out.matches(accepted, dict(zip(texts, found, strict=True)))
     overlaps = [(i, m.kind, m.similarity, m.file, m.line) for i, m in enumerate(matches) if m]
-    return ParsedBatch(batch.file, len(batch.values), lines, rejected, found, overlaps)
+    rows_in = len(lines) + sum(rows for _, _, _, rows, _ in rejected)
+    return ParsedBatch(batch.file, rows_in, lines, rejected, found, overlaps)
 
 
 def _messages(value: object, translate: Translation) -> list[Message]:
@@ -256,7 +268,7 @@ def resolve_format(path: Path, data_format: DataFormat, columns: ColumnArgs) -> 
         return str(strategy_of(columns))
     if data_format != "auto":
         return data_format
-    rows = _first_values(path)
+    rows = _first_values(path, options_of(columns))
     found = count_formats(rows)
     if not found:
         return "messages"
@@ -266,18 +278,18 @@ def resolve_format(path: Path, data_format: DataFormat, columns: ColumnArgs) -> 
     return name
 
 
-def explain_misfit(first: Rejection, rows_in: int, data_format: str) -> str:
+def explain_misfit(first: Rejection, rows_in: int, data_format: str, options: ReadOptions) -> str:
     """One sentence that says why no row of a file can be used, and the remedy.
 
     Args:
         first: the rejection of its first row.
         data_format: the format or the strategy by which the rows were read.
     """
-    rows = _first_values(first.file)
+    rows = _first_values(first.file, options)
     found = count_formats(rows).most_common(1)
     fact, remedy = f"line {first.line} {first.detail}", "fix the rows"
     if all(isinstance(row, RowError) for row in rows):
-        remedy = _other_file(first.file) or remedy
+        remedy = _other_file(first) or remedy
     elif data_format not in FORMATS:
         fact, remedy = f"{fact}; {_columns(rows)}", "name others with question_key and answer_key"
     elif found and found[0][0] != data_format:
@@ -287,8 +299,8 @@ def explain_misfit(first: Rejection, rows_in: int, data_format: str) -> str:
     return f"{first.file}: none of its {rows_in:,} rows can be used as {data_format}: {fact}; {remedy}"
 
 
-def _first_values(path: Path) -> list[object]:
-    return [value for _, value in islice(read_values(path), DETECT_ROWS)]
+def _first_values(path: Path, options: ReadOptions) -> list[object]:
+    return [value for _, value in islice(read_values(path, options), DETECT_ROWS)]
 
 
 def _columns(rows: list[object]) -> str:
@@ -296,10 +308,14 @@ def _columns(rows: list[object]) -> str:
     return f"its rows have {', '.join(keys[:12])}" if keys else "it has no row with columns"
 
 
-def _other_file(path: Path) -> str:
+def _other_file(first: Rejection) -> str:
     """The remedy for a file whose content does not match its name; empty if none is known."""
+    path = first.file
     with path.open("rb") as file:
         begin = file.read(4096).lstrip()
-    if begin.startswith(GZIP):
-        return f"it is compressed with gzip: name it {path.name}.gz"
+    other = next((kind for mark, kind in MARKS.items() if begin.startswith(mark)), None)
+    if other:
+        return other.format(name=path.name, stem=path.stem)
+    if first.reason in REMEDIES:
+        return REMEDIES[first.reason]
     return "make convert turns multi-line JSON into one row a line" if begin[:1] in (b"[", b"{") else ""

@@ -23,6 +23,7 @@ from .encode import EncodingOptions
 from .eval_files import held_out_split, split_files
 from .formats import FORMATS, Rejection
 from .held_out import NOTHING, HeldOut, hold_out, write_held_out
+from .readers import REST_OF_FILE
 from .sources import DataPart
 from .store import Array, RowStore, TokenCounts, TokenStore, build_once, content_key
 from .task_encoding import trained_answers
@@ -59,7 +60,7 @@ def load_training_rows(
     eval_files = sorted(split_files(eval_path).values())
     parts = [_without_eval_files(part, eval_files) for part in sources.fetch_parts(args, cache)]
     report.refuse_evaluation_files([file for part in parts for file in part.files], eval_files)
-    evaluation = EvaluationRows(eval_files, args.dedup_threshold)
+    evaluation = EvaluationRows(eval_files, args.dedup_threshold, loader.options_of(args))
     store = loader.load_rows(parts, evaluation, args.dedup_threshold, cache, args.num_proc)
     unusable = list(_unusable_rows(store, args))
     excluded = {row.row for row in unusable} | {m.row for m in store.matches("contamination")}
@@ -85,12 +86,17 @@ def _without_eval_files(part: DataPart, eval_files: Sequence[Path]) -> DataPart:
 def refuse_bad_rows(data: TrainingRows, args: TrainDataArgs, task: Task) -> None:
     """Raises: DataError naming the rows that the settings do not accept, or if no row is left."""
     bad = list(data.store.rejected())
+    rest = [row for row in bad if row.reason == REST_OF_FILE]
+    if args.on_bad_row == "skip" and rest:
+        loader.raise_rejected(rest, "", "fix the file; on_bad_row=skip skips rows, not the rest of a file")
     if bad and (args.on_bad_row == "refuse" or not len(data.store)):
-        unusable = dict(_files_without_usable_rows(data.store, bad))
+        unusable = dict(_files_without_usable_rows(data, bad))
         others = [rejection for rejection in bad if rejection.file not in unusable]
         if not others:
             raise DataError(*unusable.values())
-        hint = "fix the rows or set on_bad_row=skip"
+        reasons = [remedy for reason, remedy in loader.REMEDIES.items() if any(r.reason == reason for r in others)]
+        hint = ", ".join(reasons) + (", or " if reasons else "") + "fix the rows"
+        hint += "" if rest else " or set on_bad_row=skip"
         settings = {
             f["file"]: "data_format" if f["format"] in FORMATS else "strategy" for f in data.store.about["files"]
         }
@@ -171,13 +177,13 @@ def encoding_options(args: TrainDataArgs, task: Task, labels: tuple[str, ...]) -
     )
 
 
-def _files_without_usable_rows(store: RowStore, bad: Sequence[Rejection]) -> Iterator[tuple[Path, str]]:
+def _files_without_usable_rows(data: TrainingRows, bad: Sequence[Rejection]) -> Iterator[tuple[Path, str]]:
     """Each file without a usable row, with one sentence that explains why."""
     first = {rejection.file: rejection for rejection in reversed(bad)}
-    for file in store.about["files"]:
+    for file in data.store.about["files"]:
         if file["rows_in"] and not file["usable"]:
-            path = Path(file["file"])
-            yield path, loader.explain_misfit(first[path], file["rows_in"], file["format"])
+            path, options = Path(file["file"]), loader.options_of(data.parts[file["part"]].columns)
+            yield path, loader.explain_misfit(first[path], file["rows_in"], file["format"], options)
 
 
 def _uncut(options: EncodingOptions) -> EncodingOptions:

@@ -19,7 +19,7 @@ from .tokens import Dropped, TokenizeStats
 
 HELD_OUT = "held_out"  # folder of a run, with the rows that are held out
 EXPECTED_REASONS = {"not_sampled"}  # reasons that follow from a setting and are not findings
-REMEDIES = {"not_utf8": " (iconv -f cp1252 -t utf-8 converts a file that Excel has written)"}
+REMEDIES = {"not_utf8": " (encoding=cp1252 reads most files that Excel writes)"}
 SHARES = {"min": 0.0, "p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "max": 1.0}
 
 
@@ -70,19 +70,25 @@ def build_report(
     rejected.sort(key=lambda r: (order[r.file], r.line))
     trained = np.unique(rows)
     per_file = np.bincount(store.file_indices(trained), minlength=len(store.files)).tolist()
-    by_reason = dict(Counter(r.reason for r in rejected).most_common())
+    by_reason: Counter[str] = Counter()
+    for row in rejected:
+        by_reason[row.reason] += row.rows
     found: dict[str, Any] = {
         "rows_in": sum(file["rows_in"] for file in store.about["files"]),
         "rows_trained": len(trained),
         "rows_held_out": 0,
         "examples": len(rows),
         "rejected": [
-            {"file": str(r.file), "line": r.line, "reason": r.reason, "detail": r.detail} for r in rejected
+            {"file": str(r.file), "line": r.line, "reason": r.reason, "detail": r.detail}
+            | ({"rows": r.rows} if r.rows > 1 else {})
+            for r in rejected
         ],
-        "rejected_by_reason": by_reason,
+        "rejected_by_reason": dict(by_reason.most_common()),
         "cut": [_location(store, row) | {"detail": row.detail} for row in stats.cut],
         "files": [
-            {key: file[key] for key in ("file", "sha256", "format", "rows_in")} | {"rows_trained": count}
+            {key: file[key] for key in ("file", "sha256", "format", "rows_in")}
+            | {"rows_trained": count}
+            | ({"read_as": file["read_as"]} if file["read_as"] else {})
             for file, count in zip(store.about["files"], per_file, strict=True)
         ],
         "tokens": {

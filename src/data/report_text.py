@@ -96,7 +96,8 @@ def _summary(report: Mapping[str, Any], max_length: int) -> Iterator[tuple[str, 
             "file",
             f"{file['file']}  {file['format']}, {count(file['rows_in'], 'row')} in, "
             f"{file['rows_trained']:,} trained"
-            + (f", {file['rows_held_out']:,} held out" if "rows_held_out" in file else ""),
+            + (f", {file['rows_held_out']:,} held out" if "rows_held_out" in file else "")
+            + (f"; {file['read_as']}" if "read_as" in file else ""),
         )
     yield "rows", _equation(report)
     for reason, number in report["rejected_by_reason"].items():
@@ -125,7 +126,7 @@ def _equation(report: Mapping[str, Any]) -> str:
     """Rows in = rows trained + rows rejected + rows held out."""
     several = f" ({report['examples']:,} examples)" if report["examples"] != report["rows_trained"] else ""
     equation = f"{report['rows_in']:,} in = {report['rows_trained']:,} trained{several}"
-    equation += f" + {len(report['rejected']):,} rejected"
+    equation += f" + {sum(report['rejected_by_reason'].values()):,} rejected"
     return equation + (f" + {report['rows_held_out']:,} held out" if "held_out" in report else "")
 
 

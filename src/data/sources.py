@@ -22,7 +22,7 @@ from .from_hub import fetch_hub
 from .from_lakefs import fetch_lakefs
 from .from_s3 import fetch_s3
 from .from_url import fetch_url
-from .readers import file_kind, is_data_file
+from .readers import file_kind, is_data_file, read_options
 
 SOURCES: dict[str, Callable[[DataSource, Path], FetchedData]] = {
     "local": lambda _source, _cache: FetchedData(Path(), {"type": "local"}),  # read in place, from dataset_path
@@ -115,6 +115,7 @@ def _dataset(entry: Mapping[str, Any]) -> Dataset:
 
 def _columns(settings: ColumnArgs) -> ColumnArgs:
     """The column settings alone, without the settings of a subclass."""
+    read_options(settings.csv_delimiter, settings.encoding)  # refuses wrong ones before a file is read
     return ColumnArgs(**{key: getattr(settings, key) for key in ColumnArgs.__dataclass_fields__})
 
 

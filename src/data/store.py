@@ -115,8 +115,8 @@ class RowStore:
         return Row(self.files[file], *rest)
 
     def rejected(self) -> Iterator[Rejection]:
-        for file, line, reason, detail in read_lines(self.folder / "rejected.jsonl"):
-            yield Rejection(self.files[file], line, reason, detail)
+        for file, line, reason, rows, detail in read_lines(self.folder / "rejected.jsonl"):
+            yield Rejection(self.files[file], line, reason, detail, rows)
 
     def matches(self, what: str) -> Iterator[DuplicateMatch]:
         """The matches of a kind: `duplicates` or `contamination`."""

@@ -16,7 +16,7 @@ import pytest
 
 from src.convert.chatgpt import chatgpt_conversations
 from src.convert.files import ConversionResult, convert_file, convert_tree, exit_code
-from src.data.readers.json_rows import one_line, read_json_values
+from src.convert.json_text import one_line, read_json_values
 
 ROOT = Path(__file__).resolve().parents[2]
 EXPORT = Path(__file__).with_name("chatgpt_export.json")

@@ -216,7 +216,7 @@ LINE_FAULTS: dict[str, tuple[str, Callable[[Random, Row], bytes]]] = {
     "huge number": (VALUE, lambda rng, row: _with_field(row, b"-" + b"9" * rng.randint(3990, 6000))),
     "truncated": ("not_json", _cut),
     "single quotes": ("not_json", lambda rng, row: repr(row).encode()),
-    "trailing comma": ("not_json", lambda rng, row: _ascii(row) + b","),
+    "trailing comma": (VALUE, lambda rng, row: _ascii(row) + b","),
     "comma inside": ("not_json", lambda rng, row: _with_field(row, b"[1,]")),
     "two rows": ("not_json", lambda rng, row: _ascii(row) + b"\r" * rng.randint(0, 1) + _ascii(row)),
     "no JSON": ("not_json", lambda rng, row: rng.choice([b"prompt,completion", b"# remark", b"undefined", b"}"])),

@@ -310,9 +310,13 @@ def test_a_missing_column_is_reported_with_the_existing_ones(make: Maker) -> Non
 @pytest.mark.parametrize(
     ("content", "remedy"),
     [
-        (json.dumps(ROWS, indent=1).encode(), "make convert turns multi-line JSON into one row a line"),
+        (
+            "\n".join(json.dumps(row, indent=1) for row in ROWS).encode(),
+            "make convert turns multi-line JSON into one row a line",
+        ),
         (gzip.compress(jsonl_bytes(ROWS)), "it is compressed with gzip: name it x.jsonl.gz"),
         (b"no JSON\nat all\n", "fix the rows"),
+        (b'{"prompt": "gr\xfcn"}', "set encoding, which is cp1252 for most files that Excel writes"),
     ],
 )
 def test_a_file_that_is_not_what_its_name_says_has_a_remedy(make: Maker, content: bytes, remedy: str) -> None:

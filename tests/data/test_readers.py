@@ -24,9 +24,9 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
+from src.convert.json_text import read_json_values
 from src.data.formats import RowError
 from src.data.readers import READERS, file_kind, is_data_file, json_rows, read_values
-from src.data.readers.json_rows import read_json_values
 from src.data.readers.stream import MAX_ROW_BYTES
 from src.errors import DataError
 from tests.data import fuzz
@@ -34,6 +34,7 @@ from tests.data import fuzz
 ROWS = [{"prompt": "2+2?", "completion": "4"}, {"prompt": 'a "b",\nc\té🔥', "completion": ""}]
 JSONL = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
 REST = "; the rest of the file could not be read"
+REST_FROM = "and the rest of the file ({} rows) could not be read: {}"
 MIB = 1 << 20
 
 
@@ -94,8 +95,8 @@ PACK: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.compress, ".zst": zstan
 # Kinds
 
 
-def test_every_kind_has_a_file_of_fuzz_cases() -> None:
-    assert {*PLAIN, ".parquet"} == set(READERS)
+def test_every_kind_of_file_is_tested_here_or_in_test_files_of_people() -> None:
+    assert {*PLAIN, ".parquet", ".arrow", ".xlsx", ".txt"} == set(READERS)
 
 
 @pytest.mark.parametrize("kind", PLAIN)
@@ -118,7 +119,7 @@ def test_an_empty_file_has_no_row(tmp_path: Path, kind: str, packed: str, conten
     assert read_bytes(tmp_path, f"x{kind}{packed}", PACK[packed](content) if packed else content) == []
 
 
-@pytest.mark.parametrize("name", ["x.txt", "x", "x.gz", ".jsonl", "jsonl", "x.jsonl.bz2", "x.gz.jsonl.old"])
+@pytest.mark.parametrize("name", ["x.doc", "x", "x.gz", ".jsonl", "jsonl", "x.jsonl.bz2", "x.gz.jsonl.old"])
 def test_an_unknown_kind_is_refused_with_the_known_ones(name: str) -> None:
     assert not is_data_file(Path(name))
     with pytest.raises(
@@ -152,7 +153,7 @@ def test_a_file_that_may_not_be_read_is_refused(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "x.jsonl").touch(mode=0)
     if os.access(tmp_path / "x.jsonl", os.R_OK):  # root reads everything
 
-        def denied(self: Path, *mode: str) -> None:
+        def denied(self: Path, *how: Any) -> None:
             raise PermissionError(13, "Permission denied")
 
         monkeypatch.setattr(Path, "open", denied)
@@ -164,8 +165,8 @@ def test_a_file_is_closed_when_reading_stops(tmp_path: Path, monkeypatch: pytest
     opened: list[Any] = []
     original: Any = Path.open
 
-    def opening(self: Path, mode: str = "r") -> Any:
-        opened.append(original(self, mode))
+    def opening(self: Path, *how: Any) -> Any:
+        opened.append(original(self, *how))
         return opened[-1]
 
     for name, data in {"x.jsonl": JSONL, "x.jsonl.gz": gzip.compress(JSONL), "x.parquet": parquet(ROWS)}.items():
@@ -233,11 +234,13 @@ def test_what_json_allows_is_read(tmp_path: Path, name: str, line: bytes) -> Non
     ]
 
 
-@pytest.mark.parametrize("name", ["x.jsonl", "x.json", "x.csv", "x.tsv"])
+@pytest.mark.parametrize("kind", PLAIN)
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-32", "utf-32-be"])
-def test_text_in_another_unicode_encoding_is_refused_once(tmp_path: Path, name: str, encoding: str) -> None:
-    data = ("" if encoding in ("utf-16", "utf-32") else "\ufeff") + JSONL.decode()
-    assert refusal(tmp_path, name, data.encode(encoding)) == " is UTF-16 or UTF-32 text; save it as UTF-8"
+def test_text_with_another_byte_order_mark_is_read(tmp_path: Path, kind: str, encoding: str) -> None:
+    text = ("" if encoding in ("utf-16", "utf-32") else "\ufeff") + PLAIN[kind].decode()
+    assert [row for _, row in read_bytes(tmp_path, f"x{kind}", text.encode(encoding))] == ROWS
+    cut = refusal(tmp_path, f"x{kind}", text.encode(encoding)[:-1])
+    assert re.match(r" is not utf-\d+ text on line \d+; correct encoding, or the file", cut)
 
 
 def test_a_row_that_is_too_large_is_named_and_not_held(tmp_path: Path) -> None:
@@ -373,6 +376,7 @@ RECORDS: dict[str, list[tuple[int, Any]]] = {
     '1,2\n"3,4\n5,6\n7,8': [
         (2, ["1", "2"]),
         (3, ("not_csv", f"is not CSV: it opens a quote that is never closed{REST}")),
+        (4, ("rest_of_file", REST_FROM.format(2, "line 3 is not CSV: it opens a quote that is never closed"))),
     ],
     '1,2\n3,"4': [(2, ["1", "2"]), (3, ("not_csv", "is not CSV: it opens a quote that is never closed"))],
     "1\0,2\n1,2": [(2, ("not_csv", "is not CSV: it has a NUL character on line 2")), (3, ["1", "2"])],
@@ -391,17 +395,11 @@ def test_records_of_a_csv_file(tmp_path: Path, text: str, start: bytes) -> None:
     assert read_bytes(tmp_path, "x.csv", start + table(text)) == want
 
 
-def test_semicolons_separate_fields_where_the_header_has_no_comma(tmp_path: Path) -> None:
-    assert read_bytes(tmp_path, "x.csv", codecs.BOM_UTF8 + b'a;b\n"1;2";3,4\n') == [(2, {"a": "1;2", "b": "3,4"})]
-    assert read_bytes(tmp_path, "y.csv", b"a;c,b\n1;2,3\n") == [(2, {"a;c": "1;2", "b": "3"})]
-
-
 @pytest.mark.parametrize(
     ("header", "problems"),
     [
-        (b"a,,b", [":1 has a column without a name"]),
-        (b"\n a, \t", [":2 has a column without a name"]),
-        (b"a, , ", [":1 has a column without a name"]),
+        (b",,", [":1 names no column"]),
+        (b"\n , \t", [":2 names no column"]),
         (b"a,b,a,b,c", [":1 names the column 'a' twice", ":1 names the column 'b' twice"]),
         (b'"a"b,c', [":1 is not a header: it is not CSV: ',' expected after '\"'"]),
         (b"a,\xff", [":1 is not a header: it is not UTF-8 at byte 3 of line 1"]),
@@ -413,7 +411,7 @@ def test_a_header_that_names_no_columns_is_refused(tmp_path: Path, header: bytes
     with pytest.raises(DataError) as refused:
         read(tmp_path / "x.csv")
     assert list(refused.value.problems) == [f"{tmp_path / 'x.csv'}{problem}" for problem in problems]
-    assert "in the first row" in refused.value.hint
+    assert ("set encoding" if b"\xff" in header else "in the first row") in refused.value.hint
 
 
 def test_a_field_may_be_longer_than_csv_allows_by_itself(tmp_path: Path) -> None:
@@ -447,8 +445,9 @@ def test_a_record_that_is_too_large_is_skipped_to_its_end(tmp_path: Path, record
 
 def test_a_quote_that_is_never_closed_is_not_held(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_bytes(b'a,b\n1,"2\n' + (b"x" * 999 + b"\n") * 60_000)
-    ((line, (reason, detail)),) = read(tmp_path / "x.csv")
+    (line, (reason, detail)), rest = read(tmp_path / "x.csv")
     assert (line, reason, detail) == (2, "too_large", f"has 60,000,005 bytes, over 32 MiB{REST}")
+    assert rest == (3, ("rest_of_file", REST_FROM.format("60,000", "line 2 has 60,000,005 bytes, over 32 MiB")))
     assert peak(tmp_path / "x.csv") < 6 * MAX_ROW_BYTES  # csv.reader holds four bytes a character
 
 

@@ -50,9 +50,9 @@ def test_a_path_may_be_one_file_whatever_the_pattern(tmp_path: Path) -> None:
 
 
 def test_a_file_of_unknown_kind_is_refused_also_by_its_path(tmp_path: Path) -> None:
-    (tmp_path / "a.xlsx").touch()
-    with pytest.raises(DataError, match=r"a\.xlsx has an unsupported extension"):
-        fetched(config(tmp_path / "a.xlsx"))
+    (tmp_path / "a.xls").touch()
+    with pytest.raises(DataError, match=r"a\.xls has an unsupported extension"):
+        fetched(config(tmp_path / "a.xls"))
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
@@ -112,9 +112,9 @@ def test_an_invalid_pattern_or_one_that_leaves_the_folder_is_refused(
 
 
 def test_a_file_of_unknown_kind_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "a.xlsx").touch()
-    with pytest.raises(DataError, match=r"a\.xlsx has an unsupported extension; supported are \.jsonl"):
-        fetched(config(tmp_path, "*.xlsx"))
+    (tmp_path / "a.xls").touch()
+    with pytest.raises(DataError, match=r"a\.xls has an unsupported extension; supported are \.jsonl"):
+        fetched(config(tmp_path, "*.xls"))
 
 
 def test_a_link_may_lead_anywhere_inside_its_folder_only(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Read JSON Lines and JSON files row by row in bounded memory, and JSON texts for `make convert`.
+"""Read JSON Lines and JSON files row by row in bounded memory.
 
 Stricter than Python's json: duplicate keys, NaN and Infinity are errors that affect only their row.
 """
@@ -10,23 +10,25 @@ import io
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
 from decimal import Decimal
 from itertools import count
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
-from ..formats import RowError
-from .stream import CHUNK_BYTES, MAX_ROW_BYTES, Values, start_text, too_large
+from ..conversation import RowError
+from .stream import CHUNK_BYTES, MAX_ROW_BYTES, ReadOptions, Values, rest_of_file, too_large
 
 SPACE = re.compile(r"[ \t\r\n]*")
-TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[ \t\r\n]+|[{}\[\],:]|[^ \t\r\n"{}\[\],:]+')
+FIRST_KEY = re.compile(r'\{\s*("[^"\\]{1,200}")')  # of an object
+MAX_KEY = 300  # characters of what begins a row, up to its first key
 LONGEST_INT = 4000  # digits; Python refuses to parse much longer ones as int
 
 
-def read_jsonl(file: io.BufferedReader, path: Path) -> Values:
-    """One JSON value a line."""
-    start_text(file, path)
+def read_jsonl(file: io.BufferedReader, path: Path, options: ReadOptions) -> Values:
+    """One JSON value a line, with or without a comma behind it. A file that holds one array is read as JSON."""
+    if _is_array(file.peek(CHUNK_BYTES)):
+        yield from read_json(file, path, options)
+        return
     for number in count(1):
         raw = file.readline(MAX_ROW_BYTES + 1)
         if not raw:
@@ -39,17 +41,26 @@ def read_jsonl(file: io.BufferedReader, path: Path) -> Values:
 
 def _parse(row: bytes) -> object | RowError:
     try:
-        return _STRICT.decode(row.decode())
+        return STRICT.decode(row.decode())
     except RowError as error:
         return error
     except UnicodeDecodeError as error:
         return RowError("not_utf8", f"is not UTF-8 at byte {error.start + 1}")
     except json.JSONDecodeError as error:
+        if error.msg == "Extra data" and error.doc[error.pos :] == ",":
+            return _parse(row[:-1])
         if error.doc.startswith("\ufeff"):
             return RowError("not_json", "is not JSON: it starts with a byte order mark, which only a file may do")
         return RowError("not_json", f"is not JSON: {error.msg} at column {error.pos + 1}")
     except RecursionError:
         return _too_deep()
+
+
+def _is_array(start: bytes) -> bool:
+    """Whether a file that begins so is an array over several lines, or is only one."""
+    start = start.lstrip()
+    first, _, others = start.partition(b"\n")
+    return start.startswith(b"[") and (not others.strip() or isinstance(_parse(first.rstrip()), RowError))
 
 
 def _length(file: io.BufferedReader, piece: bytes) -> int:
@@ -61,9 +72,8 @@ def _length(file: io.BufferedReader, piece: bytes) -> int:
     return size
 
 
-def read_json(file: io.BufferedReader, path: Path) -> Values:
+def read_json(file: io.BufferedReader, _path: Path, _options: ReadOptions) -> Values:
     """The items of one array, or concatenated values. A syntax error ends the reading."""
-    start_text(file, path)
     text = _JsonText(file)
     try:
         if text.next_character() == "[":
@@ -71,7 +81,10 @@ def read_json(file: io.BufferedReader, path: Path) -> Values:
         while text.next_character():
             yield text.line, text.take()
     except RowError as error:
-        yield text.line, RowError(error.reason, f"{error.detail}; the rest of the file could not be read")
+        line, rows = text.line, text.count_rest()
+        yield line, RowError(error.reason, f"{error.detail}; the rest of the file could not be read")
+        if rows:
+            yield rest_of_file(line, rows, f"line {line} {error.detail}")
 
 
 def _items(text: _JsonText) -> Values:
@@ -104,6 +117,7 @@ class _JsonText:
         self._counted = 0  # `line` counts the line ends up to this position
         self._released = 0  # released characters of the line in which `_text` begins
         self._ended = False
+        self._first_key: re.Match[str] | None = None
         self.line = 1
 
     def next_character(self) -> str:
@@ -141,7 +155,22 @@ class _JsonText:
                 if end + 2 < len(self._text) or not self._more():  # `1` may continue as `1e+5`
                     break
         source, self._pos = self._text[self._pos : end], end
+        self._first_key = FIRST_KEY.match(source) or self._first_key
         return _refusal(source) or value
+
+    def count_rest(self) -> int:
+        """The number of rows after the current position, by the first key of the last row that could be read."""
+        opening = self._first_key or FIRST_KEY.match(self._text, self._pos)
+        if not opening:
+            return 0
+        row = re.compile(r"\{\s*" + re.escape(opening[1]) + r"\s*:")
+        rows, self._pos = 0, self._pos + 1
+        while True:
+            for found in row.finditer(self._text, self._pos):
+                rows, self._pos = rows + 1, found.end()
+            self._pos = max(self._pos, len(self._text) - MAX_KEY)
+            if not self._more():
+                return rows
 
     def wrong(self, what: str, pos: int | None = None) -> RowError:
         """The error `what` at `pos`, by default the current position."""
@@ -153,7 +182,7 @@ class _JsonText:
 
     def _decode(self) -> tuple[object | RowError, int]:
         try:
-            return _STRICT.raw_decode(self._text, self._pos)
+            return STRICT.raw_decode(self._text, self._pos)
         except RowError as error:
             return error, _LENIENT.raw_decode(self._text, self._pos)[1]
 
@@ -205,117 +234,5 @@ def _integer(digits: str) -> int | Decimal:
     return int(digits) if len(digits) <= LONGEST_INT else Decimal(digits)
 
 
-_STRICT = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant, parse_int=_integer)
-_LENIENT = json.JSONDecoder(parse_int=len)  # finds the end of a value that _STRICT rejects
-
-
-# JSON texts, for `make convert`
-
-
-class JsonValue(NamedTuple):
-    """A value, its first line (from 1) and its source text."""
-
-    line: int
-    value: object
-    source: str
-
-
-def read_json_values(text: str) -> Iterator[JsonValue]:
-    """The values of `text`: the items of one array, or concatenated values.
-
-    Raises: json.JSONDecodeError with line and column, also for NaN, Infinity, duplicate keys and too deep nesting.
-    """
-    line, counted = 1, 0
-    for start, end, value in _spans(text):
-        line += text.count("\n", counted, start)
-        counted = start
-        yield JsonValue(line, value, text[start:end])
-
-
-def one_line(source: str) -> str:
-    """The JSON text `source` on one line, formatted as by `json.dumps(ensure_ascii=False)`.
-
-    Numbers keep their text. A row with a lone surrogate, which UTF-8 cannot encode, is written in ASCII.
-    """
-    line = _reformat(source, ensure_ascii=False)
-    return line if fits_utf8(line) else _reformat(source, ensure_ascii=True)
-
-
-def _reformat(source: str, *, ensure_ascii: bool) -> str:
-    def reformat(token: re.Match[str]) -> str:
-        part = token[0]
-        if part[0] == '"':
-            return json.dumps(json.loads(part), ensure_ascii=ensure_ascii)
-        return {",": ", ", ":": ": "}.get(part, part.strip())
-
-    return TOKEN.sub(reformat, source)
-
-
-def fits_utf8(line: str) -> bool:
-    try:
-        line.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _spans(text: str) -> Iterator[tuple[int, int, object]]:
-    """(start, end, value) of each value, or of each item if the text is one array."""
-    pos = _skip(text, 0)
-    if text.startswith("[", pos):
-        yield from _array_items(text, pos)
-        return
-    while pos < len(text):
-        value, end = _value_at(text, pos)
-        yield pos, end, value
-        pos = _skip(text, end)
-
-
-def _array_items(text: str, start: int) -> Iterator[tuple[int, int, object]]:
-    pos = _skip(text, start + 1)
-    more = not text.startswith("]", pos)
-    while more:
-        value, end = _value_at(text, pos)
-        yield pos, end, value
-        pos = _skip(text, end)
-        more = text.startswith(",", pos)
-        if more:
-            pos = _skip(text, pos + 1)
-        elif not text.startswith("]", pos):
-            raise json.JSONDecodeError("Expecting ',' delimiter", text, pos)
-    rest = _skip(text, pos + 1)
-    if rest < len(text):
-        raise json.JSONDecodeError("Extra data after the array", text, rest)
-
-
-def _skip(text: str, pos: int) -> int:
-    match = SPACE.match(text, pos)
-    return match.end() if match else pos
-
-
-def _value_at(text: str, pos: int) -> tuple[object, int]:
-    try:
-        return _STRICT.raw_decode(text, pos)
-    except RowError as error:
-        raise json.JSONDecodeError(f"the value {error.detail}", text, _error_position(text, pos)) from None
-    except RecursionError:
-        raise json.JSONDecodeError("Nested too deeply", text, pos) from None
-
-
-def _error_position(text: str, start: int) -> int:
-    """The position of the first duplicate key, NaN or Infinity from `start` on."""
-    keys: list[set[str]] = [set()]
-    for token in TOKEN.finditer(text, start):
-        part = token[0]
-        if part in "{[":
-            keys.append(set())
-        elif part in "}]":
-            keys.pop()
-        elif part in ("NaN", "Infinity", "-Infinity"):
-            return token.start()
-        elif part[0] == '"' and text.startswith(":", _skip(text, token.end())):
-            key = json.loads(part)
-            if key in keys[-1]:
-                return token.start()
-            keys[-1].add(key)
-    return start
+STRICT = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant, parse_int=_integer)
+_LENIENT = json.JSONDecoder(parse_int=len)  # finds the end of a value that STRICT rejects

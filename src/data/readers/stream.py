@@ -1,4 +1,7 @@
-"""Open data files, compressed or not, and what their readers share. A truncated archive is always an error."""
+"""Open data files, compressed or not, in any encoding, and what their readers share.
+
+A truncated archive, and text that is not of the encoding that is set, is always an error.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +11,42 @@ import stat
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from ...errors import DataError
-from ..formats import RowError
+from ...utils.units import count
+from ..conversation import RowError
 
 # compressed bytes read in one step; zstd expands them up to 130,000 times, in memory
 STEP = 1024
 
 MAX_ROW_BYTES = 32 << 20  # of one row in its file
 CHUNK_BYTES = 1 << 20  # bytes of a long text that are read at once
+BUFFER_BYTES = 1 << 18
 
 Values = Iterator[tuple[int, object | RowError]]
 
-WIDE_TEXT = (b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")  # byte order marks of UTF-16 and UTF-32
+WIDE_TEXT = {  # byte order mark -> encoding; the first that matches
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+REST_OF_FILE = "rest_of_file"  # reason of the rows behind the place where a file breaks off
+
+
+class ReadOptions(NamedTuple):
+    """How text files are read.
+
+    delimiter: the character between the fields of CSV files; empty: found by their first rows.
+    encoding: of files that are not UTF-8; empty: they are not read.
+    """
+
+    delimiter: str = ""
+    encoding: str = ""
+
+
+DEFAULTS = ReadOptions()
 
 
 class CorruptFile(Exception):
@@ -61,20 +86,58 @@ def open_data(path: Path) -> io.BufferedReader:
     if not stat.S_ISREG(mode):
         kind = "a folder" if stat.S_ISDIR(mode) else "not a regular file"
         raise DataError(f"{path} is {kind}", hint="give a data file")
-    file = path.open("rb")
+    file = path.open("rb", 0)
     archive = ARCHIVES.get(path.suffix.lower())
-    return io.BufferedReader(_Decompressed(file, archive), 1 << 18) if archive else file
+    return io.BufferedReader(_Decompressed(file, archive) if archive else file, BUFFER_BYTES)
 
 
-class _Decompressed(io.RawIOBase):
-    """The content of an archive: all its members, concatenated."""
+def open_text(path: Path, encoding: str = "") -> io.BufferedReader:
+    """The text of a data file as UTF-8, without a byte order mark.
 
-    def __init__(self, file: io.BufferedReader, archive: Callable[[], Decompressor]) -> None:
+    Args:
+        encoding: of text that is neither UTF-8, nor UTF-16 or UTF-32 with a byte order mark. Empty: such bytes are
+            passed on, so that only their rows cannot be read.
+    Raises: as open_data. Reading raises DataError if the text is not of its encoding.
+    """
+    file = open_data(path)
+    start = file.peek(4)
+    if start.startswith(codecs.BOM_UTF8):
+        file.read(len(codecs.BOM_UTF8))
+        return file
+    found = next((name for mark, name in WIDE_TEXT.items() if start.startswith(mark)), "")
+    if not found and encoding and not _is_utf8(path, encoding):
+        found = encoding
+    return io.BufferedReader(_Recoded(file, path, found), BUFFER_BYTES) if found else file
+
+
+def _is_utf8(path: Path, encoding: str) -> bool:
+    """Whether a text is UTF-8 although `encoding` is set. Text in another encoding hardly ever happens to be that.
+
+    False for encodings that are no superset of ASCII: their text can consist of bytes that are UTF-8 too.
+    """
+    if "a".encode(encoding) != b"a":
+        return False
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    with open_data(path) as file:
+        try:
+            while piece := file.read(CHUNK_BYTES):
+                decoder.decode(piece)
+            decoder.decode(b"", final=True)
+        except UnicodeDecodeError:
+            return False
+    return True
+
+
+class _Stepwise(io.RawIOBase):
+    """Bytes that `_step` makes of those of another file, a step at a time."""
+
+    def __init__(self, file: io.RawIOBase | io.BufferedReader) -> None:
         self._file = file
-        self._archive = archive
-        self._member: Decompressor | None = archive()  # None between two members
-        self._packed = b""
         self._ready = memoryview(b"")
+
+    def _step(self) -> bool:
+        """Set `_ready` to the next bytes, possibly none; False at the end."""
+        raise NotImplementedError
 
     def readable(self) -> bool:
         return True
@@ -93,8 +156,17 @@ class _Decompressed(io.RawIOBase):
         self._file.close()
         super().close()
 
+
+class _Decompressed(_Stepwise):
+    """The content of an archive: all its members, concatenated."""
+
+    def __init__(self, file: io.RawIOBase, archive: Callable[[], Decompressor]) -> None:
+        super().__init__(file)
+        self._archive = archive
+        self._member: Decompressor | None = archive()  # None between two members
+        self._packed = b""
+
     def _step(self) -> bool:
-        """Decompress one step; False at the end of the archive."""
         packed = self._packed or self._file.read(STEP)
         if not packed and self._member:
             raise CorruptFile("the archive is truncated")
@@ -111,17 +183,43 @@ class _Decompressed(io.RawIOBase):
         self._member = None if member.eof else member
 
 
-def start_text(file: io.BufferedReader, path: Path) -> None:
-    """Skip a byte order mark.
+class _Recoded(_Stepwise):
+    """Text of another encoding as UTF-8."""
 
-    Raises: DataError if it is that of UTF-16 or UTF-32.
-    """
-    start = file.peek(4)
-    if start.startswith(WIDE_TEXT):
-        raise DataError(f"{path} is UTF-16 or UTF-32 text", hint="save it as UTF-8")
-    if start.startswith(codecs.BOM_UTF8):
-        file.read(len(codecs.BOM_UTF8))
+    def __init__(self, file: io.BufferedReader, path: Path, encoding: str) -> None:
+        super().__init__(file)
+        self._path, self._encoding = path, encoding
+        self._decoder = codecs.getincrementaldecoder(encoding)()
+        self._line = 1
+        self._ended = False
+
+    def _step(self) -> bool:
+        if self._ended:
+            return False
+        packed = self._file.read(BUFFER_BYTES)
+        self._ended = not packed
+        try:
+            text = self._decoder.decode(packed, self._ended)
+        except UnicodeDecodeError as error:
+            before = error.object[: error.start].decode(self._encoding, "replace")
+            place = f"on line {self._line + before.count(chr(10))}"
+            raise DataError(
+                f"{self._path} is not {self._encoding} text {place}", hint="correct encoding, or the file"
+            ) from None
+        self._line += text.count("\n")
+        self._ready = memoryview(text.encode())
+        return True
 
 
 def too_large(size: int) -> RowError:
     return RowError("too_large", f"has {size:,} bytes, over {MAX_ROW_BYTES >> 20} MiB")
+
+
+def rest_of_file(line: int, rows: int, why: str) -> tuple[int, RowError]:
+    """The `rows` from `line` on, which could not be read, in place of their values.
+
+    >>> print(rest_of_file(5, 2, "line 4 opens a quote that is never closed")[1])
+    and the rest of the file (2 rows) could not be read: line 4 opens a quote that is never closed
+    """
+    detail = f"and the rest of the file ({count(rows, 'row')}) could not be read: {why}"
+    return line, RowError(REST_OF_FILE, detail, rows)
