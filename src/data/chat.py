@@ -15,6 +15,7 @@ from datetime import date
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from .content_check import ContentCheck
 from .formats import TEMPLATE_KEYS, TEXT, Conversation, Message, RowError
 from .template_forms import Adapted
 from .template_profile import TemplateProfile
@@ -132,6 +133,10 @@ class ChatTokenizer:
             self._profiles[key] = TemplateProfile(self._render, str(self.tokenizer.chat_template), template_kwargs)
         return self._profiles[key]
 
+    @cached_property
+    def content_check(self) -> ContentCheck:
+        return ContentCheck(self.render)
+
     def training_texts(self, conversation: Conversation) -> list[RenderedChat]:
         """The texts to train on. Each answer of the conversation has loss in exactly one text.
 
@@ -139,14 +144,12 @@ class ChatTokenizer:
         template that renders earlier answers differently (for example without their thoughts) gives one text per
         answer, as the model sees it at inference.
 
-        Raises: RowError if the template rejects the turns, does not render the prompt of an answer as a prefix, or
-            omits tool calls.
+        Raises: RowError if the template rejects the turns, or does not render the prompt of an answer as a prefix.
         """
         first = conversation.messages[0]
         if first["role"] == TEXT:
             return [self._document(first["content"])]
         answers = self._answer_renderings(conversation)
-        self._check_calls(conversation, answers[-1].text)
         spans = [a.locate_in(answers[-1].text) for a in answers]
         if all(spans):
             return [RenderedChat(answers[-1].text, tuple(filter(None, spans)), tuple(a.turn for a in answers))]
@@ -204,20 +207,6 @@ class ChatTokenizer:
         specials = [m.end() for m in self.special.finditer(last)]
         ends = [end for end in specials if end <= shared] or specials[:1] or [len(last[:shared].rstrip())]
         return last[: ends[-1]], last[ends[-1] :]
-
-    def _check_calls(self, conversation: Conversation, text: str) -> None:
-        """Raises: RowError if the template omits the tool calls, so that answers would lack them."""
-        if not any(turn.get("tool_calls") for turn in conversation.messages):
-            return
-        bare: list[Message] = [{**turn} for turn in conversation.messages]
-        for turn in bare:
-            turn.pop("tool_calls", None)
-        try:
-            omitted = self.render(conversation._replace(messages=bare)) == text
-        except RowError:  # the template requires them, so it renders them
-            return
-        if omitted:
-            raise RowError("template", "has tool calls, which the chat template leaves out")
 
     def has_end_of_turn(self, rendered: RenderedChat) -> bool:
         """Whether every answer ends with a special token, from which the model learns to stop."""

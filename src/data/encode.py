@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from ..schema import EmptyThoughts, OnDisputedMask, OnOverlength, TrainOn
 from .chat import ChatTokenizer, RenderedChat
+from .content_check import DroppedContent
 from .formats import TEXT, Conversation, Message, Row, RowError
 from .store import Example
 
@@ -31,6 +32,7 @@ class EncodedRow(NamedTuple):
     full_examples: these texts as tokens, with loss on every answer whatever `train_on` says.
     note: what was cut; empty if nothing was.
     ends_turns: whether each answer ends with an end-of-turn token.
+    dropped: kinds of content that the template leaves out, none of it part of an answer with loss.
     """
 
     examples: list[Example]
@@ -38,6 +40,7 @@ class EncodedRow(NamedTuple):
     full_examples: list[Example]
     note: str
     ends_turns: bool
+    dropped: tuple[str, ...] = ()
 
 
 def encode_chats(
@@ -55,11 +58,15 @@ def encode_chats(
         tokens = [[(next(ids), segment.turn) for segment in text] for text in cuts]
         answers = {turn for text in texts for turn in text.answer_turns}
         trained = _trained_turns(row.messages, options.train_on)
+        dropped = chat.content_check.dropped(row.conversation, texts, trained)
         full = [_example(text, answers) for text in tokens]
         examples = full if trained == answers else [_example(text, trained) for text in tokens]
         try:
+            if dropped.answers:
+                raise DroppedContent(dropped.answers)
             ends = all(map(chat.has_end_of_turn, texts))
-            found.append(_cut_to_length(row, chat, options, EncodedRow(examples, texts, full, "", ends)))
+            encoded = EncodedRow(examples, texts, full, "", ends, dropped.context)
+            found.append(_cut_to_length(row, chat, options, encoded))
         except RowError as error:
             found.append(error)
     return found

@@ -19,7 +19,10 @@ from .tokens import Dropped, TokenizeStats
 
 HELD_OUT = "held_out"  # folder of a run, with the rows that are held out
 EXPECTED_REASONS = {"not_sampled"}  # reasons that follow from a setting and are not findings
-REMEDIES = {"not_utf8": " (encoding=cp1252 reads most files that Excel writes)"}
+REMEDIES = {
+    "not_utf8": " (encoding=cp1252 reads most files that Excel writes)",
+    "dropped_by_template": " (chat_template and chat_template_kwargs choose how a row is rendered)",
+}
 SHARES = {"min": 0.0, "p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "max": 1.0}
 
 
@@ -100,6 +103,10 @@ def build_report(
         "contamination": {"files": _overlaps(store, eval_files), **_matches(store, "contamination")},
         "mask": _mask(stats),
         "no_end_of_turn": stats.no_end_of_turn,
+        "dropped_by_template": [
+            {"what": what, "rows": n.rows, "rejected": n.rejected, "example": store.location(n.first)}
+            for what, n in stats.dropped.items()
+        ],
     }
     return found | {"findings": _findings(found)}
 
@@ -211,7 +218,16 @@ def _findings(found: dict[str, Any]) -> list[str]:
             "an answer without an end-of-turn token: the model does not learn to stop",
         ),
     ]  # fmt: skip
-    return rejected + [f"{count(number, one, many)} {what}" for number, one, many, what in more if number]
+    lost = [
+        f"{count(n, 'row has', 'rows have')} {each['what']} that the chat template leaves out ({each['example']})"
+        for each in found["dropped_by_template"]
+        if (n := each["rows"] - each["rejected"])
+    ]
+    return [
+        *rejected,
+        *(f"{count(number, one, many)} {what}" for number, one, many, what in more if number),
+        *lost,
+    ]
 
 
 def _kinds(counts: dict[str, int]) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 from ..utils.progress import progress
 from ..utils.workers import cores, map_ordered
 from .chat import ChatTokenizer
+from .content_check import DroppedContent
 from .encode import EncodedRow, EncodingOptions
 from .formats import Row, RowError
 from .mask_check import MaskVerifier
@@ -33,6 +34,17 @@ class Dropped(NamedTuple):
     detail: str
 
 
+class DropCount(NamedTuple):
+    """The number of rows of which a template leaves something out, how many are rejected, and the first."""
+
+    rows: int
+    rejected: int
+    first: int
+
+    def plus(self, other: DropCount) -> DropCount:
+        return DropCount(self.rows + other.rows, self.rejected + other.rejected, min(self.first, other.first))
+
+
 @dataclass
 class TokenizeStats:
     """What became of the rows. `mask` counts checks: `agrees`, `disagrees`, or why one was not possible."""
@@ -41,12 +53,22 @@ class TokenizeStats:
     cut: list[Dropped] = field(default_factory=list)
     mask: Counter[str] = field(default_factory=Counter)
     no_end_of_turn: int = 0
+    dropped: dict[str, DropCount] = field(default_factory=dict)  # by kind of what a template leaves out
 
     def add(self, other: TokenizeStats) -> None:
         self.rejected += other.rejected
         self.cut += other.cut
         self.mask += other.mask
         self.no_end_of_turn += other.no_end_of_turn
+        for what, count in other.dropped.items():
+            self.dropped[what] = self.dropped[what].plus(count) if what in self.dropped else count
+
+    def count_dropped(self, row: int, encoded: EncodedRow | RowError) -> None:
+        """Count what the template leaves out of a row."""
+        rejected = isinstance(encoded, DroppedContent)
+        for what in encoded.kinds if isinstance(encoded, DroppedContent) else getattr(encoded, "dropped", ()):
+            one = DropCount(1, int(rejected), row)
+            self.dropped[what] = self.dropped[what].plus(one) if what in self.dropped else one
 
 
 class TokenBatch(NamedTuple):
@@ -147,6 +169,7 @@ def _tokenize_batch(
     for number, row, encoded in zip(batch.tolist(), rows, encoded_rows, strict=True):
         if isinstance(encoded, EncodedRow) and verified[number]:
             encoded = _verify(row, encoded, verifier, stats.mask)
+        stats.count_dropped(number, encoded)
         if isinstance(encoded, RowError):
             stats.rejected.append(Dropped(number, encoded.reason, encoded.detail))
             continue

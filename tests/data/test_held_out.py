@@ -231,7 +231,7 @@ def test_an_answer_that_calls_a_tool_is_judged_by_the_call_as_the_template_write
     call = {"messages": [{"role": "user", "content": "Find."}, {"role": "assistant", "tool_calls": [CALL]}]}
     path = jsonl(make.folder / "calls.jsonl", [{**call, "tools": [TOOL]}, chat("Why?", "So.")])
     rows = {"test": loader.read_rows(path)}
-    with pytest.raises(DataError, match=r"calls\.jsonl:1 has tool calls, which the chat template leaves out"):
+    with pytest.raises(DataError, match=r"calls\.jsonl:1 has tool calls that the chat template leaves out"):
         encode_requests(rows, ChatTokenizer(make.tokenizer), "causal_lm", {}, references=False)
     template = Path(__file__).parent / "templates" / "qwen2_5.jinja"
     make.tokenizer.chat_template = template.read_text(encoding="utf-8")

@@ -17,6 +17,7 @@ from src.data.report_text import print_report
 from src.errors import MAX_LISTED, DataError
 from src.utils.logs import start_logging
 from tests.data.fixtures import Maker
+from tests.data.tokenizers import TOOLS, assistant, user
 from tests.fixtures import chat, jsonl
 
 pytest_plugins = ["tests.fixtures", "tests.data.fixtures"]
@@ -314,3 +315,20 @@ def test_an_address_of_the_environment_is_not_shown(
     monkeypatch.setenv("LAKEFS_ENDPOINT", "http://lake.example.org")
     make.file("a.jsonl", [chat("Where?", "http://lake.example.org")])
     assert "⟦${oc.env:LAKEFS_ENDPOINT}<|end|>⟧" in seen()
+
+
+def test_the_report_names_what_is_dropped_with_rows_and_an_example(make: Maker) -> None:
+    turns = [user("Which tools do you have?"), assistant("Only weather.")]
+    thoughts = [user("What is two and two?"), assistant("Four.", reasoning_content="Two and two make four.")]
+    path = jsonl(make.folder / "data" / "rows.jsonl", [
+        {"messages": turns, "tools": TOOLS},
+        {"messages": thoughts},
+    ])  # fmt: skip
+    report = make.tokens(strict_data=False).report
+    assert report["dropped_by_template"] == [
+        {"what": "tools", "rows": 1, "rejected": 0, "example": f"{path}:1"},
+        {"what": "thoughts", "rows": 1, "rejected": 1, "example": f"{path}:2"},
+    ]
+    assert report["rejected_by_reason"] == {"dropped_by_template": 1}
+    assert f"1 row has tools that the chat template leaves out ({path}:1)" in report["findings"]
+    assert any("rejected: dropped_by_template (chat_template" in finding for finding in report["findings"])

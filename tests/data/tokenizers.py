@@ -113,7 +113,8 @@ class Family:
     bos: what the tokenizer puts before a text; writes_bos: whether the template writes it too.
     specials, plain: added tokens, special and not. swallows: special tokens that take the space after them.
     system: whether a system turn is accepted. tools: whether calls of tools are. writes: what the template makes
-    of an answer. one_text: whether a conversation of two answers is one text.
+    of an answer. one_text: whether a conversation of two answers is one text. reasoning: whether thoughts under
+    their own key are rendered. thoughts: whether those within an answer are.
     """
 
     name: str
@@ -130,6 +131,18 @@ class Family:
     tools: bool = False
     one_text: bool = True
     writes: Callable[[str], str] = str
+    reasoning: bool = False
+    thoughts: bool = True
+
+    def renders(self, title: str) -> bool:
+        """Whether the template renders all of a conversation of CONVERSATIONS."""
+        known = {
+            "system": self.system,
+            "tools": self.tools,
+            "reasoning": self.reasoning,
+            "thoughts": self.thoughts,
+        }
+        return known.get(title, True)
 
 
 def gpt2() -> Tokenizer:
@@ -231,7 +244,7 @@ FAMILIES = {
         Family("qwen2_5", qwen, "<|im_end|>", "<|im_end|>", IM, pad="<|endoftext|>", plain=CALLS[:2], tools=True),
         Family(
             "qwen3", qwen, "<|endoftext|>", "<|im_end|>", IM, pad="<|endoftext|>", plain=CALLS, tools=True,
-            one_text=False, writes=qwen3_writes,
+            one_text=False, writes=qwen3_writes, reasoning=True,
         ),
         Family("gemma2", gemma, "<eos>", "<end_of_turn>", GEMMA, bos="<bos>", writes_bos=True, pad="<pad>",
                system=False, writes=str.strip),
@@ -244,13 +257,13 @@ FAMILIES = {
         Family("smollm2", gpt2, "<|im_end|>", "<|im_end|>", (*IM, "<filename>"), bos="<|im_start|>",
                pad="<|im_end|>"),
         Family("smollm3", llama3, "<|im_end|>", "<|im_end|>", IM, pad="<|im_end|>", plain=CALLS,
-               writes=lambda content: content.lstrip("\n")),
+               writes=lambda content: content.lstrip("\n"), reasoning=True),
         Family("deepseek_v2", gpt2, DEEPSEEK[1], DEEPSEEK[1], DEEPSEEK[:2], bos=DEEPSEEK[0], writes_bos=True,
                pad=DEEPSEEK[1], writes=lambda content: f" {content}"),
         Family("deepseek_v3", gpt2, DEEPSEEK[1], DEEPSEEK[1], (*DEEPSEEK, *DEEPSEEK_CALLS, "<｜tool▁sep｜>"),
                bos=DEEPSEEK[0], writes_bos=True, pad=DEEPSEEK[1], tools=True),
         Family("r1_distill", qwen, DEEPSEEK[1], DEEPSEEK[1], DEEPSEEK, bos=DEEPSEEK[0], writes_bos=True,
-               pad=DEEPSEEK[1], plain=CALLS[2:], writes=without_thoughts),
+               pad=DEEPSEEK[1], plain=CALLS[2:], writes=without_thoughts, thoughts=False),
         Family("falcon", gpt2, "<|endoftext|>", "", ("<|endoftext|>", "<filename>"), pad="<|endoftext|>",
                writes=falcon_writes),
         Family("zephyr", prepended, "</s>", "</s>", SP, bos="<s>", pad="</s>"),
@@ -264,7 +277,7 @@ FAMILIES = {
                bos="<BOS_TOKEN>", writes_bos=True, pad="<EOS_TOKEN>",
                writes=lambda content: f"<|START_RESPONSE|>{content}"),
         Family("gpt_oss", gpt2, "<|return|>", "<|return|>", OSS, bos="<|startoftext|>", pad="<|return|>",
-               one_text=False, writes=lambda content: f"<|channel|>final<|message|>{content}"),
+               one_text=False, writes=lambda content: f"<|channel|>final<|message|>{content}", reasoning=True),
     ]
 }  # fmt: skip
 REFUSED = Family(

@@ -1,0 +1,210 @@
+"""What a chat template leaves out: everything that a conversation says must leave a trace in its rendered text.
+
+Templates change texts: they strip white space, write a result as JSON, or split thoughts from an answer. So a text
+counts as rendered if it occurs as it is, without white space, as JSON writes it, or value by value.
+"""
+
+from __future__ import annotations
+
+import html
+import itertools
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .conversation import TEXT, Conversation, Message, RowError
+from .template_forms import END_THINK, split_thought
+from .template_profile import PROBE_TOOL
+
+if TYPE_CHECKING:
+    from .chat import RenderedChat
+
+SHORT = 12  # characters: a shorter text may occur in the rendered one by chance
+SHAPES = 4096  # of conversations, whose probes are kept
+THOUGHTS, ANSWER = "thoughts", "an answer"
+
+
+class Piece(NamedTuple):
+    """A text that a conversation says.
+
+    turn: the index of its message; None for a tool. what: its kind, as reports name it.
+    """
+
+    turn: int | None
+    what: str
+    text: str
+
+
+class DroppedContent(RowError):
+    """Content of a trained answer that the template leaves out.
+
+    kinds: the kinds of what is left out.
+    """
+
+    def __init__(self, kinds: Sequence[str]) -> None:
+        self.kinds = tuple(kinds)
+        super().__init__("dropped_by_template", f"has {', '.join(kinds)} that the chat template leaves out")
+
+
+def pieces(conversation: Conversation) -> Iterator[Piece]:
+    """Everything that a conversation says, in order, without empty texts."""
+    found = [piece for number, turn in enumerate(conversation.messages) for piece in _of_turn(number, turn)]
+    found += [piece for tool in conversation.tools or () for piece in _of_tool(tool)]
+    return (piece for piece in found if piece.text.strip())
+
+
+def _of_turn(number: int, turn: Message) -> Iterator[Piece]:
+    role, content = turn["role"], turn["content"]
+    if role != "assistant":
+        yield Piece(number, {"tool": "a tool result", "user": "a request"}.get(role, f"a {role} turn"), content)
+        return
+    calls = turn.get("tool_calls") or []
+    thought, said = split_thought(content)
+    yield Piece(number, THOUGHTS, turn.get("reasoning_content") or "")
+    yield Piece(number, THOUGHTS, thought)
+    yield Piece(number, "text beside a call" if calls else ANSWER, said)
+    for order, call in enumerate(calls):
+        function = call.get("function") or call
+        what = "tool calls" if order == 0 else "parallel tool calls"
+        yield Piece(number, what, str(function.get("name") or ""))
+        yield from (Piece(number, f"arguments of {what}", text) for text in _values(function.get("arguments")))
+
+
+def _of_tool(tool: Any) -> Iterator[Piece]:
+    function = (tool.get("function") or tool) if isinstance(tool, Mapping) else {}
+    for key in ("name", "description"):
+        if isinstance(function.get(key), str):
+            yield Piece(None, "tools", function[key])
+
+
+def _values(value: Any) -> Iterator[str]:
+    """The scalar values of JSON data, or of its text, as texts."""
+    if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
+        with suppress(ValueError, RecursionError):
+            value = json.loads(value, parse_float=str, parse_int=str)
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list):
+        for each in value:
+            yield from _values(each)
+    elif isinstance(value, str) or (isinstance(value, int | float) and not isinstance(value, bool)):
+        yield str(value)
+
+
+def leaves_trace(said: str, text: str) -> bool:
+    """Whether `text` contains what is said, in one of the forms in which templates write it."""
+    said = said.strip()
+    if said in text:
+        return True
+    bare = "".join(text.split())
+    forms = (said, json.dumps(said, ensure_ascii=False)[1:-1], json.dumps(said)[1:-1], html.escape(said))
+    if any("".join(form.split()) in bare for form in forms):
+        return True
+    values = list(_values(said))
+    return values != [said] and bool(values) and all(leaves_trace(value, text) for value in values)
+
+
+class Dropped(NamedTuple):
+    """The kinds of content that a template leaves out, each once: of trained answers, and of everything else."""
+
+    answers: tuple[str, ...] = ()
+    context: tuple[str, ...] = ()
+
+
+class ContentCheck:
+    """Compares conversations with their rendered texts, for one chat template.
+
+    Args:
+        render: renders a conversation.
+    """
+
+    def __init__(self, render: Callable[[Conversation], str]) -> None:
+        self._render = render
+        self._left_out: dict[object, frozenset[tuple[int | None, str]]] = {}
+
+    def dropped(
+        self, conversation: Conversation, texts: Sequence[RenderedChat], trained: AbstractSet[int | None]
+    ) -> Dropped:
+        """What leaves no trace. An answer must be in its own text, the rest in the text of an answer that follows.
+
+        Args:
+            texts: the texts to train on.
+            trained: the indices of the messages with loss.
+        """
+        turns = conversation.messages
+        if turns[0]["role"] == TEXT:
+            return Dropped()
+        own = {
+            turn: text.text[span.start : span.end]
+            for text in texts
+            for turn, span in zip(text.answer_turns, text.answer_spans, strict=True)
+        }
+        last = {text.text: text.answer_turns[-1] for text in texts}
+        answers, context = [], []
+        for piece in pieces(conversation):
+            turn = piece.turn
+            if turn is not None and turn in own and turn in trained:
+                if not self._is_in(piece, [own[turn]], conversation):
+                    answers.append(piece.what)
+                continue
+            after = [text for text, end in last.items() if turn is None or end > turn]
+            thoughts = turns[turn]["role"] == "assistant" and piece.what == THOUGHTS if turn is not None else False
+            if after and not thoughts and not self._is_in(piece, after, conversation):
+                context.append(piece.what)
+        return Dropped(_kinds(answers), _kinds(context))
+
+    def _is_in(self, piece: Piece, texts: Sequence[str], conversation: Conversation) -> bool:
+        if not any(leaves_trace(piece.text, text) for text in texts):
+            return False
+        if len(piece.text) >= SHORT or piece.what in (THOUGHTS, ANSWER):
+            return True
+        return (piece.turn, piece.what) not in self._left_out_of(conversation, piece.turn)
+
+    def _left_out_of(self, conversation: Conversation, turn: int | None) -> frozenset[tuple[int | None, str]]:
+        """What the template leaves out of any conversation of this shape, rendered with words for its texts."""
+        if turn is not None and conversation.messages[turn]["role"] == "assistant":
+            conversation = conversation.upto(turn + 1)
+        key = tuple(map(_shape, conversation.messages)), bool(conversation.tools)
+        if key not in self._left_out:
+            if len(self._left_out) >= SHAPES:
+                self._left_out.clear()
+            self._left_out[key] = self._probe(conversation)
+        return self._left_out[key]
+
+    def _probe(self, conversation: Conversation) -> frozenset[tuple[int | None, str]]:
+        words = (f"assayword{number}x" for number in itertools.count())
+        turns = [_with_words(turn, words) for turn in conversation.messages]
+        probe = conversation._replace(messages=turns, tools=[PROBE_TOOL] if conversation.tools else None)
+        try:
+            text = self._render(probe)
+        except RowError:
+            return frozenset()
+        return frozenset((piece.turn, piece.what) for piece in pieces(probe) if piece.text not in text)
+
+
+def _kinds(found: Sequence[str]) -> tuple[str, ...]:
+    """Each kind once. The arguments of calls that are left out go without saying."""
+    return tuple(
+        kind
+        for kind in dict.fromkeys(found)
+        if kind.removeprefix("arguments of ") == kind or kind.removeprefix("arguments of ") not in found
+    )
+
+
+def _shape(turn: Message) -> tuple[str, bool, bool, int]:
+    thought = bool(turn.get("reasoning_content")) or END_THINK in turn["content"]
+    return turn["role"], bool(turn["content"].strip()), thought, len(turn.get("tool_calls") or ())
+
+
+def _with_words(turn: Message, words: Iterator[str]) -> Message:
+    """`turn` with a new word for each of its texts, and without thoughts."""
+    made: Message = {**turn, "content": next(words) if split_thought(turn["content"])[1].strip() else ""}
+    made.pop("reasoning_content", None)
+    if turn.get("tool_calls"):
+        functions = [{"name": next(words), "arguments": {next(words): next(words)}} for _ in turn["tool_calls"]]
+        made["tool_calls"] = [
+            {**call, "function": function} for call, function in zip(turn["tool_calls"], functions, strict=True)
+        ]
+    return made
