@@ -46,6 +46,11 @@ class RenderedChat(NamedTuple):
     answer_turns: tuple[int, ...]
     earlier_spans: tuple[CharSpan, ...] = ()
 
+    def answers(self) -> dict[int, str]:
+        """The text of each answer, by the index of its message."""
+        spans = zip(self.answer_turns, self.answer_spans, strict=True)
+        return {turn: self.text[span.start : span.end] for turn, span in spans}
+
 
 class AnswerRendering(NamedTuple):
     """The conversation `text` up to and including the answer with message index `turn`, which is at `span`.

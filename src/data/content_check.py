@@ -12,14 +12,11 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from .conversation import TEXT, Conversation, Message, RowError
 from .template_forms import END_THINK, split_thought
 from .template_profile import PROBE_TOOL
-
-if TYPE_CHECKING:
-    from .chat import RenderedChat
 
 SHORT = 12  # characters: a shorter text may occur in the rendered one by chance
 SHAPES = 4096  # of conversations, whose probes are kept
@@ -106,7 +103,17 @@ def leaves_trace(said: str, text: str) -> bool:
     return values != [said] and bool(values) and all(leaves_trace(value, text) for value in values)
 
 
-class Dropped(NamedTuple):
+class Rendered(Protocol):
+    """A rendered text (chat.RenderedChat)."""
+
+    @property
+    def text(self) -> str: ...
+    @property
+    def answer_turns(self) -> tuple[int, ...]: ...
+    def answers(self) -> dict[int, str]: ...
+
+
+class LeftOut(NamedTuple):
     """The kinds of content that a template leaves out, each once: of trained answers, and of everything else."""
 
     answers: tuple[str, ...] = ()
@@ -125,8 +132,8 @@ class ContentCheck:
         self._left_out: dict[object, frozenset[tuple[int | None, str]]] = {}
 
     def dropped(
-        self, conversation: Conversation, texts: Sequence[RenderedChat], trained: AbstractSet[int | None]
-    ) -> Dropped:
+        self, conversation: Conversation, texts: Sequence[Rendered], trained: AbstractSet[int | None]
+    ) -> LeftOut:
         """What leaves no trace. An answer must be in its own text, the rest in the text of an answer that follows.
 
         Args:
@@ -135,12 +142,8 @@ class ContentCheck:
         """
         turns = conversation.messages
         if turns[0]["role"] == TEXT:
-            return Dropped()
-        own = {
-            turn: text.text[span.start : span.end]
-            for text in texts
-            for turn, span in zip(text.answer_turns, text.answer_spans, strict=True)
-        }
+            return LeftOut()
+        own = {turn: answer for text in texts for turn, answer in text.answers().items()}
         last = {text.text: text.answer_turns[-1] for text in texts}
         answers, context = [], []
         for piece in pieces(conversation):
@@ -153,7 +156,7 @@ class ContentCheck:
             thoughts = turns[turn]["role"] == "assistant" and piece.what == THOUGHTS if turn is not None else False
             if after and not thoughts and not self._is_in(piece, after, conversation):
                 context.append(piece.what)
-        return Dropped(_kinds(answers), _kinds(context))
+        return LeftOut(_kinds(answers), _kinds(context))
 
     def _is_in(self, piece: Piece, texts: Sequence[str], conversation: Conversation) -> bool:
         if not any(leaves_trace(piece.text, text) for text in texts):
