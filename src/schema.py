@@ -91,7 +91,14 @@ SOURCE_KEYS: dict[str, set[str]] = {
 }
 
 DataFormat = Literal[
-    "auto", "messages", "prompt_completion", "instruction", "conversations", "classification", "text"
+    "auto",
+    "messages",
+    "prompt_completion",
+    "instruction",
+    "conversations",
+    "message_tree",
+    "classification",
+    "text",
 ]
 Strategy = Literal["QA", "Chat"]
 TrainOn = Literal["completion", "last_turn", "all"]

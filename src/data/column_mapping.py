@@ -7,26 +7,21 @@ system_prompt.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 from ..errors import ConfigError
 from ..schema import ColumnArgs
-from .formats import (
-    FORMATS,
-    TEXT,
-    Message,
-    RawRow,
-    RowError,
-    Translation,
-    conversations,
-    single_turn,
-    text_of,
-    turns_of,
-)
+from .columns import SYSTEMS, history_of, single_turn, turns_of
+from .conversation import TEXT, Message, RowError
+from .formats import FORMATS, Translation
+from .source_row import SourceRow, as_text, has_value, reason_name, text_of
+from .turns import read_turns
+from .unsupported import refuse_unsupported
 
 PLACEHOLDER = re.compile(r"\{([^{}]+)\}")
-NAME = re.compile(r"\w+(?:[ .\-/]+\w+)*")  # what is taken for the name of a column, although no column has it
+NAME = re.compile(
+    r"\w+(?:[ .\-/]+\w+|\[\d+\])*"
+)  # what is taken for the name of a column, although no column has it
 
 
 def strategy_of(args: ColumnArgs) -> str | None:
@@ -60,10 +55,11 @@ def _qa(args: ColumnArgs) -> Translation:
         args.user_prompt and not args.question_key and "question" not in PLACEHOLDER.findall(args.user_prompt)
     )
 
-    def translate(row: RawRow) -> list[Message]:
-        columns = row if no_question else {**row, "question": text_of(row, question)}
-        request = _fill(args.user_prompt, columns) if args.user_prompt else columns["question"]
-        return single_turn(request, text_of(row, answer))
+    def translate(row: SourceRow) -> list[Message]:
+        refuse_unsupported(row, (question, answer))
+        asked = None if no_question else text_of(row, question)
+        request = _fill(args.user_prompt, row, asked) if args.user_prompt else asked or ""
+        return [*history_of(row), *single_turn(request, text_of(row, answer))]
 
     return translate
 
@@ -71,12 +67,12 @@ def _qa(args: ColumnArgs) -> Translation:
 def _chat(args: ColumnArgs) -> Translation:
     key = args.question_key or "messages"
 
-    def translate(row: RawRow) -> list[Message]:
-        turns = conversations({**row, "conversations": turns_of(row, key)})
-        if args.user_prompt:
-            for turn in turns:
-                if turn["role"] == "user":
-                    turn["content"] = _fill(args.user_prompt, {**row, "question": turn["content"]})
+    def translate(row: SourceRow) -> list[Message]:
+        refuse_unsupported(row, (key,))
+        turns = read_turns(turns_of(row, key), row)
+        for turn in turns if args.user_prompt else ():
+            if turn["role"] == "user":
+                turn["content"] = _fill(args.user_prompt or "", row, turn["content"])
         return turns
 
     return translate
@@ -85,24 +81,31 @@ def _chat(args: ColumnArgs) -> Translation:
 STRATEGIES: dict[str, Callable[[ColumnArgs], Translation]] = {"QA": _qa, "Chat": _chat}
 
 
-def _fill(template: str, columns: Mapping[str, Any]) -> str:
-    """`template` with each `{column}` replaced. Braces around what is neither a column nor a name are kept."""
+def _fill(template: str, row: SourceRow, question: str | None) -> str:
+    """`template` with each `{column}` replaced, and `{question}` by `question` unless that is None.
+
+    Braces around what is neither a column nor a name are kept.
+    """
 
     def value(found: re.Match[str]) -> str:
-        if found[1] not in columns and not NAME.fullmatch(found[1]):
+        name = found[1]
+        if name == "question" and question is not None:
+            return question
+        if row.find(name) is None and not NAME.fullmatch(name):
             return found[0]
-        if not isinstance(columns.get(found[1]), str):
-            reason = re.sub(r"\W+", "_", found[1])
-            raise RowError(f"no_{reason}", f"has no text under {found[1]!r}, which user_prompt names")
-        return str(columns[found[1]])
+        text = as_text(row.at(name))
+        if text is None:
+            raise RowError(f"no_{reason_name(name)}", f"has no text under {name!r}, which user_prompt names")
+        return text
 
     return PLACEHOLDER.sub(value, template)
 
 
 def _with_system(translate: Translation, system: str) -> Translation:
-    def translate_with_system(row: RawRow) -> list[Message]:
+    def translate_with_system(row: SourceRow) -> list[Message]:
         turns = translate(row)
-        if turns[0]["role"] in ("system", TEXT):
+        own = row.find(*SYSTEMS)
+        if turns[0]["role"] in ("system", "developer", TEXT) or (own and has_value(row[own])):
             return turns
         return [{"role": "system", "content": system}, *turns]
 

@@ -1,17 +1,32 @@
 """Row formats: each translates a row into messages, the one shape that the rest of the package uses.
 
 To add a format, write a function `row -> messages` with an example in its docstring, which is run as a test. Enter
-it in FORMATS, and add its name to schema.DataFormat.
+it in FORMATS, and add its name to schema.DataFormat. The names of columns are in columns.py, those of roles and
+turns in turns.py, the parts of a content in parts.py.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import wraps
 from typing import Any, NamedTuple
 
-from .conversation import ROLES
+from .calls import tools_of
+from .columns import (
+    ANSWERS,
+    CONTEXTS,
+    DOCUMENTS,
+    REQUESTS,
+    TURNS,
+    apply_loss_mask,
+    history_of,
+    single_turn,
+    system_turn,
+    template_kwargs_of,
+    turns_of,
+)  # fmt: skip
 from .conversation import TEMPLATE_KEYS as TEMPLATE_KEYS
 from .conversation import TEXT as TEXT
 from .conversation import Conversation as Conversation
@@ -19,104 +34,72 @@ from .conversation import Message as Message
 from .conversation import Rejection as Rejection
 from .conversation import Row as Row
 from .conversation import RowError as RowError
+from .source_row import SourceRow, as_text, has_value, text_of
+from .turns import check_turns, read_turns
+from .unsupported import refuse_media, refuse_unsupported
 
-SHAREGPT_ROLES = {
-    "system": "system",
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "bing": "assistant",
-    "bard": "assistant",
-    "assistant": "assistant",
-    "model": "assistant",
-    "tool": "tool",
-    "observation": "tool",
-    "function_response": "tool",
-}
-RawRow = Mapping[str, Any]
-Translation = Callable[[RawRow], list[Message]]
+Translation = Callable[[SourceRow], list[Message]]
 
 
-def messages(row: RawRow) -> list[Message]:
-    """A conversation of turns with the roles system, user, assistant and tool.
+def messages(row: SourceRow) -> list[Message]:
+    """A conversation of turns with the roles system, developer, user, assistant and tool.
 
-    A turn may have `tool_calls`. An assistant turn with `weight: 0` has no loss.
+    A turn may have `tool_calls` and `reasoning_content`. An assistant turn with `weight: 0` has no loss.
 
-    >>> messages({"messages": [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]})
+    >>> row = {"messages": [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]}
+    >>> to_messages(row, messages)
     [{'role': 'user', 'content': '2+2?'}, {'role': 'assistant', 'content': '4'}]
     """
-    return [_turn(turn, number) for number, turn in enumerate(turns_of(row, "messages"), 1)]
+    return read_turns(turns_of(row, *TURNS), row)
 
 
-def prompt_completion(row: RawRow) -> list[Message]:
-    """One request and its answer.
+def conversations(row: SourceRow) -> list[Message]:
+    """Turns of ShareGPT's from and value, or of a request and its answer.
 
-    >>> prompt_completion({"prompt": "2+2?", "completion": "4"})
+    >>> to_messages({"conversations": [{"input": "2+2?", "output": "4"}]}, conversations)
+    [{'role': 'user', 'content': '2+2?'}, {'role': 'assistant', 'content': '4'}]
+    >>> row = {"conversations": [{"from": "human", "value": "2+2?"}, {"from": "gpt", "value": "4"}]}
+    >>> to_messages(row, conversations)
     [{'role': 'user', 'content': '2+2?'}, {'role': 'assistant', 'content': '4'}]
     """
-    return single_turn(text_of(row, "prompt"), text_of(row, "completion"))
+    return read_turns(turns_of(row, "conversations", *TURNS), row)
 
 
-def instruction(row: RawRow) -> list[Message]:
-    """An instruction, an optional input, which is appended after an empty line, and the output.
+def prompt_completion(row: SourceRow) -> list[Message]:
+    """One request and its answer, each a text or a list of turns.
 
-    >>> instruction({"instruction": "Add.", "input": "2 and 2", "output": "4"})
+    >>> to_messages({"prompt": "2+2?", "completion": "4"}, prompt_completion)
+    [{'role': 'user', 'content': '2+2?'}, {'role': 'assistant', 'content': '4'}]
+    >>> row = {"prompt": [{"role": "user", "content": "2+2?"}], "completion": "4"}
+    >>> to_messages(row, prompt_completion)
+    [{'role': 'user', 'content': '2+2?'}, {'role': 'assistant', 'content': '4'}]
+    """
+    request, answer = row.get(row.find(*REQUESTS) or ""), row.get(row.find(*ANSWERS) or "")
+    if isinstance(request, list):
+        return read_turns([*turns_of(row, *REQUESTS), *_answer_turns(row)], row)
+    if row.find(*ANSWERS) is None:
+        raise RowError("no_completion", "has no text under 'completion' or another name of an answer")
+    if isinstance(answer, list):
+        return read_turns([{"role": "user", "content": text_of(row, *REQUESTS)}, *_answer_turns(row)], row)
+    return _exchange(row, text_of(row, *REQUESTS), text_of(row, *ANSWERS), CONTEXTS[1:])
+
+
+def instruction(row: SourceRow) -> list[Message]:
+    """An instruction, an optional input or context, which is appended after an empty line, and the output.
+
+    >>> to_messages({"instruction": "Add.", "input": "2 and 2", "output": "4"}, instruction)
     [{'role': 'user', 'content': 'Add.\\n\\n2 and 2'}, {'role': 'assistant', 'content': '4'}]
     """
-    request, context = text_of(row, "instruction"), row.get("input")
-    if context is not None and not isinstance(context, str):
-        raise RowError("not_text", "has an input that is not text")
-    if context and context.strip():
-        request = f"{request}\n\n{context}"
-    return [*_system_turn(row), *single_turn(request, text_of(row, "output"))]
+    return _exchange(row, text_of(row, "instruction"), text_of(row, "output", *ANSWERS), CONTEXTS)
 
 
-def conversations(row: RawRow) -> list[Message]:
-    """Pairs of input and output, or ShareGPT turns of from and value.
-
-    >>> conversations({"conversations": [{"input": "2+2?", "output": "4"}]})
-    [{'role': 'user', 'content': '2+2?'}, {'role': 'assistant', 'content': '4'}]
-    >>> conversations({"conversations": [{"from": "human", "value": "2+2?"}, {"from": "gpt", "value": "4"}]})
-    [{'role': 'user', 'content': '2+2?'}, {'role': 'assistant', 'content': '4'}]
-    """
-    turns = turns_of(row, "conversations")
-    found = _system_turn(row)
-    for number, turn in enumerate(turns, 1):
-        if not isinstance(turn, dict):
-            raise RowError("not_an_object", f"has a message {number} that is not an object")
-        if "from" in turn or "value" in turn:
-            role = turn.get("from")
-            if role == "function_call":
-                found.append(_call(turn.get("value"), number))
-                continue
-            known = SHAREGPT_ROLES.get(role) if isinstance(role, str) else None
-            found.append(_turn({"role": known or role, "content": turn.get("value")}, number))
-        elif "input" in turn or "output" in turn:
-            found += single_turn(text_of(turn, "input"), text_of(turn, "output"))
-        else:
-            found.append(_turn(turn, number))
-    return found
-
-
-def _call(value: object, number: int) -> Message:
-    """ShareGPT's function_call: `{"name": ..., "arguments": ...}`, a list of them, or that as JSON text."""
-    read: Any = _parsed(value) if isinstance(value, str) else value
-    calls = read if isinstance(read, list) else [read]
-    if not calls or not all(isinstance(call, dict) and isinstance(call.get("name"), str) for call in calls):
-        raise RowError("bad_call", f"has a function_call {number} that is no object with a name and arguments")
-    functions = [{"name": call["name"], "arguments": call.get("arguments", {})} for call in calls]
-    wrapped = [{"type": "function", "function": function} for function in functions]
-    return _turn({"role": "assistant", "tool_calls": wrapped}, number)
-
-
-def classification(row: RawRow) -> list[Message]:
+def classification(row: SourceRow) -> list[Message]:
     """A text and its label, which is text or an integer.
 
-    >>> classification({"text": "It never arrived.", "label": "negative"})
+    >>> to_messages({"text": "It never arrived.", "label": "negative"}, classification)
     [{'role': 'user', 'content': 'It never arrived.'}, {'role': 'assistant', 'content': 'negative'}]
     """
-    label = row.get("label")
+    label = row.take("label")
     if isinstance(label, int) and not isinstance(label, bool):
         label = str(label)
     if not isinstance(label, str):
@@ -128,43 +111,116 @@ def classification(row: RawRow) -> list[Message]:
     return single_turn(text, label)
 
 
-def text(row: RawRow) -> list[Message]:
+def message_tree(row: SourceRow) -> list[Message]:
+    """A tree of messages with replies, as OASST exports it: the path of the best ranked replies.
+
+    >>> replies = [{"role": "assistant", "text": "5", "rank": 1}, {"role": "assistant", "text": "4", "rank": 0}]
+    >>> row = {"message_tree_id": "1", "prompt": {"role": "prompter", "text": "2+2?", "replies": replies}}
+    >>> to_messages(row, message_tree)
+    [{'role': 'user', 'content': '2+2?'}, {'role': 'assistant', 'content': '4'}]
+    """
+    turn, path = row.take("prompt"), []
+    while isinstance(turn, dict):
+        path.append({"role": turn.get("role"), "content": turn.get("text")})
+        replies = [reply for reply in turn.get("replies") or [] if isinstance(reply, dict)]
+        if len(replies) > 1:
+            row.note_unread("prompt.replies[] below the best rank")
+        ranked = [reply for reply in replies if isinstance(reply.get("rank"), int)] or replies
+        turn = min(ranked, key=lambda reply: reply.get("rank") or 0, default=None)
+    turns = read_turns(path, row)
+    while len(turns) > 1 and turns[-1]["role"] == "user":  # a request that nobody answered
+        turns.pop()
+    return turns
+
+
+def text(row: SourceRow) -> list[Message]:
     """A document for continued pre-training: no chat template, loss on all tokens.
 
-    >>> text({"text": "Once upon a time."})
+    >>> to_messages({"text": "Once upon a time."}, text)
     [{'role': 'text', 'content': 'Once upon a time.'}]
     """
-    return [{"role": TEXT, "content": text_of(row, "text")}]
+    return [{"role": TEXT, "content": text_of(row, *DOCUMENTS)}]
 
 
 class Format(NamedTuple):
-    """A translation, and the columns by which `data_format=auto` detects it."""
+    """A translation, and the columns by which `data_format=auto` detects it: one of each group, in any case."""
 
     translate: Translation
-    columns: frozenset[str]
+    columns: tuple[tuple[str, ...], ...]
+
+    def matches(self, columns: Iterable[object]) -> bool:
+        names = {str(name).strip().lower() for name in columns}
+        return all(any(name.lower() in names for name in group) for group in self.columns)
 
 
+def _supported(translate: Translation) -> Translation:
+    @wraps(translate)
+    def translate_supported(row: SourceRow) -> list[Message]:
+        refuse_unsupported(row)
+        return translate(row)
+
+    return translate_supported
+
+
+# In the order in which they are tried.
 FORMATS: dict[str, Format] = {
-    "messages": Format(messages, frozenset({"messages"})),
-    "prompt_completion": Format(prompt_completion, frozenset({"prompt", "completion"})),
-    "instruction": Format(instruction, frozenset({"instruction", "output"})),
-    "conversations": Format(conversations, frozenset({"conversations"})),
-    "classification": Format(classification, frozenset({"text", "label"})),
-    "text": Format(text, frozenset({"text"})),
+    "messages": Format(_supported(messages), (("messages",),)),
+    "conversations": Format(_supported(conversations), (TURNS[1:],)),
+    "message_tree": Format(_supported(message_tree), (("message_tree_id",), ("prompt",))),
+    "instruction": Format(_supported(instruction), (("instruction",), ("output", *ANSWERS))),
+    "prompt_completion": Format(_supported(prompt_completion), (REQUESTS, ANSWERS)),
+    "classification": Format(_supported(classification), (("text",), ("label",))),
+    "text": Format(_supported(text), (("text",),)),
 }
 
 
-def evaluation_messages(row: RawRow) -> list[Message]:
+class ParsedRow(NamedTuple):
+    """A usable row. `unread` names the columns and keys that hold a value and are not read."""
+
+    messages: list[Message]
+    tools: list[Any] | None
+    template_kwargs: dict[str, Any] | None
+    unread: set[str]
+
+
+def parse_row(row: object, translate: Translation) -> ParsedRow:
+    """A row by its format, with what stands beside its turns: system text, tools, loss mask, template variables.
+
+    Raises: RowError if the row cannot be used.
+    """
+    if not isinstance(row, dict):
+        raise RowError("not_an_object", "is not a JSON object")
+    source = SourceRow(row)
+    turns = translate(source)
+    if turns[0]["role"] != TEXT:
+        turns = [*system_turn(source, turns), *turns]
+        apply_loss_mask(source, turns)
+        refuse_media(turns)
+    if not all(map(_is_unicode, turns)):
+        raise RowError("not_unicode", "has half a surrogate pair, which is no character")
+    check_turns(turns)
+    return ParsedRow(turns, tools_of(source), template_kwargs_of(source), source.unread)
+
+
+def to_messages(row: object, translate: Translation) -> list[Message]:
+    """The messages of a row, checked for empty content and the order of roles.
+
+    Raises: RowError if the row cannot be used.
+    """
+    return parse_row(row, translate).messages
+
+
+def evaluation_messages(row: SourceRow) -> list[Message]:
     """The messages of a row of an evaluation file, by its columns: in any format that has an answer.
 
-    >>> evaluation_messages({"instruction": "Add.", "input": "2 and 2", "output": "4"})[0]["content"]
+    >>> to_messages({"instruction": "Add.", "input": "2 and 2", "output": "4"}, evaluation_messages)[0]["content"]
     'Add.\\n\\n2 and 2'
     """
-    if "prompt" in row:
+    if "prompt" in row and "message_tree_id" not in row:
         return prompt_completion(row)
     if "label" in row:
         return classification(row)
-    found = (each.translate for name, each in FORMATS.items() if name != TEXT and each.columns <= row.keys())
+    found = (each.translate for name, each in FORMATS.items() if name != TEXT and each.matches(row))
     return next(found, prompt_completion)(row)
 
 
@@ -183,67 +239,39 @@ def count_formats(rows: Iterable[object]) -> Counter[str]:
     """The number of `rows` with the columns of each format. A row counts for the first format that matches."""
     found: Counter[str] = Counter()
     for row in rows:
-        columns = row.keys() if isinstance(row, dict) else set()
-        found.update([next((name for name, f in FORMATS.items() if f.columns <= columns), "")])
+        columns = [name for name, value in row.items() if value is not None] if isinstance(row, dict) else []
+        found.update([next((name for name, each in FORMATS.items() if each.matches(columns)), "")])
     del found[""]
     return found
 
 
-def to_messages(row: object, translate: Translation) -> list[Message]:
-    """The messages of a row, checked for empty content and the order of roles.
-
-    Raises: RowError if the row cannot be used.
-    """
-    if not isinstance(row, dict):
-        raise RowError("not_an_object", "is not a JSON object")
-    turns = translate(row)
-    for number, turn in enumerate(turns, 1):
-        if not _is_unicode(turn):
-            raise RowError("not_unicode", "has half a surrogate pair, which is no character")
-        if not turn["content"].strip() and turn["role"] in ("user", TEXT):
+def _exchange(row: SourceRow, request: str, answer: str, contexts: tuple[str, ...]) -> list[Message]:
+    """The history of a row, its request with the contexts that it has, and its answer."""
+    for name in contexts:
+        value = row.take(name) if row.find(name) != row.find(*REQUESTS) or "instruction" in row else None
+        context = as_text(value)
+        if value is not None and context is None and has_value(value):
             raise RowError(
-                "empty_prompt" if turn["role"] == "user" else "empty_text", f"has an empty message {number}"
+                "not_text",
+                f"has an {name} that is not text" if name == "input" else f"has a {name} that is not text",
             )
-        if turn["role"] == "assistant" and not turn["content"].strip() and not turn.get("tool_calls"):
-            raise RowError("empty_answer", "has an empty assistant turn")
-    _check_order([turn["role"] for turn in turns])
-    return turns
+        if context and context.strip():
+            request = f"{request}\n\n{context}"
+    return [*history_of(row), *single_turn(request, answer)]
 
 
-def tools_of(row: object) -> list[Any] | None:
-    """The tools that a conversation may call, for the chat template; None if there are none.
-
-    Raises: RowError if they are not a list.
-    """
-    tools = row.get("tools") if isinstance(row, dict) else None
-    tools = _parsed(tools) if isinstance(tools, str) and tools.strip() else tools
-    if tools in (None, ""):
-        return None
-    if not isinstance(tools, list):
-        raise RowError("bad_tools", "has tools that are not a list")
-    return tools or None
-
-
-FOLLOWS = {  # role -> the roles that it may follow; "" is the start of the conversation
-    "system": {""},
-    "user": {"", "system", "assistant"},
-    "assistant": {"user", "tool"},
-    "tool": {"assistant", "tool"},
-    TEXT: {""},
-}
-
-
-def _check_order(roles: list[str]) -> None:
-    if TEXT in roles and len(roles) == 1:
-        return
-    if "assistant" not in roles:
-        raise RowError("no_assistant_turn", "has no assistant turn")
-    for number, (before, role) in enumerate(zip(["", *roles], roles, strict=False), 1):
-        if before not in FOLLOWS[role]:
-            where = f"after {before}" if before else "at the beginning"
-            raise RowError("role_order", f"has a message {number} of {role} {where}")
-    if roles[-1] != "assistant":
-        raise RowError("role_order", f"ends with a message of {roles[-1]}, not with an answer")
+def _answer_turns(row: SourceRow) -> list[Any]:
+    """The completion of a request that is a list of turns."""
+    name = row.find("completion", "response", "output")
+    value = row.take(name) if name else None
+    if isinstance(value, str) and has_value(value):
+        return [{"role": "assistant", "content": value}]
+    if not isinstance(value, list) or not value:
+        raise RowError(
+            "no_completion",
+            "has a list of turns as prompt and no completion: a prompt, as for reinforcement learning",
+        )
+    return value
 
 
 def _is_unicode(turn: Message) -> bool:
@@ -254,72 +282,3 @@ def _is_unicode(turn: Message) -> bool:
         return True
     except UnicodeEncodeError:
         return False
-
-
-def turns_of(row: RawRow, key: str) -> list[Any]:
-    """The list in column `key`, which a table holds as JSON text.
-
-    Raises: RowError if there is none.
-    """
-    turns = row.get(key)
-    if isinstance(turns, str):
-        turns = _parsed(turns)
-    if not isinstance(turns, list) or not turns:
-        raise RowError(f"no_{key}", f"has no list of {key}")
-    return turns
-
-
-def _parsed(cell: str) -> object:
-    try:
-        return json.loads(cell)
-    except (ValueError, RecursionError):
-        return cell
-
-
-def _turn(turn: object, number: int) -> Message:
-    if not isinstance(turn, dict):
-        raise RowError("not_an_object", f"has a message {number} that is not an object")
-    role, content = turn.get("role"), turn.get("content")
-    if role not in ROLES:
-        name = role if isinstance(role, str) else type(role).__name__
-        raise RowError("unknown_role", f"has the unknown role '{name}' (known: {', '.join(ROLES)})")
-    extra = {key: turn[key] for key in TEMPLATE_KEYS if turn.get(key) is not None}
-    if content is None and role == "assistant" and extra.get("tool_calls"):
-        content = ""
-    found: dict[str, Any] = {"role": role, "content": _joined(content, number), **extra}
-    if turn.get("weight") is not None:
-        if turn["weight"] not in (0, 1):
-            raise RowError("bad_weight", f"has a message {number} whose weight is neither 0 nor 1")
-        found["weight"] = int(turn["weight"])
-    return found  # type: ignore[return-value]
-
-
-def _joined(content: object, number: int) -> str:
-    """The text of a turn. A list of text parts, as in the OpenAI API, is joined."""
-    if isinstance(content, list) and content:
-        parts = [
-            part.get("text") if isinstance(part, dict) and part.get("type") == TEXT else None for part in content
-        ]
-        if all(isinstance(part, str) for part in parts):
-            return "".join(str(part) for part in parts)
-    if not isinstance(content, str):
-        raise RowError("not_text", f"has a message {number} whose content is not text")
-    return content
-
-
-def text_of(row: RawRow, key: str) -> str:
-    """Raises: RowError if the row has no text under `key`."""
-    value = row.get(key)
-    if not isinstance(value, str):
-        raise RowError(f"no_{key}", f"has no text under {key!r}")
-    return value
-
-
-def single_turn(request: str, answer: str) -> list[Message]:
-    return [{"role": "user", "content": request}, {"role": "assistant", "content": answer}]
-
-
-def _system_turn(row: RawRow) -> list[Message]:
-    """The column `system` as a list of one turn; empty if it holds no text."""
-    system = row.get("system")
-    return [{"role": "system", "content": system}] if isinstance(system, str) and system.strip() else []

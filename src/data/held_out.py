@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -138,8 +138,13 @@ def _choose_groups(ranks: Array, sizes: Array, labels: Array, wanted: int) -> Ar
 
 
 def write_held_out(path: Path, rows: Iterator[Row]) -> None:
-    """Write rows as an evaluation file: their messages, as they were read from any format, and their tools."""
-    write_lines(path, ({"messages": row.messages} | ({"tools": row.tools} if row.tools else {}) for row in rows))
+    """Write rows as an evaluation file: their conversations, as they were read from any format."""
+    write_lines(path, map(_as_messages, rows))
+
+
+def _as_messages(row: Row) -> dict[str, Any]:
+    beside = {"tools": row.tools, "chat_template_kwargs": row.template_kwargs}
+    return {"messages": row.messages} | {key: value for key, value in beside.items() if value}
 
 
 def _read_groups(store: RowStore, processes: int) -> tuple[Array, Array]:

@@ -17,45 +17,42 @@ import numpy as np
 from ..errors import MAX_LISTED, DataError
 from ..schema import ColumnArgs, DataFormat
 from ..utils.files import sha256, write_json
-from ..utils.logs import log
 from ..utils.secrets import credentials, redact
 from ..utils.workers import cores, map_ordered
 from . import duplicates
-from .column_mapping import choose_translation, strategy_of
+from .column_mapping import choose_translation
 from .contamination import EvaluationRows
+from .detect import options_of, resolve_format
 from .formats import (
     FORMATS,
     Message,
+    ParsedRow,
     Rejection,
     Row,
     RowError,
     Translation,
-    count_formats,
     evaluation_messages,
-    to_messages,
-    tools_of,
+    parse_row,
 )
-from .readers import ReadOptions, describe, read_options, read_values
+from .readers import describe, read_values
 from .sources import DataPart
 from .store import Array, RowStore, build_once, content_key, write_lines
 
 BATCH = 500  # values that a process receives at once
 MAX_DETAIL = 500  # characters
-DETECT_ROWS = 100  # first rows of a file by which its format is detected
-REMEDIES = {"not_utf8": "set encoding, which is cp1252 for most files that Excel writes"}  # by reason
-MARKS = {  # how files begin whose names say something else -> the remedy
-    b"\x1f\x8b": "it is compressed with gzip: name it {name}.gz",
-    b"PAR1": "it is a Parquet file: name it {stem}.parquet",
-    b"ARROW1": "it is an Arrow file: name it {stem}.arrow",
-    b"PK": "it is an Excel workbook or another ZIP archive: name it {stem}.xlsx, or unpack it",
-}
-BY_COLUMN = "name the columns with question_key and answer_key, or set data_format"
 SMALL = 8 << 20  # bytes; with smaller files, further processes cost more than they save
 
 
 class RowBatch(NamedTuple):
     file: int
     values: list[tuple[int, Any]]  # (line, value)
+
+
+class UnreadKey(NamedTuple):
+    """A column or key that is not read: in how many usable rows it holds a value, and the first of their lines."""
+
+    rows: int
+    line: int
 
 
 class ParsedBatch(NamedTuple):
@@ -67,6 +64,7 @@ class ParsedBatch(NamedTuple):
     rejected: list[tuple[int, int, str, int, str]]  # (file, line, reason, rows, detail)
     fingerprints: Array
     overlaps: list[tuple[int, duplicates.Kind, float, str, int]]  # index into lines, then as in HeldOutMatch
+    unread: dict[str, UnreadKey]
 
 
 def read_rows(path: Path, data_format: DataFormat | None = None) -> list[Row]:
@@ -78,7 +76,8 @@ def read_rows(path: Path, data_format: DataFormat | None = None) -> list[Row]:
     rows, rejected = [], []
     for line, value in read_values(path):
         try:
-            rows.append(Row(path, line, _messages(value, translate), tools_of(value)))
+            found = _parse(value, translate)
+            rows.append(Row(path, line, found.messages, found.tools, found.template_kwargs))
         except RowError as error:
             rejected.append(Rejection(path, line, error.reason, error.detail, error.rows))
     if rejected:
@@ -139,9 +138,9 @@ def _write_rows(
     small = sum(Path(f["file"]).stat().st_size for f in files) < SMALL
     processes = 1 if small else workers or cores()
     with duplicates.FingerprintSpool(folder) as spool:
-        _parse_files(folder, files, columns, held_out, spool, processes)
+        unread = _parse_files(folder, files, columns, held_out, spool, processes)
         first_rows = np.cumsum([0, *(f["usable"] for f in files[:-1])]).tolist()
-        write_json(folder / "about.json", {"files": files, "first_rows": first_rows})
+        write_json(folder / "about.json", {"files": files, "first_rows": first_rows, "unread": unread})
         store = RowStore(folder)
         found = spool.duplicates(lambda row: _full_text(store.row(row).messages), dedup_threshold, processes)
         write_lines(folder / "duplicates.jsonl", (_duplicate_row(store, d) for d in found))
@@ -150,12 +149,16 @@ def _write_rows(
 def _parse_files(
     folder: Path, files: list[dict[str, Any]], columns: Sequence[ColumnArgs], held_out: EvaluationRows,
     spool: duplicates.FingerprintSpool, processes: int,
-) -> None:  # fmt: skip
-    """Write the rows, rejections and contamination of `files`. Adds the counts `rows_in` and `usable` to each."""
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Write the rows, rejections and contamination of `files`. Adds the counts `rows_in` and `usable` to each.
+
+    Returns: the columns and keys that are not read, each with its rows and the first of them.
+    """
     translations = [choose_translation(columns[f["part"]], f["format"]) for f in files]
     secrets = {text: name for value, name in credentials().items() for text in _json_forms(value)}
     sizes: list[Array] = [np.zeros(1, np.int64)]
     first = 0  # row of the batch
+    unread: dict[str, dict[str, Any]] = {}
 
     def work(batch: RowBatch) -> ParsedBatch:
         return _parse_batch(batch, translations[batch.file], held_out, secrets)
@@ -176,17 +179,19 @@ def _parse_files(
             rejected.writelines(_line(_shortened(redact(r))) for r in parsed.rejected)
             overlaps.writelines(_line(redact([first + i, *rest])) for i, *rest in parsed.overlaps)
             first += len(parsed.lines)
+            for key, (number, line) in parsed.unread.items():
+                entry = unread.setdefault(
+                    key, {"key": key, "rows": 0, "example": f"{files[parsed.file]['file']}:{line}"}
+                )
+                entry["rows"] += number
     np.save(folder / "places.npy", np.cumsum(np.concatenate(sizes)))
+    return sorted(unread.values(), key=lambda entry: (-entry["rows"], entry["key"]))
 
 
 def _json_forms(secret: str) -> set[str]:
     """The forms that a text takes in a line of JSON: escaped once, or twice in JSON text (arguments of calls)."""
     texts = {secret, json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1]}
     return {json.dumps(text, ensure_ascii=False)[1:-1] for text in texts}
-
-
-def options_of(columns: ColumnArgs) -> ReadOptions:
-    return read_options(columns.csv_delimiter, columns.encoding)
 
 
 def _batches(files: Sequence[dict[str, Any]], columns: Sequence[ColumnArgs]) -> Iterator[RowBatch]:
@@ -207,15 +212,22 @@ def _parse_batch(
     lines: list[bytes] = []
     accepted: list[list[Message]] = []
     rejected: list[tuple[int, int, str, int, str]] = []
+    unread: dict[str, UnreadKey] = {}
     for line, value in batch.values:
         try:
-            turns = _messages(value, translate)
-            written = _line([batch.file, line, turns, tools_of(value)])
+            parsed = _parse(value, translate)
+            conversation = [parsed.messages, parsed.tools, parsed.template_kwargs]
+            while conversation[-1] is None:
+                conversation.pop()
+            written = _line([batch.file, line, *conversation])
             held = [name for secret, name in secrets.items() if secret in written]
             if held:  # a model can reveal what it was trained on
                 raise RowError("secret", f"holds the value of the environment variable {held[0]}")
             lines.append(written.encode())
-            accepted.append(turns)
+            accepted.append(parsed.messages)
+            for key in parsed.unread:
+                before = unread.get(key, UnreadKey(0, line))
+                unread[key] = before._replace(rows=before.rows + 1)
         except RowError as error:
             rejected.append((batch.file, line, error.reason, error.rows, error.detail))
     texts = [_full_text(turns) for turns in accepted]
@@ -223,13 +235,13 @@ def _parse_batch(
     matches = held_out.matches(accepted, dict(zip(texts, found, strict=True)))
     overlaps = [(i, m.kind, m.similarity, m.file, m.line) for i, m in enumerate(matches) if m]
     rows_in = len(lines) + sum(rows for _, _, _, rows, _ in rejected)
-    return ParsedBatch(batch.file, rows_in, lines, rejected, found, overlaps)
+    return ParsedBatch(batch.file, rows_in, lines, rejected, found, overlaps, unread)
 
 
-def _messages(value: object, translate: Translation) -> list[Message]:
+def _parse(value: object, translate: Translation) -> ParsedRow:
     if isinstance(value, RowError):
         raise value
-    return to_messages(value, translate)
+    return parse_row(value, translate)
 
 
 def _full_text(turns: Sequence[Message]) -> str:
@@ -253,69 +265,3 @@ _ENCODER = json.JSONEncoder(ensure_ascii=False, default=str)  # json.dumps would
 
 def _line(value: object) -> str:
     return _ENCODER.encode(value) + "\n"
-
-
-# Format detection
-
-
-def resolve_format(path: Path, data_format: DataFormat, columns: ColumnArgs) -> str:
-    """The format of a file: the strategy of the column settings, else `data_format`, else the detected one.
-
-    A file whose first rows have the columns of no format is read as messages: its rows are then rejected with the
-    reason, together with those of the other files.
-    """
-    if strategy_of(columns):
-        return str(strategy_of(columns))
-    if data_format != "auto":
-        return data_format
-    rows = _first_values(path, options_of(columns))
-    found = count_formats(rows)
-    if not found:
-        return "messages"
-    name, number = found.most_common(1)[0]
-    if (name, number) != ("messages", len(rows)):
-        log.info("%s: data_format=auto found %s (%d of the first %d rows)", path, name, number, len(rows))
-    return name
-
-
-def explain_misfit(first: Rejection, rows_in: int, data_format: str, options: ReadOptions) -> str:
-    """One sentence that says why no row of a file can be used, and the remedy.
-
-    Args:
-        first: the rejection of its first row.
-        data_format: the format or the strategy by which the rows were read.
-    """
-    rows = _first_values(first.file, options)
-    found = count_formats(rows).most_common(1)
-    fact, remedy = f"line {first.line} {first.detail}", "fix the rows"
-    if all(isinstance(row, RowError) for row in rows):
-        remedy = _other_file(first) or remedy
-    elif data_format not in FORMATS:
-        fact, remedy = f"{fact}; {_columns(rows)}", "name others with question_key and answer_key"
-    elif found and found[0][0] != data_format:
-        fact, remedy = f"{fact}; its rows look like {found[0][0]}", f"set data_format={found[0][0]}"
-    elif not found:
-        fact, remedy = f"{fact}; {_columns(rows)}", BY_COLUMN
-    return f"{first.file}: none of its {rows_in:,} rows can be used as {data_format}: {fact}; {remedy}"
-
-
-def _first_values(path: Path, options: ReadOptions) -> list[object]:
-    return [value for _, value in islice(read_values(path, options), DETECT_ROWS)]
-
-
-def _columns(rows: list[object]) -> str:
-    keys = sorted({str(key) for row in rows if isinstance(row, dict) for key in row})
-    return f"its rows have {', '.join(keys[:12])}" if keys else "it has no row with columns"
-
-
-def _other_file(first: Rejection) -> str:
-    """The remedy for a file whose content does not match its name; empty if none is known."""
-    path = first.file
-    with path.open("rb") as file:
-        begin = file.read(4096).lstrip()
-    other = next((kind for mark, kind in MARKS.items() if begin.startswith(mark)), None)
-    if other:
-        return other.format(name=path.name, stem=path.stem)
-    if first.reason in REMEDIES:
-        return REMEDIES[first.reason]
-    return "make convert turns multi-line JSON into one row a line" if begin[:1] in (b"[", b"{") else ""

@@ -19,6 +19,7 @@ from ..utils.logs import log
 from . import loader, report, sources
 from .chat import ChatTokenizer
 from .contamination import EvaluationRows
+from .detect import READING_REMEDIES, explain_misfit, options_of
 from .encode import EncodingOptions
 from .eval_files import held_out_split, split_files
 from .formats import FORMATS, Rejection
@@ -60,7 +61,7 @@ def load_training_rows(
     eval_files = sorted(split_files(eval_path).values())
     parts = [_without_eval_files(part, eval_files) for part in sources.fetch_parts(args, cache)]
     report.refuse_evaluation_files([file for part in parts for file in part.files], eval_files)
-    evaluation = EvaluationRows(eval_files, args.dedup_threshold, loader.options_of(args))
+    evaluation = EvaluationRows(eval_files, args.dedup_threshold, options_of(args))
     store = loader.load_rows(parts, evaluation, args.dedup_threshold, cache, args.num_proc)
     unusable = list(_unusable_rows(store, args))
     excluded = {row.row for row in unusable} | {m.row for m in store.matches("contamination")}
@@ -94,7 +95,9 @@ def refuse_bad_rows(data: TrainingRows, args: TrainDataArgs, task: Task) -> None
         others = [rejection for rejection in bad if rejection.file not in unusable]
         if not others:
             raise DataError(*unusable.values())
-        reasons = [remedy for reason, remedy in loader.REMEDIES.items() if any(r.reason == reason for r in others)]
+        reasons = [fix for reason, fix in READING_REMEDIES.items() if any(r.reason == reason for r in others)]
+            remedy for reason, remedy in READING_REMEDIES.items() if any(r.reason == reason for r in others)
+        ]
         hint = ", ".join(reasons) + (", or " if reasons else "") + "fix the rows"
         hint += "" if rest else " or set on_bad_row=skip"
         settings = {
@@ -182,8 +185,8 @@ def _files_without_usable_rows(data: TrainingRows, bad: Sequence[Rejection]) -> 
     first = {rejection.file: rejection for rejection in reversed(bad)}
     for file in data.store.about["files"]:
         if file["rows_in"] and not file["usable"]:
-            path, options = Path(file["file"]), loader.options_of(data.parts[file["part"]].columns)
-            yield path, loader.explain_misfit(first[path], file["rows_in"], file["format"], options)
+            path, options = Path(file["file"]), options_of(data.parts[file["part"]].columns)
+            yield path, explain_misfit(first[path], file["rows_in"], file["format"], options)
 
 
 def _uncut(options: EncodingOptions) -> EncodingOptions:

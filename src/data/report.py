@@ -14,6 +14,7 @@ from ..utils.files import sha256
 from ..utils.secrets import redact
 from ..utils.units import count
 from .duplicates import KINDS
+from .source_row import is_harmless
 from .store import Array, DuplicateMatch, RowStore, TokenCounts
 from .tokens import Dropped, TokenizeStats
 
@@ -23,6 +24,7 @@ REMEDIES = {
     "not_utf8": " (encoding=cp1252 reads most files that Excel writes)",
     "dropped_by_template": " (chat_template and chat_template_kwargs choose how a row is rendered)",
 }
+UNREAD_REMEDY = "; a column can be put into the request by user_prompt"
 SHARES = {"min": 0.0, "p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "max": 1.0}
 
 
@@ -101,6 +103,9 @@ def build_report(
         },
         "duplicates": _matches(store, "duplicates"),
         "contamination": {"files": _overlaps(store, eval_files), **_matches(store, "contamination")},
+        "unread": [
+            each | ({"harmless": True} if is_harmless(each["key"]) else {}) for each in store.about["unread"]
+        ],
         "mask": _mask(stats),
         "no_end_of_turn": stats.no_end_of_turn,
         "dropped_by_template": [
@@ -225,9 +230,19 @@ def _findings(found: dict[str, Any]) -> list[str]:
     ]
     return [
         *rejected,
+        *_unread(found.get("unread", [])),
         *(f"{count(number, one, many)} {what}" for number, one, many, what in more if number),
         *lost,
     ]
+
+
+def _unread(unread: Sequence[dict[str, Any]]) -> list[str]:
+    """That values of the rows are not read, all keys in one sentence; empty if none matters."""
+    named = [f"{each['key']} ({count(each['rows'], 'row')})" for each in unread if not each.get("harmless")]
+    if not named:
+        return []
+    more = f" and {len(named) - MAX_LISTED} more" if len(named) > MAX_LISTED else ""
+    return [f"not read, and so not trained on: {', '.join(named[:MAX_LISTED])}{more}{UNREAD_REMEDY}"]
 
 
 def _kinds(counts: dict[str, int]) -> str:

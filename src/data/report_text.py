@@ -118,6 +118,8 @@ def _summary(report: Mapping[str, Any], max_length: int) -> Iterator[tuple[str, 
     yield "duplicates", _kind_counts(report["duplicates"])
     for file, kinds in report["contamination"]["files"].items():
         yield "also in", f"{file}: {_kind_counts(kinds)}"
+    if report.get("unread"):
+        yield "not read", ", ".join(f"{each['key']} {each['rows']:,}" for each in report["unread"])
     if report["mask"]["checked"]:
         yield "mask", _mask_line(report["mask"])
 

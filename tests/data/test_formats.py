@@ -11,7 +11,8 @@ import pytest
 
 from src import schema
 from src.data import formats, readers, sources
-from src.data.formats import FORMATS, Message, RowError, count_formats, to_messages, tools_of
+from src.data.calls import tools_of
+from src.data.formats import FORMATS, Message, RowError, count_formats, to_messages
 from src.schema import DataArgs
 from tests.fixtures import chat
 
@@ -38,7 +39,7 @@ def test_the_places_that_a_docstring_names_for_a_new_entry_exist(module: ModuleT
 @pytest.mark.parametrize("name", FORMATS)
 def test_the_docstring_example_of_each_format_is_true(name: str) -> None:
     function = FORMATS[name].translate
-    (example,) = doctest.DocTestFinder().find(function, name, globs={name: function})
+    (example,) = doctest.DocTestFinder().find(function, name, globs={name: function, "to_messages": to_messages})
     result = doctest.DocTestRunner().run(example)
     assert result.failed == 0
     assert result.attempted >= 1
@@ -69,7 +70,7 @@ def test_an_empty_input_adds_nothing_to_the_instruction(given: dict[str, object]
         ({"messages": []}, "messages", "no_messages", "no list of messages"),
         ({"messages": {"role": "user"}}, "messages", "no_messages", "no list of messages"),
         ({"messages": [ANSWERED, "hello"]}, "messages", "not_an_object", "message 2 that is not an object"),
-        ({"messages": [{"role": "bot", "content": "4"}]}, "messages", "unknown_role", "'bot'"),
+        ({"messages": [{"role": "alien", "content": "4"}]}, "messages", "unknown_role", "'alien'"),
         ({"messages": [{"content": "4"}]}, "messages", "unknown_role", "None"),
         ({"messages": [{"role": ["user"], "content": "4"}]}, "messages", "unknown_role", "'list'"),
         (
@@ -119,12 +120,22 @@ def test_an_empty_input_adds_nothing_to_the_instruction(given: dict[str, object]
         (chat("2+2?", "4", "3+3?", " \n"), "messages", "empty_answer", "empty assistant turn"),
         ({"completion": "4"}, "prompt_completion", "no_prompt", "'prompt'"),
         ({"prompt": "2+2?"}, "prompt_completion", "no_completion", "'completion'"),
-        ({"prompt": "2+2?", "completion": 4}, "prompt_completion", "no_completion", "'completion'"),
+        ({"prompt": "2+2?", "completion": True}, "prompt_completion", "no_completion", "'completion'"),
         ({"prompt": "2+2?", "completion": "\t"}, "prompt_completion", "empty_answer", "empty assistant turn"),
         ({"output": "4"}, "instruction", "no_instruction", "'instruction'"),
         ({"instruction": "Add."}, "instruction", "no_output", "'output'"),
-        ({"instruction": "Add.", "input": 2, "output": "4"}, "instruction", "not_text", "input that is not text"),
-        ({"instruction": "Add.", "input": 0, "output": "0"}, "instruction", "not_text", "input that is not text"),
+        (
+            {"instruction": "Add.", "input": True, "output": "4"},
+            "instruction",
+            "not_text",
+            "input that is not text",
+        ),
+        (
+            {"instruction": "Add.", "input": [2], "output": "0"},
+            "instruction",
+            "not_text",
+            "input that is not text",
+        ),
     ],
 )
 def test_a_row_that_cannot_be_used_has_its_reason(row: object, data_format: str, reason: str, told: str) -> None:
@@ -155,7 +166,7 @@ def test_the_text_parts_of_a_message_are_joined() -> None:
     row = {"messages": [{"role": "user", "content": parts}, ANSWERED]}
     assert translate(row, "messages")[0]["content"] == "2+2?"
     parts.append({"type": "image_url"})
-    assert refusal(row, "messages").reason == "not_text"
+    assert refusal(row, "messages").reason == "multimodal"
 
 
 def test_a_conversation_in_a_cell_of_a_table_is_read_as_json() -> None:
@@ -180,22 +191,32 @@ def test_a_format_is_known_by_its_columns() -> None:
         {"text": "4", "label": "even"},
         {"text": "4"},
         {"question": "2+2?"},
+        {"message_tree_id": "1", "prompt": {}},
         7,
     ]
-    names = ("messages", "prompt_completion", "instruction", "conversations", "classification", "text")
+    names = (
+        "message_tree",
+        "messages",
+        "prompt_completion",
+        "instruction",
+        "conversations",
+        "classification",
+        "text",
+    )
     assert count_formats(rows) == dict.fromkeys(names, 1)
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_auto_finds_each_format_by_its_columns_alone(name: str) -> None:
-    assert count_formats([dict.fromkeys(FORMATS[name].columns, "")]) == {name: 1}
+    assert count_formats([{group[0]: "" for group in FORMATS[name].columns}]) == {name: 1}
 
 
 @pytest.mark.parametrize(
     ("columns", "found"),
     [
         ({"prompt": "2+2?"}, []),
-        ({"instruction": "2+2?", "completion": "4"}, []),
+        ({"instruction": "2+2?", "completion": "4"}, ["instruction"]),
+        ({"instruction": "2+2?"}, []),
         ({"text": "4", "messages": []}, ["messages"]),  # the first that fits
     ],
 )
@@ -228,7 +249,7 @@ def test_tool_output_is_known_by_other_role_names(speaker: str) -> None:
         ("user assistant tool tool assistant", None),
         ("user assistant tool assistant user assistant", None),
         ("system assistant", "message 2 of assistant after system"),
-        ("user assistant tool user assistant", "message 4 of user after tool"),
+        ("user assistant tool user assistant", None),
         ("user tool assistant", "message 2 of tool after user"),
         ("user assistant tool", "ends with a message of tool"),
         ("user system assistant", "message 2 of system after user"),
@@ -244,7 +265,7 @@ def test_turns_come_in_an_order_that_models_know(roles: str, told: str | None) -
 
 
 def test_only_requests_and_answers_must_not_be_empty() -> None:
-    call = [{"type": "function"}]
+    call = [{"type": "function", "function": {"name": "add", "arguments": {}}}]
     turns = [
         {"role": "system", "content": ""},
         {"role": "user", "content": "2+2?"},
@@ -260,12 +281,12 @@ def test_only_requests_and_answers_must_not_be_empty() -> None:
 
 def test_a_lone_surrogate_is_found_in_every_field() -> None:
     asked = {"role": "user", "content": "2+2?"}
-    for carried in ({"name": "\ud83d"}, {"reasoning_content": "\ud83d"}, {"tool_calls": [{"a": "\ud83d"}]}):
+    for carried in ({"name": "\ud83d"}, {"reasoning_content": "\ud83d"}, {"tool_calls": [{"name": "\ud83d"}]}):
         assert refusal({"messages": [asked, ANSWERED | carried]}, "messages").reason == "not_unicode"
 
 
 def test_fields_that_templates_read_are_passed_unchanged() -> None:
-    carried = {"name": "", "reasoning_content": "two and two", "tool_calls": [], "tool_call_id": "1"}
+    carried = {"name": "Ann", "reasoning_content": "two and two", "tool_call_id": "1"}
     (_, found) = translate({"messages": [{"role": "user", "content": "2+2?"}, ANSWERED | carried]}, "messages")
     assert found == ANSWERED | carried
     row = {"messages": [{"role": "user", "content": "2+2?"}, ANSWERED | {"name": None, "weight": None}]}

@@ -103,7 +103,7 @@ def test_a_detail_that_quotes_the_row_is_short_and_can_be_written(make: Maker) -
     roles = [
         "x" * 1000,
         "\ud83d",
-        "y" * (500 - len("has the unknown role '' (known: system, user, assistant, tool)")),
+        "y" * (500 - len("has the unknown role '' (known: system, developer, user, assistant, tool)")),
     ]
     put(
         make,
@@ -111,7 +111,7 @@ def test_a_detail_that_quotes_the_row_is_short_and_can_be_written(make: Maker) -
     )
     details = [r.detail for r in make.read().store.rejected()]
     assert details[0] == "has the unknown role '" + "x" * (500 - len("has the unknown role '")) + " ..."
-    assert details[1] == "has the unknown role '?' (known: system, user, assistant, tool)"
+    assert details[1] == "has the unknown role '?' (known: system, developer, user, assistant, tool)"
     assert (len(details[2]), details[2][-1]) == (500, ")")
 
 
@@ -216,12 +216,12 @@ def test_auto_finds_the_format_that_most_rows_have(make: Maker) -> None:
 
 
 def test_auto_names_unknown_columns(make: Maker) -> None:
-    make.file("a.jsonl", [{"question": "2+2?", "answer": "4"}])
-    with pytest.raises(DataError, match=r"none of its 1 row.*its rows have answer, question") as caught:
+    make.file("a.jsonl", [{"task": "2+2?", "reply": "4"}])
+    with pytest.raises(DataError, match=r"none of its 1 row.*its rows have reply, task") as caught:
         make.read(data_format="auto")
     assert "question_key" in str(caught.value)
-    assert lines(make, question_key="question", answer_key="answer") == [("a.jsonl", 1)]
-    (file,) = make.read(question_key="question", answer_key="answer").store.about["files"]
+    assert lines(make, question_key="task", answer_key="reply") == [("a.jsonl", 1)]
+    (file,) = make.read(question_key="task", answer_key="reply").store.about["files"]
     assert file["format"] == "QA"
     make.file("a.jsonl", [{f"column{i:02}": "2+2?" for i in range(20)}])
     with pytest.raises(DataError, match=r"its rows have column00, .*, column11; ") as caught:
@@ -237,7 +237,7 @@ def test_a_date_in_a_table_is_kept_as_text(make: Maker) -> None:
     (make.folder / "data").mkdir()
     pq.write_table(pa.Table.from_pylist(rows), make.folder / "data" / "a.parquet")
     (row,) = (make.read(dataset_pattern="*").store.row(0),)
-    assert row.tools == [{"name": "add", "since": "2024-02-29"}]
+    assert row.tools == [{"type": "function", "function": {"name": "add", "since": "2024-02-29"}}]
 
 
 def test_several_data_sets_are_read_each_in_its_way(make: Maker) -> None:
@@ -270,7 +270,7 @@ def test_a_train_data_config_is_read(make: Maker) -> None:
 # Formats
 
 ROWS = [{"prompt": f"{n}+1?", "completion": str(n + 1)} for n in range(30)]
-OWN = [{"question": "2+2?", "answer": "4"}, {"question": "3+3?", "answer": "6"}]
+OWN = [{"task": "2+2?", "reply": "4"}, {"task": "3+3?", "reply": "6"}]
 
 
 def refusal(make: Maker, content: bytes, name: str = "x.jsonl", **settings: Any) -> str:
@@ -296,14 +296,14 @@ def test_rows_of_another_format_name_it(make: Maker) -> None:
 def test_rows_of_no_format_name_their_columns(make: Maker) -> None:
     assert refusal(make, jsonl_bytes(OWN)) == (
         "none of its 2 rows can be used as messages: line 1 has no list of messages; "
-        "its rows have answer, question; name the columns with question_key and answer_key, or set data_format"
+        "its rows have reply, task; name the columns with question_key and answer_key, or set data_format"
     )
 
 
 def test_a_missing_column_is_reported_with_the_existing_ones(make: Maker) -> None:
     assert refusal(make, jsonl_bytes(OWN), question_key="questoin") == (
         "none of its 2 rows can be used as QA: line 1 has no text under 'questoin'; "
-        "its rows have answer, question; name others with question_key and answer_key"
+        "its rows have reply, task; name others with question_key and answer_key"
     )
 
 
@@ -327,12 +327,12 @@ def test_a_file_that_is_not_what_its_name_says_has_a_remedy(make: Maker, content
 
 def test_rows_of_the_format_with_another_fault_are_not_reported_as_misfits(make: Maker) -> None:
     rows = [{"messages": [{"role": "user", "content": "2+2?"}]}] * 3
-    assert refusal(make, jsonl_bytes([*rows, *OWN])).endswith("line 1 has no assistant turn; fix the rows")  # type: ignore[list-item]
+    assert refusal(make, jsonl_bytes([*rows, *OWN])).endswith("as for reinforcement learning; fix the rows")  # type: ignore[list-item]
 
 
 def test_if_no_row_is_left_the_reason_is_reported_although_bad_rows_are_skipped(make: Maker) -> None:
     make.file("a.jsonl", OWN)
-    with pytest.raises(DataError, match="its rows have answer, question"):
+    with pytest.raises(DataError, match="its rows have reply, task"):
         make.read(on_bad_row="skip")
 
 

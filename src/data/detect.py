@@ -1,0 +1,123 @@
+"""Detect the format of a file (`data_format=auto`), and say why no row of a file can be used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from ..schema import ColumnArgs, DataFormat
+from ..utils.logs import log
+from .column_mapping import strategy_of
+from .columns import ANSWERS, REQUESTS
+from .conversation import Rejection, RowError
+from .formats import FORMATS, count_formats
+from .readers import ReadOptions, read_options, read_values
+from .source_row import SourceRow, is_harmless
+from .unsupported import REMEDIES
+
+DETECT_ROWS = 100  # first rows of a file by which its format is detected
+MAX_COLUMNS = 12  # columns that are listed
+READING_REMEDIES = {"not_utf8": "set encoding, which is cp1252 for most files that Excel writes"}  # by reason
+MARKS = {  # how files begin whose names say something else -> the remedy
+    b"\x1f\x8b": "it is compressed with gzip: name it {name}.gz",
+    b"PAR1": "it is a Parquet file: name it {stem}.parquet",
+    b"ARROW1": "it is an Arrow file: name it {stem}.arrow",
+    b"PK": "it is an Excel workbook or another ZIP archive: name it {stem}.xlsx, or unpack it",
+}
+BY_COLUMN = "name the columns with question_key and answer_key, or set data_format"
+NO_ANSWER = "name the column of the answer with answer_key; prompts alone, as for reinforcement learning, are not trained on"
+AS_TEXT = "name the column of the request with question_key, or set data_format=text to train on {} alone"
+
+
+def resolve_format(path: Path, data_format: DataFormat, columns: ColumnArgs) -> str:
+    """The format of a file: the strategy of the column settings, else `data_format`, else the detected one.
+
+    A file whose first rows have the columns of no format is read as messages: its rows are then rejected with the
+    reason, together with those of the other files.
+    """
+    if strategy_of(columns):
+        return str(strategy_of(columns))
+    if data_format != "auto":
+        return data_format
+    rows = _first_values(path, options_of(columns))
+    found = count_formats(rows)
+    if not found:
+        return "prompt_completion" if _has(rows, REQUESTS) else "messages"
+    name, number = found.most_common(1)[0]
+    if (name, number) != ("messages", len(rows)):
+        log.info("%s: data_format=auto found %s (%d of the first %d rows)", path, name, number, len(rows))
+    return name
+
+
+def explain_misfit(first: Rejection, rows_in: int, data_format: str, options: ReadOptions) -> str:
+    """One sentence that says why no row of a file can be used, and the remedy.
+
+    Args:
+        first: the rejection of its first row.
+        data_format: the format or the strategy by which the rows were read.
+    """
+    rows = _first_values(first.file, options)
+    found = count_formats(rows).most_common(1)
+    fact, remedy = f"line {first.line} {first.detail}", "fix the rows"
+    if all(isinstance(row, RowError) for row in rows):
+        remedy = _other_file(first) or remedy
+    elif first.reason in REMEDIES:
+        remedy = REMEDIES[first.reason]
+    elif data_format not in FORMATS:
+        fact, remedy = f"{fact}; {_columns(rows)}", "name others with question_key and answer_key"
+    elif found and found[0][0] != data_format:
+        fact, remedy = f"{fact}; its rows look like {found[0][0]}", f"set data_format={found[0][0]}"
+    elif not found:
+        remedy = NO_ANSWER if _has(rows, REQUESTS) else BY_COLUMN
+        if remedy == BY_COLUMN and (answer := _has(rows, ANSWERS)):
+            remedy = AS_TEXT.format(answer)
+        fact = f"{fact}; {_columns(rows)}"
+    return f"{first.file}: none of its {rows_in:,} rows can be used as {data_format}: {fact}; {remedy}"
+
+
+def _has(rows: list[object], names: tuple[str, ...]) -> str | None:
+    """The first of the columns `names` that a row has."""
+    found = (SourceRow(row).find(*names) for row in rows if isinstance(row, dict))
+    return next(filter(None, found), None)
+
+
+def options_of(columns: ColumnArgs) -> ReadOptions:
+    return read_options(columns.csv_delimiter, columns.encoding)
+
+
+def _first_values(path: Path, options: ReadOptions) -> list[object]:
+    return [value for _, value in islice(read_values(path, options), DETECT_ROWS)]
+
+
+def _columns(rows: list[object]) -> str:
+    """The columns of the rows, and the paths to texts inside of them, as question_key and answer_key take them."""
+    keys = {path for row in rows if isinstance(row, dict) for path in _paths(row)}
+    shown = sorted(keys, key=lambda key: (is_harmless(key), key))[:MAX_COLUMNS]
+    return f"its rows have {', '.join(shown)}" if keys else "it has no row with columns"
+
+
+def _paths(row: dict[str, Any]) -> Iterator[str]:
+    for name, value in row.items():
+        inner = value if isinstance(value, dict) else {}
+        texts = [f"{name}.{key}" for key, each in inner.items() if isinstance(each, str)]
+        lists = [f"{name}.{key}[0]" for key, each in inner.items() if isinstance(each, list) and _is_text(each)]
+        yield from [*texts, *lists] or [str(name)]
+
+
+def _is_text(values: list[Any]) -> bool:
+    return bool(values) and isinstance(values[0], str)
+
+
+def _other_file(first: Rejection) -> str:
+    """The remedy for a file whose content does not match its name; empty if none is known."""
+    path = first.file
+    with path.open("rb") as file:
+        begin = file.read(4096).lstrip()
+    other = next((kind for mark, kind in MARKS.items() if begin.startswith(mark)), None)
+    if other:
+        return other.format(name=path.name, stem=path.stem)
+    if first.reason in READING_REMEDIES:
+        return READING_REMEDIES[first.reason]
+    return "make convert turns multi-line JSON into one row a line" if begin[:1] in (b"[", b"{") else ""

@@ -1,0 +1,140 @@
+"""A row as a file holds it. It notes which of its columns and keys are read, so that no value is lost unseen."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from .conversation import RowError
+
+PATH = re.compile(r"[^.\[\]]+|\[\d+\]")  # the steps of answers.text[0]
+
+# Columns and keys that do not change what is trained: listed in the report when unread, but no finding.
+HARMLESS = frozenset((
+    "id", "idx", "index", "uuid", "guid", "hash", "sha", "sha256", "md5", "source", "sources", "origin",
+    "dataset", "dataset_name", "subset", "split", "partition", "lang", "language", "locale", "country",
+    "meta", "metadata", "info", "extra_info", "created", "date", "datetime", "time", "timestamp", "updated",
+    "modified", "version", "schemaversion", "schema_version", "license", "copyright", "author", "authors",
+    "annotator", "url", "urls", "uri", "link", "links", "file", "filename", "path", "category",
+    "categories", "topic", "tags", "domain", "task", "task_name", "task_type", "model", "model_name",
+    "generator", "temperature", "top_p", "seed", "n_tokens", "num_tokens", "tokens", "token_count",
+    "length", "num_turns", "parallel_tool_calls", "strict", "status", "signature", "cache_control",
+    "annotations", "refusal", "logprobs", "usage", "finish_reason", "stop_reason", "object", "type",
+    "state", "tree_state", "answer_start", "is_impossible", "channel",
+))  # fmt: skip
+HARMLESS_ENDS = ("_id", "_ids", "_at", "_url", "_hash", "_index", "_idx", "_date", "_time")
+
+
+class SourceRow(dict[str, Any]):
+    """The columns of a row by name. A name matches in any case unless the row has it as it is written."""
+
+    def __init__(self, columns: Mapping[str, Any]) -> None:
+        super().__init__(columns)
+        self._read: set[str] = set()
+        self._unread_keys: set[str] = set()
+        folded = {str(name).strip().lower(): name for name in columns}
+        self._names = folded if folded.keys() != columns.keys() else columns
+
+    def find(self, *names: str) -> str | None:
+        """The first of the columns `names` that has a value, else the first that the row has; None without any."""
+        found = [name if name in self else self._names.get(name) for name in names]
+        there = [name for name in found if name is not None and name in self]
+        return next((name for name in there if has_value(self[name])), there[0] if there else None)
+
+    def take(self, *names: str) -> Any:
+        """The value of the column that `find` finds, which counts as read; None without one."""
+        name = self.find(*names)
+        if name is None:
+            return None
+        self._read.add(name)
+        return self[name]
+
+    def at(self, path: str) -> Any:
+        """The value of a column, or of a path into one, such as `answers.text[0]`. The column counts as read."""
+        if self.find(path) is not None:
+            return self.take(path)
+        first, *steps = PATH.findall(path) or [path]
+        value = self.take(first)
+        for step in steps:
+            value = _step(value, step)
+        return value
+
+    def note_unread(self, key: str) -> None:
+        """Note a key inside a column that is not read, as a path such as `messages[].mood`."""
+        self._unread_keys.add(key)
+
+    @property
+    def unread(self) -> set[str]:
+        """The columns that hold a value and were not read, and the noted keys."""
+        return {name for name in self if name not in self._read and has_value(self[name])} | self._unread_keys
+
+
+def has_value(value: Any) -> bool:
+    """Whether a cell or a key holds anything: null, blank text and empty lists and objects hold nothing."""
+    if isinstance(value, str):
+        return bool(value) and not value.isspace()
+    return value is not None and not (isinstance(value, list | dict) and not value)
+
+
+def is_harmless(key: str) -> bool:
+    """Whether a column or key that is not read changes nothing in what is trained.
+
+    >>> is_harmless("conversation_id"), is_harmless("messages[].mood")
+    (True, False)
+    """
+    name = key.rpartition(".")[2].lower().strip("_")
+    return name in HARMLESS or name.endswith(HARMLESS_ENDS)
+
+
+def parsed(cell: object) -> Any:
+    """The list or object that the text of a cell holds, in JSON or as Python prints it; else the cell itself."""
+    if not isinstance(cell, str):
+        return cell
+    try:
+        return json.loads(cell)
+    except (ValueError, RecursionError):
+        pass
+    if cell.lstrip()[:1] not in ("[", "{"):
+        return cell
+    try:
+        return ast.literal_eval(cell.strip())
+    except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
+        return cell
+
+
+def as_text(value: object) -> str | None:
+    """Text, or a number as text; None for anything else.
+
+    >>> as_text(4), as_text(True)
+    ('4', None)
+    """
+    if isinstance(value, str):
+        return value
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def text_of(row: SourceRow, *names: str) -> str:
+    """The text of the first of the columns `names` that the row has; a name may be a path.
+
+    Raises: RowError if it has none of them, or one that holds no text.
+    """
+    value = as_text(row.at(names[0]) if len(names) == 1 else row.take(*names))
+    if value is None:
+        name = row.find(*names) or names[0]
+        raise RowError(f"no_{reason_name(names[0])}", f"has no text under {name!r}")
+    return value
+
+
+def reason_name(column: str) -> str:
+    return re.sub(r"\W+", "_", column).strip("_")
+
+
+def _step(value: Any, step: str) -> Any:
+    value = parsed(value)
+    if step.startswith("["):
+        number = int(step[1:-1])
+        return value[number] if isinstance(value, list) and number < len(value) else None
+    return value.get(step) if isinstance(value, dict) else None
