@@ -9,7 +9,6 @@ from typing import Any, NamedTuple, TypedDict
 
 from typing_extensions import NotRequired
 
-ROLES = ("system", "user", "assistant", "tool")
 TEXT = "text"  # the role of a document, to which no chat template is applied
 TEMPLATE_KEYS = (
     "name",

@@ -27,7 +27,7 @@ MARKS = {  # how files begin whose names say something else -> the remedy
     b"PK": "it is an Excel workbook or another ZIP archive: name it {stem}.xlsx, or unpack it",
 }
 BY_COLUMN = "name the columns with question_key and answer_key, or set data_format"
-NO_ANSWER = "name the column of the answer with answer_key; prompts alone, as for reinforcement learning, are not trained on"
+NO_ANSWER = "name the column of the answer with answer_key; prompts alone, as for RL, are not supported"
 AS_TEXT = "name the column of the request with question_key, or set data_format=text to train on {} alone"
 
 

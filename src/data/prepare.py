@@ -96,8 +96,6 @@ def refuse_bad_rows(data: TrainingRows, args: TrainDataArgs, task: Task) -> None
         if not others:
             raise DataError(*unusable.values())
         reasons = [fix for reason, fix in READING_REMEDIES.items() if any(r.reason == reason for r in others)]
-            remedy for reason, remedy in READING_REMEDIES.items() if any(r.reason == reason for r in others)
-        ]
         hint = ", ".join(reasons) + (", or " if reasons else "") + "fix the rows"
         hint += "" if rest else " or set on_bad_row=skip"
         settings = {
