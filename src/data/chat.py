@@ -16,6 +16,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from .content_check import ContentCheck
+from .end_tokens import stop_tokens
 from .formats import TEMPLATE_KEYS, TEXT, Conversation, Message, RowError
 from .template_forms import Adapted
 from .template_profile import TemplateProfile
@@ -214,8 +215,9 @@ class ChatTokenizer:
         return last[: ends[-1]], last[ends[-1] :]
 
     def has_end_of_turn(self, rendered: RenderedChat) -> bool:
-        """Whether every answer ends with a special token, from which the model learns to stop."""
-        return all(rendered.text.endswith(self.special_tokens, s.start, s.end) for s in rendered.answer_spans)
+        """Whether every answer ends with one of `stop_tokens`, so that the model learns to stop."""
+        ends = tuple(self.stop_tokens)
+        return all(rendered.text.endswith(ends, s.start, s.end) for s in rendered.answer_spans)
 
     def find_control_token(self, turns: Sequence[Message]) -> str | None:
         """The first control token of the template that a message contains as text.
@@ -306,12 +308,17 @@ class ChatTokenizer:
         ids = self.tokenize(self.segments(RenderedChat(text, (), (), earlier)))
         return [token for segment in ids for token in segment]
 
+    @cached_property
+    def stop_tokens(self) -> list[str]:
+        """The tokens that end an answer: the end-of-sequence token, and those that end the template's turns."""
+        if not self.tokenizer.chat_template:
+            return [token for token in [self.tokenizer.eos_token] if token]
+        return stop_tokens(self.render, self.special, self.tokenizer.eos_token, self.end_of_turn)
+
     @property
     def stop_token_ids(self) -> list[int]:
-        """The ids of the tokens that end an answer: the end-of-sequence token and the template's end of turn."""
-        *_, last = ["", *self.special.findall(self.end_of_turn)] if self.tokenizer.chat_template else [""]
-        tokens = dict.fromkeys(filter(None, (self.tokenizer.eos_token, last)))
-        return [int(self.tokenizer.convert_tokens_to_ids(token)) for token in tokens]
+        """The ids of `stop_tokens`."""
+        return [int(self.tokenizer.convert_tokens_to_ids(token)) for token in self.stop_tokens]
 
     # Identity
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from ..errors import ModelError, RunError
 from ..eval.verdict import Verdict
+from ..model import stop_tokens
 from ..model.methods import METHODS, mergeability
 from ..model.profile import base_id, is_local
 from ..model.source import LoadArgs
@@ -122,7 +123,9 @@ def write_model(run: Run, cfg: PublishConfig, folder: Path) -> dict[str, Any]:
     Raises: ModelError if the form is not possible, or does not reproduce the outputs of the run's model.
     """
     check_form(run, cfg.export)
-    return FORMS[cfg.export or "adapter"](run, cfg, folder)
+    facts = FORMS[cfg.export or "adapter"](run, cfg, folder)
+    ids = stop_tokens.read(folder)
+    return facts | ({"stop_token_ids": ids} if len(ids) > 1 else {})
 
 
 def _copy(run: Run, cfg: PublishConfig, folder: Path) -> dict[str, Any]:

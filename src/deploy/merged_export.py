@@ -13,7 +13,7 @@ from peft import PeftModel
 from ..errors import ModelError
 from ..eval import reevaluate
 from ..eval.merge_check import Measurement, mean_kl, measure
-from ..model import load, methods, tasks
+from ..model import load, methods, stop_tokens, tasks
 from ..model.source import LoadArgs, locate_tuned
 from ..runs import Run
 from ..schema import GateArgs
@@ -151,3 +151,4 @@ def _save(model: Any, chat: Any, folder: Path) -> None:
         old.unlink()
     model.save_pretrained(folder)
     reevaluate.save_tokenizer(chat, folder)
+    stop_tokens.save(model, chat.stop_token_ids, folder)

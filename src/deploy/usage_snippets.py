@@ -18,7 +18,7 @@ PLAIN_PROMPT = """\
 inputs = tokenizer({prompt}, return_tensors="pt")
 """
 GENERATE = """\
-output = model.generate(**inputs, max_new_tokens=64, do_sample=False, eos_token_id=tokenizer.eos_token_id)
+output = model.generate(**inputs, max_new_tokens=64, do_sample=False, eos_token_id={stop})
 answer = tokenizer.decode(output[0{completion}], skip_special_tokens=True)
 print(answer)
 """
@@ -27,6 +27,7 @@ probabilities = model(**inputs).logits.softmax(-1)[0]
 answer = model.config.id2label[int(probabilities.argmax())]
 print(answer, float(probabilities.max()))
 """
+EOS = "tokenizer.eos_token_id"
 ONNX_SESSION = """\
 session = InferenceSession(f"{folder}/model.onnx")
 inputs = {name: value.numpy() for name, value in inputs.items()}
@@ -36,19 +37,19 @@ generated = []
 for _ in range(64):  # greedy decoding
     logits = session.run(["logits"], inputs)[0]
     token = int(logits[0, -1].argmax())
-    if token == tokenizer.eos_token_id:
+    if token {is_stop}:
         break
     generated.append(token)
-    inputs = {name: np.append(ids, [[token if name == "input_ids" else 1]], 1) for name, ids in inputs.items()}
+    inputs = {{name: np.append(ids, [[token if name == "input_ids" else 1]], 1) for name, ids in inputs.items()}}
 answer = tokenizer.decode(generated, skip_special_tokens=True)
 print(answer)
 """
 ONNX_SEQ2SEQ = """\
 generated = [AutoConfig.from_pretrained(folder).decoder_start_token_id]
 for _ in range(64):  # greedy decoding
-    logits = session.run(["logits"], inputs | {"decoder_input_ids": np.array([generated])})[0]
+    logits = session.run(["logits"], inputs | {{"decoder_input_ids": np.array([generated])}})[0]
     token = int(logits[0, -1].argmax())
-    if token == tokenizer.eos_token_id:
+    if token {is_stop}:
         break
     generated.append(token)
 answer = tokenizer.decode(generated[1:], skip_special_tokens=True)
@@ -67,17 +68,22 @@ LOCAL_FOLDER = 'folder = "."  # this repository, downloaded\n'
 def usage(manifest: Mapping[str, Any], facts: Mapping[str, Any], prompt: str) -> str:
     """Markdown with a program that loads the published model and prints its answer to `prompt`."""
     task = manifest.get("task", "causal_lm")
+    ids = facts.get("stop_token_ids")  # of a template that ends its turns with another token than the tokenizer's
+    stop, is_stop = (str(ids), f"in {ids}") if ids else (EOS, f"== {EOS}")
     encode = (CHAT_PROMPT if TASKS[task].chat_template else PLAIN_PROMPT).format(prompt=repr(prompt))
     if facts["form"] == "onnx":
         names = "AutoTokenizer" if task == "causal_lm" else "AutoConfig, AutoTokenizer"
         numpy = "" if task == "classification" else "import numpy as np\n"
         imports = f"{numpy}from onnxruntime import InferenceSession\nfrom transformers import {names}\n"
         load = f"{imports}\n{LOCAL_FOLDER}tokenizer = AutoTokenizer.from_pretrained(folder)\n"
-        return _fenced(f"{load}{encode}{ONNX_SESSION}{ONNX[task]}", ["transformers", "torch", "onnxruntime"])
+        return _fenced(
+            f"{load}{encode}{ONNX_SESSION}{ONNX[task].format(is_stop=is_stop)}",
+            ["transformers", "torch", "onnxruntime"],
+        )
     adapter = facts["form"] == "adapter"
     load = _load_adapter(manifest, task) if adapter else _load_model(task)
     completion = "" if task == "seq2seq" else ', inputs["input_ids"].shape[1]:'
-    answer = CLASSIFY if task == "classification" else GENERATE.format(completion=completion)
+    answer = CLASSIFY if task == "classification" else GENERATE.format(completion=completion, stop=stop)
     return _fenced(f"{load}{encode}{answer}", ["transformers", "torch", *(["peft"] if adapter else [])])
 
 

@@ -56,8 +56,9 @@ def evaluate(cfg: EvalConfig) -> int:
     setup.refuse_corrupt(tuned, run)
     task, labels = tasks.detect_task(tuned, cfg.task)
     typed, inherited = cfg, inherit.of_model({"model_path": cfg.model_path, "output_dir": cfg.output_dir})
-    cfg = replace(cfg, task=task, metrics=cfg.metrics or setup.default_metrics(task, cfg.engine))
+    cfg = replace(cfg, task=task)
     splits, dtype, device = _read_inputs(cfg, run, folder, inherit.describe(typed, inherited))
+    cfg = replace(cfg, metrics=cfg.metrics or setup.default_metrics(task, cfg.engine, splits.rows))
     if labels:
         task_encoding.refuse_unknown_labels([row for rows in splits.rows.values() for row in rows], labels)
     block_imports(*setup.unused_packages(cfg, tuned.base))
@@ -96,8 +97,9 @@ def evaluate_baseline(cfg: BaselineConfig) -> int:
     run = inherit.run_of_base(cfg.model_name, cfg.output_dir)
     typed, inherited = cfg, inherit.of_base({"model_name": cfg.model_name, "output_dir": cfg.output_dir})
     model_name = cfg.model_name or DEMO_MODEL
-    cfg = replace(cfg, model_name=model_name, metrics=cfg.metrics or setup.default_metrics(cfg.task, cfg.engine))
+    cfg = replace(cfg, model_name=model_name)
     splits, dtype, device = _read_inputs(cfg, run, None, inherit.describe(typed, inherited))
+    cfg = replace(cfg, metrics=cfg.metrics or setup.default_metrics(cfg.task, cfg.engine, splits.rows))
     source = locate(model_name, cfg.model_revision)
     tasks.check_source(source, cfg.task)
     log.info("evaluating the base model %s", source.name)
@@ -166,7 +168,8 @@ def _set_up(
     plan = inference.plan_batches(requests, task, cfg, config, dtype.value, device.value, gpus)
     conditions = fingerprint.eval_conditions(
         task, cfg, cfg.seed, data=splits.sha256, prompts=requests.prompts, tokenization=chat.identity,
-        batch_sizes=plan.sizes, dtype=dtype.value, device=device.value,
+        stop_tokens=setup.extra_stop_tokens(chat, task), batch_sizes=plan.sizes, dtype=dtype.value,
+        device=device.value,
     ) | ({"tool_calls": calls} if (calls := requests.calls) else {})  # fmt: skip
     context = EvalContext(
         task, cfg, cfg.seed, cfg.trust_remote_code, chat, requests, dtype, device, plan, labels, conditions
@@ -227,7 +230,7 @@ def _tuned_model(cfg: EvalConfig, context: EvalContext, tuned: TunedModel, stats
 
 def _vllm(context: EvalContext, location: str, tuned: TunedModel | None) -> Any:
     return vllm_engine.VllmGenerator(
-        location, tuned, context.chat.tokenizer, context.dtype.value, context.args, context.seed,
+        location, tuned, context.chat.stop_token_ids, context.dtype.value, context.args, context.seed,
         context.trust_remote_code,
     )  # fmt: skip
 

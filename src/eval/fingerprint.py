@@ -22,7 +22,8 @@ from .evaluations import fingerprint
 
 def eval_conditions(
     task: str, args: EvalArgs, seed: int, *, data: Mapping[str, str], prompts: Mapping[str, Sequence[list[int]]],
-    tokenization: Mapping[str, str], batch_sizes: Mapping[str, int], dtype: str, device: str,
+    tokenization: Mapping[str, str], stop_tokens: Sequence[str], batch_sizes: Mapping[str, int], dtype: str,
+    device: str,
 ) -> dict[str, Any]:  # fmt: skip
     """The conditions of an evaluation. Two results are comparable if and only if they are equal.
 
@@ -30,6 +31,7 @@ def eval_conditions(
         data: the sha256 of each split's file.
         prompts: the token ids of each split's prompts.
         tokenization: hashes of tokenizer and chat template.
+        stop_tokens: tokens that end an answer, if the tokenizer's end-of-sequence token is not the only one.
     """
     return {
         "task": task,
@@ -38,6 +40,7 @@ def eval_conditions(
         "prompts": {split: _hash(ids) for split, ids in prompts.items()},
         "tokenization": dict(tokenization),
         "decoding": {"max_new_tokens": args.max_new_tokens, "seed": seed, "stop": redact(list(args.stop))}
+        | ({"stop_tokens": list(stop_tokens)} if stop_tokens else {})
         | redact(args.generation),
         "engine": engine_version(args.engine),
         "batch_size": dict(batch_sizes),

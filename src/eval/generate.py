@@ -7,7 +7,7 @@ logits at the answers' positions only; `batching.reference_batch_size` limits th
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +17,7 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 
 from ..data.store import Example
 from ..errors import ConfigError
+from ..model import stop_tokens
 from ..model.methods import has_virtual_tokens
 
 STOP_SLACK = 4  # tokens decoded in addition to a stop string: a token may hold part of a character, or nothing
@@ -51,6 +52,7 @@ class Prediction(NamedTuple):
 class Generator:
     """Generates for batches of prompts (token ids). Sampling depends on `seed` and the batch's number only.
 
+    stop_token_ids: those by which the chat template ends a turn, in addition to the model's own.
     unpadded: a batch must hold prompts of one length. Virtual tokens are to the left of the padding, and peft
         drops the position ids that would make up for it: the result would depend on the batch's longest prompt.
     Raises: ConfigError if transformers rejects an argument in `extra`.
@@ -58,10 +60,10 @@ class Generator:
 
     def __init__(
         self, model: Any, tokenizer: Any, *, max_new_tokens: int, seed: int, extra: Mapping[str, Any],
-        stop: Sequence[str] = (),
+        stop: Sequence[str] = (), stop_token_ids: Iterable[int] = (),
     ) -> None:  # fmt: skip
         self.model, self.tokenizer, self.seed = model.eval(), tokenizer, seed
-        self.end_ids = end_tokens(model, tokenizer)
+        self.end_ids = end_tokens(model, tokenizer) | {*stop_token_ids}
         ids = {text: tokenizer.convert_tokens_to_ids(text) for text in stop}
         special = tokenizer.added_tokens_decoder.keys()
         self.stop_ids = {token for token in ids.values() if token in special}  # decoding drops these
@@ -149,8 +151,7 @@ def find_stop(stop: Sequence[str], text: str) -> int | None:
 
 def end_tokens(model: Any, tokenizer: Any) -> set[int]:
     """Every token that ends a turn: the tokenizer's, and those of the model's generation config."""
-    configured = model.generation_config.eos_token_id
-    return {tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])} - {None}
+    return {tokenizer.eos_token_id, *stop_tokens.configured(model.generation_config)} - {None}
 
 
 class Classifier:
@@ -181,6 +182,7 @@ class ReferenceScorer:
     the model's own next token, given those before).
 
     examples: the rows as in training, up to the answer's end-of-turn token.
+    stop_token_ids: those by which the chat template ends a turn, in addition to the model's own.
     unpadded: a batch must hold examples of one length, as the model cannot be given positions behind padding.
     """
 

@@ -20,6 +20,7 @@ from ..schema import EvalArgs, Task
 from ..utils.environment import memory_total
 from ..utils.logs import log
 from ..utils.units import count
+from . import tool_calls
 from .partial_results import PartialResults
 
 RowsOfSplits = dict[str, list[Row]]
@@ -123,6 +124,12 @@ def _calls(row: Row) -> bool:
     return bool(row.messages[-1].get("tool_calls"))
 
 
+def called(row: Row) -> dict[str, Any]:
+    """The calls of the reference answer, as a prediction's row records them: `calls`, if there are any."""
+    calls = tool_calls.calls_of(row.messages[-1])
+    return {"calls": calls} if calls else {}
+
+
 def _call_text(answer: Example | RowError, chat: ChatTokenizer) -> str | RowError:
     if isinstance(answer, RowError):
         return answer
@@ -210,8 +217,9 @@ def make_predictor(
     if task == "classification":
         return Classifier(model, chat.tokenizer.pad_token_id, list(labels))
     return Generator(
-        model, chat.tokenizer, max_new_tokens=args.max_new_tokens, seed=seed, extra=args.generation, stop=args.stop
-    )
+        model, chat.tokenizer, max_new_tokens=args.max_new_tokens, seed=seed, extra=args.generation,
+        stop=args.stop, stop_token_ids=chat.stop_token_ids,
+    )  # fmt: skip
 
 
 def predict(
@@ -240,7 +248,7 @@ def predict(
         stats.seconds += time.monotonic() - start
         stats.tokens += sum(row.get("tokens", 0) for i, row in enumerate(rows) if i not in reused)
         found[name] = [
-            {"prompt": prompt_text(row.messages[:-1]), "reference": answer, **prediction}
+            {"prompt": prompt_text(row.messages[:-1]), "reference": answer, **called(row), **prediction}
             for row, answer, prediction in zip(requests.rows[name], requests.answers[name], rows, strict=True)
         ]
     return found

@@ -18,11 +18,12 @@ from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 
 from ..errors import ConfigError, did_you_mean
-from . import custom_metrics, metric_functions
+from . import custom_metrics, metric_functions, tool_calls
 from .metric_functions import Floats, Row
 
 Better = Literal["higher", "lower", "neither"]
 Rows = Sequence[Row]
+CALLS = "tool_call_match"  # a default metric where an evaluation row ends in a call
 
 
 class Metric(NamedTuple):
@@ -142,6 +143,11 @@ METRICS: dict[str, Metric] = {
         better="neither",
         statistics=_by_row(metric_functions.length_counts),
         corpus=metric_functions.ratio,
+    ),
+    "tool_call_match": Metric(
+        lambda row: float(tool_calls.same_calls(row["prediction"], row["reference"], row.get("calls", ()))),
+        "0-1",
+        _named("assay same tool calls, names and arguments as JSON in any order, mean"),
     ),
     "accuracy": Metric(_texts(metric_functions.exact_match), "0-1", _named("assay share of right labels")),
     "f1_macro": Metric(

@@ -168,7 +168,8 @@ def predict(model: Any, chat: ChatTokenizer, evaluation: Reevaluation) -> list[d
     """`{prediction, reference, ...}` of each row, in order; with `reference_*` where the metric reads those."""
     predictions = _predictions(model, chat, evaluation)
     references = inference.answer_texts(evaluation.rows, chat, evaluation.task, None)
-    rows = [row | {"reference": r} for row, r in zip(predictions, references, strict=True)]
+    pairs = zip(evaluation.rows, predictions, references, strict=True)
+    rows = [made | {"reference": text} | inference.called(row) for row, made, text in pairs]
     if not metrics.needs_references([evaluation.metric]):
         return rows
     return [

@@ -119,10 +119,20 @@ def read_splits(files: Mapping[str, Path], max_examples: int | None) -> EvalSpli
     return EvalSplits(rows, hashes, dict(files))
 
 
-def default_metrics(task: Task, engine: str) -> list[str]:
-    """The metrics of the task; with vLLM those that need no likelihood of the reference answers."""
-    names = tasks.TASKS[task].metrics
+def default_metrics(task: Task, engine: str, rows: RowsOfSplits) -> list[str]:
+    """The metrics of the task, and that of tool calls where a row ends in one.
+
+    With vLLM those that need no likelihood of the reference answers.
+    """
+    calls = any(row.messages[-1].get("tool_calls") for of_split in rows.values() for row in of_split)
+    names = [*tasks.TASKS[task].metrics, *([metrics.CALLS] if calls else [])]
     return [name for name in names if engine != "vllm" or not metrics.needs_references([name])]
+
+
+def extra_stop_tokens(chat: ChatTokenizer, task: Task) -> list[str]:
+    """The tokens that end an answer, if the chat template ends turns with another one than the tokenizer's."""
+    found = chat.stop_tokens if tasks.TASKS[task].chat_template else []
+    return found if len(found) > 1 else []
 
 
 def unused_packages(args: EvalArgs, base: Source) -> list[str]:

@@ -45,8 +45,8 @@ class VllmGenerator:
     unpadded = False
 
     def __init__(
-        self, location: str, tuned: TunedModel | None, tokenizer: Any, dtype: str, args: EvalArgs, seed: int,
-        trust_remote_code: bool,
+        self, location: str, tuned: TunedModel | None, stop_token_ids: Sequence[int], dtype: str, args: EvalArgs,
+        seed: int, trust_remote_code: bool,
     ) -> None:  # fmt: skip
         from vllm import LLM, SamplingParams
         from vllm.lora.request import LoRARequest
@@ -55,13 +55,13 @@ class VllmGenerator:
         more = {"enable_lora": True, "max_lora_rank": MAX_LORA_RANK} if adapter else {}
         self.llm = LLM(model=location, dtype=dtype, seed=seed, trust_remote_code=trust_remote_code, **more)
         self.lora = LoRARequest("tuned", 1, str(tuned.folder)) if tuned and adapter else None
-        self.seed, self.end_id = seed, tokenizer.eos_token_id
+        self.seed, self.end_ids = seed, list(stop_token_ids)
         given = {SAMPLING_PARAMS[k]: value for k, value in args.generation.items() if k in SAMPLING_PARAMS}
         self.settings = {"temperature": 1.0} | given
         if not args.generation.get("do_sample", False):
             self.settings["temperature"] = 0.0  # greedy, whatever top_p is
         self.settings |= {
-            "max_tokens": args.max_new_tokens, "stop": list(args.stop), "stop_token_ids": [self.end_id]
+            "max_tokens": args.max_new_tokens, "stop": list(args.stop), "stop_token_ids": self.end_ids
         }  # fmt: skip
         self.params = SamplingParams
 
@@ -75,5 +75,5 @@ class VllmGenerator:
         from .generate import Generation
 
         ended = output.finish_reason == "stop" and not isinstance(output.stop_reason, str)
-        count = sum(token != self.end_id for token in output.token_ids)
+        count = sum(token not in self.end_ids for token in output.token_ids)
         return Generation(output.text, count, "end" if ended else str(output.finish_reason))

@@ -19,7 +19,7 @@ from ..data.prepare import TrainingRows
 from ..data.report import HELD_OUT
 from ..data.store import Example, RowStore, TokenStore
 from ..errors import RunError, Stopped
-from ..model import profile, tasks
+from ..model import profile, stop_tokens, tasks
 from ..model.source import Source
 from ..runs import Run
 from ..schema import TrainConfig
@@ -200,6 +200,7 @@ def save_model(model: Any, chat: ChatTokenizer, folder: Path, weights: dict[str,
     with atomic_dir(folder) as temporary:
         model.save_pretrained(temporary, **({"state_dict": weights} if weights is not None else {}))
         chat.tokenizer.save_pretrained(temporary)
+        stop_tokens.save(model, chat.stop_token_ids, temporary)
         write_json(temporary / IDENTITY_FILE, chat.identity)
         adapter_config = temporary / "adapter_config.json"
         if adapter_config.exists() and tasks.labels_of(model.config.to_dict()):

@@ -185,7 +185,7 @@ def test_the_sums_over_the_examples_give_the_corpus_score(name: str) -> None:
 
 @pytest.mark.parametrize("name", METRICS)
 def test_each_metric_gives_its_best_score_to_the_reference(name: str) -> None:
-    text = "SWEEP(feed_rate, 7d, MEAN, BACK)"
+    text = "sweep(rate='feed', days=7, back=True)"  # a call too
     right, wrong = (
         score(name, [row(text, text, 0.0, 5, 5)]).corpus,
         score(name, [row("something else", text, 50, 5, 0)]).corpus,
@@ -258,8 +258,8 @@ def test_unknown_metrics_are_all_named_with_a_suggestion() -> None:
 @pytest.mark.parametrize("task", TASKS)
 def test_by_default_a_task_is_evaluated_by_its_own_metrics(task: Task) -> None:
     assert EvalArgs().metrics is None
-    assert default_metrics(task, "transformers") == list(TASKS[task].metrics)
-    with_vllm = default_metrics(task, "vllm")
+    assert default_metrics(task, "transformers", {}) == list(TASKS[task].metrics)
+    with_vllm = default_metrics(task, "vllm", {})
     assert with_vllm == [name for name in TASKS[task].metrics if not METRICS[name].references]
 
 

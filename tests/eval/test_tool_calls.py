@@ -1,0 +1,74 @@
+"""Two texts make the same calls if names and arguments are equal, in any order and in any notation."""
+
+from __future__ import annotations
+
+import pytest
+
+from src.eval.metrics import score
+from src.eval.tool_calls import calls_in, same_calls
+
+# The same two calls, look(city="Bern", days=2) and now(), as templates of different families write them.
+TWO_CALLS = {
+    "tags": '<tool_call>\n{"name": "look", "arguments": {"city": "Bern", "days": 2}}\n</tool_call>\n'
+    '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>',
+    "list": '[TOOL_CALLS][{"name": "look", "arguments": {"days": 2, "city": "Bern"}},'
+    ' {"name": "now", "arguments": {}}]',
+    "text": '[{"name": "look", "arguments": "{\\"city\\": \\"Bern\\", \\"days\\": 2}"},'
+    ' {"name": "now", "arguments": "{}"}]',
+    "openai": '{"tool_calls": [{"function": {"name": "look", "arguments": {"city": "Bern", "days": 2.0}}},'
+    ' {"function": {"name": "now", "arguments": {}}}]}',
+    "action": 'Action: ```json\n[{"tool_name": "look", "parameters": {"city": "Bern", "days": 2}},'
+    ' {"tool_name": "now", "parameters": {}}]\n```',
+    "xml": "<tool_call>\n<function=look>\n<parameter=city>\nBern\n</parameter>\n<parameter=days>\n2\n"
+    "</parameter>\n</function>\n</tool_call>\n<tool_call>\n<function=now>\n</function>\n</tool_call>",
+    "invoke": '<invoke name="look">\n<parameter name="city">Bern</parameter>\n<parameter name="days">2'
+    '</parameter>\n</invoke>\n<invoke name="now">\n</invoke>',
+    "named": 'look[ARGS]{"city": "Bern", "days": 2}now[ARGS]{}',
+    "indexed": '<|begin|>functions.look:0<|sep|>{"city": "Bern", "days": 2}<|end|>'
+    "<|begin|>functions.now:1<|sep|>{}<|end|>",
+    "fenced": 'function<sep>look\n```json\n{"city": "Bern", "days": 2}\n```<end>\n'
+    "<begin>function<sep>now\n```json\n{}\n```",
+    "python": '[look(city="Bern", days=2), now()]',
+    "lines": 'look(days=2, city="Bern")\nnow()',
+}
+
+
+@pytest.mark.parametrize("text", TWO_CALLS.values(), ids=list(TWO_CALLS))
+def test_calls_are_read_in_the_notation_of_each_family(text: str) -> None:
+    assert calls_in(text) == calls_in(TWO_CALLS["tags"]) != []
+
+
+def test_a_pair_of_keys_and_values_a_recipient_and_braces_are_calls() -> None:
+    pairs = "<tool_call>look\n<arg_key>city</arg_key>\n<arg_value>Bern</arg_value>\n</tool_call>"
+    recipient = 'to=functions.look<|channel|>commentary json<|message|>{"city": "Bern"}'
+    assert calls_in(pairs) == calls_in(recipient) == calls_in('{"name": "look", "arguments": {"city": "Bern"}}')
+    assert same_calls("call:now{}call:look{city:Bern}", "call:look{city:Bern}call:now{}")
+
+
+@pytest.mark.parametrize(
+    ("prediction", "right"),
+    [
+        ('{"arguments": {"b": [1, 2], "a": 1.0}, "name": "f"}', True),
+        ('I look it up. {"name": "f", "arguments": {"a": 1, "b": [1, 2]}}', True),
+        ('{"name": "f", "arguments": {"a": 1, "b": [2, 1]}}', False),
+        ('{"name": "f", "arguments": {"a": "1", "b": [1, 2]}}', False),
+        ('{"name": "f", "arguments": {"a": true, "b": [1, 2]}}', False),
+        ('{"name": "g", "arguments": {"a": 1, "b": [1, 2]}}', False),
+        ('{"name": "f", "arguments": {"a": 1, "b": [1, 2]}}' * 2, False),
+        ('{"name": "f", "arguments": {"a": 1', False),
+        ("no call", False),
+    ],
+)
+def test_a_match_needs_the_same_names_and_arguments(prediction: str, right: bool) -> None:
+    reference = '{"name": "f", "arguments": {"a": 1, "b": [1, 2]}}'
+    calls = [{"name": "f", "arguments": {"a": 1, "b": [1, 2]}}]
+    rows = [{"prediction": prediction, "reference": reference, "calls": calls}]
+    assert score("tool_call_match", rows).corpus == right
+
+
+def test_calls_in_an_unknown_notation_are_compared_as_text_and_answers_without_calls_match() -> None:
+    calls = [{"name": "f", "arguments": {"a": 1}}]
+    assert same_calls("CALL f WITH  a=1", "CALL f WITH a=1", calls)
+    assert not same_calls("no call", "CALL f WITH a=1", calls)
+    assert same_calls('Set it: {"a": 2}', 'Put it so: {"a": 1}')
+    assert not same_calls('f[ARGS]{"a": 1}', "No call is needed.")
