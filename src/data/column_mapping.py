@@ -14,9 +14,9 @@ from ..schema import ColumnArgs
 from .columns import SYSTEMS, history_of, single_turn, turns_of
 from .conversation import TEXT, Message, RowError
 from .formats import FORMATS, Translation
+from .refusals import refuse_unsupported
 from .source_row import SourceRow, as_text, has_value, reason_name, text_of
 from .turns import read_turns
-from .unsupported import refuse_unsupported
 
 PLACEHOLDER = re.compile(r"\{([^{}]+)\}")
 NAME = re.compile(

@@ -14,8 +14,8 @@ from .columns import ANSWERS, REQUESTS
 from .conversation import Rejection, RowError
 from .formats import FORMATS, count_formats
 from .readers import ReadOptions, read_options, read_values
+from .refusals import REMEDIES
 from .source_row import SourceRow, is_harmless
-from .unsupported import REMEDIES
 
 DETECT_ROWS = 100  # first rows of a file by which its format is detected
 MAX_COLUMNS = 12  # columns that are listed

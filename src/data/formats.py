@@ -34,9 +34,9 @@ from .conversation import Message as Message
 from .conversation import Rejection as Rejection
 from .conversation import Row as Row
 from .conversation import RowError as RowError
+from .refusals import refuse_media, refuse_unsupported
 from .source_row import SourceRow, as_text, has_value, text_of
 from .turns import check_turns, read_turns
-from .unsupported import refuse_media, refuse_unsupported
 
 Translation = Callable[[SourceRow], list[Message]]
 
