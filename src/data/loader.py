@@ -106,7 +106,13 @@ def load_rows(
     Raises: DataError if a file cannot be read, or its format cannot be detected.
     """
     files: list[dict[str, Any]] = [
-        {"file": str(file), "sha256": sha256(file), "part": number, "format": part.data_format}
+        {
+            "file": str(file),
+            "sha256": sha256(file),
+            "part": number,
+            "format": part.data_format,
+            "like_held_out": file in part.like_held_out,
+        }
         for number, part in enumerate(parts)
         for file in part.files
     ]

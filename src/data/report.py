@@ -93,7 +93,7 @@ def build_report(
         "files": [
             {key: file[key] for key in ("file", "sha256", "format", "rows_in")}
             | {"rows_trained": count}
-            | ({"read_as": file["read_as"]} if file["read_as"] else {})
+            | {key: file[key] for key in ("read_as", "like_held_out") if file[key]}
             for file, count in zip(store.about["files"], per_file, strict=True)
         ],
         "tokens": {
@@ -202,6 +202,13 @@ def _findings(found: dict[str, Any]) -> list[str]:
         for reason, n in found["rejected_by_reason"].items()
         if reason not in EXPECTED_REASONS
     ]
+    held_out = [Path(file["file"]).name for file in found["files"] if file.get("like_held_out")]
+    if held_out:
+        names = ", ".join(held_out[:MAX_LISTED]) + (" ..." if len(held_out) > MAX_LISTED else "")
+        remedy = "dataset_pattern chooses the training files, and eval_path names evaluation files"
+        rejected.append(
+            f"{count(len(held_out), 'file')} trained on, named like a held-out split: {names} ({remedy})"
+        )
     duplicates: dict[str, int] = {kind: found["duplicates"][kind] for kind in KINDS}
     overlap = sum(found["contamination"][kind] for kind in KINDS)
     more = [

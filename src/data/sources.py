@@ -10,18 +10,20 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
 from ..errors import ConfigError, DataError
-from ..schema import ColumnArgs, DataFormat, Dataset, DataSource, TrainDataArgs
+from ..schema import ColumnArgs, DataArgs, DataFormat, Dataset, DataSource, TrainDataArgs
+from . import layouts
 from .column_mapping import STRATEGIES
 from .download import FetchedData
 from .from_hub import fetch_hub
 from .from_lakefs import fetch_lakefs
 from .from_s3 import fetch_s3
 from .from_url import fetch_url
+from .layouts import TRAIN, split_of
 from .readers import file_kind, is_data_file, read_options
 
 SOURCES: dict[str, Callable[[DataSource, Path], FetchedData]] = {
@@ -43,6 +45,15 @@ class DataPart:
     data_format: DataFormat
     columns: ColumnArgs
     weight: float = 1
+    like_held_out: tuple[Path, ...] = ()  # the files of a glob that are named like a held-out split
+
+
+class _Found(NamedTuple):
+    """The files of a data set, sorted by name or in the order of their layout, and their version."""
+
+    files: list[Path]
+    version: dict[str, Any]
+    like_held_out: tuple[Path, ...] = ()
 
 
 def data_cache(cache_dir: str | None, output_dir: str) -> Path:
@@ -65,14 +76,15 @@ def fetch_parts(args: TrainDataArgs, cache: Path) -> list[DataPart]:
             raise DataError("trainDataConfig has no entry with exp_type: train", hint="add one to train on")
     if not datasets:
         found = _files(args.dataset_path, args.dataset_pattern, args.data_source, cache, "dataset_path")
-        return [DataPart(*found, args.data_format, _columns(args))]
+        return [_part(found, args.data_format, args)]
     return [
-        DataPart(
-            *_files(d.path, d.pattern, d.data_source, cache, f"datasets.{i}.path"),
-            d.format, _columns(d), d.weight,
-        )
+        _part(_files(d.path, d.pattern, d.data_source, cache, f"datasets.{i}.path"), d.format, d, d.weight)
         for i, d in enumerate(datasets)
-    ]  # fmt: skip
+    ]
+
+
+def _part(found: _Found, data_format: DataFormat, settings: ColumnArgs, weight: float = 1) -> DataPart:
+    return DataPart(found.files, found.version, data_format, _columns(settings), weight, found.like_held_out)
 
 
 def parse_train_data_config(config: str | Mapping[str, Any]) -> list[Dataset]:
@@ -119,20 +131,18 @@ def _columns(settings: ColumnArgs) -> ColumnArgs:
     return ColumnArgs(**{key: getattr(settings, key) for key in ColumnArgs.__dataclass_fields__})
 
 
-def _files(
-    path: str, pattern: str | None, source: DataSource, cache: Path, key: str
-) -> tuple[list[Path], dict[str, Any]]:
-    """The data files, sorted by name, and their version. `key` is the setting that an error names."""
+def _files(path: str, pattern: str | None, source: DataSource, cache: Path, key: str) -> _Found:
+    """The data files, and their version. `key` is the setting that an error names."""
     fetched = SOURCES[source.type](source, cache / "sources")
     folder = Path(path) if source.type == "local" else fetched.folder
     if folder.is_file():
         file_kind(folder)
-        return [folder], fetched.version
+        return _Found([folder], fetched.version)
     if not folder.is_dir():
         raise DataError(f"{key} {folder} is not a folder or a file", hint=f"set {key} to your data")
-    if source.type != "local":  # selects fetched files, in whichever folder they are
-        pattern = f"**/{pattern}" if pattern and source.type != "url" else None
-    files = _matching(folder, pattern)
+    if source.type == "url":  # one file, whatever its name
+        pattern = None
+    files = _chosen_files(folder, pattern, recursive=source.type != "local")
     outside = [f for f in files if not f.resolve().is_relative_to(folder.resolve())]
     if outside:
         raise DataError(
@@ -141,7 +151,27 @@ def _files(
         )
     for file in files:
         file_kind(file)
-    return files, fetched.version
+    named = pattern is not None and not set(pattern) & set("*?[")
+    held_out = [] if named else [file for file in files if split_of(file, folder) not in ("", TRAIN)]
+    return _Found(files, fetched.version, tuple(held_out))
+
+
+def _chosen_files(folder: Path, pattern: str | None, *, recursive: bool) -> list[Path]:
+    """The files that match the pattern or, if that is not set or matches nothing, those of the folder's layout.
+
+    Args:
+        recursive: the pattern selects files in whichever folder they are.
+    """
+    default = pattern in (None, DataArgs.dataset_pattern)
+    if default and layouts.is_saved(folder):
+        return layouts.training_files(folder) or []
+    try:
+        return _matching(folder, f"**/{pattern}" if pattern and recursive else pattern)
+    except DataError:
+        files = layouts.training_files(folder) if default else None
+        if not files:
+            raise
+        return files
 
 
 def _matching(folder: Path, pattern: str | None) -> list[Path]:
@@ -160,5 +190,7 @@ def _matching(folder: Path, pattern: str | None) -> list[Path]:
         names = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
         held = f"it holds {', '.join(names[:8])}{' ...' if len(names) > 8 else ''}" if names else "it is empty"
         wanted = f"matches {pattern}" if pattern else "is a data file"
-        raise DataError(f"no file in {folder} {wanted}: {held}", hint="set dataset_pattern")
+        kinds = {p.suffix.lower(): f"dataset_pattern=**/*{p.suffix}" for p in map(Path, names) if is_data_file(p)}
+        hint = f"set {' or '.join(kinds.values())}" if kinds else "set dataset_pattern"
+        raise DataError(f"no file in {folder} {wanted}: {held}", hint=hint)
     return files

@@ -174,3 +174,73 @@ def test_every_fetched_data_file_is_read_without_a_pattern(
     assert names(config(tmp_path, data_source=source, cache_dir=str(tmp_path / "kept"))) == ["b.jsonl", "a.csv"]
     assert names(config(tmp_path, data_source=source, output_dir=str(tmp_path / "out"))) == ["b.jsonl", "a.csv"]
     assert caches == [tmp_path / "kept" / "sources", tmp_path / "out" / "cache" / "sources"]
+
+
+def test_a_folder_that_datasets_saved_is_read_in_its_order(tmp_path: Path) -> None:
+    import datasets
+
+    rows = datasets.Dataset.from_list([{"prompt": "2+2?", "completion": "4"}] * 3)
+    rows.save_to_disk(tmp_path / "one", num_shards=2)
+    datasets.DatasetDict({"train": rows, "test": rows}).save_to_disk(tmp_path / "splits")
+    assert names(config(tmp_path / "one")) == ["data-00000-of-00002.arrow", "data-00001-of-00002.arrow"]
+    for part in (
+        fetched(config(tmp_path / "splits")),
+        fetched(config(tmp_path, datasets=[{"path": str(tmp_path / "splits")}])),
+    ):
+        assert [str(file.relative_to(tmp_path)) for file in part[0].files] == [
+            "splits/train/data-00000-of-00001.arrow"
+        ]
+    (tmp_path / "splits" / "dataset_dict.json").write_text('{"splits": ["test"]}')
+    with pytest.raises(DataError, match="has no split train: it has test; set dataset_path to a file of it"):
+        fetched(config(tmp_path / "splits"))
+
+
+README = """---
+configs:
+- config_name: short
+  data_files: [{split: train, path: [short/a-*, short/b-*]}, {split: test, path: short/test-*}]
+- config_name: long
+  data_files: {train: long/*}
+---
+# About the data
+"""
+
+
+def test_of_a_folder_laid_out_as_on_the_hub_the_training_split_is_read(tmp_path: Path) -> None:
+    for name in (
+        "data/train-0-of-2.parquet",
+        "data/train-1-of-2.parquet",
+        "data/test-0-of-1.parquet",
+        "data/info.json",
+    ):
+        (tmp_path / "plain" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "plain" / name).touch()
+    assert names(config(tmp_path / "plain")) == ["train-0-of-2.parquet", "train-1-of-2.parquet"]
+    for name in ("short/a-0.csv", "short/b-0.csv", "short/test-0.csv", "long/x.csv"):
+        (tmp_path / "listed" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "listed" / name).touch()
+    readme = tmp_path / "listed" / "README.md"
+    readme.write_text(README)
+    wanted = "lists the configurations short, long; set dataset_pattern=short/a-* or dataset_pattern=short/b-* or"
+    with pytest.raises(DataError, match=re.escape(wanted)):
+        fetched(config(tmp_path / "listed"))
+    readme.write_text(README.replace("short\n", "default\n"))
+    assert names(config(tmp_path / "listed")) == ["a-0.csv", "b-0.csv"]
+
+
+def test_files_of_a_glob_that_are_named_like_a_held_out_split_are_known(tmp_path: Path) -> None:
+    for name in (
+        "train.jsonl",
+        "test.jsonl",
+        "my-dev_set.jsonl",
+        "latest.jsonl",
+        "eval/rows.jsonl",
+        "train/test.jsonl",
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (part,) = fetched(config(tmp_path, "**/*.jsonl"))
+    like = [str(file.relative_to(tmp_path)) for file in part.like_held_out]
+    assert like == ["eval/rows.jsonl", "my-dev_set.jsonl", "test.jsonl"]
+    assert fetched(config(tmp_path, "test.jsonl"))[0].like_held_out == ()  # is named
+    assert fetched(config(tmp_path / "test.jsonl"))[0].like_held_out == ()

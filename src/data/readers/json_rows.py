@@ -20,7 +20,7 @@ from .stream import CHUNK_BYTES, MAX_ROW_BYTES, ReadOptions, Values, rest_of_fil
 
 SPACE = re.compile(r"[ \t\r\n]*")
 FIRST_KEY = re.compile(r'\{\s*("[^"\\]{1,200}")')  # of an object
-MAX_KEY = 300  # characters of what begins a row, up to its first key
+MAX_KEY = 300  # characters between two rows, with the first key of the second
 LONGEST_INT = 4000  # digits; Python refuses to parse much longer ones as int
 
 
@@ -163,8 +163,8 @@ class _JsonText:
         opening = self._first_key or FIRST_KEY.match(self._text, self._pos)
         if not opening:
             return 0
-        row = re.compile(r"\{\s*" + re.escape(opening[1]) + r"\s*:")
-        rows, self._pos = 0, self._pos + 1
+        row = re.compile(r"\}\s*,?\s*\{\s*" + re.escape(opening[1]) + r"\s*:")
+        rows = 0
         while True:
             for found in row.finditer(self._text, self._pos):
                 rows, self._pos = rows + 1, found.end()

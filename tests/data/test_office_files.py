@@ -1,0 +1,231 @@
+"""Files as people have them: what spreadsheets, pandas, `datasets` and text editors write."""
+
+from __future__ import annotations
+
+import datetime
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import openpyxl
+import pyarrow
+import pytest
+
+from src.data.conversation import RowError
+from src.data.readers import DEFAULTS, describe, read_options, read_values
+from src.errors import ConfigError, DataError
+
+ROWS = [{"prompt": "What is tea?", "completion": "A drink, hot"}, {"prompt": "Ice?", "completion": "42"}]
+LINES = [["prompt", "completion"], *([*row.values()] for row in ROWS)]
+
+
+def read(path: Path, **settings: str) -> list[tuple[int, Any]]:
+    values = read_values(path, read_options(settings.get("csv_delimiter"), settings.get("encoding")))
+    return [(n, (v.reason, v.detail) if isinstance(v, RowError) else v) for n, v in values]
+
+
+def put(folder: Path, name: str, content: str | bytes, encoding: str = "utf-8") -> Path:
+    path = folder / name
+    path.write_bytes(content.encode(encoding) if isinstance(content, str) else content)
+    return path
+
+
+def refusal(path: Path, **settings: str) -> str:
+    with pytest.raises(DataError) as refused:
+        read(path, **settings)
+    assert refused.value.hint
+    return str(refused.value).removeprefix(str(path))
+
+
+def table(delimiter: str) -> str:
+    quoted = [[f'"{text}"' if delimiter in text else text for text in line] for line in LINES]
+    return "".join(delimiter.join(line) + "\r\n" for line in quoted)
+
+
+# CSV
+
+
+@pytest.mark.parametrize(
+    ("delimiter", "name"), [(",", ""), (";", "semicolon"), ("\t", "tab"), ("|", "pipe"), ("~", "~")]
+)
+def test_the_delimiter_of_a_csv_file_is_found_and_reported(tmp_path: Path, delimiter: str, name: str) -> None:
+    setting = {"csv_delimiter": delimiter} if delimiter == "~" else {}
+    path = put(tmp_path, "x.csv", table(delimiter))
+    assert read(path, **setting) == [(2, ROWS[0]), (3, ROWS[1])]
+    assert describe(path, read_options(setting.get("csv_delimiter"), None)) == (name and f"csv_delimiter={name}")
+    with_line = put(tmp_path, "y.csv", f"sep={delimiter}\r\n" + table(delimiter))  # Excel's own first line
+    assert read(with_line) == [(3, ROWS[0]), (4, ROWS[1])]
+
+
+@pytest.mark.parametrize(
+    ("text", "row"),
+    [
+        ("a;c,b\n1;2,3\n4;5,6\n", {"a;c": "1;2", "b": "3"}),  # a draw is the comma's
+        ("prompt, if any;completion\nq;a\nq, too;a\n", {"prompt, if any": "q", "completion": "a"}),
+        ('a;b\n"x;\ny";1,2\nz;3\n', {"a": "x;\ny", "b": "1,2"}),
+        ("text\nno, one; column\n", ("wrong_columns", "has 2 fields, the header has 1")),
+        (" a ; b\n1;2\n", {"a": "1", "b": "2"}),
+    ],
+)
+def test_the_delimiter_is_that_under_which_the_rows_have_the_columns(tmp_path: Path, text: str, row: Any) -> None:
+    assert read(put(tmp_path, "x.csv", text))[0][1] == row
+
+
+def test_a_set_delimiter_is_taken_by_its_name_or_as_it_is(tmp_path: Path) -> None:
+    path = put(tmp_path, "x.csv", "a;b,c\n1;2,3\n")
+    assert (
+        read(path, csv_delimiter="semicolon") == read(path, csv_delimiter=";") == [(2, {"a": "1", "b,c": "2,3"})]
+    )
+    with pytest.raises(
+        ConfigError, match="csv_delimiter=both: should be one character, or one of comma"
+    ) as refused:
+        read_options("both", "klingon")
+    assert "encoding=klingon: should be the name of a text encoding" in str(refused.value)
+
+
+def test_columns_without_a_name_may_be_empty_or_row_numbers(tmp_path: Path) -> None:
+    path = put(
+        tmp_path, "x.csv", ",prompt,completion,,\n0,q,a,,\n1,q,a,,,,\n2,q,a, b,\nx,q,a,,\n3,q,a,,,more\n4,q\n"
+    )
+    row = {"prompt": "q", "completion": "a"}
+    unnamed = "has a value in column {}, which the first row does not name"
+    assert read(path) == [
+        (2, row),
+        (3, row),
+        (4, ("wrong_columns", unnamed.format(4))),  # the rest of an answer with a comma
+        (5, ("wrong_columns", unnamed.format(1))),
+        (6, ("wrong_columns", "has 6 fields, the header has 5")),
+        (7, ("wrong_columns", "has 2 fields, the header has 5")),
+    ]
+    assert describe(path, DEFAULTS) == "row numbers in the first column left out and 2 empty columns left out"
+
+
+# Encodings
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.jsonl", "x.json", "x.txt"])
+def test_text_in_another_encoding_is_read_with_the_setting(tmp_path: Path, name: str) -> None:
+    text = {"csv": "text\ngrün € ß\n", "txt": "grün € ß\n"}.get(name[2:], '{"text": "grün € ß"}\n')
+    path = put(tmp_path, name, text, "cp1252")
+    assert [row for _, row in read(path, encoding="cp1252")] == [{"text": "grün € ß"}]
+    assert "not UTF-8" in str(read(path)) or "not_utf8" in str(read(path))
+    in_utf8 = put(tmp_path, f"utf8-{name}", text)  # as evaluation files beside it may be
+    assert [row for _, row in read(in_utf8, encoding="cp1252")] == [{"text": "grün € ß"}]
+    assert refusal(put(tmp_path, name, b"\n\n\x81"), encoding="cp1252").startswith(
+        " is not cp1252 text on line 3; "
+    )
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "shift_jis", "gb18030"])
+def test_an_encoding_may_have_several_bytes_a_character(tmp_path: Path, encoding: str) -> None:
+    rows = "".join(f'{{"text": "{n} 日本"}}\n' for n in range(50_000))  # more than one buffer
+    path = put(tmp_path, "x.jsonl", rows, encoding)
+    assert [row["text"] for _, row in read(path, encoding=encoding)] == [f"{n} 日本" for n in range(50_000)]
+
+
+# Workbooks
+
+
+def workbook(path: Path, **sheets: list[list[Any]]) -> Path:
+    book = openpyxl.Workbook()
+    book.remove(book.active)
+    for title, rows in sheets.items():
+        sheet = book.create_sheet(title)
+        for row in rows:
+            sheet.append(row)
+    book.save(path)
+    return path
+
+
+def test_the_sheet_with_rows_is_read_as_its_csv_file(tmp_path: Path) -> None:
+    day = datetime.datetime(2026, 5, 1)
+    values = [
+        [],
+        [None, *LINES[0], "more", None],
+        [0, *LINES[1], None],
+        [1, "q", 42, 0.1 + 0.2],
+        [2, "q", True, day],
+    ]
+    path = workbook(tmp_path / "x.xlsx", empty=[], rows=values)
+    assert read(path) == [
+        (3, {**ROWS[0], "more": ""}),
+        (4, {"prompt": "q", "completion": "42", "more": "0.3"}),
+        (5, {"prompt": "q", "completion": "TRUE", "more": "2026-05-01"}),
+    ]
+    assert read(workbook(tmp_path / "x.xlsx", empty=[])) == []
+
+
+def test_an_error_in_a_cell_costs_its_row_only(tmp_path: Path) -> None:
+    path = workbook(tmp_path / "x.xlsx", rows=[*LINES[:2], ["q", "#N/A"], LINES[2]])
+    assert read(path) == [(2, ROWS[0]), (3, ("wrong_columns", "has the error #N/A in the cell B3")), (4, ROWS[1])]
+
+
+def test_a_workbook_that_cannot_be_read_is_refused_with_a_remedy(tmp_path: Path) -> None:
+    several = refusal(workbook(tmp_path / "x.xlsx", first=LINES, second=LINES))
+    assert several == " has several sheets with rows: first, second; keep one of them, or save each as .csv"
+    old = refusal(put(tmp_path, "x.xlsx", b"\xd0\xcf\x11\xe0 and more"))
+    assert old == " is a workbook of the old format .xls, or has a password; save it as .xlsx without a password"
+    assert " is truncated or corrupt before its first row" in refusal(put(tmp_path, "x.xlsx", b"PK\3\4"))
+    data = workbook(tmp_path / "y.xlsx", rows=LINES).read_bytes()
+    assert " is truncated or corrupt " in refusal(put(tmp_path, "x.xlsx", data[:-400]))
+
+
+# Arrow
+
+
+@pytest.mark.parametrize("create", [pyarrow.ipc.new_stream, pyarrow.ipc.new_file])
+def test_arrow_files_are_read_in_both_formats(tmp_path: Path, create: Any) -> None:
+    rows = [{"n": n, "messages": [{"role": "user", "content": "é"}]} for n in range(3000)]
+    with create(tmp_path / "x.arrow", (whole := pyarrow.Table.from_pylist(rows)).schema) as writer:
+        writer.write_table(whole, max_chunksize=1100)
+    assert read(tmp_path / "x.arrow") == list(enumerate(rows, 1))
+    data = (tmp_path / "x.arrow").read_bytes()
+    assert " is truncated or corrupt " in refusal(put(tmp_path, "x.arrow", data[: len(data) // 2]))
+
+
+# Text and JSON
+
+
+def test_a_text_file_has_a_document_a_line_or_a_paragraph(tmp_path: Path) -> None:
+    lines = put(tmp_path, "x.txt", "\ufeffOne.\r\n\r\n Two.\n")
+    assert read(lines) == [(1, {"text": "One."}), (3, {"text": " Two."})]
+    assert describe(lines, DEFAULTS) == "one row a line"
+    paragraphs = put(tmp_path, "y.txt", "One\ngoes on.\n \n\nTwo\nas well.")
+    assert read(paragraphs) == [(1, {"text": "One\ngoes on."}), (5, {"text": "Two\nas well."})]
+    assert describe(paragraphs, DEFAULTS) == "one row a paragraph"
+    assert refusal(put(tmp_path, "z.txt", '{"a": 1}\n')) == " holds JSON; name it z.jsonl"
+
+
+def test_json_lines_may_be_separated_by_commas_or_be_one_array(tmp_path: Path) -> None:
+    assert read(put(tmp_path, "x.jsonl", '{"a": 1},\n{"a": 2} , \n')) == [
+        (1, {"a": 1}),
+        (2, {"a": 2}),
+    ]
+    extra = ("not_json", "is not JSON: Extra data at column 9")
+    assert read(put(tmp_path, "x.jsonl", '{"a": 1},,\n')) == [(1, extra)]
+    assert read(put(tmp_path, "x.jsonl", '[\n{"a": 1},\n{"a": 2}\n]\n')) == [(2, {"a": 1}), (3, {"a": 2})]
+    assert read(put(tmp_path, "x.jsonl", '[{"a": 1}, {"a": 2}]')) == [(1, {"a": 1}), (1, {"a": 2})]
+    assert read(put(tmp_path, "x.jsonl", '[1]\n{"a": 2}\n')) == [(1, [1]), (2, {"a": 2})]
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_the_rows_behind_a_break_are_counted(tmp_path: Path, indent: int | None) -> None:
+    rows = [{"id": n, "messages": [{"role": "user", "content": "{"}], "more": {"id": n}} for n in range(100)]
+    text = json.dumps(rows, indent=indent).replace('"id": 40,', '"id" 40,')
+    values = list(read_values(put(tmp_path, "x.json", text)))
+    assert [value["id"] for _, value in values[:40] if isinstance(value, dict)] == list(range(40))
+    broken, rest = (value for _, value in values[40:])
+    assert isinstance(broken, RowError) and isinstance(rest, RowError)
+    assert (broken.reason, broken.rows, rest.reason) == ("not_json", 1, "rest_of_file")
+    assert rest.rows == 59
+
+
+def test_a_quote_that_is_closed_late_counts_the_lines_that_it_takes(tmp_path: Path) -> None:
+    text = io.StringIO()
+    text.write('a,b\n"open,1\n' + "x,1\n" * 10 + '"y",1\nz,1\n')
+    values = list(read_values(put(tmp_path, "x.csv", text.getvalue())))
+    assert [(n, v.reason, v.rows) if isinstance(v, RowError) else (n, v) for n, v in values] == [
+        (2, "not_csv", 12),
+        (14, {"a": "z", "b": "1"}),
+    ]
