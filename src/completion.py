@@ -16,7 +16,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from . import config_files, shell_scripts
+from . import chat_templates, config_files, shell_scripts
 from .errors import UserError, did_you_mean
 from .outcome import FLAGS as GLOBAL_FLAGS
 from .stages import STAGES, import_function
@@ -27,7 +27,7 @@ FLAGS = {  # of every stage, with what they are
 }  # fmt: skip
 RUN_WORDS = {"resume": ["auto", "never", "latest"], "run_b": ["baseline", "latest"]}
 RUN_SETTINGS = {"model_path", "run_a", *RUN_WORDS}
-PATHS = re.compile(r"(_path|_dir|^model_name|^training_info)$")  # settings that name files or folders
+PATHS = re.compile(r"(_path|_dir|^model_name|^chat_template|^training_info)$")  # settings that name paths
 RUN_VARIABLES = {"RUN", "A", "B"}  # of make
 
 Candidate = tuple[str, str]  # a word, and what it is
@@ -166,6 +166,8 @@ def _values(stage: str, key: str, given: list[str], value: str) -> Iterator[Cand
     elif key in RUN_SETTINGS:
         yield from ((choice, "") for choice in RUN_WORDS.get(key, ["latest"]))
         yield from _runs(given)
+    if key == "chat_template":
+        yield from ((f"{head}{comma}{name}", "") for name in chat_templates.names())
     found = _presets(key) or _choices(_settings(stage).get(key, {}))
     yield from ((f"{head}{comma}{choice}", about) for choice, about in found.items())
     if PATHS.search(key) or key.startswith("--config-") or value.startswith(("./", "/", "~")):

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import Doc
 
-from . import run_names, schema
+from . import chat_templates, run_names, schema
 from .aliases import ELSEWHERE, OTHER_TOOLS, RENAMED, current_settings
 from .errors import ConfigError, did_you_mean
 from .schema import SLURM_KEYS, SOURCE_KEYS, DataSource
@@ -117,6 +117,7 @@ def cross_checks(values: Mapping[str, Any]) -> list[str]:
         )
     problems += _source_problems(values)
     problems += _task_problems(values)
+    problems += chat_templates.problems(values)
     name = values.get("publish_name")
     if isinstance(name, str) and not re.fullmatch(r"\w[\w.-]*", name):
         problems.append(f"publish_name={name}: should be a name of letters, digits, '.', '_' and '-'")

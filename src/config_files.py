@@ -19,9 +19,9 @@ def folders() -> list[Path]:
     return [SHIPPED] if is_snapshot or own == SHIPPED or not own.is_dir() else [own, SHIPPED]
 
 
-def find(name: str) -> Path | None:
+def find(name: str, suffix: str = ".yaml") -> Path | None:
     """The file of a configuration such as `train` or `method/lora`; None if there is none."""
-    return next((path for folder in folders() if (path := folder / f"{name}.yaml").is_file()), None)
+    return next((path for folder in folders() if (path := folder / f"{name}{suffix}").is_file()), None)
 
 
 def not_a_file(folder: Path, name: str) -> str:
@@ -30,13 +30,13 @@ def not_a_file(folder: Path, name: str) -> str:
     return f"{path} is no file" if os.path.lexists(path) and not path.is_file() else ""
 
 
-def names() -> list[str]:
+def names(suffix: str = ".yaml") -> list[str]:
     """Every configuration, then every preset as `group/name`; `find` gives the file of each."""
-    found = {path.relative_to(folder) for folder in folders() for path in folder.glob("*.yaml")}
-    presets = {path.relative_to(folder) for folder in folders() for path in folder.glob("*/*.yaml")}
+    found = {path.relative_to(folder) for folder in folders() for path in folder.glob(f"*{suffix}")}
+    presets = {path.relative_to(folder) for folder in folders() for path in folder.glob(f"*/*{suffix}")}
     return [path.with_suffix("").as_posix() for path in (*sorted(found), *sorted(presets))]
 
 
-def presets(group: str) -> list[str]:
+def presets(group: str, suffix: str = ".yaml") -> list[str]:
     """The names of the presets of a group."""
-    return [name.partition("/")[2] for name in names() if name.startswith(f"{group}/")]
+    return [name.partition("/")[2] for name in names(suffix) if name.startswith(f"{group}/")]

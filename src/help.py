@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf
 
-from . import cli_args, config, config_files
+from . import chat_templates, cli_args, config, config_files
 from .aliases import OTHER_TOOLS, RENAMED, current_settings
 from .compose import GROUPS
 from .errors import ConfigError
@@ -279,6 +279,10 @@ def list_configs(width: int | None = None) -> str:
             usage = command("train", f"{group}={example or presets[0].partition('/')[2]}")
             lines += ["", f"{group}: {purpose}: {usage}" if purpose else f"{group}: {usage}"]
             lines += [line for name in presets for line in _file_row(name, width)]
+    usage = command("train", "chat_template=chatml")
+    lines += ["", f"chat_templates: chat templates by name: {usage}"]
+    for name in chat_templates.names():
+        lines += _row(name, chat_templates.description(name), width)
     return "\n".join(lines)
 
 

@@ -34,6 +34,7 @@ CORE = {
     "aliases",
     "src",
     "config",
+    "chat_templates",
     "config_files",
     "optuna_sweeper",
     "schema",

@@ -15,6 +15,7 @@ from datetime import date
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from ..chat_templates import TEMPLATE_KWARGS
 from .content_check import ContentCheck
 from .end_tokens import stop_tokens
 from .formats import TEMPLATE_KEYS, TEXT, Conversation, Message, RowError
@@ -323,9 +324,10 @@ class ChatTokenizer:
     # Identity
 
     @cached_property
-    def identity(self) -> dict[str, str]:
+    def identity(self) -> dict[str, Any]:
         """The tokenization that a model is tuned with, and must be used with."""
-        return {"chat_template_sha256": self.template_hash, "tokenizer_sha256": self.tokenizer_hash}
+        found = {"chat_template_sha256": self.template_hash, "tokenizer_sha256": self.tokenizer_hash}
+        return found | ({TEMPLATE_KWARGS: self.template_kwargs} if self.template_kwargs else {})
 
     @property
     def template_date(self) -> str | None:

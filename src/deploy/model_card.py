@@ -11,6 +11,7 @@ import yaml
 from huggingface_hub import ModelCard, try_to_load_from_cache
 
 from .. import NAME, VERSION
+from ..chat_templates import TEMPLATE_KWARGS
 from ..eval import evaluations
 from ..eval.fingerprint import baseline_folder
 from ..eval.verdict import Verdict
@@ -123,6 +124,8 @@ def _description(run: Run, manifest: Mapping[str, Any], facts: Mapping[str, Any]
         f"Fine-tuned with {NAME} {VERSION} from `{base_id(base)}`{local}, revision `{base['revision']}`, "
         f"by {method}; run `{run.id}`."
     )
+    if variables := manifest.get("tokenization", {}).get(TEMPLATE_KWARGS):
+        text += f" Its chat template is rendered with `{json.dumps(variables, ensure_ascii=False)}`."
     merge = facts.get("merged", facts)
     text += f" {_merge(merge)}" if merge["form"] == "merged" else f" {mergeability(method)}"
     if facts["form"] == "onnx":
@@ -287,4 +290,6 @@ def _data(data: Mapping[str, Any]) -> str:
 
 def _settings(run: Run) -> str:
     shown = {k: v for k, v in run.settings.items() if k not in LOCAL_SETTINGS and v not in (None, [], {})}
+    if "/" in str(shown.get("chat_template")):  # a file of this machine; its text is in the folder
+        shown["chat_template"] = Path(shown["chat_template"]).name
     return yaml.safe_dump(shown, sort_keys=False).rstrip()

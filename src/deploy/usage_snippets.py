@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..chat_templates import TEMPLATE_KWARGS
 from ..model.profile import base_id, is_local
 from ..model.tasks import TASKS
 
 CHAT_PROMPT = """\
 messages = [{{"role": "user", "content": {prompt}}}]
 inputs = tokenizer.apply_chat_template(
-    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True{variables}
 )
 """
 PLAIN_PROMPT = """\
@@ -70,7 +71,10 @@ def usage(manifest: Mapping[str, Any], facts: Mapping[str, Any], prompt: str) ->
     task = manifest.get("task", "causal_lm")
     ids = facts.get("stop_token_ids")  # of a template that ends its turns with another token than the tokenizer's
     stop, is_stop = (str(ids), f"in {ids}") if ids else (EOS, f"== {EOS}")
-    encode = (CHAT_PROMPT if TASKS[task].chat_template else PLAIN_PROMPT).format(prompt=repr(prompt))
+    variables = manifest.get("tokenization", {}).get(TEMPLATE_KWARGS)  # with which every prompt was rendered
+    encode = (CHAT_PROMPT if TASKS[task].chat_template else PLAIN_PROMPT).format(
+        prompt=repr(prompt), variables=f",\n    **{variables}," if variables else ""
+    )
     if facts["form"] == "onnx":
         names = "AutoTokenizer" if task == "causal_lm" else "AutoConfig, AutoTokenizer"
         numpy = "" if task == "classification" else "import numpy as np\n"

@@ -13,7 +13,7 @@ from ..data import task_encoding
 from ..data.chat import ChatTokenizer
 from ..model import tasks
 from ..model.source import Source, TunedModel, locate, locate_tuned
-from ..schema import DEMO_MODEL, BaselineConfig, EvalConfig
+from ..schema import DEMO_MODEL, BaselineConfig, ChatArgs, EvalConfig
 from ..utils import environment
 from ..utils.environment import Reasoned
 from ..utils.event_files import Curves
@@ -63,11 +63,10 @@ def evaluate(cfg: EvalConfig) -> int:
         task_encoding.refuse_unknown_labels([row for rows in splits.rows.values() for row in rows], labels)
     block_imports(*setup.unused_packages(cfg, tuned.base))
 
-    context, base = _set_up(cfg, splits, dtype, device, tuned.base, str(tuned.folder), None, labels)
+    context, base = _set_up(cfg, splits, dtype, device, tuned.base, str(tuned.folder), None, labels, cfg)
     tuned = tuned._replace(base=base)
     recorded = run.manifest.get("tokenization", {}) if run else None
-    allow_mismatch = cfg.allow_tokenizer_mismatch
-    setup.check_tokenization(folder if run is None else run.model, recorded, context.chat, allow_mismatch)
+    setup.check_tokenization(folder if run is None else run.model, recorded, context.chat, cfg)
     recorded_base = run.manifest.get("base_model") if run and not tuned.is_adapter else None
     base_info = fingerprint.base_model(base, recorded_base)
     identity = fingerprint.model_identity(context.conditions, base, tuned, cfg.merge_adapter)
@@ -105,7 +104,10 @@ def evaluate_baseline(cfg: BaselineConfig) -> int:
     log.info("evaluating the base model %s", source.name)
     block_imports(*setup.unused_packages(cfg, source))
 
-    context, source = _set_up(cfg, splits, dtype, device, source, source.location, cfg.model_revision, None)
+    # as the tuned model is evaluated, whose template may not be that of the base
+    chat = ChatArgs(cfg.chat_template or inherit.template_file(run), cfg.chat_template_kwargs)
+    revision = cfg.model_revision
+    context, source = _set_up(cfg, splits, dtype, device, source, source.location, revision, None, chat)
     model = _base_model(context, source)
     if context.labels:
         _log_labels(model, context.labels, cfg.seed)
@@ -142,7 +144,7 @@ def _read_inputs(
 
 def _set_up(
     cfg: EvalConfig | BaselineConfig, splits: EvalSplits, dtype: Reasoned, device: Reasoned, base: Source,
-    tokenizer_path: str, revision: str | None, labels: Sequence[str] | None,
+    tokenizer_path: str, revision: str | None, labels: Sequence[str] | None, template: ChatArgs,
 ) -> tuple[EvalContext, Source]:  # fmt: skip
     """Tokenizer, requests and batch plan. Imports torch.
 
@@ -155,7 +157,8 @@ def _set_up(
 
     task, names = cfg.task or "causal_lm", cfg.metrics or []
     templated = tasks.TASKS[task].chat_template
-    chat = ChatTokenizer(load_tokenizer(tokenizer_path, revision, cfg.trust_remote_code, templated=templated))
+    tokenizer = load_tokenizer(tokenizer_path, revision, cfg.trust_remote_code, templated=templated, chat=template)
+    chat = ChatTokenizer(tokenizer, template.chat_template_kwargs)
     model_config = load_config(base.location, base.revision, cfg.trust_remote_code)
     config = model_config.to_dict()
     if labels is None:

@@ -19,16 +19,23 @@ from pathlib import Path
 from typing import Any
 
 from .. import runs
+from ..chat_templates import TEMPLATE_KWARGS
+from ..data.chat import IDENTITY_FILE
 from ..errors import UserError
 from ..model.tasks import TASKS
 from ..runs import FINISHED, Run
 from ..schema import DEFAULT_GUARD
+from ..utils.files import read_json
 from . import evaluations
 
 Settings = dict[str, Any]
 JUDGED_BY = ("eval_path", "splits", "metrics", "gate")
 DECODED_BY = ("max_new_tokens", "stop", "generation")
-CONDITIONS = ("engine", "eval_batch_size", "max_examples", "seed", "bf16")  # equal, or base and tuned differ
+TEMPLATE_FILE = "chat_template.jinja"
+# Equal, or base and tuned differ
+CONDITIONS = (
+    "engine", "eval_batch_size", "max_examples", "seed", "bf16", "chat_template", TEMPLATE_KWARGS,
+)  # fmt: skip
 SHOWN_ELSEWHERE = {"eval_path", "model_name"}
 BY_DATA = ("split", "guards")  # settings of the gate that name splits
 # What the last version recorded although nobody had set it.
@@ -39,10 +46,24 @@ FORMER_GATE = {"split": "test", "guards": [asdict(DEFAULT_GUARD)]}
 def of_model(values: Mapping[str, Any]) -> Settings:
     """For `eval`, `publish` and `validate`: how the run of `model_path` is judged."""
     try:
-        _, run = runs.find_model(_word(values.get("model_path")), str(values.get("output_dir")))
+        folder, run = runs.find_model(_word(values.get("model_path")), str(values.get("output_dir")))
     except UserError:
         return {}
-    return _judged_by(run, values) if run and run.readable else {}
+    found = {TEMPLATE_KWARGS: kwargs} if (kwargs := template_kwargs(folder)) else {}
+    return found | (_judged_by(run, values) if run and run.readable else {})
+
+
+def template_kwargs(model: Path) -> dict[str, Any]:
+    """The variables of the chat template that the model in this folder was tuned with."""
+    with suppress(UserError, OSError):
+        return dict(read_json(model / IDENTITY_FILE).get(TEMPLATE_KWARGS, {}))
+    return {}
+
+
+def template_file(run: Run | None) -> str | None:
+    """The chat template that the model of a run was tuned with; None if its tokenizer has several or none."""
+    path = run.model / TEMPLATE_FILE if run else None
+    return str(path) if path and path.is_file() else None
 
 
 def of_compared(values: Mapping[str, Any]) -> Settings:
@@ -65,6 +86,8 @@ def of_base(values: Mapping[str, Any]) -> Settings:
     found: Settings = {"model_name": base["name"], "task": manifest.get("task", "causal_lm")}
     if isinstance(revision, str) and not revision.startswith("sha256:"):  # of the Hub
         found["model_revision"] = revision
+    if kwargs := template_kwargs(run.model):
+        found[TEMPLATE_KWARGS] = kwargs
     return found | _judged_by(run, values, CONDITIONS)
 
 

@@ -23,11 +23,11 @@ from ..model import tasks
 from ..model.methods import merge
 from ..model.source import LoadArgs, TunedModel
 from ..runs import CONFIG, Run
-from ..schema import EvalArgs, EvalConfig, GateArgs, SeedArgs, Task
+from ..schema import ChatArgs, EvalArgs, EvalConfig, GateArgs, SeedArgs, Task
 from ..utils import environment
 from ..utils.commands import command
 from ..utils.files import sha256, write_json
-from . import eval_data, evaluations, inference, metrics, verdict
+from . import eval_data, evaluations, inference, inherit, metrics, verdict
 from .batching import batch_indices
 from .inherit import DECODED_BY
 from .results import EvalResult
@@ -50,6 +50,7 @@ class Reevaluation(NamedTuple):
     args: EvalArgs
     seed: int
     batch_size: int
+    chat: ChatArgs | None = None  # of the evaluation; None: as the model was tuned
 
 
 def of_run(run: Run, gate: GateArgs, labels: Sequence[str]) -> Reevaluation:
@@ -86,6 +87,7 @@ def of_run(run: Run, gate: GateArgs, labels: Sequence[str]) -> Reevaluation:
         args=cfg,
         seed=cfg.seed,
         batch_size=conditions["batch_size"][split],
+        chat=cfg,
     )
 
 
@@ -115,11 +117,20 @@ def of_texts(texts: Sequence[str], task: Task, labels: Sequence[str], run: Run |
     return Reevaluation(rows, "prompt", metric, task, list(labels), args, SeedArgs().seed, BATCH_SIZE)
 
 
-def load_chat(folder: Path, task: Task) -> ChatTokenizer:
-    """The tokenizer of a model folder. Imports transformers."""
+def load_chat(folder: Path, task: Task, chat: ChatArgs | None = None) -> ChatTokenizer:
+    """The tokenizer of a model folder, with the template settings `chat`. Imports transformers.
+
+    chat: None for those that the model was tuned with.
+    """
     from ..model.tokenizer import load_tokenizer
 
-    return ChatTokenizer(load_tokenizer(str(folder), templated=tasks.TASKS[task].chat_template))
+    chat = chat or _tuned_chat(folder)
+    tokenizer = load_tokenizer(str(folder), templated=tasks.TASKS[task].chat_template, chat=chat)
+    return ChatTokenizer(tokenizer, chat.chat_template_kwargs)
+
+
+def _tuned_chat(folder: Path) -> ChatArgs:
+    return ChatArgs(chat_template_kwargs=inherit.template_kwargs(folder))
 
 
 def save_tokenizer(chat: ChatTokenizer, folder: Path) -> None:
@@ -136,15 +147,20 @@ def load_model(
     dtype: str,
     *,
     merged: bool = False,
+    chat: ChatArgs | None = None,
 ) -> tuple[Any, ChatTokenizer]:
-    """The tuned model in the precision `dtype`, its adapter `merged` or not, and its tokenizer. Imports torch."""
+    """The tuned model in the precision `dtype`, its adapter `merged` or not, and its tokenizer. Imports torch.
+
+    chat: as in `load_chat`.
+    """
     from ..model import load
 
     device = environment.choose_device(load_args.cuda_visible_devices).value
+    chat = chat or _tuned_chat(tuned.folder)
     model, tokenizer, _ = load.load_tuned(
-        tuned, dtype, device, trust_remote_code=load_args.trust_remote_code, task=task, labels=labels
+        tuned, dtype, device, trust_remote_code=load_args.trust_remote_code, task=task, labels=labels, chat=chat
     )
-    return (merge(model) if merged else model), ChatTokenizer(tokenizer)
+    return (merge(model) if merged else model), ChatTokenizer(tokenizer, chat.chat_template_kwargs)
 
 
 def prompt_ids(config: Mapping[str, Any], chat: ChatTokenizer, evaluation: Reevaluation) -> list[list[int]]:

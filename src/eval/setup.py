@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..chat_templates import TEMPLATE_KWARGS
 from ..data import loader, task_encoding
 from ..data.chat import IDENTITY_FILE, ChatTokenizer
 from ..data.formats import Row
@@ -13,7 +15,7 @@ from ..errors import ConfigError, DataError, ModelError, RunError
 from ..model import tasks
 from ..model.source import Source, TunedModel, is_quantised
 from ..runs import Run
-from ..schema import EvalArgs, Task
+from ..schema import EvalArgs, EvalConfig, Task
 from ..utils.environment import Reasoned
 from ..utils.files import read_json, sha256
 from ..utils.logs import log
@@ -167,7 +169,7 @@ def refuse_corrupt(tuned: TunedModel, run: Run | None) -> None:
 
 
 def check_tokenization(
-    folder: Path, recorded: Mapping[str, str] | None, chat: ChatTokenizer, allow_mismatch: bool
+    folder: Path, recorded: Mapping[str, Any] | None, chat: ChatTokenizer, cfg: EvalConfig
 ) -> None:
     """Compare the tokenizer in `folder` with the hashes `recorded` by its run and by the folder itself.
 
@@ -177,10 +179,26 @@ def check_tokenization(
     if (folder / IDENTITY_FILE).exists():
         records.append(read_json(folder / IDENTITY_FILE))
     names = {"chat_template_sha256": "chat template", "tokenizer_sha256": "tokenizer"}
+    _check_template_kwargs(records, chat, cfg.allow_tokenizer_mismatch)
     for key, name in names.items():
         if all(record.get(key, chat.identity[key]) == chat.identity[key] for record in records):
             continue
-        problem = f"the {name} in {folder} differs from the one that the model was tuned with"
-        if not allow_mismatch:
-            raise ModelError(problem, hint="restore the folder, or set allow_tokenizer_mismatch=true")
+        chosen = cfg.chat_template if key.startswith("chat_template") else None
+        where = f"chat_template={chosen}" if chosen else f"the {name} in {folder}"
+        problem = f"{where} differs from the one that the model was tuned with"
+        if not cfg.allow_tokenizer_mismatch:
+            remedy = "remove the setting" if chosen else "restore the folder"
+            raise ModelError(problem, hint=f"{remedy}, or set allow_tokenizer_mismatch=true")
         log.warning("%s", problem)
+
+
+def _check_template_kwargs(records: Sequence[Mapping[str, Any]], chat: ChatTokenizer, allow: bool) -> None:
+    """Raises: ModelError if the variables of the chat template differ, unless that is allowed."""
+    tuned = next((record.get(TEMPLATE_KWARGS, {}) for record in records), chat.template_kwargs)
+    if tuned == chat.template_kwargs:
+        return
+    now, then = (json.dumps(kwargs, ensure_ascii=False) for kwargs in (chat.template_kwargs, tuned))
+    problem = f"chat_template_kwargs is {now}, and the model was tuned with {then}"
+    if not allow:
+        raise ModelError(problem, hint="remove the setting, or set allow_tokenizer_mismatch=true")
+    log.warning("%s", problem)

@@ -15,11 +15,11 @@ from transformers import BitsAndBytesConfig, set_seed
 from transformers.quantizers import AutoHfQuantizer
 
 from ..errors import ModelError
-from ..schema import Task
+from ..schema import ChatArgs, Task
 from ..utils.logs import log
 from .source import Source, TunedModel
 from .tasks import TASKS, check_architecture
-from .tokenizer import from_pretrained, hub_revision, load_config, load_tokenizer
+from .tokenizer import OWN_TEMPLATE, from_pretrained, hub_revision, load_config, load_tokenizer
 
 # load_base logs in its own words what transformers' coloured table lists.
 logging.getLogger("transformers.modeling_utils").addFilter(lambda record: "LOAD REPORT" not in record.getMessage())
@@ -171,13 +171,14 @@ def load_tuned(
     trust_remote_code: bool = False,
     task: Task = "causal_lm",
     labels: Sequence[str] = (),
+    chat: ChatArgs = OWN_TEMPLATE,
 ) -> tuple[Any, Any, Source]:
     """A tuned model, its tokenizer, and its base model's source (the model's own for full weights).
 
     Raises: ModelError if the folder, or the base model of the adapter, cannot be loaded.
     """
     tokenizer = load_tokenizer(
-        str(tuned.folder), trust_remote_code=trust_remote_code, templated=TASKS[task].chat_template
+        str(tuned.folder), trust_remote_code=trust_remote_code, templated=TASKS[task].chat_template, chat=chat
     )
     model, source = load_base(
         tuned.base, dtype, device, trust_remote_code=trust_remote_code, task=task, labels=labels

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer
 
-from ..errors import ModelError
+from .. import chat_templates
+from ..errors import ConfigError, ModelError, did_you_mean
+from ..schema import ChatArgs
 from ..utils.logs import log
 
 # For tokenizers without a chat template, as those of base models. It uses plain words instead of special tokens;
@@ -21,28 +24,59 @@ DEFAULT_CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '### Answer:\n' }}{% endif %}"
 )
 
+OWN_TEMPLATE = ChatArgs()
+
 
 def load_tokenizer(
-    location: str, revision: str | None = None, trust_remote_code: bool = False, *, templated: bool = True
-) -> Any:
+    location: str, revision: str | None = None, trust_remote_code: bool = False, *, templated: bool = True,
+    chat: ChatArgs = OWN_TEMPLATE,
+) -> Any:  # fmt: skip
     """The tokenizer with a padding token, and with a chat template if it is `templated`.
 
-    Raises: ModelError if it cannot be loaded, or has no end-of-sequence token although one is needed.
+    Args:
+        chat: the template in place of the tokenizer's own, and variables that the template must read.
+    Raises: ModelError if it cannot be loaded, or has no end-of-sequence token although one is needed; ConfigError
+        if the template does not read a variable of `chat`.
     """
     tokenizer = from_pretrained(
         AutoTokenizer, location, revision=hub_revision(revision), trust_remote_code=trust_remote_code
     )
     if tokenizer.eos_token is None and (templated or tokenizer.pad_token is None):
         raise ModelError(f"{location}: the tokenizer has no end-of-sequence token", hint="set eos_token in it")
-    if templated and tokenizer.chat_template is None:
-        tokenizer.chat_template = DEFAULT_CHAT_TEMPLATE
-        log.warning(
-            "%s has no chat template: the default one (### Request / ### Answer) is used and saved with the model",
-            location,
-        )
+    if templated:
+        _set_template(tokenizer, location, chat)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _set_template(tokenizer: Any, location: str, chat: ChatArgs) -> None:
+    if chat.chat_template is not None:
+        own, tokenizer.chat_template = tokenizer.chat_template, chat_templates.read(chat.chat_template)
+        if own is not None and own != tokenizer.chat_template:
+            log.info("chat template: %s, in place of that of %s", chat.chat_template, location)
+    elif tokenizer.chat_template is None:
+        tokenizer.chat_template = DEFAULT_CHAT_TEMPLATE
+        log.warning(
+            "%s has no chat template: the default one (### Request / ### Answer) is used and saved with the "
+            "model; chat_template=NAME chooses another",
+            location,
+        )
+    if chat.chat_template_kwargs:
+        _check_variables(tokenizer.chat_template, chat.chat_template_kwargs)
+
+
+def _check_variables(template: str | dict[str, str], variables: Iterable[str]) -> None:
+    """Raises: ConfigError for variables that the template does not read, which would have no effect."""
+    texts = template.values() if isinstance(template, dict) else [template]
+    known = set().union(*map(chat_templates.variables, texts)) - chat_templates.PROVIDED
+    problems = [
+        f"chat_template_kwargs.{name} is not a variable of the chat template{did_you_mean(name, known)}"
+        for name in variables
+        if name not in known
+    ]
+    if problems:
+        raise ConfigError(*problems, hint=f"its variables: {', '.join(sorted(known)) or 'none'}")
 
 
 def load_config(location: str, revision: str | None = None, trust_remote_code: bool = False) -> Any:

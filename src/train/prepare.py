@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from .. import runs
+from .. import chat_templates, runs
 from ..config import to_yaml
 from ..data import loader, prepare, report, task_encoding
 from ..data.chat import ChatTokenizer
@@ -206,13 +206,26 @@ def copy_held_out(examples: TokenStore, folder: Path) -> None:
 
 
 def load_chat(base: Source, cfg: TrainConfig) -> ChatTokenizer:
-    """The tokenizer of the base model, with a chat template if the task needs one."""
+    """The tokenizer of the base model, with a chat template if the task needs one.
+
+    Raises: ConfigError if `chat_template` names a template whose answers the tokenizer has no token to end with.
+    """
     from ..model.tokenizer import load_tokenizer
 
     templated = tasks.TASKS[cfg.task].chat_template
-    return ChatTokenizer(
-        load_tokenizer(base.location, cfg.model_revision, cfg.trust_remote_code, templated=templated)
+    tokenizer = load_tokenizer(
+        base.location, cfg.model_revision, cfg.trust_remote_code, templated=templated, chat=cfg
     )
+    chat = ChatTokenizer(tokenizer, cfg.chat_template_kwargs)
+    named = templated and cfg.chat_template in chat_templates.names()
+    if named and not chat.special.search(chat.end_of_turn):
+        plain = ", ".join(name for name in chat_templates.names() if "eos_token" in chat_templates.read(name))
+        raise ConfigError(
+            f"chat_template={cfg.chat_template} ends an answer with {chat.end_of_turn}, which is no token of "
+            f"{base.name}: the model could not stop",
+            hint=f"choose one that ends with the tokenizer's own token: {plain}",
+        )
+    return chat
 
 
 def _tokenize_rows(rows: prepare.TrainingRows, base: Source, cfg: TrainConfig) -> tuple[TokenStore, ChatTokenizer]:

@@ -43,7 +43,9 @@ def check_reload(run: Run | None, gate: GateArgs, load: LoadArgs) -> tuple[bool,
     result = stored.result
     conditions, merged = result["conditions"], result["generated"].get("adapter_merged") == "yes"
     scored = _predictions(stored.predictions(evaluation.split))
-    model, chat = reevaluate.load_model(load, tuned, task, labels, conditions["precision"], merged=merged)
+    model, chat = reevaluate.load_model(
+        load, tuned, task, labels, conditions["precision"], merged=merged, chat=evaluation.chat
+    )
     device = environment.choose_device(load.cuda_visible_devices).value
     deterministic = conditions["precision"] == "float32" and not evaluation.args.generation.get("do_sample")
     exact = deterministic and device == conditions["device"]
