@@ -59,7 +59,7 @@ publish:  ## Publish a model that beats its base to artifacts/models, or with ta
 publish-hf:  ## Publish a model that beats its base to the Hugging Face Hub: make publish-hf RUN=id
 runs:  ## List the runs with scores and verdicts: make runs ARGS='--sort test/rougeL', make runs A=RUN B=RUN
 list-configs:  ## List the configuration files and presets
-convert:  ## Convert multi-line JSON and ChatGPT exports under data/ to JSONL
+convert:  ## Convert multi-line JSON, ChatGPT and Claude exports under data/ to JSONL
 data-push:  ## Commit a folder to lakeFS: make data-push MESSAGE="what is new" data_source.repo=NAME
 demo:  ## Run the full pipeline on a small model: train, evaluate, compare, publish
 model:  ## Build the demo's base model, SmolLM2-135M-Instruct, without the Hub

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Turn multi-line JSON files and ChatGPT exports into JSONL; see docs/convert.md."""
+"""Turn JSON files of any layout, and ChatGPT and Claude exports, into JSONL; see docs/convert.md."""
 
 from __future__ import annotations
 

@@ -19,6 +19,14 @@ TOOL_OUTPUT = {"execution_output", "tether_quote", "tether_browsing_display", "s
 THOUGHTS = {"thoughts", "reasoning_recap"}
 INSTRUCTIONS = {"user_editable_context", "model_editable_context"}
 TEXT = {"text", "multimodal_text"}
+PARTS = {  # a word of a part's type -> what it is counted as
+    "image": "image",
+    "audio": "audio clip",
+    "video": "video",
+    "tool_use": "tool call",
+    "tool_result": "tool message",
+    "thinking": "thought",
+}
 NOT_USED = {"user": "unanswered user message", "assistant": "unprompted answer", "system": "unused system message"}
 
 
@@ -158,8 +166,7 @@ def _part_text(part: object, extras: Counter[str]) -> str:
     text, kind = part.get("text"), str(part.get("content_type"))
     if isinstance(text, str):
         return text
-    names = {"image": "image", "audio": "audio clip", "video": "video"}
-    extras[next((name for word, name in names.items() if word in kind), "other content part")] += 1
+    extras[next((name for word, name in PARTS.items() if word in kind), "other content part")] += 1
     return ""
 
 

@@ -1,4 +1,4 @@
-"""Turn multi-line JSON files and ChatGPT exports into JSONL: one JSON object per line.
+"""Turn JSON files of any layout, and ChatGPT and Claude exports, into JSONL: one JSON object per line.
 
 Rows are written from the text of the source, so that numbers come out exactly as they went in.
 """
@@ -12,16 +12,36 @@ import shutil
 import stat
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from ..data.readers import BELONGS_TO
-from .chatgpt import chatgpt_conversations, is_conversation, left_out_summary
+from ..data.readers import NO_DATA
+from . import chatgpt, claude
+from .chatgpt import chatgpt_conversations, left_out_summary
 from .json_text import JsonValue, fits_utf8, one_line, read_json_values
+from .wrapped import wrapped_rows
 
 TYPE_NAMES = {list: "an array", str: "a string", bool: "true or false", type(None): "null"}
 CORRECT_IT = "Correct it and run the command again; nothing was written for this file."
+
+
+class Export(NamedTuple):
+    """The conversations that a program exports: how they are recognised, and read as a tree of messages.
+
+    key: what every conversation of it has.
+    """
+
+    recognises: Callable[[object], bool]
+    key: str
+    as_tree: Callable[[Any], object] = lambda conversation: conversation
+
+
+EXPORTS = {
+    "ChatGPT": Export(chatgpt.is_conversation, "mapping"),
+    "Claude": Export(claude.is_conversation, "chat_messages", claude.as_tree),
+}
 
 
 @dataclass(frozen=True)
@@ -103,7 +123,7 @@ def _find(path: Path) -> Iterator[tuple[Path, ConversionResult | None]]:
     for folder, subfolders, names in os.walk(path, onerror=unreadable.append):
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
         wanted = [name for name in names if name.lower().endswith((".json", ".jsonl")) and name[0] != "."]
-        wanted = [name for name in wanted if name != BELONGS_TO]
+        wanted = [name for name in wanted if name not in NO_DATA]
         for file in (Path(folder, name) for name in subfolders + wanted):
             if file.is_symlink():
                 detail = ": skipped, a symbolic link. Give the path of its target to convert it."
@@ -122,12 +142,12 @@ def _unusable(path: Path, error: OSError) -> ConversionResult:
 def _convert(path: Path, force: bool, check: bool) -> ConversionResult:
     raw, in_place = _read(path), path.suffix.lower() == ".jsonl"
     text = _decode(raw)
-    values = _objects(text)
-    from_export = _is_export(values)
-    if in_place and not from_export and _is_jsonl(text, values):
+    values, wrapped = _unwrapped(_objects(text))
+    export = _export_of(values)
+    if in_place and not export and not wrapped and _is_jsonl(text, values):
         bom = "; it starts with a byte order mark, which is kept" if raw.startswith(b"\xef\xbb\xbf") else ""
         return ConversionResult(path, "ok", len(values), f": ok ({_rows(len(values))}){bom}")
-    rows, note = _export_rows(values) if from_export else ([one_line(v.source) for v in values], "")
+    rows, note = _export_rows(values, export) if export else ([one_line(v.source) for v in values], wrapped)
     data = "".join(row + "\n" for row in rows).encode()
     target = path if in_place else path.with_suffix(".jsonl")
     if not in_place and _is_current(target, data, force):
@@ -138,6 +158,21 @@ def _convert(path: Path, force: bool, check: bool) -> ConversionResult:
     kept = _write(target, data, like=path)
     kept_as = f", {'original' if in_place else 'old rows'} kept as {kept}" if kept else ""
     return ConversionResult(path, "converted", len(rows), f": converted{done}{kept_as}{note}")
+
+
+def _unwrapped(values: list[JsonValue]) -> tuple[list[JsonValue], str]:
+    """The rows inside the only object of a file, and a note that says so; else `values` and no note.
+
+    Raises: ConversionError if it holds several lists of rows.
+    """
+    is_export = any(export.recognises(value.value) for export in EXPORTS.values() for value in values)
+    lists, others = wrapped_rows(values[0]) if len(values) == 1 and not is_export else ({}, [])
+    if len(lists) > 1:
+        fact = f"the object holds several lists of rows: {', '.join(lists)}"
+        raise ConversionError(fact, "Put each list into a file of its own.", f":{values[0].line}")
+    for key, rows in lists.items():
+        return rows, f"; the rows of {key}" + (f"; left out: {', '.join(others)}" if others else "")
+    return values, ""
 
 
 def _rows(count: int) -> str:
@@ -190,23 +225,24 @@ def _is_jsonl(text: str, values: Sequence[JsonValue]) -> bool:
     return alone and not text.lstrip().startswith("[")
 
 
-def _is_export(values: Sequence[JsonValue]) -> bool:
-    """Whether the values are a ChatGPT export.
+def _export_of(values: Sequence[JsonValue]) -> str:
+    """The program whose export the values are, a key of EXPORTS; empty if they are none.
 
     Raises: ConversionError if a file mixes its conversations with other objects.
     """
-    if not any(is_conversation(value.value) for value in values):
-        return False
-    for line, value, _ in values:
-        if isinstance(value, dict) and "mapping" not in value:
-            fact = "this object is not a ChatGPT conversation, while others in the file are"
-            raise ConversionError(fact, "Put the two kinds into separate files.", f":{line}")
-    return True
+    known = [(name, export) for name, export in EXPORTS.items() if any(export.recognises(v.value) for v in values)]
+    for name, export in known:
+        for line, value, _ in values:
+            if isinstance(value, dict) and export.key not in value:
+                fact = f"this object is not a {name} conversation, while others in the file are"
+                raise ConversionError(fact, "Put the two kinds into separate files.", f":{line}")
+        return name
+    return ""
 
 
-def _export_rows(values: Sequence[JsonValue]) -> tuple[list[str], str]:
-    """The rows of a ChatGPT export, and a note on what was omitted."""
-    found = chatgpt_conversations(value.value for value in values)
+def _export_rows(values: Sequence[JsonValue], name: str) -> tuple[list[str], str]:
+    """The rows of an export, and a note on what was omitted."""
+    found = chatgpt_conversations(EXPORTS[name].as_tree(value.value) for value in values)
     without = "".join(f"\n  no row from {reason}" for reason in found.without_row)
     left_out = left_out_summary(found.left_out)
     note = (f"; left out: {left_out}" if left_out else "") + without

@@ -89,6 +89,26 @@ def _array_items(text: str, start: int) -> Iterator[tuple[int, int, object]]:
         raise json.JSONDecodeError("Extra data after the array", text, rest)
 
 
+def members(value: JsonValue) -> dict[str, JsonValue]:
+    """The values of an object by their keys, each with its source text."""
+    text, found = value.source, {}
+    pos = _skip(text, 1)
+    while not text.startswith("}", pos):
+        key, end = _value_at(text, pos)
+        start = _skip(text, _skip(text, end) + 1)  # behind the colon
+        item, end = _value_at(text, start)
+        line = value.line + text.count("\n", 0, start)
+        found[str(key)] = JsonValue(line, item, text[start:end])
+        pos = _skip(text, end)
+        pos = _skip(text, pos + 1) if text.startswith(",", pos) else pos
+    return found
+
+
+def items(value: JsonValue) -> list[JsonValue]:
+    """The items of an array, each with its source text."""
+    return [item._replace(line=value.line + item.line - 1) for item in read_json_values(value.source)]
+
+
 def _skip(text: str, pos: int) -> int:
     match = SPACE.match(text, pos)
     return match.end() if match else pos

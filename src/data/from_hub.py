@@ -43,6 +43,7 @@ DATA_FILE = re.compile(
     rf"({'|'.join(map(re.escape, READERS))})({'|'.join(map(re.escape, ARCHIVES))})?\Z", re.IGNORECASE
 )
 COMMIT = re.compile(r"[0-9a-f]{40}")
+CARD = "README.md"  # says which files belong to which split
 ANSWER_SECONDS = 10
 BLOCK = 1 << 20
 
@@ -138,8 +139,8 @@ def _fetch(api: HfApi, source: DataSource, commit: str, folder: Path) -> None:
 
     tree = api.list_repo_tree(str(source.repo), recursive=True, revision=commit, repo_type="dataset")
     found = [(relative_name(source.path, entry.path), entry) for entry in tree if isinstance(entry, RepoFile)]
-    named = {name: entry for name, entry in found if name is not None and _is_data(name)}
-    if not named:
+    named = {name: entry for name, entry in found if name is not None and (_is_data(name) or name == CARD)}
+    if not any(map(_is_data, named)):
         raise _nothing(source)
     check_size(str(source.repo), sum(entry.size for entry in named.values()), source.max_gb)
     where = safe_paths(folder, named)
