@@ -21,7 +21,7 @@ from ..data.readers import NO_DATA
 from . import chatgpt, claude
 from .chatgpt import chatgpt_conversations, left_out_summary
 from .json_text import JsonValue, fits_utf8, one_line, read_json_values
-from .wrapped import wrapped_rows
+from .row_lists import wrapped_rows
 
 TYPE_NAMES = {list: "an array", str: "a string", bool: "true or false", type(None): "null"}
 CORRECT_IT = "Correct it and run the command again; nothing was written for this file."
