@@ -49,8 +49,13 @@ def of_model(values: Mapping[str, Any]) -> Settings:
         folder, run = runs.find_model(_word(values.get("model_path")), str(values.get("output_dir")))
     except UserError:
         return {}
-    found = {TEMPLATE_KWARGS: kwargs} if (kwargs := template_kwargs(folder)) else {}
-    return found | (_judged_by(run, values) if run and run.readable else {})
+    return _template_layer(folder, values) | (_judged_by(run, values) if run and run.readable else {})
+
+
+def _template_layer(model: Path, values: Mapping[str, Any]) -> Settings:
+    """The variables of a model's chat template, unless another template is typed."""
+    kwargs = template_kwargs(model) if values.get("chat_template") is None else {}
+    return {TEMPLATE_KWARGS: kwargs} if kwargs else {}
 
 
 def template_kwargs(model: Path) -> dict[str, Any]:
@@ -62,8 +67,14 @@ def template_kwargs(model: Path) -> dict[str, Any]:
 
 def template_file(run: Run | None) -> str | None:
     """The chat template that the model of a run was tuned with; None if its tokenizer has several or none."""
-    path = run.model / TEMPLATE_FILE if run else None
+    path = _model_folder(run) / TEMPLATE_FILE if run else None
     return str(path) if path and path.is_file() else None
+
+
+def _model_folder(run: Run) -> Path:
+    """The model that a run trained, or the folder that it evaluated."""
+    evaluated = run.manifest.get("model_path")
+    return Path(evaluated) if evaluated else run.model
 
 
 def of_compared(values: Mapping[str, Any]) -> Settings:
@@ -86,9 +97,8 @@ def of_base(values: Mapping[str, Any]) -> Settings:
     found: Settings = {"model_name": base["name"], "task": manifest.get("task", "causal_lm")}
     if isinstance(revision, str) and not revision.startswith("sha256:"):  # of the Hub
         found["model_revision"] = revision
-    if kwargs := template_kwargs(run.model):
-        found[TEMPLATE_KWARGS] = kwargs
-    return found | _judged_by(run, values, CONDITIONS)
+    also = CONDITIONS if values.get("chat_template") is None else set(CONDITIONS) - {TEMPLATE_KWARGS}
+    return found | _template_layer(_model_folder(run), values) | _judged_by(run, values, also)
 
 
 def _word(value: Any) -> str | None:

@@ -179,7 +179,6 @@ def check_tokenization(
     if (folder / IDENTITY_FILE).exists():
         records.append(read_json(folder / IDENTITY_FILE))
     names = {"chat_template_sha256": "chat template", "tokenizer_sha256": "tokenizer"}
-    _check_template_kwargs(records, chat, cfg.allow_tokenizer_mismatch)
     for key, name in names.items():
         if all(record.get(key, chat.identity[key]) == chat.identity[key] for record in records):
             continue
@@ -190,11 +189,12 @@ def check_tokenization(
             remedy = "remove the setting" if chosen else "restore the folder"
             raise ModelError(problem, hint=f"{remedy}, or set allow_tokenizer_mismatch=true")
         log.warning("%s", problem)
+    _check_template_kwargs(records, chat, cfg.allow_tokenizer_mismatch)
 
 
 def _check_template_kwargs(records: Sequence[Mapping[str, Any]], chat: ChatTokenizer, allow: bool) -> None:
     """Raises: ModelError if the variables of the chat template differ, unless that is allowed."""
-    tuned = next((record.get(TEMPLATE_KWARGS, {}) for record in records), chat.template_kwargs)
+    tuned = next((record.get(TEMPLATE_KWARGS, {}) for record in records if record), chat.template_kwargs)
     if tuned == chat.template_kwargs:
         return
     now, then = (json.dumps(kwargs, ensure_ascii=False) for kwargs in (chat.template_kwargs, tuned))
