@@ -192,13 +192,15 @@ def parse_row(row: object, translate: Translation) -> ParsedRow:
         raise RowError("not_an_object", "is not a JSON object")
     source = SourceRow(row)
     turns = translate(source)
-    if turns[0]["role"] != TEXT:
+    if not source.is_read and turns[0]["role"] != TEXT:
         turns = [*system_turn(source, turns), *turns]
         apply_loss_mask(source, turns)
-        refuse_media(turns)
+    refuse_media(turns)
     if not all(map(_is_unicode, turns)):
         raise RowError("not_unicode", "has half a surrogate pair, which is no character")
     check_turns(turns)
+    if source.is_read:
+        return ParsedRow(turns, None, None, source.unread)
     return ParsedRow(turns, tools_of(source), template_kwargs_of(source), source.unread)
 
 

@@ -36,13 +36,18 @@ class SourceRow(dict[str, Any]):
         self._read: set[str] = set()
         self._unread_keys: set[str] = set()
         folded = {str(name).strip().lower(): name for name in columns}
-        self._names = folded if folded.keys() != columns.keys() else columns
+        self._names = folded if folded.keys() != columns.keys() else None  # None: as they are written
 
     def find(self, *names: str) -> str | None:
         """The first of the columns `names` that has a value, else the first that the row has; None without any."""
-        found = [name if name in self else self._names.get(name) for name in names]
-        there = [name for name in found if name is not None and name in self]
-        return next((name for name in there if has_value(self[name])), there[0] if there else None)
+        first = None
+        for name in names:
+            found = name if name in self else self._names.get(name) if self._names is not None else None
+            if found is not None:
+                if has_value(self[found]):
+                    return found
+                first = first or found
+        return first
 
     def take(self, *names: str) -> Any:
         """The value of the column that `find` finds, which counts as read; None without one."""
@@ -65,6 +70,11 @@ class SourceRow(dict[str, Any]):
     def note_unread(self, key: str) -> None:
         """Note a key inside a column that is not read, as a path such as `messages[].mood`."""
         self._unread_keys.add(key)
+
+    @property
+    def is_read(self) -> bool:
+        """Whether every column was read."""
+        return len(self._read) == len(self)
 
     @property
     def unread(self) -> set[str]:

@@ -27,6 +27,8 @@ ROLE_NAMES: dict[str, str] = {
     **dict.fromkeys(("function_call", "function_calls", "tool_call", "tool_calls"), CALL),
 }
 
+PLAIN_ROLES = ("user", "assistant", "system")
+
 TURN_KEYS: dict[str, str] = {
     **dict.fromkeys(("role", "from", "speaker", "sender"), "role"),
     **dict.fromkeys(("content", "value", "text", "parts"), "content"),
@@ -65,8 +67,9 @@ def read_turns(turns: Sequence[object], row: SourceRow) -> list[Message]:
     for number, turn in enumerate(turns, 1):
         if not isinstance(turn, dict):
             raise RowError("not_an_object", f"has a message {number} that is not an object")
-        pair = _pair(turn)
-        if pair:
+        if len(turn) == 2 and turn.get("role") in PLAIN_ROLES and isinstance(turn.get("content"), str):
+            found.append({"role": turn["role"], "content": turn["content"]})  # most turns, without a look further
+        elif pair := _pair(turn):
             found += _exchange(turn, pair, number, row)
         else:
             _add(found, turn, number, row)

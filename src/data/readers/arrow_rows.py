@@ -1,12 +1,13 @@
 """Read Parquet and Arrow files row by row, in bounded memory.
 
-The position of a row is its number. Lists, structs and nulls become Python objects.
+The position of a row is its number. Lists and structs become Python objects. A null in a struct is left out:
+all structs of a column have the same fields, and Arrow fills in those that a row lacks.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from ..conversation import RowError
 from .stream import CHUNK_BYTES, CorruptFile, ReadOptions, Values
 
 if TYPE_CHECKING:
-    from pyarrow import RecordBatch
+    from pyarrow import DataType, RecordBatch
     from pyarrow.parquet import ParquetFile
 
 BATCH_BYTES = 16 << 20  # of rows that are decoded at once
@@ -62,9 +63,40 @@ def _corrupt_if_refused() -> Iterator[None]:
 def _numbered(batches: Iterator[RecordBatch]) -> Values:
     number = 0
     for batch in batches:
+        cleaners = _cleaners(batch)
         for row in _rows(batch):
             number += 1
+            if not isinstance(row, RowError):
+                row.update((name, clean(row[name])) for name, clean in cleaners.items())
             yield number, row
+
+
+def _cleaners(batch: RecordBatch) -> dict[str, Callable[[Any], Any]]:
+    """For each column with structs, a function that leaves out the nulls in the structs of a cell."""
+    found = {field.name: _cleaner(field.type) for field in batch.schema}
+    return {name: clean for name, clean in found.items() if clean}
+
+
+def _cleaner(kind: DataType) -> Callable[[Any], Any] | None:
+    import pyarrow.types as types
+
+    if types.is_struct(kind):
+        inner = {field.name: _cleaner(field.type) for field in kind}
+        return lambda cell: (
+            cell
+            and {
+                name: clean(value) if (clean := inner[name]) else value
+                for name, value in cell.items()
+                if value is not None
+            }
+        )
+    if types.is_map(kind):
+        of_value = _cleaner(kind.item_type)
+        return lambda cell: cell and {name: of_value(value) if of_value else value for name, value in cell}
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        of_item = _cleaner(kind.value_type)
+        return of_item and (lambda cell: cell and [of_item(item) for item in cell])
+    return None
 
 
 def _pieces(batch: RecordBatch) -> Iterator[RecordBatch]:
