@@ -25,7 +25,7 @@ from .contamination import EvaluationRows
 from .detect import options_of, resolve_format
 from .formats import (
     FORMATS,
-    Message,
+    Conversation,
     ParsedRow,
     Rejection,
     Row,
@@ -35,6 +35,7 @@ from .formats import (
     parse_row,
 )
 from .readers import describe, read_values
+from .row_text import have_same_turns, row_structure, row_text
 from .sources import DataPart
 from .store import Array, RowStore, build_once, content_key, write_lines
 
@@ -148,8 +149,8 @@ def _write_rows(
         first_rows = np.cumsum([0, *(f["usable"] for f in files[:-1])]).tolist()
         write_json(folder / "about.json", {"files": files, "first_rows": first_rows, "unread": unread})
         store = RowStore(folder)
-        found = spool.duplicates(lambda row: _full_text(store.row(row).messages), dedup_threshold, processes)
-        write_lines(folder / "duplicates.jsonl", (_duplicate_row(store, d) for d in found))
+        found = spool.duplicates(lambda row: row_text(store.row(row).conversation), dedup_threshold, processes)
+        write_lines(folder / "duplicates.jsonl", filter(None, (_duplicate_row(store, d) for d in found)))
 
 
 def _parse_files(
@@ -216,7 +217,7 @@ def _parse_batch(
         secrets: names of the environment's credentials, by their value in JSON form.
     """
     lines: list[bytes] = []
-    accepted: list[list[Message]] = []
+    accepted: list[Conversation] = []
     rejected: list[tuple[int, int, str, int, str]] = []
     unread: dict[str, UnreadKey] = {}
     for line, value in batch.values:
@@ -230,15 +231,16 @@ def _parse_batch(
             if held:  # a model can reveal what it was trained on
                 raise RowError("secret", f"holds the value of the environment variable {held[0]}")
             lines.append(written.encode())
-            accepted.append(parsed.messages)
+            accepted.append(Conversation(parsed.messages, parsed.tools, parsed.template_kwargs))
             for key in parsed.unread:
                 before = unread.get(key, UnreadKey(0, line))
                 unread[key] = before._replace(rows=before.rows + 1)
         except RowError as error:
             rejected.append((batch.file, line, error.reason, error.rows, error.detail))
-    texts = [_full_text(turns) for turns in accepted]
-    found = duplicates.fingerprints(texts)
-    matches = held_out.matches(accepted, dict(zip(texts, found, strict=True)))
+    texts, structures = list(map(row_text, accepted)), list(map(row_structure, accepted))
+    found = duplicates.fingerprints(texts, structures)
+    known = {text: f for text, other, f in zip(texts, structures, found, strict=True) if not other}
+    matches = held_out.matches([conversation.messages for conversation in accepted], known)
     overlaps = [(i, m.kind, m.similarity, m.file, m.line) for i, m in enumerate(matches) if m]
     rows_in = len(lines) + sum(rows for _, _, _, rows, _ in rejected)
     return ParsedBatch(batch.file, rows_in, lines, rejected, found, overlaps, unread)
@@ -250,12 +252,10 @@ def _parse(value: object, translate: Translation) -> ParsedRow:
     return parse_row(value, translate)
 
 
-def _full_text(turns: Sequence[Message]) -> str:
-    return "\n".join(turn["content"] for turn in turns)
-
-
-def _duplicate_row(store: RowStore, found: duplicates.Duplicate) -> list[Any]:
+def _duplicate_row(store: RowStore, found: duplicates.Duplicate) -> list[Any] | None:
     earlier = store.row(found.earlier)
+    if not have_same_turns(store.row(found.row).conversation, earlier.conversation, found.kind):
+        return None
     return list(redact([found.row, found.kind, found.similarity, str(earlier.file), earlier.line]))
 
 

@@ -24,7 +24,7 @@ REMEDIES = {
     "not_utf8": " (encoding=cp1252 reads most files that Excel writes)",
     "dropped_by_template": " (chat_template and chat_template_kwargs choose how a row is rendered)",
 }
-UNREAD_REMEDY = "; a column can be put into the request by user_prompt"
+UNREAD_REMEDY = "; user_prompt puts columns into the request"
 SHARES = {"min": 0.0, "p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "max": 1.0}
 
 
@@ -249,7 +249,8 @@ def _unread(unread: Sequence[dict[str, Any]]) -> list[str]:
     if not named:
         return []
     more = f" and {len(named) - MAX_LISTED} more" if len(named) > MAX_LISTED else ""
-    return [f"not read, and so not trained on: {', '.join(named[:MAX_LISTED])}{more}{UNREAD_REMEDY}"]
+    remedy = UNREAD_REMEDY if any("[]" not in each for each in named) else ""
+    return [f"not read, and so not trained on: {', '.join(named[:MAX_LISTED])}{more}{remedy}"]
 
 
 def _kinds(counts: dict[str, int]) -> str:

@@ -9,7 +9,7 @@ from typing import Any, get_args
 import pytest
 
 from src.data.column_mapping import STRATEGIES, choose_translation, strategy_of
-from src.data.formats import RowError, to_messages
+from src.data.formats import RowError, parse_row, to_messages
 from src.data.sources import parse_train_data_config
 from src.errors import ConfigError
 from src.schema import ColumnArgs, Strategy
@@ -114,6 +114,39 @@ def test_a_template_of_other_columns_needs_no_question() -> None:
     assert taken(row, answer_key="a", user_prompt="On {topic}: {task}")[0]["content"] == "On sums: 2+2?"
     with pytest.raises(RowError, match="no text under 'question'"):
         taken(row, answer_key="a", user_prompt="On {topic}: {question}")
+
+
+def test_a_path_leads_into_a_column() -> None:
+    row = {
+        "question": "Which colour?",
+        "context": "It is blue.",
+        "answers": {"text": ["blue"], "answer_start": [6]},
+    }
+    columns = {"question_key": "question", "answer_key": "answers.text[0]"}
+    assert taken(row, **columns) == chat("Which colour?", "blue")["messages"]
+    (asked, _) = taken(row, **columns, user_prompt="{context} {question} {answers.text[0]} {a[0]:}")
+    assert asked["content"] == "It is blue. Which colour? blue {a[0]:}"
+    with pytest.raises(RowError, match=r"no text under 'answers.text\[1\]'"):
+        taken(row, question_key="question", answer_key="answers.text[1]")
+    parsed = parse_row(row, choose_translation(ColumnArgs(**columns), "messages"))
+    assert parsed.unread == {"context"}
+
+
+def test_a_named_column_of_preference_data_is_taken_at_its_word() -> None:
+    row: dict[str, Any] = {
+        "prompt": "2+2?",
+        "chosen": "4",
+        "rejected": "5",
+        "system": "Count.",
+        "history": [["1?", "1"]],
+    }
+    found = taken(row, question_key="prompt", answer_key="chosen", system_prompt="Yours.")
+    assert [turn["content"] for turn in found] == ["Count.", "1?", "1", "2+2?", "4"]
+    with pytest.raises(RowError, match="preference data"):
+        taken(row, question_key="prompt", answer_key="answer")
+    with pytest.raises(RowError, match="its label is false"):
+        taken({"q": "2+2?", "a": "5", "label": False}, question_key="q", answer_key="a")
+    assert taken({"q": "Even?", "label": "true"}, question_key="q", answer_key="label")[1]["content"] == "true"
 
 
 def test_naming_a_column_selects_questions_and_answers() -> None:

@@ -330,6 +330,35 @@ def test_rows_of_the_format_with_another_fault_are_not_reported_as_misfits(make:
     assert refusal(make, jsonl_bytes([*rows, *OWN])).endswith("as for reinforcement learning; fix the rows")  # type: ignore[list-item]
 
 
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        (
+            {"prompt": "2+2?", "chosen": "4", "rejected": "5"},
+            "is preference data, which is not supported: supervised training would train on the rejected answers "
+            "as well (it has chosen, rejected); to train on the preferred answers, name their column with "
+            "answer_key, or keep the rows whose label is true and remove that column",
+        ),
+        (
+            {"question": "?", "answers": {"text": ["blue"], "answer_start": [1]}, "id": "7"},
+            "has no text under 'completion' or another name of an answer; its rows have answers.text[0], "
+            "question, id; name the column of the answer with answer_key; "
+            "prompts alone, as for RL, are not supported",
+        ),
+        (
+            {"response": "4"},
+            "has no list of messages; its rows have response; name the column of the request with question_key, "
+            "or set data_format=text to train on response alone",
+        ),
+        ({"messages": [{"role": "user", "content": "?"}], "images": ["a.png"]},
+         "is about images, audio or video, which are not supported: its text speaks of what the model does not "
+         "see (it has images); remove these rows or, where the text stands alone, their media columns"),
+    ],
+)  # fmt: skip
+def test_auto_says_what_a_file_is_and_the_way_out(make: Maker, row: dict[str, Any], said: str) -> None:
+    assert refusal(make, jsonl_bytes([row])).partition("line 1 ")[2] == said
+
+
 def test_if_no_row_is_left_the_reason_is_reported_although_bad_rows_are_skipped(make: Maker) -> None:
     make.file("a.jsonl", OWN)
     with pytest.raises(DataError, match="its rows have reply, task"):

@@ -108,6 +108,24 @@ def test_the_same_rows_are_read_from_every_kind(tmp_path: Path, kind: str, packe
     assert read_bytes(tmp_path, f"X.Y{kind}{packed}".upper(), data) == want
 
 
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_a_null_that_arrow_filled_into_a_struct_is_left_out(tmp_path: Path, kind: str) -> None:
+    rows = [
+        {"call": {"arguments": {"city": "Oslo", "days": [{"from": 1}]}}, "a": None},
+        {"call": {"arguments": {"x": 2}}},
+    ]
+    table = pyarrow.Table.from_pylist(rows)
+    assert table.to_pylist()[1]["call"]["arguments"]["city"] is None
+    file = io.BytesIO()
+    if kind == "parquet":
+        pyarrow.parquet.write_table(table, file)
+    else:
+        with pyarrow.ipc.new_stream(file, table.schema) as stream:
+            stream.write_table(table)
+    found = [value for _, value in read_bytes(tmp_path, f"x.{kind}", file.getvalue())]
+    assert found == [rows[0], {**rows[1], "a": None}]
+
+
 def test_parquet_gives_the_same_rows(tmp_path: Path) -> None:
     assert read_bytes(tmp_path, "x.parquet", parquet(ROWS)) == [(1, ROWS[0]), (2, ROWS[1])]
 

@@ -90,6 +90,11 @@ def test_the_report_accounts_for_every_row(make: Maker) -> None:
         ([chat("3+3?", "6")], {}, "1 row is a duplicate of earlier ones (1 exact)"),
         ([chat("Held out?", "9")], {"on_contamination": "keep"}, "1 row occurs in the evaluation files"),
         ([chat("<|end|>?", "4")], {}, "1 row is rejected: control_token"),
+        (
+            [chat("2+2?", "4") | {"mood": "calm", "source": "book"}],
+            {},
+            "not read, and so not trained on: mood (1 row); user_prompt puts columns into the request",
+        ),
     ],
 )
 def test_a_finding_is_reported_and_with_strict_data_refused(
@@ -102,6 +107,38 @@ def test_a_finding_is_reported_and_with_strict_data_refused(
     with pytest.raises(DataError) as caught:
         make.tokens(**settings, strict_data=True)
     assert caught.value.problems == (finding,)
+
+
+def test_values_that_are_not_read_are_counted_with_an_example(make: Maker) -> None:
+    rows: list[Any] = [chat("2+2?", "4"), chat("3+3?", "6") | {"mood": "calm", "id": 1}, chat("4+4?", "8")]
+    rows[2]["messages"][0]["tone"] = "dry"
+    path = make.file("a.jsonl", [*rows, {"mood": "calm"}])
+    make.file("b.jsonl", [chat("5+5?", "10") | {"mood": "calm"}])
+    assert make.tokens().report["unread"] == [
+        {"key": "mood", "rows": 2, "example": f"{path}:2"},
+        {"key": "id", "rows": 1, "example": f"{path}:2", "harmless": True},
+        {"key": "messages[].tone", "rows": 1, "example": f"{path}:3"},
+    ]
+
+
+def test_rows_that_differ_in_anything_that_is_trained_are_no_duplicates(make: Maker) -> None:
+    asked = {"role": "user", "content": "Do the usual task for me now, please, as we agreed last week at home."}
+
+    def call(name: str, arguments: object, **beside: Any) -> dict[str, Any]:
+        called = {"function": {"name": name, "arguments": arguments}, "id": str(arguments)}
+        return {"messages": [asked, {"role": "assistant", "content": "", "tool_calls": [called]}], **beside}
+
+    answered = {"role": "assistant", "content": "Done."}
+    different: list[Any] = [
+        call("water", {"litres": 2}), call("water", {"litres": 3}), call("feed", {"litres": 2}),
+        call("water", {"litres": 2}, tools=[{"name": "water"}]), chat("a\nb", "c"), chat("a", "b\nc"),
+        {"messages": [asked, answered]}, {"messages": [asked, {**answered, "reasoning_content": "Which one?"}]},
+        {"messages": [asked, answered, asked, {**answered, "weight": 0}]}, {"messages": [asked, answered] * 2},
+    ]  # fmt: skip
+    make.file("a.jsonl", different)
+    assert list(make.read().store.matches("duplicates")) == []
+    make.file("a.jsonl", [*different, call("water", '{"litres": 2}'), {"messages": different[7]["messages"]}])
+    assert [match.kind for match in make.read().store.matches("duplicates")] == ["exact", "exact"]
 
 
 def test_clean_data_has_no_finding(make: Maker) -> None:

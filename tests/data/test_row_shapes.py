@@ -1,0 +1,282 @@
+"""Rows as people and vendors have them become one shape; what is no supervised text is refused by what it is."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from src.data.calls import tools_of
+from src.data.formats import FORMATS, Message, RowError, count_formats, parse_row
+from src.data.source_row import is_harmless
+
+ASKED: Any = {"role": "user", "content": "Rain in Oslo?"}
+CITY = {"city": "Oslo"}
+RAIN = {"type": "function", "function": {"name": "rain", "arguments": CITY}}
+TEXT_RAIN = {"type": "function", "function": {"name": "rain", "arguments": '{"city": "Oslo"}'}}
+TOOL = {"name": "rain", "description": "whether it rains", "parameters": {"type": "object", "properties": {}}}
+BEDROCK = {**TOOL, "parameters": None, "inputSchema": {"json": TOOL["parameters"]}}
+WRAPPED = [{"type": "function", "function": TOOL}]
+
+
+def auto(row: dict[str, Any]) -> tuple[list[Message], set[str]]:
+    """The messages of a row in the detected format, and what of it is not read without being harmless."""
+    found = count_formats([row])
+    parsed = parse_row(row, FORMATS[next(iter(found), "messages")].translate)
+    return parsed.messages, {key for key in parsed.unread if not is_harmless(key)}
+
+
+def refusal(row: dict[str, Any]) -> RowError:
+    with pytest.raises(RowError) as caught:
+        auto(row)
+    return caught.value
+
+
+def turns(row: dict[str, Any]) -> list[tuple[str, str]]:
+    messages, unread = auto(row)
+    assert unread == set()
+    return [(turn["role"], turn["content"]) for turn in messages]
+
+
+PAIR = [("user", "2+2?"), ("assistant", "4")]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"query": "2+2?", "response": "4", "history": []},
+        {"question": "2+2?", "answer": 4},
+        {"Question": "2+2?", "Answer": "4"},
+        {"input": "2+2?", "output": "4", "source": "C4", "subset": "chat"},
+        {"instruction": "2+2?", "context": "", "response": "4", "category": "open_qa"},
+        {"prompt": [{"role": "user", "content": "2+2?"}], "completion": [{"role": "assistant", "content": "4"}]},
+        {"prompt": "2+2?", "completion": [{"role": "assistant", "content": "4"}]},
+        {"conversation": [{"human": "2+2?", "assistant": "4"}]},
+        {"messages": "[{'role': 'user', 'content': '2+2?'}, {'role': 'assistant', 'content': '4'}]"},
+        {"conversations": [{"from": "Prompter", "value": "2+2?"}, {"from": "AI", "value": "4"}]},
+        {"messages": [{"role": "USER", "content": "2+2?"}, {"role": "bot", "content": "4"}], "images": []},
+        {"contents": [{"role": "user", "parts": [{"text": "2+2?"}]}, {"role": "model", "parts": [{"text": "4"}]}]},
+        {
+            "schemaVersion": "bedrock-conversation-2024",
+            "messages": [
+                {"role": "user", "content": [{"text": "2+2?"}]}, {"role": "assistant", "content": [{"text": "4"}]}
+            ],
+        },
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "text", "value": "2+2?"}], "loss_weight": 0.0},
+                {"role": "assistant", "content": [{"type": "output_text", "text": "4"}], "id": 7},
+            ]
+        },
+    ],
+)  # fmt: skip
+def test_one_exchange_is_read_from_every_shape(row: dict[str, Any]) -> None:
+    assert turns(row) == PAIR
+
+
+def test_what_stands_beside_the_turns_is_read() -> None:
+    beside: dict[str, Any] = {"system": "Count.", "history": [["1+1?", "2"]]}
+    earlier = [("system", "Count."), ("user", "1+1?"), ("assistant", "2")]
+    assert turns({"instruction": "2+2?", "output": "4", **beside}) == [*earlier, *PAIR]
+    assert turns({"query": "2+2?", "response": "4", **beside, "history": "[['1+1?', '2']]"}) == [*earlier, *PAIR]
+    assert turns({"prompt": "2+2?", "completion": "4", "system": [{"text": "Count."}]})[0] == earlier[0]
+    messages = [{"role": "system", "content": "Mine."}, ASKED, {"role": "assistant", "content": "No."}]
+    assert auto({"messages": messages, "system": "Mine."})[1] == set()
+    assert auto({"messages": messages, "system": "Another."})[1] == {"system"}
+    assert refusal({"query": "2+2?", "response": "4", "history": ["1+1?"]}).reason == "bad_history"
+
+
+def test_a_context_is_added_to_the_request() -> None:
+    (asked, _) = turns({"instruction": "Which colour?", "context": "It is blue.", "response": "Blue"})
+    assert asked == ("user", "Which colour?\n\nIt is blue.")
+    (asked, _) = turns({"question": "Which colour?", "context": "It is blue.", "answer": "Blue"})
+    assert asked == ("user", "Which colour?\n\nIt is blue.")
+
+
+@pytest.mark.parametrize(
+    ("call", "read"),
+    [
+        ({"tool_calls": [{"id": "1", **RAIN}]}, {"id": "1", **RAIN}),
+        ({"tool_calls": [{"id": "1", "index": 0, **TEXT_RAIN}, None]}, {"id": "1", **TEXT_RAIN}),
+        ({"function_call": {"name": "rain", "arguments": '{"city": "Oslo"}'}}, TEXT_RAIN),
+        ({"content": [{"type": "tool_use", "id": "1", "name": "rain", "input": CITY}]}, {"id": "1", **RAIN}),
+        ({"content": [{"toolUse": {"toolUseId": "1", "name": "rain", "input": CITY}}]}, {"id": "1", **RAIN}),
+        ({"content": [{"functionCall": {"name": "rain", "args": CITY}}]}, RAIN),
+        ({"content": [{"type": "tool_call", "value": '{"name": "rain", "arguments": {"city": "Oslo"}}'}]}, RAIN),
+    ],
+)  # fmt: skip
+def test_a_call_is_read_from_every_shape(call: dict[str, Any], read: dict[str, Any]) -> None:
+    row = {"messages": [ASKED, {"role": "assistant", **call}, {"role": "tool", "content": "yes"},
+                        {"role": "assistant", "content": "Yes."}]}  # fmt: skip
+    messages, unread = auto(row)
+    assert unread == set()
+    assert messages[1] == {"role": "assistant", "content": "", "tool_calls": [read]}
+
+
+@pytest.mark.parametrize("none", [[], None, [None], "[]", ""])
+def test_an_empty_list_of_calls_is_no_call(none: object) -> None:
+    row = {"messages": [ASKED, {"role": "assistant", "content": "No.", "tool_calls": none}]}
+    assert auto(row)[0][1] == {"role": "assistant", "content": "No."}
+
+
+def test_turns_that_are_calls_belong_to_the_answer_before_them() -> None:
+    call = json.dumps({"name": "rain", "arguments": {"city": "Oslo"}})
+    said = [
+        ("human", "Rain?"),
+        ("gpt", "I look."),
+        ("function_call", call),
+        ("observation", "yes"),
+        ("gpt", "Yes."),
+    ]
+    messages, _ = auto({"conversations": [{"from": who, "value": what} for who, what in said]})
+    assert messages[1] == {"role": "assistant", "content": "I look.", "tool_calls": [RAIN]}
+    parallel = [ASKED, *[{"role": "tool_call", "content": call}] * 2, {"role": "tool_response", "content": "yes"}]
+    messages, _ = auto({"messages": [*parallel, {"role": "assistant", "content": "Yes."}]})
+    assert [len(turn.get("tool_calls", [])) for turn in messages] == [0, 2, 0, 0]
+    assert refusal({"messages": [ASKED, {"role": "tool_call", "content": "rain"}]}).reason == "bad_call"
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        {"type": "tool_result", "tool_use_id": "1", "content": [{"type": "text", "text": "yes"}]},
+        {"toolResult": {"toolUseId": "1", "content": [{"text": "yes"}], "status": "success"}},
+        {"functionResponse": {"id": "1", "response": "yes"}},
+    ],
+)
+def test_a_result_within_a_user_turn_is_a_turn_of_the_tool(result: dict[str, Any]) -> None:
+    answer = {"role": "assistant", "content": "Yes."}
+    called = {"role": "assistant", "content": "", "tool_calls": [{"id": "1", **RAIN}]}
+    row = {"messages": [ASKED, called, {"role": "user", "content": [result]}, answer]}
+    messages, unread = auto(row)
+    assert messages[2] == {"role": "tool", "content": "yes", "tool_call_id": "1"}
+    assert unread == set()
+    row["messages"][2]["content"].append({"type": "text", "text": "And now?"})
+    assert [turn["role"] for turn in auto(row)[0]] == ["user", "assistant", "tool", "user", "assistant"]
+    structured = {"messages": [ASKED, called, {"role": "tool", "content": {"rain": True}}, answer]}
+    assert auto(structured)[0][2]["content"] == '{"rain": true}'
+
+
+@pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking", "part", "gemini", "bedrock"])
+def test_thoughts_have_one_key(key: str) -> None:
+    parts: dict[str, Any] = {
+        "part": [{"type": "thinking", "thinking": "Hm.", "signature": "x"}, {"type": "text", "text": "No."}],
+        "gemini": [{"text": "Hm.", "thought": True}, {"text": "No."}],
+        "bedrock": [{"reasoningContent": {"reasoningText": {"text": "Hm."}}}, {"text": "No."}],
+    }
+    turn = {"content": parts[key]} if key in parts else {"content": "No.", key: "Hm."}
+    messages, unread = auto({"messages": [ASKED, {"role": "assistant", **turn}]})
+    assert messages[1] == {"role": "assistant", "content": "No.", "reasoning_content": "Hm."}
+    assert unread == set()
+
+
+@pytest.mark.parametrize("key", ["weight", "loss_weight", "train", "training", "trainable", "loss"])
+@pytest.mark.parametrize("value", [0, 0.0, False, "0", "false"])
+def test_an_answer_without_loss_is_marked_in_every_shape(key: str, value: object) -> None:
+    for row in (
+        {"messages": [ASKED, {"role": "assistant", "content": "No.", key: value}]},
+        {"conversations": [{"from": "human", "value": "?"}, {"from": "gpt", "value": "No.", key: value}]},
+        {"conversations": [{"input": "?", "output": "No.", key: value}]},
+    ):
+        assert auto(row)[0][-1]["weight"] == 0
+
+
+def test_weights_that_contradict_each_other_and_loss_masks() -> None:
+    answers = [ASKED, {"role": "assistant", "content": "No."}] * 2
+    assert refusal({"messages": [ASKED, {**answers[1], "weight": 0, "train": True}]}).reason == "bad_weight"
+    for mask in ([0, 1], [0, 0, 0, 1], "[0, 1]"):
+        messages, unread = auto({"messages": answers, "loss_mask": mask})
+        assert [turn.get("weight") for turn in messages] == [None, 0, None, 1]
+        assert unread == set()
+    assert refusal({"messages": answers, "loss_mask": [1, 0, 1]}).reason == "bad_weight"
+    assert auto({"messages": [{**ASKED, "train": True}, answers[1]]})[1] == {"messages[].weight of user"}
+
+
+@pytest.mark.parametrize(
+    "tools",
+    [
+        {"tools": WRAPPED},
+        {"tools": json.dumps([TOOL])},
+        {"functions": [TOOL]},
+        {"tools": [{"name": "rain", "description": "whether it rains", "input_schema": TOOL["parameters"]}]},
+        {"tools": [{"functionDeclarations": [TOOL]}]},
+        {"toolConfig": {"tools": [{"toolSpec": BEDROCK}]}},
+    ],
+)  # fmt: skip
+def test_tools_are_read_from_every_shape(tools: dict[str, Any]) -> None:
+    assert tools_of(tools) == WRAPPED
+
+
+def test_the_best_path_of_a_tree_is_trained_and_the_others_are_named() -> None:
+    def message(role: str, text: str, *replies: Any, **more: Any) -> dict[str, Any]:
+        return {"role": role, "text": text, "replies": list(replies), **more}
+
+    good = message("assistant", "Hello", message("prompter", "Why?"), rank=0)
+    tree = {
+        "message_tree_id": "1",
+        "prompt": message("prompter", "Hi?", message("assistant", "Away", rank=1), good),
+    }
+    messages, unread = auto(tree)
+    assert [turn["content"] for turn in messages] == ["Hi?", "Hello"]
+    assert unread == {"prompt.replies[] below the best rank"}
+
+
+IMAGE = {"type": "image_url", "image_url": {"url": "a.png"}}
+
+
+@pytest.mark.parametrize(
+    ("row", "reason", "told"),
+    [
+        ({"prompt": "?", "chosen": "No", "rejected": "Yes"}, "preference_data", "chosen, rejected"),
+        ({"prompt": "?", "completion": "No", "label": True}, "preference_data", "its label is true"),
+        ({"prompt": "?", "completion": "No", "label": "False"}, "preference_data", "label is false"),
+        ({"messages": [ASKED, {"role": "assistant", "content": "?"}], "label": False}, "preference_data", "label"),
+        ({"messages": [ASKED], "rejected_response": "No"}, "preference_data", "rejected_response"),
+        ({"messages": [ASKED, {"role": "bot", "content": "?"}], "images": ["a.png"]}, "multimodal", "images"),
+        ({"messages": [{"role": "user", "content": [IMAGE]}, {"role": "assistant", "content": "?"}]},
+         "multimodal", "an image"),
+        ({"query": "<img>http://a/b.png</img>Who?", "response": "Ann"}, "multimodal", "<img>"),
+        ({"input_ids": [1, 2], "labels": [1, 2]}, "tokenized", "input_ids"),
+        ({"anchor": "a", "positive": "b", "negative": "c"}, "embedding_data", "anchor, negative, positive"),
+        ({"message_id": "1", "parent_id": None, "text": "Hi", "role": "bot"}, "single_messages", "one message"),
+        ({"messages": [ASKED], "solution": "42"}, "no_assistant_turn", "a prompt without an answer"),
+        ({"prompt": [ASKED], "solution": "42"}, "no_completion", "reinforcement learning"),
+    ],
+)  # fmt: skip
+def test_what_is_no_supervised_text_is_refused_by_what_it_is(row: dict[str, Any], reason: str, told: str) -> None:
+    error = refusal(row)
+    assert (error.reason, told in error.detail) == (reason, True), error.detail
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"text": "It came.", "label": "true"},
+        {"prompt": "2+2?", "completion": "4", "rejected": False},
+        {"prompt": "2+2?", "completion": "4", "label": "even", "parent_id": "7", "role": None},
+        {"prompt": "<video><source src='a'></video>?", "completion": "HTML"},
+    ],
+)
+def test_texts_that_resemble_other_kinds_are_trained(row: dict[str, Any]) -> None:
+    assert auto(row)[0][-1]["role"] == "assistant"
+
+
+def test_every_value_that_is_not_read_is_named() -> None:
+    turn = {"role": "assistant", "content": [{"type": "text", "text": "4", "tone": "dry"}], "mood": "calm"}
+    call = {**RAIN, "custom": 1}
+    row = {
+        "messages": [{**ASKED, "emotion": ""}, {**turn, "tool_calls": [call]}],
+        "topic": "sums", "empty": [], "nothing": None, "reward": 0, "id": 7,
+    }  # fmt: skip
+    messages, unread = auto(row)
+    assert messages[1]["content"] == "4"
+    assert unread == {"reward", "messages[].mood", "messages[].content[].tone", "tool_calls[].custom"}
+    assert parse_row(row, FORMATS["messages"].translate).unread - unread == {"topic", "id"}
+
+
+def test_variables_of_the_template_are_read() -> None:
+    row = {"prompt": "2+2?", "completion": "4", "chat_template_kwargs": '{"enable_thinking": false}'}
+    found = parse_row(row, FORMATS["prompt_completion"].translate)
+    assert (found.template_kwargs, found.unread) == ({"enable_thinking": False}, set())
+    assert refusal({**row, "chat_template_kwargs": "off"}).reason == "bad_template_kwargs"
