@@ -420,6 +420,10 @@ class EvalDataArgs:
 class JudgeArgs:
     """What a model is evaluated on and by: settings of an evaluation that a training run may record."""
 
+    reference_turn: Annotated[
+        int | None,
+        Doc("answer of an evaluation row that is its reference: 1 the first, -1 the last; null: the last"),
+    ] = None
     splits: Annotated[
         Names | None, Doc("splits to evaluate: data files of eval_path, by name; null: all of them")
     ] = None
@@ -654,6 +658,7 @@ class EvalConfig(
     PrecisionArgs,
     EvalArgs,
     EvalDataArgs,
+    ColumnArgs,
     TunedEvalArgs,
     ChatArgs,
     TrustArgs,
@@ -666,8 +671,8 @@ class EvalConfig(
 
 @dataclass
 class BaselineConfig(
-    NestedGateArgs, OutputArgs, SeedArgs, HardwareArgs, PrecisionArgs, EvalArgs, EvalDataArgs, ChatArgs, TrustArgs,
-    ModelArgs,
+    NestedGateArgs, OutputArgs, SeedArgs, HardwareArgs, PrecisionArgs, EvalArgs, EvalDataArgs, ColumnArgs,
+    ChatArgs, TrustArgs, ModelArgs,
 ):  # fmt: skip
     __pydantic_config__ = _STRICT
 

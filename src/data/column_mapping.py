@@ -46,19 +46,33 @@ def choose_translation(args: ColumnArgs, data_format: str) -> Translation:
             hint="leave answer_key out, or set strategy=QA",
         )
     found = STRATEGIES[strategy](args) if strategy else FORMATS[data_format].translate
-    return _with_system(found, args.system_prompt) if args.system_prompt else found
+    return with_system(found, args.system_prompt) if args.system_prompt else found
+
+
+def required_columns(args: ColumnArgs) -> list[str]:
+    """The columns or paths without which no row can be read by these settings; empty if they name none."""
+    if strategy_of(args) == "Chat":
+        return [args.question_key or "messages"]
+    if strategy_of(args) is None:
+        return []
+    question = [] if _asks_without_question(args) else [args.question_key or "question"]
+    return [*question, args.answer_key or "answer"]
+
+
+def _asks_without_question(args: ColumnArgs) -> bool:
+    """Whether the prompt template makes the request of other columns than the question."""
+    template = args.user_prompt
+    return bool(template) and not args.question_key and "question" not in PLACEHOLDER.findall(template or "")
 
 
 def _qa(args: ColumnArgs) -> Translation:
     question, answer = args.question_key or "question", args.answer_key or "answer"
-    no_question = (
-        args.user_prompt and not args.question_key and "question" not in PLACEHOLDER.findall(args.user_prompt)
-    )
+    no_question = _asks_without_question(args)
 
     def translate(row: SourceRow) -> list[Message]:
         refuse_unsupported(row, (question, answer))
         asked = None if no_question else text_of(row, question)
-        request = _fill(args.user_prompt, row, asked) if args.user_prompt else asked or ""
+        request = fill_template(args.user_prompt, row, asked) if args.user_prompt else asked or ""
         return [*history_of(row), *single_turn(request, text_of(row, answer))]
 
     return translate
@@ -72,7 +86,7 @@ def _chat(args: ColumnArgs) -> Translation:
         turns = read_turns(turns_of(row, key), row)
         for turn in turns if args.user_prompt else ():
             if turn["role"] == "user":
-                turn["content"] = _fill(args.user_prompt or "", row, turn["content"])
+                turn["content"] = fill_template(args.user_prompt or "", row, turn["content"])
         return turns
 
     return translate
@@ -81,7 +95,7 @@ def _chat(args: ColumnArgs) -> Translation:
 STRATEGIES: dict[str, Callable[[ColumnArgs], Translation]] = {"QA": _qa, "Chat": _chat}
 
 
-def _fill(template: str, row: SourceRow, question: str | None) -> str:
+def fill_template(template: str, row: SourceRow, question: str | None) -> str:
     """`template` with each `{column}` replaced, and `{question}` by `question` unless that is None.
 
     Braces around what is neither a column nor a name are kept.
@@ -101,7 +115,9 @@ def _fill(template: str, row: SourceRow, question: str | None) -> str:
     return PLACEHOLDER.sub(value, template)
 
 
-def _with_system(translate: Translation, system: str) -> Translation:
+def with_system(translate: Translation, system: str) -> Translation:
+    """`translate`, with a system turn for rows that have no system text of their own."""
+
     def translate_with_system(row: SourceRow) -> list[Message]:
         turns = translate(row)
         own = row.find(*SYSTEMS)

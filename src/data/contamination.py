@@ -12,6 +12,7 @@ import numpy as np
 from ..utils.files import sha256
 from ..utils.logs import log
 from ..utils.units import count
+from .detect import options_of
 from .duplicates import (
     BANDS,
     FINGERPRINT,
@@ -26,8 +27,9 @@ from .duplicates import (
     normalise,
     shingles_of,
 )
-from .formats import TEXT, Message, RowError, evaluation_messages, to_messages
-from .readers import DEFAULTS, ReadOptions, read_values
+from .eval_rows import AS_WRITTEN, Reading, evaluation_translation, parse_evaluation_row
+from .formats import TEXT, Message, RowError
+from .readers import read_values
 
 Fingerprint = np.void  # of duplicates.FINGERPRINT
 
@@ -58,7 +60,7 @@ def request_text(turns: Sequence[Message]) -> str:
     return "\n".join(turn["content"] for turn in turns if turn["role"] in ("user", TEXT))
 
 
-def _requests(turns: Sequence[Message], several: bool) -> list[tuple[str, str]]:
+def requests_of(turns: Sequence[Message], *, several: bool) -> list[tuple[str, str]]:
     """`exchanges` and, where `several` is set, each answer with all requests before it."""
     found = exchanges(turns)
     if not several or len(found) < 2:
@@ -105,11 +107,15 @@ class HeldOutRows:
         """
         if not self._pairs:
             return [None] * len(conversations)
-        pairs = [(i, *pair) for i, turns in enumerate(conversations) for pair in _requests(turns, self._several)]
+        pairs = [
+            (i, *pair)
+            for i, turns in enumerate(conversations)
+            for pair in requests_of(turns, several=self._several)
+        ]
         texts = [exchange_text(request, answer) for _, request, answer in pairs]
         unknown = [text for text in texts if text not in known]
-        found = {**known, **dict(zip(unknown, fingerprints(unknown), strict=True))}
-        near = self._pairs.matches(np.array([found[text] for text in texts], FINGERPRINT), texts)
+        prints = {**known, **dict(zip(unknown, fingerprints(unknown), strict=True))}
+        near = self._pairs.matches(np.array([prints[text] for text in texts], FINGERPRINT), texts)
         best: list[HeldOutMatch | None] = [None] * len(conversations)
         for (i, request, _), close in zip(pairs, near, strict=True):
             match, before = self._same_request(request) or close, best[i]
@@ -132,25 +138,29 @@ def _strength(match: HeldOutMatch) -> tuple[int, float]:
 
 
 class EvaluationRows(HeldOutRows):
-    """The rows of the evaluation files. `identity` has the path and the hash of each file."""
+    """The rows of the evaluation files, as an evaluation with `reading` reads them.
 
-    def __init__(self, files: Sequence[Path], dedup_threshold: float, options: ReadOptions = DEFAULTS) -> None:
-        self.identity = [[str(file), sha256(file), *options] for file in files]
-        super().__init__((row for file in files for row in _read(file, options)), dedup_threshold)
+    identity: the path and the hash of each file, and how it is read.
+    unreadable: how many rows of a file cannot be read, where there are any: no training row is compared with them.
+    """
 
+    def __init__(self, files: Sequence[Path], dedup_threshold: float, reading: Reading = AS_WRITTEN) -> None:
+        self.identity = [[str(file), sha256(file), reading.identity] for file in files]
+        self.unreadable: dict[str, int] = {}
+        super().__init__((row for file in files for row in self._read(file, reading)), dedup_threshold)
 
-def _read(file: Path, options: ReadOptions) -> Iterator[tuple[str, int, list[Message]]]:
-    unreadable = 0
-    for line, value in read_values(file, options):
-        try:
-            if isinstance(value, RowError):
-                raise value
-            yield str(file), line, to_messages(value, evaluation_messages)
-        except RowError:
-            unreadable += 1
-    if unreadable:
-        rows = count(unreadable, "row")
-        log.warning("%s: %s cannot be read, and no training row was compared with it", file, rows)
+    def _read(self, file: Path, reading: Reading) -> Iterator[tuple[str, int, list[Message]]]:
+        translate = evaluation_translation(reading.columns)
+        example: RowError | None = None
+        for line, value in read_values(file, options_of(reading.columns)):
+            try:
+                yield str(file), line, parse_evaluation_row(value, reading, translate).messages
+            except RowError as error:
+                example = example or RowError(error.reason, f"line {line} {error.detail}")
+                self.unreadable[str(file)] = self.unreadable.get(str(file), 0) + 1
+        if example:
+            fact = f"{count(self.unreadable[str(file)], 'row')} cannot be read"
+            log.warning("%s: %s, and no training row was compared with it: %s", file, fact, example)
 
 
 class HeldOutIndex:

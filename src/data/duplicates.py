@@ -182,15 +182,16 @@ class FingerprintSpool:
         return earliest, score
 
 
-def _hash(text: str) -> int:
+def hash_text(text: str) -> int:
+    """A 64-bit hash, the same in every process."""
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 def _block(texts: Sequence[str]) -> Fingerprints:
     found = np.zeros(len(texts), FINGERPRINT)
     normalised = [normalise(text) for text in texts]
-    found["exact"] = [_hash(text) for text in texts]
-    found["normalised"] = [_hash(text) for text in normalised]
+    found["exact"] = [hash_text(text) for text in texts]
+    found["normalised"] = [hash_text(text) for text in normalised]
     words = [words_of(text) for text in normalised]
     long = [number for number, row in enumerate(words) if len(row) >= FEWEST_WORDS]
     if long:

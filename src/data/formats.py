@@ -212,20 +212,6 @@ def to_messages(row: object, translate: Translation) -> list[Message]:
     return parse_row(row, translate).messages
 
 
-def evaluation_messages(row: SourceRow) -> list[Message]:
-    """The messages of a row of an evaluation file, by its columns: in any format that has an answer.
-
-    >>> to_messages({"instruction": "Add.", "input": "2 and 2", "output": "4"}, evaluation_messages)[0]["content"]
-    'Add.\\n\\n2 and 2'
-    """
-    if "prompt" in row and "message_tree_id" not in row:
-        return prompt_completion(row)
-    if "label" in row:
-        return classification(row)
-    found = (each.translate for name, each in FORMATS.items() if name != TEXT and each.matches(row))
-    return next(found, prompt_completion)(row)
-
-
 def prompt_text(turns: Sequence[Message]) -> str:
     """The turns before an answer as a person reads them: a single one without its role.
 

@@ -23,6 +23,7 @@ from . import duplicates
 from .column_mapping import choose_translation
 from .contamination import EvaluationRows
 from .detect import options_of, resolve_format
+from .eval_rows import AS_WRITTEN, Reading, evaluation_translation, parse_evaluation_row
 from .formats import (
     FORMATS,
     Conversation,
@@ -31,7 +32,6 @@ from .formats import (
     Row,
     RowError,
     Translation,
-    evaluation_messages,
     parse_row,
 )
 from .readers import describe, read_values
@@ -68,16 +68,16 @@ class ParsedBatch(NamedTuple):
     unread: dict[str, UnreadKey]
 
 
-def read_rows(path: Path, data_format: DataFormat | None = None) -> list[Row]:
-    """All rows of a small file. Without a format it is an evaluation file.
+def read_rows(path: Path, data_format: DataFormat | None = None, reading: Reading = AS_WRITTEN) -> list[Row]:
+    """All rows of a small file. Without a format it is an evaluation file, whose rows are read by `reading`.
 
     Raises: DataError naming the bad rows.
     """
-    translate = FORMATS[data_format].translate if data_format else evaluation_messages
+    translate = FORMATS[data_format].translate if data_format else evaluation_translation(reading.columns)
     rows, rejected = [], []
-    for line, value in read_values(path):
+    for line, value in read_values(path, options_of(reading.columns)):
         try:
-            found = _parse(value, translate)
+            found = _parse(value, translate) if data_format else parse_evaluation_row(value, reading, translate)
             rows.append(Row(path, line, found.messages, found.tools, found.template_kwargs))
         except RowError as error:
             rejected.append(Rejection(path, line, error.reason, error.detail, error.rows))

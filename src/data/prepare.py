@@ -5,7 +5,7 @@ Both steps cache what they make, under a hash of everything that it depends on.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +22,7 @@ from .contamination import EvaluationRows
 from .detect import READING_REMEDIES, explain_misfit, options_of
 from .encode import EncodingOptions
 from .eval_files import held_out_split, split_files
+from .eval_rows import AS_WRITTEN, Reading, shared_columns
 from .formats import FORMATS, Rejection
 from .held_out import NOTHING, HeldOut, hold_out, write_held_out
 from .readers import REST_OF_FILE
@@ -44,6 +45,8 @@ class TrainingRows(NamedTuple):
     labels: tuple[str, ...] = ()  # of a classification, sorted
     held_out: HeldOut = NOTHING
     held_out_split: str = ""  # its name, with `eval_split`
+    reading: Reading = AS_WRITTEN  # of evaluation rows
+    uncompared: Mapping[str, int] = {}  # by evaluation file, its rows that cannot be read
 
     @property
     def version(self) -> dict[str, Any]:
@@ -52,16 +55,21 @@ class TrainingRows(NamedTuple):
 
 
 def load_training_rows(
-    args: TrainDataArgs, *, task: Task, eval_path: str | None, cache: Path, seed: int
-) -> TrainingRows:
+    args: TrainDataArgs, *, task: Task, eval_path: str | None, cache: Path, seed: int,
+    reference_turn: int | None = None,
+) -> TrainingRows:  # fmt: skip
     """Fetch and read the training files, and find duplicates and contamination. Imports no heavy library.
+
+    Args: reference_turn: the answer of an evaluation row that is its reference.
 
     Raises: DataError if a file cannot be fetched or read.
     """
     eval_files = sorted(split_files(eval_path).values())
     parts = [_without_eval_files(part, eval_files) for part in sources.fetch_parts(args, cache)]
     report.refuse_evaluation_files([file for part in parts for file in part.files], eval_files)
-    evaluation = EvaluationRows(eval_files, args.dedup_threshold, options_of(args))
+    reading = Reading(shared_columns([part.columns for part in parts]), reference_turn)
+    _warn_of_several_system_texts(parts, eval_files)
+    evaluation = EvaluationRows(eval_files, args.dedup_threshold, reading)
     store = loader.load_rows(parts, evaluation, args.dedup_threshold, cache, args.num_proc)
     unusable = list(_unusable_rows(store, args))
     excluded = {row.row for row in unusable} | {m.row for m in store.matches("contamination")}
@@ -70,7 +78,12 @@ def load_training_rows(
     out = {row.row for row in dropped}.union(held.rows.tolist())
     labels = _labels(store, out) if task == "classification" else ()
     split = held_out_split(eval_path) if args.eval_split else ""
-    return TrainingRows(parts, store, dropped, eval_files, labels, held, split)
+    return TrainingRows(parts, store, dropped, eval_files, labels, held, split, reading, evaluation.unreadable)
+
+
+def _warn_of_several_system_texts(parts: Sequence[DataPart], eval_files: Sequence[Path]) -> None:
+    if eval_files and len({part.columns.system_prompt for part in parts}) > 1:
+        log.warning("the data sets have different system prompts: evaluation rows without one are asked without")
 
 
 def _without_eval_files(part: DataPart, eval_files: Sequence[Path]) -> DataPart:
@@ -153,7 +166,9 @@ def tokenize(
         counts = TokenCounts.of(temporary)
         if data.labels:  # the last element of an example is the label's index, not a token
             counts = counts._replace(tokens=counts.tokens - 1)
-        data_report = report.build_report(data.store, data.dropped, stats, rows, counts, data.eval_files)
+        data_report = report.build_report(
+            data.store, data.dropped, stats, rows, counts, data.eval_files, data.uncompared
+        )
         data_report |= report.label_counts(temporary, data.labels)
         if data.held_out.identity:
             split = {"split": data.held_out_split, "eval_split": args.eval_split, "seed": seed}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,7 @@ def build_report(
     rows: Array,
     counts: TokenCounts,
     eval_files: Sequence[Path],
+    uncompared: Mapping[str, int],
 ) -> dict[str, Any]:
     """The data report, as data_report.json holds it.
 
@@ -69,6 +70,7 @@ def build_report(
         stats: what became of the other rows in tokenization.
         rows: (examples,), the row of each example.
         counts: tokens, and tokens with loss, of each example.
+        uncompared: by evaluation file, the rows that cannot be read.
     """
     rejected = [*store.rejected(), *(store.rejection(*row) for row in (*dropped, *stats.rejected))]
     order = {file: number for number, file in enumerate(store.files)}
@@ -102,7 +104,8 @@ def build_report(
             "row_length": _percentiles(counts.tokens),
         },
         "duplicates": _matches(store, "duplicates"),
-        "contamination": {"files": _overlaps(store, eval_files), **_matches(store, "contamination")},
+        "contamination": {"files": _overlaps(store, eval_files), **_matches(store, "contamination")}
+        | ({"not_compared": dict(uncompared)} if uncompared else {}),
         "unread": [
             each | ({"harmless": True} if is_harmless(each["key"]) else {}) for each in store.about["unread"]
         ],
@@ -220,6 +223,10 @@ def _findings(found: dict[str, Any]) -> list[str]:
         (
             overlap, "row occurs", "rows occur",
             f"in the evaluation {'data' if 'held_out' in found else 'files'}",
+        ),
+        (
+            sum(found["contamination"].get("not_compared", {}).values()), "evaluation row", "evaluation rows",
+            "cannot be read: no training row was compared with them",
         ),
         (
             sum(found["mask"]["not_comparable"].values()), "mask", "masks",

@@ -160,6 +160,11 @@ class TokenStore(Sequence[Example]):
         """The number of tokens of each example, (examples,)."""
         return np.diff(self._ends, prepend=0)[self._order]
 
+    @property
+    def row_indices(self) -> Array:
+        """The rows with an example, by their index in the RowStore, ascending."""
+        return np.unique(self._rows)
+
     def row_of(self, index: int) -> int:
         """The index in the RowStore of the row of an example."""
         return int(self._rows[int(self._order[index])])

@@ -5,7 +5,7 @@ Imports neither torch nor numpy.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ def find_files(
     """
     eval_path = None if eval_path == NO_DATA else eval_path
     recorded = _recorded(run) if run else None
-    held_out = _held_out(run) if run and eval_path in (None, recorded) else None
+    held_out = held_out_file(run) if run and eval_path in (None, recorded) else None
     path = eval_path or recorded
     if run is None and folder is None:
         path = eval_path or _text(find_eval_path(None, DataArgs.dataset_path))
@@ -81,8 +81,10 @@ def _recorded(run: Run) -> str | None:
     return eval_path_of(cfg, None)  # the last version recorded its default, for any training data
 
 
-def _held_out(run: Run) -> Path | None:
-    """The file of the rows that `eval_split` held out of the run's training data."""
+def held_out_file(run: Run | None) -> Path | None:
+    """The file of the rows that `eval_split` held out of the run's training data; None if it held out none."""
+    if run is None:
+        return None
     name = (run.manifest.get("evaluation_data") or {}).get("held_out")
     return run.path / name if name else None
 
@@ -108,21 +110,38 @@ def _remedy(run: Run | None) -> str:
     return f"{named}: {typed}; or train with eval_split=0.1, which holds rows out"
 
 
-def changes_since_training(run: Run, files: Mapping[str, Path], hashes: Mapping[str, str]) -> list[str]:
-    """A sentence for each evaluation file that is not as it was when the run was trained.
+def changes_since_training(run: Run, files: Mapping[str, Path], hashes: Mapping[str, str]) -> dict[str, str]:
+    """By split a sentence for each evaluation file that is not as it was when the run was trained.
 
-    Training rows were not compared with such a file, and may occur in it. Runs of earlier versions have no record.
+    Training rows were not compared with such a file then. Runs of earlier versions have no record.
     """
     known = (run.manifest.get("evaluation_data") or {}).get("files")
     if known is None:
-        return []
-    found = []
+        return {}
+    found = {}
     for split, file in files.items():
         if hashes[split] in known.values():
             continue
         how = "has changed since" if split in known and _was_there(run, file) else "was not there when"
-        found.append(f"{file} {how} run {run.id} was trained: its rows may be among the training rows")
+        found[split] = f"{file} {how} run {run.id} was trained"
     return found
+
+
+def trained_on_scored_rows(result: Mapping[str, Any], splits: Iterable[str] | None = None) -> str:
+    """A sentence if rows of an evaluation are among the training rows of its run; else empty.
+
+    Args:
+        result: the content of metrics.json.
+        splits: those that count; None: all.
+    """
+    overlaps: Mapping[str, Any] = result.get("contamination") or {}
+    chosen = [name for name in overlaps if splits is None or name in splits]
+    sure = {name: overlaps[name].get("exact", 0) + overlaps[name].get("normalised", 0) for name in chosen}
+    parts = [f"{count(number, 'row')} of {name}" for name, number in sure.items() if number]
+    if not parts:
+        return ""
+    are = "is" if sum(sure.values()) == 1 else "are"
+    return f"{' and '.join(parts)} {are} among the training rows, so the scores are not valid"
 
 
 def trained_on_evaluation_data(run: Run) -> str:
@@ -145,4 +164,4 @@ def _was_there(run: Run, file: Path) -> bool:
     """Whether a file is where the run had its evaluation data: its folder, its file, or its held-out rows."""
     recorded = _recorded(run)
     places = {Path(recorded)} if recorded else set()
-    return bool({file, file.parent} & places) or file == _held_out(run)
+    return bool({file, file.parent} & places) or file == held_out_file(run)

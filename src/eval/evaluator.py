@@ -11,6 +11,7 @@ from .. import outcome, runs
 from ..config import to_yaml
 from ..data import task_encoding
 from ..data.chat import ChatTokenizer
+from ..data.eval_rows import Reading
 from ..model import tasks
 from ..model.source import Source, TunedModel, locate, locate_tuned
 from ..schema import DEMO_MODEL, BaselineConfig, ChatArgs, EvalConfig
@@ -78,6 +79,7 @@ def evaluate(cfg: EvalConfig) -> int:
         model = _tuned_model(cfg, context, tuned, stats)
         predictions = _predict(model, context, file, stats)
         result = _result(predictions, context, base_info, stats)
+        result |= {"contamination": splits.overlaps} if splits.overlaps else {}
         _write_result(run, predictions, result, to_yaml(typed))
         file.close(remove=True)
     _log_metrics(result)
@@ -125,15 +127,18 @@ def _read_inputs(
 ) -> tuple[EvalSplits, Reasoned, Reasoned]:
     """Rows, precision and device. Rejects whatever can be rejected without torch."""
     setup.check_settings(cfg.task or "causal_lm", cfg)
-    splits = setup.read_splits(eval_data.find_files(cfg.eval_path, cfg.splits, run, folder), cfg.max_examples)
+    files = eval_data.find_files(cfg.eval_path, cfg.splits, run, folder)
+    splits = setup.read_splits(files, cfg.max_examples, Reading.of(cfg), eval_data.held_out_file(run))
     log.info("evaluation data: %s", splits.summary)
     for name, number in splits.unjudged_calls.items():
         rows = count(number, "row")
         log.warning(
             "%s of %s: tool calls before the last answer are not judged; a row that ends in one is", rows, name
         )
-    for change in eval_data.changes_since_training(run, splits.files, splits.sha256) if run else []:
-        log.warning("%s", change)
+    if run:
+        from .overlap import find_overlaps
+
+        splits = splits._replace(overlaps=find_overlaps(run, splits))
     if run and inherited:
         log.info("as run %s was trained or last evaluated: %s", run.id, inherited)
     device = environment.choose_device(cfg.cuda_visible_devices)
@@ -323,6 +328,7 @@ def _write_result(run: runs.Run, predictions: Predictions, result: dict[str, Any
     folder = evaluations.folder_of(run, result["conditions"])
     _write_evaluation(folder, predictions, result, config_yaml)
     before = read_json(run.path / "metrics.json") if (run.path / "metrics.json").exists() else {}
+    before.pop("contamination", None)  # of the evaluation that is replaced
     (run.path / "comparison.json").unlink(missing_ok=True)  # it compared the result that is replaced
     write_json(run.path / "metrics.json", before | result | {evaluations.NAME: folder.name})
     outcome.report(run=run.path, document=_document(result))

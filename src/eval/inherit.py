@@ -21,6 +21,7 @@ from typing import Any
 from .. import runs
 from ..chat_templates import TEMPLATE_KWARGS
 from ..data.chat import IDENTITY_FILE
+from ..data.eval_rows import COLUMN_KEYS
 from ..errors import UserError
 from ..model.tasks import TASKS
 from ..runs import FINISHED, Run
@@ -29,13 +30,14 @@ from ..utils.files import read_json
 from . import evaluations
 
 Settings = dict[str, Any]
-JUDGED_BY = ("eval_path", "splits", "metrics", "gate")
+JUDGED_BY = ("eval_path", "reference_turn", "splits", "metrics", "gate")
 DECODED_BY = ("max_new_tokens", "stop", "generation")
 TEMPLATE_FILE = "chat_template.jinja"
 # Equal, or base and tuned differ
 CONDITIONS = (
     "engine", "eval_batch_size", "max_examples", "seed", "bf16", "chat_template", TEMPLATE_KWARGS,
 )  # fmt: skip
+MAX_SHOWN = 80  # characters of a value
 SHOWN_ELSEWHERE = {"eval_path", "model_name"}
 BY_DATA = ("split", "guards")  # settings of the gate that name splits
 # What the last version recorded although nobody had set it.
@@ -153,7 +155,18 @@ def _judged_by(run: Run, values: Mapping[str, Any], also: Iterable[str] = ()) ->
 def _training(run: Run) -> Settings:
     is_former = "evaluation_data" not in run.manifest
     settings = {} if is_former and not (run.path / runs.CONFIG).exists() else run.settings
-    return _current(settings, JUDGED_BY, is_former)
+    return _current(settings, JUDGED_BY, is_former) | columns_of(run, settings)
+
+
+def columns_of(run: Run, settings: Mapping[str, Any]) -> Settings:
+    """The columns, prompt template and system text by which a run's training read evaluation rows.
+
+    A run of the last version did not record them; its settings name them unless they name several data sets.
+    """
+    recorded = (run.manifest.get("evaluation_data") or {}).get("columns")
+    if recorded is None:
+        recorded = {} if settings.get("datasets") or settings.get("trainDataConfig") else settings
+    return {key: recorded[key] for key in COLUMN_KEYS if recorded.get(key) is not None}
 
 
 def _evaluation(run: Run, also: Iterable[str]) -> Settings:
@@ -163,7 +176,7 @@ def _evaluation(run: Run, also: Iterable[str]) -> Settings:
         return {}
     if newest is None:
         return {}
-    return _current(newest.settings, (*JUDGED_BY, *DECODED_BY, *also), newest.is_former)
+    return _current(newest.settings, (*JUDGED_BY, *COLUMN_KEYS, *DECODED_BY, *also), newest.is_former)
 
 
 def _current(settings: Mapping[str, Any], keys: Iterable[str], is_former: bool) -> Settings:
@@ -194,4 +207,5 @@ def describe(cfg: Any, inherited: Mapping[str, Any]) -> str:
 
 
 def _text(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, list | Mapping | bool) else str(value)
+    found = json.dumps(value, ensure_ascii=False) if isinstance(value, list | Mapping | bool) else str(value)
+    return found if len(found) <= MAX_SHOWN else f"{found[:MAX_SHOWN]} ..."

@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from .. import config
 from ..data import loader
 from ..data.chat import IDENTITY_FILE, ChatTokenizer
+from ..data.eval_rows import AS_WRITTEN, Reading
 from ..data.formats import Row
 from ..data.store import Example
 from ..errors import RunError, UserError
@@ -23,7 +24,7 @@ from ..model import tasks
 from ..model.methods import merge
 from ..model.source import LoadArgs, TunedModel
 from ..runs import CONFIG, Run
-from ..schema import ChatArgs, EvalArgs, EvalConfig, GateArgs, SeedArgs, Task
+from ..schema import ChatArgs, ColumnArgs, EvalArgs, EvalConfig, GateArgs, SeedArgs, Task
 from ..utils import environment
 from ..utils.commands import command
 from ..utils.files import sha256, write_json
@@ -78,8 +79,9 @@ def of_run(run: Run, gate: GateArgs, labels: Sequence[str]) -> Reevaluation:
             hint=f"restore it, or run {command('eval', run.word)} again",
         )
     task: Task = run.manifest.get("task", "causal_lm")
+    splits = read_splits({split: path}, cfg.max_examples, Reading.of(cfg), eval_data.held_out_file(run))
     return Reevaluation(
-        rows=read_splits({split: path}, cfg.max_examples).rows[split],
+        rows=splits.rows[split],
         split=split,
         metric=str(gate.metric),
         task=task,
@@ -100,7 +102,10 @@ def prompts_of(run: Run) -> list[str]:
         return [row["prompt"] for split in splits for row in result.rows(split)]
     with suppress(UserError):
         (file, *_) = eval_data.find_files(None, None, run).values()
-        return [row.messages[-2]["content"] for row in loader.read_rows(file) if len(row.messages) > 1]
+        columns = ColumnArgs(**inherit.columns_of(run, run.settings))
+        reading = AS_WRITTEN if file == eval_data.held_out_file(run) else Reading(columns)
+        rows = loader.read_rows(file, reading=reading)
+        return [row.messages[-2]["content"] for row in rows if len(row.messages) > 1]
     return []
 
 

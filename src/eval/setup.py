@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 from ..chat_templates import TEMPLATE_KWARGS
 from ..data import loader, task_encoding
 from ..data.chat import IDENTITY_FILE, ChatTokenizer
-from ..data.formats import Row
-from ..errors import ConfigError, DataError, ModelError, RunError
+from ..data.eval_rows import AS_WRITTEN, Reading
+from ..data.formats import TEXT, Row
+from ..errors import MAX_LISTED, ConfigError, DataError, ModelError, RunError
 from ..model import tasks
 from ..model.source import Source, TunedModel, is_quantised
 from ..runs import Run
@@ -27,11 +28,15 @@ from .inference import BatchPlan, EvalRequests, RowsOfSplits
 
 
 class EvalSplits(NamedTuple):
-    """The rows of each split, the file that they were read from, and its sha256."""
+    """The rows of each split, the file that they were read from, and its sha256.
+
+    overlaps: by split, the rows that the run was trained on (see overlap.py).
+    """
 
     rows: RowsOfSplits
     sha256: dict[str, str]
     files: dict[str, Path]
+    overlaps: Mapping[str, Any] = {}
 
     @property
     def unjudged_calls(self) -> dict[str, int]:
@@ -101,9 +106,14 @@ def check_settings(task: Task, args: EvalArgs) -> None:
         raise ConfigError(f"metrics: {unsupported}: reference answers are not scored with {setting}")
 
 
-def read_splits(files: Mapping[str, Path], max_examples: int | None) -> EvalSplits:
-    """The rows of each split, prompt and completion.
+def read_splits(
+    files: Mapping[str, Path], max_examples: int | None, reading: Reading, held_out: Path | None
+) -> EvalSplits:
+    """The rows of each split.
 
+    Args:
+        reading: how rows are read.
+        held_out: the file of the rows that the run held out, which are read as they are written.
     Raises: DataError naming empty files, and every bad row of all of them.
     """
     rows, hashes = RowsOfSplits(), dict[str, str]()
@@ -111,7 +121,8 @@ def read_splits(files: Mapping[str, Path], max_examples: int | None) -> EvalSpli
     for name, path in files.items():
         try:
             hashes[name] = sha256(path)
-            rows[name] = loader.read_rows(path)[:max_examples]
+            found = loader.read_rows(path, reading=AS_WRITTEN if path == held_out else reading)
+            rows[name] = _with_answers(found)[:max_examples]
         except DataError as error:
             bad.append(error)
     if bad:
@@ -119,6 +130,16 @@ def read_splits(files: Mapping[str, Path], max_examples: int | None) -> EvalSpli
     if empty := [files[name] for name, found in rows.items() if not found]:
         raise DataError(*(f"{p} holds no rows" for p in empty), hint="fill it, or leave it out of splits")
     return EvalSplits(rows, hashes, dict(files))
+
+
+def _with_answers(rows: list[Row]) -> list[Row]:
+    """Raises: DataError if a row is a document, which has no answer to compare with."""
+    documents = [row for row in rows if row.messages[0]["role"] == TEXT]
+    if documents:
+        fact = "is a text without an answer, and an evaluation asks for answers"
+        hint = "leave its file out of splits; training computes the evaluation loss of texts, on dev_split"
+        raise DataError(*(f"{row.file}:{row.line} {fact}" for row in documents[:MAX_LISTED]), hint=hint)
+    return rows
 
 
 def default_metrics(task: Task, engine: str, rows: RowsOfSplits) -> list[str]:

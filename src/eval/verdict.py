@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -105,7 +105,7 @@ def decide(tuned: EvalResult, base: EvalResult, gate: GateArgs) -> Verdict:
     if broken:
         prefix = NOT_BETTER if outcome == "not_better" else ""
         outcome, sentence = "not_better", f"{prefix}{describe(mine, gate)}, but {'; '.join(broken)}"
-    invalid = eval_data.trained_on_evaluation_data(tuned.run) if tuned.run and outcome == "promoted" else ""
+    invalid = _invalid(tuned, {split for _, _, split in wanted}) if outcome == "promoted" else ""
     if invalid:
         outcome, sentence = "cannot_tell", f"{INCONCLUSIVE}{invalid}; {sentence}"
     facts = {
@@ -116,6 +116,12 @@ def decide(tuned: EvalResult, base: EvalResult, gate: GateArgs) -> Verdict:
         **({"invalid": invalid} if invalid else {}),
     }
     return Verdict(outcome, sentence, facts)
+
+
+def _invalid(tuned: EvalResult, splits: Collection[str]) -> str:
+    """Why the scores of these splits say nothing about new rows; empty if nothing is known against them."""
+    trained = eval_data.trained_on_evaluation_data(tuned.run) if tuned.run else ""
+    return trained or eval_data.trained_on_scored_rows(tuned.result, splits)
 
 
 def resolve(gate: GateArgs, result: Mapping[str, Any]) -> tuple[GateArgs, list[str]]:

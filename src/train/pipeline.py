@@ -17,7 +17,9 @@ from ..data.chat import IDENTITY_FILE, ChatTokenizer
 from ..data.eval_files import split_files
 from ..data.prepare import TrainingRows
 from ..data.report import HELD_OUT
+from ..data.sources import data_cache
 from ..data.store import Example, RowStore, TokenStore
+from ..data.trained_rows import keep_trained_rows, write_trained_rows
 from ..errors import RunError, Stopped
 from ..model import profile, stop_tokens, tasks
 from ..model.source import Source
@@ -55,6 +57,7 @@ class MainProcessState(NamedTuple):
     plan: dict[str, Any] | None
     store: mirror.MirrorStore | None
     resumable: list[Run | mirror.MirroredRun]
+    trained_rows: Path  # fingerprints, see data/trained_rows.py
 
 
 def train(cfg: TrainConfig) -> int:
@@ -111,7 +114,9 @@ def _prepare(cfg: TrainConfig) -> tuple[MainProcessState, BroadcastState]:
     shared = BroadcastState(
         cfg, data.examples.folder, data.rows.store.folder, data.labels, data.held_out, data.base, data.dtype
     )
-    return MainProcessState(data, plan.as_dict() if plan else None, store, resumable), shared
+    cache = data_cache(cfg.cache_dir, cfg.output_dir)
+    trained = write_trained_rows(data.rows.store, data.examples, cache, cfg.num_proc)
+    return MainProcessState(data, plan.as_dict() if plan else None, store, resumable, trained), shared
 
 
 def _open_data(shared: BroadcastState, device: Reasoned) -> PreparedData:
@@ -189,6 +194,7 @@ def _open_run(
     log.info("run %s", run.path)
     write_json(run.path / "data_report.json", main.data.examples.report)
     copy_held_out(main.data.examples, run.path)
+    keep_trained_rows(main.trained_rows, run.path)
     return run, checkpoint.find_newest(run.checkpoints, with_best=cfg.load_best_model_at_end)
 
 
@@ -234,7 +240,8 @@ def _manifest_facts(cfg: TrainConfig, base: Source, data: PreparedData) -> dict[
         "base_model": {"name": base.name, "revision": base.revision},
         "tokenization": data.chat.identity,
         "data": data.rows.version | _data_files(data.examples.report),
-        "evaluation_data": _evaluation_data(cfg, data.examples.report.get(HELD_OUT)),
+        "evaluation_data": _evaluation_data(cfg, data.examples.report.get(HELD_OUT))
+        | {"columns": data.rows.reading.identity},
         "seed": cfg.seed,
         "precision": data.dtype._asdict(),
         "processes": process_info().world_size,

@@ -21,6 +21,7 @@ from ..data.eval_files import (
     split_files,
     why_no_eval_loss,
 )
+from ..data.eval_rows import Reading
 from ..data.formats import Row, RowError
 from ..data.report import HELD_OUT
 from ..data.report_text import print_report
@@ -107,9 +108,10 @@ def load_rows(cfg: TrainConfig) -> RawData:
     environment.release_freed_memory()
     runs.check_writable(cfg.output_dir)
     cache = data_cache(cfg.cache_dir, cfg.output_dir)
-    rows = prepare.load_training_rows(cfg, task=cfg.task, eval_path=cfg.eval_path, cache=cache, seed=cfg.seed)
+    rows = prepare.load_training_rows(cfg, task=cfg.task, eval_path=cfg.eval_path, cache=cache, seed=cfg.seed,
+                                      reference_turn=cfg.reference_turn)  # fmt: skip
     prepare.refuse_bad_rows(rows, cfg, cfg.task)
-    dev = _read_dev_rows(cfg, rows.labels)
+    dev = _read_dev_rows(cfg, rows.labels, rows.reading)
     base = locate(cfg.model_name, cfg.model_revision)
     tasks.check_source(base, cfg.task, cfg.max_length, cfg.method)
     methods.check_base(base, cfg.method)
@@ -178,7 +180,8 @@ def check_data(cfg: TrainConfig) -> int:
     cfg = with_eval_path(cfg)
     runs.check_writable(cfg.output_dir)
     cache = data_cache(cfg.cache_dir, cfg.output_dir)
-    rows = prepare.load_training_rows(cfg, task=cfg.task, eval_path=cfg.eval_path, cache=cache, seed=cfg.seed)
+    rows = prepare.load_training_rows(cfg, task=cfg.task, eval_path=cfg.eval_path, cache=cache, seed=cfg.seed,
+                                      reference_turn=cfg.reference_turn)  # fmt: skip
     base = locate(cfg.model_name, cfg.model_revision)
     tasks.check_source(base, cfg.task, cfg.max_length)
     warn_of_missing_evaluation(cfg)
@@ -254,7 +257,7 @@ def _unused_packages(cfg: TrainConfig, base: Source) -> list[str]:
     return [package for package in unused if package not in cfg.report_to]
 
 
-def _read_dev_rows(cfg: TrainConfig, labels: Sequence[str]) -> list[Row]:
+def _read_dev_rows(cfg: TrainConfig, labels: Sequence[str], reading: Reading) -> list[Row]:
     """The rows of the file of `dev_split`, for the evaluation loss; empty if there is none.
 
     Raises: DataError if a row cannot be read, or has a label that is not in `labels`; ConfigError if a setting
@@ -263,7 +266,7 @@ def _read_dev_rows(cfg: TrainConfig, labels: Sequence[str]) -> list[Row]:
     if (chooses := _chooses_by_loss(cfg)) and (reason := why_no_eval_loss(cfg)):
         raise ConfigError(f"{chooses} needs an evaluation loss, and {reason}")
     path = split_files(cfg.eval_path).get(cfg.dev_split)
-    rows = loader.read_rows(path) if path else []
+    rows = loader.read_rows(path, reading=reading) if path else []
     if cfg.task == "classification":
         task_encoding.refuse_unknown_labels(rows, labels)
     return rows

@@ -98,7 +98,10 @@ def test_a_later_evaluation_removes_nothing_and_is_the_one_that_counts(place: Pa
     capsys.readouterr()
     assert call("eval", "eval_path=others", "max_new_tokens=8", *ON_CPU) == 0
     output = capsys.readouterr().out
-    assert "others/faq.jsonl was not there when run" in output and "may be among the training rows" in output
+    assert (
+        "others/faq.jsonl was not there when run" in output
+        and "none of its 12 rows is among the training rows" in output
+    )
     verdict, _, following = ending(output)
     assert verdict.startswith("inconclusive: rougeL on faq rose from 0.000 to 1.000")
     assert "the gate requires 20 examples or more" in verdict

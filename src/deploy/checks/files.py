@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import median
 
 from ...errors import RunError
-from ...eval import eval_data
+from ...eval import eval_data, evaluations
 from ...model import profile
 from ...runs import Run
 from ...utils.files import read_json, sha256
@@ -139,6 +139,9 @@ def check_checkpoints(run: Run | None) -> tuple[bool, str]:
 def check_contamination(run: Run | None) -> tuple[bool, str]:
     """Whether training rows that also occur in the evaluation files were excluded from training."""
     assert run is not None
+    newest = evaluations.newest(run)
+    if newest and (invalid := eval_data.trained_on_scored_rows(newest.result)):
+        return False, invalid
     found = read_json(run.path / "data_report.json").get("contamination")
     if not found:
         return True, "the training rows were not compared with the evaluation files"
