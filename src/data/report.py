@@ -225,7 +225,8 @@ def _findings(found: dict[str, Any]) -> list[str]:
             f"in the evaluation {'data' if 'held_out' in found else 'files'}",
         ),
         (
-            sum(found["contamination"].get("not_compared", {}).values()), "evaluation row is", "evaluation rows are",
+            sum(found["contamination"].get("not_compared", {}).values()),
+            "evaluation row is", "evaluation rows are",
             "unreadable: training rows were compared with the others only",
         ),
         (

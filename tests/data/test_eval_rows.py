@@ -1,4 +1,4 @@
-"""Evaluation rows: read in every format, asked as the run asks its training rows, up to the answer that is named."""
+"""Evaluation rows: read in every format, and asked as the run asks its training rows."""
 
 from __future__ import annotations
 
