@@ -101,7 +101,7 @@ def fingerprints(texts: Sequence[str], structures: Sequence[str] = ()) -> Finger
     for number, structure in enumerate(structures):
         if structure:
             words = found[number : number + 1].view("<u8")
-            words[words != 0] ^= np.uint64(_hash(structure))
+            words[words != 0] ^= np.uint64(hash_text(structure))
     return found
 
 
