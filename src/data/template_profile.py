@@ -81,7 +81,8 @@ class TemplateProfile:
         restored: dict[str, str] = {}
         if any(turn["role"] == "developer" for turn in turns):
             turns = self._with_known_roles(turns)
-        turns = [self._with_thoughts(turn) for turn in turns]
+        *earlier, last = turns
+        turns = [*(self._with_thoughts(turn, earlier=True) for turn in earlier), self._with_thoughts(last)]
         if any(turn.get("tool_calls") or turn["role"] == "tool" for turn in turns):
             turns = self._with_calls(turns, restored)
         turns = [self._with_parts(turn) for turn in turns]
@@ -104,8 +105,11 @@ class TemplateProfile:
             return turns
         return [{**first[0], "content": "\n\n".join(t["content"] for t in first)}, *turns[len(first) :]]
 
-    def _with_thoughts(self, turn: Turn) -> Turn:
-        """The thoughts of an answer in the form that the template reads; as they are if it reads none."""
+    def _with_thoughts(self, turn: Turn, *, earlier: bool = False) -> Turn:
+        """The thoughts of an answer in the form that the template reads; as they are if it reads none.
+
+        A template without a key for thoughts does not see those of an earlier answer at inference.
+        """
         if turn["role"] != "assistant":
             return turn
         thought = turn.get("reasoning_content")
@@ -117,7 +121,7 @@ class TemplateProfile:
         if not thought or form is None:
             return turn
         bare = {key: value for key, value in turn.items() if key != "reasoning_content"}
-        return THOUGHT_FORMS[form](bare, thought)
+        return bare if earlier and form == INLINE else THOUGHT_FORMS[form](bare, thought)
 
     def _with_calls(self, turns: list[Turn], restored: dict[str, str]) -> list[Turn]:
         form = self.calls

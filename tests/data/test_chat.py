@@ -103,7 +103,8 @@ def test_answers_and_their_end_of_turn_have_loss_and_nothing_else(name: str, tit
     shown = [s for e in found.examples for s in stretches(chat, e.ids, e.loss_mask)]
     composed = [normalize("NFC", w) if family.make is qwen else w for w in wanted]
     assert [s.lstrip() if loose else s for s in shown] == [w.lstrip() if loose else w for w in composed]
-    assert len(found.texts) == (1 if family.one_text else len(wanted))
+    one = family.one_text and title != "reasoning"  # inference does not see the thoughts of an earlier answer
+    assert len(found.texts) == (1 if one else len(wanted))
     assert found.ends_turns is (family.eot.strip() in chat.special_tokens or name == "command_r7b")
 
 
