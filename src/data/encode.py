@@ -33,6 +33,7 @@ class EncodedRow(NamedTuple):
     note: what was cut; empty if nothing was.
     ends_turns: whether each answer ends with an end-of-turn token.
     dropped: kinds of content that the template leaves out, none of it part of an answer with loss.
+    changed: what was passed to the template in another form.
     """
 
     examples: list[Example]
@@ -41,6 +42,7 @@ class EncodedRow(NamedTuple):
     note: str
     ends_turns: bool
     dropped: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
 
 
 def encode_chats(
@@ -64,8 +66,9 @@ def encode_chats(
         try:
             if dropped.answers:
                 raise DroppedContent(dropped.answers)
+            changed = tuple(chat.profile(row.template_kwargs).changes(row.conversation))
             ends = all(map(chat.has_end_of_turn, texts))
-            encoded = EncodedRow(examples, texts, full, "", ends, dropped.context)
+            encoded = EncodedRow(examples, texts, full, "", ends, dropped.context, changed)
             found.append(_cut_to_length(row, chat, options, encoded))
         except RowError as error:
             found.append(error)

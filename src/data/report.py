@@ -25,6 +25,10 @@ REMEDIES = {
     "dropped_by_template": " (chat_template and chat_template_kwargs choose how a row is rendered)",
 }
 UNREAD_REMEDY = "; user_prompt puts columns into the request"
+LAST_ROW = {  # reason -> remedy, if no row is left to train on
+    "over_length": "raise max_length",
+    "dropped_by_template": "change the data, or choose another chat_template or chat_template_kwargs",
+}
 SHARES = {"min": 0.0, "p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "max": 1.0}
 
 
@@ -47,8 +51,10 @@ def refuse_findings(report: dict[str, Any], *, strict: bool) -> None:
         raise DataError("no row is left to hold out", hint="the data report names the reason for each row")
     if not report["rows_trained"]:
         problems = [f"{r['file']}:{r['line']} {r['detail']}" for r in report["rejected"][:MAX_LISTED]]
-        too_long = report["rejected_by_reason"].get("over_length")
-        remedy = "raise max_length" if too_long else "change the data or the model"
+        reasons = report["rejected_by_reason"]
+        remedy = next(
+            (text for reason, text in LAST_ROW.items() if reason in reasons), "change the data or the model"
+        )
         raise DataError(*problems, hint=f"no row is left to train on; {remedy}")
     if strict and report["findings"]:
         raise DataError(*report["findings"], hint="fix the data, or set strict_data=false")
@@ -114,6 +120,9 @@ def build_report(
         "dropped_by_template": [
             {"what": what, "rows": n.rows, "rejected": n.rejected, "example": store.location(n.first)}
             for what, n in stats.dropped.items()
+        ],
+        "passed_to_template": [
+            {"what": what, "rows": n.rows, "example": store.location(n.first)} for what, n in stats.changed.items()
         ],
     }
     return found | {"findings": _findings(found)}

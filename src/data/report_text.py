@@ -120,6 +120,9 @@ def _summary(report: Mapping[str, Any], max_length: int) -> Iterator[tuple[str, 
         yield "also in", f"{file}: {_kind_counts(kinds)}"
     if report.get("unread"):
         yield "not read", ", ".join(f"{each['key']} {each['rows']:,}" for each in report["unread"])
+    for key, title in (("dropped_by_template", "left out"), ("passed_to_template", "rendered")):
+        if report.get(key):
+            yield title, "; ".join(f"{each['what']} {each['rows']:,}" for each in report[key])
     if report["mask"]["checked"]:
         yield "mask", _mask_line(report["mask"])
 

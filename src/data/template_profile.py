@@ -89,6 +89,21 @@ class TemplateProfile:
         tools = [self._tool(tool) for tool in conversation.tools or ()]
         return Adapted(Conversation(turns, tools or None, conversation.template_kwargs), restored)  # type: ignore[arg-type]
 
+    def changes(self, conversation: Conversation) -> list[str]:
+        """What `adapt` changes of a conversation that a reader of its text may wonder about."""
+        turns = conversation.messages
+        if all(turn.keys() <= PLAIN_KEYS and turn["role"] in PLAIN_ROLES for turn in turns):
+            return []
+        thoughts = [bool(turn.get("tool_calls")) for turn in turns if turn.get("reasoning_content")]
+        found = {
+            "a developer turn as a system turn": not self.has_developer_role
+            and any(turn["role"] == "developer" for turn in turns),
+            "thoughts as <think> within the answer": any(self.thought_form(c) == INLINE for c in thoughts),
+            "ids of calls as the chat template demands them": any(turn.get("tool_calls") for turn in turns)
+            and self.calls.ids != "any",
+        }
+        return [what for what, changed in found.items() if changed]
+
     def _is_plain(self, turn: Message) -> bool:
         return (
             turn.keys() <= PLAIN_KEYS

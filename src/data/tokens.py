@@ -34,15 +34,19 @@ class Dropped(NamedTuple):
     detail: str
 
 
-class DropCount(NamedTuple):
-    """The number of rows of which a template leaves something out, how many are rejected, and the first."""
+class Tally(NamedTuple):
+    """A number of rows, how many of them are rejected, and the first."""
 
     rows: int
     rejected: int
     first: int
 
-    def plus(self, other: DropCount) -> DropCount:
-        return DropCount(self.rows + other.rows, self.rejected + other.rejected, min(self.first, other.first))
+    def plus(self, other: Tally) -> Tally:
+        return Tally(self.rows + other.rows, self.rejected + other.rejected, min(self.first, other.first))
+
+
+def add_tally(tallies: dict[str, Tally], what: str, tally: Tally) -> None:
+    tallies[what] = tallies[what].plus(tally) if what in tallies else tally
 
 
 @dataclass
@@ -53,22 +57,27 @@ class TokenizeStats:
     cut: list[Dropped] = field(default_factory=list)
     mask: Counter[str] = field(default_factory=Counter)
     no_end_of_turn: int = 0
-    dropped: dict[str, DropCount] = field(default_factory=dict)  # by kind of what a template leaves out
+    dropped: dict[str, Tally] = field(default_factory=dict)  # by kind of what a template leaves out
+    changed: dict[str, Tally] = field(default_factory=dict)  # by what a template gets in another form
 
     def add(self, other: TokenizeStats) -> None:
         self.rejected += other.rejected
         self.cut += other.cut
         self.mask += other.mask
         self.no_end_of_turn += other.no_end_of_turn
-        for what, count in other.dropped.items():
-            self.dropped[what] = self.dropped[what].plus(count) if what in self.dropped else count
+        for tallies, more in ((self.dropped, other.dropped), (self.changed, other.changed)):
+            for what, tally in more.items():
+                add_tally(tallies, what, tally)
 
-    def count_dropped(self, row: int, encoded: EncodedRow | RowError) -> None:
-        """Count what the template leaves out of a row."""
-        rejected = isinstance(encoded, DroppedContent)
-        for what in encoded.kinds if isinstance(encoded, DroppedContent) else getattr(encoded, "dropped", ()):
-            one = DropCount(1, int(rejected), row)
-            self.dropped[what] = self.dropped[what].plus(one) if what in self.dropped else one
+    def count(self, row: int, encoded: EncodedRow | RowError) -> None:
+        """Count what the template leaves out of a row, or gets in another form."""
+        if isinstance(encoded, DroppedContent):
+            for what in encoded.kinds:
+                add_tally(self.dropped, what, Tally(1, 1, row))
+        if isinstance(encoded, EncodedRow):
+            for tallies, kinds in ((self.dropped, encoded.dropped), (self.changed, encoded.changed)):
+                for what in kinds:
+                    add_tally(tallies, what, Tally(1, 0, row))
 
 
 class TokenBatch(NamedTuple):
@@ -169,7 +178,7 @@ def _tokenize_batch(
     for number, row, encoded in zip(batch.tolist(), rows, encoded_rows, strict=True):
         if isinstance(encoded, EncodedRow) and verified[number]:
             encoded = _verify(row, encoded, verifier, stats.mask)
-        stats.count_dropped(number, encoded)
+        stats.count(number, encoded)
         if isinstance(encoded, RowError):
             stats.rejected.append(Dropped(number, encoded.reason, encoded.detail))
             continue

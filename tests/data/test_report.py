@@ -360,8 +360,12 @@ def test_the_report_names_what_is_dropped_with_rows_and_an_example(make: Maker) 
     path = jsonl(make.folder / "data" / "rows.jsonl", [
         {"messages": turns, "tools": TOOLS},
         {"messages": thoughts},
+        {"messages": [{"role": "developer", "content": "Be brief."}, user("Name a colour."), assistant("Blue.")]},
     ])  # fmt: skip
     report = make.tokens(strict_data=False).report
+    assert report["passed_to_template"] == [
+        {"what": "a developer turn as a system turn", "rows": 1, "example": f"{path}:3"}
+    ]
     assert report["dropped_by_template"] == [
         {"what": "tools", "rows": 1, "rejected": 0, "example": f"{path}:1"},
         {"what": "thoughts", "rows": 1, "rejected": 1, "example": f"{path}:2"},
