@@ -16,22 +16,16 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from ..chat_templates import TEMPLATE_KWARGS
+from ..schema import EmptyThoughts
+from .answer_text import AnswerText, CharSpan, answer_text
 from .content_check import ContentCheck
-from .end_tokens import stop_tokens
 from .formats import TEMPLATE_KEYS, TEXT, Conversation, Message, RowError
 from .template_forms import Adapted
 from .template_profile import TemplateProfile
+from .turn_markup import TurnMarkup
 
 IDENTITY_FILE = "tokenization.json"  # holds ChatTokenizer.identity, in the model folder
 CONTEXT_CHARS = 64  # characters before a segment that are searched for its context
-PLACEHOLDER = "\ue000"  # a private-use character, which templates neither contain nor strip
-
-
-class CharSpan(NamedTuple):
-    """Characters `start:end` of a text."""
-
-    start: int
-    end: int
 
 
 class RenderedChat(NamedTuple):
@@ -54,21 +48,6 @@ class RenderedChat(NamedTuple):
         return {turn: self.text[span.start : span.end] for turn, span in spans}
 
 
-class AnswerRendering(NamedTuple):
-    """The conversation `text` up to and including the answer with message index `turn`, which is at `span`.
-
-    span: None if `text` does not begin with the prompt for this answer.
-    """
-
-    turn: int
-    text: str
-    span: CharSpan | None
-
-    def locate_in(self, text: str) -> CharSpan | None:
-        """The span of the answer in the longer rendering `text`; None if `text` renders it differently."""
-        return self.span if self.span and text.startswith(self.text[: self.span.end]) else None
-
-
 class Segment(NamedTuple):
     """A part of a text that is tokenized separately: an answer, or the text between two answers.
 
@@ -86,10 +65,17 @@ class ChatTokenizer:
 
     Args:
         template_kwargs: variables of the template for every conversation. Those of a conversation win.
+        empty_thoughts: whether the empty think block that the template writes before an answer without thoughts
+            is part of the prompt (`context`) or of the answer (`loss`).
     """
 
-    def __init__(self, tokenizer: Any, template_kwargs: Mapping[str, Any] | None = None) -> None:
-        self.tokenizer = tokenizer
+    def __init__(
+        self,
+        tokenizer: Any,
+        template_kwargs: Mapping[str, Any] | None = None,
+        empty_thoughts: EmptyThoughts = "context",
+    ) -> None:
+        self.tokenizer, self.empty_thoughts = tokenizer, empty_thoughts
         self.template_kwargs = dict(template_kwargs or {})
         self._profiles: dict[str, TemplateProfile] = {}
         added = {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}
@@ -144,32 +130,38 @@ class ChatTokenizer:
     def content_check(self) -> ContentCheck:
         return ContentCheck(self.render)
 
+    @cached_property
+    def markup(self) -> TurnMarkup:
+        """What the chat template writes around answers."""
+        added = [str(token) for token in self.tokenizer.added_tokens_decoder.values()]
+        return TurnMarkup(
+            self.render, str(self.tokenizer.chat_template), [*self.special_tokens, *added],
+            self.tokenizer.eos_token, self.profile().tools_for_probes,
+        )  # fmt: skip
+
     def training_texts(self, conversation: Conversation) -> list[RenderedChat]:
         """The texts to train on. Each answer of the conversation has loss in exactly one text.
 
-        One text is enough if the template renders a prefix of a conversation as a prefix of the full text. A
-        template that renders earlier answers differently (for example without their thoughts) gives one text per
-        answer, as the model sees it at inference.
+        One text is enough if the text of each answer is the beginning of the next one's. A template that renders
+        earlier answers differently (for example without their thoughts) gives one text per answer, as the model
+        sees it at inference.
 
-        Raises: RowError if the template rejects the turns, or does not render the prompt of an answer as a prefix.
+        Raises: RowError if the template rejects the turns, or cannot put a prompt and its answer together.
         """
         first = conversation.messages[0]
         if first["role"] == TEXT:
             return [self._document(first["content"])]
-        answers = self._answer_renderings(conversation)
+        answers = self._answer_texts(conversation)
         spans = [a.locate_in(answers[-1].text) for a in answers]
         if all(spans):
             return [RenderedChat(answers[-1].text, tuple(filter(None, spans)), tuple(a.turn for a in answers))]
-        found = []
-        for number, answer in enumerate(answers):
-            if answer.span is None:
-                raise RowError(
-                    "template",
-                    "has a prompt that the chat template does not render as a prefix of the conversation",
-                )
-            earlier = tuple(filter(None, (a.locate_in(answer.text) for a in answers[:number])))
-            found.append(RenderedChat(answer.text, (answer.span,), (answer.turn,), earlier))
-        return found
+        return [
+            RenderedChat(answer.text, (answer.span,), (answer.turn,), self._earlier(answers[:number], answer.text))
+            for number, answer in enumerate(answers)
+        ]
+
+    def _earlier(self, answers: Sequence[AnswerText], text: str) -> tuple[CharSpan, ...]:
+        return tuple(filter(None, (answer.locate_in(text) for answer in answers)))
 
     def _document(self, text: str) -> RenderedChat:
         """A document between the tokenizer's BOS and EOS tokens, with loss on all of it except BOS."""
@@ -178,42 +170,13 @@ class ChatTokenizer:
         text = ("" if text.startswith(start) else start) + text + ("" if text.endswith(eos) else eos)
         return RenderedChat(text, (CharSpan(len(start), len(text)),), (0,))
 
-    def _answer_renderings(self, conversation: Conversation) -> list[AnswerRendering]:
-        found = []
-        for i in (i for i, turn in enumerate(conversation.messages) if turn["role"] == "assistant"):
-            closing = self._after_answer[1]
-            before = self.render(conversation.upto(i), prompt=True)
-            text = self.render(conversation.upto(i + 1))
-            end = len(text.removesuffix(closing))
-            span = CharSpan(len(before), end) if text.startswith(before) and len(before) < end else None
-            found.append(AnswerRendering(i, text, span))
-        return found
+    def _answer_texts(self, conversation: Conversation) -> list[AnswerText]:
+        turns = [i for i, turn in enumerate(conversation.messages) if turn["role"] == "assistant"]
+        return [self._answer_text(conversation, i) for i in turns]
 
-    @property
-    def end_of_turn(self) -> str:
-        """What the template writes from an answer's last character through its end-of-turn token."""
-        return self._after_answer[0]
+    def _answer_text(self, conversation: Conversation, turn: int) -> AnswerText:
+        return answer_text(self, conversation, turn, learn_empty_thoughts=self.empty_thoughts == "loss")
 
-    @cached_property
-    def _after_answer(self) -> tuple[str, str]:
-        """What the template writes after the last answer, in two parts: end of turn, end of conversation.
-
-        Example: `answer<|im_end|>\\n` gives ("<|im_end|>", "\\n"). The text after the last answer is compared with
-        the text after an earlier one. The end of turn is their common beginning, up to its last special token. If
-        the common beginning has no special token, the end of turn is the text after the last answer up to its
-        first special token or, without any, the common beginning without trailing white space.
-        """
-        turns: list[Message] = [{"role": "user", "content": "."}, {"role": "assistant", "content": PLACEHOLDER}]
-        last = self.render(Conversation(turns)).rpartition(PLACEHOLDER)[2]
-        try:
-            within = self.render(Conversation([*turns, turns[0]])).partition(PLACEHOLDER)[2]
-        except RowError:  # the template allows one answer only
-            within = ""
-        differ = (i for i, (a, b) in enumerate(zip(last, within, strict=False)) if a != b)
-        shared = next(differ, min(len(last), len(within)))
-        specials = [m.end() for m in self.special.finditer(last)]
-        ends = [end for end in specials if end <= shared] or specials[:1] or [len(last[:shared].rstrip())]
-        return last[: ends[-1]], last[ends[-1] :]
 
     def has_end_of_turn(self, rendered: RenderedChat) -> bool:
         """Whether every answer ends with one of `stop_tokens`, so that the model learns to stop."""
@@ -232,10 +195,10 @@ class ChatTokenizer:
     @cached_property
     def _control_tokens(self) -> list[str]:
         turns: list[Message] = [{"role": "user", "content": "."}, {"role": "assistant", "content": "."}]
-        probe = Conversation(turns)
+        probe = Conversation(turns, self.profile().tools_for_probes)
         shown = self.render(probe) + self.render(probe.upto(1), prompt=True) + str(self.tokenizer.chat_template)
         with suppress(RowError):  # the template may not allow a system turn
-            shown += self.render(Conversation([{"role": "system", "content": "."}, *turns]))
+            shown += self.render(probe._replace(messages=[{"role": "system", "content": "."}, *turns]))
         used = {*self.special.findall(shown), *filter(None, (self.tokenizer.bos_token, self.tokenizer.eos_token))}
         return sorted(used, key=len, reverse=True)
 
@@ -300,21 +263,31 @@ class ChatTokenizer:
         return [e.ids for e in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def prompt_ids(self, conversation: Conversation) -> list[int]:
-        """The token ids of a conversation up to where the next answer begins.
+        """The token ids of a conversation up to where its answer begins: its last message, or the next one.
+
+        These are the tokens that precede the answer in training.
 
         Raises: RowError if the chat template rejects the turns.
         """
-        text = self.render(conversation, prompt=True)
-        earlier = tuple(filter(None, (a.locate_in(text) for a in self._answer_renderings(conversation))))
+        *before, last = conversation.messages
+        if last["role"] == "assistant" and (last["content"].strip() or last.get("tool_calls")):
+            answer = self._answer_text(conversation, len(before))
+            text = answer.text[: answer.span.start]
+        else:
+            conversation = conversation._replace(
+                messages=before if last["role"] == "assistant" else [*before, last]
+            )
+            text = self.render(conversation, prompt=True)
+        earlier = self._earlier(self._answer_texts(conversation._replace(messages=before)), text)
         ids = self.tokenize(self.segments(RenderedChat(text, (), (), earlier)))
         return [token for segment in ids for token in segment]
 
     @cached_property
     def stop_tokens(self) -> list[str]:
-        """The tokens that end an answer: the end-of-sequence token, and those that end the template's turns."""
-        if not self.tokenizer.chat_template:
-            return [token for token in [self.tokenizer.eos_token] if token]
-        return stop_tokens(self.render, self.special, self.tokenizer.eos_token, self.end_of_turn)
+        """The tokens that end an answer or a call: the end-of-sequence token, and those of the template."""
+        ends = [self.markup.end_of_turn, self.markup.end_of_call] if self.tokenizer.chat_template else []
+        found = [token for end in ends for token in self.special_tokens if end.endswith(token)]
+        return list(dict.fromkeys(filter(None, [self.tokenizer.eos_token, *found])))
 
     @property
     def stop_token_ids(self) -> list[int]:

@@ -13,9 +13,11 @@ from functools import cached_property
 from itertools import compress, pairwise
 from typing import NamedTuple
 
-from .chat import CharSpan, ChatTokenizer, RenderedChat
+from .answer_text import CharSpan
+from .chat import ChatTokenizer, RenderedChat
 from .formats import TEXT, Conversation, Message, RowError
 from .store import Example
+from .turn_markup import EMPTY_THOUGHT, pieces_of, thought_of
 
 MARK = "\ue000{}\ue001"  # the placeholder of a message, of private-use characters
 
@@ -49,41 +51,63 @@ class MaskVerifier:
         if not self.chat.tokenizer.is_fast:
             return MaskCheck(None, "the tokenizer gives no offsets")
         conversation = conversation.upto(rendered.answer_turns[-1] + 1)
-        turns = conversation.messages
+        text = rendered.text
+        for span in rendered.answer_spans:
+            if not self.chat.markup.ends_turn(text[: span.end]):
+                return MaskCheck(False, f"has no end of turn after {text[span.start : span.end]!r}")
         locate = self._by_marks if self.marks else self._by_placeholders
-        spans = locate(conversation, rendered.text)
+        spans = locate(conversation, text)
         if spans is None:
-            return MaskCheck(None, f"{self.method} do not tell where its answers stand")
+            found = self._by_content(conversation, rendered)
+            return self._tokens_agree(rendered, example) if found.agrees else found
         wanted = spans[-len(rendered.answer_spans) :]
         if len(wanted) != len(rendered.answer_spans) or (len(wanted) > 1 and len(spans) > len(wanted)):
             detail = f"has {len(rendered.answer_spans)} answers by prefix rendering, {len(spans)} by {self.method}"
             return MaskCheck(False, detail)
-        for number, found, span in zip(rendered.answer_turns, rendered.answer_spans, wanted, strict=True):
-            other = self._with_end_of_turn(rendered.text, span)
-            if not self._same(rendered.text, found, other, turns[number]):
-                texts = (rendered.text[s.start : s.end] for s in (found, other))
+        for found, other in zip(rendered.answer_spans, wanted, strict=True):
+            if not self._same(text, found, other):
+                texts = (text[s.start : s.end] for s in (found, other))
                 detail = "has loss on {!r} by prefix rendering, on {!r} by {}".format(*texts, self.method)
                 return MaskCheck(False, detail)
         return self._tokens_agree(rendered, example)
 
-    def _same(self, text: str, found: CharSpan, other: CharSpan, turn: Message) -> bool:
-        """Whether two spans are equal, except for white space and what the template writes before an answer."""
-        if text[min(found.end, other.end) : max(found.end, other.end)].strip():
-            return False
-        if other.start <= found.start:
-            return not text[other.start : found.start].strip()
-        between = text[found.start : other.start].strip()
-        return between == "" or between == self._preamble(turn)
+    def _same(self, text: str, found: CharSpan, other: CharSpan) -> bool:
+        """Whether two spans differ in nothing but what the template writes around an answer.
 
-    def _preamble(self, turn: Message) -> str:
-        """What the template writes before an answer that is part of it, such as the tags of its thoughts."""
-        request: list[Message] = [{"role": "user", "content": "."}]
-        try:
-            before = self.chat.render(Conversation(request), prompt=True)
-            text = self.chat.render(Conversation([*request, _placeholder_turn(turn, MARK.format(0))]))
-        except RowError:
-            return ""
-        return text.removeprefix(before).partition(MARK.format(0))[0].strip() if text.startswith(before) else ""
+        The second derivation may include the generation prompt and an empty think block, and leave out what the
+        template writes before the first word and after the last.
+        """
+        if not self._is_markup(text, min(found.end, other.end), max(found.end, other.end)):
+            return False
+        if found.start <= other.start:
+            return self._is_markup(text, found.start, other.start)
+        header = EMPTY_THOUGHT.sub("", text[other.start : found.start]).strip()
+        return self.chat.markup.header.strip().endswith(header)
+
+    def _is_markup(self, text: str, start: int, end: int) -> bool:
+        """Whether a part of a text consists of the template's own words, none of them cut."""
+        cut = any(text[max(0, at - 1) : at + 1].isalnum() and 0 < at < len(text) for at in (start, end))
+        words = re.findall(r"\w+", self.chat.markup.marker.sub(" ", text[start:end]))
+        return start == end or (not cut and self.chat.markup.words.issuperset(words))
+
+    def _by_content(self, conversation: Conversation, rendered: RenderedChat) -> MaskCheck:
+        """Compare each answer's span with what the message says: all of it, and else only the template's words."""
+        for number, span in zip(rendered.answer_turns, rendered.answer_spans, strict=True):
+            turn = conversation.messages[number]
+            rest = rendered.text[span.start : span.end]
+            for piece in sorted(
+                {*pieces_of(turn), (thought_of(turn) or "").strip()} - {""}, key=len, reverse=True
+            ):
+                form = next((f for f in _rendered_forms(piece) if f in rest), None)
+                if form is None:
+                    return MaskCheck(None, f"{self.method} do not tell where its answers stand")
+                rest = rest.replace(form, " ")
+            ids = [str(call.get("id")) for call in turn.get("tool_calls") or () if isinstance(call, dict)]
+            words = {*re.findall(r"\w+", self.chat.markup.marker.sub(" ", rest))}
+            surplus = {w for w in words - self.chat.markup.words if not w.isdigit() and w not in " ".join(ids)}
+            if surplus and not turn.get("tool_calls"):
+                return MaskCheck(False, f"has loss on {' '.join(sorted(surplus))!r}, which is not in its answer")
+        return MaskCheck(True)
 
     def _tokens_agree(self, rendered: RenderedChat, example: Example) -> MaskCheck:
         """Compare the example with the tokens of the complete text, which have loss if they begin in an answer.
@@ -127,23 +151,19 @@ class MaskVerifier:
     def _letters(self, ids: list[int]) -> str:
         return "".join(self.chat.tokenizer.decode(ids).split())
 
-    def _with_end_of_turn(self, text: str, span: CharSpan) -> CharSpan:
-        """`span`, extended by the end of turn if that follows it."""
-        end = self.chat.end_of_turn
-        if text[span.start : span.end].rstrip().endswith(end.strip()) or not text.startswith(end, span.end):
-            return span
-        return CharSpan(span.start, span.end + len(end))
-
     def _by_marks(self, conversation: Conversation, text: str) -> list[CharSpan] | None:
         """The spans of the answers by the template's generation marks; None if the token ids differ."""
         conversation = self.chat.adapt(conversation).conversation
-        out = self.chat.tokenizer.apply_chat_template(
-            list(conversation.messages),
-            tokenize=True,
-            return_dict=True,
-            return_assistant_tokens_mask=True,
-            **self.chat.template_arguments(conversation),
-        )
+        try:
+            out = self.chat.tokenizer.apply_chat_template(
+                list(conversation.messages),
+                tokenize=True,
+                return_dict=True,
+                return_assistant_tokens_mask=True,
+                **self.chat.template_arguments(conversation),
+            )
+        except Exception:  # whatever a template raises: it renders the prompt, but not the conversation
+            return None
         full = self.chat.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         if list(out["input_ids"]) != list(full["input_ids"]):
             return None

@@ -172,7 +172,7 @@ def _cut(chat: ChatTokenizer, text: str, max_tokens: int, side: str) -> list[int
 
 
 def _chat_prompt(chat: ChatTokenizer, row: Row, _max_tokens: int | None) -> list[int]:
-    return chat.prompt_ids(row.conversation.upto(-1))
+    return chat.prompt_ids(row.conversation)
 
 
 class TaskEncoding(NamedTuple):

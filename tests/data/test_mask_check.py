@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from src.data.chat import CharSpan, ChatTokenizer, RenderedChat
+from src.data.answer_text import CharSpan
+from src.data.chat import ChatTokenizer, RenderedChat
 from src.data.encode import EncodedRow, EncodingOptions, encode_chats
 from src.data.formats import Conversation, Message
 from src.data.mask_check import MaskCheck, MaskVerifier

@@ -265,7 +265,8 @@ def test_a_mask_that_the_second_derivation_disputes_is_not_trained_on(
     make: Maker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make.file("a.jsonl", sums(3))
-    from src.data.chat import CharSpan, ChatTokenizer, RenderedChat
+    from src.data.answer_text import CharSpan
+    from src.data.chat import ChatTokenizer, RenderedChat
 
     right = ChatTokenizer.training_texts
 

@@ -1,0 +1,198 @@
+"""The text of one answer as a model meets it at inference: the prompt, then what the model has to write.
+
+Most templates render a conversation up to an answer as the beginning of the conversation with it, so that cutting
+gives the answer. Others write the prompt and the conversation differently: the prompt opens a think block, earlier
+turns change, the last system turn moves. For these the text is composed of the prompt and the answer as the
+template renders it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from .formats import Conversation, Message, RowError
+from .turn_markup import EMPTY_THOUGHT, OPEN_THOUGHT, TurnMarkup, closing_tag, pieces_of, shared, thought_of
+
+THINKING = {"enable_thinking": True, "thinking": True}  # the variables with which templates switch thoughts on
+MARKER = re.compile(r"<[^<>\s]{1,40}>|\[[^\[\]\s]{1,40}\]")
+SHOWN = 60  # characters of two texts that differ, in a message
+
+
+class CharSpan(NamedTuple):
+    """Characters `start:end` of a text."""
+
+    start: int
+    end: int
+
+
+class AnswerText(NamedTuple):
+    """The conversation `text` through the answer with message index `turn`, which is at `span`.
+
+    prompt: what the template renders before the answer; `text` begins with it.
+    composed: whether `text` was put together, since the template renders prompt and conversation differently.
+    """
+
+    turn: int
+    text: str
+    span: CharSpan
+    prompt: str
+    composed: bool = False
+
+    def locate_in(self, text: str) -> CharSpan | None:
+        """The span of the answer in the longer rendering `text`; None if `text` renders it differently."""
+        return self.span if text.startswith(self.text[: self.span.end]) else None
+
+
+class Renderer(Protocol):
+    """A chat template: renders conversations, and knows what it writes around their answers."""
+
+    template_kwargs: dict[str, Any]
+
+    @property
+    def markup(self) -> TurnMarkup: ...
+
+    def render(self, conversation: Conversation, *, prompt: bool = False) -> str: ...
+
+
+def answer_text(
+    chat: Renderer, conversation: Conversation, turn: int, *, learn_empty_thoughts: bool
+) -> AnswerText:
+    """The text of the answer `turn` with all that comes before it.
+
+    An answer with thoughts is rendered with thinking switched on where the template loses them otherwise. The
+    empty think block that a template writes before an answer without thoughts belongs to the prompt, unless
+    `learn_empty_thoughts`.
+
+    Raises: RowError if the template rejects the turns, or prompt and answer cannot be put together.
+    """
+    thought = thought_of(conversation.messages[turn])
+    if not thought or not thought.strip():
+        found = _answer_text(chat, conversation, turn)
+        return found if thought is not None or learn_empty_thoughts else _without_empty_thought(found)
+    try:
+        found = _answer_text(chat, conversation, turn)
+    except RowError:
+        thinking = _with_thinking(chat, conversation, turn, thought)
+        if thinking is None:
+            raise
+        return thinking
+    return found if _says(found, thought) else _with_thinking(chat, conversation, turn, thought) or found
+
+
+def _with_thinking(chat: Renderer, conversation: Conversation, turn: int, thought: str) -> AnswerText | None:
+    """The text with thinking switched on, if the template knows how, and then renders the thought."""
+    chosen = chat.template_kwargs | dict(conversation.template_kwargs or {})
+    wanted = THINKING | chosen
+    if wanted == chosen:
+        return None
+    thinking = conversation._replace(template_kwargs=wanted)
+    try:
+        found = _answer_text(chat, thinking, turn)
+    except RowError:
+        return None
+    if not _says(found, thought):
+        found = _with_thought(found, thought, chat.render(conversation.upto(turn), prompt=True))
+    return found if _says(found, thought) else None
+
+
+def _with_thought(found: AnswerText, thought: str, closed: str) -> AnswerText:
+    """The answer after its thoughts, which the template leaves out.
+
+    Args:
+        closed: the prompt without thinking. If it ends with an empty think block, that shows the tags.
+    """
+    block = next((m for m in EMPTY_THOUGHT.finditer(closed) if m.end() == len(closed) and m["open"]), None)
+    if block is None or OPEN_THOUGHT.search(found.prompt) or closed == found.prompt:
+        return found
+    opening, line = block["open"], "\n" if "\n" in block["space"] else ""
+    written = f"{opening}{line}{thought.strip()}{line}{closing_tag(opening)}"
+    start, end = found.span
+    text = found.text[:start] + written + found.text[start:]
+    return found._replace(text=text, span=CharSpan(start, end + len(written)), composed=True)
+
+
+def _says(found: AnswerText, thought: str) -> bool:
+    return thought.strip() in found.text[found.span.start : found.span.end]
+
+
+def _answer_text(chat: Renderer, conversation: Conversation, turn: int) -> AnswerText:
+    message = conversation.messages[turn]
+    before = chat.render(conversation.upto(turn), prompt=True)
+    text, rest = chat.markup.split(chat.render(conversation.upto(turn + 1)), list(pieces_of(message)))
+    answer = (
+        text[len(before) :] if text.startswith(before) else _answer_after(before, text, conversation, turn, chat)
+    )
+    if not answer.removesuffix(chat.markup.end_of_turn).strip():
+        raise RowError("template", f"has a message {turn + 1} of which the chat template writes nothing")
+    if text.startswith(before):
+        return AnswerText(turn, text + rest, CharSpan(len(before), len(text)), before)
+    return AnswerText(turn, before + answer + rest, CharSpan(len(before), len(before + answer)), before, True)
+
+
+def _without_empty_thought(found: AnswerText) -> AnswerText:
+    """The answer without the empty think block that the template writes before it, or closes."""
+    block = EMPTY_THOUGHT.match(found.text, found.span.start, found.span.end)
+    return found._replace(span=CharSpan(block.end(), found.span.end)) if block else found
+
+
+def _answer_after(before: str, text: str, conversation: Conversation, turn: int, chat: Renderer) -> str:
+    """What follows the prompt `before`, from the conversation `text`, which renders the prompt differently.
+
+    Raises: RowError if the two differ in more than a think block or white space.
+    """
+    message = conversation.messages[turn]
+    for at_before, at_text in _alignments(before, text, conversation.messages[:turn]):
+        same = _whole_markers(before[at_before:], len(shared(before[at_before:], text[at_text:])))
+        opened, answer = before[at_before + same :], text[at_text + same :]
+        if opened.strip() in ("", chat.markup.header.strip()):
+            return answer.lstrip() if opened else answer
+        if thoughts := OPEN_THOUGHT.fullmatch(opened.lstrip()):
+            return _after_opened(opened, closing_tag(thoughts[1]), answer, message)
+        if EMPTY_THOUGHT.fullmatch(opened) and not thought_of(message):
+            return answer
+    same = len(shared(before, text))
+    raise RowError(
+        "template",
+        "has an answer that the chat template does not render after its prompt: the prompt continues with "
+        f"{before[same : same + SHOWN]!r}, the conversation with {text[same : same + SHOWN]!r}",
+    )
+
+
+def _alignments(before: str, text: str, earlier: Sequence[Message]) -> Iterator[tuple[int, int]]:
+    """Positions in both texts from which they are compared: their beginnings, or the end of the last message."""
+    yield 0, 0
+    said = next((turn["content"].strip() for turn in reversed(earlier) if turn["content"].strip()), "")
+    if said and said in before and said in text:
+        yield before.rfind(said) + len(said), text.rfind(said) + len(said)
+
+
+def _whole_markers(text: str, end: int) -> int:
+    """`end`, moved back to the beginning of a marker that it is within."""
+    tag = OPEN_THOUGHT.search(text)
+    if tag and tag.start() < end:
+        return tag.start()
+    start = max(text.rfind("<", 0, end), text.rfind("[", 0, end))
+    inside = start >= 0 and not re.search(r"[>\]\s]", text[start:end]) and MARKER.match(text, start)
+    return start if inside else end
+
+
+def _after_opened(opened: str, close: str, answer: str, message: Message) -> str:
+    """What a model writes in a think block that the prompt has opened, and after it.
+
+    Args:
+        opened: the end of the prompt, with the opening tag.
+        answer: the answer as the template renders it, with or without the think block.
+    """
+    thought = (thought_of(message) or "").strip()
+    line = "\n" if opened.endswith("\n") else ""
+    if thought and thought in answer:
+        return answer[answer.index(thought) :]
+    said = answer.lstrip()
+    block = EMPTY_THOUGHT.match(said)
+    if block and block["open"]:
+        said = said[block.end("open") :].lstrip()
+    if said.startswith(close):
+        return thought + line * bool(thought) + said
+    return f"{thought}{line}{close}{line * 2}{said}"

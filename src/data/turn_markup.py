@@ -1,0 +1,221 @@
+"""What a chat template writes around an answer: where the turn ends, and how the next one begins.
+
+It is found by rendering a probe conversation, with private-use characters for what the messages say.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from typing import Any
+
+from .formats import Conversation, Message, RowError
+from .template_profile import PROBE_TOOL
+
+ANSWER, REQUEST = "\ue000", "\ue001"  # characters that templates neither contain nor strip
+TAG = r"<[|\uff5c][^<>\s]{1,40}?[|\uff5c]>"  # a marker, whether the tokenizer has a token for it or not
+CLOSING_TAG = re.compile(r"</|\[/")  # ends a part of an answer, such as a call, not the turn
+THOUGHT_TAGS = {  # opening tag of a model's thoughts -> closing tag; <NAME> is closed by </NAME>
+    "[THINK]": "[/THINK]",
+    "<|START_THINKING|>": "<|END_THINKING|>",
+    "<|channel>thought": "<channel|>",
+    "Here are my reasoning steps:": "[BEGIN FINAL RESPONSE]",
+}
+THOUGHT_NAMES = r"(?:\w+:)?(?:think|thinking|thought|reasoning)(?::\w+)?"
+_OPENING, _CLOSING = ("|".join(map(re.escape, tags)) for tags in (THOUGHT_TAGS, THOUGHT_TAGS.values()))
+_OPENING, _CLOSING = f"<{THOUGHT_NAMES}>|{_OPENING}", f"</{THOUGHT_NAMES}>|{_CLOSING}"
+OPEN_THOUGHT = re.compile(rf"({_OPENING})\s*\Z")
+EMPTY_THOUGHT = re.compile(rf"\s*(?P<open>{_OPENING})?(?P<space>\s*)(?:{_CLOSING})\s*")
+INLINE_THOUGHT = re.compile(rf"\s*({_OPENING})?(.*?)({_CLOSING})(.*)\Z", re.DOTALL)
+
+
+class TurnMarkup:
+    """The text around the answers of one chat template.
+
+    Args:
+        render: as ChatTokenizer.render.
+        source: the template.
+        tokens: the tokenizer's added tokens.
+        eos: its end-of-sequence token.
+        tools: what the template needs to render any conversation.
+    """
+
+    def __init__(
+        self,
+        render: Callable[..., str],
+        source: str,
+        tokens: Sequence[str],
+        eos: str | None,
+        tools: Sequence[Any] | None,
+    ) -> None:
+        self._render, self._source, self._eos, self._tools = render, source, eos, tools
+        known = sorted(filter(None, tokens), key=len, reverse=True)
+        self.marker = re.compile("|".join([*map(re.escape, known), TAG]))
+
+    @cached_property
+    def words(self) -> frozenset[str]:
+        """The words in the template's source, among them all that it writes itself."""
+        return frozenset(re.findall(r"\w+", self._source))
+
+    @cached_property
+    def _probe(self) -> tuple[str, str, str, str]:
+        """The text before a request, from there to its answer, to the next request, and after a last answer.
+
+        Raises: RowError if the template does not render a request and an answer.
+        """
+        turns: list[Message] = [{"role": "user", "content": REQUEST}, {"role": "assistant", "content": ANSWER}]
+        head, _, rest = self._render(Conversation(turns, self._tools)).rpartition(REQUEST)
+        header, _, last = rest.rpartition(ANSWER)
+        try:
+            again = self._render(Conversation([*turns, turns[0]], self._tools))
+        except RowError:  # the template allows one answer only
+            return head, header, "", last
+        return head, header, again.partition(ANSWER)[2].partition(REQUEST)[0], last
+
+    @cached_property
+    def header(self) -> str:
+        """The generation prompt: what the template appends so that an answer begins."""
+        request = Conversation([{"role": "user", "content": REQUEST}], self._tools)
+        bare, prompt = self._render(request), self._render(request, prompt=True)
+        return prompt.removeprefix(bare) if prompt.startswith(bare) else ""
+
+    @cached_property
+    def openers(self) -> frozenset[str]:
+        """The markers with which a turn begins."""
+        head, before_answer, before_request, _ = self._probe
+        first, *others = self.marker.findall(before_answer) or [""]
+        if not before_answer.lstrip().startswith(first):  # the request has no end of its own
+            others = [first, *others]
+        nearest = self.marker.findall(head)[-1:]
+        shared = {*others} & {*self.marker.findall(before_request)}
+        return frozenset({*shared, *nearest, *self.marker.findall(self.header)} - {self._eos})
+
+    def end_of(self, tail: str, *, plain: bool = False) -> str:
+        """The part of `tail`, the text after an answer, that ends the turn; empty if there is none.
+
+        It reaches through the last marker before one that opens a turn.
+
+        Args:
+            plain: whether the answer has no calls, which closing tags may end.
+        """
+        end = 0
+        for found in self.marker.finditer(tail):
+            if found[0] in self.openers:
+                break
+            if plain or self._may_end(found[0]):
+                end = found.end()
+        return tail[:end]
+
+    def _may_end(self, marker: str) -> bool:
+        return marker == self._eos or not CLOSING_TAG.match(marker) or self.end_of_turn.endswith(marker)
+
+    @cached_property
+    def end_of_turn(self) -> str:
+        """What ends an answer, from its last character on.
+
+        Markers, as the last answer has them or else an earlier one; without markers the text that both have in
+        common; without any the tokenizer's end-of-sequence token. Empty if it has none.
+        """
+        _, _, within, last = self._probe
+        found, earlier = self.end_of(last, plain=True), self.end_of(within, plain=True)
+        if earlier and found.startswith(earlier):  # what follows ends the conversation
+            return earlier
+        return found or earlier or shared(last, within).rstrip() or self._eos or ""
+
+    @cached_property
+    def end_of_call(self) -> str:
+        """The marker that ends an answer with a call; empty if the template has none."""
+        function = {"name": REQUEST, "arguments": {"x": ANSWER}}
+        call = {"id": "call12345", "type": "function", "function": function}
+        turns: list[Message] = [
+            {"role": "user", "content": "."},
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+        ]
+        try:
+            text, _ = self.split(self._render(Conversation(turns, [PROBE_TOOL])), [REQUEST, ANSWER])
+        except RowError:  # the template knows no calls
+            return ""
+        *_, last = [None, *self.marker.finditer(text)]
+        return last[0] if last and last.end() == len(text) and ANSWER in text else ""
+
+    @cached_property
+    def closing(self) -> str:
+        """What the template writes after the end of the last turn."""
+        last = self._probe[3]
+        return last.removeprefix(self.end_of_turn)
+
+    def split(self, text: str, pieces: Sequence[str]) -> tuple[str, str]:
+        """A conversation that ends with an answer, in two parts: through the end of the answer, and the rest.
+
+        Where the template does not write the end of the turn, it is appended to the answer.
+
+        Args:
+            pieces: what the answer says.
+        Raises: RowError if the end is not found.
+        """
+        ends = self._end_by_closing(text), self._end_by_pieces(text, pieces)
+        end = min((end for end in ends if end), default=None)
+        if end is None:
+            raise RowError("template", f"is rendered without a recognisable end of its answer: {text[-60:]!r}")
+        done = text[:end]
+        return (done, text[end:]) if self.ends_turn(done) else (done + self.end_of_turn, "")
+
+    def _end_by_closing(self, text: str) -> int | None:
+        closing = self.closing.strip()
+        body = text.rstrip()
+        if not body.endswith(closing):
+            return None
+        end = len(body) - len(closing) if closing else len(text.removesuffix(self.closing))
+        stripped = len(text[:end].rstrip())
+        if any(text.endswith(opener, 0, stripped) for opener in self.openers):
+            return None
+        return stripped if self.ends_turn(text[:stripped]) else end
+
+    def _end_by_pieces(self, text: str, pieces: Sequence[str]) -> int | None:
+        """The end of the turn after what the answer says; None if the template has changed it or writes no end."""
+        said = [piece for piece in pieces if piece]
+        places = [text.rfind(piece) for piece in said]
+        if not said or min(places) < 0:
+            return None
+        last = max(at + len(piece) for at, piece in zip(places, said, strict=True))
+        end = self.end_of(text[last:])
+        return last + len(end) if end else None
+
+    def ends_turn(self, text: str) -> bool:
+        """Whether `text` ends with a marker of the template that ends a turn."""
+        *_, last = [None, *self.marker.finditer(text, max(0, len(text) - 64))]
+        if last and last.end() == len(text):
+            return last[0] == self._eos or (last[0] in self._source and self._may_end(last[0]))
+        return bool(self.end_of_turn) and text.endswith(self.end_of_turn.strip())
+
+
+def thought_of(turn: Message) -> str | None:
+    """The thoughts of an answer, without their tags; None if it has none. They may be empty, between tags."""
+    if turn.get("reasoning_content"):
+        return turn["reasoning_content"]
+    found = INLINE_THOUGHT.match(turn["content"])
+    return found[2] if found else None
+
+
+def pieces_of(turn: Message) -> Iterator[str]:
+    """The texts that an answer says: its content without thoughts, and the names and the values of its calls."""
+    found = INLINE_THOUGHT.match(turn["content"])
+    yield (found[4] if found else turn["content"]).strip()
+    for call in turn.get("tool_calls") or ():
+        function = call.get("function", call) if isinstance(call, dict) else {}
+        yield str(function.get("name") or "")
+        arguments = function.get("arguments")
+        if isinstance(arguments, dict):
+            yield from (value for value in map(str, arguments.values()) if len(value) > 1)
+
+
+def shared(a: str, b: str) -> str:
+    """The common beginning of two texts."""
+    differ = (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y)
+    return a[: next(differ, min(len(a), len(b)))]
+
+
+def closing_tag(opening: str) -> str:
+    """The tag that closes the thoughts after an opening tag."""
+    return THOUGHT_TAGS.get(opening) or f"</{opening[1:]}"
