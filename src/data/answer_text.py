@@ -125,7 +125,7 @@ def _answer_text(chat: Renderer, conversation: Conversation, turn: int) -> Answe
         text[len(before) :] if text.startswith(before) else _answer_after(before, text, conversation, turn, chat)
     )
     if not answer.removesuffix(chat.markup.end_of_turn).strip():
-        raise RowError("template", f"has a message {turn + 1} of which the chat template writes nothing")
+        raise RowError("dropped_by_template", f"has a message {turn + 1} of which the chat template writes nothing")
     if text.startswith(before):
         return AnswerText(turn, text + rest, CharSpan(len(before), len(text)), before)
     return AnswerText(turn, before + answer + rest, CharSpan(len(before), len(before + answer)), before, True)
@@ -148,6 +148,8 @@ def _answer_after(before: str, text: str, conversation: Conversation, turn: int,
         opened, answer = before[at_before + same :], text[at_text + same :]
         if opened.strip() in ("", chat.markup.header.strip()):
             return answer.lstrip() if opened else answer
+        if answer.lstrip().startswith(opened.lstrip()):
+            return answer.lstrip()[len(opened.lstrip()) :]
         if thoughts := OPEN_THOUGHT.fullmatch(opened.lstrip()):
             return _after_opened(opened, closing_tag(thoughts[1]), answer, message)
         if EMPTY_THOUGHT.fullmatch(opened) and not thought_of(message):

@@ -19,6 +19,8 @@ from .formats import TEXT, Conversation, Message, RowError
 from .store import Example
 from .turn_markup import EMPTY_THOUGHT, pieces_of, thought_of
 
+NEAR = 64  # characters around a position that are searched for a marker
+TAGS = re.compile(r"</?[\w:|]{1,40}>")
 MARK = "\ue000{}\ue001"  # the placeholder of a message, of private-use characters
 
 
@@ -51,27 +53,27 @@ class MaskVerifier:
         if not self.chat.tokenizer.is_fast:
             return MaskCheck(None, "the tokenizer gives no offsets")
         conversation = conversation.upto(rendered.answer_turns[-1] + 1)
-        text = rendered.text
+        turns, text = conversation.messages, rendered.text
         for span in rendered.answer_spans:
             if not self.chat.markup.ends_turn(text[: span.end]):
                 return MaskCheck(False, f"has no end of turn after {text[span.start : span.end]!r}")
         locate = self._by_marks if self.marks else self._by_placeholders
         spans = locate(conversation, text)
         if spans is None:
-            found = self._by_content(conversation, rendered)
-            return self._tokens_agree(rendered, example) if found.agrees else found
+            check = self._by_content(conversation, rendered)
+            return self._tokens_agree(rendered, example) if check.agrees else check
         wanted = spans[-len(rendered.answer_spans) :]
         if len(wanted) != len(rendered.answer_spans) or (len(wanted) > 1 and len(spans) > len(wanted)):
             detail = f"has {len(rendered.answer_spans)} answers by prefix rendering, {len(spans)} by {self.method}"
             return MaskCheck(False, detail)
-        for found, other in zip(rendered.answer_spans, wanted, strict=True):
-            if not self._same(text, found, other):
+        for number, found, other in zip(rendered.answer_turns, rendered.answer_spans, wanted, strict=True):
+            if not self._same(text, found, other, turns[number]):
                 texts = (text[s.start : s.end] for s in (found, other))
                 detail = "has loss on {!r} by prefix rendering, on {!r} by {}".format(*texts, self.method)
                 return MaskCheck(False, detail)
         return self._tokens_agree(rendered, example)
 
-    def _same(self, text: str, found: CharSpan, other: CharSpan) -> bool:
+    def _same(self, text: str, found: CharSpan, other: CharSpan, turn: Message) -> bool:
         """Whether two spans differ in nothing but what the template writes around an answer.
 
         The second derivation may include the generation prompt and an empty think block, and leave out what the
@@ -80,15 +82,25 @@ class MaskVerifier:
         if not self._is_markup(text, min(found.end, other.end), max(found.end, other.end)):
             return False
         if found.start <= other.start:
-            return self._is_markup(text, found.start, other.start)
+            return self._is_markup(text, found.start, other.start, thought_of(turn) or "")
         header = EMPTY_THOUGHT.sub("", text[other.start : found.start]).strip()
         return self.chat.markup.header.strip().endswith(header)
 
-    def _is_markup(self, text: str, start: int, end: int) -> bool:
-        """Whether a part of a text consists of the template's own words, none of them cut."""
-        cut = any(text[max(0, at - 1) : at + 1].isalnum() and 0 < at < len(text) for at in (start, end))
-        words = re.findall(r"\w+", self.chat.markup.marker.sub(" ", text[start:end]))
-        return start == end or (not cut and self.chat.markup.words.issuperset(words))
+    def _is_markup(self, text: str, start: int, end: int, thought: str = "") -> bool:
+        """Whether a part of a text consists of the template's own words, none of them cut, and of a thought."""
+        cut = any(self._cuts(text, at) for at in (start, end))
+        written = text[start:end].replace(thought.strip(), " ", 1) if thought else text[start:end]
+        return start == end or (not cut and not self._surplus(written))
+
+    def _cuts(self, text: str, at: int) -> bool:
+        """Whether a position is within a word or a marker."""
+        near = self.chat.markup.marker.finditer(text, max(0, at - NEAR), at + NEAR)
+        return text[max(0, at - 1) : at + 1].isalnum() or any(m.start() < at < m.end() for m in near)
+
+    def _surplus(self, text: str) -> set[str]:
+        """The words of a text that are neither the template's own nor in a tag."""
+        bare = TAGS.sub(" ", self.chat.markup.marker.sub(" ", text))
+        return {*re.findall(r"\w+", bare)} - self.chat.markup.words
 
     def _by_content(self, conversation: Conversation, rendered: RenderedChat) -> MaskCheck:
         """Compare each answer's span with what the message says: all of it, and else only the template's words."""
@@ -103,8 +115,7 @@ class MaskVerifier:
                     return MaskCheck(None, f"{self.method} do not tell where its answers stand")
                 rest = rest.replace(form, " ")
             ids = [str(call.get("id")) for call in turn.get("tool_calls") or () if isinstance(call, dict)]
-            words = {*re.findall(r"\w+", self.chat.markup.marker.sub(" ", rest))}
-            surplus = {w for w in words - self.chat.markup.words if not w.isdigit() and w not in " ".join(ids)}
+            surplus = {w for w in self._surplus(rest) if not w.isdigit() and w not in " ".join(ids)}
             if surplus and not turn.get("tool_calls"):
                 return MaskCheck(False, f"has loss on {' '.join(sorted(surplus))!r}, which is not in its answer")
         return MaskCheck(True)

@@ -26,7 +26,7 @@ THOUGHT_NAMES = r"(?:\w+:)?(?:think|thinking|thought|reasoning)(?::\w+)?"
 _OPENING, _CLOSING = ("|".join(map(re.escape, tags)) for tags in (THOUGHT_TAGS, THOUGHT_TAGS.values()))
 _OPENING, _CLOSING = f"<{THOUGHT_NAMES}>|{_OPENING}", f"</{THOUGHT_NAMES}>|{_CLOSING}"
 OPEN_THOUGHT = re.compile(rf"({_OPENING})\s*\Z")
-EMPTY_THOUGHT = re.compile(rf"\s*(?P<open>{_OPENING})?(?P<space>\s*)(?:{_CLOSING})\s*")
+EMPTY_THOUGHT = re.compile(rf"\s*(?P<open>{_OPENING})?(?P<space>\s*)(?:{_CLOSING})\n*")
 INLINE_THOUGHT = re.compile(rf"\s*({_OPENING})?(.*?)({_CLOSING})(.*)\Z", re.DOTALL)
 
 

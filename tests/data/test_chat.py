@@ -19,11 +19,11 @@ from src.data.chat import ChatTokenizer, RenderedChat
 from src.data.encode import EncodedRow, EncodingOptions, encode_chats
 from src.data.formats import Conversation, Message, RowError
 from src.data.store import IGNORE_INDEX
+from src.data.turn_markup import EMPTY_THOUGHT
 from tests.data import tokenizers
 from tests.data.tokenizers import (
     CONVERSATIONS,
     FAMILIES,
-    REFUSED,
     TOOLS,
     WITH_TOOLS,
     Family,
@@ -187,7 +187,10 @@ def test_an_evaluation_prompt_is_the_beginning_of_the_training_row(name: str, ti
     for text, example in zip(found.texts, found.examples, strict=True):
         begins = [i for i, on in enumerate(example.loss_mask) if on and not example.loss_mask[i - 1]]
         for turn, begin in zip(text.answer_turns, begins, strict=True):
-            assert chat.prompt_ids(Conversation(turns[:turn], tools)) == example.ids[:begin]
+            assert chat.prompt_ids(Conversation(turns[: turn + 1], tools)) == example.ids[:begin]
+            inference = chat.prompt_ids(Conversation(turns[:turn], tools))
+            block = chat.tokenizer.decode(example.ids[len(inference) : begin])
+            assert example.ids[: len(inference)] == inference and (not block or EMPTY_THOUGHT.fullmatch(block))
             asked.append(turn)
     assert asked == [i for i, turn in enumerate(turns) if turn["role"] == "assistant"]
 
@@ -197,6 +200,7 @@ def test_a_prompt_is_cut_at_earlier_answers_as_in_training() -> None:
     chat = ChatTokenizer(tokenizers.tokenizer(FAMILIES["chatml"]))
     chat.tokenizer.chat_template = (
         "{% for m in messages %}{{ m.role + '\n' + (m.reasoning_content or '') * (loop.last | int) + m.content }}"
+        "{% if m.role == 'assistant' %}<|im_end|>{% endif %}"
         "{% endfor %}{% if add_generation_prompt %}{{ 'assistant\n' }}{% endif %}"
     )
     thought = assistant("\n\nb", reasoning_content="c")
@@ -205,7 +209,7 @@ def test_a_prompt_is_cut_at_earlier_answers_as_in_training() -> None:
     assert isinstance(found, EncodedRow)
     assert len(found.texts) == 3
     for text, example in zip(found.texts, found.examples, strict=True):
-        asked = chat.prompt_ids(Conversation(turns[: text.answer_turns[0]]))
+        asked = chat.prompt_ids(Conversation(turns[: text.answer_turns[0] + 1]))
         assert asked == example.ids[: example.loss_mask.index(True)]
         assert example.ids != chat.tokenizer(text.text)["input_ids"]
 
@@ -218,7 +222,6 @@ def test_a_prompt_is_cut_at_earlier_answers_as_in_training() -> None:
     [
         ("gemma2", "System role not supported"),
         ("mistral_v01", "Conversation roles must alternate user/assistant/user/assistant/..."),
-        ("mistral_v03", "not render as a prefix"),  # it omits the system turn once there is an answer
     ],
 )
 def test_a_template_without_system_turns_rejects_one_with_its_message(name: str, words: str) -> None:
@@ -236,27 +239,29 @@ def test_a_template_rejects_turns_out_of_order_with_its_message(name: str) -> No
         tokenizers.chat(name).prompt_ids(Conversation([user("a"), user("b")]))
 
 
-@pytest.mark.parametrize("title", SPOKEN)
-def test_a_prompt_that_no_answer_continues_is_refused_and_never_mistaken(title: str) -> None:
-    error = refused(REFUSED.name, SPOKEN[title])
-    assert error.reason == "template"
-    assert error.detail == "has a prompt that the chat template does not render as a prefix of the conversation"
-    assert tokenizers.chat(REFUSED.name).prompt_ids(
-        Conversation(SPOKEN[title][:1])
-    )  # rendering it as a prompt works
+def test_a_prompt_and_an_answer_that_do_not_fit_are_refused_with_both_texts() -> None:
+    chat = ChatTokenizer(tokenizers.tokenizer(FAMILIES["chatml"]))
+    chat.tokenizer.chat_template = chat.tokenizer.chat_template.replace(
+        "'<|im_start|>assistant", "'<|im_start|>poet"
+    )
+    error = encode_chats([row(CONVERSATIONS["single turn"])], chat, MANY)[0]
+    assert isinstance(error, RowError) and error.reason == "template"
+    assert (
+        "the prompt continues with 'poet\\n', the conversation with 'assistant\\nFour.<|im_end|>'" in error.detail
+    )
 
 
 def test_an_answer_of_which_the_template_writes_nothing_is_refused() -> None:
     chat = ChatTokenizer(tokenizers.tokenizer(FAMILIES["falcon"]))
     chat.tokenizer.chat_template = (
-        "{% for m in messages %}{{ m.role + ':' + m.content.split('</think>')[-1] }}{% endfor %}"
+        "{% for m in messages %}{{ m.role + ':' + m.content.split('x')[-1] }}{% endfor %}"
         "{% if add_generation_prompt %}assistant:{% endif %}"
     )
-    empty, said = encode_chats(
-        [row([user("q"), assistant(a)]) for a in ("<think>x</think>", "<think></think>y")], chat, MANY
+    empty, said = encode_chats([row([user("q"), assistant(a)]) for a in ("x", "zy")], chat, MANY)
+    assert (
+        isinstance(empty, RowError) and empty.detail == "has a message 2 of which the chat template writes nothing"
     )
-    assert isinstance(empty, RowError) and empty.reason == "template"
-    assert isinstance(said, EncodedRow) and stretches(chat, *said.examples[0]) == ["y"]
+    assert isinstance(said, EncodedRow) and stretches(chat, *said.examples[0]) == ["zy<|endoftext|>"]
 
 
 def test_templates_without_system_turns_or_with_one_answer_only_work() -> None:
@@ -318,7 +323,9 @@ def test_a_token_that_steers_the_model_is_found_in_all_that_a_turn_carries(key: 
 def test_a_special_token_outside_of_the_template_does_not_end_an_answer() -> None:
     found = encoded("falcon", [user("x"), assistant("see <filename> and go"), user("y"), assistant("<filename>")])
     learnt = stretches(tokenizers.chat("falcon"), found.examples[0].ids, found.examples[0].loss_mask)
-    assert learnt == [" see <filename> and go", " <filename>"]
+    assert learnt == [" see <filename> and go<|endoftext|>"]
+    last = stretches(tokenizers.chat("falcon"), found.examples[1].ids, found.examples[1].loss_mask)
+    assert last == [" <filename><|endoftext|>"]
 
 
 # tokens

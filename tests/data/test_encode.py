@@ -199,9 +199,8 @@ def test_a_cut_prompt_keeps_the_system_turn_the_template_and_complete_answers(na
     assert ("Be brief." in text) is bool(header)
     kept = example.ids[: example.loss_mask.index(True)]
     tail = " ".join(WORDS * 30)
-    cut = next(
-        tail[i:] for i in range(len(tail)) if chat.prompt_ids(Conversation([*header, user(tail[i:])])) == kept
-    )
+    asked = ((tail[i:], Conversation([*header, user(tail[i:]), turns[-1]])) for i in range(len(tail)))
+    cut = next(text for text, conversation in asked if chat.prompt_ids(conversation) == kept)
     assert cut.endswith("iota kappa") and len(cut) < len(tail)
     assert found.note == f"prompt cut, {longest(name, turns)} tokens before, and 12 earlier messages dropped"
 

@@ -20,7 +20,7 @@ pytest_plugins = ["tests.data.tokenizers"]
 pytestmark = pytest.mark.usefixtures("frozen")
 
 # What the second derivation cannot judge: a template that rewrites what a message says, or refuses the stand-ins.
-NOT_COMPARABLE = {("falcon", "empty thoughts"), ("falcon", "thoughts"), ("mistral_v03", "tools")}
+NOT_COMPARABLE: set[tuple[str, str]] = set()
 MARKED = ["chatml_marked", "llama3_marked", "smollm3"]
 
 
@@ -202,7 +202,7 @@ def test_generation_marks_at_the_wrong_position_are_found() -> None:
     verdict = MaskVerifier(chat).verify(Conversation(turns), found.texts[0], found.full_examples[0])
     assert verdict == (
         False,
-        "has loss on 'Hello<|im_end|>' by prefix rendering, on 'Hi<|im_end|>' by generation marks",
+        "has loss on 'Hello<|im_end|>' by prefix rendering, on 'Hi' by generation marks",
     )
 
 

@@ -254,7 +254,7 @@ def test_answers_without_an_end_of_turn_are_counted_over_all_batches(
 ) -> None:
     monkeypatch.setattr(tokens, "BATCH", 2)
     make.tokenizer.chat_template = (
-        "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\\n' }}{% endfor %}"
+        "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '[end]\\n' }}{% endfor %}"
         + ("{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}")
     )
     make.file("a.jsonl", sums(5))
