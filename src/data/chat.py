@@ -177,7 +177,6 @@ class ChatTokenizer:
     def _answer_text(self, conversation: Conversation, turn: int) -> AnswerText:
         return answer_text(self, conversation, turn, learn_empty_thoughts=self.empty_thoughts == "loss")
 
-
     def has_end_of_turn(self, rendered: RenderedChat) -> bool:
         """Whether every answer ends with one of `stop_tokens`, so that the model learns to stop."""
         ends = tuple(self.stop_tokens)

@@ -221,10 +221,11 @@ def load_chat(base: Source, cfg: TrainConfig) -> ChatTokenizer:
     )
     chat = ChatTokenizer(tokenizer, cfg.chat_template_kwargs)
     named = templated and cfg.chat_template in chat_templates.names()
-    if named and not chat.special.search(chat.markup.end_of_turn):
+    end = chat.markup.end_of_turn if named else ""
+    if named and not chat.special.search(end):
         plain = ", ".join(name for name in chat_templates.names() if "eos_token" in chat_templates.read(name))
         raise ConfigError(
-            f"chat_template={cfg.chat_template} ends an answer with {chat.markup.end_of_turn}, which is no token of "
+            f"chat_template={cfg.chat_template} ends an answer with {end}, which is no token of "
             f"{base.name}: the model could not stop",
             hint=f"choose one that ends with the tokenizer's own token: {plain}",
         )

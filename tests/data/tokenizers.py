@@ -263,15 +263,9 @@ FAMILIES = {
         Family("deepseek_v3", gpt2, DEEPSEEK[1], DEEPSEEK[1], (*DEEPSEEK, *DEEPSEEK_CALLS, "<｜tool▁sep｜>"),
                bos=DEEPSEEK[0], writes_bos=True, pad=DEEPSEEK[1], tools=True),
         Family("r1_distill", qwen, DEEPSEEK[1], DEEPSEEK[1], DEEPSEEK, bos=DEEPSEEK[0], writes_bos=True,
-<<<<<<< HEAD
                pad=DEEPSEEK[1], plain=CALLS[2:], writes=without_thoughts, thoughts=False),
-        Family("falcon", gpt2, "<|endoftext|>", "", ("<|endoftext|>", "<filename>"), pad="<|endoftext|>",
-               writes=falcon_writes),
-=======
-               pad=DEEPSEEK[1], plain=CALLS[2:], writes=without_thoughts),
         Family("falcon", gpt2, "<|endoftext|>", "<|endoftext|>", ("<|endoftext|>", "<filename>"),
                pad="<|endoftext|>", one_text=False, writes=falcon_writes),
->>>>>>> 5a57660 (Answers of every template are found: prompts that open a think block, ends of turns that a template leaves out, and a second derivation without false disputes)
         Family("zephyr", prepended, "</s>", "</s>", SP, bos="<s>", pad="</s>"),
         Family("vicuna", prepended, "</s>", "</s>", SP, bos="<s>", writes_bos=True, pad="<unk>", writes=spaced),
         Family("granite3", gpt2, "<|end_of_text|>", "<|end_of_text|>", GRANITE, pad="<|end_of_text|>", tools=True),
