@@ -83,13 +83,15 @@ class TurnMarkup:
     @cached_property
     def openers(self) -> frozenset[str]:
         """The markers with which a turn begins."""
-        head, before_answer, before_request, _ = self._probe
+        head, before_answer, before_request, last = self._probe
         first, *others = self.marker.findall(before_answer) or [""]
         if not before_answer.lstrip().startswith(first):  # the request has no end of its own
             others = [first, *others]
         nearest = self.marker.findall(head)[-1:]
         shared = {*others} & {*self.marker.findall(before_request)}
-        return frozenset({*shared, *nearest, *self.marker.findall(self.header)} - {self._eos})
+        end = self.marker.match(last.lstrip())  # even if another turn begins with it too
+        found = {*shared, *nearest, *self.marker.findall(self.header)}
+        return frozenset(found - {self._eos, end[0] if end else None})
 
     def end_of(self, tail: str, *, plain: bool = False) -> str:
         """The part of `tail`, the text after an answer, that ends the turn; empty if there is none.
