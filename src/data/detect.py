@@ -26,6 +26,7 @@ MARKS = {  # how files begin whose names say something else -> the remedy
     b"ARROW1": "it is an Arrow file: name it {stem}.arrow",
     b"PK": "it is an Excel workbook or another ZIP archive: name it {stem}.xlsx, or unpack it",
 }
+EXPORT_KEYS = {"mapping", "chat_messages"}  # of a conversation that ChatGPT or Claude exports
 BY_COLUMN = "name the columns with question_key and answer_key, or set data_format"
 NO_ANSWER = "name the column of the answer with answer_key; prompts alone, as for RL, are not supported"
 AS_TEXT = "name the column of the request with question_key, or set data_format=text to train on {} alone"
@@ -69,12 +70,23 @@ def explain_misfit(first: Rejection, rows_in: int, data_format: str, options: Re
         fact, remedy = f"{fact}; {_columns(rows)}", "name others with question_key and answer_key"
     elif found and found[0][0] != data_format:
         fact, remedy = f"{fact}; its rows look like {found[0][0]}", f"set data_format={found[0][0]}"
+    elif convertible := _convertible(rows):
+        fact, remedy = f"{fact}; {_columns(rows)}", convertible
     elif not found:
         remedy = NO_ANSWER if _has(rows, REQUESTS) else BY_COLUMN
         if remedy == BY_COLUMN and (answer := _has(rows, ANSWERS)):
             remedy = AS_TEXT.format(answer)
         fact = f"{fact}; {_columns(rows)}"
     return f"{first.file}: none of its {rows_in:,} rows can be used as {data_format}: {fact}; {remedy}"
+
+
+def _convertible(rows: list[object]) -> str:
+    """The remedy for the export of a chat program, and for one object that holds rows; empty for other rows."""
+    row = rows[0] if rows and isinstance(rows[0], dict) else {}
+    if EXPORT_KEYS & row.keys():
+        return "make convert turns exports of ChatGPT and Claude into rows"
+    lists = (value for value in row.values() if isinstance(value, list) and value and isinstance(value[0], dict))
+    return "make convert takes the rows out of the object" if len(rows) == 1 and any(lists) else ""
 
 
 def _has(rows: list[object], names: tuple[str, ...]) -> str | None:

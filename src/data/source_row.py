@@ -27,6 +27,8 @@ HARMLESS = frozenset((
 ))  # fmt: skip
 HARMLESS_ENDS = ("_id", "_ids", "_at", "_url", "_hash", "_index", "_idx", "_date", "_time")
 
+HARMLESS_STARTS = ("unnamed: ", "index_level_")  # how pandas names an index
+
 
 class SourceRow(dict[str, Any]):
     """The columns of a row by name. A name matches in any case unless the row has it as it is written."""
@@ -96,7 +98,7 @@ def is_harmless(key: str) -> bool:
     (True, False)
     """
     name = key.rpartition(".")[2].lower().strip("_")
-    return name in HARMLESS or name.endswith(HARMLESS_ENDS)
+    return name in HARMLESS or name.endswith(HARMLESS_ENDS) or name.startswith(HARMLESS_STARTS)
 
 
 def parsed(cell: object) -> Any:

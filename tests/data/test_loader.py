@@ -325,6 +325,17 @@ def test_a_file_that_is_not_what_its_name_says_has_a_remedy(make: Maker, content
     assert "\n" not in said
 
 
+@pytest.mark.parametrize(
+    ("content", "remedy"),
+    [
+        ({"version": 1, "data": ROWS}, "make convert takes the rows out of the object"),
+        ({"name": "x", "chat_messages": []}, "make convert turns exports of ChatGPT and Claude into rows"),
+    ],
+)
+def test_a_file_that_make_convert_can_read_is_referred_to_it(make: Maker, content: Any, remedy: str) -> None:
+    assert refusal(make, json.dumps(content).encode()).endswith(f"; {remedy}")
+
+
 def test_rows_of_the_format_with_another_fault_are_not_reported_as_misfits(make: Maker) -> None:
     rows = [{"messages": [{"role": "user", "content": "2+2?"}]}] * 3
     assert refusal(make, jsonl_bytes([*rows, *OWN])).endswith("as for reinforcement learning; fix the rows")  # type: ignore[list-item]

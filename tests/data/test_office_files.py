@@ -195,6 +195,7 @@ def test_a_text_file_has_a_document_a_line_or_a_paragraph(tmp_path: Path) -> Non
     assert read(paragraphs) == [(1, {"text": "One\ngoes on."}), (5, {"text": "Two\nas well."})]
     assert describe(paragraphs, DEFAULTS) == "one row a paragraph"
     assert refusal(put(tmp_path, "z.txt", '{"a": 1}\n')) == " holds JSON; name it z.jsonl"
+    assert refusal(put(tmp_path, "z.txt", "id\tQuestion\tAnswer\r\n")) == " holds a table; name it z.csv"
 
 
 def test_json_lines_may_be_separated_by_commas_or_be_one_array(tmp_path: Path) -> None:

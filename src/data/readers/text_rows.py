@@ -15,7 +15,12 @@ from ..conversation import RowError
 from .stream import CHUNK_BYTES, MAX_ROW_BYTES, ReadOptions, Values, too_large
 
 PARAGRAPHS = re.compile(rb"\S[^\n]*\n[^\n]*\S[^\n]*\r?\n[ \t]*\r?\n")  # two lines of text, then an empty one
-JSON_LINE = re.compile(rb'\s*\{\s*"')
+JSON_LINE = re.compile(rb'\s*[\[{]\s*["{]')
+# Names of columns: a first line with two of them is the header of a table.
+COLUMNS = {
+    *("prompt", "completion", "instruction", "input", "output", "question", "answer", "query", "response"),
+    *("text", "label"),
+}
 
 
 def read_txt(file: io.BufferedReader, path: Path, _options: ReadOptions) -> Values:
@@ -43,11 +48,14 @@ def describe_txt(file: io.BufferedReader, path: Path, _options: ReadOptions) -> 
 def _has_paragraphs(file: io.BufferedReader, path: Path) -> bool:
     """Whether the first part of the file has paragraphs of several lines.
 
-    Raises: DataError if it is JSON Lines, whose text would be trained as it is written.
+    Raises: DataError if it is JSON or a table, whose text would be trained as it is written.
     """
     start = file.peek(CHUNK_BYTES)
     if JSON_LINE.match(start):
         raise DataError(f"{path} holds JSON", hint=f"name it {path.stem}.jsonl")
+    header = start.lstrip().partition(b"\n")[0].decode(errors="replace").lower()
+    if len(COLUMNS & {name.strip(' \r"') for name in re.split(r"[,;\t|]", header)}) > 1:
+        raise DataError(f"{path} holds a table", hint=f"name it {path.stem}.csv")
     return PARAGRAPHS.search(start) is not None
 
 
