@@ -22,6 +22,7 @@ HELD_OUT = "held_out"  # folder of a run, with the rows that are held out
 EXPECTED_REASONS = {"not_sampled"}  # reasons that follow from a setting and are not findings
 REMEDIES = {
     "not_utf8": " (encoding=cp1252 reads most files that Excel writes)",
+    "rest_of_file": " (a file breaks off; the row rejected before them says where)",
     "dropped_by_template": " (chat_template and chat_template_kwargs choose how a row is rendered)",
 }
 UNREAD_REMEDY = "; user_prompt puts columns into the request"

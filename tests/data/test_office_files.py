@@ -12,9 +12,15 @@ import openpyxl
 import pyarrow
 import pytest
 
+from src.data import prepare
+from src.data.chat import ChatTokenizer
 from src.data.conversation import RowError
 from src.data.readers import DEFAULTS, describe, read_options, read_values
+from src.data.sources import data_cache
 from src.errors import ConfigError, DataError
+from tests.data.fixtures import Maker, load_training_rows
+
+pytest_plugins = ["tests.fixtures", "tests.data.fixtures"]
 
 ROWS = [{"prompt": "What is tea?", "completion": "A drink, hot"}, {"prompt": "Ice?", "completion": "42"}]
 LINES = [["prompt", "completion"], *([*row.values()] for row in ROWS)]
@@ -109,6 +115,7 @@ def test_text_in_another_encoding_is_read_with_the_setting(tmp_path: Path, name:
     text = {"csv": "text\ngrün € ß\n", "txt": "grün € ß\n"}.get(name[2:], '{"text": "grün € ß"}\n')
     path = put(tmp_path, name, text, "cp1252")
     assert [row for _, row in read(path, encoding="cp1252")] == [{"text": "grün € ß"}]
+    assert describe(path, read_options(None, "cp1252")).startswith("encoding=cp1252")
     assert "not UTF-8" in str(read(path)) or "not_utf8" in str(read(path))
     in_utf8 = put(tmp_path, f"utf8-{name}", text)  # as evaluation files beside it may be
     assert [row for _, row in read(in_utf8, encoding="cp1252")] == [{"text": "grün € ß"}]
@@ -144,13 +151,13 @@ def test_the_sheet_with_rows_is_read_as_its_csv_file(tmp_path: Path) -> None:
         [],
         [None, *LINES[0], "more", None],
         [0, *LINES[1], None],
-        [1, "q", 42, 0.1 + 0.2],
+        [1, "q", 42, 0.1 + 0.7],
         [2, "q", True, day],
     ]
     path = workbook(tmp_path / "x.xlsx", empty=[], rows=values)
     assert read(path) == [
         (3, {**ROWS[0], "more": ""}),
-        (4, {"prompt": "q", "completion": "42", "more": "0.3"}),
+        (4, {"prompt": "q", "completion": "42", "more": "0.8"}),
         (5, {"prompt": "q", "completion": "TRUE", "more": "2026-05-01"}),
     ]
     assert read(workbook(tmp_path / "x.xlsx", empty=[])) == []
@@ -229,4 +236,45 @@ def test_a_quote_that_is_closed_late_counts_the_lines_that_it_takes(tmp_path: Pa
     assert [(n, v.reason, v.rows) if isinstance(v, RowError) else (n, v) for n, v in values] == [
         (2, "not_csv", 12),
         (14, {"a": "z", "b": "1"}),
+    ]
+
+
+# In the data report
+
+
+def make_report(make: Maker, **settings: Any) -> dict[str, Any]:
+    """The data report of a training run, also where bad rows would stop it."""
+    cfg = make.config(**settings)
+    data, chat = load_training_rows(cfg), ChatTokenizer(make.tokenizer)
+    cache = data_cache(cfg.cache_dir, cfg.output_dir)
+    return prepare.tokenize(data, chat, cfg, task=cfg.task, cache=cache, seed=cfg.seed).report
+
+
+def test_the_rest_of_a_broken_file_is_counted_and_never_skipped(make: Maker) -> None:
+    (make.folder / "data").mkdir()
+    text = "prompt,completion\nq1,a\nq2,b\n" + '"open,c\n' + "".join(f"q{n},d\n" for n in range(997))
+    path = put(make.folder / "data", "train.csv", text)
+    report = make_report(make, dataset_path=str(path), eval_path="none")
+    assert (report["rows_in"], report["rows_trained"]) == (1000, 2)
+    assert report["rejected_by_reason"] == {"rest_of_file": 997, "not_csv": 1}
+    assert [row.get("rows") for row in report["rejected"]] == [None, 997]
+    for how in ("refuse", "skip"):
+        with pytest.raises(DataError, match=r"csv:5 and the rest of the file \(997 rows\) could not") as refused:
+            make.read(dataset_path=str(path), eval_path="none", on_bad_row=how)
+        assert "or set on_bad_row=skip" not in refused.value.hint
+    put(make.folder / "data", "train.csv", text.replace('"open', "open"))
+    assert make_report(make, dataset_path=str(path), eval_path="none")["rows_trained"] == 1000
+
+
+def test_how_a_file_is_read_and_what_its_name_says_are_in_the_report(make: Maker) -> None:
+    (make.folder / "data").mkdir()
+    put(make.folder / "data", "train.csv", ";prompt;completion\n0;grün?;ja\n", "cp1252")
+    put(make.folder / "data", "dev.csv", "prompt,completion\nblau?,nein\n")
+    report = make_report(make, dataset_pattern="*.csv", eval_path="none", encoding="cp1252")
+    read_as = "encoding=cp1252, csv_delimiter=semicolon, row numbers in the first column left out"
+    assert [file.get("read_as") for file in report["files"]] == [None, read_as]
+    assert [file.get("like_held_out") for file in report["files"]] == [True, None]
+    assert report["findings"] == [
+        "1 file trained on, named like a held-out split: dev.csv "
+        "(dataset_pattern chooses the training files, and eval_path names evaluation files)"
     ]

@@ -17,7 +17,17 @@ from ...errors import ConfigError, DataError
 from .arrow_rows import read_arrow, read_parquet
 from .csv_rows import DELIMITERS, describe_csv, describe_tsv, read_csv, read_tsv
 from .json_rows import read_json, read_jsonl
-from .stream import ARCHIVES, DEFAULTS, REST_OF_FILE, CorruptFile, ReadOptions, Values, open_data, open_text
+from .stream import (
+    ARCHIVES,
+    DEFAULTS,
+    REST_OF_FILE,
+    CorruptFile,
+    ReadOptions,
+    Values,
+    open_data,
+    open_text,
+    other_encoding,
+)
 from .text_rows import describe_txt, read_txt
 from .xlsx_rows import read_xlsx
 
@@ -106,8 +116,10 @@ def describe(path: Path, options: ReadOptions) -> str:
     if kind.binary:
         return ""
     try:
+        other = other_encoding(path, options.encoding)
         with open_text(path, options.encoding) as file:
-            return kind.describe(file, path, options)
+            said = kind.describe(file, path, options)
+        return ", ".join(filter(None, (other and f"encoding={other}", said)))
     except (CorruptFile, OSError):
         return ""  # read_values says it
 

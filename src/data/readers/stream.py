@@ -26,7 +26,8 @@ BUFFER_BYTES = 1 << 18
 
 Values = Iterator[tuple[int, object | RowError]]
 
-WIDE_TEXT = {  # byte order mark -> encoding; the first that matches
+MARKS = {  # byte order mark -> encoding; the first that matches
+    codecs.BOM_UTF8: "utf-8-sig",
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
     codecs.BOM_UTF16_LE: "utf-16",
@@ -100,14 +101,23 @@ def open_text(path: Path, encoding: str = "") -> io.BufferedReader:
     Raises: as open_data. Reading raises DataError if the text is not of its encoding.
     """
     file = open_data(path)
-    start = file.peek(4)
-    if start.startswith(codecs.BOM_UTF8):
+    found = _encoding(file, path, encoding)
+    if found == "utf-8-sig":
         file.read(len(codecs.BOM_UTF8))
         return file
-    found = next((name for mark, name in WIDE_TEXT.items() if start.startswith(mark)), "")
-    if not found and encoding and not _is_utf8(path, encoding):
-        found = encoding
     return io.BufferedReader(_Recoded(file, path, found), BUFFER_BYTES) if found else file
+
+
+def other_encoding(path: Path, encoding: str) -> str:
+    """The encoding that open_text reads a file in where it is not UTF-8; empty if it is."""
+    with open_data(path) as file:
+        return _encoding(file, path, encoding).removeprefix("utf-8-sig")
+
+
+def _encoding(file: io.BufferedReader, path: Path, encoding: str) -> str:
+    start = file.peek(4)
+    marked = next((name for mark, name in MARKS.items() if start.startswith(mark)), "")
+    return marked or (encoding if encoding and not _is_utf8(path, encoding) else "")
 
 
 def _is_utf8(path: Path, encoding: str) -> bool:
