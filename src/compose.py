@@ -37,7 +37,7 @@ from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError
 
-from . import aliases, config, config_files, schema
+from . import aliases, chat_templates, config, config_files, schema
 from .cli_args import Call, yaml_error
 from .errors import ConfigError, did_you_mean
 from .search_space import quoted
@@ -46,6 +46,7 @@ from .utils.secrets import redact
 
 # Later groups win: method=dora over the method that hardware=gpu_24gb suggests.
 GROUPS = ("model", "data", "hardware", "method", "parallel", "launch", "search", "experiment")
+FOLDERS = (chat_templates.FOLDER, "schemas")  # of configs/, which are no groups
 # Hydra accepts only classes below hydra_plugins. Nothing is there: cli.py registers these when they are used.
 OPTUNA, SLURM = "hydra_plugins.assay.OptunaSweeper", "hydra_plugins.assay.SlurmLauncher"
 ROOT, RUN_LAYER, RUN_NULLS = "assay_root", "assay_run", "assay_run_nulls"
@@ -148,6 +149,8 @@ def prepare_overrides(call: Call) -> tuple[list[str], list[str]]:
             unknown = _unknown_preset(call, parsed)
             problems += unknown
             ready += [] if unknown else [f"{key}={text.split('=', 1)[1]}"]
+        elif key in FOLDERS:  # Hydra takes it for a group, since configs/ has a folder of this name
+            problems.append(f"{key} is not a setting{config.suggestion(config.schema_of(call.stage), key)}")
         else:
             ready.append("++" + _quote_text(call, key, parsed, text.lstrip("+")))
     return ready, problems

@@ -15,6 +15,7 @@ from datetime import date
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from .. import chat_templates
 from ..chat_templates import TEMPLATE_KWARGS
 from ..schema import EmptyThoughts
 from .answer_text import AnswerText, CharSpan, answer_text
@@ -292,6 +293,18 @@ class ChatTokenizer:
     def stop_token_ids(self) -> list[int]:
         """The ids of `stop_tokens`."""
         return [int(self.tokenizer.convert_tokens_to_ids(token)) for token in self.stop_tokens]
+
+    @cached_property
+    def template_variables(self) -> frozenset[str]:
+        """The variables that the chat template reads, besides those that the program sets."""
+        template = self.tokenizer.chat_template
+        texts = template.values() if isinstance(template, dict) else [template or ""]
+        return frozenset().union(*map(chat_templates.variables, texts)) - chat_templates.PROVIDED
+
+    def unread_variables(self, conversation: Conversation) -> tuple[str, ...]:
+        """The variables of a conversation that its chat template does not read, as reports name them."""
+        unread = [name for name in conversation.template_kwargs or () if name not in self.template_variables]
+        return tuple(f"{TEMPLATE_KWARGS}.{name}" for name in unread)
 
     # Identity
 

@@ -68,7 +68,8 @@ def encode_chats(
                 raise DroppedContent(dropped.answers)
             changed = tuple(chat.profile(row.template_kwargs).changes(row.conversation))
             ends = all(map(chat.has_end_of_turn, texts))
-            encoded = EncodedRow(examples, texts, full, "", ends, dropped.context, changed)
+            context = dropped.context + chat.unread_variables(row.conversation)
+            encoded = EncodedRow(examples, texts, full, "", ends, context, changed)
             found.append(_cut_to_length(row, chat, options, encoded))
         except RowError as error:
             found.append(error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -145,3 +146,13 @@ def test_a_template_of_the_current_folder_has_a_name(tmp_path: Path, monkeypatch
     assert "mine" in chat_templates.names() and chat_templates.problems({"chat_template": "mine"}) == []
     assert chat_templates.description("mine") == "Mine"
     assert chat_templates.read("mine") == "{#- Mine -#}{{ messages }}"
+
+
+def test_a_variable_of_a_row_that_the_template_does_not_read_is_left_out_by_it() -> None:
+    chat = chat_of("chatml", "qwen2_5")
+    variables = {"tone": "calm", "tone_": 1, "tools": [1]}
+    plain, varied = row(TURNS), replace(row(TURNS), template_kwargs=variables)
+    chat.tokenizer.chat_template = "{{ tone if tone is defined }}" + chat.tokenizer.chat_template
+    found = encode_chats([plain, varied], ChatTokenizer(chat.tokenizer), EncodingOptions(100_000))
+    dropped = [each.dropped for each in found if isinstance(each, EncodedRow)]
+    assert dropped == [(), ("chat_template_kwargs.tone_", "chat_template_kwargs.tools")]

@@ -63,6 +63,15 @@ def test_a_run_keeps_its_template_and_its_variables_to_the_end(
     assert reevaluate.load_chat(published, "causal_lm").template_kwargs == CALM
     assert world.call("eval", str(published), "splits=[test]") == 0  # a model without a run
 
+    run.update(status="failed")
+    resumed = ("train", f"resume={run.id}", f"chat_template={own}")
+    own.write_text(TEMPLATE)
+    assert world.call(*resumed, "chat_template_kwargs={tone: loud}") == 2
+    assert "chat_template_kwargs is {'tone': 'loud'}, but the run was started with" in capsys.readouterr().err
+    own.write_text(TEMPLATE + "{# changed #}")
+    assert world.call(*resumed, "chat_template_kwargs={tone: calm}") == 2
+    assert f"run {run.id} was started with another tokenization" in capsys.readouterr().err
+
 
 def test_a_variable_that_the_template_does_not_read_is_refused(world: World, capsys: Capture) -> None:
     assert world.call("train", "chat_template_kwargs={enable_thinking: false}") == 2
