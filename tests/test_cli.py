@@ -409,6 +409,7 @@ def test_a_sweep_without_its_flag_is_refused_with_both_remedies() -> None:
         (["wandb_project=x"], "wandb_project is not a setting; set the environment variable WANDB_PROJECT"),
         (["report_to=true"], "report_to=True: should be a list, as [True]"),
         (["dataset_path="], "dataset_path=: should not be empty"),
+        (["chat_templates=alpaca"], "chat_templates is not a setting; did you mean chat_template?"),
         (["data_source=lakefs"], "data_source=lakefs: is a group of settings; set for example data_source.type"),
     ],
 )
