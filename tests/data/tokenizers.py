@@ -290,8 +290,8 @@ def _model(make: Callable[[], Tokenizer]) -> str:
     return make().to_str()
 
 
-def tokenizer(family: Family) -> Any:
-    """A new tokenizer of the family, with its chat template."""
+def tokenizer(family: Family, template: str | None = None) -> Any:
+    """A new tokenizer of the family, with its chat template, or with the given one."""
     backend = Tokenizer.from_str(_model(family.make))
     made = PreTrainedTokenizerFast(
         tokenizer_object=backend,
@@ -310,7 +310,7 @@ def tokenizer(family: Family) -> Any:
         made.backend_tokenizer.post_processor = processors.TemplateProcessing(
             single=f"{family.bos} $A", special_tokens=[(family.bos, made.bos_token_id)]
         )
-    made.chat_template = (TEMPLATES / f"{family.name}.jinja").read_text(encoding="utf-8")
+    made.chat_template = template or (TEMPLATES / f"{family.name}.jinja").read_text(encoding="utf-8")
     return made
 
 
