@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 
 from .conversation import TEXT, Conversation, Message, RowError
 from .template_forms import END_THINK, split_thought
-from .template_profile import PROBE_TOOL
+from .template_probes import PROBE_TOOL
 
 SHORT = 12  # characters: a shorter text may occur in the rendered one by chance
 SHAPES = 4096  # of conversations, whose probes are kept

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import itertools
 import json
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
-from types import MappingProxyType
 from typing import Any
 
 from .conversation import Conversation, Message, RowError
@@ -29,30 +27,29 @@ from .template_forms import (
     arguments_as,
     split_thought,
 )
+from .template_probes import (
+    ANSWERED,
+    ASKED,
+    KEY,
+    LISTED,
+    NAME,
+    OPENAI_ID,
+    PROBE_TOOL,
+    RESULT,
+    THOUGHT,
+    TOLD,
+    VALUE,
+    answer_turn,
+    calling_turn,
+    reads_once,
+    result_turn,
+    shows,
+    user_turn,
+)  # fmt: skip
 
 Render = Callable[[Conversation], str]  # raises RowError where the template rejects the conversation
 PLAIN_KEYS = {"role", "content", "weight"}
 PLAIN_ROLES = {"system", "user", "assistant"}
-THINKING_ON = {"enable_thinking": True, "thinking": True}  # variables with which templates render thoughts
-
-# Words of the probes, which no template contains
-ASKED, ANSWERED, THOUGHT, RESULT, NAME, KEY, VALUE, TOLD, LISTED = (
-    "assayasked", "assayanswered", "assaythought", "assayresult", "assaycalled", "assaykey", "assayvalue",
-    "assaytold", "assaylisted",
-)  # fmt: skip
-OPENAI_ID = "call_assayAbCdEfGh0123456789"
-PROBE_TOOL: dict[str, Any] = {  # shares no word with the call of a probe
-    "type": "function",
-    "function": {
-        "name": LISTED,
-        "description": TOLD,
-        "parameters": {
-            "type": "object",
-            "properties": {"x": {"type": "string", "description": "x"}},
-            "required": ["x"],
-        },
-    },
-}
 
 
 class TemplateProfile:
@@ -66,7 +63,7 @@ class TemplateProfile:
 
     def __init__(self, render: Render, source: str, template_kwargs: Mapping[str, Any] | None = None) -> None:
         self._render, self._source = render, source
-        self.template_kwargs = dict(template_kwargs or {})
+        self.template_kwargs = dict(template_kwargs or {}) or None
 
     # Adapting
 
@@ -199,22 +196,16 @@ class TemplateProfile:
 
     # Probing
 
-    def try_render(
-        self,
-        turns: Sequence[Turn],
-        tools: Sequence[Any] | None = None,
-        variables: Mapping[str, Any] = MappingProxyType({}),
-    ) -> str | None:
+    def try_render(self, turns: Sequence[Turn], tools: Sequence[Any] | None = None) -> str | None:
         """The text of a probe; None if the template rejects it."""
         with suppress(RowError):
-            kwargs = {**self.template_kwargs, **variables}
-            return self._render(Conversation(turns, tools, kwargs or None))  # type: ignore[arg-type]
+            return self._render(Conversation(turns, tools, self.template_kwargs))  # type: ignore[arg-type]
         return None
 
     @cached_property
     def tools_for_probes(self) -> list[Any] | None:
         """A tool, if the template renders no conversation without one; else None."""
-        turns = [_user(), _answer()]
+        turns = [user_turn(), answer_turn()]
         without = self.try_render(turns)
         return [PROBE_TOOL] if without is None and self.try_render(turns, [PROBE_TOOL]) is not None else None
 
@@ -227,11 +218,13 @@ class TemplateProfile:
             frozenset({"user"}),
             frozenset({"assistant"}),
         ]
-        chosen = next((c for c in choices if self._traced([_user(), _answer()], c, ASKED, ANSWERED)), choices[0])
+        chosen = next(
+            (c for c in choices if self._traced([user_turn(), answer_turn()], c, ASKED, ANSWERED)), choices[0]
+        )
         for role in ("system", "tool") if chosen else ():
-            turns = [{"role": "system", "content": TOLD}, _user(), _answer()]
+            turns = [{"role": "system", "content": TOLD}, *probe]
             if role == "tool":
-                turns = [_user(), _calling({KEY: VALUE}, OPENAI_ID), _result_turn(OPENAI_ID), _answer()]
+                turns = [user_turn(), calling_turn({KEY: VALUE}, OPENAI_ID), result_turn(OPENAI_ID), answer_turn()]
             word = RESULT if role == "tool" else TOLD
             if not self._traced(turns, chosen, word) and self._traced(turns, chosen | {role}, word):
                 chosen |= {role}
@@ -241,24 +234,24 @@ class TemplateProfile:
         made = [
             {**t, "content": [{"type": "text", "text": t["content"]}]} if t["role"] in parts else t for t in turns
         ]
-        return _shows(self.try_render(made, self.tools_for_probes), words)
+        return shows(self.try_render(made, self.tools_for_probes), words)
 
     def _shaped(self, turns: list[Turn]) -> list[Turn]:
         return [self._with_parts(turn) for turn in turns]
 
     @cached_property
     def has_developer_role(self) -> bool:
-        turns = [{"role": "developer", "content": TOLD}, _user(), _answer()]
+        turns = [{"role": "developer", "content": TOLD}, user_turn(), answer_turn()]
         named = "developer" in self._source
-        return named and _shows(self.try_render(self._shaped(turns), self.tools_for_probes), [TOLD])
+        return named and shows(self.try_render(self._shaped(turns), self.tools_for_probes), [TOLD])
 
     @cached_property
     def bare_tools(self) -> bool:
         """Whether the template reads a tool's function in place of the tool."""
-        turns = self._shaped([_user()])
-        if _shows(self.try_render(turns, [PROBE_TOOL]), [LISTED, TOLD]):
+        turns = self._shaped([user_turn()])
+        if shows(self.try_render(turns, [PROBE_TOOL]), [LISTED, TOLD]):
             return False
-        return _shows(self.try_render(turns, [PROBE_TOOL["function"]]), [LISTED, TOLD])
+        return shows(self.try_render(turns, [PROBE_TOOL["function"]]), [LISTED, TOLD])
 
     def thought_form(self, calls: bool) -> str | None:
         """The name in THOUGHT_FORMS of how the template reads the thoughts of an answer; None if it reads none."""
@@ -266,22 +259,18 @@ class TemplateProfile:
 
     @cached_property
     def _thought_forms(self) -> dict[bool, str | None]:
-        return {calls: self._find_thought_form(calls, {}) for calls in (False, True)}
+        return {calls: self._find_thought_form(calls) for calls in (False, True)}
 
-    def thinking_helps(self, calls: bool) -> bool:
-        """Whether the template reads thoughts once its variables THINKING_ON are set."""
-        return self.thought_form(calls) is None and self._find_thought_form(calls, THINKING_ON) is not None
-
-    def _find_thought_form(self, calls: bool, variables: Mapping[str, Any]) -> str | None:
+    def _find_thought_form(self, calls: bool) -> str | None:
         names = [name for name in THOUGHT_FORMS if name != INLINE or END_THINK in self._source]
-        return next((name for name in names if self._renders_thought(name, calls, variables)), None)
+        return next((name for name in names if self._renders_thought(name, calls)), None)
 
-    def _renders_thought(self, name: str, calls: bool, variables: Mapping[str, Any]) -> bool:
+    def _renders_thought(self, name: str, calls: bool) -> bool:
         """Whether the thoughts of a probe are rendered once, and not behind thoughts that are already closed."""
-        answer = self._call_probe(_calling({KEY: VALUE}, OPENAI_ID)) if calls else _answer()
-        turns, tools = self._shaped([_user(), THOUGHT_FORMS[name](answer, THOUGHT)]), self._probe_tools(calls)
-        text = self.try_render(turns, tools, variables)
-        if text is None or not _shows(text, [THOUGHT, *([] if calls else [ANSWERED])]) or text.count(THOUGHT) > 1:
+        answer = self._call_probe(calling_turn({KEY: VALUE}, OPENAI_ID)) if calls else answer_turn()
+        turns, tools = self._shaped([user_turn(), THOUGHT_FORMS[name](answer, THOUGHT)]), self._probe_tools(calls)
+        text = self.try_render(turns, tools)
+        if text is None or not shows(text, [THOUGHT, *([] if calls else [ANSWERED])]) or text.count(THOUGHT) > 1:
             return False
         return END_THINK not in text[: text.index(THOUGHT)].rpartition(ASKED)[2]
 
@@ -291,7 +280,7 @@ class TemplateProfile:
 
     @cached_property
     def _keeps_inline(self) -> dict[bool, bool]:
-        found = {calls: self._renders_thought(INLINE, calls, {}) for calls in (False, True)}
+        found = {calls: self._renders_thought(INLINE, calls) for calls in (False, True)}
         return {calls: kept or self.thought_form(calls) in (None, INLINE) for calls, kept in found.items()}
 
     def _probe_tools(self, calls: bool) -> list[Any] | None:
@@ -308,7 +297,7 @@ class TemplateProfile:
         for flat, ids, arguments in itertools.product((False, True), IDS, ("object", "text")):
             form = CallForm(arguments, ids, ids != "any", flat)
             text = self._call_text(form, tools)
-            if text is not None and _reads_once(text):
+            if text is not None and reads_once(text):
                 if f"functions.{NAME}:0" in text:  # the template makes the id, which the result must repeat
                     form = form._replace(ids="functions")
                 form = form._replace(needs_ids=form.ids != "any" or self._wants_id(form, text, tools))
@@ -324,11 +313,11 @@ class TemplateProfile:
         arguments: Any = {KEY: VALUE} if form.arguments == "object" else json.dumps({KEY: VALUE})
         if own is not None and form.ids != "any":
             own = IDS[form.ids].make("", NAME, 0)
-        turn = _calling(arguments, own)
+        turn = calling_turn(arguments, own)
         if form.flat:
             turn["tool_calls"] = [{**c, **c["function"], "parameters": arguments} for c in turn["tool_calls"]]
-        result = _result_turn(own) | ({"name": name} if name else {}) | {"role": form.tool_role}
-        return self._shaped([_user(), turn, result, _answer()])
+        result = result_turn(own) | ({"name": name} if name else {}) | {"role": form.tool_role}
+        return self._shaped([user_turn(), turn, result, answer_turn()])
 
     def _wants_id(self, form: CallForm, text: str, tools: list[Any]) -> bool:
         """Whether the template shows the id of a call, or requires one."""
@@ -338,42 +327,10 @@ class TemplateProfile:
         """`form` with the role of results, and whether they need a name."""
         for role in TOOL_ROLES:
             made = form._replace(tool_role=role)
-            if _shows(self.try_render(self._call_turns(made), tools), [RESULT]):
+            if shows(self.try_render(self._call_turns(made), tools), [RESULT]):
                 return made._replace(names=self.try_render(self._call_turns(made, name=None), tools) is None)
         return form
 
 
 def _with_role(turn: Turn, role: str) -> Turn:
     return {**turn, "role": role} if turn["role"] == "tool" else turn
-
-
-def _user() -> Turn:
-    return {"role": "user", "content": ASKED}
-
-
-def _answer() -> Turn:
-    return {"role": "assistant", "content": ANSWERED}
-
-
-def _calling(arguments: Any, own: str | None) -> Turn:
-    call = {"type": "function", "function": {"name": NAME, "arguments": arguments}}
-    return {"role": "assistant", "content": "", "tool_calls": [{"id": own, **call} if own else call]}
-
-
-def _result_turn(own: str | None) -> Turn:
-    return {"role": "tool", "content": RESULT, **({"tool_call_id": own} if own else {})}
-
-
-def _shows(text: str | None, words: Iterable[str]) -> bool:
-    """Whether a text holds all words, and no part of content as Python or JSON writes it."""
-    return (
-        text is not None
-        and all(word in text for word in words)
-        and not re.search("""['"]type['"]: ['"]t[eh]""", text)
-    )
-
-
-def _reads_once(text: str) -> bool:
-    """Whether a rendered call holds name, argument and value, not encoded twice nor as Python writes a dict."""
-    encoded_twice = f'\\"{KEY}' in text or f"{{'{KEY}'" in text
-    return _shows(text, [NAME, KEY, VALUE]) and not encoded_twice

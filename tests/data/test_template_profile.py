@@ -125,7 +125,6 @@ def test_variables_of_the_template_decide_how_thoughts_are_read() -> None:
     switched = each_turn("{% if enable_thinking %}[{{ m.reasoning_content }}]{% endif %}{{ m.content }}")
     turns = [user("q"), assistant("a", reasoning_content="Hm.")]
     assert "Hm." not in rendered(switched, turns)
-    assert chat(switched).profile().thinking_helps(calls=False)
     assert "[Hm.]a" in rendered(switched, turns, enable_thinking=True)
     assert "[Hm.]a" in chat(switched).render(Conversation(turns, None, {"enable_thinking": True}))
 
