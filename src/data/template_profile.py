@@ -212,15 +212,9 @@ class TemplateProfile:
     @cached_property
     def parts(self) -> frozenset[str]:
         """The roles whose content must be a list of parts."""
-        choices = [
-            frozenset[str](),
-            frozenset({"user", "assistant"}),
-            frozenset({"user"}),
-            frozenset({"assistant"}),
-        ]
-        chosen = next(
-            (c for c in choices if self._traced([user_turn(), answer_turn()], c, ASKED, ANSWERED)), choices[0]
-        )
+        choices = [frozenset(roles) for roles in ((), ("user", "assistant"), ("user",), ("assistant",))]
+        probe = [user_turn(), answer_turn()]
+        chosen = next((c for c in choices if self._traced(probe, c, ASKED, ANSWERED)), choices[0])
         for role in ("system", "tool") if chosen else ():
             turns = [{"role": "system", "content": TOLD}, *probe]
             if role == "tool":
