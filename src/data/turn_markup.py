@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any
 
 from .formats import Conversation, Message, RowError
-from .template_profile import PROBE_TOOL
+from .template_probes import PROBE_TOOL
 
 ANSWER, REQUEST = "\ue000", "\ue001"  # characters that templates neither contain nor strip
 TAG = r"<[|\uff5c][^<>\s]{1,40}?[|\uff5c]>"  # a marker, whether the tokenizer has a token for it or not
