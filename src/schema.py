@@ -158,7 +158,7 @@ class DataArgs:
         Doc("datasets as {name: {data_path, strategy, ...}}, or the same as YAML text"),
     ] = None
     on_bad_row: Annotated[
-        Literal["refuse", "skip"], Doc("unusable rows: refuse to start, or skip and report them")
+        Literal["refuse", "skip"], Doc("rows that cannot be read: refuse to start, or skip and report them")
     ] = "refuse"
     max_length: Annotated[int, Ge(8), Doc("longest example in tokens; see on_overlength")] = 512
     cache_dir: Annotated[str | None, Doc("folder for downloaded and tokenized data; null: OUTPUT_DIR/cache")] = (
