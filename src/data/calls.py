@@ -7,6 +7,7 @@ from typing import Any
 
 from .conversation import RowError
 from .source_row import SourceRow, has_value, parsed
+from .spelled_json import has_spelled, spelled_json
 
 Note = Callable[[str], None]  # notes a key that is not read
 
@@ -46,6 +47,8 @@ def _call(call: object, note: Note) -> dict[str, Any]:
         if has_value(outer.get(key, inner.get(key))):
             note(f"tool_calls[].{key}")
     number = _first(outer, IDS) or _first(inner, IDS)
+    if has_spelled(arguments):
+        arguments = spelled_json(arguments)
     function = {"name": name, "arguments": arguments if has_value(arguments) else {}}
     return ({"id": str(number)} if number is not None else {}) | {"type": "function", "function": function}
 

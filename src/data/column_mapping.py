@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import Any
 
 from ..errors import ConfigError
 from ..schema import ColumnArgs
-from .columns import SYSTEMS, history_of, single_turn, turns_of
+from .columns import SYSTEMS, history_of, turns_of
 from .conversation import TEXT, Message, RowError
 from .formats import FORMATS, Translation
 from .refusals import refuse_unsupported
@@ -71,11 +72,26 @@ def _qa(args: ColumnArgs) -> Translation:
 
     def translate(row: SourceRow) -> list[Message]:
         refuse_unsupported(row, (question, answer))
-        asked = None if no_question else text_of(row, question)
-        request = fill_template(args.user_prompt, row, asked) if args.user_prompt else asked or ""
-        return [*history_of(row), *single_turn(request, text_of(row, answer))]
+        if args.user_prompt:
+            asked = None if no_question else text_of(row, question)
+            request: list[Any] = [{"role": "user", "content": fill_template(args.user_prompt, row, asked)}]
+        else:
+            request = _turns_at(row, question, "user")
+        answers = _turns_at(row, answer, "assistant")
+        if len(answers) > 1 and read_turns(answers, row)[0]["role"] != "assistant":
+            return read_turns(answers, row)  # a preferred answer with all that was said before it
+        return [*history_of(row), *read_turns([*request, *answers], row)]
 
     return translate
+
+
+def _turns_at(row: SourceRow, path: str, role: str) -> list[Any]:
+    """The turns in a column: a list of them, one, or a text as the turn of `role`."""
+    value = row.at(path)
+    turns = [value] if isinstance(value, dict) else value
+    if isinstance(turns, list) and turns and all(isinstance(turn, dict) for turn in turns):
+        return turns
+    return [{"role": role, "content": text_of(row, path)}]
 
 
 def _chat(args: ColumnArgs) -> Translation:

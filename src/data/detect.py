@@ -66,6 +66,8 @@ def explain_misfit(first: Rejection, rows_in: int, data_format: str, options: Re
         remedy = _other_file(first) or remedy
     elif first.reason in REMEDIES:
         remedy = REMEDIES[first.reason]
+    elif first.reason == "no_assistant_turn":
+        remedy = "give rows with an answer"
     elif data_format not in FORMATS:
         fact, remedy = f"{fact}; {_columns(rows)}", "name others with question_key and answer_key"
     elif found and found[0][0] != data_format:

@@ -19,6 +19,7 @@ from .columns import (
     CONTEXTS,
     DOCUMENTS,
     REQUESTS,
+    THOUGHTS,
     TURNS,
     apply_loss_mask,
     history_of,
@@ -199,9 +200,10 @@ def parse_row(row: object, translate: Translation) -> ParsedRow:
     if not all(map(_is_unicode, turns)):
         raise RowError("not_unicode", "has half a surrogate pair, which is no character")
     check_turns(turns)
-    if source.is_read:
-        return ParsedRow(turns, None, None, source.unread)
-    return ParsedRow(turns, tools_of(source), template_kwargs_of(source), source.unread)
+    tools, kwargs = (None, None) if source.is_read else (tools_of(source), template_kwargs_of(source))
+    repeated = {turn["content"].strip() for turn in turns} if source.unread else set()  # UltraChat's prompt column
+    unread = {key for key in source.unread if (as_text(source.get(key)) or "").strip() not in repeated}
+    return ParsedRow(turns, tools, kwargs, unread)
 
 
 def to_messages(row: object, translate: Translation) -> list[Message]:
@@ -245,7 +247,11 @@ def _exchange(row: SourceRow, request: str, answer: str, contexts: tuple[str, ..
             )
         if context and context.strip():
             request = f"{request}\n\n{context}"
-    return [*history_of(row), *single_turn(request, answer)]
+    turns = [*history_of(row), *single_turn(request, answer)]
+    thoughts = row.get(row.find(*THOUGHTS) or "")
+    if isinstance(thoughts, str) and has_value(thoughts):
+        turns[-1]["reasoning_content"] = str(row.take(*THOUGHTS))
+    return turns
 
 
 def _answer_turns(row: SourceRow) -> list[Any]:

@@ -5,12 +5,12 @@ A vendor's part is one entry in PARTS.
 
 from __future__ import annotations
 
-import json
 from typing import Any, NamedTuple
 
 from .calls import Note, read_calls
 from .conversation import Message, RowError
 from .source_row import has_value, parsed
+from .spelled_json import spelled_json
 
 # The `type` of a part, or the key that holds it, and what it is.
 # fmt: off
@@ -133,4 +133,4 @@ def result_text(value: object, number: int) -> str:
 
 
 def _json(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return value if isinstance(value, str) else spelled_json(value)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .conversation import RowError
+from .spelled_json import SpelledFloat
 
 PATH = re.compile(r"[^.\[\]]+|\[\d+\]")  # the steps of answers.text[0]
 
@@ -21,9 +22,10 @@ HARMLESS = frozenset((
     "annotator", "url", "urls", "uri", "link", "links", "file", "filename", "path", "category",
     "categories", "topic", "tags", "domain", "task", "task_name", "task_type", "model", "model_name",
     "generator", "temperature", "top_p", "seed", "n_tokens", "num_tokens", "tokens", "token_count",
-    "length", "num_turns", "parallel_tool_calls", "strict", "status", "signature", "cache_control",
-    "annotations", "refusal", "logprobs", "usage", "finish_reason", "stop_reason", "object", "type",
-    "state", "tree_state", "answer_start", "is_impossible", "channel",
+    "length", "num_turns", "parallel_tool_calls", "max_tokens", "top_k", "stop", "stream", "tool_choice",
+    "response_format", "turn", "redacted", "strict", "status", "signature", "cache_control", "annotations",
+    "refusal", "logprobs", "usage", "finish_reason", "stop_reason", "object", "type", "state", "tree_state",
+    "answer_start", "is_impossible", "channel",
 ))  # fmt: skip
 HARMLESS_ENDS = ("_id", "_ids", "_at", "_url", "_hash", "_index", "_idx", "_date", "_time")
 
@@ -125,6 +127,8 @@ def as_text(value: object) -> str | None:
     """
     if isinstance(value, str):
         return value
+    if isinstance(value, SpelledFloat):
+        return value.spelling
     return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 

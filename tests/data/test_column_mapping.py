@@ -144,6 +144,14 @@ def test_a_named_column_of_preference_data_is_taken_at_its_word() -> None:
     assert [turn["content"] for turn in found] == ["Count.", "1?", "1", "2+2?", "4"]
     with pytest.raises(RowError, match="preference data"):
         taken(row, question_key="prompt", answer_key="answer")
+    pair = {
+        "prompt": [{"role": "user", "content": "2+2?"}],
+        "chosen": {"from": "gpt", "value": "4"},
+        "rejected": "5",
+    }
+    assert taken(pair, question_key="prompt", answer_key="chosen") == chat("2+2?", "4")["messages"]
+    complete = {"prompt": "2+2?", "chosen": chat("2+2?", "4")["messages"], "rejected": []}
+    assert taken(complete, question_key="prompt", answer_key="chosen") == chat("2+2?", "4")["messages"]
     with pytest.raises(RowError, match="its label is false"):
         taken({"q": "2+2?", "a": "5", "label": False}, question_key="q", answer_key="a")
     assert taken({"q": "Even?", "label": "true"}, question_key="q", answer_key="label")[1]["content"] == "true"

@@ -338,7 +338,9 @@ def test_a_file_that_make_convert_can_read_is_referred_to_it(make: Maker, conten
 
 def test_rows_of_the_format_with_another_fault_are_not_reported_as_misfits(make: Maker) -> None:
     rows = [{"messages": [{"role": "user", "content": "2+2?"}]}] * 3
-    assert refusal(make, jsonl_bytes([*rows, *OWN])).endswith("as for reinforcement learning; fix the rows")  # type: ignore[list-item]
+    assert refusal(make, jsonl_bytes([*rows, *OWN])).endswith(
+        "as for reinforcement learning; give rows with an answer"
+    )  # type: ignore[list-item]
 
 
 @pytest.mark.parametrize(

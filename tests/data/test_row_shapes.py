@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from src.data.calls import tools_of
 from src.data.formats import FORMATS, Message, RowError, count_formats, parse_row
+from src.data.readers import read_values
 from src.data.source_row import is_harmless
 
 ASKED: Any = {"role": "user", "content": "Rain in Oslo?"}
@@ -273,6 +276,36 @@ def test_every_value_that_is_not_read_is_named() -> None:
     assert messages[1]["content"] == "4"
     assert unread == {"reward", "messages[].mood", "messages[].content[].tone", "tool_calls[].custom"}
     assert parse_row(row, FORMATS["messages"].translate).unread - unread == {"topic", "id"}
+
+
+def test_a_column_that_repeats_a_turn_is_read_with_it() -> None:
+    row = {
+        "prompt": "Rain in Oslo? ",
+        "messages": [ASKED, {"role": "assistant", "content": "No."}],
+        "answer": "Yes.",
+    }
+    assert auto(row)[1] == {"answer"}
+
+
+def test_thoughts_beside_an_answer_are_its_own() -> None:
+    messages, unread = auto({"question": "2+2?", "reasoning": "Two twice.", "answer": "4"})
+    assert messages[1] == {"role": "assistant", "content": "4", "reasoning_content": "Two twice."}
+    assert unread == set()
+
+
+def test_numbers_keep_their_spelling(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    call = '{"name": "pay", "arguments": {"price": 1.50, "rates": [1e5, 2.0, 3]}}'
+    said = f'{{"role": "assistant", "tool_calls": [{call}]}}, {{"role": "tool", "content": {{"left": 0.10}}}}'
+    answer = '{"role": "assistant", "content": "Paid."}'
+    path.write_text(f'{{"messages": [{{"role": "user", "content": "Pay."}}, {said}, {answer}]}}\n')
+    ((_, value),) = read_values(path)
+    messages = parse_row(pickle.loads(pickle.dumps(value)), FORMATS["messages"].translate).messages
+    assert messages[1]["tool_calls"][0]["function"]["arguments"] == '{"price": 1.50, "rates": [1e5, 2.0, 3]}'
+    assert messages[2]["content"] == '{"left": 0.10}'
+    path.write_text('{"question": "Price?", "answer": 1.50}\n')
+    ((_, value),) = read_values(path)
+    assert parse_row(value, FORMATS["prompt_completion"].translate).messages[1]["content"] == "1.50"
 
 
 def test_variables_of_the_template_are_read() -> None:

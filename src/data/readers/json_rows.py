@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from ..conversation import RowError
+from ..spelled_json import spelled
 from .stream import CHUNK_BYTES, MAX_ROW_BYTES, ReadOptions, Values, rest_of_file, too_large
 
 SPACE = re.compile(r"[ \t\r\n]*")
@@ -234,5 +235,7 @@ def _integer(digits: str) -> int | Decimal:
     return int(digits) if len(digits) <= LONGEST_INT else Decimal(digits)
 
 
-STRICT = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant, parse_int=_integer)
+STRICT = json.JSONDecoder(
+    object_pairs_hook=_object, parse_constant=_constant, parse_int=_integer, parse_float=spelled
+)
 _LENIENT = json.JSONDecoder(parse_int=len)  # finds the end of a value that STRICT rejects
