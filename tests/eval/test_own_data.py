@@ -91,6 +91,24 @@ def test_every_stage_speaks_of_the_own_model_and_questions(place: Path, tiny: Pa
     assert not [formula for formula in DEMO if formula in written], "the demo's formulas are not for other data"
 
 
+def test_rows_that_the_run_was_trained_on_are_found_in_a_later_evaluation(place: Path, capsys: Capture) -> None:
+    run, trained = run_in(place), [chat(TICKETS[0], REPLY), chat("earlier", "so", f" {TICKETS[1].upper()}", REPLY)]
+    trained += [{"prompt": TICKETS[2], "completion": "Another answer."}]
+    jsonl(place / "others" / "test.jsonl", [*trained, *(chat(f"Can gift {n} wait?", REPLY) for n in range(24))])
+    capsys.readouterr()
+    assert call("eval", "eval_path=others", *ON_CPU) == 0
+    output = capsys.readouterr().out
+    assert "2 of its 27 rows are among the training rows (2 exact): line 1, 3" in output
+    overlaps = {"exact": 2, "normalised": 0, "near": 0, "lines": [1, 3]}
+    assert json.loads((run.path / "metrics.json").read_text())["contamination"] == {"test": overlaps}
+    invalid = "2 rows of test are among the training rows, so the scores are not valid"
+    assert ending(output)[0].startswith(f"inconclusive: {invalid}; rougeL on test rose")
+    assert call("publish", *ON_CPU[:1]) != 0 and invalid in capsys.readouterr().err
+
+    assert call("eval", "eval_path=mine/eval", *ON_CPU) == 0
+    assert "contamination" not in json.loads((run.path / "metrics.json").read_text())
+
+
 def test_a_later_evaluation_removes_nothing_and_is_the_one_that_counts(place: Path, capsys: Capture) -> None:
     run, first = run_in(place), evals(run_in(place))
     before = tree(first)

@@ -1,4 +1,4 @@
-"""A base model whose template ends turns with another token than its tokenizer's: the tuned model stops there."""
+"""A base model whose template ends turns with another token than its tokenizer's: once tuned, it stops there."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_a_tuned_base_model_stops_at_the_end_of_its_turn(
     world: World, base_like: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     world = replace(world, model=base_like)
-    run = world.train()
+    run = world.train("system_prompt=Name it.")
     chat = ChatTokenizer(load_tokenizer(str(run.model)))
     both = chat.stop_token_ids
     assert chat.tokenizer.convert_ids_to_tokens(both) == ["<|pad|>", "<|end|>"]
@@ -44,6 +44,9 @@ def test_a_tuned_base_model_stops_at_the_end_of_its_turn(
     assert world.call("eval", "splits=[test]") == 0
     rows = read_jsonl(evals(run) / "test.predictions.jsonl")
     assert {(row["prediction"], row["stop"]) for row in rows} == {(ANSWER, "end")}
+    assert rows[0]["prompt"].startswith("system: Name it.\nuser: Top of ore"), (
+        "rows are asked as the run was trained"
+    )
     result = json.loads((run.path / "metrics.json").read_text())
     assert result["conditions"]["decoding"]["stop_tokens"] == ["<|pad|>", "<|end|>"]
 
