@@ -33,6 +33,7 @@ def save(model: Any, stop_token_ids: Iterable[int], folder: Path) -> None:
     if config is None or not missing:
         return
     found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else config.to_diff_dict()
+    found.pop("_from_model_config", None)  # it would have transformers replace the ids by those of config.json
     write_text(path, json.dumps(found | {"eos_token_id": [*known, *missing]}, indent=2, sort_keys=True) + "\n")
 
 
