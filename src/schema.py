@@ -136,7 +136,9 @@ class Dataset(ColumnArgs):
     __pydantic_config__ = ConfigDict(extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=False)
 
     path: Annotated[str, Len(1), Doc("file or folder of this dataset")] = "./data"
-    pattern: Annotated[str | None, Doc("glob of its files; null: every data file in path")] = None
+    pattern: Annotated[str | None, Doc("glob of its files; null: the split train, or every data file in path")] = (
+        None
+    )
     format: Annotated[DataFormat, Doc("format of its rows; auto detects it")] = "auto"
     weight: Annotated[
         float, Gt(0), Doc("how often an epoch contains each row: 2 twice, 0.5 a random half (drawn with seed)")

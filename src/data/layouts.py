@@ -15,10 +15,12 @@ import yaml
 
 from ..errors import DataError
 from ..utils.logs import log
+from ..utils.units import count
 from .readers import is_data_file
 
 Splits = dict[str, list[Path]]
 TRAIN = "train"
+NO_SPLIT = "without a split"
 SPLIT_OF = {  # a word of a file's name, or of its folder's -> the split
     **dict.fromkeys(("train", "training"), TRAIN),
     **dict.fromkeys(("test", "testing", "eval", "evaluation", "heldout"), "test"),
@@ -38,10 +40,16 @@ def training_files(folder: Path) -> list[Path] | None:
     if TRAIN not in splits:
         held = ", ".join(splits) or "no data file"
         raise DataError(f"{folder} has no split {TRAIN}: it has {held}", hint="set dataset_path to a file of it")
-    others = [name for name in splits if name != TRAIN]
+    others = [f"{split} ({count(len(files), 'file')})" for split, files in splits.items() if split != TRAIN]
     if others:
         log.info("%s: the split %s is trained on; not trained on: %s", folder, TRAIN, ", ".join(others))
     return splits[TRAIN]
+
+
+def is_split(folder: Path) -> bool:
+    """Whether the data files of a folder all belong to splits."""
+    found = _listed(folder) or _named(folder)
+    return found is not None and NO_SPLIT not in found
 
 
 def split_of(file: Path, folder: Path) -> str:
@@ -105,12 +113,12 @@ def _entries(data_files: Any) -> list[tuple[str, str]]:
 
 
 def _named(folder: Path) -> Splits | None:
-    """The data files whose names say their split, if there are any for training."""
+    """The data files by the split that their names say, if there are any for training."""
     found: Splits = {}
     for file in sorted(folder.rglob("*")):
         hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
-        if not hidden and is_data_file(file) and file.is_file() and (split := split_of(file, folder)):
-            found.setdefault(split, []).append(file)
+        if not hidden and is_data_file(file) and file.is_file():
+            found.setdefault(split_of(file, folder) or NO_SPLIT, []).append(file)
     return found if TRAIN in found else None
 
 

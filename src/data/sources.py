@@ -163,7 +163,7 @@ def _chosen_files(folder: Path, pattern: str | None, *, recursive: bool) -> list
         recursive: the pattern selects files in whichever folder they are.
     """
     default = pattern in (None, DataArgs.dataset_pattern)
-    if default and layouts.is_saved(folder):
+    if default and (layouts.is_saved(folder) or (pattern is None and layouts.is_split(folder))):
         return layouts.training_files(folder) or []
     try:
         return _matching(folder, f"**/{pattern}" if pattern and recursive else pattern)

@@ -214,6 +214,8 @@ def test_json_lines_may_be_separated_by_commas_or_be_one_array(tmp_path: Path) -
     assert read(put(tmp_path, "x.jsonl", '{"a": 1},,\n')) == [(1, extra)]
     assert read(put(tmp_path, "x.jsonl", '[\n{"a": 1},\n{"a": 2}\n]\n')) == [(2, {"a": 1}), (3, {"a": 2})]
     assert read(put(tmp_path, "x.jsonl", '[{"a": 1}, {"a": 2}]')) == [(1, {"a": 1}), (1, {"a": 2})]
+    assert read(put(tmp_path, "x.json", '{"a": 1},\n{"a": 2},\n')) == [(1, {"a": 1}), (2, {"a": 2})]
+    assert read(put(tmp_path, "x.json", '[{"a": 1},\n{"a": 2},\n]')) == [(1, {"a": 1}), (2, {"a": 2})]
     assert read(put(tmp_path, "x.jsonl", '[1]\n{"a": 2}\n')) == [(1, [1]), (2, {"a": 2})]
 
 

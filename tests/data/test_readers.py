@@ -96,7 +96,7 @@ PACK: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.compress, ".zst": zstan
 
 
 def test_every_kind_of_file_is_tested_here_or_in_test_files_of_people() -> None:
-    assert {*PLAIN, ".parquet", ".arrow", ".xlsx", ".txt"} == set(READERS)
+    assert {*PLAIN, ".parquet", ".arrow", ".feather", ".xlsx", ".txt"} == set(READERS)
 
 
 @pytest.mark.parametrize("kind", PLAIN)
@@ -137,13 +137,29 @@ def test_an_empty_file_has_no_row(tmp_path: Path, kind: str, packed: str, conten
     assert read_bytes(tmp_path, f"x{kind}{packed}", PACK[packed](content) if packed else content) == []
 
 
-@pytest.mark.parametrize("name", ["x.doc", "x", "x.gz", ".jsonl", "jsonl", "x.jsonl.bz2", "x.gz.jsonl.old"])
+@pytest.mark.parametrize("name", ["x.dat", "x", "x.gz", ".jsonl", "jsonl", "x.gz.jsonl.old"])
 def test_an_unknown_kind_is_refused_with_the_known_ones(name: str) -> None:
     assert not is_data_file(Path(name))
     with pytest.raises(
         DataError, match=r"unsupported extension; supported are \.jsonl, .*\.parquet, .* \.gz or \.zst"
     ):
         next(read_values(Path(name)))
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("x.xls", "save it as .xlsx or .csv"),
+        ("x.jsonl.bz2", "unpack it, or compress it as .gz or .zst"),
+        ("x.zip", "unpack it"),
+        ("x.pkl", "write its rows to .jsonl: a pickle can run any code"),
+        ("x.PDF", "save its text as .txt or .jsonl"),
+    ],
+)
+def test_kinds_that_people_have_instead_are_refused_with_the_way_out(name: str, remedy: str) -> None:
+    with pytest.raises(DataError) as refused:
+        file_kind(Path(name))
+    assert refused.value.hint == remedy
 
 
 def test_the_kind_follows_from_the_name() -> None:
@@ -304,11 +320,11 @@ def test_one_object_is_one_row_whatever_it_holds(tmp_path: Path) -> None:
 BROKEN = {
     b'[{"a": 1}\n {"b": 2}]': (2, "Expecting ',' delimiter at line 2, column 2"),
     b'[{"a": 1}': (1, "Expecting ',' delimiter at line 1, column 10"),
-    b'[{"a": 1},\n]': (2, "Expecting value at line 2, column 1"),
+    b'[{"a": 1},\n,]': (2, "Expecting value at line 2, column 1"),
     b'[{"a": 1},\n{"b":\n  "c': (2, "Unterminated string starting at at line 3, column 3"),
     b'[{"a": 1}] \n{}': (2, "Extra data after the array at line 2, column 1"),
     b'{"a": 1}\n\n{"b" 2}': (3, "Expecting ':' delimiter at line 3, column 6"),
-    b'{"a": 1}, {}': (1, "Expecting value at line 1, column 9"),
+    b'{"a": 1},, {}': (1, "Expecting value at line 1, column 10"),
 }
 
 

@@ -50,9 +50,9 @@ def test_a_path_may_be_one_file_whatever_the_pattern(tmp_path: Path) -> None:
 
 
 def test_a_file_of_unknown_kind_is_refused_also_by_its_path(tmp_path: Path) -> None:
-    (tmp_path / "a.xls").touch()
-    with pytest.raises(DataError, match=r"a\.xls has an unsupported extension"):
-        fetched(config(tmp_path / "a.xls"))
+    (tmp_path / "a.abc").touch()
+    with pytest.raises(DataError, match=r"a\.abc has an unsupported extension"):
+        fetched(config(tmp_path / "a.abc"))
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
@@ -112,9 +112,9 @@ def test_an_invalid_pattern_or_one_that_leaves_the_folder_is_refused(
 
 
 def test_a_file_of_unknown_kind_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "a.xls").touch()
-    with pytest.raises(DataError, match=r"a\.xls has an unsupported extension; supported are \.jsonl"):
-        fetched(config(tmp_path, "*.xls"))
+    (tmp_path / "a.abc").touch()
+    with pytest.raises(DataError, match=r"a\.abc has an unsupported extension; supported are \.jsonl"):
+        fetched(config(tmp_path, "*.abc"))
 
 
 def test_a_link_may_lead_anywhere_inside_its_folder_only(tmp_path: Path) -> None:
@@ -226,6 +226,15 @@ def test_of_a_folder_laid_out_as_on_the_hub_the_training_split_is_read(tmp_path:
         fetched(config(tmp_path / "listed"))
     readme.write_text(README.replace("short\n", "default\n"))
     assert names(config(tmp_path / "listed")) == ["a-0.csv", "b-0.csv"]
+
+
+def test_a_data_set_without_a_pattern_is_its_training_split_if_all_files_belong_to_splits(tmp_path: Path) -> None:
+    for name in ("train.csv", "valid/x.csv"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert names(config(tmp_path, datasets=[{"path": str(tmp_path)}])) == ["train.csv"]
+    (tmp_path / "more.csv").touch()
+    assert names(config(tmp_path, datasets=[{"path": str(tmp_path)}])) == ["more.csv", "train.csv", "x.csv"]
 
 
 def test_files_of_a_glob_that_are_named_like_a_held_out_split_are_known(tmp_path: Path) -> None:

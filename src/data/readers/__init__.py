@@ -60,7 +60,18 @@ READERS: dict[str, Kind] = {
     ".txt": Kind(read_txt, describe_txt, by_name=True),
     ".parquet": Kind(read_parquet, binary=True),
     ".arrow": Kind(read_arrow, binary=True),
+    ".feather": Kind(read_arrow, binary=True),
     ".xlsx": Kind(read_xlsx, binary=True),
+}
+
+
+OTHER_KINDS = {  # what people have instead -> the way out
+    (".xls", ".xlsm", ".xlsb", ".ods", ".numbers"): "save it as .xlsx or .csv",
+    (".jsonlines", ".jl"): "name it .jsonl",
+    (".zip", ".tar", ".tgz", ".7z", ".rar"): "unpack it",
+    (".bz2", ".xz", ".lz4"): f"unpack it, or compress it as {' or '.join(ARCHIVES)}",
+    (".pkl", ".pickle", ".pt", ".npy", ".npz"): "write its rows to .jsonl: a pickle can run any code",
+    (".md", ".pdf", ".docx", ".doc", ".html", ".xml"): "save its text as .txt or .jsonl",
 }
 
 
@@ -132,8 +143,9 @@ def file_kind(path: Path) -> str:
     compressed = path.suffix.lower() in ARCHIVES
     kind = (Path(path.stem) if compressed else path).suffix.lower()
     if kind not in READERS:
-        known = f"{', '.join(READERS)}, and text files also with {' or '.join(ARCHIVES)}"
-        raise DataError(f"{path} has an unsupported extension", hint=f"supported are {known}")
+        known = f"supported are {', '.join(READERS)}, and text files also with {' or '.join(ARCHIVES)}"
+        hint = next((hint for kinds, hint in OTHER_KINDS.items() if kind in kinds), known)
+        raise DataError(f"{path} has an unsupported extension", hint=hint)
     if compressed and READERS[kind].binary:
         raise DataError(
             f"{path} is compressed twice: {kind} is compressed already", hint=f"unpack it to {path.stem}"

@@ -21,7 +21,8 @@ class Columns:
 
     def __init__(self, header: Sequence[str] | RowError, place: str) -> None:
         if isinstance(header, RowError):
-            remedy = "set encoding" if header.reason == "not_utf8" else "name each column in the first row"
+            is_encoded = header.reason == "not_utf8" or "NUL" in header.detail  # as of UTF-16 without its mark
+            remedy = "set encoding" if is_encoded else "name each column in the first row"
             raise DataError(f"{place} is not a header: it {header.detail}", hint=remedy)
         names = [name.strip() for name in header]
         twice = sorted({name for name in names if name and names.count(name) > 1})

@@ -81,6 +81,8 @@ def read_json(file: io.BufferedReader, _path: Path, _options: ReadOptions) -> Va
             yield from _items(text)
         while text.next_character():
             yield text.line, text.take()
+            if text.next_character() == ",":  # between lines, as of an array without its brackets
+                text.step()
     except RowError as error:
         line, rows = text.line, text.count_rest()
         yield line, RowError(error.reason, f"{error.detail}; the rest of the file could not be read")
@@ -98,7 +100,7 @@ def _items(text: _JsonText) -> Values:
             raise text.wrong("Expecting ',' delimiter")
         if following == ",":
             text.step()
-            text.next_character()
+            following = text.next_character()  # also of a comma behind the last item
     text.step()
     if text.next_character():
         raise text.wrong("Extra data after the array")
