@@ -15,7 +15,11 @@ from typing import Any, NamedTuple, Protocol
 from .formats import Conversation, Message, RowError
 from .turn_markup import EMPTY_THOUGHT, OPEN_THOUGHT, TurnMarkup, closing_tag, pieces_of, shared, thought_of
 
-THINKING = {"enable_thinking": True, "thinking": True}  # the variables with which templates switch thoughts on
+THINKING = {
+    "enable_thinking": True,
+    "thinking": True,
+    "skip_think": False,
+}  # the variables with which templates switch thoughts on
 MARKER = re.compile(r"<[^<>\s]{1,40}>|\[[^\[\]\s]{1,40}\]")
 SHOWN = 60  # characters of two texts that differ, in a message
 
@@ -103,14 +107,23 @@ def _with_thought(found: AnswerText, thought: str, closed: str) -> AnswerText:
     Args:
         closed: the prompt without thinking. If it ends with an empty think block, that shows the tags.
     """
-    block = next((m for m in EMPTY_THOUGHT.finditer(closed) if m.end() == len(closed) and m["open"]), None)
-    if block is None or OPEN_THOUGHT.search(found.prompt) or closed == found.prompt:
-        return found
-    opening, line = block["open"], "\n" if "\n" in block["space"] else ""
-    written = f"{opening}{line}{thought.strip()}{line}{closing_tag(opening)}"
     start, end = found.span
+    closes = EMPTY_THOUGHT.match(found.text, start, end)
+    if OPEN_THOUGHT.search(found.prompt):  # the template closes an empty block that the prompt opens
+        written = thought.strip() if closes and not closes["open"] else ""
+    else:
+        written = _block_after(closed, thought) if closed != found.prompt else ""
     text = found.text[:start] + written + found.text[start:]
-    return found._replace(text=text, span=CharSpan(start, end + len(written)), composed=True)
+    return found._replace(text=text, span=CharSpan(start, end + len(written)), composed=True) if written else found
+
+
+def _block_after(closed: str, thought: str) -> str:
+    """A block of thoughts with the tags of the empty one that ends the prompt `closed`; empty if there is none."""
+    block = next((m for m in EMPTY_THOUGHT.finditer(closed) if m.end() == len(closed) and m["open"]), None)
+    if block is None:
+        return ""
+    line = "\n" if "\n" in block["space"] else ""
+    return f"{block['open']}{line}{thought.strip()}{line}{closing_tag(block['open'])}"
 
 
 def _says(found: AnswerText, thought: str) -> bool:

@@ -1,7 +1,7 @@
 """What a chat template leaves out: everything that a conversation says must leave a trace in its rendered text.
 
 Templates change texts: they strip white space, write a result as JSON, or split thoughts from an answer. So a text
-counts as rendered if it occurs as it is, without white space, as JSON writes it, or value by value.
+counts as rendered if it occurs as it is, without white space, as JSON, Python or HTML write it, or value by value.
 """
 
 from __future__ import annotations
@@ -11,11 +11,10 @@ import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
 
 from .conversation import TEXT, Conversation, Message, RowError
-from .template_forms import END_THINK, split_thought
+from .template_forms import END_THINK, scalars, split_thought
 from .template_probes import PROBE_TOOL
 
 SHORT = 12  # characters: a shorter text may occur in the rendered one by chance
@@ -66,7 +65,7 @@ def _of_turn(number: int, turn: Message) -> Iterator[Piece]:
         function = call.get("function") or call
         what = "tool calls" if order == 0 else "parallel tool calls"
         yield Piece(number, what, str(function.get("name") or ""))
-        yield from (Piece(number, f"arguments of {what}", text) for text in _values(function.get("arguments")))
+        yield from (Piece(number, f"arguments of {what}", text) for text in scalars(function.get("arguments")))
 
 
 def _of_tool(tool: Any) -> Iterator[Piece]:
@@ -76,30 +75,17 @@ def _of_tool(tool: Any) -> Iterator[Piece]:
             yield Piece(None, "tools", function[key])
 
 
-def _values(value: Any) -> Iterator[str]:
-    """The scalar values of JSON data, or of its text, as texts."""
-    if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
-        with suppress(ValueError, RecursionError):
-            value = json.loads(value, parse_float=str, parse_int=str)
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    if isinstance(value, list):
-        for each in value:
-            yield from _values(each)
-    elif isinstance(value, str) or (isinstance(value, int | float) and not isinstance(value, bool)):
-        yield str(value)
-
-
 def leaves_trace(said: str, text: str) -> bool:
     """Whether `text` contains what is said, in one of the forms in which templates write it."""
     said = said.strip()
     if said in text:
         return True
     bare = "".join(text.split())
-    forms = (said, json.dumps(said, ensure_ascii=False)[1:-1], json.dumps(said)[1:-1], html.escape(said))
+    as_json = (json.dumps(said, ensure_ascii=False)[1:-1], json.dumps(said)[1:-1])
+    forms = (said, *as_json, repr(said)[1:-1], html.escape(said))
     if any("".join(form.split()) in bare for form in forms):
         return True
-    values = list(_values(said))
+    values = list(scalars(said))
     return values != [said] and bool(values) and all(leaves_trace(value, text) for value in values)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
+from itertools import takewhile
 from typing import NamedTuple
 
 from ..schema import EmptyThoughts, OnDisputedMask, OnOverlength, TrainOn
@@ -173,8 +174,8 @@ def _is_short_enough(turns: Sequence[Message], row: Row, chat: ChatTokenizer, op
 
 
 def _parts(turns: Sequence[Message]) -> tuple[list[Message], list[list[Message]]]:
-    """The system turn, and the exchanges: each is a request with all turns that answer it."""
-    system = [turn for turn in turns if turn["role"] == "system"]
+    """The system turns, and the exchanges: each is a request with all turns that answer it."""
+    system = list(takewhile(lambda turn: turn["role"] in ("system", "developer"), turns))
     exchanges: list[list[Message]] = []
     for turn in turns[len(system) :]:
         if turn["role"] == "user" or not exchanges:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from .conversation import Conversation, RowError
@@ -101,6 +102,20 @@ def split_thought(content: str) -> tuple[str, str]:
     if not tag:
         return "", content
     return before.strip().removeprefix(THINK).strip(), rest.lstrip("\n")
+
+
+def scalars(value: Any) -> Iterator[str]:
+    """The scalar values of JSON data, or of its text, as texts."""
+    if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
+        with suppress(ValueError, RecursionError):
+            value = json.loads(value, parse_float=str, parse_int=str)
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list):
+        for each in value:
+            yield from scalars(each)
+    elif isinstance(value, str) or (isinstance(value, int | float) and not isinstance(value, bool)):
+        yield str(value)
 
 
 def arguments_as(function: Mapping[str, Any], wanted: str, restored: dict[str, str]) -> Any:

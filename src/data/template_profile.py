@@ -261,21 +261,31 @@ class TemplateProfile:
 
     def _renders_thought(self, name: str, calls: bool) -> bool:
         """Whether the thoughts of a probe are rendered once, and not behind thoughts that are already closed."""
+        text = self._thought_probe(name, calls)
+        words = [THOUGHT, *([] if calls else [ANSWERED])]
+        return text is not None and shows(text, words) and text.count(THOUGHT) == 1 and not _closed_before(text)
+
+    def _thought_probe(self, name: str, calls: bool) -> str | None:
         answer = self._call_probe(calling_turn({KEY: VALUE}, OPENAI_ID)) if calls else answer_turn()
-        turns, tools = self._shaped([user_turn(), THOUGHT_FORMS[name](answer, THOUGHT)]), self._probe_tools(calls)
-        text = self.try_render(turns, tools)
-        if text is None or not shows(text, [THOUGHT, *([] if calls else [ANSWERED])]) or text.count(THOUGHT) > 1:
-            return False
-        return END_THINK not in text[: text.index(THOUGHT)].rpartition(ASKED)[2]
+        turns = self._shaped([user_turn(), THOUGHT_FORMS[name](answer, THOUGHT)])
+        return self.try_render(turns, self._probe_tools(calls))
 
     def keeps_inline(self, calls: bool) -> bool:
-        """Whether the template renders thoughts that stand in the content, or has no other form for them."""
+        """Whether thoughts within the content are passed as they are.
+
+        They are not if the template has a key for them and cuts them off, or writes them behind an empty block.
+        """
         return self._keeps_inline[calls]
 
     @cached_property
     def _keeps_inline(self) -> dict[bool, bool]:
-        found = {calls: self._renders_thought(INLINE, calls) for calls in (False, True)}
-        return {calls: kept or self.thought_form(calls) in (None, INLINE) for calls, kept in found.items()}
+        return {calls: self._find_inline(calls) for calls in (False, True)}
+
+    def _find_inline(self, calls: bool) -> bool:
+        if self._renders_thought(INLINE, calls):
+            return True
+        text = self._thought_probe(INLINE, calls) or ""
+        return self.thought_form(calls) is None and not (THOUGHT in text and _closed_before(text))
 
     def _probe_tools(self, calls: bool) -> list[Any] | None:
         return [self._tool(PROBE_TOOL)] if calls else self.tools_for_probes
@@ -328,3 +338,8 @@ class TemplateProfile:
 
 def _with_role(turn: Turn, role: str) -> Turn:
     return {**turn, "role": role} if turn["role"] == "tool" else turn
+
+
+def _closed_before(text: str) -> bool:
+    """Whether a block of thoughts ends between the request of a probe and its thoughts."""
+    return END_THINK in text[: text.index(THOUGHT)].rpartition(ASKED)[2]

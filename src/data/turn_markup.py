@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any
 
 from .formats import Conversation, Message, RowError
+from .template_forms import scalars
 from .template_probes import PROBE_TOOL
 
 ANSWER, REQUEST = "\ue000", "\ue001"  # characters that templates neither contain nor strip
@@ -207,9 +208,7 @@ def pieces_of(turn: Message) -> Iterator[str]:
     for call in turn.get("tool_calls") or ():
         function = call.get("function", call) if isinstance(call, dict) else {}
         yield str(function.get("name") or "")
-        arguments = function.get("arguments")
-        if isinstance(arguments, dict):
-            yield from (value for value in map(str, arguments.values()) if len(value) > 1)
+        yield from (value for value in scalars(function.get("arguments")) if len(value) > 1)
 
 
 def shared(a: str, b: str) -> str:

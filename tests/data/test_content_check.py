@@ -89,6 +89,7 @@ def test_a_short_text_that_occurs_by_chance_is_found_missing() -> None:
         ('say "hi"\n', '{"content": "say \\"hi\\""}'),
         ("naïve", '"na\\u00efve"'),
         ("a < b", "a &lt; b"),
+        ('it\'s "so"\nhere', repr('it\'s "so"\nhere')),
         ('{"temp": 21, "sky": "grey"}', "<temp>21</temp><sky>grey</sky>"),
         ('{"n":1.50}', '{"n": 1.50}'),
     ],
