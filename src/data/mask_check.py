@@ -113,7 +113,7 @@ class MaskVerifier:
                 form = next((f for f in _rendered_forms(piece) if f in rest), None)
                 if form is None:
                     return MaskCheck(None, f"{self.method} do not tell where its answers stand")
-                rest = rest.replace(form, " ")
+                rest = _without(rest, form)
             ids = [str(call.get("id")) for call in turn.get("tool_calls") or () if isinstance(call, dict)]
             surplus = {w for w in self._surplus(rest) if not w.isdigit() and w not in " ".join(ids)}
             if surplus and not turn.get("tool_calls"):
@@ -253,3 +253,9 @@ def _rendered_forms(content: str) -> list[str]:
         content.lstrip("\n"),
         content.strip("\n"),
     ]
+
+
+def _without(text: str, said: str) -> str:
+    """`text` without what an answer says, where it stands alone: a short one may occur in a marker too."""
+    alone, count = re.subn(rf"(?<!\w){re.escape(said)}(?!\w)", " ", text)
+    return alone if count else text.replace(said, " ", 1)

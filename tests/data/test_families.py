@@ -43,11 +43,12 @@ TAG = (
 )
 EMPTY_THOUGHT = re.compile(rf"(?:{TAG}|\[/?THINK\])(?:thought)?(?:{TAG}|\[/?THINK\])?")  # without white space
 
+DESCRIPTION = "Reads the barometer."
 TOOL = {
     "type": "function",
     "function": {
         "name": "lookup",
-        "description": "Reads the barometer.",
+        "description": DESCRIPTION,
         "parameters": {"type": "object", "properties": {"city": {"type": "string", "description": "A town."}}},
     },
 }
@@ -95,7 +96,7 @@ CONVERSATIONS: dict[str, list[Message]] = {
 }  # fmt: skip
 COLUMNS = list(CONVERSATIONS)[:4]
 NEED_TOOLS = {"hermes3_tools"}  # their templates render no conversation without tools
-NO = {"dropped_by_template": "no: left out", "template": "no: refused"}
+NO = {"dropped_by_template": "no: left out", "template": "no: refused", "disputed_mask": "no: disputed"}
 
 
 class Outcome(NamedTuple):
@@ -147,35 +148,48 @@ def as_form(turn: Message, key: str, text: bool, ids: bool, parts: bool) -> dict
     return made
 
 
+def tools_for(name: str, turns: list[Message]) -> list[Any] | None:
+    return [TOOL] if name in NEED_TOOLS or any("tool_calls" in turn for turn in turns) else None
+
+
+def encode(name: str, turns: list[Message]) -> EncodedRow | RowError:
+    """The examples of a conversation, whose masks the second derivation does not dispute."""
+    given = row(turns, tools_for(name, turns))
+    encoded = encode_chats([given], families.chat(name), EncodingOptions(100_000))[0]
+    if isinstance(encoded, EncodedRow):
+        verifier = MaskVerifier(families.chat(name))
+        for text, example in zip(encoded.texts, encoded.full_examples, strict=True):
+            verdict = verifier.verify(given.conversation, text, example)
+            if verdict.agrees is False:
+                return RowError("disputed_mask", verdict.detail)
+    return encoded
+
+
 @cache
 def outcome(name: str, kind: str) -> Outcome:
     turns = CONVERSATIONS[kind]
-    called = any("tool_calls" in turn for turn in turns)
-    tools = [TOOL] if called or name in NEED_TOOLS else None
-    encoded = encode_chats([row(turns, tools)], families.chat(name), EncodingOptions(100_000))[0]
+    encoded = encode(name, turns)
     if isinstance(encoded, RowError):
-        return Outcome(NO.get(encoded.reason, f"no: {encoded.reason}"), [])
-    verifier = MaskVerifier(families.chat(name))
-    for text, example in zip(encoded.texts, encoded.full_examples, strict=True):
-        verdict = verifier.verify(row(turns, tools).conversation, text, example)
-        if verdict.agrees is False:
-            return Outcome("no: disputed", [f"disputed: {verdict.detail}"])
+        disputed = [str(encoded)] if encoded.reason == "disputed_mask" else []
+        return Outcome(NO.get(encoded.reason, f"no: {encoded.reason}"), disputed)
     regions = [region for example in encoded.examples for region in regions_of(name, example)]
-    faults = [
-        fault for before, answer in regions for fault in faults_of(name, turns, tools, before, answer, encoded)
-    ]
-    trained = [turn for before, _ in regions if (turn := turn_of(name, turns, tools, before)) is not None]
+    faults = [fault for before, answer in regions for fault in faults_of(name, turns, before, answer, encoded)]
+    trained = [turn for before, _ in regions if (turn := turn_of(name, turns, before)) is not None]
     if trained != [n for n, turn in enumerate(turns) if turn["role"] == "assistant"]:
         faults.append(f"trains the messages {trained}")
-    everything = squeezed("".join(map(template(name).tokenizer.decode, (e.ids for e in encoded.examples))))
-    lost = [word for turn in turns for word in words_of(turn).values() if word not in everything]
-    lost += [TOOL["function"]["description"]] if tools and "Readsthebarometer" not in everything else []  # type: ignore[index]
-    dropped = getattr(encoded, "dropped", ())
-    if lost and not dropped:
+    if (lost := lost_words(name, turns, encoded)) and not encoded.dropped:
         faults.append(f"loses {lost} without a word")
     how = "per answer" if len(encoded.examples) > 1 else "no end" if not encoded.ends_turns else ""
-    how = f"without {', '.join(dropped)}" if dropped else how
+    how = f"without {', '.join(encoded.dropped)}" if encoded.dropped else how
     return Outcome(f"yes, {how}" if how else "yes", faults)
+
+
+def lost_words(name: str, turns: list[Message], encoded: EncodedRow) -> list[str]:
+    decode = template(name).tokenizer.decode
+    everything = squeezed("".join(decode(example.ids) for example in encoded.examples))
+    said = [word for turn in turns for word in words_of(turn).values()]
+    said += [squeezed(DESCRIPTION)] if tools_for(name, turns) else []
+    return [word for word in said if word not in everything]
 
 
 def regions_of(name: str, example: Example) -> Iterator[tuple[str, str]]:
@@ -189,26 +203,27 @@ def regions_of(name: str, example: Example) -> Iterator[tuple[str, str]]:
         start = end
 
 
-def turn_of(name: str, turns: list[Message], tools: list[Any] | None, before: str) -> int | None:
+def turn_of(name: str, turns: list[Message], before: str) -> int | None:
     """The answer whose inference prompt is the text before the loss. An empty think block may follow it."""
     for number in (n for n, turn in enumerate(turns) if turn["role"] == "assistant"):
-        for variables in ({}, {"enable_thinking": True, "thinking": True}):
-            if variables and "thought" not in words_of(turns[number]):
-                continue
-            for form in forms(turns):
-                prompt = squeezed(
-                    families.render(name, form[:number], tools, add_generation_prompt=True, **variables) or "\0"
-                )
-                rest = before.removeprefix(prompt) if before.startswith(prompt) else None
-                if rest == "" or (rest and EMPTY_THOUGHT.fullmatch(rest)):
-                    return number
+        for prompt in prompts(name, turns, number):
+            rest = before.removeprefix(prompt)
+            if before == prompt or (before.startswith(prompt) and EMPTY_THOUGHT.fullmatch(rest)):
+                return number
     return None
 
 
-def faults_of(
-    name: str, turns: list[Message], tools: list[Any] | None, before: str, answer: str, encoded: EncodedRow
-) -> Iterator[str]:
-    number = turn_of(name, turns, tools, before)
+def prompts(name: str, turns: list[Message], number: int) -> Iterator[str]:
+    """The inference prompts of an answer: with thinking switched on too if it has thoughts."""
+    thinking = [{}, {"enable_thinking": True, "thinking": True}] if "thought" in words_of(turns[number]) else [{}]
+    for variables, form in itertools.product(thinking, forms(turns)):
+        tools = tools_for(name, turns)
+        if prompt := families.render(name, form[:number], tools, add_generation_prompt=True, **variables):
+            yield squeezed(prompt)
+
+
+def faults_of(name: str, turns: list[Message], before: str, answer: str, encoded: EncodedRow) -> Iterator[str]:
+    number = turn_of(name, turns, before)
     if number is None:
         yield f"{before[-80:]!r} before {answer!r} is no inference prompt"
         return
@@ -216,28 +231,27 @@ def faults_of(
     for what, word in words.items():
         if answer.count(word) != 1:
             yield f"has the {what} {answer.count(word)} times in {answer!r}"
-    others = [
-        w
-        for n, turn in enumerate(turns)
-        if n != number
-        for w in words_of(turn).values()
-        if w not in words.values()
-    ]
-    if strange := [word for word in others if word in answer]:
+    others = {word for n, turn in enumerate(turns) if n != number for word in words_of(turn).values()}
+    if strange := [word for word in others - {*words.values()} if word in answer]:
         yield f"has loss on {strange} of other messages: {answer!r}"
     if '\\"' in answer:
         yield f"has arguments that are encoded twice: {answer!r}"
-    stops = [squeezed(stop) for stop in template(name).stops]
-    tail = answer[max((answer.rfind(word) + len(word) for word in words.values() if word in answer), default=0) :]
-    ended = [stop for stop in stops if tail.endswith(stop)]
-    if encoded.ends_turns and (not ended or any(stop in tail[: -len(ended[0])] for stop in stops)):
-        yield f"ends with {tail!r}, not with one of {stops}"
-    shown = tail.removesuffix(ended[0]) if ended else tail
-    texts = [families.render(name, form, tools) for form in forms(turns[: number + 1])]
-    if not any(tail in text or text.endswith(shown) for text in map(squeezed, filter(None, texts))):
-        yield f"ends with {tail!r}, which the template does not write"
     if "thought" not in words and (found := EMPTY_THOUGHT.match(answer)) and "think" in found[0].lower():
         yield f"has loss on empty thoughts: {answer!r}"
+    tail = answer[max((answer.rfind(word) + len(word) for word in words.values() if word in answer), default=0) :]
+    yield from faults_of_end(name, turns[: number + 1], tail, encoded.ends_turns)
+
+
+def faults_of_end(name: str, turns: list[Message], tail: str, ends_turns: bool) -> Iterator[str]:
+    """What is wrong with the end of an answer: `tail` is what has loss after its last word."""
+    stops = [squeezed(stop) for stop in template(name).stops]
+    ended = next((stop for stop in stops if tail.endswith(stop)), "")
+    shown = tail.removesuffix(ended)
+    if ends_turns and (not ended or any(stop in shown for stop in stops)):
+        yield f"ends with {tail!r}, not with one of {stops}"
+    texts = [families.render(name, form, tools_for(name, turns)) for form in forms(turns)]
+    if not any(tail in text or text.endswith(shown) for text in map(squeezed, filter(None, texts))):
+        yield f"ends with {tail!r}, which the template does not write"
 
 
 def cell(name: str, column: str) -> str:
@@ -251,6 +265,24 @@ def cell(name: str, column: str) -> str:
 def test_a_family_is_trained_on_its_answers_alone_and_loses_nothing_unsaid(name: str) -> None:
     faults = {kind: found for kind in CONVERSATIONS if (found := outcome(name, kind).faults)}
     assert not faults
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_an_answer_of_one_letter_is_trained_like_a_longer_one(name: str) -> None:
+    short = {FIRST: "e", SECOND: "|"}  # both are in the names of most control tokens
+    long = CONVERSATIONS["plain"]
+    turns: list[Message] = [{**turn, "content": short.get(turn["content"], turn["content"])} for turn in long]
+    expected = [
+        answer.replace(squeezed(FIRST), "e").replace(squeezed(SECOND), "|") for answer in answers_of(name, long)
+    ]
+    assert answers_of(name, turns) == expected
+
+
+def answers_of(name: str, turns: list[Message]) -> list[str]:
+    """The texts with loss."""
+    encoded = encode(name, turns)
+    assert isinstance(encoded, EncodedRow), encoded
+    return [answer for example in encoded.examples for _, answer in regions_of(name, example)]
 
 
 def test_the_table_of_families_is_true() -> None:
