@@ -15,6 +15,7 @@ from .errors import did_you_mean
 
 FOLDER, SUFFIX = "chat_templates", ".jinja"  # configs/chat_templates/NAME.jinja
 TEMPLATE_KWARGS = "chat_template_kwargs"  # a setting, and a key of records where it is set
+EMPTY_THOUGHTS = "empty_thoughts"  # likewise: recorded where the template writes empty think blocks
 # Arguments of `apply_chat_template` that the program sets, or that are not variables of a template.
 RESERVED = {
     "add_generation_prompt", "chat_template", "continue_final_message", "conversation", "max_length", "messages",

@@ -47,6 +47,13 @@ class ChatArgs:
     chat_template_kwargs: Annotated[
         dict[str, Any], Doc("variables of the chat template, e.g. {enable_thinking: false}; those of a row win")
     ] = field(default_factory=dict)
+    empty_thoughts: Annotated[
+        EmptyThoughts,
+        Doc(
+            "the empty think block that a template writes before an answer without thoughts: part of the prompt "
+            "(context), or of the answer, with loss"
+        ),
+    ] = "context"
 
 
 @dataclass
@@ -205,10 +212,6 @@ class RowArgs:
             "rows whose loss mask is not confirmed by its second derivation: drop them, or train on them and warn"
         ),
     ] = "reject"
-    empty_thoughts: Annotated[
-        EmptyThoughts,
-        Doc("an empty think block that the chat template writes by itself: context without loss, or loss"),
-    ] = "context"
     strict_data: Annotated[bool, Doc("refuse to start if the data report lists any problem")] = False
     num_proc: Annotated[
         int | None, Ge(1), Doc("processes that read and tokenize data; null: one per CPU core")

@@ -16,7 +16,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from .. import chat_templates
-from ..chat_templates import TEMPLATE_KWARGS
+from ..chat_templates import EMPTY_THOUGHTS, TEMPLATE_KWARGS
 from ..schema import EmptyThoughts
 from .answer_text import AnswerText, CharSpan, answer_text
 from .content_check import ContentCheck
@@ -311,8 +311,25 @@ class ChatTokenizer:
     @cached_property
     def identity(self) -> dict[str, Any]:
         """The tokenization that a model is tuned with, and must be used with."""
-        found = {"chat_template_sha256": self.template_hash, "tokenizer_sha256": self.tokenizer_hash}
-        return found | ({TEMPLATE_KWARGS: self.template_kwargs} if self.template_kwargs else {})
+        found: dict[str, Any] = {
+            "chat_template_sha256": self.template_hash,
+            "tokenizer_sha256": self.tokenizer_hash,
+        }
+        if self.template_kwargs:
+            found[TEMPLATE_KWARGS] = self.template_kwargs
+        if self.empty_thoughts == "context" and self.writes_empty_thoughts:
+            found[EMPTY_THOUGHTS] = self.empty_thoughts
+        return found
+
+    @cached_property
+    def writes_empty_thoughts(self) -> bool:
+        """Whether an empty think block precedes an answer without thoughts."""
+        if not self.tokenizer.chat_template:
+            return False
+        try:
+            return self.markup.writes_empty_thoughts
+        except RowError:  # which each row then raises
+            return False
 
     @property
     def template_date(self) -> str | None:

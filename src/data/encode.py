@@ -7,7 +7,7 @@ from collections.abc import Set as AbstractSet
 from itertools import takewhile
 from typing import NamedTuple
 
-from ..schema import EmptyThoughts, OnDisputedMask, OnOverlength, TrainOn
+from ..schema import OnDisputedMask, OnOverlength, TrainOn
 from .chat import ChatTokenizer, RenderedChat
 from .content_check import DroppedContent
 from .formats import TEXT, Conversation, Message, Row, RowError
@@ -23,7 +23,6 @@ class EncodingOptions(NamedTuple):
     task: str = "causal_lm"
     labels: tuple[str, ...] = ()  # of a classification; the id of a label is its index
     on_disputed_mask: OnDisputedMask = "reject"
-    empty_thoughts: EmptyThoughts = "context"
 
 
 class EncodedRow(NamedTuple):

@@ -189,7 +189,6 @@ def encoding_options(args: TrainDataArgs, task: Task, labels: tuple[str, ...]) -
         task,
         labels,
         args.on_disputed_mask,
-        args.empty_thoughts,
     )
 
 

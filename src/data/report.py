@@ -240,6 +240,10 @@ def _findings(found: dict[str, Any]) -> list[str]:
             "unreadable: training rows were compared with the others only",
         ),
         (
+            found["mask"]["disagree"] - found["rejected_by_reason"].get("disputed_mask", 0), "mask", "masks",
+            "differ from their second derivation and are trained on (on_disputed_mask=warn)",
+        ),
+        (
             sum(found["mask"]["not_comparable"].values()), "mask", "masks",
             "could not be compared with a second derivation",
         ),

@@ -177,7 +177,7 @@ def _tokenize_batch(
     encoded_rows = TASK_ENCODINGS[options.task].encode(rows, chat, options)
     for number, row, encoded in zip(batch.tolist(), rows, encoded_rows, strict=True):
         if isinstance(encoded, EncodedRow) and verified[number]:
-            encoded = _verify(row, encoded, verifier, stats.mask)
+            encoded = _verify(row, encoded, verifier, stats.mask, options.on_disputed_mask)
         stats.count(number, encoded)
         if isinstance(encoded, RowError):
             stats.rejected.append(Dropped(number, encoded.reason, encoded.detail))
@@ -199,11 +199,13 @@ def _tokenize_batch(
     )
 
 
-def _verify(row: Row, encoded: EncodedRow, verifier: MaskVerifier, counts: Counter[str]) -> EncodedRow | RowError:
+def _verify(
+    row: Row, encoded: EncodedRow, verifier: MaskVerifier, counts: Counter[str], on_dispute: str
+) -> EncodedRow | RowError:
     """`encoded`, or the reason why its mask is in doubt."""
     for text, example in zip(encoded.texts, encoded.full_examples, strict=True):
         agrees, detail = verifier.verify(row.conversation, text, example)
         counts["agrees" if agrees else "disagrees" if agrees is False else detail] += 1
-        if agrees is False:
+        if agrees is False and on_dispute == "reject":
             return RowError("disputed_mask", detail)
     return encoded

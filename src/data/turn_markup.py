@@ -82,6 +82,12 @@ class TurnMarkup:
         return prompt.removeprefix(bare) if prompt.startswith(bare) else ""
 
     @cached_property
+    def writes_empty_thoughts(self) -> bool:
+        """Whether the template writes, or its prompt opens, a think block for an answer without thoughts."""
+        before_answer = self._probe[1]
+        return bool(EMPTY_THOUGHT.search(before_answer) or OPEN_THOUGHT.search(self.header))
+
+    @cached_property
     def openers(self) -> frozenset[str]:
         """The markers with which a turn begins."""
         head, before_answer, before_request, last = self._probe

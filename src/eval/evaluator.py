@@ -163,7 +163,7 @@ def _set_up(
     task, names = cfg.task or "causal_lm", cfg.metrics or []
     templated = tasks.TASKS[task].chat_template
     tokenizer = load_tokenizer(tokenizer_path, revision, cfg.trust_remote_code, templated=templated, chat=template)
-    chat = ChatTokenizer(tokenizer, template.chat_template_kwargs)
+    chat = ChatTokenizer(tokenizer, template.chat_template_kwargs, template.empty_thoughts)
     model_config = load_config(base.location, base.revision, cfg.trust_remote_code)
     config = model_config.to_dict()
     if labels is None:

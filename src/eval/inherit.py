@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import runs
-from ..chat_templates import TEMPLATE_KWARGS
+from ..chat_templates import EMPTY_THOUGHTS, TEMPLATE_KWARGS
 from ..data.chat import IDENTITY_FILE
 from ..data.eval_rows import COLUMN_KEYS
 from ..errors import UserError
@@ -35,10 +35,10 @@ DECODED_BY = ("max_new_tokens", "stop", "generation")
 TEMPLATE_FILE = "chat_template.jinja"
 # Equal, or base and tuned differ
 CONDITIONS = (
-    "engine", "eval_batch_size", "max_examples", "seed", "bf16", "chat_template", TEMPLATE_KWARGS,
+    "engine", "eval_batch_size", "max_examples", "seed", "bf16", "chat_template", TEMPLATE_KWARGS, EMPTY_THOUGHTS,
 )  # fmt: skip
 MAX_SHOWN = 80  # characters of a value
-SHOWN_ELSEWHERE = {"eval_path", "model_name"}
+SHOWN_ELSEWHERE = {"eval_path", "model_name", EMPTY_THOUGHTS}
 BY_DATA = ("split", "guards")  # settings of the gate that name splits
 # What the last version recorded although nobody had set it.
 FORMER_DEFAULTS = {"eval_path": "./data/eval", "splits": ["test", "dev", "adversarial"]}
@@ -56,14 +56,18 @@ def of_model(values: Mapping[str, Any]) -> Settings:
 
 def _template_layer(model: Path, values: Mapping[str, Any]) -> Settings:
     """The variables of a model's chat template, unless another template is typed."""
-    kwargs = template_kwargs(model) if values.get("chat_template") is None else {}
-    return {TEMPLATE_KWARGS: kwargs} if kwargs else {}
+    return template_settings(model) if values.get("chat_template") is None else {}
 
 
-def template_kwargs(model: Path) -> dict[str, Any]:
-    """The variables of the chat template that the model in this folder was tuned with."""
+def template_settings(model: Path) -> Settings:
+    """How the model in this folder was tuned to read its chat template; empty if it is not a tuned model.
+
+    Earlier versions, which recorded no `empty_thoughts`, trained empty think blocks with loss.
+    """
     with suppress(UserError, OSError):
-        return dict(read_json(model / IDENTITY_FILE).get(TEMPLATE_KWARGS, {}))
+        record = read_json(model / IDENTITY_FILE)
+        kwargs = {TEMPLATE_KWARGS: dict(record[TEMPLATE_KWARGS])} if record.get(TEMPLATE_KWARGS) else {}
+        return kwargs | {EMPTY_THOUGHTS: record.get(EMPTY_THOUGHTS, "loss")}
     return {}
 
 
@@ -99,7 +103,9 @@ def of_base(values: Mapping[str, Any]) -> Settings:
     found: Settings = {"model_name": base["name"], "task": manifest.get("task", "causal_lm")}
     if isinstance(revision, str) and not revision.startswith("sha256:"):  # of the Hub
         found["model_revision"] = revision
-    also = CONDITIONS if values.get("chat_template") is None else set(CONDITIONS) - {TEMPLATE_KWARGS}
+    also = (
+        CONDITIONS if values.get("chat_template") is None else set(CONDITIONS) - {TEMPLATE_KWARGS, EMPTY_THOUGHTS}
+    )
     return found | _template_layer(_model_folder(run), values) | _judged_by(run, values, also)
 
 

@@ -131,11 +131,11 @@ def load_chat(folder: Path, task: Task, chat: ChatArgs | None = None) -> ChatTok
 
     chat = chat or _tuned_chat(folder)
     tokenizer = load_tokenizer(str(folder), templated=tasks.TASKS[task].chat_template, chat=chat)
-    return ChatTokenizer(tokenizer, chat.chat_template_kwargs)
+    return ChatTokenizer(tokenizer, chat.chat_template_kwargs, chat.empty_thoughts)
 
 
 def _tuned_chat(folder: Path) -> ChatArgs:
-    return ChatArgs(chat_template_kwargs=inherit.template_kwargs(folder))
+    return ChatArgs(**inherit.template_settings(folder))
 
 
 def save_tokenizer(chat: ChatTokenizer, folder: Path) -> None:
@@ -165,7 +165,9 @@ def load_model(
     model, tokenizer, _ = load.load_tuned(
         tuned, dtype, device, trust_remote_code=load_args.trust_remote_code, task=task, labels=labels, chat=chat
     )
-    return (merge(model) if merged else model), ChatTokenizer(tokenizer, chat.chat_template_kwargs)
+    return (merge(model) if merged else model), ChatTokenizer(
+        tokenizer, chat.chat_template_kwargs, chat.empty_thoughts
+    )
 
 
 def prompt_ids(config: Mapping[str, Any], chat: ChatTokenizer, evaluation: Reevaluation) -> list[list[int]]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..chat_templates import TEMPLATE_KWARGS
+from ..chat_templates import EMPTY_THOUGHTS, TEMPLATE_KWARGS
 from ..data import loader, task_encoding
 from ..data.chat import IDENTITY_FILE, ChatTokenizer
 from ..data.eval_rows import AS_WRITTEN, Reading
@@ -210,16 +210,26 @@ def check_tokenization(
             remedy = "remove the setting" if chosen else "restore the folder"
             raise ModelError(problem, hint=f"{remedy}, or set allow_tokenizer_mismatch=true")
         log.warning("%s", problem)
-    _check_template_kwargs(records, chat, cfg.allow_tokenizer_mismatch)
+    _check_template_settings(records, chat, cfg.allow_tokenizer_mismatch)
 
 
-def _check_template_kwargs(records: Sequence[Mapping[str, Any]], chat: ChatTokenizer, allow: bool) -> None:
-    """Raises: ModelError if the variables of the chat template differ, unless that is allowed."""
-    tuned = next((record.get(TEMPLATE_KWARGS, {}) for record in records if record), chat.template_kwargs)
-    if tuned == chat.template_kwargs:
+def _check_template_settings(records: Sequence[Mapping[str, Any]], chat: ChatTokenizer, allow: bool) -> None:
+    """Raises: ModelError if the settings of the chat template differ, unless that is allowed."""
+    record = next(filter(None, records), None)
+    if record is None:
         return
-    now, then = (json.dumps(kwargs, ensure_ascii=False) for kwargs in (chat.template_kwargs, tuned))
-    problem = f"chat_template_kwargs is {now}, and the model was tuned with {then}"
+    pairs: list[tuple[str, Any, Any]] = [(TEMPLATE_KWARGS, chat.template_kwargs, record.get(TEMPLATE_KWARGS, {}))]
+    if chat.writes_empty_thoughts:
+        pairs.append((EMPTY_THOUGHTS, chat.empty_thoughts, record.get(EMPTY_THOUGHTS, "loss")))
+    differing = [
+        f"{key} is {json.dumps(now, ensure_ascii=False)}, and the model was tuned with "
+        f"{json.dumps(then, ensure_ascii=False)}"
+        for key, now, then in pairs
+        if now != then
+    ]
+    if not differing:
+        return
     if not allow:
-        raise ModelError(problem, hint="remove the setting, or set allow_tokenizer_mismatch=true")
-    log.warning("%s", problem)
+        raise ModelError(*differing, hint="remove the setting, or set allow_tokenizer_mismatch=true")
+    for problem in differing:
+        log.warning("%s", problem)

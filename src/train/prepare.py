@@ -219,7 +219,7 @@ def load_chat(base: Source, cfg: TrainConfig) -> ChatTokenizer:
     tokenizer = load_tokenizer(
         base.location, cfg.model_revision, cfg.trust_remote_code, templated=templated, chat=cfg
     )
-    chat = ChatTokenizer(tokenizer, cfg.chat_template_kwargs)
+    chat = ChatTokenizer(tokenizer, cfg.chat_template_kwargs, cfg.empty_thoughts)
     named = templated and cfg.chat_template in chat_templates.names()
     end = chat.markup.end_of_turn if named else ""
     if named and not chat.special.search(end):

@@ -149,7 +149,7 @@ def test_clean_data_has_no_finding(make: Maker) -> None:
 def test_a_template_without_an_end_of_turn_is_a_finding(make: Maker) -> None:
     make.file("a.jsonl", [chat("3+3?", "6")])
     make.tokenizer.chat_template = (
-        "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\\n' }}{% endfor %}"
+        "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '[end]\\n' }}{% endfor %}"
         + ("{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}")
     )
     (finding,) = make.tokens().report["findings"]
