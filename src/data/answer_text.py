@@ -138,8 +138,9 @@ def _answer_text(chat: Renderer, conversation: Conversation, turn: int) -> Answe
         text[len(before) :] if text.startswith(before) else _answer_after(before, text, conversation, turn, chat)
     )
     if not answer.removesuffix(chat.markup.end_of_turn).strip():
-        what = "tool calls" if message.get("tool_calls") else f"a message {turn + 1}"
-        raise RowError("dropped_by_template", f"has {what} that the chat template leaves out")
+        nothing = f"a message {turn + 1} of which the chat template writes nothing"
+        what = "tool calls that the chat template leaves out" if message.get("tool_calls") else nothing
+        raise RowError("dropped_by_template", f"has {what}")
     if text.startswith(before):
         return AnswerText(turn, text + rest, CharSpan(len(before), len(text)), before)
     return AnswerText(turn, before + answer + rest, CharSpan(len(before), len(before + answer)), before, True)
