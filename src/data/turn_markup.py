@@ -134,19 +134,30 @@ class TurnMarkup:
 
     @cached_property
     def end_of_call(self) -> str:
-        """The marker that ends an answer with a call; empty if the template has none."""
-        function = {"name": REQUEST, "arguments": {"x": ANSWER}}
-        call = {"id": "call12345", "type": "function", "function": function}
-        turns: list[Message] = [
-            {"role": "user", "content": "."},
-            {"role": "assistant", "content": "", "tool_calls": [call]},
-        ]
+        """The marker that ends an answer with calls; empty if the template has none, or each call ends with it."""
         try:
-            text, _ = self.split(self._render(Conversation(turns, [PROBE_TOOL])), [REQUEST, ANSWER])
+            one, two = (self._with_calls(number) for number in (1, 2))
         except RowError:  # the template knows no calls
             return ""
-        *_, last = [None, *self.marker.finditer(text)]
-        return last[0] if last and last.end() == len(text) and ANSWER in text else ""
+        *_, last = [None, *self.marker.finditer(one)]
+        if last is None or last.end() != len(one) or ANSWER not in one:
+            return ""
+        return last[0] if two.count(last[0]) == one.count(last[0]) else ""
+
+    def _with_calls(self, number: int) -> str:
+        """A conversation that ends with so many calls. Raises: RowError if the template rejects one call."""
+        function = {"name": REQUEST, "arguments": {"x": ANSWER}}
+        calls = [{"id": f"call1234{i}", "type": "function", "function": function} for i in range(number)]
+        turns: list[Message] = [
+            {"role": "user", "content": "."},
+            {"role": "assistant", "content": "", "tool_calls": calls},
+        ]
+        try:
+            return self.split(self._render(Conversation(turns, [PROBE_TOOL])), [REQUEST, ANSWER] * number)[0]
+        except RowError:
+            if number == 1:
+                raise
+            return self._with_calls(1)  # the template takes one call at a time
 
     @cached_property
     def closing(self) -> str:

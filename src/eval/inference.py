@@ -43,9 +43,11 @@ class EvalRequests(NamedTuple):
 
     @property
     def calls(self) -> dict[str, str]:
-        """The sha256 of the answers of each split that has tool calls among them."""
+        """The sha256 of the answers of each split of which the chat template writes any."""
         texts = {
-            name: json.dumps(self.answers[name]) for name, rows in self.rows.items() if any(map(_calls, rows))
+            name: json.dumps(self.answers[name])
+            for name, rows in self.rows.items()
+            if any(map(_is_written_by_template, rows))
         }
         return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
 
@@ -114,14 +116,18 @@ def encode_requests(
 def answer_texts(
     rows: Sequence[Row], chat: ChatTokenizer, task: str, max_tokens: int | None
 ) -> list[str | RowError]:
-    """The reference answer of each row; one that calls a tool as the chat template writes it."""
-    calls = [row for row in rows if _calls(row)]
-    encoded = iter(encode_references(calls, chat, task, max_tokens))
-    return [_call_text(next(encoded), chat) if _calls(row) else row.messages[-1]["content"] for row in rows]
+    """The reference answer of each row; one with calls or thoughts as the chat template writes it."""
+    written = [row for row in rows if _is_written_by_template(row)]
+    encoded = iter(encode_references(written, chat, task, max_tokens))
+    return [
+        _loss_text(next(encoded), chat) if _is_written_by_template(row) else row.messages[-1]["content"]
+        for row in rows
+    ]
 
 
-def _calls(row: Row) -> bool:
-    return bool(row.messages[-1].get("tool_calls"))
+def _is_written_by_template(row: Row) -> bool:
+    """Whether the reference answer has parts besides its text, which a model writes in the template's notation."""
+    return any(row.messages[-1].get(key) for key in ("tool_calls", "reasoning_content"))
 
 
 def called(row: Row) -> dict[str, Any]:
@@ -130,7 +136,7 @@ def called(row: Row) -> dict[str, Any]:
     return {"calls": calls} if calls else {}
 
 
-def _call_text(answer: Example | RowError, chat: ChatTokenizer) -> str | RowError:
+def _loss_text(answer: Example | RowError, chat: ChatTokenizer) -> str | RowError:
     if isinstance(answer, RowError):
         return answer
     ids = [token for token, is_answer in zip(answer.ids, answer.loss_mask, strict=True) if is_answer]

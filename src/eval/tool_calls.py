@@ -8,6 +8,7 @@ a call in a text reads it:
     braces  call:f{a:1}
     named   f{"a": 1}: a name, then an object, with markup between them
     python  f(a=1), [f(a=1), g(b=2)]
+    keys    [{"f": {"a": 1}}]
 """
 
 from __future__ import annotations
@@ -23,17 +24,21 @@ NAMES, ARGUMENTS = ("name", "tool_name"), ("arguments", "parameters", "args", "i
 WRAPPERS = ("tool_calls", "tool_call", "function_call", "function")
 _JSON = json.JSONDecoder()
 _ELEMENT = re.compile(
-    r"<[^<>\s]*?(?:function=|invoke name=)\"?([^\"<>]+?)\"?>(.*?)</[^<>\s]*(?:function|invoke)>", re.DOTALL
+    r"<[^<>\s]*?(?:function=|(?:invoke|function) name=)\"?([^\"<>]+?)\"?>(.*?)</[^<>\s]*(?:function|invoke)>",
+    re.DOTALL,
 )
 _PARAMETER = re.compile(
-    r"<[^<>\s]*?parameter(?:=| name=)\"?([^\"<>]+?)\"?(?: [^<>]*)?>(.*?)</[^<>\s]*parameter>", re.DOTALL
+    r"<[^<>\s]*?param(?:eter)?(?:=| name=)\"?([^\"<>]+?)\"?(?: [^<>]*)?>(.*?)</[^<>\s]*?param(?:eter)?>",
+    re.DOTALL,
 )
-_KEYED = re.compile(r"([\w.\-]+)\s*((?:<arg_key>.*?</arg_key>\s*<arg_value>.*?</arg_value>\s*)+)", re.DOTALL)
-_KEY_VALUE = re.compile(r"<arg_key>(.*?)</arg_key>\s*<arg_value>(.*?)</arg_value>", re.DOTALL)
+_CHILD = re.compile(r"<(\w+)>(.*?)</\1>", re.DOTALL)  # a parameter under its own name
+_PAIR = r"<arg_key[^<>]*>{0}</arg_key[^<>]*>\s*<arg_value[^<>]*>{0}</arg_value[^<>]*>"
+_KEYED = re.compile(rf"([\w.\-]+)\s*(?:<[^<>/]*>\s*)??((?:{_PAIR.format('.*?')}\s*)+)", re.DOTALL)
+_KEY_VALUE = re.compile(_PAIR.format("(.*?)"), re.DOTALL)
 # a recipient with its channel and content type, or a name with an index; then markup, which decoding may drop
 _NAME_BEFORE = re.compile(
     r"(?:to=([\w.\-]+?)(?:<\|\w+\|>)?(?:commentary|analysis)?\s*(?:<\|\w+\|>)?(?:json)?|([\w.\-]+)(?::\d+)?)"
-    r"(?:<[^<>]*>|\[[A-Z_]+\]|>|\n|`{3}\w*)*$"
+    r"(?:<[^<>]*>|\[CALL_ID\]\w+|\[[A-Z_]+\]|>|\n|`{3}\w*)*$"
 )
 _BRACES = re.compile(r"call:([\w.\-]+)\{(.*?)\}(?=$|[\s<,\]]|call:)", re.DOTALL)
 _TAG = re.compile(r"<[^<>]*>|`{3}\w*")
@@ -51,10 +56,19 @@ def same_calls(prediction: str, reference: str, calls: Sequence[Mapping[str, Any
         calls: those of the row, `{"name", "arguments"}` each. If they are not found in `reference`, which has
             them as the chat template writes them, the texts are compared instead.
     """
-    wanted = calls_in(reference)
-    if calls and Counter(call.name for call in wanted) != Counter(str(call["name"]) for call in calls):
+    names = [str(call["name"]) for call in calls]
+    made, wanted = calls_in(prediction), calls_in(reference)
+    if Counter(call.name for call in wanted) != Counter(names or [call.name for call in wanted]):
+        made, wanted = _renamed(made, names), _renamed(wanted, names)
+    if names and Counter(call.name for call in wanted) != Counter(names):
         return prediction.split() == reference.split()
-    return Counter(calls_in(prediction)) == Counter(wanted)
+    return Counter(made) == Counter(wanted)
+
+
+def _renamed(calls: Sequence[ToolCall], names: Sequence[str]) -> list[ToolCall]:
+    """The calls with the longest of `names` that theirs contains: markup that decoding drops joins words."""
+    known = sorted(names, key=len, reverse=True)
+    return [call._replace(name=next((n for n in known if n in call.name), call.name)) for call in calls]
 
 
 def calls_in(text: str) -> list[ToolCall]:
@@ -90,8 +104,10 @@ def _calls_of_value(value: Any) -> Iterator[ToolCall]:
 
 def _xml(text: str) -> Iterator[ToolCall]:
     for name, body in _ELEMENT.findall(text):
-        pairs = _PARAMETER.findall(body)
-        if pairs or not body.strip():
+        pairs = _PARAMETER.findall(body) or _CHILD.findall(body)
+        if isinstance(_parsed(body), dict):
+            yield _call(name, body)
+        elif pairs or not body.strip():
             yield _call(name, {key: _value(value) for key, value in pairs})
     for name, body in _KEYED.findall(text):
         yield _call(name, {key.strip(): _value(value) for key, value in _KEY_VALUE.findall(body)})
@@ -119,6 +135,16 @@ def _python(text: str) -> Iterator[ToolCall]:
         return
 
 
+def _keys(text: str) -> Iterator[ToolCall]:
+    for _, value in _json_values(text):
+        items = value if isinstance(value, list) else []
+        yield from (_call(*next(iter(item.items()))) for item in items if _is_keyed(item))
+
+
+def _is_keyed(item: Any) -> bool:
+    return isinstance(item, dict) and len(item) == 1 and isinstance(next(iter(item.values())), dict)
+
+
 def _braces(text: str) -> Iterator[ToolCall]:
     for name, body in _BRACES.findall(text):
         yield ToolCall(name, " ".join(body.split()))
@@ -130,6 +156,7 @@ NOTATIONS: dict[str, Callable[[str], Iterator[ToolCall]]] = {
     "braces": _braces,
     "named": _named,
     "python": _python,
+    "keys": _keys,
 }
 
 

@@ -23,6 +23,11 @@ TWO_CALLS = {
     "</parameter>\n</function>\n</tool_call>\n<tool_call>\n<function=now>\n</function>\n</tool_call>",
     "invoke": '<invoke name="look">\n<parameter name="city">Bern</parameter>\n<parameter name="days">2'
     '</parameter>\n</invoke>\n<invoke name="now">\n</invoke>',
+    "params": '<function name="look"><param name="city">Bern</param><param name="days">2</param></function>'
+    '<function name="now"></function>',
+    "children": '<invoke name="look"><city>Bern</city><days>2</days></invoke><invoke name="now"></invoke>',
+    "keys": '[{"look": {"city": "Bern", "days": 2}}, {"now": {}}]',
+    "ids": 'look[CALL_ID]abc123[ARGS]{"city": "Bern", "days": 2}now[CALL_ID]abc124[ARGS]{}',
     "named": 'look[ARGS]{"city": "Bern", "days": 2}now[ARGS]{}',
     "indexed": '<|begin|>functions.look:0<|sep|>{"city": "Bern", "days": 2}<|end|>'
     "<|begin|>functions.now:1<|sep|>{}<|end|>",
@@ -70,5 +75,8 @@ def test_calls_in_an_unknown_notation_are_compared_as_text_and_answers_without_c
     calls = [{"name": "f", "arguments": {"a": 1}}]
     assert same_calls("CALL f WITH  a=1", "CALL f WITH a=1", calls)
     assert not same_calls("no call", "CALL f WITH a=1", calls)
+    joined = 'functionf\n```json\n{"a": 1}\n```'  # with the markup that decoding drops
+    assert same_calls('ff\n```json\n{"a":1}\n```', joined, calls)
+    assert not same_calls('ff[ARGS]{"a":2}', joined, calls)
     assert same_calls('Set it: {"a": 2}', 'Put it so: {"a": 1}')
     assert not same_calls('f[ARGS]{"a": 1}', "No call is needed.")
