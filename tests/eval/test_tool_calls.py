@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from src.eval.inference import answer_texts
 from src.eval.metrics import score
 from src.eval.tool_calls import calls_in, same_calls
+from tests.data import tokenizers
 
 # The same two calls, look(city="Bern", days=2) and now(), as templates of different families write them.
 TWO_CALLS = {
@@ -80,3 +82,17 @@ def test_calls_in_an_unknown_notation_are_compared_as_text_and_answers_without_c
     assert not same_calls('ff[ARGS]{"a":2}', joined, calls)
     assert same_calls('Set it: {"a": 2}', 'Put it so: {"a": 1}')
     assert not same_calls('f[ARGS]{"a": 1}', "No call is needed.")
+
+
+def test_a_reference_with_calls_or_thoughts_is_what_the_template_writes() -> None:
+    call = {"type": "function", "function": {"name": "look", "arguments": '{"city": "Bern"}'}}
+    turns = [
+        tokenizers.assistant("", tool_calls=[call]),
+        tokenizers.assistant("4", reasoning_content="2 and 2"),
+        tokenizers.assistant("4"),
+    ]
+    rows = [tokenizers.row([tokenizers.user("2+2?"), turn]) for turn in turns]
+    calls, thoughts, plain = answer_texts(rows, tokenizers.chat("qwen3"), "causal_lm", None)
+    assert calls_in(str(calls)) == calls_in('{"name": "look", "arguments": {"city": "Bern"}}')
+    assert str(thoughts).strip() == "<think>\n2 and 2\n</think>\n\n4"
+    assert plain == "4"
