@@ -66,14 +66,14 @@ def explain_misfit(first: Rejection, rows_in: int, data_format: str, options: Re
         remedy = _other_file(first) or remedy
     elif first.reason in REMEDIES:
         remedy = REMEDIES[first.reason]
+    elif convertible := _convertible(rows):
+        fact, remedy = f"{fact}; {_columns(rows)}", convertible
     elif first.reason == "no_assistant_turn":
         remedy = "give rows with an answer"
     elif data_format not in FORMATS:
         fact, remedy = f"{fact}; {_columns(rows)}", "name others with question_key and answer_key"
     elif found and found[0][0] != data_format:
         fact, remedy = f"{fact}; its rows look like {found[0][0]}", f"set data_format={found[0][0]}"
-    elif convertible := _convertible(rows):
-        fact, remedy = f"{fact}; {_columns(rows)}", convertible
     elif not found:
         remedy = NO_ANSWER if _has(rows, REQUESTS) else BY_COLUMN
         if remedy == BY_COLUMN and (answer := _has(rows, ANSWERS)):
@@ -87,8 +87,19 @@ def _convertible(rows: list[object]) -> str:
     row = rows[0] if rows and isinstance(rows[0], dict) else {}
     if EXPORT_KEYS & row.keys():
         return "make convert turns exports of ChatGPT and Claude into rows"
+    if len(rows) != 1 or not row:
+        return ""
+    if all(map(_is_column, row.values())) or {"columns", "data"} <= row.keys():
+        return "it holds columns, not rows: pandas writes rows with to_json(orient='records')"
     lists = (value for value in row.values() if isinstance(value, list) and value and isinstance(value[0], dict))
-    return "make convert takes the rows out of the object" if len(rows) == 1 and any(lists) else ""
+    return "make convert takes the rows out of the object" if any(lists) else ""
+
+
+def _is_column(value: object) -> bool:
+    """Whether a value holds those of all rows, in a list or by row number."""
+    if isinstance(value, list):
+        return bool(value) and not isinstance(value[0], list | dict)
+    return isinstance(value, dict) and "0" in value
 
 
 def _has(rows: list[object], names: tuple[str, ...]) -> str | None:

@@ -325,14 +325,19 @@ def test_a_file_that_is_not_what_its_name_says_has_a_remedy(make: Maker, content
     assert "\n" not in said
 
 
+COLUMNS = "it holds columns, not rows: pandas writes rows with to_json(orient='records')"
+
+
 @pytest.mark.parametrize(
     ("content", "remedy"),
     [
         ({"version": 1, "data": ROWS}, "make convert takes the rows out of the object"),
+        ({"prompt": {"0": "2+2?"}, "completion": {"0": "4"}}, COLUMNS),
+        ({"columns": ["prompt"], "index": [0], "data": [["2+2?"]]}, COLUMNS),
         ({"name": "x", "chat_messages": []}, "make convert turns exports of ChatGPT and Claude into rows"),
     ],
 )
-def test_a_file_that_make_convert_can_read_is_referred_to_it(make: Maker, content: Any, remedy: str) -> None:
+def test_a_file_of_another_layout_names_the_way_to_rows(make: Maker, content: Any, remedy: str) -> None:
     assert refusal(make, json.dumps(content).encode()).endswith(f"; {remedy}")
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import datetime
 import io
 import json
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import openpyxl
@@ -72,6 +74,7 @@ def test_the_delimiter_of_a_csv_file_is_found_and_reported(tmp_path: Path, delim
         ('a;b\n"x;\ny";1,2\nz;3\n', {"a": "x;\ny", "b": "1,2"}),
         ("text\nno, one; column\n", ("wrong_columns", "has 2 fields, the header has 1")),
         (" a ; b\n1;2\n", {"a": "1", "b": "2"}),
+        ('a, b; c|"d|e"\n"x, |y"|1;2\n', {"a, b; c": "x, |y", "d|e": "1;2"}),  # quotes decide
     ],
 )
 def test_the_delimiter_is_that_under_which_the_rows_have_the_columns(tmp_path: Path, text: str, row: Any) -> None:
@@ -105,6 +108,44 @@ def test_columns_without_a_name_may_be_empty_or_row_numbers(tmp_path: Path) -> N
         (7, ("wrong_columns", "has 2 fields, the header has 5")),
     ]
     assert describe(path, DEFAULTS) == "row numbers in the first column left out and 2 empty columns left out"
+
+
+WORDS = [
+    *(
+        "tea;",
+        "coffee,",
+        "milk",
+        "|bar\ttab",
+        "plain",
+        '"quoted"',
+        "3,5",
+        "1;2",
+        "it's",
+        "é",
+        "日本",
+        "new\nline",
+        "a|b",
+    ),
+    *("x;y;z", ",,,", ";;;", "||", "42"),
+]
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+def test_any_csv_file_that_python_writes_is_read_back(tmp_path: Path, delimiter: str) -> None:
+    for seed in range(60):
+        rng = Random(f"{delimiter}{seed}")
+        columns = rng.choice([["prompt", "completion"], ["instruction", "input", "output"]])
+        index, empty = rng.choice([(True, 0), (False, 0), (False, 2)])
+        rows = [
+            [" ".join(rng.choices(WORDS, k=rng.randint(1, 8))) for _ in columns] for _ in range(rng.randint(1, 30))
+        ]
+        text = io.StringIO()
+        quoting, end = rng.choice([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]), rng.choice(["\n", "\r\n"])
+        writer = csv.writer(text, delimiter=delimiter, quoting=quoting, lineterminator=end)
+        writer.writerow([""] * index + columns + [""] * empty)
+        writer.writerows([str(number)] * index + row + [""] * empty for number, row in enumerate(rows))
+        path = put(tmp_path, "x.csv", text.getvalue(), rng.choice(["utf-8", "utf-8-sig", "utf-16"]))
+        assert [row for _, row in read(path)] == [dict(zip(columns, row, strict=True)) for row in rows], seed
 
 
 # Encodings

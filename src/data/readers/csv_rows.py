@@ -71,11 +71,23 @@ def dialect(file: io.BufferedReader, delimiter: str = "") -> Dialect:
     return Dialect(delimiter or max(DELIMITERS, key=lambda each: _agreement(text, each)))
 
 
-def _agreement(text: str, delimiter: str) -> float:
-    """The share of the first records that have as many fields as the header, if that has several; else 0."""
-    records = csv.reader(io.StringIO(text, newline="\n"), delimiter=delimiter)
-    widths = [len(record) for record in islice(filter(None, records), SNIFF_RECORDS)]
-    return widths.count(widths[0]) / len(widths) if widths and widths[0] > 1 else 0
+def _agreement(text: str, delimiter: str) -> tuple[float, bool]:
+    """The share of the first records that have as many fields as the header, if that has several; else 0.
+
+    Of equal shares, the one counts more under which every quote is where CSV allows it.
+    """
+    strict, lenient = (_widths(text, delimiter, strict=strict) for strict in (True, False))
+    widths = strict or lenient
+    return widths.count(widths[0]) / len(widths) if widths and widths[0] > 1 else 0, bool(strict)
+
+
+def _widths(text: str, delimiter: str, *, strict: bool) -> list[int]:
+    """The number of fields of the first records; none if one is not CSV."""
+    records = csv.reader(io.StringIO(text, newline="\n"), delimiter=delimiter, strict=strict)
+    try:
+        return [len(record) for record in islice(filter(None, records), SNIFF_RECORDS)]
+    except csv.Error:
+        return []
 
 
 def _read(file: io.BufferedReader, found: Dialect, path: Path) -> Values:
