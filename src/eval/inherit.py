@@ -167,7 +167,7 @@ def _training(run: Run) -> Settings:
 def columns_of(run: Run, settings: Mapping[str, Any]) -> Settings:
     """The columns, prompt template and system text by which a run's training read evaluation rows.
 
-    A run of the last version did not record them; its settings name them unless they name several data sets.
+    Where it recorded none, the settings of its only data set count, as for a run of the last version.
     """
     recorded = (run.manifest.get("evaluation_data") or {}).get("columns")
     if recorded is None:

@@ -241,7 +241,7 @@ def _manifest_facts(cfg: TrainConfig, base: Source, data: PreparedData) -> dict[
         "tokenization": data.chat.identity,
         "data": data.rows.version | _data_files(data.examples.report),
         "evaluation_data": _evaluation_data(cfg, data.examples.report.get(HELD_OUT))
-        | {"columns": data.rows.reading.identity},
+        | ({"columns": reading} if (reading := data.rows.reading.identity) else {}),
         "seed": cfg.seed,
         "precision": data.dtype._asdict(),
         "processes": process_info().world_size,
