@@ -61,10 +61,11 @@ RESULT: Message = {"role": "tool", "content": "rain", "tool_call_id": "call_1"}
     [
         (AS_OBJECT, 'weather{"city": "Bern"}'),
         (AS_TEXT, 'weather{"city": "Bern"}'),
+        (AS_TEXT.replace(" + ", "}}{{ "), 'weather{"city": "Bern"}'),
         (AS_ITEMS, "weather<city=Bern>"),
         (FLAT, 'weather{"city": "Bern"}'),
     ],
-    ids=["object", "text", "items", "flat"],
+    ids=["object", "text", "text that Python writes", "items", "flat"],
 )
 def test_arguments_are_encoded_once_whether_the_row_has_text_or_an_object(template: str, call: str) -> None:
     for arguments in ({"city": "Bern"}, '{"city": "Bern"}'):
@@ -96,6 +97,11 @@ def test_ids_have_the_form_that_the_template_demands_and_results_repeat_them() -
     unnamed: list[Message] = [user("q"), calling({}, None), {"role": "tool", "content": "rain"}, assistant("a")]
     assert "functions.weather:0{}<%tool>functions.weather:0rain" in rendered(NAMED_ID, unnamed)
     assert "call_1" not in rendered(AS_OBJECT, turns)
+    calls = [{"id": own, "type": "function", "function": {"name": own, "arguments": {}}} for own in "ab"]
+    results: list[Message] = [{"role": "tool", "content": f"of {own}", "tool_call_id": own} for own in "ba"]
+    crossed = rendered(NINE, [user("q"), assistant("", tool_calls=calls), *results, assistant("a")])
+    for own in "ab":
+        assert f"<%tool>{crossed.partition(own + '#')[2][:9]}of {own}" in crossed
 
 
 @pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking"])
@@ -119,6 +125,7 @@ def test_a_template_that_knows_only_the_tags_gets_thoughts_inside_the_content() 
     answer = assistant("Four.", reasoning_content="Hm.")
     assert "<think>\nHm.\n</think>\n\nFour." in rendered(knows, [user("q"), answer])
     assert "Hm." not in rendered(each_turn("{{ m.content }}"), [user("q"), answer])
+    assert "Hm." not in rendered(knows, [user("q"), answer, user("And?")])
 
 
 def test_variables_of_the_template_decide_how_thoughts_are_read() -> None:
