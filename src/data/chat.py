@@ -306,6 +306,13 @@ class ChatTokenizer:
         unread = [name for name in conversation.template_kwargs or () if name not in self.template_variables]
         return tuple(f"{TEMPLATE_KWARGS}.{name}" for name in unread)
 
+    def left_out_of_prompt(self, conversation: Conversation) -> tuple[str, ...]:
+        """The kinds of content before the last answer that the chat template leaves out."""
+        before = conversation.upto(len(conversation.messages) - 1)
+        text, answer = self.render(before, prompt=True), len(before.messages)
+        rendered = RenderedChat(text, (CharSpan(len(text), len(text)),), (answer,))
+        return self.content_check.dropped(before, [rendered], frozenset()).context
+
     # Identity
 
     @cached_property

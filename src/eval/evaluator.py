@@ -172,6 +172,8 @@ def _set_up(
         )
     requests = inference.encode_requests(splits.rows, chat, task, config, metrics.needs_references(names))
     inference.warn_of_cut_prompts(requests, tasks.max_positions(config))
+    if templated:
+        inference.warn_of_left_out(requests, chat)
     gpus = cfg.cuda_visible_devices
     plan = inference.plan_batches(requests, task, cfg, config, dtype.value, device.value, gpus)
     conditions = fingerprint.eval_conditions(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
@@ -182,6 +183,16 @@ def _encoded(rows: Sequence[Row], encoded: Sequence[T | RowError], problems: lis
     pairs = list(zip(rows, encoded, strict=True))
     problems += [f"{row.file}:{row.line} {e.detail}" for row, e in pairs if isinstance(e, RowError)]
     return [e for e in encoded if not isinstance(e, RowError)]
+
+
+def warn_of_left_out(requests: EvalRequests, chat: ChatTokenizer) -> None:
+    """Log what the chat template leaves out of the requests."""
+    for name, rows in requests.rows.items():
+        found = Counter(what for row in rows for what in chat.left_out_of_prompt(row.conversation))
+        for what, number in found.items():
+            log.warning(
+                "%s: %s %s that the chat template leaves out", name, count(number, "row has", "rows have"), what
+            )
 
 
 def warn_of_cut_prompts(requests: EvalRequests, max_tokens: int | None) -> None:

@@ -9,6 +9,8 @@ import pytest
 from src.data.content_check import leaves_trace
 from src.data.conversation import Message, RowError
 from src.data.encode import EncodedRow, EncodingOptions, encode_chats
+from src.eval import inference
+from src.utils.logs import log
 from tests.data.test_template_profile import AS_OBJECT, chat, each_turn
 from tests.data.tokenizers import TOOLS, assistant, row, system, user
 
@@ -97,3 +99,19 @@ def test_a_short_text_that_occurs_by_chance_is_found_missing() -> None:
 def test_a_text_leaves_a_trace_in_every_form_in_which_templates_write_it(said: str, text: str) -> None:
     assert leaves_trace(said, text)
     assert not leaves_trace(said, text.replace("i", "").replace("1", "").replace("n", "").replace("a", ""))
+
+
+def test_an_evaluation_says_what_the_template_leaves_out_of_its_requests(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log, "handlers", [caplog.handler])
+    monkeypatch.setattr(log, "propagate", False)
+    only = chat(each_turn("{% if m.role in ['user', 'assistant'] %}{{ m.content }}{% endif %}") + PROMPT)
+    turns = [user("q"), assistant("CALL", reasoning_content="Hm."), RESULT, assistant("It rains.")]
+    rows = [row(turns, TOOLS), row(turns), row([user("q"), assistant("a")])]
+    requests = inference.encode_requests({"test": rows}, only, "causal_lm", {}, references=False)
+    inference.warn_of_left_out(requests, only)
+    assert [record.getMessage() for record in caplog.records] == [
+        "test: 2 rows have a tool result that the chat template leaves out",
+        "test: 1 row has tools that the chat template leaves out",
+    ]
