@@ -201,9 +201,14 @@ def parse_row(row: object, translate: Translation) -> ParsedRow:
         raise RowError("not_unicode", "has half a surrogate pair, which is no character")
     check_turns(turns)
     tools, kwargs = (None, None) if source.is_read else (tools_of(source), template_kwargs_of(source))
-    repeated = {turn["content"].strip() for turn in turns} if source.unread else set()  # UltraChat's prompt column
-    unread = {key for key in source.unread if (as_text(source.get(key)) or "").strip() not in repeated}
-    return ParsedRow(turns, tools, kwargs, unread)
+    return ParsedRow(turns, tools, kwargs, _unread(source, turns))
+
+
+def _unread(row: SourceRow, turns: Sequence[Message]) -> set[str]:
+    """What of a row is not read, without columns that repeat a turn, such as the prompt beside its messages."""
+    unread = row.unread
+    repeated = {turn["content"].strip() for turn in turns} if unread else set()
+    return {key for key in unread if (as_text(row.get(key)) or "").strip() not in repeated}
 
 
 def to_messages(row: object, translate: Translation) -> list[Message]:

@@ -9,7 +9,7 @@ from .conversation import Conversation, Message
 from .duplicates import Kind, normalise
 from .source_row import parsed
 
-PLAIN_KEYS = {"role", "content", "reasoning_content"}
+PLAIN_KEYS = {"role", "content", "reasoning_content", "weight"}
 PLAIN_ROLES = {"system", "user", "assistant", "text"}
 
 
@@ -24,11 +24,14 @@ def row_structure(conversation: Conversation) -> str:
     Rows whose structures differ are no duplicates, however alike their texts are. Ids of calls do not count.
     """
     messages, tools, kwargs = conversation
-    plain = all(turn.keys() <= PLAIN_KEYS and turn["role"] in PLAIN_ROLES for turn in messages)
-    if plain and not tools and not kwargs:
+    if all(map(_is_plain, messages)) and not tools and not kwargs:
         return ""
     turns = [[turn["role"], turn.get("name"), turn.get("weight", 1), _calls(turn)] for turn in messages]
     return json.dumps([turns, tools, kwargs], sort_keys=True, ensure_ascii=False, default=str)
+
+
+def _is_plain(turn: Message) -> bool:
+    return turn.keys() <= PLAIN_KEYS and turn["role"] in PLAIN_ROLES and turn.get("weight") != 0
 
 
 def have_same_turns(one: Conversation, other: Conversation, kind: Kind) -> bool:

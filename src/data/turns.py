@@ -115,7 +115,7 @@ def _add(found: list[Message], turn: dict[str, Any], number: int, row: SourceRow
             return
         role = "assistant"
     content = values.get("content")
-    if role == "tool" and content is not None:
+    if role == "tool":
         content = result_text(content, number)
     if not has_value(content) and role == "assistant" and has_value(values.get("tool_calls")):
         content = ""

@@ -112,10 +112,10 @@ def test_a_finding_is_reported_and_with_strict_data_refused(
 def test_values_that_are_not_read_are_counted_with_an_example(make: Maker) -> None:
     rows: list[Any] = [chat("2+2?", "4"), chat("3+3?", "6") | {"mood": "calm", "id": 1}, chat("4+4?", "8")]
     rows[2]["messages"][0]["tone"] = "dry"
-    path = make.file("a.jsonl", [*rows, {"mood": "calm"}])
+    path = make.file("a.jsonl", [*rows, {"mood": "calm"}, chat("6+6?", "12") | {"mood": "calm"}])
     make.file("b.jsonl", [chat("5+5?", "10") | {"mood": "calm"}])
     assert make.tokens().report["unread"] == [
-        {"key": "mood", "rows": 2, "example": f"{path}:2"},
+        {"key": "mood", "rows": 3, "example": f"{path}:2"},
         {"key": "id", "rows": 1, "example": f"{path}:2", "harmless": True},
         {"key": "messages[].tone", "rows": 1, "example": f"{path}:3"},
     ]
@@ -134,11 +134,14 @@ def test_rows_that_differ_in_anything_that_is_trained_are_no_duplicates(make: Ma
         call("water", {"litres": 2}, tools=[{"name": "water"}]), chat("a\nb", "c"), chat("a", "b\nc"),
         {"messages": [asked, answered]}, {"messages": [asked, {**answered, "reasoning_content": "Which one?"}]},
         {"messages": [asked, answered, asked, {**answered, "weight": 0}]}, {"messages": [asked, answered] * 2},
+        {"messages": [asked, {**answered, "weight": 0}, asked, answered]},
     ]  # fmt: skip
     make.file("a.jsonl", different)
     assert list(make.read().store.matches("duplicates")) == []
-    make.file("a.jsonl", [*different, call("water", '{"litres": 2}'), {"messages": different[7]["messages"]}])
-    assert [match.kind for match in make.read().store.matches("duplicates")] == ["exact", "exact"]
+    weighted = {"messages": [asked, {**answered, "weight": 1}]}
+    same = [call("water", '{"litres": 2}'), {"messages": different[7]["messages"]}, weighted]
+    make.file("a.jsonl", [*different, *same])
+    assert [match.kind for match in make.read().store.matches("duplicates")] == ["exact"] * 3
 
 
 def test_clean_data_has_no_finding(make: Maker) -> None:

@@ -159,6 +159,8 @@ def test_a_result_within_a_user_turn_is_a_turn_of_the_tool(result: dict[str, Any
     assert [turn["role"] for turn in auto(row)[0]] == ["user", "assistant", "tool", "user", "assistant"]
     structured = {"messages": [ASKED, called, {"role": "tool", "content": {"rain": True}}, answer]}
     assert auto(structured)[0][2]["content"] == '{"rain": true}'
+    structured["messages"][2] = {"role": "tool", "content": None}
+    assert auto(structured)[0][2]["content"] == ""
 
 
 @pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking", "part", "gemini", "bedrock"])
