@@ -128,6 +128,8 @@ def message_tree(row: SourceRow) -> list[Message]:
             row.note_unread("prompt.replies[] below the best rank")
         ranked = [reply for reply in replies if isinstance(reply.get("rank"), int)] or replies
         turn = min(ranked, key=lambda reply: reply.get("rank") or 0, default=None)
+    if not path:
+        raise RowError("no_prompt", "has no tree of messages under 'prompt'")
     turns = read_turns(path, row)
     while len(turns) > 1 and turns[-1]["role"] == "user":  # a request that nobody answered
         turns.pop()

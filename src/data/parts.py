@@ -74,9 +74,10 @@ def read_content(content: object, number: int, note: Note) -> Content:
 def _kind(part: dict[str, Any], number: int) -> tuple[str, dict[str, Any]]:
     """What a part is, and the object or text that holds it."""
     named = part.get("type")
-    key = named if named in PARTS else next((key for key in part if key in PARTS and part[key] is not None), None)
+    known = isinstance(named, str) and named in PARTS
+    key = named if known else next((key for key in part if key in PARTS and part[key] is not None), None)
     if key is None:
-        what = f"of the type {named!r}" if isinstance(named, str) else f"with the keys {', '.join(part)}"
+        what = f"of the type {named!r}" if isinstance(named, str) else f"with the keys {', '.join(map(str, part))}"
         raise RowError("not_text", f"has a message {number} whose content is not text: it has a part {what}")
     kind = PARTS[key]
     if kind not in ("text", "thoughts", "call", "result"):
@@ -121,15 +122,15 @@ def result_text(value: object, number: int) -> str:
     if isinstance(value, str):
         return value
     if isinstance(value, list) and value and all(isinstance(part, dict) for part in value):
-        kinds = [
-            next((key for key in ("json", *PARTS) if key in part or part.get("type") == key), "") for part in value
-        ]
-        if all(kinds):
-            return "".join(
-                _json(part["json"]) if key == "json" else _text(_kind(part, number)[1], number)
-                for key, part in zip(kinds, value, strict=True)
-            )
+        known = ("json", *PARTS)
+        if all(any(key in part or part.get("type") == key for key in known) for part in value):
+            return "".join(_json(part["json"]) if "json" in part else _part_text(part, number) for part in value)
     return _json(value) if value is not None else ""
+
+
+def _part_text(part: dict[str, Any], number: int) -> str:
+    kind, body = _kind(part, number)
+    return _text(body, number) if kind in ("text", "thoughts") else _json(part)
 
 
 def _json(value: object) -> str:

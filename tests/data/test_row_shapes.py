@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import pickle
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 
-from src.data.calls import tools_of
+from src.data.calls import TOOL_COLUMNS, tools_of
+from src.data.columns import ANSWERS, REQUESTS, TURNS
 from src.data.formats import FORMATS, Message, RowError, count_formats, parse_row
+from src.data.parts import PARTS
 from src.data.readers import read_values
 from src.data.source_row import is_harmless
+from src.data.turns import TURN_KEYS
 
 ASKED: Any = {"role": "user", "content": "Rain in Oslo?"}
 CITY = {"city": "Oslo"}
@@ -308,6 +312,64 @@ def test_numbers_keep_their_spelling(tmp_path: Path) -> None:
     path.write_text('{"question": "Price?", "answer": 1.50}\n')
     ((_, value),) = read_values(path)
     assert parse_row(value, FORMATS["prompt_completion"].translate).messages[1]["content"] == "1.50"
+
+
+def test_whatever_a_row_holds_it_is_read_or_refused() -> None:
+    draw = Random(1)
+    names = [
+        *TURN_KEYS,
+        *PARTS,
+        *TURNS,
+        *REQUESTS,
+        *ANSWERS,
+        *TOOL_COLUMNS,
+        "type",
+        "json",
+        "history",
+        "label",
+        "id",
+    ]
+    cells = [
+        None,
+        "",
+        "a",
+        "user",
+        "tool",
+        "function_call",
+        0,
+        0.5,
+        True,
+        "[1]",
+        '{"name": "f"}',
+        "{'a': 1}",
+        [],
+        {},
+    ]
+
+    def value(depth: int) -> Any:
+        kind = draw.random() if depth else 0
+        if kind < 0.4:
+            return draw.choice(cells)
+        if kind < 0.7:
+            return [value(depth - 1) for _ in range(draw.randint(0, 3))]
+        return {draw.choice(names): value(depth - 1) for _ in range(draw.randint(0, 5))}
+
+    def turn() -> dict[str, Any]:
+        role = draw.choice(["user", "assistant", "tool", "function_call"])
+        return {"role": role, "content": value(2), draw.choice(names): value(2)}
+
+    reasons = set()
+    for number in range(4_000):
+        row = {"messages": [turn(), turn()]} if number % 2 else {draw.choice(names): value(4) for _ in range(4)}
+        before = repr(row)
+        for each in FORMATS.values():
+            try:
+                messages = parse_row(row, each.translate).messages
+                assert all(isinstance(turn["content"], str) for turn in messages)
+            except RowError as error:
+                reasons.add(error.reason)
+        assert repr(row) == before
+    assert len(reasons) > 15
 
 
 def test_variables_of_the_template_are_read() -> None:
