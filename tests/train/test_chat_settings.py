@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from src.eval import reevaluate
+from src.schema import GateArgs
 from tests.fixtures import World
 
 pytest_plugins = ["tests.fixtures"]
@@ -62,6 +63,17 @@ def test_a_run_keeps_its_template_and_its_variables_to_the_end(
     assert "chat_template: own.jinja" in card
     assert reevaluate.load_chat(published, "causal_lm").template_kwargs == CALM
     assert world.call("eval", str(published), "splits=[test]") == 0  # a model without a run
+
+    words = (
+        "chat_template_kwargs={tone: loud}",
+        "allow_tokenizer_mismatch=true",
+        "splits=[test]",
+        "baseline=never",
+    )
+    assert world.call("eval", *words) == 0
+    assert "warning: chat_template_kwargs is" in capsys.readouterr().out
+    again = reevaluate.of_run(run, GateArgs(metric="exact_match", split="test"), [])
+    assert again.chat and again.chat.chat_template_kwargs == {"tone": "loud"}  # as publish repeats it
 
     run.update(status="failed")
     resumed = ("train", f"resume={run.id}", f"chat_template={own}")
