@@ -19,7 +19,7 @@ from ..schema import ColumnArgs, DataArgs, DataFormat, Dataset, DataSource, Trai
 from . import layouts
 from .column_mapping import STRATEGIES
 from .download import FetchedData
-from .from_hub import fetch_hub
+from .from_hub import CARD, fetch_hub
 from .from_lakefs import fetch_lakefs
 from .from_s3 import fetch_s3
 from .from_url import fetch_url
@@ -166,7 +166,8 @@ def _chosen_files(folder: Path, pattern: str | None, *, recursive: bool) -> list
     if default and (layouts.is_saved(folder) or (pattern is None and layouts.is_split(folder))):
         return layouts.training_files(folder) or []
     try:
-        return _matching(folder, f"**/{pattern}" if pattern and recursive else pattern)
+        found = _matching(folder, f"**/{pattern}" if pattern and recursive else pattern)
+        return [file for file in found if not (recursive and file.name == CARD)]  # was fetched to say the splits
     except DataError:
         files = layouts.training_files(folder) if default else None
         if not files:

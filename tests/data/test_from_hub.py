@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 
+from src.config import load
 from src.data.from_hub import fetch_hub
 from src.data.readers import READERS
 from src.data.readers.stream import ARCHIVES
+from src.data.sources import fetch_parts
 from src.errors import DataError
 from src.schema import DataSource
 from tests.data.hub_server import Handler, Hub, closed_port, hub_serving, serving, tree
@@ -73,6 +75,16 @@ def test_a_listing_of_several_pages_is_read_to_its_end(server: Hub, tmp_path: Pa
 def test_hidden_files_and_other_kinds_are_not_fetched(server: Hub, tmp_path: Path) -> None:
     server.commit(**{".cache__x.json": "x", "a.jsonl": "a", "b.PARQUET.zst": "b", "c.py": "c", "d.jsonl.bak": "d"})
     assert set(tree(fetch_hub(source(server), tmp_path).folder)) == {"a.jsonl", "b.PARQUET.zst"}
+
+
+def test_the_training_files_that_the_card_of_a_dataset_lists_are_trained_on(server: Hub, tmp_path: Path) -> None:
+    card = "---\nconfigs:\n- config_name: default\n  data_files:\n  - {split: train, path: data/a.csv}\n---\n"
+    server.commit(**{"README.md": card, "data__a.csv": "text\nx\n", "data__b.csv": "text\ny\n"})
+    where = {"type": "hub", "endpoint": server.endpoint, "repo": server.repo}
+    for pattern, names in {"*.jsonl": ["a.csv"], "*": ["a.csv", "b.csv"]}.items():
+        cfg = load("train", {"data_source": where, "dataset_pattern": pattern})
+        (part,) = fetch_parts(cfg, tmp_path / "cache")
+        assert [file.name for file in part.files] == names
 
 
 @pytest.mark.parametrize("name", [f"a{kind}" for kind in READERS] + [f"a.jsonl{archive}" for archive in ARCHIVES])
