@@ -14,10 +14,10 @@ from collections.abc import Set as AbstractSet
 from typing import Any, NamedTuple, Protocol
 
 from .conversation import TEXT, Conversation, Message, RowError
-from .template_forms import END_THINK, scalars, split_thought
+from .template_forms import END_THINK, parse_arguments, scalars, split_thought
 from .template_probes import PROBE_TOOL
 
-SHORT = 12  # characters: a shorter text may occur in the rendered one by chance
+SHORT = 12  # characters: a shorter text, or the values of one, may occur in the rendered one by chance
 SHAPES = 4096  # of conversations, whose probes are kept
 THOUGHTS, ANSWER = "thoughts", "an answer"
 
@@ -147,7 +147,8 @@ class ContentCheck:
     def _is_in(self, piece: Piece, texts: Sequence[str], conversation: Conversation) -> bool:
         if not any(leaves_trace(piece.text, text) for text in texts):
             return False
-        if len(piece.text) >= SHORT or piece.what in (THOUGHTS, ANSWER):
+        said = piece.text.strip()
+        if piece.what in (THOUGHTS, ANSWER) or (len(said) >= SHORT and any(said in text for text in texts)):
             return True
         return (piece.turn, piece.what) not in self._left_out_of(conversation, piece.turn)
 
@@ -192,8 +193,12 @@ def _with_words(turn: Message, words: Iterator[str]) -> Message:
     made: Message = {**turn, "content": next(words) if split_thought(turn["content"])[1].strip() else ""}
     made.pop("reasoning_content", None)
     if turn.get("tool_calls"):
-        functions = [{"name": next(words), "arguments": {next(words): next(words)}} for _ in turn["tool_calls"]]
-        made["tool_calls"] = [
-            {**call, "function": function} for call, function in zip(turn["tool_calls"], functions, strict=True)
-        ]
+        made["tool_calls"] = [_call_of_words(call, words) for call in turn["tool_calls"]]
     return made
+
+
+def _call_of_words(call: Any, words: Iterator[str]) -> dict[str, Any]:
+    arguments = (call.get("function") or call).get("arguments")
+    keys = parse_arguments(arguments, {}) if isinstance(arguments, str) else arguments
+    values = {key: next(words) for key in keys} if isinstance(keys, Mapping) else {}
+    return {**call, "function": {"name": next(words), "arguments": values}}

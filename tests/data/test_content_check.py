@@ -78,6 +78,10 @@ def test_a_short_text_that_occurs_by_chance_is_found_missing() -> None:
     only = each_turn("{% if m.role in ['user', 'assistant'] %}{{ m.content }}{% endif %}")
     turns: list[Message] = [user("Is it 7 degrees?"), assistant("CALL"), {"role": "tool", "content": "7"}]
     assert left_out(only, [*turns, assistant("Yes.")]) == ("a tool result",)
+    turns[-1] = {"role": "tool", "content": '{"degrees": 7, "sky": "s"}'}
+    assert left_out(only, [*turns, assistant("Yes.")]) == ("a tool result",)
+    whole = each_turn("{{ m.content if m.role != 'tool' }}{{ m.content | tojson if m.role == 'tool' }}")
+    assert left_out(whole, [*turns, assistant("Yes.")]) == ()
     beside = each_turn("{% if m.tool_calls %}" + CALLS + "{% else %}{{ m.content }}{% endif %}")
     found = encoded(beside, [user("q"), calling("Bern", content="me"), RESULT, assistant("Rain.")])
     assert isinstance(found, RowError) and "text beside a call" in found.detail
