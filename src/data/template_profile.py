@@ -79,7 +79,8 @@ class TemplateProfile:
         if any(turn["role"] == "developer" for turn in turns):
             turns = self._with_known_roles(turns)
         *earlier, last = turns
-        turns = [*(self._with_thoughts(turn, earlier=True) for turn in earlier), self._with_thoughts(last)]
+        last = self._with_thoughts(last, after_result=bool(earlier) and earlier[-1]["role"] == "tool")
+        turns = [*(self._with_thoughts(turn, earlier=True) for turn in earlier), last]
         if any(turn.get("tool_calls") or turn["role"] == "tool" for turn in turns):
             turns = self._with_calls(turns, restored)
         turns = [self._with_parts(turn) for turn in turns]
@@ -117,10 +118,11 @@ class TemplateProfile:
             return turns
         return [{**first[0], "content": "\n\n".join(t["content"] for t in first)}, *turns[len(first) :]]
 
-    def _with_thoughts(self, turn: Turn, *, earlier: bool = False) -> Turn:
+    def _with_thoughts(self, turn: Turn, *, earlier: bool = False, after_result: bool = False) -> Turn:
         """The thoughts of an answer in the form that the template reads; as they are if it reads none.
 
-        A template without a key for thoughts does not see those of an earlier answer at inference.
+        A template without a key for thoughts does not see those of an earlier answer at inference. One that cuts
+        them off at the end tag may keep them in an answer after a result.
         """
         if turn["role"] != "assistant":
             return turn
@@ -130,6 +132,8 @@ class TemplateProfile:
             thought, content = split_thought(turn["content"])
             turn = {**turn, "content": content} if thought else turn
         form = self.thought_form(calls) if thought else None
+        if thought and form is None and after_result and END_THINK in self._source and self.keeps_inline(calls):
+            form = INLINE
         if not thought or form is None:
             return turn
         bare = {key: value for key, value in turn.items() if key != "reasoning_content"}
@@ -284,8 +288,12 @@ class TemplateProfile:
     def _find_inline(self, calls: bool) -> bool:
         if self._renders_thought(INLINE, calls):
             return True
+        return self.thought_form(calls) in (None, INLINE) and not self._follows_empty_block(calls)
+
+    def _follows_empty_block(self, calls: bool) -> bool:
+        """Whether the template writes an empty block of thoughts before thoughts within the content."""
         text = self._thought_probe(INLINE, calls) or ""
-        return self.thought_form(calls) is None and not (THOUGHT in text and _closed_before(text))
+        return THOUGHT in text and _closed_before(text)
 
     def _probe_tools(self, calls: bool) -> list[Any] | None:
         return [self._tool(PROBE_TOOL)] if calls else self.tools_for_probes
