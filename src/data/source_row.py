@@ -114,7 +114,7 @@ def parsed(cell: object) -> Any:
     if cell.lstrip()[:1] not in ("[", "{"):
         return cell
     try:
-        return ast.literal_eval(cell.strip())
+        return json.loads(json.dumps(ast.literal_eval(cell.strip()), default=str))  # as JSON would hold it
     except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
         return cell
 

@@ -94,6 +94,15 @@ def test_what_stands_beside_the_turns_is_read() -> None:
     assert refusal({"query": "2+2?", "response": "4", "history": ["1+1?"]}).reason == "bad_history"
 
 
+def test_a_cell_as_python_prints_it_is_read_as_json_would_hold_it() -> None:
+    cell = "[{'role': 'user', 'content': '2+2?'}, {'role': 'assistant', 'content': '4', 'note': {None: (1, 2)}}]"
+    messages, unread = auto({"messages": cell})
+    assert ([turn["content"] for turn in messages], unread) == (["2+2?", "4"], {"messages[].note"})
+    assert tools_of({"tools": "[{'name': 'rain', 'parameters': {None: (1, 2)}}]"}) == [
+        {"type": "function", "function": {"name": "rain", "parameters": {"null": [1, 2]}}}
+    ]
+
+
 def test_a_context_is_added_to_the_request() -> None:
     (asked, _) = turns({"instruction": "Which colour?", "context": "It is blue.", "response": "Blue"})
     assert asked == ("user", "Which colour?\n\nIt is blue.")
