@@ -52,10 +52,8 @@ def refuse_findings(report: dict[str, Any], *, strict: bool) -> None:
         raise DataError("no row is left to hold out", hint="the data report names the reason for each row")
     if not report["rows_trained"]:
         problems = [f"{r['file']}:{r['line']} {r['detail']}" for r in report["rejected"][:MAX_LISTED]]
-        reasons = report["rejected_by_reason"]
-        remedy = next(
-            (text for reason, text in LAST_ROW.items() if reason in reasons), "change the data or the model"
-        )
+        main_reason = next(iter(report["rejected_by_reason"]), "")  # the most frequent comes first
+        remedy = LAST_ROW.get(main_reason, "change the data or the model")
         raise DataError(*problems, hint=f"no row is left to train on; {remedy}")
     if strict and report["findings"]:
         raise DataError(*report["findings"], hint="fix the data, or set strict_data=false")

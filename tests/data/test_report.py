@@ -12,7 +12,7 @@ import pytest
 
 from src.data.chat import ChatTokenizer
 from src.data.mask_check import MaskCheck, MaskVerifier
-from src.data.report import refuse_evaluation_files
+from src.data.report import refuse_evaluation_files, refuse_findings
 from src.data.report_text import print_report
 from src.errors import MAX_LISTED, DataError
 from src.utils.logs import start_logging
@@ -234,6 +234,20 @@ def seen(make: Maker, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
         return capsys.readouterr().out
 
     return show_it
+
+
+@pytest.mark.parametrize(
+    ("reasons", "remedy"),
+    [
+        ({"over_length": 2, "template": 1}, "raise max_length"),
+        ({"template": 3, "over_length": 1}, "change the data or the model"),
+    ],
+)
+def test_the_remedy_is_that_of_the_most_frequent_reason(reasons: dict[str, int], remedy: str) -> None:
+    report = {"rows_trained": 0, "rejected": [], "rejected_by_reason": reasons, "findings": []}
+    with pytest.raises(DataError) as refused:
+        refuse_findings(report, strict=False)
+    assert refused.value.hint == f"no row is left to train on; {remedy}"
 
 
 def test_the_table_shows_what_became_of_the_rows(make: Maker, seen: Callable[..., str]) -> None:
