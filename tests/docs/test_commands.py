@@ -100,6 +100,7 @@ class Checkout:
             jsonl(self.folder / "my_eval" / f"{split}.jsonl", [{"prompt": split, "completion": "Yes."}])
         labels = [{"text": question, "label": ("how", "where")["Where" in question]} for question in questions]
         jsonl(self.folder / "reviews.jsonl", labels)
+        (self.folder / "mine.jinja").write_text("{% for turn in messages %}{{ turn['content'] }}{% endfor %}")
 
     def _finished_run(self, world: World) -> None:
         outputs = self.folder / "outputs"
