@@ -68,7 +68,9 @@ def test_the_table_of_this_test_has_every_template() -> None:
 def test_a_template_trains_answers_and_their_end_and_keeps_every_character(name: str, family: str) -> None:
     chat = chat_of(name, family)
     answers = ["Four.", "Five,\n\nnaturally."]
-    assert [text.strip() for text in trained(chat, TURNS)] == [answer + chat.end_of_turn for answer in answers]
+    assert [text.strip() for text in trained(chat, TURNS)] == [
+        answer + chat.markup.end_of_turn for answer in answers
+    ]
     text = chat.render(Conversation(TURNS))
     assert all(turn["content"] in text for turn in TURNS)
     assert text.startswith(chat.render(Conversation(TURNS[:-1]), prompt=True))
@@ -85,7 +87,7 @@ def test_calls_tools_and_results_are_rendered(name: str, arguments: Any) -> None
     chat = chat_of(name, FAMILIES[name][0])
     first, last = trained(chat, turns, TOOLS)
     assert first.startswith("I look.\n") and first.count('{"city": "Bern"}') == 2 and first.count("weather") == 2
-    assert last == "Yes." + chat.end_of_turn
+    assert last == "Yes." + chat.markup.end_of_turn
     text = chat.render(Conversation(turns, TOOLS))
     assert "\nwet" in text and "very wet" in text and TOOLS[0]["function"]["description"] in text
 
