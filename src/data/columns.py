@@ -23,7 +23,7 @@ ANSWERS = (
 CONTEXTS = ("input", "context")  # added to a request, after an empty line
 SYSTEMS = ("system", "system_prompt", "system_message", "systemInstruction", "system_instruction")
 THOUGHTS = ("reasoning_content", "reasoning", "thinking", "thoughts")  # of the answer of a row
-DOCUMENTS = ("text", "document", "content", *ANSWERS)
+DOCUMENTS = ("text", "document", "content")
 
 
 def turns_of(row: SourceRow, *names: str) -> list[Any]:

@@ -142,7 +142,8 @@ def text(row: SourceRow) -> list[Message]:
     >>> to_messages({"text": "Once upon a time."}, text)
     [{'role': 'text', 'content': 'Once upon a time.'}]
     """
-    return [{"role": TEXT, "content": text_of(row, *DOCUMENTS)}]
+    alone = () if row.find("instruction", *REQUESTS) else ANSWERS  # an answer without a request is a text
+    return [{"role": TEXT, "content": text_of(row, *DOCUMENTS, *alone)}]
 
 
 class Format(NamedTuple):

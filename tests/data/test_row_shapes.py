@@ -293,6 +293,14 @@ def test_every_value_that_is_not_read_is_named() -> None:
     assert parse_row(row, FORMATS["messages"].translate).unread - unread == {"topic", "id"}
 
 
+def test_an_answer_is_a_text_only_without_a_request() -> None:
+    translate = FORMATS["text"].translate
+    assert parse_row({"response": "Once."}, translate).messages == [{"role": "text", "content": "Once."}]
+    for asked in ({"prompt": "?"}, {"instruction": "?"}):
+        with pytest.raises(RowError, match="no text under 'text'"):
+            parse_row({**asked, "completion": "Once."}, translate)
+
+
 def test_a_column_that_repeats_a_turn_is_read_with_it() -> None:
     row = {
         "prompt": "Rain in Oslo? ",
