@@ -110,10 +110,10 @@ class ContentCheck:
     """Compares conversations with their rendered texts, for one chat template.
 
     Args:
-        render: renders a conversation.
+        render: as ChatTokenizer.render.
     """
 
-    def __init__(self, render: Callable[[Conversation], str]) -> None:
+    def __init__(self, render: Callable[..., str]) -> None:
         self._render = render
         self._left_out: dict[object, frozenset[tuple[int | None, str]]] = {}
 
@@ -168,9 +168,12 @@ class ContentCheck:
         turns = [_with_words(turn, words) for turn in conversation.messages]
         probe = conversation._replace(messages=turns, tools=[PROBE_TOOL] if conversation.tools else None)
         try:
-            text = self._render(probe)
+            shown = [self._render(probe)]
+            if turns[-1]["role"] == "assistant":  # a text may be composed of this prompt and the answer
+                shown.append(self._render(probe.upto(len(turns) - 1), prompt=True))
         except RowError:
             return frozenset()
+        text = "\0".join(shown)
         return frozenset((piece.turn, piece.what) for piece in pieces(probe) if piece.text not in text)
 
 

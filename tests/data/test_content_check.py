@@ -74,6 +74,15 @@ def test_what_is_left_out_of_the_context_is_a_finding() -> None:
     assert left_out(each_turn("{{ m.content }}"), turns) == ()
 
 
+def test_a_short_text_that_only_the_prompt_of_an_answer_shows_is_not_missing() -> None:
+    moved = (
+        "{% for m in messages %}{% if m.role != 'system' %}<%{{ m.role }}>{% if loop.last and m.role == 'user' %}"
+        "{{ messages[0].content }} {% endif %}{{ m.content }}{% endif %}{% endfor %}"
+    )
+    turns = [system("Brief."), user("q"), assistant("a", weight=0), user("And?"), assistant("b")]
+    assert left_out(moved, turns) == ()
+
+
 def test_a_short_text_that_occurs_by_chance_is_found_missing() -> None:
     only = each_turn("{% if m.role in ['user', 'assistant'] %}{{ m.content }}{% endif %}")
     turns: list[Message] = [user("Is it 7 degrees?"), assistant("CALL"), {"role": "tool", "content": "7"}]
