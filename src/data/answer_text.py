@@ -8,6 +8,7 @@ template renders it.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -15,11 +16,10 @@ from typing import Any, NamedTuple, Protocol
 from .formats import Conversation, Message, RowError
 from .turn_markup import EMPTY_THOUGHT, OPEN_THOUGHT, TurnMarkup, closing_tag, pieces_of, shared, thought_of
 
-THINKING = {
-    "enable_thinking": True,
-    "thinking": True,
-    "skip_think": False,
-}  # the variables with which templates switch thoughts on
+THINKING: tuple[dict[str, Any], ...] = (  # variables with which templates switch thoughts on
+    {"enable_thinking": True, "thinking": True, "skip_think": False},
+    {"reasoning_effort": "high"},
+)
 MARKER = re.compile(r"<[^<>\s]{1,40}>|\[[^\[\]\s]{1,40}\]")
 SHOWN = 60  # characters of two texts that differ, in a message
 
@@ -88,17 +88,17 @@ def answer_text(
 def _with_thinking(chat: Renderer, conversation: Conversation, turn: int, thought: str) -> AnswerText | None:
     """The text with thinking switched on, if the template knows how, and then renders the thought."""
     chosen = chat.template_kwargs | dict(conversation.template_kwargs or {})
-    wanted = THINKING | chosen
-    if wanted == chosen:
-        return None
-    thinking = conversation._replace(template_kwargs=wanted)
-    try:
-        found = _answer_text(chat, thinking, turn)
-    except RowError:
-        return None
-    if not _says(found, thought):
-        found = _with_thought(found, thought, chat.render(conversation.upto(turn), prompt=True))
-    return found if _says(found, thought) else None
+    for switch in THINKING:
+        thinking = conversation._replace(template_kwargs=switch | chosen)
+        try:
+            found = _answer_text(chat, thinking, turn)
+        except RowError:
+            continue
+        if not _says(found, thought):
+            found = _with_thought(found, thought, chat.render(conversation.upto(turn), prompt=True))
+        if _says(found, thought) and switch | chosen != chosen:
+            return found
+    return None
 
 
 def _with_thought(found: AnswerText, thought: str, closed: str) -> AnswerText:
@@ -157,18 +157,24 @@ def _answer_after(before: str, text: str, conversation: Conversation, turn: int,
 
     Raises: RowError if the two differ in more than a think block or white space.
     """
-    message = conversation.messages[turn]
+    message, markup = conversation.messages[turn], chat.markup
     for at_before, at_text in _alignments(before, text, conversation.messages[:turn]):
         same = _whole_markers(before[at_before:], len(shared(before[at_before:], text[at_text:])))
         opened, answer = before[at_before + same :], text[at_text + same :]
-        if opened.strip() in ("", chat.markup.header.strip()):
-            return answer.lstrip() if opened else answer
-        if answer.lstrip().startswith(opened.lstrip()):
-            return answer.lstrip()[len(opened.lstrip()) :]
+        if not opened:
+            return answer
         if thoughts := OPEN_THOUGHT.fullmatch(opened.lstrip()):
             return _after_opened(opened, closing_tag(thoughts[1]), answer, message)
-        if EMPTY_THOUGHT.fullmatch(opened) and not thought_of(message):
+        if EMPTY_THOUGHT.fullmatch(opened):
+            if thought_of(message):
+                break
             return answer
+        if answer.lstrip().startswith(opened.lstrip()):
+            return answer.lstrip()[len(opened.lstrip()) :] if opened.strip() else answer.lstrip()
+        if not markup.marker.sub("", opened.removesuffix(markup.header)).strip() or (
+            markup.closing + markup.header
+        ).endswith(opened):  # the prompt ends the turns before it in another way
+            return _without_header(answer.lstrip(), markup.header)
     same = len(shared(before, text))
     raise RowError(
         "template",
@@ -181,8 +187,9 @@ def _alignments(before: str, text: str, earlier: Sequence[Message]) -> Iterator[
     """Positions in both texts from which they are compared: their beginnings, or the end of the last message."""
     yield 0, 0
     said = next((turn["content"].strip() for turn in reversed(earlier) if turn["content"].strip()), "")
-    if said and said in before and said in text:
-        yield before.rfind(said) + len(said), text.rfind(said) + len(said)
+    for form in dict.fromkeys((said, json.dumps(said, ensure_ascii=False)[1:-1], json.dumps(said)[1:-1])):
+        if form and form in before and form in text:
+            yield before.rfind(form) + len(form), text.rfind(form) + len(form)
 
 
 def _whole_markers(text: str, end: int) -> int:
@@ -193,6 +200,12 @@ def _whole_markers(text: str, end: int) -> int:
     start = max(text.rfind("<", 0, end), text.rfind("[", 0, end))
     inside = start >= 0 and not re.search(r"[>\]\s]", text[start:end]) and MARKER.match(text, start)
     return start if inside else end
+
+
+def _without_header(answer: str, header: str) -> str:
+    """The answer without the end of the generation prompt with which it begins."""
+    ends = (header[start:] for start in range(len(header)))
+    return answer.removeprefix(next((end for end in ends if answer.startswith(end)), ""))
 
 
 def _after_opened(opened: str, close: str, answer: str, message: Message) -> str:

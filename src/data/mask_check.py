@@ -17,7 +17,7 @@ from .answer_text import CharSpan
 from .chat import ChatTokenizer, RenderedChat
 from .formats import TEXT, Conversation, Message, RowError
 from .store import Example
-from .turn_markup import EMPTY_THOUGHT, pieces_of, thought_of
+from .turn_markup import pieces_of, thought_of
 
 NEAR = 64  # characters around a position that are searched for a marker
 TAGS = re.compile(r"</?[\w:|]{1,40}>")
@@ -81,10 +81,9 @@ class MaskVerifier:
         """
         if not self._is_markup(text, min(found.end, other.end), max(found.end, other.end)):
             return False
-        if found.start <= other.start:
-            return self._is_markup(text, found.start, other.start, thought_of(turn) or "")
-        header = EMPTY_THOUGHT.sub("", text[other.start : found.start]).strip()
-        return self.chat.markup.header.strip().endswith(header)
+        thought = thought_of(turn) or "" if found.start <= other.start else ""
+        start, end = sorted((found.start, other.start))
+        return self._is_markup(text, start, end, thought)
 
     def _is_markup(self, text: str, start: int, end: int, thought: str = "") -> bool:
         """Whether a part of a text consists of the template's own words, none of them cut, and of a thought."""
@@ -106,7 +105,7 @@ class MaskVerifier:
         """Compare each answer's span with what the message says: all of it, and else only the template's words."""
         for number, span in zip(rendered.answer_turns, rendered.answer_spans, strict=True):
             turn = conversation.messages[number]
-            rest = rendered.text[span.start : span.end]
+            rest = rendered.text[span.start : span.end].removesuffix(self.chat.markup.end_of_turn)
             for piece in sorted(
                 {*pieces_of(turn), (thought_of(turn) or "").strip()} - {""}, key=len, reverse=True
             ):
@@ -211,7 +210,7 @@ class MaskVerifier:
             at += len(frame)
             following = marked.partition(MARK[0])[0]
             if turn.get("tool_calls"):
-                end = text.find(following, at) if following else -1
+                end = text.find(following, at + 1) if following else -1
             else:
                 forms = _rendered_forms(_split_thought(turn)[1])
                 ends = (at + len(form) for form in forms if text.startswith(form + following, at))

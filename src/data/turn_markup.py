@@ -94,16 +94,17 @@ class TurnMarkup:
         first, *others = self.marker.findall(before_answer) or [""]
         if not before_answer.lstrip().startswith(first):  # the request has no end of its own
             others = [first, *others]
+        header = self.marker.findall(self.header)
+        begins = (header or others)[:1]
         nearest = self.marker.findall(head)[-1:]
-        shared = {*others} & {*self.marker.findall(before_request)}
-        end = self.marker.match(last.lstrip())  # even if another turn begins with it too
-        found = {*shared, *nearest, *self.marker.findall(self.header)}
-        return frozenset(found - {self._eos, end[0] if end else None})
+        found = {*header, *nearest, *(set(others) & set(self.marker.findall(before_request)))}
+        ends = set(self.marker.findall(shared(last, before_request)))  # even if other turns have them too
+        return frozenset({*begins, *(found - ends)} - {self._eos})
 
     def end_of(self, tail: str, *, plain: bool = False) -> str:
         """The part of `tail`, the text after an answer, that ends the turn; empty if there is none.
 
-        It reaches through the last marker before one that opens a turn.
+        It reaches through the end-of-sequence token, or the last marker before one that opens a turn.
 
         Args:
             plain: whether the answer has no calls, which closing tags may end.
@@ -114,6 +115,8 @@ class TurnMarkup:
                 break
             if plain or self._may_end(found[0]):
                 end = found.end()
+            if found[0] == self._eos:
+                break
         return tail[:end]
 
     def _may_end(self, marker: str) -> bool:
