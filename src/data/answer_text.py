@@ -171,9 +171,9 @@ def _answer_after(before: str, text: str, conversation: Conversation, turn: int,
             return answer
         if answer.lstrip().startswith(opened.lstrip()):
             return answer.lstrip()[len(opened.lstrip()) :] if opened.strip() else answer.lstrip()
-        if not markup.marker.sub("", opened.removesuffix(markup.header)).strip() or (
-            markup.closing + markup.header
-        ).endswith(opened):  # the prompt ends the turns before it in another way
+        appended = len(opened) > len(markup.header) and (markup.closing + markup.header).endswith(opened)
+        if appended or not markup.marker.sub("", opened.removesuffix(markup.header)).strip():
+            # the prompt ends the turns before it in another way
             return _without_header(answer.lstrip(), markup.header)
     same = len(shared(before, text))
     raise RowError(

@@ -215,7 +215,8 @@ def turn_of(name: str, turns: list[Message], before: str) -> int | None:
 
 def prompts(name: str, turns: list[Message], number: int) -> Iterator[str]:
     """The inference prompts of an answer: with thinking switched on too if it has thoughts."""
-    thinking = [{}, {"enable_thinking": True, "thinking": True}] if "thought" in words_of(turns[number]) else [{}]
+    switches = [{"enable_thinking": True, "thinking": True}, {"reasoning_effort": "high"}]
+    thinking = [{}, *switches] if "thought" in words_of(turns[number]) else [{}]
     for variables, form in itertools.product(thinking, forms(turns)):
         tools = tools_for(name, turns)
         if prompt := families.render(name, form[:number], tools, add_generation_prompt=True, **variables):
