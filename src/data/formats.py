@@ -211,7 +211,7 @@ def _unread(row: SourceRow, turns: Sequence[Message]) -> set[str]:
     """What of a row is not read, without columns that repeat a turn, such as the prompt beside its messages."""
     unread = row.unread
     repeated = {turn["content"].strip() for turn in turns} if unread else set()
-    return {key for key in unread if (as_text(row.get(key)) or "").strip() not in repeated}
+    return {key for key in unread if (as_text(row.get(key)) or "").strip() not in repeated - {""}}
 
 
 def to_messages(row: object, translate: Translation) -> list[Message]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from .calls import Note, read_calls
+from .calls import CALL_KEYS, Note, read_calls
 from .conversation import Message, RowError
 from .source_row import has_value, parsed
 from .spelled_json import spelled_json
@@ -58,6 +58,7 @@ def read_content(content: object, number: int, note: Note) -> Content:
     results: list[Message] = []
     for part in content:
         kind, body = _kind(part, number)
+        _note_keys(part, note)
         if kind == "call":
             calls += read_calls(body, note)
             continue
@@ -65,10 +66,15 @@ def read_content(content: object, number: int, note: Note) -> Content:
             results.append(_result(body, number))
         else:
             (texts if kind == "text" else thoughts).append(_text(body, number))
-        for key in body.keys() - KNOWN_KEYS - PARTS.keys():
-            if has_value(body[key]):
-                note(f"messages[].content[].{key}")
+        if body is not part:
+            _note_keys(body, note)
     return Content("".join(texts), "\n".join(filter(None, thoughts)), tuple(calls), tuple(results))
+
+
+def _note_keys(part: dict[str, Any], note: Note) -> None:
+    for key in part.keys() - KNOWN_KEYS - PARTS.keys() - CALL_KEYS:
+        if has_value(part[key]):
+            note(f"messages[].content[].{key}")
 
 
 def _kind(part: dict[str, Any], number: int) -> tuple[str, dict[str, Any]]:
@@ -112,6 +118,13 @@ def _result(body: dict[str, Any], number: int) -> Message:
     if identity is not None:
         found["tool_call_id"] = str(identity)
     return found
+
+
+def has_results(content: object) -> bool:
+    """Whether a content has a part that is the result of a tool, with its id or name."""
+    parts = [part for part in content if isinstance(part, dict)] if isinstance(content, list) else []
+    names = {name for part in parts for name in (*part, part.get("type")) if isinstance(name, str)}
+    return any(PARTS.get(name) == "result" for name in names)
 
 
 def result_text(value: object, number: int) -> str:

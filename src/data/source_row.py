@@ -18,14 +18,14 @@ HARMLESS = frozenset((
     "id", "idx", "index", "uuid", "guid", "hash", "sha", "sha256", "md5", "source", "sources", "origin",
     "dataset", "dataset_name", "subset", "split", "partition", "lang", "language", "locale", "country",
     "meta", "metadata", "info", "extra_info", "created", "date", "datetime", "time", "timestamp", "updated",
-    "modified", "version", "schemaversion", "schema_version", "license", "copyright", "author", "authors",
-    "annotator", "url", "urls", "uri", "link", "links", "file", "filename", "path", "category",
-    "categories", "topic", "tags", "domain", "task", "task_name", "task_type", "model", "model_name",
-    "generator", "temperature", "top_p", "seed", "n_tokens", "num_tokens", "tokens", "token_count",
-    "length", "num_turns", "parallel_tool_calls", "max_tokens", "top_k", "stop", "stream", "tool_choice",
-    "response_format", "turn", "redacted", "strict", "status", "signature", "cache_control", "annotations",
-    "refusal", "logprobs", "usage", "finish_reason", "stop_reason", "object", "type", "state", "tree_state",
-    "answer_start", "is_impossible", "channel",
+    "modified", "version", "schemaversion", "generationconfig", "safetysettings", "thoughtsignature",
+    "inferenceconfig", "schema_version", "license", "copyright", "author", "authors", "annotator", "url",
+    "urls", "uri", "link", "links", "file", "filename", "path", "category", "categories", "topic", "tags",
+    "domain", "task", "task_name", "task_type", "model", "model_name", "generator", "temperature", "top_p",
+    "seed", "n_tokens", "num_tokens", "tokens", "token_count", "length", "num_turns", "parallel_tool_calls",
+    "max_tokens", "top_k", "stop", "stream", "tool_choice", "response_format", "turn", "redacted", "strict",
+    "status", "signature", "cache_control", "annotations", "refusal", "logprobs", "usage", "finish_reason",
+    "stop_reason", "object", "type", "state", "tree_state", "answer_start", "is_impossible", "channel",
 ))  # fmt: skip
 HARMLESS_ENDS = ("_id", "_ids", "_at", "_url", "_hash", "_index", "_idx", "_date", "_time")
 

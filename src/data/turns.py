@@ -10,7 +10,7 @@ from typing import Any
 
 from .calls import read_calls
 from .conversation import TEXT, Message, RowError
-from .parts import read_content, result_text
+from .parts import has_results, read_content, result_text
 from .source_row import SourceRow, as_text, has_value, parsed
 
 CALL = "call"  # the role of a turn that is a call of a tool: it belongs to the answer before it, if there is one
@@ -115,7 +115,7 @@ def _add(found: list[Message], turn: dict[str, Any], number: int, row: SourceRow
             return
         role = "assistant"
     content = values.get("content")
-    if role == "tool":
+    if role == "tool" and not has_results(content):
         content = result_text(content, number)
     if not has_value(content) and role == "assistant" and has_value(values.get("tool_calls")):
         content = ""

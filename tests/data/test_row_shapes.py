@@ -168,6 +168,9 @@ def test_a_result_within_a_user_turn_is_a_turn_of_the_tool(result: dict[str, Any
     messages, unread = auto(row)
     assert messages[2] == {"role": "tool", "content": "yes", "tool_call_id": "1"}
     assert unread == set()
+    row["messages"][2]["role"] = "function"  # as Gemini names it
+    assert auto(row)[0] == messages
+    row["messages"][2]["role"] = "user"
     row["messages"][2]["content"].append({"type": "text", "text": "And now?"})
     assert [turn["role"] for turn in auto(row)[0]] == ["user", "assistant", "tool", "user", "assistant"]
     structured = {"messages": [ASKED, called, {"role": "tool", "content": {"rain": True}}, answer]}
@@ -291,6 +294,12 @@ def test_every_value_that_is_not_read_is_named() -> None:
     assert messages[1]["content"] == "4"
     assert unread == {"reward", "messages[].mood", "messages[].content[].tone", "tool_calls[].custom"}
     assert parse_row(row, FORMATS["messages"].translate).unread - unread == {"topic", "id"}
+    called = {"role": "model", "parts": [{"functionCall": {"name": "rain", "args": CITY}, "tone": "dry"}]}
+    talk = [{"role": "user", "parts": [{"text": "Rain?"}]}, called]
+    assert auto({"contents": talk, "settings": {"a": 1}, "generationConfig": {"topK": 1}})[1] == {
+        "settings",
+        "messages[].content[].tone",
+    }
 
 
 def test_an_answer_is_a_text_only_without_a_request() -> None:
