@@ -9,6 +9,7 @@ from __future__ import annotations
 import html
 import itertools
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any, NamedTuple, Protocol
@@ -18,6 +19,7 @@ from .template_forms import END_THINK, parse_arguments, scalars, split_thought
 from .template_probes import PROBE_TOOL
 
 SHORT = 12  # characters: a shorter text, or the values of one, may occur in the rendered one by chance
+FLAG = re.compile(r"/(?:no_?)?think\b")  # a switch within a message, which a template acts on and removes
 SHAPES = 4096  # of conversations, whose probes are kept
 THOUGHTS, ANSWER = "thoughts", "an answer"
 
@@ -80,7 +82,7 @@ def leaves_trace(said: str, text: str) -> bool:
     said = said.strip()
     if said in text:
         return True
-    bare = "".join(text.split())
+    said, bare = FLAG.sub("", said), "".join(text.split())
     as_json = (json.dumps(said, ensure_ascii=False)[1:-1], json.dumps(said)[1:-1])
     forms = (said, *as_json, repr(said)[1:-1], html.escape(said))
     if any("".join(form.split()) in bare for form in forms):

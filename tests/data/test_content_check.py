@@ -101,6 +101,7 @@ def test_a_short_text_that_occurs_by_chance_is_found_missing() -> None:
     [
         (" Hi \n", "<user>Hi<end>"),
         ("one\n\ntwo", "one\ntwo"),
+        ("Be kind. /no_think", "Reasoning: /no_think\nBe kind."),
         ('say "hi"\n', '{"content": "say \\"hi\\""}'),
         ("naïve", '"na\\u00efve"'),
         ("a < b", "a &lt; b"),
