@@ -65,13 +65,12 @@ class PreparedData(NamedTuple):
 def with_eval_path(cfg: Config) -> Config:
     """The settings with `eval_path` resolved; null if there is no evaluation folder for the training data.
 
-    Raises: ConfigError if `eval_path` is set and holds no data file.
+    Raises: ConfigError if `eval_path` does not exist.
     """
     path = eval_path_of(cfg, cfg.eval_path)
-    if path not in (None, NO_DATA) and not split_files(path):
-        fact = "holds no data file" if Path(str(path)).exists() else "is not a folder or a file"
+    if path not in (None, NO_DATA) and not Path(str(path)).exists():
         hint = f"set it to a folder with test.jsonl, or to {NO_DATA} to train without evaluation data"
-        raise ConfigError(f"eval_path {path} {fact}", hint=hint)
+        raise ConfigError(f"eval_path {path} is not a folder or a file", hint=hint)
     return replace(cfg, eval_path=path)
 
 
