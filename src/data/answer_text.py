@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from .formats import Conversation, Message, RowError
+from .conversation import Conversation, Message, RowError
 from .turn_markup import EMPTY_THOUGHT, OPEN_THOUGHT, TurnMarkup, closing_tag, pieces_of, shared, thought_of
 
 THINKING: tuple[dict[str, Any], ...] = (  # variables with which templates switch thoughts on
@@ -35,14 +35,12 @@ class AnswerText(NamedTuple):
     """The conversation `text` through the answer with message index `turn`, which is at `span`.
 
     prompt: what the template renders before the answer; `text` begins with it.
-    composed: whether `text` was put together, since the template renders prompt and conversation differently.
     """
 
     turn: int
     text: str
     span: CharSpan
     prompt: str
-    composed: bool = False
 
     def locate_in(self, text: str) -> CharSpan | None:
         """The span of the answer in the longer rendering `text`; None if `text` renders it differently."""
@@ -114,7 +112,7 @@ def _with_thought(found: AnswerText, thought: str, closed: str) -> AnswerText:
     else:
         written = _block_after(closed, thought) if closed != found.prompt else ""
     text = found.text[:start] + written + found.text[start:]
-    return found._replace(text=text, span=CharSpan(start, end + len(written)), composed=True) if written else found
+    return found._replace(text=text, span=CharSpan(start, end + len(written))) if written else found
 
 
 def _block_after(closed: str, thought: str) -> str:
@@ -143,7 +141,7 @@ def _answer_text(chat: Renderer, conversation: Conversation, turn: int) -> Answe
         raise RowError("dropped_by_template", f"has {what}")
     if text.startswith(before):
         return AnswerText(turn, text + rest, CharSpan(len(before), len(text)), before)
-    return AnswerText(turn, before + answer + rest, CharSpan(len(before), len(before + answer)), before, True)
+    return AnswerText(turn, before + answer + rest, CharSpan(len(before), len(before + answer)), before)
 
 
 def _without_empty_thought(found: AnswerText) -> AnswerText:

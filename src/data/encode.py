@@ -10,7 +10,7 @@ from typing import NamedTuple
 from ..schema import OnDisputedMask, OnOverlength, TrainOn
 from .chat import ChatTokenizer, RenderedChat
 from .content_check import DroppedContent
-from .formats import TEXT, Conversation, Message, Row, RowError
+from .conversation import TEXT, Conversation, Message, Row, RowError
 from .store import Example
 
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from .answer_text import CharSpan
 from .chat import ChatTokenizer, RenderedChat
-from .formats import TEXT, Conversation, Message, RowError
+from .conversation import TEXT, Conversation, Message, RowError
 from .store import Example
 from .turn_markup import pieces_of, thought_of
 

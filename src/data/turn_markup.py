@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
-from .formats import Conversation, Message, RowError
+from .conversation import Conversation, Message, RowError
 from .template_forms import scalars
 from .template_probes import PROBE_TOOL
 
