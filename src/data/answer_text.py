@@ -21,6 +21,10 @@ THINKING: tuple[dict[str, Any], ...] = (  # variables with which templates switc
     {"reasoning_effort": "high"},
 )
 MARKER = re.compile(r"<[^<>\s]{1,40}>|\[[^\[\]\s]{1,40}\]")
+THINKING_OFF = (
+    "has thoughts, and its prompt ends with an empty think block, since thinking is switched off: switch it on "
+    "with chat_template_kwargs, or leave the thoughts out"
+)
 SHOWN = 60  # characters of two texts that differ, in a message
 
 
@@ -153,7 +157,7 @@ def _without_empty_thought(found: AnswerText) -> AnswerText:
 def _answer_after(before: str, text: str, conversation: Conversation, turn: int, chat: Renderer) -> str:
     """What follows the prompt `before`, from the conversation `text`, which renders the prompt differently.
 
-    Raises: RowError if the two differ in more than a think block or white space.
+    Raises: RowError if the two differ in more than a think block, markers and white space.
     """
     message, markup = conversation.messages[turn], chat.markup
     for at_before, at_text in _alignments(before, text, conversation.messages[:turn]):
@@ -165,7 +169,7 @@ def _answer_after(before: str, text: str, conversation: Conversation, turn: int,
             return _after_opened(opened, closing_tag(thoughts[1]), answer, message)
         if EMPTY_THOUGHT.fullmatch(opened):
             if thought_of(message):
-                break
+                raise RowError("thinking_off", THINKING_OFF)
             return answer
         if answer.lstrip().startswith(opened.lstrip()):
             return answer.lstrip()[len(opened.lstrip()) :] if opened.strip() else answer.lstrip()

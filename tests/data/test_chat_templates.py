@@ -11,12 +11,12 @@ import pytest
 
 from src import chat_templates
 from src.data.chat import ChatTokenizer
-from src.data.conversation import Conversation
+from src.data.conversation import Conversation, Row, RowError
 from src.data.encode import EncodedRow, EncodingOptions, encode_chats
 from src.data.formats import Message
 from src.data.mask_check import MaskVerifier
 from tests.data import tokenizers
-from tests.data.tokenizers import TOOLS, row
+from tests.data.tokenizers import TOOLS, assistant, row, user
 
 ANYWHERE = ("mistral_v01", "llama3", "qwen2_5")
 FAMILIES = {  # template -> tokenizers that it is used with
@@ -148,6 +148,19 @@ def test_a_template_of_the_current_folder_has_a_name(tmp_path: Path, monkeypatch
     assert "mine" in chat_templates.names() and chat_templates.problems({"chat_template": "mine"}) == []
     assert chat_templates.description("mine") == "Mine"
     assert chat_templates.read("mine") == "{#- Mine -#}{{ messages }}"
+
+
+def test_thoughts_are_refused_where_the_run_switches_thinking_off_and_train_where_a_row_switches_it_on() -> None:
+    chat = ChatTokenizer(tokenizers.tokenizer(tokenizers.FAMILIES["qwen3"]), {"enable_thinking": False})
+    turns = [user("q"), assistant("yes", reasoning_content="Let me see.")]
+    switched = Row(Path("a"), 1, turns, None, {"enable_thinking": True})
+    rows = [row([user("q"), assistant("yes")]), row(turns), switched]
+    plain, off, on = encode_chats(rows, chat, EncodingOptions(1000))
+    assert isinstance(off, RowError) and off.reason == "thinking_off"
+    assert isinstance(plain, EncodedRow) and isinstance(on, EncodedRow)
+    assert [text.text.partition("assistant")[2] for text in (plain.texts[0], on.texts[0])] == [
+        "\n<think>\n\n</think>\n\nyes<|im_end|>\n", "\n<think>\nLet me see.\n</think>\n\nyes<|im_end|>\n"
+    ]  # fmt: skip
 
 
 def test_a_variable_of_a_row_that_the_template_does_not_read_is_left_out_by_it() -> None:
