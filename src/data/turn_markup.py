@@ -98,8 +98,11 @@ class TurnMarkup:
         begins = (header or others)[:1]
         nearest = self.marker.findall(head)[-1:]
         found = {*header, *nearest, *(set(others) & set(self.marker.findall(before_request)))}
-        ends = set(self.marker.findall(shared(last, before_request)))  # even if other turns have them too
-        return frozenset({*begins, *(found - ends)} - {self._eos})
+        ends = self.marker.findall(shared(last, before_request))  # even if other turns have them too
+        appended = self.marker.findall(last)[len(ends) :]
+        if appended and appended[0] in others and ends[-1:] != [first]:
+            ends = ends[:-1]  # the template begins an answer after each conversation: this marker opens any turn
+        return frozenset({*begins, *(found - {*ends})} - {self._eos})
 
     def end_of(self, tail: str, *, plain: bool = False) -> str:
         """The part of `tail`, the text after an answer, that ends the turn; empty if there is none.
@@ -181,8 +184,28 @@ class TurnMarkup:
         end = min((end for end in ends if end), default=None)
         if end is None:
             raise RowError("template", f"is rendered without a recognisable end of its answer: {text[-60:]!r}")
+        if len(pieces) > 1:  # names and values of calls
+            end = self._end_of_calls(text, end, pieces[0])
         done = text[:end]
         return (done, text[end:]) if self.ends_turn(done) else (done + self.end_of_turn, "")
+
+    def _end_of_calls(self, text: str, end: int, text_beside: str) -> int:
+        """`end`, or the end before it if the template writes an empty turn after calls: `END<assistant>END`.
+
+        Raises: RowError if that turn says something.
+        """
+        *_, last = [None, *self.marker.finditer(text, 0, end)]
+        if last is None or last.end() != end:
+            return end
+        before = text.rfind(last[0], 0, last.start()) + len(last[0])
+        between = text[before : last.start()]
+        if not any(opener in between for opener in self.openers):
+            return end
+        written, header = (self.marker.sub("", each).strip() for each in (between, self.header))
+        said = written.removeprefix(header).strip()
+        if said and said == text_beside:
+            raise RowError("template", "has text beside a call, which the chat template writes as another answer")
+        return end if said else before
 
     def _end_by_closing(self, text: str) -> int | None:
         closing = self.closing.strip()

@@ -8,6 +8,7 @@ docs/data.md is made of the results. If a family's cell changes, write the table
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import os
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from src.data.chat import ChatTokenizer
 from src.data.conversation import Message, RowError
 from src.data.encode import EncodedRow, EncodingOptions, encode_chats
 from src.data.mask_check import MaskVerifier
@@ -277,6 +279,18 @@ def test_an_answer_of_one_letter_is_trained_like_a_longer_one(name: str) -> None
         answer.replace(squeezed(FIRST), "e").replace(squeezed(SECOND), "|") for answer in answers_of(name, long)
     ]
     assert answers_of(name, turns) == expected
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_the_ends_of_answers_are_the_same_beside_another_end_of_sequence_token(name: str) -> None:
+    own, turns = template(name).tokenizer, CONVERSATIONS["plain"]
+    other = copy.deepcopy(own)
+    other.add_special_tokens({"eos_token": "<|doc_end|>"})
+    as_own = {other.eos_token_id: own.eos_token_id}  # where the template leaves the end to the tokenizer
+    found = encode_chats([row(turns, tools_for(name, turns))], ChatTokenizer(other), EncodingOptions(100_000))[0]
+    expected = encode(name, turns)
+    assert isinstance(found, EncodedRow) and isinstance(expected, EncodedRow)
+    assert [[as_own.get(i, i) for i in e.labels] for e in found.examples] == [e.labels for e in expected.examples]
 
 
 def answers_of(name: str, turns: list[Message]) -> list[str]:
