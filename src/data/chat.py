@@ -23,6 +23,7 @@ from .content_check import ContentCheck
 from .formats import TEMPLATE_KEYS, TEXT, Conversation, Message, RowError
 from .template_forms import Adapted
 from .template_profile import TemplateProfile
+from .template_render import PlainTemplate, is_plain
 from .turn_markup import TurnMarkup
 
 IDENTITY_FILE = "tokenization.json"  # holds ChatTokenizer.identity, in the model folder
@@ -98,6 +99,8 @@ class ChatTokenizer:
         from jinja2 import TemplateError
 
         try:
+            if self.plain_template and is_plain(conversation):
+                return self.plain_template.render(conversation.messages, prompt)
             return str(
                 self.tokenizer.apply_chat_template(
                     list(conversation.messages), tokenize=False, add_generation_prompt=prompt,
@@ -107,6 +110,11 @@ class ChatTokenizer:
         except (TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
             reason = str(error) or type(error).__name__
             raise RowError("template", f"is rejected by the chat template: {reason}") from error
+
+    @cached_property
+    def plain_template(self) -> PlainTemplate | None:
+        """The chat template for conversations without tools, thoughts or variables of their own."""
+        return PlainTemplate.of(self.tokenizer, self.template_kwargs)
 
     def template_arguments(self, conversation: Conversation) -> dict[str, Any]:
         """The arguments of `apply_chat_template` that follow from a conversation: its tools and variables."""
