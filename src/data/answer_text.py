@@ -14,7 +14,16 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from .conversation import Conversation, Message, RowError
-from .turn_markup import EMPTY_THOUGHT, OPEN_THOUGHT, TurnMarkup, closing_tag, pieces_of, shared, thought_of
+from .turn_markup import (
+    EMPTY_THOUGHT,
+    OPEN_THOUGHT,
+    TurnMarkup,
+    closing_tag,
+    pieces_of,
+    shared,
+    short_values_of,
+    thought_of,
+)
 
 THINKING: tuple[dict[str, Any], ...] = (  # variables with which templates switch thoughts on
     {"enable_thinking": True, "thinking": True, "skip_think": False},
@@ -135,7 +144,8 @@ def _says(found: AnswerText, thought: str) -> bool:
 def _answer_text(chat: Renderer, conversation: Conversation, turn: int) -> AnswerText:
     message = conversation.messages[turn]
     before = chat.render(conversation.upto(turn), prompt=True)
-    text, rest = chat.markup.split(chat.render(conversation.upto(turn + 1)), list(pieces_of(message)))
+    pieces, values = list(pieces_of(message)), list(short_values_of(message))
+    text, rest = chat.markup.split(chat.render(conversation.upto(turn + 1)), pieces, values)
     answer = (
         text[len(before) :] if text.startswith(before) else _answer_after(before, text, conversation, turn, chat)
     )

@@ -191,14 +191,18 @@ class ChatTokenizer:
         ends = tuple(self.stop_tokens)
         return all(rendered.text.endswith(ends, s.start, s.end) for s in rendered.answer_spans)
 
-    def find_control_token(self, turns: Sequence[Message]) -> str | None:
-        """The first control token of the template that a message contains as text.
+    def refuse_control_tokens(self, conversation: Conversation) -> None:
+        """Raises: RowError if a message or a tool contains a control token of the template as text.
 
         It would be tokenized as that token, and end a turn or begin another inside the message. Special tokens
         that the template does not use, such as the <filename> of a code model, are harmless.
         """
-        texts = [_rendered_fields(turn) for turn in turns if turn["role"] != TEXT]
-        return next((token for token in self._control_tokens for text in texts if token in text), None)
+        turns = [_rendered_fields(turn) for turn in conversation.messages if turn["role"] != TEXT]
+        tools = [json.dumps(tool, ensure_ascii=False, default=str) for tool in conversation.tools or ()]
+        for texts, place in ((turns, "a message"), (tools, "its tools")):
+            held = next((token for token in self._control_tokens for text in texts if token in text), None)
+            if held:
+                raise RowError("control_token", f"holds the control token {held} as text in {place}")
 
     @cached_property
     def _control_tokens(self) -> list[str]:

@@ -15,13 +15,14 @@ from collections.abc import Set as AbstractSet
 from typing import Any, NamedTuple, Protocol
 
 from .conversation import TEXT, Conversation, Message, RowError
-from .template_forms import END_THINK, parse_arguments, scalars, split_thought
-from .template_probes import PROBE_TOOL
+from .template_forms import END_THINK, TRUTH, parse_arguments, scalars, split_thought
 
 SHORT = 12  # characters: a shorter text, or the values of one, may occur in the rendered one by chance
 FLAG = re.compile(r"/(?:no_?)?think\b")  # a switch within a message, which a template acts on and removes
 SHAPES = 4096  # of conversations, whose probes are kept
-THOUGHTS, ANSWER = "thoughts", "an answer"
+THOUGHTS, ANSWER, NAME = "thoughts", "an answer", "the name of a turn"
+TOOLS, PARAMETERS = "tools", "parameters of tools"
+DESCRIPTIONS, CHOICES = f"descriptions of {PARAMETERS}", f"allowed values of {PARAMETERS}"
 
 
 class Piece(NamedTuple):
@@ -55,6 +56,7 @@ def pieces(conversation: Conversation) -> Iterator[Piece]:
 
 def _of_turn(number: int, turn: Message) -> Iterator[Piece]:
     role, content = turn["role"], turn["content"]
+    yield Piece(number, NAME, turn.get("name") or "")
     if role != "assistant":
         yield Piece(number, {"tool": "a tool result", "user": "a request"}.get(role, f"a {role} turn"), content)
         return
@@ -67,20 +69,39 @@ def _of_turn(number: int, turn: Message) -> Iterator[Piece]:
         function = call.get("function") or call
         what = "tool calls" if order == 0 else "parallel tool calls"
         yield Piece(number, what, str(function.get("name") or ""))
-        yield from (Piece(number, f"arguments of {what}", text) for text in scalars(function.get("arguments")))
+        values = scalars(function.get("arguments"), names=True)
+        yield from (Piece(number, f"arguments of {what}", text) for text in values)
 
 
 def _of_tool(tool: Any) -> Iterator[Piece]:
-    function = (tool.get("function") or tool) if isinstance(tool, Mapping) else {}
-    for key in ("name", "description"):
-        if isinstance(function.get(key), str):
-            yield Piece(None, "tools", function[key])
+    function = _function(tool)
+    texts = (function.get("name"), function.get("description"))
+    yield from (Piece(None, TOOLS, text) for text in texts if isinstance(text, str))
+    yield from _of_schema(function.get("parameters"))
+
+
+def _of_schema(schema: Any) -> Iterator[Piece]:
+    """The parameters that a JSON schema describes, also those of nested objects and lists."""
+    if not isinstance(schema, Mapping):
+        return
+    properties = schema.get("properties")
+    for name, inner in properties.items() if isinstance(properties, Mapping) else ():
+        yield Piece(None, PARAMETERS, str(name))
+        if isinstance(inner, Mapping):
+            yield Piece(None, DESCRIPTIONS, str(inner.get("description") or ""))
+            yield from (Piece(None, CHOICES, text) for text in scalars(inner.get("enum")))
+            yield from _of_schema(inner)
+    yield from _of_schema(schema.get("items"))
+
+
+def _function(tool: Any) -> Mapping[str, Any]:
+    return (tool.get("function") or tool) if isinstance(tool, Mapping) else {}
 
 
 def leaves_trace(said: str, text: str) -> bool:
     """Whether `text` contains what is said, in one of the forms in which templates write it."""
     said = said.strip()
-    if said in text:
+    if said in text or (said in TRUTH and said in text.lower()):
         return True
     said, bare = FLAG.sub("", said), "".join(text.split())
     as_json = (json.dumps(said, ensure_ascii=False)[1:-1], json.dumps(said)[1:-1])
@@ -134,25 +155,27 @@ class ContentCheck:
         own = {turn: answer for text in texts for turn, answer in text.answers().items()}
         last = {text.text: text.answer_turns[-1] for text in texts}
         answers, context = [], []
-        for piece in pieces(conversation):
+        tools = [tool for tool in conversation.tools or () if not any(_is_whole(tool, text) for text in last)]
+        for piece in pieces(conversation._replace(tools=tools)):
             turn = piece.turn
-            if turn is not None and turn in own and turn in trained:
+            if turn is not None and turn in own and turn in trained and piece.what != NAME:
                 if not self._is_in(piece, [own[turn]], conversation):
                     answers.append(piece.what)
                 continue
-            after = [text for text, end in last.items() if turn is None or end > turn]
-            thoughts = turns[turn]["role"] == "assistant" and piece.what == THOUGHTS if turn is not None else False
-            if after and not thoughts and not self._is_in(piece, after, conversation):
+            after = [text for text, end in last.items() if turn is None or end + (piece.what == NAME) > turn]
+            if after and piece.what != THOUGHTS and not self._is_in(piece, after, conversation):
                 context.append(piece.what)
         return LeftOut(_kinds(answers), _kinds(context))
 
     def _is_in(self, piece: Piece, texts: Sequence[str], conversation: Conversation) -> bool:
         if not any(leaves_trace(piece.text, text) for text in texts):
             return False
-        said = piece.text.strip()
+        said, turn = piece.text.strip(), piece.turn
+        if piece.what == NAME and turn is not None and conversation.messages[turn]["role"] == "tool":
+            return True  # the call has the same name
         if piece.what in (THOUGHTS, ANSWER) or (len(said) >= SHORT and any(said in text for text in texts)):
             return True
-        return (piece.turn, piece.what) not in self._left_out_of(conversation, piece.turn)
+        return (turn, piece.what) not in self._left_out_of(conversation, turn)
 
     def _left_out_of(self, conversation: Conversation, turn: int | None) -> frozenset[tuple[int | None, str]]:
         """What the template leaves out of any conversation of this shape, rendered with words for its texts."""
@@ -168,7 +191,9 @@ class ContentCheck:
     def _probe(self, conversation: Conversation) -> frozenset[tuple[int | None, str]]:
         words = (f"assayword{number}x" for number in itertools.count())
         turns = [_with_words(turn, words) for turn in conversation.messages]
-        probe = conversation._replace(messages=turns, tools=[PROBE_TOOL] if conversation.tools else None)
+        probe = conversation._replace(
+            messages=turns, tools=[_tool_of_words(words)] if conversation.tools else None
+        )
         try:
             shown = [self._render(probe)]
             if turns[-1]["role"] == "assistant":  # a text may be composed of this prompt and the answer
@@ -179,24 +204,28 @@ class ContentCheck:
         return frozenset((piece.turn, piece.what) for piece in pieces(probe) if piece.text not in text)
 
 
+def _is_whole(tool: Any, text: str) -> bool:
+    """Whether a text has all of a tool, as most templates write it."""
+    return json.dumps(_function(tool), ensure_ascii=False, default=str) in text
+
+
 def _kinds(found: Sequence[str]) -> tuple[str, ...]:
     """Each kind once. The arguments of calls that are left out go without saying."""
-    return tuple(
-        kind
-        for kind in dict.fromkeys(found)
-        if kind.removeprefix("arguments of ") == kind or kind.removeprefix("arguments of ") not in found
-    )
+    return tuple(kind for kind in dict.fromkeys(found) if kind.partition(" of ")[2] not in found)
 
 
-def _shape(turn: Message) -> tuple[str, bool, bool, int]:
+def _shape(turn: Message) -> tuple[Any, ...]:
     thought = bool(turn.get("reasoning_content")) or END_THINK in turn["content"]
-    return turn["role"], bool(turn["content"].strip()), thought, len(turn.get("tool_calls") or ())
+    has = (bool(turn["content"].strip()), bool(turn.get("name")), thought)
+    return turn["role"], *has, len(turn.get("tool_calls") or ())
 
 
 def _with_words(turn: Message, words: Iterator[str]) -> Message:
     """`turn` with a new word for each of its texts, and without thoughts."""
     made: Message = {**turn, "content": next(words) if split_thought(turn["content"])[1].strip() else ""}
     made.pop("reasoning_content", None)
+    if turn.get("name") and turn["role"] != "tool":
+        made["name"] = next(words)
     if turn.get("tool_calls"):
         made["tool_calls"] = [_call_of_words(call, words) for call in turn["tool_calls"]]
     return made
@@ -207,3 +236,10 @@ def _call_of_words(call: Any, words: Iterator[str]) -> dict[str, Any]:
     keys = parse_arguments(arguments, {}) if isinstance(arguments, str) else arguments
     values = {key: next(words) for key in keys} if isinstance(keys, Mapping) else {}
     return {**call, "function": {"name": next(words), "arguments": values}}
+
+
+def _tool_of_words(words: Iterator[str]) -> dict[str, Any]:
+    parameter, word = next(words), {"type": "string", "description": next(words), "enum": [next(words)]}
+    schema = {"type": "object", "properties": {parameter: word}, "required": [parameter]}
+    function = {"name": next(words), "description": next(words), "parameters": schema}
+    return {"type": "function", "function": function}

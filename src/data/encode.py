@@ -78,9 +78,7 @@ def encode_chats(
 
 def _render(row: Row, chat: ChatTokenizer, options: EncodingOptions) -> list[RenderedChat] | RowError:
     try:
-        held = chat.find_control_token(row.messages)
-        if held:
-            raise RowError("control_token", f"holds the control token {held} as text in a message")
+        chat.refuse_control_tokens(row.conversation)
         texts = _texts(row.conversation, chat, options)
         if not texts:
             raise RowError("no_loss", "has no token with loss: every answer has weight 0")

@@ -104,18 +104,26 @@ def split_thought(content: str) -> tuple[str, str]:
     return before.strip().removeprefix(THINK).strip(), rest.lstrip("\n")
 
 
-def scalars(value: Any) -> Iterator[str]:
-    """The scalar values of JSON data, or of its text, as texts."""
+TRUTH = ("true", "false")  # as JSON writes them; Python and some templates write True
+
+
+def scalars(value: Any, *, names: bool = False) -> Iterator[str]:
+    """The scalar values of JSON data, or of its text, as texts; with the `names` of its objects. Null is left out.
+
+    >>> list(scalars({"city": "Bern", "days": [1, True]}, names=True))
+    ['city', 'days', 'Bern', '1', 'true']
+    """
     if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
         with suppress(ValueError, RecursionError):
             value = json.loads(value, parse_float=str, parse_int=str)
     if isinstance(value, Mapping):
+        yield from map(str, value if names else ())
         value = list(value.values())
     if isinstance(value, list):
         for each in value:
-            yield from scalars(each)
-    elif isinstance(value, str) or (isinstance(value, int | float) and not isinstance(value, bool)):
-        yield str(value)
+            yield from scalars(each, names=names)
+    elif isinstance(value, str | int | float):
+        yield str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def arguments_as(function: Mapping[str, Any], wanted: str, restored: dict[str, str]) -> Any:

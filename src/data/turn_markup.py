@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any
 
 from .conversation import Conversation, Message, RowError
-from .template_forms import scalars
+from .template_forms import TRUTH, scalars
 from .template_probes import PROBE_TOOL
 
 ANSWER, REQUEST = "\ue000", "\ue001"  # characters that templates neither contain nor strip
@@ -171,16 +171,17 @@ class TurnMarkup:
         last = self._probe[3]
         return last.removeprefix(self.end_of_turn)
 
-    def split(self, text: str, pieces: Sequence[str]) -> tuple[str, str]:
+    def split(self, text: str, pieces: Sequence[str], values: Sequence[str] = ()) -> tuple[str, str]:
         """A conversation that ends with an answer, in two parts: through the end of the answer, and the rest.
 
         Where the template does not write the end of the turn, it is appended to the answer.
 
         Args:
             pieces: what the answer says.
+            values: short values of its calls, which occur by chance as well.
         Raises: RowError if the end is not found.
         """
-        ends = self._end_by_closing(text), self._end_by_pieces(text, pieces)
+        ends = self._end_by_closing(text), self._end_by_pieces(text, pieces, values)
         end = min((end for end in ends if end), default=None)
         if end is None:
             raise RowError("template", f"is rendered without a recognisable end of its answer: {text[-60:]!r}")
@@ -218,15 +219,23 @@ class TurnMarkup:
             return None
         return stripped if self.ends_turn(text[:stripped]) else end
 
-    def _end_by_pieces(self, text: str, pieces: Sequence[str]) -> int | None:
+    def _end_by_pieces(self, text: str, pieces: Sequence[str], values: Sequence[str]) -> int | None:
         """The end of the turn after what the answer says; None if the template has changed it or writes no end."""
         said = [piece for piece in pieces if piece]
         places = [text.rfind(piece) for piece in said]
         if not said or min(places) < 0:
             return None
         last = max(at + len(piece) for at, piece in zip(places, said, strict=True))
+        last += self._end_of_values(text[last:], values)
         end = self.end_of(text[last:])
         return last + len(end) if end else None
+
+    def _end_of_values(self, tail: str, values: Sequence[str]) -> int:
+        """Where the last of `values` ends in `tail`, each a word of its own and in no marker; 0 without any."""
+        words = "|".join(map(re.escape, values))
+        bare = self.marker.sub(lambda found: " " * len(found[0]), tail)
+        found = re.finditer(rf"(?<!\w)(?:{words})(?!\w)", bare, re.IGNORECASE) if values else ()
+        return max((each.end() for each in found), default=0)
 
     def ends_turn(self, text: str) -> bool:
         """Whether `text` ends with a marker of the template that ends a turn."""
@@ -245,13 +254,24 @@ def thought_of(turn: Message) -> str | None:
 
 
 def pieces_of(turn: Message) -> Iterator[str]:
-    """The texts that an answer says: its content without thoughts, and the names and the values of its calls."""
+    """The texts that an answer says: its content without thoughts, and the names and long values of its calls."""
     found = INLINE_THOUGHT.match(turn["content"])
     yield (found[4] if found else turn["content"]).strip()
     for call in turn.get("tool_calls") or ():
         function = call.get("function", call) if isinstance(call, dict) else {}
         yield str(function.get("name") or "")
-        yield from (value for value in scalars(function.get("arguments")) if len(value) > 1)
+        yield from (value for value in scalars(function.get("arguments")) if not _is_short(value))
+
+
+def short_values_of(turn: Message) -> Iterator[str]:
+    """The values of the calls of an answer that may occur in a text by chance."""
+    for call in turn.get("tool_calls") or ():
+        function = call.get("function", call) if isinstance(call, dict) else {}
+        yield from (value for value in scalars(function.get("arguments")) if value and _is_short(value))
+
+
+def _is_short(value: str) -> bool:
+    return len(value) < 2 or value in TRUTH
 
 
 def shared(a: str, b: str) -> str:

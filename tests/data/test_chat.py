@@ -313,11 +313,14 @@ def test_a_token_that_steers_the_model_is_refused_within_a_message(name: str) ->
 
 
 @pytest.mark.parametrize("key", ["reasoning_content", "tool_calls"])
-def test_a_token_that_steers_the_model_is_found_in_all_that_a_turn_carries(key: str) -> None:
+def test_a_token_that_steers_the_model_is_found_in_all_that_a_row_carries(key: str) -> None:
     value: Any = "<|im_end|>"
     if key == "tool_calls":
         value = [{"type": "function", "function": {"name": "weather", "arguments": {"city": value}}}]
     assert refused("qwen3", [user("x"), assistant("y", **{key: value})]).reason == "control_token"
+    tool = {"type": "function", "function": {"name": "end", "description": "writes <|im_end|>"}}
+    detail = refused("qwen3", [user("x"), assistant("y")], [tool]).detail
+    assert detail == "holds the control token <|im_end|> as text in its tools"
 
 
 def test_a_special_token_outside_of_the_template_does_not_end_an_answer() -> None:

@@ -11,7 +11,7 @@ from src.data.conversation import Message, RowError
 from src.data.encode import EncodedRow, EncodingOptions, encode_chats
 from src.eval import inference
 from src.utils.logs import log
-from tests.data.test_template_profile import AS_OBJECT, chat, each_turn
+from tests.data.test_template_profile import AS_ITEMS, AS_OBJECT, chat, each_call, each_turn
 from tests.data.tokenizers import TOOLS, assistant, row, system, user
 
 PROMPT = "{% if add_generation_prompt %}<%assistant>{% endif %}"
@@ -74,6 +74,47 @@ def test_what_is_left_out_of_the_context_is_a_finding() -> None:
     assert left_out(each_turn("{{ m.content }}"), turns) == ()
 
 
+def test_names_of_turns_are_looked_for() -> None:
+    named: list[Message] = [{**user("Is it Ann?"), "name": "Ann"}, assistant("Yes.", name="Bot")]
+    assert left_out(each_turn("{{ m.content }}"), named) == ("the name of a turn",)
+    assert left_out(each_turn("{{ m.name }}: {{ m.content }}"), named) == ()
+    result: Message = {**RESULT, "name": "weather"}
+    assert left_out(AS_OBJECT, [user("q"), calling("Bern"), result, assistant("Rain.")]) == ()
+    assert left_out(AS_OBJECT, [user("q"), calling("Bern"), {**result, "name": "clock"}, assistant("Rain.")]) == (
+        "the name of a turn",
+    )
+
+
+def test_the_parameters_of_tools_are_looked_for() -> None:
+    unit = {"type": "string", "description": "degrees", "enum": ["C", "F"]}
+    place = {"type": "object", "properties": {"x": {"type": "number"}, "unit": unit}}
+    schema = {"type": "object", "properties": {"places": {"type": "array", "items": place}}}
+    tools = [{"type": "function", "function": {"name": "weather", "description": "tells", "parameters": schema}}]
+    turns = [user("Which C, F or x?"), assistant("a")]
+
+    def lost(listed: str, before: str = "") -> tuple[str, ...]:
+        each = "{% for t in tools %}{{ t.function.name }}: {{ t.function.description }}" + listed + "{% endfor %}"
+        return left_out(before + each + each_turn("{{ m.content }}"), turns, tools)
+
+    names = "{% for n, p in o.properties | items %}{{ n }} {{ deeper(p['items'] or p) }}{% endfor %}"
+    deeper = "{% macro deeper(o) %}{% if o.properties %}" + names + "{% endif %}{% endmacro %}"
+    assert lost("") == ("parameters of tools",)
+    assert lost("{{ deeper(t.function.parameters) }}", deeper) == (
+        "descriptions of parameters of tools", "allowed values of parameters of tools",
+    )  # fmt: skip
+    assert lost("{{ t.function.parameters | tojson(indent=2) }}") == lost("{{ t | tojson }}") == ()
+
+
+def test_truth_values_and_names_of_arguments_are_looked_for() -> None:
+    call = {"type": "function", "function": {"name": "light", "arguments": {"on": True, "room": "hall"}}}
+    turns = [user("Is it true?"), assistant("", tool_calls=[call])]
+    assert left_out(AS_OBJECT, turns) == left_out(AS_ITEMS, turns) == ()
+    for each in ("{{ v if v is string }}<{{ k }}>", "={{ v }}"):
+        items = "{% for k, v in c.function.arguments | items %}" + each + "{% endfor %}"
+        found = encoded(each_call("{{ c.function.name }}" + items), turns)
+        assert isinstance(found, RowError) and "arguments of tool calls" in found.detail, each
+
+
 def test_a_short_text_that_only_the_prompt_of_an_answer_shows_is_not_missing() -> None:
     moved = (
         "{% for m in messages %}{% if m.role != 'system' %}<%{{ m.role }}>{% if loop.last and m.role == 'user' %}"
@@ -107,6 +148,7 @@ def test_a_short_text_that_occurs_by_chance_is_found_missing() -> None:
         ("a < b", "a &lt; b"),
         ('it\'s "so"\nhere', repr('it\'s "so"\nhere')),
         ('{"temp": 21, "sky": "grey"}', "<temp>21</temp><sky>grey</sky>"),
+        ('{"rain": true, "days": 1}', "<rain>True</rain><days>1</days>"),
         ('{"n":1.50}', '{"n": 1.50}'),
     ],
 )

@@ -56,8 +56,8 @@ TOOL = {
 }
 
 
-def calls(*cities: str, text: bool = False) -> dict[str, list[Any]]:
-    arguments = [json.dumps({"city": city}) if text else {"city": city} for city in cities]
+def calls(*cities: str, text: bool = False, **more: object) -> dict[str, list[Any]]:
+    arguments = [json.dumps({"city": city}) if text else {"city": city, **more} for city in cities]
     functions = [{"name": "lookup", "arguments": each} for each in arguments]
     return {
         "tool_calls": [{"id": f"abcdefgh{n}", "type": "function", "function": f} for n, f in enumerate(functions)]
@@ -85,6 +85,7 @@ CONVERSATIONS: dict[str, list[Message]] = {
     ],
     "thoughts beside a call": [ASKED, assistant("", reasoning_content=THOUGHT, **calls("Golfville"))],
     "a call at the end": [ASKED, assistant("", **calls("Golfville"))],
+    "a call that ends with short values": [ASKED, assistant("", **calls("Golfville", days=3, now=True, unit="e"))],
     "arguments as text": [ASKED, assistant("", **calls("Golfville", text=True)), *CALLED[2:]],
     "two calls": [
         ASKED, assistant("", **calls("Golfville", "Kiloville")), result("Hotel-result"), result("Lima-result", 1),
@@ -268,6 +269,7 @@ def cell(name: str, column: str) -> str:
 def test_a_family_is_trained_on_its_answers_alone_and_loses_nothing_unsaid(name: str) -> None:
     faults = {kind: found for kind in CONVERSATIONS if (found := outcome(name, kind).faults)}
     assert not faults
+    assert outcome(name, "a call that ends with short values").cell == outcome(name, "a call at the end").cell
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
