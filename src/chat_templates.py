@@ -47,10 +47,10 @@ def description(name: str) -> str:
 
 
 def read(value: str) -> str:
-    """The text of a template that `find` finds, as transformers saves it: without a last newline."""
+    """The text of a template that `find` finds, exactly: it is part of what a model is tuned with."""
     path = find(value)
     assert path is not None, value  # `problems` refuses it
-    return path.read_text(encoding="utf-8").removesuffix("\n")
+    return path.read_text(encoding="utf-8")
 
 
 def variables(text: str) -> set[str]:

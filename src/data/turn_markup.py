@@ -186,27 +186,27 @@ class TurnMarkup:
         if end is None:
             raise RowError("template", f"is rendered without a recognisable end of its answer: {text[-60:]!r}")
         if len(pieces) > 1:  # names and values of calls
-            end = self._end_of_calls(text, end, pieces[0])
+            end = self._end_of_calls(text, end, *pieces[:2])
         done = text[:end]
         return (done, text[end:]) if self.ends_turn(done) else (done + self.end_of_turn, "")
 
-    def _end_of_calls(self, text: str, end: int, text_beside: str) -> int:
-        """`end`, or the end before it if the template writes an empty turn after calls: `END<assistant>END`.
+    def _end_of_calls(self, text: str, end: int, text_beside: str, name: str) -> int:
+        """`end`, or the end before it if the template writes an empty turn after a call: `END<assistant>END`.
 
-        Raises: RowError if that turn says something.
+        Raises: RowError if that turn says the text beside the call.
         """
         *_, last = [None, *self.marker.finditer(text, 0, end)]
         if last is None or last.end() != end:
             return end
-        before = text.rfind(last[0], 0, last.start()) + len(last[0])
-        between = text[before : last.start()]
-        if not any(opener in between for opener in self.openers):
+        calls, _, after = text[: last.start()].rpartition(last[0])
+        opened = any(opener in after for opener in self.openers)
+        if not opened or name not in calls.rpartition(last[0])[2]:
             return end
-        written, header = (self.marker.sub("", each).strip() for each in (between, self.header))
+        written, header = (self.marker.sub("", each).strip() for each in (after, self.header))
         said = written.removeprefix(header).strip()
         if said and said == text_beside:
             raise RowError("template", "has text beside a call, which the chat template writes as another answer")
-        return end if said else before
+        return end if said else len(calls) + len(last[0])
 
     def _end_by_closing(self, text: str) -> int | None:
         closing = self.closing.strip()

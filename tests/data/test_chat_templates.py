@@ -147,7 +147,7 @@ def test_a_template_of_the_current_folder_has_a_name(tmp_path: Path, monkeypatch
     (own / "mine.jinja").write_text("{#- Mine -#}{{ messages }}\n")
     assert "mine" in chat_templates.names() and chat_templates.problems({"chat_template": "mine"}) == []
     assert chat_templates.description("mine") == "Mine"
-    assert chat_templates.read("mine") == "{#- Mine -#}{{ messages }}"
+    assert chat_templates.read("mine") == "{#- Mine -#}{{ messages }}\n"
 
 
 def test_thoughts_are_refused_where_the_run_switches_thinking_off_and_train_where_a_row_switches_it_on() -> None:
