@@ -14,16 +14,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from .conversation import Conversation, Message, RowError
-from .turn_markup import (
-    EMPTY_THOUGHT,
-    OPEN_THOUGHT,
-    TurnMarkup,
-    closing_tag,
-    pieces_of,
-    shared,
-    short_values_of,
-    thought_of,
-)
+from .thoughts import EMPTY_THOUGHT, OPEN_THOUGHT, closing_tag, find_thought
+from .turn_markup import TurnMarkup, shared, short_values_of
 
 THINKING: tuple[dict[str, Any], ...] = (  # variables with which templates switch thoughts on
     {"enable_thinking": True, "thinking": True, "skip_think": False},
@@ -82,10 +74,14 @@ def answer_text(
 
     Raises: RowError if the template rejects the turns, or prompt and answer cannot be put together.
     """
-    thought = thought_of(conversation.messages[turn])
+    thought = chat.markup.thought_of(conversation.messages[turn])
     if not thought or not thought.strip():
         found = _answer_text(chat, conversation, turn)
-        return found if thought is not None or learn_empty_thoughts else _without_empty_thought(found)
+        content = conversation.messages[turn]["content"]
+        own = find_thought(
+            content, source=content
+        )  # the row holds the block, whether the template knows it or not
+        return found if thought is not None or own or learn_empty_thoughts else _without_empty_thought(found)
     try:
         found = _answer_text(chat, conversation, turn)
     except RowError:
@@ -144,7 +140,7 @@ def _says(found: AnswerText, thought: str) -> bool:
 def _answer_text(chat: Renderer, conversation: Conversation, turn: int) -> AnswerText:
     message = conversation.messages[turn]
     before = chat.render(conversation.upto(turn), prompt=True)
-    pieces, values = list(pieces_of(message)), list(short_values_of(message))
+    pieces, values = list(chat.markup.pieces_of(message)), list(short_values_of(message))
     text, rest = chat.markup.split(chat.render(conversation.upto(turn + 1)), pieces, values)
     answer = (
         text[len(before) :] if text.startswith(before) else _answer_after(before, text, conversation, turn, chat)
@@ -176,9 +172,9 @@ def _answer_after(before: str, text: str, conversation: Conversation, turn: int,
         if not opened:
             return answer
         if thoughts := OPEN_THOUGHT.fullmatch(opened.lstrip()):
-            return _after_opened(opened, closing_tag(thoughts[1]), answer, message)
+            return _after_opened(opened, closing_tag(thoughts[1]), answer, markup.thought_of(message) or "")
         if EMPTY_THOUGHT.fullmatch(opened):
-            if thought_of(message):
+            if markup.thought_of(message):
                 raise RowError("thinking_off", THINKING_OFF)
             return answer
         if answer.lstrip().startswith(opened.lstrip()):
@@ -220,14 +216,15 @@ def _without_header(answer: str, header: str) -> str:
     return answer.removeprefix(next((end for end in ends if answer.startswith(end)), ""))
 
 
-def _after_opened(opened: str, close: str, answer: str, message: Message) -> str:
+def _after_opened(opened: str, close: str, answer: str, thought: str) -> str:
     """What a model writes in a think block that the prompt has opened, and after it.
 
     Args:
         opened: the end of the prompt, with the opening tag.
         answer: the answer as the template renders it, with or without the think block.
+        thought: its thoughts; empty if it has none.
     """
-    thought = (thought_of(message) or "").strip()
+    thought = thought.strip()
     line = "\n" if opened.endswith("\n") else ""
     if thought and thought in answer:
         return answer[answer.index(thought) :]

@@ -78,6 +78,7 @@ class ChatTokenizer:
         empty_thoughts: EmptyThoughts = "context",
     ) -> None:
         self.tokenizer, self.empty_thoughts = tokenizer, empty_thoughts
+        self.trained_thoughts = False  # whether answers with thoughts were trained: the model is asked to think
         self.template_kwargs = dict(template_kwargs or {})
         self._profiles: dict[str, TemplateProfile] = {}
         added = {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}
@@ -336,7 +337,7 @@ class ChatTokenizer:
         }
         if self.template_kwargs:
             found[TEMPLATE_KWARGS] = self.template_kwargs
-        if self.empty_thoughts == "context" and self.writes_empty_thoughts:
+        if self.empty_thoughts == "context" and self.writes_empty_thoughts and not self.trained_thoughts:
             found[EMPTY_THOUGHTS] = self.empty_thoughts
         return found
 

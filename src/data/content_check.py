@@ -15,7 +15,8 @@ from collections.abc import Set as AbstractSet
 from typing import Any, NamedTuple, Protocol
 
 from .conversation import TEXT, Conversation, Message, RowError
-from .template_forms import END_THINK, TRUTH, parse_arguments, scalars, split_thought
+from .template_forms import TRUTH, parse_arguments, scalars
+from .thoughts import find_thought, split_thought
 
 SHORT = 12  # characters: a shorter text, or the values of one, may occur in the rendered one by chance
 FLAG = re.compile(r"/(?:no_?)?think\b")  # a switch within a message, which a template acts on and removes
@@ -215,7 +216,7 @@ def _kinds(found: Sequence[str]) -> tuple[str, ...]:
 
 
 def _shape(turn: Message) -> tuple[Any, ...]:
-    thought = bool(turn.get("reasoning_content")) or END_THINK in turn["content"]
+    thought = bool(turn.get("reasoning_content") or find_thought(turn["content"]))
     has = (bool(turn["content"].strip()), bool(turn.get("name")), thought)
     return turn["role"], *has, len(turn.get("tool_calls") or ())
 

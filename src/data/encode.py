@@ -34,6 +34,7 @@ class EncodedRow(NamedTuple):
     ends_turns: whether each answer ends with an end-of-turn token.
     dropped: kinds of content that the template leaves out, none of it part of an answer with loss.
     changed: what was passed to the template in another form.
+    with_thoughts: whether an answer with loss has thoughts.
     """
 
     examples: list[Example]
@@ -43,6 +44,7 @@ class EncodedRow(NamedTuple):
     ends_turns: bool
     dropped: tuple[str, ...] = ()
     changed: tuple[str, ...] = ()
+    with_thoughts: bool = False
 
 
 def encode_chats(
@@ -69,7 +71,8 @@ def encode_chats(
             changed = tuple(chat.profile(row.template_kwargs).changes(row.conversation))
             ends = all(map(chat.has_end_of_turn, texts))
             context = dropped.context + chat.unread_variables(row.conversation)
-            encoded = EncodedRow(examples, texts, full, "", ends, context, changed)
+            thoughts = any(chat.markup.thought_of(row.messages[turn]) for turn in trained if turn is not None)
+            encoded = EncodedRow(examples, texts, full, "", ends, context, changed, thoughts)
             found.append(_cut_to_length(row, chat, options, encoded))
         except RowError as error:
             found.append(error)

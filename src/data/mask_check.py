@@ -17,7 +17,7 @@ from .answer_text import CharSpan
 from .chat import ChatTokenizer, RenderedChat
 from .conversation import TEXT, Conversation, Message, RowError
 from .store import Example
-from .turn_markup import pieces_of, thought_of
+from .thoughts import find_thought
 
 NEAR = 64  # characters around a position that are searched for a marker
 TAGS = re.compile(r"</?[\w:|]{1,40}>")
@@ -81,7 +81,7 @@ class MaskVerifier:
         """
         if not self._is_markup(text, min(found.end, other.end), max(found.end, other.end)):
             return False
-        thought = thought_of(turn) or "" if found.start <= other.start else ""
+        thought = _thought(turn) if found.start <= other.start else ""
         start, end = sorted((found.start, other.start))
         return self._is_markup(text, start, end, thought)
 
@@ -106,9 +106,9 @@ class MaskVerifier:
         for number, span in zip(rendered.answer_turns, rendered.answer_spans, strict=True):
             turn = conversation.messages[number]
             rest = rendered.text[span.start : span.end].removesuffix(self.chat.markup.end_of_turn)
-            for piece in sorted(
-                {*pieces_of(turn), (thought_of(turn) or "").strip()} - {""}, key=len, reverse=True
-            ):
+            markup = self.chat.markup
+            said = {*markup.pieces_of(turn), (markup.thought_of(turn) or "").strip()} - {""}
+            for piece in sorted(said, key=len, reverse=True):
                 form = next((f for f in _rendered_forms(piece) if f in rest), None)
                 if form is None:
                     return MaskCheck(None, f"{self.method} do not tell where its answers stand")
@@ -236,10 +236,17 @@ def _placeholder_turn(turn: Message, mark: str) -> Message:
     return made
 
 
+def _thought(turn: Message) -> str:
+    """The thoughts of an answer, between whatever tags."""
+    found = find_thought(turn["content"], source=turn["content"])
+    return turn.get("reasoning_content") or (found.text if found else "")
+
+
 def _split_thought(turn: Message) -> tuple[str, str]:
     """The thoughts at the beginning of an answer, through their closing tag, and the rest."""
-    thought, tag, rest = turn["content"].rpartition("</think>" if turn["role"] == "assistant" else "\0")
-    return thought + tag, rest
+    found = find_thought(turn["content"]) if turn["role"] == "assistant" else None
+    end = found.end if found else 0
+    return turn["content"][:end], turn["content"][end:]
 
 
 def _rendered_forms(content: str) -> list[str]:

@@ -116,6 +116,7 @@ def build_report(
         ],
         "mask": _mask(stats),
         "no_end_of_turn": stats.no_end_of_turn,
+        "rows_with_thoughts": stats.with_thoughts,
         "dropped_by_template": [
             {"what": what, "rows": n.rows, "rejected": n.rejected, "example": store.location(n.first)}
             for what, n in stats.dropped.items()

@@ -10,10 +10,10 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 from .conversation import Conversation, RowError
+from .thoughts import END_THINK, THINK
 
 Turn = dict[str, Any]
 
-THINK, END_THINK = "<think>", "</think>"
 THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking", "thought", "tool_plan")
 TOOL_ROLES = ("tool", "ipython", "function", "observation", "tool_response")
 
@@ -90,18 +90,6 @@ THOUGHT_FORMS: dict[str, Callable[[Turn, str], Turn]] = {
     "part": _as_part,
     INLINE: _inline,  # only for templates that know the tags
 }
-
-
-def split_thought(content: str) -> tuple[str, str]:
-    """The thoughts at the beginning of an answer without their tags, and the rest; no thoughts without an end tag.
-
-    >>> split_thought("<think>\\nTwo and two.\\n</think>\\n\\nFour.")
-    ('Two and two.', 'Four.')
-    """
-    before, tag, rest = content.partition(END_THINK)
-    if not tag:
-        return "", content
-    return before.strip().removeprefix(THINK).strip(), rest.lstrip("\n")
 
 
 TRUTH = ("true", "false")  # as JSON writes them; Python and some templates write True

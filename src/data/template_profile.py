@@ -16,7 +16,6 @@ from typing import Any
 
 from .conversation import Conversation, Message, RowError
 from .template_forms import (
-    END_THINK,
     IDS,
     INLINE,
     THOUGHT_FORMS,
@@ -25,7 +24,6 @@ from .template_forms import (
     CallForm,
     Turn,
     arguments_as,
-    split_thought,
 )
 from .template_probes import (
     ANSWERED,
@@ -46,6 +44,7 @@ from .template_probes import (
     shows,
     user_turn,
 )  # fmt: skip
+from .thoughts import END_THINK, split_thought
 
 Render = Callable[[Conversation], str]  # raises RowError where the template rejects the conversation
 PLAIN_KEYS = {"role", "content", "weight"}
@@ -129,7 +128,7 @@ class TemplateProfile:
         thought = turn.get("reasoning_content")
         calls = bool(turn.get("tool_calls"))
         if not thought and END_THINK in turn["content"] and not self.keeps_inline(calls):
-            thought, content = split_thought(turn["content"])
+            thought, content = split_thought(turn["content"], self._source)
             turn = {**turn, "content": content} if thought else turn
         form = self.thought_form(calls) if thought else None
         if thought and form is None and after_result and END_THINK in self._source and self.keeps_inline(calls):

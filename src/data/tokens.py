@@ -57,6 +57,7 @@ class TokenizeStats:
     cut: list[Dropped] = field(default_factory=list)
     mask: Counter[str] = field(default_factory=Counter)
     no_end_of_turn: int = 0
+    with_thoughts: int = 0  # rows whose trained answers have thoughts
     dropped: dict[str, Tally] = field(default_factory=dict)  # by kind of what a template leaves out
     changed: dict[str, Tally] = field(default_factory=dict)  # by what a template gets in another form
 
@@ -65,6 +66,7 @@ class TokenizeStats:
         self.cut += other.cut
         self.mask += other.mask
         self.no_end_of_turn += other.no_end_of_turn
+        self.with_thoughts += other.with_thoughts
         for tallies, more in ((self.dropped, other.dropped), (self.changed, other.changed)):
             for what, tally in more.items():
                 add_tally(tallies, what, tally)
@@ -185,6 +187,7 @@ def _tokenize_batch(
         if encoded.note:
             stats.cut.append(Dropped(number, "cut", encoded.note))
         stats.no_end_of_turn += not encoded.ends_turns
+        stats.with_thoughts += encoded.with_thoughts
         for example in encoded.examples:
             ids += example.ids
             loss_mask += example.loss_mask

@@ -13,22 +13,11 @@ from typing import Any
 from .conversation import Conversation, Message, RowError
 from .template_forms import TRUTH, scalars
 from .template_probes import PROBE_TOOL
+from .thoughts import EMPTY_THOUGHT, OPEN_THOUGHT, find_thought, split_thought
 
 ANSWER, REQUEST = "\ue000", "\ue001"  # characters that templates neither contain nor strip
 TAG = r"<[|\uff5c][^<>\s]{1,40}?[|\uff5c]>"  # a marker, whether the tokenizer has a token for it or not
 CLOSING_TAG = re.compile(r"</|\[/")  # ends a part of an answer, such as a call, not the turn
-THOUGHT_TAGS = {  # opening tag of a model's thoughts -> closing tag; <NAME> is closed by </NAME>
-    "[THINK]": "[/THINK]",
-    "<|START_THINKING|>": "<|END_THINKING|>",
-    "<|channel>thought": "<channel|>",
-    "Here are my reasoning steps:": "[BEGIN FINAL RESPONSE]",
-}
-THOUGHT_NAMES = r"(?:\w+:)?(?:think|thinking|thought|reasoning)(?::\w+)?"
-_OPENING, _CLOSING = ("|".join(map(re.escape, tags)) for tags in (THOUGHT_TAGS, THOUGHT_TAGS.values()))
-_OPENING, _CLOSING = f"<{THOUGHT_NAMES}>|{_OPENING}", f"</{THOUGHT_NAMES}>|{_CLOSING}"
-OPEN_THOUGHT = re.compile(rf"({_OPENING})\s*\Z")
-EMPTY_THOUGHT = re.compile(rf"\s*(?P<open>{_OPENING})?(?P<space>\s*)(?:{_CLOSING})\n*")
-INLINE_THOUGHT = re.compile(rf"\s*({_OPENING})?(.*?)({_CLOSING})(.*)\Z", re.DOTALL)
 
 
 class TurnMarkup:
@@ -237,30 +226,25 @@ class TurnMarkup:
         found = re.finditer(rf"(?<!\w)(?:{words})(?!\w)", bare, re.IGNORECASE) if values else ()
         return max((each.end() for each in found), default=0)
 
+    def thought_of(self, turn: Message) -> str | None:
+        """The thoughts of an answer, without their tags; None if it has none. They may be empty, between tags."""
+        found = find_thought(turn["content"], self._source)
+        return turn.get("reasoning_content") or (found.text if found else None)
+
+    def pieces_of(self, turn: Message) -> Iterator[str]:
+        """The texts that an answer says: its content without thoughts, the names and long values of its calls."""
+        yield split_thought(turn["content"], self._source)[1].strip()
+        for call in turn.get("tool_calls") or ():
+            function = call.get("function", call) if isinstance(call, dict) else {}
+            yield str(function.get("name") or "")
+            yield from (value for value in scalars(function.get("arguments")) if not _is_short(value))
+
     def ends_turn(self, text: str) -> bool:
         """Whether `text` ends with a marker of the template that ends a turn."""
         *_, last = [None, *self.marker.finditer(text, max(0, len(text) - 64))]
         if last and last.end() == len(text):
             return last[0] == self._eos or (last[0] in self._source and self._may_end(last[0]))
         return bool(self.end_of_turn) and text.endswith(self.end_of_turn.strip())
-
-
-def thought_of(turn: Message) -> str | None:
-    """The thoughts of an answer, without their tags; None if it has none. They may be empty, between tags."""
-    if turn.get("reasoning_content"):
-        return turn["reasoning_content"]
-    found = INLINE_THOUGHT.match(turn["content"])
-    return found[2] if found else None
-
-
-def pieces_of(turn: Message) -> Iterator[str]:
-    """The texts that an answer says: its content without thoughts, and the names and long values of its calls."""
-    found = INLINE_THOUGHT.match(turn["content"])
-    yield (found[4] if found else turn["content"]).strip()
-    for call in turn.get("tool_calls") or ():
-        function = call.get("function", call) if isinstance(call, dict) else {}
-        yield str(function.get("name") or "")
-        yield from (value for value in scalars(function.get("arguments")) if not _is_short(value))
 
 
 def short_values_of(turn: Message) -> Iterator[str]:
@@ -278,8 +262,3 @@ def shared(a: str, b: str) -> str:
     """The common beginning of two texts."""
     differ = (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y)
     return a[: next(differ, min(len(a), len(b)))]
-
-
-def closing_tag(opening: str) -> str:
-    """The tag that closes the thoughts after an opening tag."""
-    return THOUGHT_TAGS.get(opening) or f"</{opening[1:]}"

@@ -240,7 +240,9 @@ def _tokenize_rows(rows: prepare.TrainingRows, base: Source, cfg: TrainConfig) -
     chat = load_chat(base, cfg)
     rows = rows._replace(labels=tasks.resolve_labels(rows.labels, config)) if rows.labels else rows
     cache = data_cache(cfg.cache_dir, cfg.output_dir)
-    return prepare.tokenize(rows, chat, cfg, task=cfg.task, cache=cache, seed=cfg.seed), chat
+    tokens = prepare.tokenize(rows, chat, cfg, task=cfg.task, cache=cache, seed=cfg.seed)
+    chat.trained_thoughts = tokens.report["rows_with_thoughts"] > 0
+    return tokens, chat
 
 
 def _unused_packages(cfg: TrainConfig, base: Source) -> list[str]:

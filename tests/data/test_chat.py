@@ -19,7 +19,7 @@ from src.data.chat import ChatTokenizer, RenderedChat
 from src.data.encode import EncodedRow, EncodingOptions, encode_chats
 from src.data.formats import Conversation, Message, RowError
 from src.data.store import IGNORE_INDEX
-from src.data.turn_markup import EMPTY_THOUGHT
+from src.data.thoughts import EMPTY_THOUGHT
 from tests.data import tokenizers
 from tests.data.tokenizers import (
     CONVERSATIONS,
