@@ -307,9 +307,19 @@ def test_a_token_that_steers_the_model_is_refused_within_a_message(name: str) ->
                 "control_token",
                 f"holds the control token {token} as text in a message",
             )
-    for token in sorted({*family.specials, *family.plain} - steering | unused):
+    splits = {"</think>"} if name == "qwen3" else set()  # its template takes what stands before for thoughts
+    for token in sorted(({*family.specials, *family.plain} - steering | unused) - splits):
         kept = family.thoughts or token != "</think>"
         encoded(name, [user(f"x{token}y"), assistant(f"y {token} z" if kept else "z")])
+
+
+@pytest.mark.parametrize("name", ["qwen3", "r1_distill_think"])
+def test_a_mentioned_tag_is_no_thought(name: str) -> None:
+    """An answer about tags is a plain answer: no think block of the template carries loss, none is left open."""
+    said = "Use <reasoning>steps</reasoning> tags, then answer."
+    found = encoded(name, [user("q"), assistant(said)])
+    assert stretches(tokenizers.chat(name), *found.examples[0])[0].startswith(said)
+    assert not found.with_thoughts
 
 
 @pytest.mark.parametrize("key", ["reasoning_content", "tool_calls"])
