@@ -20,7 +20,7 @@ pytest_plugins = ["tests.data.tokenizers"]
 pytestmark = pytest.mark.usefixtures("frozen")
 
 # What the second derivation cannot judge: a template that rewrites what a message says, or refuses the stand-ins.
-NOT_COMPARABLE = {("falcon", "empty thoughts")}
+NOT_COMPARABLE = {("falcon", "empty thoughts"), ("falcon", "thoughts")}
 MARKED = ["chatml_marked", "llama3_marked", "smollm3"]
 
 
@@ -50,7 +50,8 @@ def accepted(name: str) -> list[str]:
 def test_the_two_derivations_agree_or_report_why_they_cannot_be_compared(name: str) -> None:
     for title in accepted(name):
         found = {verdict.agrees for verdict in proofs(name, title)}
-        assert found == ({None} if (name, title) in NOT_COMPARABLE else {True}), title
+        assert (None in found) is ((name, title) in NOT_COMPARABLE), title
+        assert False not in found, title
 
 
 def test_generation_marks_are_used_where_a_template_has_them() -> None:
