@@ -12,12 +12,12 @@ from typing import Any
 
 from ..errors import ConfigError
 from ..schema import ColumnArgs
-from .columns import SYSTEMS, history_of, turns_of
+from .columns import ANSWERS, REQUESTS, SYSTEMS, history_of, turns_of
 from .conversation import TEXT, Message, RowError
 from .formats import FORMATS, Translation
 from .refusals import refuse_unsupported
-from .source_row import SourceRow, as_text, has_value, reason_name, text_of
-from .turns import read_turns
+from .source_row import SourceRow, as_text, has_value, parsed, reason_name, text_of
+from .turns import ROLE_NAMES, read_turns
 
 PLACEHOLDER = re.compile(r"\{([^{}]+)\}")
 NAME = re.compile(
@@ -56,8 +56,9 @@ def required_columns(args: ColumnArgs) -> list[str]:
         return [args.question_key or "messages"]
     if strategy_of(args) is None:
         return []
-    question = [] if _asks_without_question(args) else [args.question_key or "question"]
-    return [*question, args.answer_key or "answer"]
+    named = [key for key in (args.question_key, args.answer_key) if key]
+    needs_question = not args.question_key and not named and not _asks_without_question(args)
+    return [*(["question"] if needs_question else []), *named, *([] if named else ["answer"])]
 
 
 def _asks_without_question(args: ColumnArgs) -> bool:
@@ -67,11 +68,14 @@ def _asks_without_question(args: ColumnArgs) -> bool:
 
 
 def _qa(args: ColumnArgs) -> Translation:
-    question, answer = args.question_key or "question", args.answer_key or "answer"
     no_question = _asks_without_question(args)
 
     def translate(row: SourceRow) -> list[Message]:
+        question = args.question_key or _known(row, ("question", *REQUESTS, "instruction"), args.answer_key)
+        answer = args.answer_key or _known(row, ("answer", *ANSWERS), question)
         refuse_unsupported(row, (question, answer))
+        if not args.answer_key and not args.user_prompt and _is_conversation(row.at(question)):
+            return read_turns(parsed(row.at(question)), row)
         if args.user_prompt:
             asked = None if no_question else text_of(row, question)
             request: list[Any] = [{"role": "user", "content": fill_template(args.user_prompt, row, asked)}]
@@ -83,6 +87,20 @@ def _qa(args: ColumnArgs) -> Translation:
         return [*history_of(row), *read_turns([*request, *answers], row)]
 
     return translate
+
+
+def _known(row: SourceRow, names: tuple[str, ...], other: str | None) -> str:
+    """The column of a request or an answer that the user does not name: one of `names`, but not the `other`."""
+    return row.find(*(name for name in names if name != other)) or names[0]
+
+
+def _is_conversation(value: object) -> bool:
+    """Whether the value of a column is a list of turns that ends with an answer."""
+    turns = parsed(value)
+    last = turns[-1] if isinstance(turns, list) and len(turns) > 1 else None
+    return (
+        isinstance(last, dict) and ROLE_NAMES.get(str(last.get("role", last.get("from"))).lower()) == "assistant"
+    )
 
 
 def _turns_at(row: SourceRow, path: str, role: str) -> list[Any]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .conversation import Message, RowError
+from .conversation import TEXT, Message, RowError
 from .parts import read_content
 from .source_row import SourceRow, has_value, parsed
-from .turns import read_turns
+from .turns import TURN_KEYS, read_turns, weight_of
 
 # Of several names, the first whose column has a value is read.
 TURNS = ("messages", "conversations", "conversation", "contents", "dialogue", "dialog", "chat", "turns")
@@ -24,6 +24,8 @@ CONTEXTS = ("input", "context")  # added to a request, after an empty line
 SYSTEMS = ("system", "system_prompt", "system_message", "systemInstruction", "system_instruction")
 THOUGHTS = ("reasoning_content", "reasoning", "thinking", "thoughts")  # of the answer of a row
 DOCUMENTS = ("text", "document", "content")
+ROW_WEIGHTS = tuple(key for key, meaning in TURN_KEYS.items() if meaning == "weight" and key != "loss_mask")
+ANSWERING = ("assistant", TEXT)  # roles that have loss
 
 
 def turns_of(row: SourceRow, *names: str) -> list[Any]:
@@ -61,7 +63,12 @@ def history_of(row: SourceRow) -> list[Message]:
 def system_turn(row: SourceRow, turns: Sequence[Message]) -> list[Message]:
     """The system text beside the turns of a row, unless they begin with a system turn."""
     name = row.find(*SYSTEMS)
-    if name is None or not isinstance(row[name], str | list | dict) or not has_value(row[name]):
+    if (
+        turns[0]["role"] == TEXT
+        or name is None
+        or not isinstance(row[name], str | list | dict)
+        or not has_value(row[name])
+    ):
         return []
     if turns[0]["role"] in ("system", "developer"):
         if row[name] == turns[0]["content"]:
@@ -70,19 +77,38 @@ def system_turn(row: SourceRow, turns: Sequence[Message]) -> list[Message]:
     return [{"role": "system", "content": read_content(row.take(name), 1, row.note_unread).text}]
 
 
-def apply_loss_mask(row: SourceRow, turns: Sequence[Message]) -> None:
+def apply_weights(row: SourceRow, turns: Sequence[Message]) -> None:
+    """Take the loss off answers by the columns beside the turns: `loss_mask`, or a weight of the whole row."""
+    _apply_loss_mask(row, turns)
+    for name in ROW_WEIGHTS:
+        value = row.get(row.find(name) or "")
+        weight = weight_of(value)
+        if weight is None or (
+            name == "loss" and not isinstance(value, bool)
+        ):  # a number is a loss that was measured
+            continue
+        row.take(name)
+        for turn in turns if weight == 0 else ():
+            if turn["role"] in (*ANSWERING, TEXT):
+                turn["weight"] = 0
+
+
+def _apply_loss_mask(row: SourceRow, turns: Sequence[Message]) -> None:
     """Give the answers the weights in the column `loss_mask`: 0 or 1 for each answer, or for each message."""
     mask = parsed(row.take("loss_mask"))
     if mask is None or mask == "":
         return
-    answers = [turn for turn in turns if turn["role"] == "assistant"]
-    weights = mask if isinstance(mask, list) else [mask] * len(answers)
-    if len(weights) == len(turns) != len(answers):
-        weights = [weight for turn, weight in zip(turns, weights, strict=True) if turn["role"] == "assistant"]
-    if len(weights) != len(answers) or any(weight not in (0, 1) for weight in weights):
+    answers = [turn for turn in turns if turn["role"] in ANSWERING]
+    given = mask if isinstance(mask, list) else [mask] * len(answers)
+    masked = turns if len(given) == len(turns) != len(answers) else answers
+    weights = list(map(weight_of, given))
+    if len(weights) != len(masked) or None in weights:
         raise RowError("bad_weight", "has a loss_mask that is not 0 or 1 for each of its answers or messages")
-    for turn, weight in zip(answers, weights, strict=True):
-        turn["weight"] = int(bool(weight) and turn.get("weight", 1))
+    for turn, weight in zip(masked, weights, strict=True):
+        if turn["role"] in ANSWERING:
+            turn["weight"] = int(bool(weight) and turn.get("weight", 1))
+        elif weight:
+            row.note_unread(f"loss_mask of {turn['role']}")
 
 
 def template_kwargs_of(row: SourceRow) -> dict[str, Any] | None:

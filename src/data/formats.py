@@ -21,7 +21,7 @@ from .columns import (
     REQUESTS,
     THOUGHTS,
     TURNS,
-    apply_loss_mask,
+    apply_weights,
     history_of,
     single_turn,
     system_turn,
@@ -51,7 +51,7 @@ def messages(row: SourceRow) -> list[Message]:
     >>> to_messages(row, messages)
     [{'role': 'user', 'content': '2+2?'}, {'role': 'assistant', 'content': '4'}]
     """
-    return read_turns(turns_of(row, *TURNS), row)
+    return _with_label(read_turns(turns_of(row, *TURNS), row), row)
 
 
 def conversations(row: SourceRow) -> list[Message]:
@@ -63,7 +63,7 @@ def conversations(row: SourceRow) -> list[Message]:
     >>> to_messages(row, conversations)
     [{'role': 'user', 'content': '2+2?'}, {'role': 'assistant', 'content': '4'}]
     """
-    return read_turns(turns_of(row, "conversations", *TURNS), row)
+    return _with_label(read_turns(turns_of(row, "conversations", *TURNS), row), row)
 
 
 def prompt_completion(row: SourceRow) -> list[Message]:
@@ -75,7 +75,10 @@ def prompt_completion(row: SourceRow) -> list[Message]:
     >>> to_messages(row, prompt_completion)
     [{'role': 'user', 'content': '2+2?'}, {'role': 'assistant', 'content': '4'}]
     """
-    request, answer = row.get(row.find(*REQUESTS) or ""), row.get(row.find(*ANSWERS) or "")
+    asked = row.find(*REQUESTS)
+    if has_value(row.get(row.find("instruction") or "")) and (asked is None or asked.strip().lower() in CONTEXTS):
+        return instruction(row)
+    request, answer = row.get(asked or ""), row.get(row.find(*ANSWERS) or "")
     if isinstance(request, list):
         return read_turns([*turns_of(row, *REQUESTS), *_answer_turns(row)], row)
     if row.find(*ANSWERS) is None:
@@ -100,10 +103,8 @@ def classification(row: SourceRow) -> list[Message]:
     >>> to_messages({"text": "It never arrived.", "label": "negative"}, classification)
     [{'role': 'user', 'content': 'It never arrived.'}, {'role': 'assistant', 'content': 'negative'}]
     """
-    label = row.take("label")
-    if isinstance(label, int) and not isinstance(label, bool):
-        label = str(label)
-    if not isinstance(label, str):
+    label = _label(row.take("label"))
+    if label is None:
         raise RowError("no_label", "has no label that is text or a whole number")
     text = text_of(row, "text")
     for name, content in (("prompt", text), ("answer", label)):
@@ -192,13 +193,15 @@ def parse_row(row: object, translate: Translation) -> ParsedRow:
 
     Raises: RowError if the row cannot be used.
     """
+    if isinstance(row, list) and row and all(isinstance(turn, dict) for turn in row):
+        row = {"messages": row}
     if not isinstance(row, dict):
         raise RowError("not_an_object", "is not a JSON object")
     source = SourceRow(row)
     turns = translate(source)
-    if not source.is_read and turns[0]["role"] != TEXT:
+    if not source.is_read:
         turns = [*system_turn(source, turns), *turns]
-        apply_loss_mask(source, turns)
+        apply_weights(source, turns)
     refuse_media(turns)
     if not all(map(_is_unicode, turns)):
         raise RowError("not_unicode", "has half a surrogate pair, which is no character")
@@ -238,6 +241,7 @@ def count_formats(rows: Iterable[object]) -> Counter[str]:
     found: Counter[str] = Counter()
     for row in rows:
         columns = [name for name, value in row.items() if value is not None] if isinstance(row, dict) else []
+        columns = ["messages"] if isinstance(row, list) and row and isinstance(row[0], dict) else columns
         found.update([next((name for name, each in FORMATS.items() if each.matches(columns)), "")])
     del found[""]
     return found
@@ -246,7 +250,7 @@ def count_formats(rows: Iterable[object]) -> Counter[str]:
 def _exchange(row: SourceRow, request: str, answer: str, contexts: tuple[str, ...]) -> list[Message]:
     """The history of a row, its request with the contexts that it has, and its answer."""
     for name in contexts:
-        value = row.take(name) if row.find(name) != row.find(*REQUESTS) or "instruction" in row else None
+        value = row.take(name) if row.find(name) != row.find(*REQUESTS) or row.find("instruction") else None
         context = as_text(value)
         if value is not None and context is None and has_value(value):
             raise RowError(
@@ -260,6 +264,22 @@ def _exchange(row: SourceRow, request: str, answer: str, contexts: tuple[str, ..
     if isinstance(thoughts, str) and has_value(thoughts):
         turns[-1]["reasoning_content"] = str(row.take(*THOUGHTS))
     return turns
+
+
+def _label(value: object) -> str | None:
+    """A label as text; None if it is neither text nor a whole number."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    return value if isinstance(value, str) else None
+
+
+def _with_label(turns: list[Message], row: SourceRow) -> list[Message]:
+    """Turns that end with a request, and as its answer the label beside them."""
+    label = _label(row.get(row.find("label") or ""))
+    if label is None or turns[-1]["role"] != "user":
+        return turns
+    row.take("label")
+    return [*turns, {"role": "assistant", "content": label}]
 
 
 def _answer_turns(row: SourceRow) -> list[Any]:

@@ -9,14 +9,16 @@ import re
 from collections.abc import Collection
 from typing import NamedTuple
 
+from .columns import ANSWERS, TURNS
 from .conversation import Message, RowError
-from .source_row import SourceRow, has_value
+from .source_row import SourceRow, has_value, parsed
+from .turns import ROLE_NAMES
 
 
 class UnsupportedKind(NamedTuple):
     """A kind of row. `fact` follows "is", `remedy` is an imperative.
 
-    columns: they tell the kind by holding a value that is no number.
+    columns: they tell the kind by holding a value that is no number, or any value for those in NUMBERS.
     beside: a column that the row has as well, with or without a value; empty if none is needed.
     """
 
@@ -32,6 +34,7 @@ KINDS: dict[str, UnsupportedKind] = {
         frozenset((
             "chosen", "rejected", "chosen_messages", "rejected_messages", "chosen_response", "rejected_response",
             "preferred_output", "non_preferred_output", "better_response_id", "safer_response_id", "kto_tag",
+            "desirable",
         )),
         "preference data, which is not supported: supervised training would train on the rejected answers as well",
         "to train on the preferred answers, name their column with answer_key, or keep the rows whose label is "
@@ -64,7 +67,10 @@ KINDS: dict[str, UnsupportedKind] = {
 # fmt: on
 REMEDIES = {reason: kind.remedy for reason, kind in KINDS.items()}
 TELLTALE = frozenset[str]().union(*(kind.columns for kind in KINDS.values())) | {"label"}
-VERDICTS = ("true", "false")
+NUMBERS = {"better_response_id", "safer_response_id", "kto_tag", "desirable"}  # columns that tell by a number too
+VERDICTS = {  # of a label beside an answer, in lower case
+    "true", "false", "0", "1", "good", "bad", "desirable", "undesirable", "chosen", "rejected",
+}  # fmt: skip
 MEDIA = re.compile(r"<(img|image|audio|video)>[^<>\s]+</\1>")  # a path or address in a text, as Qwen-VL has it
 
 
@@ -77,19 +83,27 @@ def refuse_unsupported(row: SourceRow, named: Collection[str] = ()) -> None:
     if TELLTALE.isdisjoint(row) and TELLTALE.isdisjoint(str(name).lower() for name in row):
         return
     for reason, kind in KINDS.items():
-        told = [name for name in sorted(kind.columns) if _tells(row.get(row.find(name) or ""))]
+        told = [name for name in sorted(kind.columns) if _tells(name, row.get(row.find(name) or ""))]
         if told and kind.columns.isdisjoint(named) and (not kind.beside or row.find(kind.beside)):
             raise RowError(reason, f"is {kind.fact} (it has {', '.join(told)})")
     label = row.get(row.find("label") or "")
-    verdict = isinstance(label, bool) or (isinstance(label, str) and label.strip().lower() in VERDICTS)
-    if verdict and "label" not in named and "text" not in row:
+    judged = bool(named) or _has_answer(row)
+    if judged and "label" not in named and str(label).strip().lower() in VERDICTS:
         raise RowError(
             "preference_data", f"is {KINDS['preference_data'].fact} (its label is {str(label).lower()})"
         )
 
 
-def _tells(value: object) -> bool:
-    return has_value(value) and not isinstance(value, int | float)
+def _tells(name: str, value: object) -> bool:
+    return has_value(value) and (name in NUMBERS or not isinstance(value, int | float))
+
+
+def _has_answer(row: SourceRow) -> bool:
+    """Whether a row has an answer beside its label, which then judges it and is not the answer itself."""
+    turns = parsed(row.get(row.find(*TURNS) or ""))
+    if isinstance(turns, list) and turns and isinstance(turns[-1], dict):
+        return ROLE_NAMES.get(str(turns[-1].get("role", turns[-1].get("from"))).lower()) != "user"
+    return row.find(*ANSWERS) is not None
 
 
 def refuse_media(turns: Collection[Message]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from .conversation import RowError
@@ -39,6 +39,7 @@ class SourceRow(dict[str, Any]):
         super().__init__(columns)
         self._read: set[str] = set()
         self._unread_keys: set[str] = set()
+        self._paths: dict[str, list[list[str]]] = {}  # into columns that are read in part
         folded = {str(name).strip().lower(): name for name in columns}
         self._names = folded if folded.keys() != columns.keys() else None  # None: as they are written
 
@@ -62,11 +63,15 @@ class SourceRow(dict[str, Any]):
         return self[name]
 
     def at(self, path: str) -> Any:
-        """The value of a column, or of a path into one, such as `answers.text[0]`. The column counts as read."""
+        """The value of a column, or of a path into one, such as `answers.text[0]`. This value counts as read."""
         if self.find(path) is not None:
             return self.take(path)
         first, *steps = PATH.findall(path) or [path]
-        value = self.take(first)
+        column = self.find(first)
+        if column is None:
+            return None
+        self._paths.setdefault(column, []).append(steps)
+        value = self[column]
         for step in steps:
             value = _step(value, step)
         return value
@@ -83,7 +88,11 @@ class SourceRow(dict[str, Any]):
     @property
     def unread(self) -> set[str]:
         """The columns that hold a value and were not read, and the noted keys."""
-        return {name for name in self if name not in self._read and has_value(self[name])} | self._unread_keys
+        left = [name for name in self if name not in self._read and has_value(self[name])]
+        inside = (
+            _unread_inside(parsed(self[name]), name, self._paths[name]) for name in left if name in self._paths
+        )
+        return {name for name in left if name not in self._paths}.union(self._unread_keys, *inside)
 
 
 def has_value(value: Any) -> bool:
@@ -146,6 +155,24 @@ def text_of(row: SourceRow, *names: str) -> str:
 
 def reason_name(column: str) -> str:
     return re.sub(r"\W+", "_", column).strip("_")
+
+
+def _unread_inside(value: Any, name: str, paths: list[list[str]]) -> Iterator[str]:
+    """The paths of the values inside of a value that none of `paths` reads."""
+    if not all(paths):
+        return
+    items: list[tuple[str, Any]] = []
+    if isinstance(value, dict):
+        items = [(f".{key}", each) for key, each in value.items()]
+    elif isinstance(value, list):
+        items = [(f"[{number}]", each) for number, each in enumerate(value)]
+    read = [_step(value, path[0]) for path in paths]
+    for step, each in items:
+        deeper = [path[1:] for path in paths if path[0] == step.removeprefix(".")]
+        if deeper:
+            yield from _unread_inside(parsed(each), name + step, deeper)
+        elif has_value(each) and each not in read:
+            yield name + (step if isinstance(value, dict) else "[]")
 
 
 def _step(value: Any, step: str) -> Any:

@@ -37,7 +37,7 @@ TURN_KEYS: dict[str, str] = {
     "tool_call_id": "tool_call_id",
     **dict.fromkeys(("reasoning_content", "reasoning", "thinking", "thought", "thoughts"), "reasoning_content"),
     **dict.fromkeys(("weight", "loss_weight", "loss_scale", "loss", "loss_mask"), "weight"),
-    **dict.fromkeys(("train", "training", "trainable"), "weight"),
+    **dict.fromkeys(("train", "training", "trainable", "need_loss", "output_with_loss"), "weight"),
 }
 
 # A turn that is a complete exchange: the keys of its request and its answer.
@@ -47,6 +47,8 @@ PAIRS = (
     ("question", "answer"), ("instruction", "output"),
 )
 # fmt: on
+
+FOLDED = {*TURN_KEYS, *(key for pair in PAIRS for key in pair)}  # keys that match in any case
 
 FOLLOWS = {  # role -> the roles that it may follow; "" is the start of the conversation
     "system": {""},
@@ -69,11 +71,19 @@ def read_turns(turns: Sequence[object], row: SourceRow) -> list[Message]:
             raise RowError("not_an_object", f"has a message {number} that is not an object")
         if len(turn) == 2 and turn.get("role") in PLAIN_ROLES and isinstance(turn.get("content"), str):
             found.append({"role": turn["role"], "content": turn["content"]})  # most turns, without a look further
-        elif pair := _pair(turn):
+            continue
+        turn = _folded(turn)
+        if pair := _pair(turn):
             found += _exchange(turn, pair, number, row)
         else:
             _add(found, turn, number, row)
     return found
+
+
+def _folded(turn: dict[str, Any]) -> dict[str, Any]:
+    """A turn with its known keys in lower case."""
+    names = {key: str(key).strip().lower() for key in turn}
+    return {lower if lower in FOLDED and lower not in turn else key: turn[key] for key, lower in names.items()}
 
 
 def _pair(turn: dict[str, Any]) -> tuple[str, str] | None:
@@ -103,7 +113,7 @@ def _exchange(turn: dict[str, Any], pair: tuple[str, str], number: int, row: Sou
 def _add(found: list[Message], turn: dict[str, Any], number: int, row: SourceRow) -> None:
     """Append the messages of a turn to `found`, or a call to the answer that it belongs to."""
     values = _known_values(turn, number, row)
-    role = _role(values.get("role"))
+    role = _role(values.get("role"), number)
     if role == CALL:
         calls = read_calls(values.pop("content", None), row.note_unread)
         if not calls:
@@ -129,7 +139,16 @@ def _add(found: list[Message], turn: dict[str, Any], number: int, row: SourceRow
     if read.calls:
         message["tool_calls"] = list(read.calls)
     _add_keys(message, values, number, row)
+    if role != "assistant":
+        _leave_out(message, ("reasoning_content", "tool_calls"), row)
     found.append(message)
+
+
+def _leave_out(message: Message, keys: Sequence[str], row: SourceRow) -> None:
+    """Note and remove what only an answer can have."""
+    for key in keys:
+        if message.pop(key, None):  # type: ignore[misc]
+            row.note_unread(f"messages[].{key} of {message['role']}")
 
 
 def _known_values(turn: dict[str, Any], number: int, row: SourceRow) -> dict[str, Any]:
@@ -150,12 +169,13 @@ def _known_values(turn: dict[str, Any], number: int, row: SourceRow) -> dict[str
     return found
 
 
-def _role(role: object) -> str:
+def _role(role: object, number: int) -> str:
     known = ROLE_NAMES.get(role.strip().lower().replace("-", "_")) if isinstance(role, str) else None
     if known is None:
-        name = role if isinstance(role, str) else type(role).__name__
         names = ", ".join(dict.fromkeys(name for name in ROLE_NAMES.values() if name != CALL))
-        raise RowError("unknown_role", f"has the unknown role '{name}' (known: {names})")
+        named = role if isinstance(role, str) else type(role).__name__
+        fact = f"a message {number} without a role" if role is None else f"the unknown role '{named}'"
+        raise RowError("unknown_role", f"has {fact} (known: {names})")
     return known
 
 
@@ -181,12 +201,17 @@ def _add_keys(message: Message, values: dict[str, Any], number: int, row: Source
 
 
 def _weight(value: object, number: int) -> int:
-    """0 or 1, however it is written: 0.0, false, "false"."""
-    known = {"0": 0, "1": 1, "false": 0, "true": 1}
-    weight = known.get(value.strip().lower()) if isinstance(value, str) else value
-    if weight not in (0, 1):
+    weight = weight_of(value)
+    if weight is None:
         raise RowError("bad_weight", f"has a message {number} whose weight is neither 0 nor 1")
-    return int(weight)
+    return weight
+
+
+def weight_of(value: object) -> int | None:
+    """0 or 1, however it is written: 0.0, false, "false"; None for anything else."""
+    known = {"0": 0, "1": 1, "false": 0, "true": 1}
+    weight: Any = known.get(value.strip().lower()) if isinstance(value, str) else value
+    return int(weight) if weight in (0, 1) else None
 
 
 def check_turns(turns: Sequence[Message]) -> None:

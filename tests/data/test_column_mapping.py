@@ -129,7 +129,7 @@ def test_a_path_leads_into_a_column() -> None:
     with pytest.raises(RowError, match=r"no text under 'answers.text\[1\]'"):
         taken(row, question_key="question", answer_key="answers.text[1]")
     parsed = parse_row(row, choose_translation(ColumnArgs(**columns), "messages"))
-    assert parsed.unread == {"context"}
+    assert parsed.unread == {"context", "answers.answer_start"}
 
 
 def test_a_named_column_of_preference_data_is_taken_at_its_word() -> None:
@@ -217,3 +217,19 @@ def test_a_chat_without_a_column_is_read_from_messages() -> None:
         chat("{topic}", "{topic}") | {"topic": "sums"}, strategy="Chat", user_prompt="{topic}: {question}"
     )
     assert found == chat("sums: {topic}", "{topic}")["messages"]
+
+
+def test_what_stands_beside_a_path_is_named() -> None:
+    row = {"data": {"question": "Which?", "hint": "It is blue.", "answer": {"text": ["blue", "azure", "blue"]}}}
+    columns = ColumnArgs(question_key="data.question", answer_key="data.answer.text[0]")
+    parsed = parse_row(row, choose_translation(columns, "messages"))
+    assert parsed.unread == {"data.hint", "data.answer.text[]"}
+    assert parse_row(row, choose_translation(ColumnArgs(user_prompt="{data.hint} {data.question}",
+        answer_key="data.answer.text[0]"), "messages")).unread == {"data.answer.text[]"}  # fmt: skip
+
+
+def test_one_named_column_is_enough_where_the_other_has_a_known_name() -> None:
+    assert taken({"prompt": "2+2?", "generation": "4"}, answer_key="generation") == chat("2+2?", "4")["messages"]
+    assert taken({"ask": "2+2?", "completion": "4"}, question_key="ask") == chat("2+2?", "4")["messages"]
+    dialogs = {"dialogs": chat("2+2?", "4", "3+3?", "6")["messages"]}
+    assert taken(dialogs, question_key="dialogs") == dialogs["dialogs"]

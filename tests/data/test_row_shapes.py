@@ -210,7 +210,11 @@ def test_weights_that_contradict_each_other_and_loss_masks() -> None:
         messages, unread = auto({"messages": answers, "loss_mask": mask})
         assert [turn.get("weight") for turn in messages] == [None, 0, None, 1]
         assert unread == set()
+    assert auto({"messages": answers, "loss_mask": [1, 0, 1, 1]})[1] == {"loss_mask of user"}
     assert refusal({"messages": answers, "loss_mask": [1, 0, 1]}).reason == "bad_weight"
+    assert auto({"messages": [ASKED, {"Role": "assistant", "Content": "No.", "Weight": 0}]})[0][1]["weight"] == 0
+    xtuner = {"conversation": [{"input": "?", "output": "No.", "output_with_loss": False}]}
+    assert auto(xtuner)[0][1]["weight"] == 0
     assert auto({"messages": [{**ASKED, "train": True}, answers[1]]})[1] == {"messages[].weight of user"}
 
 
@@ -227,6 +231,43 @@ def test_weights_that_contradict_each_other_and_loss_masks() -> None:
 )  # fmt: skip
 def test_tools_are_read_from_every_shape(tools: dict[str, Any]) -> None:
     assert tools_of(tools) == WRAPPED
+
+
+def test_a_weight_of_a_row_is_that_of_its_answers() -> None:
+    for row in (
+        {"messages": [ASKED, {"role": "assistant", "content": "No."}]},
+        {"prompt": "?", "completion": "No."},
+    ):
+        for column in ({"weight": 0}, {"train": False}, {"Trainable": "false"}, {"loss_mask": 0}):
+            messages, unread = auto({**row, **column})
+            assert (messages[-1]["weight"], unread) == (0, set())
+        assert auto({**row, "weight": 1, "train": True}) == auto(row)
+        assert auto({**row, "weight": 0.5, "loss": 0.0}) == (auto(row)[0], {"weight", "loss"})
+    assert auto({"text": "Once.", "weight": 0})[0][0]["weight"] == 0
+
+
+def test_a_label_beside_a_request_is_its_answer() -> None:
+    asked = [{"role": "system", "content": "Sort."}, ASKED]
+    assert turns({"messages": asked, "label": 3})[-1] == ("assistant", "3")
+    assert turns({"conversations": [{"from": "human", "value": "?"}], "label": "wet"})[-1] == ("assistant", "wet")
+
+
+def test_a_row_may_be_a_list_of_turns() -> None:
+    assert turns([ASKED, {"role": "assistant", "content": "No."}])[-1] == ("assistant", "No.")  # type: ignore[arg-type]
+
+
+def test_an_instruction_is_not_lost_beside_other_formats() -> None:
+    row = {"INSTRUCTION": "Add.", "INPUT": "2 and 2", "OUTPUT": "4"}
+    assert turns(row)[0] == ("user", "Add.\n\n2 and 2")
+    lower = {key.lower(): value for key, value in row.items()}
+    assert parse_row(lower, FORMATS["prompt_completion"].translate).messages[0]["content"] == "Add.\n\n2 and 2"
+
+
+def test_what_only_an_answer_can_have_is_named_on_another_turn() -> None:
+    asked = {**ASKED, "reasoning_content": "Hm.", "tool_calls": [RAIN]}
+    messages, unread = auto({"messages": [asked, {"role": "assistant", "content": "No."}]})
+    assert messages[0] == ASKED
+    assert unread == {"messages[].reasoning_content of user", "messages[].tool_calls of user"}
 
 
 def test_the_best_path_of_a_tree_is_trained_and_the_others_are_named() -> None:
@@ -254,6 +295,10 @@ IMAGE = {"type": "image_url", "image_url": {"url": "a.png"}}
         ({"prompt": "?", "completion": "No", "label": "False"}, "preference_data", "label is false"),
         ({"messages": [ASKED, {"role": "assistant", "content": "?"}], "label": False}, "preference_data", "label"),
         ({"messages": [ASKED], "rejected_response": "No"}, "preference_data", "rejected_response"),
+        ({"prompt": "?", "completion": "No", "kto_tag": False}, "preference_data", "kto_tag"),
+        ({"prompt": "?", "completion": "No", "label": 0}, "preference_data", "its label is 0"),
+        ({"prompt": "?", "completion": "No", "label": "bad"}, "preference_data", "its label is bad"),
+        ({"prompt": "?", "response_0": "a", "safer_response_id": 0}, "preference_data", "safer"),
         ({"messages": [ASKED, {"role": "bot", "content": "?"}], "images": ["a.png"]}, "multimodal", "images"),
         ({"messages": [{"role": "user", "content": [IMAGE]}, {"role": "assistant", "content": "?"}]},
          "multimodal", "an image"),
