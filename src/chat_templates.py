@@ -15,6 +15,7 @@ from .errors import did_you_mean
 
 FOLDER, SUFFIX = "chat_templates", ".jinja"  # configs/chat_templates/NAME.jinja
 TEMPLATE_KWARGS = "chat_template_kwargs"  # a setting, and a key of records where it is set
+PROMPT_SUFFIX = "prompt_suffix"  # key of records: an empty think block that a prompt must end with
 EMPTY_THOUGHTS = "empty_thoughts"  # likewise: recorded where the template writes empty think blocks
 # Arguments of `apply_chat_template` that the program sets, or that are not variables of a template.
 RESERVED = {

@@ -16,7 +16,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from .. import chat_templates
-from ..chat_templates import EMPTY_THOUGHTS, TEMPLATE_KWARGS
+from ..chat_templates import EMPTY_THOUGHTS, PROMPT_SUFFIX, TEMPLATE_KWARGS
 from ..schema import EmptyThoughts
 from .answer_text import AnswerText, CharSpan, answer_text
 from .content_check import ContentCheck
@@ -27,6 +27,11 @@ from .template_render import PlainTemplate, is_plain
 from .turn_markup import TurnMarkup
 
 IDENTITY_FILE = "tokenization.json"  # holds ChatTokenizer.identity, in the model folder
+THINKING_SWITCHES: tuple[dict[str, Any], ...] = (
+    {"enable_thinking": False},
+    {"thinking": False},
+    {"skip_think": True},
+)
 CONTEXT_CHARS = 64  # characters before a segment that are searched for its context
 
 
@@ -78,7 +83,7 @@ class ChatTokenizer:
         empty_thoughts: EmptyThoughts = "context",
     ) -> None:
         self.tokenizer, self.empty_thoughts = tokenizer, empty_thoughts
-        self.trained_thoughts = False  # whether answers with thoughts were trained: the model is asked to think
+        self.asked_with: dict[str, Any] = {}  # what `finish` adds to the identity
         self.template_kwargs = dict(template_kwargs or {})
         self._profiles: dict[str, TemplateProfile] = {}
         added = {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}
@@ -284,8 +289,7 @@ class ChatTokenizer:
         """
         *before, last = conversation.messages
         if last["role"] == "assistant" and (last["content"].strip() or last.get("tool_calls")):
-            answer = self._answer_text(conversation, len(before))
-            text = answer.text[: answer.span.start]
+            text = self._text_before_answer(conversation)
         else:
             conversation = conversation._replace(
                 messages=before if last["role"] == "assistant" else [*before, last]
@@ -294,6 +298,15 @@ class ChatTokenizer:
         earlier = self._earlier(self._answer_texts(conversation._replace(messages=before)), text)
         ids = self.tokenize(self.segments(RenderedChat(text, (), (), earlier)))
         return [token for segment in ids for token in segment]
+
+    def _text_before_answer(self, conversation: Conversation) -> str:
+        """What precedes the last answer in training, or its prompt where the answer could not be trained."""
+        turn = len(conversation.messages) - 1
+        try:
+            answer = self._answer_text(conversation, turn)
+        except RowError:
+            return self.render(conversation.upto(turn), prompt=True)
+        return answer.text[: answer.span.start]
 
     @cached_property
     def stop_tokens(self) -> list[str]:
@@ -328,7 +341,7 @@ class ChatTokenizer:
 
     # Identity
 
-    @cached_property
+    @property
     def identity(self) -> dict[str, Any]:
         """The tokenization that a model is tuned with, and must be used with."""
         found: dict[str, Any] = {
@@ -337,9 +350,35 @@ class ChatTokenizer:
         }
         if self.template_kwargs:
             found[TEMPLATE_KWARGS] = self.template_kwargs
-        if self.empty_thoughts == "context" and self.writes_empty_thoughts and not self.trained_thoughts:
+        if self.empty_thoughts == "context" and self.writes_empty_thoughts:
             found[EMPTY_THOUGHTS] = self.empty_thoughts
-        return found
+        return {key: value for key, value in (found | self.asked_with).items() if value is not None}
+
+    def finish(self, *, trained_thoughts: bool) -> None:
+        """Record how the model is to be asked, once the training rows are tokenized.
+
+        After answers with thoughts it is asked to think. After answers without, which follow an empty think block,
+        thinking is switched off by the variable of the template that makes this block part of the prompt. Where
+        there is none, the block is recorded, to be added to the prompt.
+        """
+        if self.empty_thoughts == "loss" or not self.writes_empty_thoughts:
+            return
+        if trained_thoughts:
+            self.asked_with = {EMPTY_THOUGHTS: None}
+            return
+        probe = Conversation(
+            [{"role": "user", "content": "."}, {"role": "assistant", "content": "."}],
+            self.profile().tools_for_probes,
+        )
+        asked, prompt = self._text_before_answer(probe), self.render(probe.upto(1), prompt=True)
+        for switch in THINKING_SWITCHES:
+            variables = switch | self.template_kwargs
+            other = probe._replace(template_kwargs=variables)
+            if asked != prompt and self.render(other.upto(1), prompt=True) == asked:
+                self.asked_with = {TEMPLATE_KWARGS: variables}
+                return
+        if asked != prompt:
+            self.asked_with = {PROMPT_SUFFIX: asked.removeprefix(prompt)}
 
     @cached_property
     def writes_empty_thoughts(self) -> bool:
@@ -362,7 +401,7 @@ class ChatTokenizer:
         """sha256 of the chat template."""
         return hashlib.sha256(str(self.tokenizer.chat_template).encode()).hexdigest()
 
-    @property
+    @cached_property
     def tokenizer_hash(self) -> str:
         """sha256 of everything that determines token ids: vocabulary, rules, added and special tokens."""
         backend = getattr(self.tokenizer, "backend_tokenizer", None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..chat_templates import TEMPLATE_KWARGS
+from ..chat_templates import PROMPT_SUFFIX, TEMPLATE_KWARGS
 from ..model.profile import base_id, is_local
 from ..model.tasks import TASKS
 
@@ -14,6 +14,12 @@ messages = [{{"role": "user", "content": {prompt}}}]
 inputs = tokenizer.apply_chat_template(
     messages, add_generation_prompt=True, return_tensors="pt", return_dict=True{variables}
 )
+"""
+SUFFIXED_PROMPT = """\
+messages = [{{"role": "user", "content": {prompt}}}]
+text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False{variables})
+text += {suffix}  # answers were trained after this empty think block
+inputs = tokenizer(text, add_special_tokens=False, return_tensors="pt")
 """
 PLAIN_PROMPT = """\
 inputs = tokenizer({prompt}, return_tensors="pt")
@@ -72,8 +78,10 @@ def usage(manifest: Mapping[str, Any], facts: Mapping[str, Any], prompt: str) ->
     ids = facts.get("stop_token_ids")  # of a template that ends its turns with another token than the tokenizer's
     stop, is_stop = (str(ids), f"in {ids}") if ids else (EOS, f"== {EOS}")
     variables = manifest.get("tokenization", {}).get(TEMPLATE_KWARGS)  # with which every prompt was rendered
-    encode = (CHAT_PROMPT if TASKS[task].chat_template else PLAIN_PROMPT).format(
-        prompt=repr(prompt), variables=f",\n    **{variables}," if variables else ""
+    suffix = manifest.get("tokenization", {}).get(PROMPT_SUFFIX)
+    chat = SUFFIXED_PROMPT if suffix else CHAT_PROMPT
+    encode = (chat if TASKS[task].chat_template else PLAIN_PROMPT).format(
+        prompt=repr(prompt), variables=f",\n    **{variables}," if variables else "", suffix=repr(suffix)
     )
     if facts["form"] == "onnx":
         names = "AutoTokenizer" if task == "causal_lm" else "AutoConfig, AutoTokenizer"

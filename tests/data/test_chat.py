@@ -24,6 +24,7 @@ from tests.data import tokenizers
 from tests.data.tokenizers import (
     CONVERSATIONS,
     FAMILIES,
+    REFUSED,
     TOOLS,
     WITH_TOOLS,
     Family,
@@ -485,3 +486,42 @@ def test_segments_make_up_the_complete_text() -> None:
 def test_a_system_turn_is_in_the_prompt_without_loss() -> None:
     found = encoded("smollm2", [system("Be brief."), user("Hi"), assistant("Hello")])
     assert stretches(tokenizers.chat("smollm2"), *found.examples[0]) == ["Hello<|im_end|>"]
+
+
+# how a trained model is asked
+
+
+@pytest.mark.parametrize(
+    ("name", "asked_with"),
+    [
+        ("qwen3", {"chat_template_kwargs": {"enable_thinking": False}}),
+        ("r1_distill_think", {"prompt_suffix": "\n</think>\n\n"}),
+        ("qwen2_5", {}),
+    ],
+)
+def test_a_model_trained_without_thoughts_is_asked_as_it_was_trained(
+    name: str, asked_with: dict[str, Any]
+) -> None:
+    family = FAMILIES | {REFUSED.name: REFUSED}
+    chat = ChatTokenizer(tokenizers.tokenizer(family[name]))
+    before = chat.identity
+    chat.finish(trained_thoughts=False)
+    assert chat.identity == before | asked_with
+    turns = [user("q"), assistant("yes")]
+    variables = asked_with.get("chat_template_kwargs", {})
+    prompt = chat.render(Conversation(turns[:1], None, variables), prompt=True)
+    (text,) = chat.training_texts(Conversation(turns))
+    assert text.text[: text.answer_spans[0].start] == prompt + asked_with.get("prompt_suffix", "")
+    served = ChatTokenizer(chat.tokenizer, variables)
+    assert served.prompt_ids(Conversation(turns)) == chat.prompt_ids(Conversation(turns))
+    if variables:  # the template's own prompt, as a server renders it
+        assert served.prompt_ids(Conversation(turns[:1])) == chat.prompt_ids(Conversation(turns))
+
+
+def test_a_model_trained_with_thoughts_is_asked_to_think() -> None:
+    chat = ChatTokenizer(tokenizers.tokenizer(FAMILIES["qwen3"]))
+    chat.finish(trained_thoughts=True)
+    assert "empty_thoughts" not in chat.identity
+    evaluated = ChatTokenizer(chat.tokenizer, empty_thoughts="loss")  # as an evaluation reads that record
+    turns = [user("q"), assistant("yes")]
+    assert evaluated.prompt_ids(Conversation(turns)) == evaluated.prompt_ids(Conversation(turns[:1]))
