@@ -9,14 +9,18 @@ character offsets.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import compress, pairwise
 from typing import NamedTuple
+
+import numpy as np
 
 from .answer_text import CharSpan
 from .chat import ChatTokenizer, RenderedChat
 from .conversation import TEXT, Conversation, Message, RowError
 from .store import Example
+from .template_render import is_plain
 from .thoughts import find_thought
 
 NEAR = 64  # characters around a position that are searched for a marker
@@ -35,6 +39,13 @@ class MaskCheck(NamedTuple):
     detail: str = ""
 
 
+class TextTokens(NamedTuple):
+    """A text as tokens: their ids, and the characters `start, end` of each."""
+
+    ids: list[int]
+    offsets: list[tuple[int, int]]
+
+
 class MaskVerifier:
     """Compares the two derivations of the mask for one tokenizer and chat template."""
 
@@ -48,20 +59,32 @@ class MaskVerifier:
 
     def verify(self, conversation: Conversation, rendered: RenderedChat, example: Example) -> MaskCheck:
         """Compare a rendered text, and its example with loss on its answers, with the second derivation."""
-        if conversation.messages[0]["role"] == TEXT:
-            return MaskCheck(True)
+        return next(self.verify_all([(conversation, rendered, example)]))
+
+    def verify_all(self, items: Sequence[tuple[Conversation, RenderedChat, Example]]) -> Iterator[MaskCheck]:
+        """The result of `verify` for each item, in order. All texts are tokenized in one call."""
         if not self.chat.tokenizer.is_fast:
-            return MaskCheck(None, "the tokenizer gives no offsets")
+            yield from (MaskCheck(None, "the tokenizer gives no offsets") for _ in items)
+            return
+        chats = [rendered.text for conversation, rendered, _ in items if _is_chat(conversation)]
+        tokens = self._tokens(chats)
+        for conversation, rendered, example in items:
+            is_chat = _is_chat(conversation)
+            yield self._verify(conversation, rendered, example, next(tokens)) if is_chat else MaskCheck(True)
+
+    def _verify(
+        self, conversation: Conversation, rendered: RenderedChat, example: Example, full: TextTokens
+    ) -> MaskCheck:
         conversation = conversation.upto(rendered.answer_turns[-1] + 1)
         turns, text = conversation.messages, rendered.text
         for span in rendered.answer_spans:
             if not self.chat.markup.ends_turn(text[: span.end]):
                 return MaskCheck(False, f"has no end of turn after {text[span.start : span.end]!r}")
-        locate = self._by_marks if self.marks else self._by_placeholders
-        spans = locate(conversation, text)
+        marks = self.marks
+        spans = self._by_marks(conversation, text, full) if marks else self._by_placeholders(conversation, text)
         if spans is None:
             check = self._by_content(conversation, rendered)
-            return self._tokens_agree(rendered, example) if check.agrees else check
+            return self._tokens_agree(rendered, example, full) if check.agrees else check
         wanted = spans[-len(rendered.answer_spans) :]
         if len(wanted) != len(rendered.answer_spans) or (len(wanted) > 1 and len(spans) > len(wanted)):
             detail = f"has {len(rendered.answer_spans)} answers by prefix rendering, {len(spans)} by {self.method}"
@@ -71,7 +94,7 @@ class MaskVerifier:
                 texts = (text[s.start : s.end] for s in (found, other))
                 detail = "has loss on {!r} by prefix rendering, on {!r} by {}".format(*texts, self.method)
                 return MaskCheck(False, detail)
-        return self._tokens_agree(rendered, example)
+        return self._tokens_agree(rendered, example, full)
 
     def _same(self, text: str, found: CharSpan, other: CharSpan, turn: Message) -> bool:
         """Whether two spans differ in nothing but what the template writes around an answer.
@@ -87,9 +110,10 @@ class MaskVerifier:
 
     def _is_markup(self, text: str, start: int, end: int, thought: str = "") -> bool:
         """Whether a part of a text consists of the template's own words, none of them cut, and of a thought."""
-        cut = any(self._cuts(text, at) for at in (start, end))
+        if start == end:
+            return True
         written = text[start:end].replace(thought.strip(), " ", 1) if thought else text[start:end]
-        return start == end or (not cut and not self._surplus(written))
+        return not any(self._cuts(text, at) for at in (start, end)) and not self._surplus(written)
 
     def _cuts(self, text: str, at: int) -> bool:
         """Whether a position is within a word or a marker."""
@@ -119,15 +143,22 @@ class MaskVerifier:
                 return MaskCheck(False, f"has loss on {' '.join(sorted(surplus))!r}, which is not in its answer")
         return MaskCheck(True)
 
-    def _tokens_agree(self, rendered: RenderedChat, example: Example) -> MaskCheck:
+    def _tokens(self, texts: Sequence[str]) -> Iterator[TextTokens]:
+        backend = self.chat.tokenizer.backend_tokenizer
+        backend.no_truncation()  # state that an earlier call or the tokenizer's file may have set
+        backend.no_padding()
+        found = backend.encode_batch(list(texts), add_special_tokens=False)
+        return (TextTokens(each.ids, each.offsets) for each in found)
+
+    def _tokens_agree(self, rendered: RenderedChat, example: Example, full: TextTokens) -> MaskCheck:
         """Compare the example with the tokens of the complete text, which have loss if they begin in an answer.
 
         They are compared in stretches between special tokens, which both must have in common.
         """
-        full = self.chat.tokenizer(rendered.text, add_special_tokens=False, return_offsets_mapping=True)
-        ids, offsets = list(full["input_ids"]), list(full["offset_mapping"])
-        spans = rendered.answer_spans
-        loss_mask = [start < end and any(s.start <= start < s.end for s in spans) for start, end in offsets]
+        ids, offsets = full
+        loss_mask = _begin_within(offsets, rendered.answer_spans)
+        if (example.ids, example.loss_mask) == (ids, loss_mask):
+            return MaskCheck(True)
         ours, theirs = self._stretches(example.ids), self._stretches(ids)
         if len(ours) != len(theirs):
             return MaskCheck(False, "has other special tokens than its text")
@@ -161,10 +192,13 @@ class MaskVerifier:
     def _letters(self, ids: list[int]) -> str:
         return "".join(self.chat.tokenizer.decode(ids).split())
 
-    def _by_marks(self, conversation: Conversation, text: str) -> list[CharSpan] | None:
-        """The spans of the answers by the template's generation marks; None if the token ids differ."""
+    def _by_marks(self, conversation: Conversation, text: str, full: TextTokens) -> list[CharSpan] | None:
+        """The spans of the answers by the template's generation marks; None if it renders another text."""
         conversation = self.chat.adapt(conversation).conversation
         try:
+            if self.chat.plain_template and is_plain(conversation):
+                marked, blocks = self.chat.plain_template.answers(conversation.messages)
+                return _joined(CharSpan(*block) for block in blocks) if marked == text else None
             out = self.chat.tokenizer.apply_chat_template(
                 list(conversation.messages),
                 tokenize=True,
@@ -174,12 +208,11 @@ class MaskVerifier:
             )
         except Exception:  # whatever a template raises: it renders the prompt, but not the conversation
             return None
-        full = self.chat.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        if list(out["input_ids"]) != list(full["input_ids"]):
+        if list(out["input_ids"]) != full.ids:
             return None
         spans: list[CharSpan] = []
         before = 0
-        for on, (start, end) in zip(out["assistant_masks"], full["offset_mapping"], strict=True):
+        for on, (start, end) in zip(out["assistant_masks"], full.offsets, strict=True):
             if on and before:
                 spans[-1] = CharSpan(spans[-1].start, end)
             elif on:
@@ -221,6 +254,31 @@ class MaskVerifier:
                 spans.append(CharSpan(at, end))
             at = end
         return spans if text.startswith(marked, at) else None
+
+
+def _is_chat(conversation: Conversation) -> bool:
+    return conversation.messages[0]["role"] != TEXT
+
+
+def _joined(spans: Iterable[CharSpan]) -> list[CharSpan]:
+    """The spans that are not empty; those that touch become one."""
+    found: list[CharSpan] = []
+    for start, end in spans:
+        if found and found[-1].end == start:
+            found[-1] = CharSpan(found[-1].start, end)
+        elif end > start:
+            found.append(CharSpan(start, end))
+    return found
+
+
+def _begin_within(offsets: Sequence[tuple[int, int]], spans: Sequence[CharSpan]) -> list[bool]:
+    """Whether each token that is not empty begins within one of the spans."""
+    starts, ends = np.array(offsets, np.int64).reshape(-1, 2).T
+    within = np.zeros(len(starts), bool)
+    for span in spans:
+        within |= (starts >= span.start) & (starts < span.end)
+    found: list[bool] = (within & (starts < ends)).tolist()
+    return found
 
 
 def _has_content(turn: Message) -> bool:

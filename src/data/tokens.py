@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -177,9 +177,8 @@ def _tokenize_batch(
     lengths: list[int] = []
     owners: list[int] = []
     encoded_rows = TASK_ENCODINGS[options.task].encode(rows, chat, options)
-    for number, row, encoded in zip(batch.tolist(), rows, encoded_rows, strict=True):
-        if isinstance(encoded, EncodedRow) and verified[number]:
-            encoded = _verify(row, encoded, verifier, stats.mask, options.on_disputed_mask)
+    _verify(rows, encoded_rows, verified[batch], verifier, stats.mask, options.on_disputed_mask)
+    for number, encoded in zip(batch.tolist(), encoded_rows, strict=True):
         stats.count(number, encoded)
         if isinstance(encoded, RowError):
             stats.rejected.append(Dropped(number, encoded.reason, encoded.detail))
@@ -203,12 +202,20 @@ def _tokenize_batch(
 
 
 def _verify(
-    row: Row, encoded: EncodedRow, verifier: MaskVerifier, counts: Counter[str], on_dispute: str
-) -> EncodedRow | RowError:
-    """`encoded`, or the reason why its mask is in doubt."""
-    for text, example in zip(encoded.texts, encoded.full_examples, strict=True):
-        agrees, detail = verifier.verify(row.conversation, text, example)
+    rows: Sequence[Row],
+    encoded_rows: list[EncodedRow | RowError],
+    chosen: Array,
+    verifier: MaskVerifier,
+    counts: Counter[str],
+    on_dispute: str,
+) -> None:
+    """Verify the `chosen` rows, (rows,), and replace those whose mask is in doubt by the reason."""
+    found = [(i, e) for i, e in enumerate(encoded_rows) if isinstance(e, EncodedRow) and chosen[i]]
+    texts = [(i, *pair) for i, e in found for pair in zip(e.texts, e.full_examples, strict=True)]
+    checks = verifier.verify_all([(rows[i].conversation, text, example) for i, text, example in texts])
+    for (i, *_), (agrees, detail) in zip(texts, checks, strict=True):
+        if isinstance(encoded_rows[i], RowError):  # one text in doubt is enough
+            continue
         counts["agrees" if agrees else "disagrees" if agrees is False else detail] += 1
         if agrees is False and on_dispute == "reject":
-            return RowError("disputed_mask", detail)
-    return encoded
+            encoded_rows[i] = RowError("disputed_mask", detail)
