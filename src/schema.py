@@ -204,7 +204,7 @@ class RowArgs:
     ] = 0.8
     check_mask: Annotated[
         Literal["sample", "all"],
-        Doc("verify the loss mask of the first 10,000 rows and a sample of the rest, or of all rows"),
+        Doc("verify the loss mask of the first 5,000 rows and a sample of the rest, or of all rows"),
     ] = "sample"
     on_disputed_mask: Annotated[
         OnDisputedMask,
