@@ -337,7 +337,7 @@ def test_the_method_of_the_mask_check_is_reported(
     make: Maker, seen: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     verdicts = iter([MaskCheck(True), MaskCheck(False, "has loss elsewhere"), MaskCheck(None, "no offsets")])
-    monkeypatch.setattr(MaskVerifier, "verify", lambda *_: next(verdicts))
+    monkeypatch.setattr(MaskVerifier, "verify_all", lambda *_: verdicts)
     path = make.file("a.jsonl", [chat(f"{i}+1?", str(i + 1)) for i in range(3)])
     shown = seen()
     said = "1 of 3 checked are the same by a second derivation, 1 differ; 1: no offsets"
