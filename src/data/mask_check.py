@@ -63,14 +63,16 @@ class MaskVerifier:
 
     def verify_all(self, items: Sequence[tuple[Conversation, RenderedChat, Example]]) -> Iterator[MaskCheck]:
         """The result of `verify` for each item, in order. All texts are tokenized in one call."""
-        if not self.chat.tokenizer.is_fast:
-            yield from (MaskCheck(None, "the tokenizer gives no offsets") for _ in items)
-            return
+        fast = self.chat.tokenizer.is_fast
         chats = [rendered.text for conversation, rendered, _ in items if _is_chat(conversation)]
-        tokens = self._tokens(chats)
+        tokens = self._tokens(chats) if fast else iter(())
         for conversation, rendered, example in items:
-            is_chat = _is_chat(conversation)
-            yield self._verify(conversation, rendered, example, next(tokens)) if is_chat else MaskCheck(True)
+            if not _is_chat(conversation):
+                yield MaskCheck(True)
+            elif not fast:
+                yield MaskCheck(None, "the tokenizer gives no offsets")
+            else:
+                yield self._verify(conversation, rendered, example, next(tokens))
 
     def _verify(
         self, conversation: Conversation, rendered: RenderedChat, example: Example, full: TextTokens
