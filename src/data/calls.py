@@ -13,11 +13,13 @@ Note = Callable[[str], None]  # notes a key that is not read
 
 WRAPPERS = ("function", "toolUse", "functionCall", "tool_use", "function_call")  # keys around the call itself
 NAMES = ("name", "tool_name", "function_name")
-ARGUMENTS = ("arguments", "input", "args", "parameters")
+ARGUMENTS = ("arguments", "input", "args", "parameters", "kwargs", "params")
 IDS = ("id", "call_id", "tool_call_id", "toolUseId", "tool_use_id")
 CALL_KEYS = {*WRAPPERS, *NAMES, *ARGUMENTS, *IDS, "type"}
 
-TOOL_COLUMNS = ("tools", "functions", "tool_defs", "tool_definitions", "toolConfig", "tool_config")
+TOOL_COLUMNS = (
+    "tools", "functions", "tool_defs", "tool_definitions", "available_tools", "toolConfig", "tool_config",
+)  # fmt: skip
 DECLARATIONS = ("functionDeclarations", "function_declarations")  # Gemini: one tool that holds several
 SCHEMAS = ("parameters", "input_schema", "inputSchema")  # the arguments of a tool as JSON schema
 

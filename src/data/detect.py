@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -10,12 +11,12 @@ from typing import Any
 from ..schema import ColumnArgs, DataFormat
 from ..utils.logs import log
 from .column_mapping import strategy_of
-from .columns import ANSWERS, REQUESTS
+from .columns import ANSWERS, REQUESTS, TURNS
 from .conversation import Rejection, RowError
 from .formats import FORMATS, count_formats
 from .readers import ReadOptions, read_options, read_values
 from .refusals import REMEDIES
-from .source_row import SourceRow, is_harmless
+from .source_row import SourceRow, is_harmless, parsed
 
 DETECT_ROWS = 100  # first rows of a file by which its format is detected
 MAX_COLUMNS = 12  # columns that are listed
@@ -26,7 +27,9 @@ MARKS = {  # how files begin whose names say something else -> the remedy
     b"ARROW1": "it is an Arrow file: name it {stem}.arrow",
     b"PK": "it is an Excel workbook or another ZIP archive: name it {stem}.xlsx, or unpack it",
 }
+BINARY = (".parquet", ".arrow", ".feather", ".xlsx", ".gz")  # their names say what they are
 EXPORT_KEYS = {"mapping", "chat_messages"}  # of a conversation that ChatGPT or Claude exports
+DELIMITER = "set csv_delimiter to the character between its columns"
 BY_COLUMN = "name the columns with question_key and answer_key, or set data_format"
 NO_ANSWER = "name the column of the answer with answer_key; prompts alone, as for RL, are not supported"
 AS_TEXT = "name the column of the request with question_key, or set data_format=text to train on {} alone"
@@ -66,8 +69,8 @@ def explain_misfit(first: Rejection, rows_in: int, data_format: str, options: Re
         remedy = _other_file(first) or remedy
     elif first.reason in REMEDIES:
         remedy = REMEDIES[first.reason]
-    elif convertible := _convertible(rows):
-        fact, remedy = f"{fact}; {_columns(rows)}", convertible
+    elif remedy_of_layout := _convertible(rows) or _other_layout(rows):
+        fact, remedy = f"{fact}; {_columns(rows)}", remedy_of_layout
     elif first.reason == "no_assistant_turn":
         remedy = "give rows with an answer"
     elif data_format not in FORMATS:
@@ -75,7 +78,7 @@ def explain_misfit(first: Rejection, rows_in: int, data_format: str, options: Re
     elif found and found[0][0] != data_format:
         fact, remedy = f"{fact}; its rows look like {found[0][0]}", f"set data_format={found[0][0]}"
     elif not found:
-        remedy = NO_ANSWER if _has(rows, REQUESTS) else BY_COLUMN
+        remedy = NO_ANSWER if _has(rows, REQUESTS) else DELIMITER if _is_undivided(first.file, rows) else BY_COLUMN
         if remedy == BY_COLUMN and (answer := _has(rows, ANSWERS)):
             remedy = AS_TEXT.format(answer)
         fact = f"{fact}; {_columns(rows)}"
@@ -91,8 +94,35 @@ def _convertible(rows: list[object]) -> str:
         return ""
     if all(map(_is_column, row.values())) or {"columns", "data"} <= row.keys():
         return "it holds columns, not rows: pandas writes rows with to_json(orient='records')"
-    lists = (value for value in row.values() if isinstance(value, list) and value and isinstance(value[0], dict))
-    return "make convert takes the rows out of the object" if any(lists) else ""
+    lists = [value for value in row.values() if isinstance(value, list) and value and isinstance(value[0], dict)]
+    if any(not _is_turn(value[0]) for value in lists) and not any(SourceRow(row).find(name) for name in TURNS):
+        return "make convert takes the rows out of the object"
+    by_key = len(row) == sum(count_formats(each for each in row.values() if isinstance(each, dict)).values())
+    return "it holds rows by key: write them as a list, or one a line" if by_key else ""
+
+
+def _other_layout(rows: list[object]) -> str:
+    """The remedy for rows that are single turns, or hold turns under a name of their own; empty for other rows."""
+    objects = [row for row in rows if isinstance(row, dict)]
+    if objects and all(map(_is_turn, objects)):
+        return "each row is one turn: give a conversation a row, as a list under messages"
+    found = next((path for row in objects for path in _turns_paths(row)), "")
+    return f"set question_key={found}, which holds turns" if found else ""
+
+
+def _turns_paths(row: dict[str, Any]) -> Iterator[str]:
+    """The columns of a row, and the paths into them, that hold a list of turns and have no known name."""
+    for name, value in row.items():
+        inner = {f"{name}.{key}": each for key, each in value.items()} if isinstance(value, dict) else {}
+        for path, each in {str(name): value, **inner}.items():
+            turns = parsed(each)
+            if isinstance(turns, list) and turns and _is_turn(turns[0]) and path.lower() not in TURNS:
+                yield path
+
+
+def _is_turn(value: object) -> bool:
+    names = {str(key).lower() for key in value} if isinstance(value, dict) else set()
+    return bool(names & {"role", "from"}) and bool(names & {"content", "value", "text", "parts"})
 
 
 def _is_column(value: object) -> bool:
@@ -100,6 +130,16 @@ def _is_column(value: object) -> bool:
     if isinstance(value, list):
         return bool(value) and not isinstance(value[0], list | dict)
     return isinstance(value, dict) and "0" in value
+
+
+def _is_undivided(path: Path, rows: list[object]) -> bool:
+    """Whether a CSV file has one column, whose name holds more than one word."""
+    names = {name for row in rows if isinstance(row, dict) for name in row}
+    return (
+        path.name.lower().endswith((".csv", ".tsv"))
+        and len(names) == 1
+        and bool(re.search(r"\w\W\w", names.pop()))
+    )
 
 
 def _has(rows: list[object], names: tuple[str, ...]) -> str | None:
@@ -141,8 +181,13 @@ def _other_file(first: Rejection) -> str:
     with path.open("rb") as file:
         begin = file.read(4096).lstrip()
     other = next((kind for mark, kind in MARKS.items() if begin.startswith(mark)), None)
-    if other:
+    if other and path.suffix.lower() not in BINARY:
         return other.format(name=path.name, stem=path.stem)
     if first.reason in READING_REMEDIES:
         return READING_REMEDIES[first.reason]
-    return "make convert turns multi-line JSON into one row a line" if begin[:1] in (b"[", b"{") else ""
+    if first.reason != "not_json" or begin[:1] not in (b"[", b"{"):
+        return ""
+    if re.match(rb"\{\s*'", begin):
+        return "its rows are written as Python prints them: json.dumps writes JSON"
+    whole = begin.split(b"\n", 1)[0].rstrip().endswith(b"}")
+    return "" if whole else "make convert turns multi-line JSON into one row a line"

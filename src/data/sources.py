@@ -7,15 +7,17 @@ schema.DataSource.type, and to schema.SOURCE_KEYS the keys that it reads.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
-from ..errors import ConfigError, DataError
+from ..errors import MAX_LISTED, ConfigError, DataError
 from ..schema import ColumnArgs, DataArgs, DataFormat, Dataset, DataSource, TrainDataArgs
+from ..utils.logs import log
+from ..utils.units import count
 from . import layouts
 from .column_mapping import STRATEGIES
 from .download import FetchedData
@@ -167,12 +169,31 @@ def _chosen_files(folder: Path, pattern: str | None, *, recursive: bool) -> list
         return layouts.training_files(folder) or []
     try:
         found = _matching(folder, f"**/{pattern}" if pattern and recursive else pattern)
+        if default and not recursive:
+            _warn_of_others(folder, found)
         return [file for file in found if not (recursive and file.name == CARD)]  # was fetched to say the splits
     except DataError:
         files = layouts.training_files(folder) if default else None
         if not files:
             raise
         return files
+
+
+def _warn_of_others(folder: Path, chosen: Sequence[Path]) -> None:
+    """Name the data files of a folder that the default pattern does not choose, besides those of other splits."""
+    names = [
+        str(file.relative_to(folder))
+        for file in sorted([*folder.glob("*"), *folder.glob("*/*")])
+        if file not in chosen
+        and is_data_file(file)
+        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
+        and split_of(file, folder) in ("", TRAIN)
+        and file.is_file()
+    ]
+    if names:
+        shown = ", ".join(names[:MAX_LISTED]) + (" ..." if len(names) > MAX_LISTED else "")
+        fact = f"{count(len(names), 'data file')} not trained on: {shown}"
+        log.warning("%s: %s; dataset_pattern chooses the files", folder, fact)
 
 
 def _matching(folder: Path, pattern: str | None) -> list[Path]:

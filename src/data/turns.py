@@ -10,7 +10,7 @@ from typing import Any
 
 from .calls import read_calls
 from .conversation import TEXT, Message, RowError
-from .parts import has_results, read_content, result_text
+from .parts import RESULT_KEYS, has_results, read_content, result_text
 from .source_row import SourceRow, as_text, has_value, parsed
 
 CALL = "call"  # the role of a turn that is a call of a tool: it belongs to the answer before it, if there is one
@@ -30,10 +30,10 @@ ROLE_NAMES: dict[str, str] = {
 PLAIN_ROLES = ("user", "assistant", "system")
 
 TURN_KEYS: dict[str, str] = {
-    **dict.fromkeys(("role", "from", "speaker", "sender"), "role"),
-    **dict.fromkeys(("content", "value", "text", "parts"), "content"),
+    **dict.fromkeys(("role", "from", "speaker", "sender", "author"), "role"),
+    **dict.fromkeys(("content", "value", "text", "parts", "message"), "content"),
     **dict.fromkeys(("name", "tool_name"), "name"),
-    **dict.fromkeys(("tool_calls", "function_call"), "tool_calls"),
+    **dict.fromkeys(("tool_calls", "tool_call", "function_call", "function_calls"), "tool_calls"),
     "tool_call_id": "tool_call_id",
     **dict.fromkeys(("reasoning_content", "reasoning", "thinking", "thought", "thoughts"), "reasoning_content"),
     **dict.fromkeys(("weight", "loss_weight", "loss_scale", "loss", "loss_mask"), "weight"),
@@ -72,7 +72,7 @@ def read_turns(turns: Sequence[object], row: SourceRow) -> list[Message]:
         if len(turn) == 2 and turn.get("role") in PLAIN_ROLES and isinstance(turn.get("content"), str):
             found.append({"role": turn["role"], "content": turn["content"]})  # most turns, without a look further
             continue
-        turn = _folded(turn)
+        turn = _completed(_folded(turn))
         if pair := _pair(turn):
             found += _exchange(turn, pair, number, row)
         else:
@@ -84,6 +84,17 @@ def _folded(turn: dict[str, Any]) -> dict[str, Any]:
     """A turn with its known keys in lower case."""
     names = {key: str(key).strip().lower() for key in turn}
     return {lower if lower in FOLDED and lower not in turn else key: turn[key] for key, lower in names.items()}
+
+
+def _completed(turn: dict[str, Any]) -> dict[str, Any]:
+    """A turn with the role that LangChain writes as its type, and with the content of a result of another name."""
+    meanings = {TURN_KEYS.get(key) for key in turn}
+    if "role" not in meanings and str(turn.get("type")).lower() in ROLE_NAMES:
+        turn = {**turn, "role": turn["type"]}
+    if "content" not in meanings and ROLE_NAMES.get(str(turn.get("role")).lower()) == "tool":
+        result = next((key for key in RESULT_KEYS if key in turn), None)
+        return {"content" if key == result else key: value for key, value in turn.items()}
+    return turn
 
 
 def _pair(turn: dict[str, Any]) -> tuple[str, str] | None:

@@ -316,6 +316,8 @@ def test_a_missing_column_is_reported_with_the_existing_ones(make: Maker) -> Non
         ),
         (gzip.compress(jsonl_bytes(ROWS)), "it is compressed with gzip: name it x.jsonl.gz"),
         (b"no JSON\nat all\n", "fix the rows"),
+        (b'{"prompt": "?", "completion": "a", "completion": "b"}', "fix the rows"),
+        (b"{'prompt': '2+2?'}", "its rows are written as Python prints them: json.dumps writes JSON"),
         (b'{"prompt": "gr\xfcn"}', "set encoding, which is cp1252 for most files that Excel writes"),
     ],
 )
@@ -335,6 +337,14 @@ COLUMNS = "it holds columns, not rows: pandas writes rows with to_json(orient='r
         ({"prompt": {"0": "2+2?"}, "completion": {"0": "4"}}, COLUMNS),
         ({"columns": ["prompt"], "index": [0], "data": [["2+2?"]]}, COLUMNS),
         ({"name": "x", "chat_messages": []}, "make convert turns exports of ChatGPT and Claude into rows"),
+        ({"a1": ROWS[0], "a2": ROWS[1]}, "it holds rows by key: write them as a list, or one a line"),
+        ({"dialogs": chat("2+2?", "4")["messages"]}, "set question_key=dialogs, which holds turns"),
+        ({"id": 1, "body": chat("2+2?", "4")}, "set question_key=body.messages, which holds turns"),
+        ({"messages": chat("2+2?", "4")["messages"][:1]}, "give rows with an answer"),
+        (
+            chat("2+2?", "4")["messages"],
+            "each row is one turn: give a conversation a row, as a list under messages",
+        ),
     ],
 )
 def test_a_file_of_another_layout_names_the_way_to_rows(make: Maker, content: Any, remedy: str) -> None:

@@ -404,7 +404,13 @@ RECORDS: dict[str, list[tuple[int, Any]]] = {
         (5, ["1", "2"]),
     ],
     'a\rb,"\n"\n1,2\n': [
-        (2, ("not_csv", "is not CSV: new-line character seen in unquoted field; lines 2 to 3 could not be read")),
+        (
+            2,
+            (
+                "not_csv",
+                "is not CSV: a line ends with CR alone; save it as CSV UTF-8; lines 2 to 3 could not be read",
+            ),
+        ),
         (4, ["1", "2"]),
     ],
     '1,2\n"3,4\n5,6\n7,8': [
@@ -437,7 +443,10 @@ def test_records_of_a_csv_file(tmp_path: Path, text: str, start: bytes) -> None:
         (b"a,b,a,b,c", [":1 names the column 'a' twice", ":1 names the column 'b' twice"]),
         (b'"a"b,c', [":1 is not a header: it is not CSV: ',' expected after '\"'"]),
         (b"a,\xff", [":1 is not a header: it is not UTF-8 at byte 3 of line 1"]),
-        (b"a,b\r1,2\r3,4\r", [":1 is not a header: it is not CSV: new-line character seen in unquoted field"]),
+        (
+            b"a,b\r1,2\r3,4\r",
+            [":1 is not a header: it is not CSV: a line ends with CR alone; save it as CSV UTF-8"],
+        ),
     ],
 )
 def test_a_header_that_names_no_columns_is_refused(tmp_path: Path, header: bytes, problems: list[str]) -> None:

@@ -63,6 +63,8 @@ PAIR = [("user", "2+2?"), ("assistant", "4")]
         {"messages": "[{'role': 'user', 'content': '2+2?'}, {'role': 'assistant', 'content': '4'}]"},
         {"conversations": [{"from": "Prompter", "value": "2+2?"}, {"from": "AI", "value": "4"}]},
         {"messages": [{"role": "USER", "content": "2+2?"}, {"role": "bot", "content": "4"}], "images": []},
+        {"messages": [{"type": "human", "content": "2+2?"}, {"type": "ai", "content": "4"}]},
+        {"messages": [{"role": "USER", "message": "2+2?"}, {"author": "CHATBOT", "message": "4"}]},
         {"contents": [{"role": "user", "parts": [{"text": "2+2?"}]}, {"role": "model", "parts": [{"text": "4"}]}]},
         {
             "schemaVersion": "bedrock-conversation-2024",
@@ -119,6 +121,7 @@ def test_a_context_is_added_to_the_request() -> None:
         ({"content": [{"type": "tool_use", "id": "1", "name": "rain", "input": CITY}]}, {"id": "1", **RAIN}),
         ({"content": [{"toolUse": {"toolUseId": "1", "name": "rain", "input": CITY}}]}, {"id": "1", **RAIN}),
         ({"content": [{"functionCall": {"name": "rain", "args": CITY}}]}, RAIN),
+        ({"tool_call": {"name": "rain", "kwargs": CITY}}, RAIN),
         ({"content": [{"type": "tool_call", "value": '{"name": "rain", "arguments": {"city": "Oslo"}}'}]}, RAIN),
     ],
 )  # fmt: skip
@@ -128,6 +131,12 @@ def test_a_call_is_read_from_every_shape(call: dict[str, Any], read: dict[str, A
     messages, unread = auto(row)
     assert unread == set()
     assert messages[1] == {"role": "assistant", "content": "", "tool_calls": [read]}
+
+
+def test_a_result_is_read_under_other_names() -> None:
+    row = {"messages": [ASKED, {"role": "assistant", "tool_calls": [RAIN]}, {"role": "tool", "output": {"mm": 3}},
+                        {"role": "assistant", "content": "Yes."}]}  # fmt: skip
+    assert turns(row)[2] == ("tool", '{"mm": 3}')
 
 
 @pytest.mark.parametrize("none", [[], None, [None], "[]", ""])

@@ -12,6 +12,7 @@ from src.config import load
 from src.data.sources import SOURCES, DataPart, data_cache, fetch_parts
 from src.errors import DataError
 from src.schema import TrainConfig
+from src.utils.logs import log
 
 
 def config(folder: Path, pattern: str = "*.jsonl", **more: Any) -> TrainConfig:
@@ -253,3 +254,18 @@ def test_files_of_a_glob_that_are_named_like_a_held_out_split_are_known(tmp_path
     assert like == ["eval/rows.jsonl", "my-dev_set.jsonl", "test.jsonl"]
     assert fetched(config(tmp_path, "test.jsonl"))[0].like_held_out == ()  # is named
     assert fetched(config(tmp_path / "test.jsonl"))[0].like_held_out == ()
+
+
+def test_data_files_that_the_default_pattern_leaves_out_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log, "handlers", [caplog.handler])
+    monkeypatch.setattr(log, "propagate", False)
+    for name in ("a.jsonl", "b.csv", "sub/c.jsonl", "eval/test.jsonl", "notes.md", "sub/.d.csv"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (part,) = fetched(config(tmp_path, "*.jsonl"))
+    assert [file.name for file in part.files] == ["a.jsonl"]
+    assert caplog.messages == [
+        f"{tmp_path}: 2 data files not trained on: b.csv, sub/c.jsonl; dataset_pattern chooses the files"
+    ]

@@ -34,9 +34,9 @@ def read_csv(file: io.BufferedReader, path: Path, options: ReadOptions) -> Value
     return _read(file, dialect(file, options.delimiter), path)
 
 
-def read_tsv(file: io.BufferedReader, path: Path, _options: ReadOptions) -> Values:
-    """As read_csv, with tabs between the fields."""
-    return _read(file, Dialect("\t"), path)
+def read_tsv(file: io.BufferedReader, path: Path, options: ReadOptions) -> Values:
+    """As read_csv, with tabs between the fields unless another delimiter is set."""
+    return _read(file, Dialect(options.delimiter or "\t"), path)
 
 
 def describe_csv(file: io.BufferedReader, path: Path, options: ReadOptions) -> str:
@@ -46,9 +46,9 @@ def describe_csv(file: io.BufferedReader, path: Path, options: ReadOptions) -> s
     return ", ".join(filter(None, (said, _describe_columns(file, found, path))))
 
 
-def describe_tsv(file: io.BufferedReader, path: Path, _options: ReadOptions) -> str:
+def describe_tsv(file: io.BufferedReader, path: Path, options: ReadOptions) -> str:
     """As describe_csv."""
-    return _describe_columns(file, Dialect("\t"), path)
+    return _describe_columns(file, Dialect(options.delimiter or "\t"), path)
 
 
 def _describe_columns(file: io.BufferedReader, found: Dialect, path: Path) -> str:
@@ -126,6 +126,8 @@ def _fields(reader: Iterator[list[str]], lines: _Lines, delimiter: str) -> list[
         return next(reader)
     except csv.Error as error:
         what = "it opens a quote that is never closed" if lines.ended else str(error).partition(" - ")[0]
+        if "new-line character" in what:
+            what = "a line ends with CR alone; save it as CSV UTF-8"
         lines.problem = RowError("not_csv", f"is not CSV: {what}")
         again = (line.replace("\r", " ") for line in chain([*lines.record], lines))
         return next(csv.reader(again, delimiter=delimiter), [])
