@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 
 from .conversation import Conversation, Message, RowError
 from .thoughts import EMPTY_THOUGHT, OPEN_THOUGHT, closing_tag, find_thought
-from .turn_markup import TurnMarkup, shared, short_values_of
+from .turn_markup import TurnMarkup, shared
 
 THINKING: tuple[dict[str, Any], ...] = (  # variables with which templates switch thoughts on
     {"enable_thinking": True, "thinking": True, "skip_think": False},
@@ -140,8 +140,7 @@ def _says(found: AnswerText, thought: str) -> bool:
 def _answer_text(chat: Renderer, conversation: Conversation, turn: int) -> AnswerText:
     message = conversation.messages[turn]
     before = chat.render(conversation.upto(turn), prompt=True)
-    pieces, values = list(chat.markup.pieces_of(message)), list(short_values_of(message))
-    text, rest = chat.markup.split(chat.render(conversation.upto(turn + 1)), pieces, values)
+    text, rest = chat.markup.split(chat.render(conversation.upto(turn + 1)), list(chat.markup.pieces_of(message)))
     answer = (
         text[len(before) :] if text.startswith(before) else _answer_after(before, text, conversation, turn, chat)
     )

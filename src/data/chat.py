@@ -102,8 +102,6 @@ class ChatTokenizer:
 
     def _render(self, conversation: Conversation, prompt: bool = False) -> str:
         """The text of a conversation that has the form that the template reads."""
-        from jinja2 import TemplateError
-
         try:
             if self.plain_template and is_plain(conversation):
                 return self.plain_template.render(conversation.messages, prompt)
@@ -113,7 +111,7 @@ class ChatTokenizer:
                     **self.template_arguments(conversation),
                 )
             )  # fmt: skip
-        except (TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
+        except Exception as error:  # a template is a program, and may fail in any way
             reason = str(error) or type(error).__name__
             raise RowError("template", f"is rejected by the chat template: {reason}") from error
 

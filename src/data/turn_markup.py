@@ -141,18 +141,31 @@ class TurnMarkup:
 
     def _with_calls(self, number: int) -> str:
         """A conversation that ends with so many calls. Raises: RowError if the template rejects one call."""
+        try:
+            return self.split(self._render_calls(number), ["", *[REQUEST, ANSWER] * number])[0]
+        except RowError:
+            if number == 1:
+                raise
+            return self._with_calls(1)  # the template takes one call at a time
+
+    def _render_calls(self, number: int) -> str:
         function = {"name": REQUEST, "arguments": {"x": ANSWER}}
         calls = [{"id": f"call1234{i}", "type": "function", "function": function} for i in range(number)]
         turns: list[Message] = [
             {"role": "user", "content": "."},
             {"role": "assistant", "content": "", "tool_calls": calls},
         ]
+        return self._render(Conversation(turns, [PROBE_TOOL]))
+
+    @cached_property
+    def _after_calls(self) -> str | None:
+        """What the template writes after the end of an answer with calls; None if it knows none."""
         try:
-            return self.split(self._render(Conversation(turns, [PROBE_TOOL])), [REQUEST, ANSWER] * number)[0]
+            text = self._render_calls(1)
+            end = self._find_end(text, ["", REQUEST, ANSWER])
         except RowError:
-            if number == 1:
-                raise
-            return self._with_calls(1)  # the template takes one call at a time
+            return None
+        return text[end:] if ANSWER in text else None
 
     @cached_property
     def closing(self) -> str:
@@ -160,24 +173,29 @@ class TurnMarkup:
         last = self._probe[3]
         return last.removeprefix(self.end_of_turn)
 
-    def split(self, text: str, pieces: Sequence[str], values: Sequence[str] = ()) -> tuple[str, str]:
+    def split(self, text: str, pieces: Sequence[str]) -> tuple[str, str]:
         """A conversation that ends with an answer, in two parts: through the end of the answer, and the rest.
 
         Where the template does not write the end of the turn, it is appended to the answer.
 
         Args:
-            pieces: what the answer says.
-            values: short values of its calls, which occur by chance as well.
+            pieces: what the answer says: its content, and the names and values of its calls.
         Raises: RowError if the end is not found.
         """
-        ends = self._end_by_closing(text), self._end_by_pieces(text, pieces, values)
+        calls = len(pieces) > 1
+        if calls and self._after_calls is not None and text.endswith(self._after_calls):
+            end = len(text) - len(self._after_calls)  # whatever the values of the call are
+        else:
+            end = self._find_end(text, pieces)
+        done = text[:end]
+        return (done, text[end:]) if self.ends_turn(done) else (done + self.end_of_turn, "")
+
+    def _find_end(self, text: str, pieces: Sequence[str]) -> int:
+        ends = self._end_by_closing(text), self._end_by_pieces(text, pieces)
         end = min((end for end in ends if end), default=None)
         if end is None:
             raise RowError("template", f"is rendered without a recognisable end of its answer: {text[-60:]!r}")
-        if len(pieces) > 1:  # names and values of calls
-            end = self._end_of_calls(text, end, *pieces[:2])
-        done = text[:end]
-        return (done, text[end:]) if self.ends_turn(done) else (done + self.end_of_turn, "")
+        return end if len(pieces) == 1 else self._end_of_calls(text, end, *pieces[:2])
 
     def _end_of_calls(self, text: str, end: int, text_beside: str, name: str) -> int:
         """`end`, or the end before it if the template writes an empty turn after a call: `END<assistant>END`.
@@ -208,23 +226,15 @@ class TurnMarkup:
             return None
         return stripped if self.ends_turn(text[:stripped]) else end
 
-    def _end_by_pieces(self, text: str, pieces: Sequence[str], values: Sequence[str]) -> int | None:
+    def _end_by_pieces(self, text: str, pieces: Sequence[str]) -> int | None:
         """The end of the turn after what the answer says; None if the template has changed it or writes no end."""
         said = [piece for piece in pieces if piece]
         places = [text.rfind(piece) for piece in said]
         if not said or min(places) < 0:
             return None
         last = max(at + len(piece) for at, piece in zip(places, said, strict=True))
-        last += self._end_of_values(text[last:], values)
         end = self.end_of(text[last:])
         return last + len(end) if end else None
-
-    def _end_of_values(self, tail: str, values: Sequence[str]) -> int:
-        """Where the last of `values` ends in `tail`, each a word of its own and in no marker; 0 without any."""
-        words = "|".join(map(re.escape, values))
-        bare = self.marker.sub(lambda found: " " * len(found[0]), tail)
-        found = re.finditer(rf"(?<!\w)(?:{words})(?!\w)", bare, re.IGNORECASE) if values else ()
-        return max((each.end() for each in found), default=0)
 
     def thought_of(self, turn: Message) -> str | None:
         """The thoughts of an answer, without their tags; None if it has none. They may be empty, between tags."""
@@ -245,13 +255,6 @@ class TurnMarkup:
         if last and last.end() == len(text):
             return last[0] == self._eos or (last[0] in self._source and self._may_end(last[0]))
         return bool(self.end_of_turn) and text.endswith(self.end_of_turn.strip())
-
-
-def short_values_of(turn: Message) -> Iterator[str]:
-    """The values of the calls of an answer that may occur in a text by chance."""
-    for call in turn.get("tool_calls") or ():
-        function = call.get("function", call) if isinstance(call, dict) else {}
-        yield from (value for value in scalars(function.get("arguments")) if value and _is_short(value))
 
 
 def _is_short(value: str) -> bool:

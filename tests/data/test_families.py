@@ -273,14 +273,44 @@ def test_a_family_is_trained_on_its_answers_alone_and_loses_nothing_unsaid(name:
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_an_answer_of_one_letter_is_trained_like_a_longer_one(name: str) -> None:
-    short = {FIRST: "e", SECOND: "|"}  # both are in the names of most control tokens
-    long = CONVERSATIONS["plain"]
-    turns: list[Message] = [{**turn, "content": short.get(turn["content"], turn["content"])} for turn in long]
-    expected = [
-        answer.replace(squeezed(FIRST), "e").replace(squeezed(SECOND), "|") for answer in answers_of(name, long)
+def test_answers_of_any_text_are_trained_alike(name: str) -> None:
+    texts = [
+        ("e", "|"),  # both are in the names of most control tokens
+        ("Use <reasoning>steps</reasoning> tags.", "`<think>` opens, `</thinking>` closes."),
     ]
-    assert answers_of(name, turns) == expected
+    long = CONVERSATIONS["plain"]
+    for first, second in texts:
+        said = {FIRST: first, SECOND: second}
+        turns: list[Message] = [{**turn, "content": said.get(turn["content"], turn["content"])} for turn in long]
+        expected = [
+            answer.replace(squeezed(FIRST), squeezed(first)).replace(squeezed(SECOND), squeezed(second))
+            for answer in answers_of(name, long)
+        ]
+        assert answers_of(name, turns) == expected
+
+
+@pytest.mark.parametrize("name", ["qwq", "deepseek_r1", "gemma4", "nemotron3_nano", "qwen3", "llama3"])
+def test_an_empty_think_block_in_a_row_is_no_thought(name: str) -> None:
+    block = "<think>\n\n</think>\n\n"
+    (answer,) = answers_of(name, [ASKED, assistant(f"{block}{FIRST}")])
+    (bare,) = answers_of(name, [ASKED, assistant(FIRST)])
+    assert answer in (bare, f"</think>{bare}", f"{squeezed(block)}{bare}")
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_call_ends_where_its_turn_ends_whatever_its_arguments(name: str) -> None:
+    def after(arguments: dict[str, Any]) -> str:
+        turn = assistant("", **calls("Golfville"))
+        turn["tool_calls"][0]["function"] = {"name": "lookup", "arguments": arguments}
+        encoded = encode(name, [ASKED, turn])
+        assert isinstance(encoded, EncodedRow), encoded
+        (text,) = encoded.texts
+        return text.text[text.answer_spans[0].end :]
+
+    if outcome(name, "a call at the end").cell.startswith("yes"):
+        expected = after({"city": "Golfville"})
+        for arguments in ({}, {"city": None}, {"city": ""}, {"cities": []}, {"there": True, "days": 3}):
+            assert after(arguments) == expected
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
