@@ -5,12 +5,12 @@ A kind is one entry in KINDS: the columns that tell it, what it is, and the way 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection
 from typing import NamedTuple
 
 from .columns import ANSWERS, TURNS
 from .conversation import Message, RowError
+from .media import is_media, place_of_media
 from .source_row import SourceRow, has_value, parsed
 from .turns import ROLE_NAMES
 
@@ -41,7 +41,7 @@ KINDS: dict[str, UnsupportedKind] = {
         "true and remove that column",
     ),
     "multimodal": UnsupportedKind(
-        frozenset(("image", "images", "video", "videos", "audio", "audios", "image_path", "image_url")),
+        frozenset(),  # media.py tells them
         "about images, audio or video, which are not supported: its text speaks of what the model does not see",
         "remove these rows or, where the text stands alone, their media columns",
     ),
@@ -71,7 +71,7 @@ NUMBERS = {"better_response_id", "safer_response_id", "kto_tag", "desirable"}  #
 VERDICTS = {  # of a label beside an answer, in lower case
     "true", "false", "0", "1", "good", "bad", "desirable", "undesirable", "chosen", "rejected",
 }  # fmt: skip
-MEDIA = re.compile(r"<(img|image|audio|video)>[^<>\s]+</\1>")  # a path or address in a text, as Qwen-VL has it
+ASKING = ("user", "system", "developer")
 
 
 def refuse_unsupported(row: SourceRow, named: Collection[str] = ()) -> None:
@@ -80,6 +80,9 @@ def refuse_unsupported(row: SourceRow, named: Collection[str] = ()) -> None:
     Args:
         named: columns that the user has named as question or answer. They are taken at the user's word.
     """
+    media = sorted(str(name) for name, value in row.items() if is_media(name, value))
+    if media and set(media).isdisjoint(named):
+        raise RowError("multimodal", f"is {KINDS['multimodal'].fact} (it has {', '.join(media)})")
     if TELLTALE.isdisjoint(row) and TELLTALE.isdisjoint(str(name).lower() for name in row):
         return
     for reason, kind in KINDS.items():
@@ -107,8 +110,8 @@ def _has_answer(row: SourceRow) -> bool:
 
 
 def refuse_media(turns: Collection[Message]) -> None:
-    """Raises: RowError if a text holds the address of an image, audio or video between tags."""
+    """Raises: RowError if a text that is asked has a mark in the place of an image, audio or a video."""
     for turn in turns:
-        found = MEDIA.search(turn["content"]) if "</" in turn["content"] else None
-        if found and turn["role"] == "user":
-            raise RowError("multimodal", f"is {KINDS['multimodal'].fact} (it has {found[0][:60]})")
+        place = place_of_media(turn["content"]) if turn["role"] in ASKING else None
+        if place:
+            raise RowError("multimodal", f"is {KINDS['multimodal'].fact} (it has {place[:60]})")

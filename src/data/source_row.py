@@ -88,7 +88,7 @@ class SourceRow(dict[str, Any]):
     @property
     def unread(self) -> set[str]:
         """The columns that hold a value and were not read, and the noted keys."""
-        left = [name for name in self if name not in self._read and has_value(self[name])]
+        left = [name for name in self if name not in self._read and holds_value(self[name])]
         inside = (
             _unread_inside(parsed(self[name]), name, self._paths[name]) for name in left if name in self._paths
         )
@@ -100,6 +100,13 @@ def has_value(value: Any) -> bool:
     if isinstance(value, str):
         return bool(value) and not value.isspace()
     return value is not None and not (isinstance(value, list | dict) and not value)
+
+
+def holds_value(value: Any) -> bool:
+    """Whether a cell holds anything at any depth: Arrow fills lists and objects with nulls."""
+    if isinstance(value, dict):
+        return any(map(holds_value, value.values()))
+    return any(map(holds_value, value)) if isinstance(value, list) else has_value(value)
 
 
 def is_harmless(key: str) -> bool:

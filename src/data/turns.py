@@ -10,6 +10,7 @@ from typing import Any
 
 from .calls import read_calls
 from .conversation import TEXT, Message, RowError
+from .media import is_media
 from .parts import RESULT_KEYS, has_results, read_content, result_text
 from .source_row import SourceRow, as_text, has_value, parsed
 
@@ -167,6 +168,8 @@ def _known_values(turn: dict[str, Any], number: int, row: SourceRow) -> dict[str
     found: dict[str, Any] = {}
     for key, value in turn.items():
         meaning = TURN_KEYS.get(key)
+        if meaning is None and is_media(key, value):
+            raise RowError("multimodal", f"has a message {number} with {key}, and text alone can be trained on")
         if value is None and meaning != "role":
             continue
         if meaning == "weight":

@@ -293,6 +293,10 @@ def test_the_best_path_of_a_tree_is_trained_and_the_others_are_named() -> None:
     assert unread == {"prompt.replies[] below the best rank"}
 
 
+MEDIA_COLUMNS = (
+    "image_paths", "images_path", "img", "image_file", "image_bytes", "pixel_values", "video_path", "audioUrl",
+    "wav", "media", "attachments", "Image",
+)  # fmt: skip
 IMAGE = {"type": "image_url", "image_url": {"url": "a.png"}}
 
 
@@ -312,6 +316,12 @@ IMAGE = {"type": "image_url", "image_url": {"url": "a.png"}}
         ({"messages": [{"role": "user", "content": [IMAGE]}, {"role": "assistant", "content": "?"}]},
          "multimodal", "an image"),
         ({"query": "<img>http://a/b.png</img>Who?", "response": "Ann"}, "multimodal", "<img>"),
+        ({"messages": [{**ASKED, "images": ["a.png"]}, {"role": "bot", "content": "?"}]}, "multimodal", "images"),
+        ({"query": "Who?", "response": "Ann", "photo": {"bytes": None, "path": "a.png"}}, "multimodal", "photo"),
+        ({"query": "<image>\nWho?", "response": "Ann"}, "multimodal", "<image>"),
+        ({"query": "Who? <|vision_start|><|image_pad|>", "response": "Ann"}, "multimodal", "<|vision_start|>"),
+        ({"query": "Who?", "response": "Ann", "system": "<image>"}, "multimodal", "<image>"),
+        *(({"query": "Who?", "response": "Ann", name: "a"}, "multimodal", name) for name in MEDIA_COLUMNS),
         ({"input_ids": [1, 2], "labels": [1, 2]}, "tokenized", "input_ids"),
         ({"anchor": "a", "positive": "b", "negative": "c"}, "embedding_data", "anchor, negative, positive"),
         ({"message_id": "1", "parent_id": None, "text": "Hi", "role": "bot"}, "single_messages", "one message"),
@@ -331,6 +341,9 @@ def test_what_is_no_supervised_text_is_refused_by_what_it_is(row: dict[str, Any]
         {"prompt": "2+2?", "completion": "4", "rejected": False},
         {"prompt": "2+2?", "completion": "4", "label": "even", "parent_id": "7", "role": None},
         {"prompt": "<video><source src='a'></video>?", "completion": "HTML"},
+        {"prompt": "2+2?", "completion": "4", "images": [None], "image": {"bytes": None, "path": ""}},
+        {"prompt": "What is <image> in SVG?", "completion": "<image>", "image_count": 2, "image_caption": "sky"},
+        {"prompt": "Close <svg>\n<image>\n</image>", "completion": "</svg>"},
     ],
 )
 def test_texts_that_resemble_other_kinds_are_trained(row: dict[str, Any]) -> None:
