@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import ConfigError
 from ..schema import ColumnArgs
-from .columns import ANSWERS, REQUESTS, SYSTEMS, history_of, turns_of
+from .columns import ANSWERS, REQUESTS, SYSTEMS, TURNS, history_of, turns_in, turns_of
 from .conversation import TEXT, Message, RowError
 from .formats import FORMATS, Translation
 from .refusals import refuse_unsupported
@@ -71,11 +71,14 @@ def _qa(args: ColumnArgs) -> Translation:
     no_question = _asks_without_question(args)
 
     def translate(row: SourceRow) -> list[Message]:
-        question = args.question_key or _known(row, ("question", *REQUESTS, "instruction"), args.answer_key)
+        question = args.question_key or _known(
+            row, ("question", *REQUESTS, "instruction", *TURNS), args.answer_key
+        )
         answer = args.answer_key or _known(row, ("answer", *ANSWERS), question)
         refuse_unsupported(row, (question, answer))
-        if not args.answer_key and not args.user_prompt and _is_conversation(row.at(question)):
-            return read_turns(parsed(row.at(question)), row)
+        alone = question if not args.answer_key else answer if row.find(question) is None else ""
+        if alone and not args.user_prompt and _is_conversation(row.at(alone)):
+            return read_turns(parsed(row.at(alone)), row)
         if args.user_prompt:
             asked = None if no_question else text_of(row, question)
             request: list[Any] = [{"role": "user", "content": fill_template(args.user_prompt, row, asked)}]
@@ -106,8 +109,8 @@ def _is_conversation(value: object) -> bool:
 def _turns_at(row: SourceRow, path: str, role: str) -> list[Any]:
     """The turns in a column: a list of them, one, or a text as the turn of `role`."""
     value = row.at(path)
-    turns = [value] if isinstance(value, dict) else value
-    if isinstance(turns, list) and turns and all(isinstance(turn, dict) for turn in turns):
+    turns = [value] if isinstance(value, dict) else turns_in(value)
+    if turns and all(isinstance(turn, dict) for turn in turns):
         return turns
     return [{"role": role, "content": text_of(row, path)}]
 

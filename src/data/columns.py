@@ -15,9 +15,11 @@ TURNS = ("messages", "conversations", "conversation", "contents", "dialogue", "d
 # fmt: off
 REQUESTS = (
     "prompt", "query", "question", "problem", "input", "inputs", "text_input", "input_text", "user", "human",
+    "text",
 )
 ANSWERS = (
-    "completion", "response", "answer", "output", "solution", "target", "targets", "output_text", "assistant",
+    "completion", "response", "solution", "answer", "output", "target", "targets", "output_text", "assistant",
+    "summary",
 )
 # fmt: on
 CONTEXTS = ("input", "context")  # added to a request, after an empty line
@@ -35,8 +37,20 @@ def turns_of(row: SourceRow, *names: str) -> list[Any]:
     """
     turns = parsed(row.at(names[0]) if len(names) == 1 else row.take(*names))
     if not isinstance(turns, list) or not turns:
-        raise RowError(f"no_{names[0]}", f"has no list of {names[0]}")
+        name = row.find(*names)
+        fact = f"has no list of {names[0]}" if name in (None, names[0]) else f"has no list of turns under {name!r}"
+        raise RowError(f"no_{names[0]}", fact)
     return turns
+
+
+def turns_in(value: object) -> list[Any] | None:
+    """The turns in a cell: a list, or the text of a list of objects with roles; None for anything else."""
+    if not isinstance(value, str):
+        return value if isinstance(value, list) else None
+    found = parsed(value) if value.lstrip()[:1] == "[" else None
+    if not isinstance(found, list) or not found:
+        return None
+    return found if all(isinstance(turn, dict) and turn.keys() & {"role", "from"} for turn in found) else None
 
 
 def single_turn(request: str, answer: str) -> list[Message]:
@@ -70,11 +84,15 @@ def system_turn(row: SourceRow, turns: Sequence[Message]) -> list[Message]:
         or not has_value(row[name])
     ):
         return []
-    if turns[0]["role"] in ("system", "developer"):
+    if turns[0]["role"] in ("system", "developer") and turns[0]["content"].strip():
         if row[name] == turns[0]["content"]:
             row.take(name)
         return []
-    return [{"role": "system", "content": read_content(row.take(name), 1, row.note_unread).text}]
+    read = read_content(row.take(name), 1, row.note_unread)
+    for what, held in (("thoughts", read.thoughts), ("calls", read.calls), ("results", read.results)):
+        if held:
+            row.note_unread(f"{name}[].{what}")
+    return [{"role": "system", "content": read.text}]
 
 
 def apply_weights(row: SourceRow, turns: Sequence[Message]) -> None:

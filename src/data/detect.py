@@ -11,7 +11,7 @@ from typing import Any
 from ..schema import ColumnArgs, DataFormat
 from ..utils.logs import log
 from .column_mapping import strategy_of
-from .columns import ANSWERS, REQUESTS, TURNS
+from .columns import ANSWERS, CONTEXTS, REQUESTS, TURNS
 from .conversation import Rejection, RowError
 from .formats import FORMATS, count_formats
 from .readers import ReadOptions, read_options, read_values
@@ -81,7 +81,11 @@ def explain_misfit(first: Rejection, rows_in: int, data_format: str, options: Re
         remedy = NO_ANSWER if _has(rows, REQUESTS) else DELIMITER if _is_undivided(first.file, rows) else BY_COLUMN
         if remedy == BY_COLUMN and (answer := _has(rows, ANSWERS)):
             remedy = AS_TEXT.format(answer)
+        if remedy == NO_ANSWER and (context := _has(rows, CONTEXTS[1:])) and (asked := _has(rows, REQUESTS)):
+            remedy = f"{remedy}; user_prompt='{{{context}}} {{{asked}}}' adds the {context}"
         fact = f"{fact}; {_columns(rows)}"
+    elif first.reason in ("no_completion", "no_prompt", "no_output"):
+        fact, remedy = f"{fact}; {_columns(rows)}", BY_COLUMN
     return f"{first.file}: none of its {rows_in:,} rows can be used as {data_format}: {fact}; {remedy}"
 
 
@@ -166,6 +170,9 @@ def _columns(rows: list[object]) -> str:
 def _paths(row: dict[str, Any]) -> Iterator[str]:
     for name, value in row.items():
         inner = value if isinstance(value, dict) else {}
+        if isinstance(value, list) and _is_text(value):
+            yield f"{name}[0]"
+            continue
         texts = [f"{name}.{key}" for key, each in inner.items() if isinstance(each, str)]
         lists = [f"{name}.{key}[0]" for key, each in inner.items() if isinstance(each, list) and _is_text(each)]
         yield from [*texts, *lists] or [str(name)]

@@ -26,6 +26,7 @@ from .columns import (
     single_turn,
     system_turn,
     template_kwargs_of,
+    turns_in,
     turns_of,
 )  # fmt: skip
 from .conversation import TEMPLATE_KEYS as TEMPLATE_KEYS
@@ -78,12 +79,12 @@ def prompt_completion(row: SourceRow) -> list[Message]:
     asked = row.find(*REQUESTS)
     if has_value(row.get(row.find("instruction") or "")) and (asked is None or asked.strip().lower() in CONTEXTS):
         return instruction(row)
-    request, answer = row.get(asked or ""), row.get(row.find(*ANSWERS) or "")
-    if isinstance(request, list):
+    request, answer = turns_in(row.get(asked or "")), turns_in(row.get(row.find(*ANSWERS) or ""))
+    if request is not None:
         return read_turns([*turns_of(row, *REQUESTS), *_answer_turns(row)], row)
     if row.find(*ANSWERS) is None:
         raise RowError("no_completion", "has no text under 'completion' or another name of an answer")
-    if isinstance(answer, list):
+    if answer and all(isinstance(turn, dict) for turn in answer):
         return read_turns([{"role": "user", "content": text_of(row, *REQUESTS)}, *_answer_turns(row)], row)
     return _exchange(row, text_of(row, *REQUESTS), text_of(row, *ANSWERS), CONTEXTS[1:])
 
@@ -200,7 +201,8 @@ def parse_row(row: object, translate: Translation) -> ParsedRow:
     source = SourceRow(row)
     turns = translate(source)
     if not source.is_read:
-        turns = [*system_turn(source, turns), *turns]
+        system = system_turn(source, turns)
+        turns = [*system, *(turns[1:] if system and turns[0]["role"] == "system" else turns)]
         apply_weights(source, turns)
     refuse_media(turns)
     if not all(map(_is_unicode, turns)):
@@ -286,14 +288,15 @@ def _answer_turns(row: SourceRow) -> list[Any]:
     """The completion of a request that is a list of turns."""
     name = row.find("completion", "response", "output")
     value = row.take(name) if name else None
-    if isinstance(value, str) and has_value(value):
+    turns = turns_in(value)
+    if isinstance(value, str) and turns is None and has_value(value):
         return [{"role": "assistant", "content": value}]
-    if not isinstance(value, list) or not value:
+    if not turns:
         raise RowError(
             "no_completion",
             "has a list of turns as prompt and no completion: a prompt, as for reinforcement learning",
         )
-    return value
+    return turns
 
 
 def _is_unicode(turn: Message) -> bool:

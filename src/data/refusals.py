@@ -37,8 +37,8 @@ KINDS: dict[str, UnsupportedKind] = {
             "desirable",
         )),
         "preference data, which is not supported: supervised training would train on the rejected answers as well",
-        "to train on the preferred answers, name their column with answer_key, or keep the rows whose label is "
-        "true and remove that column",
+        "to train on the preferred answers, name their column with answer_key (question_key, where it holds the "
+        "turns with them), or keep the rows whose label is true and remove that column",
     ),
     "multimodal": UnsupportedKind(
         frozenset(),  # media.py tells them
@@ -87,7 +87,8 @@ def refuse_unsupported(row: SourceRow, named: Collection[str] = ()) -> None:
         return
     for reason, kind in KINDS.items():
         told = [name for name in sorted(kind.columns) if _tells(name, row.get(row.find(name) or ""))]
-        if told and kind.columns.isdisjoint(named) and (not kind.beside or row.find(kind.beside)):
+        chosen = not kind.columns.isdisjoint(named) or (reason == "preference_data" and {*TURNS} & {*named})
+        if told and not chosen and (not kind.beside or row.find(kind.beside)):
             raise RowError(reason, f"is {kind.fact} (it has {', '.join(told)})")
     label = row.get(row.find("label") or "")
     judged = bool(named) or _has_answer(row)

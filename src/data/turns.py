@@ -125,7 +125,7 @@ def _exchange(turn: dict[str, Any], pair: tuple[str, str], number: int, row: Sou
 def _add(found: list[Message], turn: dict[str, Any], number: int, row: SourceRow) -> None:
     """Append the messages of a turn to `found`, or a call to the answer that it belongs to."""
     values = _known_values(turn, number, row)
-    role = _role(values.get("role"), number)
+    role = _role(values.get("role"), number, turn)
     if role == CALL:
         calls = read_calls(values.pop("content", None), row.note_unread)
         if not calls:
@@ -183,12 +183,16 @@ def _known_values(turn: dict[str, Any], number: int, row: SourceRow) -> dict[str
     return found
 
 
-def _role(role: object, number: int) -> str:
+def _role(role: object, number: int, turn: dict[str, Any]) -> str:
     known = ROLE_NAMES.get(role.strip().lower().replace("-", "_")) if isinstance(role, str) else None
     if known is None:
         names = ", ".join(dict.fromkeys(name for name in ROLE_NAMES.values() if name != CALL))
         named = role if isinstance(role, str) else type(role).__name__
-        fact = f"a message {number} without a role" if role is None else f"the unknown role '{named}'"
+        fact = (
+            f"a message {number} without a role among its keys {', '.join(map(str, turn))}"
+            if role is None
+            else f"the unknown role '{named}'"
+        )
         raise RowError("unknown_role", f"has {fact} (known: {names})")
     return known
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any, get_args
@@ -233,3 +234,16 @@ def test_one_named_column_is_enough_where_the_other_has_a_known_name() -> None:
     assert taken({"ask": "2+2?", "completion": "4"}, question_key="ask") == chat("2+2?", "4")["messages"]
     dialogs = {"dialogs": chat("2+2?", "4", "3+3?", "6")["messages"]}
     assert taken(dialogs, question_key="dialogs") == dialogs["dialogs"]
+    cells = {"p": json.dumps(dialogs["dialogs"][:1]), "c": json.dumps(dialogs["dialogs"][1:2])}
+    assert taken(cells, question_key="p", answer_key="c") == dialogs["dialogs"][:2]
+
+
+def test_the_preferred_answers_train_as_the_refusal_says() -> None:
+    turns = chat("2+2?", "4")["messages"]
+    for row in (
+        {"prompt": "2+2?", "chosen": "4", "rejected": "5"},
+        {"conversations": [{"from": "human", "value": "2+2?"}], "chosen": turns[1], "rejected": {**turns[1]}},
+        {"chosen": turns, "rejected": turns},
+    ):
+        assert taken(row, answer_key="chosen") == turns
+    assert taken({"messages": turns, "rejected_response": "5"}, question_key="messages") == turns

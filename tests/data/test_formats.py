@@ -71,7 +71,12 @@ def test_an_empty_input_adds_nothing_to_the_instruction(given: dict[str, object]
         ({"messages": {"role": "user"}}, "messages", "no_messages", "no list of messages"),
         ({"messages": [ANSWERED, "hello"]}, "messages", "not_an_object", "message 2 that is not an object"),
         ({"messages": [{"role": "alien", "content": "4"}]}, "messages", "unknown_role", "'alien'"),
-        ({"messages": [{"content": "4"}]}, "messages", "unknown_role", "message 1 without a role"),
+        (
+            {"messages": [{"content": "4"}]},
+            "messages",
+            "unknown_role",
+            "message 1 without a role among its keys content",
+        ),
         ({"messages": [{"role": ["user"], "content": "4"}]}, "messages", "unknown_role", "'list'"),
         (
             {"messages": [{"role": "user", "content": "2+2?"}, {**ANSWERED, "weight": 2}]},

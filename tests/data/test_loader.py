@@ -337,6 +337,10 @@ COLUMNS = "it holds columns, not rows: pandas writes rows with to_json(orient='r
         ({"prompt": {"0": "2+2?"}, "completion": {"0": "4"}}, COLUMNS),
         ({"columns": ["prompt"], "index": [0], "data": [["2+2?"]]}, COLUMNS),
         ({"name": "x", "chat_messages": []}, "make convert turns exports of ChatGPT and Claude into rows"),
+        (
+            {"question": "2+2?", "answer": {"text": "4"}},
+            "name the columns with question_key and answer_key, or set data_format",
+        ),
         ({"a1": ROWS[0], "a2": ROWS[1]}, "it holds rows by key: write them as a list, or one a line"),
         ({"dialogs": chat("2+2?", "4")["messages"]}, "set question_key=dialogs, which holds turns"),
         ({"id": 1, "body": chat("2+2?", "4")}, "set question_key=body.messages, which holds turns"),
@@ -365,7 +369,8 @@ def test_rows_of_the_format_with_another_fault_are_not_reported_as_misfits(make:
             {"prompt": "2+2?", "chosen": "4", "rejected": "5"},
             "is preference data, which is not supported: supervised training would train on the rejected answers "
             "as well (it has chosen, rejected); to train on the preferred answers, name their column with "
-            "answer_key, or keep the rows whose label is true and remove that column",
+            "answer_key (question_key, where it holds the turns with them), or keep the rows whose label is true "
+            "and remove that column",
         ),
         (
             {"question": "?", "answers": {"text": ["blue"], "answer_start": [1]}, "id": "7"},

@@ -59,6 +59,10 @@ PAIR = [("user", "2+2?"), ("assistant", "4")]
         {"instruction": "2+2?", "context": "", "response": "4", "category": "open_qa"},
         {"prompt": [{"role": "user", "content": "2+2?"}], "completion": [{"role": "assistant", "content": "4"}]},
         {"prompt": "2+2?", "completion": [{"role": "assistant", "content": "4"}]},
+        {"prompt": '[{"role": "user", "content": "2+2?"}]', "response": '[{"role": "bot", "content": "4"}]'},
+        {"prompt": "2+2?", "completion": '[{"role": "assistant", "content": "4"}]'},
+        {"text": "2+2?", "answer": "4"},
+        {"text": "2+2?", "summary": "4"},
         {"conversation": [{"human": "2+2?", "assistant": "4"}]},
         {"messages": "[{'role': 'user', 'content': '2+2?'}, {'role': 'assistant', 'content': '4'}]"},
         {"conversations": [{"from": "Prompter", "value": "2+2?"}, {"from": "AI", "value": "4"}]},
@@ -93,6 +97,15 @@ def test_what_stands_beside_the_turns_is_read() -> None:
     messages = [{"role": "system", "content": "Mine."}, ASKED, {"role": "assistant", "content": "No."}]
     assert auto({"messages": messages, "system": "Mine."})[1] == set()
     assert auto({"messages": messages, "system": "Another."})[1] == {"system"}
+    empty = [{"role": "system", "content": ""}, *messages[1:]]
+    assert turns({"messages": empty, "system": "Another."})[:2] == [
+        ("system", "Another."),
+        ("user", "Rain in Oslo?"),
+    ]
+    thinking = [{"text": "Count."}, {"type": "thinking", "thinking": "Hm."}]
+    assert auto({"prompt": "2+2?", "completion": "4", "system": thinking})[1] == {"system[].thoughts"}
+    assert turns({"prompt": "[1, 2]", "completion": "[3]"}) == [("user", "[1, 2]"), ("assistant", "[3]")]
+    assert auto({"question": "2+2?", "solution": "2+2=4", "answer": "4"})[0][1]["content"] == "2+2=4"
     assert refusal({"query": "2+2?", "response": "4", "history": ["1+1?"]}).reason == "bad_history"
 
 
