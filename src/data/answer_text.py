@@ -76,12 +76,7 @@ def answer_text(
     """
     thought = chat.markup.thought_of(conversation.messages[turn])
     if not thought or not thought.strip():
-        found = _answer_text(chat, conversation, turn)
-        content = conversation.messages[turn]["content"]
-        own = find_thought(
-            content, source=content
-        )  # the row holds the block, whether the template knows it or not
-        return found if thought is not None or own or learn_empty_thoughts else _without_empty_thought(found)
+        return _without_thoughts(chat, conversation, turn, learn_empty_thoughts)
     try:
         found = _answer_text(chat, conversation, turn)
     except RowError:
@@ -90,6 +85,22 @@ def answer_text(
             raise
         return thinking
     return found if _says(found, thought) else _with_thinking(chat, conversation, turn, thought) or found
+
+
+def _without_thoughts(chat: Renderer, conversation: Conversation, turn: int, learn_empty: bool) -> AnswerText:
+    """The text of an answer without thoughts. An empty think block that the row holds is learnt.
+
+    Where the text before the answer has closed a block, a second one would follow: there it is left out.
+    """
+    message = conversation.messages[turn]
+    found = _answer_text(chat, conversation, turn)
+    own = find_thought(message["content"], source=message["content"])  # whether the template knows the tags or not
+    holds_empty = own is not None and not own.text
+    before = found.text[: found.span.start]
+    if own and holds_empty and any(block.end() == len(before) for block in EMPTY_THOUGHT.finditer(before)):
+        bare: Message = {**message, "content": message["content"][own.end :].lstrip("\n")}
+        return _answer_text(chat, conversation._replace(messages=[*conversation.messages[:turn], bare]), turn)
+    return found if holds_empty or learn_empty else _without_empty_thought(found)
 
 
 def _with_thinking(chat: Renderer, conversation: Conversation, turn: int, thought: str) -> AnswerText | None:

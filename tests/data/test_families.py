@@ -277,6 +277,7 @@ def test_answers_of_any_text_are_trained_alike(name: str) -> None:
     texts = [
         ("e", "|"),  # both are in the names of most control tokens
         ("Use <reasoning>steps</reasoning> tags.", "`<think>` opens, `</thinking>` closes."),
+        ("<reasoning>One step.</reasoning> Two.", "<thinking>Three.</thinking> Four."),
     ]
     long = CONVERSATIONS["plain"]
     for first, second in texts:
@@ -294,7 +295,9 @@ def test_an_empty_think_block_in_a_row_is_no_thought(name: str) -> None:
     block = "<think>\n\n</think>\n\n"
     (answer,) = answers_of(name, [ASKED, assistant(f"{block}{FIRST}")])
     (bare,) = answers_of(name, [ASKED, assistant(FIRST)])
-    assert answer in (bare, f"</think>{bare}", f"{squeezed(block)}{bare}")
+    opened = name in ("qwq", "deepseek_r1", "nemotron3_nano")  # by the prompt, which for Gemma closes it too
+    learnt = "" if name == "gemma4" else "</think>" if opened else squeezed(block)
+    assert answer == learnt + bare
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
