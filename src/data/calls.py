@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from .conversation import RowError
-from .source_row import SourceRow, has_value, parsed
+from .source_row import SourceRow, has_value, is_harmless, parsed
 from .spelled_json import has_spelled, spelled_json
 
 Note = Callable[[str], None]  # notes a key that is not read
@@ -45,9 +45,11 @@ def _call(call: object, note: Note) -> dict[str, Any]:
     arguments = _first(inner, ARGUMENTS)
     if not isinstance(arguments, dict | str | None):
         raise RowError("bad_call", f"has a call of {name} whose arguments are neither an object nor JSON text")
-    for key in {*outer, *inner} - CALL_KEYS:
-        if has_value(outer.get(key, inner.get(key))):
-            note(f"tool_calls[].{key}")
+    unread = sorted(k for k in {*outer, *inner} - CALL_KEYS if has_value(outer.get(k, inner.get(k))))
+    if inner.keys().isdisjoint(ARGUMENTS) and (unknown := [key for key in unread if not is_harmless(key)]):
+        raise RowError("bad_call", f"has a call of {name} that has {', '.join(unknown)} and no arguments")
+    for key in unread:
+        note(f"tool_calls[].{key}")
     number = _first(outer, IDS) or _first(inner, IDS)
     if has_spelled(arguments):
         arguments = spelled_json(arguments)
@@ -66,7 +68,12 @@ def tools_of(row: object) -> list[Any] | None:
     """
     if not isinstance(row, dict):
         return None
-    value = parsed((row if isinstance(row, SourceRow) else SourceRow(row)).take(*TOOL_COLUMNS))
+    source = row if isinstance(row, SourceRow) else SourceRow(row)
+    value = parsed(source.take(*TOOL_COLUMNS))
+    if source.turn_tools is not None and not has_value(value):
+        value = parsed(source.turn_tools)
+    elif source.turn_tools not in (None, value):
+        source.note_unread("messages[].tools")
     if isinstance(value, dict) and isinstance(value.get("tools"), list):  # Bedrock's toolConfig
         value = value["tools"]
     if not has_value(value):

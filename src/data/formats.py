@@ -208,7 +208,8 @@ def parse_row(row: object, translate: Translation) -> ParsedRow:
     if not all(map(_is_unicode, turns)):
         raise RowError("not_unicode", "has half a surrogate pair, which is no character")
     check_turns(turns)
-    tools, kwargs = (None, None) if source.is_read else (tools_of(source), template_kwargs_of(source))
+    plain = source.is_read and source.turn_tools is None
+    tools, kwargs = (None, None) if plain else (tools_of(source), template_kwargs_of(source))
     return ParsedRow(turns, tools, kwargs, _unread(source, turns))
 
 

@@ -39,6 +39,7 @@ class SourceRow(dict[str, Any]):
         super().__init__(columns)
         self._read: set[str] = set()
         self._unread_keys: set[str] = set()
+        self.turn_tools: Any = None  # tools that a turn describes
         self._paths: dict[str, list[list[str]]] = {}  # into columns that are read in part
         folded = {str(name).strip().lower(): name for name in columns}
         self._names = folded if folded.keys() != columns.keys() else None  # None: as they are written
@@ -79,6 +80,14 @@ class SourceRow(dict[str, Any]):
     def note_unread(self, key: str) -> None:
         """Note a key inside a column that is not read, as a path such as `messages[].mood`."""
         self._unread_keys.add(key)
+
+    def note_tools(self, tools: Any) -> None:
+        """Note the tools that a turn describes. Others of a later turn are not read."""
+        if has_value(tools) and tools != self.turn_tools:
+            if self.turn_tools is None:
+                self.turn_tools = tools
+            else:
+                self.note_unread("messages[].tools")
 
     @property
     def is_read(self) -> bool:

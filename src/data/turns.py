@@ -12,7 +12,7 @@ from .calls import read_calls
 from .conversation import TEXT, Message, RowError
 from .media import is_media
 from .parts import RESULT_KEYS, has_results, read_content, result_text
-from .source_row import SourceRow, as_text, has_value, parsed
+from .source_row import SourceRow, as_text, has_value, is_harmless, parsed
 
 CALL = "call"  # the role of a turn that is a call of a tool: it belongs to the answer before it, if there is one
 
@@ -35,6 +35,7 @@ TURN_KEYS: dict[str, str] = {
     **dict.fromkeys(("content", "value", "text", "parts", "message"), "content"),
     **dict.fromkeys(("name", "tool_name"), "name"),
     **dict.fromkeys(("tool_calls", "tool_call", "function_call", "function_calls"), "tool_calls"),
+    **dict.fromkeys(("tools", "functions", "tool_definitions", "available_tools"), "tools"),
     "tool_call_id": "tool_call_id",
     **dict.fromkeys(("reasoning_content", "reasoning", "thinking", "thought", "thoughts"), "reasoning_content"),
     **dict.fromkeys(("weight", "loss_weight", "loss_scale", "loss", "loss_mask"), "weight"),
@@ -49,7 +50,8 @@ PAIRS = (
 )
 # fmt: on
 
-FOLDED = {*TURN_KEYS, *(key for pair in PAIRS for key in pair)}  # keys that match in any case
+# Keys that match in any case, and without underscores: toolCalls is tool_calls.
+FOLDED = {key.replace("_", ""): key for key in (*TURN_KEYS, *(key for pair in PAIRS for key in pair))}
 
 FOLLOWS = {  # role -> the roles that it may follow; "" is the start of the conversation
     "system": {""},
@@ -82,19 +84,20 @@ def read_turns(turns: Sequence[object], row: SourceRow) -> list[Message]:
 
 
 def _folded(turn: dict[str, Any]) -> dict[str, Any]:
-    """A turn with its known keys in lower case."""
-    names = {key: str(key).strip().lower() for key in turn}
-    return {lower if lower in FOLDED and lower not in turn else key: turn[key] for key, lower in names.items()}
+    """A turn with its known keys as they are spelled here."""
+    names = {key: FOLDED.get(str(key).strip().lower().replace("_", ""), key) for key in turn}
+    return {key if known in turn else known: turn[key] for key, known in names.items()}
 
 
 def _completed(turn: dict[str, Any]) -> dict[str, Any]:
     """A turn with the role that LangChain writes as its type, and with the content of a result of another name."""
-    meanings = {TURN_KEYS.get(key) for key in turn}
+    meanings = {TURN_KEYS.get(key) for key, value in turn.items() if has_value(value)}
     if "role" not in meanings and str(turn.get("type")).lower() in ROLE_NAMES:
         turn = {**turn, "role": turn["type"]}
     if "content" not in meanings and ROLE_NAMES.get(str(turn.get("role")).lower()) == "tool":
-        result = next((key for key in RESULT_KEYS if key in turn), None)
-        return {"content" if key == result else key: value for key, value in turn.items()}
+        result = next((key for key in RESULT_KEYS if has_value(turn.get(key))), None)
+        rest = {key: value for key, value in turn.items() if TURN_KEYS.get(key) != "content"}
+        return turn if result is None else {"content" if key == result else key: v for key, v in rest.items()}
     return turn
 
 
@@ -136,6 +139,7 @@ def _add(found: list[Message], turn: dict[str, Any], number: int, row: SourceRow
             before["tool_calls"] = [*before.get("tool_calls", []), *calls]
             return
         role = "assistant"
+    _refuse_unknown(turn, role, number)
     content = values.get("content")
     if role == "tool" and not has_results(content):
         content = result_text(content, number)
@@ -154,6 +158,21 @@ def _add(found: list[Message], turn: dict[str, Any], number: int, row: SourceRow
     if role != "assistant":
         _leave_out(message, ("reasoning_content", "tool_calls"), row)
     found.append(message)
+
+
+def _refuse_unknown(turn: dict[str, Any], role: str, number: int) -> None:
+    """Raises: RowError if keys that are not known hold calls beside an answer, or the result of a tool."""
+    rest = {key: each for key, each in turn.items() if key not in TURN_KEYS and has_value(each)}
+    calls = [key for key, each in rest.items() if "call" in key.lower() and isinstance(parsed(each), list | dict)]
+    if role == "assistant" and calls:
+        raise RowError("bad_call", f"has a message {number} whose {calls[0]} cannot be read as calls of tools")
+    results = [key for key in rest if not is_harmless(key)]
+    if (
+        role == "tool"
+        and results
+        and not any(has_value(turn.get(key)) for key, meaning in TURN_KEYS.items() if meaning == "content")
+    ):
+        raise RowError("not_text", f"has a message {number} of a tool that has {results[0]} in place of a content")
 
 
 def _leave_out(message: Message, keys: Sequence[str], row: SourceRow) -> None:
@@ -180,6 +199,7 @@ def _known_values(turn: dict[str, Any], number: int, row: SourceRow) -> dict[str
             found[meaning] = value
         elif has_value(value) and (meaning is None or found[meaning] != value):
             row.note_unread(f"messages[].{key}")
+    row.note_tools(found.pop("tools", None))
     return found
 
 

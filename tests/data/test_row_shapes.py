@@ -129,6 +129,8 @@ def test_a_context_is_added_to_the_request() -> None:
     ("call", "read"),
     [
         ({"tool_calls": [{"id": "1", **RAIN}]}, {"id": "1", **RAIN}),
+        ({"toolCalls": [{"function": {"name": "rain", "kwargs": CITY}}]}, RAIN),
+        ({"function_calls": [{"name": "rain", "params": CITY}]}, RAIN),
         ({"tool_calls": [{"id": "1", "index": 0, **TEXT_RAIN}, None]}, {"id": "1", **TEXT_RAIN}),
         ({"function_call": {"name": "rain", "arguments": '{"city": "Oslo"}'}}, TEXT_RAIN),
         ({"content": [{"type": "tool_use", "id": "1", "name": "rain", "input": CITY}]}, {"id": "1", **RAIN}),
@@ -156,6 +158,36 @@ def test_a_result_is_read_under_other_names() -> None:
 def test_an_empty_list_of_calls_is_no_call(none: object) -> None:
     row = {"messages": [ASKED, {"role": "assistant", "content": "No.", "tool_calls": none}]}
     assert auto(row)[0][1] == {"role": "assistant", "content": "No."}
+
+
+def test_a_call_a_result_or_tools_that_cannot_be_read_are_not_left_out() -> None:
+    asked: Any = [ASKED, {"role": "assistant", "content": "I look."}]
+    for beside in (
+        {"tool_calls": [{"function": {"name": "rain", "given": CITY}}]},
+        {"my_calls": [RAIN]},
+        {"calls": json.dumps([RAIN])},
+    ):
+        assert refusal({"messages": [ASKED, {**asked[1], **beside}]}).reason == "bad_call"
+    assert auto({"messages": [ASKED, {**asked[1], "called": True}]})[1] == {"messages[].called"}
+    calls = {**asked[1], "tool_calls": [RAIN]}
+    for result in ({"output": "yes"}, {"content": None, "result": "yes"}, {"content": "yes", "id": 7}):
+        messages, _ = auto({"messages": [ASKED, calls, {"role": "tool", **result}, asked[1]]})
+        assert messages[2]["content"] == "yes"
+    error = refusal({"messages": [ASKED, calls, {"role": "tool", "data": "yes"}, asked[1]]})
+    assert (error.reason, "data in place of" in error.detail) == ("not_text", True)
+
+
+def test_tools_of_a_turn_are_those_of_its_row() -> None:
+    described: Any = [
+        {"role": "system", "content": "Help.", "tools": [TOOL]},
+        ASKED,
+        {"role": "bot", "content": "."},
+    ]
+    for beside in ({}, {"tools": [TOOL]}, {"tools": []}):
+        found = parse_row({"messages": described, **beside}, FORMATS["messages"].translate)
+        assert (found.tools, found.unread) == (WRAPPED, set())
+    other = parse_row({"messages": described, "tools": [{"name": "sun"}]}, FORMATS["messages"].translate)
+    assert other.unread == {"messages[].tools"}
 
 
 def test_turns_that_are_calls_belong_to_the_answer_before_them() -> None:
