@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import openpyxl
+import pyarrow.feather
 import pyarrow.parquet
 import pytest
 
@@ -53,13 +55,22 @@ def test_rows_of_every_format_ask_the_same(tmp_path: Path, row: dict[str, Any]) 
     assert read(tmp_path, row) == [[("user", "2+2?"), ("assistant", "4")]]
 
 
-@pytest.mark.parametrize("name", ["rows.csv", "rows.tsv", "rows.json", "rows.jsonl.gz", "rows.parquet"])
+@pytest.mark.parametrize(
+    "name", ["rows.csv", "rows.tsv", "rows.json", "rows.jsonl.gz", "rows.parquet", "rows.arrow", "rows.xlsx"]
+)
 def test_files_of_every_kind_hold_evaluation_rows(tmp_path: Path, name: str) -> None:
     path, row = tmp_path / name, {"prompt": "2+2?", "completion": "4"}
     if name.endswith(".gz"):
         path.write_bytes(gzip.compress(json.dumps(row).encode()))
     elif name.endswith(".parquet"):
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), path)
+    elif name.endswith(".arrow"):
+        pyarrow.feather.write_feather(pyarrow.Table.from_pylist([row]), path)
+    elif name.endswith(".xlsx"):
+        book = openpyxl.Workbook()
+        for cells in (list(row), list(row.values())):
+            book.active.append(cells)
+        book.save(path)
     else:
         text = json.dumps([row]) if name.endswith("json") else "prompt;completion\n2+2?;4\n"
         path.write_text(text.replace(";", "," if name.endswith("csv") else "\t"))

@@ -341,6 +341,12 @@ def test_a_syntax_error_ends_a_json_file_with_its_place(
     ]
 
 
+def test_rows_behind_a_break_are_counted_by_the_first_keys_of_the_rows_before_it(tmp_path: Path) -> None:
+    good = b'{"a": [{"c": 1}, {"c": 2}], "b": 1}, {"b": 1, "a": []}'
+    *_, rest = read_bytes(tmp_path, "x.json", b"[" + good + b', {"a" 1}, ' + good + b", " + good + b"]")
+    assert rest[1][0] == "rest_of_file" and "(4 rows)" in rest[1][1]
+
+
 @pytest.mark.parametrize("source", [b"[" * 100_000, b'{"a": 1, "a": ' + b"[" * 100_000])
 def test_deep_nesting_ends_a_json_file(tmp_path: Path, source: bytes) -> None:
     problem = ("not_json", f"is not JSON that can be read: nested too deeply{REST}")

@@ -21,6 +21,7 @@ from .stream import CHUNK_BYTES, MAX_ROW_BYTES, ReadOptions, Values, rest_of_fil
 
 SPACE = re.compile(r"[ \t\r\n]*")
 FIRST_KEY = re.compile(r'\{\s*("[^"\\]{1,200}")')  # of an object
+FIRST_KEYS = 20
 MAX_KEY = 300  # characters between two rows, with the first key of the second
 LONGEST_INT = 4000  # digits; Python refuses to parse much longer ones as int
 
@@ -120,7 +121,7 @@ class _JsonText:
         self._counted = 0  # `line` counts the line ends up to this position
         self._released = 0  # released characters of the line in which `_text` begins
         self._ended = False
-        self._first_key: re.Match[str] | None = None
+        self._first_keys: dict[str, None] = {}  # of the rows so far, at most FIRST_KEYS
         self.line = 1
 
     def next_character(self) -> str:
@@ -158,15 +159,17 @@ class _JsonText:
                 if end + 2 < len(self._text) or not self._more():  # `1` may continue as `1e+5`
                     break
         source, self._pos = self._text[self._pos : end], end
-        self._first_key = FIRST_KEY.match(source) or self._first_key
+        if len(self._first_keys) < FIRST_KEYS and (opening := FIRST_KEY.match(source)):
+            self._first_keys[opening[1]] = None
         return _refusal(source) or value
 
     def count_rest(self) -> int:
-        """The number of rows after the current position, by the first key of the last row that could be read."""
-        opening = self._first_key or FIRST_KEY.match(self._text, self._pos)
-        if not opening:
+        """The number of rows after the current position, by the first keys of the rows that could be read."""
+        opening = FIRST_KEY.match(self._text, self._pos)
+        keys = self._first_keys or ([opening[1]] if opening else [])
+        if not keys:
             return 0
-        row = re.compile(r"\}\s*,?\s*\{\s*" + re.escape(opening[1]) + r"\s*:")
+        row = re.compile(rf"\}}\s*,?\s*\{{\s*(?:{'|'.join(map(re.escape, keys))})\s*:")
         rows = 0
         while True:
             for found in row.finditer(self._text, self._pos):
