@@ -59,6 +59,11 @@ def split_of(file: Path, folder: Path) -> str:
     return next((SPLIT_OF[word] for word in words if word in SPLIT_OF), "")
 
 
+def is_hidden(file: Path, folder: Path) -> bool:
+    """Whether a file in `folder`, or a folder between them, is hidden, as the copies `._name` of macOS are."""
+    return any(part.startswith(".") for part in file.relative_to(folder).parts)
+
+
 def is_saved(folder: Path) -> bool:
     """Whether `datasets` saved a dataset, or its splits, in a folder."""
     return any(find(folder) is not None for find in (_saved_splits, _saved))
@@ -116,8 +121,7 @@ def _named(folder: Path) -> Splits | None:
     """The data files by the split that their names say, if there are any for training."""
     found: Splits = {}
     for file in sorted(folder.rglob("*")):
-        hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
-        if not hidden and is_data_file(file) and file.is_file():
+        if not is_hidden(file, folder) and is_data_file(file) and file.is_file():
             found.setdefault(split_of(file, folder) or NO_SPLIT, []).append(file)
     return found if TRAIN in found else None
 

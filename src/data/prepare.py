@@ -89,6 +89,7 @@ def _warn_of_several_system_texts(parts: Sequence[DataPart], eval_files: Sequenc
 def _without_eval_files(part: DataPart, eval_files: Sequence[Path]) -> DataPart:
     """The part without the evaluation files that lie in its folder, unless it consists of them."""
     own = {file.resolve() for file in eval_files}
+    part = replace(part, not_matched=tuple(file for file in part.not_matched if file.resolve() not in own))
     files = [file for file in part.files if file.resolve() not in own]
     if not files or len(files) == len(part.files):
         return part
@@ -142,6 +143,7 @@ def tokenize(
     Raises: DataError if no row is left to train on.
     """
     options = encoding_options(args, task, data.labels)
+    not_matched = sorted({str(file) for part in data.parts for file in part.not_matched})
     key = content_key(
         rows=data.store.folder.name,
         left_out=[args.on_duplicate, args.on_contamination],
@@ -150,6 +152,7 @@ def tokenize(
         mask=args.check_mask,
         held_out=[data.held_out.identity, data.held_out_split],
         seed=seed,
+        not_matched=not_matched,
         chat=[chat.identity, chat.template_date],
     )
     folder = cache / "tokens" / key
@@ -167,7 +170,7 @@ def tokenize(
         if data.labels:  # the last element of an example is the label's index, not a token
             counts = counts._replace(tokens=counts.tokens - 1)
         data_report = report.build_report(
-            data.store, data.dropped, stats, rows, counts, data.eval_files, data.uncompared
+            data.store, data.dropped, stats, rows, counts, data.eval_files, data.uncompared, not_matched
         )
         data_report |= report.label_counts(temporary, data.labels)
         if data.held_out.identity:

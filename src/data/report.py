@@ -14,6 +14,7 @@ from ..utils.files import sha256
 from ..utils.secrets import redact
 from ..utils.units import count
 from .duplicates import KINDS
+from .file_report import file_findings
 from .source_row import is_harmless
 from .store import Array, DuplicateMatch, RowStore, TokenCounts
 from .tokens import Dropped, TokenizeStats
@@ -67,6 +68,7 @@ def build_report(
     counts: TokenCounts,
     eval_files: Sequence[Path],
     uncompared: Mapping[str, int],
+    not_matched: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The data report, as data_report.json holds it.
 
@@ -76,6 +78,7 @@ def build_report(
         rows: (examples,), the row of each example.
         counts: tokens, and tokens with loss, of each example.
         uncompared: by evaluation file, the rows that cannot be read.
+        not_matched: data files that lie beside the training files.
     """
     rejected = [*store.rejected(), *(store.rejection(*row) for row in (*dropped, *stats.rejected))]
     order = {file: number for number, file in enumerate(store.files)}
@@ -125,6 +128,7 @@ def build_report(
             {"what": what, "rows": n.rows, "example": store.location(n.first)} for what, n in stats.changed.items()
         ],
     }
+    found |= {"not_matched": list(not_matched)} if not_matched else {}
     return found | {"findings": _findings(found)}
 
 
@@ -214,13 +218,6 @@ def _findings(found: dict[str, Any]) -> list[str]:
         for reason, n in found["rejected_by_reason"].items()
         if reason not in EXPECTED_REASONS
     ]
-    held_out = [Path(file["file"]).name for file in found["files"] if file.get("like_held_out")]
-    if held_out:
-        names = ", ".join(held_out[:MAX_LISTED]) + (" ..." if len(held_out) > MAX_LISTED else "")
-        remedy = "dataset_pattern chooses the training files, and eval_path names evaluation files"
-        rejected.append(
-            f"{count(len(held_out), 'file')} trained on, named like a held-out split: {names} ({remedy})"
-        )
     duplicates: dict[str, int] = {kind: found["duplicates"][kind] for kind in KINDS}
     overlap = sum(found["contamination"][kind] for kind in KINDS)
     more = [
@@ -258,6 +255,7 @@ def _findings(found: dict[str, Any]) -> list[str]:
     ]
     return [
         *rejected,
+        *file_findings(found),
         *_unread(found.get("unread", [])),
         *(f"{count(number, one, many)} {what}" for number, one, many, what in more if number),
         *lost,

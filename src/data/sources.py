@@ -7,7 +7,7 @@ schema.DataSource.type, and to schema.SOURCE_KEYS the keys that it reads.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,8 +25,8 @@ from .from_hub import CARD, fetch_hub
 from .from_lakefs import fetch_lakefs
 from .from_s3 import fetch_s3
 from .from_url import fetch_url
-from .layouts import TRAIN, split_of
-from .readers import file_kind, is_data_file, read_options
+from .layouts import TRAIN, is_hidden, split_of
+from .readers import NO_DATA, file_kind, is_data_file, read_options
 
 SOURCES: dict[str, Callable[[DataSource, Path], FetchedData]] = {
     "local": lambda _source, _cache: FetchedData(Path(), {"type": "local"}),  # read in place, from dataset_path
@@ -48,6 +48,7 @@ class DataPart:
     columns: ColumnArgs
     weight: float = 1
     like_held_out: tuple[Path, ...] = ()  # the files of a glob that are named like a held-out split
+    not_matched: tuple[Path, ...] = ()  # data files of the folder that its default pattern leaves out
 
 
 class _Found(NamedTuple):
@@ -56,6 +57,7 @@ class _Found(NamedTuple):
     files: list[Path]
     version: dict[str, Any]
     like_held_out: tuple[Path, ...] = ()
+    not_matched: tuple[Path, ...] = ()
 
 
 def data_cache(cache_dir: str | None, output_dir: str) -> Path:
@@ -86,7 +88,10 @@ def fetch_parts(args: TrainDataArgs, cache: Path) -> list[DataPart]:
 
 
 def _part(found: _Found, data_format: DataFormat, settings: ColumnArgs, weight: float = 1) -> DataPart:
-    return DataPart(found.files, found.version, data_format, _columns(settings), weight, found.like_held_out)
+    columns = _columns(settings)
+    return DataPart(
+        found.files, found.version, data_format, columns, weight, found.like_held_out, found.not_matched
+    )
 
 
 def parse_train_data_config(config: str | Mapping[str, Any]) -> list[Dataset]:
@@ -155,7 +160,21 @@ def _files(path: str, pattern: str | None, source: DataSource, cache: Path, key:
         file_kind(file)
     named = pattern is not None and not set(pattern) & set("*?[")
     held_out = [] if named else [file for file in files if split_of(file, folder) not in ("", TRAIN)]
-    return _Found(files, fetched.version, tuple(held_out))
+    beside = pattern == DataArgs.dataset_pattern and files[0].parent == folder and files[0].match(pattern)
+    return _Found(files, fetched.version, tuple(held_out), _not_matched(folder, files) if beside else ())
+
+
+def _not_matched(folder: Path, files: list[Path]) -> tuple[Path, ...]:
+    """The data files of a folder that are neither chosen nor named like a held-out split. Says those below it."""
+    found = sorted(f for pattern in ("*", "*/*") for f in folder.glob(pattern) if is_data_file(f) and f.is_file())
+    others = [
+        f for f in found if f not in files and not is_hidden(f, folder) and split_of(f, folder) in ("", TRAIN)
+    ]
+    if below := [str(file.relative_to(folder)) for file in others if file.parent != folder]:
+        shown = ", ".join(below[:MAX_LISTED]) + (" ..." if len(below) > MAX_LISTED else "")
+        fact = f"{count(len(below), 'data file')} in subfolders not trained on: {shown}"
+        log.info("%s: %s; dataset_pattern chooses the files", folder, fact)
+    return tuple(f for f in others if f.parent == folder)
 
 
 def _chosen_files(folder: Path, pattern: str | None, *, recursive: bool) -> list[Path]:
@@ -169,31 +188,12 @@ def _chosen_files(folder: Path, pattern: str | None, *, recursive: bool) -> list
         return layouts.training_files(folder) or []
     try:
         found = _matching(folder, f"**/{pattern}" if pattern and recursive else pattern)
-        if default and not recursive:
-            _warn_of_others(folder, found)
         return [file for file in found if not (recursive and file.name == CARD)]  # was fetched to say the splits
     except DataError:
         files = layouts.training_files(folder) if default else None
         if not files:
             raise
         return files
-
-
-def _warn_of_others(folder: Path, chosen: Sequence[Path]) -> None:
-    """Name the data files of a folder that the default pattern does not choose, besides those of other splits."""
-    names = [
-        str(file.relative_to(folder))
-        for file in sorted([*folder.glob("*"), *folder.glob("*/*")])
-        if file not in chosen
-        and is_data_file(file)
-        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
-        and split_of(file, folder) in ("", TRAIN)
-        and file.is_file()
-    ]
-    if names:
-        shown = ", ".join(names[:MAX_LISTED]) + (" ..." if len(names) > MAX_LISTED else "")
-        fact = f"{count(len(names), 'data file')} not trained on: {shown}"
-        log.warning("%s: %s; dataset_pattern chooses the files", folder, fact)
 
 
 def _matching(folder: Path, pattern: str | None) -> list[Path]:
@@ -207,7 +207,12 @@ def _matching(folder: Path, pattern: str | None) -> list[Path]:
             f"dataset_pattern {pattern} leaves {folder}", hint="set dataset_path to the folder of the files"
         )
     if pattern is None:
-        files = [f for f in files if is_data_file(f) and not f.name.startswith(".")]
+        files = [f for f in files if is_data_file(f)]
+    if pattern is None or set(pattern) & set(
+        "*?["
+    ):  # a glob takes neither hidden files nor those that describe data
+        dotted = any(part.startswith(".") for part in Path(pattern or "").parts)
+        files = [f for f in files if f.name not in NO_DATA and (dotted or not is_hidden(f, folder))]
     if not files:
         names = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
         held = f"it holds {', '.join(names[:8])}{' ...' if len(names) > 8 else ''}" if names else "it is empty"

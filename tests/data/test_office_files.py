@@ -81,6 +81,15 @@ def test_the_delimiter_is_that_under_which_the_rows_have_the_columns(tmp_path: P
     assert read(put(tmp_path, "x.csv", text))[0][1] == row
 
 
+def test_a_tsv_file_without_a_tab_is_read_as_csv_and_reported(tmp_path: Path) -> None:
+    path = put(tmp_path, "x.tsv", table(","))
+    assert read(path) == read(path, csv_delimiter="comma") == [(2, ROWS[0]), (3, ROWS[1])]
+    assert describe(path, DEFAULTS) == "csv_delimiter=comma"
+    tabs = put(tmp_path, "y.tsv", "a, b\tc\nx, y\tz\n")
+    assert (read(tabs), describe(tabs, DEFAULTS)) == ([(2, {"a, b": "x, y", "c": "z"})], "")
+    assert read(tabs, csv_delimiter="comma") == [(2, {"a": "x", "b\tc": " y\tz"})]
+
+
 def test_a_set_delimiter_is_taken_by_its_name_or_as_it_is(tmp_path: Path) -> None:
     path = put(tmp_path, "x.csv", "a;b,c\n1;2,3\n")
     assert (
@@ -321,3 +330,21 @@ def test_how_a_file_is_read_and_what_its_name_says_are_in_the_report(make: Maker
         "1 file trained on, named like a held-out split: dev.csv "
         "(dataset_pattern chooses the training files, and eval_path names evaluation files)"
     ]
+
+
+def test_files_that_are_left_out_empty_or_missing_are_findings(make: Maker) -> None:
+    (make.folder / "data").mkdir()
+    for number in (0, 2):
+        put(make.folder / "data", f"train-0000{number}-of-00003.jsonl", json.dumps(ROWS[number // 2]))
+    put(make.folder / "data", "empty.jsonl", "")
+    assert make_report(make, eval_path="none")["findings"] == [
+        "1 file without a row: empty.jsonl (fetch or create the file again, or remove it)",
+        "1 file missing of a numbered series: train-00001-of-00003.jsonl (fetch the rest of the data set)",
+    ]
+    other = put(make.folder / "data", "more.csv", table(","))  # the rows are the same: the tokens are not
+    report = make_report(make, eval_path="none")
+    assert report["not_matched"] == [str(other)]
+    assert report["findings"][0] == (
+        f"1 file of the data folder not trained on: {other} "
+        "(dataset_pattern chooses the training files; dataset_path may be one file)"
+    )

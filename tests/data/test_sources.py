@@ -12,7 +12,6 @@ from src.config import load
 from src.data.sources import SOURCES, DataPart, data_cache, fetch_parts
 from src.errors import DataError
 from src.schema import TrainConfig
-from src.utils.logs import log
 
 
 def config(folder: Path, pattern: str = "*.jsonl", **more: Any) -> TrainConfig:
@@ -135,10 +134,8 @@ def test_a_data_set_without_a_pattern_is_every_data_file_of_its_folder(tmp_path:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     assert names(config(tmp_path, datasets=[{"path": str(tmp_path)}])) == ["a.jsonl", "b.csv.gz", "c.parquet"]
-    assert names(config(tmp_path, datasets=[{"path": str(tmp_path), "pattern": "*.jsonl"}])) == [
-        ".hidden.jsonl",
-        "a.jsonl",
-    ]
+    assert names(config(tmp_path, datasets=[{"path": str(tmp_path), "pattern": "*.jsonl"}])) == ["a.jsonl"]
+    assert names(config(tmp_path, ".*.jsonl")) == [".hidden.jsonl"]
 
 
 def test_the_pattern_selects_fetched_files_in_every_folder(
@@ -256,16 +253,28 @@ def test_files_of_a_glob_that_are_named_like_a_held_out_split_are_known(tmp_path
     assert fetched(config(tmp_path / "test.jsonl"))[0].like_held_out == ()
 
 
-def test_data_files_that_the_default_pattern_leaves_out_are_named(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+def test_data_files_beside_those_of_the_default_pattern_are_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(log, "handlers", [caplog.handler])
-    monkeypatch.setattr(log, "propagate", False)
-    for name in ("a.jsonl", "b.csv", "sub/c.jsonl", "eval/test.jsonl", "notes.md", "sub/.d.csv"):
+    from src.data import sources
+
+    said: list[str] = []
+    monkeypatch.setattr(sources.log, "info", lambda text, *values: said.append(text % values))
+    others = ("B.JSONL", "b.csv", "b.jsonl.gz")
+    for name in ("a.jsonl", "test.csv", "._a.jsonl", "dataset_info.json", "notes.txt", "sub/b.jsonl", *others):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    (part,) = fetched(config(tmp_path, "*.jsonl"))
+    (part,) = fetched(config(tmp_path))
     assert [file.name for file in part.files] == ["a.jsonl"]
-    assert caplog.messages == [
-        f"{tmp_path}: 2 data files not trained on: b.csv, sub/c.jsonl; dataset_pattern chooses the files"
-    ]
+    assert [str(file.relative_to(tmp_path)) for file in part.not_matched] == list(others)
+    what = "1 data file in subfolders not trained on: sub/b.jsonl"
+    assert said[0] == f"{tmp_path}: {what}; dataset_pattern chooses the files"
+    assert fetched(config(tmp_path, "a*.jsonl"))[0].not_matched == ()  # was chosen
+    assert fetched(config(tmp_path / "a.jsonl"))[0].not_matched == ()
+
+
+def test_a_glob_takes_no_file_that_describes_data(tmp_path: Path) -> None:
+    for name in ("a.json", "dataset_info.json"):
+        (tmp_path / name).touch()
+    assert names(config(tmp_path, "**/*.json")) == ["a.json"]
+    assert names(config(tmp_path, "dataset_info.json")) == ["dataset_info.json"]

@@ -35,20 +35,30 @@ def read_csv(file: io.BufferedReader, path: Path, options: ReadOptions) -> Value
 
 
 def read_tsv(file: io.BufferedReader, path: Path, options: ReadOptions) -> Values:
-    """As read_csv, with tabs between the fields unless another delimiter is set."""
-    return _read(file, Dialect(options.delimiter or "\t"), path)
+    """As read_csv, with tabs between the fields unless a delimiter is set or the header has no tab."""
+    return _read(file, _tsv_dialect(file, options), path)
 
 
 def describe_csv(file: io.BufferedReader, path: Path, options: ReadOptions) -> str:
     """How a CSV file is read, where it is not plain: `csv_delimiter=semicolon`."""
-    found = dialect(file, options.delimiter)
-    said = f"csv_delimiter={DELIMITERS.get(found.delimiter, found.delimiter)}" if found.delimiter != "," else ""
+    return _describe(file, dialect(file, options.delimiter), ",", path)
+
+
+def _describe(file: io.BufferedReader, found: Dialect, usual: str, path: Path) -> str:
+    is_usual = found.delimiter == usual
+    said = "" if is_usual else f"csv_delimiter={DELIMITERS.get(found.delimiter, found.delimiter)}"
     return ", ".join(filter(None, (said, _describe_columns(file, found, path))))
 
 
 def describe_tsv(file: io.BufferedReader, path: Path, options: ReadOptions) -> str:
     """As describe_csv."""
-    return _describe_columns(file, Dialect(options.delimiter or "\t"), path)
+    return _describe(file, _tsv_dialect(file, options), "\t", path)
+
+
+def _tsv_dialect(file: io.BufferedReader, options: ReadOptions) -> Dialect:
+    header = file.peek(CHUNK_BYTES).lstrip(b"\r\n ").split(b"\n", 1)[0]
+    found = dialect(file, options.delimiter)
+    return Dialect("\t") if b"\t" in header and not options.delimiter else found
 
 
 def _describe_columns(file: io.BufferedReader, found: Dialect, path: Path) -> str:
