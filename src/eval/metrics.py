@@ -17,6 +17,7 @@ import numpy as np
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 
+from ..data.thoughts import split_thought
 from ..errors import ConfigError, did_you_mean
 from . import custom_metrics, metric_functions, tool_calls
 from .metric_functions import Floats, Row
@@ -197,11 +198,23 @@ def score(name: str, rows: Rows) -> Scores:
     if custom_metrics.is_custom(name):
         return Scores(*custom_metrics.load(name).score(rows), None)
     metric = METRICS[name]
+    rows = [_without_thoughts(row) for row in rows]
     examples = [metric.example(row) for row in rows]
     if metric.statistics is None or metric.corpus is None:
         return Scores(fmean(examples), examples, None)
     statistics = metric.statistics(rows)
     return Scores(float(metric.corpus(np.sum(statistics, axis=0))), examples, statistics)
+
+
+def _without_thoughts(row: Row) -> Row:
+    texts = {key: row[key] for key in ("prediction", "reference") if isinstance(row.get(key), str)}
+    found = {key: answer_of(text) for key, text in texts.items()}
+    return row if found == texts else {**row, **found}
+
+
+def answer_of(text: str) -> str:
+    """What follows the thoughts of a prediction or reference, which are not judged by their wording."""
+    return split_thought(text, source=text)[1]
 
 
 def score_rows(names: Sequence[str], rows: Sequence[MutableMapping[str, Any]]) -> dict[str, float]:

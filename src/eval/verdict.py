@@ -24,7 +24,7 @@ from ..utils.files import read_object
 from ..utils.units import count
 from . import eval_data, results, significance
 from .fingerprint import baseline_folder
-from .metrics import METRICS
+from .metrics import METRICS, answer_of
 from .results import EvalResult
 from .significance import Comparison
 
@@ -195,9 +195,9 @@ def _confirmed(mine: MetricComparison, tuned: EvalResult, base: EvalResult, gate
         return mine
     theirs = significance.sacrebleu_p_value(
         metric.scorer(),
-        base=[row["prediction"] for row in base.rows(mine.split)],
-        tuned=[row["prediction"] for row in tuned.rows(mine.split)],
-        references=[row["reference"] for row in tuned.rows(mine.split)],
+        base=[answer_of(row["prediction"]) for row in base.rows(mine.split)],
+        tuned=[answer_of(row["prediction"]) for row in tuned.rows(mine.split)],
+        references=[answer_of(row["reference"]) for row in tuned.rows(mine.split)],
         resamples=gate.resamples,
     )
     p_value, test = (

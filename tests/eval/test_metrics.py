@@ -217,6 +217,15 @@ def test_macro_f1_is_the_mean_of_the_labels_f1() -> None:
     assert found.examples == [1, 1, 0, 1, 0, 0]
 
 
+@pytest.mark.parametrize("thought", ["<think>\nIt is red.\n</think>\n\n", "It is red.\n</think>\n\n"])
+def test_thoughts_before_an_answer_are_not_compared(thought: str) -> None:
+    rows = [{"prediction": f"{thought}red", "reference": "red"}]
+    rows += [{"prediction": f"{thought}red", "reference": "<think>\nAs ever.\n</think>\n\nred"}]
+    assert score("exact_match", rows).examples == [1.0, 1.0]
+    assert rows[0]["prediction"] == f"{thought}red"  # as it is recorded
+    assert score("exact_match", [{"prediction": "Write </think> first", "reference": "first"}]).corpus == 0.0
+
+
 def test_no_rows_have_no_score() -> None:
     with pytest.raises(ValueError, match="no rows to score by exact_match"):
         score("exact_match", [])
