@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from .conversation import TEXT, Message, RowError
+from .loss_flags import FLAGS, weight_of
 from .parts import read_content
 from .source_row import SourceRow, has_value, parsed
-from .turns import TURN_KEYS, read_turns, weight_of
+from .turns import read_turns
 
 # Of several names, the first whose column has a value is read.
 TURNS = ("messages", "conversations", "conversation", "contents", "dialogue", "dialog", "chat", "turns")
@@ -26,7 +27,6 @@ CONTEXTS = ("input", "context")  # added to a request, after an empty line
 SYSTEMS = ("system", "system_prompt", "system_message", "systemInstruction", "system_instruction")
 THOUGHTS = ("reasoning_content", "reasoning", "thinking", "thoughts")  # of the answer of a row
 DOCUMENTS = ("text", "document", "content")
-ROW_WEIGHTS = tuple(key for key, meaning in TURN_KEYS.items() if meaning == "weight" and key != "loss_mask")
 ANSWERING = ("assistant", TEXT)  # roles that have loss
 
 
@@ -97,36 +97,37 @@ def system_turn(row: SourceRow, turns: Sequence[Message]) -> list[Message]:
 
 def apply_weights(row: SourceRow, turns: Sequence[Message]) -> None:
     """Take the loss off answers by the columns beside the turns: `loss_mask`, or a weight of the whole row."""
-    _apply_loss_mask(row, turns)
-    for name in ROW_WEIGHTS:
-        value = row.get(row.find(name) or "")
-        weight = weight_of(value)
-        if weight is None or (
-            name == "loss" and not isinstance(value, bool)
-        ):  # a number is a loss that was measured
+    present = {str(name).strip().lower() for name in row}.intersection(FLAGS)
+    for name in sorted(present):
+        value = parsed(row.get(row.find(name) or ""))
+        if not has_value(value):
+            continue
+        if name == "loss" and not isinstance(value, bool | list):  # a number is a loss that was measured
+            continue
+        if name == "loss_mask" or (isinstance(value, list) and all(weight_of(w) is not None for w in value)):
+            _apply_mask(row, turns, name, value)
+        elif weight_of(value, name) is not None:
+            for turn in turns if weight_of(value, name) == 0 else ():
+                if turn["role"] in ANSWERING:
+                    turn["weight"] = 0
+        else:
             continue
         row.take(name)
-        for turn in turns if weight == 0 else ():
-            if turn["role"] in (*ANSWERING, TEXT):
-                turn["weight"] = 0
 
 
-def _apply_loss_mask(row: SourceRow, turns: Sequence[Message]) -> None:
-    """Give the answers the weights in the column `loss_mask`: 0 or 1 for each answer, or for each message."""
-    mask = parsed(row.take("loss_mask"))
-    if mask is None or mask == "":
-        return
+def _apply_mask(row: SourceRow, turns: Sequence[Message], name: str, mask: Any) -> None:
+    """Give the answers the weights in a column: 0 or 1 for each answer, or for each message."""
     answers = [turn for turn in turns if turn["role"] in ANSWERING]
     given = mask if isinstance(mask, list) else [mask] * len(answers)
     masked = turns if len(given) == len(turns) != len(answers) else answers
-    weights = list(map(weight_of, given))
+    weights = [weight_of(weight, name) for weight in given]
     if len(weights) != len(masked) or None in weights:
-        raise RowError("bad_weight", "has a loss_mask that is not 0 or 1 for each of its answers or messages")
+        raise RowError("bad_weight", f"has a {name} that is not 0 or 1 for each of its answers or messages")
     for turn, weight in zip(masked, weights, strict=True):
         if turn["role"] in ANSWERING:
             turn["weight"] = int(bool(weight) and turn.get("weight", 1))
         elif weight:
-            row.note_unread(f"loss_mask of {turn['role']}")
+            row.note_unread(f"{name} of {turn['role']}")
 
 
 def template_kwargs_of(row: SourceRow) -> dict[str, Any] | None:

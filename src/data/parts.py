@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from .calls import CALL_KEYS, Note, read_calls
 from .conversation import Message, RowError
+from .loss_flags import FLAGS, weight_of
 from .source_row import has_value, parsed
 from .spelled_json import spelled_json
 
@@ -29,16 +30,20 @@ PARTS: dict[str, str] = {
 TEXT_KEYS = ("text", "value", "content", "thinking", "reasoning", "reasoningText", "output", "markdown")
 RESULT_KEYS = ("content", "response", "output", "value", "result", "text")
 RESULT_IDS = ("tool_use_id", "toolUseId", "tool_call_id", "call_id", "id")
-KNOWN_KEYS = {*TEXT_KEYS, *RESULT_KEYS, *RESULT_IDS, "type", "name", "status", "thought", "signature"}
+KNOWN_KEYS = {*TEXT_KEYS, *RESULT_KEYS, *RESULT_IDS, "type", "name", "status", "thought", "signature", *FLAGS}
 
 
 class Content(NamedTuple):
-    """What a turn holds. `results` are turns of their own, which come before its text."""
+    """What a turn holds. `results` are turns of their own, which come before its text.
+
+    weights: those of its parts, 1 for a part without one; empty if none has one.
+    """
 
     text: str = ""
     thoughts: str = ""
     calls: tuple[dict[str, Any], ...] = ()
     results: tuple[Message, ...] = ()
+    weights: frozenset[int] = frozenset()
 
 
 def read_content(content: object, number: int, note: Note) -> Content:
@@ -68,7 +73,18 @@ def read_content(content: object, number: int, note: Note) -> Content:
             (texts if kind == "text" else thoughts).append(_text(body, number))
         if body is not part:
             _note_keys(body, note)
-    return Content("".join(texts), "\n".join(filter(None, thoughts)), tuple(calls), tuple(results))
+    weights = _weights(content, number)
+    return Content("".join(texts), "\n".join(filter(None, thoughts)), tuple(calls), tuple(results), weights)
+
+
+def _weights(parts: list[dict[str, Any]], number: int) -> frozenset[int]:
+    given = [
+        [weight_of(each, key) for key, each in part.items() if key in FLAGS and each is not None] for part in parts
+    ]
+    if any(None in weights for weights in given):
+        raise RowError("bad_weight", f"has a message {number} with a part whose weight is neither 0 nor 1")
+    found = frozenset(min((w for w in weights if w is not None), default=1) for weights in given)
+    return found if any(given) else frozenset()
 
 
 def _note_keys(part: dict[str, Any], note: Note) -> None:

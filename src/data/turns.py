@@ -10,6 +10,7 @@ from typing import Any
 
 from .calls import read_calls
 from .conversation import TEXT, Message, RowError
+from .loss_flags import FLAGS, SPAN_KEYS, weight_of
 from .media import is_media
 from .parts import RESULT_KEYS, has_results, read_content, result_text
 from .source_row import SourceRow, as_text, has_value, is_harmless, parsed
@@ -38,8 +39,7 @@ TURN_KEYS: dict[str, str] = {
     **dict.fromkeys(("tools", "functions", "tool_definitions", "available_tools"), "tools"),
     "tool_call_id": "tool_call_id",
     **dict.fromkeys(("reasoning_content", "reasoning", "thinking", "thought", "thoughts"), "reasoning_content"),
-    **dict.fromkeys(("weight", "loss_weight", "loss_scale", "loss", "loss_mask"), "weight"),
-    **dict.fromkeys(("train", "training", "trainable", "need_loss", "output_with_loss"), "weight"),
+    **dict.fromkeys(FLAGS, "weight"),
 }
 
 # A turn that is a complete exchange: the keys of its request and its answer.
@@ -146,6 +146,8 @@ def _add(found: list[Message], turn: dict[str, Any], number: int, row: SourceRow
     if not has_value(content) and role == "assistant" and has_value(values.get("tool_calls")):
         content = ""
     read = read_content(content, number, row.note_unread)
+    if read.weights:
+        _add_weight(values, read.weights, role, number)
     found += read.results
     if read.results and not (has_value(read.text) or read.calls or read.thoughts):
         return
@@ -160,12 +162,21 @@ def _add(found: list[Message], turn: dict[str, Any], number: int, row: SourceRow
     found.append(message)
 
 
+def _add_weight(values: dict[str, Any], weights: frozenset[int], role: str, number: int) -> None:
+    """Add the weight that the parts of a content have to the values of their turn."""
+    if role == "assistant" and len(weights) > 1 and values.get("weight") != 0:
+        raise RowError("bad_weight", f"has a message {number} with loss on some of its parts only")
+    values["weight"] = min(*weights, values.get("weight", 1)) if role == "assistant" else max(weights)
+
+
 def _refuse_unknown(turn: dict[str, Any], role: str, number: int) -> None:
-    """Raises: RowError if keys that are not known hold calls beside an answer, or the result of a tool."""
+    """Raises: RowError if keys that are not known hold calls or loss of an answer, or the result of a tool."""
     rest = {key: each for key, each in turn.items() if key not in TURN_KEYS and has_value(each)}
     calls = [key for key, each in rest.items() if "call" in key.lower() and isinstance(parsed(each), list | dict)]
     if role == "assistant" and calls:
         raise RowError("bad_call", f"has a message {number} whose {calls[0]} cannot be read as calls of tools")
+    if role == "assistant" and not rest.keys().isdisjoint(SPAN_KEYS):
+        raise RowError("bad_weight", f"has a message {number} with loss on some of its characters only")
     results = [key for key in rest if not is_harmless(key)]
     if (
         role == "tool"
@@ -192,7 +203,7 @@ def _known_values(turn: dict[str, Any], number: int, row: SourceRow) -> dict[str
         if value is None and meaning != "role":
             continue
         if meaning == "weight":
-            weight = _weight(value, number)
+            weight = _weight(key, value, number)
             if found.setdefault("weight", weight) != weight:
                 raise RowError("bad_weight", f"has a message {number} whose {key} contradicts its weight")
         elif meaning is not None and not has_value(found.get(meaning)):
@@ -238,18 +249,11 @@ def _add_keys(message: Message, values: dict[str, Any], number: int, row: Source
         row.note_unread(f"messages[].weight of {message['role']}")
 
 
-def _weight(value: object, number: int) -> int:
-    weight = weight_of(value)
+def _weight(key: str, value: object, number: int) -> int:
+    weight = weight_of(value, key)
     if weight is None:
-        raise RowError("bad_weight", f"has a message {number} whose weight is neither 0 nor 1")
+        raise RowError("bad_weight", f"has a message {number} whose {key} is neither 0 nor 1")
     return weight
-
-
-def weight_of(value: object) -> int | None:
-    """0 or 1, however it is written: 0.0, false, "false"; None for anything else."""
-    known = {"0": 0, "1": 1, "false": 0, "true": 1}
-    weight: Any = known.get(value.strip().lower()) if isinstance(value, str) else value
-    return int(weight) if weight in (0, 1) else None
 
 
 def check_turns(turns: Sequence[Message]) -> None:

@@ -257,6 +257,30 @@ def test_an_answer_without_loss_is_marked_in_every_shape(key: str, value: object
         assert auto(row)[0][-1]["weight"] == 0
 
 
+def test_loss_flags_of_peers_on_turns_parts_and_rows() -> None:
+    def answered(**more: Any) -> dict[str, Any]:
+        return {"messages": [ASKED, {"role": "assistant", "content": "No.", **more}]}
+
+    for flag in ({"output_with_loss": False}, {"lossWeight": 0}, {"ignore_loss": True}, {"masked": 1}):
+        messages, unread = auto(answered(**flag))
+        assert (messages[1]["weight"], unread) == (0, set())
+    assert (
+        refusal(answered(train_detail=[{"begin_offset": 0, "end_offset": 1, "train": True}])).reason
+        == "bad_weight"
+    )
+    yes, no = {"type": "text", "text": "Yes."}, {"type": "text", "text": "No.", "loss_weight": 0}
+    messages, unread = auto(answered(content=[no, no]))
+    assert (messages[1]["weight"], unread) == (0, set())
+    assert auto(answered(content=[yes, {**yes, "train": True}]))[0][1]["weight"] == 1
+    assert "some of its parts" in refusal(answered(content=[yes, no])).detail
+    assert refusal(answered(content=[{**yes, "weight": 0.5}])).reason == "bad_weight"
+    assert auto(answered(content=[yes, no], weight=0))[0][1]["weight"] == 0
+    twice = {"messages": answered()["messages"] * 2}
+    assert [turn.get("weight") for turn in auto({**twice, "train": [False, True]})[0]] == [None, 0, None, 1]
+    asked = {"role": "user", "content": [{**yes, "loss_weight": 0.0}]}
+    assert auto({"messages": [asked, answered()["messages"][1]]})[1] == set()
+
+
 def test_weights_that_contradict_each_other_and_loss_masks() -> None:
     answers = [ASKED, {"role": "assistant", "content": "No."}] * 2
     assert refusal({"messages": [ASKED, {**answers[1], "weight": 0, "train": True}]}).reason == "bad_weight"
