@@ -113,6 +113,8 @@ class ChatTokenizer:
             )  # fmt: skip
         except Exception as error:  # a template is a program, and may fail in any way
             reason = str(error) or type(error).__name__
+            if type(error).__name__ == "SecurityError":  # of jinja2.sandbox
+                reason += " (transformers forbids it: set chat_template to a template without it)"
             raise RowError("template", f"is rejected by the chat template: {reason}") from error
 
     @cached_property

@@ -335,6 +335,23 @@ def answers_of(name: str, turns: list[Message]) -> list[str]:
     return [answer for example in encoded.examples for _, answer in regions_of(name, example)]
 
 
+@pytest.mark.parametrize(
+    ("source", "sentence"),
+    [
+        (
+            "{%- set _ = messages.append(1) -%}",
+            "transformers forbids it: set chat_template to a template without it",
+        ),
+        ("{%- macro deeper() -%}{{ deeper() }}{%- endmacro -%}{{ deeper() }}", "maximum recursion depth exceeded"),
+    ],
+)
+def test_any_error_of_a_template_rejects_the_row(source: str, sentence: str) -> None:
+    tokenizer = copy.deepcopy(template("qwen3").tokenizer)
+    tokenizer.chat_template = source
+    found = encode_chats([row(CONVERSATIONS["plain"])], ChatTokenizer(tokenizer), EncodingOptions(100))[0]
+    assert isinstance(found, RowError) and found.reason == "template" and sentence in found.detail
+
+
 def test_the_table_of_families_is_true() -> None:
     assert len(TEMPLATES) >= 60
     rows = sorted((template(name).title, *(cell(name, kind) for kind in COLUMNS)) for name in TEMPLATES)
