@@ -37,7 +37,7 @@ from .conversation import Rejection as Rejection
 from .conversation import Row as Row
 from .conversation import RowError as RowError
 from .refusals import refuse_media, refuse_unsupported
-from .source_row import SourceRow, as_text, has_value, text_of
+from .source_row import SourceRow, as_text, has_value, text_of, unread_name
 from .turns import check_turns, read_turns
 
 Translation = Callable[[SourceRow], list[Message]]
@@ -217,7 +217,8 @@ def _unread(row: SourceRow, turns: Sequence[Message]) -> set[str]:
     """What of a row is not read, without columns that repeat a turn, such as the prompt beside its messages."""
     unread = row.unread
     repeated = {turn["content"].strip() for turn in turns} if unread else set()
-    return {key for key in unread if (as_text(row.get(key)) or "").strip() not in repeated - {""}}
+    kept = (key for key in unread if (as_text(row.get(key)) or "").strip() not in repeated - {""})
+    return {unread_name(key, row.get(key)) for key in kept}
 
 
 def to_messages(row: object, translate: Translation) -> list[Message]:

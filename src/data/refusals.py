@@ -34,7 +34,10 @@ KINDS: dict[str, UnsupportedKind] = {
         frozenset((
             "chosen", "rejected", "chosen_messages", "rejected_messages", "chosen_response", "rejected_response",
             "preferred_output", "non_preferred_output", "better_response_id", "safer_response_id", "kto_tag",
-            "desirable",
+            "desirable", "is_desirable", "is_chosen", "is_preferred", "kto_label", "thumbs_up", "thumbs_down",
+            "chosen_answer", "rejected_answer", "chosen_completion", "rejected_completion", "chosen_text",
+            "rejected_text", "response_chosen", "response_rejected", "chosen_conversations",
+            "rejected_conversations", "dispreferred",
         )),
         "preference data, which is not supported: supervised training would train on the rejected answers as well",
         "to train on the preferred answers, name their column with answer_key (question_key, where it holds the "
@@ -67,9 +70,13 @@ KINDS: dict[str, UnsupportedKind] = {
 # fmt: on
 REMEDIES = {reason: kind.remedy for reason, kind in KINDS.items()}
 TELLTALE = frozenset[str]().union(*(kind.columns for kind in KINDS.values())) | {"label"}
-NUMBERS = {"better_response_id", "safer_response_id", "kto_tag", "desirable"}  # columns that tell by a number too
+NUMBERS = {  # columns that tell by a number or a truth value too
+    "better_response_id", "safer_response_id", "kto_tag", "kto_label", "desirable", "is_desirable", "is_chosen",
+    "is_preferred", "thumbs_up", "thumbs_down",
+}  # fmt: skip
 VERDICTS = {  # of a label beside an answer, in lower case
-    "true", "false", "0", "1", "good", "bad", "desirable", "undesirable", "chosen", "rejected",
+    "true", "false", "0", "1", "0.0", "1.0", "-1", "good", "bad", "desirable", "undesirable", "chosen", "rejected",
+    "accepted", "thumbs_up", "thumbs_down",
 }  # fmt: skip
 ASKING = ("user", "system", "developer")
 

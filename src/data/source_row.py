@@ -27,6 +27,11 @@ HARMLESS = frozenset((
     "status", "signature", "cache_control", "annotations", "refusal", "logprobs", "usage", "finish_reason",
     "stop_reason", "object", "type", "state", "tree_state", "answer_start", "is_impossible", "channel",
 ))  # fmt: skip
+# Of these, a value of three words or more may well be a part of the request: such a value is not harmless.
+LABELS = frozenset((
+    "task", "task_name", "task_type", "info", "meta", "extra_info", "language", "file", "state", "type", "topic",
+    "category", "object", "path", "domain", "status", "channel",
+))  # fmt: skip
 HARMLESS_ENDS = ("_id", "_ids", "_at", "_url", "_hash", "_index", "_idx", "_date", "_time")
 
 HARMLESS_STARTS = ("unnamed: ", "index_level_")  # how pandas names an index
@@ -126,6 +131,16 @@ def is_harmless(key: str) -> bool:
     """
     name = key.rpartition(".")[2].lower().strip("_")
     return name in HARMLESS or name.endswith(HARMLESS_ENDS) or name.startswith(HARMLESS_STARTS)
+
+
+def unread_name(key: str, value: Any) -> str:
+    """How the report names a column or key that is not read: a text under the name of a label is marked.
+
+    >>> unread_name("task", "sums"), unread_name("task", "Translate to French")
+    ('task', 'task (text)')
+    """
+    wordy = isinstance(value, str) and key.lower().strip("_") in LABELS and len(value.split(maxsplit=3)) >= 3
+    return f"{key} (text)" if wordy else key
 
 
 def parsed(cell: object) -> Any:

@@ -13,7 +13,7 @@ from .conversation import TEXT, Message, RowError
 from .loss_flags import FLAGS, SPAN_KEYS, weight_of
 from .media import is_media
 from .parts import RESULT_KEYS, has_results, read_content, result_text
-from .source_row import SourceRow, as_text, has_value, is_harmless, parsed
+from .source_row import SourceRow, as_text, has_value, is_harmless, parsed, unread_name
 
 CALL = "call"  # the role of a turn that is a call of a tool: it belongs to the answer before it, if there is one
 
@@ -209,7 +209,7 @@ def _known_values(turn: dict[str, Any], number: int, row: SourceRow) -> dict[str
         elif meaning is not None and not has_value(found.get(meaning)):
             found[meaning] = value
         elif has_value(value) and (meaning is None or found[meaning] != value):
-            row.note_unread(f"messages[].{key}")
+            row.note_unread(f"messages[].{unread_name(key, value)}")
     row.note_tools(found.pop("tools", None))
     return found
 

@@ -379,6 +379,9 @@ IMAGE = {"type": "image_url", "image_url": {"url": "a.png"}}
         ({"messages": [ASKED], "rejected_response": "No"}, "preference_data", "rejected_response"),
         ({"prompt": "?", "completion": "No", "kto_tag": False}, "preference_data", "kto_tag"),
         ({"prompt": "?", "completion": "No", "label": 0}, "preference_data", "its label is 0"),
+        ({"prompt": "?", "completion": "No", "label": 0.0}, "preference_data", "its label is 0.0"),
+        ({"prompt": "?", "completion": "No", "Is_Desirable": False}, "preference_data", "is_desirable"),
+        ({"prompt": "?", "completion": "No", "rejected_answer": "Yes"}, "preference_data", "rejected_answer"),
         ({"prompt": "?", "completion": "No", "label": "bad"}, "preference_data", "its label is bad"),
         ({"prompt": "?", "response_0": "a", "safer_response_id": 0}, "preference_data", "safer"),
         ({"messages": [ASKED, {"role": "bot", "content": "?"}], "images": ["a.png"]}, "multimodal", "images"),
@@ -407,6 +410,7 @@ def test_what_is_no_supervised_text_is_refused_by_what_it_is(row: dict[str, Any]
     "row",
     [
         {"text": "It came.", "label": "true"},
+        {"text": "It came.", "label": 0},
         {"prompt": "2+2?", "completion": "4", "rejected": False},
         {"prompt": "2+2?", "completion": "4", "label": "even", "parent_id": "7", "role": None},
         {"prompt": "<video><source src='a'></video>?", "completion": "HTML"},
@@ -430,6 +434,11 @@ def test_every_value_that_is_not_read_is_named() -> None:
     assert messages[1]["content"] == "4"
     assert unread == {"reward", "messages[].mood", "messages[].content[].tone", "tool_calls[].custom"}
     assert parse_row(row, FORMATS["messages"].translate).unread - unread == {"topic", "id"}
+    said = {"messages": [ASKED, {"role": "assistant", "content": "4", "info": "Say it in French"}]}
+    assert auto({**said, "task": "Translate to French", "topic": "sums", "source": "A site on the web"})[1] == {
+        "task (text)",
+        "messages[].info (text)",
+    }
     called = {"role": "model", "parts": [{"functionCall": {"name": "rain", "args": CITY}, "tone": "dry"}]}
     talk = [{"role": "user", "parts": [{"text": "Rain?"}]}, called]
     assert auto({"contents": talk, "settings": {"a": 1}, "generationConfig": {"topK": 1}})[1] == {
