@@ -47,7 +47,7 @@ def _call(call: object, note: Note) -> dict[str, Any]:
         raise RowError("bad_call", f"has a call of {name} whose arguments are neither an object nor JSON text")
     unread = sorted(k for k in {*outer, *inner} - CALL_KEYS if has_value(outer.get(k, inner.get(k))))
     if inner.keys().isdisjoint(ARGUMENTS) and (unknown := [key for key in unread if not is_harmless(key)]):
-        raise RowError("bad_call", f"has a call of {name} that has {', '.join(unknown)} and no arguments")
+        raise RowError("bad_call", f"has a call of {name} with {', '.join(unknown)} in place of arguments")
     for key in unread:
         note(f"tool_calls[].{key}")
     number = _first(outer, IDS) or _first(inner, IDS)
@@ -100,3 +100,16 @@ def _tool(tool: Any) -> Any:
         nested = isinstance(schema, dict) and schema.keys() == {"json"}
         function["parameters"] = schema["json"] if nested else schema
     return {"type": "function", "function": function}
+
+
+def refuse_unread_tools(row: SourceRow) -> None:
+    """Raises: RowError if a column that is not read describes tools, beside calls without tools."""
+    for name in sorted(row.unread & row.keys()):
+        value = parsed(row[name])
+        if isinstance(value, list) and any(map(_describes_tool, map(parsed, value))):
+            raise RowError("bad_tools", f"has calls, and descriptions of tools under {name}, which is not read")
+
+
+def _describes_tool(value: object) -> bool:
+    found = value.get("function", value) if isinstance(value, dict) else None
+    return isinstance(found, dict) and "name" in found and not found.keys().isdisjoint(("description", *SCHEMAS))

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
 from typing import Any, NamedTuple
 
-from .calls import tools_of
+from .calls import refuse_unread_tools, tools_of
 from .columns import (
     ANSWERS,
     CONTEXTS,
@@ -210,6 +210,8 @@ def parse_row(row: object, translate: Translation) -> ParsedRow:
     check_turns(turns)
     plain = source.is_read and source.turn_tools is None
     tools, kwargs = (None, None) if plain else (tools_of(source), template_kwargs_of(source))
+    if tools is None and not plain and any("tool_calls" in turn for turn in turns):
+        refuse_unread_tools(source)
     return ParsedRow(turns, tools, kwargs, _unread(source, turns))
 
 

@@ -20,7 +20,7 @@ HUMP = re.compile(r"(?<=[a-z])(?=[A-Z])")
 PLACE = re.compile(
     r"<(img|image|audio|video)>[^<>\s]+</\1>"  # a path or address between tags, as Qwen-VL has it
     r"|<\|/?(?:image|img|video|audio|vision|media)\w*\|>|<(?:start_of_image|image_soft_token)>"  # tokens of models
-    r"|(?:\A|\n)\s*<(image|video|audio)>(?!.*</\2>)|<(?:image|video|audio)>\s*\Z",  # its place, as LLaVA has it
+    r"|(?:\A\s*|\n[ \t]*)<(image|video|audio)>(?!.*</\2>)|<(?:image|video|audio)>\s*\Z",  # its place: LLaVA
     re.DOTALL,
 )
 

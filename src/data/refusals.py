@@ -87,11 +87,14 @@ def refuse_unsupported(row: SourceRow, named: Collection[str] = ()) -> None:
     Args:
         named: columns that the user has named as question or answer. They are taken at the user's word.
     """
+    if not TELLTALE.isdisjoint(row) or not TELLTALE.isdisjoint(str(name).lower() for name in row):
+        _refuse_kinds(row, named)
     media = sorted(str(name) for name, value in row.items() if is_media(name, value))
     if media and set(media).isdisjoint(named):
         raise RowError("multimodal", f"is {KINDS['multimodal'].fact} (it has {', '.join(media)})")
-    if TELLTALE.isdisjoint(row) and TELLTALE.isdisjoint(str(name).lower() for name in row):
-        return
+
+
+def _refuse_kinds(row: SourceRow, named: Collection[str]) -> None:
     for reason, kind in KINDS.items():
         told = [name for name in sorted(kind.columns) if _tells(name, row.get(row.find(name) or ""))]
         chosen = not kind.columns.isdisjoint(named) or (reason == "preference_data" and {*TURNS} & {*named})

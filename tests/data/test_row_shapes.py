@@ -186,6 +186,10 @@ def test_tools_of_a_turn_are_those_of_its_row() -> None:
     for beside in ({}, {"tools": [TOOL]}, {"tools": []}):
         found = parse_row({"messages": described, **beside}, FORMATS["messages"].translate)
         assert (found.tools, found.unread) == (WRAPPED, set())
+    called = {"messages": [ASKED, {"role": "bot", "content": "", "tool_calls": [RAIN]}]}
+    assert refusal({**called, "api_list": [TOOL]}).reason == "bad_tools"
+    assert refusal({**called, "api_list": json.dumps(WRAPPED)}).reason == "bad_tools"
+    assert auto({**called, "seen": [{"name": "rain"}]})[1] == {"seen"}
     other = parse_row({"messages": described, "tools": [{"name": "sun"}]}, FORMATS["messages"].translate)
     assert other.unread == {"messages[].tools"}
 
@@ -376,7 +380,7 @@ IMAGE = {"type": "image_url", "image_url": {"url": "a.png"}}
         ({"prompt": "?", "completion": "No", "label": True}, "preference_data", "its label is true"),
         ({"prompt": "?", "completion": "No", "label": "False"}, "preference_data", "label is false"),
         ({"messages": [ASKED, {"role": "assistant", "content": "?"}], "label": False}, "preference_data", "label"),
-        ({"messages": [ASKED], "rejected_response": "No"}, "preference_data", "rejected_response"),
+        ({"messages": [ASKED], "rejected_response": "No", "images": ["a"]}, "preference_data", "rejected_resp"),
         ({"prompt": "?", "completion": "No", "kto_tag": False}, "preference_data", "kto_tag"),
         ({"prompt": "?", "completion": "No", "label": 0}, "preference_data", "its label is 0"),
         ({"prompt": "?", "completion": "No", "label": 0.0}, "preference_data", "its label is 0.0"),
