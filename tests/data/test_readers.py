@@ -313,7 +313,8 @@ def test_a_bad_row_of_an_array_costs_no_other(tmp_path: Path) -> None:
 
 def test_one_object_is_one_row_whatever_it_holds(tmp_path: Path) -> None:
     assert read_bytes(tmp_path, "x.json", b'\n{"data": [{"a": 1}]}') == [(2, {"data": [{"a": 1}]})]
-    assert read_bytes(tmp_path, "x.json", b"{} {}\n{}") == [(1, {}), (1, {}), (2, {})]
+    assert read_bytes(tmp_path, "x.json", b"{}\n\n{} {}") == [(1, {}), (3, {}), (3, {})]
+    assert read_bytes(tmp_path, "x.json", b"[{}, {},\n{}]") == [(1, {}), (2, {}), (3, {})]  # by number
     assert read_bytes(tmp_path, "x.json", b"[ ]") == []
 
 
@@ -361,7 +362,7 @@ def test_a_json_file_reads_the_same_in_any_pieces(
     numbers = '12 -3.25 1e5 2E+3 -0.5e-1 true "\\ud83d\\udd25é🔥" null 1.5\n[1.5e+2, 17]\n{"é": [1]} 123'
     monkeypatch.setattr(json_rows, "CHUNK_BYTES", piece)
     assert read(tmp_path / "x.json") == whole
-    want = [(value.line, value.value) for value in read_json_values(numbers)]
+    want = [(number, value.value) for number, value in enumerate(read_json_values(numbers), 1)]
     assert read_bytes(tmp_path, "x.json", numbers.encode()) == want
 
 

@@ -11,7 +11,7 @@ import json
 import re
 from collections import Counter
 from decimal import Decimal
-from itertools import count
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import NoReturn
 
@@ -75,7 +75,18 @@ def _length(file: io.BufferedReader, piece: bytes) -> int:
 
 
 def read_json(file: io.BufferedReader, _path: Path, _options: ReadOptions) -> Values:
-    """The items of one array, or concatenated values. A syntax error ends the reading."""
+    """The items of one array, or concatenated values. A syntax error ends the reading.
+
+    The position of a row is its line or, if the first two rows share theirs, its number.
+    """
+    rows = _by_line(file)
+    first = list(islice(rows, 2))
+    shared = len(first) == 2 and first[0][0] == first[1][0] and not isinstance(first[1][1], RowError)
+    found = chain(first, rows)
+    yield from ((number, value) for number, (_, value) in enumerate(found, 1)) if shared else found
+
+
+def _by_line(file: io.BufferedReader) -> Values:
     text = _JsonText(file)
     try:
         if text.next_character() == "[":
