@@ -218,6 +218,25 @@ def test_an_error_in_a_cell_costs_its_row_only(tmp_path: Path) -> None:
     assert read(path) == [(2, ROWS[0]), (3, ("wrong_columns", "has the error #N/A in the cell B3")), (4, ROWS[1])]
 
 
+def test_a_cell_that_shows_a_text_is_never_read_as_empty(tmp_path: Path) -> None:
+    head = ["instruction", "input", "output"]
+    rows = [["q1", "=A1", "a"], ["q2", "m", "b"], ["q3", None, "c"], ["q4", None, "d"], ["q5", None, "e"]]
+    path = workbook(tmp_path / "x.xlsx", rows=[head, *rows])
+    book = openpyxl.load_workbook(path)
+    for merged in ("B3:B4", "A5:B5", "F6:G7"):
+        book.active.merge_cells(merged)
+    book.save(path)
+    formula = "has a formula without its value in the cell B2: save the file in Excel once"
+    merged = "has merged cells, {}: unmerge them and fill in each"
+    assert read(path) == [
+        (2, ("wrong_columns", formula)),
+        (3, {"instruction": "q2", "input": "m", "output": "b"}),
+        (4, ("wrong_columns", merged.format("B3:B4"))),
+        (5, ("wrong_columns", merged.format("A5:B5"))),
+        (6, {"instruction": "q5", "input": "", "output": "e"}),  # beside the table
+    ]
+
+
 def test_a_workbook_that_cannot_be_read_is_refused_with_a_remedy(tmp_path: Path) -> None:
     several = refusal(workbook(tmp_path / "x.xlsx", first=LINES, second=LINES))
     assert several == " has several sheets with rows: first, second; keep one of them, or save each as .csv"

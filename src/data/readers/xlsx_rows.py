@@ -6,7 +6,8 @@ import datetime
 import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+from xml.etree import ElementTree
 from zipfile import BadZipFile, ZipFile
 
 from ...errors import DataError
@@ -19,11 +20,13 @@ MAX_UNPACKED = 4 << 30  # bytes of a workbook; one that unpacks to more is no ta
 # What openpyxl raises for a workbook that is damaged, or that another program wrote in its own way.
 DAMAGE = (LookupError, ValueError, TypeError, AttributeError, BadZipFile, OSError, SyntaxError)
 Cells = Sequence[Any]  # the cells of a row
+Gaps = dict[int, list[tuple[int, str]]]  # by row: the column, and why a cell that shows a text there has none
 
 
 def read_xlsx(file: io.BufferedReader, path: Path, _options: ReadOptions) -> Values:
     """Each row after the first one that is not empty as `{column: text}`, at its number in the sheet."""
-    rows = _sheet_rows(file, path)
+    gaps: Gaps = {}
+    rows = _sheet_rows(file, path, gaps)
     line, header = next(rows, (0, ()))
     if not line:
         return
@@ -31,6 +34,8 @@ def read_xlsx(file: io.BufferedReader, path: Path, _options: ReadOptions) -> Val
     width = len(columns.names)
     for number, cells in rows:
         try:
+            if missing := [why for column, why in gaps.get(number, []) if column <= width]:
+                raise RowError("wrong_columns", missing[0])
             texts = _without_end(_texts(cells))
         except RowError as error:
             yield number, error
@@ -38,8 +43,8 @@ def read_xlsx(file: io.BufferedReader, path: Path, _options: ReadOptions) -> Val
             yield number, columns.row([*texts, *[""] * (width - len(texts))])
 
 
-def _sheet_rows(file: io.BufferedReader, path: Path) -> Iterator[tuple[int, Cells]]:
-    """`(number, cells)` of each row that is not empty, of the only sheet that has any.
+def _sheet_rows(file: io.BufferedReader, path: Path, gaps: Gaps) -> Iterator[tuple[int, Cells]]:
+    """`(number, cells)` of each row that is not empty, of the only sheet that has any. Adds its gaps to `gaps`.
 
     Raises: DataError if several sheets have rows, or this is no workbook that can be read.
     """
@@ -54,6 +59,8 @@ def _sheet_rows(file: io.BufferedReader, path: Path) -> Iterator[tuple[int, Cell
             fact = f"{path} has several sheets with rows: {names}"
             raise DataError(fact, hint="keep one of them, or save each as .csv")
         for sheet in filled:
+            with ZipFile(file) as parts, parts.open(sheet._worksheet_path) as source:
+                gaps.update(_gaps(source))
             yield from _filled(sheet)
     except DAMAGE as error:
         raise CorruptFile(f"it is no workbook that can be read: {error}") from error
@@ -80,6 +87,34 @@ def _filled(sheet: Any) -> Iterator[tuple[int, Cells]]:
     for number, cells in enumerate(sheet.iter_rows(), 1):
         if any(cell.value not in (None, "") for cell in cells):
             yield number, cells
+
+
+def _gaps(source: IO[bytes]) -> Gaps:
+    """The cells of a sheet that openpyxl reads as empty although people see a text in them."""
+    from openpyxl.utils.cell import coordinate_to_tuple, range_boundaries
+
+    found: Gaps = {}
+    for _, element in ElementTree.iterparse(source):
+        kind = element.tag.rpartition("}")[2]
+        if kind == "c" and _lacks_value(element):
+            row, column = coordinate_to_tuple(element.get("r", "A1"))
+            why = f"has a formula without its value in the cell {element.get('r')}: save the file in Excel once"
+            found.setdefault(row, []).append((column, why))
+        elif kind == "mergeCell":
+            left, top, right, bottom = range_boundaries(element.get("ref", "A1"))
+            why = f"has merged cells, {element.get('ref')}: unmerge them and fill in each"
+            for row in range(top, bottom + 1):
+                column = left if row > top else left + 1
+                found.setdefault(row, []).extend([(column, why)] if column <= right else [])
+        if kind == "row":
+            element.clear()  # its cells have been seen
+    return found
+
+
+def _lacks_value(cell: ElementTree.Element) -> bool:
+    """Whether a cell has a formula that no program has calculated."""
+    parts = {part.tag.rpartition("}")[2]: part for part in cell}
+    return "f" in parts and cell.get("t") != "str" and ("v" not in parts or not parts["v"].text)
 
 
 def _texts(cells: Cells) -> list[str]:
