@@ -36,11 +36,24 @@ def turns_of(row: SourceRow, *names: str) -> list[Any]:
     Raises: RowError if there is none.
     """
     turns = parsed(row.at(names[0]) if len(names) == 1 else row.take(*names))
+    if isinstance(turns, dict):
+        turns = _by_turn(turns)
     if not isinstance(turns, list) or not turns:
         name = row.find(*names)
         fact = f"has no list of {names[0]}" if name in (None, names[0]) else f"has no list of turns under {name!r}"
         raise RowError(f"no_{names[0]}", fact)
     return turns
+
+
+def _by_turn(columns: dict[str, Any]) -> list[dict[str, Any]]:
+    """The turns of `{"role": [...], "content": [...]}`, as `datasets` saves a Sequence of objects; else none."""
+    lists = [value for value in columns.values() if isinstance(value, list)]
+    if len(lists) < len(columns) or len(set(map(len, lists))) != 1:
+        return []
+    return [
+        {key: value for key, value in zip(columns, turn, strict=True) if value is not None}
+        for turn in zip(*lists, strict=True)
+    ]
 
 
 def turns_in(value: object) -> list[Any] | None:

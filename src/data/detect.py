@@ -14,20 +14,13 @@ from .column_mapping import strategy_of
 from .columns import ANSWERS, CONTEXTS, REQUESTS, TURNS
 from .conversation import Rejection, RowError
 from .formats import FORMATS, count_formats
-from .readers import ReadOptions, read_options, read_values
+from .readers import ReadOptions, other_file, read_options, read_values
 from .refusals import REMEDIES
 from .source_row import SourceRow, is_harmless, parsed
 
 DETECT_ROWS = 100  # first rows of a file by which its format is detected
 MAX_COLUMNS = 12  # columns that are listed
 READING_REMEDIES = {"not_utf8": "set encoding, which is cp1252 for most files that Excel writes"}  # by reason
-MARKS = {  # how files begin whose names say something else -> the remedy
-    b"\x1f\x8b": "it is compressed with gzip: name it {name}.gz",
-    b"PAR1": "it is a Parquet file: name it {stem}.parquet",
-    b"ARROW1": "it is an Arrow file: name it {stem}.arrow",
-    b"PK": "it is an Excel workbook or another ZIP archive: name it {stem}.xlsx, or unpack it",
-}
-BINARY = (".parquet", ".arrow", ".feather", ".xlsx", ".gz")  # their names say what they are
 EXPORT_KEYS = {"mapping", "chat_messages"}  # of a conversation that ChatGPT or Claude exports
 DELIMITER = "set csv_delimiter to the character between its columns"
 BY_COLUMN = "name the columns with question_key and answer_key, or set data_format"
@@ -187,9 +180,8 @@ def _other_file(first: Rejection) -> str:
     path = first.file
     with path.open("rb") as file:
         begin = file.read(4096).lstrip()
-    other = next((kind for mark, kind in MARKS.items() if begin.startswith(mark)), None)
-    if other and path.suffix.lower() not in BINARY:
-        return other.format(name=path.name, stem=path.stem)
+    if other := other_file(begin, path):
+        return other
     if first.reason in READING_REMEDIES:
         return READING_REMEDIES[first.reason]
     if first.reason != "not_json" or begin[:1] not in (b"[", b"{"):

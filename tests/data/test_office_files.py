@@ -6,12 +6,14 @@ import csv
 import datetime
 import io
 import json
+from decimal import Decimal
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import openpyxl
 import pyarrow
+import pyarrow.parquet
 import pytest
 
 from src.data import prepare
@@ -181,6 +183,12 @@ def test_an_encoding_may_have_several_bytes_a_character(tmp_path: Path, encoding
     assert [row["text"] for _, row in read(path, encoding=encoding)] == [f"{n} 日本" for n in range(50_000)]
 
 
+@pytest.mark.parametrize("suffix", ["csv", "tsv"])
+def test_a_binary_file_under_the_name_of_a_table_is_refused_by_what_it_is(tmp_path: Path, suffix: str) -> None:
+    path = workbook(tmp_path / "x.xlsx", rows=LINES).rename(tmp_path / f"x.{suffix}")
+    assert "is not CSV; it is an Excel workbook or another ZIP archive: name it x.xlsx" in refusal(path)
+
+
 # Workbooks
 
 
@@ -248,6 +256,21 @@ def test_a_workbook_that_cannot_be_read_is_refused_with_a_remedy(tmp_path: Path)
 
 
 # Arrow
+
+
+def test_numbers_and_times_of_a_table_are_texts_as_in_a_workbook(tmp_path: Path) -> None:
+    day = datetime.datetime(2026, 5, 1)
+    cells = {
+        "price": [Decimal("12.50"), None],
+        "day": [day.date(), None],
+        "at": [day, day.replace(hour=9)],
+        "inner": [[{"price": Decimal("1E+2")}, None], None],
+    }
+    pyarrow.parquet.write_table(pyarrow.table(cells), tmp_path / "x.parquet")
+    assert read(tmp_path / "x.parquet") == [
+        (1, {"price": "12.50", "day": "2026-05-01", "at": "2026-05-01", "inner": [{"price": "100"}, None]}),
+        (2, {"price": None, "day": None, "at": "2026-05-01 09:00:00", "inner": None}),
+    ]
 
 
 @pytest.mark.parametrize("create", [pyarrow.ipc.new_stream, pyarrow.ipc.new_file])
@@ -333,6 +356,9 @@ def test_the_rest_of_a_broken_file_is_counted_and_never_skipped(make: Maker) -> 
         with pytest.raises(DataError, match=r"csv:5 and the rest of the file \(997 rows\) could not") as refused:
             make.read(dataset_path=str(path), eval_path="none", on_bad_row=how)
         assert "or set on_bad_row=skip" not in refused.value.hint
+    cut = put(make.folder / "data", "cut.json", json.dumps(ROWS)[:-30])
+    with pytest.raises(DataError, match=r"cut\.json:1 is not JSON.*; the rest of the file could not be read"):
+        make.read(dataset_path=str(cut), eval_path="none", on_bad_row="skip")
     put(make.folder / "data", "train.csv", text.replace('"open', "open"))
     assert make_report(make, dataset_path=str(path), eval_path="none")["rows_trained"] == 1000
 

@@ -338,7 +338,7 @@ def test_a_syntax_error_ends_a_json_file_with_its_place(
     line, problem = BROKEN[source]
     assert read_bytes(tmp_path, "x.json", source) == [
         (1, {"a": 1}),
-        (line, ("not_json", f"is not JSON: {problem}{REST}")),
+        (line, ("rest_of_file", f"is not JSON: {problem}{REST}")),
     ]
 
 
@@ -399,7 +399,7 @@ def table(text: str) -> bytes:
 RECORDS: dict[str, list[tuple[int, Any]]] = {
     "1,2\r\n\r\n  \n3,4": [(2, ["1", "2"]), (5, ["3", "4"])],
     '"x\n\ny","é, ""z"""\n1,2\n': [(2, ["x\n\ny", 'é, "z"']), (5, ["1", "2"])],
-    ',\n"",\n 5" pipe , x\n': [(2, ["", ""]), (3, ["", ""]), (4, [' 5" pipe ', " x"])],
+    ',\n"",\n 5" pipe , x\n': [(4, [' 5" pipe ', " x"])],
     '1\n1,2,3\n"1\n2"\n1,2\n': [
         (2, ("wrong_columns", "has 1 field, the header has 2")),
         (3, ("wrong_columns", "has 3 fields, the header has 2")),
@@ -469,11 +469,16 @@ def test_a_field_may_be_longer_than_csv_allows_by_itself(tmp_path: Path) -> None
     assert read_bytes(tmp_path, "x.tsv", b"a\tb\n" + b"x" * MIB + b"\ty") == [(2, {"a": "x" * MIB, "b": "y"})]
 
 
-def test_a_line_of_tabs_is_a_row_of_empty_fields(tmp_path: Path) -> None:
-    empty = {"a": "", "b": ""}
-    assert read_bytes(tmp_path, "x.tsv", b"a\tb\n\t\n \n\t\n") == [(2, empty), (4, empty)]
+def test_a_record_of_empty_fields_is_no_row(tmp_path: Path) -> None:
+    assert read_bytes(tmp_path, "x.tsv", b"a\tb\n\t\n \n\t\n1\t\n") == [(5, {"a": "1", "b": ""})]
+    assert read_bytes(tmp_path, "x.csv", b"a;b\n1;2\n;\n;;;\n3;4\n") == [(2, ROW12), (5, {"a": "3", "b": "4"})]
 
 
+def test_cr_alone_may_end_all_lines(tmp_path: Path) -> None:
+    assert read_bytes(tmp_path, "x.csv", b'a,b\r1,2\r"3\r",4') == [(2, ROW12), (3, {"a": "3\n", "b": "4"})]
+
+
+ROW12 = {"a": "1", "b": "2"}
 HUGE = b"x" * (MAX_ROW_BYTES + 1)
 
 

@@ -27,11 +27,12 @@ from .stream import (
     open_data,
     open_text,
     other_encoding,
+    other_file,
 )
 from .text_rows import describe_txt, read_txt
 from .xlsx_rows import read_xlsx
 
-__all__ = ["DEFAULTS", "REST_OF_FILE", "ReadOptions"]
+__all__ = ["DEFAULTS", "REST_OF_FILE", "ReadOptions", "other_file"]
 BELONGS_TO = "belongs_to.json"  # says which training files a folder of evaluation files is for; no data
 # Files beside data that describe it: of `datasets` and of LLaMA-Factory.
 NO_DATA = {BELONGS_TO, "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}

@@ -72,7 +72,7 @@ def _numbered(batches: Iterator[RecordBatch]) -> Values:
 
 
 def _cleaners(batch: RecordBatch) -> dict[str, Callable[[Any], Any]]:
-    """For each column with structs, a function that leaves out the nulls in the structs of a cell."""
+    """For the columns that need it, a function that makes of a cell what JSON would hold."""
     found = {field.name: _cleaner(field.type) for field in batch.schema}
     return {name: clean for name, clean in found.items() if clean}
 
@@ -96,7 +96,20 @@ def _cleaner(kind: DataType) -> Callable[[Any], Any] | None:
     if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
         of_item = _cleaner(kind.value_type)
         return of_item and (lambda cell: cell and [of_item(item) for item in cell])
-    return None
+    return next((as_text for is_kind, as_text in TEXTS.items() if getattr(types, is_kind)(kind)), None)
+
+
+def _time(cell: Any) -> str | None:
+    """As in a workbook: a date, and the time unless it is midnight."""
+    return cell and str(cell).removesuffix(" 00:00:00")
+
+
+TEXTS: dict[str, Callable[[Any], Any]] = {  # a test of pyarrow.types -> the text of such a cell
+    "is_decimal": lambda cell: cell if cell is None else format(cell, "f"),
+    "is_timestamp": _time,
+    "is_date": _time,
+    "is_time": lambda cell: cell if cell is None else str(cell),
+}
 
 
 def _pieces(batch: RecordBatch) -> Iterator[RecordBatch]:

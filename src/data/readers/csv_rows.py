@@ -11,11 +11,15 @@ import io
 from collections.abc import Iterator
 from itertools import chain, islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+from ...errors import DataError
 from ..conversation import RowError
 from .columns import Columns
-from .stream import CHUNK_BYTES, MAX_ROW_BYTES, ReadOptions, Values, rest_of_file, too_large
+from .stream import CHUNK_BYTES, MAX_ROW_BYTES, ReadOptions, Values, other_file, rest_of_file, too_large
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer as Buffer
 
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "pipe"}  # the earlier one wins a draw
 SNIFF_RECORDS = 50
@@ -101,18 +105,23 @@ def _widths(text: str, delimiter: str, *, strict: bool) -> list[int]:
 
 
 def _read(file: io.BufferedReader, found: Dialect, path: Path) -> Values:
+    if other := other_file(file.peek(CHUNK_BYTES), path):
+        raise DataError(f"{path} is not CSV", hint=other)
     csv.field_size_limit(MAX_ROW_BYTES)  # global; _Lines limits the size of a record
     records = _records(file, found)
     line, header = next(records, (0, None))
     if header is not None:
         columns = Columns(header, f"{path}:{line}")
         for line, record in records:
-            yield line, record if isinstance(record, RowError) else columns.row(record)
+            if isinstance(record, RowError):
+                yield line, record
+            elif len(record) == 1 or any(field.strip() for field in record):  # Excel writes empty rows as `,,`
+                yield line, columns.row(record)
 
 
 def _records(file: io.BufferedReader, found: Dialect) -> Iterator[tuple[int, list[str] | RowError]]:
     """`(line, fields)` of each record, with its first line."""
-    lines = _Lines(file)
+    lines = _Lines(io.BufferedReader(_MacLines(file)) if _ends_lines_with_cr(file) else file)
     if found.sep_line:
         lines.skip_line()
     reader = csv.reader(lines, delimiter=found.delimiter, strict=True)
@@ -141,6 +150,28 @@ def _fields(reader: Iterator[list[str]], lines: _Lines, delimiter: str) -> list[
         lines.problem = RowError("not_csv", f"is not CSV: {what}")
         again = (line.replace("\r", " ") for line in chain([*lines.record], lines))
         return next(csv.reader(again, delimiter=delimiter), [])
+
+
+def _ends_lines_with_cr(file: io.BufferedReader) -> bool:
+    """Whether CR alone ends the lines, as in "CSV (Macintosh)" of Excel."""
+    start = file.peek(CHUNK_BYTES)
+    return b"\r" in start[:-1] and b"\n" not in start
+
+
+class _MacLines(io.RawIOBase):
+    """A file with LF in place of CR."""
+
+    def __init__(self, file: io.BufferedReader) -> None:
+        self._file = file
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, target: Buffer) -> int:
+        view = memoryview(target)
+        piece = self._file.read(len(view)).replace(b"\r", b"\n")
+        view[: len(piece)] = piece
+        return len(piece)
 
 
 class _Lines:

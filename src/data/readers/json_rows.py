@@ -17,7 +17,7 @@ from typing import NoReturn
 
 from ..conversation import RowError
 from ..spelled_json import spelled
-from .stream import CHUNK_BYTES, MAX_ROW_BYTES, ReadOptions, Values, rest_of_file, too_large
+from .stream import CHUNK_BYTES, MAX_ROW_BYTES, REST_OF_FILE, ReadOptions, Values, rest_of_file, too_large
 
 SPACE = re.compile(r"[ \t\r\n]*")
 FIRST_KEY = re.compile(r'\{\s*("[^"\\]{1,200}")')  # of an object
@@ -97,7 +97,9 @@ def _by_line(file: io.BufferedReader) -> Values:
                 text.step()
     except RowError as error:
         line, rows = text.line, text.count_rest()
-        yield line, RowError(error.reason, f"{error.detail}; the rest of the file could not be read")
+        broke_off = text.has_row and not rows  # inside its last row, as a file that is cut off
+        reason = REST_OF_FILE if broke_off else error.reason
+        yield line, RowError(reason, f"{error.detail}; the rest of the file could not be read")
         if rows:
             yield rest_of_file(line, rows, f"line {line} {error.detail}")
 
@@ -134,6 +136,11 @@ class _JsonText:
         self._ended = False
         self._first_keys: dict[str, None] = {}  # of the rows so far, at most FIRST_KEYS
         self.line = 1
+
+    @property
+    def has_row(self) -> bool:
+        """Whether an object has been read."""
+        return bool(self._first_keys)
 
     def next_character(self) -> str:
         """The next character that is not white space, empty at the end. `line` becomes its line."""

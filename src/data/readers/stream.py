@@ -33,6 +33,13 @@ MARKS = {  # byte order mark -> encoding; the first that matches
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
+OTHER_KINDS = {  # how files begin whose names say something else -> the remedy
+    b"\x1f\x8b": "it is compressed with gzip: name it {name}.gz",
+    b"PAR1": "it is a Parquet file: name it {stem}.parquet",
+    b"ARROW1": "it is an Arrow file: name it {stem}.arrow",
+    b"PK\3\4": "it is an Excel workbook or another ZIP archive: name it {stem}.xlsx, or unpack it",
+}
+BINARY = (".parquet", ".arrow", ".feather", ".xlsx", ".gz")  # their names say what they are
 REST_OF_FILE = "rest_of_file"  # reason of the rows behind the place where a file breaks off
 
 
@@ -223,6 +230,12 @@ class _Recoded(_Stepwise):
 
 def too_large(size: int) -> RowError:
     return RowError("too_large", f"has {size:,} bytes, over {MAX_ROW_BYTES >> 20} MiB")
+
+
+def other_file(start: bytes, path: Path) -> str:
+    """The remedy for a file that begins like one of another kind than its name says; empty for others."""
+    other = next((remedy for mark, remedy in OTHER_KINDS.items() if start.startswith(mark)), "")
+    return "" if path.suffix.lower() in BINARY else other.format(name=path.name, stem=path.stem)
 
 
 def rest_of_file(line: int, rows: int, why: str) -> tuple[int, RowError]:
