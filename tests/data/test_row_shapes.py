@@ -67,6 +67,8 @@ PAIR = [("user", "2+2?"), ("assistant", "4")]
         {"messages": "[{'role': 'user', 'content': '2+2?'}, {'role': 'assistant', 'content': '4'}]"},
         {"conversations": [{"from": "Prompter", "value": "2+2?"}, {"from": "AI", "value": "4"}]},
         {"messages": [{"role": "USER", "content": "2+2?"}, {"role": "bot", "content": "4"}], "images": []},
+        {"messages": {"role": ["user", "assistant"], "content": ["2+2?", "4"], "name": [None, None]}},
+        {"conversations": '{"from": ["human", "gpt"], "value": ["2+2?", "4"]}'},
         {"messages": [{"type": "human", "content": "2+2?"}, {"type": "ai", "content": "4"}]},
         {"messages": [{"role": "USER", "message": "2+2?"}, {"author": "CHATBOT", "message": "4"}]},
         {"contents": [{"role": "user", "parts": [{"text": "2+2?"}]}, {"role": "model", "parts": [{"text": "4"}]}]},
