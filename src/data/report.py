@@ -15,6 +15,7 @@ from ..utils.secrets import redact
 from ..utils.units import count
 from .duplicates import KINDS
 from .file_report import file_findings
+from .loss_flags import FLAGS
 from .source_row import is_harmless
 from .store import Array, DuplicateMatch, RowStore, TokenCounts
 from .tokens import Dropped, TokenizeStats
@@ -268,7 +269,8 @@ def _unread(unread: Sequence[dict[str, Any]]) -> list[str]:
     if not named:
         return []
     more = f" and {len(named) - MAX_LISTED} more" if len(named) > MAX_LISTED else ""
-    remedy = UNREAD_REMEDY if any("[]" not in each for each in named) else ""
+    columns = [each for each in named if "[]" not in each and each.partition(" ")[0].lower() not in FLAGS]
+    remedy = UNREAD_REMEDY if columns else ""
     return [f"not read, and so not trained on: {', '.join(named[:MAX_LISTED])}{more}{remedy}"]
 
 

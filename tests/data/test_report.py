@@ -95,6 +95,7 @@ def test_the_report_accounts_for_every_row(make: Maker) -> None:
             {},
             "not read, and so not trained on: mood (1 row); user_prompt puts columns into the request",
         ),
+        ([chat("2+2?", "4") | {"weight": 0.5}], {}, "not read, and so not trained on: weight (1 row)"),
     ],
 )
 def test_a_finding_is_reported_and_with_strict_data_refused(
