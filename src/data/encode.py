@@ -8,9 +8,10 @@ from itertools import takewhile
 from typing import NamedTuple
 
 from ..schema import OnDisputedMask, OnOverlength, TrainOn
-from .chat import ChatTokenizer, RenderedChat
+from .chat import ChatTokenizer
 from .content_check import DroppedContent
 from .conversation import TEXT, Conversation, Message, Row, RowError
+from .segments import RenderedChat
 from .store import Example
 
 

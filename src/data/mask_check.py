@@ -17,8 +17,9 @@ from typing import NamedTuple
 import numpy as np
 
 from .answer_text import CharSpan
-from .chat import ChatTokenizer, RenderedChat
+from .chat import ChatTokenizer
 from .conversation import TEXT, Conversation, Message, RowError
+from .segments import RenderedChat
 from .store import Example
 from .template_render import is_plain
 from .thoughts import find_thought

@@ -15,9 +15,10 @@ from tokenizers import AddedToken
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer
 
-from src.data.chat import ChatTokenizer, RenderedChat
+from src.data.chat import ChatTokenizer
 from src.data.encode import EncodedRow, EncodingOptions, encode_chats
 from src.data.formats import Conversation, Message, RowError
+from src.data.segments import RenderedChat
 from src.data.store import IGNORE_INDEX
 from src.data.thoughts import EMPTY_THOUGHT
 from tests.data import tokenizers

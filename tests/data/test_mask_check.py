@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from src.data.answer_text import CharSpan
-from src.data.chat import ChatTokenizer, RenderedChat
+from src.data.chat import ChatTokenizer
 from src.data.encode import EncodedRow, EncodingOptions, encode_chats
 from src.data.formats import Conversation, Message
 from src.data.mask_check import MaskCheck, MaskVerifier
+from src.data.segments import RenderedChat
 from src.data.store import Example
 from tests.data import tokenizers
 from tests.data.tokenizers import CONVERSATIONS, FAMILIES, TOOLS, WITH_TOOLS, assistant, row, user

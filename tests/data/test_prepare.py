@@ -266,7 +266,8 @@ def test_a_mask_that_the_second_derivation_disputes_is_not_trained_on(
 ) -> None:
     make.file("a.jsonl", sums(3))
     from src.data.answer_text import CharSpan
-    from src.data.chat import ChatTokenizer, RenderedChat
+    from src.data.chat import ChatTokenizer
+    from src.data.segments import RenderedChat
 
     right = ChatTokenizer.training_texts
 

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from src.data.chat import ChatTokenizer, RenderedChat
+from src.data.chat import ChatTokenizer
 from src.data.encode import EncodedRow, EncodingOptions, encode_chats
 from src.data.formats import Conversation, Message, RowError
 from src.data.mask_check import MaskVerifier
+from src.data.segments import RenderedChat
 from src.data.store import Example
 from tests.data import tokenizers
 from tests.data.tokenizers import CONVERSATIONS, FAMILIES, REFUSED, TEMPLATES, TOOLS, WITH_TOOLS, row
