@@ -184,6 +184,8 @@ def _other_file(first: Rejection) -> str:
         return other
     if first.reason in READING_REMEDIES:
         return READING_REMEDIES[first.reason]
+    if "the header has" in first.detail or "the first row does not name" in first.detail:
+        return "the first row names the columns: remove what stands above it"  # such as a title
     if first.reason != "not_json" or begin[:1] not in (b"[", b"{"):
         return ""
     if re.match(rb"\{\s*'", begin):

@@ -245,6 +245,16 @@ def test_a_cell_that_shows_a_text_is_never_read_as_empty(tmp_path: Path) -> None
     ]
 
 
+def test_a_title_above_the_table_is_no_header(make: Maker) -> None:
+    book = workbook(make.folder / "x.xlsx", rows=[["My data"], [], *LINES])
+    told = []
+    for path in (book, put(make.folder, "x.csv", "My data,\n" + table(","))):
+        with pytest.raises(DataError) as refused:
+            make.read(dataset_path=str(path), data_format="auto", eval_path="none")
+        told.append(str(refused.value).rpartition("; ")[2])
+    assert told == ["the first row names the columns: remove what stands above it"] * 2
+
+
 def test_a_workbook_that_cannot_be_read_is_refused_with_a_remedy(tmp_path: Path) -> None:
     several = refusal(workbook(tmp_path / "x.xlsx", first=LINES, second=LINES))
     assert several == " has several sheets with rows: first, second; keep one of them, or save each as .csv"
@@ -305,7 +315,7 @@ def test_json_lines_may_be_separated_by_commas_or_be_one_array(tmp_path: Path) -
     extra = ("not_json", "is not JSON: Extra data at column 9")
     assert read(put(tmp_path, "x.jsonl", '{"a": 1},,\n')) == [(1, extra)]
     assert read(put(tmp_path, "x.jsonl", '[\n{"a": 1},\n{"a": 2}\n]\n')) == [(2, {"a": 1}), (3, {"a": 2})]
-    assert read(put(tmp_path, "x.jsonl", '[{"a": 1}, {"a": 2}]')) == [(1, {"a": 1}), (1, {"a": 2})]
+    assert read(put(tmp_path, "x.jsonl", '[{"a": 1}, {"a": 2}]')) == [(1, {"a": 1}), (2, {"a": 2})]
     assert read(put(tmp_path, "x.json", '{"a": 1},\n{"a": 2},\n')) == [(1, {"a": 1}), (2, {"a": 2})]
     assert read(put(tmp_path, "x.json", '[{"a": 1},\n{"a": 2},\n]')) == [(1, {"a": 1}), (2, {"a": 2})]
     assert read(put(tmp_path, "x.jsonl", '[1]\n{"a": 2}\n')) == [(1, [1]), (2, {"a": 2})]
