@@ -6,7 +6,7 @@ import re
 from functools import lru_cache
 from typing import Any
 
-from .source_row import holds_value
+from .source_row import holds_value, parsed
 
 # A name such as images, image_paths or audioUrl: words for media, and words for the form in which they are given.
 WORDS = "image|img|picture|pic|photo|screenshot|video|audio|wav|mp3|mp4|pixel|media|attachment"
@@ -34,7 +34,7 @@ def is_media(name: object, value: Any) -> bool:
     if not _is_named(str(name)):
         cell = value[0] if isinstance(value, list) and value else value
         return isinstance(cell, dict) and cell.keys() in ARROW_KEYS and holds_value(cell)
-    return not isinstance(value, int | float) and holds_value(value)
+    return not isinstance(value, int | float) and holds_value(parsed(value))
 
 
 @lru_cache
