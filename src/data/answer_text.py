@@ -64,19 +64,19 @@ class Renderer(Protocol):
 
 
 def answer_text(
-    chat: Renderer, conversation: Conversation, turn: int, *, learn_empty_thoughts: bool
+    chat: Renderer, conversation: Conversation, turn: int, *, train_empty_thoughts: bool
 ) -> AnswerText:
     """The text of the answer `turn` with all that comes before it.
 
     An answer with thoughts is rendered with thinking switched on where the template loses them otherwise. The
     empty think block that a template writes before an answer without thoughts belongs to the prompt, unless
-    `learn_empty_thoughts`.
+    `train_empty_thoughts`.
 
-    Raises: RowError if the template rejects the turns, or prompt and answer cannot be put together.
+    Raises: RowError if the template rejects the turns, or does not render the answer after its prompt.
     """
     thought = chat.markup.thought_of(conversation.messages[turn])
     if not thought or not thought.strip():
-        return _without_thoughts(chat, conversation, turn, learn_empty_thoughts)
+        return _without_thoughts(chat, conversation, turn, train_empty_thoughts)
     try:
         found = _answer_text(chat, conversation, turn)
     except RowError:
@@ -87,8 +87,8 @@ def answer_text(
     return found if _says(found, thought) else _with_thinking(chat, conversation, turn, thought) or found
 
 
-def _without_thoughts(chat: Renderer, conversation: Conversation, turn: int, learn_empty: bool) -> AnswerText:
-    """The text of an answer without thoughts. An empty think block that the row holds is learnt.
+def _without_thoughts(chat: Renderer, conversation: Conversation, turn: int, train_empty: bool) -> AnswerText:
+    """The text of an answer without thoughts. An empty think block that is in the row carries loss.
 
     Where the text before the answer has closed a block, a second one would follow: there it is left out.
     """
@@ -100,7 +100,7 @@ def _without_thoughts(chat: Renderer, conversation: Conversation, turn: int, lea
     if own and holds_empty and any(block.end() == len(before) for block in EMPTY_THOUGHT.finditer(before)):
         bare: Message = {**message, "content": message["content"][own.end :].lstrip("\n")}
         return _answer_text(chat, conversation._replace(messages=[*conversation.messages[:turn], bare]), turn)
-    return found if holds_empty or learn_empty else _without_empty_thought(found)
+    return found if holds_empty or train_empty else _without_empty_thought(found)
 
 
 def _with_thinking(chat: Renderer, conversation: Conversation, turn: int, thought: str) -> AnswerText | None:

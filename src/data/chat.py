@@ -50,7 +50,7 @@ class ChatTokenizer(SegmentTokenizer):
     ) -> None:
         super().__init__(tokenizer)
         self.empty_thoughts = empty_thoughts
-        self.asked_with: dict[str, Any] = {}  # what `finish` adds to the identity
+        self.prompt_settings: dict[str, Any] = {}  # what `record_prompt_settings` adds to the identity
         self.template_kwargs = dict(template_kwargs or {})
         self._profiles: dict[str, TemplateProfile] = {}
 
@@ -125,7 +125,7 @@ class ChatTokenizer(SegmentTokenizer):
         earlier answers differently (for example without their thoughts) gives one text per answer, as the model
         sees it at inference.
 
-        Raises: RowError if the template rejects the turns, or cannot put a prompt and its answer together.
+        Raises: RowError if the template rejects the turns, or does not render an answer after its prompt.
         """
         first = conversation.messages[0]
         if first["role"] == TEXT:
@@ -154,7 +154,7 @@ class ChatTokenizer(SegmentTokenizer):
         return [self._answer_text(conversation, i) for i in turns]
 
     def _answer_text(self, conversation: Conversation, turn: int) -> AnswerText:
-        return answer_text(self, conversation, turn, learn_empty_thoughts=self.empty_thoughts == "loss")
+        return answer_text(self, conversation, turn, train_empty_thoughts=self.empty_thoughts == "loss")
 
     def has_end_of_turn(self, rendered: RenderedChat) -> bool:
         """Whether every answer ends with one of `stop_tokens`, so that the model learns to stop."""
@@ -256,19 +256,19 @@ class ChatTokenizer(SegmentTokenizer):
             found[TEMPLATE_KWARGS] = self.template_kwargs
         if self.empty_thoughts == "context" and self.writes_empty_thoughts:
             found[EMPTY_THOUGHTS] = self.empty_thoughts
-        return {key: value for key, value in (found | self.asked_with).items() if value is not None}
+        return {key: value for key, value in (found | self.prompt_settings).items() if value is not None}
 
-    def finish(self, *, trained_thoughts: bool) -> None:
-        """Record how the model is to be asked, once the training rows are tokenized.
+    def record_prompt_settings(self, *, trained_thoughts: bool) -> None:
+        """Record how the model is to be prompted, once the training rows are tokenized.
 
-        After answers with thoughts it is asked to think. After answers without, which follow an empty think block,
-        thinking is switched off by the variable of the template that makes this block part of the prompt. Where
-        there is none, the block is recorded, to be added to the prompt.
+        After answers with thoughts, the prompt lets the model think. After answers without, which follow an empty
+        think block, thinking is switched off by the variable of the template that makes this block part of the
+        prompt. Where there is none, the block is recorded, to be added to the prompt.
         """
         if self.empty_thoughts == "loss" or not self.writes_empty_thoughts:
             return
         if trained_thoughts:
-            self.asked_with = {EMPTY_THOUGHTS: None}
+            self.prompt_settings = {EMPTY_THOUGHTS: None}
             return
         probe = Conversation(
             [{"role": "user", "content": "."}, {"role": "assistant", "content": "."}],
@@ -279,10 +279,10 @@ class ChatTokenizer(SegmentTokenizer):
             variables = switch | self.template_kwargs
             other = probe._replace(template_kwargs=variables)
             if asked != prompt and self.render(other.upto(1), prompt=True) == asked:
-                self.asked_with = {TEMPLATE_KWARGS: variables}
+                self.prompt_settings = {TEMPLATE_KWARGS: variables}
                 return
         if asked != prompt:
-            self.asked_with = {PROMPT_SUFFIX: asked.removeprefix(prompt)}
+            self.prompt_settings = {PROMPT_SUFFIX: asked.removeprefix(prompt)}
 
     @cached_property
     def writes_empty_thoughts(self) -> bool:

@@ -242,18 +242,18 @@ def _tokenize_rows(rows: prepare.TrainingRows, base: Source, cfg: TrainConfig) -
     rows = rows._replace(labels=tasks.resolve_labels(rows.labels, config)) if rows.labels else rows
     cache = data_cache(cfg.cache_dir, cfg.output_dir)
     tokens = prepare.tokenize(rows, chat, cfg, task=cfg.task, cache=cache, seed=cfg.seed)
-    chat.finish(trained_thoughts=tokens.report["rows_with_thoughts"] > 0)
-    _tell_how_to_ask(chat)
+    chat.record_prompt_settings(trained_thoughts=tokens.report["rows_with_thoughts"] > 0)
+    _log_prompt_settings(chat)
     return tokens, chat
 
 
-def _tell_how_to_ask(chat: ChatTokenizer) -> None:
-    """Say that the answers had no thoughts, if the model must be asked in another way than its template's own."""
-    asked = chat.asked_with
-    if variables := asked.get(chat_templates.TEMPLATE_KWARGS):
+def _log_prompt_settings(chat: ChatTokenizer) -> None:
+    """Say that the answers had no thoughts, if the model needs another prompt than its template's own."""
+    settings = chat.prompt_settings
+    if variables := settings.get(chat_templates.TEMPLATE_KWARGS):
         shown = json.dumps(variables)
         log.info("no answer has thoughts: the model is evaluated, and is to be used, with the variables %s", shown)
-    elif suffix := asked.get(chat_templates.PROMPT_SUFFIX):
+    elif suffix := settings.get(chat_templates.PROMPT_SUFFIX):
         log.warning(
             "no answer has thoughts, and no variable of the chat template switches thinking off: a program that "
             "uses the model must add %r to the prompt, as the model card does; empty_thoughts=loss trains without",

@@ -489,39 +489,39 @@ def test_a_system_turn_is_in_the_prompt_without_loss() -> None:
     assert stretches(tokenizers.chat("smollm2"), *found.examples[0]) == ["Hello<|im_end|>"]
 
 
-# how a trained model is asked
+# how a trained model is prompted
 
 
 @pytest.mark.parametrize(
-    ("name", "asked_with"),
+    ("name", "prompt_settings"),
     [
         ("qwen3", {"chat_template_kwargs": {"enable_thinking": False}}),
         ("r1_distill_think", {"prompt_suffix": "\n</think>\n\n"}),
         ("qwen2_5", {}),
     ],
 )
-def test_a_model_trained_without_thoughts_is_asked_as_it_was_trained(
-    name: str, asked_with: dict[str, Any]
+def test_a_model_trained_without_thoughts_is_prompted_as_it_was_trained(
+    name: str, prompt_settings: dict[str, Any]
 ) -> None:
     family = FAMILIES | {REFUSED.name: REFUSED}
     chat = ChatTokenizer(tokenizers.tokenizer(family[name]))
     before = chat.identity
-    chat.finish(trained_thoughts=False)
-    assert chat.identity == before | asked_with
+    chat.record_prompt_settings(trained_thoughts=False)
+    assert chat.identity == before | prompt_settings
     turns = [user("q"), assistant("yes")]
-    variables = asked_with.get("chat_template_kwargs", {})
+    variables = prompt_settings.get("chat_template_kwargs", {})
     prompt = chat.render(Conversation(turns[:1], None, variables), prompt=True)
     (text,) = chat.training_texts(Conversation(turns))
-    assert text.text[: text.answer_spans[0].start] == prompt + asked_with.get("prompt_suffix", "")
+    assert text.text[: text.answer_spans[0].start] == prompt + prompt_settings.get("prompt_suffix", "")
     served = ChatTokenizer(chat.tokenizer, variables)
     assert served.prompt_ids(Conversation(turns)) == chat.prompt_ids(Conversation(turns))
     if variables:  # the template's own prompt, as a server renders it
         assert served.prompt_ids(Conversation(turns[:1])) == chat.prompt_ids(Conversation(turns))
 
 
-def test_a_model_trained_with_thoughts_is_asked_to_think() -> None:
+def test_a_model_trained_with_thoughts_may_think() -> None:
     chat = ChatTokenizer(tokenizers.tokenizer(FAMILIES["qwen3"]))
-    chat.finish(trained_thoughts=True)
+    chat.record_prompt_settings(trained_thoughts=True)
     assert "empty_thoughts" not in chat.identity
     evaluated = ChatTokenizer(chat.tokenizer, empty_thoughts="loss")  # as an evaluation reads that record
     turns = [user("q"), assistant("yes")]
