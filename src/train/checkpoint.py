@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import shutil
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ import numpy as np
 import torch
 
 from ..errors import RunError
-from ..utils.files import disk_errors, read_json, sha256, write_json
+from ..utils.files import disk_errors, flush_files, read_json, sha256, write_json
 from ..utils.logs import log
 
 COMPLETE = "COMPLETE"  # the marker: written last, holds the hash of every other file
@@ -45,10 +44,7 @@ def atomic_checkpoint(target: Path, world_size: int = 1, writes: bool = True) ->
 
 def _seal(folder: Path) -> None:
     (folder / UNREDACTED_PICKLE).unlink(missing_ok=True)
-    files = sorted(p for p in folder.rglob("*") if p.is_file())
-    for file in files:
-        with file.open("rb") as handle:
-            os.fsync(handle.fileno())
+    files = flush_files(folder)
     write_json(folder / COMPLETE, {"files": {str(p.relative_to(folder)): sha256(p) for p in files}})
 
 

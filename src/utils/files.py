@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -105,11 +106,32 @@ def atomic_dir(target: Path) -> Iterator[Path]:
     with _cleanup_on_error(target, temporary):
         temporary.mkdir(parents=True)
         yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                with file.open("rb") as handle:
-                    os.fsync(handle.fileno())
+        flush_files(temporary)
         replace_dir(temporary, target)
+
+
+def flush_files(folder: Path) -> list[Path]:
+    """Flush every file below `folder` to disk, and give it the mode of a new file: 0666 without the umask.
+
+    safetensors creates its files with mode 0600, so that a server under another user could not read them.
+    Returns: the files, sorted.
+    """
+    mode = 0o666 & ~_umask()
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    for file in files:
+        if not file.is_symlink() and stat.S_IMODE(file.stat().st_mode) != mode:
+            with suppress(PermissionError):  # a file system without modes
+                file.chmod(mode)
+        with file.open("rb") as handle:
+            os.fsync(handle.fileno())
+    return files
+
+
+def _umask() -> int:
+    """The umask of this process, which can only be read by setting it: to a strict one, for other threads."""
+    umask = os.umask(0o077)
+    os.umask(umask)
+    return umask
 
 
 def replace_dir(new: Path, target: Path) -> None:

@@ -42,6 +42,7 @@ def test_the_complete_model_is_copied_with_its_records(copied: World, published:
     )  # fmt: skip
     assert all(copy[name] == (run.path / name).read_bytes() for name in records)
     assert set(copy) == {*model, *records, "README.md", "manifest.json"}
+    assert len({p.stat().st_mode for p in published.iterdir()}) == 1  # a server under another user reads them all
 
 
 def test_a_changed_record_of_the_run_is_published(copied: World) -> None:

@@ -53,6 +53,8 @@ def test_a_run_writes_every_file_of_a_run_directory(run: Run) -> None:
     assert len(list((run.path / "checkpoints").iterdir())) == 2
     assert not [f for f in files if f.endswith(".tmp") or f.endswith(".old")]
     assert (run.path.parent / "latest").resolve() == run.path.resolve()
+    modes = {p.stat().st_mode for p in run.path.rglob("*") if p.is_file()}
+    assert modes == {(run.path / "manifest.json").stat().st_mode}  # weights and checkpoints, too
 
 
 def test_the_manifest_records_inputs_settings_and_versions(run: Run, finished: World) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import random
+import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -138,6 +139,25 @@ def test_a_folder_appears_when_it_is_complete(tmp_path: Path) -> None:
         assert not (tmp_path / "a/model").exists()
     assert names(tmp_path / "a") == ["model"]
     assert (tmp_path / "a/model/file").read_text() == "x"
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027])
+def test_weights_have_the_mode_that_the_umask_gives_new_files(tmp_path: Path, umask: int) -> None:
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    (tmp_path / "shared.txt").touch(0o600)
+    before = os.umask(umask)
+    try:
+        with atomic_dir(tmp_path / "model") as folder:
+            (folder / "part").mkdir()
+            save_file({"a": np.zeros(2)}, folder / "part" / "model.safetensors")
+            (folder / "link").symlink_to(tmp_path / "shared.txt")
+        assert os.umask(umask) == umask  # as it was
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "model/part/model.safetensors").stat().st_mode) == 0o666 & ~umask
+    assert stat.S_IMODE((tmp_path / "shared.txt").stat().st_mode) == 0o600
 
 
 def test_a_folder_takes_the_place_of_the_one_before(tmp_path: Path) -> None:
