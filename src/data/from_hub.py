@@ -10,8 +10,9 @@ import hashlib
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -68,6 +69,11 @@ def fetch_hub(source: DataSource, cache: Path) -> FetchedData:
         commit = _download(source, endpoint, cache)
     version = {"type": "hub", "repo": source.repo, "revision": source.revision, "commit": commit}
     return FetchedData(_target(source, endpoint, commit, cache), version | {"path": source.path})
+
+
+def recorded_hub(source: DataSource, cache: Path, version: Mapping[str, Any]) -> Path:
+    """The folder of the commit that `version` records. Raises: DataError as fetch_hub does."""
+    return fetch_hub(replace(source, revision=version["commit"]), cache).folder
 
 
 def _is_data(name: str) -> bool:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -70,6 +71,11 @@ def fetch_lakefs(source: DataSource, cache: Path) -> FetchedData:
         reference = repository.reference(commit)
         fetch_once(repo_cache / commit / path, lambda folder: _fill(folder, reference, presigned, wanted))
     return fetched(commit)
+
+
+def recorded_lakefs(source: DataSource, cache: Path, version: Mapping[str, Any]) -> Path:
+    """The folder of the commit that `version` records. Raises: DataError as fetch_lakefs does."""
+    return fetch_lakefs(replace(source, branch=None, tag=None, commit=version["commit"]), cache).folder
 
 
 def _cached_objects(folder: Path) -> list[StoredObject]:

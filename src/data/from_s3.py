@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,20 +59,46 @@ def fetch_s3(source: DataSource, cache: Path) -> FetchedData:
         cache: objects are stored in CACHE/s3, in one folder per listing.
     Raises: DataError if they cannot be fetched, are too large, or have names that cannot be files of one folder.
     """
+    return _fetch_listing(source, cache, None)
+
+
+def recorded_s3(source: DataSource, cache: Path, version: Mapping[str, Any]) -> Path:
+    """The folder of the objects that `version` records: from the cache, or as the bucket still has them.
+
+    Raises: DataError as fetch_s3 does.
+    """
+    objects = [_recorded(entry, source.path) for entry in version["objects"]]
+    return _fetch_listing(source, cache, sorted(objects)).folder
+
+
+def _fetch_listing(source: DataSource, cache: Path, objects: list[S3Object] | None) -> FetchedData:
+    """Fetch the `objects`, or if they are None, those that the bucket lists."""
     if not source.bucket:
         raise DataError("data_source.bucket is not set", hint="set it to the name of the S3 bucket")
     endpoint = source.endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     endpoint = endpoint and check_endpoint(endpoint)
-    with s3_errors(source.bucket, endpoint):
-        client = s3_client(endpoint)
-        objects = _listed(client, source.bucket, source.path)
-        _check(objects, source)
-        listing = sorted((o.key, o.version_id or o.etag, o.size) for o in objects)
-        target = cache / "s3" / cache_key(endpoint, source.bucket, source.path, listing)
-        fetch_once(target, lambda folder: _fetch(client, str(source.bucket), objects, folder))
+    target = None if objects is None else _target(endpoint, source, objects, cache)
+    if objects is None or target is None or not target.is_dir():
+        with s3_errors(source.bucket, endpoint):
+            client = s3_client(endpoint)
+            objects = _listed(client, source.bucket, source.path) if objects is None else objects
+            _check(objects, source)
+            target = _target(endpoint, source, objects, cache)
+            fetch_once(target, partial(_fetch, client, source.bucket, objects))
     version = {"type": "s3", "endpoint": endpoint, "bucket": source.bucket, "path": source.path}
     facts = [{"key": o.key, "version_id": o.version_id, "etag": o.etag, "bytes": o.size} for o in objects]
     return FetchedData(target, version | {"objects": facts})
+
+
+def _target(endpoint: str | None, source: DataSource, objects: Iterable[S3Object], cache: Path) -> Path:
+    listing = sorted((o.key, o.version_id or o.etag, o.size) for o in objects)
+    return cache / "s3" / cache_key(endpoint, source.bucket, source.path, listing)
+
+
+def _recorded(entry: Mapping[str, Any], path: str) -> S3Object:
+    """An object as the manifest of a run records it."""
+    name = relative_name(path, entry["key"]) or entry["key"]
+    return S3Object(entry["key"], name, entry["version_id"], entry["etag"], entry["bytes"])
 
 
 def s3_client(endpoint: str | None) -> Any:

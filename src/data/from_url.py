@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import unquote, urlsplit
@@ -62,6 +63,16 @@ def fetch_url(source: DataSource, cache: Path) -> FetchedData:
             known = _download(address, source, paths, known, wanted)
     version = {"type": "url", "url": paths.shown} | {key: known.get(key) for key in ("sha256", "bytes", "etag")}
     return FetchedData(paths.version(known["sha256"]), version)
+
+
+def recorded_url(source: DataSource, cache: Path, version: Mapping[str, Any]) -> Path:
+    """The folder of the file whose SHA-256 `version` records, fetched under whichever address it has.
+
+    Raises: DataError as fetch_url does.
+    """
+    digest = _check_digest(version["sha256"])
+    cached = next((folder for folder in (cache / "url").glob(f"*/{digest}") if folder.is_dir()), None)
+    return cached or fetch_url(replace(source, sha256=digest), cache).folder
 
 
 def redacted_url(address: str) -> str:

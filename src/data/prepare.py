@@ -56,16 +56,18 @@ class TrainingRows(NamedTuple):
 
 def load_training_rows(
     args: TrainDataArgs, *, task: Task, eval_path: str | None, cache: Path, seed: int,
-    reference_turn: int | None = None,
+    reference_turn: int | None = None, versions: Sequence[sources.Version] = (),
 ) -> TrainingRows:  # fmt: skip
     """Fetch and read the training files, and find duplicates and contamination. Imports no heavy library.
 
-    Args: reference_turn: the answer of an evaluation row that is its reference.
+    Args:
+        reference_turn: the answer of an evaluation row that is its reference.
+        versions: recorded versions of the data sets, to read instead of the newest ones.
 
     Raises: DataError if a file cannot be fetched or read.
     """
     eval_files = sorted(split_files(eval_path).values())
-    parts = [_without_eval_files(part, eval_files) for part in sources.fetch_parts(args, cache)]
+    parts = [_without_eval_files(part, eval_files) for part in sources.fetch_parts(args, cache, versions)]
     report.refuse_evaluation_files([file for part in parts for file in part.files], eval_files)
     reading = Reading(shared_columns([part.columns for part in parts]), reference_turn)
     _warn_of_several_system_texts(parts, eval_files)

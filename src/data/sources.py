@@ -1,13 +1,14 @@
 """Data sources: each provides a local folder and the exact version that it holds.
 
-To add a source, write a function `(source, cache folder) -> FetchedData` and enter it in SOURCES. Add its name to
-schema.DataSource.type, and to schema.SOURCE_KEYS the keys that it reads.
+To add a source, write a function `(source, cache folder) -> FetchedData` and enter it in SOURCES, and in RECORDED
+one that gives the folder of a version that a manifest records. Add its name to schema.DataSource.type, and to
+schema.SOURCE_KEYS the keys that it reads.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,10 +22,10 @@ from ..utils.units import count
 from . import layouts
 from .column_mapping import STRATEGIES
 from .download import FetchedData
-from .from_hub import CARD, fetch_hub
-from .from_lakefs import fetch_lakefs
-from .from_s3 import fetch_s3
-from .from_url import fetch_url
+from .from_hub import CARD, fetch_hub, recorded_hub
+from .from_lakefs import fetch_lakefs, recorded_lakefs
+from .from_s3 import fetch_s3, recorded_s3
+from .from_url import fetch_url, recorded_url
 from .layouts import TRAIN, is_hidden, split_of
 from .readers import NO_DATA, file_kind, is_data_file, read_options
 
@@ -34,6 +35,14 @@ SOURCES: dict[str, Callable[[DataSource, Path], FetchedData]] = {
     "hub": fetch_hub,
     "url": fetch_url,
     "s3": fetch_s3,
+}
+Version = Mapping[str, Any]  # of a source, as the manifest of a run records it
+# The folder of a recorded version: from the cache, else from the server, whatever its newest version is.
+RECORDED: dict[str, Callable[[DataSource, Path, Version], Path]] = {
+    "lakefs": recorded_lakefs,
+    "hub": recorded_hub,
+    "url": recorded_url,
+    "s3": recorded_s3,
 }
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
@@ -65,26 +74,81 @@ def data_cache(cache_dir: str | None, output_dir: str) -> Path:
     return Path(cache_dir or Path(output_dir) / "cache")
 
 
-def fetch_parts(args: TrainDataArgs, cache: Path) -> list[DataPart]:
+def fetch_parts(args: TrainDataArgs, cache: Path, versions: Sequence[Version] = ()) -> list[DataPart]:
     """The files of every data set, fetched into `cache` unless they are local.
 
+    Args:
+        versions: recorded versions to read instead of the newest ones, one for each data set, or none at all.
     Raises: ConfigError if both `datasets` and `trainDataConfig` are set; DataError if a data set has no files or
-    cannot be fetched.
+        cannot be fetched.
     """
-    datasets = list(args.datasets)
-    if args.trainDataConfig:
-        if datasets:
-            raise ConfigError("datasets and trainDataConfig both name the data sets", hint="keep one of them")
-        datasets = parse_train_data_config(args.trainDataConfig)
-        if not datasets:
-            raise DataError("trainDataConfig has no entry with exp_type: train", hint="add one to train on")
+    datasets = _data_sets(args)
+    wanted = _one_each(versions, len(datasets or [args]))
     if not datasets:
-        found = _files(args.dataset_path, args.dataset_pattern, args.data_source, cache, "dataset_path")
+        fetched = _fetch(args.data_source, cache, wanted[0])
+        found = _files(args.dataset_path, args.dataset_pattern, args.data_source, fetched, "dataset_path")
         return [_part(found, args.data_format, args)]
-    return [
-        _part(_files(d.path, d.pattern, d.data_source, cache, f"datasets.{i}.path"), d.format, d, d.weight)
-        for i, d in enumerate(datasets)
-    ]
+    parts = []
+    for i, d in enumerate(datasets):
+        fetched = _fetch(d.data_source, cache, wanted[i])
+        found = _files(d.path, d.pattern, d.data_source, fetched, f"datasets.{i}.path")
+        parts.append(_part(found, d.format, d, d.weight))
+    return parts
+
+
+def fetch_recorded(args: TrainDataArgs, cache: Path, versions: Sequence[Version]) -> list[str]:
+    """Fetch the recorded `versions` of the data sets. Returns: what they are, in words; empty if all are local.
+
+    Raises: DataError if one is neither in the cache nor at its source any more.
+    """
+    sources = [d.data_source for d in _data_sets(args)] or [args.data_source]
+    pairs = zip(sources, _one_each(versions, len(sources)), strict=True)
+    remote = [(source, version) for source, version in pairs if _is_pinned(source, version)]
+    for source, version in remote:
+        _fetch(source, cache, version)
+    return [describe_version(version) for _, version in remote]
+
+
+def describe_version(version: Version) -> str:
+    """The source and the pin of a recorded version, in a few words.
+
+    >>> describe_version({"type": "hub", "repo": "user/name", "revision": "main", "commit": "0123456789abcdef"})
+    'hub user/name at commit 0123456789ab'
+    """
+    name = version.get("repo") or version.get("bucket") or version.get("url")
+    pin = next((f"{key} {version[key][:12]}" for key in ("commit", "sha256") if version.get(key)), "")
+    return f"{version['type']} {name} at {pin or 'its recorded objects'}"
+
+
+def _data_sets(args: TrainDataArgs) -> list[Dataset]:
+    """`datasets` or those of `trainDataConfig`; empty if neither is set."""
+    if not args.trainDataConfig:
+        return list(args.datasets)
+    if args.datasets:
+        raise ConfigError("datasets and trainDataConfig both name the data sets", hint="keep one of them")
+    datasets = parse_train_data_config(args.trainDataConfig)
+    if not datasets:
+        raise DataError("trainDataConfig has no entry with exp_type: train", hint="add one to train on")
+    return datasets
+
+
+def _one_each(versions: Sequence[Version], number: int) -> Sequence[Version]:
+    """`versions` if there is one for each of the data sets; else as many empty ones, which pin nothing."""
+    return versions if len(versions) == number else [{}] * number
+
+
+def _is_pinned(source: DataSource, version: Version) -> bool:
+    """Whether `version` pins what `source` holds. Local data has no version but the present one."""
+    keys = ("commit", "objects") if source.type != "url" else ("sha256",)
+    return version.get("type") == source.type != "local" and any(version.get(key) for key in keys)
+
+
+def _fetch(source: DataSource, cache: Path, version: Version) -> FetchedData:
+    """The newest version of `source`, or the recorded `version` unless that is empty."""
+    if not _is_pinned(source, version):
+        return SOURCES[source.type](source, cache / "sources")
+    recorded = {key: value for key, value in version.items() if key != "weight"}
+    return FetchedData(RECORDED[source.type](source, cache / "sources", recorded), recorded)
 
 
 def _part(found: _Found, data_format: DataFormat, settings: ColumnArgs, weight: float = 1) -> DataPart:
@@ -138,9 +202,8 @@ def _columns(settings: ColumnArgs) -> ColumnArgs:
     return ColumnArgs(**{key: getattr(settings, key) for key in ColumnArgs.__dataclass_fields__})
 
 
-def _files(path: str, pattern: str | None, source: DataSource, cache: Path, key: str) -> _Found:
+def _files(path: str, pattern: str | None, source: DataSource, fetched: FetchedData, key: str) -> _Found:
     """The data files, and their version. `key` is the setting that an error names."""
-    fetched = SOURCES[source.type](source, cache / "sources")
     folder = Path(path) if source.type == "local" else fetched.folder
     if folder.is_file():
         file_kind(folder)

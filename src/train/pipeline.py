@@ -17,7 +17,7 @@ from ..data.chat import IDENTITY_FILE, ChatTokenizer
 from ..data.eval_files import split_files
 from ..data.prepare import TrainingRows
 from ..data.report import HELD_OUT
-from ..data.sources import data_cache
+from ..data.sources import Version, data_cache
 from ..data.store import Example, RowStore, TokenStore
 from ..data.trained_rows import keep_trained_rows, write_trained_rows
 from ..errors import RunError, Stopped
@@ -57,6 +57,7 @@ class MainProcessState(NamedTuple):
     plan: dict[str, Any] | None
     store: mirror.MirrorStore | None
     resumable: list[Run | mirror.MirroredRun]
+    versions: list[Version]  # of the data, if it is not read at its newest version
     trained_rows: Path  # fingerprints, see data/trained_rows.py
 
 
@@ -71,8 +72,8 @@ def train(cfg: TrainConfig) -> int:
     if launch is None:
         return _train(cfg, process_info())
     if launch.node_rank == 0:
-        resume.find_resumable(cfg, mirror.open_store(cfg), announce=False)
-        load_rows(cfg)
+        _, versions = resume.pin_data(resume.find_resumable(cfg, mirror.open_store(cfg), announce=False), cfg)
+        load_rows(cfg, versions)
 
     from . import launcher  # imports torch
 
@@ -105,8 +106,8 @@ def _train(cfg: TrainConfig, info: ProcessInfo) -> int:
 def _prepare(cfg: TrainConfig) -> tuple[MainProcessState, BroadcastState]:
     """Load and tokenize the data, and check that the run fits into memory and disk."""
     store = mirror.open_store(cfg)
-    resumable = resume.find_resumable(cfg, store)
-    raw = load_rows(cfg)
+    resumable, versions = resume.pin_data(resume.find_resumable(cfg, store), cfg)
+    raw = load_rows(cfg, versions)
     data = tokenize(raw, cfg)
     plan = plan_memory(data, cfg)
     check_fits(plan, cfg)
@@ -116,7 +117,7 @@ def _prepare(cfg: TrainConfig) -> tuple[MainProcessState, BroadcastState]:
     )
     cache = data_cache(cfg.cache_dir, cfg.output_dir)
     trained = write_trained_rows(data.rows.store, data.examples, cache, cfg.num_proc)
-    return MainProcessState(data, plan.as_dict() if plan else None, store, resumable, trained), shared
+    return MainProcessState(data, plan.as_dict() if plan else None, store, resumable, versions, trained), shared
 
 
 def _open_data(shared: BroadcastState, device: Reasoned) -> PreparedData:
@@ -186,6 +187,7 @@ def _open_run(
     facts = _manifest_facts(cfg, base, main.data)
     run = resume.resume_first(main.resumable, facts, requested, requested.output_dir)
     if run is None:
+        resume.refuse_older_data(requested, main.versions)
         resume.log_repetition(requested, facts)
         run = runs.create(cfg.output_dir, "train", to_yaml(requested), facts | {"plan": main.plan})
     if cfg.run_name:

@@ -26,7 +26,7 @@ from ..data.eval_rows import Reading
 from ..data.formats import Row, RowError
 from ..data.report import HELD_OUT
 from ..data.report_text import print_report
-from ..data.sources import data_cache
+from ..data.sources import Version, data_cache
 from ..data.store import Example, TokenStore
 from ..errors import ConfigError
 from ..model import methods, tasks
@@ -100,16 +100,18 @@ def _chooses_by_loss(cfg: TrainConfig) -> str:
     return "early_stopping_patience" if cfg.early_stopping_patience else ""
 
 
-def load_rows(cfg: TrainConfig) -> RawData:
+def load_rows(cfg: TrainConfig, versions: Sequence[Version] = ()) -> RawData:
     """Load and check the data files, and locate the base model, without importing torch.
 
+    Args:
+        versions: recorded versions of the data sets, to read instead of the newest ones.
     Raises: UserError for everything that can be validated without a tokenizer.
     """
     environment.release_freed_memory()
     runs.check_writable(cfg.output_dir)
     cache = data_cache(cfg.cache_dir, cfg.output_dir)
     rows = prepare.load_training_rows(cfg, task=cfg.task, eval_path=cfg.eval_path, cache=cache, seed=cfg.seed,
-                                      reference_turn=cfg.reference_turn)  # fmt: skip
+                                      reference_turn=cfg.reference_turn, versions=versions)  # fmt: skip
     prepare.refuse_bad_rows(rows, cfg, cfg.task)
     dev = _read_dev_rows(cfg, rows.labels, rows.reading)
     base = locate(cfg.model_name, cfg.model_revision)

@@ -13,9 +13,11 @@ from omegaconf import OmegaConf
 from .. import runs
 from ..aliases import current_settings
 from ..config import to_yaml
-from ..errors import RunError
+from ..data.sources import Version, data_cache, fetch_parts, fetch_recorded
+from ..errors import DataError, RunError
 from ..runs import Run
 from ..schema import LoopArgs, TrainConfig
+from ..utils import environment
 from ..utils.commands import command
 from ..utils.logs import log
 from . import mirror
@@ -58,6 +60,44 @@ def find_resumable(
             hint="a run resumes with its own settings; resume=never starts a new run",
         )
     return [run]
+
+
+def pin_data(
+    candidates: Sequence[Run | mirror.MirroredRun], cfg: TrainConfig
+) -> tuple[list[Run | mirror.MirroredRun], list[Version]]:
+    """The candidates from the first one on whose data is still to be had, and the versions of that data.
+
+    A run resumes with the data that it was started with, although its source may hold a newer version by now.
+
+    Raises: RunError if the data is gone, and `resume` names the run.
+    """
+    cache = data_cache(cfg.cache_dir, cfg.output_dir)
+    for number, run in enumerate(candidates):
+        versions = run.manifest.get("data", {}).get("sources", [])
+        reason = _fact_differences(run, {"packages": environment.versions()}, ["packages"])
+        try:
+            pins = [] if reason else fetch_recorded(cfg, cache, versions)
+        except DataError as error:
+            reason = f"was started with data that cannot be fetched again: {error.problems[0]}"
+        if not reason:
+            for pin in pins:
+                log.info("run %s resumes with %s; resume=never reads the newest version", run.id, pin)
+            return list(candidates[number:]), versions if pins else []
+        if cfg.resume != "auto":
+            raise _refusal(run, reason, cfg.resume)
+        log.info("not resuming run %s: it %s", run.id, reason)
+    return [], []
+
+
+def refuse_older_data(cfg: TrainConfig, versions: Sequence[Version]) -> None:
+    """Raises: RunError if `versions`, read for a run that cannot be resumed after all, are not the newest."""
+    cache = data_cache(cfg.cache_dir, cfg.output_dir)
+    newest = [part.version | {"weight": part.weight} for part in fetch_parts(cfg, cache)] if versions else []
+    if newest != list(versions):
+        raise RunError(
+            "the run whose version of the data was read cannot be resumed, and the source holds a newer version",
+            hint="resume=never starts a new run with the newest data",
+        )
 
 
 def resume_first(
@@ -136,13 +176,13 @@ def _in_short(differences: Sequence[str]) -> str:
     return ", ".join(shown) + more
 
 
-def _fact_differences(run: Run | mirror.MirroredRun, facts: Mapping[str, Any]) -> str | None:
+def _fact_differences(
+    run: Run | mirror.MirroredRun, facts: Mapping[str, Any], compared: Sequence[str] = IDENTITY_FACTS
+) -> str | None:
     """The facts of the manifest that differ now: data and base model above all."""
     before, now = run.manifest, dict(facts)
     changed = [
-        key
-        for key in IDENTITY_FACTS
-        if _comparable_fact(key, before.get(key)) != _comparable_fact(key, now.get(key))
+        key for key in compared if _comparable_fact(key, before.get(key)) != _comparable_fact(key, now.get(key))
     ]
     return f"was started with another {', '.join(changed).replace('_', ' ')}" if changed else None
 
