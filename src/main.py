@@ -25,6 +25,8 @@ UTILITIES = {
     "schema": "Print the JSON schema of the YAML files of a stage, or of presets, for an editor.",
     "version": "Print the versions of Assay and of the libraries that it uses.",
 }
+# Commands whose only result is the text that they print.
+PRINTED = {*UTILITIES, "plan", "check-data", "compare", "ssh-status", "ssh-logs"}
 # Utilities that take words, with the function that returns their output, and what --help calls the words.
 OUTPUT_OF = {
     "completion": (".completion:completion_command", "bash|zsh|fish"),
@@ -41,19 +43,19 @@ def main(argv: list[str] | None = None) -> int:
         4: not published, since the examples are too few to decide.
         75: a signal stopped the training run after a checkpoint; the same command resumes it.
         76: another process of the training run ended; its error is the cause.
-        130: interrupted (SIGINT). 143: terminated (SIGTERM).
+        129: the terminal is gone (SIGHUP). 130: interrupted (SIGINT). 143: terminated (SIGTERM).
     """
     if sys.version_info < OLDEST_PYTHON:
         found, oldest = (".".join(map(str, version[:2])) for version in (sys.version_info, OLDEST_PYTHON))
         print(f"{sys.executable} is Python {found}; {NAME} needs {oldest} or newer", file=sys.stderr)
         return 2
     argv = outcome.take_flags(sys.argv[1:] if argv is None else argv)
-    previous = _raise_on_sigterm()
+    previous = _raise_on_signals()
     try:
         with outcome.streams() as documents:
             code, error = _run(argv)
             _end(argv, code, error, documents)
-        return code
+        return _report_lost_output(argv, code)
     except BrokenPipeError:  # of `... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -64,8 +66,8 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 2
     finally:
-        if previous is not None:
-            signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _run(argv: list[str]) -> tuple[int, dict[str, Any]]:
@@ -86,8 +88,8 @@ def _run(argv: list[str]) -> tuple[int, dict[str, Any]]:
         if problem := _missing_library(error):
             return 2, problem
         raise
-    except Terminated:
-        return 143, {"error": ["terminated"]}
+    except Terminated as signalled:
+        return 128 + signalled.number, {"error": [signalled.reason]}
     except KeyboardInterrupt:
         return 130, {"error": ["interrupted"]}
 
@@ -127,6 +129,26 @@ def _end(argv: list[str], code: int, error: dict[str, Any], documents: IO[str]) 
         print(json.dumps(redact(found), indent=2, default=str), file=documents, flush=True)
 
 
+def _report_lost_output(argv: list[str], code: int) -> int:
+    """Report what could not be printed. Returns: the exit code, which is 2 where the text was the result."""
+    import logging
+
+    from .utils import streams
+
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    if not (lost := streams.lost()):
+        return code
+    if code == 0 and (argv[0] in PRINTED or {"-h", "--help"} & set(argv)):
+        print(f"the output cannot be written to {lost}", file=sys.stderr)
+        return 2
+    text = f"what was printed is incomplete, the result of the command is not: cannot write to {lost}"
+    print(f"warning: {text}", file=sys.stderr)
+    if logging.getLogger("assay").handlers:
+        logging.getLogger("assay").warning("%s", text)
+    return code
+
+
 def _typed_words(argv: list[str]) -> list[str]:
     """The words after the stage, of this process or of its launcher."""
     from .utils.process_info import launcher_command
@@ -137,20 +159,29 @@ def _typed_words(argv: list[str]) -> list[str]:
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM. It is handled like Ctrl-C: unfinished files are removed, and the run is recorded as interrupted."""
+    """SIGTERM or SIGHUP, handled like Ctrl-C: unfinished files are removed, the run is recorded as interrupted."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.reason = "terminated" if number == signal.SIGTERM else "the terminal is gone"
+        super().__init__(self.reason)
 
 
-def _raise_on_sigterm() -> Any:
-    """Make SIGTERM raise Terminated. Returns: the previous handler, or None outside the main thread."""
+def _raise_on_signals() -> dict[int, Any]:
+    """Make SIGTERM and SIGHUP raise Terminated. Returns: the previous handlers, none outside the main thread."""
     if threading.current_thread() is not threading.main_thread():
-        return None
+        return {}
 
     def terminate(number: int, frame: object) -> None:
-        if "SLURM_JOB_ID" in os.environ:  # Slurm sends it several times, and SIGKILL after KillWait
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise Terminated
+        # Slurm sends SIGTERM several times, and SIGKILL after KillWait; shell and kernel both send SIGHUP
+        if number == signal.SIGHUP or "SLURM_JOB_ID" in os.environ:
+            signal.signal(number, signal.SIG_IGN)
+        raise Terminated(number)
 
-    return signal.signal(signal.SIGTERM, terminate)
+    numbers = [signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup sets it
+        numbers.append(signal.SIGHUP)
+    return {number: signal.signal(number, terminate) for number in numbers}
 
 
 def _print_usage(code: int) -> int:
@@ -288,9 +319,11 @@ def load_dotenv() -> None:
 
 def run_process() -> int:
     """Run the command line of this process, which ends with it. Returns: the exit code."""
+    from .utils import streams
     from .utils.process_info import mark_cli_process
     from .utils.secrets import redact_tracebacks
 
+    streams.guard()
     redact_tracebacks()
     if not {"-m", "--multirun"} & set(sys.argv):
         mark_cli_process()

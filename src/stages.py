@@ -75,8 +75,8 @@ FROM_RUN = (
 RUN_OF_MODEL = ".eval.inherit:of_model"
 FORCE = {"--force": Flag("force", "true")}
 STOPPING = (
-    "stopping: the first SIGTERM or SIGINT ends the run after the step, with a checkpoint and exit code 75; "
-    "a second one at once, with 143 or 130. touch RUN/checkpoint-now saves a checkpoint and continues.",
+    "stopping: the first SIGTERM, SIGINT or SIGHUP ends the run after the step, with a checkpoint and exit code "
+    "75; a second one at once, with 143 or 130. touch RUN/checkpoint-now saves a checkpoint and continues.",
 )
 PUBLISH_CODES = (
     "exit codes: 0 published; 2 wrong input; 3 not better than the base, or damaged; 4 inconclusive (too "

@@ -107,6 +107,20 @@ def without_a_reader() -> None:
     os.dup2(writer, 1)
 
 
+def on_a_full_disk() -> None:
+    """What this process prints goes to a file on a full disk."""
+    os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
+
+
+def on_a_lost_terminal() -> None:
+    """The terminal that this process prints to is gone: to write is an error."""
+    controller, terminal = os.openpty()
+    os.dup2(terminal, 1)
+    os.dup2(terminal, 2)
+    os.close(terminal)
+    os.close(controller)
+
+
 def become(words: list[str], out: int, err: int, prepare: Callable[[], Any]) -> NoReturn:
     """Run one command in this process, forked for it, and end. It speaks to the files `out` and `err`."""
     code = 1
@@ -119,7 +133,9 @@ def become(words: list[str], out: int, err: int, prepare: Callable[[], Any]) -> 
         signal.signal(signal.SIGINT, signal.default_int_handler)
         prepare()
         from src.main import main
+        from src.utils import streams
 
+        streams.guard()
         code = main(words)
     except SystemExit as error:
         code = int(error.code or 0)

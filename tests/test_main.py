@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -353,4 +354,23 @@ def test_a_full_disk_is_one_sentence(assay: Any, words: list[str]) -> None:
     with open("/dev/full", "wb") as full:
         done = assay(*words, stdout=full)
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1] == "the output cannot be written: No space left on device"
+    assert "Traceback" not in done.stderr
+    where = "" if "--json" in words else " to /dev/full"
+    assert done.stderr.splitlines()[-1].lower() == f"the output cannot be written{where}: no space left on device"
+
+
+@pytest.mark.parametrize(
+    "script", ["python -m src.main runs >&-", "PYTHONIOENCODING=ascii python -m src.main runs"]
+)
+def test_a_stdout_that_cannot_show_the_text_is_no_crash(tmp_path: Path, script: str) -> None:
+    """A closed one, and one that knows ASCII only; a file name may also hold bytes that are no text."""
+    run = tmp_path / "outputs" / "runs" / os.fsdecode(b"\xe6\xbc\xa2\xff")
+    run.mkdir(parents=True)
+    (run / "manifest.json").write_text("{}")
+    done = subprocess.run(
+        ["sh", "-c", script.replace("python", sys.executable)],
+        cwd=tmp_path, env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    shown = "" if ">&-" in script else "\\u6f22\\udcff  its manifest.json cannot be read\n"
+    assert done.stdout.endswith(shown) and bool(done.stdout) == bool(shown)

@@ -33,7 +33,7 @@ from ..utils.secrets import redact
 from ..utils.workers import cores
 from .launch_plan import LaunchPlan
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 LOOPBACK = "127.0.0.1"
 MAX_ERROR_CHARS = 4000  # of a worker's traceback
 
@@ -100,7 +100,7 @@ def _elastic_config(plan: LaunchPlan, folder: str) -> LaunchConfig:
         local_addr=LOOPBACK if single else None,
         max_restarts=0,
         logs_specs=DefaultLogsSpecs(log_dir=folder, redirects=captured),
-        signals_to_handle="SIGHUP,SIGQUIT",  # SIGTERM and SIGINT are handled by _forward_signals
+        signals_to_handle="SIGQUIT",  # the others are handled by _forward_signals
     )
 
 
@@ -128,7 +128,7 @@ def _worker_environment(settings: Mapping[str, Any], processes: int, run_file: P
 
 @contextmanager
 def _forward_signals() -> Iterator[list[int]]:
-    """Forward SIGTERM and SIGINT to every worker, which handles them. Yields the list of received signals."""
+    """Forward SIGNALS to every worker, which handles them. Yields the list of received signals."""
     received: list[int] = []
 
     def forward(number: int, frame: FrameType | None) -> None:
@@ -139,9 +139,10 @@ def _forward_signals() -> Iterator[list[int]]:
         if not children:  # no worker has started yet
             raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
 
-    before = {number: signal.getsignal(number) for number in (*SIGNALS, signal.SIGHUP, signal.SIGQUIT)}
+    before = {number: signal.getsignal(number) for number in (*SIGNALS, signal.SIGQUIT)}
     for number in SIGNALS:
-        signal.signal(number, forward)
+        if number != signal.SIGHUP or before[number] != signal.SIG_IGN:  # as nohup sets it
+            signal.signal(number, forward)
     try:
         yield received
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -13,14 +14,15 @@ from ..errors import Stopped
 from ..utils.logs import log
 
 CHECKPOINT_NOW = "checkpoint-now"
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class StopRequest:
-    """A context manager that handles SIGTERM, SIGINT and the file RUN/checkpoint-now.
+    """A context manager that handles SIGTERM, SIGINT, SIGHUP and the file RUN/checkpoint-now.
 
     The first signal requests that the run ends after the current step and a checkpoint. The second ends the
-    process at once, except for SIGTERM in a Slurm job. The file requests a checkpoint, which removes the file.
+    process at once, except for SIGHUP, and for SIGTERM in a Slurm job. A SIGHUP that is ignored, as under nohup,
+    stays ignored. The file requests a checkpoint, which removes the file.
     The processes of a distributed run agree on the requests before each step, so that all end after the same one.
     """
 
@@ -33,7 +35,8 @@ class StopRequest:
     def __enter__(self) -> StopRequest:
         self.handlers_before: dict[Any, Any] = {}
         if threading.current_thread() is threading.main_thread():  # only it may set handlers
-            self.handlers_before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+            numbers = [n for n in SIGNALS if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
+            self.handlers_before = {number: signal.signal(number, self._handle) for number in numbers}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -45,10 +48,11 @@ class StopRequest:
             self.signal_name = signal.Signals(number).name
             if not self.distributed:  # else `agree` logs it: the signal of one process may reach the others, too
                 # os.write and not the log: a signal handler must not enter a stream that is writing a line
-                os.write(2, f"{self._announcement}\n".encode())
+                with suppress(OSError):  # the terminal may be gone
+                    os.write(2, f"{self._announcement}\n".encode())
             return
-        if number == signal.SIGTERM and "SLURM_JOB_ID" in os.environ:
-            return  # Slurm delivers one signal in several ways, and kills a job that takes too long
+        if number == signal.SIGHUP or (number == signal.SIGTERM and "SLURM_JOB_ID" in os.environ):
+            return  # delivered in several ways: SIGHUP by shell and kernel; Slurm kills a job that takes too long
         for each, handler in self.handlers_before.items():
             signal.signal(each, handler)
         os.kill(os.getpid(), number)  # handled by the previous handler

@@ -69,6 +69,8 @@ class _TerminalHandler(logging.StreamHandler):  # type: ignore[type-arg]
             tqdm.write(outcome.fit(self.format(record), sys.stdout), file=sys.stdout)
         except BrokenPipeError:
             silence_stdout()
+        except OSError:  # in a program that calls the Python API; streams.py handles a command's
+            self.handleError(record)
 
 
 class _WarningCollector(logging.Handler):

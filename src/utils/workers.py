@@ -66,7 +66,8 @@ def _init_worker(work: Callable[[Any], Any], parent: int) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # each process has one core
     gc.freeze()  # do not scan the parent's objects: that takes time and copies their shared pages
     gc.set_threshold(GC_THRESHOLD)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles it and ends the pool
+    for number in (signal.SIGINT, signal.SIGHUP):  # the parent handles them and ends the pool
+        signal.signal(number, signal.SIG_IGN)
     die_with_parent(parent)
 
 

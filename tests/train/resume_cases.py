@@ -53,11 +53,11 @@ class Stage:
         self.start(*words, moment=moment)
         return self.fork_server.end()
 
-    def start(self, *words: str, moment: KillPoint | None = None) -> int:
+    def start(self, *words: str, moment: KillPoint | None = None, calls: tuple[str, ...] = ()) -> int:
         """Returns: its pid."""
         kill_points = (moment,) if moment else ()
         return self.fork_server.start(
-            "train", *self.world.settings("train"), *STEPS, *words, kill_points=kill_points
+            "train", *self.world.settings("train"), *STEPS, *words, kill_points=kill_points, calls=calls
         )
 
     def train(self, *words: str) -> Run:

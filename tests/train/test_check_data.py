@@ -142,13 +142,21 @@ def test_the_tokenizer_is_loaded_as_the_settings_say(world: World, monkeypatch: 
     assert given == [(str(world.model), None, True)]
 
 
-def test_a_closed_pipe_ends_neither_check_nor_training(world: World, fork_server: ForkServer) -> None:
-    """As in `make train | head`."""
+def test_no_stdout_is_needed(world: World, fork_server: ForkServer) -> None:
+    """A closed pipe, as of `make train | head`, ends nothing; a full disk, only what prints its result."""
     places = [f"output_dir={world.output}", f"eval_path={world.splits}", f"model_name={world.model}"]
-    for stage, *more in (["check-data"], ["train", "max_steps=1", "cuda_visible_devices=''"]):
-        words = [stage, *places, f"dataset_path={world.data}", *more]
-        fork_server.start(*words, calls=("tests.fork_server:without_a_reader",))
+    train = ["train", "max_steps=1", "cuda_visible_devices=''"]
+    lost = "cannot be written to /dev/full: no space left", "warning: what was printed is incomplete"
+    for words, stdout, expected, told in (
+        (["check-data"], "without_a_reader", 0, ""),
+        (train, "without_a_reader", 0, ""),
+        (["check-data"], "on_a_full_disk", 2, lost[0]),
+        (train, "on_a_full_disk", 0, lost[1]),
+    ):
+        fork_server.start(*words, *places, f"dataset_path={world.data}", calls=(f"tests.fork_server:{stdout}",))
         code, said = fork_server.end()
-        assert code == 0, said
-    assert world.newest.status == "finished"
-    assert len(list((world.output / "checks").iterdir())) == 1
+        assert code == expected and told in said and "Traceback" not in said, said
+    assert [run.status for run in world.runs] == ["finished"] * 2
+    log = (world.newest.logs / "run.log").read_text()
+    assert "cannot write to /dev/full: no space left on device" in log
+    assert len(list((world.output / "checks").iterdir())) == 2

@@ -21,7 +21,7 @@ from src.errors import MAX_LISTED, Stopped
 from src.runs import Run
 from src.train import checkpoint
 from src.train.checkpoint import COMPLETE
-from src.train.signals import CHECKPOINT_NOW
+from src.train.signals import CHECKPOINT_NOW, StopRequest
 from tests.fixtures import World, chat, curves, jsonl, start, tree
 from tests.fork_server import KillPoint
 from tests.train.resume_cases import ALL_STEPS, CHECKPOINT, FIT, TRAIN, VARIANTS, Stage, assert_resumes, end_of
@@ -155,10 +155,31 @@ def test_a_second_signal_ends_it_at_once_and_it_can_be_resumed(
         assert_resumes(stage, undisturbed["plain"])
 
 
+def test_a_terminal_that_closes_ends_the_training_after_its_step(stage: Stage, undisturbed: Any) -> None:
+    """The shell and the kernel both send SIGHUP, and nothing can be printed any more."""
+    moment = KillPoint(f"{FIT}:AssayTrainer.compute_loss", nth=0, send=signal.SIGHUP)
+    stage.start(moment=moment, calls=("tests.fork_server:on_a_lost_terminal",))
+    code, _ = stage.fork_server.end()
+    assert code == 75
+    (run,) = stage.world.runs
+    assert run.manifest["error"] == f"stopped by SIGHUP after step 1 of {ALL_STEPS}, with a checkpoint"
+    assert_resumes(stage, undisturbed["plain"])
+
+
+def test_a_hangup_that_is_ignored_stays_ignored(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with StopRequest(tmp_path) as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.stop_requested
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize(
     ("moment", "expected", "begun"),
     [
-        (KillPoint("src.train.prepare:_tokenize_rows", send=signal.SIGTERM), 143, False),
+        (KillPoint("src.train.prepare:_tokenize_rows", send=signal.SIGHUP), 129, False),
         (KillPoint("src.model.load:load_base", after=True, send=signal.SIGINT), 130, False),
         (KillPoint("src.runs:create", after=True, send=signal.SIGTERM), 143, True),
         (KillPoint("src.train.callbacks:RunRecorder.prepare", send=signal.SIGTERM), 75, True),
