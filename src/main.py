@@ -236,7 +236,10 @@ def run_stage(name: str, stage: Stage, config: object) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if "TRANSFORMERS_CACHE" in os.environ:  # the former name of HF_HUB_CACHE
         os.environ.setdefault("HF_HUB_CACHE", os.environ["TRANSFORMERS_CACHE"])
-    return import_function(stage.function)(config) or 0
+    from .utils.usage_lock import using
+
+    with using(getattr(config, "output_dir", "")):
+        return import_function(stage.function)(config) or 0
 
 
 def _run_utility(name: str, rest: list[str]) -> int:

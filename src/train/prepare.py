@@ -38,6 +38,7 @@ from ..utils.files import write_json, write_text
 from ..utils.logs import log, log_verdict
 from ..utils.process_info import OPTIONAL, block_imports, freeze_gc
 from ..utils.units import count
+from ..utils.usage_lock import hold
 
 Config = TypeVar("Config", bound=TrainConfig)
 
@@ -127,6 +128,7 @@ def tokenize(
 
     Raises: DataError if the data report has a finding that the settings do not allow.
     """
+    hold(cfg.output_dir)  # load_rows has created it
     rows, dev, base = raw
     device = device or environment.choose_device(cfg.cuda_visible_devices)
     dtype = dtype or environment.choose_dtype(cfg.bf16, cfg.cuda_visible_devices)

@@ -85,6 +85,36 @@ def test_runs_are_removed_without_a_question_with_yes(repository: Path) -> None:
     assert there(repository, KEPT) == KEPT
 
 
+@pytest.mark.parametrize("place", ["outputs", "outputs/runs/two", "outputs/remote/code/1/src"])
+def test_what_is_in_use_stays(repository: Path, place: str) -> None:
+    """The folder that a stage uses, the run that it trains, the snapshot of a job on a server."""
+    (repository / place).mkdir(parents=True, exist_ok=True)
+    program = {
+        "outputs": "from src.utils.usage_lock import hold; hold('outputs')",
+        "outputs/runs/two": "from src.runs import Run; assert Run(Path('outputs/runs/two')).lock()",
+        "outputs/remote/code/1/src": "Path('outputs/remote/code/1/src/code.json').touch();"
+        "from src.remote.agent.snapshots import lock; lock('outputs/remote/code/1')",
+    }[place]
+    held = f"from pathlib import Path; {program}; print('held', flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", held], cwd=repository, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    ) as user:  # fmt: skip
+        assert user.stdin and user.stdout
+        user.stdout.readline()
+        done = subprocess.run(
+            [sys.executable, str(repository / "scripts/clean.py"), "--yes"], capture_output=True, text=True
+        )
+        user.stdin.close()
+    assert done.returncode == 2
+    named = "run two" if place.endswith("two") else f"process {user.pid}"
+    assert f"kept outputs/, which is in use: {named}" in done.stderr
+    assert there(repository, ["outputs/runs/one/model/weights", ".cache/x", ".mypy_cache/x"]) == [
+        "outputs/runs/one/model/weights", ".cache/x"
+    ]  # fmt: skip
+    assert "removed outputs/" in clean(repository, "--yes")
+
+
 def test_a_clean_repository_is_no_error(repository: Path) -> None:
     clean(repository, "--yes")
     assert clean(repository, "--yes") == "removed caches\n"
