@@ -30,6 +30,15 @@ MAX_NAME = 255  # bytes, on all common file systems
 CONNECT_SECONDS, READ_SECONDS = 10, 30
 MAX_REDIRECTS = 5
 NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+# Addresses that no setting opens: those of one link, where clouds hand out the credentials of their machines, and
+# the other addresses of such services (AWS, Google, Alibaba, Oracle, Azure).
+METADATA = [
+    ipaddress.ip_network(each)
+    for each in (
+        "169.254.0.0/16", "fe80::/10", "fd00:ec2::/32", "fd20:ce::/32", "100.100.100.200", "192.0.0.192",
+        "168.63.129.16",
+    )
+]  # fmt: skip
 GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
 Headers = dict[str, str]
 Job = TypeVar("Job")
@@ -107,6 +116,11 @@ def relative_name(path: str, name: str) -> str | None:
     if path and name == path:
         return name.rpartition("/")[2]
     return name.removeprefix(path + "/" if path else "") if not path or name.startswith(path + "/") else None
+
+
+def is_hidden_name(name: str) -> bool:
+    """Whether an object, by its name relative to the path that is read, is a hidden file or in a hidden folder."""
+    return any(part.startswith(".") and part not in (".", "..") for part in name.split("/"))
 
 
 def cache_key(*parts: object) -> str:
@@ -255,6 +269,10 @@ def _addresses(host: str, port: int, allow_private: bool, shown: str) -> list[st
     except (OSError, UnicodeError):
         raise DataError(f"no address is known for {host}", hint="check data_source.url and the network") from None
     addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
+    for ip in filter(is_metadata, addresses):
+        what = host if host == ip else f"{host}, which is {ip}"
+        fact = f"{shown} leads to {what}, a private address that no setting allows"
+        raise DataError(fact, hint="use another url: link-local addresses hold the credentials of cloud machines")
     private = [ip for ip in addresses if not is_public(ip)]
     if private and not allow_private:
         what = host if host == private[0] else f"{host}, which is {private[0]}"
@@ -270,13 +288,25 @@ def _as_ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
         return None
 
 
+def is_metadata(address: str) -> bool:
+    """Whether an address, or the IPv4 address that it embeds, is one of METADATA, which are never fetched from."""
+    ip = ipaddress.ip_address(address)
+    return any(each in network for each in (ip, _embedded(ip)) if each is not None for network in METADATA)
+
+
 def is_public(address: str) -> bool:
     """Whether an address, or the IPv4 address that it embeds, is publicly reachable."""
     ip = ipaddress.ip_address(address)
-    if isinstance(ip, ipaddress.IPv6Address):
-        in_nat64 = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF) if ip in NAT64 else None
-        inner = ip.ipv4_mapped or ip.sixtofour or in_nat64
-        if inner is None and ip not in GLOBAL_UNICAST:
-            return False
-        ip = inner or ip
+    inner = _embedded(ip)
+    if isinstance(ip, ipaddress.IPv6Address) and inner is None and ip not in GLOBAL_UNICAST:
+        return False
+    ip = inner or ip
     return ip.is_global and not ip.is_multicast
+
+
+def _embedded(ip: ipaddress.IPv4Address | ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
+    """The IPv4 address that an IPv6 address embeds, if any."""
+    if not isinstance(ip, ipaddress.IPv6Address):
+        return None
+    in_nat64 = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF) if ip in NAT64 else None
+    return ip.ipv4_mapped or ip.sixtofour or in_nat64

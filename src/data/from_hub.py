@@ -26,6 +26,7 @@ from .download import (
     check_endpoint,
     check_size,
     fetch_once,
+    is_hidden_name,
     relative_name,
     run_parallel,
     safe_path,
@@ -78,9 +79,7 @@ def recorded_hub(source: DataSource, cache: Path, version: Mapping[str, Any]) ->
 
 def _is_data(name: str) -> bool:
     """Whether `name`, relative to `path`, is a data file. Hidden files are metadata of git and of the library."""
-    return DATA_FILE.search(name) is not None and not any(
-        part.startswith(".") and part != ".." for part in name.split("/")
-    )
+    return DATA_FILE.search(name) is not None and not is_hidden_name(name)
 
 
 def _nothing(source: DataSource) -> DataError:

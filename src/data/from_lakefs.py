@@ -17,7 +17,7 @@ from ..errors import MAX_LISTED, DataError, RunError
 from ..schema import DataSource
 from ..utils.files import read_json, write_json
 from ..utils.logs import log
-from .download import FetchedData, fetch_once, run_parallel, safe_path
+from .download import FetchedData, fetch_once, is_hidden_name, run_parallel, safe_path
 from .lakefs_client import (
     TIMEOUT,
     Repository,
@@ -135,6 +135,7 @@ def _wanted(repository: Repository, commit: str, source: DataSource, ref: str) -
     single = None if source.path[-1:] in {"", "/"} else repository.single(commit, source.path)
     # other tools create an empty object to mark a folder
     found = [o for o in repository.objects(commit, prefix) if o.size or not o.key.endswith("/")]
+    found = [o for o in found if not is_hidden_name(o.key.removeprefix(prefix))]
     if single and found:
         raise DataError(f"{source.path} of {ref} is both a file and a folder", hint="rename one of them")
     if not single and not found:

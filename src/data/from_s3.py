@@ -24,6 +24,7 @@ from .download import (
     check_endpoint,
     check_size,
     fetch_once,
+    is_hidden_name,
     relative_name,
     run_parallel,
     safe_paths,
@@ -141,9 +142,11 @@ def _entries(client: Any, operation: str, member: str, bucket: str, path: str) -
 
 
 def _object(entry: dict[str, Any], path: str) -> S3Object | None:
-    """A listed object; None if it is outside of `path` or an empty object that marks a folder."""
-    name = relative_name(path, entry["Key"])
-    if name is None or (not entry["Size"] and entry["Key"].endswith("/")):
+    """A listed object; None if it is outside of `path`, hidden, or an empty object that marks a folder."""
+    name, is_named = relative_name(path, entry["Key"]), entry["Key"] == path.strip("/")
+    if name is None or (is_hidden_name(name) and not is_named):
+        return None
+    if not entry["Size"] and entry["Key"].endswith("/"):
         return None
     version_id = entry.get("VersionId")
     # "null" is not a fixed version but the last object written

@@ -14,6 +14,7 @@ from ..errors import DataError, RunError
 from ..schema import DataSource
 from ..utils.files import disk_errors, read_json, sha256, write_json
 from .download import FetchedData, Headers, cache_key, check_size, fetch_once, http_get, split_url
+from .url_content import data_name, refuse_page, shows_a_cut
 
 if TYPE_CHECKING:
     from urllib3 import BaseHTTPResponse
@@ -61,8 +62,17 @@ def fetch_url(source: DataSource, cache: Path) -> FetchedData:
         known = _cached_facts(paths, wanted)
         if not wanted or not known:
             known = _download(address, source, paths, known, wanted)
+        _name_cached(paths.version(known["sha256"]))
     version = {"type": "url", "url": paths.shown} | {key: known.get(key) for key in ("sha256", "bytes", "etag")}
     return FetchedData(paths.version(known["sha256"]), version)
+
+
+def _name_cached(folder: Path) -> None:
+    """Give the file of a version that was cached under a name without suffix the one that its content tells."""
+    for file in folder.iterdir():
+        if (name := data_name(file, file.name)) != file.name:
+            with disk_errors(folder):
+                file.rename(folder / name)
 
 
 def recorded_url(source: DataSource, cache: Path, version: Mapping[str, Any]) -> Path:
@@ -159,9 +169,16 @@ def _download(
         with _response(address, source, paths, known) as response:
             if response.status == 304:
                 return known
-            _receive(response, source, paths)
+            has_end = _receive(response, source, paths)
     except HTTPError as error:
         raise _interrupted(paths, error) from None
+    name = data_name(paths.part, paths.name)
+    if not (has_end or wanted or shows_a_cut(name)):
+        _drop_part(paths)
+        raise DataError(
+            f"{paths.shown} was sent without its length, so that a part of the file would look complete",
+            hint="nothing was stored; set data_source.sha256, or fetch it by hand and set data_source.type=local",
+        )
     digest = sha256(paths.part)
     facts = _facts(paths.part_facts) | {"sha256": digest, "bytes": paths.part.stat().st_size}
     if wanted and digest != wanted:
@@ -171,7 +188,7 @@ def _download(
             hint="nothing was stored; correct sha256, or ask the provider of the file",
         )
     with disk_errors(paths.folder):
-        fetch_once(paths.version(digest), lambda folder: paths.part.rename(folder / paths.name))
+        fetch_once(paths.version(digest), lambda folder: paths.part.rename(folder / name))
         write_json(paths.facts, facts)
     _drop_part(paths)
     return facts
@@ -217,8 +234,11 @@ def _check_status(response: BaseHTTPResponse, paths: DownloadPaths, conditions: 
     )
 
 
-def _receive(response: BaseHTTPResponse, source: DataSource, paths: DownloadPaths) -> None:
-    """Write the body to the partial file: append a 206 response, else overwrite."""
+def _receive(response: BaseHTTPResponse, source: DataSource, paths: DownloadPaths) -> bool:
+    """Write the body to the partial file: append a 206 response, else overwrite.
+
+    Returns: whether the response says where it ends, so that no part of the file can look complete.
+    """
     begin = _range_begin(response, paths) if response.status == 206 else 0
     encoding = response.headers.get("Content-Encoding", "identity").lower()
     if encoding != "identity" and ENCODINGS.get(encoding) != Path(paths.name).suffix:
@@ -226,15 +246,35 @@ def _receive(response: BaseHTTPResponse, source: DataSource, paths: DownloadPath
             f"{paths.shown} is sent compressed ({encoding}), though the plain file was requested",
             hint="use the address of the compressed file, or fetch it by hand and set data_source.type=local",
         )
-    length = response.headers.get("Content-Length", "")
-    if length.isdigit():
-        _check_size(begin + int(length), source, paths)
+    size = _full_size(response, begin)
+    if size is not None:
+        _check_size(size, source, paths)
     with disk_errors(paths.part), paths.part.open("ab" if begin else "wb") as file:
         if not begin:  # recorded only when no bytes of another version are left
             write_json(paths.part_facts, _validators(response))
         for block in response.stream(BLOCK, decode_content=False):
+            if not file.tell():
+                _refuse_page(block, response, paths)
             file.write(block)
             _check_size(file.tell(), source, paths)
+        if size is not None and file.tell() != size:
+            raise _interrupted(paths, EOFError())
+    return size is not None or bool(getattr(response, "chunked", False))
+
+
+def _full_size(response: BaseHTTPResponse, begin: int) -> int | None:
+    """The size of the file in bytes, if the response says it."""
+    total = response.headers.get("Content-Range", "").rpartition("/")[2] if begin else ""
+    length = response.headers.get("Content-Length", "")
+    return int(total) if total.isdigit() else begin + int(length) if length.isdigit() else None
+
+
+def _refuse_page(block: bytes, response: BaseHTTPResponse, paths: DownloadPaths) -> None:
+    try:
+        refuse_page(block, response.headers.get("Content-Type", ""), paths.name, paths.shown)
+    except DataError:
+        _drop_part(paths)
+        raise
 
 
 def _validators(response: BaseHTTPResponse) -> dict[str, str | None]:

@@ -97,7 +97,8 @@ def _listed(folder: Path) -> Splits | None:
         raise DataError(f"{folder / 'README.md'} lists the configurations {names}", hint=f"set {patterns}")
     found: Splits = {}
     for split, pattern in _entries(chosen[0]["data_files"]):
-        files = sorted(f for f in folder.glob(pattern.lstrip("/")) if f.is_file() and is_data_file(f))
+        matching = (file for file in folder.glob(pattern.lstrip("/")) if file.is_file() and is_data_file(file))
+        files = sorted(file for file in matching if not is_hidden(file, folder))
         if files:
             found.setdefault(split, []).extend(files)
     return found or None

@@ -27,7 +27,7 @@ from .from_lakefs import fetch_lakefs, recorded_lakefs
 from .from_s3 import fetch_s3, recorded_s3
 from .from_url import fetch_url, recorded_url
 from .layouts import TRAIN, is_hidden, split_of
-from .readers import NO_DATA, file_kind, is_data_file, read_options
+from .readers import NO_DATA, READERS, file_kind, is_data_file, read_options
 
 SOURCES: dict[str, Callable[[DataSource, Path], FetchedData]] = {
     "local": lambda _source, _cache: FetchedData(Path(), {"type": "local"}),  # read in place, from dataset_path
@@ -212,7 +212,8 @@ def _files(path: str, pattern: str | None, source: DataSource, fetched: FetchedD
         raise DataError(f"{key} {folder} is not a folder or a file", hint=f"set {key} to your data")
     if source.type == "url":  # one file, whatever its name
         pattern = None
-    files = _chosen_files(folder, pattern, recursive=source.type != "local")
+    files = _only_file(folder, fetched.version) if source.type == "url" else []
+    files = files or _chosen_files(folder, pattern, recursive=source.type != "local")
     outside = [f for f in files if not f.resolve().is_relative_to(folder.resolve())]
     if outside:
         raise DataError(
@@ -225,6 +226,21 @@ def _files(path: str, pattern: str | None, source: DataSource, fetched: FetchedD
     held_out = [] if named else [file for file in files if split_of(file, folder) not in ("", TRAIN)]
     beside = pattern == DataArgs.dataset_pattern and files[0].parent == folder and files[0].match(pattern)
     return _Found(files, fetched.version, tuple(held_out), _not_matched(folder, files) if beside else ())
+
+
+def _only_file(folder: Path, version: Version) -> list[Path]:
+    """The file of a url, if it is one. Raises: DataError if it is of no kind that can be read."""
+    files = list(folder.iterdir())
+    if len(files) != 1:
+        return []
+    try:
+        file_kind(files[0])
+    except DataError:
+        raise DataError(
+            f"{version.get('url')} is not a data file: neither its name nor its content is of a known kind",
+            hint=f"data files are {', '.join(READERS)}; fetch it by hand, name it, and set data_source.type=local",
+        ) from None
+    return files
 
 
 def _not_matched(folder: Path, files: list[Path]) -> tuple[Path, ...]:

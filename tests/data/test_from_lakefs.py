@@ -62,7 +62,7 @@ def test_a_folder_of_a_branch_arrives_with_the_commit_that_it_was(lake: Lake, tm
 
 
 def test_without_a_path_it_is_the_complete_repository(lake: Lake, tmp_path: Path) -> None:
-    lake.commit({**DATA, "c.jsonl": b"other"})
+    lake.commit({**DATA, "c.jsonl": b"other", ".git/x.jsonl": b"hidden", "train/._a.jsonl": b"hidden"})
     assert tree(lake.fetch(tmp_path).folder) == {**DATA, "c.jsonl": b"other"}
 
 

@@ -108,6 +108,8 @@ def refused(source: DataSource, cache: Path) -> str:
 def test_the_objects_below_a_path_come_with_their_pins(client: Any, moto: str, tmp_path: Path) -> None:
     put(client, **{"train__a.jsonl": "a", "train__deep__b.jsonl": "bb", "training__c.jsonl": "c"})
     client.put_object(Bucket=BUCKET, Key="train/empty/", Body=b"")
+    for hidden in ("train/.a.jsonl", "train/.ipynb_checkpoints/a.jsonl", "train/deep/._b.jsonl"):
+        client.put_object(Bucket=BUCKET, Key=hidden, Body=b"hidden")
     found = fetch_s3(source(moto, "train/"), tmp_path / "cache")
     assert tree(found.folder) == {"a.jsonl": b"a", "deep/b.jsonl": b"bb"}
     a, b = "0cc175b9c0f1b6a831c399e269772661", "21ad0bd836b90d08f4cf640b4c298e7c"
@@ -122,6 +124,11 @@ def test_the_objects_below_a_path_come_with_their_pins(client: Any, moto: str, t
 def test_a_path_may_be_one_key(client: Any, moto: str, tmp_path: Path) -> None:
     put(client, **{"train__a.jsonl": "a", "train__a.jsonl.old": "b"})
     assert tree(fetch_s3(source(moto, "train/a.jsonl"), tmp_path).folder) == {"a.jsonl": b"a"}
+
+
+def test_a_hidden_key_that_is_named_is_read(client: Any, moto: str, tmp_path: Path) -> None:
+    client.put_object(Bucket=BUCKET, Key=".own/.a.jsonl", Body=b"a")
+    assert tree(fetch_s3(source(moto, ".own/.a.jsonl"), tmp_path).folder) == {".a.jsonl": b"a"}
 
 
 def test_the_endpoint_may_come_from_the_environment(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import gzip
 import hashlib
 import re
 import socket
@@ -18,12 +19,16 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import zstandard
 
-from src.data import download, from_url
+from src.data import download, from_url, url_content
 from src.data.download import is_public
 from src.data.from_url import fetch_url
+from src.data.readers import read_values
+from src.data.sources import fetch_parts
+from src.data.url_content import suffix_of
 from src.errors import DataError
-from src.schema import DataSource
+from src.schema import DataSource, TrainDataArgs
 from tests.data.hub_server import Handler, closed_port, serving, tree
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
@@ -321,6 +326,95 @@ def test_a_file_that_grows_too_large_is_refused_on_the_way(site: Site, tmp_path:
     assert list(tmp_path.rglob("*.part*")) == []
 
 
+# What the body is
+
+
+@pytest.mark.parametrize("name", ["/rows.jsonl", "/rows"])
+def test_a_body_that_may_be_cut_is_refused_unless_its_hash_is_known(site: Site, tmp_path: Path, name: str) -> None:
+    """A connection that is closed after a complete row looks like the end of a file without a length."""
+    site.length, site.content = False, b'{"n": 1}\n{"n": 2}\n'
+    told = refused(source(site, name), tmp_path)
+    assert "was sent without its length" in told and "set data_source.sha256" in told
+    assert not list(tmp_path.rglob("*.part*")) and not list(tmp_path.rglob("*.jsonl"))
+    known = hashlib.sha256(site.content).hexdigest()
+    assert tree(fetch_url(source(site, name, sha256=known), tmp_path).folder) == {"rows.jsonl": site.content}
+    site.breaks_after = 9
+    assert "has the SHA-256" in refused(source(site, name, sha256=known), tmp_path / "other")
+    site.content, site.breaks_after = gzip.compress(CONTENT), None  # its reader notices a cut
+    assert tree(fetch_url(source(site, "/rows.jsonl.gz"), tmp_path).folder) == {"rows.jsonl.gz": site.content}
+
+
+def test_a_chunked_body_needs_no_length_and_is_refused_if_it_is_cut(site: Site, tmp_path: Path) -> None:
+    row, site.length, site.ranges = b'{"n": 1}\n', False, False
+    site.headers = {"Transfer-Encoding": "chunked"}
+    site.content = b"9\r\n" + row + b"\r\n"
+    assert "was interrupted after 9 bytes" in refused(source(site), tmp_path)
+    site.content += b"0\r\n\r\n"
+    assert tree(fetch_url(source(site), tmp_path).folder) == {"rows.jsonl": row}
+
+
+def test_the_rest_of_a_file_that_is_cut_again_is_not_taken_for_all_of_it(site: Site, tmp_path: Path) -> None:
+    site.breaks_after = 700_000
+    refused(source(site), tmp_path)
+    site.length, site.breaks_after = False, 100_000  # the size is in Content-Range only
+    assert "was interrupted after 800,000 bytes" in refused(source(site), tmp_path)
+    site.breaks_after = None
+    assert tree(fetch_url(source(site), tmp_path).folder) == {"rows.jsonl": CONTENT}
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type", "told"),
+    [
+        (b"\n<!DOCTYPE html><html><head><title>Sign\n in</title>", None, "returned an HTML page (Sign in), not"),
+        (b"\xef\xbb\xbf<HTML lang=en>", "application/octet-stream", "returned an HTML page, not"),
+        (b"<!-- x --><div>", "text/html; charset=utf-8", "returned an HTML page, not"),
+        (b"<?xml version='1.0'?><Error/>", "application/xml", "returned an XML document, not"),
+    ],
+)
+def test_a_page_is_called_one_and_not_kept(
+    site: Site, tmp_path: Path, body: bytes, content_type: str | None, told: str
+) -> None:
+    site.content, site.headers = body, {"Content-Type": content_type} if content_type else {}
+    assert told in refused(source(site), tmp_path)
+    assert not list(tmp_path.rglob("*.part*"))
+
+
+def test_rows_that_a_server_calls_html_and_texts_about_html_are_fetched(site: Site, tmp_path: Path) -> None:
+    site.content, site.headers = b'{"n": 1}\n', {"Content-Type": "text/html"}
+    assert tree(fetch_url(source(site), tmp_path).folder) == {"rows.jsonl": site.content}
+    site.content, site.headers = b"<html> begins a page", {"Content-Type": "text/plain"}
+    assert tree(fetch_url(source(site, "/text.txt"), tmp_path).folder) == {"text.txt": site.content}
+
+
+@pytest.mark.parametrize(
+    ("begin", "suffix"),
+    [
+        (b'{"n": 1}\n{"n": 2}\n', ".jsonl"), (b'{"n": "' + b"x" * 70_000, ".jsonl"),
+        (b'{\n "n": 1\n}', ".json"),
+        (b"\xef\xbb\xbf\n[1,\n2]", ".json"), (b"a,b\n1,2\n", ".csv"), (b"a;b\n1;2\n", ".csv"),
+        (b"a\tb\n1\t2", ".tsv"),
+        (b"PAR1\x15\x04", ".parquet"), (b"ARROW1\0\0", ".arrow"), (b"PK\3\4..[Content_Types].xml", ".xlsx"),
+        (gzip.compress(b'{"n": 1}\n'), ".jsonl.gz"), (zstandard.compress(b"a,b\n1,2\n"), ".csv.zst"),
+        (b"PK\3\4..rows.jsonl", None), (gzip.compress(b"PAR1"), None), (b"\x1f\x8b???", None),
+        (b"some text\n", None),
+        (b"\x80\x04\x95\0", None), (b"", None),
+    ],
+)  # fmt: skip
+def test_the_kind_of_a_file_is_told_by_its_beginning(begin: bytes, suffix: str | None) -> None:
+    assert suffix_of(begin) == suffix
+
+
+@pytest.mark.parametrize("address", ["/download?id=5", "/v1.0/export.php", "/rows"])
+def test_a_url_without_a_data_suffix_is_read_by_its_content(site: Site, tmp_path: Path, address: str) -> None:
+    site.content, site.etag = gzip.compress(b'{"n": 1}\n'), None
+    args = TrainDataArgs(data_source=source(site, address))
+    (part,) = fetch_parts(args, tmp_path)
+    assert [value for _, value in read_values(part.files[0])] == [{"n": 1}]
+    site.content = b"no rows"
+    with pytest.raises(DataError, match="neither its name nor its content is of a known kind"):
+        fetch_parts(args, tmp_path)
+
+
 def test_a_compressed_response_is_accepted_only_for_a_compressed_file_name(site: Site, tmp_path: Path) -> None:
     site.headers = {"Content-Encoding": "gzip"}
     assert "is sent compressed (gzip)" in refused(source(site), tmp_path)
@@ -328,6 +422,21 @@ def test_a_compressed_response_is_accepted_only_for_a_compressed_file_name(site:
 
 
 # Addresses
+
+
+@pytest.mark.parametrize("allow_private", [False, True])
+@pytest.mark.parametrize(
+    "host",
+    [
+        "169.254.169.254", "[fe80::1]", "[::ffff:169.254.1.2]", "[64:ff9b::a9fe:a9fe]", "[2002:a9fe:a9fe::]",
+        "[fd00:ec2::254]", "100.100.100.200", "168.63.129.16",
+    ],
+)  # fmt: skip
+def test_link_local_and_metadata_addresses_are_refused_whatever_is_allowed(
+    tmp_path: Path, host: str, allow_private: bool
+) -> None:
+    told = refused(DataSource("url", url=f"http://{host}/rows.jsonl", allow_private=allow_private), tmp_path)
+    assert f"leads to {host.strip('[]')}, a private address that no setting allows; use another url" in told
 
 
 @pytest.mark.parametrize(
@@ -500,7 +609,7 @@ def test_https_is_never_redirected_to_http(
 # Refusals
 
 
-@pytest.mark.parametrize("module", [download, from_url])
+@pytest.mark.parametrize("module", [download, from_url, url_content])
 def test_the_examples_in_the_docstrings_are_true(module: ModuleType) -> None:
     failed, tried = doctest.testmod(module)
     assert tried and not failed
