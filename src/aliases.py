@@ -32,6 +32,8 @@ RENAMED = {
 # What LLaMA-Factory, Axolotl, TRL, Unsloth and the Trainer call settings whose names are too far from ours to be
 # guessed: a setting, or one with its value. They are suggested, not accepted: a value may mean something else.
 OTHER_TOOLS = {
+    "adapter_name_or_path": "init_from",
+    "lora_model_dir": "init_from",
     "adapter": "method",
     "assistant_only_loss": "train_on",
     "auto_resume_from_checkpoints": "resume",

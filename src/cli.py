@@ -227,6 +227,8 @@ def _check_jobs(call: Call, overrides: list[str], one_process: bool) -> list[str
         values, unresolved = compose.compose_values(call, each)
         problems += unresolved
         devices.add(str(values.get("cuda_visible_devices")))
+        if call.multirun and values.get("init_from") == "latest":
+            problems.append("init_from=latest is another run for each job; name the run")
         if one_process:
             absent, notes = gpus.check(call, each, values)
             problems += absent

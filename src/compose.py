@@ -6,6 +6,8 @@ Later sources win over earlier ones:
 
 The layer of the run holds what a stage takes from the run that it is about (`Stage.inherits`). Which run that is
 depends on the other layers, so a job is composed without it first. Null in the stage's file means as the run says.
+A training run takes its model and its adapter from the run that it goes on from (`init_from`): these win over the
+shipped file, and a file that the user names wins over them.
 
 The defaults list is made here, so every YAML file (shipped, of a user, or a run's config_used.yaml) is flat. Hydra
 reports one unknown key at a time and silently accepts `+epochz=2`. So every override becomes `++key=value`, and
@@ -257,8 +259,14 @@ def compose_job(call: Call, overrides: list[str]) -> DictConfig:
         values = _resolvable(call.composed[key]) if STAGES[call.stage].inherits else {}
         call.inherited[key] = layer = _settings_of_run(call, values, overrides)
         if layer:
-            call.composed[key] = _compose(call, overrides, layer, _where_null(layer, values))
+            above = layer if "init_from" in values and _is_shipped(call) else _where_null(layer, values)
+            call.composed[key] = _compose(call, overrides, layer, above)
     return call.composed[key]
+
+
+def _is_shipped(call: Call) -> bool:
+    """Whether the stage's file is that of Assay, whose values are defaults, and not one that the user named."""
+    return not call.config_path and call.config_name == STAGES[call.stage].config_name
 
 
 def _compose(call: Call, overrides: list[str], layer: Mapping[str, Any], nulls: Mapping[str, Any]) -> DictConfig:

@@ -37,6 +37,17 @@ class ModelArgs:
 
 
 @dataclass
+class InitArgs:
+    init_from: Annotated[
+        Annotated[str, Len(1)] | None,
+        Doc(
+            "tuned model that a new run goes on from: a run, latest, a model folder, or an adapter on the Hub "
+            "(USER/NAME or USER/NAME@REVISION); its base model, method and rank are taken from it"
+        ),
+    ] = None
+
+
+@dataclass
 class ChatArgs:
     """How conversations are rendered as text."""
 
@@ -637,7 +648,7 @@ _STRICT = ConfigDict(extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=F
 class TrainConfig(
     NestedGateArgs, OutputArgs, SeedArgs, JudgeArgs, EvalDataArgs, LoopArgs, DistributedArgs, PlanArgs,
     HardwareArgs, SpeedArgs, MethodArgs, PrecisionArgs, LossArgs, OptimArgs, TrainDataArgs, ChatArgs, TrustArgs,
-    ModelArgs,
+    InitArgs, ModelArgs,
 ):  # fmt: skip
     __pydantic_config__ = _STRICT
 

@@ -67,7 +67,7 @@ def import_function(path: str) -> Any:
     return getattr(import_module(module, __package__), name)
 
 
-METHOD_PROBLEMS = ".model.methods:problems"
+PARENT, TRAINING_PROBLEMS = ".train.parent:settings", ".train.parent:problems"
 FROM_RUN = (
     "what is not set comes from the run: from its training settings, then from its last evaluation; setting=null",
     "  typed on the command line means none of both (docs/evaluation.md).",
@@ -87,17 +87,17 @@ STAGES = {
     "check-data": Stage(
         ".train.prepare:check_data", "TrainConfig", "train",
         "Show which rows a training run would use, and which not.",
-        check=METHOD_PROBLEMS,
+        inherits=PARENT, check=TRAINING_PROBLEMS,
     ),
     "plan": Stage(
         ".train.plan:plan", "PlanConfig", "train",
         "Estimate the steps, memory, disk and time of a training run.",
-        check=METHOD_PROBLEMS,
+        inherits=PARENT, check=TRAINING_PROBLEMS,
     ),
     "train": Stage(
         ".train.pipeline:train", "TrainConfig", "train",
         "Fine-tune a model on your data.",
-        check=METHOD_PROBLEMS, notes=STOPPING,
+        inherits=PARENT, check=TRAINING_PROBLEMS, notes=STOPPING,
     ),
     "data-push": Stage(
         ".data.lakefs_push:push_dataset", "DataPushConfig", "data_push",

@@ -48,10 +48,18 @@ def write_trained_rows(store: RowStore, tokens: TokenStore, cache: Path, workers
     return folder / FILE
 
 
-def keep_trained_rows(file: Path, run: Path) -> None:
-    """Give a run the file of its fingerprints: a hard link, so that the runs of a sweep share it, or a copy."""
+def keep_trained_rows(file: Path, run: Path, also: Path | None = None) -> None:
+    """Give a run the file of its fingerprints: a hard link, so that the runs of a sweep share it, or a copy.
+
+    also: the file of the run that this one goes on from, whose fingerprints are added.
+    """
     target = run / FILE
     target.unlink(missing_ok=True)
+    if also and also.is_file():
+        with np.load(file) as mine, np.load(also) as theirs:
+            requests, bands = (np.concatenate([mine[key], theirs[key]]) for key in ("requests", "bands"))
+        np.savez(target, requests=requests, bands=bands)
+        return
     try:
         os.link(file, target)
     except OSError:  # another file system

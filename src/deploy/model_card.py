@@ -14,6 +14,7 @@ from .. import NAME, VERSION
 from ..chat_templates import TEMPLATE_KWARGS
 from ..eval import evaluations
 from ..eval.fingerprint import baseline_folder
+from ..eval.report.lineage import describe_parent
 from ..eval.verdict import Verdict
 from ..model.methods import mergeability
 from ..model.profile import base_id, is_local
@@ -124,6 +125,8 @@ def _description(run: Run, manifest: Mapping[str, Any], facts: Mapping[str, Any]
         f"Fine-tuned with {NAME} {VERSION} from `{base_id(base)}`{local}, revision `{base['revision']}`, "
         f"by {method}; run `{run.id}`."
     )
+    if parent := describe_parent(manifest):
+        text += f" Training went on from {parent}."
     if variables := manifest.get("tokenization", {}).get(TEMPLATE_KWARGS):
         text += f" Its chat template is rendered with `{json.dumps(variables, ensure_ascii=False)}`."
     merge = facts.get("merged", facts)

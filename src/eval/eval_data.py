@@ -113,7 +113,8 @@ def _remedy(run: Run | None) -> str:
 def changes_since_training(run: Run, files: Mapping[str, Path], hashes: Mapping[str, str]) -> dict[str, str]:
     """By split a sentence for each evaluation file that is not as it was when the run was trained.
 
-    Training rows were not compared with such a file then. Runs of earlier versions have no record.
+    Training rows were not compared with such a file then; nor were, with any file, those of the model that a run
+    goes on from. Runs of earlier versions have no record.
     """
     known = (run.manifest.get("evaluation_data") or {}).get("files")
     if known is None:
@@ -121,6 +122,8 @@ def changes_since_training(run: Run, files: Mapping[str, Path], hashes: Mapping[
     found = {}
     for split, file in files.items():
         if hashes[split] in known.values():
+            if parent := run.manifest.get("init_from"):
+                found[split] = f"{file} was not compared with the training rows of {parent['name']}"
             continue
         how = "has changed since" if split in known and _was_there(run, file) else "was not there when"
         found[split] = f"{file} {how} run {run.id} was trained"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import peft
 import torch
 from peft.helpers import disable_input_dtype_casting
+from safetensors import SafetensorError
 from torch import nn
 
 from ..errors import ModelError
@@ -20,11 +22,20 @@ from .source import Source
 from .tasks import TASKS
 
 
-def apply_method(model: Any, args: MethodArgs, source: Source, *, steps: int, task: Task = "causal_lm") -> Any:
+def apply_method(
+    model: Any,
+    args: MethodArgs,
+    source: Source,
+    *,
+    steps: int,
+    task: Task = "causal_lm",
+    parent: Path | None = None,
+) -> Any:
     """Make `model` trainable by `args.method`: freeze it and add an adapter, or unfreeze all weights.
 
     `steps` is the planned number of optimizer steps. The adapter is initialised here: the caller seeds the random
-    number generators before.
+    number generators before. `parent`: the folder of an adapter, whose shape the new one has; `load_weights` then
+    gives it the weights.
     Raises: ModelError if a target module matches no layer, or peft rejects an argument.
     """
     method = METHODS[args.method]
@@ -39,16 +50,52 @@ def apply_method(model: Any, args: MethodArgs, source: Source, *, steps: int, ta
     try:
         # these layers have random weights, which the adapter must save
         kept = {"modules_to_save": getattr(model, "untrained_modules", None) or None}
-        settings = kept | _arguments(model, args, method, steps) | {"revision": source.revision}
-        tuned = peft.get_peft_model(
-            model, getattr(peft, method.config)(task_type=TASKS[task].peft_type, **settings)
-        )
+        if parent:
+            config = _config_of(parent, args, source)
+        else:
+            settings = kept | _arguments(model, args, method, steps) | {"revision": source.revision}
+            config = getattr(peft, method.config)(task_type=TASKS[task].peft_type, **settings)
+        tuned = peft.get_peft_model(model, config)
     except (ValueError, TypeError, NotImplementedError) as error:
         if not args.peft:
             raise
         raise ModelError(f"peft={args.peft}: {error}", hint=f"see peft.{method.config}") from error
     tuned.peft_config["default"].base_model_name_or_path = source.name
     return tuned
+
+
+def _config_of(parent: Path, args: MethodArgs, source: Source) -> Any:
+    """The configuration of the adapter in `parent`, to be trained over `source` with the dropout of `args`."""
+    config = peft.PeftConfig.from_pretrained(str(parent))
+    config.inference_mode, config.revision = False, source.revision
+    for key, value in (("lora_dropout", args.lora_dropout), ("init_lora_weights", True)):
+        if hasattr(config, key):
+            setattr(config, key, value)
+    return config
+
+
+def load_weights(model: Any, folder: Path) -> None:
+    """Give an adapted model the weights of the adapter in `folder`, which has its shape.
+
+    Raises: ModelError if the weights cannot be read, or do not fit.
+    """
+    try:
+        found = peft.load_peft_weights(str(folder), device="cpu")
+        expected = set(peft.get_peft_model_state_dict(model, save_embedding_layers=False))
+        unused: Any = peft.set_peft_model_state_dict(model, found).unexpected_keys  # type: ignore[attr-defined]
+        if model.active_peft_config.is_prompt_learning:  # peft reports its only tensor, which it has loaded
+            unused = []
+    except (OSError, RuntimeError, KeyError, SafetensorError) as error:
+        raise ModelError(
+            f"the adapter in {folder} does not fit its base model: {' '.join(str(error).split())[:300]}",
+            hint="restore its files, or choose another run",
+        ) from error
+    if missing := sorted(expected - found.keys()) + sorted(unused):
+        raise ModelError(
+            f"the adapter in {folder} does not fit its base model: {', '.join(missing[:3])} "
+            f"{'is' if len(missing) == 1 else 'are'} on one side only",
+            hint="choose another run, or another model_name",
+        )
 
 
 def keep_differentiable(model: nn.Module) -> None:

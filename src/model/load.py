@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,11 +42,13 @@ def load_base(
     trust_remote_code: bool = False,
     task: Task = "causal_lm",
     labels: Sequence[str] = (),
+    weights: Path | None = None,
 ) -> tuple[Any, Source]:
     """Load the base model onto `device`. Returns: the model, and its source with the revision as a commit.
 
     The model's attribute `untrained_modules` names the layers without weights in its files, such as the head of a
     new classifier: torch initialises them at random, so the caller seeds its generator.
+    `weights`: a folder with tuned weights of the base model, which are loaded in place of its own.
     Raises: ModelError if the model cannot be loaded, or does not support the task.
     """
     if device.startswith("cuda") and not torch.cuda.is_available():
@@ -61,9 +64,9 @@ def load_base(
         quantised = {"quantization_config": _nf4_config(dtype, heads), "device_map": {"": device}}
     model, found = from_pretrained(
         kind,
-        source.location,
+        str(weights or source.location),
         config=config,
-        revision=hub_revision(source.revision),
+        revision=None if weights else hub_revision(source.revision),
         trust_remote_code=trust_remote_code,
         use_safetensors=True,
         output_loading_info=True,

@@ -19,6 +19,8 @@ from .source import Source, is_quantised
 
 ADDED_TOKENS = "its virtual tokens are added to the input, and no weight of the base model can hold them"
 
+NOT_SAVED = "the network that makes its virtual tokens is not saved with it"
+
 LORA_KEYS = {"lora_r": "r", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout",
              "lora_target_modules": "target_modules"}  # fmt: skip
 
@@ -48,6 +50,7 @@ class Method(NamedTuple):
     padding_free: examples may be packed into one row. False for virtual tokens, which precede each row of a batch.
     checkpointing: it supports gradient_checkpointing.
     shardable: its weights may be divided among processes (distributed=fsdp2 or zero3).
+    final: why a trained adapter cannot be trained further; empty if it can.
     """
 
     trains: str
@@ -60,6 +63,7 @@ class Method(NamedTuple):
     padding_free: bool = True
     checkpointing: bool = True
     shardable: bool = True
+    final: str = ""
 
 
 def _adalora_schedule(model: Any, args: MethodArgs, steps: int) -> dict[str, Any]:
@@ -151,6 +155,7 @@ METHODS: dict[str, Method] = {
     "adalora": Method(
         "low-rank updates whose ranks move to the layers that use them", "AdaLoraConfig",
         keys=LORA_KEYS | {"lora_r": "target_r"}, derived=_adalora_schedule, shardable=False,
+        final="the ranks of an adalora adapter are fixed when its training ends",
     ),
     "ia3": Method(
         "one factor for each output of a linear layer, or input of a feed-forward one", "IA3Config",
@@ -165,7 +170,7 @@ METHODS: dict[str, Method] = {
     "p_tuning": Method(
         "virtual tokens before the input, made by a small network", "PromptEncoderConfig",
         {"num_virtual_tokens": 20}, derived=_encoder_width, unmergeable=ADDED_TOKENS, padding_free=False,
-        shardable=False,
+        shardable=False, final=NOT_SAVED,
     ),
     "prompt": Method(
         "virtual tokens before the input", "PromptTuningConfig",
@@ -223,6 +228,36 @@ def refuse_quantised(model_name: str, name: str, quantised: bool) -> None:
         f"method={name} cannot train {model_name}, whose weights are quantised",
         hint="choose a method with an adapter, such as lora, or the unquantised model",
     )
+
+
+# peft_type in an adapter_config.json -> the peft class
+PEFT_CLASSES = {
+    "LORA": "LoraConfig",
+    "ADALORA": "AdaLoraConfig",
+    "IA3": "IA3Config",
+    "PREFIX_TUNING": "PrefixTuningConfig",
+    "P_TUNING": "PromptEncoderConfig",
+    "PROMPT_TUNING": "PromptTuningConfig",
+}
+
+
+def adapter_of(name: str) -> tuple[str | None, Mapping[str, Any]]:
+    """What makes the adapters of two methods of one kind: the peft class and its switches."""
+    method = METHODS[name]
+    return method.config, {key: value for key, value in method.fixed.items() if isinstance(value, bool)}
+
+
+def method_of(config: Mapping[str, Any]) -> str | None:
+    """The first method that trains an adapter with this adapter_config.json; None if there is none."""
+    switches = {key for name in METHODS for key in adapter_of(name)[1]}
+    on = {key: True for key in sorted(switches) if config.get(key)}
+    kind = PEFT_CLASSES.get(str(config.get("peft_type")))
+    return next((name for name in METHODS if kind and adapter_of(name) == (kind, on)), None)
+
+
+def why_final(name: str, peft: Mapping[str, Any]) -> str:
+    """Why a trained adapter of the method cannot be trained further; empty if it can."""
+    return METHODS[name].final or (NOT_SAVED if peft.get("prefix_projection") else "")
 
 
 def mergeability(name: str) -> str:

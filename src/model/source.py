@@ -78,10 +78,11 @@ def is_quantised(source: Source) -> bool | None:
 
 
 def _check_folder(folder: Path) -> None:
-    if (folder / "adapter_config.json").is_file() and not any(folder.glob("model*.safetensors")):
+    if any(_is_adapter(path) for path in (folder, folder / "model")):
         raise ModelError(
             f"{folder} is an adapter without its base model",
-            hint="publish its run with export=merged, and name the published folder",
+            hint=f"train init_from={folder} goes on from it; elsewhere, publish its run with export=merged, and "
+            "name the published folder",
         )
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder} has no config.json", hint="model_name must be a transformers model folder")
@@ -91,6 +92,10 @@ def _check_folder(folder: Path) -> None:
             f"{folder} has no safetensors weights (it has: {held})",
             hint="pickled weights can run code and are not loaded; convert them to safetensors",
         )
+
+
+def _is_adapter(folder: Path) -> bool:
+    return (folder / "adapter_config.json").is_file() and not any(folder.glob("model*.safetensors"))
 
 
 def content_hash(folder: Path) -> str:

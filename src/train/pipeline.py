@@ -19,6 +19,7 @@ from ..data.prepare import TrainingRows
 from ..data.report import HELD_OUT
 from ..data.sources import Version, data_cache
 from ..data.store import Example, RowStore, TokenStore
+from ..data.trained_rows import FILE as TRAINED_ROWS
 from ..data.trained_rows import keep_trained_rows, write_trained_rows
 from ..errors import RunError, Stopped
 from ..model import profile, stop_tokens, tasks
@@ -32,6 +33,7 @@ from ..utils.logs import log, log_to, log_verdict
 from ..utils.process_info import ProcessInfo, process_info
 from ..utils.units import format_duration
 from . import launch_plan, mirror, resume
+from .parent import find_parent, with_parent
 from .plan import check_fits, plan_memory, resolve_checkpointing
 from .prepare import PreparedData, build_model, copy_held_out, load_chat, load_rows, tokenize, with_eval_path
 
@@ -67,7 +69,7 @@ def train(cfg: TrainConfig) -> int:
     All validation happens before the run directory is created, and most of it before torch is imported. A
     distributed run launches its processes here, and each of them calls this function again.
     """
-    cfg = with_eval_path(cfg)
+    cfg = with_parent(with_eval_path(cfg))
     launch = launch_plan.plan_launch(cfg, cfg.cuda_visible_devices)
     if launch is None:
         return _train(cfg, process_info())
@@ -196,7 +198,7 @@ def _open_run(
     log.info("run %s", run.path)
     write_json(run.path / "data_report.json", main.data.examples.report)
     copy_held_out(main.data.examples, run.path)
-    keep_trained_rows(main.trained_rows, run.path)
+    keep_trained_rows(main.trained_rows, run.path, also=_parent_rows(cfg))
     return run, checkpoint.find_newest(run.checkpoints, with_best=cfg.load_best_model_at_end)
 
 
@@ -235,10 +237,18 @@ def _data_files(report: dict[str, Any]) -> dict[str, Any]:
     return {"files": report["files"]} | held_out
 
 
+def _parent_rows(cfg: TrainConfig) -> Path | None:
+    """The fingerprints of the rows that the parent was trained on, if it has them."""
+    parent = find_parent(cfg)
+    return parent.run.path / TRAINED_ROWS if parent and parent.run else None
+
+
 def _manifest_facts(cfg: TrainConfig, base: Source, data: PreparedData) -> dict[str, Any]:
+    parent = find_parent(cfg)
     return {
         "method": cfg.method,
         "task": cfg.task,
+        **({"init_from": parent.facts} if parent else {}),
         "base_model": {"name": base.name, "revision": base.revision},
         "tokenization": data.chat.identity,
         "data": data.rows.version | _data_files(data.examples.report),

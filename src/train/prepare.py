@@ -39,6 +39,7 @@ from ..utils.logs import log, log_verdict
 from ..utils.process_info import OPTIONAL, block_imports, freeze_gc
 from ..utils.units import count
 from ..utils.usage_lock import hold
+from .parent import check_labels, check_parent, find_parent, with_parent
 
 Config = TypeVar("Config", bound=TrainConfig)
 
@@ -118,6 +119,7 @@ def load_rows(cfg: TrainConfig, versions: Sequence[Version] = ()) -> RawData:
     base = locate(cfg.model_name, cfg.model_revision)
     tasks.check_source(base, cfg.task, cfg.max_length, cfg.method)
     methods.check_base(base, cfg.method)
+    check_parent(cfg, base)
     return RawData(rows, dev, base)
 
 
@@ -157,18 +159,23 @@ def build_model(data: PreparedData, cfg: TrainConfig, steps: int) -> tuple[Any, 
     from ..model import adapters, load  # imports torch
 
     load.seed_everything(cfg.seed)
+    parent = find_parent(cfg)
+    full = None if parent is None or parent.is_adapter else parent.folder
     model, base = load.load_base(
         data.base, data.dtype.value, data.device.value,
         four_bit=methods.METHODS[cfg.method].four_bit, trust_remote_code=cfg.trust_remote_code,
-        task=cfg.task, labels=data.labels,
+        task=cfg.task, labels=data.labels, weights=full,
     )  # fmt: skip
     tasks.check_method(model.config.to_dict(), cfg.task, cfg.method, model.untrained_modules)
     if data.labels:
         load.set_pad_token(model, data.chat.tokenizer)
-        new = ", ".join(model.untrained_modules)
+        new = "" if parent else ", ".join(model.untrained_modules)
         log.info("labels: %s%s", ", ".join(data.labels), f"; {new} starts from random weights" if new else "")
     load.seed_everything(cfg.seed)
-    model = adapters.apply_method(model, cfg, base, steps=steps, task=cfg.task)
+    adapter = parent.folder if parent and parent.is_adapter else None
+    model = adapters.apply_method(model, cfg, base, steps=steps, task=cfg.task, parent=adapter)
+    if adapter:
+        adapters.load_weights(model, adapter)
     trainable, total = adapters.count_parameters(model)
     log.info("%s: %s of %s parameters are trained (%.2f %%)", cfg.method, f"{trainable:,}", f"{total:,}",
              100 * trainable / total)  # fmt: skip
@@ -181,13 +188,14 @@ def check_data(cfg: TrainConfig) -> int:
 
     Raises: the errors of that run, after the report is written.
     """
-    cfg = with_eval_path(cfg)
+    cfg = with_parent(with_eval_path(cfg))
     runs.check_writable(cfg.output_dir)
     cache = data_cache(cfg.cache_dir, cfg.output_dir)
     rows = prepare.load_training_rows(cfg, task=cfg.task, eval_path=cfg.eval_path, cache=cache, seed=cfg.seed,
                                       reference_turn=cfg.reference_turn)  # fmt: skip
     base = locate(cfg.model_name, cfg.model_revision)
     tasks.check_source(base, cfg.task, cfg.max_length)
+    check_parent(cfg, base)
     warn_of_missing_evaluation(cfg)
     examples, chat = _tokenize_rows(rows, base, cfg)
     folder = runs.new_folder(Path(cfg.output_dir) / "checks")
@@ -220,9 +228,11 @@ def load_chat(base: Source, cfg: TrainConfig) -> ChatTokenizer:
     from ..model.tokenizer import load_tokenizer
 
     templated = tasks.TASKS[cfg.task].chat_template
-    tokenizer = load_tokenizer(
-        base.location, cfg.model_revision, cfg.trust_remote_code, templated=templated, chat=cfg
-    )
+    parent = find_parent(cfg)
+    location, revision = base.location, cfg.model_revision
+    if parent and parent.tokenizer:
+        location, revision = str(parent.tokenizer), None
+    tokenizer = load_tokenizer(location, revision, cfg.trust_remote_code, templated=templated, chat=cfg)
     chat = ChatTokenizer(tokenizer, cfg.chat_template_kwargs, cfg.empty_thoughts)
     named = templated and cfg.chat_template in chat_templates.names()
     end = chat.markup.end_of_turn if named else ""
@@ -243,7 +253,12 @@ def _tokenize_rows(rows: prepare.TrainingRows, base: Source, cfg: TrainConfig) -
     # also done here, since tasks.check_source knows only local models
     tasks.check_architecture(config, base.name, cfg.task, cfg.max_length)
     chat = load_chat(base, cfg)
-    rows = rows._replace(labels=tasks.resolve_labels(rows.labels, config)) if rows.labels else rows
+    parent = find_parent(cfg)
+    if parent and rows.labels:
+        check_labels(parent, rows.labels)
+        rows = rows._replace(labels=tuple(parent.labels))
+    elif rows.labels:
+        rows = rows._replace(labels=tasks.resolve_labels(rows.labels, config))
     cache = data_cache(cfg.cache_dir, cfg.output_dir)
     tokens = prepare.tokenize(rows, chat, cfg, task=cfg.task, cache=cache, seed=cfg.seed)
     chat.record_prompt_settings(trained_thoughts=tokens.report["rows_with_thoughts"] > 0)

@@ -30,7 +30,16 @@ NEUTRAL_KEYS = {
     "splits", "metrics", "gate",
 }  # fmt: skip
 # Parts of the manifest that must be equal when a run resumes.
-IDENTITY_FACTS = ("method", "base_model", "tokenization", "data", "precision", "processes", "packages")
+IDENTITY_FACTS = (
+    "method",
+    "base_model",
+    "init_from",
+    "tokenization",
+    "data",
+    "precision",
+    "processes",
+    "packages",
+)
 MAX_SETTINGS_SHOWN, MAX_VALUE_CHARS = 3, 20
 WAS = ", but the run was started with "
 NUMERIC_PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")  # compared in `packages`

@@ -71,6 +71,7 @@ def lineage(manifest: File, result: File) -> list[tuple[str, str, bool]]:
         ("Code", f"{code['commit']}{dirty}" if code.get("commit") else "", True),
         ("Base model", base.get("name"), True),
         ("Base revision", base.get("revision"), True),
+        ("Goes on from", describe_parent(manifest), False),
         ("Method", manifest.get("method"), False),
         ("Task", manifest.get("task"), False),
         ("Seed", manifest.get("seed"), False),
@@ -83,6 +84,16 @@ def lineage(manifest: File, result: File) -> list[tuple[str, str, bool]]:
         ("Versions", ", ".join(f"{name} {packages[name]}" for name in MAIN_PACKAGES if name in packages), False),
     ]
     return [(label, str(value), is_code) for label, value, is_code in rows if value not in {None, ""}]
+
+
+def describe_parent(manifest: File) -> str:
+    """The models that a run goes on from, its parent first; empty if it started from its base model."""
+    found, parent = [], manifest.get("init_from")
+    while parent:
+        run = f" (run {parent['run']})" if parent.get("run") not in (None, parent["name"]) else ""
+        found.append(f"{parent['name']}{run}, {parent['revision']}")
+        parent = parent.get("init_from")
+    return ", which goes on from ".join(found)
 
 
 def _join_facts(facts: File) -> str:

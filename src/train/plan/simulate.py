@@ -34,6 +34,7 @@ from .. import losses
 from ..collators import build_collator
 from ..fit import CPU_SHAPE_MULTIPLE, use_custom_kernels
 from ..losses import Objective
+from ..parent import find_parent
 from .memory import PassMemory, is_four_bit, parameter_bytes
 
 GPU_ATTENTION = "one_kernel"
@@ -55,8 +56,10 @@ def build_tuned_meta_model(
         base, dtype, four_bit=methods.METHODS[cfg.method].four_bit, trust_remote_code=cfg.trust_remote_code,
         task=cfg.task, labels=labels,
     )  # fmt: skip
+    parent = find_parent(cfg)
+    adapter = parent.folder if parent and parent.is_adapter else None
     with torch.device("meta"):
-        model = adapters.apply_method(model, cfg, base, steps=steps, task=cfg.task)
+        model = adapters.apply_method(model, cfg, base, steps=steps, task=cfg.task, parent=adapter)
         model.tie_weights()
     return model
 
