@@ -90,6 +90,7 @@ def stop(connection: Connection, line: CommandLine) -> int:
         raise ConfigError(f"GRACE={grace}: should be a number of seconds")
     job = jobs.stop(connection, jobs.find_job(connection, line.run, running=True), seconds)
     print(jobs.format_job(job))
+    jobs.warn_if_full(connection, job)
     jobs.report_end(job)
     return 0
 

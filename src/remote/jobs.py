@@ -175,11 +175,21 @@ def follow_to_end(connection: Connection, id: str, offset: int = 0) -> int:
         )
         raise
     eprint(format_job(job))
+    warn_if_full(connection, job)
     report_end(job)
     if job["code"] is None and job["status"] == "interrupted" and not is_finished(job):
         raise Stopped(f"run {id} was interrupted: its process no longer exists", hint=f"run {resume_command(job)}")
     code = job["code"] or 0
     return 128 - code if code < 0 else code
+
+
+def warn_if_full(connection: Connection, job: Job) -> None:
+    """Say that the files of an ended job, its log too, may lack their end."""
+    if job.get("disk_full"):
+        where = f"the disk of {connection.target.dir} on {connection.target}"
+        eprint(
+            f"{where} was full when run {job['id']} ended: its log and files may be incomplete; free some space"
+        )
 
 
 def report_end(job: Job) -> None:
@@ -278,6 +288,8 @@ def is_finished(job: Job) -> bool:
 
 
 def format_status(job: Job) -> str:
+    if job["status"] == "running" and job.get("disk_full"):
+        return "running, disk full"
     if job["status"] == "elsewhere":
         return f"on {job['host']}, cannot be checked from this host"
     if job["status"] != "ended":

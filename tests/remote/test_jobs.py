@@ -226,8 +226,8 @@ def test_a_job_counts_as_running_until_its_exit_code_is_recorded(connection: Con
 
 
 @needs_own_mounts
-def test_the_exit_code_is_recorded_once_a_full_disk_has_space(
-    sshd: Server, connection: Connection, place: Path
+def test_the_exit_code_is_recorded_on_a_full_disk(
+    sshd: Server, connection: Connection, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = sshd.inside(
         f"cd '{place.parent}'; mount -t tmpfs -o size=1m none '{place}'; mkdir -p '{place}/.venv/bin';"
@@ -235,12 +235,16 @@ def test_the_exit_code_is_recorded_once_a_full_disk_has_space(
     )
     assert made.returncode == 0, made.stderr
     job = start(connection, "while ! test -e go; do sleep 0.02; done; exit 3")
+    stopped = start(connection, "trap 'exit 75' TERM; while :; do sleep 0.02; done")
     sshd.inside(f"cd '{place}'; dd if=/dev/zero of=big bs=4k 2>/dev/null || touch go")
-    until(lambda: not psutil.pid_exists(job["pid"]))
-    assert look(connection, job)["status"] == "running"
-    sshd.inside(f"rm '{place}/big'")
+    assert jobs.format_status(look(connection, stopped)) == "running, disk full"
     assert jobs.follow_to_end(connection, job["id"]) == 3
-    assert "tmp" not in sshd.inside(f"ls '{place}/outputs/remote/jobs/{job['id']}'").stdout
+    assert f"was full when run {job['id']} ended: its log and files may be incomplete" in capsys.readouterr().err
+    assert jobs.format_status(jobs.stop(connection, stopped)) == "stopped, with a checkpoint"
+    left = sshd.inside(f"ls '{place}/outputs/remote/jobs/{job['id']}'").stdout.split()
+    assert left == ["exit.json", "job.json", "log"]
+    with pytest.raises(RemoteError, match="no space left on device"):
+        start(connection, "true")
 
 
 def test_following_an_interrupted_job_prints_the_command_to_resume_it(connection: Connection) -> None:

@@ -3,7 +3,7 @@
 REMOTE_DIR/outputs/remote/jobs/<id>/
   job.json    what was started, its process and the boot id of the machine; written before the process runs
   log         its standard output and standard error
-  exit.json   its exit code and when it ended
+  exit.json   its exit code, when it ended, and whether the disk was full then
   run         the path of its run directory
   slurm.json  the ids of the Slurm jobs that it has submitted
 """
@@ -26,6 +26,7 @@ from . import bootstrap, fs
 HOME = "outputs/remote"
 POLL_S = 0.1
 LOG_BLOCK = 1 << 16  # bytes
+FULL_BYTES = 1 << 16  # a disk with less free space is full
 IDLE_S = 1.0  # without new output, until the follower checks that the process still runs
 
 Job = Dict[str, Any]  # noqa: UP006
@@ -50,7 +51,8 @@ def get_job(folder: str, id: str) -> Job:
 
     Returns: the record with `status` (running, ended, interrupted, elsewhere), the exit `code` and the time
         `ended`, the `run` directory and `run_status` of its manifest, `log_size` in bytes, `log_time` of the last
-        output, its `last_line`, and `now`, the server's time. Times are in seconds since the epoch.
+        output, its `last_line`, `disk_full` at its end or now, and `now`, the server's time. Times are in seconds
+        since the epoch.
     """
     place = job_dir(folder, id)
     record = fs.read_json(os.path.join(place, "job.json"))
@@ -60,7 +62,8 @@ def get_job(folder: str, id: str) -> Job:
     # Checked before exit.json is read: a job counts as running until its supervisor has written that file.
     running = is_running(record) or _is_process(record, *record.get("supervisor", (0, 0)))
     status = "running" if running else "interrupted"
-    ended = fs.read_json(os.path.join(place, "exit.json")) or {"code": None, "ended": None}
+    ended = {"code": None, "ended": None, "disk_full": False}
+    ended.update(fs.read_json(os.path.join(place, "exit.json")) or {"disk_full": is_full(place)})
     if ended["code"] is not None:
         status = "ended"
     elif record["host"] != socket.gethostname():
@@ -88,6 +91,12 @@ def is_running(record: Job) -> bool:
 def _is_process(record: Job, pid: int, ticks: int) -> bool:
     same_boot = record["host"] == socket.gethostname() and record["boot_id"] == boot_id()
     return same_boot and start_ticks(pid) == ticks
+
+
+def is_full(place: str) -> bool:
+    """Whether the disk of a folder is full for this user."""
+    found = os.statvfs(place)
+    return found.f_bavail * found.f_frsize < FULL_BYTES
 
 
 def boot_id() -> str:

@@ -22,7 +22,9 @@ CACHES = {
     "CUDA_CACHE_PATH": "cuda",
     "MPLCONFIGDIR": "matplotlib",
 }
-RETRY_S = 1.0  # between two attempts to write to a full disk
+RESERVED = "exit.json.reserved"  # becomes exit.json
+RESERVED_BYTES = 4096
+RETRY_S, GIVE_UP_S = 0.5, 10.0  # attempts to write the exit record without reserved space
 MAX_TMPDIR = 60  # characters: a socket's path has at most 108 bytes, and multiprocessing needs the rest
 
 
@@ -65,9 +67,10 @@ def supervise(root: str, job: jobs.Job, environment: dict[str, str], snapshot: s
     """Start the process of a job, wait until it ends, and write its exit code.
 
     The process leads a session of its own. It waits until its record is on disk, so that every job that runs is
-    recorded.
+    recorded. The space of its exit code is reserved before, so that a full disk does not hide its end.
     """
     place = jobs.job_dir(root, job["id"])
+    _reserve(os.path.join(place, RESERVED))
     argv = [os.path.join(root, job["argv"][0]), *job["argv"][1:]]
     with open(os.path.join(place, "log"), "ab") as log:
         child = subprocess.Popen(
@@ -98,17 +101,39 @@ def supervise(root: str, job: jobs.Job, environment: dict[str, str], snapshot: s
     bootstrap.detach()
     code = child.wait()
     if is_first:
-        _write_exit(os.path.join(place, "exit.json"), {"code": code, "ended": time.time()})
+        _write_exit(place, {"code": code, "ended": time.time(), "disk_full": jobs.is_full(place)})
 
 
-def _write_exit(path: str, result: dict[str, Any]) -> None:
-    """Write how a job ended; on a full disk wait until there is space."""
+def _reserve(path: str) -> None:
+    with contextlib.suppress(FileExistsError), open(path, "xb") as file:
+        file.write(b" " * RESERVED_BYTES)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _write_exit(place: str, result: dict[str, Any]) -> None:
+    """Write how a job ended, into the reserved space, which some file systems do not overwrite in place.
+
+    A job whose exit code cannot be written counts as interrupted once this process has ended.
+    """
+    reserved, path = os.path.join(place, RESERVED), os.path.join(place, "exit.json")
+    text = json.dumps(result)
+    with contextlib.suppress(OSError), open(reserved, "r+b") as file:
+        file.write(text.encode())
+        file.truncate()
+        file.flush()
+        os.fsync(file.fileno())
+        os.replace(reserved, path)
+        return
+    with contextlib.suppress(OSError):
+        os.unlink(reserved)
+    end = time.monotonic() + GIVE_UP_S
     while True:
         try:
-            fs.write_text(path, json.dumps(result))
+            fs.write_text(path, text)
             return
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or time.monotonic() > end:
                 raise
         time.sleep(RETRY_S)
 
