@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import peft
 import torch
 from peft.helpers import disable_input_dtype_casting
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from torch import nn
 
@@ -18,6 +20,7 @@ from ..schema import MethodArgs, Task
 from ..utils.logs import log
 from . import fused_lora
 from .methods import METHODS, Method, refuse_quantised
+from .peft_arguments import ModelNames, check_matches
 from .source import Source
 from .tasks import TASKS
 
@@ -45,8 +48,10 @@ def apply_method(
         # Small updates round to zero in 16 bits: the weights are fp32, and autocast computes in 16 bits.
         return model.float()
     if args.lora_target_modules and "lora_target_modules" in method.keys:
-        check_target_modules(model, args.lora_target_modules)
+        check_target_modules(model, args.lora_target_modules, embeddings=method.embeddings)
     keep_differentiable(model)
+    check_matches(args.peft, _names(model))
+    _check_parameters(args.peft, model)
     try:
         # these layers have random weights, which the adapter must save
         kept = {"modules_to_save": getattr(model, "untrained_modules", None) or None}
@@ -55,11 +60,17 @@ def apply_method(
         else:
             settings = kept | _arguments(model, args, method, steps) | {"revision": source.revision}
             config = getattr(peft, method.config)(task_type=TASKS[task].peft_type, **settings)
-        tuned = peft.get_peft_model(model, config)
+        with warnings.catch_warnings():  # that a name matches nothing, which is refused below
+            warnings.filterwarnings("ignore", category=RuntimeWarning, module="peft")
+            tuned = peft.get_peft_model(model, config)
     except (ValueError, TypeError, NotImplementedError) as error:
         if not args.peft:
             raise
         raise ModelError(f"peft={args.peft}: {error}", hint=f"see peft.{method.config}") from error
+    check_matches(args.peft, ModelNames(adapted=_adapted(tuned)))
+    for parameter in tuned.parameters():  # peft leaves biases and rows of tokens in the precision of the base
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
     tuned.peft_config["default"].base_model_name_or_path = source.name
     return tuned
 
@@ -98,6 +109,34 @@ def load_weights(model: Any, folder: Path) -> None:
         )
 
 
+def _names(model: nn.Module) -> ModelNames:
+    """The names in a base model."""
+    modules = dict(model.named_modules())
+    layers = [n for n, m in modules.items() if getattr(m, "weight", None) is not None and m.weight.ndim > 1]
+    return ModelNames(list(modules), layers, [name for name, _ in model.named_parameters()])
+
+
+def _check_parameters(given: Mapping[str, Any], model: Any) -> None:
+    """Raises: ModelError if `peft: {...}` names rows or biases that the model does not have."""
+    rows = model.get_input_embeddings().weight.shape[0]
+    wanted = given.get("trainable_token_indices") or []
+    ids = {i for each in wanted.values() for i in each} if isinstance(wanted, Mapping) else set(wanted)
+    if wrong := sorted(i for i in ids if not (isinstance(i, int) and 0 <= i < rows)):
+        shown = ", ".join(map(str, wrong))
+        raise ModelError(
+            f"peft.trainable_token_indices: {shown} is no row of the embedding, which has {rows:,}",
+            hint="choose ids below that; new_tokens adds rows",
+        )
+    if given.get("bias", "none") != "none" and not any(n.endswith(".bias") for n, _ in model.named_parameters()):
+        raise ModelError(f"peft.bias={given['bias']}: this model has no bias", hint="remove the argument")
+
+
+def _adapted(tuned: Any) -> list[str]:
+    """The names of the layers with an adapter, as the base model has them."""
+    modules = tuned.get_base_model().named_modules()
+    return [name for name, module in modules if isinstance(module, BaseTunerLayer)]
+
+
 def keep_differentiable(model: nn.Module) -> None:
     """Keep 4-bit layers differentiable across evaluations.
 
@@ -113,7 +152,8 @@ def _arguments(model: Any, args: MethodArgs, method: Method, steps: int) -> dict
     """Arguments of the peft class: the method's defaults, overridden by our settings and by `peft: {...}`."""
     arguments = {argument: getattr(args, key) for key, argument in method.keys.items()}
     if "target_modules" in arguments:
-        arguments["target_modules"] = arguments["target_modules"] or "all-linear"
+        by_layer = args.peft.get("layers_to_transform") is not None  # which peft accepts with a list only
+        arguments["target_modules"] = arguments["target_modules"] or (_linear(model) if by_layer else "all-linear")
     if unused := [key for key in ("lora_r", "lora_alpha", "lora_dropout") if key not in method.keys]:
         log.info("method=%s does not use %s", args.method, ", ".join(unused))
     derived = method.derived(model, args, steps) if method.derived else {}
@@ -138,9 +178,13 @@ def training_precision(model: nn.Module, dtype: str, fused: bool = True) -> Iter
         yield
 
 
-def check_target_modules(model: nn.Module, wanted: list[str]) -> None:
-    """Raises: ModelError that lists the targets without a matching linear layer, and the existing layers."""
-    layers = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) or "Conv1D" in type(m).__name__]
+def check_target_modules(model: nn.Module, wanted: list[str], *, embeddings: bool = False) -> None:
+    """Raises: ModelError that lists the targets without a matching layer, and the existing layers.
+
+    Args:
+        embeddings: whether the method can adapt embeddings, in addition to linear layers.
+    """
+    layers = [n for n, m in model.named_modules() if _is_linear(m) or (embeddings and isinstance(m, nn.Embedding))]
     missing = [w for w in wanted if not any(n == w or n.endswith("." + w) for n in layers)]
     if missing:
         existing = sorted({n.rsplit(".", 1)[-1] for n in layers})
@@ -149,6 +193,17 @@ def check_target_modules(model: nn.Module, wanted: list[str]) -> None:
             f"{', '.join(existing)}",
             hint="choose from these, or set lora_target_modules=null for all of them",
         )
+
+
+def _linear(model: Any) -> list[str]:
+    """The short names of the linear layers without the output head, as "all-linear" of peft."""
+    head = model.get_output_embeddings()
+    layers = [n for n, m in model.named_modules() if _is_linear(m) and m is not head]
+    return sorted({name.rpartition(".")[2] for name in layers})
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) or "Conv1D" in type(module).__name__
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from ..errors import ModelError
 from ..schema import MethodArgs
 from ..utils.signatures import check_arguments, peft_arguments
+from .peft_arguments import check_supported
 from .source import Source, is_quantised
 
 ADDED_TOKENS = "its virtual tokens are added to the input, and no weight of the base model can hold them"
@@ -51,6 +52,7 @@ class Method(NamedTuple):
     checkpointing: it supports gradient_checkpointing.
     shardable: its weights may be divided among processes (distributed=fsdp2 or zero3).
     final: why a trained adapter cannot be trained further; empty if it can.
+    embeddings: it can adapt embeddings, if lora_target_modules names them.
     """
 
     trains: str
@@ -64,6 +66,7 @@ class Method(NamedTuple):
     checkpointing: bool = True
     shardable: bool = True
     final: str = ""
+    embeddings: bool = False
 
 
 def _adalora_schedule(model: Any, args: MethodArgs, steps: int) -> dict[str, Any]:
@@ -140,17 +143,18 @@ def _encoder_width(model: Any, args: MethodArgs, steps: int) -> dict[str, Any]:
 
 
 METHODS: dict[str, Method] = {
-    "lora": Method("low-rank updates of linear layers", "LoraConfig", keys=LORA_KEYS),
+    "lora": Method("low-rank updates of linear layers", "LoraConfig", keys=LORA_KEYS, embeddings=True),
     "rslora": Method(
-        "low-rank updates, scaled by alpha / sqrt(r)", "LoraConfig", {"use_rslora": True}, LORA_KEYS
+        "low-rank updates, scaled by alpha / sqrt(r)", "LoraConfig", {"use_rslora": True}, LORA_KEYS,
+        embeddings=True,
     ),
     "dora": Method(
         "low-rank updates of the direction of each weight, and its magnitude", "LoraConfig", {"use_dora": True},
-        LORA_KEYS,
+        LORA_KEYS, embeddings=True,
     ),
     "qlora": Method(
         "low-rank updates over base weights in 4-bit nf4", "LoraConfig", keys=LORA_KEYS, four_bit=True,
-        shardable=False,
+        shardable=False, embeddings=True,
     ),
     "adalora": Method(
         "low-rank updates whose ranks move to the layers that use them", "AdaLoraConfig",
@@ -207,7 +211,10 @@ def problems(values: Mapping[str, Any]) -> list[str]:
     if method.config is None:
         return [*found, f"peft: {{...}} is not supported with method={name}, which has no adapter; remove it"]
     owned = PEFT_OWNED_BY_SETTING | {argument: key for key, argument in method.keys.items()}
-    return found + check_arguments("peft", given, method.config, peft_arguments(method.config), owned)
+    known = peft_arguments(method.config)
+    found += check_arguments("peft", given, method.config, known, owned)
+    others = {name: value for name, value in given.items() if name in known and name not in owned}
+    return found + check_supported(others, method.config)
 
 
 def why_padded(name: str) -> str | None:
