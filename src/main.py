@@ -220,7 +220,10 @@ def _dispatch(name: str, rest: list[str]) -> int:
 def run_stage(name: str, stage: Stage, config: object) -> int:
     """Set the environment of the libraries, then import and run the stage."""
     outcome.begin(name)
-    outcome.report(output_dir=getattr(config, "output_dir", ""))
+    folders = {
+        name: str(getattr(config, name, None) or "") for name in ("output_dir", "artifacts_dir", "cache_dir")
+    }
+    outcome.report(output_dir=folders["output_dir"], folders={k: v for k, v in folders.items() if v})
     from .utils.logs import start_logging
     from .utils.process_info import process_info
 

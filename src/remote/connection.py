@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import fabric
+from invoke.exceptions import CommandTimedOut
 from paramiko import Channel, SFTPClient
 from paramiko.auth_strategy import AuthFailure
 from paramiko.ssh_exception import AuthenticationException, BadHostKeyException, SSHException
@@ -237,6 +238,8 @@ class Connection:
         stderr = channel.recv_stderr(1 << 16).decode(errors="replace").strip() if ready else ""
         if status < 0:
             return LostConnection(f"the connection to {self.target} was lost")
+        if not started and (shell := self._shell_failure()):
+            return shell
         if status in {126, 127}:
             return RemoteError(
                 f"{self.target} has no {self.target.python}",
@@ -249,6 +252,21 @@ class Connection:
                 hint="" if any(noise) else "set REMOTE_PYTHON to the path of Python 3.8 or newer",
             )
         return RuntimeError(f"the agent failed on {self.target}:\n{stderr}")
+
+    def _shell_failure(self) -> Exception | None:
+        """The error of a login shell that runs no command at all; None if it runs one."""
+        try:
+            done = self.ssh.run("echo ok", hide=True, warn=True, timeout=SILENCE_TIMEOUT_S, in_stream=False)
+        except CommandTimedOut:
+            return None
+        if "ok" in done.stdout.split():
+            return None
+        printed = (done.stderr.strip() or done.stdout.strip()).splitlines()
+        return RemoteError(
+            f"the login shell of {self.target} ended before it ran a command: "
+            + (printed[-1] if printed else f"exit code {done.exited}"),
+            hint=f"check its startup files, such as ~/.bashrc, and whether ssh {self.target.host} logs in",
+        )
 
 
 def _lines(channel: Channel) -> Iterator[str]:

@@ -7,6 +7,7 @@ even if git tracks them.
 from __future__ import annotations
 
 import fcntl
+import getpass
 import hashlib
 import json
 import os
@@ -25,7 +26,7 @@ from ..errors import RemoteError
 from ..utils.environment import git_state
 from ..utils.files import disk_errors, sha256, write_text
 from ..utils.logs import eprint
-from ..utils.units import format_size
+from ..utils.units import count, format_size
 from . import transfer
 from .connection import Connection
 from .transfer import printable
@@ -76,7 +77,7 @@ def push(connection: Connection, also: Sequence[str] = (), words: Sequence[str] 
 
 def _send(connection: Connection, also: Sequence[str], named: Sequence[str]) -> tuple[PushFiles, dict[str, Any]]:
     """Send missing files and repeat until the server accepts the push. Returns: the files, and its report."""
-    push = {"id": uuid.uuid4().hex, "sender": _sender_id()}
+    push = {"id": uuid.uuid4().hex, "sender": _sender_id(), "who": _sender_name()}
     found = collect_files(also)
     for attempt in range(ATTEMPTS + 1):
         wanted = {path: file._asdict() for path, file in found.files.items()}
@@ -122,6 +123,10 @@ def _push_lock() -> Iterator[None]:
 def _sender_id() -> str:
     """An id for this folder on this machine."""
     return hashlib.sha256(f"{socket.gethostname()}:{Path.cwd()}".encode(errors="surrogateescape")).hexdigest()[:16]
+
+
+def _sender_name() -> str:
+    return f"{getpass.getuser()}@{socket.gethostname()}:{Path.cwd()}".encode(errors="backslashreplace").decode()
 
 
 def code(files: Mapping[str, PushedFile]) -> dict[str, Any]:
@@ -336,6 +341,13 @@ def _print_report(where: str, report: Mapping[str, Any]) -> None:
     if len(names) > MAX_NAMES:
         print(f"  and {len(names) - MAX_NAMES} more")
     sys.stdout.flush()
+    other, hit = report.get("other"), len(report["changed"]) + len(report["removed"])
+    if other and hit:
+        eprint(
+            printable(f"{other['who']} made the last push to this folder, on {other['when']}: ")
+            + f"{count(hit, 'file')} that it held {'is' if hit == 1 else 'are'} replaced or removed; "
+            "give each client its own REMOTE_DIR"
+        )
     for path in report["kept"]:
         eprint(f"{printable(path)} was deleted locally but modified on the server: not removed")
     if report["replaced"]:

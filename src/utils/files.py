@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from .. import outcome
 from ..errors import RunError
 from .secrets import redact
 
@@ -66,8 +67,17 @@ def disk_errors(what: Path) -> Iterator[None]:
             ) from error
         if number in {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR}:
             reason = os.strerror(number).lower()
-            raise RunError(f"{what} could not be written: {reason}", hint="choose another output_dir") from error
+            raise RunError(f"{what} could not be written: {reason}", hint=_other_place(what)) from error
         raise
+
+
+def _other_place(what: Path) -> str:
+    """The remedy where `what` cannot be written: the setting that names its folder, if the command has one."""
+    settings: Mapping[str, str] = outcome.current().facts.get("folders", {})
+    for name, folder in sorted(settings.items(), key=lambda item: len(item[1]), reverse=True):
+        if what.absolute().is_relative_to(Path(folder).absolute()):
+            return f"choose another {name}"
+    return f"make {what.parent} a folder that this user may write to"
 
 
 def disk_free(path: Path) -> int:

@@ -256,6 +256,19 @@ def test_a_server_without_python_is_reported(sshd: Server, user: Client) -> None
         reached(user, REMOTE_PYTHON=os.path.realpath(sys.executable))
 
 
+@needs_own_mounts
+def test_a_login_shell_that_exits_is_not_blamed_on_python(sshd: Server, user: Client, tmp_path: Path) -> None:
+    shells = {"echo Sorry, no login.": "Sorry, no login.", "exit 3": "exit code 3"}
+    for number, (line, printed) in enumerate(shells.items()):
+        shell = tmp_path / f"shell{number}"
+        shell.write_text(f"#!/bin/sh\n{line}\n")
+        shell.chmod(0o755)
+        with sshd.login_shell(str(shell)):
+            said = user.refused("ssh-status")
+        assert f"ended before it ran a command: {printed}; check its startup files" in said
+        assert "python" not in said.lower()
+
+
 def test_output_of_the_login_shell_is_skipped(sshd: Server, user: Client) -> None:
     noisy = sshd.home / ".bashrc"
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -575,6 +576,27 @@ def test_a_broken_rsync_is_reported_and_sftp_used(
     with sshd.session(PATH=f"{tmp_path}/bin:{os.environ['PATH']}"):
         pushing.push(sync_connection)
     assert "rsync failed (" in printed(capsys) and pushed(server_dir) == own(local_dir)
+
+
+def test_a_push_over_that_of_another_client_names_it(
+    sync_connection: Connection, local_dir: Path, server_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pushing.push(sync_connection)
+    assert "last push" not in printed(capsys)
+    with pytest.MonkeyPatch.context() as other:
+        other.setattr(pushing, "_sender_id", lambda: "another")
+        other.setattr(pushing, "_sender_name", lambda: "ann@laptop:/home/ann/\x1b[31massay")
+        pushing.push(sync_connection)
+        assert "last push" not in printed(capsys)  # nothing is replaced
+        write(local_dir, {"README.md": "Ann's"})
+        pushing.push(sync_connection)
+    assert re.search(
+        r"\w+@.*my project made the last push to this folder, on 20.*: 1 file .* is replaced", printed(capsys)
+    )
+    write(local_dir, {"README.md": "ours again"})
+    pushing.push(sync_connection)
+    said = printed(capsys)
+    assert "ann@laptop:/home/ann/" in said and "\x1b" not in said
 
 
 def test_a_repeated_push_returns_the_same_report(

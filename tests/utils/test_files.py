@@ -288,6 +288,7 @@ def test_a_disk_that_is_mounted_read_only_is_one_sentence(disk: tuple[Path, Moun
 OF_SOMEBODY_ELSE = """
 import os, sys
 from pathlib import Path
+from src import outcome
 from src.errors import RunError
 from src.utils.files import write_text, atomic_dir
 if os.geteuid() == 0:  # root may write everywhere
@@ -295,11 +296,13 @@ if os.geteuid() == 0:  # root may write everywhere
 def fill():
     with atomic_dir(Path(sys.argv[1]) / "model"):
         pass
-for write in (lambda: write_text(Path(sys.argv[1]) / "x", "one"), fill):
-    try:
-        write()
-    except RunError as error:
-        print(error)
+for folders in {}, {"artifacts_dir": "/", "output_dir": sys.argv[1]}:
+    outcome.report(folders=folders)
+    for write in (lambda: write_text(Path(sys.argv[1]) / "x", "one"), fill):
+        try:
+            write()
+        except RunError as error:
+            print(error)
 """
 
 
@@ -318,8 +321,11 @@ def test_a_folder_of_another_user_is_one_message(mode: int) -> None:
             [sys.executable, "-c", OF_SOMEBODY_ELSE, name], cwd=ROOT, capture_output=True, text=True
         )
         folder.chmod(0o700)
-    said = "could not be written: permission denied; choose another output_dir"
-    assert done.stdout.splitlines() == [f"{folder / 'x'} {said}", f"{folder / 'model'} {said}"]
+    said = "could not be written: permission denied"
+    hints = f"make {folder} a folder that this user may write to", "choose another output_dir"
+    assert done.stdout.splitlines() == [
+        f"{folder / name} {said}; {hint}" for hint in hints for name in ("x", "model")
+    ]
     assert done.returncode == 0, done.stderr
 
 

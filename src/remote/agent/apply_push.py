@@ -2,6 +2,7 @@
 
 outputs/remote/
   pushed.json                {path: sha256 or "-> target"}: files that pushes have created and may remove
+  push.json                  the last push that changed files: its id, client, time and report
   also.json                  {path: [sha256, size, mtime in ns]}: files of ALSO, which no push removes
   incoming/<sender>/<sha256> files in transfer, named by their content; an interrupted push resumes with them
   replaced/<time>/<path>     backups of files that were changed on the server and replaced
@@ -31,11 +32,13 @@ def apply(folder: str, push: dict[str, str], wanted: dict[str, Entry], named: li
     """Make the folder hold `wanted`, all at once, if the content of every file that differs has arrived.
 
     Args:
-        push: `{"id", "sender"}`; a repeated request with the same id returns the same report.
+        push: `{"id", "sender", "who"}`, the id of the push, that of its client, and the client's user, host and
+            folder; a repeated request with the same id returns the same report.
         named: paths whose existence is reported.
     Returns: `root`, `named` as `{path: whether it exists}`, whether `rsync` is installed, the `free` bytes, the
         folder `incoming`, and either `lacking`, `{sha256: bytes that have arrived}`, or what was done: the `new`,
-        `changed`, `removed`, `kept` and `replaced` paths, and `aside`, the folder of the backups.
+        `changed`, `removed`, `kept` and `replaced` paths, `aside`, the folder of the backups, and `other`, the
+        client and time of the last push if another client made it.
     Raises: AgentError if the folder cannot be created, or a path is protected; OSError.
     """
     root = fs.root(folder)
@@ -110,9 +113,9 @@ class _Push:
 
     def apply(self) -> dict[str, Any]:
         """Apply the push, or report what is `lacking`. The caller holds the lock."""
-        last = fs.read_json(os.path.join(self.home, "push.json")) or {}
-        if last.get("id") == self.push["id"]:
-            return dict(last["report"])
+        self.last = fs.read_json(os.path.join(self.home, "push.json")) or {}
+        if self.last.get("id") == self.push["id"]:
+            return dict(self.last["report"])
         self.pushed = fs.read_json(os.path.join(self.home, "pushed.json")) or {}
         self.also = fs.read_json(os.path.join(self.home, "also.json")) or {}
         before = {path: self.identity(path) for path in {*self.wanted, *self.pushed}}
@@ -144,10 +147,16 @@ class _Push:
             "kept": [path for path in gone if path not in removed],
             "replaced": self.replaced,
             "aside": self.aside,
+            "other": self.other_client(),
             "bytes": sum(self.wanted[path]["size"] for path in differing),
         }
         self.record(report)
         return report
+
+    def other_client(self) -> dict[str, str] | None:
+        if self.last.get("sender") in (None, self.push["sender"]):
+            return None
+        return {key: self.last[key] for key in ("who", "when")}
 
     def identity(self, path: str) -> str | None:
         """What is at a path: the sha256 of a file, `-> target` of a link, `folder`, or None if nothing is.
@@ -240,7 +249,8 @@ class _Push:
             if value != old:
                 fs.write_text(os.path.join(self.home, f"{name}.json"), json.dumps(value))
         if any(report[kind] for kind in ("new", "changed", "removed", "kept")):
-            last = {"id": self.push["id"], "report": report}
+            when = time.strftime("%Y-%m-%d %H:%M %Z")
+            last = dict(self.push, when=when, report=report)
             fs.write_text(os.path.join(self.home, "push.json"), json.dumps(last))
         shutil.rmtree(self.incoming, ignore_errors=True)
 
