@@ -109,7 +109,7 @@ def with_lists(schema: type, values: Mapping[str, Any]) -> dict[str, Any]:
 
 def cross_checks(values: Mapping[str, Any]) -> list[str]:
     """Problems that concern several settings, or the arguments passed through to a library."""
-    problems = [problem for key in ("trainer", "generation") for problem in check_passthrough(key, values)]
+    problems = check_passthrough("generation", values)
     devices = str(values.get("cuda_visible_devices") or "").replace(" ", "").split(",")
     if any(d and not d.lstrip("-").isdigit() and not d.startswith(("GPU-", "MIG-")) for d in devices):
         problems.append(
@@ -299,7 +299,14 @@ def _described(hint: Any) -> str:
     low, high = (next((v for b in bounds if (v := getattr(b, n, None)) is not None), None) for n in ("ge", "lt"))
     if high is not None:
         return f"{words} between 0 and {high}"
+    if any(getattr(b, "gt", None) == 0 for b in bounds):
+        return f"{words} above 0"
     return words if low is None else f"{words} from {low}"
+
+
+def expected(hint: Any) -> str:
+    """The values of a type in words, such as `a whole number from 1` or `one of true, false`."""
+    return f"one of {', '.join(found)}" if (found := _literals(hint)) else _described(hint)
 
 
 def is_text(schema: type, key: str) -> bool:

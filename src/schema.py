@@ -255,9 +255,12 @@ class OptimArgs:
     adam_beta2: Annotated[float, Interval(ge=0, lt=1), Doc("AdamW decay rate of the second moment")] = 0.999
     adam_epsilon: Annotated[float, Gt(0), Doc("AdamW term that avoids division by zero")] = 1e-8
     optim: Annotated[
-        Literal["adamw_torch_fused", "adamw_torch", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit", "sgd"],
+        Literal[
+            "adamw_torch_fused", "adamw_torch", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit", "adafactor",
+            "lion_32bit", "lion_8bit", "paged_lion_8bit", "sgd",
+        ],
         Doc("optimizer; paged ones move optimizer state to main memory when GPU memory is full"),
-    ] = "adamw_torch_fused"
+    ] = "adamw_torch_fused"  # fmt: skip
     lr_scheduler_type: Annotated[
         Literal[
             "linear", "cosine", "cosine_with_restarts", "cosine_with_min_lr", "polynomial", "constant",

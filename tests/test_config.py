@@ -55,15 +55,14 @@ def test_a_loaded_configuration_holds_its_parts_as_objects(schema: type) -> None
 
 def test_all_problems_are_reported_at_once() -> None:
     reported = problems(
-        "train", epochz=2, lr="abc", batch_size=0, data_format="mesages", trainer={"optin": 1},
+        "train", epochz=2, lr="abc", batch_size=0, data_format="mesages",
         cuda_visible_devices="gpu0",
     )  # fmt: skip
-    assert len(reported) == 6
+    assert len(reported) == 5
     assert "epochz is not a setting; did you mean epochs?" in reported
     assert "lr=abc: should be a number" in reported
     assert any(p.startswith("batch_size=0: should be greater than or equal to 1") for p in reported)
     assert any(p.startswith("data_format=mesages: ") and p.endswith("did you mean messages?") for p in reported)
-    assert "trainer.optin is not an argument of TrainingArguments; did you mean optim?" in reported
     assert 'cuda_visible_devices=gpu0 is not a list of GPUs like "0" or "0,1"' in reported
 
 
@@ -179,7 +178,6 @@ def test_every_way_to_name_gpus_is_accepted(devices: str) -> None:
 @pytest.mark.parametrize(
     ("stage", "key", "argument", "owner", "guess"),
     [
-        ("train", "trainer", "dataloader_num_worker", "TrainingArguments", "dataloader_num_workers"),
         ("eval", "generation", "temprature", "GenerationConfig", "temperature"),
         ("eval-baseline", "generation", "top_kk", "GenerationConfig", "top_k"),
     ],
@@ -194,9 +192,6 @@ def test_an_unknown_argument_is_answered_with_a_guess(
 @pytest.mark.parametrize(
     ("stage", "key", "argument", "setting"),
     [
-        ("train", "trainer", "learning_rate", "lr"),
-        ("train", "trainer", "num_train_epochs", "epochs"),
-        ("train", "trainer", "hub_token", "the environment variable HF_TOKEN"),
         ("eval", "generation", "max_new_tokens", "max_new_tokens"),
     ],
 )

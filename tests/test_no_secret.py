@@ -68,7 +68,7 @@ def rows_with_secrets() -> Iterator[object]:
 
 def test_no_secret_reaches_a_file_of_any_stage(secretive: World, capsys: pytest.CaptureFixture[str]) -> None:
     world = secretive
-    run = world.train("on_bad_row=skip", f"trainer.run_name={TYPED}", f"+trainer.hub_model_id={TYPED}")
+    run = world.train("on_bad_row=skip", f"run_name={TYPED}", f"+checkpoint_mirror_endpoint={TYPED}")
     assert world.call("eval") == 0
     assert world.call("eval-baseline") == 0
     assert world.call("publish", "force=true", f"repo_id={TYPED}") == 0
@@ -84,12 +84,12 @@ def test_no_secret_reaches_a_file_of_any_stage(secretive: World, capsys: pytest.
 
 
 def test_no_secret_typed_out_reaches_a_file_of_a_sweep(secretive: World, tmp_path: Path) -> None:
-    words = ["on_bad_row=skip", "max_steps=1", f"trainer.run_name={TYPED}", "seed=1,2", "--multirun"]
+    words = ["on_bad_row=skip", "max_steps=1", f"run_name={TYPED}", "seed=1,2", "--multirun"]
     child = secretive.start("train", *words, cwd=tmp_path)
     output = child.communicate(timeout=240)[0]
     assert child.returncode == 0, output
     assert [run.status for run in secretive.runs] == ["finished", "finished"]
-    assert "trainer.run_name=${oc.env:HF_TOKEN}" in secretive.newest.manifest["command"]
+    assert "run_name=${oc.env:HF_TOKEN}" in secretive.newest.manifest["command"]
     assert list(secretive.output.rglob("multirun.yaml"))
     assert leaks(secretive.output, secretive.artifacts) == []
     assert [name for name, value in CANARIES.items() if value in output] == []
@@ -100,8 +100,8 @@ def test_no_secret_of_a_settings_file_reaches_a_file_of_a_sweep(
     secretive: World, tmp_path: Path, how: str
 ) -> None:
     """A person wrote it into their own configuration, or a preset of theirs, where a reference would do."""
-    (tmp_path / "mine.yaml").write_text(f"on_bad_row: skip\nmax_steps: 1\ntrainer: {{run_name: {TYPED}}}\n")
-    (tmp_path / "preset.yaml").write_text(f"trainer: {{hub_model_id: {TYPED}}}\n")
+    (tmp_path / "mine.yaml").write_text(f"on_bad_row: skip\nmax_steps: 1\nrun_name: {TYPED}\n")
+    (tmp_path / "preset.yaml").write_text(f"checkpoint_mirror_endpoint: {TYPED}\n")
     swept = ["seed=1,2"] if how == "a grid" else ["search.space.lora_r=[4]", "search.trials=1"]
     words = ["--config-name", str(tmp_path / "mine.yaml"), "experiment=preset.yaml", *swept]
     assert secretive.call("train", *words, "--multirun") == 0
@@ -172,7 +172,7 @@ def test_an_unexpected_exception_is_printed_without_a_secret(
 
 
 def test_a_configuration_with_a_secret_still_repeats_the_run(secretive: World) -> None:
-    run = secretive.train("on_bad_row=skip", "max_steps=1", f"trainer.run_name={TYPED}")
+    run = secretive.train("on_bad_row=skip", "max_steps=1", f"run_name={TYPED}")
     assert call("train", "--config-path", str(run.path), "--config-name", "config_used") == 0
     assert secretive.newest.id != run.id
     assert tree(secretive.newest.model) == tree(run.model)

@@ -17,7 +17,7 @@ from ..data.store import Example
 from ..errors import ConfigError
 from ..model import methods, packed_attention
 from ..model.adapters import training_precision
-from ..schema import DistributedArgs, LoopArgs, LossArgs, SpeedArgs, TrainConfig
+from ..schema import DistributedArgs, LoopArgs, LossArgs, OptimArgs, SpeedArgs, TrainConfig
 from ..utils import environment
 from ..utils.logs import log, shows_bars
 from ..utils.process_info import process_info
@@ -170,9 +170,11 @@ def build_training_arguments(
 ) -> TrainingArguments:
     """Translate the complete configuration to arguments of the Trainer; checkpoints go to `folder`.
 
-    Raises: ConfigError if the Trainer rejects an argument of `trainer: {...}`.
+    Raises: ConfigError if the schedule decays longer than it lasts, or the Trainer rejects an argument of
+        `trainer: {...}`.
     """
     warmup = round(cfg.warmup_ratio * schedule.steps)
+    _check_decay(cfg, schedule.steps - warmup)
     kernels = environment.choose_kernels(cfg.use_liger_kernel, cfg.cuda_visible_devices).value
     scheduler = cfg.lr_scheduler_type
     ours: dict[str, Any] = dict(
@@ -223,9 +225,19 @@ def build_training_arguments(
     try:
         return TrainingArguments(**(ours | distributed_arguments(cfg, dtype) | cfg.trainer))
     except (ValueError, TypeError) as error:
-        if not cfg.trainer and not cfg.lr_scheduler_kwargs:
+        if not cfg.trainer:
             raise
         raise ConfigError(f"trainer={cfg.trainer}: {error}", hint="see transformers.TrainingArguments") from error
+
+
+def _check_decay(cfg: OptimArgs, steps: int) -> None:
+    """Raises: ConfigError if the schedule would decay over more steps than the `steps` after the warm-up."""
+    decay = cfg.lr_scheduler_kwargs.get("num_decay_steps", 0)
+    if decay > steps:
+        raise ConfigError(
+            f"lr_scheduler_kwargs.num_decay_steps={decay} is more than the {steps} steps after the warm-up",
+            hint="set fewer num_decay_steps, or train longer",
+        )
 
 
 def distributed_arguments(args: DistributedArgs, dtype: str) -> dict[str, Any]:

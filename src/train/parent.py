@@ -26,6 +26,7 @@ from ..runs import Run
 from ..schema import ChatArgs, MethodArgs, TrainConfig
 from ..utils.files import hash_files, read_json
 from ..utils.logs import log
+from . import arguments
 
 ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")  # USER/NAME or USER/NAME@REVISION
@@ -219,7 +220,7 @@ def settings(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def problems(values: Mapping[str, Any]) -> list[str]:
     """The contradictions between composed settings and their method or their parent, one sentence each."""
-    found = methods.problems(values)
+    found = arguments.problems(values)
     try:
         parent = _find_in(values)
     except UserError as error:

@@ -33,6 +33,7 @@ from ..utils.logs import log, log_to, log_verdict
 from ..utils.process_info import ProcessInfo, process_info
 from ..utils.units import format_duration
 from . import launch_plan, mirror, resume
+from .arguments import check_packages
 from .parent import find_parent, with_parent
 from .plan import check_fits, plan_memory, resolve_checkpointing
 from .prepare import PreparedData, build_model, copy_held_out, load_chat, load_rows, tokenize, with_eval_path
@@ -70,6 +71,7 @@ def train(cfg: TrainConfig) -> int:
     distributed run launches its processes here, and each of them calls this function again.
     """
     cfg = with_parent(with_eval_path(cfg))
+    check_packages(cfg.method, cfg.optim)
     launch = launch_plan.plan_launch(cfg, cfg.cuda_visible_devices)
     if launch is None:
         return _train(cfg, process_info())

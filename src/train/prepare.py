@@ -39,6 +39,7 @@ from ..utils.logs import log, log_verdict
 from ..utils.process_info import OPTIONAL, block_imports, freeze_gc
 from ..utils.units import count
 from ..utils.usage_lock import hold
+from .arguments import BITSANDBYTES_OPTIMIZERS
 from .parent import check_labels, check_parent, find_parent, with_parent
 
 Config = TypeVar("Config", bound=TrainConfig)
@@ -285,8 +286,7 @@ def _unused_packages(cfg: TrainConfig, base: Source) -> list[str]:
     bitsandbytes = (
         methods.METHODS[cfg.method].four_bit
         or is_quantised(base) is not False
-        or "8bit" in cfg.optim
-        or "paged" in cfg.optim
+        or cfg.optim in BITSANDBYTES_OPTIMIZERS
         or isinstance(cfg, PlanConfig)  # the planner considers qlora as well
         or cfg.memory_gb is not None
     )

@@ -76,7 +76,11 @@ class AssayTrainer(Trainer):  # type: ignore[misc]
             self.train_dataset,
             batch_sampler=self.sampler,  # type: ignore[arg-type]
             collate_fn=self.data_collator,
-            pin_memory=torch.cuda.is_available(),
+            num_workers=self.args.dataloader_num_workers,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+            persistent_workers=self.args.dataloader_persistent_workers,
+            multiprocessing_context="fork" if self.args.dataloader_num_workers else None,
+            pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
             generator=torch.Generator(),  # the default draws from the global one, as dropout does
         )
         loader.set_epoch = self.sampler.set_epoch

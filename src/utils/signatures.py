@@ -23,34 +23,6 @@ PASSTHROUGH = {"trainer": TRAINER, "generation": GENERATION}
 
 # Arguments that a setting of ours determines: of two values for one thing, one would be ignored.
 OWNED_BY_SETTING = {
-    "trainer": {
-        "output_dir": "output_dir",
-        "num_train_epochs": "epochs",
-        "max_steps": "max_steps",
-        "per_device_train_batch_size": "batch_size",
-        "learning_rate": "lr",
-        "gradient_accumulation_steps": "gradient_accumulation_steps",
-        "warmup_steps": "warmup_ratio",
-        "weight_decay": "weight_decay",
-        "lr_scheduler_type": "lr_scheduler_type",
-        "max_grad_norm": "max_grad_norm",
-        "gradient_checkpointing": "gradient_checkpointing",
-        "activation_checkpointing": "gradient_checkpointing",
-        "bf16": "bf16",
-        "fp16": "bf16=false",
-        "seed": "seed",
-        "data_seed": "seed",
-        "logging_steps": "logging_steps",
-        "logging_strategy": "logging_steps",
-        "eval_strategy": "eval_steps",
-        "eval_steps": "eval_steps",
-        "save_strategy": "save_steps",
-        "save_steps": "save_steps",
-        "save_total_limit": "save_total_limit",
-        "report_to": "TensorBoard, which is always on",
-        "push_to_hub": "publish-hf",
-        "hub_token": "the environment variable HF_TOKEN",
-    },
     "generation": {"max_new_tokens": "max_new_tokens", "max_length": "max_new_tokens"},
 }
 

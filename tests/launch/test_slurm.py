@@ -147,11 +147,11 @@ def test_a_job_trains_what_the_command_itself_trains_and_no_secret_is_written(
 ) -> None:
     """Secrets of the environment, of the command line, and in a file of settings and a preset."""
     for name in ("settings.yaml", "preset.yaml"):
-        (tmp_path / name).write_text(f"# @package _global_\ntrainer: {{run_name: {TYPED}}}\n")
+        (tmp_path / name).write_text(f"# @package _global_\nrun_name: {TYPED}\n")
     place = tmp_path / "remote" / "run"
     words = ("--config-name", str(tmp_path / "settings.yaml"), f"experiment={tmp_path / 'preset.yaml'}", *SHORT)
     code, said = launch(
-        "train", *words, f"+trainer.hub_model_id={TYPED}", ASSAY_RUN_FILE=str(place), **CANARIES
+        "train", *words, f"+checkpoint_mirror_endpoint={TYPED}", ASSAY_RUN_FILE=str(place), **CANARIES
     ).end()
     assert code == 0, said
     job = id_of(said)
@@ -163,7 +163,7 @@ def test_a_job_trains_what_the_command_itself_trains_and_no_secret_is_written(
     assert json.loads((place.parent / "slurm.json").read_text()) == {"ids": [job]}
     used = yaml.safe_load((run.path / "config_used.yaml").read_text())
     assert not {"partition", "timeout_min", "cpus_per_task"} & used.keys()
-    assert used["trainer"]["run_name"] == "${oc.env:HF_TOKEN}"
+    assert used["run_name"] == "${oc.env:HF_TOKEN}"
     assert run.manifest["process"]["slurm"]["job"] == job
     assert "launch=slurm" in run.manifest["command"]
 

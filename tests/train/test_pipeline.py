@@ -243,7 +243,7 @@ def test_settings_that_cannot_work_are_refused(
     assert told in refused(world, capsys, *words)
 
 
-@pytest.mark.parametrize("word", ["trainer.optim=nonsense", "peft.bias=nonsense"])
+@pytest.mark.parametrize("word", ["trainer.log_level=nonsense", "peft.bias=nonsense"])
 def test_a_further_argument_of_the_wrong_value_is_refused(
     world: World, capsys: pytest.CaptureFixture[str], word: str
 ) -> None:

@@ -115,7 +115,7 @@ class MemoryEstimator:
         """The memory of a run, with or without recomputed activations."""
         weights, backward, evaluated = self.run_simulation(cfg, checkpointing)
         always = {"weights": weights.base_bytes, "adapters": weights.adapter_bytes, "fixed": self.fixed,
-                  "optimizer": memory.optimizer_bytes(cfg.optim, weights.trainable)}  # fmt: skip
+                  "optimizer": _optimizer_bytes(cfg, weights)}  # fmt: skip
         copies = memory.STEP_COPY_BYTES.get(cfg.optim, 0) * weights.trainable if self.device == "cuda" else 0
         moments = {
             "backward": always | backward._asdict(),
@@ -135,7 +135,11 @@ class MemoryEstimator:
     def run_simulation(self, cfg: TrainConfig, checkpointing: bool) -> SimulatedMemory:
         """Simulate a training step and an evaluation, or read the result from the cache."""
         batch = [self.examples[row] for row in self.longest_batch(cfg)]
-        held_out = self._longest_held_out(cfg.batch_size) if self.held_out else []
+        held_out = (
+            self._longest_held_out(cfg.trainer.get("per_device_eval_batch_size", cfg.batch_size))
+            if self.held_out
+            else []
+        )
         path = (
             data_cache(cfg.cache_dir, cfg.output_dir)
             / "plans"
@@ -181,13 +185,13 @@ class MemoryEstimator:
         checkpoints = math.ceil(schedule.steps / args.save_steps)
         checkpointing, needed = self._checkpointing(cfg, available)
         tokens = int(self.lengths.sum())
-        needs = disk_needs(cfg.output_dir, cfg.optim, cfg.save_total_limit, self.base, weights, checkpoints)
+        needs = disk_needs(cfg, self.base, weights, checkpoints)
         return MemoryPlan(
             cfg.method, self.device, self.dtype, weights.parameters, weights.trainable, len(self.examples),
             schedule.steps_per_epoch, schedule.steps, tokens,
             round(tokens * schedule.steps / schedule.steps_per_epoch),
             (len(longest), int(self.lengths[longest].sum())),
-            math.ceil(schedule.steps / args.eval_steps) if self.held_out else 0, checkpoints,
+            _evaluations(schedule.steps, args) if self.held_out else 0, checkpoints,
             checkpointing, needed, available, tuple(needs), weights,
         )  # fmt: skip
 
@@ -251,7 +255,7 @@ class MemoryEstimator:
             yield {"method": "lora"}
         if method.config is None or not method.four_bit:
             yield {"method": "qlora"}
-        if memory.OPTIMIZER_BYTES.get(cfg.optim, 8) > memory.OPTIMIZER_BYTES["paged_adamw_8bit"]:
+        if memory.OPTIMIZER_BYTES.get(cfg.optim) == memory.OPTIMIZER_BYTES["adamw_torch"]:
             yield {"optim": "paged_adamw_8bit"}
 
 
@@ -282,14 +286,22 @@ def _format_change(change: dict[str, Any]) -> str:
     return " ".join(f"{k}={str(v).lower() if isinstance(v, bool) else v}" for k, v in change.items())
 
 
-def disk_needs(
-    output_dir: str, optim: str, save_total_limit: int, base: Source, weights: ParameterBytes, checkpoints: int
-) -> Iterator[DiskNeed]:
+def _evaluations(steps: int, args: Any) -> int:
+    """The evaluations of a run: every eval_steps, from eval_delay on, and after the last step."""
+    before = math.ceil(args.eval_delay / args.eval_steps) - 1 if args.eval_delay else 0
+    return max(1, math.ceil(steps / args.eval_steps) - before)
+
+
+def _optimizer_bytes(cfg: TrainConfig, weights: ParameterBytes) -> int:
+    return memory.optimizer_bytes(cfg.optim, weights, momentum="optim_args" in cfg.trainer)
+
+
+def disk_needs(cfg: TrainConfig, base: Source, weights: ParameterBytes, checkpoints: int) -> Iterator[DiskNeed]:
     """What the run writes. A checkpoint holds the trained parameters and the state of the optimizer."""
-    output = Path(output_dir)
+    output = Path(cfg.output_dir)
     trained = weights.gradient_bytes
-    one = trained + memory.optimizer_bytes(optim, weights.trainable)
-    kept = min(checkpoints, save_total_limit + 1)  # a new one is complete before an old one is removed
+    one = trained + _optimizer_bytes(cfg, weights)
+    kept = min(checkpoints, cfg.save_total_limit + 1)  # a new one is complete before an old one is removed
     yield DiskNeed(f"{count(kept, 'checkpoint')} of {memory.format_gb(one)} GB", output, kept * one)
     yield DiskNeed("the tuned model", output, trained)
     if base.folder is None:

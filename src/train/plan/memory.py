@@ -16,7 +16,8 @@ of any moment.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,13 +30,16 @@ MOMENTS = {"backward": "the backward pass of the longest batch", "step": "the op
            "evaluation": "the evaluation"}  # fmt: skip
 
 # Bytes per trained parameter. Adam keeps a mean and a mean square (arXiv:1412.6980, algorithm 1), each in fp32, or
-# in 8 bits with an fp32 scale for each block of 256 (arXiv:2110.02861, section 2.1).
+# in 8 bits with an fp32 scale for each block of 256 (arXiv:2110.02861, section 2.1). Lion keeps the mean only.
 OPTIMIZER_BYTES: dict[str, float] = {
     "adamw_torch_fused": 8,
     "adamw_torch": 8,
     "paged_adamw_32bit": 8,
     "adamw_8bit": 2 * (1 + 4 / 256),
     "paged_adamw_8bit": 2 * (1 + 4 / 256),
+    "lion_32bit": 4,
+    "lion_8bit": 1 + 4 / 256,
+    "paged_lion_8bit": 1 + 4 / 256,
     "sgd": 0,
 }
 # On a GPU, adamw_torch works on lists of tensors (torch.optim.AdamW, "foreach") and copies the trained parameters
@@ -58,14 +62,14 @@ SHARDED_PARTS = {"zero2": frozenset({"gradients", "optimizer"}), "zero3": ALL_ST
 
 
 class ParameterBytes(NamedTuple):
-    """Parameters, trained parameters, and bytes: base, adapter, all gradients, largest trained parameter."""
+    """Parameters, trained parameters, and bytes: base, adapter, all gradients, state of Adafactor."""
 
     parameters: int
     trainable: int
     base_bytes: int
     adapter_bytes: int
     gradient_bytes: int
-    largest_bytes: int
+    factored_bytes: int
 
 
 class PassMemory(NamedTuple):
@@ -186,8 +190,14 @@ def measure_parameters(model: Any) -> ParameterBytes:
     gradient = sum(parameter_bytes(p) for p in trained)
     all_bytes = sum(parameter_bytes(p) for p in model.parameters())
     adapter = 0 if trainable == total else gradient
-    largest = max(parameter_bytes(p) for p in trained)
-    return ParameterBytes(total, trainable, all_bytes - adapter, adapter, gradient, largest)
+    factored = sum(_factored_bytes(p.shape) for p in trained)
+    return ParameterBytes(total, trainable, all_bytes - adapter, adapter, gradient, factored)
+
+
+def _factored_bytes(shape: Sequence[int]) -> int:
+    """Adafactor (arXiv:1804.04235, section 3) keeps the row and the column sums of a matrix, all of a vector."""
+    size = math.prod(shape)
+    return 4 * (size if len(shape) < 2 else size // shape[-1] + size // shape[-2])
 
 
 def parameter_bytes(parameter: Any) -> int:
@@ -200,9 +210,11 @@ def is_four_bit(parameter: Any) -> bool:
     return type(parameter).__name__ == "Params4bit"
 
 
-def optimizer_bytes(optim: str, trainable: int) -> int:
-    """The state of the optimizer after its first step; an unknown one counts as Adam."""
-    return round(OPTIMIZER_BYTES.get(optim, 8) * trainable)
+def optimizer_bytes(optim: str, weights: ParameterBytes, momentum: bool = False) -> int:
+    """The state of the optimizer after its first step. `momentum`: of SGD, an fp32 number per parameter."""
+    if optim == "adafactor":
+        return weights.factored_bytes
+    return round((OPTIMIZER_BYTES[optim] + 4 * momentum) * weights.trainable)
 
 
 def format_gb(size: float) -> str:
