@@ -148,7 +148,11 @@ _announced: set[str] = set()
 
 
 def current_settings(
-    values: Mapping[str, Any], announce: bool = False, known: Collection[str] | None = None, group: str = ""
+    values: Mapping[str, Any],
+    announce: bool = False,
+    known: Collection[str] | None = None,
+    group: str = "",
+    resolved: bool = False,
 ) -> dict[str, Any]:
     """`values` with today's names, in their order, also in references such as `${near_threshold}`.
 
@@ -156,14 +160,15 @@ def current_settings(
         announce: write a line to stderr for each name that was replaced, once per process.
         known: the settings of the stage; others keep their names. None: every former name is replaced.
         group: the group that `values` belong to, such as `gate`.
+        resolved: the references are resolved, so that `${near_threshold}` is a text.
     Raises: ConfigError if a setting has two values, one under each of its names.
     """
-    return _rename(values, _table(known), f"{group}." if group else "", announce)
+    return _rename(values, _table(known), f"{group}." if group else "", announce, resolved)
 
 
 def former_settings(values: Mapping[str, Any]) -> dict[str, Any]:
     """`values` with their former names: what the identity of an older sweep was computed from."""
-    return _rename(values, {new: old for old, new in RENAMED.items()}, "", False)
+    return _rename(values, {new: old for old, new in RENAMED.items()}, "")
 
 
 def current_override(text: str, known: Collection[str] | None = None) -> str:
@@ -199,9 +204,9 @@ def _key_pattern(name: str) -> str:
 
 
 def _current_references(value: Any, table: Mapping[str, str]) -> Any:
-    """A value with today's names in `${...}`."""
+    r"""A value with today's names in `${...}`, but not in `\${...}`, which is text."""
     if isinstance(value, str):
-        return re.sub(r"\$\{([\w.]+)\}", lambda m: f"${{{table.get(m[1], m[1])}}}", value)
+        return re.sub(r"(?<!\\)((?:\\\\)*\$\{)([\w.]+)(?=\})", lambda m: m[1] + table.get(m[2], m[2]), value)
     return [_current_references(v, table) for v in value] if isinstance(value, list) else value
 
 
@@ -215,23 +220,30 @@ def conflicts(overrides: list[str]) -> list[str]:
     ]
 
 
-def _rename(values: Mapping[str, Any], table: Mapping[str, str], prefix: str, announce: bool) -> dict[str, Any]:
+def _rename(
+    values: Mapping[str, Any],
+    table: Mapping[str, str],
+    prefix: str,
+    announce: bool = False,
+    resolved: bool = False,
+) -> dict[str, Any]:
     """`values` with each name in `table` replaced; `prefix` is the dotted name of the group that they are in."""
     found: dict[str, Any] = {}
     for key, value in values.items():
         name = f"{prefix}{key}"
+        current = value if resolved else _current_references(value, table)
         if new := table.get(name):
             leaf = new.removeprefix(prefix)
             if leaf in values and values[leaf] != value:
                 raise ConfigError(_two_names(name, value, values[leaf]), hint=f"write {new} only")
             if announce:
                 _announce(name)
-            found[leaf] = _current_references(value, table)
+            found[leaf] = current
         elif isinstance(value, Mapping):
             inner = "" if name == SPACE else f"{name}."
-            found[key] = _rename(value, table, inner, announce)
+            found[key] = _rename(value, table, inner, announce, resolved)
         else:
-            found[key] = _current_references(value, table)
+            found[key] = current
     return found
 
 

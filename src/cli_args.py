@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -53,7 +54,8 @@ def parse(stage: str, argv: list[str]) -> Call:
     Raises: ConfigError if the configuration file is missing or is not YAML. Other problems are collected.
     """
     call = Call(stage, config_files.folders()[0], STAGES[stage].config_name)
-    words = iter(redact_argv(argv))
+    call.problems += [f"{word!r} holds bytes that are not UTF-8" for word in argv if not _is_utf8(word)]
+    words = iter(redact_argv(filter(_is_utf8, argv)))
     positionals = list(STAGES[stage].positionals)
     for word in words:
         if word.startswith("-"):
@@ -69,6 +71,11 @@ def parse(stage: str, argv: list[str]) -> Call:
         call.problems.append("--resolve is only supported with --cfg")
     _find_config_file(call)
     return call
+
+
+def _is_utf8(word: str) -> bool:
+    """Whether a word can be written to a file: bytes that are no text are lone surrogates in Python."""
+    return not re.search("[\ud800-\udfff]", word)
 
 
 def _parse_flag(call: Call, word: str, words: Iterator[str]) -> None:

@@ -25,6 +25,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins import file_config_source
 from hydra._internal.sources_registry import SourcesRegistry
@@ -36,7 +37,7 @@ from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig, OmegaConf, flag_override
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError
 
 from . import aliases, chat_templates, config, config_files, schema
@@ -44,6 +45,7 @@ from .cli_args import Call, yaml_error
 from .errors import ConfigError, did_you_mean
 from .search_space import quoted
 from .stages import STAGES
+from .utils import references
 from .utils.secrets import redact
 
 # Later groups win: method=dora over the method that hardware=gpu_24gb suggests.
@@ -74,7 +76,10 @@ class FileConfigSource(file_config_source.FileConfigSource):
     known: Collection[str] = ()  # the settings of the stage
 
     def load_config(self, config_path: str) -> ConfigResult:
-        result = super().load_config(config_path)
+        try:
+            result = super().load_config(config_path)
+        except GrammarParseError:
+            raise _incomplete_references(Path(self.path, config_path).with_suffix(".yaml")) from None
         found: Any = OmegaConf.to_container(result.config)
         if not isinstance(found, dict):
             return result
@@ -122,6 +127,11 @@ def _current_preset(call: Call, path: str) -> Any:
     return aliases.current_settings(found, announce=True, known=known) if isinstance(found, dict) else found  # type: ignore[arg-type]
 
 
+def _incomplete_references(path: Path) -> ConfigError:
+    found = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    return ConfigError(*(f"{path}: {problem}" for problem in references.incomplete(found)))
+
+
 def _setting_names(call: Call) -> set[str]:
     return set(config.flat_keys(config.schema_of(call.stage)))
 
@@ -153,6 +163,8 @@ def prepare_overrides(call: Call) -> tuple[list[str], list[str]]:
             ready += [] if unknown else [f"{key}={text.split('=', 1)[1]}"]
         elif key in FOLDERS:  # Hydra takes it for a group, since configs/ has a folder of this name
             problems.append(f"{key} is not a setting{config.suggestion(config.schema_of(call.stage), key)}")
+        elif found := [] if parsed.is_sweep_override() else list(references.incomplete(parsed.value(), key)):
+            problems += found
         else:
             ready.append("++" + _quote_text(call, key, parsed, text.lstrip("+")))
     return ready, problems
@@ -204,6 +216,8 @@ def _register_preset_files(call: Call, text: str, parsed: Override) -> tuple[str
             name = f"{Path(path).stem}_{hashlib.sha256(os.path.abspath(path).encode()).hexdigest()[:6]}"
             try:
                 node = OmegaConf.create(redact(_current_preset(call, path)))
+            except GrammarParseError:
+                raise _incomplete_references(Path(path)) from None
             except (YAMLError, OSError, ValueError) as error:
                 raise ConfigError(f"{path} cannot be read as YAML: {yaml_error(error)}") from None
             ConfigStore.instance().store(group=parsed.key_or_group, name=name, node=node, package="_global_")
@@ -244,7 +258,7 @@ def compose_values(call: Call, overrides: list[str]) -> tuple[dict[str, Any], li
         try:
             values[key] = plain_value(composed, key)
         except OmegaConfBaseException as error:
-            problems.append(f"{key} cannot be resolved: {first_line(error)}")
+            problems.append(references.unresolved(key, error))
     return values, problems
 
 

@@ -9,7 +9,6 @@ from functools import cache
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
-from omegaconf import OmegaConf
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import Doc
 
@@ -19,7 +18,7 @@ from .errors import ConfigError, did_you_mean
 from .schema import SLURM_KEYS, SOURCE_KEYS, DataSource
 from .stages import STAGES, SWEEP_STAGE
 from .utils import trackers
-from .utils.secrets import redact
+from .utils.references import dump, to_config
 from .utils.signatures import check_passthrough
 
 Check = Callable[[Mapping[str, Any]], list[str]]  # returns the problems of composed values, one sentence each
@@ -56,7 +55,7 @@ def validate(schema: type, values: Mapping[str, Any], check: Check = no_problems
     Returns: an instance of `schema`.
     Raises: ConfigError that lists every problem.
     """
-    values = with_lists(schema, current_settings(values, known=flat_keys(schema)))
+    values = with_lists(schema, current_settings(values, known=flat_keys(schema), resolved=True))
     booleans = _booleans_for_numbers(schema, values)
     problems: list[str] = []
     config: Any = None
@@ -346,7 +345,7 @@ def flat_keys(schema: type, prefix: str = "", defaults: Any = None) -> dict[str,
 
 def to_yaml(settings: Any) -> str:
     """A validated configuration as YAML that composes to the same. Secrets become references."""
-    return OmegaConf.to_yaml(OmegaConf.create(redact(asdict(settings))))
+    return dump(to_config(asdict(settings)))
 
 
 def defaults(stage: str) -> dict[str, Any]:

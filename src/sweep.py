@@ -30,6 +30,7 @@ from .search_space import Dimension
 from .stages import SWEEP_STAGE
 from .utils.commands import command
 from .utils.files import disk_errors, read_json, write_json, write_text
+from .utils.references import dump, to_config
 from .utils.secrets import redact
 
 TRIALS, TABLE, BEST = "trials.json", "trials.txt", "best.yaml"
@@ -305,12 +306,12 @@ class Sweep:
         used = OmegaConf.to_container(OmegaConf.load(run / "config_used.yaml"))
         assert isinstance(used, dict)
         used = aliases.current_settings({str(k): v for k, v in used.items()})
-        base = redact(self.plan.base)
+        base = to_config(self.plan.base)
         swept = {name.split(".")[0] for name in best["settings"]}
         found = {k: v for k, v in used.items() if k not in PATH_KEYS and (k in swept or base.get(k) != v)}
         path = self.folder / BEST
         comment = f"# the best of sweep {self.folder.name}: {self._describe(best)}"
-        write_text(path, f"# @package _global_\n{comment}\n{OmegaConf.to_yaml(OmegaConf.create(found))}")
+        write_text(path, f"# @package _global_\n{comment}\n{dump(found)}")
         return path
 
     @property

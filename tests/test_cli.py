@@ -251,7 +251,7 @@ def test_a_snapshot_holds_a_reference_where_a_secret_was(monkeypatch: pytest.Mon
         (["model=llama"], "model=llama is not a preset"),
         (["experiment=smoke,smok", "-m"], "experiment=smok is not a preset; did you mean smoke?"),
         (["launch=x"], "launch=x is not a preset; there are: slurm"),
-        (["lora_r=${nope}"], "Interpolation key 'nope' not found"),
+        (["lora_r=${nope}"], "there is no setting nope"),
         (["hydra.nope=1"], "hydra.nope"),
         (["x.y.z=3"], "x is not a setting"),
     ],

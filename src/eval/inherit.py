@@ -27,6 +27,7 @@ from ..model.tasks import TASKS
 from ..runs import FINISHED, Run
 from ..schema import DEFAULT_GUARD
 from ..utils.files import read_json
+from ..utils.references import escaped, to_config, to_literal
 from . import evaluations
 
 Settings = dict[str, Any]
@@ -56,7 +57,7 @@ def of_model(values: Mapping[str, Any]) -> Settings:
 
 def _template_layer(model: Path, values: Mapping[str, Any]) -> Settings:
     """The variables of a model's chat template, unless another template is typed."""
-    return template_settings(model) if values.get("chat_template") is None else {}
+    return to_config(template_settings(model)) if values.get("chat_template") is None else {}
 
 
 def template_settings(model: Path) -> Settings:
@@ -100,7 +101,7 @@ def of_base(values: Mapping[str, Any]) -> Settings:
     manifest = run.manifest
     base = manifest["base_model"]
     revision = base.get("revision")
-    found: Settings = {"model_name": base["name"], "task": manifest.get("task", "causal_lm")}
+    found: Settings = {"model_name": escaped(base["name"]), "task": manifest.get("task", "causal_lm")}
     if isinstance(revision, str) and not revision.startswith("sha256:"):  # of the Hub
         found["model_revision"] = revision
     also = (
@@ -161,7 +162,7 @@ def _judged_by(run: Run, values: Mapping[str, Any], also: Iterable[str] = ()) ->
 def _training(run: Run) -> Settings:
     is_former = "evaluation_data" not in run.manifest
     settings = {} if is_former and not (run.path / runs.CONFIG).exists() else run.settings
-    return _current(settings, JUDGED_BY, is_former) | columns_of(run, settings)
+    return _current(settings, JUDGED_BY, is_former) | to_config(columns_of(run, settings))
 
 
 def columns_of(run: Run, settings: Mapping[str, Any]) -> Settings:
@@ -171,7 +172,7 @@ def columns_of(run: Run, settings: Mapping[str, Any]) -> Settings:
     """
     recorded = (run.manifest.get("evaluation_data") or {}).get("columns")
     if recorded is None:
-        recorded = {} if settings.get("datasets") or settings.get("trainDataConfig") else settings
+        recorded = {} if settings.get("datasets") or settings.get("trainDataConfig") else to_literal(settings)
     return {key: recorded[key] for key in COLUMN_KEYS if recorded.get(key) is not None}
 
 

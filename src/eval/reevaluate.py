@@ -28,6 +28,7 @@ from ..schema import ChatArgs, ColumnArgs, EvalArgs, EvalConfig, GateArgs, SeedA
 from ..utils import environment
 from ..utils.commands import command
 from ..utils.files import sha256, write_json
+from ..utils.references import to_literal
 from . import eval_data, evaluations, inference, inherit, metrics, verdict
 from .batching import batch_indices
 from .inherit import DECODED_BY
@@ -112,7 +113,8 @@ def prompts_of(run: Run) -> list[str]:
 def of_texts(texts: Sequence[str], task: Task, labels: Sequence[str], run: Run | None = None) -> Reevaluation:
     """Prompts without reference answers, decoded as in the newest evaluation of `run`, else by the defaults."""
     newest = evaluations.newest(run) if run else None
-    decoding = {key: value for key, value in (newest.settings if newest else {}).items() if key in DECODED_BY}
+    used = to_literal(newest.settings) if newest else {}
+    decoding = {key: value for key, value in used.items() if key in DECODED_BY}
     rows = [
         Row(Path("prompt"), n, [{"role": "user", "content": t}, {"role": "assistant", "content": ""}])
         for n, t in enumerate(texts)

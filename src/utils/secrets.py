@@ -32,6 +32,16 @@ def redact(value: Any) -> Any:
     return _replace(value, {secret: f"${{oc.env:{name}}}" for secret, name in secrets().items()})
 
 
+def split_at_secrets(text: str) -> list[str]:
+    """`text` cut at its secrets, with their variables in between: `[text, name, text, ...]`."""
+    known = secrets()
+    if not known:
+        return [text]
+    pieces = re.split(f"({'|'.join(map(re.escape, known))})", text)
+    pieces[1::2] = [known[secret] for secret in pieces[1::2]]
+    return pieces
+
+
 def restore_secrets(value: Any) -> Any:
     """The inverse of `redact` in the same environment."""
     return _replace(value, {f"${{oc.env:{name}}}": secret for secret, name in secrets().items()})
