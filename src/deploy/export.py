@@ -52,14 +52,15 @@ def assemble(
     """
     name = published_name(run, cfg.publish_name)
     exported = write_model(run, cfg, folder)
-    if external and exported["form"] == "adapter" and is_local(run.manifest["base_model"]):
-        _replace_base_path(folder / "adapter_config.json", base_id(run.manifest["base_model"]))
+    if exported["form"] == "adapter" and is_local(run.manifest["base_model"]):
+        _name_base(folder / "adapter_config.json", run.manifest["base_model"], external)
     for record in RECORDS:
         if (run.path / record).exists():
             shutil.copy2(run.path / record, folder / record)
     regressions = model_card.worst_regressions(run, cfg.artifacts_dir, cfg.gate.metric)
     write_text(
-        folder / "README.md", model_card.render_card(run, name, verdict, exported, cfg.license, regressions)
+        folder / "README.md",
+        model_card.render_card(run, name, verdict, exported | {"external": external}, cfg.license, regressions),
     )
     hashes = {p.relative_to(folder).as_posix(): sha256(p) for p in sorted(folder.rglob("*")) if p.is_file()}
     facts: Mapping[str, Any] = {k: v for k, v in run.manifest.items() if k not in PRIVATE_KEYS}
@@ -84,13 +85,18 @@ def published_name(run: Run, wanted: str | None) -> str:
     return wanted or f"{base}-{run.manifest['method']}"
 
 
-def _replace_base_path(settings: Path, base: str) -> None:
-    """Name a local base model `./base`, which no library looks up on the Hub.
+def _name_base(settings: Path, base: Mapping[str, Any], external: bool) -> None:
+    """Name a base model from a local folder so that the adapter loads from any directory of this machine.
 
-    Elsewhere, `models/base` or `base` would resolve to whatever the owner of that Hub name publishes.
+    On other machines it is `./base`, which no library looks up on the Hub: `models/base` or `base` would resolve
+    to whatever the owner of that Hub name publishes.
     """
-    found = read_json(settings) | {"base_model_name_or_path": f"./{base}"}
-    write_text(settings, json.dumps(found, indent=2, sort_keys=True))
+    folder = Path(base["name"]).expanduser().absolute()
+    name = f"./{base_id(base)}" if external else str(folder)
+    found = read_json(settings)
+    if found["base_model_name_or_path"] != name and (external or folder.is_dir()):
+        found |= {"base_model_name_or_path": name}
+        write_text(settings, json.dumps(found, indent=2, sort_keys=True))
 
 
 # The form of the model

@@ -93,7 +93,7 @@ def usage(manifest: Mapping[str, Any], facts: Mapping[str, Any], prompt: str) ->
             ["transformers", "torch", "onnxruntime"],
         )
     adapter = facts["form"] == "adapter"
-    load = _load_adapter(manifest, task) if adapter else _load_model(task)
+    load = _load_adapter(manifest, facts, task) if adapter else _load_model(task)
     completion = "" if task == "seq2seq" else ', inputs["input_ids"].shape[1]:'
     answer = CLASSIFY if task == "classification" else GENERATE.format(completion=completion, stop=stop)
     return _fenced(f"{load}{encode}{answer}", ["transformers", "torch", *(["peft"] if adapter else [])])
@@ -107,19 +107,25 @@ def _load_model(task: str) -> str:
     )
 
 
-def _load_adapter(manifest: Mapping[str, Any], task: str) -> str:
-    """The adapter of a classifier has its labels in its own config.json."""
+def _load_adapter(manifest: Mapping[str, Any], facts: Mapping[str, Any], task: str) -> str:
+    """The adapter of a classifier has its labels in its own config.json.
+
+    A folder that is published on this machine names the folder of its base model.
+    """
     auto, base = TASKS[task].auto_class, manifest["base_model"]  # type: ignore[index]
-    comment = "  # set this to the folder of the base model" if is_local(base) else ""
+    named = is_local(base) and not facts.get("external", True)
+    comment = "  # set this to the folder of the base model" if is_local(base) and not named else ""
+    source = "PeftConfig.from_pretrained(folder).base_model_name_or_path" if named else f'"{base_id(base)}"'
     options = [] if is_local(base) else [f'revision="{base["revision"]}"']
     names, first = f"{auto}, AutoTokenizer", ""
     if task == "classification":
         names, first = f"AutoConfig, {names}", "config = AutoConfig.from_pretrained(folder)\n"
         options += ["config=config", "ignore_mismatched_sizes=True"]
     arguments = "".join(f", {option}" for option in options)
+    classes = "PeftConfig, PeftModel" if named else "PeftModel"
     return (
-        f"from peft import PeftModel\nfrom transformers import {names}\n\n{FOLDER}"
-        f'base = "{base_id(base)}"{comment}\n{first}'
+        f"from peft import {classes}\nfrom transformers import {names}\n\n{FOLDER}"
+        f"base = {source}{comment}\n{first}"
         f"tokenizer = AutoTokenizer.from_pretrained(folder)\n"
         f"model = {auto}.from_pretrained(base{arguments})\nmodel = PeftModel.from_pretrained(model, folder)\n"
     )

@@ -93,10 +93,8 @@ def test_one_commit_holds_what_a_local_publication_does(copied: World, hub: Mode
     del files[".gitattributes"]
     local = tree(copied.artifacts / "models" / "tiny-lora" / run.id)
     assert files.keys() == local.keys()
-    assert {n for n in files if files[n] != local[n]} == {
-        "adapter_config.json",
-        "manifest.json",
-    }  # the base's path
+    # the base's path, which the program of the card reads on this machine
+    assert {n for n in files if files[n] != local[n]} == {"adapter_config.json", "manifest.json", "README.md"}
     assert commit.large == {"adapter_model.safetensors"}
     assert commit.title == f"Assay run {run.id}"
     assert repo.private

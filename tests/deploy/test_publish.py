@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from datetime import datetime
 from pathlib import Path
@@ -14,6 +15,7 @@ import yaml
 
 from src import runs
 from src.deploy.push import publication_lock
+from tests.deploy.cards import program
 from tests.fixtures import World, tree
 
 pytest_plugins = ["tests.fixtures"]
@@ -49,6 +51,24 @@ def test_a_changed_record_of_the_run_is_published(copied: World) -> None:
     (copied.newest.path / "aim_profile.json").write_text("{}")
     assert copied.call("publish") == 0
     assert (copied.artifacts / "models" / "tiny-lora" / "latest" / "aim_profile.json").read_text() == "{}"
+
+
+def test_an_adapter_loads_from_any_directory(copied: World, tmp_path: Path) -> None:
+    run = copied.newest
+    settings = run.model / "adapter_config.json"
+    relative = os.path.relpath(copied.model)
+    settings.write_text(settings.read_text().replace(str(copied.model), relative))
+    run.update(base_model=run.manifest["base_model"] | {"name": relative})
+    assert copied.call("publish", "force=true") == 0
+    (folder,) = copied.artifacts.glob(f"models/*/{run.id}")
+    named = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
+    assert Path(named).is_absolute() and Path(named).samefile(copied.model)
+    text = program((folder / "README.md").read_text()).replace('folder = "."', f'folder = "{folder}"')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        scope: dict[str, Any] = {}
+        exec(compile(text, "README.md", "exec"), scope)
+    assert isinstance(scope["answer"], str) and str(copied.model) not in text
 
 
 def test_the_manifest_holds_the_hash_of_every_file(published: Path) -> None:
