@@ -20,6 +20,7 @@ from urllib.parse import urljoin, urlsplit
 
 from ..errors import DataError
 from ..utils.files import atomic_dir
+from ..utils.network import network_cause
 
 if TYPE_CHECKING:
     from urllib3 import BaseHTTPResponse
@@ -244,15 +245,17 @@ def _request(parsed: Url, allow_private: bool, shown: str, extra: Headers) -> Ba
                 "GET", parsed.request_uri, headers=headers, redirect=False, retries=False,
                 preload_content=False, decode_content=False,
             )  # fmt: skip
-        except urllib3.exceptions.SSLError:
-            raise DataError(
-                f"the certificate of {host} is not trusted",
-                hint="set SSL_CERT_FILE if a private certificate authority issued it",
-            ) from None
+        except urllib3.exceptions.SSLError as error:
+            fact, remedy = network_cause(error, f"https://{host}", proxies=False) or (
+                f"TLS with {host} failed",
+                "",
+            )
+            raise DataError(fact, hint=remedy) from None
         except urllib3.exceptions.HTTPError as error:
-            reason = type(error).__name__
+            cause = network_cause(error, f"{parsed.scheme}://{host}:{port}", proxies=False)
+            reason = f"({type(error).__name__}){f': {cause.fact}' if cause else ''}"
     raise DataError(
-        f"no response from {host} on port {port} ({reason})",
+        f"no response from {host} on port {port} {reason}",
         hint="check data_source.url and the network; proxies are not used, see docs/sources.md",
     )
 

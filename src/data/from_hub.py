@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 from ..errors import DataError
 from ..schema import DataSource
 from ..utils.files import sha256
+from ..utils.network import CHECK_NETWORK, network_cause
 from .download import (
     FetchedData,
     cache_key,
@@ -232,10 +233,14 @@ def _errors(source: DataSource, endpoint: str) -> Iterator[None]:
             f"the dataset {source.repo} is not in the cache, and HF_HUB_OFFLINE prevents fetching it",
             hint="unset HF_HUB_OFFLINE, or set data_source.revision to a commit that was fetched before",
         ) from None
-    except (OSError, httpx2.HTTPError, httpx2.InvalidURL, ValueError, KeyError) as error:
+    except (OSError, httpx2.HTTPError, httpx2.InvalidURL, ValueError, KeyError, ImportError) as error:
+        cause = network_cause(error, endpoint)
+        said = f": {cause.fact}" if cause else ""
+        remedy = cause.remedy if cause else CHECK_NETWORK
+        remedy += " and data_source.endpoint" if remedy == CHECK_NETWORK else ""
         raise DataError(
-            f"{endpoint} does not respond as a Hub ({type(error.__cause__ or error).__name__})",
-            hint="check the network and data_source.endpoint, or name a local folder in data_source.repo",
+            f"{endpoint} does not respond as a Hub ({type(error.__cause__ or error).__name__}){said}",
+            hint=f"{remedy}, or name a local folder in data_source.repo",
         ) from None
 
 

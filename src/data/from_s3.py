@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from ..errors import DataError
 from ..schema import DataSource
+from ..utils.network import network_cause
 from .download import (
     THREADS,
     FetchedData,
@@ -32,6 +33,7 @@ from .download import (
 
 CONNECT_SECONDS, READ_SECONDS = 4, 20
 ATTEMPTS = 3
+AWS = "https://s3.amazonaws.com"
 BLOCK = 1 << 20
 # error codes of a key without the permission to list versions, and of a server without versions
 NO_VERSIONS = {"AccessDenied", "403", "NotImplemented", "501", "MethodNotAllowed", "405"}
@@ -235,7 +237,7 @@ def s3_errors(
     except ClientError as error:
         raise _refusal(_code(error), bucket, where, server) from None
     except BotoCoreError as error:
-        raise _failure(type(error).__name__, bucket, endpoint or "the AWS endpoint", where, server) from None
+        raise _failure(error, bucket, endpoint, where, server) from None
 
 
 def _code(error: Any) -> str:
@@ -258,7 +260,8 @@ def _refusal(code: str, bucket: str, where: str, server: str) -> DataError:
     return DataError(f"S3 could not read the bucket {bucket} ({code})", hint=f"check {where}, or try again later")
 
 
-def _failure(name: str, bucket: str, endpoint: str, where: str, server: str) -> DataError:
+def _failure(error: Exception, bucket: str, endpoint: str | None, where: str, server: str) -> DataError:
+    name = type(error).__name__
     if "Credential" in name or name == "ProfileNotFound":
         return DataError(
             f"there are no credentials for the S3 bucket {bucket} ({name})",
@@ -266,6 +269,8 @@ def _failure(name: str, bucket: str, endpoint: str, where: str, server: str) -> 
         )
     if name == "ParamValidationError":
         return DataError(f"{bucket!r} is not the name of an S3 bucket", hint=f"correct {where}")
-    return DataError(
-        f"{endpoint} does not respond as an S3 server ({name})", hint=f"check {server} and the network"
-    )
+    cause = network_cause(error, endpoint or AWS)
+    fact = f"{endpoint or 'the AWS endpoint'} does not respond as an S3 server ({name})"
+    if cause is None:
+        return DataError(fact, hint=f"check {server} and the network")
+    return DataError(f"{fact}: {cause.fact}", hint=f"check {server}, and {cause.remedy}")

@@ -23,6 +23,7 @@ from huggingface_hub.utils._http import (
 )
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
+from ..utils.network import network_cause
 from .hub_settings import RESUME, endpoint, new_token_hint
 
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10.0, 120.0  # a commit of many files takes the server a while
@@ -55,7 +56,9 @@ class HubHttpClient(httpx2.Client):
         try:
             response = super().send(request, **options)
         except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.ProxyError) as error:
-            raise TransientError(f"{host} cannot be reached ({_short(error)})", unreachable=True) from error
+            cause = network_cause(error, str(request.url))
+            reason = cause.fact if cause else _short(error)
+            raise TransientError(f"{host} cannot be reached ({reason})", unreachable=True) from error
         except httpx2.TimeoutException as error:
             raise TransientError(f"{host} did not respond in time", committing=committing) from error
         except (httpx2.NetworkError, httpx2.RemoteProtocolError) as error:
@@ -136,6 +139,8 @@ def explain(error: Exception, repo: str, user: str, namespaces: set[str]) -> tup
         return "HF_HUB_OFFLINE is set", "unset it to publish"
     if isinstance(known, HfHubHTTPError):
         return _explain_status(known.response.status_code, reason(known), repo, user, namespaces)
+    if isinstance(error, ImportError | ValueError) and (cause := network_cause(error, endpoint())):
+        return cause.fact, cause.remedy  # of a proxy
     if isinstance(error, ValueError):  # huggingface_hub cannot parse the response
         return f"{endpoint()} does not respond like a Hub ({reason(error)})", "check HF_ENDPOINT"
     return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from .. import chat_templates
 from ..errors import ConfigError, ModelError, did_you_mean
 from ..schema import ChatArgs
 from ..utils.logs import log
+from ..utils.network import network_cause
 
 # For tokenizers without a chat template, as those of base models. It uses plain words instead of special tokens;
 # an answer ends with the tokenizer's end-of-sequence token.
@@ -24,6 +26,7 @@ DEFAULT_CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '### Answer:\n' }}{% endif %}"
 )
 
+HUB = "https://huggingface.co"
 OWN_TEMPLATE = ChatArgs()
 
 
@@ -95,10 +98,15 @@ def from_pretrained(kind: Any, location: str, **arguments: Any) -> Any:
     """`kind.from_pretrained(location)`. Raises: ModelError if that fails."""
     try:
         return kind.from_pretrained(location, **arguments)
-    except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())
-        where = "" if Path(location).exists() else " (it is not a local folder, and the Hub did not provide it)"
-        raise ModelError(f"{location} cannot be loaded{where}: {reason[:300]}", hint=_remedy(reason)) from error
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        is_local = Path(location).exists()
+        cause = None if is_local else network_cause(error, os.environ.get("HF_ENDPOINT") or HUB)
+        if isinstance(error, ImportError) and not cause:
+            raise
+        where = "" if is_local else " (it is not a local folder, and the Hub did not provide it)"
+        text = " ".join(str(error).split())
+        reason, remedy = cause or (text[:300], _remedy(text))
+        raise ModelError(f"{location} cannot be loaded{where}: {reason}", hint=remedy) from error
 
 
 def _remedy(reason: str) -> str:

@@ -118,7 +118,8 @@ def test_a_hub_id_without_a_network_is_one_sentence(world: World) -> None:
     assert "Traceback" not in said
     last = said.strip().splitlines()[-1]
     assert last.startswith(
-        "nobody/nothing cannot be loaded (it is not a local folder, and the Hub did not provide it)"
+        "nobody/nothing cannot be loaded (it is not a local folder, and the Hub did not provide it): "
+        "HF_HUB_OFFLINE is set, which forbids the network; unset HF_HUB_OFFLINE"
     )
     assert not (world.output / "runs").exists()
 
