@@ -25,7 +25,7 @@ class Cause(NamedTuple):
     remedy: str
 
 
-class Kind(NamedTuple):
+class Failure(NamedTuple):
     """A kind of failure: the classes of its errors, the words in their text, and what is said of it.
 
     Fields of `fact` and `remedy`: {server}; {to}, the server or the proxy before it; {variable} of the proxy;
@@ -44,33 +44,33 @@ BROKEN = ("RemoteProtocolError", "ProtocolError", "ConnectionError", "Connection
 STATUS = ("HTTPStatusError", "HfHubHTTPError")
 # The first kind that one of the errors is of; the more specific ones come first.
 KINDS = [
-    Kind(("ImportError", "InvalidSchema"), "socks|SOCKS",
+    Failure(("ImportError", "InvalidSchema"), "socks|SOCKS",
          "{to} needs the Python package socksio", "install it (pip install socksio), or unset {variable}"),
-    Kind((), "[Uu]nknown scheme for proxy|Proxy URL had|invalid proxy",
+    Failure((), "[Uu]nknown scheme for proxy|Proxy URL had|invalid proxy",
          "{to} is not the address of a proxy", "write {variable}=http://HOST:PORT, or unset it"),
-    Kind(PROXY, "407", "{to} requires a user name and a password",
+    Failure(PROXY, "407", "{to} requires a user name and a password",
          "write {variable}=http://USER:PASSWORD@HOST:PORT"),
-    Kind(("OfflineModeIsEnabled",), "", "{offline} is set, which forbids the network", "unset {offline}"),
-    Kind((), "outgoing traffic has been disabled|offline mode is enabled",
+    Failure(("OfflineModeIsEnabled",), "", "{offline} is set, which forbids the network", "unset {offline}"),
+    Failure((), "outgoing traffic has been disabled|offline mode is enabled",
          "{offline} is set, which forbids the network", "unset {offline}, or fetch it once without it"),
-    Kind(("GatedRepoError",), "", "it is gated, and {token}", "accept its terms on its page, and set HF_TOKEN"),
-    Kind(("RepositoryNotFoundError",), "",
+    Failure(("GatedRepoError",), "", "it is gated, and {token}", "accept its terms on its page, and set HF_TOKEN"),
+    Failure(("RepositoryNotFoundError",), "",
          "{server} has none of this name, or it is private and {token}", "correct the name, or set HF_TOKEN"),
-    Kind(("RevisionNotFoundError",), "", "it has no such revision", "correct the revision"),
-    Kind(("gaierror", "NameResolutionError"), "", "no address is known for {to}", "{network}"),
-    Kind((), "CERTIFICATE_VERIFY_FAILED|certificate verify failed|doesn't match|no appropriate",
+    Failure(("RevisionNotFoundError",), "", "it has no such revision", "correct the revision"),
+    Failure(("gaierror", "NameResolutionError"), "", "no address is known for {to}", "{network}"),
+    Failure((), "CERTIFICATE_VERIFY_FAILED|certificate verify failed|doesn't match|no appropriate",
          "the certificate of {to} is not trusted ({reason})",
          "set SSL_CERT_FILE if a private certificate authority issued it"),
-    Kind(("SSLError",), "", "TLS with {to} failed ({reason})", "check whether the address is http or https"),
-    Kind((), r"\[SSL", "TLS with {to} failed ({reason})", "check whether the address is http or https"),
-    Kind(("ConnectionRefusedError",), "", "{to} refuses the connection", "{network}"),
-    Kind((), "[Nn]o route to host|[Nn]etwork is unreachable", "{to} cannot be reached", "{network}"),
-    Kind(TIMEOUTS, "", "{to} does not respond in time", "{network}"),
-    Kind(BROKEN, "", "{to} broke the connection off", "{network}"),
-    Kind(PROXY, "", "{to} passes no request on ({reason})", "{network}"),
-    Kind(STATUS, r"\b40[13]\b", "{server} denies access, and {token}", "set HF_TOKEN to a token that may read it"),
-    Kind(STATUS, r"\b(408|429|5\d\d)\b", "{server} is busy or out of order ({reason})", "try again later"),
-    Kind(STATUS, "", "{server} refuses the request ({reason})", "check the name and the address of the server"),
+    Failure(("SSLError",), "", "TLS with {to} failed ({reason})", "check whether the address is http or https"),
+    Failure((), r"\[SSL", "TLS with {to} failed ({reason})", "check whether the address is http or https"),
+    Failure(("ConnectionRefusedError",), "", "{to} refuses the connection", "{network}"),
+    Failure((), "[Nn]o route to host|[Nn]etwork is unreachable", "{to} cannot be reached", "{network}"),
+    Failure(TIMEOUTS, "", "{to} does not respond in time", "{network}"),
+    Failure(BROKEN, "", "{to} broke the connection off", "{network}"),
+    Failure(PROXY, "", "{to} passes no request on ({reason})", "{network}"),
+    Failure(STATUS, r"\b40[13]\b", "{server} denies access, and {token}", "set HF_TOKEN to one that may read it"),
+    Failure(STATUS, r"\b(408|429|5\d\d)\b", "{server} is busy or out of order ({reason})", "try again later"),
+    Failure(STATUS, "", "{server} refuses the request ({reason})", "check the name and the address of the server"),
 ]  # fmt: skip
 
 
@@ -121,7 +121,7 @@ def _reason(error: BaseException) -> str:
     return text[:120] or type(error).__name__
 
 
-def _is(error: BaseException, kind: Kind) -> bool:
+def _is(error: BaseException, kind: Failure) -> bool:
     names = {each.__name__ for each in type(error).__mro__}
     return (not kind.classes or not names.isdisjoint(kind.classes)) and bool(re.search(kind.words, str(error)))
 
