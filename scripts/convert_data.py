@@ -10,6 +10,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from src.convert.files import convert_tree, exit_code, summary
+from src.utils.terminal import printable_streams
 
 PATHS = "files, or folders to search with their subfolders (default: data)"
 CHECK = "report what would be done and write nothing; exit code 1 if there is something to do"
@@ -24,9 +25,10 @@ def main() -> int:
     parser.add_argument("--force", action="store_true", help=FORCE)
     args = parser.parse_args()
     results = convert_tree(args.paths, force=args.force, check=args.check)
-    for result in results:
-        print(result, file=sys.stderr if result.status == "refused" else sys.stdout, flush=True)
-    print(summary(results) if results else NOTHING)
+    with printable_streams():
+        for result in results:
+            print(result, file=sys.stderr if result.status == "refused" else sys.stdout, flush=True)
+        print(summary(results) if results else NOTHING)
     return exit_code(results)
 
 

@@ -138,10 +138,11 @@ def _call(stage: str, config: str | None, settings: Mapping[str, Any], quiet: bo
     from . import cli, cli_args, outcome
     from .main import load_dotenv, run_stage
     from .runs import called_as
+    from .utils.terminal import printable_streams
 
     words = ["--config-name", config] if config else []
     words += [f"{key}={literal(value)}" for key, value in settings.items() if not _is_absent(stage, key, value)]
-    with _environment(), called_as(["assay", stage, *words]):
+    with _environment(), called_as(["assay", stage, *words]), printable_streams():
         outcome.take_flags(["--quiet"] if quiet else [])
         load_dotenv()
         try:
@@ -150,7 +151,7 @@ def _call(stage: str, config: str | None, settings: Mapping[str, Any], quiet: bo
             raise RunError(f"{stage} ended with exit code {error.code}", hint="the reason is above") from None
         finally:
             gc.collect()  # a model is in reference cycles
-    outcome.print_end("", "")
+        outcome.print_end("", "")
     return outcome.last_job()
 
 

@@ -24,7 +24,7 @@ from .errors import ConfigError, UserError
 from .search_space import quoted
 from .stages import NO_EVAL_LOSS, STAGES, SWEEP_STAGE, import_function
 from .utils.commands import command
-from .utils.secrets import redact
+from .utils.secrets import redact, redact_secrets, to_references
 
 OPTUNA_SWEEPER = "hydra/sweeper=optuna"
 CHECKPOINT_SHARE = 0.75  # of signal_delay_s; the rest is for requeueing the job
@@ -190,7 +190,9 @@ def _add_search(call: Call, overrides: list[str]) -> tuple[list[str], schema.Sea
     try:
         search = config.validate(schema.SweepConfig, {"search": values.get("search") or {}}).search
         given = {text.split("=", 1)[0].lstrip("+") for text in overrides}
-        space = [search_space.space_override(k, v) for k, v in search.space.items() if k not in given]
+        space = to_references(
+            [search_space.space_override(k, v) for k, v in search.space.items() if k not in given]
+        )
         added, problems = compose.prepare_overrides(replace(call, overrides=space, multirun=True))
         _, dimensions = search_space.split([*overrides, *added])
     except ConfigError as error:
@@ -215,7 +217,7 @@ def _no_eval_loss(call: Call, values: dict[str, Any]) -> str:
 
 
 def _sweep_dir(folder: Path) -> str:
-    return f"hydra.sweep.dir={quoted(redact(str(folder)))}"
+    return f"hydra.sweep.dir={quoted(redact_secrets(str(folder)))}"
 
 
 def _check_jobs(call: Call, overrides: list[str], one_process: bool) -> list[str]:

@@ -16,7 +16,7 @@ from . import aliases, config, config_files, runs, schema
 from .errors import ConfigError, RunError, did_you_mean
 from .search_space import quoted
 from .stages import STAGES
-from .utils.secrets import redact_argv
+from .utils.secrets import to_references
 
 
 @dataclass
@@ -55,7 +55,7 @@ def parse(stage: str, argv: list[str]) -> Call:
     """
     call = Call(stage, config_files.folders()[0], STAGES[stage].config_name)
     call.problems += [f"{word!r} holds bytes that are not UTF-8" for word in argv if not _is_utf8(word)]
-    words = iter(redact_argv(filter(_is_utf8, argv)))
+    words = iter(to_references([word for word in argv if _is_utf8(word)]))
     positionals = list(STAGES[stage].positionals)
     for word in words:
         if word.startswith("-"):

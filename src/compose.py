@@ -40,13 +40,13 @@ from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError
 
-from . import aliases, chat_templates, config, config_files, schema
+from . import aliases, chat_templates, config, config_files, schema, secret_references
 from .cli_args import Call, yaml_error
 from .errors import ConfigError, did_you_mean
 from .search_space import quoted
 from .stages import STAGES
 from .utils import references
-from .utils.secrets import redact
+from .utils.secrets import redact, to_references
 
 # Later groups win: method=dora over the method that hardware=gpu_24gb suggests.
 GROUPS = ("model", "data", "hardware", "method", "parallel", "launch", "search", "experiment")
@@ -92,6 +92,7 @@ class FileConfigSource(file_config_source.FileConfigSource):
 
 def register_root(call: Call) -> None:
     """Register the root configuration with Hydra: schema defaults, the stage's file, then the preset groups."""
+    secret_references.register()
     SourcesRegistry.instance().types[FileConfigSource.scheme()] = FileConfigSource
     FileConfigSource.known = _setting_names(call)
     store = ConfigStore.instance()
@@ -215,7 +216,7 @@ def _register_preset_files(call: Call, text: str, parsed: Override) -> tuple[str
         if path.endswith((".yaml", ".yml")) and Path(path).is_file():
             name = f"{Path(path).stem}_{hashlib.sha256(os.path.abspath(path).encode()).hexdigest()[:6]}"
             try:
-                node = OmegaConf.create(redact(_current_preset(call, path)))
+                node = OmegaConf.create(to_references(_current_preset(call, path)))
             except GrammarParseError:
                 raise _incomplete_references(Path(path)) from None
             except (YAMLError, OSError, ValueError) as error:

@@ -20,6 +20,7 @@ from .stages import STAGES, SWEEP_STAGE
 from .utils import trackers
 from .utils.references import dump, to_config
 from .utils.signatures import check_passthrough
+from .utils.urls import is_redacted
 
 Check = Callable[[Mapping[str, Any]], list[str]]  # returns the problems of composed values, one sentence each
 
@@ -114,7 +115,7 @@ def cross_checks(values: Mapping[str, Any]) -> list[str]:
         problems.append(
             f'cuda_visible_devices={values["cuda_visible_devices"]} is not a list of GPUs like "0" or "0,1"'
         )
-    problems += _source_problems(values)
+    problems += [*_source_problems(values), *_redacted_urls(values)]
     problems += _task_problems(values)
     problems += chat_templates.problems(values)
     name = values.get("publish_name")
@@ -129,6 +130,14 @@ def cross_checks(values: Mapping[str, Any]) -> list[str]:
     if values.get("packing") is True and values.get("padding_free") is False:
         problems.append("packing=true is not supported with padding_free=false; set padding_free=true")
     return problems + _launch_problems(values)
+
+
+def _redacted_urls(value: Any, key: str = "") -> list[str]:
+    """Settings from the record of a run whose URL has no secret parts. The source of the data checks its own."""
+    if isinstance(value, str) and is_redacted(value) and not key.endswith("data_source.url"):
+        return [f"{key}={value} is a URL without its secret parts, which no record holds; set the whole URL again"]
+    inner = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
+    return [text for k, v in inner for text in _redacted_urls(v, f"{key}.{k}" if key else str(k))]
 
 
 def _launch_problems(values: Mapping[str, Any]) -> list[str]:

@@ -328,9 +328,10 @@ def run_process() -> int:
     from .utils import streams
     from .utils.process_info import mark_cli_process
     from .utils.secrets import redact_tracebacks
+    from .utils.terminal import printable
 
     streams.guard()
-    redact_tracebacks()
+    redact_tracebacks(printable)
     if not {"-m", "--multirun"} & set(sys.argv):
         mark_cli_process()
     return main()

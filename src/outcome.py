@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from . import MAIN
+from .utils.terminal import printable, printable_streams, unfiltered
 from .utils.units import count
 
 FLAGS = {"--json", "--quiet"}
@@ -121,10 +122,22 @@ def take_flags(argv: Sequence[str]) -> list[str]:
 
 @contextmanager
 def streams() -> Iterator[IO[str]]:
-    """Yield stdout. With --json, all that anything else prints to it, child processes included, goes to stderr."""
-    if not output.json:
-        yield sys.stdout
-        return
+    """Yield stdout, and filter both streams, see `printable_streams`.
+
+    With --json, all that anything else prints to stdout goes to stderr, child processes included. What is yielded
+    is not filtered: JSON escapes control characters.
+    """
+    with printable_streams():
+        if output.json:
+            with _stdout_to_stderr() as documents:
+                yield documents
+        else:
+            yield sys.stdout
+
+
+@contextmanager
+def _stdout_to_stderr() -> Iterator[IO[str]]:
+    """Within the `with` statement, stdout is stderr. Yields the former stdout."""
     before, saved = sys.stdout, None
     with suppress(OSError, ValueError, AttributeError):  # a captured stdout has no descriptor
         if before.fileno() == 1:
@@ -133,7 +146,7 @@ def streams() -> Iterator[IO[str]]:
             os.dup2(2, 1)
     sys.stdout = sys.stderr
     try:
-        yield os.fdopen(os.dup(saved), "w", encoding="utf-8") if saved is not None else before
+        yield os.fdopen(os.dup(saved), "w", encoding="utf-8") if saved is not None else unfiltered(before)
     finally:
         sys.stdout = before
         if saved is not None:
@@ -188,6 +201,7 @@ def fit(text: str, stream: IO[str]) -> str:
     """
     if not stream.isatty():
         return text
+    text = printable(text)
     width = shutil.get_terminal_size().columns
     return "\n".join(_wrapped(line, width) for line in text.split("\n"))
 

@@ -31,7 +31,7 @@ from .stages import SWEEP_STAGE
 from .utils.commands import command
 from .utils.files import disk_errors, read_json, write_json, write_text
 from .utils.references import dump, to_config
-from .utils.secrets import redact
+from .utils.secrets import redact, redact_secrets, to_references
 
 TRIALS, TABLE, BEST = "trials.json", "trials.txt", "best.yaml"
 STOPPED_CODES = {Stopped.exit_code, 130, 143}  # interrupted, not failed
@@ -89,7 +89,7 @@ def plan_sweep(
 
 def _identity(shared: Mapping[str, Any], dimensions: Iterable[Dimension], searching: bool) -> str:
     same = [shared, *sorted(map(str, dimensions)), searching]
-    return hashlib.sha256(json.dumps(redact(same), sort_keys=True, default=str).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(redact_secrets(same), sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _former(dimension: Dimension) -> Dimension:
@@ -144,8 +144,8 @@ class Sweep:
 
         The entry of a trial that an earlier process submitted to a cluster has the key `slurm`.
         """
-        trial: Trial = {"number": number, "settings": redact(dict(settings)), "status": RUNNING, "objective": None,
-                        "run": None, "error": None, "exit_code": 0}  # fmt: skip
+        trial: Trial = {"number": number, "settings": to_references(dict(settings)), "status": RUNNING,
+                        "objective": None, "run": None, "error": None, "exit_code": 0}  # fmt: skip
         shown = " ".join(f"{k}={v}" for k, v in trial["settings"].items())
         known = next((t for t in self.trials + self.completed if t["settings"] == trial["settings"]), None)
         outcome.show(f"trial {number}: {shown}" + ("  (done before)" if known else ""))

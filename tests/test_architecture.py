@@ -48,6 +48,7 @@ CORE = {
     "launch",
     "next_command",
     "outcome",
+    "secret_references",
     "run_names",
     "runs",
     "runs_table",

@@ -289,8 +289,8 @@ def test_the_environment_chooses_the_gpus_where_nobody_else_does(assay: Any) -> 
 
 def test_dotenv_is_loaded_and_the_environment_wins_over_it(assay: Any) -> None:
     (assay.cwd / ".env").write_text('export CUDA_VISIBLE_DEVICES="7"\nexport HF_TOKEN=hf_from_the_file\n')
-    body = SEEN + "    print(os.environ['HF_TOKEN'])\n"
-    assert probe(assay, body).stdout == repr(("7", "7")) + "\nhf_from_the_file\n"
+    body = SEEN + "    print(os.environ['HF_TOKEN'], os.environ['HF_TOKEN'][::-1])\n"
+    assert probe(assay, body).stdout == repr(("7", "7")) + "\n${oc.env:HF_TOKEN} elif_eht_morf_fh\n"
     done = probe(assay, body, CUDA_VISIBLE_DEVICES="1", HF_TOKEN="hf_from_outside")
     assert done.stdout == repr(("1", "1")) + "\nhf_from_outside\n"
 

@@ -13,6 +13,7 @@ from urllib.parse import unquote, urlsplit
 from ..errors import DataError, RunError
 from ..schema import DataSource
 from ..utils.files import disk_errors, read_json, sha256, write_json
+from ..utils.urls import is_redacted
 from .download import FetchedData, Headers, cache_key, check_size, fetch_once, http_get, split_url
 from .url_content import data_name, refuse_page, shows_a_cut
 
@@ -96,6 +97,11 @@ def redacted_url(address: str) -> str:
 
 
 def _check_address(address: str) -> str:
+    if is_redacted(address):
+        raise DataError(
+            f"data_source.url={address} is an address without its secret parts, which no file of a run holds",
+            hint="set data_source.url to the whole address again",
+        )
     parsed = split_url(address)
     if parsed is None:
         raise DataError(

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..errors import DataError
 from ..schema import RowArgs, Task
-from ..utils.secrets import redact
+from ..utils.secrets import redact_secrets
 from ..utils.units import count
 from ..utils.workers import cores, map_ordered
 from .contamination import HeldOutRows, request_text
@@ -68,7 +68,7 @@ def hold_out(store: RowStore, excluded: set[int], args: RowArgs, *, task: Task, 
         np.save(temporary / "rows.npy", rows)
         others = np.setdiff1d(np.arange(len(store)), [*rows.tolist(), *excluded])
         matches = _matches(store, rows, others, args.dedup_threshold, processes)
-        write_lines(temporary / "matches.jsonl", (redact(list(match)) for match in matches))
+        write_lines(temporary / "matches.jsonl", (redact_secrets(list(match)) for match in matches))
 
     try:
         build_once(folder, build)

@@ -17,7 +17,7 @@ import numpy as np
 from ..errors import MAX_LISTED, DataError
 from ..schema import ColumnArgs, DataFormat
 from ..utils.files import sha256, write_json
-from ..utils.secrets import credentials, redact
+from ..utils.secrets import credentials, redact_secrets
 from ..utils.workers import cores, map_ordered
 from . import duplicates
 from .column_mapping import choose_translation
@@ -183,8 +183,8 @@ def _parse_files(
             sizes.append(np.fromiter(map(len, parsed.lines), np.int64, len(parsed.lines)))
             spool.add(parsed.fingerprints)
             rows.writelines(parsed.lines)
-            rejected.writelines(_line(_shortened(redact(r))) for r in parsed.rejected)
-            overlaps.writelines(_line(redact([first + i, *rest])) for i, *rest in parsed.overlaps)
+            rejected.writelines(_line(_shortened(redact_secrets(r))) for r in parsed.rejected)
+            overlaps.writelines(_line(redact_secrets([first + i, *rest])) for i, *rest in parsed.overlaps)
             first += len(parsed.lines)
             for key, (number, line) in parsed.unread.items():
                 entry = unread.setdefault(
@@ -256,7 +256,7 @@ def _duplicate_row(store: RowStore, found: duplicates.Duplicate) -> list[Any] | 
     earlier = store.row(found.earlier)
     if not have_same_turns(store.row(found.row).conversation, earlier.conversation, found.kind):
         return None
-    return list(redact([found.row, found.kind, found.similarity, str(earlier.file), earlier.line]))
+    return list(redact_secrets([found.row, found.kind, found.similarity, str(earlier.file), earlier.line]))
 
 
 def _shortened(rejected: Sequence[Any]) -> list[Any]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..errors import MAX_LISTED, DataError
 from ..utils.files import sha256
-from ..utils.secrets import redact
+from ..utils.secrets import redact_secrets
 from ..utils.units import count
 from .duplicates import KINDS
 from .file_report import file_findings
@@ -198,7 +198,7 @@ def _match_row(store: RowStore, match: DuplicateMatch) -> dict[str, Any]:
 def _overlaps(store: RowStore, eval_files: Sequence[Path]) -> dict[str, dict[str, int]]:
     """The number of training rows that occur in each evaluation file, by kind of match."""
     found = Counter((match.file, match.kind) for match in store.matches("contamination"))
-    names = [str(redact(str(file))) for file in eval_files]  # matches are stored redacted
+    names = [str(redact_secrets(str(file))) for file in eval_files]  # matches are stored redacted
     return {name: {kind: found[name, kind] for kind in KINDS} for name in names}
 
 

@@ -13,7 +13,7 @@ from rich.text import Text
 from .. import outcome
 from ..errors import MAX_LISTED
 from ..utils.logs import SafeConsole, log, silence_stdout
-from ..utils.secrets import redact
+from ..utils.secrets import redact_secrets
 from ..utils.units import count
 from .chat import ChatTokenizer
 from .duplicates import KINDS
@@ -42,7 +42,7 @@ def print_report(tokens: TokenStore, chat: ChatTokenizer, max_length: int) -> No
             console.print(shown, soft_wrap=not console.is_terminal)
     try:
         if not outcome.output.quiet:
-            print(captured.get(), end="", flush=True)
+            print(captured.get(), end="", file=console.file, flush=True)
     except BrokenPipeError:
         silence_stdout()
     large = _large_contamination(tokens.report)
@@ -177,7 +177,7 @@ def _coloured(
     shown = Text().append(heading, style="bold")
     for trained, tokens in groupby(zip(example.ids, example.loss_mask, strict=True), key=lambda pair: pair[1]):
         ids = [token for token, _ in tokens]
-        text = str(redact(labels[ids[0]] if labels and trained else chat.tokenizer.decode(ids)))
+        text = str(redact_secrets(labels[ids[0]] if labels and trained else chat.tokenizer.decode(ids)))
         if len(shown) + len(text) > MAX_SHOWN_CHARS:
             text = f"{text[: max(0, MAX_SHOWN_CHARS - len(shown))]} ... "
         shown.append(text if coloured or not trained else f"⟦{text}⟧", style="green" if trained else "dim")

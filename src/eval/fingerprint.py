@@ -15,7 +15,7 @@ from typing import Any
 from ..model.source import Source, TunedModel, content_hash
 from ..schema import EvalArgs
 from ..utils.files import sha256
-from ..utils.secrets import redact
+from ..utils.secrets import redact_secrets
 from . import metrics
 from .evaluations import fingerprint
 
@@ -39,9 +39,9 @@ def eval_conditions(
         "max_examples": args.max_examples,
         "prompts": {split: _hash(ids) for split, ids in prompts.items()},
         "tokenization": dict(tokenization),
-        "decoding": {"max_new_tokens": args.max_new_tokens, "seed": seed, "stop": redact(list(args.stop))}
+        "decoding": {"max_new_tokens": args.max_new_tokens, "seed": seed, "stop": redact_secrets(list(args.stop))}
         | ({"stop_tokens": list(stop_tokens)} if stop_tokens else {})
-        | redact(args.generation),
+        | redact_secrets(args.generation),
         "engine": engine_version(args.engine),
         "batch_size": dict(batch_sizes),
         "precision": dtype,

@@ -18,7 +18,7 @@ from typing import Any, TextIO
 from ..errors import RunError
 from ..utils.files import disk_errors
 from ..utils.logs import log
-from ..utils.secrets import redact, restore_secrets
+from ..utils.secrets import redact_secrets, restore_secrets
 from ..utils.units import count
 
 SUFFIX = ".unfinished.jsonl"
@@ -143,7 +143,7 @@ def _is_unlocked(path: Path) -> bool:
 
 
 def _line(value: Mapping[str, Any]) -> str:
-    return json.dumps(redact(value), ensure_ascii=True) + "\n"
+    return json.dumps(redact_secrets(value), ensure_ascii=True) + "\n"
 
 
 def _is_json(line: str) -> bool:

@@ -22,7 +22,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from .. import MAIN, config, runs
+from .. import MAIN, config, runs, secret_references
 from ..errors import Stopped
 from ..utils import slurm
 from ..utils.process_info import launch_env
@@ -64,6 +64,7 @@ class Job:
         return self.__dict__ | {"tracker": None}
 
     def __call__(self, composed: DictConfig) -> JobResult:
+        secret_references.register()
         values = OmegaConf.to_container(composed, resolve=True)
         assert isinstance(values, dict)
         cfg = config.load(self.stage, config.run_settings(self.stage, {str(k): v for k, v in values.items()}))

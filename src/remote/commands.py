@@ -118,11 +118,11 @@ def stage(name: str) -> Callable[[Connection, CommandLine], int]:
     """The command that runs the stage `name` on the server."""
 
     def act(connection: Connection, line: CommandLine) -> int:
-        from ..utils.secrets import redact_argv
+        from ..utils.secrets import to_references
         from . import jobs
         from .push import push as push_code
 
-        typed = redact_argv(line.rest)
+        typed = to_references(line.rest)
         environment = jobs.forwarded_env(typed, os.environ) | jobs.terminal_width() | {outcome.FOLLOWED: "1"}
         environment |= {outcome.QUIET: "1"} if outcome.output.quiet else {}
         environment |= {PROGRAM: os.environ[PROGRAM]} if PROGRAM in os.environ else {}

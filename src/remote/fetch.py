@@ -17,6 +17,7 @@ from .. import runs
 from ..errors import RemoteError, RunError
 from ..utils.files import disk_errors, disk_free, read_json, replace_dir, sha256, switch_link, write_json
 from ..utils.logs import eprint
+from ..utils.terminal import unfiltered
 from ..utils.units import count, format_size
 from . import jobs, transfer
 from .connection import Connection
@@ -191,7 +192,7 @@ def list_run(connection: Connection, run: str) -> RunListing:
 def _show_progress(text: str) -> None:
     """On a terminal, print a line that replaces the previous one."""
     if sys.stderr.isatty():
-        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+        print(f"\r\033[K{text}", end="", file=unfiltered(sys.stderr), flush=True)
 
 
 # Receiving

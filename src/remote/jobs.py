@@ -7,9 +7,10 @@ import os
 import re
 import secrets
 import shutil
-import sys
+from codecs import getincrementaldecoder
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from io import IncrementalNewlineDecoder
 from pathlib import Path
 from typing import Any
 
@@ -135,20 +136,20 @@ def terminal_width() -> dict[str, str]:
 
 
 def follow(connection: Connection, id: str, offset: int = 0, wait: bool = True) -> Job:
-    """Write the log of a job to the standard output, byte for byte, until the job has ended.
+    """Write the log of a job to the standard output until the job has ended. Bytes that are no text are escaped.
 
     A lost connection is re-established however long that takes; the log continues where it stopped.
     Returns: the job at its end, or now if `wait` is False.
     """
+    decoder = IncrementalNewlineDecoder(getincrementaldecoder("utf-8")("backslashreplace"), translate=False)
     while True:
         try:
             args = {"folder": connection.target.dir, "id": id, "offset": offset, "wait": wait}
             for frame in connection.stream("jobs:follow", **args):
+                data = base64.b64decode(frame.get("data", ""))
+                print(decoder.decode(data, final="end" in frame), end="", flush=True)
                 if "end" in frame:
                     return dict(frame["end"])
-                data = base64.b64decode(frame["data"])
-                sys.stdout.buffer.write(data)
-                sys.stdout.buffer.flush()
                 offset += len(data)
             raise LostConnection(f"the connection to {connection.target} was lost")
         except LostConnection as error:

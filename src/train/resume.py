@@ -20,6 +20,7 @@ from ..schema import LoopArgs, TrainConfig
 from ..utils import environment
 from ..utils.commands import command
 from ..utils.logs import log
+from ..utils.secrets import redact
 from . import mirror
 
 # Settings that may differ when a run resumes: they do not change the trained weights.
@@ -252,7 +253,7 @@ def _setting_differences(run: Run | mirror.MirroredRun, cfg: TrainConfig) -> lis
 
 def _comparable_settings(text: str) -> dict[str, Any]:
     """A configuration as data with unresolved references; GPUs replaced by their count, since any may be used."""
-    read: Any = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+    read: Any = redact(OmegaConf.to_container(OmegaConf.create(text), resolve=False))  # of a run before URLs were
     found = current_settings(read)
     devices = str(found.get("cuda_visible_devices") or "")
     comparable: dict[str, Any] = {"cuda_visible_devices": len(devices.split(",")) if devices else 0}

@@ -18,7 +18,7 @@ from typing import Any
 
 from .. import outcome
 from ..errors import RunError
-from .secrets import redact
+from .secrets import redact, redact_secrets
 
 
 def write_text(path: Path, text: str) -> None:
@@ -44,7 +44,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    write_text(path, "".join(json.dumps(redact(row), ensure_ascii=False) + "\n" for row in rows))
+    write_text(path, "".join(json.dumps(redact_secrets(row), ensure_ascii=False) + "\n" for row in rows))
 
 
 @contextmanager

@@ -10,24 +10,42 @@ import logging.handlers
 import os
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from rich.console import Console
+from rich.segment import Segment
 from tqdm import tqdm
 
 from .. import outcome
 from .secrets import redact
+from .terminal import let_bars_move, printable, unfiltered
 
 log = logging.getLogger("assay")
 _buffer = logging.handlers.MemoryHandler(capacity=100_000, flushLevel=logging.CRITICAL + 1)
 
 
 class SafeConsole(Console):
-    """rich's console, without its exit when the reader closes the pipe. With --quiet it prints nothing."""
+    """rich's console, without its exit when the reader closes the pipe. With --quiet it prints nothing.
+
+    Its styles reach the terminal; control characters in a text do not.
+    """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"quiet": outcome.output.quiet} | options)
+
+    @property
+    def file(self) -> IO[str]:
+        return unfiltered(super().file)
+
+    @file.setter
+    def file(self, new: IO[str]) -> None:
+        self._file = new
+
+    def render(self, renderable: Any, options: Any = None) -> Iterator[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=printable(segment.text))
 
     def on_broken_pipe(self) -> None:
         silence_stdout()
@@ -108,6 +126,7 @@ def start_logging(silent: bool = False) -> None:
     terminal = _TerminalHandler()
     terminal.setFormatter(_TerminalFormatter("%(message)s"))
     terminal.addFilter(_is_shown)
+    let_bars_move()
     if not shows_bars():
         for library in ("HF_HUB", "HF_DATASETS"):  # HF_HUB's holds for transformers too
             os.environ[f"{library}_DISABLE_PROGRESS_BARS"] = "1"

@@ -20,7 +20,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from .secrets import redact, restore_secrets
+from .secrets import URL_PART, restore_secrets, to_references
 
 LAUNCH_CONFIG = "ASSAY_LAUNCH_CONFIG"
 OPTIONAL = ("scipy", "sklearn", "pandas", "datasets", "boto3", "optuna", "mlflow", "wandb")
@@ -51,9 +51,10 @@ def process_info() -> ProcessInfo:
 
 
 def launch_env(settings: Mapping[str, Any], command: Sequence[str]) -> dict[str, str]:
-    """The environment variable that passes `settings` and the user's `command` line to a worker."""
-    text = json.dumps(redact({"settings": settings, "command": list(command), "launcher": os.getpid()}))
-    return {LAUNCH_CONFIG: base64.b64encode(zlib.compress(text.encode())).decode()}
+    """The environment variables that pass `settings` and the user's `command` line to a worker."""
+    text = json.dumps(to_references({"settings": settings, "command": list(command), "launcher": os.getpid()}))
+    parts = {name: value for name, value in os.environ.items() if name.startswith(URL_PART)}
+    return parts | {LAUNCH_CONFIG: base64.b64encode(zlib.compress(text.encode())).decode()}
 
 
 def inherited_settings() -> dict[str, Any] | None:

@@ -16,7 +16,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ...utils.secrets import redact
+from ...utils.secrets import redact_secrets
 
 MAX_SHOWN = 6  # examples of a split, in either direction
 MAX_TEXT = 1200  # characters of a prompt or a prediction
@@ -175,7 +175,7 @@ def _score(row: Row, metric: str) -> float | None:
 
 
 def _example(number: int, row: Row, base_row: Row | None, metric: str, change: float) -> ExampleView:
-    row, base_row = redact(row), redact(base_row)
+    row, base_row = redact_secrets(row), redact_secrets(base_row)
     reference = str(row.get("reference", ""))
     return ExampleView(
         number,
