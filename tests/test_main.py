@@ -292,7 +292,7 @@ def test_dotenv_is_loaded_and_the_environment_wins_over_it(assay: Any) -> None:
     body = SEEN + "    print(os.environ['HF_TOKEN'], os.environ['HF_TOKEN'][::-1])\n"
     assert probe(assay, body).stdout == repr(("7", "7")) + "\n${oc.env:HF_TOKEN} elif_eht_morf_fh\n"
     done = probe(assay, body, CUDA_VISIBLE_DEVICES="1", HF_TOKEN="hf_from_outside")
-    assert done.stdout == repr(("1", "1")) + "\nhf_from_outside\n"
+    assert done.stdout == repr(("1", "1")) + "\n${oc.env:HF_TOKEN} edistuo_morf_fh\n"
 
 
 def test_the_older_name_of_the_cache_is_honoured(assay: Any) -> None:
