@@ -17,6 +17,7 @@ from src.remote import jobs, status_table
 from src.remote.agent.start import CACHES
 from src.remote.connection import Connection
 from src.remote.target import RemoteTarget
+from src.utils.terminal import printable_streams
 from tests.remote.server import Server, needs_own_mounts, needs_ssh, until
 
 pytest_plugins = ["tests.remote.server"]
@@ -64,9 +65,10 @@ def supervisor_of(job: jobs.Job) -> psutil.Process:
 def test_a_job_runs_in_the_folder_and_its_output_is_followed(
     connection: Connection, place: Path, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
-    job = start(connection, 'echo "in $PWD"; printf "no end\\377" >&2')
-    ended = jobs.follow(connection, job["id"])
-    assert capfdbinary.readouterr().out == f"in {place}\n".encode() + b"no end\xff"
+    job = start(connection, 'echo "in $PWD"; printf "\\033]52;c;aGk=\\007 no end\\377" >&2')
+    with printable_streams():
+        ended = jobs.follow(connection, job["id"])
+    assert capfdbinary.readouterr().out == f"in {place}\n".encode() + rb"\x1b]52;c;aGk=\x07 no end\xff"
     assert (ended["status"], ended["code"], jobs.format_status(ended)) == ("ended", 0, "finished")
 
 
