@@ -22,7 +22,7 @@ NAMES = {
     "output_dir", "artifacts_dir", "publish_name", "repo_id", "run_a", "run_b", "resume", "training_info",
     "profile_path", "splits", "split", "dev_split", "metrics", "metric", "chat_template", "question_key",
     "answer_key", "label_key", "csv_delimiter", "encoding", "lora_target_modules", "cuda_visible_devices",
-    "report_to", "master_addr", "message", "license",
+    "report_to", "master_addr", "message", "license", "init_from",
 }  # fmt: skip
 # Variables that name something by their own name, as in run_name=${oc.env:JOB_NAME}
 NAMING_VARIABLE = re.compile(
