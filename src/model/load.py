@@ -18,7 +18,8 @@ from transformers.quantizers import AutoHfQuantizer
 from ..errors import ModelError
 from ..schema import ChatArgs, Task
 from ..utils.logs import log
-from .source import Source, TunedModel
+from .folder_check import weight_shapes
+from .source import Source, TunedModel, is_quantised
 from .tasks import TASKS, check_architecture
 from .tokenizer import OWN_TEMPLATE, from_pretrained, hub_revision, load_config, load_tokenizer
 
@@ -115,7 +116,7 @@ def build_meta_model(
     config = _config(source, task, labels, trust_remote_code)
     heads = _head_patterns(kind, config) if labels and four_bit else None
     with torch.device("meta"):
-        model = kind.from_config(config, dtype=DTYPES[dtype], trust_remote_code=trust_remote_code)
+        model = _from_config(source, kind, config, dtype, trust_remote_code)
         if four_bit:
             quantizer = AutoHfQuantizer.from_config(_nf4_config(dtype, heads))
             quantizer.preprocess_model(model=model, device_map=None)
@@ -124,6 +125,49 @@ def build_meta_model(
     head = [(n, m) for n, m in model.named_children() if n != model.base_model_prefix] if labels else []
     model.untrained_modules = [name for name, module in head if any(True for _ in module.parameters())]
     return model
+
+
+def check_shapes(source: Source, task: Task, labels: Sequence[str], trust_remote_code: bool) -> None:
+    """Check that the weights of a model folder have the shapes that its config.json makes.
+
+    Quantised weights are packed, and layers of a head are replaced where the labels differ: they are not compared.
+    Raises: ModelError if no model can be made of config.json, or a shape differs.
+    """
+    if source.folder is None:
+        return
+    model = build_meta_model(source, "float32", trust_remote_code=trust_remote_code, task=task, labels=labels)
+    if is_quantised(source):
+        return
+    found = weight_shapes(source.folder)
+    trunk = f"{model.base_model_prefix}." if labels else ""
+    wrong = [
+        f"{name} is {_by(found[name])} in the files, and {_by(tensor.shape)} by config.json"
+        for name, tensor in model.state_dict().items()
+        if name.startswith(trunk) and name in found and found[name] != tuple(tensor.shape)
+    ]
+    if wrong:
+        more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        raise ModelError(
+            f"{source.name}: {wrong[0]}{more}", hint="it is the config.json of another model; restore it"
+        )
+
+
+def _from_config(source: Source, kind: Any, config: Any, dtype: str, trust_remote_code: bool) -> Any:
+    """Raises: ModelError if the model's code fails on the values of config.json, in whatever way."""
+    try:
+        return kind.from_config(config, dtype=DTYPES[dtype], trust_remote_code=trust_remote_code)
+    except ImportError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(
+            f"{source.name}: no model can be made of its config.json ({type(error).__name__}: {reason})",
+            hint="restore its config.json",
+        ) from error
+
+
+def _by(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape)) or "a number"
 
 
 def _config(source: Source, task: Task, labels: Sequence[str], trust_remote_code: bool) -> Any:

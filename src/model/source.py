@@ -12,6 +12,7 @@ from ..errors import ModelError
 from ..schema import DEMO_MODEL
 from ..utils.logs import log
 from ..utils.progress import BYTES, progress
+from .folder_check import check_folder
 
 ON_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"  # what the demo's model is made of
 LOCAL_PREFIXES = (".", "/", "~", "models/", "outputs/", "artifacts/")
@@ -45,14 +46,16 @@ class Source:
         return str(self.folder or self.name)
 
 
-def locate(name: str, revision: str | None = None) -> Source:
+def locate(name: str, revision: str | None = None, weights: bool = True) -> Source:
     """Find the model, and check a local folder, without importing torch.
 
-    Raises: ModelError if a local folder is missing or incomplete, or has no safetensors.
+    Args:
+        weights: whether the folder must hold the weights.
+    Raises: ModelError if a local folder is missing, incomplete or damaged, or has no safetensors.
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
-        _check_folder(folder)
+        _check_folder(folder, weights)
         return Source(name, folder, content_hash(folder))
     if name.startswith(LOCAL_PREFIXES) or name.count("/") > 1:
         raise ModelError(f"model_name {name} does not exist", hint=_where_from(name))
@@ -77,21 +80,14 @@ def is_quantised(source: Source) -> bool | None:
     return bool(settings.get("quantization_config"))
 
 
-def _check_folder(folder: Path) -> None:
+def _check_folder(folder: Path, weights: bool = True) -> None:
     if any(_is_adapter(path) for path in (folder, folder / "model")):
         raise ModelError(
             f"{folder} is an adapter without its base model",
             hint=f"train init_from={folder} goes on from it; elsewhere, publish its run with export=merged, and "
             "name the published folder",
         )
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"{folder} has no config.json", hint="model_name must be a transformers model folder")
-    if not list(folder.glob("*.safetensors")):
-        held = ", ".join(sorted(p.name for p in folder.glob("*.bin"))) or "none"
-        raise ModelError(
-            f"{folder} has no safetensors weights (it has: {held})",
-            hint="pickled weights can run code and are not loaded; convert them to safetensors",
-        )
+    check_folder(folder, weights)
 
 
 def _is_adapter(folder: Path) -> bool:

@@ -113,15 +113,20 @@ def load_rows(cfg: TrainConfig, versions: Sequence[Version] = ()) -> RawData:
     environment.release_freed_memory()
     runs.check_writable(cfg.output_dir)
     cache = data_cache(cfg.cache_dir, cfg.output_dir)
+    base = locate(cfg.model_name, cfg.model_revision, weights=_needs_weights(cfg))
+    tasks.check_source(base, cfg.task, cfg.max_length, cfg.method)
+    methods.check_base(base, cfg.method)
     rows = prepare.load_training_rows(cfg, task=cfg.task, eval_path=cfg.eval_path, cache=cache, seed=cfg.seed,
                                       reference_turn=cfg.reference_turn, versions=versions)  # fmt: skip
     prepare.refuse_bad_rows(rows, cfg, cfg.task)
     dev = _read_dev_rows(cfg, rows.labels, rows.reading)
-    base = locate(cfg.model_name, cfg.model_revision)
-    tasks.check_source(base, cfg.task, cfg.max_length, cfg.method)
-    methods.check_base(base, cfg.method)
     check_parent(cfg, base)
     return RawData(rows, dev, base)
+
+
+def _needs_weights(cfg: TrainConfig) -> bool:
+    """Whether the run computes with the weights of the base model: a plan reads none of them."""
+    return not isinstance(cfg, PlanConfig) or cfg.probe
 
 
 def tokenize(
@@ -142,7 +147,10 @@ def tokenize(
     kernels = environment.choose_kernels(cfg.use_liger_kernel, cfg.cuda_visible_devices, device.value)
     log.info("device %s; precision %s; TF32 %s; kernels %s", device, dtype, tf32, kernels)
     block_imports(*_unused_packages(cfg, base))
-    examples, chat = _tokenize_rows(rows, base, cfg)  # imports transformers and torch
+    from ..model import load  # imports transformers and torch
+
+    load.check_shapes(base, cfg.task, rows.labels, cfg.trust_remote_code)
+    examples, chat = _tokenize_rows(rows, base, cfg)
     print_report(examples, chat, cfg.max_length)
     report.refuse_findings(examples.report, strict=cfg.strict_data)
     labels = tuple(examples.report.get("labels", ()))
@@ -192,10 +200,10 @@ def check_data(cfg: TrainConfig) -> int:
     cfg = with_parent(with_eval_path(cfg))
     runs.check_writable(cfg.output_dir)
     cache = data_cache(cfg.cache_dir, cfg.output_dir)
+    base = locate(cfg.model_name, cfg.model_revision, weights=False)
+    tasks.check_source(base, cfg.task, cfg.max_length)
     rows = prepare.load_training_rows(cfg, task=cfg.task, eval_path=cfg.eval_path, cache=cache, seed=cfg.seed,
                                       reference_turn=cfg.reference_turn)  # fmt: skip
-    base = locate(cfg.model_name, cfg.model_revision)
-    tasks.check_source(base, cfg.task, cfg.max_length)
     check_parent(cfg, base)
     warn_of_missing_evaluation(cfg)
     examples, chat = _tokenize_rows(rows, base, cfg)

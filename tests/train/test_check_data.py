@@ -86,7 +86,7 @@ def test_bad_rows_are_refused_before_anything_heavy_is_loaded(assay: AssayComman
     (assay.cwd / "data" / "eval").mkdir()
     from tests.conftest import HEAVY
 
-    done = assay("train", forbidden=HEAVY)
+    done = assay("train", "model_name=org/model", forbidden=HEAVY)  # a local model is looked at before
     assert done.returncode == 2
     assert "data/x.jsonl:2 has no list of messages (data_format=messages); fix the row" in done.stderr
 
