@@ -41,6 +41,7 @@ def run_jobs(call: Call, task: Callable[[Any], int | None]) -> int:
     overrides, problems = compose.prepare_overrides(call)
     compose.register_root(call)
     overrides, search, search_problems = _add_search(call, overrides)
+    compose.register_root(call, overrides)  # groups of the search space win as typed ones do
     slurm, slurm_problems = _slurm_settings(call, overrides)
     job_problems = _check_jobs(call, overrides, one_process=slurm is None)
     if problems := [*call.problems, *problems, *search_problems, *slurm_problems, *job_problems]:
@@ -194,6 +195,7 @@ def _add_search(call: Call, overrides: list[str]) -> tuple[list[str], schema.Sea
             [search_space.space_override(k, v) for k, v in search.space.items() if k not in given]
         )
         added, problems = compose.prepare_overrides(replace(call, overrides=space, multirun=True))
+        added = [text for text in added if text.split("=", 1)[0].lstrip("+") not in given]
         _, dimensions = search_space.split([*overrides, *added])
     except ConfigError as error:
         return overrides, None, list(error.problems)

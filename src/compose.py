@@ -2,7 +2,9 @@
 
 Later sources win over earlier ones:
 
-    schema defaults < the run < the stage's file < presets < experiment < command line
+    schema defaults < the run < the stage's file < experiment < presets < key=value
+
+A preset that only an experiment chooses, in a defaults list of its own, is below the experiment's settings.
 
 The layer of the run holds what a stage takes from the run that it is about (`Stage.inherits`). Which run that is
 depends on the other layers, so a job is composed without it first. Null in the stage's file means as the run says.
@@ -40,16 +42,15 @@ from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError
 
-from . import aliases, chat_templates, config, config_files, schema, secret_references
+from . import aliases, chat_templates, config, config_files, precedence, schema, secret_references
 from .cli_args import Call, yaml_error
 from .errors import ConfigError, did_you_mean
+from .precedence import GROUPS
 from .search_space import quoted
 from .stages import STAGES
 from .utils import references
 from .utils.secrets import redact, to_references
 
-# Later groups win: method=dora over the method that hardware=gpu_24gb suggests.
-GROUPS = ("model", "data", "hardware", "method", "parallel", "launch", "search", "experiment")
 FOLDERS = (chat_templates.FOLDER, "schemas")  # of configs/, which are no groups
 # Hydra accepts only classes below hydra_plugins. Nothing is there: cli.py registers these when they are used.
 OPTUNA, SLURM = "hydra_plugins.assay.OptunaSweeper", "hydra_plugins.assay.SlurmLauncher"
@@ -74,6 +75,7 @@ class FileConfigSource(file_config_source.FileConfigSource):
     """Hydra's YAML reader, which also replaces former names of settings. Hydra requires this class name."""
 
     known: Collection[str] = ()  # the settings of the stage
+    typed: Collection[str] = ()  # the settings and groups of the command line
 
     def load_config(self, config_path: str) -> ConfigResult:
         try:
@@ -87,12 +89,22 @@ class FileConfigSource(file_config_source.FileConfigSource):
         package = result.header.get("package") or ""
         group = "" if package in {"_global_", "_group_"} else package
         settings = aliases.current_settings(found, not is_record, self.known, group)
-        return replace(result, config=OmegaConf.create(settings))
+        return replace(result, config=OmegaConf.create(_as_layer(settings, self.known, self.typed)))
 
 
-def register_root(call: Call) -> None:
-    """Register the root configuration with Hydra: schema defaults, the stage's file, then the preset groups."""
+def _as_layer(settings: Mapping[str, Any], known: Collection[str], typed: Collection[str]) -> dict[str, Any]:
+    """The content of a file as it is composed: see precedence.py."""
+    return precedence.without_typed_groups(settings, typed) | precedence.decided_by(settings, known)
+
+
+def register_root(call: Call, overrides: Sequence[str] = ()) -> None:
+    """Register the root configuration with Hydra: schema defaults, the stage's file, then the preset groups.
+
+    overrides: those of the search space, in addition to the typed ones.
+    """
+    typed = [*call.overrides, *overrides]
     secret_references.register()
+    FileConfigSource.typed = precedence.keys_of(typed)
     SourcesRegistry.instance().types[FileConfigSource.scheme()] = FileConfigSource
     FileConfigSource.known = _setting_names(call)
     store = ConfigStore.instance()
@@ -101,7 +113,7 @@ def register_root(call: Call) -> None:
     store.store(group="hydra/launcher", name="assay_slurm", node={"_target_": SLURM}, provider="assay")
     store.store(name=RUN_LAYER, node={})
     store.store(name=RUN_NULLS, node={})
-    groups: list[Any] = [{g: None} for g in GROUPS]
+    groups: list[Any] = [{g: None} for g in precedence.ordered_groups(typed)]
     store.store(
         name=ROOT,
         node={
@@ -125,7 +137,10 @@ def _current_preset(call: Call, path: str) -> Any:
     """The content of a preset file, with today's names of settings."""
     found = OmegaConf.to_container(OmegaConf.load(path))
     known = _setting_names(call)
-    return aliases.current_settings(found, announce=True, known=known) if isinstance(found, dict) else found  # type: ignore[arg-type]
+    if not isinstance(found, dict):
+        return found
+    settings = aliases.current_settings({str(k): v for k, v in found.items()}, announce=True, known=known)
+    return _as_layer(settings, known, precedence.keys_of(call.overrides))
 
 
 def _incomplete_references(path: Path) -> ConfigError:
@@ -168,6 +183,8 @@ def prepare_overrides(call: Call) -> tuple[list[str], list[str]]:
             problems += found
         else:
             ready.append("++" + _quote_text(call, key, parsed, text.lstrip("+")))
+    resets = precedence.decided_by(precedence.keys_of(ready), known)
+    ready += [f"++{key}={'null' if value is None else value}" for key, value in resets.items()]
     return ready, problems
 
 

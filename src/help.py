@@ -16,8 +16,8 @@ from omegaconf import OmegaConf
 
 from . import chat_templates, cli_args, config, config_files
 from .aliases import OTHER_TOOLS, RENAMED, current_settings
-from .compose import GROUPS
 from .errors import ConfigError
+from .precedence import GROUPS
 from .schema import SlurmConfig, SweepConfig
 from .stages import STAGES, SWEEP_STAGE, Stage
 from .utils.commands import command, program

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from . import config
-from .compose import GROUPS
 from .errors import Inconclusive, NotPromoted, Stopped
 from .outcome import Outcome, Step
+from .precedence import GROUPS
 from .runs import FINISHED, Run, newest_finished
 from .stages import STAGES
 from .utils.commands import command

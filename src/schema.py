@@ -245,7 +245,9 @@ class DataPushArgs:
 @dataclass
 class OptimArgs:
     epochs: Annotated[float, Gt(0), Doc("passes over the training data")] = 3
-    max_steps: Annotated[int | None, Ge(1), Doc("stop after this many optimizer steps; null: after epochs")] = None
+    max_steps: Annotated[
+        int | None, Ge(1), Doc("number of optimizer steps, whatever epochs is; null: those of epochs")
+    ] = None
     batch_size: Annotated[int, Ge(1), Doc("examples per device and forward pass")] = 8
     lr: Annotated[float, Gt(0), Doc("peak learning rate")] = 1e-3
     gradient_accumulation_steps: Annotated[int, Ge(1), Doc("batches per optimizer step")] = 1

@@ -16,10 +16,12 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
 
 from . import aliases, outcome, runs, search_space
@@ -288,13 +290,24 @@ class Sweep:
             objective = "" if t["objective"] is None else f"{t['objective']:.6g}"
             mark = " *" if t is self.best else ""
             error = f": {t['error']}" if t["error"] else ""
-            settings = [str(t["settings"].get(name, "")) for name in names]
+            used = self._used(t)
+            settings = [str(used.get(name, "")) for name in names]
             rows.append(
                 [f"{t['number']}{mark}", objective, *settings, Path(t["run"] or "").name, t["status"] + error]
             )
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]
         return "\n".join([f"{self.folder}, {self.plan.search['direction']} {self.plan.search['metric']}", *lines])
+
+    def _used(self, trial: Trial) -> dict[str, Any]:
+        """The swept settings as the run's config_used.yaml has them; presets and trials without a run as drawn."""
+        run, drawn = self._run(trial), trial["settings"]
+        path = run and run / runs.CONFIG
+        if not path or not path.is_file():
+            return dict(drawn)
+        recorded = dict(_leaves(runs.read_settings(path, "restore it")))
+        differs = {k for k, v in drawn.items() if k in recorded and not _is_value(v, recorded[k])}
+        return {k: recorded[k] if k in differs else v for k, v in drawn.items()}
 
     def _describe(self, trial: Trial) -> str:
         return f"trial {trial['number']}, {self.plan.search['metric']} {trial['objective']:.6g}"
@@ -363,10 +376,26 @@ def _manifest_times(root: Path) -> dict[str, int]:
     return {p.parent.name: p.stat().st_mtime_ns for p in found}
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """Yield `("train.eval_loss", 2.5)` for each number, at any depth."""
+def _is_value(drawn: str, recorded: Any) -> bool:
+    """Whether the text of an override, such as 1e-4, is a recorded value."""
+    with suppress(ValueError):
+        if isinstance(recorded, int | float) and not isinstance(recorded, bool):
+            return float(drawn) == recorded
+    value = yaml.safe_load(drawn) if isinstance(drawn, str) else drawn
+    return bool(value == recorded or str(drawn) == str(recorded))
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield `("train.eval_loss", 2.5)` for each value, at any depth."""
     for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
             yield prefix + key, value
+
+
+def _flat(values: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """Yield `("train.eval_loss", 2.5)` for each number, at any depth."""
+    for key, value in _leaves(values):
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            yield key, value

@@ -89,8 +89,49 @@ def test_a_preset_wins_over_the_file(own: list[str]) -> None:
     assert one("train", *own, "model=mine").seed == 2
 
 
-def test_an_experiment_wins_over_a_preset(own: list[str]) -> None:
-    assert one("train", *own, "experiment=mine", "model=mine").seed == 3
+def test_an_experiment_wins_over_the_file_and_over_presets_that_it_chooses(own: list[str]) -> None:
+    assert one("train", *own, "experiment=mine").seed == 3
+    write("own/experiment/other.yaml", "# @package _global_\ndefaults:\n  - override /model: mine\nlr: 0.5\n")
+    assert one("train", *own, "experiment=other").seed == 2
+    write(
+        "own/experiment/both.yaml",
+        "# @package _global_\ndefaults:\n  - override /model: mine\n  - _self_\nseed: 6\n",
+    )
+    assert one("train", *own, "experiment=both").seed == 6
+
+
+@pytest.mark.parametrize("name", ["both", "both.yaml"])
+def test_a_typed_preset_wins_over_an_experiment(own: list[str], name: str) -> None:
+    text = "# @package _global_\ndefaults:\n  - override /method: full\n  - _self_\nmethod: full\nepochs: 5\n"
+    write("own/experiment/both.yaml", text + "seed: 6\n")
+    write("both.yaml", text + "seed: 6\n")
+    found = one("train", *own, f"experiment={name}", "method=lora", "model=mine")
+    assert (found.method, found.seed, found.epochs) == ("lora", 2, 5)
+    two = jobs("train", *own, f"experiment={name}", "--multirun", "method=lora,dora")
+    assert [(job.method, job.seed) for job in two] == [("lora", 6), ("dora", 6)]
+
+
+@pytest.mark.parametrize(
+    ("below", "typed", "expected"),
+    [
+        ("max_steps: 7", "epochs=2", (2, None)),
+        ("max_steps: 7\nepochs: 4", "lr=0.1", (4, 7)),
+        ("max_steps: 7", "max_steps=9", (1, 9)),
+    ],
+)
+def test_a_setting_that_another_would_overrule_wins_if_it_is_typed(
+    below: str, typed: str, expected: tuple[float, int | None]
+) -> None:
+    write("mine.yaml", f"# @package _global_\n{below}\n")
+    found = one("train", "experiment=mine.yaml", typed)
+    assert (found.epochs, found.max_steps) == expected
+
+
+def test_a_typed_folder_wins_over_datasets_of_a_preset() -> None:
+    assert one("train", "data=mixed", "dataset_path=mine").datasets == []
+    assert one("train", "data=mixed").datasets
+    write("mine.yaml", "# @package _global_\ndatasets: [{path: a}]\n")
+    assert one("train", "experiment=mine.yaml", "data=example_text").datasets == []
 
 
 def test_the_command_line_wins_over_everything(own: list[str]) -> None:

@@ -17,7 +17,7 @@ from typing import Any, get_args, get_type_hints
 import pytest
 import yaml
 
-from src import cli_args, compose, config, schema
+from src import cli_args, compose, config, precedence, schema
 from src.model import methods
 from src.stages import STAGES
 
@@ -146,7 +146,7 @@ def test_a_preset_is_valid_for_its_method(preset: str) -> None:
 
 
 def test_every_folder_of_presets_is_a_group() -> None:
-    assert {p.split("/")[0] for p in PRESETS} <= set(compose.GROUPS)
+    assert {p.split("/")[0] for p in PRESETS} <= set(precedence.GROUPS)
 
 
 # The documented YAML, as a user pastes it

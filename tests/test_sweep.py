@@ -108,6 +108,31 @@ def test_a_grid_ends_in_a_table_of_its_trials(capsys: Said) -> None:
     assert "2 *    0          0.01  8" in said
 
 
+@pytest.mark.parametrize(
+    "words", [["--multirun", "method=lora,dora"], ["search.space.method=[lora, dora]", "search.trials=3"]]
+)
+def test_a_swept_method_wins_over_that_of_the_experiment(words: list[str], capsys: Said) -> None:
+    Path("mine.yaml").write_text("# @package _global_\nmethod: full\nlora_target_modules: null\n")
+    _, training = sweep("experiment=mine.yaml", *words)
+    assert {cfg.method for cfg in training.seen} == {"lora", "dora"}
+    if words[0] == "--multirun":
+        return
+    assert (
+        yaml.safe_load((folders()[-1] / "best.yaml").read_text())["method"]
+        == training.seen[record()["best"]].method
+    )
+
+
+def test_the_table_says_what_the_runs_say(capsys: Said) -> None:
+    def record_another(cfg: Any, count: int) -> None:
+        (used,) = Path("outputs/runs/latest").glob("config_used.yaml")
+        used.write_text(used.read_text().replace("lora_r: 8", "lora_r: 9"))
+
+    sweep("--multirun", "lora_r=4,8", "lr=2e-2,1e-3", hook=record_another)
+    cells = [line.split()[-4:-2] for line in ended(capsys).splitlines() if line.endswith("finished")]
+    assert cells == [["4", "0.02"], ["4", "0.001"], ["9", "0.02"], ["9", "0.001"]]
+
+
 def test_trials_are_ranked_by_any_metric_in_either_direction() -> None:
     sweep("--multirun", "lr=0.1,0.01,0.2", "search.metric=train_loss", "search.direction=maximize")
     assert record()["best"] == 2
@@ -164,8 +189,9 @@ def test_a_preset_in_a_file_takes_its_place_among_the_others() -> None:
     Path("some where").mkdir()
     Path("some where/it.yaml").write_text("# @package _global_\nlr: 0.5\nseed: 1\n")
     _, training = sweep("method=full", "experiment='some where/it.yaml'", "seed=2")
-    (cfg,) = training.seen
-    assert (cfg.method, cfg.lr, cfg.seed) == ("full", 0.5, 2)
+    _, other = sweep("method=dora", "experiment='some where/it.yaml'")
+    found = [(cfg.method, cfg.lr, cfg.seed) for cfg in training.seen + other.seen]
+    assert found == [("full", 2e-5, 2), ("dora", 0.5, 1)]
 
 
 def test_a_preset_in_a_file_is_judged_like_any_other() -> None:
@@ -515,7 +541,7 @@ def test_a_trial_of_a_search_is_the_training_that_it_would_be_alone(
     assert (run.path / "metrics.json").read_text().count("eval_loss") == 1
 
     best = runs.Run(folder / trials[record(folder)["best"]]["run"])
-    again = repository.elsewhere(tmp_path / "again").train(f"experiment={folder / 'best.yaml'}")
+    again = repository.elsewhere(tmp_path / "again").train("max_steps=3", f"experiment={folder / 'best.yaml'}")
     assert tree(again.model) == tree(best.model)
 
 
