@@ -52,6 +52,7 @@ CORE = {
     "run_names",
     "runs",
     "runs_table",
+    "precedence",
     "search_space",
     "sweep",
     "errors",
