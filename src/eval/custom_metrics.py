@@ -1,19 +1,26 @@
 """Metrics outside of METRICS, named where they are used.
 
 file:PATH.py                    a file with a function `score(prediction: str, reference: str) -> float`; it may
-                                set SCALE ("0-1") and BETTER ("higher", "lower" or "neither")
+                                set SCALE ("0-1") and BETTER ("higher", "lower" or "neither"), and import the
+                                files beside it
 evaluate:bertscore?lang=en      a metric of the library `evaluate` from the Hub, with arguments of its compute()
 evaluate:rouge:rougeLsum        one figure of a metric that returns several
 evaluate:./metrics/my_metric    ./metrics/my_metric/my_metric.py, which needs no network
 
-The hash of the code is a part of a metric's implementation, and with that of the conditions.
+The hash of the code is a part of a metric's implementation, and with that of the conditions. For a file it is that
+of the files beside it that it imports, too.
 """
 
 from __future__ import annotations
 
+import ast
+import hashlib
+import os
 import re
 import runpy
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from math import isfinite
 from pathlib import Path
@@ -47,6 +54,8 @@ class CustomMetric(Protocol):
 
     def score(self, rows: Sequence[Row]) -> tuple[float, list[float] | None]: ...
 
+    def try_on(self, pairs: Sequence[tuple[str, str]]) -> None: ...
+
 
 def is_custom(name: str) -> bool:
     return name.startswith((LIBRARY, FILE))
@@ -74,13 +83,20 @@ class FileMetric(NamedTuple):
         return f"{self.name.removeprefix(FILE)} sha256 {self.digest}, mean"
 
     def score(self, rows: Sequence[Row]) -> tuple[float, list[float] | None]:
-        examples = [self._score_row(row["prediction"], row["reference"]) for row in rows]
+        examples = self._scores((row["prediction"], row["reference"]) for row in rows)
         return fmean(examples), examples
+
+    def try_on(self, pairs: Sequence[tuple[str, str]]) -> None:
+        self._scores(pairs)
+
+    def _scores(self, pairs: Iterable[tuple[str, str]]) -> list[float]:
+        with _importable(Path(self.name.removeprefix(FILE)).parent):
+            return [self._score_row(*pair) for pair in pairs]
 
     def _score_row(self, prediction: str, reference: str) -> float:
         try:
             value = float(self.function(prediction, reference))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise ConfigError(f"metrics: {self.name}: score() {_failure(error)}", hint="fix the file") from error
         if not isfinite(value):
             raise ConfigError(f"metrics: {self.name}: score() returned {value} for {prediction[:60]!r}")
@@ -92,19 +108,55 @@ def _from_file(name: str) -> FileMetric:
     if not path.is_file():
         raise ConfigError(f"metrics: {path} does not exist")
     try:
-        module = runpy.run_path(str(path))
-    except Exception as error:
+        with _importable(path.parent):
+            module = runpy.run_path(str(path))
+    except (Exception, SystemExit) as error:
         raise ConfigError(f"metrics: {path} cannot be run: it {_failure(error)}") from error
     if not callable(module.get("score")):
         raise ConfigError(f"metrics: {path} has no function score(prediction, reference)")
     better = module.get("BETTER", "higher")
     if better not in BETTER:
         raise ConfigError(f"metrics: {path}: BETTER={better!r} should be one of {', '.join(BETTER)}")
-    return FileMetric(name, module["score"], sha256(path), str(module.get("SCALE", "its own")), better)
+    return FileMetric(name, module["score"], _file_hash(path), str(module.get("SCALE", "its own")), better)
 
 
-def _failure(error: Exception) -> str:
+def _failure(error: BaseException) -> str:
     return f"fails with {type(error).__name__}: {' '.join(str(error).split())}"
+
+
+@contextmanager
+def _importable(folder: Path) -> Iterator[None]:
+    """Let a metric import the files beside it. They are forgotten afterwards: another metric has its own."""
+    before, place = set(sys.modules), str(folder.absolute())
+    sys.path.insert(0, place)
+    try:
+        yield
+    finally:
+        sys.path.remove(place)
+        for name in sys.modules.keys() - before:
+            if str(getattr(sys.modules[name], "__file__", None) or "").startswith(place + os.sep):
+                del sys.modules[name]
+
+
+def _file_hash(path: Path) -> str:
+    """The sha256 of a metric's file; of all files if it imports some that are beside it."""
+    files = _imported_files(path, {})
+    hashes = [sha256(file) for file in files]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
+def _imported_files(path: Path, known: dict[Path, None]) -> list[Path]:
+    """`path`, and the files in its folder that it imports, directly or not, at its top or in a function."""
+    known[path] = None
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+        for name in names:
+            base = path.parent / name.replace(".", "/")
+            for file in (base.with_name(f"{base.name}.py"), base / "__init__.py"):
+                if file.is_file() and file not in known:
+                    _imported_files(file, known)
+    return list(known)
 
 
 # The library `evaluate`
@@ -134,6 +186,9 @@ class LibraryMetric(NamedTuple):
         if isinstance(value, list | tuple):
             return fmean(map(float, value)), [float(x) for x in value]
         return float(value), self._score_rows(predictions, references)
+
+    def try_on(self, pairs: Sequence[tuple[str, str]]) -> None:
+        """Nothing: it was tried when it was loaded."""
 
     def _score_rows(self, predictions: Sequence[str], references: Sequence[str]) -> list[float] | None:
         """The score of each pair by itself; None for a metric that single pairs do not have, as a correlation."""
@@ -167,7 +222,7 @@ def _from_library(name: str) -> LibraryMetric:
     module = _load_module(evaluate, name, path)
     try:
         result = module.compute(predictions=TRIAL[0], references=TRIAL[1], **arguments)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(
             f"metrics: {name} cannot score texts: {' '.join(str(error).split())[:300]}",
             hint=f"pass arguments of its compute() as evaluate:{path}?key=value",

@@ -33,6 +33,7 @@ from . import (
     partial_results,
     results,
     setup,
+    stored_answers,
     verdict_text,
     vllm_engine,
 )
@@ -76,9 +77,11 @@ def evaluate(cfg: EvalConfig) -> int:
     log_to(run.logs)
     stats = GenerationStats()
     with run.record_status(part), PartialResults(_partial_path(run), identity, cfg.overwrite_answers) as file:
+        if not cfg.overwrite_answers:
+            stored_answers.reuse(file, stored_answers.of_run(run), identity, context.conditions, context.requests)
         model = _tuned_model(cfg, context, tuned, stats)
         predictions = _predict(model, context, file, stats)
-        result = _result(predictions, context, base_info, stats)
+        result = _result(predictions, context, base_info, stats, identity)
         result |= {"contamination": splits.overlaps} if splits.overlaps else {}
         _write_result(run, predictions, result, to_yaml(typed))
         file.close(remove=True)
@@ -130,6 +133,9 @@ def _read_inputs(
     files = eval_data.find_files(cfg.eval_path, cfg.splits, run, folder)
     splits = setup.read_splits(files, cfg.max_examples, Reading.of(cfg), eval_data.held_out_file(run))
     log.info("evaluation data: %s", splits.summary)
+    metrics.try_on(
+        cfg.metrics or [], [row.messages[-1]["content"] for rows in splits.rows.values() for row in rows]
+    )
     for name, number in splits.unjudged_calls.items():
         rows = count(number, "row")
         log.warning(
@@ -270,12 +276,17 @@ def _evaluate_base(
     """Evaluate the base model. Returns: its result, and the folder in `artifacts_dir` that caches it."""
     base, stats = fingerprint.base_model(source), GenerationStats()
     folder = fingerprint.baseline_folder(cfg.artifacts_dir, base, context.conditions)
-    path = folder.with_name(folder.name + partial_results.SUFFIX)
+    answers = fingerprint.baseline_folder(cfg.artifacts_dir, base, fingerprint.without_metrics(context.conditions))
+    path = answers.with_name(answers.name + partial_results.SUFFIX)
     identity = fingerprint.model_identity(context.conditions, source)
     with PartialResults(path, identity, cfg.overwrite_answers) as file:
         partial_results.remove_others(path, folder.name.rpartition("-")[0] + "-*")
+        if not cfg.overwrite_answers:
+            stored_answers.reuse(
+                file, stored_answers.of_base(folder), identity, context.conditions, context.requests
+            )
         predictions = _predict(model, context, file, stats)
-        result = _result(predictions, context, base, stats)
+        result = _result(predictions, context, base, stats, identity)
         target = fingerprint.baseline_folder(cfg.artifacts_dir, base, result["conditions"])
         _write_evaluation(target, predictions, result, to_yaml(cfg))
         file.close(remove=True)
@@ -302,7 +313,11 @@ def _predict(model: Any, context: EvalContext, file: PartialResults, stats: Gene
 
 
 def _result(
-    predictions: Predictions, context: EvalContext, base: Mapping[str, Any], stats: GenerationStats
+    predictions: Predictions,
+    context: EvalContext,
+    base: Mapping[str, Any],
+    stats: GenerationStats,
+    identity: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The content of metrics.json. Each row of `predictions` gets its own scores.
 
@@ -313,6 +328,7 @@ def _result(
         "eval": {split: metrics.score_rows(names, rows) for split, rows in predictions.items()},
         "metrics": metrics.describe(names),
         "conditions": context.conditions,
+        stored_answers.ANSWERS: evaluations.fingerprint(identity),
         "base_model": dict(base),
         "generated": {
             "at": runs.now(),

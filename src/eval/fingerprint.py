@@ -84,6 +84,11 @@ def base_model(source: Source, recorded: Mapping[str, Any] | None = None) -> dic
     return dict(recorded or {"name": source.name, "revision": source.revision})
 
 
+def without_metrics(conditions: Mapping[str, Any]) -> dict[str, Any]:
+    """The conditions that the answers depend on: all but the metrics by which they are scored."""
+    return {key: value for key, value in conditions.items() if key != "metrics"}
+
+
 def model_identity(
     conditions: Mapping[str, Any],
     base: Source,
@@ -92,7 +97,7 @@ def model_identity(
 ) -> dict[str, Any]:
     """What the predictions of a model depend on, down to its weights and the versions of the libraries."""
     found = {
-        "conditions": dict(conditions),
+        "conditions": without_metrics(conditions),
         "base": base_model(base),
         "libraries": {name: metadata.version(name) for name in ("torch", "transformers", "peft")},
     }

@@ -183,6 +183,22 @@ def check(names: Sequence[str]) -> None:
         raise ConfigError(*problems, hint=hint)
 
 
+def try_on(names: Sequence[str], answers: Sequence[str]) -> None:
+    """Try the metrics of files on two pairs of the reference `answers`, before a model is loaded.
+
+    Raises: ConfigError naming every metric that cannot score them.
+    """
+    pairs = [(answers[0], answers[0]), (answers[-1], answers[0])] if answers else []
+    problems: list[str] = []
+    for name in filter(custom_metrics.is_custom, names):
+        try:
+            custom_metrics.load(name).try_on(pairs)
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(*problems, hint="fix the file; nothing was generated")
+
+
 def needs_references(names: Sequence[str]) -> bool:
     """Whether a metric reads the keys `reference_*` of a row."""
     return any(METRICS[n].references for n in names if n in METRICS)

@@ -62,6 +62,15 @@ class PartialResults:
         """The rows of one part of the evaluation, such as a split."""
         return self.parts.setdefault(name, Part(self, name))
 
+    def fill(self, found: Mapping[str, Mapping[int, dict[str, Any]]], source: Path) -> None:
+        """Take over rows by part and index, of a finished evaluation in the folder `source`."""
+        for name, rows in found.items():
+            self.part(name).add({index: restore_secrets(row) for index, row in rows.items()})
+        log.info(
+            "scoring the answers in %s again, since only the metrics differ; overwrite_answers=true predicts anew",
+            source,
+        )
+
     def write(self, line: Mapping[str, Any]) -> None:
         """Append a line, and wait until it is on the disk."""
         with disk_errors(self.path):

@@ -16,7 +16,7 @@ import pytest
 from transformers.generation.utils import GenerationMixin
 
 from src import runs
-from src.eval import merge_check
+from src.eval import custom_metrics, merge_check
 from src.eval.metrics import METRICS
 from src.model import load, methods
 from src.model.source import content_hash
@@ -489,6 +489,31 @@ def test_a_cached_baseline_is_reused(copied: World, capsys: Capture) -> None:
     assert "not cached yet" not in capsys.readouterr().out
     assert {p: p.stat().st_mtime_ns for p in kept.iterdir()} == before
     assert read(copied.newest, "comparison.json")["rows"]
+
+
+def test_a_mended_metric_scores_the_stored_answers_without_a_new_one(
+    copied: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    """The metric fails on an answer, not on the references that it was tried on; it is mended, then changed."""
+    metric, generated, generate = tmp_path / "mine.py", [], GenerationMixin.generate
+    monkeypatch.setattr(GenerationMixin, "generate", lambda *a, **k: generated.append(1) or generate(*a, **k))
+
+    def evaluate(body: str, *more: str) -> tuple[int, int]:
+        generated.clear()
+        metric.write_text(f"def score(p, r): {body}\n")
+        custom_metrics.load.cache_clear()
+        words = (f"metrics=[file:{metric}]", f"gate.metric=file:{metric}", "splits=[test]", "max_examples=3")
+        return copied.call("eval", *words, *more), len(generated)
+
+    assert evaluate("raise ValueError(7)") == (2, 0)
+    assert "mine.py: score() fails with ValueError: 7; fix the file; nothing was" in capsys.readouterr().err
+    assert evaluate(f"return [1.0][p != {ANSWER!r}]") == (2, 1)  # the base answers something else
+    assert evaluate("return float(p == r)") == (0, 1)  # the tuned model's turn
+    capsys.readouterr()
+    assert evaluate("return 0.5 * (p == r)") == (0, 0)
+    assert "again, since only the metrics differ" in capsys.readouterr().out
+    assert read(copied.newest, "metrics.json")["eval"]["test"][f"file:{metric}"] == 0.5
+    assert evaluate("return 0.25 * (p == r)", "overwrite_answers=true")[1] == 2
 
 
 @pytest.mark.parametrize("word", ["baseline=never", "baseline=cached"])

@@ -19,7 +19,7 @@ from rouge_score import rouge_scorer
 
 from src.errors import ConfigError
 from src.eval.metric_functions import exact_match, jaccard, token_f1
-from src.eval.metrics import METRICS, Scores, check, describe, needs_references, score, score_rows
+from src.eval.metrics import METRICS, Scores, check, describe, needs_references, score, score_rows, try_on
 from src.eval.setup import default_metrics
 from src.model.tasks import TASKS
 from src.schema import EvalArgs, Task
@@ -405,3 +405,31 @@ def test_a_metric_of_the_hub_that_cannot_be_loaded_is_reported_in_one_sentence(o
 def test_the_library_is_imported_only_for_its_metrics() -> None:
     code = "import sys, src.eval.evaluator as e; e.metrics.check(['bleu']); sys.exit('evaluate' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_a_metric_imports_the_files_beside_it_and_has_their_hash(tmp_path: Path) -> None:
+    """Another folder's file of the same name is another module, and an import inside the function works too."""
+    from src.eval import custom_metrics
+
+    names = {}
+    for folder, factor in (("a", 1), ("b", 2)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "helper_of_mine.py").write_text(f"FACTOR = {factor}\n")
+        lazy = "def score(p, r):\n    from helper_of_mine import FACTOR\n    return FACTOR\n"
+        early = "from helper_of_mine import FACTOR\ndef score(p, r): return FACTOR\n"
+        names[folder] = own(tmp_path / folder, lazy if folder == "a" else early)
+    check(list(names.values()))
+    assert [score(name, [row("x", "y")]).corpus for name in names.values()] == [1, 2]
+    before = describe([names["a"]])[names["a"]]["implementation"]
+    (tmp_path / "a" / "helper_of_mine.py").write_text("FACTOR = 3\n")
+    custom_metrics.load.cache_clear()
+    assert describe([names["a"]])[names["a"]]["implementation"] != before
+    assert score(names["a"], [row("x", "y")]).corpus == 3
+
+
+@pytest.mark.parametrize("body", ["import sys; sys.exit(3)", "def score(p, r): raise SystemExit(3)"])
+def test_a_metric_that_exits_does_not_end_the_evaluation_in_silence(tmp_path: Path, body: str) -> None:
+    name = own(tmp_path, body)
+    with pytest.raises(ConfigError, match="fails with SystemExit: 3"):
+        check([name])
+        try_on([name], ["a"])
