@@ -33,7 +33,7 @@ from . import (
     partial_results,
     results,
     setup,
-    stored_answers,
+    stored_predictions,
     verdict_text,
     vllm_engine,
 )
@@ -78,7 +78,9 @@ def evaluate(cfg: EvalConfig) -> int:
     stats = GenerationStats()
     with run.record_status(part), PartialResults(_partial_path(run), identity, cfg.overwrite_answers) as file:
         if not cfg.overwrite_answers:
-            stored_answers.reuse(file, stored_answers.of_run(run), identity, context.conditions, context.requests)
+            stored_predictions.reuse(
+                file, stored_predictions.of_run(run), identity, context.conditions, context.requests
+            )
         model = _tuned_model(cfg, context, tuned, stats)
         predictions = _predict(model, context, file, stats)
         result = _result(predictions, context, base_info, stats, identity)
@@ -282,8 +284,8 @@ def _evaluate_base(
     with PartialResults(path, identity, cfg.overwrite_answers) as file:
         partial_results.remove_others(path, folder.name.rpartition("-")[0] + "-*")
         if not cfg.overwrite_answers:
-            stored_answers.reuse(
-                file, stored_answers.of_base(folder), identity, context.conditions, context.requests
+            stored_predictions.reuse(
+                file, stored_predictions.of_base(folder), identity, context.conditions, context.requests
             )
         predictions = _predict(model, context, file, stats)
         result = _result(predictions, context, base, stats, identity)
@@ -328,7 +330,7 @@ def _result(
         "eval": {split: metrics.score_rows(names, rows) for split, rows in predictions.items()},
         "metrics": metrics.describe(names),
         "conditions": context.conditions,
-        stored_answers.ANSWERS: evaluations.fingerprint(identity),
+        stored_predictions.ANSWERS: evaluations.fingerprint(identity),
         "base_model": dict(base),
         "generated": {
             "at": runs.now(),

@@ -83,6 +83,7 @@ TASKS: dict[Name, Task] = {
 ENCODER_HEADS = ("ForMaskedLM", "ForPreTraining", "ForTokenClassification", "ForQuestionAnswering")
 DECODER_HEADS = ("ForCausalLM", "LMHeadModel")
 CLASSIFIER = "ForSequenceClassification"
+DEFAULT_LABELS = {0: "LABEL_0", 1: "LABEL_1"}
 HEADS_KEPT = {"classifier", "score"}  # layers that peft saves with every adapter of a classifier
 # model types whose positions start after the id of the padding token
 OFFSET_POSITIONS = {
@@ -161,10 +162,12 @@ def max_positions(config: Mapping[str, Any]) -> int | None:
 
 
 def labels_of(config: Mapping[str, Any]) -> list[str]:
-    """The labels in a classifier's config.json, in the order of their ids; empty if they have default names."""
-    named = {int(number): str(label) for number, label in (config.get("id2label") or {}).items()}
-    found = [named[number] for number in sorted(named)]
-    return [] if all(label == f"LABEL_{number}" for number, label in enumerate(found)) else found
+    """The labels of a classifier in the order of their ids, from its config.json.
+
+    transformers leaves two labels out that have its default names.
+    """
+    named = {int(number): str(label) for number, label in (config.get("id2label") or DEFAULT_LABELS).items()}
+    return [named[number] for number in sorted(named)]
 
 
 def detect_task(tuned: TunedModel, expected: Name | None) -> tuple[Name, list[str]]:
@@ -183,7 +186,7 @@ def detect_task(tuned: TunedModel, expected: Name | None) -> tuple[Name, list[st
         found = "seq2seq" if architecture_kind(config) == "encoder-decoder" else "causal_lm"
     if expected not in (None, found):
         raise ModelError(f"{tuned.folder} was tuned for task={found}, not {expected}", hint="remove task")
-    labels = labels_of(config) if found == "classification" else []
+    labels = labels_of(config) if found == "classification" and config else []
     if found == "classification" and not labels:
         raise ModelError(f"{tuned.folder} does not name its labels", hint="its config.json needs id2label")
     if not tuned.is_adapter:

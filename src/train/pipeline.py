@@ -28,7 +28,7 @@ from ..runs import Run
 from ..schema import TrainConfig
 from ..utils import environment
 from ..utils.environment import Reasoned
-from ..utils.files import atomic_dir, hash_files, sha256, write_json
+from ..utils.files import atomic_dir, hash_files, read_json, sha256, write_json
 from ..utils.logs import log, log_to, log_verdict
 from ..utils.process_info import ProcessInfo, process_info
 from ..utils.units import format_duration
@@ -215,12 +215,16 @@ def save_model(model: Any, chat: ChatTokenizer, folder: Path, weights: dict[str,
         stop_tokens.save(model, chat.stop_token_ids, temporary)
         write_json(temporary / IDENTITY_FILE, chat.identity)
         adapter_config = temporary / "adapter_config.json"
-        if adapter_config.exists() and tasks.labels_of(model.config.to_dict()):
+        if adapter_config.exists() and _is_classifier(adapter_config):
             model.config.save_pretrained(temporary)  # the adapter of a classifier needs the names of its labels
         if adapter_config.exists():  # peft writes sets in random order
             found = json.loads(adapter_config.read_text(encoding="utf-8"))
             found = {k: sorted(v) if k in SET_VALUED_KEYS and isinstance(v, list) else v for k, v in found.items()}
             write_json(adapter_config, found)
+
+
+def _is_classifier(adapter_config: Path) -> bool:
+    return bool(read_json(adapter_config).get("task_type") == tasks.TASKS["classification"].peft_type)
 
 
 def _evaluation_data(cfg: TrainConfig, held_out: dict[str, Any] | None) -> dict[str, Any]:
