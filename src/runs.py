@@ -16,7 +16,7 @@ import shutil
 import socket
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -129,10 +129,16 @@ class Run:
 
     @property
     def readable(self) -> bool:
+        return self.readable_manifest is not None
+
+    @property
+    def readable_manifest(self) -> dict[str, Any] | None:
+        """The manifest; None if it cannot be read."""
         try:
-            return {"started", "stage", "status"} <= self.manifest.keys()
+            manifest = self.manifest
         except RunError:
-            return False
+            return None
+        return manifest if {"started", "stage", "status"} <= manifest.keys() else None
 
     def update(self, **changes: Any) -> None:
         write_json(self.path / "manifest.json", self.manifest | changes)
@@ -145,9 +151,7 @@ class Run:
     @property
     def status_text(self) -> str:
         """The status, and that of an evaluation that did not finish."""
-        manifest = self.manifest
-        evaluation = status_of(manifest["evaluation"]) if "evaluation" in manifest else FINISHED
-        return status_of(manifest) + ("" if evaluation == FINISHED else f", evaluation {evaluation}")
+        return status_text_of(self.manifest)
 
     def lock(self) -> bool:
         """Make this process the only writer of the run, until `unlock` or its exit.
@@ -319,6 +323,12 @@ def status_of(record: Mapping[str, Any]) -> str:
     return str(record["status"])
 
 
+def status_text_of(manifest: Mapping[str, Any]) -> str:
+    """The status in a manifest, and that of an evaluation that did not finish."""
+    evaluation = status_of(manifest["evaluation"]) if "evaluation" in manifest else FINISHED
+    return status_of(manifest) + ("" if evaluation == FINISHED else f", evaluation {evaluation}")
+
+
 def this_process() -> dict[str, Any]:
     return {
         "pid": os.getpid(),
@@ -368,8 +378,8 @@ def check_writable(path: str | Path, setting: str = "output_dir") -> None:
 
 def all_runs(output_dir: str | Path) -> list[Run]:
     """All runs with a readable manifest, the latest start first."""
-    runs = [run for run in _run_dirs(output_dir) if run.readable]
-    return sorted(runs, key=lambda r: (r.manifest["started"], len(r.id), r.id), reverse=True)
+    started = {run: manifest["started"] for run in run_dirs(output_dir) if (manifest := run.readable_manifest)}
+    return sorted(started, key=lambda run: (started[run], len(run.id), run.id), reverse=True)
 
 
 def training_runs(output_dir: str | Path) -> list[Run]:
@@ -377,14 +387,15 @@ def training_runs(output_dir: str | Path) -> list[Run]:
     return [run for run in newest_first(output_dir) if run.manifest["stage"] == "train"]
 
 
-def unreadable_runs(output_dir: str | Path) -> list[Run]:
-    """All runs without a readable manifest."""
-    return [run for run in _run_dirs(output_dir) if not run.readable]
-
-
-def _run_dirs(output_dir: str | Path) -> list[Run]:
-    found = (p.parent for p in (Path(output_dir) / "runs").glob("*/manifest.json"))
-    return [Run(p) for p in found if not p.is_symlink()]
+def run_dirs(output_dir: str | Path) -> list[Run]:
+    """All folders with a manifest, readable or not, in no order."""
+    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(Path(output_dir) / "runs") as entries:
+        return [
+            Run(Path(entry.path))
+            for entry in entries
+            if entry.is_dir(follow_symlinks=False) and os.path.exists(os.path.join(entry.path, "manifest.json"))
+        ]
+    return []
 
 
 def newest_first(output_dir: str | Path) -> list[Run]:

@@ -7,14 +7,13 @@ import sys
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from . import outcome, runs
 from .errors import RunError, UserError, did_you_mean
-from .run_names import data_name, format_lr, run_name
-from .runs import FIGURES, Run
+from .run_summaries import LOSSES, RunSummary, all_summaries, is_number, summaries_of, summary_of
+from .runs import Run
 from .utils.commands import command, program
-from .utils.files import read_object
 
 USAGE = """usage: {program} runs [output_dir=DIR] [--sort KEY] [--run RUN]
        {program} runs diff RUN RUN [output_dir=DIR]
@@ -28,22 +27,8 @@ A RUN is the id of a run, a prefix of one, its directory, or latest."""
 OUTPUT_DIR = "outputs"
 FLAGS = {"--sort": ("a key", "test/rougeL"), "--run": ("a run", "latest")}  # what each needs, and an example
 FACTS = ("started", "name", "run", "stage", "status", "method", "base", "data", "lr", "verdict")
-LOSSES = ("eval_loss", "train_loss", "loss")  # lower is better
 MAX_SCORES = 4
 PIPED_WIDTH = 200  # if stdout is not a terminal
-
-
-class RunSummary(NamedTuple):
-    """The columns of a run.
-
-    facts: texts by column.
-    scores: `{test/rougeL: 0.4}`, and the losses of training.
-    lower: names of the scores for which lower is better.
-    """
-
-    facts: dict[str, str]
-    scores: dict[str, float]
-    lower: frozenset[str]
 
 
 def runs_output(words: Sequence[str]) -> str:
@@ -94,10 +79,10 @@ def format_runs(
 
     Raises: UserError if no run has that key; RunError if there is no such run.
     """
-    listed = [runs.find_run(run, output_dir)] if run else runs.all_runs(output_dir)
-    unreadable = [f"{r.id}  its manifest.json cannot be read" for r in runs.unreadable_runs(output_dir)]
-    found, damaged = _summaries(listed)
-    unreadable += [f"{r.id}  its metrics.json or comparison.json is damaged" for r in damaged]
+    if run:
+        found, unreadable = summaries_of([runs.find_run(run, output_dir)])
+    else:
+        found, unreadable = all_summaries(output_dir)
     found = _sorted(found, sort) if sort else found
     outcome.report(document=_document(found, [line.split("  ")[0] for line in unreadable]))
     if not found and not unreadable:
@@ -109,25 +94,7 @@ def format_runs(
     columns = ["run", "name", "stage", "status", "method", "base", "data", "lr", "verdict", *shown]
     cells = [[line.facts.get(c) or _format_score(line.scores.get(c)) for c in columns] for line in found]
     lines = _format_table(columns, cells, width or _width())
-    return "\n".join([*lines, *(line for line in unreadable if not run or line.startswith(listed[0].id))])
-
-
-def _summaries(listed: Sequence[Run]) -> tuple[list[RunSummary], list[Run]]:
-    """The columns of the runs; and the runs whose records have another shape, which must not hide the others."""
-    found, damaged = [], []
-    for run in listed:
-        try:
-            found.append(_summary(run))
-        except RunError:
-            damaged.append(run)
-    return found, damaged
-
-
-def _summary(run: Run) -> RunSummary:
-    try:
-        return _summarise(run)
-    except (AttributeError, TypeError, ValueError, KeyError):
-        raise RunError(f"run {run.id}: its metrics.json or comparison.json is damaged") from None
+    return "\n".join([*lines, *unreadable])
 
 
 def _document(found: Sequence[RunSummary], unreadable: Sequence[str]) -> dict[str, Any]:
@@ -139,47 +106,6 @@ def _document(found: Sequence[RunSummary], unreadable: Sequence[str]) -> dict[st
 
 def _width() -> int:
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else PIPED_WIDTH
-
-
-def _summarise(run: Run) -> RunSummary:
-    manifest, settings = run.manifest, _settings(run)
-    metrics = _read(run.path / "metrics.json", FIGURES)
-    verdict = _read(run.path / "comparison.json").get("verdict") or {}
-    outcome = str(verdict.get("outcome", ""))
-    error = f": {manifest['error']}" if manifest.get("error") else ""
-    facts = {
-        "started": str(manifest["started"]),
-        "name": run_name(manifest, settings) if manifest["stage"] == "train" else "",
-        "run": run.id,
-        "stage": str(manifest["stage"]),
-        "status": " ".join((run.status_text + error).split()),
-        "method": str(manifest.get("method", "")),
-        "base": str(manifest.get("base_model", {}).get("name", "")).rstrip("/").rsplit("/", 1)[-1],
-        "data": data_name(manifest.get("data", {})),
-        "data version": _data_version(manifest.get("data", {})),
-        "lr": format_lr(settings.get("lr")) if manifest["stage"] == "train" else "",
-        "verdict": "inconclusive" if outcome == "cannot_tell" else outcome.replace("_", " "),
-    }
-    scores = {k: float(v) for k, v in metrics.get("train", {}).items() if k in LOSSES and _is_number(v)}
-    lower = set(LOSSES)
-    for split, values in metrics.get("eval", {}).items():
-        for metric, value in values.items():
-            scores[f"{split}/{metric}"] = float(value)
-            if metrics.get("metrics", {}).get(metric, {}).get("better") == "lower":
-                lower.add(f"{split}/{metric}")
-    decided = f"{verdict.get('split')}/{verdict.get('metric')}"
-    facts["named"] = str(manifest.get("run_name") or "")
-    facts["decided by"] = decided if decided in scores else ""
-    return RunSummary(facts, scores, frozenset(lower))
-
-
-def _data_version(data: Mapping[str, Any]) -> str:
-    """The shortened commit, revision or hash of the training data, with the number of further files."""
-    for key in ("commit", "revision", "sha256"):
-        if data.get(key):
-            return str(data[key])[:12]
-    hashes = [str(f["sha256"]) for f in data.get("files", []) if f.get("sha256")]
-    return (hashes[0][:12] + (f" +{len(hashes) - 1}" if len(hashes) > 1 else "")) if hashes else ""
 
 
 def _scores_shown(lines: Sequence[RunSummary], sort: str | None) -> list[str]:
@@ -269,7 +195,7 @@ def diff_runs(first: Run, second: Run) -> str:
 def _compared(first: Run, second: Run) -> Iterator[tuple[str, tuple[dict[str, Any], dict[str, Any]]]]:
     pair = (first, second)
     yield "settings", _both([_flat(_settings(run)) for run in pair])
-    lines = [_summary(run) for run in pair]
+    lines = [summary_of(run) for run in pair]
     names = ("stage", "status", "method", "base", "data", "data version", "verdict")
     code = [{"code": str(run.manifest.get("code", {}).get("commit") or "")[:12]} for run in pair]
     yield "facts", _both([{n: x.facts[n] for n in names} | c for x, c in zip(lines, code, strict=True)])
@@ -281,7 +207,7 @@ def _both(values: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, A
 
 
 def _change(key: str, before: Any, after: Any) -> str:
-    moved = f"  ({after - before:+.4g})" if _is_number(before) and _is_number(after) else ""
+    moved = f"  ({after - before:+.4g})" if is_number(before) and is_number(after) else ""
     return f"  {key:<28} {_format_value(before)} -> {_format_value(after)}{moved}"
 
 
@@ -301,18 +227,6 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in values.items():
         found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {prefix + key: value}
     return found
-
-
-def _read(path: Path, groups: Sequence[str] = ()) -> Mapping[str, Any]:
-    """A JSON file of a run; empty if it is missing or corrupt, which must not prevent the table."""
-    try:
-        return read_object(path, groups) if path.is_file() else {}
-    except RunError:
-        return {}
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _format_score(value: float | None) -> str:

@@ -50,6 +50,7 @@ CORE = {
     "outcome",
     "secret_references",
     "run_names",
+    "run_summaries",
     "runs",
     "runs_table",
     "precedence",

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from src import run_summaries
 from src.errors import UserError
 from src.run_names import data_name
-from src.runs import FAILED, FINISHED, Run, find_run
+from src.runs import FAILED, FINISHED, RUNNING, Run, find_run, this_process
 from src.runs_table import format_runs, runs_output
 
 ABOUT = {"rougeL": {"better": "higher"}, "perplexity": {"better": "lower"}}
@@ -53,6 +55,41 @@ def out(tmp_path: Path) -> Path:
     run_of(tmp_path, 2, {"rougeL": 0.75, "perplexity": 12.0}, method="dora", outcome="not_better")
     run_of(tmp_path, 3, status=FAILED, error="OutOfMemoryError: 1 GiB", data={"commit": "c0ffee" * 5})
     return tmp_path
+
+
+def test_the_index_of_runs_is_current_whatever_becomes_of_it(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Changed, removed, new and dead runs; an index that is damaged, changed by hand, or cannot be written."""
+    running = {"status": RUNNING, "process": this_process()}
+    run_of(out, 4, **running)
+    (out / "runs/damaged").mkdir()
+    (out / "runs/damaged/manifest.json").write_text("{")
+    monkeypatch.setattr(run_summaries, "MIN_INDEXED", 1)
+    index = out / "runs" / run_summaries.INDEX
+    first = format_runs(out, width=200)
+    assert index.is_file() and "damaged  its manifest.json cannot be read" in first
+
+    monkeypatch.setattr(run_summaries, "_entry", lambda run: pytest.fail(f"{run} is read again"))
+    assert format_runs(out, width=200) == first
+    monkeypatch.undo()
+    monkeypatch.setattr(run_summaries, "MIN_INDEXED", 1)
+
+    def listed(**changed: Any) -> str:
+        told = json.loads((out / "runs/2026-01-04_10-00-00/manifest.json").read_text())
+        (out / "runs/2026-01-04_10-00-00/manifest.json").write_text(json.dumps(told | changed))
+        return format_runs(out, width=200)
+
+    assert " interrupted" in listed(process=running["process"] | {"boot_id": "earlier"})
+    assert " failed: a b" in listed(status=FAILED, error="a\nb")
+    shutil.rmtree(out / "runs/2026-01-04_10-00-00")
+    expected = format_runs(out, width=200)
+    assert len(expected.splitlines()) == 5
+    for damage in ("", "[]", '{"code"', index.read_text().replace('"facts"', '"fact"')):
+        index.write_text(damage)
+        assert format_runs(out, width=200) == expected
+        assert index.read_text() != damage
+    index.unlink()
+    index.mkdir()
+    assert format_runs(out, width=200) == expected
 
 
 def days(text: str) -> list[int]:
