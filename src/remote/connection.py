@@ -21,6 +21,9 @@ from paramiko.auth_strategy import AuthFailure
 from paramiko.ssh_exception import AuthenticationException, BadHostKeyException, SSHException
 
 from ..errors import LostConnection, RemoteError
+from ..utils.logs import eprint
+from ..utils.units import format_size
+from . import messages
 from .agent.bootstrap import BOOTSTRAP
 from .target import HostKeyPolicy, KeyAuth, RemoteTarget, changed_host_key, load_host_keys
 
@@ -33,6 +36,12 @@ AGENT_MODULES = (  # sent with each request, in import order
 RETRY_S = 120.0  # how long a lost connection is retried before it is reported
 CONNECT_TIMEOUT_S = 10.0
 SILENCE_TIMEOUT_S = 20.0  # without any data; the agent sends a heartbeat every 3 s
+START_TIMEOUT_S = 60.0  # for a login shell that prints, until the agent starts
+MAX_LINE = 64 << 20  # bytes of one message; the records of 10,000 jobs are about 10 MB
+MAX_NOISE = 1 << 20  # characters that the login shell prints
+MAX_ERROR = 4000  # characters of a text of the server in an error
+MAX_TRACEBACK = 40  # lines
+MAX_SHOWN = 200  # characters of an invalid answer
 BACKOFF_S = (0.2, 0.5, 1.0, 2.0, 5.0)  # between attempts; the last value repeats
 logging.getLogger("paramiko").setLevel(logging.CRITICAL + 1)  # errors are reported as RemoteError
 
@@ -209,25 +218,68 @@ class Connection:
                 channel.settimeout(SILENCE_TIMEOUT_S)
                 channel.exec_command(self.target.python_command(BOOTSTRAP))
                 channel.sendall(json.dumps(request).encode() + b"\n")
-                noise: list[str] = []  # printed by the login shell
-                for line in _lines(channel):
-                    if mark:
-                        mark = "" if line.strip() == mark else mark
-                        noise.append(line)
-                        continue
-                    message = json.loads(line)
-                    if "error" in message:
-                        raise RemoteError(message["error"], hint=message.get("hint", ""))
-                    yield message
+                lines = self._lines(channel)
+                noise, started = self._read_to_mark(lines, mark)
+                if not started:
+                    raise self._no_answer(channel, started, noise)
+                for line in lines:
+                    yield (message := self._parse(function, line))
                     if "answer" in message:
                         return
-                raise self._no_answer(channel, started=not mark, noise=noise)
+                raise self._no_answer(channel, started, [])
         except TimeoutError:
             raise LostConnection(f"no response from {self.target} for {SILENCE_TIMEOUT_S:g} s") from None
         except (SSHException, OSError, EOFError) as error:
             raise LostConnection(
                 f"the connection to {self.target} was lost: {error or 'closed by the server'}"
             ) from None
+
+    def _read_to_mark(self, lines: Iterator[str], mark: str) -> tuple[list[str], bool]:
+        """Read what the login shell prints. Returns: its lines, and whether the mark of the agent follows them."""
+        noise: list[str] = []
+        end, size = time.monotonic() + START_TIMEOUT_S, 0
+        for line in lines:
+            if line.strip() == mark:
+                return noise, True
+            noise.append(line)
+            size += len(line)
+            if size > MAX_NOISE or time.monotonic() > end:
+                raise RemoteError(
+                    f"{self.target.python} did not start on {self.target}: the session does not stop printing "
+                    f"({line.strip()[:80]!r})",
+                    hint=f"check the startup files of the login shell: ssh {self.target.host} true",
+                )
+        return noise, False
+
+    def _parse(self, function: str, line: str) -> dict[str, Any]:
+        """One message of the agent. Raises: RemoteError if it is an error, or not what `function` promises."""
+        try:
+            message = messages.parse(function, line)
+        except ValueError as error:
+            raise self.invalid_answer(f"{function}: {error}") from None
+        if "error" in message:
+            raise RemoteError(message["error"][:MAX_ERROR], hint=message.get("hint", "")[:MAX_ERROR])
+        return message
+
+    def invalid_answer(self, what: str) -> RemoteError:
+        """The error for an answer that no agent sends."""
+        shown = what[:MAX_SHOWN] if what.isprintable() else ascii(what[:MAX_SHOWN])
+        return RemoteError(
+            f"{self.target} sent an invalid answer, {shown}",
+            hint="nothing was changed here; check that it is your server, and that no program of its login shell "
+            "prints in the background",
+        )
+
+    def _lines(self, channel: Channel) -> Iterator[str]:
+        """The lines of the channel's output, as they arrive. Raises: RemoteError if one does not end."""
+        rest = bytearray()
+        while data := channel.recv(1 << 16):
+            rest += data
+            if b"\n" in data:
+                *lines, rest = rest.split(b"\n")
+                yield from (line.decode(errors="replace") for line in lines)
+            if len(rest) > MAX_LINE:
+                raise self.invalid_answer(f"a line of more than {format_size(MAX_LINE)}")
 
     def _no_answer(self, channel: Channel, started: bool, noise: list[str]) -> Exception:
         """Why a request ended without an answer; `started` means that the agent has printed its mark."""
@@ -246,12 +298,19 @@ class Connection:
                 hint="install Python 3.11 or newer on the server, or set REMOTE_PYTHON to its path",
             )
         if not started:
-            last = " ".join(noise).strip() or (stderr.splitlines() or [f"exit code {status}"])[-1]
+            last = " ".join(noise).strip()[:MAX_ERROR] or (stderr.splitlines() or [f"exit code {status}"])[-1]
             return RemoteError(
                 f"{self.target.python} did not start on {self.target}: {last}",
                 hint="" if any(noise) else "set REMOTE_PYTHON to the path of Python 3.8 or newer",
             )
-        return RuntimeError(f"the agent failed on {self.target}:\n{stderr}")
+        *traceback, last = stderr.splitlines() or [f"exit code {status}"]
+        eprint("\n".join(traceback[-MAX_TRACEBACK:]))
+        return RemoteError(
+            f"the agent failed on {self.target}: {last}",
+            hint="the lines above are the server's traceback"
+            if traceback
+            else "check the server's memory and disk",
+        )
 
     def _shell_failure(self) -> Exception | None:
         """The error of a login shell that runs no command at all; None if it runs one."""
@@ -267,14 +326,6 @@ class Connection:
             + (printed[-1] if printed else f"exit code {done.exited}"),
             hint=f"check its startup files, such as ~/.bashrc, and whether ssh {self.target.host} logs in",
         )
-
-
-def _lines(channel: Channel) -> Iterator[str]:
-    """The lines of the channel's output, as they arrive."""
-    rest = b""
-    while data := channel.recv(1 << 16):
-        *lines, rest = (rest + data).split(b"\n")
-        yield from (line.decode(errors="replace") for line in lines)
 
 
 def _backoff() -> Iterator[float]:

@@ -6,26 +6,24 @@ import contextlib
 import fcntl
 import os
 import shutil
-import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+import stat
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from .. import runs
-from ..errors import RemoteError, RunError
-from ..utils.files import disk_errors, disk_free, read_json, replace_dir, sha256, switch_link, write_json
+from ..errors import MAX_LISTED, RemoteError, RunError
+from ..utils.files import disk_errors, disk_free, read_object, replace_dir, sha256, switch_link, write_json
 from ..utils.logs import eprint
-from ..utils.terminal import unfiltered
 from ..utils.units import count, format_size
 from . import jobs, transfer
 from .connection import Connection
+from .listing import LAST_FETCH, LOCAL_FILES, MANIFEST, RunListing, list_run, parents
+from .messages import ID
 from .transfer import join_names, printable
 
 RUNS, FETCHING, REPLACED = Path("outputs/runs"), Path("outputs/fetching"), Path("outputs/replaced")
-LAST_FETCH = "fetched.json"
-LOCAL_FILES = {LAST_FETCH, runs.LOCK}
 ATTEMPTS = 3  # to receive a file correctly
 
 
@@ -42,16 +40,17 @@ def fetch(connection: Connection, job: jobs.Job) -> Path:
             hint=f"read its output with make ssh-logs RUN={job['id']}",
         )
     id = jobs.run_id(job)
-    if not jobs.RUN_ID.fullmatch(id):
-        raise RemoteError(f"the server sent an invalid name of a run directory: {printable(id)}")
+    if not ID.fullmatch(id) or id == "latest":
+        raise connection.invalid_answer(f"a run directory named {printable(id)}")
     place, target = FETCHING / id, RUNS / id
     with _fetch_lock(id), _run_lock(target), disk_errors(place):
         remote = list_run(connection, str(job["run"]))
         _check_same_run(target, remote.manifest)
         _receive(connection, remote, place, target)
-        last_fetch = read_json(target / LAST_FETCH) if (target / LAST_FETCH).is_file() else {}
-        backups, kept = _keep_local_files(remote, place, target, last_fetch)
-        altered = _mark_interrupted(remote.manifest, place)
+        manifest = read_object(place / MANIFEST, groups=("evaluation",))
+        _check_same_run(target, manifest)
+        backups, kept = _keep_local_files(remote, place, target)
+        altered = _mark_interrupted(manifest, place)
         record = {
             "from": str(connection.target),
             "folder": remote.run,
@@ -72,8 +71,10 @@ def fetch(connection: Connection, job: jobs.Job) -> Path:
 def _print_result(
     id: str, remote: RunListing, kept: list[str], backups: list[tuple[Path, str]], altered: bool
 ) -> None:
-    for path, why in remote.outside.items():
-        eprint(f"{printable(path)} was not fetched: its target is outside of the run directory ({why})")
+    for path, why in list(remote.outside.items())[:MAX_LISTED]:
+        eprint(f"{printable(path)} was not fetched: {why}")
+    if len(remote.outside) > MAX_LISTED:
+        eprint(f"and {len(remote.outside) - MAX_LISTED:,} more links")
     if kept:
         eprint(f"local-only files kept: {join_names(kept)}")
     if backups:
@@ -120,9 +121,9 @@ def _run_lock(target: Path) -> Iterator[None]:
 
 def _check_same_run(target: Path, manifest: Mapping[str, Any]) -> None:
     """Raises: RunError if the local run with this id, which is a time to the second, is a different one."""
-    if not (target / "manifest.json").is_file():
+    if not (target / MANIFEST).is_file():
         return
-    ours, theirs = read_json(target / "manifest.json").get("started"), manifest.get("started")
+    ours, theirs = read_object(target / MANIFEST).get("started"), manifest.get("started")
     if ours != theirs:
         raise RunError(
             f"{target} is a different run with the same id: started at {ours}, the server's run at {theirs}",
@@ -130,86 +131,19 @@ def _check_same_run(target: Path, manifest: Mapping[str, Any]) -> None:
         )
 
 
-# What the server has
-
-
-@dataclass
-class RunListing:
-    """A run directory of the server: `files` by path as `{"size", "mtime", "sha256"}`, `links` by path."""
-
-    run: str
-    manifest: dict[str, Any]
-    host: str
-    rsync: bool
-    files: dict[str, dict[str, Any]] = field(default_factory=dict)
-    links: dict[str, str] = field(default_factory=dict)
-    folders: list[str] = field(default_factory=list)  # empty ones
-    outside: dict[str, str] = field(default_factory=dict)  # links that lead out of the run
-
-    @property
-    def bytes(self) -> int:
-        return sum(file["size"] for file in self.files.values())
-
-    def add(self, entry: Mapping[str, Any]) -> None:
-        """Add an entry of agent/list_run.py. Raises: RemoteError if its path or target is outside of the run."""
-        path = str(entry["path"])
-        to = os.path.normpath(os.path.join(os.path.dirname(path), str(entry.get("link", ""))))
-        if os.path.isabs(path) or ".." in path.split("/") or os.path.isabs(to) or to.split("/")[0] == "..":
-            raise RemoteError(f"the server sent a path outside of the run directory: {printable(path)}")
-        if "sha256" in entry:
-            self.files[path] = {key: entry[key] for key in ("size", "mtime", "sha256")}
-        elif "link" in entry:
-            self.links[path] = entry["link"]
-        elif "folder" in entry:
-            self.folders.append(path)
-        else:
-            self.outside[path] = entry["outside"]
-
-
-def list_run(connection: Connection, run: str) -> RunListing:
-    """Everything in a run directory of the server; an interrupted listing resumes after the last file."""
-    found: list[RunListing] = []
-    last = ""
-
-    def attempt() -> None:
-        nonlocal last
-        stream = connection.stream("list_run:list_run", folder=connection.target.dir, run=run, after=last)
-        head = next(stream)
-        if not found:
-            found.append(RunListing(run, **head))
-        for entry in stream:
-            found[0].add(entry)
-            last = entry["path"]
-            _show_progress(
-                f"hashed {count(len(found[0].files), 'file')} on the server, {format_size(found[0].bytes)}"
-            )
-
-    connection.retry(attempt)
-    _show_progress("")
-    return found[0]
-
-
-def _show_progress(text: str) -> None:
-    """On a terminal, print a line that replaces the previous one."""
-    if sys.stderr.isatty():
-        print(f"\r\033[K{text}", end="", file=unfiltered(sys.stderr), flush=True)
-
-
 # Receiving
 
 
 def _receive(connection: Connection, remote: RunListing, place: Path, target: Path) -> None:
-    """Fill the folder `place` with every file of the listing; those that `target` has are linked."""
-    place.mkdir(parents=True, exist_ok=True)
-    for path in _walk(place):
-        if path not in remote.files:  # left by an earlier fetch
-            (place / path).unlink()
-    lacking = {path: file for path, file in remote.files.items() if not _is_complete(place / path, file)}
-    for path, file in list(lacking.items()):
-        if _is_complete(target / path, file, remove=False):
-            (place / path).unlink(missing_ok=True)
-            _link(target / path, place / path)
-            del lacking[path]
+    """Fill the folder `place` with every entry of the listing; files that `target` has too are linked.
+
+    Nothing is written outside of `place`, whatever the server sends: the listing has only paths that lead down
+    from it, it has no link while files are received, and a link that is made then leads to what was received.
+    """
+    _clear(place, remote)
+    ours = {path for path in (_walk(target) if target.is_dir() else []) if path in remote.files}
+    reused = {path for path in ours if _is_complete(target / path, remote.files[path])}
+    lacking = _lacking(remote, place, remote.files.keys() - reused)
     for _ in range(ATTEMPTS):
         if not lacking:
             break
@@ -220,52 +154,90 @@ def _receive(connection: Connection, remote: RunListing, place: Path, target: Pa
                 "on this machine",
                 hint="free some space",
             )
-        transfer.receive(connection, list(lacking), remote.run, place, remote.rsync, size)
-        lacking = {path: file for path, file in lacking.items() if not _is_complete(place / path, file)}
+        sizes = {path: file["size"] for path, file in lacking.items()}
+        transfer.receive(connection, sizes, remote.run, place, remote.rsync, size)
+        _clear(place, remote)
+        lacking = _lacking(remote, place, lacking)
     if lacking:
         raise RemoteError(
             f"{join_names(list(lacking))}: checksum mismatch after {ATTEMPTS} attempts",
             hint="fetch again; the transfer resumes",
         )
+    for path in reused:
+        _remove(place / path)  # an earlier attempt may have received it
+        _link(target / path, place / path)
     for path, file in remote.files.items():
-        os.utime(place / path, (file["mtime"], file["mtime"]))
+        os.utime(place / path, (file["mtime"], file["mtime"]), follow_symlinks=False)
     for path in remote.folders:
         (place / path).mkdir(parents=True, exist_ok=True)
     for path, to in remote.links.items():
-        (place / path).parent.mkdir(parents=True, exist_ok=True)
-        (place / path).unlink(missing_ok=True)
-        (place / path).symlink_to(to)
+        (place / path).symlink_to(to)  # fails, as all of this, if something is there
 
 
-def _is_complete(path: Path, file: Mapping[str, Any], remove: bool = True) -> bool:
-    """Whether a local file equals the server's. With `remove`, one that cannot be completed is removed."""
-    if path.is_symlink() or not path.is_file():
+def _clear(place: Path, remote: RunListing) -> None:
+    """Leave in `place` only folders and regular files of the listing: no link, and nothing that was not listed."""
+    if place.is_symlink() or not place.is_dir():
+        _remove(place)
+        place.mkdir(parents=True)
+    known = remote.folders
+    for at, folders, names in os.walk(place):
+        for name in (*folders, *names):
+            path = Path(at, name)
+            found, relative = path.lstat(), str(path.relative_to(place))
+            if stat.S_ISDIR(found.st_mode) and relative in known:
+                continue
+            if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1 or relative not in remote.files:
+                _remove(path)  # also a file with a second link, which must not be written to
+        folders[:] = [name for name in folders if os.path.lexists(os.path.join(at, name))]
+
+
+def _remove(path: Path) -> None:
+    """Remove a file, a link or a folder; links are not followed."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _lacking(remote: RunListing, place: Path, paths: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Which of `paths` are not complete in `place`. A file that cannot be completed is removed."""
+    found = {path: remote.files[path] for path in paths if not _is_complete(place / path, remote.files[path])}
+    for path, file in found.items():
+        if _size(place / path) >= file["size"]:
+            (place / path).unlink(missing_ok=True)
+    return found
+
+
+def _is_complete(path: Path, file: Mapping[str, Any]) -> bool:
+    """Whether a local file equals the server's; it is flushed to the disk then."""
+    if (
+        path.is_symlink()
+        or not path.is_file()
+        or path.stat().st_size != file["size"]
+        or sha256(path) != file["sha256"]
+    ):
         return False
-    if path.stat().st_size == file["size"] and sha256(path) == file["sha256"]:
-        with path.open("rb") as handle:
-            os.fsync(handle.fileno())
-        return True
-    if remove and (path.stat().st_size >= file["size"] or path.stat().st_nlink > 1):
-        path.unlink()  # a file with a second link must not be written to
-    return False
+    with path.open("rb") as handle:
+        os.fsync(handle.fileno())
+    return True
 
 
-def _keep_local_files(
-    remote: RunListing, place: Path, target: Path, last_fetch: Mapping[str, Any]
-) -> tuple[list[tuple[Path, str]], list[str]]:
+def _keep_local_files(remote: RunListing, place: Path, target: Path) -> tuple[list[tuple[Path, str]], list[str]]:
     """Keep what the local run has and the server does not, and back up what differs.
 
-    `last_fetch` holds the hashes of the previous fetch: a file that is unchanged since then needs no backup.
+    A file that is unchanged since the previous fetch needs no backup.
     Returns: the backups as (folder, path), and the paths that are kept.
     """
+    record = target / LAST_FETCH
+    last_fetch = read_object(record, groups=("sha256", "altered")) if record.is_file() else {}
     backups, kept = [], []
-    folder = REPLACED / f"{target.name}-{datetime.now():%Y-%m-%d_%H-%M-%S}"
+    folder = REPLACED / f"{target.name}-{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"  # two fetches in a second
     fetched, altered = last_fetch.get("sha256", {}), last_fetch.get("altered", {})
     for path in _walk(target) if target.is_dir() else []:
         ours, new = target / path, place / path
         if path in LOCAL_FILES or path.endswith(".tmp"):
             continue
-        if not os.path.lexists(new):
+        if not os.path.lexists(new) and parents(path).isdisjoint(remote.links):
             try:
                 _link(ours, new)
                 kept.append(path)
@@ -298,8 +270,8 @@ def _mark_interrupted(manifest: Mapping[str, Any], place: Path) -> dict[str, str
         changes = changes | {"evaluation": manifest["evaluation"] | ended}
     if not changes:
         return {}
-    write_json(place / "manifest.json", {**manifest, **changes})
-    return {"manifest.json": sha256(place / "manifest.json")}
+    write_json(place / MANIFEST, {**manifest, **changes})
+    return {MANIFEST: sha256(place / MANIFEST)}
 
 
 # Local files

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import os
 import re
 import secrets
@@ -19,13 +18,11 @@ from ..errors import ConfigError, LostConnection, RemoteError, Stopped, did_you_
 from ..utils.commands import command
 from ..utils.logs import eprint
 from .connection import Connection
+from .messages import ID, MAX_ID
 
 Job = dict[str, Any]  # as agent/jobs.py `get_job` returns it
 
 PYTHON = ".venv/bin/python"
-MAX_ID = 100  # characters
-JOB_ID = re.compile(rf"\w[\w.-]{{0,{MAX_ID - 1}}}")
-RUN_ID = re.compile(r"\w[\w.-]*")
 GRACE_S = 300.0  # for a training run to finish its step and write a checkpoint
 EXIT_CODES = {
     0: "finished",
@@ -77,7 +74,7 @@ def start(
         command was started.
     """
     job = {"id": id or new_id(), "stage": stage, "words": list(words), "argv": list(argv)}
-    if not JOB_ID.fullmatch(str(job["id"])) or job["id"] == "latest":
+    if not ID.fullmatch(str(job["id"])) or job["id"] == "latest":
         raise RemoteError(
             f"RUN={id} is not a valid run id", hint=f"use at most {MAX_ID} letters, digits, '.', '_' and '-'"
         )
@@ -146,7 +143,9 @@ def follow(connection: Connection, id: str, offset: int = 0, wait: bool = True) 
         try:
             args = {"folder": connection.target.dir, "id": id, "offset": offset, "wait": wait}
             for frame in connection.stream("jobs:follow", **args):
-                data = base64.b64decode(frame.get("data", ""))
+                if frame.get("at", offset) != offset:
+                    raise connection.invalid_answer(f"the log at byte {frame['at']} instead of {offset}")
+                data = frame.get("data", b"")
                 print(decoder.decode(data, final="end" in frame), end="", flush=True)
                 if "end" in frame:
                     return dict(frame["end"])
@@ -265,7 +264,7 @@ def find_run(connection: Connection, word: str | None) -> Job:
         raise
     except RemoteError as not_found:
         error = not_found
-    if RUN_ID.fullmatch(str(word)) and (
+    if ID.fullmatch(str(word)) and (
         run := connection.call("list_run:find_run", folder=connection.target.dir, id=word)
     ):
         return {"id": word, "run": run, "status": "ended"}

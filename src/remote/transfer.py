@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, TypeVar
 
@@ -61,25 +62,29 @@ def send(connection: Connection, files: Mapping[str, Path], folder: str, rsync: 
     _by_sftp(connection, put, arrived)
 
 
-def receive(connection: Connection, names: Sequence[str], folder: str, to: Path, rsync: bool, size: int) -> None:
-    """Receive files by their names in an absolute folder of the server; `rsync` and `size` as for `send`.
+def receive(
+    connection: Connection, sizes: Mapping[str, int], folder: str, to: Path, rsync: bool, size: int
+) -> None:
+    """Receive files of known sizes by their names in an absolute folder of the server; the rest as for `send`.
 
+    No file becomes longer than its size (with rsync: than the largest). No link is made or followed below `to`.
     Raises: RemoteError; LostConnection.
     """
 
     def arrived() -> int:
-        return sum(path.stat().st_size for name in names if (path := to / name).is_file())
+        return sum(path.stat().st_size for name in sizes if (path := to / name).is_file())
 
     def get(sftp: SFTPClient) -> None:
-        for name in names:
-            _get(sftp, _remote_path(folder, name), to / name)
+        for name, length in sizes.items():
+            _get(sftp, _remote_path(folder, name), to, name, length)
 
     before = arrived()
     with watched("receiving", size, lambda: arrived() - before):
         if rsync and _has_local_rsync():
-            words = ["-r", "--append", "--from0", "--files-from=-"]
+            words = ["-r", "--append", "--from0", "--files-from=-"]  # -r alone makes files and folders, no links
             words += [f"{_rsync_host(connection)}:{folder}/", f"{to}/"]
-            if _by_rsync(connection, words, b"".join(os.fsencode(name) + b"\0" for name in names), arrived):
+            stdin = b"".join(os.fsencode(name) + b"\0" for name in sizes)
+            if _by_rsync(connection, words, stdin, arrived, longest=max(sizes.values())):
                 return
         _by_sftp(connection, get, arrived)
 
@@ -113,14 +118,24 @@ def _progress(size: int) -> list[str]:
     return ["--info=progress2", "--no-inc-recursive"] if size > LARGE and sys.stderr.isatty() else []
 
 
-def _by_rsync(connection: Connection, words: Sequence[str], stdin: bytes, arrived: Callable[[], int]) -> bool:
-    """Run rsync until it has succeeded. Returns: False if it does not work, which is logged in a line."""
+def _by_rsync(
+    connection: Connection,
+    words: Sequence[str],
+    stdin: bytes,
+    arrived: Callable[[], int],
+    longest: int | None = None,
+) -> bool:
+    """Run rsync until it has succeeded. It cannot write a file that is longer than `longest` bytes.
+
+    Returns: False if it does not work, which is logged in a line.
+    """
+    limit = () if longest is None else ("sh", "-c", 'ulimit -f "$0"; exec "$@"', str(longest // 512 + 1))
     ssh = (*connection.target.ssh_command, *KEEP_ALIVE)
     shell = " ".join("'" + word.replace("'", "''") + "'" for word in ssh)
 
     def attempt() -> str:
         done = subprocess.run(
-            ["rsync", "--protect-args", "--timeout=30", "-e", shell, *words],
+            [*limit, "rsync", "--protect-args", "--timeout=30", "-e", shell, *words],
             input=stdin,
             stdout=sys.stderr if sys.stderr.isatty() else subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -205,12 +220,28 @@ def _put(sftp: SFTPClient, path: Path, remote: bytes, bar: Progress) -> None:
         raise OSError("the file was not written completely")
 
 
-def _get(sftp: SFTPClient, remote: bytes, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with sftp.open(remote, "rb") as source, path.open("ab") as target:
+def _get(sftp: SFTPClient, remote: bytes, to: Path, name: str, size: int) -> None:
+    """Receive one file, resuming after the bytes that have arrived, up to `size` bytes."""
+    with sftp.open(remote, "rb") as source, open(_open_below(to, name), "ab") as target:
         source.seek(target.tell())
-        source.prefetch(source.stat().st_size, max_concurrent_requests=64)
-        _copy(source, target)
+        source.prefetch(min(size, source.stat().st_size or 0), max_concurrent_requests=64)
+        _copy(source, target, most=size - target.tell())
+
+
+def _open_below(folder: Path, name: str) -> int:
+    """A descriptor to append to the file `name` below a folder. Raises: OSError if a part of it is a link."""
+    *folders, last = name.split("/")
+    at = os.open(folder, os.O_RDONLY)
+    try:
+        for part in folders:
+            with suppress(FileExistsError):
+                os.mkdir(part, dir_fd=at)
+            below = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=at)
+            os.close(at)
+            at = below
+        return os.open(last, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666, dir_fd=at)
+    finally:
+        os.close(at)
 
 
 def _remote_path(folder: str, name: str) -> bytes:
@@ -218,9 +249,11 @@ def _remote_path(folder: str, name: str) -> bytes:
     return f"{folder}/{name}".encode("utf-8", "surrogateescape")
 
 
-def _copy(source: IO[bytes], target: IO[bytes], bar: Progress | None = None) -> None:
-    while block := source.read(BLOCK):
+def _copy(source: IO[bytes], target: IO[bytes], bar: Progress | None = None, most: int | None = None) -> None:
+    left = sys.maxsize if most is None else most
+    while left > 0 and (block := source.read(min(BLOCK, left))):
         target.write(block)
+        left -= len(block)
         if bar is not None:
             bar.add(len(block))
 

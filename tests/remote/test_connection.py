@@ -354,9 +354,12 @@ def test_a_silent_connection_is_replaced(sshd: Server, user: Client, monkeypatch
         assert between.count == 2
 
 
-def test_an_unexpected_error_on_the_server_keeps_its_traceback(connection: Connection) -> None:
-    with pytest.raises(RuntimeError, match=r"(?s)the agent failed on .*Traceback.*TypeError"):
+def test_an_unexpected_error_on_the_server_keeps_its_traceback(
+    connection: Connection, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(RemoteError, match=r"the agent failed on .*: TypeError"):
         connection.call("jobs:list_jobs", nothing=1)
+    assert capsys.readouterr().err.startswith("Traceback (most recent call last)")
 
 
 def test_an_agent_error_becomes_a_remote_error(connection: Connection) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from src.errors import RemoteError
 from src.remote import connection as connection_module
 from src.remote import jobs
 from src.remote.agent import fs
@@ -86,7 +87,7 @@ def test_a_supervisor_killed_at_any_point_never_runs_a_job_twice(starts: Starts)
         with starts.at("supervisor", nth, "kill") as id:
             try:
                 begin(starts.connection, id)
-            except RuntimeError:  # an unexpected error
+            except RemoteError:  # an unexpected error
                 assert starts.kill_points.reached.exists()
         job = begin(starts.connection, id)
         job = until(

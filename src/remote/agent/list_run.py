@@ -26,9 +26,9 @@ def find_run(folder: str, id: str) -> str | None:
 def list_run(folder: str, run: str, after: str = "") -> Iterator[dict[str, Any]]:
     """Yield `{"manifest", "host", "rsync"}` of the run directory `run`, an absolute path, and then its entries.
 
-    An entry is `{"path", "size", "mtime", "sha256"}` for a file, `{"path", "link"}` for a link to a path inside
-    the run, `{"path", "outside"}` for any other link, `{"path", "folder"}` for an empty folder. Entries are sorted
-    by path; those up to `after` are left out.
+    An entry is `{"path", "size", "mtime", "sha256"}` for a file, `{"path", "link"}` for a link with the relative
+    path of what it leads to inside the run, `{"path", "outside"}` for any other link, `{"path", "folder"}` for an
+    empty folder. Entries are sorted by path; those up to `after` are left out.
     Raises: AgentError if it is not a run directory, or the run is in progress.
     """
     manifest = fs.read_json(os.path.join(run, "manifest.json"))
@@ -63,10 +63,10 @@ def _walk(top: bytes) -> Iterator[bytes]:
 
 def _entry(at: bytes, real: bytes) -> dict[str, Any]:
     if os.path.islink(at):
-        to, target = os.path.realpath(at), os.readlink(at)
+        to = os.path.realpath(at)
         if not to.startswith(real + b"/") or not os.path.exists(to):
-            return {"outside": target.decode("utf-8", "surrogateescape")}
-        inside = os.path.relpath(to, os.path.realpath(os.path.dirname(at))) if target.startswith(b"/") else target
+            return {"outside": os.readlink(at).decode("utf-8", "surrogateescape")}
+        inside = os.path.relpath(to, os.path.realpath(os.path.dirname(at)))
         return {"link": inside.decode("utf-8", "surrogateescape")}
     if os.path.isdir(at):
         return {"folder": True}
