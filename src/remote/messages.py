@@ -64,6 +64,7 @@ class _JobShape(TypedDict):
     run_status: Any
     code: Annotated[int, Field(ge=-255, le=255)] | None
     ended: Seconds | None
+    disk_full: bool
     log_size: Count
     log_time: Seconds | None
     last_line: Text
@@ -126,6 +127,12 @@ class _OutsideShape(TypedDict):
 
 
 @_record
+class _ClientShape(TypedDict):
+    who: Text
+    when: Text
+
+
+@_record
 class _PushShape(TypedDict):
     named: dict[Text, bool]
     rsync: bool
@@ -147,6 +154,7 @@ class _ReportShape(_PushShape):
     replaced: list[Text]
     aside: Text
     bytes: Count
+    other: NotRequired[_ClientShape | None]
 
 
 # The server, see agent/host_info.py and agent/sessions.py

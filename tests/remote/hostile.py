@@ -100,6 +100,7 @@ class HostileServer:
             yield line(answer=None)
 
     def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)  # else accept() holds the port
         self._listener.close()
         for transport in self._transports:
             transport.close()
@@ -189,6 +190,7 @@ def job(**changes: Any) -> dict[str, Any]:
         "run_status": None,
         "code": 0,
         "ended": 2.0,
+        "disk_full": False,
         "log_size": 0,
         "log_time": None,
         "last_line": "",

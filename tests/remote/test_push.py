@@ -21,6 +21,7 @@ import pytest
 from src.errors import RemoteError
 from src.remote import push as pushing
 from src.remote import transfer
+from src.remote.agent import snapshots
 from src.remote.connection import Connection
 from src.remote.target import RemoteTarget
 from tests.fixtures import tree
@@ -726,7 +727,7 @@ def test_two_pushes_of_one_folder_take_turns(
 def test_a_snapshot_holds_the_pushed_code(sync_connection: Connection, local_dir: Path, server_dir: Path) -> None:
     (local_dir / "src/same.py").symlink_to("model.py")
     code = pushing.push(sync_connection)
-    snapshot = Path(sync_connection.call("snapshots:create", folder=sync_connection.target.dir, code=code))
+    snapshot = Path(snapshots.create(str(server_dir), code))
     assert (snapshot / "src/same.py").read_text() == (snapshot / "src/model.py").read_text() == "model\n"
     write(local_dir, {"README.md": "no code"})
     assert pushing.push(sync_connection)["digest"] == code["digest"]
