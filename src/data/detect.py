@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,19 @@ from .column_mapping import strategy_of
 from .columns import ANSWERS, CONTEXTS, REQUESTS, TURNS
 from .conversation import Rejection, RowError
 from .formats import FORMATS, count_formats
-from .readers import ReadOptions, other_file, read_options, read_values
+from .readers import REST_OF_FILE, ReadOptions, other_file, read_options, read_values
 from .refusals import REMEDIES
 from .source_row import SourceRow, is_harmless, parsed
 
-DETECT_ROWS = 100  # first rows of a file by which its format is detected
+DETECT_ROWS = 100  # first rows of a file by which its format is detected, without those that cannot be read
+MAX_UNREADABLE = 1000  # rows that cannot be read, after which no others are looked for
 MAX_COLUMNS = 12  # columns that are listed
-READING_REMEDIES = {"not_utf8": "set encoding, which is cp1252 for most files that Excel writes"}  # by reason
+READING_REMEDIES = {  # by reason
+    "not_utf8": "set encoding, which is cp1252 for most files that Excel writes",
+    "too_large": "split these rows into shorter conversations or documents",
+}
+# Reasons of rows that cannot be read, whatever their format. Their columns are not known.
+UNREADABLE = {"too_large", "not_utf8", "not_json", "not_csv", "not_python", "duplicate_key", REST_OF_FILE}
 EXPORT_KEYS = {"mapping", "chat_messages"}  # of a conversation that ChatGPT or Claude exports
 DELIMITER = "set csv_delimiter to the character between its columns"
 BY_COLUMN = "name the columns with question_key and answer_key, or set data_format"
@@ -48,17 +54,27 @@ def resolve_format(path: Path, data_format: DataFormat, columns: ColumnArgs) -> 
     return name
 
 
+def telling(rejections: Sequence[Rejection]) -> Rejection:
+    """The first rejection that tells why no row of a file can be used: of those that have most rows.
+
+    They are rows that cannot be read, or rows of a layout that cannot be used. The others do not explain the file.
+    """
+    unreadable = [rejection for rejection in rejections if rejection.reason in UNREADABLE]
+    readable = [rejection for rejection in rejections if rejection.reason not in UNREADABLE]
+    return max(readable, unreadable, key=lambda group: sum(rejection.rows for rejection in group))[0]
+
+
 def explain_misfit(first: Rejection, rows_in: int, data_format: str, options: ReadOptions) -> str:
     """One sentence that says why no row of a file can be used, and the remedy.
 
     Args:
-        first: the rejection of its first row.
+        first: the rejection that `telling` selects.
         data_format: the format or the strategy by which the rows were read.
     """
     rows = _first_values(first.file, options)
     found = count_formats(rows).most_common(1)
     fact, remedy = f"line {first.line} {first.detail}", "fix the rows"
-    if all(isinstance(row, RowError) for row in rows):
+    if first.reason in UNREADABLE or all(isinstance(row, RowError) for row in rows):
         remedy = _other_file(first) or remedy
     elif first.reason in REMEDIES:
         remedy = REMEDIES[first.reason]
@@ -79,7 +95,8 @@ def explain_misfit(first: Rejection, rows_in: int, data_format: str, options: Re
         fact = f"{fact}; {_columns(rows)}"
     elif first.reason in ("no_completion", "no_prompt", "no_output"):
         fact, remedy = f"{fact}; {_columns(rows)}", BY_COLUMN
-    return f"{first.file}: none of its {rows_in:,} rows can be used as {data_format}: {fact}; {remedy}"
+    used = "read" if first.reason == "too_large" else f"used as {data_format}"
+    return f"{first.file}: none of its {rows_in:,} rows can be {used}: {fact}; {remedy}"
 
 
 def _convertible(rows: list[object]) -> str:
@@ -150,7 +167,13 @@ def options_of(columns: ColumnArgs) -> ReadOptions:
 
 
 def _first_values(path: Path, options: ReadOptions) -> list[object]:
-    return [value for _, value in islice(read_values(path, options), DETECT_ROWS)]
+    """The first rows of a file that can be read, or the errors of its first rows if there is none."""
+    readable, errors = list[object](), list[object]()
+    for _, value in islice(read_values(path, options), MAX_UNREADABLE + DETECT_ROWS):
+        (errors if isinstance(value, RowError) else readable).append(value)
+        if len(readable) == DETECT_ROWS or len(errors) == MAX_UNREADABLE:
+            break
+    return readable or errors
 
 
 def _columns(rows: list[object]) -> str:

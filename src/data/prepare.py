@@ -19,7 +19,7 @@ from ..utils.logs import log
 from . import loader, report, sources
 from .chat import ChatTokenizer
 from .contamination import EvaluationRows
-from .detect import READING_REMEDIES, explain_misfit, options_of
+from .detect import READING_REMEDIES, explain_misfit, options_of, telling
 from .encode import EncodingOptions
 from .eval_files import held_out_split, split_files
 from .eval_rows import AS_WRITTEN, Reading, shared_columns
@@ -199,11 +199,13 @@ def encoding_options(args: TrainDataArgs, task: Task, labels: tuple[str, ...]) -
 
 def _files_without_usable_rows(data: TrainingRows, bad: Sequence[Rejection]) -> Iterator[tuple[Path, str]]:
     """Each file without a usable row, with one sentence that explains why."""
-    first = {rejection.file: rejection for rejection in reversed(bad)}
+    by_file: dict[Path, list[Rejection]] = {}
+    for rejection in bad:
+        by_file.setdefault(rejection.file, []).append(rejection)
     for file in data.store.about["files"]:
         if file["rows_in"] and not file["usable"]:
             path, options = Path(file["file"]), options_of(data.parts[file["part"]].columns)
-            yield path, explain_misfit(first[path], file["rows_in"], file["format"], options)
+            yield path, explain_misfit(telling(by_file[path]), file["rows_in"], file["format"], options)
 
 
 def _uncut(options: EncodingOptions) -> EncodingOptions:

@@ -398,6 +398,26 @@ def test_if_no_row_is_left_the_reason_is_reported_although_bad_rows_are_skipped(
         make.read(on_bad_row="skip")
 
 
+def test_rows_that_are_too_large_are_not_blamed_on_their_columns(
+    make: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The format is that of the rows that can be read, and a file is explained by what most of its rows have."""
+    monkeypatch.setattr("src.data.readers.json_rows.MAX_ROW_BYTES", 200)
+    large, asked = {"prompt": "2+2?", "completion": "x" * 200}, {"prompt": "2+2?"}
+    make.file("a.jsonl", [*[large] * 120, {"prompt": "2+2?", "completion": "4"}])
+    assert len(make.read(on_bad_row="skip").store) == 1
+    for rows, told in (
+        (
+            [large, large, asked],
+            "none of its 3 rows can be read: line 1 has 237 bytes, over 32 MiB; split these rows",
+        ),
+        ([large, asked, asked], "none of its 3 rows can be used as prompt_completion: line 2 has no text under"),
+    ):
+        make.file("a.jsonl", rows)
+        with pytest.raises(DataError, match=told):
+            make.read(on_bad_row="refuse")
+
+
 def test_a_good_file_beside_it_hides_nothing(make: Maker) -> None:
     good = make.file("a.jsonl", [chat("2+2?", "4"), {}])
     path: Path = jsonl(make.folder / "data" / "b.jsonl", OWN)
