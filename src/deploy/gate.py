@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .. import outcome
+from .. import learning, outcome
 from ..errors import Inconclusive, NotPromoted, UserError
 from ..eval.verdict import Verdict, judge
 from ..model.source import LoadArgs
@@ -57,7 +57,9 @@ class CheckTarget:
 
 
 CHECKS: dict[str, Callable[[CheckTarget], tuple[bool, str]]] = {
-    "training loss": lambda t: files.check_loss(files.logged_losses(t.run, t.training_info), t.max_loss),
+    "training loss": lambda t: files.check_loss(
+        files.logged_losses(t.run, t.training_info), t.max_loss, learning.note(t.run.metrics) if t.run else []
+    ),
     "model files": lambda t: files.check_model_files(t.model, files.recorded_hashes(t.model, t.run)),
     "checkpoints": lambda t: files.check_checkpoints(t.run),
     "data": lambda t: files.check_contamination(t.run),

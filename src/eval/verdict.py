@@ -15,6 +15,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from .. import learning
 from ..errors import RunError
 from ..model.tasks import TASKS
 from ..runs import Run
@@ -97,6 +98,7 @@ def decide(tuned: EvalResult, base: EvalResult, gate: GateArgs) -> Verdict:
     wanted = [("gate", metric, split), *(("gate.guards", str(g.metric), g.split) for g in guards)]
     _refuse_unmeasured(tuned, wanted)
     notes += _notes_on_script(metric, split, [str(row["reference"]) for row in tuned.rows(split)])
+    notes += learning.note(tuned.run.metrics) if tuned.run else []
     mine = _confirmed(_measure(tuned, base, metric, split, gate, gate.min_delta), tuned, base, gate)
     held = [_measure(tuned, base, str(g.metric), g.split, gate) for g in guards]
     broken = [_broken(m, g) for m, g in zip(held, guards, strict=True) if -m.gain > g.max_drop]

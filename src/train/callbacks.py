@@ -15,6 +15,7 @@ from tqdm import tqdm
 from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 
+from ..learning import NOT_LEARNED, why_not_learned
 from ..run_names import format_lr
 from ..runs import Run
 from ..schema import LoopArgs
@@ -158,8 +159,11 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
         if self.mirror is not None:
             self.mirror.copy_now()
 
-    def final_metrics(self, state: Any, best: bool) -> dict[str, Any]:
-        """Mean loss over all steps, loss of the dev split (the lowest with `best`), steps, seconds, tokens."""
+    def final_metrics(self, state: Any, best: bool, changed: bool = True) -> dict[str, Any]:
+        """Mean loss over all steps, loss of the dev split (the lowest with `best`), steps, seconds, tokens.
+
+        If nothing was learned, the reason as well. `changed`: whether the trained weights have changed.
+        """
         logged = [(0, 0.0), *((h["step"], h["loss"]) for h in state.log_history if "loss" in h)]
         total = sum(loss * (step - before) for (before, _), (step, loss) in pairwise(logged))
         losses = _eval_losses(state.log_history)
@@ -169,6 +173,7 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
             "steps": state.global_step,
             "seconds": round(self.seconds, 1),
             "tokens": int(state.num_input_tokens_seen),
+            **({NOT_LEARNED: reason} if (reason := why_not_learned(state.log_history, changed)) else {}),
         }
 
 

@@ -146,12 +146,19 @@ def fit(
             set_seed(seed + info.rank)
         computed = training_precision(model, dtype, use_custom_kernels(distributed, speed.torch_compile))
         with closing(recorder), trainer.objective.attention(model), computed:
+            before = fingerprint(model)  # of a run that is resumed, too: its checkpoint is loaded later
             _train(trainer, start, schedule.steps)
     stop.raise_if_stopped(trainer.state.global_step, schedule.steps)
+    changed = trainer.sharded or fingerprint(model) != before
     if loop.load_best_model_at_end and trainer.state.best_global_step:
         log.info("the best weights are those of step %d", trainer.state.best_global_step)
         trainer.load_weights(recorder.run.checkpoints / f"checkpoint-{trainer.state.best_global_step}")
-    return recorder.final_metrics(trainer.state, loop.load_best_model_at_end), trainer.full_state_dict()
+    return recorder.final_metrics(trainer.state, loop.load_best_model_at_end, changed), trainer.full_state_dict()
+
+
+def fingerprint(model: Any) -> list[float]:
+    """A sum of each trained tensor, which tells whether a step has changed it."""
+    return [float(p.detach().sum(dtype=torch.float64)) for p in model.parameters() if p.requires_grad]
 
 
 def _train(trainer: AssayTrainer, start: Path | None, steps: int) -> None:

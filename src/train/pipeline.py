@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .. import runs
+from .. import learning, runs
 from ..config import to_yaml
 from ..data.chat import IDENTITY_FILE, ChatTokenizer
 from ..data.eval_files import split_files
@@ -178,6 +178,7 @@ def _fit_and_save(
             profile.write_profile(run)
     if info.is_main:
         trained = f"trained in {format_duration(metrics['seconds'])}, loss {metrics['train_loss']:.4f}"
+        trained = "; ".join([trained, *learning.note({"train": metrics})])
         log_verdict(f"{trained}; model in {run.model}", document={"metrics": metrics, "model": str(run.model)})
     return 0
 

@@ -11,10 +11,10 @@ import mmap
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from statistics import median
 
 from ...errors import RunError
 from ...eval import eval_data, evaluations
+from ...learning import first_and_last
 from ...model import profile
 from ...runs import Run
 from ...utils.files import read_json, sha256
@@ -24,7 +24,6 @@ from ...utils.weights import find_weight_problems
 
 MANIFEST = "manifest.json"  # of a published folder
 COMPLETE = "COMPLETE"  # the marker of a checkpoint, with the hash of each of its files
-WINDOW = 5  # the medians of the first and the last fifth of the logged losses are compared
 MAX_SHOWN = 3
 
 # Each pattern begins with fixed letters, which are found fast in gigabytes of weights.
@@ -47,15 +46,21 @@ SECRET_PATTERNS: dict[str, re.Pattern[bytes]] = {
 # Training loss
 
 
-def check_loss(losses: Sequence[tuple[int, float]], max_loss: float) -> tuple[bool, str]:
-    """Whether the logged `(step, loss)` are finite, decrease, and end between 0 and `max_loss` nats per token."""
+def check_loss(
+    losses: Sequence[tuple[int, float]], max_loss: float, notes: Sequence[str] = ()
+) -> tuple[bool, str]:
+    """Whether the logged `(step, loss)` are finite, decrease, and end between 0 and `max_loss` nats per token.
+
+    `notes`: what the training itself has found against it.
+    """
+    if notes:
+        return False, notes[0]
     if not losses:
         return False, "no training loss was logged"
     bad = next((step for step, value in losses if not math.isfinite(value)), None)
     if bad is not None:
         return False, f"the training loss is not finite at step {bad}"
-    size = max(1, len(losses) // WINDOW)
-    first, last = (median(v for _, v in part) for part in (losses[:size], losses[-size:]))
+    first, last = first_and_last([value for _, value in losses])
     change = f"the training loss went from {first:.4g} to {last:.4g} in {losses[-1][0]} steps"
     if not 0 <= last <= max_loss:
         return False, f"{change}, but it should end between 0 and {max_loss:g}"
