@@ -46,6 +46,7 @@ CORE = {
     "completion",
     "shell_scripts",
     "launch",
+    "learning",
     "next_command",
     "outcome",
     "secret_references",

@@ -52,22 +52,23 @@ class Loss(NamedTuple):
 
 
 def _cross_entropy(logits: torch.Tensor, targets: torch.Tensor, options: LossOptions) -> torch.Tensor:
-    return cross_entropy(logits, targets, reduction="none", label_smoothing=options.label_smoothing)
-
-
-def _weighted(logits: torch.Tensor, targets: torch.Tensor, options: LossOptions) -> torch.Tensor:
-    return _cross_entropy(logits, targets, options) * options.target_weights(targets)
+    """torch's definition: with label smoothing, each class of the softer target has its class weight."""
+    weights = None if options.weights is None else options.weights.to(logits.device)
+    return cross_entropy(logits, targets, weights, reduction="none", label_smoothing=options.label_smoothing)
 
 
 def _focal(logits: torch.Tensor, targets: torch.Tensor, options: LossOptions) -> torch.Tensor:
-    """-(1 - p)^gamma log p: Lin et al. 2017 (arXiv:1708.02002), equation 4."""
+    """-(1 - p)^gamma log p: Lin et al. 2017 (arXiv:1708.02002), equation 4.
+
+    With label smoothing, the factor (1 - p)^gamma of the target multiplies the smoothed cross entropy.
+    """
     known = -nll_loss(log_softmax(logits, -1), targets, reduction="none")
-    return -((1 - known.exp()) ** options.gamma) * known
+    return (1 - known.exp()) ** options.gamma * _cross_entropy(logits, targets, options)
 
 
 LOSSES: dict[str, Loss] = {
     "cross_entropy": Loss(_cross_entropy),
-    "weighted": Loss(_weighted, weighted=True),
+    "weighted": Loss(_cross_entropy, weighted=True),
     "focal": Loss(_focal),
 }
 

@@ -70,11 +70,12 @@ def test_cross_entropy_is_that_of_torch(parts: tuple[Any, ...], smoothing: float
     )
 
 
-def test_weighted_cross_entropy_is_that_of_torch(parts: tuple[Any, ...]) -> None:
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_weighted_cross_entropy_is_that_of_torch(parts: tuple[Any, ...], smoothing: float) -> None:
     hidden, head, targets = parts
-    how = criterion("weighted")
+    how = criterion("weighted", label_smoothing_factor=smoothing)
     mean = how.from_hidden(hidden, head, targets) / how.total_weight(targets)
-    expected = cross_entropy(head(hidden), targets, weight=how.options.weights)
+    expected = cross_entropy(head(hidden), targets, how.options.weights, label_smoothing=smoothing)
     assert mean.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
@@ -92,6 +93,18 @@ def test_focal_loss_of_gamma_0_is_cross_entropy_and_a_higher_one_counts_the_know
     logits = torch.stack([p.log(), (1 - p).log()], dim=-1)
     how = criterion("focal", focal_gamma=2.0)
     assert how.from_logits(logits, torch.tensor([0])).item() == pytest.approx(0.75**2 * -p.log().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 2.0])
+def test_the_focal_factor_multiplies_the_smoothed_cross_entropy(parts: tuple[Any, ...], gamma: float) -> None:
+    hidden, head, targets = parts
+    kept = targets != IGNORE_INDEX
+    logits, known = head(hidden)[kept], targets[kept]
+    smoothed = cross_entropy(logits, known, reduction="none", label_smoothing=0.3)
+    p = logits.softmax(-1).gather(1, known[:, None])[:, 0]
+    how = criterion("focal", focal_gamma=gamma, label_smoothing_factor=0.3)
+    expected = ((1 - p) ** gamma * smoothed).sum()
+    assert how.from_hidden(hidden, head, targets).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_no_label_at_all_is_a_loss_of_nothing_that_can_go_backwards(parts: tuple[Any, ...]) -> None:
