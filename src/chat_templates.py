@@ -5,6 +5,7 @@ The setting is checked before anything heavy is imported; `src.model.tokenizer` 
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,7 +34,7 @@ GENERATION_BLOCK = re.compile(r"\{%[-+]?\s*(end)?generation\s*[-+]?%\}")
 def find(value: str) -> Path | None:
     """The file of a template that is given by its name or by its path; None if there is none."""
     own = config_files.find(f"{FOLDER}/{value}", SUFFIX)
-    return own or (path if (path := Path(value).expanduser()).is_file() else None)
+    return own or (path if os.path.isfile(path := Path(value).expanduser()) else None)
 
 
 def names() -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import suppress
@@ -60,7 +61,7 @@ def parse(stage: str, argv: list[str]) -> Call:
     for word in words:
         if word.startswith("-"):
             _parse_flag(call, word, words)
-        elif positionals and ("=" not in word or Path(word).exists()):
+        elif positionals and ("=" not in word or os.path.exists(word)):
             call.overrides.append(f"{positionals.pop(0)}={quoted(word)}")
         elif "=" in word or word.startswith("~"):
             call.overrides.append(word)

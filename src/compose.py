@@ -42,11 +42,10 @@ from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError
 
-from . import aliases, chat_templates, config, config_files, precedence, schema, secret_references
+from . import aliases, chat_templates, config, config_files, override_values, precedence, secret_references
 from .cli_args import Call, yaml_error
 from .errors import ConfigError, did_you_mean
 from .precedence import GROUPS
-from .search_space import quoted
 from .stages import STAGES
 from .utils import references
 from .utils.secrets import redact, to_references
@@ -158,14 +157,9 @@ def prepare_overrides(call: Call) -> tuple[list[str], list[str]]:
     known = _setting_names(call)
     for typed in call.overrides:
         try:
-            text = aliases.current_override(typed, known)
+            text, parsed = override_values.parse(call.stage, aliases.current_override(typed, known))
         except ConfigError as error:
             problems += error.problems
-            continue
-        try:
-            text, parsed = _parsed(call, text)
-        except HydraException as error:
-            problems.append(f"{text} cannot be read as key=value: {first_line(error)}")
             continue
         key = parsed.key_or_group
         if key.split("/")[0].split(".")[0] == "hydra" or parsed.is_delete():
@@ -182,46 +176,11 @@ def prepare_overrides(call: Call) -> tuple[list[str], list[str]]:
         elif found := [] if parsed.is_sweep_override() else list(references.incomplete(parsed.value(), key)):
             problems += found
         else:
-            ready.append("++" + _quote_text(call, key, parsed, text.lstrip("+")))
+            word = override_values.quote_text(call.stage, key, parsed, text.lstrip("+"), call.multirun)
+            ready.append(f"++{word}")
     resets = precedence.decided_by(precedence.keys_of(ready), known)
     ready += [f"++{key}={'null' if value is None else value}" for key, value in resets.items()]
     return ready, problems
-
-
-def _parsed(call: Call, text: str) -> tuple[str, Override]:
-    """Parse an override. If it is not valid and sets a text, the value is quoted and parsed again.
-
-    Raises: HydraException if that fails too.
-    """
-    parser = OverridesParser.create()
-    try:
-        return text, parser.parse_override(text)
-    except HydraException:
-        key, _, typed = text.lstrip("+").partition("=")
-        if not _takes_text(call, key):
-            raise
-        text = f"{key}={quoted(typed)}"
-        return text, parser.parse_override(text)
-
-
-def _quote_text(call: Call, key: str, parsed: Override, text: str) -> str:
-    """`key=value`, with the value quoted if the setting is a text.
-
-    Unquoted, Hydra reads the commit 12e4567 as a number, and the GPUs 0,1 as a sweep.
-    """
-    typed = text.split("=", 1)[1]
-    if key.startswith("search.space.") and parsed.is_sweep_override():  # the sweeper parses it
-        return f"{key}={quoted(typed)}"
-    is_text = _takes_text(call, key)
-    sweep = call.multirun and parsed.is_sweep_override()
-    if not is_text or sweep or typed[:1] in {"'", '"'} or typed in {"", "null"}:
-        return text
-    return f"{key}={quoted(typed)}"
-
-
-def _takes_text(call: Call, key: str) -> bool:
-    schemas = (config.schema_of(call.stage), schema.SlurmConfig)
-    return any(config.is_text(schema, key) for schema in schemas)
 
 
 def _register_preset_files(call: Call, text: str, parsed: Override) -> tuple[str, Override]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields, is_dataclass
@@ -22,6 +23,16 @@ from .utils.references import dump, to_config
 from .utils.signatures import check_passthrough
 from .utils.urls import is_redacted
 
+NAME_MAX = 255  # bytes, of ext4, XFS, APFS and NTFS
+FILE_SETTINGS = (
+    "output_dir",
+    "artifacts_dir",
+    "cache_dir",
+    "dataset_path",
+    "eval_path",
+    "model_path",
+    "publish_name",
+)
 Check = Callable[[Mapping[str, Any]], list[str]]  # returns the problems of composed values, one sentence each
 
 
@@ -118,6 +129,7 @@ def cross_checks(values: Mapping[str, Any]) -> list[str]:
     problems += [*_source_problems(values), *_redacted_urls(values)]
     problems += _task_problems(values)
     problems += chat_templates.problems(values)
+    problems += _long_names(values)
     name = values.get("publish_name")
     if isinstance(name, str) and not re.fullmatch(r"\w[\w.-]*", name):
         problems.append(f"publish_name={name}: should be a name of letters, digits, '.', '_' and '-'")
@@ -138,6 +150,17 @@ def _redacted_urls(value: Any, key: str = "") -> list[str]:
         return [f"{key}={value} is a URL without its secret parts, which no record holds; set the whole URL again"]
     inner = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
     return [text for k, v in inner for text in _redacted_urls(v, f"{key}.{k}" if key else str(k))]
+
+
+def _long_names(values: Mapping[str, Any]) -> list[str]:
+    """Files and folders with a longer name than file systems have."""
+    named = {key: str(values.get(key) or "") for key in FILE_SETTINGS}
+    longest = {key: max(len(os.fsencode(part)) for part in text.split("/")) for key, text in named.items()}
+    return [
+        f"{key}={named[key][:40]}...: a name of {size} bytes is longer than the {NAME_MAX} of a file name"
+        for key, size in longest.items()
+        if size > NAME_MAX
+    ]
 
 
 def _launch_problems(values: Mapping[str, Any]) -> list[str]:

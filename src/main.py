@@ -88,10 +88,23 @@ def _run(argv: list[str]) -> tuple[int, dict[str, Any]]:
         if problem := _missing_library(error):
             return 2, problem
         raise
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        return 2, {
+            "error": [f"{_cut(error.filename)} is too long for a file name"],
+            "hint": "choose a shorter one",
+        }
     except Terminated as signalled:
         return 128 + signalled.number, {"error": [signalled.reason]}
     except KeyboardInterrupt:
         return 130, {"error": ["interrupted"]}
+
+
+def _cut(name: object, most: int = 60) -> str:
+    """The path or the word that is too long, as a sentence can show it."""
+    text = os.fsdecode(name) if isinstance(name, bytes) else str(name)
+    return text if len(text) <= most else f"{text[:most]}... ({len(text.encode(errors='replace')):,} bytes)"
 
 
 def _missing_library(error: ModuleNotFoundError) -> dict[str, Any]:

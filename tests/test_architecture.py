@@ -54,6 +54,7 @@ CORE = {
     "run_summaries",
     "runs",
     "runs_table",
+    "override_values",
     "precedence",
     "search_space",
     "sweep",

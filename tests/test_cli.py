@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -300,6 +301,61 @@ def test_a_snapshot_holds_a_reference_where_a_secret_was(monkeypatch: pytest.Mon
 def test_invalid_words_are_named(words: list[str], sentence: str) -> None:
     (reported,) = [p for p in problems("train", *words) if sentence in p]
     assert reported
+
+
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [
+        ("stop=[<|im_end|>]", ["<|im_end|>"]),
+        ('stop=[#a, <b, "c, d", it\'s]', ["#a", "<b", "c, d", "it's"]),
+        ("stop=</s>", ["</s>"]),
+    ],
+)
+def test_texts_of_a_list_need_no_quotes(word: str, value: list[str]) -> None:
+    assert one("eval", word).stop == value
+
+
+@pytest.mark.parametrize(
+    ("word", "remedy"),
+    [
+        ("stop=['a]", """write 'stop=["a"]'"""),
+        ("stop=[<a>", """write 'stop=["<a>"]'"""),
+        ("generation={top_k: <b>}", """write 'generation={top_k: "<b>"}'"""),
+        ("generation={a: [#1, 2}", """write 'generation={a: ["#1", 2]}'"""),
+        ("seed=1;", "seed=1;: should be a valid integer"),
+        ("a b=1", "a b=1 cannot be read as key=value"),
+    ],
+)
+def test_a_value_that_cannot_be_read_is_answered_with_the_word_that_can(word: str, remedy: str) -> None:
+    (reported,) = problems("eval", word)
+    assert remedy in reported
+    if remedy.startswith("write"):
+        corrected = shlex.split(reported.partition("; write ")[2])[0]
+        assert cli.compose.prepare_overrides(parsed("eval", corrected))[1] == []
+
+
+def test_a_text_with_commas_is_no_sweep() -> None:
+    words = ["--multirun", "system_prompt=Be kind, and brief", "user_prompt={question},{context}"]
+    found = jobs("train", *words, "lr=1e-3,1e-4", "run_name=a,b")
+    assert {(job.system_prompt, job.user_prompt) for job in found} == {
+        ("Be kind, and brief", "{question},{context}")
+    }
+    assert [(job.lr, job.run_name) for job in found] == [(1e-3, "a"), (1e-3, "b"), (1e-4, "a"), (1e-4, "b")]
+    two = jobs("train", "--multirun", "system_prompt=choice('Be kind, and brief','No')")
+    assert [job.system_prompt for job in two] == ["Be kind, and brief", "No"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["eval", "a" * 300], ["eval", f"gate.metric={'a' * 300}", "a" * 300], ["report", f"output_dir={'é' * 150}"],
+     ["train", f"output_dir=x/{'a' * 300}"], ["train", "--config-name", "a" * 300], ["runs", "a" * 300]],
+)  # fmt: skip
+def test_a_word_that_is_too_long_for_a_file_is_one_sentence(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 2
+    reported = capsys.readouterr().err
+    assert "300 bytes" in reported or ("3" in reported.split("bytes")[0] and "Traceback" not in reported)
 
 
 def test_a_group_set_to_null_is_no_crash() -> None:

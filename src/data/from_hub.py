@@ -63,7 +63,7 @@ def fetch_hub(source: DataSource, cache: Path) -> FetchedData:
         raise DataError(
             "data_source.repo is not set", hint="set it to a dataset id such as user/name, or a folder"
         )
-    if Path(source.repo).expanduser().is_dir():
+    if os.path.isdir(Path(source.repo).expanduser()):
         return _local(source, Path(source.repo).expanduser())
     endpoint = check_endpoint(source.endpoint or os.environ.get("HF_ENDPOINT") or PUBLIC)
     commit = source.revision if source.revision and COMMIT.fullmatch(source.revision) else None

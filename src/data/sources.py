@@ -7,6 +7,7 @@ schema.SOURCE_KEYS the keys that it reads.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -190,7 +191,7 @@ def parse_train_data_config(config: str | Mapping[str, Any]) -> list[Dataset]:
 def _dataset(entry: Mapping[str, Any]) -> Dataset:
     """`data_path` is a local path; if that does not exist, the id of a data set on the Hub."""
     path = str(entry["data_path"])
-    on_the_hub = not Path(path).exists() and HUB_ID.fullmatch(path)
+    on_the_hub = not os.path.exists(path) and HUB_ID.fullmatch(path)
     source = DataSource(type="hub", repo=path) if on_the_hub else DataSource()
     columns = {k: v for k, v in entry.items() if k not in ("data_path", "exp_type")}
     return Dataset(path=path, data_source=source, **columns)

@@ -11,6 +11,7 @@ Imports neither torch nor numpy.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
@@ -144,7 +145,9 @@ def _has_base(run: Run, model_name: str | None) -> bool:
     name = (run.manifest.get("base_model") or {}).get("name")
     if not name or model_name is None:
         return bool(name)
-    return name == model_name or (Path(model_name).exists() and Path(name).resolve() == Path(model_name).resolve())
+    return name == model_name or (
+        os.path.exists(model_name) and Path(name).resolve() == Path(model_name).resolve()
+    )
 
 
 def _judged_by(run: Run, values: Mapping[str, Any], also: Iterable[str] = ()) -> Settings:

@@ -101,7 +101,7 @@ def from_pretrained(kind: Any, location: str, **arguments: Any) -> Any:
     try:
         return kind.from_pretrained(location, **arguments)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        is_local = Path(location).exists()
+        is_local = os.path.exists(location)
         cause = None if is_local else network_cause(error, os.environ.get("HF_ENDPOINT") or HUB)
         if isinstance(error, ImportError) and not cause:
             raise

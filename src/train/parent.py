@@ -124,7 +124,7 @@ def find(word: str, output_dir: str) -> Parent:
 
 def is_hub_id(word: str) -> bool:
     """Whether `word` names a repository of the Hub: USER/NAME, with a revision or not, that is no path here."""
-    return bool(HUB_ID.fullmatch(word)) and not word.startswith(LOCAL_PREFIXES) and not Path(word).exists()
+    return bool(HUB_ID.fullmatch(word)) and not word.startswith(LOCAL_PREFIXES) and not os.path.exists(word)
 
 
 @cache
