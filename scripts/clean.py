@@ -14,11 +14,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 CACHES = (".pytest_cache", ".ruff_cache", ".mypy_cache", "site")
-# What is locked while it is used: outputs/ by every stage, a run by its training, a snapshot by a job on a server.
+# What is locked while it is used: outputs/ by every stage, a run by its training, a snapshot by a job on a server,
+# and what a push or a fetch has.
 LOCKS: dict[str, Callable[[int, int], object]] = {
     ".": fcntl.flock,
     "runs/*/.lock": fcntl.lockf,
     "remote/code/*/src/code.json": fcntl.flock,
+    "remote/push.lock": fcntl.lockf,
+    "fetching/.*.lock": fcntl.lockf,
 }
 
 
@@ -97,7 +100,7 @@ def _holders(path: Path) -> list[str]:
     try:
         for line in Path("/proc/locks").read_text().splitlines():
             fields = line.split()
-            if fields[5:6] and fields[5].split(":")[-1] == inode and fields[1] == "FLOCK":
+            if fields[5:6] and fields[5].split(":")[-1] == inode and fields[1] in ("FLOCK", "POSIX"):
                 words = Path(f"/proc/{fields[4]}/cmdline").read_bytes().decode(errors="replace").split("\0")
                 command = " ".join(words[words.index("src.main") :] if "src.main" in words else words[:1])
                 found.append(f"process {fields[4]} ({command.strip().replace('src.main ', '')})")

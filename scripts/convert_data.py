@@ -10,6 +10,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from src.convert.files import convert_tree, exit_code, summary
+from src.utils.streams import guard
 from src.utils.terminal import printable_streams
 
 PATHS = "files, or folders to search with their subfolders (default: data)"
@@ -33,4 +34,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    guard()
     sys.exit(main())

@@ -65,7 +65,9 @@ def disk_errors(what: Path) -> Iterator[None]:
                 f"{what} could not be written: no space left on the device",
                 hint="the previous version is intact; free some space and run the command again",
             ) from error
-        if number in {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR}:
+        if number == errno.EEXIST and Path(str(getattr(error, "filename", ""))) in what.parents:
+            number = errno.ENOTDIR  # mkdir found a file in place of a folder
+        if number in {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ELOOP}:
             reason = os.strerror(number).lower()
             raise RunError(f"{what} could not be written: {reason}", hint=_other_place(what)) from error
         raise

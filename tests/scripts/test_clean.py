@@ -85,15 +85,16 @@ def test_runs_are_removed_without_a_question_with_yes(repository: Path) -> None:
     assert there(repository, KEPT) == KEPT
 
 
-@pytest.mark.parametrize("place", ["outputs", "outputs/runs/two", "outputs/remote/code/1/src"])
+@pytest.mark.parametrize("place", ["outputs", "outputs/runs/two", "outputs/remote/code/1/src", "outputs/remote"])
 def test_what_is_in_use_stays(repository: Path, place: str) -> None:
-    """The folder that a stage uses, the run that it trains, the snapshot of a job on a server."""
+    """The folder that a stage uses, the run that it trains, the snapshot of a job on a server, a push."""
     (repository / place).mkdir(parents=True, exist_ok=True)
     program = {
         "outputs": "from src.utils.usage_lock import hold; hold('outputs')",
         "outputs/runs/two": "from src.runs import Run; assert Run(Path('outputs/runs/two')).lock()",
         "outputs/remote/code/1/src": "Path('outputs/remote/code/1/src/code.json').touch();"
         "from src.remote.agent.snapshots import lock; lock('outputs/remote/code/1')",
+        "outputs/remote": "from src.remote import push; lock = push._push_lock(); lock.__enter__()",
     }[place]
     held = f"from pathlib import Path; {program}; print('held', flush=True); input()"
     with subprocess.Popen(

@@ -276,6 +276,12 @@ def test_a_folder_in_the_place_of_a_file_or_a_pointer_is_one_sentence(tmp_path: 
     assert (run / "deep/file").read_text() == "one"
 
 
+def test_a_file_in_place_of_a_folder_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match=r"x could not be written: not a directory; make .*file a folder"):
+        write_text(tmp_path / "file" / "x", "one")
+
+
 def test_a_disk_that_is_mounted_read_only_is_one_sentence(disk: tuple[Path, Mount]) -> None:
     folder, mount = disk
     write_text(folder / "x", "one")
