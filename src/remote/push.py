@@ -29,6 +29,7 @@ from ..utils.logs import eprint
 from ..utils.units import count, format_size
 from . import transfer
 from .connection import Connection
+from .listing import parents
 from .transfer import printable
 
 CODE = ("src/", "configs/")  # what a snapshot holds
@@ -87,6 +88,8 @@ def _send(connection: Connection, also: Sequence[str], named: Sequence[str]) -> 
         if "lacking" not in report:
             return found, report
         paths = {file.identity: Path(path) for path, file in found.files.items()}
+        if strange := report["lacking"].keys() - paths.keys():
+            raise connection.invalid_answer(f"a request for a file that is not pushed: {min(strange)}")
         lacking = {name: paths[name] for name in report["lacking"]}
         if attempt < ATTEMPTS:
             size = sum(found.files[str(path)].size - report["lacking"][name] for name, path in lacking.items())
@@ -156,8 +159,8 @@ def collect_files(also: Sequence[str] = ()) -> PushFiles:
     files: dict[str, PushedFile] = {}
     environments = _VirtualEnvironments()
     for path in sorted(_git_files()):
-        if is_never_pushed(path) or path in environments:
-            continue
+        if is_never_pushed(path) or path in environments or any(map(os.path.islink, parents(path))):
+            continue  # git, too, counts what is below a link as deleted
         try:
             if file := _pushed_file(path, notes):
                 files[path] = file
@@ -173,6 +176,8 @@ def collect_files(also: Sequence[str] = ()) -> PushFiles:
     for path in _also_files(also, notes, environments):
         found = os.stat(path)
         files[path] = PushedFile(hashes.sha256(path, found), found.st_size, found.st_mode & 0o777, True)
+        for parent in parents(path):
+            files.pop(parent, None)  # a link that ALSO follows arrives as a folder
     hashes.save()
     return PushFiles(files, notes)
 
@@ -271,9 +276,9 @@ def _also_files(also: Sequence[str], notes: list[str], environments: _VirtualEnv
 def _walk(folder: str) -> Iterator[str]:
     """Every regular file below a folder; links are followed, except to a folder that contains the link."""
     for at, folders, names in os.walk(folder, followlinks=True):
-        parents = {os.path.realpath(at), *(str(p) for p in Path(os.path.realpath(at)).parents)}
+        above = {os.path.realpath(at), *(str(p) for p in Path(os.path.realpath(at)).parents)}
         folders[:] = sorted(
-            f for f in folders if f != ".git" and os.path.realpath(os.path.join(at, f)) not in parents
+            f for f in folders if f != ".git" and os.path.realpath(os.path.join(at, f)) not in above
         )
         yield from (path for name in sorted(names) if os.path.isfile(path := os.path.join(at, name)))
 

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -203,6 +204,9 @@ def test_a_run_locked_by_another_process_is_refused(
 def test_a_run_being_evaluated_outside_of_a_job_is_refused(
     sync_connection: Connection, local_dir: Path, run: Path
 ) -> None:
+    for process in (None, {"host": socket.gethostname()}, {"host": socket.gethostname(), "pid": "1"}):
+        manifest(run, evaluation={"status": "running", "process": process})
+        assert fetch(sync_connection).name == ID
     manifest(run, evaluation={"status": "running", "process": runs.this_process() | {"boot_id": None}})
     with pytest.raises(RemoteError, match=f"is still running: process {os.getpid()} uses the run directory"):
         fetch(sync_connection)

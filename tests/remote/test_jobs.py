@@ -125,6 +125,8 @@ def test_foreign_files_among_the_records_hide_no_run(connection: Connection, pla
     (others / "empty").mkdir()
     (others / "list").mkdir()
     (others / "list/job.json").write_text("[1]")
+    (others / "object").mkdir()
+    (others / "object/job.json").write_text('{"id": "object", "started": 1, "host": null}')
     assert [each["id"] for each in jobs.list_jobs(connection)] == [job["id"]]
 
 

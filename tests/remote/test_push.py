@@ -420,9 +420,23 @@ def test_a_link_to_a_folder_may_become_a_folder(
     ).read_text() == "rows"
 
 
+def test_nothing_is_pushed_through_a_link(sync_connection: Connection, local_dir: Path, server_dir: Path) -> None:
+    """Git still tracks the files of a folder that is a link now; ALSO follows a link, and a folder arrives."""
+    write(local_dir, {"data/train.yaml": "rows"})
+    subprocess.run(["git", "add", "data"], cwd=local_dir, check=True)
+    shutil.rmtree(local_dir / "data")
+    (local_dir / "data").symlink_to("configs")
+    pushing.push(sync_connection)
+    assert os.readlink(server_dir / "data") == "configs"
+    assert (server_dir / "configs/train.yaml").read_text() == "lr: 1\n"
+    pushing.push(sync_connection, also=["data"])
+    assert (server_dir / "data/train.yaml").read_text() == "lr: 1\n" and not (server_dir / "data").is_symlink()
+
+
 def test_a_push_never_writes_to_protected_paths(sync_connection: Connection, local_dir: Path) -> None:
-    for path in ("../up", "/tmp/abs", "outputs/runs/x", ".env", ".venv/bin/python", "a/../../b"):
-        wanted = {path: {"identity": "0" * 64, "size": 0, "mode": 0o644, "also": False}}
+    for path in ("../up", "/tmp/abs", "outputs/runs/x", ".env", ".venv/bin/python", "a/../../b", "link/x"):
+        file = {"identity": "0" * 64, "size": 0, "mode": 0o644, "also": False}
+        wanted = {path: file, "link": file | {"identity": "-> sub/../.."}}
         with pytest.raises(RemoteError, match="a push must not write to "):
             sync_connection.call(
                 "apply_push:apply",

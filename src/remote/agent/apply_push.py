@@ -94,7 +94,8 @@ class _Push:
         self.replaced: list[str] = []
         for path in wanted:
             parts = path.split("/")
-            if os.path.isabs(path) or ".." in parts or "" in parts or parts[0] in PROTECTED:
+            below = any(parent in wanted for parent in _parents(path))  # a link would lead elsewhere
+            if os.path.isabs(path) or {"", ".", ".."} & set(parts) or parts[0] in PROTECTED or below:
                 raise AgentError(f"a push must not write to {path}")
 
     def check_incoming(self) -> None:

@@ -24,6 +24,9 @@ from typing import Any, Dict  # noqa: UP035  (an alias is evaluated, by Python 3
 from . import bootstrap, fs
 
 HOME = "outputs/remote"
+RECORD: Dict[str, Any] = {  # noqa: UP006  what a record has at least
+    "id": str, "stage": str, "words": list, "pid": int, "host": str, "boot_id": str, "started": (int, float),
+}  # fmt: skip
 POLL_S = 0.1
 LOG_BLOCK = 1 << 16  # bytes
 FULL_BYTES = 1 << 16  # a disk with less free space is full
@@ -56,7 +59,7 @@ def get_job(folder: str, id: str) -> Job:
     """
     place = job_dir(folder, id)
     record = fs.read_json(os.path.join(place, "job.json"))
-    if record is None:
+    if record is None or not all(isinstance(record.get(key), kind) for key, kind in RECORD.items()):
         return {"id": id, "status": "never started", "started": None}
     log_size, log_time, last_line = _log_end(os.path.join(place, "log"))
     # Checked before exit.json is read: a job counts as running until its supervisor has written that file.
@@ -85,12 +88,12 @@ def get_job(folder: str, id: str) -> Job:
 
 def is_running(record: Job) -> bool:
     """Whether the process of a record runs. Process ids are reused; start times and boot ids tell them apart."""
-    return _is_process(record, record["pid"], record["ticks"])
+    return _is_process(record, record["pid"], record.get("ticks"))
 
 
-def _is_process(record: Job, pid: int, ticks: int) -> bool:
+def _is_process(record: Job, pid: int, ticks: int | None) -> bool:
     same_boot = record["host"] == socket.gethostname() and record["boot_id"] == boot_id()
-    return same_boot and start_ticks(pid) == ticks
+    return same_boot and ticks is not None and start_ticks(pid) == ticks
 
 
 def is_full(place: str) -> bool:

@@ -87,7 +87,9 @@ def _in_use(folder: str, run: str, manifest: dict[str, Any]) -> str:
                 return f"the run was started on {job['host']}, and {host} cannot check its processes"
     if _is_locked(os.path.join(run, ".lock")):
         return "a process on the server has locked the run directory"
-    for record in (manifest, manifest.get("evaluation", {})):
+    for record in (manifest, manifest.get("evaluation")):
+        if not isinstance(record, dict):
+            continue
         if record.get("status") == "running" and _is_running(record.get("process") or {}):
             return f"process {record['process']['pid']} uses the run directory"
     return ""
@@ -106,6 +108,8 @@ def _is_locked(path: str) -> bool:
 def _is_running(process: dict[str, Any]) -> bool:
     """Whether the process of a manifest, see src/runs.py, runs on this host."""
     if process.get("host") != socket.gethostname() or process.get("boot_id") not in (None, jobs.boot_id()):
+        return False
+    if not isinstance(process.get("pid"), int) or not isinstance(process.get("created"), (int, float)):
         return False
     ticks = jobs.start_ticks(process["pid"])
     with open("/proc/stat") as file:
