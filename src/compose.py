@@ -42,7 +42,16 @@ from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError
 
-from . import aliases, chat_templates, config, config_files, override_values, precedence, secret_references
+from . import (
+    aliases,
+    chat_templates,
+    config,
+    config_files,
+    hydra_rules,
+    override_values,
+    precedence,
+    secret_references,
+)
 from .cli_args import Call, yaml_error
 from .errors import ConfigError, did_you_mean
 from .precedence import GROUPS
@@ -86,6 +95,7 @@ class FileConfigSource(file_config_source.FileConfigSource):
             return result
         is_record = Path(config_path).stem == "config_used"
         package = result.header.get("package") or ""
+        hydra_rules.check(f"{Path(self.path, config_path).with_suffix('.yaml')}", found, package, config_path)
         group = "" if package in {"_global_", "_group_"} else package
         settings = aliases.current_settings(found, not is_record, self.known, group)
         return replace(result, config=OmegaConf.create(_as_layer(settings, self.known, self.typed)))
@@ -135,6 +145,7 @@ def register_root(call: Call, overrides: Sequence[str] = ()) -> None:
 def _current_preset(call: Call, path: str) -> Any:
     """The content of a preset file, with today's names of settings."""
     found = OmegaConf.to_container(OmegaConf.load(path))
+    hydra_rules.check(path, found if isinstance(found, dict) else {})  # type: ignore[arg-type]
     known = _setting_names(call)
     if not isinstance(found, dict):
         return found

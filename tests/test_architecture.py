@@ -42,6 +42,7 @@ CORE = {
     "cli_args",
     "compose",
     "help",
+    "hydra_rules",
     "json_schema",
     "completion",
     "shell_scripts",

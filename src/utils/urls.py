@@ -21,10 +21,9 @@ _INNER_USER = re.compile(r"(?<=://)[^/?#]*@")  # of a second URL: https://proxy/
 _PATH_QUERY_FRAGMENT = re.compile(r"([^?#]*)(\?[^#]*)?(#.*)?", re.DOTALL)
 _BEARER = {"http", "https", "ws", "wss", "ftp"}  # where `?` is no wildcard: a query without `=` is a token
 _MARK = re.compile(r"://(?:\S*[=?&#/])?\*\*\*")
-Hide = Callable[[str], str]  # returns what stands for a secret part of a URL
 
 
-def hide_in_urls(text: str, hide: Hide = lambda part: REDACTED) -> str:
+def hide_in_urls(text: str, hide: Callable[[str], str] = lambda part: REDACTED) -> str:
     """`text` in which `hide` has replaced the secret parts of every URL. References to variables stay.
 
     A path with a query needs no scheme: the errors of libraries quote it without.
@@ -44,7 +43,7 @@ def is_redacted(text: str) -> bool:
     return _MARK.search(text) is not None
 
 
-def _hide(word: str, hide: Hide) -> str:
+def _hide(word: str, hide: Callable[[str], str]) -> str:
     before, scheme, rest = _split_scheme(word)
     rest, after = _split_punctuation(rest)
     before += f"{scheme}://" if scheme else ""
@@ -77,16 +76,16 @@ def _split_punctuation(text: str) -> tuple[str, str]:
     return text[:end], text[end:]
 
 
-def _hide_user(text: str, hide: Hide) -> str:
+def _hide_user(text: str, hide: Callable[[str], str]) -> str:
     """User information with its `@`; a password that is a reference stays, and so does the name before it."""
     return text if re.fullmatch(rf"(?:[^@:]*:)?{REFERENCE}@", text) else f"{hide(text[:-1])}@"
 
 
-def _hide_values(text: str, hide: Hide) -> str:
+def _hide_values(text: str, hide: Callable[[str], str]) -> str:
     """A query or fragment, from its `?` or `#` on, with its values hidden and the names of its parameters kept."""
     return text[:1] + "&".join(_hide_value(pair, hide) for pair in text[1:].split("&"))
 
 
-def _hide_value(pair: str, hide: Hide) -> str:
+def _hide_value(pair: str, hide: Callable[[str], str]) -> str:
     name, equals, value = pair.partition("=") if "=" in pair else ("", "", pair)
     return name + equals + (hide(value) if value and not re.fullmatch(REFERENCE, value) else value)
