@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.data.test_from_url import site_serving
 from tests.fixtures import ANSWER, ROOT, TRAINED_ON, World, call, chat, evals, jsonl, tree
 
 pytest_plugins = ["tests.fixtures"]
@@ -47,7 +49,7 @@ def leaks(*folders: Path) -> list[str]:
 @pytest.fixture
 def secretive(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     """A world with secrets in the environment and in each of its rows, worked on from its own folder."""
-    for name, value in CANARIES.items():
+    for name, value in {**CANARIES, "MY_THING": "", "ASSAY_REFERRED": ""}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(tmp_path)
     data = jsonl(tmp_path / "data" / "rows.jsonl", rows_with_secrets())
@@ -81,6 +83,35 @@ def test_no_secret_reaches_a_file_of_any_stage(secretive: World, capsys: pytest.
     assert leaks(world.output, world.artifacts) == []
     output = "".join(capsys.readouterr())
     assert [name for name, value in CANARIES.items() if value in output] == []
+
+
+def test_no_secret_part_of_a_url_reaches_a_file(secretive: World, capsys: pytest.CaptureFixture[str]) -> None:
+    """It works where it is used, and what a setting refers to is secret whatever its name."""
+    os.environ.update(MY_THING="canary-of-a-thing", ASSAY_REFERRED="")
+    world, hidden = secretive, ("canarySIGNATURE", "canary-of-a-thing", "sig=canary")
+    with site_serving() as site:
+        site.content = (world.data / "rows.jsonl").read_bytes()
+        url = f"{site.address}/rows.jsonl?id=1&sig=canarySIGNATURE&of=${{oc.env:MY_THING}}"
+        source = ["data_source.type=url", f"data_source.url={url}", "data_source.allow_private=true"]
+        run = world.train("on_bad_row=skip", "max_steps=1", "run_name=${oc.env:MY_THING}", *source)
+        assert site.requests[0][0] == "/rows.jsonl?id=1&sig=canarySIGNATURE&of=canary-of-a-thing"
+    kept = f"{site.address}/rows.jsonl?id=***&sig=***&of=${{oc.env:MY_THING}}"
+    used = run.path / "config_used.yaml"
+    assert f"url: {kept}" in used.read_text()
+    assert world.call("eval") == 0
+    assert world.call("eval-baseline") == 0
+    used.write_text(used.read_text().replace("sig=***", "sig=canarySIGNATURE"))  # of an earlier version
+    assert world.call("publish", "force=true") == 0
+    used.write_text(used.read_text().replace("sig=canarySIGNATURE", "sig=***"))
+    written = [p for folder in (world.output, world.artifacts) for p in folder.rglob("*") if p.is_file()]
+    assert [p for p in written if any(text.encode() in p.read_bytes() for text in hidden)] == []
+    output = "".join(capsys.readouterr())
+    assert not any(text in output for text in hidden)
+
+    assert (
+        call("train", "--config-path", str(run.path), "--config-name", "config_used", "cache_dir=elsewhere") == 2
+    )
+    assert "set data_source.url to the whole address again" in capsys.readouterr().err
 
 
 def test_no_secret_typed_out_reaches_a_file_of_a_sweep(secretive: World, tmp_path: Path) -> None:

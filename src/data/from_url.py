@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 from ..errors import DataError, RunError
 from ..schema import DataSource
 from ..utils.files import disk_errors, read_json, sha256, write_json
-from ..utils.urls import is_redacted
+from ..utils.urls import hide_in_urls, is_redacted
 from .download import FetchedData, Headers, cache_key, check_size, fetch_once, http_get, split_url
 from .url_content import data_name, refuse_page, shows_a_cut
 
@@ -87,13 +87,12 @@ def recorded_url(source: DataSource, cache: Path, version: Mapping[str, Any]) ->
 
 
 def redacted_url(address: str) -> str:
-    """`address` without its query and fragment, which may contain a token.
+    """`address` as messages and records show it: without its fragment and the values of its query.
 
     >>> redacted_url("https://example.org/a.jsonl?token=x#y")
-    'https://example.org/a.jsonl?...'
+    'https://example.org/a.jsonl?token=***'
     """
-    plain, query, _ = address.partition("#")[0].partition("?")
-    return plain + ("?..." if query else "")
+    return hide_in_urls(address.partition("#")[0])
 
 
 def _check_address(address: str) -> str:

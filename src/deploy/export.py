@@ -23,6 +23,7 @@ from ..model.source import LoadArgs
 from ..runs import Run
 from ..schema import PublishConfig
 from ..utils.files import read_json, sha256, write_json, write_text
+from ..utils.secrets import redact
 from . import model_card
 from .checks.files import MANIFEST, find_secrets
 
@@ -55,8 +56,9 @@ def assemble(
     if exported["form"] == "adapter" and is_local(run.manifest["base_model"]):
         _name_base(folder / "adapter_config.json", run.manifest["base_model"], external)
     for record in RECORDS:
-        if (run.path / record).exists():
-            shutil.copy2(run.path / record, folder / record)
+        if (run.path / record).exists():  # an earlier version recorded URLs with their signatures
+            text = (run.path / record).read_text(encoding="utf-8", errors="surrogatepass")
+            write_text(folder / record, str(redact(text)))
     regressions = model_card.worst_regressions(run, cfg.artifacts_dir, cfg.gate.metric)
     write_text(
         folder / "README.md",
