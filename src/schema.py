@@ -318,7 +318,18 @@ class SpeedArgs:
 
 
 @dataclass
-class MethodArgs:
+class TokenArgs:
+    new_tokens: Annotated[
+        list[Annotated[str, Len(1)]],
+        Doc("tokens to add, e.g. ['<|call|>']; their rows in embedding and output head are trained"),
+    ] = field(default_factory=list)
+    resize_embeddings: Annotated[
+        bool, Doc("add and train rows for tokens of the tokenizer that the embedding has no rows for")
+    ] = False
+
+
+@dataclass
+class MethodArgs(TokenArgs):
     method: Annotated[
         Literal["lora", "rslora", "dora", "qlora", "adalora", "ia3", "prefix", "p_tuning", "prompt", "full"],
         Doc("tuning method"),
@@ -693,7 +704,7 @@ class EvalConfig(
 @dataclass
 class BaselineConfig(
     NestedGateArgs, OutputArgs, SeedArgs, HardwareArgs, PrecisionArgs, EvalArgs, EvalDataArgs, ColumnArgs,
-    ChatArgs, TrustArgs, ModelArgs,
+    TokenArgs, ChatArgs, TrustArgs, ModelArgs,
 ):  # fmt: skip
     __pydantic_config__ = _STRICT
 

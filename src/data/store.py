@@ -169,6 +169,14 @@ class TokenStore(Sequence[Example]):
         """The index in the RowStore of the row of an example."""
         return int(self._rows[int(self._order[index])])
 
+    def tokens_beyond(self, rows: int) -> tuple[int, int, int] | None:
+        """`(row, token id, number of such rows)` of the first token with an id of `rows` or more; None without."""
+        found = np.flatnonzero(self._ids >= rows)
+        if not len(found):
+            return None
+        owners = self._rows[np.searchsorted(self._ends, found, side="right")]
+        return int(owners[0]), int(self._ids[found[0]]), len(np.unique(owners))
+
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]

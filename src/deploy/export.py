@@ -19,7 +19,7 @@ from ..eval.verdict import Verdict
 from ..model import stop_tokens
 from ..model.methods import METHODS, mergeability
 from ..model.profile import base_id, is_local
-from ..model.source import LoadArgs
+from ..model.source import LoadArgs, adapter_rows
 from ..runs import Run
 from ..schema import PublishConfig
 from ..utils.files import read_json, sha256, write_json, write_text
@@ -140,7 +140,9 @@ def _copy(run: Run, cfg: PublishConfig, folder: Path) -> dict[str, Any]:
     """The adapter, or the full weights, as they were trained."""
     shutil.copytree(run.model, folder, dirs_exist_ok=True)
     (folder / "README.md").unlink(missing_ok=True)  # a stub that peft writes; the model card replaces it
-    return {"form": "adapter" if (folder / "adapter_config.json").exists() else "full"}
+    rows = adapter_rows(folder)
+    form = "adapter" if (folder / "adapter_config.json").exists() else "full"
+    return {"form": form} | ({"embedding_rows": rows} if rows else {})
 
 
 def _merge(run: Run, cfg: PublishConfig, folder: Path) -> dict[str, Any]:

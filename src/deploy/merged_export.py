@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import gc
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
-
-from peft import PeftModel
 
 from ..errors import ModelError
 from ..eval import reevaluate
@@ -88,23 +85,21 @@ class _MergeComparison:
             load.set_pad_token(model, self.chat.tokenizer)
         return model
 
-    def _with_adapter(self, base: Any) -> Any:
-        with (
-            warnings.catch_warnings()
-        ):  # peft mistakes AdaLoRA's ranks for LoRA's, and warns that they are ignored
-            warnings.filterwarnings("ignore", message="The following rank_pattern keys")
-            return PeftModel.from_pretrained(base, str(self.tuned.folder), autocast_adapter_dtype=False)
-
     def reference(self) -> Measurement:
         """The outputs of the adapter over the base as it was trained on."""
-        return measure(self._with_adapter(self._base(four_bit=self.four_bit)), self.chat, self.evaluation)
+        return measure(
+            load.attach_adapter(self._base(four_bit=self.four_bit), self.tuned), self.chat, self.evaluation
+        )
 
     def candidates(self) -> Iterator[tuple[str, Any]]:
         """`(weights that the adapter is merged into, merged model)`, one model in memory at a time."""
-        yield f"base model's {self.dtype} weights", methods.merge(self._with_adapter(self._base(four_bit=False)))
+        yield (
+            f"base model's {self.dtype} weights",
+            methods.merge(load.attach_adapter(self._base(four_bit=False), self.tuned)),
+        )
         if self.four_bit:
             base = self._base(four_bit=True).dequantize(load.DTYPES[self.dtype])
-            yield "dequantised nf4 weights", methods.merge(self._with_adapter(base))
+            yield "dequantised nf4 weights", methods.merge(load.attach_adapter(base, self.tuned))
 
     def compare(self, into: str, model: Any, reference: Measurement) -> MergeResult:
         merged = measure(model, self.chat, self.evaluation)

@@ -122,12 +122,17 @@ def _load_adapter(manifest: Mapping[str, Any], facts: Mapping[str, Any], task: s
         names, first = f"AutoConfig, {names}", "config = AutoConfig.from_pretrained(folder)\n"
         options += ["config=config", "ignore_mismatched_sizes=True"]
     arguments = "".join(f", {option}" for option in options)
+    rows = ""
+    if facts.get("embedding_rows"):  # rows for added tokens, which the adapter holds
+        needed = f"max({facts['embedding_rows']}, model.get_input_embeddings().num_embeddings)"
+        rows = f"model.resize_token_embeddings({needed}, mean_resizing=False)\n"
     classes = "PeftConfig, PeftModel" if named else "PeftModel"
     return (
         f"from peft import {classes}\nfrom transformers import {names}\n\n{FOLDER}"
         f"base = {source}{comment}\n{first}"
         f"tokenizer = AutoTokenizer.from_pretrained(folder)\n"
-        f"model = {auto}.from_pretrained(base{arguments})\nmodel = PeftModel.from_pretrained(model, folder)\n"
+        f"model = {auto}.from_pretrained(base{arguments})\n{rows}"
+        f"model = PeftModel.from_pretrained(model, folder)\n"
     )
 
 

@@ -12,9 +12,10 @@ from ..config import to_yaml
 from ..data import task_encoding
 from ..data.chat import ChatTokenizer
 from ..data.eval_rows import Reading
+from ..model import source as model_source
 from ..model import tasks
 from ..model.source import Source, TunedModel, locate, locate_tuned
-from ..schema import DEMO_MODEL, BaselineConfig, ChatArgs, EvalConfig
+from ..schema import DEMO_MODEL, BaselineConfig, ChatArgs, EvalConfig, TokenArgs
 from ..utils import environment
 from ..utils.environment import Reasoned
 from ..utils.event_files import Curves
@@ -56,6 +57,7 @@ def evaluate(cfg: EvalConfig) -> int:
     log.info("evaluating %s", folder if run is None else f"run {run.id} ({run.model})")
     tuned = locate_tuned(folder, cfg.allow_base_mismatch)
     setup.refuse_corrupt(tuned, run)
+    setup.refuse_unserved(cfg, tuned)
     task, labels = tasks.detect_task(tuned, cfg.task)
     typed, inherited = cfg, inherit.of_model({"model_path": cfg.model_path, "output_dir": cfg.output_dir})
     cfg = replace(cfg, task=task)
@@ -65,7 +67,10 @@ def evaluate(cfg: EvalConfig) -> int:
         task_encoding.refuse_unknown_labels([row for rows in splits.rows.values() for row in rows], labels)
     block_imports(*setup.unused_packages(cfg, tuned.base))
 
-    context, base = _set_up(cfg, splits, dtype, device, tuned.base, str(tuned.folder), None, labels, cfg)
+    rows = model_source.adapter_rows(tuned.folder)
+    context, base = _set_up(
+        cfg, splits, dtype, device, tuned.base, str(tuned.folder), None, labels, cfg, rows=rows
+    )
     tuned = tuned._replace(base=base)
     recorded = run.manifest.get("tokenization", {}) if run else None
     setup.check_tokenization(folder if run is None else run.model, recorded, context.chat, cfg)
@@ -114,7 +119,9 @@ def evaluate_baseline(cfg: BaselineConfig) -> int:
     # as the tuned model is evaluated, whose template may not be that of the base
     chat = ChatArgs(cfg.chat_template or inherit.template_file(run), cfg.chat_template_kwargs)
     revision = cfg.model_revision
-    context, source = _set_up(cfg, splits, dtype, device, source, source.location, revision, None, chat)
+    context, source = _set_up(
+        cfg, splits, dtype, device, source, source.location, revision, None, chat, tokens=cfg
+    )
     model = _base_model(context, source)
     if context.labels:
         _log_labels(model, context.labels, cfg.seed)
@@ -158,11 +165,15 @@ def _read_inputs(
 def _set_up(
     cfg: EvalConfig | BaselineConfig, splits: EvalSplits, dtype: Reasoned, device: Reasoned, base: Source,
     tokenizer_path: str, revision: str | None, labels: Sequence[str] | None, template: ChatArgs,
+    tokens: TokenArgs | None = None, rows: int = 0,
 ) -> tuple[EvalContext, Source]:  # fmt: skip
     """Tokenizer, requests and batch plan. Imports torch.
 
-    Args: labels: the tuned classifier's labels. None: the base model's labels if they cover the rows' labels, else
-        the rows' labels.
+    Args:
+        labels: the tuned classifier's labels. None: the base model's labels if they cover the rows' labels, else
+            the rows' labels.
+        tokens: the tokens that are added to those of the tokenizer.
+        rows: the rows of the embedding that an adapter needs.
     Returns: also `base` with its revision resolved.
     """
     from ..model.load import resolve_revision
@@ -170,7 +181,13 @@ def _set_up(
 
     task, names = cfg.task or "causal_lm", cfg.metrics or []
     templated = tasks.TASKS[task].chat_template
-    tokenizer = load_tokenizer(tokenizer_path, revision, cfg.trust_remote_code, templated=templated, chat=template)
+    tokenizer = load_tokenizer(
+        tokenizer_path, revision, cfg.trust_remote_code, templated=templated, chat=template,
+        new_tokens=tokens.new_tokens if tokens else (),
+    )  # fmt: skip
+    if tokens and (tokens.new_tokens or tokens.resize_embeddings):
+        rows = max(tokenizer.get_vocab().values()) + 1
+        setup.refuse_unserved(cfg, None, rows)
     chat = ChatTokenizer(tokenizer, template.chat_template_kwargs, template.empty_thoughts)
     model_config = load_config(base.location, base.revision, cfg.trust_remote_code)
     config = model_config.to_dict()
@@ -179,6 +196,7 @@ def _set_up(
             tasks.resolve_labels(setup.labels_of_rows(splits.rows), config) if task == "classification" else ()
         )
     requests = inference.encode_requests(splits.rows, chat, task, config, metrics.needs_references(names))
+    setup.refuse_missing_rows(requests, chat, config, base.name, rows)
     inference.warn_of_cut_prompts(requests, tasks.max_positions(config))
     if templated:
         inference.warn_of_left_out(requests, chat)
@@ -190,7 +208,7 @@ def _set_up(
         device=device.value,
     ) | ({"tool_calls": calls} if (calls := requests.calls) else {})  # fmt: skip
     context = EvalContext(
-        task, cfg, cfg.seed, cfg.trust_remote_code, chat, requests, dtype, device, plan, labels, conditions
+        task, cfg, cfg.seed, cfg.trust_remote_code, chat, requests, dtype, device, plan, labels, conditions, rows
     )
     return context, resolve_revision(base, model_config)
 

@@ -105,10 +105,18 @@ def of_base(values: Mapping[str, Any]) -> Settings:
     found: Settings = {"model_name": escaped(base["name"]), "task": manifest.get("task", "causal_lm")}
     if isinstance(revision, str) and not revision.startswith("sha256:"):  # of the Hub
         found["model_revision"] = revision
+    found |= _tokens_of(run)
     also = (
         CONDITIONS if values.get("chat_template") is None else set(CONDITIONS) - {TEMPLATE_KWARGS, EMPTY_THOUGHTS}
     )
     return found | _template_layer(_model_folder(run), values) | _judged_by(run, values, also)
+
+
+def _tokens_of(run: Run) -> Settings:
+    """The tokens that a run added to those of its base model."""
+    with suppress(UserError):
+        return {key: run.settings[key] for key in ("new_tokens", "resize_embeddings") if run.settings.get(key)}
+    return {}
 
 
 def _word(value: Any) -> str | None:

@@ -14,6 +14,7 @@ from ..data.eval_rows import AS_WRITTEN, Reading
 from ..data.formats import TEXT, Row
 from ..errors import MAX_LISTED, ConfigError, DataError, ModelError, RunError
 from ..model import tasks
+from ..model.peft_arguments import why_unserved
 from ..model.source import Source, TunedModel, is_quantised
 from ..runs import Run
 from ..schema import EvalArgs, EvalConfig, Task
@@ -59,6 +60,7 @@ class EvalContext(NamedTuple):
 
     labels: of a classifier, in the order of its logits.
     base_conditions: the conditions (see fingerprint.py) before memory ran out, which changes the batch sizes only.
+    embedding_rows: those that the tokens need, where a run added tokens; the base model gets untrained ones.
     """
 
     task: Task
@@ -72,6 +74,7 @@ class EvalContext(NamedTuple):
     plan: BatchPlan
     labels: Sequence[str]
     base_conditions: Mapping[str, Any]
+    embedding_rows: int = 0
 
     @property
     def conditions(self) -> dict[str, Any]:
@@ -79,7 +82,7 @@ class EvalContext(NamedTuple):
 
     def load(self, source: Source) -> Any:
         """Load the model at `source` with the head of the task."""
-        from ..model import load
+        from ..model import embeddings, load
 
         load.seed_everything(self.seed)  # a head that the files lack is initialised at random
         model, _ = load.load_base(
@@ -88,6 +91,7 @@ class EvalContext(NamedTuple):
         )  # fmt: skip
         if self.labels:
             load.set_pad_token(model, self.chat.tokenizer)
+        embeddings.grow(model, self.embedding_rows)
         return model
 
 
@@ -150,6 +154,35 @@ def default_metrics(task: Task, engine: str, rows: RowsOfSplits) -> list[str]:
     calls = any(row.messages[-1].get("tool_calls") for of_split in rows.values() for row in of_split)
     names = [*tasks.TASKS[task].metrics, *([metrics.CALLS] if calls else [])]
     return [name for name in names if engine != "vllm" or not metrics.needs_references([name])]
+
+
+def refuse_unserved(args: EvalArgs, tuned: TunedModel | None, added_rows: int = 0) -> None:
+    """Raises: ModelError if vLLM cannot load the adapter, or the rows that the tokens need."""
+    if args.engine != "vllm":
+        return
+    settings = read_json(tuned.folder / "adapter_config.json") if tuned and tuned.is_adapter else None
+    reason = why_unserved(settings) if settings else ""
+    if reason or added_rows:
+        raise ModelError(
+            f"engine=vllm: {reason or 'vLLM cannot add rows to the embedding of the base model'}",
+            hint="set engine=transformers, or evaluate what export=merged has published",
+        )
+
+
+def refuse_missing_rows(
+    requests: EvalRequests, chat: ChatTokenizer, config: Mapping[str, Any], model: str, added: int
+) -> None:
+    """Raises: DataError if a token of a row has no row in the embedding of `model`, with `added` rows at least."""
+    rows = max(tasks.embedding_rows(config) or 0, added)
+    for split, prompts in requests.prompts.items() if rows else ():
+        answers = [example.ids for example in requests.references.get(split, [])] or [[] for _ in prompts]
+        for row, *ids in zip(requests.rows[split], prompts, answers, strict=True):
+            if number := max((i for each in ids for i in each if i >= rows), default=0):
+                token = chat.tokenizer.convert_ids_to_tokens(number)
+                raise DataError(
+                    f"{row.file}:{row.line} {tasks.missing_row(token, number, model, rows)}",
+                    hint="the tokenizer is not that of the model; train with resize_embeddings=true adds the rows",
+                )
 
 
 def extra_stop_tokens(chat: ChatTokenizer, task: Task) -> list[str]:

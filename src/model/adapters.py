@@ -5,12 +5,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import peft
 import torch
-from peft.helpers import disable_input_dtype_casting
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from torch import nn
@@ -18,10 +18,10 @@ from torch import nn
 from ..errors import ModelError
 from ..schema import MethodArgs, Task
 from ..utils.logs import log
-from . import fused_lora
+from . import embeddings, fused_lora
 from .methods import METHODS, Method, refuse_quantised
 from .peft_arguments import ModelNames, check_matches
-from .source import Source
+from .source import Source, adapter_rows
 from .tasks import TASKS
 
 
@@ -56,6 +56,7 @@ def apply_method(
         # these layers have random weights, which the adapter must save
         kept = {"modules_to_save": getattr(model, "untrained_modules", None) or None}
         if parent:
+            embeddings.grow(model, adapter_rows(parent))
             config = _config_of(parent, args, source)
         else:
             settings = kept | _arguments(model, args, method, steps) | {"revision": source.revision}
@@ -72,6 +73,8 @@ def apply_method(
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     tuned.peft_config["default"].base_model_name_or_path = source.name
+    # peft would look for the base model's size on the Hub at each save, and save the complete embedding
+    tuned.save_pretrained = partial(tuned.save_pretrained, save_embedding_layers=False)
     return tuned
 
 
@@ -157,6 +160,8 @@ def _arguments(model: Any, args: MethodArgs, method: Method, steps: int) -> dict
     if unused := [key for key in ("lora_r", "lora_alpha", "lora_dropout") if key not in method.keys]:
         log.info("method=%s does not use %s", args.method, ", ".join(unused))
     derived = method.derived(model, args, steps) if method.derived else {}
+    if indices := embeddings.token_indices(model):
+        derived |= {"trainable_token_indices": indices}
     return {**method.fixed, **arguments, **args.peft, **derived}
 
 
@@ -169,13 +174,25 @@ def training_precision(model: nn.Module, dtype: str, fused: bool = True) -> Iter
     Args:
         fused: use this project's operations for dropout and LoRA where they apply, see fused_lora.py.
     """
-    casts = dtype != "float32" and any(hasattr(m, "cast_input_dtype_enabled") for m in model.modules())
     with ExitStack() as stack:
-        stack.enter_context(disable_input_dtype_casting(model, active=casts))
+        stack.enter_context(_without_casts(model, active=dtype != "float32"))
         if fused:
             stack.enter_context(fused_lora.use_fast_dropout(model))
             stack.enter_context(fused_lora.use_fused_lora(model, dtype))
         yield
+
+
+@contextmanager
+def _without_casts(model: nn.Module, active: bool) -> Iterator[None]:
+    """peft.helpers.disable_input_dtype_casting, which fails on a model with trained rows of tokens."""
+    casting = [m for m in model.modules() if active and getattr(m, "cast_input_dtype_enabled", False)]
+    for module in casting:
+        module.cast_input_dtype_enabled = False
+    try:
+        yield
+    finally:
+        for module in casting:
+            module.cast_input_dtype_enabled = True
 
 
 def check_target_modules(model: nn.Module, wanted: list[str], *, embeddings: bool = False) -> None:

@@ -18,8 +18,9 @@ from transformers.quantizers import AutoHfQuantizer
 from ..errors import ModelError
 from ..schema import ChatArgs, Task
 from ..utils.logs import log
+from . import embeddings
 from .folder_check import weight_shapes
-from .source import Source, TunedModel, is_quantised
+from .source import Source, TunedModel, adapter_rows, is_quantised
 from .tasks import TASKS, check_architecture
 from .tokenizer import OWN_TEMPLATE, from_pretrained, hub_revision, load_config, load_tokenizer
 
@@ -242,6 +243,7 @@ def attach_adapter(model: Any, tuned: TunedModel) -> Any:
     """
     if not tuned.is_adapter:
         return model
+    embeddings.grow(model, adapter_rows(tuned.folder))
     with warnings.catch_warnings():  # peft reads AdaLoRA's rank_pattern as LoRA's, and warns
         warnings.filterwarnings("ignore", message="The following rank_pattern keys")
         return PeftModel.from_pretrained(model, str(tuned.folder), autocast_adapter_dtype=False)

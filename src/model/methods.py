@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from ..errors import ModelError
 from ..schema import MethodArgs
 from ..utils.signatures import check_arguments, peft_arguments
-from .peft_arguments import check_supported
+from .peft_arguments import ACCEPTED, check_supported
 from .source import Source, is_quantised
 
 ADDED_TOKENS = "its virtual tokens are added to the input, and no weight of the base model can hold them"
@@ -205,6 +205,7 @@ def problems(values: Mapping[str, Any]) -> list[str]:
     if sharding in {"fsdp2", "zero3"} and not method.shardable:
         others = ", ".join(other for other, entry in METHODS.items() if entry.shardable)
         found.append(f"method={name} is not supported with distributed={sharding}; choose one of {others}")
+    found += _token_problems(values, name, method)
     given = values.get("peft")
     if not isinstance(given, Mapping) or not given:
         return found
@@ -215,6 +216,26 @@ def problems(values: Mapping[str, Any]) -> list[str]:
     found += check_arguments("peft", given, method.config, known, owned)
     others = {name: value for name, value in given.items() if name in known and name not in owned}
     return found + check_supported(others, method.config)
+
+
+def _token_problems(values: Mapping[str, Any], name: str, method: Method) -> Iterator[str]:
+    """Why rows cannot be added to the embedding with these settings."""
+    for key in ("new_tokens", "resize_embeddings"):
+        if not values.get(key):
+            continue
+        if method.config and "trainable_token_indices" not in ACCEPTED[method.config]:
+            able = [
+                n for n, m in METHODS.items() if not m.config or "trainable_token_indices" in ACCEPTED[m.config]
+            ]
+            yield (
+                f"{key} is not supported with method={name}, whose adapter holds no rows of the embedding; "
+                f"choose one of {', '.join(able)}"
+            )
+        if (sharding := values.get("distributed")) in {"fsdp2", "zero3"}:
+            yield f"{key} is not supported with distributed={sharding}; set distributed=ddp"
+        given = values.get("peft")
+        if isinstance(given, Mapping) and given.get("trainable_token_indices"):
+            yield f"peft.trainable_token_indices is not supported with {key}, which sets it"
 
 
 def why_padded(name: str) -> str | None:

@@ -125,6 +125,15 @@ def adapter_base(folder: Path) -> tuple[str, str | None] | None:
     return None
 
 
+def adapter_rows(adapter: Path) -> int:
+    """The rows of the embedding that the adapter in a folder needs for the tokens it has trained; 0 if none."""
+    path = adapter / "adapter_config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    indices = config.get("trainable_token_indices") or []
+    ids = [i for each in indices.values() for i in each] if isinstance(indices, dict) else indices
+    return max(ids, default=-1) + 1
+
+
 class TunedModel(NamedTuple):
     """A tuned model in a folder: an adapter for `base`, or full weights, whose `base` is the folder itself."""
 

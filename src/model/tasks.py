@@ -161,6 +161,17 @@ def max_positions(config: Mapping[str, Any]) -> int | None:
     return most - offset
 
 
+def embedding_rows(config: Mapping[str, Any]) -> int | None:
+    """The number of rows of the input embedding by a config.json; None if it does not say."""
+    rows = (config.get("text_config") or config).get("vocab_size")
+    return rows if isinstance(rows, int) else None
+
+
+def missing_row(token: str, number: int, model: str, rows: int) -> str:
+    """The fact that a token has no row in the embedding of a model, for a sentence that begins with its place."""
+    return f"has the token {token} (id {number}), and the embedding of {model} has {rows:,} rows"
+
+
 def labels_of(config: Mapping[str, Any]) -> list[str]:
     """The labels of a classifier in the order of their ids, from its config.json.
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import AddedToken
 from transformers import AutoConfig, AutoTokenizer
 
 from .. import chat_templates
@@ -34,14 +35,15 @@ OWN_TEMPLATE = ChatArgs()
 
 def load_tokenizer(
     location: str, revision: str | None = None, trust_remote_code: bool = False, *, templated: bool = True,
-    chat: ChatArgs = OWN_TEMPLATE,
+    chat: ChatArgs = OWN_TEMPLATE, new_tokens: Sequence[str] = (),
 ) -> Any:  # fmt: skip
     """The tokenizer with a padding token, and with a chat template if it is `templated`.
 
     Args:
         chat: the template in place of the tokenizer's own, and variables that the template must read.
+        new_tokens: tokens to add. Those that the template writes are special; the others stay in decoded text.
     Raises: ModelError if it cannot be loaded, or has no end-of-sequence token although one is needed; ConfigError
-        if the template does not read a variable of `chat`.
+        if the template does not read a variable of `chat`, or if it has one of `new_tokens` already.
     """
     tokenizer = from_pretrained(
         AutoTokenizer, location, revision=hub_revision(revision), trust_remote_code=trust_remote_code
@@ -50,9 +52,20 @@ def load_tokenizer(
         raise ModelError(f"{location}: the tokenizer has no end-of-sequence token", hint="set eos_token in it")
     if templated:
         _set_template(tokenizer, location, chat)
+    _add_tokens(tokenizer, location, new_tokens)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _add_tokens(tokenizer: Any, location: str, tokens: Sequence[str]) -> None:
+    vocabulary = tokenizer.get_vocab() if tokens else {}
+    if known := [token for token in tokens if token in vocabulary]:
+        raise ConfigError(
+            *(f"new_tokens: {token} is a token of {location} already" for token in known), hint="leave it out"
+        )
+    template = str(tokenizer.chat_template or "")
+    tokenizer.add_tokens([AddedToken(token, special=token in template, normalized=False) for token in tokens])
 
 
 def _set_template(tokenizer: Any, location: str, chat: ChatArgs) -> None:

@@ -28,7 +28,7 @@ from ..data.report import HELD_OUT
 from ..data.report_text import print_report
 from ..data.sources import Version, data_cache
 from ..data.store import Example, TokenStore
-from ..errors import ConfigError
+from ..errors import ConfigError, DataError
 from ..model import methods, tasks
 from ..model.source import Source, is_quantised, locate
 from ..schema import PlanConfig, TrainConfig
@@ -157,6 +157,7 @@ def tokenize(
     if cfg.dev_split == rows.held_out_split:
         dev = loader.read_rows(examples.folder / prepare.HELD_OUT_FILE)
     held_out = _encode_dev_rows(dev, chat, prepare.encoding_options(cfg, cfg.task, labels))
+    _refuse_missing_rows(rows, examples, held_out, base, chat, cfg)
     return PreparedData(rows, base, device, dtype, examples, chat, held_out, labels)
 
 
@@ -165,7 +166,7 @@ def build_model(data: PreparedData, cfg: TrainConfig, steps: int) -> tuple[Any, 
 
     `steps`: optimizer steps of the run, which some methods schedule by.
     """
-    from ..model import adapters, load  # imports torch
+    from ..model import adapters, embeddings, load  # imports torch
 
     load.seed_everything(cfg.seed)
     parent = find_parent(cfg)
@@ -180,6 +181,7 @@ def build_model(data: PreparedData, cfg: TrainConfig, steps: int) -> tuple[Any, 
         load.set_pad_token(model, data.chat.tokenizer)
         new = "" if parent else ", ".join(model.untrained_modules)
         log.info("labels: %s%s", ", ".join(data.labels), f"; {new} starts from random weights" if new else "")
+    embeddings.add_rows(model, data.chat.tokenizer, cfg)
     load.seed_everything(cfg.seed)
     adapter = parent.folder if parent and parent.is_adapter else None
     model = adapters.apply_method(model, cfg, base, steps=steps, task=cfg.task, parent=adapter)
@@ -218,6 +220,7 @@ def check_data(cfg: TrainConfig) -> int:
                 document={"data": examples.report, "report": str(report_path)})  # fmt: skip
     prepare.refuse_bad_rows(rows, cfg, cfg.task)
     report.refuse_findings(examples.report, strict=cfg.strict_data)
+    _refuse_missing_rows(rows, examples, [], base, chat, cfg)
     return 0
 
 
@@ -239,9 +242,12 @@ def load_chat(base: Source, cfg: TrainConfig) -> ChatTokenizer:
     templated = tasks.TASKS[cfg.task].chat_template
     parent = find_parent(cfg)
     location, revision = base.location, cfg.model_revision
+    new_tokens = cfg.new_tokens
     if parent and parent.tokenizer:
-        location, revision = str(parent.tokenizer), None
-    tokenizer = load_tokenizer(location, revision, cfg.trust_remote_code, templated=templated, chat=cfg)
+        location, revision, new_tokens = str(parent.tokenizer), None, []  # it has those of the parent
+    tokenizer = load_tokenizer(
+        location, revision, cfg.trust_remote_code, templated=templated, chat=cfg, new_tokens=new_tokens
+    )
     chat = ChatTokenizer(tokenizer, cfg.chat_template_kwargs, cfg.empty_thoughts)
     named = templated and cfg.chat_template in chat_templates.names()
     end = chat.markup.end_of_turn if named else ""
@@ -273,6 +279,30 @@ def _tokenize_rows(rows: prepare.TrainingRows, base: Source, cfg: TrainConfig) -
     chat.record_prompt_settings(trained_thoughts=tokens.report["rows_with_thoughts"] > 0)
     _log_prompt_settings(chat)
     return tokens, chat
+
+
+def _refuse_missing_rows(
+    data: prepare.TrainingRows, examples: TokenStore, dev: Sequence[Example], base: Source, chat: ChatTokenizer,
+    cfg: TrainConfig,
+) -> None:  # fmt: skip
+    """Raises: DataError if a token of the examples has no row in the embedding, and the settings add none."""
+    from ..model.tokenizer import load_config
+
+    rows = tasks.embedding_rows(load_config(base.location, cfg.model_revision, cfg.trust_remote_code).to_dict())
+    if rows is None or cfg.new_tokens or cfg.resize_embeddings:
+        return
+    name = chat.tokenizer.convert_ids_to_tokens
+    hint = "resize_embeddings=true adds the missing rows and trains them"
+    if found := examples.tokens_beyond(rows):
+        row, number, times = found
+        more = f"; so have {times - 1:,} more rows" if times > 1 else ""
+        raise DataError(
+            f"{data.store.location(row)} {tasks.missing_row(name(number), number, base.name, rows)}{more}",
+            hint=hint,
+        )
+    if number := max((i for example in dev for i in example.ids if i >= rows), default=0):
+        fact = tasks.missing_row(name(number), number, base.name, rows)
+        raise DataError(f"the split {cfg.dev_split} {fact}", hint=hint)
 
 
 def _log_prompt_settings(chat: ChatTokenizer) -> None:

@@ -12,11 +12,12 @@ import torch
 
 from src import config
 from src.errors import ConfigError, ModelError
+from src.eval import setup
 from src.model import adapters, load, methods
 from src.model.methods import METHODS, PEFT_OWNED_BY_SETTING
 from src.model.peft_arguments import ACCEPTED, REFUSED, why_unserved
-from src.model.source import locate, locate_tuned
-from src.schema import MethodArgs
+from src.model.source import Source, TunedModel, locate, locate_tuned
+from src.schema import EvalArgs, MethodArgs
 from src.utils.signatures import peft_arguments
 from tests.fixtures import World
 
@@ -202,3 +203,19 @@ def test_what_vllm_cannot_serve_is_named() -> None:
     unserved = lora | {"rank_pattern": {"q_proj": 4}, "use_dora": True}
     assert why_unserved(unserved) == "vLLM does not support rank_pattern, use_dora of an adapter"
     assert why_unserved({"peft_type": "IA3"}) == "vLLM loads LoRA adapters only, and this is IA3"
+
+
+def test_vllm_gets_no_adapter_that_it_would_apply_wrongly(tmp_path: Path) -> None:
+    def refuse(engine: Any, **settings: Any) -> None:
+        (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"} | settings))
+        base = Source("base", tmp_path, None)
+        setup.refuse_unserved(EvalArgs(engine=engine), TunedModel(tmp_path, base, True))
+
+    refuse("vllm", rank_pattern={})
+    refuse("transformers", rank_pattern={"q_proj": 2})
+    with pytest.raises(
+        ModelError, match=r"engine=vllm: vLLM does not support rank_pattern of an adapter; set engine"
+    ):
+        refuse("vllm", rank_pattern={"q_proj": 2})
+    with pytest.raises(ModelError, match="vLLM cannot add rows"):
+        setup.refuse_unserved(EvalArgs(engine="vllm"), None, 513)

@@ -86,7 +86,7 @@ class MemoryEstimator:
 
     def _build_model(self, method: str, cfg_key: str) -> tuple[Any, ParameterBytes]:
         model = simulate.build_tuned_meta_model(
-            self._cfg, self.base, self.dtype, self.schedule(self._cfg).steps, self.labels
+            self._cfg, self.base, self.dtype, self.schedule(self._cfg).steps, self.labels, self.tokenizer
         )
         return model, memory.measure_parameters(model)
 

@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_iter
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from ...data.store import IGNORE_INDEX, Example
-from ...model import adapters, load, methods, packed_attention
+from ...model import adapters, embeddings, load, methods, packed_attention
 from ...model.source import Source
 from ...schema import TrainConfig
 from .. import losses
@@ -46,7 +46,7 @@ LIGER_MODEL_TYPES = frozenset({
 
 
 def build_tuned_meta_model(
-    cfg: TrainConfig, base: Source, dtype: str, steps: int, labels: Sequence[str] = ()
+    cfg: TrainConfig, base: Source, dtype: str, steps: int, labels: Sequence[str] = (), tokenizer: Any = None
 ) -> Any:
     """The model with the tuning method applied, on the meta device.
 
@@ -59,6 +59,7 @@ def build_tuned_meta_model(
     parent = find_parent(cfg)
     adapter = parent.folder if parent and parent.is_adapter else None
     with torch.device("meta"):
+        embeddings.add_rows(model, tokenizer, cfg)
         model = adapters.apply_method(model, cfg, base, steps=steps, task=cfg.task, parent=adapter)
         model.tie_weights()
     return model
