@@ -63,13 +63,15 @@ def parse(stage: str, argv: list[str]) -> Call:
             _parse_flag(call, word, words)
         elif positionals and ("=" not in word or os.path.exists(word)):
             call.overrides.append(f"{positionals.pop(0)}={quoted(word)}")
-        elif "=" in word or word.startswith("~"):
+        elif "=" in word.lstrip("+")[1:] or word.startswith("~"):
             call.overrides.append(word)
         else:
             call.problems.append(f"{word} is not an override; write key=value")
     _use_settings_of_resumed_run(call)
     if "--resolve" in call.flags and "--cfg" not in call.flags:
         call.problems.append("--resolve is only supported with --cfg")
+    if "--cfg" in call.flags and call.multirun:
+        call.problems.append("--cfg prints one configuration, and --multirun makes several; leave one of them out")
     _find_config_file(call)
     return call
 

@@ -288,6 +288,8 @@ def test_a_snapshot_holds_a_reference_where_a_secret_was(monkeypatch: pytest.Mon
         (["--epochs", "lr=1"], "--epochs is not a flag of train"),
         (["--repo", "x/y"], "--repo is not a flag of train"),
         (["--cfg"], "--cfg needs a value"),
+        (["--cfg", "job", "-m"], "--cfg prints one configuration, and --multirun makes several"),
+        (["=3"], "=3 is not an override; write key=value"),
         (["lr=[1"], "lr=[1 cannot be read as key=value"),
         (["method=qlorra"], "method=qlorra is not a preset; did you mean qlora?"),
         (["model=llama"], "model=llama is not a preset"),

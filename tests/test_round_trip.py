@@ -67,7 +67,7 @@ def test_every_text_is_read_back_from_the_snapshot() -> None:
 
 
 TYPED = {  # by setting: the word on the command line, and its text
-    "system_prompt": (r"\${VAR} and ${oc.env:HOME_OF_IT}", "${VAR} and here"),
+    "system_prompt": (r"\${mirror} and ${oc.env:HOME_OF_IT}", "${mirror} and here"),
     "user_prompt": (r"\\\${mirror}\n{question}", r"\${mirror}\n{question}"),
     "question_key": ("a$b {c} $5 $", "a$b {c} $5 $"),
     "answer_key": ("two\nlines: # 'no' \"comment\"\x85", "two\nlines: # 'no' \"comment\"\x85"),
