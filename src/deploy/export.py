@@ -20,6 +20,7 @@ from ..model import stop_tokens
 from ..model.methods import METHODS, mergeability
 from ..model.profile import base_id, is_local
 from ..model.source import LoadArgs, adapter_rows
+from ..model.tasks import max_positions
 from ..runs import Run
 from ..schema import PublishConfig
 from ..utils.files import read_json, sha256, write_json, write_text
@@ -133,7 +134,9 @@ def write_model(run: Run, cfg: PublishConfig, folder: Path) -> dict[str, Any]:
     check_form(run, cfg.export)
     facts = FORMS[cfg.export or "adapter"](run, cfg, folder)
     ids = stop_tokens.read(folder)
-    return facts | ({"stop_token_ids": ids} if len(ids) > 1 else {})
+    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    most = max_positions(config)
+    return facts | ({"stop_token_ids": ids} if len(ids) > 1 else {}) | ({"max_tokens": most} if most else {})
 
 
 def _copy(run: Run, cfg: PublishConfig, folder: Path) -> dict[str, Any]:

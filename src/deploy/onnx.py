@@ -20,9 +20,9 @@ from transformers.exporters.exporter_onnx import OnnxExporter
 from ..errors import ModelError
 from ..eval import reevaluate
 from ..model.source import locate_tuned
-from ..model.tasks import TASKS, detect_task
+from ..model.tasks import CLASSIFIER, TASKS, detect_task
 from ..runs import Run
-from ..schema import GateArgs
+from ..schema import GateArgs, Task
 from ..utils.files import read_json
 
 MODEL = "model.onnx"
@@ -37,7 +37,12 @@ def write_onnx(run: Run, gate: GateArgs, source: Path, folder: Path) -> dict[str
     Returns: facts for the manifest and the card.
     Raises: ModelError if the model cannot be exported, or onnxruntime and torch compute different logits.
     """
-    prompts, task = _encode_prompts(run, gate, source), TASKS[run.manifest["task"]]
+    return export_graph(source, run.manifest["task"], _encode_prompts(run, gate, source), folder)
+
+
+def export_graph(source: Path, task_name: Task, prompts: list[list[int]], folder: Path) -> dict[str, Any]:
+    """As `write_onnx`, with the token ids of the `prompts` that are compared."""
+    task = TASKS[task_name]
     model = getattr(transformers, task.auto_class).from_pretrained(source, dtype=torch.float32).eval()
     options = {"use_cache": False} if task.pipeline_tag != "text-classification" else {}
     try:
@@ -88,7 +93,8 @@ def _encode_prompts(run: Run, gate: GateArgs, source: Path) -> list[list[int]]:
 def _inputs(model: Any, ids: torch.Tensor) -> dict[str, torch.Tensor]:
     """The model's inputs for token ids of shape (batch, length)."""
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    if model.config.is_encoder_decoder and "decoder_input_ids" in model.forward.__code__.co_varnames:
+    # a classifier makes the input of its decoder from its own input
+    if model.config.is_encoder_decoder and not type(model).__name__.endswith(CLASSIFIER):
         inputs["decoder_input_ids"] = ids[:, : max(2, ids.shape[1] // 2)]
     return inputs
 

@@ -22,7 +22,7 @@ text += {suffix}  # answers were trained after this empty think block
 inputs = tokenizer(text, add_special_tokens=False, return_tensors="pt")
 """
 PLAIN_PROMPT = """\
-inputs = tokenizer({prompt}, return_tensors="pt")
+inputs = tokenizer({prompt}, return_tensors="pt"{cut})
 """
 GENERATE = """\
 output = model.generate(**inputs, max_new_tokens=64, do_sample=False, eos_token_id={stop})
@@ -79,9 +79,13 @@ def usage(manifest: Mapping[str, Any], facts: Mapping[str, Any], prompt: str) ->
     stop, is_stop = (str(ids), f"in {ids}") if ids else (EOS, f"== {EOS}")
     variables = manifest.get("tokenization", {}).get(TEMPLATE_KWARGS)  # with which every prompt was rendered
     suffix = manifest.get("tokenization", {}).get(PROMPT_SUFFIX)
+    most = facts.get("max_tokens")  # positions of the model, to which the evaluation cuts as well
     chat = SUFFIXED_PROMPT if suffix else CHAT_PROMPT
     encode = (chat if TASKS[task].chat_template else PLAIN_PROMPT).format(
-        prompt=repr(prompt), variables=f",\n    **{variables}," if variables else "", suffix=repr(suffix)
+        prompt=repr(prompt),
+        cut=f", truncation=True, max_length={most}" if most else "",
+        variables=f",\n    **{variables}," if variables else "",
+        suffix=repr(suffix),
     )
     if facts["form"] == "onnx":
         names = "AutoTokenizer" if task == "causal_lm" else "AutoConfig, AutoTokenizer"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,18 +12,20 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from scripts.tiny_model import build
 from src.deploy import export
 from src.deploy.model_card import render_card
+from src.deploy.usage_snippets import usage
 from src.errors import ModelError, RunError
 from src.eval import merge_check, reevaluate
-from src.model import adapters, load, methods
+from src.model import adapters, load, methods, tasks
 from src.model.methods import METHODS
 from src.model.source import locate, locate_tuned
 from src.runs import Run
 from src.schema import MethodArgs, PublishConfig
 from src.utils.files import hash_files
 from tests.deploy.cards import PROMOTED, answer_of
-from tests.fixtures import ANSWER, World, evals, tree
+from tests.fixtures import ANSWER, ROOT, World, evals, tree
 
 pytest_plugins = ["tests.fixtures"]
 
@@ -181,6 +184,36 @@ def test_full_weights_are_copied_and_have_no_adapter(copied: World, tmp_path: Pa
     assert facts == {"form": "full"} and "config.json" in tree(folder)
     with pytest.raises(ModelError, match="trained all weights, so it has no adapter"):
         export.write_model(run, replace(MERGED, export="adapter"), tmp_path)
+
+
+@pytest.mark.parametrize(("name", "task"), [("t5", "seq2seq"), ("bert", "classification")])
+def test_onnx_of_the_other_tasks_computes_the_logits_of_torch_and_its_card_cuts_long_texts(
+    tiny: Path, tmp_path: Path, name: str, task: Any
+) -> None:
+    """The graph is that of merged weights; the causal models have a test of their own."""
+    from src.deploy import onnx
+
+    texts = (ROOT / "data" / "ingot.jsonl").read_text(encoding="utf-8").splitlines()
+    base = build(tmp_path / name, texts, architecture=name)
+    settings = json.loads((base / "config.json").read_text())  # one layer: the export takes a while for each
+    one = {k: 1 for k in ("num_layers", "num_decoder_layers", "num_hidden_layers") if k in settings}
+    (base / "config.json").write_text(json.dumps(settings | one))
+    source, folder, graph = locate(str(base)), tmp_path / "merged", tmp_path / "onnx"
+    labels = ("hot", "cold") if task == "classification" else ()
+    model, _ = load.load_base(source, "float32", "cpu", task=task, labels=labels)
+    tuned = adapters.apply_method(model, MethodArgs("lora", lora_r=4), source, steps=1, task=task)
+    methods.merge(tuned).save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.save_pretrained(folder)
+    shutil.copytree(folder, graph, ignore=shutil.ignore_patterns("*.safetensors"))
+    prompts = [tokenizer(text)["input_ids"] for text in ("Top of mill?", "Top of the feed rate?")]
+    facts = onnx.export_graph(folder, task, prompts, graph)
+    assert facts["largest_logit_difference"] < 1e-4
+    most = tasks.max_positions(json.loads((folder / "config.json").read_text()))
+    assert bool(most) == (name == "bert")
+    manifest = {"task": task, "base_model": {"name": str(base), "revision": source.revision}}
+    card = "## How to use" + usage(manifest, facts | {"max_tokens": most}, "top " * (2 * most if most else 5))
+    assert isinstance(answer_of(card, graph, base), str)
 
 
 def test_gguf_is_refused_with_an_alternative(copied: World, capsys: pytest.CaptureFixture[str]) -> None:

@@ -157,7 +157,7 @@ def test_plain_labels_are_numbers_or_words_and_a_conversation_has_one_for_each_a
     assert read(run.path / "data_report.json")["labels"] == {"0": 2, "1": 2, "2": 2}
 
 
-def test_labels_with_transformers_default_names_are_evaluated_and_gone_on_from(
+def test_labels_with_the_default_names_are_evaluated_and_kept_by_a_further_run(
     world_of: Any, capsys: Said
 ) -> None:
     """transformers leaves LABEL_0 and LABEL_1 out of config.json. A further run keeps them, and refuses others."""
@@ -167,7 +167,7 @@ def test_labels_with_transformers_default_names_are_evaluated_and_gone_on_from(
         jsonl(world.splits / f"{split}.jsonl", [{"prompt": "Top of 9?", "completion": "LABEL_1"}])
     run = world.train(*words("classification", "max_steps=1"))
     assert world.call("eval", "splits=[test]", "baseline=never") == 0
-    jsonl(world.data / "lessons.jsonl", [{"text": f"Top {i}?", "label": "LABEL_1"} for i in range(6)])
+    jsonl(world.data / "lessons.jsonl", [{"text": f"{i} Top?", "label": f"LABEL_{i % 2}"} for i in range(6)])
     child = world.train(*words("classification", "max_steps=1"), f"init_from={run.id}")
     assert tasks.detect_task(locate_tuned(child.model), None) == ("classification", ["LABEL_0", "LABEL_1"])
     jsonl(world.data / "lessons.jsonl", [{"text": f"Top {i}?", "label": f"LABEL_{i % 3}"} for i in range(6)])
