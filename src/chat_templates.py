@@ -13,6 +13,7 @@ from typing import Any
 
 from . import config_files
 from .errors import did_you_mean
+from .utils.limits import LimitExceeded, refuse_endless
 
 FOLDER, SUFFIX = "chat_templates", ".jinja"  # configs/chat_templates/NAME.jinja
 TEMPLATE_KWARGS = "chat_template_kwargs"  # a setting, and a key of records where it is set
@@ -93,10 +94,14 @@ def _template_problems(value: str) -> list[str]:
             f"give PATH.jinja or one of: {', '.join(names())}"
         ]
     try:
-        if "messages" not in variables(read(value)):
+        text = read(value)
+        refuse_endless(lambda: variables(text), f"reading {path}", "correct it")  # constants are computed then
+        if "messages" not in variables(text):
             return [f"chat_template={value}: {path} is not a chat template: it does not read messages"]
     except UnicodeDecodeError:
         return [f"chat_template={value}: {path} is not UTF-8 text"]
+    except LimitExceeded as error:
+        return [f"chat_template={value}: {error.problems[0]}"]
     except OSError as error:
         return [f"chat_template={value}: {path} cannot be read: {error.strerror}"]
     except TemplateSyntaxError as error:

@@ -16,6 +16,7 @@ from typing import Any
 from .. import chat_templates
 from ..chat_templates import EMPTY_THOUGHTS, PROMPT_SUFFIX, TEMPLATE_KWARGS
 from ..schema import EmptyThoughts
+from ..utils.limits import LimitExceeded, limited
 from .answer_text import AnswerText, CharSpan, answer_text
 from .content_check import ContentCheck
 from .formats import TEMPLATE_KEYS, TEXT, Conversation, Message, RowError
@@ -25,6 +26,7 @@ from .template_profile import TemplateProfile
 from .template_render import PlainTemplate, is_plain
 from .turn_markup import TurnMarkup
 
+RENDERING = "rendering one conversation by the chat template"
 IDENTITY_FILE = "tokenization.json"  # holds ChatTokenizer.identity, in the model folder
 THINKING_SWITCHES: tuple[dict[str, Any], ...] = (
     {"enable_thinking": False},
@@ -68,13 +70,15 @@ class ChatTokenizer(SegmentTokenizer):
         """The text of a conversation that has the form that the template reads."""
         try:
             if self.plain_template and is_plain(conversation):
-                return self.plain_template.render(conversation.messages, prompt)
+                return str(limited(RENDERING, self.plain_template.render, conversation.messages, prompt))
             return str(
-                self.tokenizer.apply_chat_template(
-                    list(conversation.messages), tokenize=False, add_generation_prompt=prompt,
-                    **self.template_arguments(conversation),
+                limited(
+                    RENDERING, self.tokenizer.apply_chat_template, list(conversation.messages), tokenize=False,
+                    add_generation_prompt=prompt, **self.template_arguments(conversation),
                 )
             )  # fmt: skip
+        except LimitExceeded:
+            raise
         except Exception as error:  # a template is a program, and may fail in any way
             reason = str(error) or type(error).__name__
             if type(error).__name__ == "SecurityError":  # of jinja2.sandbox

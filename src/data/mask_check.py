@@ -16,8 +16,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..utils.limits import LimitExceeded, limited
 from .answer_text import CharSpan
-from .chat import ChatTokenizer
+from .chat import RENDERING, ChatTokenizer
 from .conversation import TEXT, Conversation, Message, RowError
 from .segments import RenderedChat
 from .store import Example
@@ -200,15 +201,19 @@ class MaskVerifier:
         conversation = self.chat.adapt(conversation).conversation
         try:
             if self.chat.plain_template and is_plain(conversation):
-                marked, blocks = self.chat.plain_template.answers(conversation.messages)
+                marked, blocks = limited(RENDERING, self.chat.plain_template.answers, conversation.messages)
                 return _joined(CharSpan(*block) for block in blocks) if marked == text else None
-            out = self.chat.tokenizer.apply_chat_template(
+            out = limited(
+                RENDERING,
+                self.chat.tokenizer.apply_chat_template,
                 list(conversation.messages),
                 tokenize=True,
                 return_dict=True,
                 return_assistant_tokens_mask=True,
                 **self.chat.template_arguments(conversation),
             )
+        except LimitExceeded:
+            raise
         except Exception:  # whatever a template raises: it renders the prompt, but not the conversation
             return None
         if list(out["input_ids"]) != full.ids:

@@ -14,9 +14,9 @@ from transformers import AutoConfig, AutoTokenizer
 from .. import chat_templates
 from ..errors import ConfigError, ModelError, did_you_mean
 from ..schema import ChatArgs
+from ..utils.limits import refuse_endless
 from ..utils.logs import log
 from ..utils.network import network_cause
-from .folder_check import DAMAGED
 
 # For tokenizers without a chat template, as those of base models. It uses plain words instead of special tokens;
 # an answer ends with the tokenizer's end-of-sequence token.
@@ -30,6 +30,8 @@ DEFAULT_CHAT_TEMPLATE = (
 )
 
 HUB = "https://huggingface.co"
+NAME_ANOTHER = "review it, or set chat_template to another one"
+_tried: set[tuple[str, str]] = set()  # chat templates that have passed
 OWN_TEMPLATE = ChatArgs()
 
 
@@ -80,8 +82,32 @@ def _set_template(tokenizer: Any, location: str, chat: ChatArgs) -> None:
             "model; chat_template=NAME chooses another",
             location,
         )
+    _try_template(tokenizer, location, chat)
     if chat.chat_template_kwargs:
         _check_variables(tokenizer.chat_template, chat.chat_template_kwargs)
+
+
+def _try_template(tokenizer: Any, location: str, chat: ChatArgs) -> None:
+    """Raises: LimitExceeded if the chat template takes too long or too much memory for a short conversation."""
+    turns = [{"role": role, "content": "x"} for role in ("system", "user", "assistant", "user", "assistant")]
+    cases = [(turns[i:j], prompt) for i, j in ((1, 2), (1, 3), (0, 3), (0, 4), (0, 5)) for prompt in (False, True)]
+
+    def render() -> None:
+        for messages, prompt in cases:
+            try:
+                tokenizer.apply_chat_template(
+                    messages, tokenize=False, add_generation_prompt=prompt, **chat.chat_template_kwargs or {}
+                )
+            except MemoryError:
+                raise
+            except Exception:  # a template may reject a conversation, as those with a system turn
+                continue
+
+    key = (str(tokenizer.chat_template), str(chat.chat_template_kwargs))
+    if key not in _tried:
+        name = chat.chat_template or f"of {location}"
+        refuse_endless(render, f"rendering a short conversation by the chat template {name}", NAME_ANOTHER)
+        _tried.add(key)
 
 
 def _check_variables(template: str | dict[str, str], variables: Iterable[str]) -> None:
@@ -122,11 +148,6 @@ def from_pretrained(kind: Any, location: str, **arguments: Any) -> Any:
         text = " ".join(str(error).split())
         reason, remedy = cause or (text[:300], _remedy(text))
         raise ModelError(f"{location} cannot be loaded{where}: {reason}", hint=remedy) from error
-    except Exception as error:  # the libraries in Rust raise classes of their own, and Exception itself
-        if isinstance(error, torch.OutOfMemoryError | MemoryError) or not Path(location).exists():
-            raise
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        raise ModelError(f"{location} cannot be loaded: {reason}", hint=DAMAGED) from error
 
 
 def _remedy(reason: str) -> str:
