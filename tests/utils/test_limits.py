@@ -61,7 +61,7 @@ def test_work_that_ends_or_fails_by_itself_is_not_refused() -> None:
 
 
 @pytest.mark.parametrize(("work", "told"), [(loop, "s of computing"), (grow, "GB of memory")])
-def test_a_call_that_does_not_end_is_interrupted(shorter: None, work: Callable[[], object], told: str) -> None:
+def test_a_call_that_does_not_end_is_interrupted(work: Callable[[], object], told: str) -> None:
     assert limited("it", lambda n: n + 1, 2) == 3
     with pytest.raises(LimitExceeded, match=f"it takes more than .* {told}"):
         limited("it", work)
