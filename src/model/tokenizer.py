@@ -17,6 +17,7 @@ from ..schema import ChatArgs
 from ..utils.limits import refuse_endless
 from ..utils.logs import log
 from ..utils.network import network_cause
+from .folder_check import DAMAGED
 
 # For tokenizers without a chat template, as those of base models. It uses plain words instead of special tokens;
 # an answer ends with the tokenizer's end-of-sequence token.
@@ -148,6 +149,11 @@ def from_pretrained(kind: Any, location: str, **arguments: Any) -> Any:
         text = " ".join(str(error).split())
         reason, remedy = cause or (text[:300], _remedy(text))
         raise ModelError(f"{location} cannot be loaded{where}: {reason}", hint=remedy) from error
+    except Exception as error:  # the libraries in Rust raise classes of their own, and Exception itself
+        if isinstance(error, torch.OutOfMemoryError | MemoryError) or not Path(location).exists():
+            raise
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise ModelError(f"{location} cannot be loaded: {reason}", hint=DAMAGED) from error
 
 
 def _remedy(reason: str) -> str:
