@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
@@ -16,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, TypeVar
 
-from paramiko import SFTPClient
+from paramiko import SFTPClient, SFTPError
 from paramiko.ssh_exception import SSHException
 
 from ..errors import LostConnection, RemoteError
@@ -191,6 +192,8 @@ def _by_sftp(connection: Connection, work: Callable[[SFTPClient], None], arrived
             raise LostConnection(
                 f"the connection to {target} was lost: {error or 'closed by the server'}"
             ) from None
+        except (SFTPError, struct.error, ValueError) as error:  # paramiko's parser of a malformed packet
+            raise connection.invalid_answer(f"by SFTP: {error}") from None
         except OSError as error:
             if channel.closed or not channel.get_transport().is_active():
                 connection.close()

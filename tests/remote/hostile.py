@@ -54,6 +54,7 @@ class HostileServer:
         self.listing: list[dict[str, Any]] = []
         self.files: dict[str, bytes] = {}
         self.before_mark = b""
+        self.sftp: bytes | None = None  # sent in place of the SFTP protocol, to connections that begin then
         self.stderr, self.exit_code = b"", 0
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listener.getsockname()[1])
@@ -112,7 +113,10 @@ class HostileServer:
                 client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 transport = paramiko.Transport(client)
                 transport.add_server_key(paramiko.PKey.from_path(self.host_key))
-                transport.set_subsystem_handler("sftp", paramiko.SFTPServer, _Files, source=self)
+                if self.sftp is None:
+                    transport.set_subsystem_handler("sftp", paramiko.SFTPServer, _Files, source=self)
+                else:
+                    transport.set_subsystem_handler("sftp", _Raw)
                 self._transports.append(transport)
                 with suppress(paramiko.SSHException, EOFError):
                     transport.start_server(server=_Session(self))
@@ -145,6 +149,15 @@ class _Session(paramiko.ServerInterface):
                 channel.sendall(data)
             channel.sendall_stderr(self.server.stderr)
             channel.send_exit_status(self.server.exit_code)
+
+
+class _Raw(paramiko.SubsystemHandler):
+    """Sends the server's `sftp` and waits until the client ends."""
+
+    def start_subsystem(self, name: str, transport: paramiko.Transport, channel: paramiko.Channel) -> None:
+        channel.sendall(self.get_server().server.sftp)
+        while channel.recv(1 << 10):
+            pass
 
 
 class _Files(paramiko.SFTPServerInterface):

@@ -175,6 +175,27 @@ def test_a_file_that_does_not_end_is_cut_at_its_size(
     assert run is not None and (run / "model/weights").read_bytes() == b"short" and sizes == [5]
 
 
+VERSION = b"\0\0\0\5\2\0\0\0\3"  # of SFTP, in a packet
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"Welcome to the cluster!\n" * 4,  # a login shell that prints breaks SFTP
+        b"\xff" * 100,
+        b"\0\0\0\2\2\0",
+        VERSION + b"\0\0\0\x0f\x65\0\0\0\1\0\0\0\4\0\0\0\2\xff\xfe",  # a status that is not UTF-8
+    ],
+)
+def test_garbage_in_place_of_sftp_is_one_sentence(
+    sent: bytes, victim: Path, hostile: HostileServer, connection: Connection
+) -> None:
+    hostile.sftp = sent
+    hostile.serves([file_entry("x", b"x")], {"x": b"x"})
+    with pytest.raises(RemoteError, match="sent an invalid answer, by SFTP: "):
+        fetching.fetch(connection, JOB | {"run": hostile.run})
+
+
 # Answers
 
 JOBS, LIST, LOG = "jobs:list_jobs", "list_run:list_run", "jobs:follow"
