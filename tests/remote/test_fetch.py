@@ -419,6 +419,13 @@ def test_a_partial_local_file_is_resumed_and_verified(
     assert requested.count("model/weights") == 2  # the rest of it, then all of it
 
 
+def test_no_file_is_received_far_beyond_its_listed_size(
+    sync_connection: Connection, local_dir: Path, run: Path, sync_way: str
+) -> None:
+    transfer.receive(sync_connection, {"model/weights": 5}, str(run), local_dir, sync_way == "rsync", 5)
+    assert 5 <= (local_dir / "model/weights").stat().st_size <= 1024  # the unit of `ulimit -f`
+
+
 def test_a_file_corrupted_each_time_makes_no_run(
     sync_connection: Connection, local_dir: Path, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

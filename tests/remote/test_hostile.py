@@ -116,6 +116,9 @@ def test_what_an_earlier_attempt_left_is_not_followed(
     run = fetch(connection, hostile)
     assert outside(victim) == before
     assert run is not None and all((run / path).read_bytes() == content for path in paths)
+    place.symlink_to(victim / ".ssh")
+    hostile.serves([file_entry("authorized_keys", content)], {"authorized_keys": content})
+    assert fetch(connection, hostile) == run and outside(victim) == before
 
 
 NAMES = ["a", "b", "c", "manifest.json", "..", ".", "", "x" * 300, "a\0", "\ud800"]
