@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,12 @@ def _check_parameters(given: Mapping[str, Any], model: Any) -> None:
             f"peft.trainable_token_indices: {shown} is no row of the embedding, which has {rows:,}",
             hint="choose ids below that; new_tokens adds rows",
         )
+    tied = model.config.get_text_config().tie_word_embeddings
+    if tied and isinstance(wanted, Mapping) and len(set(map(tuple, wanted.values()))) > 1:
+        raise ModelError(
+            "peft.trainable_token_indices: the embedding and the output head of this model share their weights",
+            hint="name the same ids for both",
+        )
     if given.get("bias", "none") != "none" and not any(n.endswith(".bias") for n, _ in model.named_parameters()):
         raise ModelError(f"peft.bias={given['bias']}: this model has no bias", hint="remove the argument")
 
@@ -162,7 +169,7 @@ def _arguments(model: Any, args: MethodArgs, method: Method, steps: int) -> dict
     derived = method.derived(model, args, steps) if method.derived else {}
     if indices := embeddings.token_indices(model):
         derived |= {"trainable_token_indices": indices}
-    return {**method.fixed, **arguments, **args.peft, **derived}
+    return deepcopy({**method.fixed, **arguments, **args.peft, **derived})  # peft changes some of them in place
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from src import config
 from src.errors import ConfigError, ModelError
@@ -123,6 +124,7 @@ def test_what_is_accepted_comes_back_from_disk_and_merges(
     half = adapters.apply_method(deepcopy(untrained).bfloat16(), args, locate(str(biased)), steps=20)
     assert {p.dtype for p in half.parameters() if p.requires_grad} == {torch.float32}
     model = adapters.apply_method(deepcopy(untrained), args, locate(str(biased)), steps=20)
+    assert args.peft == given  # config_used.yaml says what was typed
     after = logits(trained(model))
     assert (after - logits(untrained)).abs().max() > 0.01
 
@@ -131,6 +133,32 @@ def test_what_is_accepted_comes_back_from_disk_and_merges(
     torch.testing.assert_close(logits(again), after, rtol=0, atol=1e-5)
     if not METHODS[BY_CLASS[cls]].unmergeable:
         torch.testing.assert_close(logits(methods.merge(again)), after, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", [name for name, m in METHODS.items() if "lora_target_modules" in m.keys])
+def test_embeddings_are_adapted_where_peft_can(biased: Path, untrained: Any, tmp_path: Path, method: str) -> None:
+    args = MethodArgs(method=method, lora_r=4, lora_target_modules=["embed_tokens", "q_proj"])  # type: ignore[arg-type]
+    if not METHODS[method].embeddings:
+        with pytest.raises(ModelError, match="lora_target_modules: embed_tokens matches no layer"):
+            adapters.apply_method(deepcopy(untrained), args, locate(str(biased)), steps=20)
+        return
+    model = trained(adapters.apply_method(deepcopy(untrained), args, locate(str(biased)), steps=20))
+    model.save_pretrained(tmp_path)
+    with safe_open(tmp_path / "adapter_model.safetensors", "pt") as file:
+        names = list(file.keys())
+    assert any("embed_tokens.lora_embedding_A" in name for name in names)
+    assert not any("base_layer" in name for name in names)  # not the embedding itself
+    again = load.attach_adapter(deepcopy(untrained), locate_tuned(tmp_path))
+    torch.testing.assert_close(logits(again), logits(model), rtol=0, atol=1e-5)
+    torch.testing.assert_close(logits(methods.merge(again)), logits(model), rtol=0, atol=1e-4)
+
+
+def test_tied_tables_train_the_same_rows(untrained: Any, biased: Path) -> None:
+    model = deepcopy(untrained)
+    model.config.tie_word_embeddings = True
+    given = {"trainable_token_indices": {"embed_tokens": [3], "lm_head": [4]}}
+    with pytest.raises(ModelError, match="share their weights; name the same ids for both"):
+        adapters.apply_method(model, MethodArgs(peft=given), locate(str(biased)), steps=20)
 
 
 def refused(**values: Any) -> list[str]:
