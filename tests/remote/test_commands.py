@@ -100,9 +100,13 @@ def test_secrets_reach_only_the_process_that_needs_them(
     )
     assert recorded["words"][3:] == [typed[1]]
     assert seen == set()
-    done = user("ssh-train", typed[0], **given)  # a secret typed on the command line
+    canary["ASSAY_URL_PART_1"] = f"canary-{random.SystemRandom().randbytes(8).hex()}"
+    signed = "data_source.url=https://host/rows.jsonl?sig="
+    done = user("ssh-train", typed[0], signed + canary["ASSAY_URL_PART_1"], **given)  # secrets that are typed
     assert done.returncode == 0, done.stderr
-    assert json.loads(recorded_args.read_text())["words"][3:] == ["hf_token=${oc.env:HF_TOKEN}"]
+    recorded = json.loads(recorded_args.read_text())
+    assert recorded["words"][3:] == ["hf_token=${oc.env:HF_TOKEN}", signed + "${oc.env:ASSAY_URL_PART_1}"]
+    assert recorded["have"]["ASSAY_URL_PART_1"] == hashlib.sha256(canary["ASSAY_URL_PART_1"].encode()).hexdigest()
     status = user("ssh-status", **given)
     printed = [out.decode(), error.decode(), done.stdout, done.stderr, status.stdout, status.stderr]
     assert [name for name, value in canary.items() if any(value in each for each in printed)] == []
