@@ -21,6 +21,7 @@ from ..schema import DistributedArgs, LoopArgs, LossArgs, OptimArgs, SpeedArgs, 
 from ..utils import environment
 from ..utils.logs import log, shows_bars
 from ..utils.process_info import process_info
+from ..utils.secrets import redact
 from . import checkpoint
 from .batch_sampler import BatchSampler, Schedule
 from .callbacks import AdaLoraCallback, RunRecorder, TrainingBar, is_adalora
@@ -222,7 +223,7 @@ def build_training_arguments(
         greater_is_better=False,
         seed=cfg.seed,
         data_seed=cfg.seed,
-        run_name=cfg.run_name or folder.parent.name,  # trackers show it
+        run_name=str(redact(cfg.run_name or folder.parent.name)),  # trackers show it
         report_to=[r for r in cfg.report_to if r != "tensorboard"],
         include_num_input_tokens_seen="all",
         remove_unused_columns=False,
