@@ -25,6 +25,7 @@ from .search_space import quoted
 from .stages import NO_EVAL_LOSS, STAGES, SWEEP_STAGE, import_function
 from .utils.commands import command
 from .utils.secrets import redact, redact_secrets, to_references
+from .utils.usage_lock import using
 
 OPTUNA_SWEEPER = "hydra/sweeper=optuna"
 CHECKPOINT_SHARE = 0.75  # of signal_delay_s; the rest is for requeueing the job
@@ -89,7 +90,8 @@ def _run_on_slurm(call: Call, overrides: list[str], args: schema.SlurmArgs, trac
     tracker = tracker or JobTracker(call.stage, args, output_dir, call.multirun)
     flags = [] if call.multirun else ["--multirun"]
     job = Job(call.stage, redact(runs.command()), CHECKPOINT_SHARE * args.signal_delay_s, tracker)
-    _call_hydra(replace(call, flags=[*call.flags, *flags]), [*overrides, _sweep_dir(tracker.folder)], job)
+    with using(output_dir):
+        _call_hydra(replace(call, flags=[*call.flags, *flags]), [*overrides, _sweep_dir(tracker.folder)], job)
     return max(tracker.codes, default=0)
 
 
@@ -113,7 +115,7 @@ def _run_sweep(
         settings = dict(search_space.parse_override(word) for word in words)
         return sweep.run_trial(current.job.num, settings, loaded.output_dir, lambda: task(loaded))
 
-    with sweep:
+    with sweep, using(values["output_dir"]):  # between its trials too
         if slurm:
             from .launch.slurm import SweepJobTracker
 

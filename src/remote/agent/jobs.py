@@ -97,9 +97,9 @@ def _is_process(record: Job, pid: int, ticks: int | None) -> bool:
 
 
 def is_full(place: str) -> bool:
-    """Whether the disk of a folder is full for this user."""
+    """Whether the disk of a folder is full for this user: it has no space, or no room for new files."""
     found = os.statvfs(place)
-    return found.f_bavail * found.f_frsize < FULL_BYTES
+    return found.f_bavail * found.f_frsize < FULL_BYTES or (found.f_files > 0 and found.f_favail == 0)
 
 
 def boot_id() -> str:
