@@ -149,7 +149,8 @@ def tokenize(
     block_imports(*_unused_packages(cfg, base))
     from ..model import load  # imports transformers and torch
 
-    load.check_shapes(base, cfg.task, rows.labels, cfg.trust_remote_code)
+    if _needs_weights(cfg):
+        load.check_shapes(base, cfg.task, rows.labels, cfg.trust_remote_code)
     examples, chat = _tokenize_rows(rows, base, cfg)
     print_report(examples, chat, cfg.max_length)
     report.refuse_findings(examples.report, strict=cfg.strict_data)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from bench.plan_memory import case, measure_peak
 from src.data.store import Example
@@ -62,7 +63,7 @@ def test_a_plan_needs_no_weights_and_leaves_no_run(
     shown = capsys.readouterr().out
     assert {p.name for p in world.output.iterdir()} == {"cache"}
     assert re.search(rf"steps +{STEPS}, {STEPS // 10} per epoch", shown)
-    assert all(re.search(rf"  {part} +[\d.]+ GB", shown) for part in memory.PARTS)
+    assert all(re.search(rf"  {part} +[\d.]+ (GB|MB|kB|bytes)", shown) for part in memory.PARTS)
     assert "memory" in shown and "fits: " in shown
 
 
@@ -323,3 +324,45 @@ def test_a_model_whose_code_needs_numbers_is_trained_without_a_plan(
 
 def test_a_cached_simulation_is_of_the_code_of_both_packages_that_it_runs() -> None:
     assert [folder.relative_to(ROOT).as_posix() for folder in SIMULATED_CODE] == ["src/train", "src/model"]
+
+
+# --- tied weights, units -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"lora_target_modules": ["q_proj", "lm_head"]},
+        {"lora_target_modules": ["embed_tokens"]},
+        {"peft": {"modules_to_save": ["lm_head"]}},
+        {"peft": {"trainable_token_indices": [5, 6]}},
+        {"method": "full"},
+    ],
+)
+def test_the_parameters_of_a_tied_model_are_those_of_its_training(
+    tiny: Path, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    folder = Path(shutil.copytree(tiny, tmp_path / "tied"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    weights = load_file(folder / "model.safetensors")
+    weights.pop("lm_head.weight", None)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    base, cfg = locate(str(folder)), TrainConfig(**settings)
+    planned = simulate.build_tuned_meta_model(cfg, base, "bfloat16", 5)
+    loaded, _ = load.load_base(base, "bfloat16", "cpu")
+    trained = adapters.apply_method(loaded, cfg, base, steps=5)
+    assert adapters.count_parameters(planned) == adapters.count_parameters(trained)
+
+
+@pytest.mark.parametrize(
+    ("part", "whole", "text"),
+    [
+        (570_000_000, 24_750_000_000, "0.57 of 24.75 GB"),
+        (0, 10_000_000, "0 bytes of 0.01 GB"),
+        (570_000_000, 1000, "0.57 GB of 1.0 kB"),
+        (9_200, 39_900, "9.2 of 39.9 kB"),
+    ],
+)
+def test_a_size_has_the_unit_that_fits_it(part: int, whole: int, text: str) -> None:
+    assert memory.format_of(part, whole) == text

@@ -18,7 +18,7 @@ from ...utils.files import disk_free
 from ...utils.logs import SafeConsole, log, log_verdict
 from ...utils.units import count, format_duration, format_rate, format_size
 from ..prepare import PreparedData, load_rows, tokenize, with_eval_path
-from .memory import CUDA_CONTEXT, MOMENTS, Alternative, MemoryPlan, ProbeResult, format_gb
+from .memory import CUDA_CONTEXT, MOMENTS, Alternative, MemoryPlan, ProbeResult, format_bytes, format_of
 
 
 def plan(cfg: PlanConfig) -> int:
@@ -89,13 +89,13 @@ def check_fits(found: MemoryPlan | None, cfg: TrainConfig) -> None:
     if found is None:
         return
     problems = [
-        f"the disk of {place} has {format_gb(free)} GB free, and the run would write {format_gb(needed)} GB"
+        f"the disk of {place} has {format_bytes(free)} free, and the run would write {format_bytes(needed)}"
         for place, needed, free in found.full_disks
     ]
     if not found.fits_memory:
         problems.insert(
-            0, f"this run needs {format_gb(found.memory.peak)} GB of memory, and "
-            f"{format_gb(found.available.bytes)} GB are available ({found.available.reason})",
+            0, f"this run needs {format_bytes(found.memory.peak)} of memory, and "
+            f"{format_bytes(found.available.bytes)} are available ({found.available.reason})",
         )  # fmt: skip
     if problems and cfg.force:
         for problem in problems:
@@ -106,7 +106,7 @@ def check_fits(found: MemoryPlan | None, cfg: TrainConfig) -> None:
 
 def report_verdict(found: MemoryPlan) -> None:
     """Report in one sentence whether the run fits: the end of the stage."""
-    needs = f"{format_gb(found.memory.peak)} of {format_gb(found.available.bytes)} GB of memory"
+    needs = f"{format_of(found.memory.peak, found.available.bytes)} of memory"
     if found.fits:
         log_verdict(f"fits: {needs}, {count(found.steps, 'step')}")
         return
@@ -123,7 +123,7 @@ def log_alternatives(found: Sequence[Alternative], available: int) -> None:
     outcome.report(document={"alternatives": [each._asdict() for each in found]}, fitting=(*fitting, "")[0])
     if found:
         verdicts = ["fits" if each.peak <= available else "is still too much" for each in found]
-        rows = [(f"{format_gb(a.peak)} GB {v}", a.change) for a, v in zip(found, verdicts, strict=True)]
+        rows = [(f"{format_bytes(a.peak)} {v}", a.change) for a, v in zip(found, verdicts, strict=True)]
         _log_table("alternatives", rows)
 
 
@@ -138,7 +138,7 @@ def log_probe(found: ProbeResult, plan: MemoryPlan) -> None:
          f"{found.checkpoint:.3g} s per checkpoint"),
         ("complete run", f"{format_duration(seconds)}, {format_duration(other)} of it evaluations and "
          "checkpoints"),
-        ("peak memory", f"{format_gb(found.peak)} GB measured, {format_gb(predicted)} GB planned "
+        ("peak memory", f"{format_bytes(found.peak)} measured, {format_bytes(predicted)} planned "
          f"({predicted / found.peak - 1:+.0%})"),
     ]  # fmt: skip
     _log_table(f"probe of {found.steps} steps", rows)
@@ -172,19 +172,19 @@ def _plan_rows(plan: MemoryPlan) -> Iterator[tuple[str, str]]:
     rows, tokens = plan.longest_batch
     yield "longest batch", f"{count(tokens, 'token')} in {count(rows, 'example')}"
     yield "gradient_checkpointing", str(plan.checkpointing)
-    yield "peak memory", f"{format_gb(plan.memory.peak)} GB, at {MOMENTS[plan.memory.at]}"
+    yield "peak memory", f"{format_bytes(plan.memory.peak)}, at {MOMENTS[plan.memory.at]}"
     for part, size in plan.memory.parts.items():
-        yield f"  {part}", f"{format_gb(size):>9} GB"
+        yield f"  {part}", f"{format_bytes(size):>12}"
     for need in plan.disk:
-        yield "disk", f"{format_gb(need.bytes)} GB in {need.place}: {need.what}"
+        yield "disk", f"{format_bytes(need.bytes)} in {need.place}: {need.what}"
     yield from _verdict_rows(plan)
 
 
 def _verdict_rows(plan: MemoryPlan) -> Iterator[tuple[str, str]]:
-    compared = f"{format_gb(plan.memory.peak)} of {format_gb(plan.available.bytes)} GB ({plan.available.reason})"
+    compared = f"{format_of(plan.memory.peak, plan.available.bytes)} ({plan.available.reason})"
     yield "memory", f"fits: {compared}" if plan.fits_memory else f"DOES NOT FIT: {compared}"
     full = {place: (needed, free) for place, needed, free in plan.full_disks}
     for place in {n.place: 0 for n in plan.disk}:
         needed, free = full.get(place, (sum(n.bytes for n in plan.disk if n.place == place), disk_free(place)))
         verdict = "DOES NOT FIT" if place in full else "fits"
-        yield "disk", f"{verdict}: {format_gb(needed)} of {format_gb(free)} GB free for {place}"
+        yield "disk", f"{verdict}: {format_of(needed, free)} free for {place}"

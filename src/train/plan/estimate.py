@@ -204,7 +204,7 @@ class MemoryEstimator:
         without = self.memory(cfg, False)
         if not methods.METHODS[cfg.method].checkpointing:
             return Reasoned("false", f"auto, method={cfg.method} does not support it"), without
-        of = f"{memory.format_gb(without.peak)} GB without, of {memory.format_gb(available.bytes)} GB"
+        of = f"{memory.format_bytes(without.peak)} without, of {memory.format_bytes(available.bytes)}"
         if without.peak <= CHECKPOINTING_THRESHOLD * available.bytes:
             return Reasoned("false", f"auto, not needed: {of}"), without
         return Reasoned("true", f"auto, needed: {of}"), self.memory(cfg, True)
@@ -247,6 +247,8 @@ class MemoryEstimator:
         yield from halve(
             cfg.batch_size, 1, lambda n: {"batch_size": n, "gradient_accumulation_steps": effective // n}
         )
+        if cfg.gradient_accumulation_steps > 1:  # no gradients of earlier batches are held
+            yield {"gradient_accumulation_steps": 1}
         longest = min(cfg.max_length, int(self.lengths.max()))
         shortest = max(8, int(self.lengths.min()), longest // 8)
         yield from halve(longest, shortest, lambda n: {"max_length": n})
@@ -302,7 +304,7 @@ def disk_needs(cfg: TrainConfig, base: Source, weights: ParameterBytes, checkpoi
     trained = weights.gradient_bytes
     one = trained + _optimizer_bytes(cfg, weights)
     kept = min(checkpoints, cfg.save_total_limit + 1)  # a new one is complete before an old one is removed
-    yield DiskNeed(f"{count(kept, 'checkpoint')} of {memory.format_gb(one)} GB", output, kept * one)
+    yield DiskNeed(f"{count(kept, 'checkpoint')} of {memory.format_bytes(one)}", output, kept * one)
     yield DiskNeed("the tuned model", output, trained)
     if base.folder is None:
         cached = [try_to_load_from_cache(base.name, f"model.safetensors{end}") for end in ("", ".index.json")]

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 from ...utils.environment import Capacity, Reasoned
 from ...utils.files import disk_free
+from ...utils.units import format_size
 
 PARTS = ("weights", "adapters", "gradients", "optimizer", "activations", "logits", "fixed")
 MOMENTS = {"backward": "the backward pass of the longest batch", "step": "the optimizer's step",
@@ -217,6 +218,13 @@ def optimizer_bytes(optim: str, weights: ParameterBytes, momentum: bool = False)
     return round((OPTIMIZER_BYTES[optim] + 4 * momentum) * weights.trainable)
 
 
-def format_gb(size: float) -> str:
-    """Bytes in GB of 10^9, such as 1.23."""
-    return f"{size / 1e9:,.2f}"
+def format_bytes(size: float) -> str:
+    """Bytes in GB with two decimals, such as 1.23 GB; less than 10 MB in the unit that fits."""
+    return f"{size / 1e9:,.2f} GB" if size >= 1e7 else format_size(size)
+
+
+def format_of(part: float, whole: float) -> str:
+    """`0.57 of 24.75 GB`, or `0.57 GB of 1.0 kB`."""
+    first, second = format_bytes(part), format_bytes(whole)
+    same = first.rpartition(" ")[2] == second.rpartition(" ")[2]
+    return f"{first.rpartition(' ')[0] if same else first} of {second}"

@@ -59,9 +59,11 @@ def build_tuned_meta_model(
     parent = find_parent(cfg)
     adapter = parent.folder if parent and parent.is_adapter else None
     with torch.device("meta"):
+        model.tie_weights()  # as in a model that was loaded: an adapter wraps or copies the tied layers
         embeddings.add_rows(model, tokenizer, cfg)
         model = adapters.apply_method(model, cfg, base, steps=steps, task=cfg.task, parent=adapter)
-        model.tie_weights()
+        if methods.METHODS[cfg.method].config is None:
+            model.tie_weights()  # a cast to fp32 separates them on the meta device
     return model
 
 
