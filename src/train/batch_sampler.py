@@ -17,6 +17,17 @@ from ..schema import OptimArgs
 from ..utils.process_info import ProcessInfo
 
 
+class BatchShape(NamedTuple):
+    """Examples (with packing: bins) in a batch of one device, and batches in an optimizer step."""
+
+    batch_size: int
+    batches: int
+
+    @property
+    def size(self) -> int:
+        return self.batch_size * self.batches
+
+
 class BatchSampler:
     """The batches of one device, as lists of example indices.
 
@@ -28,16 +39,19 @@ class BatchSampler:
 
     def __init__(
         self, lengths: Sequence[int] | Array, batch_size: int, seed: int, *, pack_to: int | None = None,
-        rank: int = 0, world_size: int = 1,
+        rank: int = 0, world_size: int = 1, started_with: BatchShape | None = None,
     ) -> None:  # fmt: skip
         """
         Args:
             lengths: number of tokens of each example.
             batch_size: examples in a batch or, with `pack_to`, bins of at most `pack_to` tokens.
+            started_with: the batches of the run that is resumed, if they were others. Each optimizer step then has
+                the examples that it had in that run.
         """
         self.lengths = np.asarray(lengths)
         self.batch_size, self.seed, self.rank, self.world_size = batch_size, seed, rank, world_size
         self.bins = pack_bins(self.lengths, pack_to) if pack_to else [[i] for i in range(len(self.lengths))]
+        self.started_with = started_with
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -45,7 +59,11 @@ class BatchSampler:
 
     def __len__(self) -> int:
         """Batches of this device in an epoch; the same on every device."""
-        return -(-len(self.bins) // (self.batch_size * self.world_size))
+        before = self.started_with
+        if before is None:
+            return -(-len(self.bins) // (self.batch_size * self.world_size))
+        steps = -(-len(self.bins) // (before.size * self.world_size))
+        return steps * (before.size // self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
         batches = self.epoch_batches(self.epoch)
@@ -55,12 +73,27 @@ class BatchSampler:
     def epoch_batches(self, epoch: int) -> list[list[int]]:
         """The batches of an epoch, of all devices."""
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.bins)).tolist()
-        chosen = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
-        batches = [[row for b in bins for row in self.bins[b]] for bins in chosen]
+        size = self.started_with.batch_size if self.started_with else self.batch_size
+        chosen = [order[i : i + size] for i in range(0, len(order), size)]
         if epoch == 0:
-            longest = max(range(len(batches)), key=lambda i: self.count_tokens(batches[i]))
-            batches.insert(0, batches.pop(longest))
-        return batches
+            longest = max(range(len(chosen)), key=lambda i: self.count_tokens(self._rows(chosen[i])))
+            chosen.insert(0, chosen.pop(longest))
+        if self.started_with:
+            chosen = self._divided(chosen, self.started_with)
+        return [self._rows(bins) for bins in chosen]
+
+    def _rows(self, bins: Sequence[int]) -> list[int]:
+        return [row for b in bins for row in self.bins[b]]
+
+    def _divided(self, batches: list[list[int]], before: BatchShape) -> list[list[int]]:
+        """The bins of each optimizer step of the run as it was started, in batches of `batch_size`."""
+        per_step, now = before.batches * self.world_size, before.size * self.world_size // self.batch_size
+        found: list[list[int]] = []
+        for first in range(0, len(batches), per_step):
+            bins = [b for batch in batches[first : first + per_step] for b in batch]
+            found += [bins[i : i + self.batch_size] for i in range(0, len(bins), self.batch_size)]
+            found += [[]] * (-len(found) % now)  # a step that is not full
+        return found
 
     def count_tokens(self, indices: Sequence[int]) -> int:
         return int(self.lengths[list(indices)].sum())
@@ -80,13 +113,24 @@ class Schedule(NamedTuple):
 
 
 def build_sampler(
-    examples: Sequence[Example], args: OptimArgs, seed: int, pack_to: int | None, info: ProcessInfo
+    examples: Sequence[Example],
+    args: OptimArgs,
+    seed: int,
+    pack_to: int | None,
+    info: ProcessInfo,
+    started_with: BatchShape | None = None,
 ) -> BatchSampler:
     """The sampler of one process. `examples` may have their lengths as an attribute `lengths`."""
     lengths = getattr(examples, "lengths", None)
     lengths = [len(e.ids) for e in examples] if lengths is None else lengths
     return BatchSampler(
-        lengths, args.batch_size, seed, pack_to=pack_to, rank=info.rank, world_size=info.world_size
+        lengths,
+        args.batch_size,
+        seed,
+        pack_to=pack_to,
+        rank=info.rank,
+        world_size=info.world_size,
+        started_with=started_with,
     )
 
 

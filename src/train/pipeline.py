@@ -148,7 +148,8 @@ def _fit_and_save(
     from .callbacks import RunRecorder
 
     examples, tokenizer, dtype = data.examples, data.chat.tokenizer, data.dtype.value
-    sampler = build_sampler(examples, cfg, cfg.seed, cfg.max_length if cfg.packing else None, info)
+    sampler = build_sampler(examples, cfg, cfg.seed, cfg.max_length if cfg.packing else None, info,
+                            resume.started_with(cfg))  # fmt: skip
     schedule = Schedule.from_batches(len(sampler), cfg)
     model, base = build_model(data, cfg, schedule.steps)
     evaluates = bool(data.held_out)
@@ -191,7 +192,9 @@ def _open_run(
 
     facts = _manifest_facts(cfg, base, main.data)
     run = resume.resume_first(main.resumable, facts, requested, requested.output_dir)
-    if run is None:
+    if run:
+        resume.record_batches(run, cfg)
+    else:
         resume.refuse_older_data(requested, main.versions)
         resume.log_repetition(requested, facts)
         run = runs.create(cfg.output_dir, "train", to_yaml(requested), facts | {"plan": main.plan})

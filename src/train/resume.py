@@ -22,6 +22,7 @@ from ..utils.commands import command
 from ..utils.logs import log
 from ..utils.secrets import redact
 from . import mirror
+from .batch_sampler import BatchShape
 
 # Settings that may differ when a run resumes: they do not change the trained weights.
 NEUTRAL_KEYS = {
@@ -30,6 +31,8 @@ NEUTRAL_KEYS = {
     "node_rank", "master_addr", "master_port", "memory_gb", "force",
     "splits", "metrics", "gate",
 }  # fmt: skip
+# May differ if their product does not, where the run is named: after an out-of-memory error, 2 x 2 for 4 x 1.
+BATCH_KEYS = ("batch_size", "gradient_accumulation_steps")
 # Parts of the manifest that must be equal when a run resumes.
 IDENTITY_FACTS = (
     "method",
@@ -64,7 +67,12 @@ def find_resumable(
     run = _find_named(cfg.resume, cfg.output_dir, store)
     if reason := _blocked_reason(run, by_name=True):
         raise _refusal(run, reason, cfg.resume)
-    if differences := _setting_differences(run, cfg):
+    same_steps = (
+        isinstance(run, Run)
+        and (before := started_with(cfg))
+        and before.size == BatchShape(cfg.batch_size, cfg.gradient_accumulation_steps).size
+    )
+    if differences := _setting_differences(run, cfg, but=BATCH_KEYS if same_steps else ()):
         raise RunError(
             *(f"resume={cfg.resume}: {each}" for each in differences),
             hint="a run resumes with its own settings; resume=never starts a new run",
@@ -108,6 +116,29 @@ def refuse_older_data(cfg: TrainConfig, versions: Sequence[Version]) -> None:
             "the run whose version of the data was read cannot be resumed, and the source holds a newer version",
             hint="resume=never starts a new run with the newest data",
         )
+
+
+def started_with(cfg: TrainConfig) -> BatchShape | None:
+    """The batches of the run that `resume` names, if they are not those of `cfg`."""
+    if cfg.resume in ("never", "auto"):
+        return None
+    try:
+        settings = runs.find_training(cfg.resume, cfg.output_dir).settings
+    except RunError:  # it is in the mirror
+        return None
+    before = BatchShape(*(settings.get(key, getattr(cfg, key)) for key in BATCH_KEYS))
+    return None if before == (cfg.batch_size, cfg.gradient_accumulation_steps) else before
+
+
+def record_batches(run: Run, cfg: TrainConfig) -> None:
+    """Log and record that a run is resumed with other batches, of as many examples in a step."""
+    if before := started_with(cfg):
+        log.warning(
+            "resuming with batch_size=%d x gradient_accumulation_steps=%d in place of %d x %d: each step has "
+            "the same examples, and the bytes of the result may differ",
+            *(getattr(cfg, key) for key in BATCH_KEYS), *before,
+        )  # fmt: skip
+        run.update(resumed_with={key: getattr(cfg, key) for key in BATCH_KEYS})
 
 
 def resume_first(
@@ -237,8 +268,8 @@ def _blocked_reason(run: Run | mirror.MirroredRun, by_name: bool = False) -> str
     return None
 
 
-def _setting_differences(run: Run | mirror.MirroredRun, cfg: TrainConfig) -> list[str]:
-    """`lr is 0.002, but the run was started with 0.001` for every setting that differs from the run's."""
+def _setting_differences(run: Run | mirror.MirroredRun, cfg: TrainConfig, but: Sequence[str] = ()) -> list[str]:
+    """`lr is 0.002, but the run was started with 0.001` for every setting that differs, except `but`."""
     if isinstance(run, mirror.MirroredRun):
         text = run.settings
     elif (path := run.path / "config_used.yaml").is_file():
@@ -247,7 +278,7 @@ def _setting_differences(run: Run | mirror.MirroredRun, cfg: TrainConfig) -> lis
         return ["its config_used.yaml is missing"]
     before = _comparable_settings(to_yaml(TrainConfig())) | _comparable_settings(text)  # of settings since then
     now = _comparable_settings(to_yaml(cfg))
-    keys = sorted((before.keys() | now.keys()) - NEUTRAL_KEYS)
+    keys = sorted((before.keys() | now.keys()) - NEUTRAL_KEYS - {*but})
     return [f"{k} is {now.get(k)}{WAS}{before.get(k)}" for k in keys if before.get(k) != now.get(k)]
 
 

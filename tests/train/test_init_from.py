@@ -224,3 +224,28 @@ def test_a_killed_run_that_goes_on_from_another_resumes_to_the_same_bytes(
     code, said = stage(*words, moment=KillPoint(f"{FIT}:AssayTrainer.compute_loss", nth=9))
     assert code == -signal.SIGKILL, said
     assert "resuming after step 3" in assert_resumes(stage, end_of(quiet.world.newest), *words)
+
+
+def test_a_run_resumes_with_smaller_batches_of_the_same_step(world: World, fork_server: ForkServer) -> None:
+    """As after an out-of-memory error. Each step has the examples that it had."""
+    from src.train.batch_sampler import BatchSampler, BatchShape
+
+    lengths = [3, 9, 4, 5, 6, 7, 8, 2, 5, 99]  # the last batch of two is short, and has the longest row
+    for epoch in (0, 1):
+        old = BatchSampler(lengths, 4, 7).epoch_batches(epoch)
+        new = BatchSampler(lengths, 2, 7, started_with=BatchShape(4, 1))
+        pairs = new.epoch_batches(epoch)
+        assert [pairs[i] + pairs[i + 1] for i in range(0, len(pairs), 2)] == old
+        assert len(pairs) == len(new)
+    stage = Stage(world, fork_server)
+    code, said = stage("lora_dropout=0", moment=KillPoint(f"{FIT}:AssayTrainer.compute_loss", nth=9))
+    assert code == -signal.SIGKILL, said
+    code, said = stage("lora_dropout=0", "resume=latest", "batch_size=1", "gradient_accumulation_steps=3")
+    assert code == 2
+    assert "batch_size is 1, but the run was started with 2" in said
+    code, said = stage("lora_dropout=0", "resume=latest", "batch_size=1", "gradient_accumulation_steps=4")
+    assert code == 0, said
+    assert "resuming with batch_size=1 x gradient_accumulation_steps=4 in place of 2 x 2" in said
+    (run,) = world.runs
+    assert run.manifest["resumed_with"] == {"batch_size": 1, "gradient_accumulation_steps": 4}
+    assert json.loads((run.path / "metrics.json").read_text())["train"]["steps"] == 12
