@@ -41,8 +41,9 @@ def run_jobs(call: Call, task: Callable[[Any], int | None]) -> int:
     """
     overrides, problems = compose.prepare_overrides(call)
     compose.register_root(call)
-    overrides, search, search_problems = _add_search(call, overrides)
-    compose.register_root(call, overrides)  # groups of the search space win as typed ones do
+    typed, (overrides, search, search_problems) = overrides, _add_search(call, overrides)
+    if overrides != typed:
+        compose.register_root(call, overrides)  # groups of the search space win as typed ones do
     slurm, slurm_problems = _slurm_settings(call, overrides)
     job_problems = _check_jobs(call, overrides, one_process=slurm is None)
     if problems := [*call.problems, *problems, *search_problems, *slurm_problems, *job_problems]:

@@ -111,6 +111,8 @@ def register_root(call: Call, overrides: Sequence[str] = ()) -> None:
 
     overrides: those of the search space, in addition to the typed ones.
     """
+    call.composed.clear()  # of another root; Hydra's store would lack the layer of the run
+    call.inherited.clear()
     typed = [*call.overrides, *overrides]
     secret_references.register()
     FileConfigSource.typed = precedence.keys_of(typed)

@@ -53,10 +53,14 @@ def test_new_tokens_are_trained_evaluated_and_published(with_tokens: World, tmp_
     texts = [row for path in run.path.glob("evals/*/test.predictions.jsonl") for row in [path.read_text()]]
     assert "<|call|> it" in texts[0]  # an answer keeps a token that is no part of the chat template
 
-    assert with_tokens.call("publish", "force=true") == 0
+    child = with_tokens.train(*SHORT, f"init_from={run.id}")  # its tokens are not typed again
+    assert child.settings["new_tokens"] == TOKENS
+    assert added(child.model, "embed_tokens").shape == (2, 64)
+
+    assert with_tokens.call("publish", run.id, "force=true") == 0
     folder = with_tokens.artifacts / "models" / "tiny-lora" / run.id
     assert isinstance(answer_of((folder / "README.md").read_text(), folder, with_tokens.model), str)
-    assert with_tokens.call("publish", "force=true", "export=merged") == 0
+    assert with_tokens.call("publish", run.id, "force=true", "export=merged") == 0
     merged = AutoModelForCausalLM.from_pretrained(folder)
     torch.testing.assert_close(merged.get_input_embeddings().weight[512:], rows["embed_tokens"])
     torch.testing.assert_close(merged.get_output_embeddings().weight[512:], rows["lm_head"])
