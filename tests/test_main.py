@@ -205,10 +205,11 @@ def test_training_is_refused_before_torch(assay: Any, words: list[str], sentence
     rows(assay.cwd / "rows/bad.jsonl", GOOD, {"messages": []}, {"messages": [GOOD["messages"][0]]})
     (assay.cwd / "empty").mkdir()
     (assay.cwd / "rounded").mkdir()
-    (assay.cwd / "rounded/model.safetensors").touch()
+    (assay.cwd / "rounded/model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
     (assay.cwd / "rounded/config.json").write_text('{"quantization_config": {"quant_method": "bitsandbytes"}}')
     before = assay.left()
-    refused(assay("train", *words, forbidden=TORCH_FAMILY), *sentences)
+    # a local model is looked at before the rows
+    refused(assay("train", "model_name=org/model", *words, forbidden=TORCH_FAMILY), *sentences)
     assert [path for path in assay.left() if not f"{path}/".startswith(("outputs/", "outputs/cache/"))] == before
     assert not (assay.cwd / "outputs" / "runs").exists()
 
