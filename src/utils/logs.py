@@ -85,6 +85,7 @@ class _TerminalHandler(logging.StreamHandler):  # type: ignore[type-arg]
             return
         try:
             tqdm.write(outcome.fit(self.format(record), sys.stdout), file=sys.stdout)
+            sys.stdout.flush()  # a killed process shows what it has logged
         except BrokenPipeError:
             silence_stdout()
         except OSError:  # in a program that calls the Python API; streams.py handles a command's
