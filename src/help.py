@@ -26,7 +26,7 @@ NAME_WIDTH = 26  # of `key=value`; longer ones have a line of their own
 MAX_WIDTH, PIPED_WIDTH = 110, 90
 TOPICS = {  # topic -> the mixins of src/schema.py whose settings it has, in the order of --help
     "model": ("ModelArgs", "TunedArgs", "ReportArgs", "CompareArgs", "TunedTaskArgs", "TokenizationArgs",
-              "TrustArgs", "PrecisionArgs"),
+              "TrustArgs", "PrecisionArgs", "InitArgs", "TokenArgs"),
     "data": ("DataArgs", "DataPushArgs", "ColumnArgs", "ChatArgs", "RowArgs", "EvalDataArgs"),
     "optimizer and loss": ("OptimArgs", "LossArgs"),
     "method": ("MethodArgs",),
