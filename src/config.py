@@ -303,6 +303,8 @@ def _is_optional(schema: type, key: str) -> bool:
 
 
 def _is_word(hint: Any) -> bool:
+    if get_origin(hint) is Annotated:
+        return _is_word(get_args(hint)[0])
     return hint is str or (get_origin(hint) is Literal and all(isinstance(a, str) for a in get_args(hint)))
 
 
