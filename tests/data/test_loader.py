@@ -314,7 +314,7 @@ def test_a_missing_column_is_reported_with_the_existing_ones(make: Maker) -> Non
             "\n".join(json.dumps(row, indent=1) for row in ROWS).encode(),
             "make convert turns multi-line JSON into one row a line",
         ),
-        (gzip.compress(jsonl_bytes(ROWS)), "it is compressed with gzip: name it x.jsonl.gz"),
+        (gzip.compress(jsonl_bytes(ROWS), mtime=0), "it is compressed with gzip: name it x.jsonl.gz"),
         (b"no JSON\nat all\n", "fix the rows"),
         (b'{"prompt": "?", "completion": "a", "completion": "b"}', "fix the rows"),
         (b"{'prompt': '2+2?'}", "its rows are written as Python prints them: json.dumps writes JSON"),
