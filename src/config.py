@@ -329,9 +329,13 @@ def _described(hint: Any) -> str:
     """A type with its bounds, in words."""
     kind, *bounds = get_args(hint) if get_origin(hint) is Annotated else [hint]
     words = {int: "a whole number", float: "a number", str: "a text"}.get(kind, "a group of settings")
-    low, high = (next((v for b in bounds if (v := getattr(b, n, None)) is not None), None) for n in ("ge", "lt"))
+    low, high, most = (
+        next((v for b in bounds if (v := getattr(b, n, None)) is not None), None) for n in ("ge", "lt", "le")
+    )
     if high is not None:
         return f"{words} between 0 and {high}"
+    if low is not None and most is not None:
+        return f"{words} from {low} to {most}"
     if any(getattr(b, "gt", None) == 0 for b in bounds):
         return f"{words} above 0"
     return words if low is None else f"{words} from {low}"

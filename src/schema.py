@@ -225,7 +225,7 @@ class RowArgs:
     ] = "reject"
     strict_data: Annotated[bool, Doc("refuse to start if the data report lists any problem")] = False
     num_proc: Annotated[
-        int | None, Ge(1), Doc("processes that read and tokenize data; null: one per CPU core")
+        int | None, Interval(ge=1, le=1024), Doc("processes that read and tokenize data; null: one per CPU core")
     ] = None
 
 

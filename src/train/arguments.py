@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt
-from pydantic import TypeAdapter, ValidationError
+from annotated_types import Ge, Gt, Le
+from pydantic import AllowInfNan, TypeAdapter, ValidationError
 
 from ..config import expected
 from ..errors import ConfigError
@@ -136,8 +136,12 @@ UNUSED = {
 }
 
 # Arguments that take effect, with their type.
+MAX_WORKERS = 256  # each is a process
 LogLevel = Literal["detail", "debug", "info", "warning", "error", "critical", "passive"]
-Count = Annotated[int, Ge(1)]
+Count = Annotated[int, Ge(1), Le(2**31 - 1)]
+Positive = Annotated[float, Gt(0), AllowInfNan(False)]
+NotNegative = Annotated[float, Ge(0), AllowInfNan(False)]
+Fraction = Annotated[float, Ge(0), Le(1)]
 Reentrant = dict[Literal["use_reentrant"], bool]
 PASSED_ON: dict[str, Any] = {
     "per_device_eval_batch_size": Count,
@@ -151,8 +155,8 @@ PASSED_ON: dict[str, Any] = {
     "log_level": LogLevel,
     "log_level_replica": LogLevel,
     "log_on_each_node": bool,
-    "eval_delay": Annotated[float, Ge(0)],
-    "dataloader_num_workers": Annotated[int, Ge(0)],
+    "eval_delay": NotNegative,
+    "dataloader_num_workers": Annotated[int, Ge(0), Le(MAX_WORKERS)],
     "dataloader_prefetch_factor": Count,
     "dataloader_persistent_workers": bool,
     "dataloader_pin_memory": bool,
@@ -181,8 +185,7 @@ BITSANDBYTES_OPTIMIZERS = frozenset({
 })  # fmt: skip
 
 # The arguments of each schedule of the learning rate, with their types; those of NEEDS_ONE need exactly one.
-_CYCLES = {"num_cycles": Annotated[float, Gt(0)]}
-_RATE = Annotated[float, Ge(0)]
+_CYCLES = {"num_cycles": Positive}
 _SHAPE = Literal["linear", "cosine", "1-sqrt"]
 SCHEDULES: dict[str, dict[str, Any]] = {
     "linear": {},
@@ -190,11 +193,11 @@ SCHEDULES: dict[str, dict[str, Any]] = {
     "constant_with_warmup": {},
     "cosine": _CYCLES,
     "cosine_with_restarts": {"num_cycles": Count},
-    "cosine_with_min_lr": _CYCLES | {"min_lr": _RATE, "min_lr_rate": _RATE},
-    "polynomial": {"lr_end": _RATE, "power": Annotated[float, Gt(0)]},
+    "cosine_with_min_lr": _CYCLES | {"min_lr": NotNegative, "min_lr_rate": Fraction},
+    "polynomial": {"lr_end": NotNegative, "power": Positive},
     "inverse_sqrt": {"timescale": Count},
     "warmup_stable_decay": _CYCLES | {
-        "num_decay_steps": Count, "num_stable_steps": Annotated[int, Ge(0)], "min_lr_ratio": _RATE,
+        "num_decay_steps": Count, "num_stable_steps": Annotated[int, Ge(0)], "min_lr_ratio": Fraction,
         "warmup_type": _SHAPE, "decay_type": _SHAPE,
     },
 }  # fmt: skip

@@ -55,7 +55,10 @@ def test_a_setting_that_owns_an_argument_exists() -> None:
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ({"dataloader_num_workers": "abc"}, "dataloader_num_workers=abc: should be a whole number from 0"),
+        ({"dataloader_num_workers": "abc"}, "dataloader_num_workers=abc: should be a whole number from 0 to 256"),
+        ({"dataloader_num_workers": 10**30}, "should be a whole number from 0 to 256"),
+        ({"per_device_eval_batch_size": 10**30}, "should be a whole number from 1 to 2147483647"),
+        ({"eval_delay": float("inf")}, "eval_delay=inf: should be a number from 0"),
         ({"dataloader_num_workers": True}, "dataloader_num_workers=True: should be a whole number from 0"),
         ({"logging_first_step": 1}, "logging_first_step=1: should be one of true, false"),
         ({"eval_delay": -1}, "eval_delay=-1: should be a number from 0"),
@@ -90,6 +93,8 @@ def test_sgd_takes_its_momentum_only(text: str) -> None:
         ("cosine", {"num_cycles": "x"}, "lr_scheduler_kwargs.num_cycles=x: should be a number above 0"),
         ("cosine_with_min_lr", {}, "lr_scheduler_type=cosine_with_min_lr needs min_lr or min_lr_rate, such as "),
         ("warmup_stable_decay", {}, "needs num_decay_steps, such as lr_scheduler_kwargs={num_decay_steps: 100}"),
+        ("cosine_with_min_lr", {"min_lr_rate": 1.5}, "min_lr_rate=1.5: should be a number from 0 to 1"),
+        ("polynomial", {"power": float("inf")}, "lr_scheduler_kwargs.power=inf: should be a number above 0"),
         ("polynomial", {"lr_end": 1}, "lr_scheduler_kwargs.lr_end=1: should be less than lr=0.001"),
     ],
 )
