@@ -130,21 +130,23 @@ def _run_sweep(
 
 def _run_locally(call: Call, overrides: list[str], job: Callable[[DictConfig], Any]) -> None:
     """Run the jobs in this process. Raises: UserError of a job; ConfigError with Hydra's message."""
-    errors: list[UserError] = []
+    errors: list[Exception] = []
+    kinds = UserError if call.multirun else Exception  # an error that Hydra sees is printed with all overrides
 
     def guarded(composed: DictConfig) -> Any:
         try:
             return job(composed)
-        except UserError as error:
+        except kinds as error:
             errors.append(error)
-            raise SystemExit(error.exit_code) from error  # for other exceptions Hydra prints a traceback
+            raise SystemExit(getattr(error, "exit_code", 1)) from error
 
     try:
         _call_hydra(call, overrides, guarded)
     except SystemExit:
-        if errors:
-            raise errors[0] from None
-        raise
+        if not errors:
+            raise
+    if errors:
+        raise errors[0]  # outside of `except`: its own causes stay
 
 
 def _call_hydra(call: Call, overrides: list[str], function: Callable[[DictConfig], Any]) -> None:

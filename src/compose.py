@@ -242,7 +242,7 @@ def compose_values(call: Call, overrides: list[str]) -> tuple[dict[str, Any], li
     try:
         composed = compose_job(call, overrides)
     except (HydraException, OmegaConfBaseException) as error:
-        return {}, [_hydra_message(error)]
+        return {}, _hydra_messages(call.stage, error)
     values, problems = {}, []
     for key in (str(k) for k in composed if k != "hydra"):
         try:
@@ -328,12 +328,24 @@ def plain_value(composed: DictConfig, key: str) -> Any:
     return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
-def _hydra_message(error: Exception) -> str:
-    """Hydra's message, or a clearer one for `lr=1,2` without --multirun."""
+def _hydra_messages(stage: str, error: Exception) -> list[str]:
+    """Hydra's message, or a clearer one for `lr=1,2` without --multirun and for a list in the place of a group."""
     if several := re.fullmatch(r"Ambiguous value for argument '\+*([^=]+)=(.*)'", first_line(error)):
         key, values = several.groups()
-        return f"{key}={values} is several values; write {key}=[{values}] for a list, or --multirun for a job each"
-    return first_line(error)
+        return [
+            f"{key}={values} is several values; write {key}=[{values}] for a list, or --multirun for a job each"
+        ]
+    if unmerged := re.fullmatch(r"Error merging override \+*(.*)", first_line(error)):
+        key, _, text = unmerged[1].partition("=")
+        *groups, value = *key.split("."), OverridesParser.create().parse_override(unmerged[1]).value()
+        for name in reversed(groups):
+            value = {name: value}
+        try:
+            config.validate(config.schema_of(stage), value)
+        except ConfigError as wrong:
+            return [problem for problem in wrong.problems if problem.startswith(key)] or list(wrong.problems)
+        return [f"{key}={text}: should not be a list or a group of settings"]
+    return [first_line(error)]
 
 
 def first_line(error: Exception) -> str:

@@ -40,7 +40,7 @@ def parse(stage: str, text: str) -> tuple[str, Override]:
         is_single = is_text(stage, key) or typed.strip()[:1] not in BRACKETS
         corrected = f"{key}={quoted(typed) if is_single else _with_quotes(typed)}"
         parsed = _parser().parse_override(corrected)
-        if is_single or (config.is_word_list(config.schema_of(stage), key) and _is_closed(typed)):
+        if is_single or (config.is_word_list(config.schema_of(stage), key) and _is_complete(typed)):
             return corrected, parsed
     try:
         _parser().parse_override(text)
@@ -96,10 +96,10 @@ def _split(text: str) -> Iterator[str]:
     yield text[start:]
 
 
-def _is_closed(text: str) -> bool:
-    """Whether every quote and bracket of a list has its end."""
+def _is_complete(text: str) -> bool:
+    """Whether every quote and bracket of a list has its end, and no item is empty."""
     *_, (_, depth, quote) = _scan(text)
-    return not depth and not quote
+    return not depth and not quote and all(item.strip() for item in _split(text.strip()[1:-1]))
 
 
 def _scan(text: str) -> Iterator[tuple[int, int, str]]:

@@ -322,8 +322,11 @@ def test_texts_of_a_list_need_no_quotes(word: str, value: list[str]) -> None:
     [
         ("stop=['a]", """write 'stop=["a"]'"""),
         ("stop=[<a>", """write 'stop=["<a>"]'"""),
+        ("stop=[a,,<b>]", """write 'stop=[a, "<b>"]'"""),
         ("generation={top_k: <b>}", """write 'generation={top_k: "<b>"}'"""),
         ("generation={a: [#1, 2}", """write 'generation={a: ["#1", 2]}'"""),
+        ("stop={a: b}", "stop={'a': 'b'}: should be a list"),
+        ("gate=[a]", "gate=['a']: is a group of settings; set for example gate.metric"),
         ("seed=1;", "seed=1;: should be a valid integer"),
         ("a b=1", "a b=1 cannot be read as key=value"),
     ],

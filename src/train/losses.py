@@ -63,7 +63,10 @@ def _focal(logits: torch.Tensor, targets: torch.Tensor, options: LossOptions) ->
     With label smoothing, the factor (1 - p)^gamma of the target multiplies the smoothed cross entropy.
     """
     known = -nll_loss(log_softmax(logits, -1), targets, reduction="none")
-    return (1 - known.exp()) ** options.gamma * _cross_entropy(logits, targets, options)
+    missed = -known.expm1()  # 1 - p; of 0, the gradient of a power below 1 is infinite
+    return missed.clamp(min=torch.finfo(missed.dtype).eps) ** options.gamma * _cross_entropy(
+        logits, targets, options
+    )
 
 
 LOSSES: dict[str, Loss] = {

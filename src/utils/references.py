@@ -17,6 +17,7 @@ from omegaconf.errors import (
 )
 
 from .secrets import redact, split_at_secrets
+from .terminal import printable
 
 MISSING = "???"
 MISSING_TEXT = "${oc.decode:\"'???'\"}"
@@ -86,18 +87,17 @@ def unresolved(key: str, error: OmegaConfBaseException) -> str:
     return f"{key} cannot be resolved: {reason}; {REMEDY}"
 
 
-class _Dumper(get_omega_conf_dumper()):  # type: ignore[misc]
-    """OmegaConf's dumper, which also quotes the line separator NEL, so that it is read back."""
-
-    def represent_text(self, text: str) -> Any:
-        if "\x85" in text:
-            return self.represent_scalar("tag:yaml.org,2002:str", text, '"')
-        return self.str_representer(self, text)
+def _represent_text(dumper: Any, text: str) -> Any:
+    """As OmegaConf does, but quoted if a terminal shows escapes for some characters: YAML reads these escapes."""
+    if printable(text) != text:
+        return dumper.represent_scalar("tag:yaml.org,2002:str", text, '"')
+    return DUMPER.str_representer(dumper, text)
 
 
-_Dumper.add_representer(str, _Dumper.represent_text)
+DUMPER = get_omega_conf_dumper()  # of --cfg, too
+DUMPER.add_representer(str, _represent_text)
 
 
 def dump(values: Mapping[str, Any]) -> str:
     """The YAML text of a configuration file, with its references as they are."""
-    return yaml.dump(dict(values), Dumper=_Dumper, default_flow_style=False, allow_unicode=True, sort_keys=False)
+    return yaml.dump(dict(values), Dumper=DUMPER, default_flow_style=False, allow_unicode=True, sort_keys=False)

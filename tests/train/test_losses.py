@@ -107,6 +107,15 @@ def test_the_focal_factor_multiplies_the_smoothed_cross_entropy(parts: tuple[Any
     assert how.from_hidden(hidden, head, targets).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_gradient_of_a_certain_token_is_finite(gamma: float, smoothing: float) -> None:
+    logits = torch.tensor([[100.0, 0.0, 0.0], [17.0, 0.0, 0.0], [0.0, 0.0, 0.0]], requires_grad=True)
+    how = criterion("focal", focal_gamma=gamma, label_smoothing_factor=smoothing)
+    how.from_logits(logits, torch.zeros(3, dtype=torch.long)).backward()
+    assert logits.grad is not None and logits.grad.isfinite().all()
+
+
 def test_no_label_at_all_is_a_loss_of_nothing_that_can_go_backwards(parts: tuple[Any, ...]) -> None:
     hidden, head, _ = parts
     for targets in (torch.full((TOKENS,), IGNORE_INDEX), torch.zeros(0, dtype=torch.long)):
