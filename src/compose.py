@@ -337,11 +337,11 @@ def _hydra_messages(stage: str, error: Exception) -> list[str]:
         ]
     if unmerged := re.fullmatch(r"Error merging override \+*(.*)", first_line(error)):
         key, _, text = unmerged[1].partition("=")
-        *groups, value = *key.split("."), OverridesParser.create().parse_override(unmerged[1]).value()
-        for name in reversed(groups):
-            value = {name: value}
+        given: Any = OverridesParser.create().parse_override(unmerged[1]).value()
+        for name in reversed(key.split(".")):
+            given = {name: given}
         try:
-            config.validate(config.schema_of(stage), value)
+            config.validate(config.schema_of(stage), given)
         except ConfigError as wrong:
             return [problem for problem in wrong.problems if problem.startswith(key)] or list(wrong.problems)
         return [f"{key}={text}: should not be a list or a group of settings"]

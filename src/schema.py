@@ -396,7 +396,7 @@ class OutputArgs:
 
 @dataclass
 class SeedArgs:
-    seed: Annotated[int, Ge(0), Doc("seed of all random number generators")] = 42
+    seed: Annotated[int, Interval(ge=0, lt=2**32), Doc("seed of all random number generators")] = 42
 
 
 @dataclass

@@ -20,6 +20,11 @@ SIZES = (
     "n_embd", "n_layer", "n_head", "n_positions",
 )  # fmt: skip
 
+# Sizes of which a model is built module by module: a huge one would not end.
+LAYERS = ("num_hidden_layers", "num_layers", "num_decoder_layers", "n_layer")
+MODULES = (*LAYERS, "num_experts", "num_local_experts", "n_routed_experts")
+MOST_MODULES = 10_000
+
 
 def check_folder(folder: Path, weights: bool = True) -> None:
     """Check config.json, and with `weights` the safetensors files that transformers would load.
@@ -33,6 +38,7 @@ def check_folder(folder: Path, weights: bool = True) -> None:
     if weights:
         _check_has_weights(folder)
         problems += _weight_problems(folder)
+        problems += [] if problems else _missing_layers(folder)
     if problems:
         listed = [f"{folder}: {problem}" for problem in problems[:MAX_LISTED]]
         raise ModelError(*listed, hint=DAMAGED)
@@ -59,6 +65,9 @@ def _config_problems(folder: Path) -> Iterator[str]:
             if not _is_size(value := part.get(key)):
                 shown = json.dumps(value)[:40]
                 yield f"config.json has {prefix}{key}={shown}, which should be a whole number from 1"
+        for key in MODULES:
+            if isinstance(value := part.get(key), int) and value > MOST_MODULES:
+                yield f"config.json has {prefix}{key}={value}, which should be at most {MOST_MODULES:,}"
         heads, groups = part.get("num_attention_heads"), part.get("num_key_value_heads")
         if isinstance(heads, int) and isinstance(groups, int) and groups > 0 and heads % groups:
             names = f"{prefix}num_attention_heads={heads}, which is no multiple of num_key_value_heads={groups}"
@@ -87,6 +96,14 @@ def _weight_problems(folder: Path) -> Iterator[str]:
         return
     for name in sorted(set(places.values())):
         yield from _shard_problems(folder / Path(name).name, {key for key, file in places.items() if file == name})
+
+
+def _missing_layers(folder: Path) -> list[str]:
+    """A problem if the files hold fewer tensors than config.json has layers, or none at all."""
+    config, tensors = _read_object(folder / "config.json"), len(weight_shapes(folder))
+    found = config if isinstance(config, dict) else {}
+    most = max((value for key in LAYERS if isinstance(value := found.get(key), int)), default=1)
+    return [] if tensors >= most else [f"the weights have {tensors} tensors, and config.json has {most} layers"]
 
 
 def _shard_problems(file: Path, wanted: set[str]) -> Iterator[str]:

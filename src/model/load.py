@@ -60,6 +60,8 @@ def load_base(
         )
     kind = getattr(transformers, TASKS[task].auto_class)
     config = _config(source, task, labels, trust_remote_code)
+    if weights:  # they may have rows for more tokens
+        config.get_text_config().vocab_size = load_config(str(weights)).get_text_config().vocab_size
     quantised: dict[str, Any] = {}
     if four_bit:
         heads = _head_patterns(kind, config) if labels else None

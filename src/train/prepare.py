@@ -182,7 +182,8 @@ def build_model(data: PreparedData, cfg: TrainConfig, steps: int) -> tuple[Any, 
         load.set_pad_token(model, data.chat.tokenizer)
         new = "" if parent else ", ".join(model.untrained_modules)
         log.info("labels: %s%s", ", ".join(data.labels), f"; {new} starts from random weights" if new else "")
-    embeddings.add_rows(model, data.chat.tokenizer, cfg)
+    if full is None:  # which has trained rows for them
+        embeddings.add_rows(model, data.chat.tokenizer, cfg)
     load.seed_everything(cfg.seed)
     adapter = parent.folder if parent and parent.is_adapter else None
     model = adapters.apply_method(model, cfg, base, steps=steps, task=cfg.task, parent=adapter)

@@ -80,6 +80,12 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
         edit("config.json", num_hidden_layers=0),
         "config.json has num_hidden_layers=0, which should be",
     ),
+    "endless layers": (edit("config.json", num_hidden_layers=10**11), "which should be at most 10,000"),
+    "more layers than tensors": (edit("config.json", num_hidden_layers=900), "config.json has 900 layers"),
+    "no tensors": (
+        lambda f: (f / "model.safetensors").write_bytes(b"\x02" + bytes(7) + b"{}"),
+        "the weights have 0 tensors",
+    ),
     "uneven groups": (edit("config.json", num_key_value_heads=3), "is no multiple of num_key_value_heads=3"),
     "half a config": (cut("config.json"), "config.json is not JSON"),
     "half a tokenizer": (cut("tokenizer.json"), "tokenizer.json is not JSON"),

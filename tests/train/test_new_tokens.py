@@ -66,6 +66,16 @@ def test_new_tokens_are_trained_evaluated_and_published(with_tokens: World, tmp_
     torch.testing.assert_close(merged.get_output_embeddings().weight[512:], rows["lm_head"])
 
 
+def test_a_full_model_with_new_tokens_goes_on_from_its_rows(with_tokens: World) -> None:
+    parent = with_tokens.train("max_steps=1", "lr=0.02", ADDED, "method=full")
+    child = with_tokens.train("max_steps=1", "lr=1e-9", "method=full", f"init_from={parent.id}")
+    before, after = (
+        AutoModelForCausalLM.from_pretrained(run.model).get_input_embeddings().weight for run in (parent, child)
+    )
+    assert before.shape == (514, 64)
+    torch.testing.assert_close(after, before)
+
+
 @pytest.mark.parametrize(("architecture", "tied"), [("llama", True), ("llama", False), ("t5", True)])
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_new_rows_come_back_from_disk_and_merge(
