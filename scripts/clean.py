@@ -10,6 +10,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,15 +31,13 @@ def main() -> int:
     parser.add_argument("--yes", action="store_true", help="remove outputs/ without asking")
     args = parser.parse_args()
     outputs = ROOT / "outputs"
-    users = list(dict.fromkeys(_users(outputs))) if outputs.exists() else []
+    users = _users(outputs)
     shared = [] if users else [ROOT / ".cache"]  # a job on a server has its temporary files there
     for cache in [*(ROOT / c for c in CACHES), *shared, *(p for p in _sources() for p in p.rglob("__pycache__"))]:
         shutil.rmtree(cache, ignore_errors=True)
     print("removed caches")
     if users:
-        print(f"kept outputs/, which is in use: {'; '.join(users)}", file=sys.stderr)
-        print("wait until that ends, or stop it, and run make clean again", file=sys.stderr)
-        return 2
+        return _keep(users)
     return _remove_outputs(outputs, args.yes) if outputs.exists() else 0
 
 
@@ -49,7 +48,12 @@ def _remove_outputs(outputs: Path, without_asking: bool) -> int:
     if not without_asking and not _confirm(f"remove {contents}? [y/N] "):
         print(f"kept {contents}; make clean YES=1 removes it")
         return 0
-    shutil.rmtree(outputs.resolve())  # outputs/ may be a link to a larger disk
+    if users := _users(outputs):  # since the question was asked
+        return _keep(users)
+    folder = outputs.resolve()  # outputs/ may be a link to a larger disk
+    with suppress(OSError):  # a command that starts now makes its own; a mount cannot be renamed
+        folder = folder.rename(folder.with_name(f".{folder.name}.removed-{os.getpid()}"))
+    shutil.rmtree(folder)
     if outputs.is_symlink():
         outputs.unlink()
     print(f"removed {contents}")
@@ -59,8 +63,18 @@ def _remove_outputs(outputs: Path, without_asking: bool) -> int:
 # What is in use
 
 
-def _users(outputs: Path) -> Iterator[str]:
+def _keep(users: list[str]) -> int:
+    print(f"kept outputs/, which is in use: {'; '.join(users)}", file=sys.stderr)
+    print("wait until that ends, or stop it, and run make clean again", file=sys.stderr)
+    return 2
+
+
+def _users(outputs: Path) -> list[str]:
     """The runs and the commands that use outputs/."""
+    return list(dict.fromkeys(_find_users(outputs))) if outputs.exists() else []
+
+
+def _find_users(outputs: Path) -> Iterator[str]:
     for pattern, lock in LOCKS.items():
         for path in [outputs] if pattern == "." else sorted(outputs.glob(pattern)):
             if path.parent.is_symlink() or not _is_locked(path, lock):

@@ -254,7 +254,7 @@ def run_stage(name: str, stage: Stage, config: object) -> int:
         os.environ.setdefault("HF_HUB_CACHE", os.environ["TRANSFORMERS_CACHE"])
     from .utils.usage_lock import using
 
-    with using(getattr(config, "output_dir", "")):
+    with using(*(getattr(config, key, "") or "" for key in ("output_dir", "artifacts_dir", "cache_dir"))):
         return import_function(stage.function)(config) or 0
 
 

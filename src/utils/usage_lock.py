@@ -1,4 +1,4 @@
-"""A shared lock on a folder of outputs while a command uses it, so that `make clean` leaves it."""
+"""Shared locks on the folders that a command uses, so that `make clean` leaves them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ _held: dict[Path, int] = {}  # file descriptors
 
 
 @contextmanager
-def using(folder: str) -> Iterator[None]:
-    """Hold the lock of `folder`, and of those that `hold` adds, until the end of the `with` statement."""
+def using(*folders: str) -> Iterator[None]:
+    """Hold the locks of `folders`, and of those that `hold` adds, until the end of the `with` statement."""
     before = set(_held)
-    hold(folder)
+    for folder in folders:
+        hold(folder)
     try:
         yield
     finally:
@@ -24,9 +25,13 @@ def using(folder: str) -> Iterator[None]:
 
 
 def hold(folder: str) -> None:
-    """Hold the lock of `folder` if it exists, on a file system that has locks. No file is created for it."""
+    """Hold the locks of `folder` and of the folders that it is in, as far as they exist. No file is created.
+
+    A user of outputs/a/b uses outputs/ too. Where a file system has no locks, none is held.
+    """
     path = Path(folder).absolute()
-    if folder and path not in _held:
-        with suppress(OSError):
-            _held[path] = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-            fcntl.flock(_held[path], fcntl.LOCK_SH | fcntl.LOCK_NB)
+    for each in (path, *path.parents) if folder else ():
+        if each not in _held:
+            with suppress(OSError):
+                _held[each] = os.open(each, os.O_RDONLY | os.O_DIRECTORY)
+                fcntl.flock(_held[each], fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -85,12 +86,15 @@ def test_runs_are_removed_without_a_question_with_yes(repository: Path) -> None:
     assert there(repository, KEPT) == KEPT
 
 
-@pytest.mark.parametrize("place", ["outputs", "outputs/runs/two", "outputs/remote/code/1/src", "outputs/remote"])
+@pytest.mark.parametrize(
+    "place", ["outputs", "outputs/a/b", "outputs/runs/two", "outputs/remote/code/1/src", "outputs/remote"]
+)
 def test_what_is_in_use_stays(repository: Path, place: str) -> None:
     """The folder that a stage uses, the run that it trains, the snapshot of a job on a server, a push."""
     (repository / place).mkdir(parents=True, exist_ok=True)
     program = {
         "outputs": "from src.utils.usage_lock import hold; hold('outputs')",
+        "outputs/a/b": "from src.utils.usage_lock import hold; hold('outputs/a/b')",
         "outputs/runs/two": "from src.runs import Run; assert Run(Path('outputs/runs/two')).lock()",
         "outputs/remote/code/1/src": "Path('outputs/remote/code/1/src/code.json').touch();"
         "from src.remote.agent.snapshots import lock; lock('outputs/remote/code/1')",
@@ -114,6 +118,27 @@ def test_what_is_in_use_stays(repository: Path, place: str) -> None:
         "outputs/runs/one/model/weights", ".cache/x"
     ]  # fmt: skip
     assert "removed outputs/" in clean(repository, "--yes")
+
+
+def test_what_is_used_since_the_question_stays(repository: Path) -> None:
+    master, slave = os.openpty()
+    with subprocess.Popen(
+        [sys.executable, str(repository / "scripts/clean.py")],
+        stdin=slave, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as cleaning:  # fmt: skip
+        assert cleaning.stdout and cleaning.stderr
+        said = ""
+        while not said.endswith("[y/N] "):
+            said += cleaning.stdout.read(1)
+        handle = os.open(repository / "outputs", os.O_RDONLY)
+        fcntl.flock(handle, fcntl.LOCK_SH)
+        os.write(master, b"y\n")
+        assert "kept outputs/, which is in use: process" in cleaning.stderr.read()
+    os.close(handle)
+    os.close(slave)
+    os.close(master)
+    assert cleaning.returncode == 2
+    assert (repository / "outputs/runs/two/model/weights").exists()
 
 
 def test_a_clean_repository_is_no_error(repository: Path) -> None:
