@@ -346,6 +346,15 @@ def expected(hint: Any) -> str:
     return f"one of {', '.join(found)}" if (found := _literals(hint)) else _described(hint)
 
 
+def fits(value: Any, hint: Any) -> bool:
+    """Whether `value` has a type with its bounds, without a conversion."""
+    try:
+        TypeAdapter(hint).validate_python(value, strict=True)
+    except ValidationError:
+        return False
+    return True
+
+
 def is_text(schema: type, key: str) -> bool:
     """Whether a setting is free text, or null; `key` may be dotted."""
     first, _, rest = key.partition(".")

@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
+from annotated_types import Ge, Gt, Lt
+from pydantic import AllowInfNan
+
+from ..config import fits
 from ..errors import ModelError
 
 BY_PEFT = "peft sets it by the model"
@@ -18,18 +22,38 @@ UNMERGEABLE = "its adapter cannot be merged, and servers do not load it"
 NEEDS_DATA = "it needs batches of data before the training starts"
 NO_EFFECT = "it would have no effect"
 
-# argument -> its accepted values; empty: any
-Accepted = Mapping[str, tuple[Any, ...]]
-ANY: tuple[Any, ...] = ()
+
+class Typed(NamedTuple):
+    """Values of a type, which pydantic checks, and the type in words."""
+
+    hint: Any
+    words: str
+
+
+# argument -> its accepted values, or their type
+Accepted = Mapping[str, tuple[Any, ...] | Typed]
+_Count = Annotated[int, Ge(1)]
+_Index = Annotated[int, Ge(0)]
+_Positive = Annotated[float, Gt(0), AllowInfNan(False)]
+COUNT = Typed(_Count, "a whole number from 1")
+STEP = Typed(_Index, "a whole number from 0")
+SHARE = Typed(Annotated[float, Ge(0), Lt(1)], "a number from 0 to below 1")
+WEIGHT = Typed(Annotated[float, Ge(0), AllowInfNan(False)], "a number from 0")
+TEXT = Typed(str, "a text")
+NAMES_OR_PATTERN = Typed(str | list[str], "a list of names, or a regular expression")
+SAVED = Typed(list[str], "a list, such as [lm_head]")
+TOKENS = Typed(
+    list[_Index] | dict[str, list[_Index]], "a list of token ids, or one for each layer, as {embed_tokens: [3, 4]}"
+)
 LORA: Accepted = {
-    "exclude_modules": ANY,
-    "layers_to_transform": ANY,
-    "layers_pattern": ANY,
-    "modules_to_save": ANY,
-    "trainable_token_indices": ANY,
-    "target_parameters": ANY,
-    "rank_pattern": ANY,
-    "alpha_pattern": ANY,
+    "exclude_modules": NAMES_OR_PATTERN,
+    "layers_to_transform": Typed(_Index | list[_Index], "the number of a layer, or a list of them"),
+    "layers_pattern": NAMES_OR_PATTERN,
+    "modules_to_save": SAVED,
+    "trainable_token_indices": TOKENS,
+    "target_parameters": Typed(list[str], "a list, such as [mlp.experts.down_proj]"),
+    "rank_pattern": Typed(dict[str, _Count], "names with whole numbers from 1, such as {q_proj: 8}"),
+    "alpha_pattern": Typed(dict[str, _Positive], "names with numbers above 0, such as {q_proj: 8}"),
     "bias": ("none", "all", "lora_only"),
     "init_lora_weights": (True, False, "gaussian", "orthogonal", "mica"),
     "ensure_weight_tying": (True, False),
@@ -38,32 +62,35 @@ LORA: Accepted = {
 UNSERVED = (
     "modules_to_save", "trainable_token_indices", "target_parameters", "rank_pattern", "alpha_pattern", "bias"
 )  # fmt: skip
-SCHEDULE = ("init_r", "tinit", "tfinal", "deltaT", "beta1", "beta2", "orth_reg_weight", "total_step")
-VIRTUAL_TOKENS: Accepted = {"num_virtual_tokens": ANY, "modules_to_save": ANY}
+SCHEDULE: Accepted = {
+    "init_r": COUNT, "tinit": STEP, "tfinal": STEP, "deltaT": COUNT, "beta1": SHARE, "beta2": SHARE,
+    "orth_reg_weight": WEIGHT, "total_step": COUNT,
+}  # fmt: skip
+VIRTUAL_TOKENS: Accepted = {"num_virtual_tokens": COUNT, "modules_to_save": SAVED}
 ACCEPTED: dict[str, Accepted] = {
     "LoraConfig": LORA,
     "AdaLoraConfig": {
         **{k: v for k, v in LORA.items() if k not in {"rank_pattern", "alpha_pattern", "target_parameters"}},
-        **dict.fromkeys(SCHEDULE, ANY),
+        **SCHEDULE,
         "init_lora_weights": (True, False),
     },
     "IA3Config": {
-        "exclude_modules": ANY, "feedforward_modules": ANY, "modules_to_save": ANY,
+        "exclude_modules": NAMES_OR_PATTERN, "feedforward_modules": NAMES_OR_PATTERN, "modules_to_save": SAVED,
         "init_ia3_weights": (True, False),
     },
     "PrefixTuningConfig": {
         **VIRTUAL_TOKENS,
-        "encoder_hidden_size": ANY, "prefix_projection": (True, False), "init_weights": ("zero",),
+        "encoder_hidden_size": COUNT, "prefix_projection": (True, False), "init_weights": ("zero",),
     },
     "PromptEncoderConfig": {
         **VIRTUAL_TOKENS,
-        "encoder_reparameterization_type": ("MLP", "LSTM"), "encoder_hidden_size": ANY, "encoder_num_layers": ANY,
-        "encoder_dropout": ANY,
+        "encoder_reparameterization_type": ("MLP", "LSTM"), "encoder_hidden_size": COUNT,
+        "encoder_num_layers": COUNT, "encoder_dropout": SHARE,
     },
     "PromptTuningConfig": {
         **VIRTUAL_TOKENS,
-        "prompt_tuning_init": ("SAMPLE_VOCAB", "RANDOM", "TEXT"), "prompt_tuning_init_text": ANY,
-        "tokenizer_name_or_path": ANY,
+        "prompt_tuning_init": ("SAMPLE_VOCAB", "RANDOM", "TEXT"), "prompt_tuning_init_text": TEXT,
+        "tokenizer_name_or_path": TEXT,
     },
 }  # fmt: skip
 REFUSED: dict[str, str] = {
@@ -83,7 +110,6 @@ REFUSED_VALUES = {
     "eva": NEEDS_DATA,
     **dict.fromkeys(("pissa", "olora", "corda", "loftq", "lora_ga"), CHANGES_BASE),
 }
-LISTS = {"modules_to_save": "[lm_head]", "target_parameters": "[mlp.experts.down_proj]"}  # with an example
 
 
 def check_supported(given: Mapping[str, Any], cls: str) -> list[str]:
@@ -96,12 +122,12 @@ def _problem(name: str, value: Any, accepted: Accepted) -> str:
         return ""
     if name not in accepted:
         return f"peft.{name} is not supported: {REFUSED.get(name, 'it is not known to be saved with the adapter')}"
-    if name in LISTS and not isinstance(value, list):
-        return f"peft.{name}={value}: should be a list, such as {LISTS[name]}"
+    values = accepted[name]
+    if isinstance(values, Typed) and not fits(value, values.hint):
+        return f"peft.{name}={_shown(value)}: should be {values.words}"
     if broken := _broken_pattern(name, value):
         return f"peft.{name}: {broken}"
-    values = accepted[name]
-    if not values or any(value == v and type(value) is type(v) for v in values):
+    if isinstance(values, Typed) or any(value == v and type(value) is type(v) for v in values):
         return ""
     reason = REFUSED_VALUES.get(re.sub("_niter_.*", "", str(value)))
     because = f" is not supported: {reason};" if reason else ":"

@@ -11,9 +11,9 @@ from importlib.util import find_spec
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le
-from pydantic import AllowInfNan, TypeAdapter, ValidationError
+from pydantic import AllowInfNan
 
-from ..config import expected
+from ..config import expected, fits
 from ..errors import ConfigError
 from ..model import methods
 from ..utils.signatures import PASSTHROUGH, check_arguments, class_arguments
@@ -267,7 +267,7 @@ def _schedule_problems(values: Mapping[str, Any]) -> list[str]:
 
 
 def _is_number(value: Any) -> bool:
-    return _fits(value, float)
+    return fits(value, float)
 
 
 def _wrong_values(key: str, given: Mapping[str, Any], types: Mapping[str, Any]) -> list[str]:
@@ -275,13 +275,5 @@ def _wrong_values(key: str, given: Mapping[str, Any], types: Mapping[str, Any]) 
     return [
         f"{key}.{name}={value}: should be {words.get(types[name]) or expected(types[name])}"
         for name, value in given.items()
-        if name in types and not _fits(value, types[name])
+        if name in types and not fits(value, types[name])
     ]
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    try:
-        TypeAdapter(hint).validate_python(value, strict=True)
-    except ValidationError:
-        return False
-    return True

@@ -112,6 +112,26 @@ def test_each_argument_of_peft_is_accepted_refused_or_a_setting(cls: str) -> Non
     assert {name for given in TRIED[cls] for name in given} == {*ACCEPTED[cls]}
 
 
+@pytest.mark.parametrize(
+    ("method", "given", "wanted"),
+    [
+        ("lora", {"rank_pattern": [1]}, "names with whole numbers from 1, such as {q_proj: 8}"),
+        ("lora", {"rank_pattern": {"q_proj": "x"}}, "names with whole numbers from 1"),
+        ("lora", {"alpha_pattern": {"q_proj": -1}}, "names with numbers above 0"),
+        ("lora", {"layers_to_transform": "x"}, "the number of a layer, or a list of them"),
+        ("adalora", {"deltaT": 0}, "a whole number from 1"),
+        ("adalora", {"beta1": 1.5}, "a number from 0 to below 1"),
+        ("prefix", {"num_virtual_tokens": 0}, "a whole number from 1"),
+        ("p_tuning", {"encoder_hidden_size": -3}, "a whole number from 1"),
+        ("p_tuning", {"encoder_dropout": 2}, "a number from 0 to below 1"),
+    ],
+)
+def test_a_value_of_another_type_is_one_sentence(method: str, given: dict[str, Any], wanted: str) -> None:
+    (name,) = given
+    (problem,) = methods.problems({"method": method, "peft": given})
+    assert problem.startswith(f"peft.{name}={given[name]}: should be {wanted}")
+
+
 @pytest.mark.parametrize(("cls", "given"), CASES)
 def test_what_is_accepted_comes_back_from_disk_and_merges(
     biased: Path, untrained: Any, tiny: Path, tmp_path: Path, cls: str, given: dict[str, Any]
@@ -220,6 +240,15 @@ def test_the_plan_finds_such_a_name_before_the_weights_are_loaded(
     assert world.call("train", "peft={modules_to_save: [lm_hed]}", "memory_gb=0.000001") == 2
     assert "peft.modules_to_save: lm_hed matches no module" in capsys.readouterr().err
     assert world.runs == []
+
+
+def test_a_plan_that_does_not_fit_leaves_out_methods_without_these_arguments(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = ("method=adalora", "peft={tinit: 1, tfinal: 1}", "memory_gb=0.000001")
+    assert world.call("train", *found) == 2
+    output = capsys.readouterr()
+    assert "is still too much" in output.out + output.err and "__init__" not in output.out + output.err
 
 
 # Serving

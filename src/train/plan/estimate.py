@@ -214,9 +214,12 @@ class MemoryEstimator:
         enough = False
         combined: dict[str, Any] = {}
         for change in self._changes(plan, cfg):
+            changed = replace(cfg, **change)
+            if methods.problems(asdict(changed)) or (cfg.init_from and changed.method != cfg.method):
+                continue
             try:
-                peak = self._peak(plan, replace(cfg, **change))
-            except PlanUnavailable:  # a package that only this method needs, such as bitsandbytes, may be missing
+                peak = self._peak(plan, changed)
+            except (PlanUnavailable, UserError):  # a package that only this method needs may be missing
                 continue
             if peak >= plan.memory.peak:
                 continue
