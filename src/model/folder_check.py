@@ -9,21 +9,11 @@ from typing import Any
 
 from ..errors import MAX_LISTED, ModelError
 from ..utils.weights import find_weight_corruption, read_header
+from .config_values import config_problems, layer_problems
 
 INDEX = "model.safetensors.index.json"
 JSON_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
 DAMAGED = "it is damaged: copy or download it again"
-# Values of a config.json that are a number of something, or a list of such numbers, one for each layer.
-SIZES = (
-    "hidden_size", "intermediate_size", "vocab_size", "num_hidden_layers", "num_attention_heads",
-    "num_key_value_heads", "head_dim", "d_model", "d_ff", "d_kv", "num_layers", "num_heads", "num_decoder_layers",
-    "n_embd", "n_layer", "n_head", "n_positions",
-)  # fmt: skip
-
-# Sizes of which a model is built module by module: a huge one would not end.
-LAYERS = ("num_hidden_layers", "num_layers", "num_decoder_layers", "n_layer")
-MODULES = (*LAYERS, "num_experts", "num_local_experts", "n_routed_experts")
-MOST_MODULES = 10_000
 
 
 def check_folder(folder: Path, weights: bool = True) -> None:
@@ -31,6 +21,8 @@ def check_folder(folder: Path, weights: bool = True) -> None:
 
     Raises: ModelError with every problem.
     """
+    if special := _unreadable(folder):
+        raise ModelError(*(f"{folder}: {problem}" for problem in special[:MAX_LISTED]), hint=DAMAGED)
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder} has no config.json", hint="model_name must be a transformers model folder")
     read = [_read_object(folder / name) for name in JSON_FILES if (folder / name).exists()]
@@ -38,7 +30,7 @@ def check_folder(folder: Path, weights: bool = True) -> None:
     if weights:
         _check_has_weights(folder)
         problems += _weight_problems(folder)
-        problems += [] if problems else _missing_layers(folder)
+        problems += [] if problems else _content_problems(folder)
     if problems:
         listed = [f"{folder}: {problem}" for problem in problems[:MAX_LISTED]]
         raise ModelError(*listed, hint=DAMAGED)
@@ -54,30 +46,24 @@ def _check_has_weights(folder: Path) -> None:
         )
 
 
+def _unreadable(folder: Path) -> list[str]:
+    """The entries that opening could wait for without end, such as a FIFO."""
+    entries = sorted(path for path in folder.iterdir() if path.exists() and not path.is_dir())
+    return [f"{path.name} is not a regular file" for path in entries if not path.is_file()]
+
+
 def _config_problems(folder: Path) -> Iterator[str]:
     config = _read_object(folder / "config.json")
-    if isinstance(config, str):
-        yield config
-        return
-    parts = {"": config} | {f"{k}.": v for k, v in config.items() if isinstance(v, Mapping)}
-    for prefix, part in parts.items():
-        for key in SIZES:
-            if not _is_size(value := part.get(key)):
-                shown = json.dumps(value)[:40]
-                yield f"config.json has {prefix}{key}={shown}, which should be a whole number from 1"
-        for key in MODULES:
-            if isinstance(value := part.get(key), int) and value > MOST_MODULES:
-                yield f"config.json has {prefix}{key}={value}, which should be at most {MOST_MODULES:,}"
-        heads, groups = part.get("num_attention_heads"), part.get("num_key_value_heads")
-        if isinstance(heads, int) and isinstance(groups, int) and groups > 0 and heads % groups:
-            names = f"{prefix}num_attention_heads={heads}, which is no multiple of num_key_value_heads={groups}"
-            yield f"config.json has {names}"
+    yield from [config] if isinstance(config, str) else config_problems(config)
 
 
-def _is_size(value: Any) -> bool:
-    if isinstance(value, list):
-        return all(map(_is_size, value))
-    return value is None or (isinstance(value, int) and not isinstance(value, bool) and value > 0)
+def _content_problems(folder: Path) -> Iterator[str]:
+    """Problems of what the files hold; the files and config.json can be read."""
+    names, config = weight_shapes(folder).keys(), _read_object(folder / "config.json")
+    if not names:
+        yield f"{', '.join(sorted(path.name for path in folder.glob('*.safetensors')))} holds no weights"
+    elif not isinstance(config, str):
+        yield from layer_problems(config, names)
 
 
 def _weight_problems(folder: Path) -> Iterator[str]:
@@ -98,14 +84,6 @@ def _weight_problems(folder: Path) -> Iterator[str]:
         yield from _shard_problems(folder / Path(name).name, {key for key, file in places.items() if file == name})
 
 
-def _missing_layers(folder: Path) -> list[str]:
-    """A problem if the files hold fewer tensors than config.json has layers, or none at all."""
-    config, tensors = _read_object(folder / "config.json"), len(weight_shapes(folder))
-    found = config if isinstance(config, dict) else {}
-    most = max((value for key in LAYERS if isinstance(value := found.get(key), int)), default=1)
-    return [] if tensors >= most else [f"the weights have {tensors} tensors, and config.json has {most} layers"]
-
-
 def _shard_problems(file: Path, wanted: set[str]) -> Iterator[str]:
     if not file.exists():
         yield f"{file.name} is missing, which {INDEX} names"
@@ -120,6 +98,7 @@ def weight_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """The shape of each tensor in the files that transformers would load."""
     single = folder / "model.safetensors"
     files = [single] if single.exists() else sorted(folder.glob("model*.safetensors"))
+    files = files or sorted(folder.glob("*.safetensors"))
     return {name: tuple(about["shape"]) for file in files for name, about in read_header(file)[1].items()}
 
 

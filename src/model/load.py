@@ -19,7 +19,8 @@ from ..errors import ModelError
 from ..schema import ChatArgs, Task
 from ..utils.logs import log
 from . import embeddings
-from .folder_check import weight_shapes
+from .config_values import unknown_ends
+from .folder_check import DAMAGED, weight_shapes
 from .source import Source, TunedModel, adapter_rows, is_quantised
 from .tasks import TASKS, check_architecture
 from .tokenizer import OWN_TEMPLATE, from_pretrained, hub_revision, load_config, load_tokenizer
@@ -139,13 +140,24 @@ def check_shapes(source: Source, task: Task, labels: Sequence[str], trust_remote
     if source.folder is None:
         return
     model = build_meta_model(source, "float32", trust_remote_code=trust_remote_code, task=task, labels=labels)
+    for end in unknown_ends(model.config.to_dict()):
+        log.warning(
+            "%s: config.json has eos_token_id=%s beyond its vocabulary: no answer ends with it", source.name, end
+        )
     if is_quantised(source):
         return
     found = weight_shapes(source.folder)
+    wanted = model.state_dict()
+    if not {_ending(name) for name in found} & {_ending(name) for name in wanted}:
+        raise ModelError(
+            f"{source.name}: the files hold none of the weights of the model that config.json describes, such as "
+            f"{next(iter(wanted))}; they hold {min(found)}",
+            hint=DAMAGED,
+        )
     trunk = f"{model.base_model_prefix}." if labels else ""
     wrong = [
         f"{name} is {_by(found[name])} in the files, and {_by(tensor.shape)} by config.json"
-        for name, tensor in model.state_dict().items()
+        for name, tensor in wanted.items()
         if name.startswith(trunk) and name in found and found[name] != tuple(tensor.shape)
     ]
     if wrong:
@@ -153,6 +165,11 @@ def check_shapes(source: Source, task: Task, labels: Sequence[str], trust_remote
         raise ModelError(
             f"{source.name}: {wrong[0]}{more}", hint="it is the config.json of another model; restore it"
         )
+
+
+def _ending(name: str) -> str:
+    """The module and parameter of a tensor's name: before them, files of one model differ in prefixes."""
+    return ".".join(name.split(".")[-2:])
 
 
 def _from_config(source: Source, kind: Any, config: Any, dtype: str, trust_remote_code: bool) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from tokenizers import AddedToken
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 
 from .. import chat_templates
 from ..errors import ConfigError, ModelError, did_you_mean
@@ -17,6 +17,7 @@ from ..schema import ChatArgs
 from ..utils.limits import refuse_endless
 from ..utils.logs import log
 from ..utils.network import network_cause
+from .config_values import config_problems
 from .folder_check import DAMAGED
 
 # For tokenizers without a chat template, as those of base models. It uses plain words instead of special tokens;
@@ -126,9 +127,18 @@ def _check_variables(template: str | dict[str, str], variables: Iterable[str]) -
 
 def load_config(location: str, revision: str | None = None, trust_remote_code: bool = False) -> Any:
     """The model's config, without its weights. Raises: ModelError if it cannot be loaded."""
-    return from_pretrained(
-        AutoConfig, location, revision=hub_revision(revision), trust_remote_code=trust_remote_code
-    )
+    arguments = {"revision": hub_revision(revision), "trust_remote_code": trust_remote_code}
+    if wrong := list(config_problems(from_pretrained(_RawConfig, location, **arguments))):
+        raise ModelError(*(f"{location}: {problem}" for problem in wrong), hint=DAMAGED)
+    return from_pretrained(AutoConfig, location, **arguments)
+
+
+class _RawConfig:
+    """config.json as a dict: AutoConfig makes lists as long as the model has layers, however many it names."""
+
+    @staticmethod
+    def from_pretrained(location: str, **arguments: Any) -> dict[str, Any]:
+        return PretrainedConfig.get_config_dict(location, **arguments)[0]
 
 
 def hub_revision(revision: str | None) -> str | None:

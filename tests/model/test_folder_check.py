@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from src.errors import ModelError
 from src.model import load
+from src.model.config_values import layer_problems
 from src.model.source import locate
+from src.model.tokenizer import load_config
 from tests.fixtures import World, call
 
 pytest_plugins = ["tests.fixtures"]
@@ -65,6 +70,18 @@ def no_index(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "model-1-of-2.safetensors")
 
 
+def empty(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+
+
+def pipe(name: str) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+
+    return change
+
+
 DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "weights cut in half": (cut("model.safetensors"), "of its header"),
     "no JSON in the header": (overwrite(8, b"xxxx"), "model.safetensors is not a readable safetensors file"),
@@ -80,12 +97,24 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
         edit("config.json", num_hidden_layers=0),
         "config.json has num_hidden_layers=0, which should be",
     ),
-    "endless layers": (edit("config.json", num_hidden_layers=10**11), "which should be at most 10,000"),
-    "more layers than tensors": (edit("config.json", num_hidden_layers=900), "config.json has 900 layers"),
-    "no tensors": (
-        lambda f: (f / "model.safetensors").write_bytes(b"\x02" + bytes(7) + b"{}"),
-        "the weights have 0 tensors",
+    "no positions": (
+        edit("config.json", max_position_embeddings=-5),
+        "has max_position_embeddings=-5, which should",
     ),
+    "endless layers": (
+        edit("config.json", num_hidden_layers=10**11),
+        "num_hidden_layers=100000000000, which should",
+    ),
+    "an endless part": (
+        edit("config.json", text_config={"n_layer": 10**11}),
+        "text_config.n_layer=100000000000, ",
+    ),
+    "endless experts": (edit("config.json", num_experts=10**9), "has num_experts=1000000000, which should be"),
+    "layers without weights": (edit("config.json", num_hidden_layers=3), "hold the weights of 2"),
+    "no weights": (empty, "model.safetensors holds no weights"),
+    "a FIFO": (pipe("model.safetensors"), "model.safetensors is not a regular file"),
+    "a FIFO for a config": (pipe("config.json"), "config.json is not a regular file"),
+    "an unknown start": (edit("config.json", decoder_start_token_id=512), "which is not in its vocabulary of 512"),
     "uneven groups": (edit("config.json", num_key_value_heads=3), "is no multiple of num_key_value_heads=3"),
     "half a config": (cut("config.json"), "config.json is not JSON"),
     "half a tokenizer": (cut("tokenizer.json"), "tokenizer.json is not JSON"),
@@ -130,6 +159,30 @@ def test_a_config_that_does_not_fit_the_weights_is_one_sentence(
     edit("config.json", **changes)(folder)
     with pytest.raises(ModelError, match=told):
         load.check_shapes(locate(str(folder)), "causal_lm", (), False)
+
+
+def test_the_config_of_a_model_on_the_hub_is_checked_before_its_lists_are_made(folder: Path) -> None:
+    edit("config.json", num_hidden_layers=10**11)(folder)
+    with pytest.raises(ModelError, match="num_hidden_layers=100000000000, which should be a whole number from 1"):
+        load_config(str(folder))
+
+
+def test_weights_of_another_model_are_one_sentence(folder: Path) -> None:
+    save_file({"encoder.0.kernel": np.zeros((2, 2))}, folder / "model.safetensors")
+    edit("config.json", num_hidden_layers=1)(folder)
+    with pytest.raises(ModelError, match=r"the files hold none of the weights .* they hold encoder.0.kernel"):
+        load.check_shapes(locate(str(folder)), "causal_lm", (), False)
+
+
+def test_an_end_beyond_the_vocabulary_is_told(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    edit("config.json", eos_token_id=[2, 99999])(folder)
+    load.check_shapes(locate(str(folder)), "causal_lm", (), False)
+    assert "eos_token_id=99999 beyond its vocabulary" in caplog.text and "=2 " not in caplog.text
+
+
+def test_layers_that_share_weights_are_no_damage() -> None:
+    albert = {"num_hidden_layers": 12, "num_hidden_groups": 1}
+    assert not [*layer_problems(albert, ["encoder.albert_layer_groups.0.ffn.weight"])]
 
 
 def test_the_shapes_of_a_whole_model_fit(folder: Path) -> None:
