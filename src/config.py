@@ -222,6 +222,8 @@ def _format_error(schema: type, error: Any) -> str:
         return f"{key} is not a setting{suggestion(schema, key)}"
     if error["type"] == "list_type":
         return f"{key}={error['input']}: should be a list, as [{error['input']}]"
+    if error["type"] == "too_short":
+        return f"{key}={error['input']}: should have one item or more"
     if error["type"] == "string_too_short":
         return f"{key}={error['input']}: should not be empty"
     if error["type"] == "dataclass_type":
@@ -235,7 +237,8 @@ def _format_error(schema: type, error: Any) -> str:
     elif expected:
         guess = did_you_mean(str(error["input"]), expected)
         message = f"should be one of {', '.join(expected)}{guess}"
-    return f"{key}={error['input']}: {message[0].lower()}{message[1:]}"
+    value = "null" if error["input"] is None else error["input"]
+    return f"{key}={value}: {message[0].lower()}{message[1:]}"
 
 
 def _key_of(error: Any) -> str:

@@ -26,8 +26,10 @@ def why_not_learned(history: Sequence[Mapping[str, Any]], changed: bool) -> str:
     """
     logged = [entry for entry in history if "loss" in entry]
     losses = [float(entry["loss"]) for entry in logged]
+    if losses and not any(losses):
+        return "the loss is 0 from the first step: the model knows all answers already, or focal_gamma is too high"
     if not changed:
-        return "the weights are those of the start: raise lr"
+        return "the weights are those of the start: raise lr, or max_grad_norm if it is tiny"
     if losses and losses[-1] > 0 and (step := _zero_from(logged)):
         return f"the gradient is 0 from step {step} to the end: lower lr"
     if len(losses) >= WINDOW:

@@ -27,7 +27,7 @@ from omegaconf import OmegaConf
 from . import aliases, outcome, runs, search_space
 from .errors import ConfigError, RunError, Stopped, UserError, did_you_mean
 from .runs import FAILED, FINISHED, INTERRUPTED, RUNNING
-from .schema import SearchArgs
+from .schema import OutputArgs, SearchArgs
 from .search_space import Dimension
 from .stages import SWEEP_STAGE
 from .utils.commands import command
@@ -265,7 +265,9 @@ class Sweep:
         verdict = f"no trial has the metric {self.plan.search['metric']}"
         if best:
             preset = self._preset(best)
-            again = command(SWEEP_STAGE, *self.plan.file, f"experiment={preset}")
+            kept = self.plan.output_dir != OutputArgs.output_dir
+            place = [f"output_dir={self.plan.output_dir}"] if kept else []
+            again = command(SWEEP_STAGE, *self.plan.file, f"experiment={preset}", *place)
             verdict = f"best: {self._describe(best)}; train it again with\n  {again}"
         if not complete:
             verdict += "\nunfinished: run the command again to resume it"

@@ -26,7 +26,7 @@ LEARNING = [(6.0 - n / 10, 1.0) for n in range(10)]
     ("logged", "changed", "told"),
     [
         (LEARNING, True, ""),
-        (LEARNING, False, "the weights are those of the start: raise lr"),
+        (LEARNING, False, "the weights are those of the start: raise lr, or max_grad_norm if it is tiny"),
         ([(6.0, 3.0), *[(6.2, 0.0)] * 9], True, "the gradient is 0 from step 10 to the end: lower lr"),
         ([(6.0, 0.0)], True, "the gradient is 0 from step 5 to the end: lower lr"),
         ([*LEARNING, (5.0, 0.0)], True, ""),  # once is chance
@@ -41,6 +41,11 @@ LEARNING = [(6.0 - n / 10, 1.0) for n in range(10)]
             [(6 - n / 1e5, 1.0) for n in range(10)],
             True,
             "the loss was 6 at the start and is 6 at the end: change lr, or train longer",
+        ),
+        (
+            [(0.0, 0.0)] * 2,
+            True,
+            "the loss is 0 from the first step: the model knows all answers already, or focal_gamma is too high",
         ),
         ([], True, ""),
     ],

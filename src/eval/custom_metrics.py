@@ -95,9 +95,12 @@ class FileMetric(NamedTuple):
 
     def _score_row(self, prediction: str, reference: str) -> float:
         try:
-            value = float(self.function(prediction, reference))
+            returned = self.function(prediction, reference)
+            value = float(returned)
         except (Exception, SystemExit) as error:
             raise ConfigError(f"metrics: {self.name}: score() {_failure(error)}", hint="fix the file") from error
+        if isinstance(returned, str):
+            raise ConfigError(f"metrics: {self.name}: score() returned the text {returned[:60]!r}, not a number")
         if not isfinite(value):
             raise ConfigError(f"metrics: {self.name}: score() returned {value} for {prediction[:60]!r}")
         return value

@@ -7,7 +7,7 @@ outside of the table: `evaluate:NAME` of the library `evaluate`, and `file:PATH.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from functools import partial
 from importlib.metadata import version
 from statistics import fmean
@@ -167,11 +167,7 @@ def check(names: Sequence[str]) -> None:
 
     Raises: ConfigError naming every metric that is unknown or cannot be used.
     """
-    problems = [
-        f"metrics: {n} is not a metric{did_you_mean(n, METRICS)}"
-        for n in names
-        if n not in METRICS and not custom_metrics.is_custom(n)
-    ]
+    problems = unknown("metrics", names)
     hint = f"there are: {', '.join(METRICS)}, evaluate:NAME and file:PATH.py" if problems else ""
     for name in filter(custom_metrics.is_custom, names):
         try:
@@ -181,6 +177,15 @@ def check(names: Sequence[str]) -> None:
             hint = hint or error.hint
     if problems:
         raise ConfigError(*problems, hint=hint)
+
+
+def unknown(key: str, names: Iterable[str]) -> list[str]:
+    """A sentence for each name in the setting `key` that is no metric. Files and the Hub are not read."""
+    return [
+        f"{key}: {name} is not a metric{did_you_mean(name, METRICS)}"
+        for name in names
+        if name not in METRICS and not custom_metrics.is_custom(name)
+    ]
 
 
 def try_on(names: Sequence[str], answers: Sequence[str]) -> None:

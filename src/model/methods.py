@@ -220,6 +220,9 @@ def problems(values: Mapping[str, Any]) -> list[str]:
 
 def _token_problems(values: Mapping[str, Any], name: str, method: Method) -> Iterator[str]:
     """Why rows cannot be added to the embedding with these settings."""
+    tokens = [str(token) for token in values.get("new_tokens") or []]
+    yield from (f"new_tokens: {token!r} is only white space" for token in tokens if token and not token.strip())
+    yield from (f"new_tokens: {token} is listed twice" for token in {t: 0 for t in tokens if tokens.count(t) > 1})
     for key in ("new_tokens", "resize_embeddings"):
         if not values.get(key):
             continue

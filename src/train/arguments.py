@@ -209,7 +209,8 @@ NEEDS_ONE = {
 
 def problems(values: Mapping[str, Any]) -> list[str]:
     """The contradictions in composed training settings that the schema does not know, one message each."""
-    return [*methods.problems(values), *_trainer_problems(values), *_schedule_problems(values)]
+    return [*methods.problems(values), *_trainer_problems(values), *_schedule_problems(values),
+            *_metric_problems(values)]  # fmt: skip
 
 
 def check_packages(method: str, optim: str) -> None:
@@ -222,6 +223,24 @@ def check_packages(method: str, optim: str) -> None:
     if missing:
         problems = [f"{setting} needs bitsandbytes, which is not installed" for setting in missing]
         raise ConfigError(*problems, hint="make install installs it")
+
+
+def _metric_problems(values: Mapping[str, Any]) -> list[str]:
+    """Metrics that do not exist: otherwise only the evaluation after the training would find them."""
+    gate, given = values.get("gate") or {}, values.get("metrics") or []
+    gate = gate if isinstance(gate, Mapping) else {}
+    guards = gate.get("guards") or []
+    named = {
+        "metrics": given if isinstance(given, list) else [],
+        "gate.metric": [gate.get("metric")],
+        "gate.guards": [guard.get("metric") for guard in guards if isinstance(guard, Mapping)],
+    }
+    texts = {key: [name for name in names if isinstance(name, str)] for key, names in named.items()}
+    if not any(texts.values()):
+        return []
+    from ..eval.metrics import unknown  # imports NumPy and sacreBLEU
+
+    return [problem for key, names in texts.items() for problem in unknown(key, names)]
 
 
 def _trainer_problems(values: Mapping[str, Any]) -> list[str]:

@@ -9,6 +9,7 @@ Imports no torch, so that a wrong combination is refused early.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -161,6 +162,11 @@ def _base_of(word: str, folder: Path, run: Run | None) -> dict[str, Any]:
     manifest = run.manifest if run else _manifest_in(folder)
     if recorded := manifest.get("base_model"):
         return dict(recorded)
+    if not any((folder / name).is_file() for name in (ADAPTER, "config.json")):
+        raise ModelError(
+            f"init_from={word}: {folder} has neither {ADAPTER} nor config.json",
+            hint="give a run, or a folder with a tuned model",
+        )
     found = adapter_base(folder)
     if found is None:
         raise ModelError(
@@ -240,7 +246,7 @@ def problems(values: Mapping[str, Any]) -> list[str]:
 
 def _find_in(values: Mapping[str, Any]) -> Parent | None:
     word = values.get("init_from")
-    return None if word is None else find(str(word), str(values.get("output_dir")))
+    return None if word in (None, "") else find(str(word), str(values.get("output_dir")))
 
 
 def _same(key: str, mine: Any, theirs: Any) -> bool:
@@ -250,7 +256,8 @@ def _same(key: str, mine: Any, theirs: Any) -> bool:
 
 
 def _shown(value: Any) -> str:
-    return "null" if value is None else str(value)
+    """A value as YAML on one line."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _other_method(parent: Parent, wanted: str) -> str:

@@ -313,7 +313,12 @@ def test_a_file_that_is_no_metric_is_refused(tmp_path: Path, text: str, message:
 
 @pytest.mark.parametrize(
     ("body", "message"),
-    [("1 / 0", "ZeroDivisionError"), ("'much'", "ValueError"), ("float('nan')", "returned nan")],
+    [
+        ("1 / 0", "ZeroDivisionError"),
+        ("'much'", "ValueError"),
+        ("'1'", "the text '1'"),
+        ("float('nan')", "returned nan"),
+    ],
 )
 def test_a_file_that_cannot_score_is_named(tmp_path: Path, body: str, message: str) -> None:
     with pytest.raises(ConfigError, match=rf"mine\.py: score\(\) .*{message}"):

@@ -74,6 +74,15 @@ def test_a_wrong_value_is_one_sentence_before_anything_is_loaded(given: dict[str
     assert problem.startswith("trainer.") and told in problem
 
 
+def test_a_metric_that_does_not_exist_is_refused_before_the_training() -> None:
+    guards = [{"metric": "zzzz", "split": "test"}]
+    assert problems(metrics=["rougel", "bleu", "file:m.py"], gate={"metric": "zzzz", "guards": guards}) == [
+        "metrics: rougel is not a metric; did you mean rougeL?",
+        "gate.metric: zzzz is not a metric",
+        "gate.guards: zzzz is not a metric",
+    ]
+
+
 def test_an_unknown_argument_is_answered_with_a_guess() -> None:
     told = "trainer.eval_dely is not an argument of TrainingArguments; did you mean eval_delay?"
     assert problems(trainer={"eval_dely": 1}) == [told]

@@ -144,6 +144,8 @@ def test_a_token_without_a_row_is_refused_before_the_model_is_loaded(
 @pytest.mark.parametrize(
     ("values", "reason"),
     [
+        ({"new_tokens": [" "]}, "new_tokens: ' ' is only white space"),
+        ({"new_tokens": ["a", "a"]}, "new_tokens: a is listed twice"),
         ({"method": "ia3"}, "whose adapter holds no rows of the embedding; choose one of lora, rslora, dora"),
         ({"distributed": "zero3"}, "new_tokens is not supported with distributed=zero3; set distributed=ddp"),
         (
