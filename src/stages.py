@@ -67,6 +67,7 @@ def import_function(path: str) -> Any:
     return getattr(import_module(module, __package__), name)
 
 
+METRICS = ".eval.metrics:unknown"  # which of some names are no metrics
 PARENT, TRAINING_PROBLEMS = ".train.parent:settings", ".train.parent:problems"
 FROM_RUN = (
     "what is not set comes from the run: from its training settings, then from its last evaluation; setting=null",

@@ -16,6 +16,7 @@ from pydantic import AllowInfNan
 from ..config import expected, fits
 from ..errors import ConfigError
 from ..model import methods
+from ..stages import METRICS, import_function
 from ..utils.signatures import PASSTHROUGH, check_arguments, class_arguments
 
 # Arguments that a setting of ours determines: of two values for one thing, one would be ignored.
@@ -238,8 +239,7 @@ def _metric_problems(values: Mapping[str, Any]) -> list[str]:
     texts = {key: [name for name in names if isinstance(name, str)] for key, names in named.items()}
     if not any(texts.values()):
         return []
-    from ..eval.metrics import unknown  # imports NumPy and sacreBLEU
-
+    unknown = import_function(METRICS)  # imports NumPy and sacreBLEU
     return [problem for key, names in texts.items() for problem in unknown(key, names)]
 
 
