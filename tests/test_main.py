@@ -205,7 +205,8 @@ def test_training_is_refused_before_torch(assay: Any, words: list[str], sentence
     rows(assay.cwd / "rows/bad.jsonl", GOOD, {"messages": []}, {"messages": [GOOD["messages"][0]]})
     (assay.cwd / "empty").mkdir()
     (assay.cwd / "rounded").mkdir()
-    (assay.cwd / "rounded/model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    header = b'{"w": {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}}'
+    (assay.cwd / "rounded/model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
     (assay.cwd / "rounded/config.json").write_text('{"quantization_config": {"quant_method": "bitsandbytes"}}')
     before = assay.left()
     # a local model is looked at before the rows
