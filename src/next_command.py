@@ -17,6 +17,8 @@ from .runs import FINISHED, Run, newest_finished
 from .stages import STAGES
 from .utils.commands import command
 from .utils.files import read_json
+from .utils.secrets import redact
+from .utils.urls import REDACTED
 
 STOPPED_CODES = {Stopped.exit_code, 130, 143}
 OUTPUT_DIR = "outputs"
@@ -41,6 +43,11 @@ class Ended(NamedTuple):
 
 def next_line(outcome: Outcome, code: int, words: Sequence[str]) -> str:
     """What comes after `next: `: a command, or what to do and a command; empty where nothing follows."""
+    text = _next(outcome, code, words)
+    return f"with the whole address where *** stands, {text}" if REDACTED in redact(text) else text
+
+
+def _next(outcome: Outcome, code: int, words: Sequence[str]) -> str:
     run = Run(outcome.run) if outcome.run else None
     run = run if run and run.readable else None
     ended = Ended(outcome.stage, code, tuple(words), run, outcome.facts)

@@ -166,6 +166,8 @@ def test_checked_and_planned_data_are_trained_with_the_same_settings(monkeypatch
     fitting = {"fitting": "batch_size=1 gradient_accumulation_steps=8"}
     expected = "make train lr=1e-4 batch_size=1 gradient_accumulation_steps=8"
     assert after("plan", "batch_size=8", "lr=1e-4", code=2, **fitting) == expected
+    signed = after("check-data", "data_source.url=https://host/a.jsonl?sig=secret")
+    assert signed.startswith("with the whole address where *** stands, make train data_source.url=")
     monkeypatch.setenv("ASSAY_PROGRAM", "assay")
     assert after("check-data", "--config-name", "own", "lr=1e-4") == "assay train --config-name own lr=1e-4"
 

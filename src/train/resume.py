@@ -73,9 +73,11 @@ def find_resumable(
         and before.size == BatchShape(cfg.batch_size, cfg.gradient_accumulation_steps).size
     )
     if differences := _setting_differences(run, cfg, but=BATCH_KEYS if same_steps else ()):
+        hint = "a run resumes with its own settings"
+        if any(each.startswith("batch_size is") for each in differences):
+            hint += ", or with another batch_size and the gradient_accumulation_steps that keep their product"
         raise RunError(
-            *(f"resume={cfg.resume}: {each}" for each in differences),
-            hint="a run resumes with its own settings; resume=never starts a new run",
+            *(f"resume={cfg.resume}: {each}" for each in differences), hint=f"{hint}; resume=never starts a new run"
         )
     return [run]
 
