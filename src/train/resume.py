@@ -76,9 +76,8 @@ def find_resumable(
         hint = "a run resumes with its own settings"
         if any(each.startswith("batch_size is") for each in differences):
             hint += ", or with another batch_size and the gradient_accumulation_steps that keep their product"
-        raise RunError(
-            *(f"resume={cfg.resume}: {each}" for each in differences), hint=f"{hint}; resume=never starts a new run"
-        )
+        problems = (f"resume={cfg.resume}: {each}" for each in differences)
+        raise RunError(*problems, hint=f"{hint}; resume=never starts a new run")
     return [run]
 
 
