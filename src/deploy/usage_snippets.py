@@ -68,7 +68,9 @@ answer = AutoConfig.from_pretrained(folder).id2label[int(logits[0].argmax())]
 print(answer)
 """
 ONNX = {"causal_lm": ONNX_CAUSAL_LM, "seq2seq": ONNX_SEQ2SEQ, "classification": ONNX_CLASSIFY}
-FOLDER = 'folder = "."  # the folder of this file; from another directory, write its path, or its name on the Hub\n'
+FOLDER = (
+    'folder = "."  # the folder of this file; from another directory, write its path, or its name on the Hub\n'
+)
 LOCAL_FOLDER = 'folder = "."  # the folder of this file; from another directory, write its path\n'
 
 

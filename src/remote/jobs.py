@@ -224,7 +224,10 @@ def find_job(connection: Connection, word: str | None, running: bool = False) ->
     None and `latest` name the newest; with `running` the newest that is running, if there is one.
     Raises: RemoteError if there is none, or there are several.
     """
-    jobs = list_jobs(connection)
+    return _choose(list_jobs(connection), connection, word, running)
+
+
+def _choose(jobs: list[Job], connection: Connection, word: str | None, running: bool = False) -> Job:
     where = f"in {connection.target.dir} on {connection.target}"
     if not jobs:
         raise RemoteError(f"no runs {where}", hint=f"start one with {command('ssh-train')}")
@@ -252,16 +255,13 @@ def find_run(connection: Connection, word: str | None) -> Job:
     None and `latest` name the newest job with a run directory.
     """
     job, error = None, None
-    if word in {None, "latest"}:
-        job = next((each for each in list_jobs(connection) if each["run"]), None)
-        if job:
-            return job
+    jobs = list_jobs(connection)
+    if word in {None, "latest"} and (job := next((each for each in jobs if each["run"]), None)):
+        return job
     try:
-        job = find_job(connection, word)
+        job = _choose(jobs, connection, word)
         if word in {None, "latest", job["id"], run_id(job)}:
             return job
-    except LostConnection:
-        raise
     except RemoteError as not_found:
         error = not_found
     if ID.fullmatch(str(word)) and (

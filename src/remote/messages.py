@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
 from functools import cache
 from typing import Annotated, Any, Literal
@@ -37,7 +38,15 @@ def _decode(value: object) -> object:
     return base64.b64decode(value, validate=True) if isinstance(value, str) else value
 
 
+def _path(value: str) -> str:
+    if "\0" in value or not value.startswith("/"):
+        raise ValueError("should be an absolute path without NUL")
+    os.fsencode(value)  # a lone surrogate: UnicodeEncodeError is a ValueError
+    return value
+
+
 Text = InstanceOf[str]  # not `str`, which rejects the surrogates of file names that are not UTF-8
+AbsolutePath = Annotated[Text, AfterValidator(_path)]
 Count = Annotated[int, Field(ge=0, lt=1 << 63)]
 Seconds = Annotated[float, Field(ge=-1e11, le=1e11)]  # since the epoch
 Id = Annotated[Text, _matching(ID, f"at most {MAX_ID} letters, digits, '.', '_' and '-'")]
@@ -60,7 +69,7 @@ class _JobShape(TypedDict):
     pid: Count
     started: Seconds
     status: Literal["running", "ended", "interrupted", "elsewhere"]
-    run: Text | None
+    run: AbsolutePath | None
     run_status: Any
     code: Annotated[int, Field(ge=-255, le=255)] | None
     ended: Seconds | None
@@ -226,7 +235,7 @@ ANSWERS: dict[str, Any] = {
     "host_info:collect": _HostShape,
     "jobs:list_jobs": list[_JobShape],
     "jobs:stop": _JobShape,
-    "list_run:find_run": Text | None,
+    "list_run:find_run": AbsolutePath | None,
     "sessions:shell": _ShellShape,
     "start:start": _StartedShape,
 }

@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO, TypeVar, cast
 
 from paramiko import SFTPClient, SFTPError
 from paramiko.ssh_exception import SSHException
@@ -28,6 +28,7 @@ from .connection import SILENCE_TIMEOUT_S, Connection
 Answer = TypeVar("Answer")
 
 ATTEMPTS = 3  # without any progress
+MAX_MESSAGES = 1 << 20  # bytes of rsync's messages
 BLOCK = 1 << 15  # bytes, the most that an SFTP server accepts at once
 LARGE = 20_000_000  # bytes, from which on a terminal shows the progress
 LOCAL_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # SFTP does not report these of the server's disk
@@ -135,13 +136,20 @@ def _by_rsync(
     shell = " ".join("'" + word.replace("'", "''") + "'" for word in ssh)
 
     def attempt() -> str:
-        done = subprocess.run(
-            [*limit, "rsync", "--protect-args", "--timeout=30", "-e", shell, *words],
-            input=stdin,
-            stdout=sys.stderr if sys.stderr.isatty() else subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-        )
-        stderr = os.fsdecode(done.stderr)
+        with tempfile.TemporaryFile() as names:
+            names.write(stdin)
+            names.seek(0)
+            with subprocess.Popen(
+                [*limit, "rsync", "--protect-args", "--timeout=30", "-e", shell, *words],
+                stdin=names,
+                stdout=sys.stderr if sys.stderr.isatty() else subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+            ) as done:
+                said = cast(IO[bytes], done.stderr).read(MAX_MESSAGES)
+                if len(said) == MAX_MESSAGES:
+                    done.kill()
+                    return "its messages do not end"
+        stderr = os.fsdecode(said)
         if done.returncode in {0, 24}:  # 24: a file has vanished; the caller notices
             return ""
         if done.returncode != 255 and any(reason in stderr for reason in (*DISK_FULL, *NOT_WRITABLE)):

@@ -147,6 +147,22 @@ def test_a_run_that_cannot_be_read_is_left_to_the_stage(damage: str) -> None:
     composed("eval-baseline")
 
 
+def test_code_that_came_with_a_run_runs_only_if_it_is_typed(capsys: pytest.CaptureFixture[str]) -> None:
+    inside = f"file:{Path('outputs/runs/other/m.py').absolute()}"
+    run = run_of("1", {**TRAINED, "metrics": ["rougeL", inside]})
+    assert call("eval", "1") == 2
+    assert f"run 1 names the metric {inside}, whose code came with the run" in capsys.readouterr().err
+    assert composed("eval", "1", f"metrics=[{inside}]")["metrics"] == [inside]
+    for metric in ("evaluate:somebody/metric", "file:mine.py"):
+        (run.path / "config_used.yaml").write_text(yaml.safe_dump({**TRAINED, "metrics": [metric]}))
+        assert composed("eval", "1")["metrics"] == [metric]
+    (run.path / "fetched.json").write_text("{}")
+    assert composed("eval", "1")["metrics"] == ["file:mine.py"]
+    (run.path / "config_used.yaml").write_text(yaml.safe_dump({**TRAINED, "metrics": ["evaluate:x/y"]}))
+    assert call("publish", "1") == 2
+    assert "run 1 names the metric evaluate:x/y, whose code came with the run" in capsys.readouterr().err
+
+
 def test_records_of_another_form_are_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     run = run_of("1", evaluation={"splits": ["test"]})
     metrics, good = run.path / "metrics.json", (run.path / "metrics.json").read_text()

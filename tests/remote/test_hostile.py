@@ -244,6 +244,7 @@ ANSWERS: dict[str, list[tuple[str, list[bytes]]]] = {  # by command
         (JOBS, [line(answer=[job(run="/srv/outputs/runs/latest")])]),
         (JOBS, [line(answer=[job(run="/srv/..")])]),
         (JOBS, [line(answer=[job(run="/srv/\x1b[2J")])]),
+        *((JOBS, [line(answer=[job(run=value)])]) for value in ("/srv/\0/x", "/\ud800/x", "srv/x", "")),
         (JOBS, [line(answer=[job(run="/srv/" + "a" * 300)])]),
     ],
     "ssh-logs": [

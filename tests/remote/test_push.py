@@ -578,6 +578,10 @@ def test_a_file_that_changes_during_the_transfer_is_sent_again(
     assert set(code["files"]) == {"src/main.py", "src/model.py", "configs/train.yaml"}
 
 
+@pytest.mark.parametrize(
+    ("program", "reason"),
+    [("echo hello; exit 1", ""), ("exec yes hello >&2", "its messages do not end); using SFTP")],
+)
 def test_a_broken_rsync_is_reported_and_sftp_used(
     sshd: Server,
     sync_connection: Connection,
@@ -585,12 +589,14 @@ def test_a_broken_rsync_is_reported_and_sftp_used(
     server_dir: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
+    program: str,
+    reason: str,
 ) -> None:
-    write(tmp_path, {"bin/rsync": "#!/bin/sh\necho hello\nexit 1\n"})
+    write(tmp_path, {"bin/rsync": f"#!/bin/sh\n{program}\n"})
     (tmp_path / "bin/rsync").chmod(0o755)
     with sshd.session(PATH=f"{tmp_path}/bin:{os.environ['PATH']}"):
         pushing.push(sync_connection)
-    assert "rsync failed (" in printed(capsys) and pushed(server_dir) == own(local_dir)
+    assert f"rsync failed ({reason}" in printed(capsys) and pushed(server_dir) == own(local_dir)
 
 
 def test_a_push_over_that_of_another_client_names_it(
