@@ -50,6 +50,7 @@ def apply_method(
         return model.float()
     if args.lora_target_modules and "lora_target_modules" in method.keys:
         check_target_modules(model, args.lora_target_modules, embeddings=method.embeddings)
+        _check_new_rows(model, args.lora_target_modules)
     keep_differentiable(model)
     check_matches(args.peft, _names(model))
     _check_parameters(args.peft, model)
@@ -139,6 +140,18 @@ def _check_parameters(given: Mapping[str, Any], model: Any) -> None:
         )
     if given.get("bias", "none") != "none" and not any(n.endswith(".bias") for n, _ in model.named_parameters()):
         raise ModelError(f"peft.bias={given['bias']}: this model has no bias", hint="remove the argument")
+
+
+def _check_new_rows(model: Any, wanted: list[str]) -> None:
+    """Raises: ModelError if `new_tokens` and `lora_target_modules` would train the same layer."""
+    layers = embeddings.token_indices(model) or {}
+    both = [w for w in wanted if any(f".{n}".endswith(f".{w}") for n in layers)]
+    if both:
+        raise ModelError(
+            f"lora_target_modules names {', '.join(both)}, of which new_tokens or resize_embeddings trains rows; "
+            "peft supports one of the two for a layer",
+            hint=f"remove {', '.join(both)} from lora_target_modules",
+        )
 
 
 def _adapted(tuned: Any) -> list[str]:

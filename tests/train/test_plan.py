@@ -21,7 +21,7 @@ from src.model.source import locate
 from src.model.tokenizer import load_tokenizer
 from src.schema import TrainConfig
 from src.train.batch_sampler import build_sampler
-from src.train.plan import memory, simulate
+from src.train.plan import arithmetic, memory, simulate
 from src.train.plan.estimate import SIMULATED_CODE, MemoryEstimator, PlanUnavailable, available_memory
 from src.utils.environment import Capacity
 from src.utils.process_info import ProcessInfo
@@ -306,7 +306,7 @@ def test_a_plan_for_a_gpu_needs_no_gpu(world: World, capsys: pytest.CaptureFixtu
     assert alone and two and int(alone[1]) == 2 * int(two[1])  # one process for each GPU that is named
 
 
-def test_a_model_whose_code_needs_numbers_is_trained_without_a_plan(
+def test_a_model_that_cannot_be_simulated_is_planned_by_arithmetic(
     world: World, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from transformers.models.llama.modeling_llama import LlamaMLP
@@ -317,9 +317,49 @@ def test_a_model_whose_code_needs_numbers_is_trained_without_a_plan(
         return forward(self, x) if x.nonzero().numel() else x
 
     monkeypatch.setattr(LlamaMLP, "forward", routed)
+    assert plan(world) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "cannot be simulated (DynamicOutputShapeException" in shown and "estimate arithmetic: between" in shown
+    assert "of memory (a rough estimate by arithmetic)" in shown
+    assert plan(world, "memory_gb=0.000001") == 2  # the memory is checked
+    found = world.train("max_steps=1").manifest["plan"]
+    assert (found["estimate"], found["roughness"]) == ("arithmetic", arithmetic.ROUGHNESS)
+    monkeypatch.setattr(arithmetic.Layers, "__init__", lambda *_: {}["size"])
     assert plan(world) == 2
-    assert "cannot be planned: DynamicOutputShapeException" in capsys.readouterr().out
-    assert world.train("max_steps=1").manifest["plan"] is None
+    assert "is not checked, because the sizes of its model are unknown: KeyError" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("dtype", "others"),
+    [("float32", {}), ("bfloat16", {"method": "full"}), ("bfloat16", {"gradient_checkpointing": True})],
+)
+def test_arithmetic_is_as_near_to_the_simulation_as_it_says(
+    tiny: Path, dtype: str, others: dict[str, Any]
+) -> None:
+    cfg, recomputed = settings(**others), "gradient_checkpointing" in others
+    simulated, rough = (
+        kind(locate(str(tiny)), ROWS, ROWS[:2], dtype, "cpu", load_tokenizer(str(tiny)), fixed=0)
+        .memory(cfg, recomputed).peak
+        for kind in (MemoryEstimator, arithmetic.ArithmeticEstimator)
+    )  # fmt: skip
+    low, high = map(int, re.findall(r"(\d+) %", arithmetic.ROUGHNESS))
+    assert 1 - low / 100 <= rough / simulated <= 1 + high / 100
+
+
+@pytest.mark.parametrize("method", ["full", "dora", "qlora", "ia3", "prefix"])
+def test_parameters_are_counted_from_the_headers_of_a_model_that_cannot_be_built(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    def count() -> memory.ParameterBytes:
+        kind = arithmetic.ArithmeticEstimator
+        found = kind(locate(str(tiny)), ROWS, [], "float32", "cpu", load_tokenizer(str(tiny)), fixed=0)
+        return found.run_simulation(settings(method=method), False).weights
+
+    built = count()
+    monkeypatch.setattr(load, "build_meta_model", lambda *_, **__: {}["code"])
+    counted = count()
+    assert counted.trainable == pytest.approx(built.trainable, rel=0.15)
+    assert counted.base_bytes == pytest.approx(built.base_bytes, rel=0.05)
 
 
 def test_a_cached_simulation_is_of_the_code_of_both_packages_that_it_runs() -> None:

@@ -58,19 +58,23 @@ def _planned_device(cfg: PlanConfig) -> tuple[Reasoned, Reasoned]:
 
 
 def plan_memory(data: PreparedData, cfg: TrainConfig) -> MemoryPlan | None:
-    """Log the plan, and alternatives if it does not fit. None if the model cannot be simulated."""
-    from . import estimate
+    """Log the plan, and alternatives if it does not fit. None if the sizes of the model are unknown."""
+    from . import arithmetic, estimate
 
     device, dtype = data.device.value, data.dtype.value
     kernels = environment.choose_kernels(cfg.use_liger_kernel, cfg.cuda_visible_devices, device)
-    estimator = estimate.MemoryEstimator(
-        data.base, data.examples, data.held_out, dtype, device, data.chat.tokenizer,
-        estimate.fixed_bytes(device), data.labels, with_liger=kernels.value == "liger",
-    )  # fmt: skip
-    try:
-        found = estimator.plan(cfg, estimate.available_memory(cfg, device))
-    except estimate.PlanUnavailable as error:
-        log.warning("the memory of this run cannot be planned: %s", error)
+    available, fixed = estimate.available_memory(cfg, device), estimate.fixed_bytes(device)
+    for kind in (estimate.MemoryEstimator, arithmetic.ArithmeticEstimator):
+        estimator = kind(
+            data.base, data.examples, data.held_out, dtype, device, data.chat.tokenizer, fixed, data.labels,
+            with_liger=kernels.value == "liger",
+        )  # fmt: skip
+        try:
+            found = estimator.plan(cfg, available)
+            break
+        except estimate.PlanUnavailable as error:
+            log.warning(kind.unavailable, error)
+    else:
         return None
     _log_table("plan", _plan_rows(found))
     if not found.fits_memory:
@@ -95,7 +99,8 @@ def check_fits(found: MemoryPlan | None, cfg: TrainConfig) -> None:
     if not found.fits_memory:
         problems.insert(
             0, f"this run needs {format_bytes(found.memory.peak)} of memory, and "
-            f"{format_bytes(found.available.bytes)} are available ({found.available.reason})",
+            f"{format_bytes(found.available.bytes)} are available ({found.available.reason})"
+            + f"; the estimate is rough: {found.roughness}" * bool(found.roughness),
         )  # fmt: skip
     if problems and cfg.force:
         for problem in problems:
@@ -106,7 +111,8 @@ def check_fits(found: MemoryPlan | None, cfg: TrainConfig) -> None:
 
 def report_verdict(found: MemoryPlan) -> None:
     """Report in one sentence whether the run fits: the end of the stage."""
-    needs = f"{format_of(found.memory.peak, found.available.bytes)} of memory"
+    rough = " (a rough estimate by arithmetic)" if found.roughness else ""
+    needs = f"{format_of(found.memory.peak, found.available.bytes)} of memory{rough}"
     if found.fits:
         log_verdict(f"fits: {needs}, {count(found.steps, 'step')}")
         return
@@ -172,6 +178,8 @@ def _plan_rows(plan: MemoryPlan) -> Iterator[tuple[str, str]]:
     rows, tokens = plan.longest_batch
     yield "longest batch", f"{count(tokens, 'token')} in {count(rows, 'example')}"
     yield "gradient_checkpointing", str(plan.checkpointing)
+    if plan.roughness:
+        yield "estimate", f"{plan.estimate}: {plan.roughness}"
     yield "peak memory", f"{format_bytes(plan.memory.peak)}, at {MOMENTS[plan.memory.at]}"
     for part, size in plan.memory.parts.items():
         yield f"  {part}", f"{format_bytes(size):>12}"

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from functools import cache
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,6 +69,9 @@ class MemoryEstimator:
     A plan depends on almost every setting, and alternatives change some of them: methods take the complete
     configuration.
     """
+
+    estimate, roughness = "simulation", ""
+    unavailable = "this model cannot be simulated (%s); its memory is estimated by arithmetic, which is rougher"
 
     def __init__(
         self, base: Source, examples: Sequence[Example], held_out: Sequence[Example], dtype: str, device: str,
@@ -135,11 +139,7 @@ class MemoryEstimator:
     def run_simulation(self, cfg: TrainConfig, checkpointing: bool) -> SimulatedMemory:
         """Simulate a training step and an evaluation, or read the result from the cache."""
         batch = [self.examples[row] for row in self.longest_batch(cfg)]
-        held_out = (
-            self._longest_held_out(cfg.trainer.get("per_device_eval_batch_size", cfg.batch_size))
-            if self.held_out
-            else []
-        )
+        held_out = self.longest_held_out(cfg)
         path = (
             data_cache(cfg.cache_dir, cfg.output_dir)
             / "plans"
@@ -147,12 +147,12 @@ class MemoryEstimator:
         )
         with suppress(RunError, TypeError, KeyError):
             return SimulatedMemory.from_dict(read_json(path))
-        with _plan_errors():
+        with plan_errors():
             model, weights = self.weights(cfg)
         options: dict[str, Any] = {
             "dtype": self.dtype, "device": self.device, "tokenizer": self.tokenizer, "with_liger": self.with_liger
         }  # fmt: skip
-        with _plan_errors():
+        with plan_errors():
             backward = simulate.backward_pass(model, batch, cfg, checkpointing=checkpointing, **options)
             evaluated = simulate.forward_pass(model, held_out, cfg, **options) if held_out else None
         found = SimulatedMemory(weights, backward, evaluated)
@@ -172,9 +172,12 @@ class MemoryEstimator:
         ]  # fmt: skip
         return hashlib.sha256(repr(inputs).encode()).hexdigest()[:32]
 
-    def _longest_held_out(self, size: int) -> Sequence[Example]:
+    def longest_held_out(self, cfg: TrainConfig) -> Sequence[Example]:
+        """The batch of the evaluation with the most tokens; empty without an evaluation."""
+        size = cfg.trainer.get("per_device_eval_batch_size", cfg.batch_size)
         starts = range(0, len(self.held_out), size)
-        return max((self.held_out[i : i + size] for i in starts), key=lambda rows: sum(len(e.ids) for e in rows))
+        batches = (self.held_out[i : i + size] for i in starts)
+        return max(batches, key=lambda rows: sum(len(e.ids) for e in rows), default=[])
 
     def plan(self, cfg: TrainConfig, available: Capacity) -> MemoryPlan:
         """The complete plan, with `gradient_checkpointing=auto` resolved."""
@@ -192,7 +195,7 @@ class MemoryEstimator:
             round(tokens * schedule.steps / schedule.steps_per_epoch),
             (len(longest), int(self.lengths[longest].sum())),
             _evaluations(schedule.steps, args) if self.held_out else 0, checkpoints,
-            checkpointing, needed, available, tuple(needs), weights,
+            checkpointing, needed, available, tuple(needs), weights, self.estimate, self.roughness,
         )  # fmt: skip
 
     def _checkpointing(self, cfg: TrainConfig, available: Capacity) -> tuple[Reasoned, MemoryByMoment]:
@@ -258,6 +261,8 @@ class MemoryEstimator:
         method = methods.METHODS[cfg.method]
         if cfg.method == "full":
             yield {"method": "lora"}
+        if not find_spec("bitsandbytes"):
+            return
         if method.config is None or not method.four_bit:
             yield {"method": "qlora"}
         if memory.OPTIMIZER_BYTES.get(cfg.optim) == memory.OPTIMIZER_BYTES["adamw_torch"]:
@@ -265,10 +270,10 @@ class MemoryEstimator:
 
 
 @contextmanager
-def _plan_errors() -> Iterator[None]:
+def plan_errors() -> Iterator[None]:
     try:
         yield
-    except UserError:
+    except (UserError, PlanUnavailable):
         raise
     except Exception as error:  # remote code may raise anything
         raise PlanUnavailable(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}") from error

@@ -150,6 +150,8 @@ class MemoryPlan:
     available: Capacity
     disk: tuple[DiskNeed, ...]
     weights: ParameterBytes
+    estimate: str  # simulation or arithmetic
+    roughness: str = ""  # of arithmetic
 
     @property
     def fits_memory(self) -> bool:
@@ -176,6 +178,7 @@ class MemoryPlan:
             "evaluations": self.evaluations, "checkpoints": self.checkpoints,
             "longest_batch": {"rows": self.longest_batch[0], "tokens": self.longest_batch[1]},
             "gradient_checkpointing": self.checkpointing._asdict(),
+            "estimate": self.estimate, "roughness": self.roughness or None,
             "memory": {"peak": self.memory.peak, "at": self.memory.at, "parts": self.memory.parts},
             "available": self.available._asdict(),
             "disk": [{"what": n.what, "place": str(n.place), "bytes": n.bytes} for n in self.disk],
@@ -191,11 +194,11 @@ def measure_parameters(model: Any) -> ParameterBytes:
     gradient = sum(parameter_bytes(p) for p in trained)
     all_bytes = sum(parameter_bytes(p) for p in model.parameters())
     adapter = 0 if trainable == total else gradient
-    factored = sum(_factored_bytes(p.shape) for p in trained)
+    factored = sum(factored_bytes(p.shape) for p in trained)
     return ParameterBytes(total, trainable, all_bytes - adapter, adapter, gradient, factored)
 
 
-def _factored_bytes(shape: Sequence[int]) -> int:
+def factored_bytes(shape: Sequence[int]) -> int:
     """Adafactor (arXiv:1804.04235, section 3) keeps the row and the column sums of a matrix, all of a vector."""
     size = math.prod(shape)
     return 4 * (size if len(shape) < 2 else size // shape[-1] + size // shape[-2])
