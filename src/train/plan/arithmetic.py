@@ -25,7 +25,7 @@ from ..losses import chunk_tokens
 from .estimate import MemoryEstimator, PlanUnavailable, SimulatedMemory, plan_errors
 from .memory import NF4_BYTES, ParameterBytes, PassMemory, factored_bytes
 
-ROUGHNESS = "between 40 % below and 50 % above a simulation without the fixed part, where that is possible"
+ROUGHNESS = "between 25 % below and 50 % above a simulation without the fixed part, where that is possible"
 EMBEDDINGS = ("embed", "wte", "wpe", "shared", "lm_head", "output_layer")
 GATES = ("gate", "wi_1", ".w3")
 ATTENTION_DROPOUT = ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob", "dropout_rate")
