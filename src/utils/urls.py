@@ -1,4 +1,4 @@
-"""What may be secret in a URL: user information, the values of its query, and what its fragment assigns.
+"""What may be secret in a URL: user information, and the values in its path, its query and its fragment.
 
 https://me:word@host/rows.jsonl?expires=9&sig=abc#t=1
 https://***@host/rows.jsonl?expires=***&sig=***#t=***
@@ -13,7 +13,8 @@ REDACTED = "***"
 REFERENCE = r"\$\{oc\.env:\w+\}"  # reveals nothing, and is resolved again
 # A setting or a word of a command line that is one URL, whatever characters it has.
 _ONE_URL = re.compile(r"[+~]*(?:[\w./]+=)?[\"']?[A-Za-z][\w+.-]*://\S+")
-_WORD = re.compile(r"[^\s\"'<>`]+")
+_WORD = re.compile(r"(?:[^\s\"'<>`]|'(?=[\w%&=/#?]))+")  # a quote may be part of a URL, and stand around one
+_PARAMETER = re.compile(r"(?<=;)([\w.-]+=)([^;/?#]+)")  # of a path: /rows.jsonl;session=abc
 _AUTHORITY_USER = re.compile(
     r"[^/?#]*@|[^/?#@:]*:(?!\d*(?:[/?#]|$)).*@", re.DOTALL
 )  # the second holds a raw slash
@@ -31,7 +32,7 @@ def hide_in_urls(text: str, hide: Callable[[str], str] = lambda part: REDACTED) 
     >>> hide_in_urls("see https://me:word@host/a?x=1&y=2, or /b?sig=3")
     'see https://***@host/a?x=***&y=***, or /b?sig=***'
     """
-    if "/" not in text or not ("?" in text or "@" in text or "#" in text):
+    if "/" not in text or not any(mark in text for mark in "?@#;"):
         return text
     if _ONE_URL.fullmatch(text):
         return _hide(text, hide)
@@ -52,6 +53,8 @@ def _hide(word: str, hide: Callable[[str], str]) -> str:
         before += _hide_user(user[0], hide)
     path, query, fragment = _PATH_QUERY_FRAGMENT.fullmatch(rest).groups("")  # type: ignore[union-attr]
     path = _INNER_USER.sub(lambda found: _hide_user(found[0], hide), path)
+    if scheme.lower() in _BEARER:
+        path = _PARAMETER.sub(lambda found: f"{found[1]}{hide(found[2])}", path)
     if "=" in query or scheme.lower() in _BEARER:
         query = _hide_values(query, hide)
     if "=" in fragment and scheme:

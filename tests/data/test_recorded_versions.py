@@ -6,6 +6,7 @@ import json
 import shutil
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ from src import runs
 from src.data.sources import RECORDED, SOURCES, fetch_parts, fetch_recorded
 from src.errors import DataError, RunError
 from src.schema import Dataset, DataSource, TrainConfig, TrainDataArgs
-from src.train.resume import refuse_older_data
+from src.train.resume import pin_data, refuse_older_data
+from src.utils import environment
+from src.utils.files import write_json
 from tests.data.bucket import BUCKET
 from tests.data.hub_server import hub_serving
 from tests.data.lake import connected, use
@@ -135,6 +138,23 @@ def test_a_stopped_run_resumes_with_the_file_that_it_was_started_with(stage: Sta
     assert f"run {run.id} resumes with url {site.address}/a.jsonl at sha256 {digest[:12]}" in said
     assert (len(stage.world.runs), run.status, len(site.requests)) == (1, runs.FINISHED, requests)
     assert run.manifest["data"]["sources"][0]["sha256"] == digest
+
+
+def test_another_query_is_another_address(site: Site, tmp_path: Path) -> None:
+    """The run that another query was typed for is not resumed by itself: only the content tells them apart."""
+    source = replace(_url(site), url=f"{site.address}/a.jsonl?id=1")
+    cfg = TrainConfig(data_source=source, cache_dir=str(tmp_path / "cache"), output_dir=str(tmp_path))
+    site.content, site.etag = b'{"n": 1}\n', None
+    (part,) = fetch_parts(cfg, tmp_path / "cache")
+    run = runs.Run(tmp_path / "runs" / "1")
+    run.path.mkdir(parents=True)
+    facts = {"sources": [{**part.version, "weight": part.weight}]}
+    write_json(run.path / "manifest.json", {"run": "1", "data": facts, "packages": environment.versions()})
+    assert pin_data([run], cfg)[0] == [run]
+    site.content = b'{"n": 2}\n'
+    other = replace(cfg, data_source=replace(source, url=f"{site.address}/a.jsonl?id=2"))
+    assert pin_data([run], other) == ([], [])
+    assert pin_data([run], replace(other, resume="1"))[0] == [run]
 
 
 def test_every_remote_source_reads_recorded_versions() -> None:

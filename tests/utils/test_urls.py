@@ -21,6 +21,8 @@ HIDDEN = {
     "+data_source.url=https://host/a?q='\"}&sig=9f": "+data_source.url=https://host/a?q=***&sig=***",
     "datasets=[{url:'https://me:w@h/a?b=c'}, {url: 'http://h/?d=e'}]":
         "datasets=[{url:'https://***@h/a?b=***'}, {url: 'http://h/?d=***'}]",
+    "https://host/a.jsonl;session=9f;v=1": "https://host/a.jsonl;session=***;v=***",
+    "'https://host/a?b=it's9f#t=7' does not exist": "'https://host/a?b=***#t=***' does not exist",
     "no answer (https://host/a?sig=9f); try again": "no answer (https://host/a?sig=***); try again",
     "Max retries exceeded with url: /a?sig=9f (Caused by X)":
         "Max retries exceeded with url: /a?sig=*** (Caused by X)",
