@@ -36,12 +36,17 @@ def check_folder(folder: Path, weights: bool = True) -> None:
         raise ModelError(*listed, hint=DAMAGED)
 
 
+def has_weights(folder: Path) -> bool:
+    """Whether a model folder has safetensors files."""
+    return bool(list(folder.glob("*.safetensors"))) or (folder / INDEX).exists()
+
+
 def _check_has_weights(folder: Path) -> None:
-    if not list(folder.glob("*.safetensors")) and not (folder / INDEX).exists():
+    if not has_weights(folder):
         held = ", ".join(sorted(p.name for p in folder.glob("*.bin")))
         pickled = "pickled weights can run code and are not loaded; convert them to safetensors"
         raise ModelError(
-            f"{folder} has no safetensors weights (it has: {held or 'none'})",
+            f"{folder} has no safetensors weights" + (f" (it has: {held})" if held else ""),
             hint=pickled if held else "download its model.safetensors, or the files of its index",
         )
 

@@ -196,4 +196,5 @@ def test_a_plan_needs_no_weights(world: World, folder: Path, capsys: pytest.Capt
     assert [call(stage, *words) for stage in ("check-data", "plan", "train")] == [0, 0, 2]
     said = "".join(capsys.readouterr())
     assert "\nfits: " in said
-    assert "has no safetensors weights (it has: none); download its model.safetensors" in said
+    assert "has no safetensors weights; download its model.safetensors" in said
+    assert f"{folder} has no safetensors weights: download them before you train" in said

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from ... import outcome
 from ...errors import ConfigError, RunError
+from ...model.folder_check import has_weights
 from ...schema import PlanConfig, TrainConfig
 from ...utils import environment
 from ...utils.environment import Reasoned
@@ -35,6 +36,9 @@ def plan(cfg: PlanConfig) -> int:
     found = plan_memory(data, cfg)
     if found is None:
         return 2
+    folder = data.base.folder
+    if folder and not has_weights(folder):
+        log.warning("%s has no safetensors weights: download them before you train", folder)
     outcome.report(document={"plan": found.as_dict()})
     if cfg.probe and (found.fits or cfg.force):
         from .probe import probe
