@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import transformers
 from peft import PeftModel
+from safetensors import SafetensorError
 from transformers import BitsAndBytesConfig, set_seed
 from transformers.quantizers import AutoHfQuantizer
 
@@ -259,10 +260,17 @@ def attach_adapter(model: Any, tuned: TunedModel) -> Any:
     """Add the adapter to its base model, in the base's precision, as in training; full weights stay as they are.
 
     In fp32, which is peft's default, every layer would cast its input.
+    Raises: ModelError if peft cannot read the adapter, or it does not fit.
     """
     if not tuned.is_adapter:
         return model
     embeddings.grow(model, adapter_rows(tuned.folder))
     with warnings.catch_warnings():  # peft reads AdaLoRA's rank_pattern as LoRA's, and warns
         warnings.filterwarnings("ignore", message="The following rank_pattern keys")
-        return PeftModel.from_pretrained(model, str(tuned.folder), autocast_adapter_dtype=False)
+        try:
+            return PeftModel.from_pretrained(model, str(tuned.folder), autocast_adapter_dtype=False)
+        except torch.OutOfMemoryError:
+            raise
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise ModelError(f"the adapter {tuned.folder} cannot be loaded: {reason}", hint=DAMAGED) from error

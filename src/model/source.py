@@ -6,13 +6,13 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..errors import ModelError
 from ..schema import DEMO_MODEL
 from ..utils.logs import log
 from ..utils.progress import BYTES, progress
-from .folder_check import check_folder
+from .folder_check import DAMAGED, check_folder
 
 ON_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"  # what the demo's model is made of
 LOCAL_PREFIXES = (".", "/", "~", "models/", "outputs/", "artifacts/")
@@ -113,23 +113,36 @@ def content_hash(folder: Path) -> str:
 def adapter_base(folder: Path) -> tuple[str, str | None] | None:
     """`(base model name, revision)` of an adapter folder; None if it has full weights.
 
-    Raises: ModelError if it is neither.
+    Raises: ModelError if it is neither, or damaged.
     """
-    settings = folder / "adapter_config.json"
-    if settings.is_file():
-        found = json.loads(settings.read_text(encoding="utf-8"))
-        return found["base_model_name_or_path"], found.get("revision")
+    if found := _adapter_config(folder):
+        name, revision = found.get("base_model_name_or_path"), found.get("revision")
+        if not isinstance(name, str) or not isinstance(revision, str | None):
+            raise ModelError(f"{folder}: adapter_config.json names no base model", hint=DAMAGED)
+        return name, revision
     if not folder.is_dir():
         raise ModelError(f"{folder} is not a folder", hint="give a run directory or a model folder")
     _check_folder(folder)
     return None
 
 
+def _adapter_config(folder: Path) -> dict[str, Any]:
+    """The adapter_config.json of a folder; empty if it has none. Raises: ModelError if it is damaged."""
+    path = folder / "adapter_config.json"
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError, RecursionError) as error:
+        raise ModelError(f"{path} cannot be read: {error}", hint=DAMAGED) from error
+    if not isinstance(found, dict) or not found:
+        raise ModelError(f"{path} is not a JSON object with settings", hint=DAMAGED)
+    return found
+
+
 def adapter_rows(adapter: Path) -> int:
     """The rows of the embedding that the adapter in a folder needs for the tokens it has trained; 0 if none."""
-    path = adapter / "adapter_config.json"
-    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    indices = config.get("trainable_token_indices") or []
+    indices = _adapter_config(adapter).get("trainable_token_indices") or []
     ids = [i for each in indices.values() for i in each] if isinstance(indices, dict) else indices
     return max(ids, default=-1) + 1
 

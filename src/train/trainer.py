@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from transformers import Trainer
 from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 
 from ..data.store import Example
-from ..errors import MAX_LISTED, DivergedError, ModelError, OutOfMemory
+from ..errors import MAX_LISTED, DivergedError, ModelError, OutOfMemory, RunError
 from ..model import methods
 from ..utils.units import count
 from . import callbacks, checkpoint
@@ -230,6 +231,14 @@ class AssayTrainer(Trainer):  # type: ignore[misc]
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         callbacks.load_adalora_state(self.model, Path(resume_from_checkpoint))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        try:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        except (pickle.UnpicklingError, EOFError) as error:
+            raise RunError(
+                f"the state of the optimizer in {checkpoint} cannot be read", hint="remove this checkpoint"
+            ) from error
 
     def _load_rng_state(self, checkpoint_folder: str | None) -> None:
         if checkpoint_folder is not None:

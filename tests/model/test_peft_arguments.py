@@ -155,6 +155,20 @@ def test_what_is_accepted_comes_back_from_disk_and_merges(
         torch.testing.assert_close(logits(methods.merge(again)), after, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "damage", [{"megatron_config": {"a": 1}, "megatron_core": "m"}, {"r": -1}, {"peft_type": 3}]
+)
+def test_a_damaged_adapter_is_one_sentence(
+    biased: Path, untrained: Any, tmp_path: Path, damage: dict[str, Any]
+) -> None:
+    args = MethodArgs(method="lora", lora_r=4)
+    adapters.apply_method(deepcopy(untrained), args, locate(str(biased)), steps=20).save_pretrained(tmp_path)
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | damage))
+    with pytest.raises(ModelError, match=r"the adapter .* cannot be loaded: "):
+        load.attach_adapter(deepcopy(untrained), locate_tuned(tmp_path))
+
+
 @pytest.mark.parametrize("method", [name for name, m in METHODS.items() if "lora_target_modules" in m.keys])
 def test_embeddings_are_adapted_where_peft_can(biased: Path, untrained: Any, tmp_path: Path, method: str) -> None:
     args = MethodArgs(method=method, lora_r=4, lora_target_modules=["embed_tokens", "q_proj"])  # type: ignore[arg-type]

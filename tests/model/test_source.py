@@ -131,3 +131,7 @@ def test_an_adapter_names_its_base_and_full_weights_have_none(folder: Path, tmp_
     assert adapter_base(folder) is None
     with pytest.raises(ModelError, match="is not a folder"):
         adapter_base(tmp_path / "nowhere")
+    for damaged in ("{", "[]", "null", "{}", '{"revision": "x"}', '{"base_model_name_or_path": ["models/x"]}'):
+        (tmp_path / "adapter_config.json").write_text(damaged)
+        with pytest.raises(ModelError, match=r"adapter_config\.json"):
+            adapter_base(tmp_path)

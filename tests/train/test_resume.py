@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import re
 import shutil
 import signal
@@ -22,6 +23,7 @@ from src.runs import Run
 from src.train import checkpoint
 from src.train.checkpoint import COMPLETE
 from src.train.signals import CHECKPOINT_NOW, StopRequest
+from src.utils.files import sha256
 from tests.fixtures import World, chat, curves, jsonl, start, tree
 from tests.fork_server import KillPoint
 from tests.train.resume_cases import ALL_STEPS, CHECKPOINT, FIT, TRAIN, VARIANTS, Stage, assert_resumes, end_of
@@ -89,6 +91,17 @@ def test_a_run_resumes_from_the_older_checkpoint(killed: Stage, undisturbed: Any
     assert f"{run.checkpoints / 'checkpoint-9'} is damaged and is skipped" in said
     assert "resuming after step 6" in said
     assert checkpoint.is_complete(run.checkpoints / "checkpoint-9")
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(killed: Stage) -> None:
+    """Its hashes are right: it is somebody's, not a damaged one."""
+    (run,) = killed.world.runs
+    newest = run.checkpoints / "checkpoint-9"
+    text, before = (newest / COMPLETE).read_text(), sha256(newest / "optimizer.pt")
+    (newest / "optimizer.pt").write_bytes(pickle.dumps(print))
+    (newest / COMPLETE).write_text(text.replace(before, sha256(newest / "optimizer.pt")))
+    code, said = killed()
+    assert (code, f"the state of the optimizer in {newest} cannot be read" in said) == (2, True), said
 
 
 def test_a_run_without_complete_checkpoint_starts_over_in_its_directory(killed: Stage, undisturbed: Any) -> None:
