@@ -86,6 +86,21 @@ def recorded_url(source: DataSource, cache: Path, version: Mapping[str, Any]) ->
     return cached or fetch_url(replace(source, sha256=digest), cache).folder
 
 
+def refuse_other_url(source: DataSource, cache: Path, version: Mapping[str, Any]) -> None:
+    """Refuse an address with hidden parts that has not held the recorded `version`: a record shows it as equal.
+
+    It is asked for its file, unless the cache has the version from this very address.
+
+    Raises: DataError if it holds another file, or as fetch_url does.
+    """
+    address = _check_address(source.url or "")
+    shown, key = redacted_url(address), cache_key(address)
+    if shown == address or (cache / "url" / key / version["sha256"]).is_dir():
+        return
+    if fetch_url(source, cache).version["sha256"] != version["sha256"]:
+        raise DataError(f"{shown} holds another file, and may have other hidden values than the run's address")
+
+
 def redacted_url(address: str) -> str:
     """`address` as messages and records show it: without its fragment and the values of its query.
 

@@ -26,7 +26,7 @@ from .download import FetchedData
 from .from_hub import CARD, fetch_hub, recorded_hub
 from .from_lakefs import fetch_lakefs, recorded_lakefs
 from .from_s3 import fetch_s3, recorded_s3
-from .from_url import fetch_url, recorded_url
+from .from_url import fetch_url, recorded_url, refuse_other_url
 from .layouts import TRAIN, is_hidden, split_of
 from .readers import NO_DATA, READERS, file_kind, is_data_file, read_options
 
@@ -97,15 +97,21 @@ def fetch_parts(args: TrainDataArgs, cache: Path, versions: Sequence[Version] = 
     return parts
 
 
-def fetch_recorded(args: TrainDataArgs, cache: Path, versions: Sequence[Version]) -> list[str]:
+def fetch_recorded(
+    args: TrainDataArgs, cache: Path, versions: Sequence[Version], same_url: bool = False
+) -> list[str]:
     """Fetch the recorded `versions` of the data sets. Returns: what they are, in words; empty if all are local.
 
+    Args:
+        same_url: refuse a url with hidden parts that has not held its version, though records show it as equal.
     Raises: DataError if one is neither in the cache nor at its source any more.
     """
     sources = [d.data_source for d in _data_sets(args)] or [args.data_source]
     pairs = zip(sources, _one_each(versions, len(sources)), strict=True)
     remote = [(source, version) for source, version in pairs if _is_pinned(source, version)]
     for source, version in remote:
+        if same_url and source.type == "url":
+            refuse_other_url(source, cache / "sources", version)
         _fetch(source, cache, version)
     return [describe_version(version) for _, version in remote]
 

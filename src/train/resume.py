@@ -21,7 +21,6 @@ from ..utils import environment
 from ..utils.commands import command
 from ..utils.logs import log
 from ..utils.secrets import redact
-from ..utils.urls import is_redacted
 from . import mirror
 from .batch_sampler import BatchShape
 
@@ -96,9 +95,7 @@ def pin_data(
         versions = run.manifest.get("data", {}).get("sources", [])
         reason = _fact_differences(run, {"packages": environment.versions()}, ["packages"])
         try:
-            if not reason and cfg.resume == "auto":
-                reason = _another_address(cfg, versions)
-            pins = [] if reason else fetch_recorded(cfg, cache, versions)
+            pins = [] if reason else fetch_recorded(cfg, cache, versions, same_url=cfg.resume == "auto")
         except DataError as error:
             reason = f"was started with data that cannot be fetched again: {error.problems[0]}"
         if not reason:
@@ -113,27 +110,13 @@ def pin_data(
 
 def refuse_older_data(cfg: TrainConfig, versions: Sequence[Version]) -> None:
     """Raises: RunError if `versions`, read for a run that cannot be resumed after all, are not the newest."""
-    if versions and _newest(cfg) != list(versions):
+    cache = data_cache(cfg.cache_dir, cfg.output_dir)
+    newest = [part.version | {"weight": part.weight} for part in fetch_parts(cfg, cache)] if versions else []
+    if newest != list(versions):
         raise RunError(
             "the run whose version of the data was read cannot be resumed, and the source holds a newer version",
             hint="resume=never starts a new run with the newest data",
         )
-
-
-def _newest(cfg: TrainConfig) -> list[Version]:
-    parts = fetch_parts(cfg, data_cache(cfg.cache_dir, cfg.output_dir))
-    return [part.version | {"weight": part.weight} for part in parts]
-
-
-def _another_address(cfg: TrainConfig, versions: Sequence[Version]) -> str | None:
-    """Why a run that recorded a URL without its secret parts may be that of another address; None if it is not.
-
-    `?id=1` and `?id=2` are recorded alike. What the address holds now tells them apart.
-    """
-    urls = [cfg.data_source.url, *(each.data_source.url for each in cfg.datasets), cfg.trainDataConfig]
-    if not is_redacted(str(redact(urls))) or _newest(cfg) == list(versions):
-        return None
-    return "recorded its URL without the secret parts, and other data is there now; resume=ID resumes it"
 
 
 def started_with(cfg: TrainConfig) -> BatchShape | None:

@@ -152,6 +152,7 @@ def test_another_query_is_another_address(site: Site, tmp_path: Path) -> None:
     write_json(run.path / "manifest.json", {"run": "1", "data": facts, "packages": environment.versions()})
     assert pin_data([run], cfg)[0] == [run]
     site.content = b'{"n": 2}\n'
+    assert pin_data([run], cfg)[0] == [run]  # of the address itself, the recorded version is in the cache
     other = replace(cfg, data_source=replace(source, url=f"{site.address}/a.jsonl?id=2"))
     assert pin_data([run], other) == ([], [])
     assert pin_data([run], replace(other, resume="1"))[0] == [run]
