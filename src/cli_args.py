@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -131,10 +130,13 @@ def _use_settings_of_resumed_run(call: Call) -> None:
     typed = {key: value.strip("'\"") for key, _, value in (o.lstrip("+").partition("=") for o in call.overrides)}
     if (wanted := typed.get("resume", "auto")) in {"auto", "never"}:
         return
-    with suppress(RunError):  # the stage reports it: it also searches the checkpoint mirror
+    try:
         run = runs.find_training(wanted, typed.get("output_dir", schema.OutputArgs.output_dir))
-        if (run.path / "config_used.yaml").is_file():
-            call.config_dir, call.config_name, call.config_path = run.path, "config_used", True
+    except RunError:  # the stage reports it: it also searches the checkpoint mirror
+        return
+    if (run.path / runs.CONFIG).is_file():
+        runs.refuse_code(run, run.settings, typed)
+        call.config_dir, call.config_name, call.config_path = run.path, "config_used", True
 
 
 def _find_config_file(call: Call) -> None:

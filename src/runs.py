@@ -15,7 +15,7 @@ import re
 import shutil
 import socket
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -35,6 +35,7 @@ from .utils.process_info import launcher_command, launcher_pid
 
 FINISHED, RUNNING, FAILED, INTERRUPTED = "finished", "running", "failed", "interrupted"
 CONFIG = "config_used.yaml"
+FETCHED = "fetched.json"  # in a run that came from a server, written on arrival
 FIGURES = ("train", "eval", "metrics", "conditions", "base_model")  # groups of metrics.json
 LOCK = ".lock"
 RUN_ID = "ASSAY_RUN_ID"  # environment variable: id of the first run that this command creates
@@ -67,6 +68,28 @@ def read_settings(path: Path, hint: str) -> dict[str, Any]:
         raise RunError(f"{path} does not exist", hint=hint) from None
     except (OSError, ValueError, TypeError, AttributeError, RecursionError, yaml.YAMLError):
         raise RunError(f"{path} cannot be read as settings", hint=hint) from None
+
+
+def refuse_code(run: Run, settings: Mapping[str, Any], typed: Container[str]) -> None:
+    """Refuse the settings of a run by which code runs that came with it, unless they are `typed`.
+
+    Raises: RunError.
+    """
+    folder, is_fetched = run.path.resolve().parent, (run.path / FETCHED).exists()
+    if is_fetched and settings.get("trust_remote_code") and "trust_remote_code" not in typed:
+        raise RunError(
+            f"run {run.id} came from a server, and its settings have trust_remote_code=true",
+            hint="review the code of its model, then type trust_remote_code=true",
+        )
+    metrics = settings.get("metrics") or []
+    for name in [] if "metrics" in typed else [metrics] if isinstance(metrics, str) else metrics:
+        kind, _, where = str(name).partition(":")
+        brought = Path(where.partition("?")[0]).resolve().is_relative_to(folder)
+        if (kind in {"file", "evaluate"} and brought) or (kind == "evaluate" and is_fetched):
+            raise RunError(
+                f"run {run.id} names the metric {name}, whose code came with the run",
+                hint=f"read that code; metrics='[{name}]' runs it",
+            )
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from .. import runs
 from ..chat_templates import EMPTY_THOUGHTS, TEMPLATE_KWARGS
 from ..data.chat import IDENTITY_FILE
 from ..data.eval_rows import COLUMN_KEYS
-from ..errors import RunError, UserError
+from ..errors import UserError
 from ..model.tasks import TASKS
 from ..runs import FINISHED, Run
 from ..schema import DEFAULT_GUARD
@@ -163,26 +163,12 @@ def _judged_by(run: Run, values: Mapping[str, Any], also: Iterable[str] = ()) ->
     trained, evaluated = _training(run), _evaluation(run, also)
     found = {**trained, **evaluated}
     found["gate"] = {**(trained.get("gate") or {}), **(evaluated.get("gate") or {})}
-    if values.get("metrics") is None:
-        _refuse_code(run, found.get("metrics") or [])
+    runs.refuse_code(run, found, {key for key in values if values[key] is not None})
     typed = values.get("eval_path")
     if typed is not None and typed not in (trained.get("eval_path"), evaluated.get("eval_path")):
         found.pop("splits", None)
         found["gate"] = {key: value for key, value in found["gate"].items() if key not in BY_DATA}
     return found
-
-
-def _refuse_code(run: Run, metrics: Iterable[str]) -> None:
-    """Raises: RunError for metrics whose code the run brings with it: a fetched run is somebody else's word."""
-    folder, is_fetched = run.path.resolve().parent, (run.path / "fetched.json").exists()
-    for name in metrics:
-        kind, _, where = str(name).partition(":")
-        brought = Path(where.partition("?")[0]).resolve().is_relative_to(folder)
-        if (kind in {"file", "evaluate"} and brought) or (kind == "evaluate" and is_fetched):
-            raise RunError(
-                f"run {run.id} names the metric {name}, whose code came with the run",
-                hint=f"read that code; metrics='[{name}]' runs it",
-            )
 
 
 def _training(run: Run) -> Settings:

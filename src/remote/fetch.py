@@ -19,7 +19,7 @@ from ..utils.logs import eprint
 from ..utils.units import count, format_size
 from . import jobs, transfer
 from .connection import Connection
-from .listing import LAST_FETCH, LOCAL_FILES, MANIFEST, RunListing, list_run, parents
+from .listing import LOCAL_FILES, MANIFEST, RunListing, list_run, parents
 from .messages import ID
 from .transfer import join_names, printable
 
@@ -60,7 +60,7 @@ def fetch(connection: Connection, job: jobs.Job) -> Path:
             "sha256": {path: file["sha256"] for path, file in remote.files.items()},
             "altered": altered,
         }
-        write_json(place / LAST_FETCH, record)
+        write_json(place / runs.FETCHED, record)
         target.parent.mkdir(parents=True, exist_ok=True)
         replace_dir(place, target)
         switch_link(RUNS / "latest", target)
@@ -228,7 +228,7 @@ def _keep_local_files(remote: RunListing, place: Path, target: Path) -> tuple[li
     A file that is unchanged since the previous fetch needs no backup.
     Returns: the backups as (folder, path), and the paths that are kept.
     """
-    record = target / LAST_FETCH
+    record = target / runs.FETCHED
     last_fetch = read_object(record, groups=("sha256", "altered")) if record.is_file() else {}
     backups, kept = [], []
     folder = REPLACED / f"{target.name}-{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"  # two fetches in a second

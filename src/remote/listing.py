@@ -8,15 +8,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..runs import LOCK
+from ..runs import FETCHED, LOCK
 from ..utils.terminal import unfiltered
 from ..utils.units import count, format_size
 from .connection import Connection
 from .transfer import printable
 
 MANIFEST = "manifest.json"
-LAST_FETCH = "fetched.json"
-LOCAL_FILES = {LAST_FETCH, LOCK}  # each machine has its own
+LOCAL_FILES = {FETCHED, LOCK}  # each machine has its own
 MAX_ENTRIES = 50_000
 MAX_NAME, MAX_PATH, MAX_DEPTH = 255, 1024, 32  # bytes, characters, names
 

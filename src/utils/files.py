@@ -190,6 +190,8 @@ def switch_link(link: Path, target: Path) -> None:
 
 def read_json(path: Path) -> Any:
     """Raises: RunError if the file is missing or is not JSON."""
+    if path.exists() and not path.is_file():  # a device or a FIFO may have no end
+        raise RunError(f"{path} is not a regular file", hint="remove it, and restore the file")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

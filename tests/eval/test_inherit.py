@@ -161,6 +161,12 @@ def test_code_that_came_with_a_run_runs_only_if_it_is_typed(capsys: pytest.Captu
     (run.path / "config_used.yaml").write_text(yaml.safe_dump({**TRAINED, "metrics": ["evaluate:x/y"]}))
     assert call("publish", "1") == 2
     assert "run 1 names the metric evaluate:x/y, whose code came with the run" in capsys.readouterr().err
+    (run.path / "config_used.yaml").write_text(yaml.safe_dump({**TRAINED, "trust_remote_code": True}))
+    assert call("train", "resume=1") == 2
+    assert "run 1 came from a server, and its settings have trust_remote_code=true" in capsys.readouterr().err
+    (run.path / "config_used.yaml").write_text("a: &a [1]\nb: *a\n")
+    assert call("train", "resume=1") == 2
+    assert "config_used.yaml cannot be read as settings" in capsys.readouterr().err
 
 
 def test_records_of_another_form_are_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
