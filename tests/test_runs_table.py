@@ -175,6 +175,9 @@ def test_a_run_with_corrupt_files_is_listed(out: Path) -> None:
     (out / "runs" / "2026-01-02_10-00-00" / "manifest.json").write_text("{")
     said = format_runs(out)
     assert said.splitlines()[-1] == "2026-01-02_10-00-00  its manifest.json cannot be read"
+    (out / "runs/2026-01-02_10-00-00/manifest.json").unlink()
+    (out / "runs/2026-01-02_10-00-00/manifest.json").mkdir()
+    assert format_runs(out) == said
     (out / "runs/2026-01-01_10-00-00/metrics.json").write_text('{"eval": {"test": []}}')
     lines = runs_output([str(out)]).splitlines()
     assert "2026-01-01_10-00-00  its metrics.json or comparison.json is damaged" in lines
