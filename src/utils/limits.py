@@ -7,6 +7,7 @@ timer that costs nothing while calls are short.
 
 from __future__ import annotations
 
+import atexit
 import os
 import resource
 import signal
@@ -101,10 +102,14 @@ class _Watch:
                 signal.signal(signal.SIGALRM, self.tick)
                 signal.setitimer(signal.ITIMER_REAL, TICK_S, TICK_S)
 
+    def disarm(self) -> None:
+        if self.armed and signal.getsignal(signal.SIGALRM) == self.tick:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        self.armed = False
+
     def tick(self, *_: object) -> None:
         if not self.what:  # the next call starts the timer again
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            self.armed = False
+            self.disarm()
         elif self.number != self.seen:
             self.seen, self.cpu, self.bytes = self.number, time.thread_time(), _bytes_used(1)
         elif time.thread_time() - self.cpu > CPU_S:
@@ -115,6 +120,7 @@ class _Watch:
 
 HINT = "review it, or choose another one"
 _watch = _Watch()
+atexit.register(_watch.disarm)  # Python gives up its handlers as it ends: a later tick would kill the process
 
 
 def _forget_timer() -> None:

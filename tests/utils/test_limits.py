@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +20,7 @@ from src.utils.limits import LimitExceeded, limited, refuse_endless
 from tests.fixtures import chat
 
 pytest_plugins = ["tests.fixtures"]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -101,3 +105,16 @@ def test_a_chat_template_that_loops_for_one_row_only_is_stopped_there(
     assert "4" in found.render(Conversation(chat("2+2?", "4")["messages"], tools))
     with pytest.raises(LimitExceeded, match="rendering one conversation by the chat template takes more than"):
         found.render(Conversation(chat("2+2?", "a trap")["messages"], tools))
+
+
+def test_a_process_that_ends_slowly_is_not_killed_by_the_timer() -> None:
+    program = """
+import time
+from src.utils.limits import limited
+class Slow:
+    def __del__(self, sleep=time.sleep):
+        sleep(0.3)
+slow = Slow()
+limited("a call", int)
+"""
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == 0
