@@ -134,7 +134,7 @@ def test_what_can_be_refused_is_refused_before_anything_heavy_is_loaded(assay: A
     jsonl(assay.cwd / "data" / "x.jsonl", [{"messages": []}])
     for words, sentence in {
         ("num_processes=4096",): "num_processes=4096, but this machine has no GPU",
-        ("num_processes=2", "bf16=false"): "x.jsonl: none of its 1 rows can be used",
+        ("num_processes=2", "bf16=false", "model_name=somebody/model"): "x.jsonl: none of its 1 rows can be used",
     }.items():
         done = assay("train", "cuda_visible_devices=''", *words, forbidden=("torch", "transformers", "accelerate"))
         assert done.returncode == 2, done.stderr
