@@ -94,9 +94,10 @@ def test_a_chat_template_that_does_not_end_is_refused_as_the_tokenizer_is_loaded
 
 @pytest.mark.parametrize("tools", [None, [{"type": "function", "function": {"name": "f"}}]])
 def test_a_chat_template_that_loops_for_one_row_only_is_stopped_there(
-    shorter: None, tokenizer: Any, tools: Any
+    shorter: None, tiny: Path, tools: Any
 ) -> None:
     """By the compiled template, and by the rendering of transformers, which rows with tools have."""
+    tokenizer = load_tokenizer(str(tiny))
     tokenizer.chat_template = (
         "{% for m in messages %}{{ m.role }}{{ m.content }}{% if 'trap' in m.content %}" + LOOP + "{% endif %}"
         "{% endfor %}{% if tools %}{{ tools | tojson }}{% endif %}"
